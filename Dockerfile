@@ -1,0 +1,18 @@
+# syntax=docker/dockerfile:1
+# walrelay in a small image: the C library and one binary.
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin walrelay && cp target/release/walrelay /walrelay
+
+# Not root: nothing here needs a right.
+FROM debian:bookworm-slim
+USER 65532:65532
+COPY --from=build /walrelay /usr/local/bin/walrelay
+# Inside a container loopback is nobody's: metrics, health and the status page have to be reachable.
+ENV WALRELAY_HTTP_LISTEN=0.0.0.0:7187
+EXPOSE 7187
+ENTRYPOINT ["/usr/local/bin/walrelay"]
+CMD ["run"]

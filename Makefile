@@ -1,0 +1,62 @@
+# What a person types. Each target does all of its own set-up on a Debian, an Ubuntu or a Mac that has Rust, and
+# works with the make of a Mac (GNU make 3.81).
+
+# Not /bin/sh: make 3.81 hands PATH on only through a shell that is not its default.
+SHELL := /bin/bash
+# Where rustup puts cargo, for shells that have not read its profile.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+CARGO ?= cargo
+
+.PHONY: help servers build demo test versions bench chaos clean toolchain
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+servers: ## Fetch Postgres and nats-server into .servers, unless new enough ones are on PATH
+	@scripts/servers.sh
+
+build: toolchain ## Build the release binary, target/release/walrelay
+	$(CARGO) build --release
+
+demo: toolchain servers ## See it work: Postgres, NATS and walrelay on this machine, and events that flow
+	$(CARGO) build --release
+	@$(CARGO) run --quiet --release -- demo
+
+test: toolchain servers ## Format, lints, all tests against real servers, documentation
+	@scripts/toolchain.sh rustfmt clippy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) test
+	@scripts/instructions.sh
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+
+versions: toolchain servers ## Stream from Postgres 14 to 17 too, through kills; fetches them with npm, on Linux
+	@scripts/servers.sh --all-postgres
+	$(CARGO) test --test integration versions:: -- --include-ignored
+
+# How many events the backlog has; fewer for a first look: EVENTS=100000
+EVENTS ?= 1000000
+
+bench: toolchain servers ## Measure decoding, envelopes, marks, and the whole relay beside its limits: EVENTS=100000
+	$(CARGO) bench --bench decode --bench envelope --bench progress
+	$(CARGO) bench --bench relay -- $(EVENTS)
+
+# How long, with which seed (another one each time unless given), and whether against a cluster of three nats-servers.
+MINUTES ?= 3
+SEED ?=
+CLUSTER ?=
+# Of the streams in a cluster: 3 unless given; with 1 a single node can lose what it had.
+REPLICAS ?=
+# fast, chain or shared: which way of publishing.
+LANE ?=
+
+chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared
+	CHAOS_MINUTES='$(MINUTES)' CHAOS_SEED='$(SEED)' CHAOS_CLUSTER='$(CLUSTER)' CHAOS_REPLICAS='$(REPLICAS)' CHAOS_LANE='$(LANE)' \
+	$(CARGO) test --release --test chaos a_long_while -- --include-ignored --nocapture
+
+clean: ## Remove what was built and fetched
+	$(CARGO) clean
+	rm -rf .servers .demo
+
+toolchain:
+	@scripts/toolchain.sh

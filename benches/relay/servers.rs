@@ -1,0 +1,52 @@
+//! One Postgres and one nats-server for the whole run, and connections to them.
+
+use anyhow::Context as _;
+use async_nats::jetstream;
+use tempfile::TempDir;
+use tokio_postgres::Client;
+use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
+
+/// Servers as they are by default, durability included; only WAL may grow further before a checkpoint.
+pub struct Servers {
+    pub postgres: LocalPostgres,
+    pub nats: LocalNats,
+    pub jetstream: jetstream::Context,
+    pub folder: TempDir,
+}
+
+/// Beside wal_level and the like, which the local servers set.
+pub const SETTINGS: [(&str, &str); 2] = [("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
+
+impl Servers {
+    pub async fn start() -> anyhow::Result<Servers> {
+        let binaries = ServerBinaries::find()?;
+        let options = PostgresOptions {
+            settings: SETTINGS
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .into(),
+            ..PostgresOptions::default()
+        };
+        let postgres = LocalPostgres::start(&binaries, options).await?;
+        let nats = LocalNats::start(&binaries, NatsOptions::default()).await?;
+        let client = async_nats::connect(nats.url())
+            .await
+            .context("connect to nats-server")?;
+        Ok(Servers {
+            postgres,
+            nats,
+            jetstream: jetstream::new(client),
+            folder: TempDir::new()?,
+        })
+    }
+
+    /// The first column of the first row, as text.
+    pub async fn text(client: &Client, sql: &str) -> anyhow::Result<String> {
+        use tokio_postgres::SimpleQueryMessage::Row;
+        let answer = client.simple_query(sql).await?;
+        let row = answer.iter().find_map(|message| match message {
+            Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        row.with_context(|| format!("no answer to {sql}"))
+    }
+}

@@ -1,0 +1,446 @@
+//! `walrelay adopt`: after a halt, makes the present database and slot the lane's own.
+//!
+//! In: settings, a person's consent. Out: a new lane record, and where the relay goes on. Guarantees: nothing is written
+//! before somebody has agreed, nor while a relay reads from the slot; the stream keeps every message; the record is
+//! not written over one that came in between.
+//!
+//! What slot and stream both have at the same position with the same id counts as published, so that the hold-back's
+//! events do not come twice; everything else that the slot holds is published.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use async_nats::HeaderMap;
+use postgres_types::PgLsn;
+
+use crate::cli::consent::agreed;
+use crate::cli::exit::{Exit, UsageError};
+use crate::cli::stdout::Account;
+use crate::cli::verify::slot::peek;
+use crate::config::Settings;
+use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
+use crate::nats::lane_end::stored;
+use crate::nats::record::{self, StoredRecord};
+use crate::nats::stream::{self, fence_subject};
+use crate::pipeline::dead_letter;
+use crate::pipeline::position::{
+    EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, KIND_REPLAY, Lane, POSITION_HEADER, Position,
+    TAIL_HEADER, parse_header,
+};
+use crate::pipeline::publish::tail_header;
+use crate::pipeline::record::LaneRecord;
+use crate::pipeline::tail::event_id;
+use crate::postgres::catalog::inspect_released;
+use crate::postgres::client::connect;
+use crate::postgres::startup::{self, SessionSettings};
+
+/// How far back the stream is compared with the slot.
+const COMPARED_MESSAGES_MAX: u64 = 200_000;
+
+/// How long a relay that was just stopped or killed may take to let go of the slot.
+pub(super) const RELEASE_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay adopt                               go on with this database and slot, after asking
+  walrelay adopt --yes                         without asking
+  walrelay adopt --position 16/B374D848:3      rows at or below this position count as published
+
+It is the way past a halt (exit code 4 of run): a slot that was advanced, dropped or made again, a restored or
+upgraded database, a stream whose end was removed. Find out first what happened. Afterwards walrelay verify tells
+what is missing or doubled, and walrelay backfill publishes what is missing.
+
+Exit code 0: adopted. 1: a relay reads from the slot, or slot or stream is not there. 2: nobody agreed.";
+
+/// Make the present database and slot the lane's own, after a halt.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+
+    /// Rows at or below this position count as published; a row must stand there if the slot still holds that place.
+    #[arg(long, value_name = "LSN:ORDINAL")]
+    position: Option<Position>,
+}
+
+/// What was found.
+struct View {
+    lane: Lane,
+    timeline: u32,
+    confirmed_lsn: PgLsn,
+    server_lsn: PgLsn,
+    stream: StreamInfo,
+    record: StoredRecord,
+    /// The last message of the slot in the stream.
+    tail: Option<Published>,
+    /// Sequence of the lane's fence in a shared stream, 0 for none.
+    fence_sequence: u64,
+}
+
+/// A place up to which everything counts as published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Published {
+    position: Position,
+    event_id: Option<String>,
+    /// Its message, where that is the lane's last.
+    sequence: Option<u64>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Postgres or NATS cannot be reached or refuses, or a relay is running.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let sql = connect(&settings.postgres.conninfo).await?;
+    let nats = stream::connect_admin(&settings.nats).await?;
+    let (view, published) = look(&args, settings, &sql, &nats).await?;
+    let mut account = Account::default();
+    explain(
+        &mut account,
+        &view,
+        published.as_ref(),
+        args.position.is_some(),
+    );
+    if !args.yes && !agreed("Go on like this?")? {
+        eprintln!("nothing was changed: answer yes, or give --yes where nobody can be asked");
+        return Ok(Exit::Usage);
+    }
+    // Behind this a relay that began while somebody was asked cannot go on, nor this command behind such a relay.
+    let recorded = match &view.record.record {
+        Some(record) => record::write(&nats, record, view.record.sequence).await?,
+        None => view.record.sequence,
+    };
+    let sequence = match &published {
+        Some(published) => Some(match published.sequence {
+            // In a shared stream the lane's fence tells its place, not its last event.
+            Some(sequence) if !settings.nats.shared && sequence == view.stream.state.last_seq => {
+                sequence
+            }
+            _ => mark(&nats, settings, published, &view).await?,
+        }),
+        None => None,
+    };
+    let epoch = view.record.record.as_ref().map_or(0, |record| record.epoch);
+    let written = LaneRecord {
+        version: LaneRecord::VERSION,
+        system_identifier: view.lane.system_identifier,
+        timeline: view.timeline,
+        database: view.lane.database.clone(),
+        slot: view.lane.slot.clone(),
+        stream: settings.nats.stream.clone(),
+        created: view.stream.created.clone(),
+        epoch: epoch + 1,
+        sequence: sequence.unwrap_or(view.stream.state.last_seq),
+        position: published.as_ref().map(|published| published.position),
+        event_id: published
+            .as_ref()
+            .and_then(|published| published.event_id.clone()),
+        confirmed_lsn: view.confirmed_lsn,
+        adopted_sequence: sequence.map_or(view.stream.state.last_seq, |sequence| sequence - 1),
+        active: false,
+        skips: Vec::new(),
+        carrier: None,
+    };
+    record::write(&nats, &written, recorded).await?;
+    account.line("adopted; walrelay run goes on, and walrelay verify compares table and stream");
+    account.close()?;
+    Ok(Exit::Done)
+}
+
+async fn look(
+    args: &Args,
+    settings: &Settings,
+    sql: &tokio_postgres::Client,
+    nats: &async_nats::Client,
+) -> anyhow::Result<(View, Option<Published>)> {
+    let name = &settings.postgres.slot;
+    let inspection = inspect_released(sql, &settings.postgres, RELEASE_LIMIT).await?;
+    let slot = inspection.slot.with_context(|| {
+        format!("there is no replication slot \"{name}\": run walrelay setup first")
+    })?;
+    if let Some(pid) = slot.active_pid {
+        bail!(in_use(name, Some(pid)));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        bail!(
+            "replication slot \"{name}\" is lost: run walrelay teardown and walrelay setup first"
+        );
+    }
+    let confirmed_lsn = slot
+        .confirmed_flush_lsn
+        .with_context(|| format!("replication slot \"{name}\" is no logical slot"))?;
+    let stream = stream::find(nats, &settings.nats.stream)
+        .await?
+        .with_context(|| {
+            format!(
+                "there is no stream {}: run walrelay setup first",
+                settings.nats.stream
+            )
+        })?;
+    let record = record::read(nats, &settings.nats.stream, name).await?;
+    let identity = startup::connect(&settings.postgres.conninfo, &SessionSettings::default())
+        .await?
+        .identify_system()
+        .await?;
+    let lane = identity.lane(name);
+    let mut in_stream = stream_positions(nats, settings, &stream, confirmed_lsn).await?;
+    // What the stream had and has removed; what it has lost counts lower than the record.
+    if let Some(record) = &record.record
+        && record.is_of(&lane)
+        && record.created == stream.created
+        && record.sequence <= stream.state.last_seq
+        && let Some(position) = record.position
+        && still_stands(nats, settings, record.sequence, position).await?
+    {
+        let event_id = || record.event_id.clone();
+        in_stream.ids.entry(position).or_insert_with(event_id);
+    }
+    let oid = inspection.table.as_ref().map_or(0, |table| table.oid);
+    let server_lsn = inspection.server.current_lsn;
+    let published = match args.position {
+        Some(position) if position.commit_lsn >= server_lsn => {
+            return Err(UsageError(format!(
+                "--position {position} is above the end of the server's WAL, {server_lsn}"
+            ))
+            .into());
+        }
+        Some(position) => Some(Published {
+            position,
+            event_id: None,
+            sequence: None,
+        }),
+        None => {
+            common(
+                sql,
+                settings,
+                oid,
+                inspection.server.current_lsn,
+                &in_stream,
+            )
+            .await?
+        }
+    };
+    let view = View {
+        lane,
+        timeline: identity.timeline,
+        confirmed_lsn,
+        server_lsn,
+        stream,
+        record,
+        tail: in_stream.tail,
+        fence_sequence: fence_sequence(nats, settings).await?,
+    };
+    Ok((view, published))
+}
+
+fn in_use(slot: &str, pid: Option<i32>) -> String {
+    let process = pid.map_or_else(String::new, |pid| format!(" by process {pid} of Postgres"));
+    format!("replication slot \"{slot}\" is in use{process}: stop the relay first")
+}
+
+/// The lane's messages at the stream's end.
+#[derive(Default)]
+struct InStream {
+    tail: Option<Published>,
+    ids: BTreeMap<Position, Option<String>>,
+}
+
+/// The positions that the slot may still hold, and their ids.
+async fn stream_positions(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    info: &StreamInfo,
+    confirmed_lsn: PgLsn,
+) -> anyhow::Result<InStream> {
+    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let last = info.state.last_seq;
+    let first = info
+        .state
+        .first_seq
+        .max(last.saturating_sub(COMPARED_MESSAGES_MAX))
+        .max(1);
+    let mut found = InStream::default();
+    for sequence in (first..=last).rev() {
+        let Some(message) = stored(nats, api.message_get_request(sequence)).await? else {
+            continue;
+        };
+        let Some((slot, position)) = lane_position(&message, settings.nats.shared) else {
+            continue;
+        };
+        let again = matches!(
+            message.header_text(KIND_HEADER),
+            Some(KIND_REPLAY | KIND_ADOPTED)
+        );
+        if slot != settings.postgres.slot || again {
+            continue;
+        }
+        let event_id = event_id(&message.data);
+        if found.tail.is_none() {
+            found.tail = Some(Published {
+                position,
+                event_id: event_id.clone(),
+                sequence: Some(sequence),
+            });
+        }
+        if position.commit_lsn < confirmed_lsn {
+            break;
+        }
+        found.ids.entry(position).or_insert(event_id);
+    }
+    Ok(found)
+}
+
+/// Slot and position of an event's message; a copy of one does not stand where it was put.
+fn lane_position(message: &StoredMessage, shared: bool) -> Option<(&str, Position)> {
+    let told = parse_header(message.header_text(POSITION_HEADER)?).ok()?;
+    (shared || message.for_search().is_in_place(message.seq)).then_some(told)
+}
+
+/// Whether the recorded message is there or was removed. Somebody else's in its place says that the broker lost it.
+async fn still_stands(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    sequence: u64,
+    position: Position,
+) -> anyhow::Result<bool> {
+    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let found = stored(nats, api.message_get_request(sequence)).await?;
+    let (shared, slot) = (settings.nats.shared, settings.postgres.slot.as_str());
+    // In a shared stream the fence stands there, which tells the position in another header.
+    Ok(found
+        .is_none_or(|message| shared || lane_position(&message, false) == Some((slot, position))))
+}
+
+async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyhow::Result<u64> {
+    if !settings.nats.shared {
+        return Ok(0);
+    }
+    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let subject = fence_subject(&settings.nats.stream, &settings.postgres.slot);
+    let found = stored(nats, api.last_by_subject_request(&subject)).await?;
+    Ok(found.map_or(0, |message| message.seq))
+}
+
+/// The last row that slot and stream have both, at one position with one id. History is linear: the relay has passed
+/// all that comes before it, though the stream may have removed some of that.
+async fn common(
+    sql: &tokio_postgres::Client,
+    settings: &Settings,
+    table_oid: u32,
+    server_lsn: PgLsn,
+    in_stream: &InStream,
+) -> anyhow::Result<Option<Published>> {
+    let mut common: Option<Published> = None;
+    if in_stream.ids.is_empty() {
+        return Ok(None);
+    }
+    let free = peek(
+        sql,
+        &settings.postgres,
+        table_oid,
+        server_lsn,
+        |position, id| {
+            let known = in_stream.ids.get(&position).and_then(Option::as_deref);
+            if id.is_some() && known == id {
+                common = Some(Published {
+                    position,
+                    event_id: id.map(str::to_owned),
+                    sequence: in_stream
+                        .tail
+                        .as_ref()
+                        .filter(|tail| tail.position == position)
+                        .and_then(|tail| tail.sequence),
+                });
+            }
+            Ok(())
+        },
+    )
+    .await?;
+    if !free {
+        bail!(in_use(&settings.postgres.slot, None));
+    }
+    Ok(common)
+}
+
+/// Puts a message at the stream's end that tells the adopted position: resume finds it as it finds an event. Where
+/// somebody has published since the look, nothing is put there.
+async fn mark(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    published: &Published,
+    view: &View,
+) -> anyhow::Result<u64> {
+    let slot = &settings.postgres.slot;
+    // Where the relay looks: on the lane's own subject of a shared stream, else at the stream's end.
+    let subject = if settings.nats.shared {
+        fence_subject(&settings.nats.stream, slot)
+    } else {
+        dead_letter::subject(slot)
+    };
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Expected-Stream", settings.nats.stream.as_str());
+    let (expected, sequence) = match settings.nats.shared {
+        true => ("Nats-Expected-Last-Subject-Sequence", view.fence_sequence),
+        false => (EXPECTED_HEADER, view.stream.state.last_seq),
+    };
+    headers.insert(expected, sequence.to_string());
+    headers.insert(KIND_HEADER, KIND_ADOPTED);
+    headers.insert(POSITION_HEADER, format!("{slot} {}", published.position));
+    headers.insert(
+        TAIL_HEADER,
+        tail_header(slot, published.position, published.event_id.as_deref()),
+    );
+    let ack = async_nats::jetstream::new(nats.clone())
+        .publish_with_headers(subject, headers, "{}".into())
+        .await?
+        .await
+        .context("the stream does not take the mark of the adopted position")?;
+    Ok(ack.sequence)
+}
+
+fn explain(account: &mut Account, view: &View, published: Option<&Published>, is_given: bool) {
+    account.line(format_args!("present lane   {}", view.lane));
+    match &view.record.record {
+        Some(record) => account.line(format_args!(
+            "recorded lane  {}, published through {}, confirmed at most {}",
+            record.lane(),
+            record
+                .position
+                .map_or_else(|| "nothing".to_owned(), |position| position.to_string()),
+            record.confirmed_lsn
+        )),
+        None => account.line("recorded lane  none"),
+    }
+    account.line(format_args!(
+        "slot           confirmed {}; the server's WAL ends at {}",
+        view.confirmed_lsn, view.server_lsn
+    ));
+    account.line(format_args!(
+        "stream         last sequence {}, this slot's last event {}",
+        view.stream.state.last_seq,
+        view.tail
+            .as_ref()
+            .map_or_else(|| "none".to_owned(), |tail| tail.position.to_string())
+    ));
+    account.line(match published {
+        Some(published) if is_given => format!(
+            "The relay will go on behind {}, as given: rows up to there count as published.",
+            published.position
+        ),
+        Some(published) => format!(
+            "The relay will go on behind {}, the last row that slot and stream have in common.",
+            published.position
+        ),
+        None => format!(
+            "The relay will go on from {}: slot and stream have no row in common from there on.",
+            view.confirmed_lsn
+        ),
+    });
+    account.line(format_args!(
+        "Missed may be: events that committed before {} and are not in the stream. Doubled may be: events that the stream\n\
+         has at another place. walrelay verify names both.",
+        view.confirmed_lsn
+    ));
+}

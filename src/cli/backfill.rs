@@ -1,0 +1,99 @@
+//! `walrelay backfill`: publishes rows of the table that the stream does not have.
+//!
+//! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
+//! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use indicatif::ProgressBar;
+
+use super::exit::{Exit, message};
+use super::republish::Republish;
+use super::stdout::{self, Account};
+use super::verify;
+use crate::config::Settings;
+use crate::nats::stream;
+use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER};
+
+/// So long it publishes, and so long it then lets the relay.
+const BURST: Duration = Duration::from_millis(250);
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay backfill --dry-run                     how many rows it would publish
+  walrelay backfill                               publish them
+  walrelay backfill --since 2026-11-01T00:00:00Z  leave older rows out
+
+It is for rows from before the slot was made, and for what a slot or a broker has lost: what `walrelay verify` calls
+missing. The events come behind those that are in the stream already, with the header Walrelay-Kind: backfill and
+without a place in the lane. A relay that runs meanwhile looks at the stream's end anew, and goes on: it gets as much
+time as the backfill takes.
+
+Exit code 0: done, or nothing was missing. 1: some could not be published.";
+
+/// Publish rows of the table that the stream does not have.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Count, and publish nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Leave out rows whose occurred_at is older.
+    #[arg(long, value_name = "TIME", value_parser = verify::parse_time)]
+    since: Option<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Table and stream cannot be compared.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let mut missing = verify::missing(settings, args.since)
+        .await
+        .context("table and stream cannot be compared")?;
+    if args.dry_run || missing.is_empty() {
+        stdout::write(&format!("{} rows are not in the stream\n", missing.len()))?;
+        return Ok(Exit::Done);
+    }
+    let nats = stream::connect_admin(&settings.nats).await?;
+    let republish = Republish::open(&nats, settings).await?;
+    let bar = if std::io::stderr().is_terminal() {
+        ProgressBar::new(missing.len() as u64)
+    } else {
+        ProgressBar::hidden()
+    };
+    let mut published = 0_u64;
+    let mut burst = Instant::now();
+    for id in missing.ids()? {
+        let id = id?;
+        let marks = [(KIND_HEADER, KIND_BACKFILL.to_owned())];
+        let message_id = format!("walrelay-backfill {id}");
+        match republish.publish(&id.to_string(), message_id, &marks).await {
+            Ok(_) => published += 1,
+            Err(error) => bar.suspend(|| {
+                eprintln!("{id} cannot be published: {}", message(&error));
+            }),
+        }
+        bar.inc(1);
+        // Each message costs a relay that runs on this stream a fresh start: it gets as much time as the backfill takes.
+        if burst.elapsed() >= BURST {
+            tokio::time::sleep(BURST).await;
+            burst = Instant::now();
+        }
+    }
+    bar.finish_and_clear();
+    let mut account = Account::default();
+    account.line(format_args!(
+        "{published} of {} rows that were not in the stream are published",
+        missing.len()
+    ));
+    account.close()?;
+    Ok(if published == missing.len() as u64 {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}

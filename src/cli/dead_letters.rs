@@ -1,0 +1,271 @@
+//! `walrelay dead-letters`: the rows that could not be published.
+//!
+//! In: settings, a position. Out: the dead letters of the slot in the stream; a retry of one, or the leave to pass a row
+//! that `on_reject = "halt"` stands at. Guarantees: a dead letter stays where it is; one is retried once; a row is
+//! passed only where no relay runs.
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::adopt::RELEASE_LIMIT;
+use crate::cli::exit::Exit;
+use crate::cli::stdout;
+use crate::config::Settings;
+use crate::nats::api::{DEFAULT_PREFIX, StoredMessage};
+use crate::nats::record;
+use crate::nats::stream;
+use crate::pipeline::dead_letter;
+use crate::pipeline::position::{
+    KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
+};
+use crate::postgres::catalog::inspect_released;
+use crate::postgres::client::connect;
+
+mod retry;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay dead-letters list                    all of the slot that the stream still has
+  walrelay dead-letters show 16/B374D848:3      one of them, whole
+  walrelay dead-letters retry 16/B374D848:3     publish its row as the table has it now
+  walrelay dead-letters retry --all             every one that was not retried yet
+  walrelay dead-letters skip 16/B374D848:3      let the row at which run has halted become a dead letter
+
+Exit code 0: done. 1: there is no such dead letter, it cannot be published now either, or a relay is running
+(skip).";
+
+/// The rows that could not be published: list them, retry them, pass one that the relay halts at.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// A line for each dead letter.
+    List {
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// One dead letter.
+    Show {
+        /// Where it stands.
+        #[arg(value_name = "LSN:ORDINAL")]
+        position: Position,
+        /// One JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Publish the row as the table has it now, marked as a retry, behind the stream's end. A relay that is running on
+    /// the stream starts a new epoch for it.
+    Retry {
+        /// Where the dead letter stands.
+        #[arg(value_name = "LSN:ORDINAL", required_unless_present = "all")]
+        position: Option<Position>,
+        /// All that were not retried yet.
+        #[arg(long, conflicts_with = "position")]
+        all: bool,
+    },
+    /// Let the row at which the relay halts, under relay.on_reject = "halt", become a dead letter.
+    Skip {
+        /// The position that the halt names.
+        #[arg(value_name = "LSN:ORDINAL")]
+        position: Position,
+    },
+}
+
+/// A dead letter; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Letter {
+    /// In the stream.
+    sequence: u64,
+    /// When the stream stored it.
+    stored_at: String,
+    #[serde(flatten)]
+    body: Body,
+}
+
+/// What the relay wrote, see [`dead_letter::body`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Body {
+    id: Option<String>,
+    aggregate_id: Option<String>,
+    event_type: Option<String>,
+    event_version: Option<String>,
+    occurred_at: Option<String>,
+    payload_bytes: Option<u64>,
+    position: String,
+    reason: String,
+    detail: String,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Postgres or NATS cannot be reached, or refuses.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let nats = stream::connect_admin(&settings.nats).await?;
+    match args.action {
+        Action::List { json } => list(&nats, settings, json).await,
+        Action::Show { position, json } => show(&nats, settings, position, json).await,
+        Action::Retry { position, .. } => retry::retry(&nats, settings, position).await,
+        Action::Skip { position } => skip(&nats, settings, position).await,
+    }
+}
+
+async fn list(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    json: bool,
+) -> Result<Exit, anyhow::Error> {
+    let mut from = 1;
+    let mut count = 0_u64;
+    while let Some((_, letter)) = next(nats, settings, &mut from).await? {
+        if !json && count == 0 {
+            stdout::write(
+                "SEQUENCE  POSITION              REASON         ID                                    EVENT TYPE\n",
+            )?;
+        }
+        count += 1;
+        let line = if json {
+            serde_json::to_string(&letter)?
+        } else {
+            let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+            format!(
+                "{:>8}  {:<20}  {:<13}  {:<36}  {:?}",
+                letter.sequence,
+                letter.body.position,
+                letter.body.reason,
+                or_none(&letter.body.id),
+                or_none(&letter.body.event_type)
+            )
+        };
+        stdout::write(&format!("{line}\n"))?;
+    }
+    if !json && count == 0 {
+        eprintln!("no dead letters of slot {}", settings.postgres.slot);
+    }
+    Ok(Exit::Done)
+}
+
+async fn show(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    position: Position,
+    json: bool,
+) -> Result<Exit, anyhow::Error> {
+    let letter = find(nats, settings, position).await?;
+    if json {
+        stdout::write(&format!("{}\n", serde_json::to_string(&letter)?))?;
+        return Ok(Exit::Done);
+    }
+    let value = serde_json::to_value(&letter)?;
+    let keys = value.as_object().context("a dead letter is an object")?;
+    let mut text = String::new();
+    for (key, value) in keys {
+        text.push_str(&format!("{key:<14} {value}\n"));
+    }
+    stdout::write(&text)?;
+    Ok(Exit::Done)
+}
+
+async fn find(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    position: Position,
+) -> anyhow::Result<Letter> {
+    let mut from = 1;
+    while let Some((at, letter)) = next(nats, settings, &mut from).await? {
+        if at == position {
+            return Ok(letter);
+        }
+    }
+    bail!(
+        "stream {} has no dead letter of slot {} at {position}: walrelay dead-letters list shows what it has",
+        settings.nats.stream,
+        settings.postgres.slot
+    )
+}
+
+/// The next dead letter at or behind sequence `from`, which goes behind it.
+async fn next(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    from: &mut u64,
+) -> anyhow::Result<Option<(Position, Letter)>> {
+    let slot = &settings.postgres.slot;
+    loop {
+        let request = serde_json::json!({
+            "seq": *from,
+            "next_by_subj": dead_letter::subject(slot),
+        });
+        let subject = format!("{DEFAULT_PREFIX}.STREAM.MSG.GET.{}", settings.nats.stream);
+        let answer = nats
+            .request(subject, request.to_string().into())
+            .await
+            .context("no answer about dead letters")?;
+        let Some(message) = StoredMessage::parse(&answer.payload)? else {
+            return Ok(None);
+        };
+        *from = message.seq + 1;
+        let header = |name| {
+            message
+                .header(name)
+                .and_then(|value| std::str::from_utf8(value).ok())
+        };
+        let position = header(POSITION_HEADER)
+            .and_then(|value| parse_header(value).ok())
+            .filter(|(of_slot, _)| of_slot == slot)
+            .map(|(_, position)| position);
+        // Others may publish on the subject; only what a relay wrote is a dead letter.
+        if header(KIND_HEADER) == Some(KIND_DEAD_LETTER)
+            && let Some(position) = position
+            && let Ok(body) = serde_json::from_slice(&message.data)
+        {
+            let letter = Letter {
+                sequence: message.seq,
+                stored_at: message.time,
+                body,
+            };
+            return Ok(Some((position, letter)));
+        }
+    }
+}
+
+/// Writes the leave to pass the row into the lane record.
+async fn skip(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    position: Position,
+) -> Result<Exit, anyhow::Error> {
+    let slot = &settings.postgres.slot;
+    let client = connect(&settings.postgres.conninfo).await?;
+    let inspection = inspect_released(&client, &settings.postgres, RELEASE_LIMIT).await?;
+    if let Some(pid) = inspection.slot.as_ref().and_then(|slot| slot.active_pid) {
+        bail!(
+            "replication slot \"{slot}\" is in use by process {pid} of Postgres: a relay that halts at {position} has ended; \
+             stop the one that runs first"
+        );
+    }
+    let stored = record::read(nats, &settings.nats.stream, slot).await?;
+    let mut record = stored.record.with_context(|| {
+        format!("there is no lane record of slot {slot}: walrelay run writes it before it can halt at a row")
+    })?;
+    if let Some(at) = record.position.filter(|at| *at >= position) {
+        bail!("the lane is at {at} already: {position} has been passed");
+    }
+    if record.skips.contains(&position) {
+        stdout::write(&format!("{position} is allowed to pass already\n"))?;
+        return Ok(Exit::Done);
+    }
+    record.skips.push(position);
+    record::write(nats, &record, stored.sequence).await?;
+    stdout::write(&format!(
+        "{position} may pass: walrelay run makes a dead letter of it, if it still cannot be published, and goes on\n"
+    ))?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,136 @@
+//! A dead letter's event, published after all.
+//!
+//! In: dead letters. Out: their rows, as the table has them now, behind the stream's end. Guarantees: the same envelope as
+//! the relay's; no position of the lane; not twice for one dead letter, unless two commands do it within the same
+//! moment on a stream without a window for duplicates.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::{
+    self,
+    consumer::{DeliverPolicy, pull::OrderedConfig},
+};
+use futures_util::StreamExt as _;
+
+use super::{Letter, find, next};
+use crate::cli::exit::{Exit, message};
+use crate::cli::republish::Republish;
+use crate::cli::stdout::{self, Account};
+use crate::config::Settings;
+use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+
+/// How long the broker may keep us waiting for a message that it has.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Retries one dead letter, or all.
+pub(super) async fn retry(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    position: Option<Position>,
+) -> Result<Exit, anyhow::Error> {
+    let mut letters = Vec::new();
+    match position {
+        Some(position) => letters.push((position, find(nats, settings, position).await?)),
+        None => {
+            let mut from = 1;
+            while let Some(found) = next(nats, settings, &mut from).await? {
+                letters.push(found);
+            }
+        }
+    }
+    let Some(first) = letters.first().map(|(_, letter)| letter.sequence) else {
+        stdout::write(&format!(
+            "no dead letters of slot {}\n",
+            settings.postgres.slot
+        ))?;
+        return Ok(Exit::Done);
+    };
+    let retried = retried(nats, settings, first).await?;
+    let republish = Republish::open(nats, settings).await?;
+    let mut account = Account::default();
+    let mut failed = false;
+    for (at, letter) in letters {
+        if retried.contains(&at) {
+            account.line(format_args!("{at} was retried already"));
+            failed |= position.is_some();
+            continue;
+        }
+        match publish(&republish, &settings.postgres.slot, at, &letter).await {
+            Ok(sequence) => account.line(format_args!("{at} published at sequence {sequence}")),
+            Err(error) => {
+                failed = true;
+                eprintln!("{at} cannot be published: {}", message(&error));
+            }
+        }
+    }
+    account.close()?;
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+/// The dead letters that have a retry behind sequence `from`.
+async fn retried(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    from: u64,
+) -> anyhow::Result<Vec<Position>> {
+    let name = &settings.nats.stream;
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence {
+            start_sequence: from,
+        },
+        headers_only: true,
+        ..OrderedConfig::default()
+    };
+    let consumer = jetstream::new(nats.clone())
+        .get_stream(name)
+        .await?
+        .create_consumer(config)
+        .await
+        .with_context(|| format!("cannot read stream {name}"))?;
+    let mut messages = consumer.messages().await?;
+    let mut found = Vec::new();
+    loop {
+        // The dead letter itself is there, so there is at least one message.
+        let message = tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
+            .await
+            .with_context(|| format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}"))?
+            .context("the consumer ended")??;
+        let header = |name| {
+            let headers = message.headers.as_ref()?;
+            headers.get(name).map(async_nats::HeaderValue::as_str)
+        };
+        if header(KIND_HEADER) == Some(KIND_RETRY)
+            && let Some(Ok((slot, position))) = header(RETRY_HEADER).map(parse_header)
+            && slot == settings.postgres.slot
+        {
+            found.push(position);
+        }
+        let pending = message
+            .info()
+            .map(|info| info.pending)
+            .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+        if pending == 0 {
+            return Ok(found);
+        }
+    }
+}
+
+async fn publish(
+    republish: &Republish<'_>,
+    slot: &str,
+    position: Position,
+    letter: &Letter,
+) -> anyhow::Result<u64> {
+    let id = letter
+        .body
+        .id
+        .as_ref()
+        .context("its row has no id, so that it cannot be found again in the table")?;
+    let marks = [
+        (KIND_HEADER, KIND_RETRY.to_owned()),
+        (RETRY_HEADER, format!("{slot} {position}")),
+    ];
+    let message_id = format!("walrelay-retry {slot} {position}");
+    republish.publish(id, message_id, &marks).await
+}

@@ -1,0 +1,114 @@
+//! How a command ends: exit codes, and the one message of a failure.
+//!
+//! In: what a command returned. Out: the process' exit code, which supervisors act on, and at most
+//! one message on standard error, a line for each thing that is wrong; lines of the log where that is JSON.
+
+use std::process::ExitCode;
+
+use super::stdout::StdoutClosed;
+use crate::config::ConfigError;
+use crate::ops::logs::log_end;
+
+/// How a command ended; the numbers are the exit codes and stay as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It is done, or was stopped cleanly by SIGTERM or SIGINT.
+    Done = 0,
+    /// It failed, or a check found something.
+    Failed = 1,
+    /// Wrong usage or configuration; a supervisor must not restart.
+    Usage = 2,
+    /// A check could not be made.
+    Unchecked = 3,
+    /// Halted until a person has looked; a supervisor must not restart.
+    Halted = 4,
+}
+
+/// Arguments that contradict each other or mean nothing: exit code 2.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+impl Exit {
+    /// The exit code of an error: 2 where usage or configuration is among its causes, 0 where the
+    /// reader of our output went away, which is no failure, else 1.
+    pub fn of_error(error: &anyhow::Error) -> Self {
+        if error.chain().any(|cause| cause.is::<StdoutClosed>()) {
+            Exit::Done
+        } else if error
+            .chain()
+            .any(|cause| cause.is::<ConfigError>() || cause.is::<UsageError>())
+        {
+            Exit::Usage
+        } else {
+            Exit::Failed
+        }
+    }
+}
+
+/// An error and its causes as one message, `what: why: why that`; a cause that the message above
+/// it already contains is not said twice.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        if parts.last().is_none_or(|above| !above.contains(&text)) {
+            parts.push(text);
+        }
+    }
+    parts.join(": ")
+}
+
+/// Prints an error, or logs it as JSON where the log is JSON, unless it is none to the user; returns its exit code.
+/// Several findings in one are a line each, and each line says that it is an error.
+pub fn report(error: &anyhow::Error) -> Exit {
+    use std::io::Write as _;
+    let exit = Exit::of_error(error);
+    if exit != Exit::Done && !log_end(&message(error)) {
+        for line in message(error).lines() {
+            // Nobody is left to be told when standard error is closed too.
+            let _ = writeln!(std::io::stderr(), "error: {line}");
+        }
+    }
+    exit
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn errors_have_their_exit_codes() {
+        let usage = Err::<(), _>(UsageError("no".to_owned()))
+            .context("outer")
+            .unwrap_err();
+        assert_eq!(Exit::of_error(&usage), Exit::Usage);
+        let config = anyhow::Error::from(ConfigError::Twice {
+            variable: "X".to_owned(),
+        });
+        assert_eq!(Exit::of_error(&config), Exit::Usage);
+        assert_eq!(
+            Exit::of_error(&anyhow::Error::from(StdoutClosed)),
+            Exit::Done
+        );
+        // A broken pipe of a socket is a failure.
+        let socket = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
+        assert_eq!(Exit::of_error(&socket), Exit::Failed);
+    }
+
+    #[test]
+    fn a_message_has_each_cause_once() {
+        let error = anyhow::anyhow!("refused")
+            .context("cannot connect: refused")
+            .context("no relay");
+        assert_eq!(message(&error), "no relay: cannot connect: refused");
+    }
+}

@@ -1,0 +1,255 @@
+//! The command line: one file a command.
+//!
+//! In: arguments. Out: a command with its [`Settings`](crate::config::Settings), and how it ended as
+//! an [`exit::Exit`]. `walrelay --help` lists what there is.
+
+pub mod adopt;
+pub mod backfill;
+pub mod bench;
+pub mod completions;
+pub mod config;
+mod consent;
+pub mod dead_letters;
+pub mod demo;
+pub mod exit;
+mod flags;
+pub mod position;
+mod republish;
+pub mod run;
+pub mod setup;
+pub mod status;
+pub mod stdout;
+pub mod tail;
+pub mod teardown;
+pub mod verify;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::config::{Environment, Flags, Key, Loaded};
+use crate::ops::logs::{LogFilter, LogFormat};
+use exit::{Exit, UsageError};
+use flags::{AllFlags, Configured, KeyFlags as _, SetupFlags, StreamFlags};
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay demo                                   see it work, with servers of its own
+  walrelay setup                                  make table, publication, slot and stream where missing
+  walrelay run                                    relay what commits
+  walrelay config show                            what it would run with, and why
+  walrelay tail --since 10m                       what the stream holds
+
+Configuration: flags over environment (WALRELAY_<SECTION>_<KEY>, such as WALRELAY_RELAY_HOLD_BACK) over file \
+(--config, else ./walrelay.toml, else /etc/walrelay/walrelay.toml) over defaults. DATABASE_URL, NATS_URL and \
+libpq's PG* variables serve where nothing else is set; WALRELAY_POSTGRES_URL_FILE and its like name files that \
+hold secrets.
+
+Exit code 0: done, or stopped by a signal. 1: it failed, or a check found something. 2: wrong usage or \
+configuration. 3: a check could not be made. 4: halted until a person has looked. A supervisor must not restart \
+on 2 and 4.";
+
+/// The relay of the transactional outbox: committed Postgres rows into a NATS JetStream stream,
+/// exactly once and in commit order
+#[derive(Parser)]
+#[command(name = "walrelay", version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Heading of the flags that every command has.
+const GLOBAL_HEADING: &str = "Everywhere";
+
+#[derive(clap::Args)]
+struct GlobalArgs {
+    /// The configuration file [default: ./walrelay.toml, else /etc/walrelay/walrelay.toml]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL_HEADING)]
+    config: Option<PathBuf>,
+
+    /// The log on standard error: human or json [default: human]
+    #[arg(long, global = true, value_name = "FORMAT", hide_possible_values = true, help_heading = GLOBAL_HEADING)]
+    log_format: Option<LogFormat>,
+
+    /// error, warn, info, debug, trace, or directives such as walrelay::nats=trace [default: info]
+    #[arg(long, global = true, value_name = "LEVEL", conflicts_with = "verbose", help_heading = GLOBAL_HEADING)]
+    log_level: Option<LogFilter>,
+
+    /// Log more: -v is debug, -vv is trace
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL_HEADING)]
+    verbose: u8,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(Configured<run::Args, AllFlags>),
+    Setup(Configured<setup::Args, SetupFlags>),
+    Teardown(Configured<teardown::Args, SetupFlags>),
+    Status(Configured<status::Args, AllFlags>),
+    Position(Configured<position::Args, StreamFlags>),
+    Tail(Configured<tail::Args, StreamFlags>),
+    Verify(Configured<verify::Args, AllFlags>),
+    Backfill(Configured<backfill::Args, AllFlags>),
+    Adopt(Configured<adopt::Args, AllFlags>),
+    DeadLetters(Configured<dead_letters::Args, AllFlags>),
+    Config(config::Args),
+    Demo(demo::Args),
+    Bench(Configured<bench::Args, AllFlags>),
+    Completions(completions::Args),
+}
+
+impl Cli {
+    /// Starts the log, loads the configuration and runs the command.
+    ///
+    /// # Errors
+    /// Whatever ends the command; [`exit::report`] prints it.
+    pub fn execute(self) -> Result<Exit, anyhow::Error> {
+        let environment = Environment::of_process();
+        self.global.start_log(&environment)?;
+        let load = |given| load(self.global.config, given, &environment);
+        match self.command {
+            Command::Run(Configured { args, keys }) => {
+                block_on(run::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Setup(Configured { args, keys }) => {
+                block_on(setup::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Teardown(Configured { args, keys }) => {
+                block_on(teardown::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Status(Configured { args, keys }) => {
+                block_on(status::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Position(Configured { args, keys }) => {
+                block_on(position::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Tail(Configured { args, keys }) => {
+                block_on(tail::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Backfill(Configured { args, keys }) => {
+                let loaded = load(keys.given())?;
+                block_on(backfill::execute(args, &loaded.settings))
+            }
+            Command::Verify(Configured { args, keys }) => {
+                let loaded = load(keys.given())?;
+                block_on(verify::execute(args, &loaded.settings))
+            }
+            Command::Adopt(Configured { args, keys }) => {
+                let loaded = load(keys.given())?;
+                block_on(adopt::execute(args, &loaded.settings))
+            }
+            Command::DeadLetters(Configured { args, keys }) => {
+                let loaded = load(keys.given())?;
+                block_on(dead_letters::execute(args, &loaded.settings))
+            }
+            Command::Config(args) => config::execute(&args, &load(args.given())?),
+            Command::Demo(args) => block_on(demo::execute(args)),
+            Command::Bench(Configured { args, keys }) => {
+                block_on(bench::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Completions(args) => completions::execute(&args),
+        }
+    }
+}
+
+impl GlobalArgs {
+    fn start_log(&self, environment: &Environment) -> Result<(), UsageError> {
+        let format = match (self.log_format, environment.get("WALRELAY_LOG_FORMAT")) {
+            (Some(format), _) => format,
+            (None, Some(text)) => text
+                .parse()
+                .map_err(|error| UsageError(format!("WALRELAY_LOG_FORMAT: {error}")))?,
+            (None, None) => LogFormat::Human,
+        };
+        let filter = match (
+            &self.log_level,
+            self.verbose,
+            environment.get("WALRELAY_LOG"),
+        ) {
+            (Some(filter), _, _) => filter.clone(),
+            (None, 1, _) => LogFilter::debug(),
+            (None, 2.., _) => LogFilter::trace(),
+            (None, 0, Some(text)) => text
+                .parse()
+                .map_err(|error| UsageError(format!("WALRELAY_LOG: {error}")))?,
+            (None, 0, None) => LogFilter::default(),
+        };
+        crate::ops::logs::init(format, &filter);
+        Ok(())
+    }
+}
+
+fn load(
+    config: Option<PathBuf>,
+    values: Vec<(Key, String)>,
+    environment: &Environment,
+) -> Result<Loaded, anyhow::Error> {
+    let loaded = crate::config::load(&Flags { config, values }, environment)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(loaded)
+}
+
+/// Runs a command on this thread: the relay is one loop, and a second thread would only add
+/// hand-overs to it.
+fn block_on(
+    command: impl Future<Output = Result<Exit, anyhow::Error>>,
+) -> Result<Exit, anyhow::Error> {
+    use anyhow::Context as _;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime
+        .context("the runtime cannot start")?
+        .block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_before_and_behind_the_name_of_a_commands_command() {
+        for line in [
+            "walrelay config --slot s show",
+            "walrelay config show --slot s",
+            "walrelay dead-letters --slot s list",
+            "walrelay dead-letters list --slot s",
+        ] {
+            let parsed = Cli::try_parse_from(line.split(' ')).expect(line);
+            let given = match &parsed.command {
+                Command::Config(args) => args.given(),
+                Command::DeadLetters(Configured { keys, .. }) => keys.given(),
+                _ => unreachable!(),
+            };
+            assert_eq!(given, [(Key::PostgresSlot, "s".to_owned())], "{line}");
+        }
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_gives_examples() {
+        for command in Cli::command().get_subcommands() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name} has no description");
+            let after = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                after.contains("walrelay ") && after.contains(name),
+                "{name} has no examples"
+            );
+        }
+    }
+}

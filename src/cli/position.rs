@@ -1,0 +1,278 @@
+//! `walrelay position`: the LSNs that are worth saving.
+//!
+//! In: the settings. Out: how far the stream, the slot and the server are, as text or JSON. Guarantee: reads only, and
+//! says so where a part cannot be told instead of guessing.
+
+use anyhow::Context;
+use postgres_types::PgLsn;
+use serde::Serialize;
+
+use crate::cli::exit::Exit;
+use crate::cli::stdout::Account;
+use crate::config::Settings;
+use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi};
+use crate::nats::lane_end::stored;
+use crate::nats::stream;
+use crate::pipeline::position::{
+    KIND_HEADER, KIND_REPLAY, POSITION_HEADER, Position, TAIL_HEADER, parse_header,
+};
+use crate::pipeline::record::LaneRecord;
+use crate::postgres::catalog::inspect;
+use crate::postgres::client::connect;
+
+/// How many messages are looked at, from the stream's end, for one of the slot: others may write to the stream too.
+const SCAN_MESSAGES_MAX: u64 = 1_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay position                                     where stream, slot and server are
+  walrelay position --json | jq -r .acknowledged_lsn    an LSN to save, for run --from
+
+--from publishes the transaction at the LSN again, and all behind it.
+
+acknowledged  the last event that the stream holds; everything before it is published
+confirmed     what Postgres may forget; behind acknowledged by hold_back
+server        the end of the write-ahead log
+
+Exit code 0: printed. 1: Postgres, the slot or the stream is not there.";
+
+/// Print the positions of stream, slot and server.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where stream, slot and server are; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Positions {
+    /// The slot.
+    pub slot: String,
+    /// commit_lsn of the last event in the stream, as `run --from` takes it.
+    pub acknowledged_lsn: Option<String>,
+    /// The slot's confirmed_flush_lsn.
+    pub confirmed_lsn: Option<String>,
+    /// End of the server's WAL.
+    pub server_lsn: String,
+    /// The stream.
+    pub stream: String,
+    /// Sequence of that last event.
+    pub stream_sequence: Option<u64>,
+    /// Its commit_lsn and ordinal, as in its header.
+    pub position: Option<String>,
+    /// Whether the slot exists.
+    #[serde(skip)]
+    pub has_slot: bool,
+    /// Whether the stream exists.
+    #[serde(skip)]
+    pub has_stream: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Postgres or NATS cannot be reached, or refuses.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let positions = read(settings).await?;
+    let mut account = Account::default();
+    account.line(if args.json {
+        serde_json::to_string(&positions)?
+    } else {
+        text(&positions)
+    });
+    account.close()?;
+    if !positions.has_slot {
+        eprintln!(
+            "there is no replication slot \"{}\": run walrelay setup",
+            positions.slot
+        );
+    }
+    if !positions.has_stream {
+        eprintln!(
+            "there is no stream {}: run walrelay setup",
+            positions.stream
+        );
+    }
+    let complete = positions.has_slot && positions.has_stream;
+    Ok(if complete { Exit::Done } else { Exit::Failed })
+}
+
+/// Reads the positions.
+///
+/// # Errors
+/// Postgres or NATS cannot be reached, or refuses.
+pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
+    let conninfo = &settings.postgres.conninfo;
+    let client = connect(conninfo)
+        .await
+        .with_context(|| format!("cannot connect to {conninfo}"))?;
+    let inspection = inspect(&client, &settings.postgres).await?;
+    let stream = &settings.nats.stream;
+    let nats = stream::connect_admin(&settings.nats).await?;
+    let found = stream::find(&nats, stream).await?;
+    let last = match &found {
+        Some(info) => match last_of_slot(&nats, settings, info.state.last_seq).await? {
+            Some(last) => Some(last),
+            None => recorded(&nats, settings, &info.created).await?,
+        },
+        None => None,
+    };
+    let text = |lsn: PgLsn| lsn.to_string();
+    Ok(Positions {
+        slot: settings.postgres.slot.clone(),
+        acknowledged_lsn: last.map(|(_, position)| text(position.commit_lsn)),
+        confirmed_lsn: inspection
+            .slot
+            .as_ref()
+            .and_then(|slot| slot.confirmed_flush_lsn)
+            .map(text),
+        server_lsn: text(inspection.server.current_lsn),
+        stream: stream.clone(),
+        stream_sequence: last.map(|(sequence, _)| sequence),
+        position: last.map(|(_, position)| position.to_string()),
+        has_slot: inspection.slot.is_some(),
+        has_stream: found.is_some(),
+    })
+}
+
+/// The positions for people.
+pub(super) fn text(positions: &Positions) -> String {
+    let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let last = match positions.stream_sequence {
+        Some(sequence) => format!("sequence {sequence}"),
+        None => "no event of this slot at its end".to_owned(),
+    };
+    format!(
+        "slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}\nstream        {}, {last}",
+        positions.slot,
+        or_none(&positions.position),
+        or_none(&positions.confirmed_lsn),
+        positions.server_lsn,
+        positions.stream,
+    )
+}
+
+/// Sequence and position of the slot's last message, looking back from the stream's end. Removed messages are passed
+/// over.
+async fn last_of_slot(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    last_seq: u64,
+) -> Result<Option<(u64, Position)>, anyhow::Error> {
+    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let end = last_seq.saturating_sub(SCAN_MESSAGES_MAX);
+    for sequence in (end + 1..=last_seq).rev() {
+        let message = stored(nats, api.message_get_request(sequence))
+            .await
+            .with_context(|| {
+                format!(
+                    "cannot read message {sequence} of stream {}",
+                    settings.nats.stream
+                )
+            })?;
+        if let Some(position) = message
+            .as_ref()
+            .and_then(|message| lane_position(message, &settings.postgres.slot))
+        {
+            return Ok(Some((sequence, position)));
+        }
+    }
+    Ok(None)
+}
+
+/// The lane record's word where the stream itself has no message of the slot left: age and limits remove messages.
+async fn recorded(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    created: &str,
+) -> Result<Option<(u64, Position)>, anyhow::Error> {
+    let slot = &settings.postgres.slot;
+    let subject = stream::lane_record_subject(&settings.nats.stream, slot);
+    let api = StreamApi::new(DEFAULT_PREFIX, stream::LANE_RECORD_STREAM)?;
+    let request = api.last_by_subject_request(&subject);
+    if stream::find(nats, stream::LANE_RECORD_STREAM)
+        .await?
+        .is_none()
+    {
+        return Ok(None);
+    }
+    let found = stored(nats, request)
+        .await
+        .with_context(|| format!("cannot read {subject}"))?;
+    let Some(message) = found else {
+        return Ok(None);
+    };
+    let record = LaneRecord::from_json(&message.data)?;
+    // The record of another stream of this name says nothing about this one.
+    Ok(record
+        .position
+        .filter(|_| record.created == created)
+        .map(|position| (record.sequence, position)))
+}
+
+/// Where the lane stood at this message, if it is one of the slot. A replayed event tells it in a header of its own.
+fn lane_position(message: &StoredMessage, slot: &str) -> Option<Position> {
+    let text = |name| message.header_text(name);
+    let header = if text(KIND_HEADER) == Some(KIND_REPLAY) {
+        TAIL_HEADER
+    } else {
+        POSITION_HEADER
+    };
+    let (of_slot, position) = parse_header(text(header)?).ok()?;
+    (of_slot == slot).then_some(position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(headers: &str) -> StoredMessage {
+        StoredMessage {
+            seq: 1,
+            subject: "outbox.a".to_owned(),
+            headers: format!("NATS/1.0\r\n{headers}\r\n\r\n").into_bytes(),
+            data: Vec::new(),
+            time: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_keys_of_the_object_stay() {
+        let positions = Positions {
+            slot: "a".to_owned(),
+            acknowledged_lsn: Some("1/2".to_owned()),
+            confirmed_lsn: None,
+            server_lsn: "1/3".to_owned(),
+            stream: "S".to_owned(),
+            stream_sequence: Some(7),
+            position: Some("1/2:1".to_owned()),
+            has_slot: true,
+            has_stream: true,
+        };
+        assert_eq!(
+            serde_json::to_string(&positions).unwrap(),
+            r#"{"slot":"a","acknowledged_lsn":"1/2","confirmed_lsn":null,"server_lsn":"1/3","stream":"S","stream_sequence":7,"position":"1/2:1"}"#
+        );
+    }
+
+    #[test]
+    fn only_the_lanes_own_place_counts() {
+        let at = |headers: &str| {
+            lane_position(&message(headers), "a").map(|position| position.to_string())
+        };
+        assert_eq!(
+            at("Walrelay-Position: a 16/B374D848:3").as_deref(),
+            Some("16/B374D848:3")
+        );
+        assert_eq!(at("Walrelay-Position: b 16/B374D848:3"), None);
+        assert_eq!(
+            at("Walrelay-Kind: replay\r\nWalrelay-Position: a 1/1:1\r\nWalrelay-Tail: a 2/2:2")
+                .as_deref(),
+            Some("2/2:2")
+        );
+        assert_eq!(at("Other: x"), None);
+        assert_eq!(at("Walrelay-Position: nonsense"), None);
+    }
+}

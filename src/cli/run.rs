@@ -1,0 +1,157 @@
+//! `walrelay run`: the relay itself, until a signal or a halt.
+//!
+//! In: settings. Out: exit code 0 on SIGTERM or SIGINT with everything in flight acknowledged, 4 when a person has to
+//! look. A second signal ends the process at once.
+
+mod preparation;
+
+use super::exit::{Exit, UsageError};
+use crate::config::Settings;
+use crate::ops::http::Server;
+use crate::ops::status::Board;
+use crate::pipeline::position::Position;
+use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
+use anyhow::Context as _;
+use postgres_types::PgLsn;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay run                                    relay what commits, from where the stream ends
+  walrelay run --setup                            make slot, publication and stream first where they are missing
+  walrelay run --from 16/B374D848                 publish again what the slot still holds from there on; what was
+                                                  never published comes in any case
+  walrelay run --hold-back 0s                     confirm to Postgres at the acknowledgement
+
+Exit code 0: stopped by SIGTERM or SIGINT. 1: something is wrong that waiting does not cure. 2: wrong
+configuration. 4: halted until a person has looked; the message says at what, and the way on.";
+
+/// Relay committed events from Postgres to the stream.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Make what is missing first, as `walrelay setup` does; waits for servers that are away.
+    #[arg(long)]
+    setup: bool,
+
+    /// Publish again what committed from this LSN on; `walrelay position` prints LSNs to save. Events that are in the
+    /// stream already come again as replays, marked by a header; those that are not are never skipped. Of a position
+    /// such as 16/B374D848:3 the LSN counts: a replay begins with a whole transaction.
+    #[arg(long, value_name = "LSN", value_parser = parse_from)]
+    from: Option<PgLsn>,
+}
+
+fn parse_from(text: &str) -> Result<PgLsn, String> {
+    let position = text.parse::<Position>().map(|position| position.commit_lsn);
+    text.parse().ok().or(position.ok()).ok_or_else(|| {
+        format!(
+            "{text:?} is neither an LSN such as 16/B374D848 nor a position such as 16/B374D848:3"
+        )
+    })
+}
+
+/// Relays until a signal or a halt.
+///
+/// # Errors
+/// What waiting does not cure, at the first start.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let (handle, shutdown) = Shutdown::new();
+    let signals = Signals::listen()?;
+    tokio::spawn(signals.forward(handle));
+    if args.from.is_some_and(|lsn| u64::from(lsn) == 0) {
+        return Err(UsageError("--from 0/0 is no position in the WAL".into()).into());
+    }
+    let board = Board::new(
+        &settings.name,
+        &settings.postgres.slot,
+        &settings.nats.stream,
+    );
+    // Served by a task beside the relay's loop, until this function ends.
+    let _server = serve(settings, &board).await?;
+    if args.setup
+        && let Some(exit) = preparation::prepare(settings, &shutdown, &board).await?
+    {
+        return Ok(exit);
+    }
+    match relay::run_watched(settings, args.from, shutdown, &board).await? {
+        Outcome::Stopped => Ok(Exit::Done),
+        Outcome::Halted(_) => Ok(Exit::Halted),
+    }
+}
+
+/// Serves the status page where that is wanted. A second relay on the machine does not end for the default address.
+async fn serve(settings: &Settings, board: &Board) -> Result<Option<Server>, anyhow::Error> {
+    let Some(listen) = settings.http.listen else {
+        return Ok(None);
+    };
+    match Server::start(listen, &settings.name, board.clone()).await {
+        Ok(server) => {
+            tracing::info!(
+                "status page, /metrics and /readyz on http://{}",
+                server.address()
+            );
+            Ok(Some(server))
+        }
+        Err(error) if settings.http.chosen => Err(error),
+        Err(error) => {
+            tracing::warn!("no status page and no metrics: {error:#}");
+            Ok(None)
+        }
+    }
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self, anyhow::Error> {
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+
+    /// The first signal stops in good order, the second at once: what was not acknowledged is published at the next
+    /// start.
+    async fn forward(mut self, handle: ShutdownHandle) {
+        let name = self.next().await;
+        tracing::info!("{name}: stopping");
+        handle.stop();
+        let name = self.next().await;
+        tracing::warn!("second signal ({name}): ending at once");
+        std::process::exit(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_begins_at_an_lsn_or_at_the_transaction_of_a_position() {
+        let lsn = PgLsn::from(0x16_B374_D848);
+        assert_eq!(parse_from("16/B374D848"), Ok(lsn));
+        assert_eq!(parse_from("16/B374D848:3"), Ok(lsn));
+        for bad in [
+            "",
+            "yesterday",
+            "16",
+            "16/",
+            "16/B374D848:",
+            "16/B374D848:x",
+            "walrelay 16/B374D848:3",
+        ] {
+            assert!(parse_from(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! `walrelay setup`: makes table, publication, slot and stream where they are missing.
+//!
+//! In: the settings. Out: a line about each part on stdout, findings and waits on stderr. Guarantees: what exists is
+//! never changed; nothing is made when anything that exists does not fit; running it again makes nothing more. The slot
+//! comes last, since from then on Postgres keeps WAL for it: what can fail has not failed by then.
+
+use anyhow::Context;
+use postgres_types::PgLsn;
+use tokio_postgres::Client;
+
+use crate::cli::exit::Exit;
+use crate::cli::stdout::{self, Account};
+use crate::config::Settings;
+use crate::nats::record;
+use crate::nats::stream::{self, StreamPlan, StreamSettings};
+use crate::pipeline::record::LaneRecord;
+use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
+use crate::postgres::client::connect;
+use crate::postgres::findings::{Finding, Severity, findings};
+use crate::postgres::replication::SystemIdentity;
+use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan};
+use crate::postgres::startup::{self, SessionSettings};
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay setup                  table, publication, slot and stream, where missing
+  walrelay setup --dry-run        the SQL and the streams that it would make, and nothing else
+  walrelay setup --replicas 3     new streams on three servers of the cluster
+
+Creating the slot waits until every transaction that writes at that moment has ended; after two seconds
+setup says which. Ctrl-C cancels it and leaves no slot behind.
+
+Exit code 0: everything is there and fits. 1: something exists that does not fit, and nothing was made.";
+
+/// Make what the relay needs: table, publication, replication slot, stream; each only if it is missing.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Print what would be made, and make nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Make a slot that follows a failover to a standby (Postgres 17 and later).
+    #[arg(long)]
+    failover: bool,
+
+    /// Replicas of the streams that are made [default: 1].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
+    replicas: Option<u8>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Postgres or NATS cannot be reached, or refuses.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let interrupted = async {
+        // Without a handler Ctrl-C ends the process, which is what it is for.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    execute_until(args, settings, interrupted).await
+}
+
+/// As [`execute`]; `cancel` gives up the wait for the slot, and no slot is left behind.
+///
+/// # Errors
+/// As [`execute`].
+pub async fn execute_until(
+    args: Args,
+    settings: &Settings,
+    cancel: impl Future<Output = ()>,
+) -> Result<Exit, anyhow::Error> {
+    let postgres = &settings.postgres;
+    let conninfo = &postgres.conninfo;
+    let client = connect(conninfo)
+        .await
+        .with_context(|| format!("cannot connect to {conninfo}"))?;
+    let before = inspect(&client, postgres).await?;
+    let steps = match plan(&before, postgres, args.failover) {
+        Ok(steps) => steps,
+        Err(refusals) => return Ok(refused(&refusals)),
+    };
+    if args.dry_run {
+        for step in &steps {
+            stdout::write(&format!("{}\n\n", step.sql.trim()))?;
+        }
+    }
+    let nats = stream::connect_admin(&settings.nats).await?;
+    let streams = plan_streams(&nats, settings, &args).await?;
+    if let Some(exit) = refused_streams(&streams) {
+        return Ok(exit);
+    }
+    if args.dry_run {
+        print_streams(&streams.plans)?;
+        return Ok(Exit::Done);
+    }
+    let mut account = Account::default();
+    make_publication(&client, &steps, settings, &mut account).await?;
+    make_streams(&nats, &streams.plans, &mut account).await?;
+    let made_lsn = make_slot(&client, &before, &steps, settings, cancel, &mut account).await?;
+    record_slot(
+        &nats,
+        settings,
+        before.slot.as_ref(),
+        made_lsn,
+        &mut account,
+    )
+    .await?;
+    account.close()?;
+
+    let left = findings(&inspect(&client, postgres).await?, postgres);
+    print_findings(&left);
+    let refusals = left
+        .iter()
+        .any(|finding| finding.severity == Severity::Refuse);
+    Ok(if refusals { Exit::Failed } else { Exit::Done })
+}
+
+/// The table too.
+async fn make_publication(
+    client: &Client,
+    steps: &[Step],
+    settings: &Settings,
+    account: &mut Account,
+) -> Result<(), anyhow::Error> {
+    let postgres = &settings.postgres;
+    for (part, name) in [
+        (Part::Table, &postgres.table.to_string()),
+        (Part::Publication, &postgres.publication),
+    ] {
+        let Some(step) = steps.iter().find(|step| step.part == part) else {
+            report(account, part, name, "found");
+            continue;
+        };
+        apply(client, step)
+            .await
+            .with_context(|| format!("cannot make {part} {name}"))?;
+        report(account, part, name, "made");
+    }
+    Ok(())
+}
+
+/// Returns where the slot begins, if it was made.
+async fn make_slot(
+    client: &Client,
+    before: &Inspection,
+    steps: &[Step],
+    settings: &Settings,
+    cancel: impl Future<Output = ()>,
+    account: &mut Account,
+) -> Result<Option<PgLsn>, anyhow::Error> {
+    let postgres = &settings.postgres;
+    let (part, name) = (Part::Slot, &postgres.slot);
+    let Some(step) = steps.iter().find(|step| step.part == part) else {
+        report(account, part, name, "found");
+        return Ok(None);
+    };
+    // Before the slot: what is in the table now lies before its first position.
+    let rows = match before.table.as_ref().is_some_and(|table| table.may_select) {
+        true => count_rows(client, &postgres.table, before.row_filter()).await?,
+        false => 0,
+    };
+    let observer = connect(&postgres.conninfo).await?;
+    let lsn = create_slot(client, &observer, step, print_blockers, cancel)
+        .await
+        .with_context(|| format!("cannot make {part} {name}"))?;
+    report(account, part, name, &format!("made, streams from {lsn}"));
+    if rows > 0 {
+        account.line(format_args!(
+            "{rows} rows are already in {} and will not be published: walrelay backfill publishes them",
+            postgres.table
+        ));
+    }
+    Ok(Some(lsn))
+}
+
+/// Writes the lane's first record, so that `run` notices a slot that is not this one, and does not look for its own
+/// events among those that the stream holds already. A record that exists stays: it tells what was published before.
+///
+/// A slot that was `found` may have published: it gets a record only beside a stream that never had a message. In any
+/// other, the lane's last event tells `run` more than this record, which says not to look for it: what is held back
+/// would be published twice.
+async fn record_slot(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    found: Option<&Slot>,
+    made_lsn: Option<PgLsn>,
+    account: &mut Account,
+) -> Result<(), anyhow::Error> {
+    let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
+    let stored = record::read(nats, name, slot).await?;
+    if let Some(record) = stored.record {
+        let Some(made_lsn) = made_lsn else {
+            return Ok(());
+        };
+        account.line(format_args!(
+            "a relay of this slot's name has confirmed up to {} before: what committed from there to {made_lsn} is not in \
+             the new slot. walrelay run will halt until walrelay adopt has been run; walrelay backfill publishes the \
+             events in between",
+            record.confirmed_lsn
+        ));
+        let lane = identify(settings).await?.lane(slot);
+        if record.is_of(&lane) {
+            // Nothing explains where the new slot stands, also where a server that was set back has used LSNs again.
+            let unexplained = LaneRecord {
+                confirmed_lsn: 0.into(),
+                ..record
+            };
+            record::write(nats, &unexplained, stored.sequence).await?;
+        }
+        return Ok(());
+    }
+    let stream = stream::find(nats, name)
+        .await?
+        .with_context(|| format!("stream {name} has gone"))?;
+    let unused = found.filter(|slot| slot.active_pid.is_none() && stream.state.last_seq == 0);
+    let Some(confirmed_lsn) = made_lsn.or(unused.and_then(|slot| slot.confirmed_flush_lsn)) else {
+        return Ok(());
+    };
+    let identity = identify(settings).await?;
+    let first = LaneRecord {
+        version: LaneRecord::VERSION,
+        system_identifier: identity.system_identifier,
+        timeline: identity.timeline,
+        database: identity.dbname,
+        slot: slot.clone(),
+        stream: name.clone(),
+        created: stream.created,
+        epoch: 0,
+        sequence: stream.state.last_seq,
+        position: None,
+        event_id: None,
+        confirmed_lsn,
+        active: false,
+        adopted_sequence: stream.state.last_seq,
+        skips: Vec::new(),
+        carrier: None,
+    };
+    record::write(nats, &first, stored.sequence).await?;
+    report(account, "lane record", slot, "made");
+    Ok(())
+}
+
+async fn identify(settings: &Settings) -> anyhow::Result<SystemIdentity> {
+    let conninfo = &settings.postgres.conninfo;
+    let mut session = startup::connect(conninfo, &SessionSettings::default()).await?;
+    Ok(session.identify_system().await?)
+}
+
+fn print_blockers(blockers: &[Blocker]) {
+    let list: Vec<String> = blockers.iter().map(ToString::to_string).collect();
+    eprintln!(
+        "the slot waits for the end of transactions that are open now: {}",
+        list.join(", ")
+    );
+}
+
+/// What is wanted of NATS.
+struct Streams {
+    plans: Vec<(String, StreamPlan)>,
+    /// Other streams in the way.
+    taken: Vec<stream::Finding>,
+}
+
+async fn plan_streams(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    args: &Args,
+) -> Result<Streams, anyhow::Error> {
+    let mut wanted = StreamSettings::new(&settings.nats, &settings.postgres.slot);
+    if let Some(replicas) = args.replicas {
+        wanted.num_replicas = usize::from(replicas);
+    }
+    let events = stream::plan(nats, &wanted).await?;
+    let records = stream::plan_lane_records(nats, wanted.num_replicas).await?;
+    let taken = stream::taken(nats, &wanted).await?;
+    Ok(Streams {
+        plans: vec![
+            (wanted.name, events),
+            (stream::LANE_RECORD_STREAM.to_owned(), records),
+        ],
+        taken,
+    })
+}
+
+fn refused_streams(streams: &Streams) -> Option<Exit> {
+    for finding in &streams.taken {
+        eprintln!("error: {finding}");
+    }
+    let mut refused = !streams.taken.is_empty();
+    for (name, plan) in &streams.plans {
+        if let StreamPlan::Exists { findings, .. } = plan {
+            for finding in findings {
+                let command = finding
+                    .command
+                    .as_deref()
+                    .unwrap_or("choose another name for nats.stream");
+                eprintln!(
+                    "{}: stream {name}: {}: {command}",
+                    stream_severity(finding.severity),
+                    finding.message
+                );
+                refused |= finding.severity == stream::Severity::Blocks;
+            }
+        }
+    }
+    refused.then_some(Exit::Failed)
+}
+
+fn stream_severity(severity: stream::Severity) -> &'static str {
+    match severity {
+        stream::Severity::Blocks => "error",
+        stream::Severity::Warns => "warning",
+    }
+}
+
+fn print_streams(streams: &[(String, StreamPlan)]) -> Result<(), anyhow::Error> {
+    for (name, plan) in streams {
+        if let StreamPlan::Create(config) = plan {
+            let config = serde_json::to_string(config)?;
+            stdout::write(&format!("-- stream {name}\n-- {config}\n\n"))?;
+        }
+    }
+    Ok(())
+}
+
+async fn make_streams(
+    nats: &async_nats::Client,
+    streams: &[(String, StreamPlan)],
+    account: &mut Account,
+) -> Result<(), anyhow::Error> {
+    for (name, plan) in streams {
+        match plan {
+            StreamPlan::Exists { .. } => report(account, "stream", name, "found"),
+            StreamPlan::Create(config) => {
+                stream::create(nats, config)
+                    .await
+                    .with_context(|| format!("cannot make stream {name}"))?;
+                report(account, "stream", name, "made");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn report(account: &mut Account, part: impl ToString, name: &str, state: &str) {
+    account.line(format_args!("{:<16} {name:<24} {state}", part.to_string()));
+}
+
+/// Says why nothing was made.
+pub(crate) fn refused(refusals: &[Finding]) -> Exit {
+    print_findings(refusals);
+    Exit::Failed
+}
+
+fn print_findings(findings: &[Finding]) {
+    for finding in findings {
+        let severity = match finding.severity {
+            Severity::Refuse => "error",
+            Severity::Warn => "warning",
+        };
+        eprintln!("{severity}: {finding}");
+    }
+}

@@ -1,0 +1,203 @@
+//! `walrelay status`: what the relay is doing.
+//!
+//! In: the settings. Out: the running relay's own word from `http.listen`, else what slot and stream tell, as text or
+//! JSON. Guarantee: reads only, and says which of the two it is.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use postgres_types::PgLsn;
+use serde::Serialize;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::cli::exit::Exit;
+use crate::cli::position::{self, Positions};
+use crate::cli::stdout::Account;
+use crate::config::Settings;
+use crate::ops::http::STATUS_PATH;
+use crate::ops::status::{State, Status};
+
+/// How long the relay may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay status                                 what the relay is doing
+  walrelay status --json | jq -r .relay.state     starting, streaming, waiting or halted
+
+The running relay is asked at http.listen. Where none answers there, slot and stream tell how far the lane is.
+
+acknowledged   what the broker has taken
+confirmed      what Postgres may forget; behind acknowledged by hold_back
+
+Exit code 0: a relay is streaming. 1: it is not, or none answers.";
+
+/// Show what the relay is doing.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Answer {
+    relay: Option<Status>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    positions: Option<Positions>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// No relay answers, and Postgres or NATS cannot be reached or refuses.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let relay = match settings.http.listen {
+        Some(listen) => ask(listen, settings).await,
+        None => Err(anyhow!("http.listen is turned off")),
+    };
+    let answer = match relay {
+        Ok(status) => Answer {
+            relay: Some(status),
+            positions: None,
+        },
+        Err(error) => {
+            eprintln!("no relay answers: {}", super::exit::message(&error));
+            Answer {
+                relay: None,
+                positions: Some(position::read(settings).await?),
+            }
+        }
+    };
+    let mut account = Account::default();
+    if args.json {
+        account.line(serde_json::to_string(&answer)?);
+    } else if let Some(status) = &answer.relay {
+        account.line(text(status));
+    } else if let Some(positions) = &answer.positions {
+        account.line(position::text(positions));
+    }
+    account.close()?;
+    let streams = answer
+        .relay
+        .is_some_and(|relay| relay.state == State::Streaming);
+    Ok(if streams { Exit::Done } else { Exit::Failed })
+}
+
+/// Asks the relay that should listen there.
+async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> {
+    let address = reachable(listen);
+    let body = tokio::time::timeout(ANSWER_TIMEOUT, get(address))
+        .await
+        .map_err(|_| anyhow!("nothing came from {address} within {ANSWER_TIMEOUT:?}"))?
+        .with_context(|| format!("{address}"))?;
+    let status: Status = serde_json::from_slice(&body)
+        .with_context(|| format!("what answers at {address} is no walrelay"))?;
+    if status.slot != settings.postgres.slot || status.stream != settings.nats.stream {
+        return Err(anyhow!(
+            "the relay at {address} is of slot {} and stream {}",
+            status.slot,
+            status.stream
+        ));
+    }
+    Ok(status)
+}
+
+/// A listener on all addresses is reached on the loopback one.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        ip if !ip.is_unspecified() => ip,
+        IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+/// The body of the status; HTTP/1.0, so that the answer comes in one piece and ends with the connection.
+async fn get(address: SocketAddr) -> anyhow::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!("GET {STATUS_PATH} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream
+        .take(ANSWER_BYTES_MAX)
+        .read_to_end(&mut answer)
+        .await?;
+    let head = memchr::memmem::find(&answer, b"\r\n\r\n")
+        .ok_or_else(|| anyhow!("the answer is not HTTP"))?;
+    Ok(answer.split_off(head + 4))
+}
+
+fn text(status: &Status) -> String {
+    let lsn = |lsn: u64| PgLsn::from(lsn).to_string();
+    let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let marks = status.marks;
+    let lines = [
+        (
+            "relay",
+            format!("{}, walrelay {}", status.name, status.version),
+        ),
+        ("state", state(status)),
+        (
+            "slot",
+            format!("{}, Postgres {}", status.slot, or_dash(&status.postgres)),
+        ),
+        (
+            "stream",
+            format!("{}, nats-server {}", status.stream, or_dash(&status.nats)),
+        ),
+        ("publishes by", or_dash(&status.mode)),
+        ("last event", or_dash(&status.position)),
+        ("received", lsn(marks.received_lsn)),
+        (
+            "acknowledged",
+            format!(
+                "{} ({} behind)",
+                lsn(marks.acknowledged_lsn),
+                bytes(status.lag_bytes())
+            ),
+        ),
+        (
+            "confirmed",
+            format!(
+                "{} ({} held back)",
+                lsn(marks.confirmed_lsn),
+                bytes(status.held_back_bytes())
+            ),
+        ),
+        (
+            "events",
+            format!(
+                "{} acknowledged, {} in flight, {} a second",
+                status.totals.acknowledged, marks.in_flight, status.events_per_second
+            ),
+        ),
+        (
+            "dead letters",
+            status.totals.dead_letters.values().sum::<u64>().to_string(),
+        ),
+    ];
+    let line = |(name, value): (&str, String)| format!("{name:<14}{value}");
+    lines.map(line).join("\n")
+}
+
+fn state(status: &Status) -> String {
+    let name = status.state.name();
+    let reason = status
+        .reason
+        .as_ref()
+        .map_or_else(String::new, |reason| format!(": {reason}"));
+    format!(
+        "{name} since {}{reason}",
+        status.since.format("%Y-%m-%d %H:%M:%S UTC")
+    )
+}
+
+fn bytes(count: u64) -> String {
+    crate::ops::bytes(count)
+}

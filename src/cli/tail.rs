@@ -1,0 +1,214 @@
+//! `walrelay tail`: the stream's messages as they arrive.
+//!
+//! In: a stream and where to begin. Out: a line a message, columns or JSON, until Ctrl-C. Guarantee: every message
+//! that is stored behind the beginning is shown once, in the stream's order, also across a restart of the broker; what
+//! the broker itself lost and stored again is shown again, after a note that says so.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::num::NonZeroU64;
+
+use anyhow::Context as _;
+
+use super::exit::Exit;
+use crate::config::{NatsSettings, Settings};
+use entry::{Class, Entry};
+use reader::{Read, Reader, Since};
+
+pub(crate) mod entry;
+pub(crate) mod reader;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay tail                                   what is published from now on
+  walrelay tail --since 10m                       the last ten minutes, and on
+  walrelay tail --since all --count 5 --json      the stream's first five messages, as JSON
+  walrelay tail --subject 'walrelay.dead.>'       dead letters only
+  walrelay tail --json | jq -r .event_type        one field of each
+
+LATENCY is from the event's occurred_at to this terminal, TO STREAM from occurred_at to the
+broker; both compare the clocks of different machines.
+
+Exit code 0: stopped by Ctrl-C, --count reached, or the reader of the pipe went away. 1: the
+broker cannot be reached at the start, or has no such stream.";
+
+/// Show the stream's messages as they arrive.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Where to begin: `new`, a duration back from now (`10m`, `2h`), `all`, or `seq:N`.
+    #[arg(long, value_name = "WHERE", default_value = "new", value_parser = parse_since)]
+    since: Since,
+
+    /// Stop after this many messages.
+    #[arg(long, value_name = "N")]
+    count: Option<NonZeroU64>,
+
+    /// Only messages on subjects that match, with NATS' wildcards [default: events and dead letters].
+    #[arg(long, value_name = "SUBJECT")]
+    subject: Option<String>,
+
+    /// One JSON object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_since(text: &str) -> Result<Since, String> {
+    match (text, text.strip_prefix("seq:")) {
+        ("new", _) => Ok(Since::New),
+        ("all", _) => Ok(Since::All),
+        (_, Some(sequence)) => sequence
+            .parse()
+            .map(Since::Sequence)
+            .map_err(|_| format!("`{sequence}` is no stream sequence")),
+        _ => humantime::parse_duration(text)
+            .map(Since::Ago)
+            .map_err(|error| {
+                format!("{error}; give `new`, `all`, `seq:N` or a duration such as `10m`")
+            }),
+    }
+}
+
+/// Follows the stream until Ctrl-C, SIGTERM, `--count` or a closed pipe.
+///
+/// # Errors
+/// Where the broker cannot be reached at the start, or has no such stream.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let mut screen = Screen::new(&args);
+    tokio::select! {
+        ended = follow(&args, &settings.nats, &mut screen) => ended.map(|()| Exit::Done),
+        () = reader_gone() => Ok(Exit::Done),
+        stopped = stop_signal() => stopped.map(|()| Exit::Done).context("cannot listen for signals"),
+    }
+}
+
+async fn follow(args: &Args, settings: &NatsSettings, screen: &mut Screen) -> anyhow::Result<()> {
+    let mut reader = Reader::open(settings, args.subject.as_deref(), args.since).await?;
+    // A closed pipe is the reader's way to say that it has enough.
+    if screen.heading().is_err() {
+        return Ok(());
+    }
+    while !screen.has_enough() {
+        match reader.next().await? {
+            Read::Note(note) => screen.note(&note),
+            Read::Message(entry) if args.subject.is_none() && entry.is_control() => {}
+            Read::Message(entry) => {
+                if screen.show(&entry).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where the lines go.
+struct Screen {
+    json: bool,
+    colour: bool,
+    left: Option<u64>,
+    last_note: String,
+}
+
+impl Screen {
+    fn new(args: &Args) -> Self {
+        let colour = io::stdout().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Self {
+            json: args.json,
+            colour,
+            left: args.count.map(NonZeroU64::get),
+            last_note: String::new(),
+        }
+    }
+
+    fn heading(&self) -> io::Result<()> {
+        match (self.json, self.colour) {
+            (true, _) => Ok(()),
+            (false, true) => writeln!(io::stdout(), "\x1b[2m{}\x1b[0m", entry::heading()),
+            (false, false) => writeln!(io::stdout(), "{}", entry::heading()),
+        }
+    }
+
+    fn show(&mut self, entry: &Entry) -> io::Result<()> {
+        self.last_note.clear();
+        self.left = self.left.map(|left| left.saturating_sub(1));
+        let line = if self.json {
+            entry.to_json()
+        } else {
+            entry.to_line()
+        };
+        let mut stdout = io::stdout().lock();
+        match (entry.class, self.colour && !self.json) {
+            (Class::DeadLetter, true) => writeln!(stdout, "\x1b[31m{line}\x1b[0m"),
+            (Class::Other, true) => writeln!(stdout, "\x1b[2m{line}\x1b[0m"),
+            _ => writeln!(stdout, "{line}"),
+        }?;
+        stdout.flush()
+    }
+
+    fn has_enough(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    /// Beside the data, and not the same words again and again while the broker stays away.
+    fn note(&mut self, text: &str) {
+        if self.last_note != text {
+            eprintln!("walrelay tail: {text}");
+            self.last_note = text.to_owned();
+        }
+    }
+}
+
+/// Until nobody reads standard output any more: `walrelay tail | head -2` ends with its second line, not with the next
+/// event, which may be hours away. Never where it is no pipe.
+async fn reader_gone() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut look = tokio::time::interval(std::time::Duration::from_millis(250));
+    loop {
+        look.tick().await;
+        let stdout = io::stdout();
+        // Nothing is asked for: an error of the pipe is told without.
+        let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut pipe, Some(&at_once)).is_ok()
+            && pipe[0]
+                .revents()
+                .intersects(PollFlags::ERR | PollFlags::HUP)
+        {
+            return;
+        }
+    }
+}
+
+/// Until Ctrl-C or SIGTERM.
+pub(crate) async fn stop_signal() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn since_is_read_in_all_its_forms() {
+        assert_eq!(parse_since("new"), Ok(Since::New));
+        assert_eq!(parse_since("all"), Ok(Since::All));
+        assert_eq!(parse_since("seq:17"), Ok(Since::Sequence(17)));
+        assert_eq!(
+            parse_since("1h 30m"),
+            Ok(Since::Ago(Duration::from_secs(5_400)))
+        );
+        for wrong in ["", "seq:", "seq:-1", "yesterday"] {
+            assert!(parse_since(wrong).is_err(), "{wrong}");
+        }
+    }
+}

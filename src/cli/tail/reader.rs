@@ -1,0 +1,240 @@
+//! Reading a stream on and on.
+//!
+//! In: a stream and where to begin. Out: its messages as [`Entry`]s. Guarantee: each message that is stored behind the
+//! beginning comes once, in the stream's order, also across a restart of the broker; what the broker itself lost and
+//! stored again comes again, after a [`Read::Note`] that says so.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use async_nats::Client;
+use async_nats::connection::State;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use async_nats::jetstream::{self, stream};
+use chrono::Utc;
+use futures_util::StreamExt as _;
+
+use super::entry::Entry;
+use crate::config::NatsSettings;
+use crate::nats::stream::connect_admin;
+
+/// How often the connection is looked at: an ordered consumer alone needs two missed heartbeats, half a minute, to
+/// notice that the broker was restarted and forgot it.
+const WATCH_INTERVAL: Duration = Duration::from_millis(200);
+
+/// Pauses between two attempts to read on after the broker went away: short, since somebody is looking.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Where to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// Behind what is stored now.
+    New,
+    /// The stream's first message.
+    All,
+    /// A stream sequence.
+    Sequence(u64),
+    /// What was stored since this long ago.
+    Ago(Duration),
+}
+
+/// What reading brought.
+pub(crate) enum Read {
+    Message(Box<Entry>),
+    /// Something that a person may want to know, such as that the broker went away.
+    Note(String),
+}
+
+/// Where to read on.
+#[derive(Clone, Copy, Debug)]
+enum Cursor {
+    Time(SystemTime),
+    Sequence(u64),
+}
+
+impl Cursor {
+    fn deliver_policy(self) -> DeliverPolicy {
+        match self {
+            Self::Time(time) => DeliverPolicy::ByStartTime {
+                start_time: time.into(),
+            },
+            // The server refuses a start sequence of zero.
+            Self::Sequence(sequence) => DeliverPolicy::ByStartSequence {
+                start_sequence: sequence.max(1),
+            },
+        }
+    }
+}
+
+/// A consumer, and the connection that it lives on.
+struct Feed {
+    client: Client,
+    messages: Ordered,
+}
+
+/// Reads one stream.
+pub(crate) struct Reader {
+    settings: NatsSettings,
+    filter: String,
+    /// What the stream was when we began; one that was made anew counts from one again.
+    first_info: stream::Info,
+    cursor: Cursor,
+    feed: Option<Feed>,
+    backoff: Duration,
+}
+
+impl Reader {
+    /// Connects, and finds the stream and the place to begin at.
+    ///
+    /// # Errors
+    /// Where the broker cannot be reached, or has no such stream.
+    pub(crate) async fn open(
+        settings: &NatsSettings,
+        filter: Option<&str>,
+        since: Since,
+    ) -> anyhow::Result<Self> {
+        let client = connect_admin(settings).await?;
+        let name = &settings.stream;
+        let stream = jetstream::new(client).get_stream(name).await;
+        let stream = stream.with_context(|| {
+            format!(
+                "cannot read the stream {name}; `walrelay setup` creates it where it is missing"
+            )
+        })?;
+        let first_info = stream.cached_info().clone();
+        let cursor = match since {
+            // As a sequence, so that what arrives while the broker is away is not missed.
+            Since::New => Cursor::Sequence(first_info.state.last_sequence + 1),
+            Since::All => Cursor::Sequence(1),
+            Since::Sequence(sequence) => Cursor::Sequence(sequence),
+            Since::Ago(ago) => Cursor::Time(
+                SystemTime::now()
+                    .checked_sub(ago)
+                    .unwrap_or(SystemTime::UNIX_EPOCH),
+            ),
+        };
+        Ok(Self {
+            settings: settings.clone(),
+            filter: filter.unwrap_or_default().to_owned(),
+            first_info,
+            cursor,
+            feed: None,
+            backoff: BACKOFF_MIN,
+        })
+    }
+
+    /// Whether the stream held nothing when it was opened.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first_info.state.messages == 0
+    }
+
+    /// The next message, or a note. Waits as long as there is none. Cancel-safe.
+    ///
+    /// # Errors
+    /// Where the stream was made anew meanwhile, so that there is no reading on.
+    pub(crate) async fn next(&mut self) -> anyhow::Result<Read> {
+        let feed = match &mut self.feed {
+            Some(feed) => feed,
+            None => match self.subscribe().await? {
+                Ok(feed) => self.feed.insert(feed),
+                Err(reason) => {
+                    tokio::time::sleep(self.backoff).await;
+                    self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
+                    return Ok(away(&reason));
+                }
+            },
+        };
+        let next = tokio::select! {
+            next = feed.messages.next() => next,
+            () = disconnected(&feed.client) => None,
+        };
+        let message = match next {
+            Some(Ok(message)) => message,
+            Some(Err(error)) => {
+                self.feed = None;
+                return Ok(away(&error.to_string()));
+            }
+            None => {
+                self.feed = None;
+                return Ok(away("the connection was lost"));
+            }
+        };
+        self.backoff = BACKOFF_MIN;
+        let reply = message.reply.as_deref().unwrap_or_default();
+        let headers = message.headers.as_ref();
+        let entry = Entry::read(
+            &message.subject,
+            headers,
+            &message.payload,
+            reply,
+            Utc::now(),
+        );
+        match self.cursor {
+            Cursor::Sequence(expected) if entry.sequence < expected => {
+                // Its own next turn: the message comes again from a new consumer, behind the note.
+                self.feed = None;
+                self.cursor = Cursor::Sequence(entry.sequence);
+                let lost = format!(
+                    "the broker lost its messages from {} to {}",
+                    entry.sequence,
+                    expected - 1
+                );
+                Ok(Read::Note(lost))
+            }
+            _ => {
+                self.cursor = Cursor::Sequence(entry.sequence + 1);
+                Ok(Read::Message(Box::new(entry)))
+            }
+        }
+    }
+
+    /// A new connection and a consumer at the cursor; the inner error is one that may pass. A client that reconnects
+    /// by itself does so after pauses of its own, and forgets the consumer all the same.
+    async fn subscribe(&mut self) -> anyhow::Result<Result<Feed, String>> {
+        let client = match connect_admin(&self.settings).await {
+            Ok(client) => client,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let jetstream = jetstream::new(client.clone());
+        let stream = match jetstream.get_stream(&self.settings.stream).await {
+            Ok(stream) => stream,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        if stream.cached_info().created != self.first_info.created {
+            bail!(
+                "the stream {} was deleted and made anew meanwhile; start again",
+                self.settings.stream
+            );
+        }
+        let config = OrderedConfig {
+            deliver_policy: self.cursor.deliver_policy(),
+            filter_subject: self.filter.clone(),
+            ..OrderedConfig::default()
+        };
+        let consumer = match stream.create_consumer(config).await {
+            Ok(consumer) => consumer,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let messages = consumer.messages().await;
+        Ok(messages
+            .map(|messages| Feed { client, messages })
+            .map_err(|error| error.to_string()))
+    }
+}
+
+fn away(reason: &str) -> Read {
+    Read::Note(format!("the broker is away ({reason}); waiting for it"))
+}
+
+/// Returns when the client's connection is not the one that it began with.
+async fn disconnected(client: &Client) {
+    let mut watch = tokio::time::interval(WATCH_INTERVAL);
+    while client.connection_state() == State::Connected
+        && client.statistics().connects.load(Ordering::Relaxed) == 1
+    {
+        watch.tick().await;
+    }
+}

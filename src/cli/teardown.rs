@@ -1,0 +1,117 @@
+//! `walrelay teardown`: removes what `setup` made.
+//!
+//! In: the settings and what is named. Out: a line about each part. Guarantees: table and stream go only when named;
+//! nothing goes before somebody has agreed; a slot that is read, or that `setup` would not make, stays.
+
+use anyhow::Context;
+
+use crate::cli::consent::agreed;
+use crate::cli::exit::Exit;
+use crate::cli::setup::refused;
+use crate::cli::stdout::{self, Account};
+use crate::config::Settings;
+use crate::nats::stream;
+use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::client::connect;
+use crate::postgres::setup::{Step, apply, teardown_plan};
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay teardown                     drops slot and publication, after asking
+  walrelay teardown --drop-stream --yes the stream with all its messages too, without asking
+  walrelay teardown --drop-table        the outbox table with all its rows too
+
+What has been committed and not published when the slot goes is in the table only: walrelay backfill
+publishes it later. A slot that is made again for the same stream needs walrelay adopt.
+
+Exit code 0: removed, or there was nothing. 1: the slot is in use, or is not one that setup makes.
+2: nobody agreed.";
+
+/// Drop the slot and the publication; the table and the stream only when named.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// Drop the outbox table too, with all its rows.
+    // Not --table: that flag says which table it is.
+    #[arg(long)]
+    drop_table: bool,
+
+    /// Delete the stream too, with all its messages.
+    #[arg(long)]
+    drop_stream: bool,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Postgres or NATS cannot be reached, or refuses.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let conninfo = &settings.postgres.conninfo;
+    let client = connect(conninfo)
+        .await
+        .with_context(|| format!("cannot connect to {conninfo}"))?;
+    let inspection = inspect(&client, &settings.postgres).await?;
+    let steps = match teardown_plan(&inspection, &settings.postgres, args.drop_table) {
+        Ok(steps) => steps,
+        Err(refusals) => return Ok(refused(&refusals)),
+    };
+    let stream = args.drop_stream.then_some(settings.nats.stream.as_str());
+    if steps.is_empty() && stream.is_none() {
+        stdout::write("nothing to remove\n")?;
+        return Ok(Exit::Done);
+    }
+    let mut account = Account::default();
+    describe(&mut account, &steps, stream, &inspection);
+    if !args.yes && !agreed("Remove these?")? {
+        eprintln!("nothing was removed: answer yes, or give --yes where nobody can be asked");
+        return Ok(Exit::Usage);
+    }
+    for step in &steps {
+        apply(&client, step)
+            .await
+            .with_context(|| format!("cannot remove the {}: {}", step.part, step.sql))?;
+        account.line(format_args!("{} removed", step.part));
+    }
+    if let Some(name) = stream {
+        let nats = stream::connect_admin(&settings.nats).await?;
+        let found = stream::delete(&nats, name).await?;
+        stream::delete_lane_record(&nats, name, &settings.postgres.slot).await?;
+        account.line(format_args!(
+            "stream {name} {}",
+            if found { "removed" } else { "was not there" }
+        ));
+    }
+    account.close()?;
+    Ok(Exit::Done)
+}
+
+fn describe(account: &mut Account, steps: &[Step], stream: Option<&str>, inspection: &Inspection) {
+    for step in steps {
+        account.line(&step.sql);
+    }
+    if let Some(filter) = inspection.row_filter() {
+        account.line(format_args!(
+            "-- this publication carries a share of the rows, those with {filter}: make it again with that before \
+             walrelay setup, which makes one for all rows"
+        ));
+    }
+    if let Some(name) = stream {
+        account.line(format_args!(
+            "-- delete stream {name} with all its messages"
+        ));
+    }
+    if let Some(confirmed) = inspection
+        .slot
+        .as_ref()
+        .and_then(|slot| slot.confirmed_flush_lsn)
+    {
+        let behind = u64::from(inspection.server.current_lsn).saturating_sub(u64::from(confirmed));
+        account.line(format_args!(
+            "-- the slot has confirmed {confirmed}, {behind} bytes of WAL behind the server"
+        ));
+    }
+}

@@ -1,0 +1,367 @@
+//! `walrelay verify`: compares the outbox table with the stream; of a share of the rows, that share.
+//!
+//! In: settings. Out: what is missing, doubled, out of order, dead-lettered, or in the stream alone; as text or JSON.
+//! Guarantees: reads only; runs beside a live relay and writers; memory does not grow with the number of events.
+//!
+//! In this order: the table under one snapshot, then the stream. What is in the snapshot and not in the stream is
+//! missing only once the relay has passed the snapshot; so then it is waited for, and the rest of the stream read. With
+//! no relay at the slot, the slot itself tells what is still to come.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use postgres_types::PgLsn;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::cli::exit::{Exit, message};
+use crate::config::{PostgresSettings, Settings};
+use crate::nats::record;
+use crate::nats::stream;
+use crate::pipeline::position::Position;
+use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::client::connect;
+
+mod compare;
+mod lane;
+mod oldest;
+mod report;
+pub(in crate::cli) mod slot;
+mod sort;
+mod table;
+
+use compare::{Group, Overlap, verdict};
+use lane::LaneReading;
+use oldest::OldestFirst;
+use report::{Finding, Report};
+use slot::Settled;
+use sort::{Entries, Entry, Kind, Merge};
+
+/// How many ids are looked for in the table at once.
+const LOOK_AGAIN_IDS: usize = 1_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay verify                                 the table, as far as retention left it, against the stream
+  walrelay verify --since 2026-11-01T00:00:00Z    rows with an older occurred_at are left out
+  walrelay verify --json | jq .missing.count
+
+missing        in the table, not in the stream, and the relay has passed it
+doubled        published more than once (replays, retries and backfills are marked, and are no doubles)
+out of order   a first publication whose position is not above all before it
+dead-lettered  could not be published, and no retry has succeeded
+phantom        in the stream, not in the table, though the table still has rows of earlier events
+
+Rows that share an id need a message each.
+
+Retention is taken to delete the oldest rows first: events before the first one whose row is still there are not
+called phantoms. Rows older than the stream's first event are not called missing where the stream has removed
+messages at its beginning; rows that were in the table before the slot was made are (walrelay backfill publishes
+them; --since leaves them out).
+
+Where the publication has a row filter, the rows that it carries now are compared. After a change of the shares,
+rows from before it are in their former share's stream: give --since, in backfill too.
+
+It needs about 50 MiB of memory, and 24 bytes of temporary files for each row and for each message.
+
+Exit code 0: nothing was found. 1: something was. 3: the check could not be made, or the relay is so far behind
+that what is missing cannot be told from what is still to come.";
+
+/// Compare the outbox table with the stream: missing, doubled, out of order, dead-lettered, phantom.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+
+    /// Leave out rows whose occurred_at is older.
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<String>,
+
+    /// How long to wait for a running relay to pass what the table has.
+    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+pub(in crate::cli) fn parse_time(text: &str) -> Result<String, String> {
+    chrono::DateTime::parse_from_rfc3339(text)
+        .map(|time| time.to_rfc3339())
+        .map_err(|_| format!("{text:?} is not a time such as 2026-11-23T04:40:00Z"))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// None of its own: what keeps it from checking is exit code 3.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let checked = async {
+        let (client, inspection) = look(settings).await?;
+        check(&args, settings, &client, &inspection, |_| Ok(())).await
+    };
+    let report = match checked.await {
+        Ok(report) => report,
+        Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
+        Err(error) => {
+            eprintln!("error: the check could not be made: {}", message(&error));
+            return Ok(Exit::Unchecked);
+        }
+    };
+    report.print(args.json)?;
+    Ok(report.exit())
+}
+
+/// The rows that the stream does not have although the relay has passed them, the oldest transaction first. Only the
+/// publication says which rows are this stream's, so without it there is no answer.
+pub(in crate::cli) async fn missing(
+    settings: &Settings,
+    since: Option<String>,
+) -> Result<OldestFirst, anyhow::Error> {
+    let args = Args {
+        json: false,
+        since,
+        wait: Duration::from_secs(120),
+    };
+    let (client, inspection) = look(settings).await?;
+    let publication = inspection.publication.as_ref();
+    anyhow::ensure!(
+        publication.is_some_and(|publication| publication.entry.is_some()),
+        "publication {} does not hold table {}, and its row filter says which rows are this stream's: run walrelay setup, \
+         or set postgres.publication",
+        settings.postgres.publication,
+        settings.postgres.table
+    );
+    let mut found = OldestFirst::default();
+    let report = check(&args, settings, &client, &inspection, |group| {
+        found.push(group.xmin_age, group.id)
+    })
+    .await?;
+    anyhow::ensure!(
+        report.exit() != Exit::Unchecked,
+        "what is missing cannot be told from what is still to come: the relay is too far behind"
+    );
+    Ok(found)
+}
+
+async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
+    let client = connect(&settings.postgres.conninfo).await?;
+    let inspection = inspect(&client, &settings.postgres).await?;
+    Ok((client, inspection))
+}
+
+async fn check(
+    args: &Args,
+    settings: &Settings,
+    client: &Client,
+    inspection: &Inspection,
+    mut on_missing: impl FnMut(&Group) -> std::io::Result<()>,
+) -> Result<Report, anyhow::Error> {
+    let postgres = &settings.postgres;
+    let found = inspection
+        .table
+        .as_ref()
+        .with_context(|| format!("there is no table {}", postgres.table))?;
+    let nats = stream::connect_admin(&settings.nats).await?;
+    let name = &settings.nats.stream;
+    let info = stream::find(&nats, name)
+        .await?
+        .with_context(|| format!("there is no stream {name}"))?;
+    let record = record::read(&nats, name, &postgres.slot)
+        .await?
+        .record
+        .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);
+
+    let mut entries = Entries::default();
+    let bar = bar("table", table::estimate(client, postgres).await?);
+    let table = table::read(
+        client,
+        postgres,
+        inspection.row_filter(),
+        args.since.as_deref(),
+        &mut entries,
+        |rows| {
+            tick(&bar, rows, None);
+        },
+    )
+    .await?;
+    bar.finish_and_clear();
+
+    let adopted_sequence = record.as_ref().map_or(0, |record| record.adopted_sequence);
+    let mut lane = LaneReading::new(
+        &info,
+        name,
+        &postgres.slot,
+        adopted_sequence,
+        table.snapshot_lsn,
+    );
+    read_stream(&mut lane, &nats, client, &mut entries).await?;
+    let mut settled = Settled::Passed;
+    if has_unpublished(&mut entries, &lane)? {
+        let deadline = Instant::now() + args.wait;
+        loop {
+            settled = slot::settle(client, settings, table.snapshot_lsn, deadline).await?;
+            read_stream(&mut lane, &nats, client, &mut entries).await?;
+            if settled != Settled::Idle {
+                break;
+            }
+            let tail = lane
+                .tail
+                .max(record.as_ref().and_then(|record| record.position));
+            let oid = found.oid;
+            let pending = pending(client, postgres, oid, table.snapshot_lsn, tail).await?;
+            // A relay may have taken the slot; then it publishes what is pending, and is waited for.
+            if let Some(pending) = pending {
+                entries.append(pending)?;
+                break;
+            }
+        }
+    }
+    let mut report = Report::new(&table, &lane, settled);
+    judge(
+        &mut report,
+        &mut entries,
+        &lane,
+        client,
+        settings,
+        &mut on_missing,
+    )
+    .await?;
+    Ok(report)
+}
+
+async fn read_stream(
+    lane: &mut LaneReading,
+    nats: &async_nats::Client,
+    client: &Client,
+    entries: &mut Entries,
+) -> Result<(), anyhow::Error> {
+    let bar = bar("stream", 0);
+    let read = lane
+        .read_on(nats, entries, table::insert_lsn(client), |messages, all| {
+            tick(&bar, messages, Some(all));
+        })
+        .await;
+    bar.finish_and_clear();
+    read
+}
+
+/// What the slot holds of the snapshot's rows behind the lane's end; none where somebody reads from the slot.
+async fn pending(
+    client: &tokio_postgres::Client,
+    postgres: &PostgresSettings,
+    table_oid: u32,
+    snapshot_lsn: PgLsn,
+    tail: Option<Position>,
+) -> Result<Option<Entries>, anyhow::Error> {
+    let mut pending = Entries::default();
+    let take = |position, id: Option<&str>| -> anyhow::Result<()> {
+        if tail.is_none_or(|tail| position > tail)
+            && let Some(id) = id.and_then(|id| Uuid::try_parse(id).ok())
+        {
+            pending.push(Entry::new(id.as_u128(), Kind::Pending, 0))?;
+        }
+        Ok(())
+    };
+    let is_whole = slot::peek(client, postgres, table_oid, snapshot_lsn, take).await?;
+    Ok(is_whole.then_some(pending))
+}
+
+/// The next id, and all that was met of it.
+fn next_group(merge: &mut Merge, overlap: &Overlap) -> std::io::Result<Option<Group>> {
+    let mut group = Group::default();
+    Ok(merge
+        .next_group(|entry| group.take(entry, overlap))?
+        .then_some(group))
+}
+
+/// Where table and stream begin to overlap.
+fn overlap(entries: &mut Entries) -> std::io::Result<Overlap> {
+    let mut overlap = Overlap::default();
+    let mut merge = entries.merge()?;
+    while let Some(group) = next_group(&mut merge, &Overlap::default())? {
+        overlap.take(&group);
+    }
+    Ok(overlap)
+}
+
+/// Whether anything has to be waited for.
+fn has_unpublished(entries: &mut Entries, lane: &LaneReading) -> std::io::Result<bool> {
+    let overlap = overlap(entries)?;
+    let mut merge = entries.merge()?;
+    while let Some(group) = next_group(&mut merge, &overlap)? {
+        let verdict = verdict(&group, &overlap, lane.front_removed());
+        if verdict.missing + verdict.removed > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn judge(
+    report: &mut Report,
+    entries: &mut Entries,
+    lane: &LaneReading,
+    client: &Client,
+    settings: &Settings,
+    on_missing: &mut impl FnMut(&Group) -> std::io::Result<()>,
+) -> Result<(), anyhow::Error> {
+    let overlap = overlap(entries)?;
+    let mut merge = entries.merge()?;
+    let mut phantoms: Vec<Group> = Vec::new();
+    while let Some(group) = next_group(&mut merge, &overlap)? {
+        let verdict = verdict(&group, &overlap, lane.front_removed());
+        if verdict.missing > 0 {
+            on_missing(&group)?;
+        }
+        report.take(&group, &verdict);
+        if verdict.phantom {
+            phantoms.push(group);
+        }
+        if phantoms.len() >= LOOK_AGAIN_IDS {
+            look_again(report, &mut phantoms, client, settings).await?;
+        }
+    }
+    look_again(report, &mut phantoms, client, settings).await
+}
+
+/// A row that committed at the moment of the snapshot is there now, and one that `--since` left out.
+async fn look_again(
+    report: &mut Report,
+    phantoms: &mut Vec<Group>,
+    client: &Client,
+    settings: &Settings,
+) -> Result<(), anyhow::Error> {
+    if phantoms.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<u128> = phantoms.iter().map(|group| group.id).collect();
+    let present = table::present(client, &settings.postgres, &ids).await?;
+    for group in phantoms.drain(..) {
+        if !present.contains(&group.id) {
+            report.phantom.add(1, Finding::of_event(&group));
+        }
+    }
+    Ok(())
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn bar(what: &'static str, length: u64) -> ProgressBar {
+    // Standard error that is no terminal draws nothing.
+    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(5));
+    let style = ProgressStyle::with_template(
+        "{prefix:7} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}",
+    )
+    .expect("the template is a constant");
+    bar.with_style(style).with_prefix(what)
+}
+
+/// Every thousandth: a bar costs more than an entry.
+fn tick(bar: &ProgressBar, position: u64, length: Option<u64>) {
+    if position.is_multiple_of(1_000) {
+        if let Some(length) = length {
+            bar.set_length(length);
+        }
+        bar.set_position(position);
+    }
+}

@@ -1,0 +1,331 @@
+//! The stream's side: what the lane has published, in the stream's order.
+//!
+//! In: a stream, from where to read, the snapshot's LSN. Out: an entry a message, and what is wrong with the order.
+//! Guarantees: each stored message is looked at once, also over several calls; nothing is kept but entries.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use async_nats::HeaderMap;
+use async_nats::jetstream::{
+    self,
+    consumer::{DeliverPolicy, pull::OrderedConfig},
+};
+use futures_util::StreamExt as _;
+use postgres_types::PgLsn;
+use uuid::Uuid;
+
+use super::sort::{Entries, Entry, Kind};
+use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamInfo};
+use crate::nats::stream::{self, fence_subject};
+use crate::pipeline::position::{
+    KIND_ADOPTED, KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
+};
+use crate::pipeline::tail::event_id;
+
+/// How long the broker may keep us waiting for a message that it has.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How many of each kind are named.
+pub(super) const SAMPLES_MAX: usize = 20;
+
+/// A message that stands where it must not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Misplaced {
+    pub(super) sequence: u64,
+    pub(super) position: Position,
+    /// The position before which it should stand.
+    pub(super) behind: Position,
+}
+
+/// The reading, and what it has found.
+#[derive(Debug)]
+pub(super) struct LaneReading {
+    name: String,
+    slot: String,
+    snapshot_lsn: PgLsn,
+    /// End of the server's WAL, later than the last message to be read.
+    server_lsn: PgLsn,
+    /// The order begins anew behind the lane's adoption.
+    adopted_sequence: u64,
+    is_adopted: bool,
+    created: String,
+    next: u64,
+    /// The highest position of a first publication.
+    pub(super) tail: Option<Position>,
+    pub(super) first_sequence: u64,
+    pub(super) removed_inside: u64,
+    pub(super) messages: u64,
+    pub(super) events: u64,
+    pub(super) dead_letters: u64,
+    pub(super) dead_letters_without_id: u64,
+    pub(super) again: u64,
+    /// Messages that only tell the lane's position.
+    pub(super) marks: u64,
+    /// Messages of other slots, or of no relay.
+    pub(super) foreign: u64,
+    pub(super) out_of_order: u64,
+    pub(super) misplaced: Vec<Misplaced>,
+}
+
+impl LaneReading {
+    /// Begins at the stream's first message.
+    pub(super) fn new(
+        info: &StreamInfo,
+        name: &str,
+        slot: &str,
+        adopted_sequence: u64,
+        snapshot_lsn: PgLsn,
+    ) -> Self {
+        LaneReading {
+            name: name.to_owned(),
+            slot: slot.to_owned(),
+            snapshot_lsn,
+            server_lsn: snapshot_lsn,
+            adopted_sequence,
+            is_adopted: false,
+            created: info.created.clone(),
+            next: 1,
+            tail: None,
+            first_sequence: info.state.first_seq,
+            removed_inside: 0,
+            messages: 0,
+            events: 0,
+            dead_letters: 0,
+            dead_letters_without_id: 0,
+            again: 0,
+            marks: 0,
+            foreign: 0,
+            out_of_order: 0,
+            misplaced: Vec::new(),
+        }
+    }
+
+    /// Reads on to what is the stream's end now. `server_lsn` tells the end of the server's WAL; it is asked behind the
+    /// stream, so that no event of this server's can stand above it.
+    ///
+    /// # Errors
+    /// The broker cannot be reached, or the stream was made anew meanwhile.
+    pub(super) async fn read_on(
+        &mut self,
+        nats: &async_nats::Client,
+        entries: &mut Entries,
+        server_lsn: impl Future<Output = anyhow::Result<PgLsn>>,
+        mut progress: impl FnMut(u64, u64),
+    ) -> anyhow::Result<()> {
+        let info = stream::find(nats, &self.name)
+            .await?
+            .with_context(|| format!("there is no stream {}", self.name))?;
+        if info.created != self.created {
+            bail!("stream {} was deleted and made anew meanwhile", self.name);
+        }
+        self.first_sequence = info.state.first_seq;
+        self.removed_inside = info.state.num_deleted;
+        let end = info.state.last_seq;
+        self.server_lsn = server_lsn.await?;
+        if end < self.next || !self.has_next(nats).await? {
+            return Ok(());
+        }
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: self.next,
+            },
+            ..OrderedConfig::default()
+        };
+        let consumer = jetstream::new(nats.clone())
+            .get_stream(&self.name)
+            .await?
+            .create_consumer(config)
+            .await
+            .with_context(|| format!("cannot read stream {}", self.name))?;
+        let mut messages = consumer.messages().await?;
+        loop {
+            let message = tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
+                .await
+                .with_context(|| {
+                    format!(
+                        "no message of stream {} within {MESSAGE_TIMEOUT:?}",
+                        self.name
+                    )
+                })?
+                .context("the consumer ended")?
+                .with_context(|| format!("cannot read stream {}", self.name))?;
+            let (sequence, pending) = message
+                .info()
+                .map(|info| (info.stream_sequence, info.pending))
+                .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+            if sequence > end {
+                break;
+            }
+            // A consumer that was made anew after a lost connection may begin a little earlier.
+            if sequence >= self.next {
+                self.take(
+                    sequence,
+                    &message.subject,
+                    message.headers.as_ref(),
+                    &message.payload,
+                    entries,
+                )?;
+                self.next = sequence + 1;
+                progress(
+                    sequence.saturating_sub(self.first_sequence) + 1,
+                    end.saturating_sub(self.first_sequence) + 1,
+                );
+            }
+            if sequence == end || pending == 0 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the stream no longer has its first message.
+    pub(super) fn front_removed(&self) -> bool {
+        self.first_sequence > 1
+    }
+
+    /// Whether the stream still holds anything at or behind the place to read on.
+    async fn has_next(&self, nats: &async_nats::Client) -> anyhow::Result<bool> {
+        let request = serde_json::json!({"seq": self.next, "next_by_subj": ">"}).to_string();
+        let answer = nats
+            .request(
+                format!("{DEFAULT_PREFIX}.STREAM.MSG.GET.{}", self.name),
+                request.into(),
+            )
+            .await?;
+        Ok(StoredMessage::parse(&answer.payload)?.is_some())
+    }
+
+    fn take(
+        &mut self,
+        sequence: u64,
+        subject: &str,
+        headers: Option<&HeaderMap>,
+        body: &[u8],
+        entries: &mut Entries,
+    ) -> anyhow::Result<()> {
+        self.messages += 1;
+        let header = |name: &str| {
+            headers
+                .and_then(|headers| headers.get(name))
+                .map(|value| value.as_str())
+        };
+        let kind = header(KIND_HEADER);
+        let position = header(POSITION_HEADER)
+            .and_then(|value| parse_header(value).ok())
+            .filter(|(slot, _)| *slot == self.slot)
+            .map(|(_, position)| position);
+        let id = id(body);
+        let (kind, position) = match (kind, position) {
+            (None, Some(position)) => (Kind::Event, position),
+            (Some(KIND_DEAD_LETTER), Some(position)) => (Kind::DeadLetter, position),
+            (Some(KIND_ADOPTED), _) => {
+                self.marks += 1;
+                return Ok(());
+            }
+            // A retry or a backfill has no place in the lane; its event is there nevertheless.
+            (Some(_), _) => {
+                self.again += 1;
+                if let Some(id) = id {
+                    entries.push(Entry::new(id, Kind::Again, sequence))?;
+                }
+                return Ok(());
+            }
+            (None, None) => {
+                // In a shared stream each epoch and each batch has a message of its own there.
+                if subject == fence_subject(&self.name, &self.slot) {
+                    self.marks += 1;
+                } else {
+                    self.foreign += 1;
+                }
+                return Ok(());
+            }
+        };
+        self.check_order(sequence, position);
+        match (kind, id) {
+            (Kind::DeadLetter, id) => {
+                self.dead_letters += 1;
+                match id {
+                    Some(id) => entries.push(Entry::new(id, Kind::DeadLetter, sequence))?,
+                    None => self.dead_letters_without_id += 1,
+                }
+            }
+            (_, Some(id)) => {
+                self.events += 1;
+                // What stands above the server's WAL is of another history, as is what was adopted.
+                let is_later = sequence > self.adopted_sequence
+                    && position.commit_lsn >= self.snapshot_lsn
+                    && position.commit_lsn < self.server_lsn;
+                let kind = if is_later {
+                    Kind::LaterEvent
+                } else {
+                    Kind::Event
+                };
+                entries.push(Entry::new(id, kind, sequence))?;
+            }
+            (_, None) => bail!(
+                "message {sequence} of stream {} carries position {position} and no UUID as its id",
+                self.name
+            ),
+        }
+        Ok(())
+    }
+
+    fn check_order(&mut self, sequence: u64, position: Position) {
+        if sequence > self.adopted_sequence && !self.is_adopted {
+            // Another database's LSNs need not be higher.
+            self.is_adopted = true;
+            self.tail = None;
+        }
+        match self.tail {
+            Some(tail) if position <= tail => {
+                self.out_of_order += 1;
+                if self.misplaced.len() < SAMPLES_MAX {
+                    self.misplaced.push(Misplaced {
+                        sequence,
+                        position,
+                        behind: tail,
+                    });
+                }
+            }
+            _ => self.tail = Some(position),
+        }
+    }
+}
+
+/// The event's id: in an envelope it stands first, whatever the payload's size.
+fn id(body: &[u8]) -> Option<u128> {
+    const BEGIN: &[u8] = b"{\"id\":\"";
+    let begun = body
+        .strip_prefix(BEGIN)
+        .and_then(|rest| rest.get(..37))
+        .filter(|rest| rest[36] == b'"')
+        .and_then(|rest| Uuid::try_parse_ascii(&rest[..36]).ok());
+    match begun {
+        Some(id) => Some(id.as_u128()),
+        None => Uuid::try_parse(&event_id(body)?)
+            .ok()
+            .map(|id| id.as_u128()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_found_in_envelopes_and_in_other_json() {
+        let uuid = "0190b6a0-0000-7000-8000-000000000001";
+        let expected = Some(Uuid::try_parse(uuid).unwrap().as_u128());
+        assert_eq!(
+            id(format!("{{\"id\":\"{uuid}\",\"x\":1}}").as_bytes()),
+            expected
+        );
+        assert_eq!(
+            id(format!("{{\"x\":1, \"id\": \"{uuid}\"}}").as_bytes()),
+            expected
+        );
+        assert_eq!(id(b"{\"id\":null}"), None);
+        assert_eq!(id(b"{\"id\":\"short\"}"), None);
+        assert_eq!(id(b"\xff"), None);
+    }
+}

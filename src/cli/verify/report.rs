@@ -1,0 +1,277 @@
+//! What the check has found, for people and for programs.
+//!
+//! In: counts and examples. Out: text or one JSON object, and the exit code. Guarantee: at most
+//! [`SAMPLES_MAX`] examples of each kind, however many there are.
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::compare::{Group, Verdict};
+use super::lane::{LaneReading, SAMPLES_MAX};
+use super::slot::Settled;
+use super::table::Table;
+use crate::cli::exit::Exit;
+use crate::cli::stdout::Account;
+
+/// One example.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Finding {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<Uuid>,
+    /// In the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
+    /// Of the last one, where it is there more than once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_sequence: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<String>,
+    /// The position that came before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    behind: Option<String>,
+}
+
+impl Finding {
+    fn of_row(group: &Group) -> Self {
+        Finding {
+            id: Some(Uuid::from_u128(group.id)),
+            ..Finding::default()
+        }
+    }
+
+    pub(super) fn of_event(group: &Group) -> Self {
+        Finding {
+            sequence: Some(group.sequence),
+            last_sequence: (group.last_sequence != group.sequence).then_some(group.last_sequence),
+            ..Finding::of_row(group)
+        }
+    }
+
+    fn of_dead_letter(group: &Group) -> Self {
+        Finding {
+            sequence: Some(group.dead_letter_sequence),
+            ..Finding::of_row(group)
+        }
+    }
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut between = "";
+        if let Some(id) = self.id {
+            write!(f, "{id}")?;
+            between = "  ";
+        }
+        if let Some(sequence) = self.sequence {
+            write!(f, "{between}sequence {sequence}")?;
+        }
+        if let Some(last) = self.last_sequence {
+            write!(f, " and {last}")?;
+        }
+        if let (Some(position), Some(behind)) = (&self.position, &self.behind) {
+            write!(f, "  {position} behind {behind}")?;
+        }
+        Ok(())
+    }
+}
+
+/// How many, and the first few.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Findings {
+    count: u64,
+    examples: Vec<Finding>,
+}
+
+impl Findings {
+    pub(super) fn add(&mut self, count: u64, example: Finding) {
+        self.count += count;
+        if self.examples.len() < SAMPLES_MAX {
+            self.examples.push(example);
+        }
+    }
+}
+
+/// Everything; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Report {
+    /// `clean`, `found` or `unchecked`.
+    verdict: &'static str,
+    rows: u64,
+    rows_without_id: u64,
+    /// All rows of the snapshot were committed below this.
+    snapshot_lsn: String,
+    messages: u64,
+    events: u64,
+    /// Replays, retries, backfills.
+    again: u64,
+    /// Of other slots, or of no relay.
+    foreign: u64,
+    /// Messages that are no longer there between the stream's first and last.
+    removed_inside: u64,
+    missing: Findings,
+    doubled: Findings,
+    out_of_order: Findings,
+    dead_lettered: Findings,
+    pub(super) phantom: Findings,
+    /// In the table and the slot, not in the stream yet.
+    pending: u64,
+    /// In the table, older than what the stream still has.
+    removed: u64,
+    /// The relay had not passed the snapshot: what is missing may still come.
+    is_behind: bool,
+    #[serde(skip)]
+    has_slot: bool,
+}
+
+impl Report {
+    pub(super) fn new(table: &Table, lane: &LaneReading, settled: Settled) -> Self {
+        let dead_lettered = Findings {
+            count: lane.dead_letters_without_id,
+            examples: Vec::new(),
+        };
+        Report {
+            verdict: "",
+            rows: table.rows,
+            rows_without_id: table.rows_without_id,
+            snapshot_lsn: table.snapshot_lsn.to_string(),
+            messages: lane.messages,
+            events: lane.events,
+            again: lane.again,
+            foreign: lane.foreign,
+            removed_inside: lane.removed_inside,
+            missing: Findings::default(),
+            doubled: Findings::default(),
+            out_of_order: Findings {
+                count: lane.out_of_order,
+                examples: lane
+                    .misplaced
+                    .iter()
+                    .map(|misplaced| Finding {
+                        sequence: Some(misplaced.sequence),
+                        position: Some(misplaced.position.to_string()),
+                        behind: Some(misplaced.behind.to_string()),
+                        ..Finding::default()
+                    })
+                    .collect(),
+            },
+            dead_lettered,
+            phantom: Findings::default(),
+            pending: 0,
+            removed: 0,
+            is_behind: settled == Settled::Behind,
+            has_slot: settled != Settled::NoSlot,
+        }
+    }
+
+    /// Adds what is the matter with one id, but for phantoms: they are looked for once more.
+    pub(super) fn take(&mut self, group: &Group, verdict: &Verdict) {
+        self.pending += verdict.pending;
+        self.removed += verdict.removed;
+        for (findings, count, example) in [
+            (&mut self.missing, verdict.missing, Finding::of_row(group)),
+            (&mut self.doubled, verdict.doubled, Finding::of_event(group)),
+            (
+                &mut self.dead_lettered,
+                verdict.dead_lettered,
+                Finding::of_dead_letter(group),
+            ),
+        ] {
+            if count > 0 {
+                findings.add(count, example);
+            }
+        }
+    }
+
+    fn kinds(&self) -> [(&'static str, &Findings); 5] {
+        [
+            ("missing", &self.missing),
+            ("doubled", &self.doubled),
+            ("out of order", &self.out_of_order),
+            ("dead-lettered", &self.dead_lettered),
+            ("phantom", &self.phantom),
+        ]
+    }
+
+    /// What the command ends with.
+    pub(super) fn exit(&self) -> Exit {
+        let counts = |kind: &Findings| kind.count > 0;
+        let others = self.kinds().into_iter().skip(1);
+        let may_come = self.is_behind && counts(&self.missing);
+        if others.into_iter().any(|(_, kind)| counts(kind)) || (counts(&self.missing) && !may_come)
+        {
+            Exit::Failed
+        } else if may_come {
+            Exit::Unchecked
+        } else {
+            Exit::Done
+        }
+    }
+
+    /// A reader that goes away does not take the exit code with it.
+    pub(super) fn print(&self, json: bool) -> Result<(), anyhow::Error> {
+        let mut report = self.clone();
+        report.verdict = match self.exit() {
+            Exit::Done => "clean",
+            Exit::Failed => "found",
+            _ => "unchecked",
+        };
+        let mut account = Account::default();
+        if json {
+            account.line(serde_json::to_string(&report)?);
+        } else {
+            account.line(report.text());
+        }
+        account.close()
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!(
+            "table          {} rows below {}\nstream         {} messages: {} events, {} published again, {} not of this slot\n",
+            self.rows, self.snapshot_lsn, self.messages, self.events, self.again, self.foreign
+        );
+        for (kind, findings) in self.kinds() {
+            text.push_str(&format!("{kind:<14} {}\n", findings.count));
+            for example in &findings.examples {
+                text.push_str(&format!("  {example}\n"));
+            }
+            let more = findings.count - (findings.examples.len() as u64).min(findings.count);
+            if more > 0 && !findings.examples.is_empty() {
+                text.push_str(&format!("  and {more} more\n"));
+            }
+        }
+        for (count, note) in [
+            (
+                self.pending,
+                "rows are in the slot and not published yet: walrelay run publishes them",
+            ),
+            (
+                self.removed,
+                "rows are older than the stream's first event; the stream has removed messages at its beginning",
+            ),
+            (
+                self.rows_without_id,
+                "rows have no id and were not compared",
+            ),
+            (
+                self.removed_inside,
+                "messages were removed from inside the stream; their events count as missing",
+            ),
+        ] {
+            if count > 0 {
+                text.push_str(&format!("note: {count} {note}\n"));
+            }
+        }
+        if !self.has_slot {
+            text.push_str(
+                "note: there is no replication slot: nothing that is missing will come by itself\n",
+            );
+        }
+        if self.is_behind && self.missing.count > 0 {
+            text.push_str(
+                "note: the relay is still behind the table: what is missing may still come; check again later, or with a longer --wait\n",
+            );
+        }
+        text.push_str(self.verdict);
+        text
+    }
+}

@@ -1,0 +1,148 @@
+//! The slot's side: what the relay has still to bring.
+//!
+//! In: a client, the slot, an LSN. Out: whether the relay has passed that LSN, or what of it the slot still holds.
+//! Guarantee: reads only; the slot is looked into only while nobody reads from it.
+
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, pin_mut};
+use postgres_types::PgLsn;
+use tokio_postgres::Client;
+
+use crate::config::{PostgresSettings, Settings};
+use crate::pipeline::pgoutput::{self, Column, Message};
+use crate::pipeline::position::Position;
+use crate::pipeline::row::{Field, Relations};
+use crate::postgres::client::SqlError;
+use crate::relay::open::source;
+
+/// SQLSTATE object_in_use.
+const OBJECT_IN_USE: &str = "55006";
+/// How often the slot is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Beyond the relay's own time-out, for what it does until it ends the epoch.
+const ACK_SLACK: Duration = Duration::from_secs(1);
+
+/// Where the relay is, as seen from the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// It has passed the snapshot: what is not in the stream now was not published.
+    Passed,
+    /// Nobody reads from the slot: it tells itself what is to come.
+    Idle,
+    /// There is no slot: nothing is to come.
+    NoSlot,
+    /// It had not passed when the time was over.
+    Behind,
+}
+
+/// Waits until the relay has passed `lsn`, or nobody reads from the slot.
+///
+/// A relay confirms as late as its hold-back, so confirmation is not waited for. What it reports as written it has
+/// handed to the broker; that is acknowledged within its time-out, or its connection ends.
+pub(super) async fn settle(
+    client: &Client,
+    settings: &Settings,
+    lsn: PgLsn,
+    deadline: Instant,
+) -> Result<Settled, SqlError> {
+    let query = "SELECT s.confirmed_flush_lsn, s.active_pid, r.write_lsn, r.backend_start::text \
+                 FROM pg_catalog.pg_replication_slots s \
+                 LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid \
+                 WHERE s.slot_name = $1::text";
+    let mut received: Option<(Option<String>, Instant)> = None;
+    loop {
+        let Some(row) = client.query_opt(query, &[&settings.postgres.slot]).await? else {
+            return Ok(Settled::NoSlot);
+        };
+        let confirmed: Option<PgLsn> = row.try_get(0)?;
+        let active_pid: Option<i32> = row.try_get(1)?;
+        let write_lsn: Option<PgLsn> = row.try_get(2)?;
+        let backend_start: Option<String> = row.try_get(3)?;
+        if confirmed.is_some_and(|confirmed| confirmed >= lsn) {
+            return Ok(Settled::Passed);
+        }
+        if active_pid.is_none() {
+            return Ok(Settled::Idle);
+        }
+        if write_lsn.is_none_or(|written| written < lsn) {
+            received = None;
+        } else {
+            match &received {
+                Some((start, since)) if *start == backend_start => {
+                    if since.elapsed() >= settings.relay.ack_timeout + ACK_SLACK {
+                        return Ok(Settled::Passed);
+                    }
+                }
+                _ => received = Some((backend_start, Instant::now())),
+            }
+        }
+        if Instant::now() >= deadline {
+            return Ok(Settled::Behind);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`, with its position
+/// and its id as text; `false` where somebody reads from the slot.
+///
+/// # Errors
+/// Postgres refuses, or sends what cannot be read.
+pub(in crate::cli) async fn peek(
+    client: &Client,
+    settings: &PostgresSettings,
+    table_oid: u32,
+    lsn: PgLsn,
+    mut each: impl FnMut(Position, Option<&str>) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let query = "SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, $2, NULL, \
+                 'proto_version', '1', 'publication_names', quote_ident($3::text))";
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
+        [&settings.slot, &lsn, &settings.publication];
+    let rows = match client
+        .query_raw(query, parameters)
+        .await
+        .map_err(SqlError::from)
+    {
+        Ok(rows) => rows,
+        Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    pin_mut!(rows);
+    let mut relations = Relations::new(source(table_oid, settings));
+    let mut at = Position {
+        commit_lsn: 0.into(),
+        ordinal: 0,
+    };
+    while let Some(row) = rows.next().await {
+        let row = match row.map_err(SqlError::from) {
+            Ok(row) => row,
+            Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        match pgoutput::decode(row.try_get(0)?)? {
+            Message::Begin { commit_lsn, .. } => {
+                at = Position {
+                    commit_lsn,
+                    ordinal: 0,
+                }
+            }
+            Message::Relation(relation) => {
+                relations.describe(&relation)?;
+            }
+            Message::Insert { relation_oid, row } => {
+                if let Some(row) = relations.read(relation_oid, &row)? {
+                    at.ordinal += 1;
+                    let id = match row.get(Field::Id) {
+                        Column::Text(id) => std::str::from_utf8(id).ok(),
+                        _ => None,
+                    };
+                    each(at, id)?;
+                }
+            }
+            Message::Commit { .. } | Message::Other(_) => {}
+        }
+    }
+    Ok(true)
+}

@@ -1,0 +1,135 @@
+//! Why a configuration cannot be used.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::layers::Source;
+use crate::nats::address::NatsAddress;
+use crate::postgres::conninfo::ConninfoError;
+
+/// Why a configuration cannot be used; all of them end a command with exit code 2. None shows a
+/// secret.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was asked for, or that is there, cannot be read.
+    #[error("configuration file {} cannot be read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: not TOML: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// The parser's, without the line itself, which may hold a secret.
+        message: String,
+    },
+    /// A key that does not exist.
+    #[error("{}:{line}: unknown key `{key}`{}", path.display(), did_you_mean(.nearest))]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// With its section.
+        key: String,
+        /// The key that was probably meant, with its section.
+        nearest: Option<String>,
+    },
+    /// A value of a type that the key does not take.
+    #[error("{}:{line}: `{key}` must be {expected}", path.display())]
+    Type {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// With its section.
+        key: String,
+        /// What it takes.
+        expected: &'static str,
+    },
+    /// A value outside what the key takes.
+    #[error("{key} = \"{shown}\" ({origin}) must be {expected}")]
+    Value {
+        /// With its section.
+        key: String,
+        /// The value, masked.
+        shown: String,
+        /// Where it was given.
+        origin: Source,
+        /// The range or the syntax.
+        expected: String,
+    },
+    /// A subject that NATS, or walrelay, does not permit.
+    #[error("nats.subject = \"{shown}\" ({origin}) must {problem}")]
+    Subject {
+        /// The template.
+        shown: String,
+        /// Where it was given.
+        origin: Source,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The Postgres connection string, or the PG* variables.
+    #[error("postgres.url ({origin})")]
+    Conninfo {
+        /// Where the string was given.
+        origin: Source,
+        /// What is wrong with it.
+        source: ConninfoError,
+    },
+    /// A server that is only to be reached by TLS.
+    #[error(
+        "nats.url ({origin}): TLS is not built in yet, so {server} cannot be kept; use nats:// on a network that you trust"
+    )]
+    NatsTls {
+        /// Where the URL was given.
+        origin: Source,
+        /// The server.
+        server: NatsAddress,
+    },
+    /// A variable and its `…_FILE` are both set.
+    #[error("{variable} and {variable}_FILE are both set: remove one")]
+    Twice {
+        /// Without `_FILE`.
+        variable: String,
+    },
+    /// A file that should hold a secret.
+    #[error("the file of {key} ({origin}) {problem}")]
+    SecretFile {
+        /// With its section.
+        key: String,
+        /// Where the file's name was given.
+        origin: Source,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two ways to authenticate.
+    #[error("{first} and {second} are two ways to authenticate at NATS: remove one")]
+    AuthTwice {
+        /// With its source.
+        first: String,
+        /// With its source.
+        second: String,
+    },
+    /// Half of a user and password.
+    #[error("{given} is given without {missing}")]
+    AuthHalf {
+        /// The key that is there.
+        given: String,
+        /// The key that is not.
+        missing: String,
+    },
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest
+        .as_ref()
+        .map(|key| format!("; did you mean `{key}`?"))
+        .unwrap_or_default()
+}

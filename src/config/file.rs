@@ -1,0 +1,193 @@
+//! The configuration file.
+//!
+//! In: a path that was asked for, or the places where the file may lie. Out: its values as a
+//! layer, each with its line. Guarantee: a key that does not exist is an error, so that a typing
+//! mistake never falls back to a default in silence.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::error::ConfigError;
+use super::keys::{Entry, KEYS, Key};
+use super::layers::{Layers, Source};
+use super::nearest::nearest;
+
+/// Where the file is looked for when none is asked for; the first that is there is taken.
+pub const PLACES: &[&str] = &["walrelay.toml", "/etc/walrelay/walrelay.toml"];
+
+/// Reads the file that was asked for, which must be there, or the first of `places` that is.
+/// Returns its path and text.
+///
+/// # Errors
+/// A file that is there, or was asked for, and cannot be read.
+pub fn find(
+    asked: Option<&Path>,
+    places: &[PathBuf],
+) -> Result<Option<(PathBuf, String)>, ConfigError> {
+    let unreadable = |path: &Path, source| ConfigError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(path) = asked {
+        let text = fs::read_to_string(path).map_err(|error| unreadable(path, error))?;
+        return Ok(Some((path.to_owned(), text)));
+    }
+    for path in places {
+        match fs::read_to_string(path) {
+            Ok(text) => return Ok(Some((path.clone(), text))),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) => {}
+            Err(error) => return Err(unreadable(path, error)),
+        }
+    }
+    Ok(None)
+}
+
+/// Adds the file's values to the layers.
+///
+/// # Errors
+/// Text that is not TOML, an unknown key, or a value of a type that its key does not take.
+pub fn add(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigError> {
+    let file = File { path, text };
+    let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
+        path: path.to_owned(),
+        line: file.line(error.span().map_or(0, |span| span.start)),
+        message: error.message().trim().replace('\n', ", "),
+    })?;
+    for (name, value) in document.get_ref() {
+        let line = file.line(name.span().start);
+        let name = name.get_ref().as_ref();
+        let is_section = KEYS.iter().any(|entry| entry.section == Some(name));
+        match value.get_ref() {
+            DeValue::Table(table) if is_section => {
+                for (key, value) in table {
+                    let line = file.line(key.span().start);
+                    file.add(layers, Some(name), key.get_ref(), value.get_ref(), line)?;
+                }
+            }
+            _ if is_section => {
+                return Err(file.wrong_type(name, line, "a table of its own, such as [postgres]"));
+            }
+            value => file.add(layers, None, name, value, line)?,
+        }
+    }
+    Ok(())
+}
+
+struct File<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl File<'_> {
+    fn line(&self, offset: usize) -> usize {
+        1 + self
+            .text
+            .as_bytes()
+            .iter()
+            .take(offset)
+            .filter(|byte| **byte == b'\n')
+            .count()
+    }
+
+    fn wrong_type(&self, key: &str, line: usize, expected: &'static str) -> ConfigError {
+        ConfigError::Type {
+            path: self.path.to_owned(),
+            line,
+            key: key.to_owned(),
+            expected,
+        }
+    }
+
+    fn add(
+        &self,
+        layers: &mut Layers,
+        section: Option<&str>,
+        name: &str,
+        value: &DeValue<'_>,
+        line: usize,
+    ) -> Result<(), ConfigError> {
+        let entry = KEYS
+            .iter()
+            .find(|entry| entry.section == section && entry.name == name);
+        let entry = entry.ok_or_else(|| ConfigError::UnknownKey {
+            path: self.path.to_owned(),
+            line,
+            key: section
+                .map(|section| format!("{section}.{name}"))
+                .unwrap_or_else(|| name.to_owned()),
+            nearest: nearest_key(section, name),
+        })?;
+        let text = text(entry.key, value)
+            .map_err(|expected| self.wrong_type(&entry.path(), line, expected))?;
+        layers.set(
+            entry.key,
+            text,
+            Source::File {
+                path: self.path.to_owned(),
+                line,
+            },
+        );
+        Ok(())
+    }
+}
+
+/// The value as the other layers write it, or what the key takes.
+fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
+    match (key, value) {
+        (_, DeValue::String(text)) => Ok(text.to_string()),
+        (_, DeValue::Integer(number)) if number.radix() == 10 => Ok(number.as_str().to_owned()),
+        (Key::NatsShared, DeValue::Boolean(is_shared)) => Ok(is_shared.to_string()),
+        (Key::NatsShared, _) => Err("true or false"),
+        (Key::NatsUrl, DeValue::Array(urls)) => {
+            let urls: Option<Vec<&str>> = urls.iter().map(|url| url.get_ref().as_str()).collect();
+            urls.map(|urls| urls.join(","))
+                .ok_or("text or a list of texts")
+        }
+        (Key::NatsUrl, _) => Err("text or a list of texts"),
+        _ => Err("text in quotes or a whole number"),
+    }
+}
+
+/// The key that an unknown one was probably meant to be: of the same section, else the same name
+/// elsewhere, else a section, else a similar name elsewhere.
+fn nearest_key(section: Option<&str>, name: &str) -> Option<String> {
+    let here: Vec<&Entry> = KEYS
+        .iter()
+        .filter(|entry| entry.section == section)
+        .collect();
+    let elsewhere: Vec<&Entry> = KEYS
+        .iter()
+        .filter(|entry| entry.section != section)
+        .collect();
+    let similar = |entries: &[&Entry]| {
+        let near = nearest(name, entries.iter().map(|entry| entry.name))?;
+        entries
+            .iter()
+            .find(|entry| entry.name == near)
+            .map(|entry| entry.path())
+    };
+    let same = || {
+        elsewhere
+            .iter()
+            .find(|entry| entry.name == name)
+            .map(|entry| entry.path())
+    };
+    let table = || {
+        let sections = KEYS
+            .iter()
+            .filter_map(|entry| entry.section)
+            .filter(|_| section.is_none());
+        nearest(name, sections).map(|section| format!("[{section}]"))
+    };
+    similar(&here)
+        .or_else(same)
+        .or_else(table)
+        .or_else(|| similar(&elsewhere))
+}

@@ -1,0 +1,316 @@
+//! Every key of the configuration: its section, default, flag, and whether it is secret.
+//!
+//! In: nothing. Out: the one list that file, environment, flags and `config show` share, so that a
+//! key is the same everywhere.
+
+/// A key of the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each is documented by its entry in KEYS")]
+pub enum Key {
+    Name,
+    PostgresUrl,
+    PostgresPassword,
+    PostgresSlot,
+    PostgresPublication,
+    PostgresTable,
+    NatsUrl,
+    NatsStream,
+    NatsSubject,
+    NatsShared,
+    NatsUser,
+    NatsPassword,
+    NatsToken,
+    NatsCredentials,
+    NatsNkeySeed,
+    NatsConnectTimeout,
+    RelayHoldBack,
+    RelayOnReject,
+    RelayWindowMessages,
+    RelayWindowBytes,
+    RelayAckTimeout,
+    RelayShutdownTimeout,
+    RelayStatusInterval,
+    RelayBackoffMax,
+    HttpListen,
+}
+
+/// How a value may be shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secrecy {
+    /// As it is.
+    Open,
+    /// Never.
+    Secret,
+    /// A Postgres connection string: without its password.
+    PostgresUrl,
+    /// NATS URLs: without password and token.
+    NatsUrls,
+}
+
+/// What is known about a key.
+#[derive(Debug)]
+pub struct Entry {
+    /// Which key this is.
+    pub key: Key,
+    /// The file's table; `None` for the top level.
+    pub section: Option<&'static str>,
+    /// The name within the section.
+    pub name: &'static str,
+    /// The value where none is given; `None` where it is derived or may be absent.
+    pub default: Option<&'static str>,
+    /// How it may be shown, and whether `…_FILE` exists.
+    pub secrecy: Secrecy,
+    /// The command line's flag.
+    pub flag: Option<&'static str>,
+    /// A variable that serves where nothing else is set.
+    pub fallback: Option<&'static str>,
+}
+
+const fn open(
+    key: Key,
+    section: &'static str,
+    name: &'static str,
+    default: Option<&'static str>,
+    flag: Option<&'static str>,
+) -> Entry {
+    Entry {
+        key,
+        section: Some(section),
+        name,
+        default,
+        secrecy: Secrecy::Open,
+        flag,
+        fallback: None,
+    }
+}
+
+const fn secret(key: Key, section: &'static str, name: &'static str) -> Entry {
+    Entry {
+        secrecy: Secrecy::Secret,
+        ..open(key, section, name, None, None)
+    }
+}
+
+/// All keys, in the order of [`Key`].
+pub const KEYS: &[Entry] = &[
+    // The relay's name.
+    Entry {
+        key: Key::Name,
+        section: None,
+        name: "name",
+        default: Some("walrelay"),
+        secrecy: Secrecy::Open,
+        flag: Some("--name"),
+        fallback: None,
+    },
+    // Without a URL, PG* variables and libpq's defaults say where the database is.
+    Entry {
+        secrecy: Secrecy::PostgresUrl,
+        fallback: Some("DATABASE_URL"),
+        ..open(
+            Key::PostgresUrl,
+            "postgres",
+            "url",
+            None,
+            Some("--database-url"),
+        )
+    },
+    secret(Key::PostgresPassword, "postgres", "password"),
+    // Slot and publication are derived from the name.
+    open(Key::PostgresSlot, "postgres", "slot", None, Some("--slot")),
+    open(
+        Key::PostgresPublication,
+        "postgres",
+        "publication",
+        None,
+        Some("--publication"),
+    ),
+    open(
+        Key::PostgresTable,
+        "postgres",
+        "table",
+        Some("public.outbox_events"),
+        Some("--table"),
+    ),
+    Entry {
+        secrecy: Secrecy::NatsUrls,
+        fallback: Some("NATS_URL"),
+        ..open(
+            Key::NatsUrl,
+            "nats",
+            "url",
+            Some("nats://localhost:4222"),
+            Some("--nats-url"),
+        )
+    },
+    open(
+        Key::NatsStream,
+        "nats",
+        "stream",
+        Some("OUTBOX"),
+        Some("--stream"),
+    ),
+    open(
+        Key::NatsSubject,
+        "nats",
+        "subject",
+        Some("outbox.{event_type}"),
+        Some("--subject"),
+    ),
+    // With others, a relay cannot take the stream's last sequence for its own.
+    open(Key::NatsShared, "nats", "shared", Some("false"), None),
+    open(Key::NatsUser, "nats", "user", None, None),
+    secret(Key::NatsPassword, "nats", "password"),
+    secret(Key::NatsToken, "nats", "token"),
+    // Paths of files: they hold the secret, their names do not.
+    open(Key::NatsCredentials, "nats", "credentials", None, None),
+    open(Key::NatsNkeySeed, "nats", "nkey_seed", None, None),
+    // Several times a round trip across the world with TLS and a signature.
+    open(
+        Key::NatsConnectTimeout,
+        "nats",
+        "connect_timeout",
+        Some("5s"),
+        None,
+    ),
+    // A little over the two minutes after which JetStream syncs what it has acknowledged.
+    open(
+        Key::RelayHoldBack,
+        "relay",
+        "hold_back",
+        Some("130s"),
+        Some("--hold-back"),
+    ),
+    open(
+        Key::RelayOnReject,
+        "relay",
+        "on_reject",
+        Some("dead_letter"),
+        None,
+    ),
+    // Enough to fill a fast link at some milliseconds of round trip, little enough to publish again.
+    open(
+        Key::RelayWindowMessages,
+        "relay",
+        "window_messages",
+        Some("8192"),
+        None,
+    ),
+    open(
+        Key::RelayWindowBytes,
+        "relay",
+        "window_bytes",
+        Some("8MiB"),
+        None,
+    ),
+    // JetStream answers within milliseconds; a new leader is elected within about 4 s.
+    open(
+        Key::RelayAckTimeout,
+        "relay",
+        "ack_timeout",
+        Some("5s"),
+        None,
+    ),
+    // Well below the 30 s that Kubernetes leaves between SIGTERM and SIGKILL.
+    open(
+        Key::RelayShutdownTimeout,
+        "relay",
+        "shutdown_timeout",
+        Some("10s"),
+        None,
+    ),
+    // As often as Postgres' own receivers (wal_receiver_status_interval), far below wal_sender_timeout.
+    open(
+        Key::RelayStatusInterval,
+        "relay",
+        "status_interval",
+        Some("10s"),
+        None,
+    ),
+    // Short enough that a server's return is noticed within a second.
+    open(
+        Key::RelayBackoffMax,
+        "relay",
+        "backoff_max",
+        Some("500ms"),
+        None,
+    ),
+    open(
+        Key::HttpListen,
+        "http",
+        "listen",
+        Some("127.0.0.1:7187"),
+        Some("--http-listen"),
+    ),
+];
+
+impl Key {
+    /// What is known about this key.
+    pub fn entry(self) -> &'static Entry {
+        &KEYS[self as usize]
+    }
+
+    /// `section.name`, as messages call it.
+    pub fn path(self) -> String {
+        self.entry().path()
+    }
+}
+
+impl Entry {
+    /// `section.name`, as messages call it.
+    pub fn path(&self) -> String {
+        match self.section {
+            Some(section) => format!("{section}.{}", self.name),
+            None => self.name.to_owned(),
+        }
+    }
+
+    /// `WALRELAY_<SECTION>_<NAME>`.
+    pub fn variable(&self) -> String {
+        format!(
+            "WALRELAY_{}",
+            self.path().replace('.', "_").to_ascii_uppercase()
+        )
+    }
+
+    /// Whether `<variable>_FILE` names a file that holds the value.
+    pub fn has_file_variable(&self) -> bool {
+        self.secrecy != Secrecy::Open
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_stand_at_their_keys() {
+        for (index, entry) in KEYS.iter().enumerate() {
+            assert_eq!(entry.key as usize, index, "{}", entry.path());
+        }
+        assert_eq!(Key::HttpListen as usize + 1, KEYS.len());
+    }
+
+    #[test]
+    fn no_key_can_be_taken_for_a_kubernetes_service_link() {
+        for entry in KEYS {
+            assert!(
+                !entry
+                    .name
+                    .split('_')
+                    .any(|word| word == "port" || word == "service"),
+                "{}",
+                entry.path()
+            );
+        }
+    }
+
+    #[test]
+    fn variables_follow_section_and_name() {
+        assert_eq!(Key::Name.entry().variable(), "WALRELAY_NAME");
+        assert_eq!(
+            Key::RelayHoldBack.entry().variable(),
+            "WALRELAY_RELAY_HOLD_BACK"
+        );
+    }
+}

@@ -1,0 +1,266 @@
+//! The raw configuration: the text of each key and where it was given.
+//!
+//! In: flags, environment and file. Out: for each key the value of the highest layer (flag over
+//! environment over file over default). Guarantee: nothing is interpreted here, and nothing that
+//! may be secret is printed.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::environment::Environment;
+use super::error::ConfigError;
+use super::keys::{Entry, KEYS, Key, Secrecy};
+use super::nearest::nearest;
+use super::secret::MASK;
+use crate::nats::address::mask_urls;
+use crate::postgres::conninfo;
+
+/// How all variables begin.
+const PREFIX: &str = "WALRELAY_";
+
+/// Variables that are no key's.
+const OTHER_VARIABLES: &[&str] = &["WALRELAY_CONFIG", "WALRELAY_LOG", "WALRELAY_LOG_FORMAT"];
+
+/// Where a value was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Nowhere.
+    Default,
+    /// Nowhere, but `name` was, or has its default.
+    FromName,
+    /// A variable that serves where nothing else is set, and the file that it names, if it does.
+    Fallback(String),
+    /// The configuration file.
+    File {
+        /// As it was found.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+    },
+    /// A `WALRELAY_…` variable.
+    Variable(String),
+    /// A flag.
+    Flag(&'static str),
+}
+
+impl Source {
+    /// Which of two sources goes before the other.
+    pub fn rank(&self) -> u8 {
+        match self {
+            Source::Default | Source::FromName => 0,
+            Source::Fallback(_) => 1,
+            Source::File { .. } => 2,
+            Source::Variable(_) => 3,
+            Source::Flag(_) => 4,
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Default => f.write_str("default"),
+            Source::FromName => f.write_str("default, from name"),
+            Source::Fallback(variable) | Source::Variable(variable) => write!(f, "env {variable}"),
+            Source::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Source::Flag(flag) => write!(f, "flag {flag}"),
+        }
+    }
+}
+
+/// The text of a key and where it was given. No `Debug`: it may be secret.
+#[derive(Clone)]
+pub struct Value {
+    /// As it was written; a list of URLs is joined by commas.
+    pub text: String,
+    /// Where.
+    pub source: Source,
+}
+
+/// For each key the value of the highest layer that has one, defaults included.
+#[derive(Clone, Default)]
+pub struct Layers {
+    values: BTreeMap<Key, Value>,
+}
+
+impl Layers {
+    /// The defaults alone.
+    pub fn of_defaults() -> Self {
+        let defaults = KEYS.iter().filter_map(|entry| {
+            Some((
+                entry.key,
+                Value {
+                    text: entry.default?.to_owned(),
+                    source: Source::Default,
+                },
+            ))
+        });
+        Layers {
+            values: defaults.collect(),
+        }
+    }
+
+    /// The key's value, if it has one.
+    pub fn get(&self, key: Key) -> Option<&Value> {
+        self.values.get(&key)
+    }
+
+    /// Sets a value unless a higher layer already has.
+    pub fn set(&mut self, key: Key, text: String, source: Source) {
+        if self
+            .values
+            .get(&key)
+            .is_none_or(|present| present.source.rank() <= source.rank())
+        {
+            self.values.insert(key, Value { text, source });
+        }
+    }
+
+    /// Adds what the environment says, and warnings about variables that say nothing.
+    ///
+    /// # Errors
+    /// A variable that is set twice, or a secret's file that cannot be read.
+    pub fn add_environment(
+        &mut self,
+        environment: &Environment,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), ConfigError> {
+        for entry in KEYS {
+            if let Some(fallback) = entry.fallback
+                && let Some((text, variable)) = read_variable(entry, fallback, environment)?
+            {
+                self.set(entry.key, text, Source::Fallback(variable));
+            }
+            if let Some((text, variable)) = read_variable(entry, &entry.variable(), environment)? {
+                self.set(entry.key, text, Source::Variable(variable));
+            }
+        }
+        warn_of_unknown(environment, warnings);
+        Ok(())
+    }
+}
+
+/// A value as it may be shown.
+pub fn mask(key: Key, text: &str) -> String {
+    match key.entry().secrecy {
+        Secrecy::Open => text.to_owned(),
+        Secrecy::Secret => MASK.to_owned(),
+        Secrecy::PostgresUrl => conninfo::mask(text),
+        Secrecy::NatsUrls => mask_urls(text),
+    }
+}
+
+/// The value of a variable, or of the file that `<variable>_FILE` names.
+fn read_variable(
+    entry: &Entry,
+    variable: &str,
+    environment: &Environment,
+) -> Result<Option<(String, String)>, ConfigError> {
+    // Empty turns the listener off; otherwise it is how compose files spell "not set".
+    let direct = match entry.key {
+        Key::HttpListen => environment.get_even_empty(variable),
+        _ => environment.get(variable),
+    };
+    let file_variable = format!("{variable}_FILE");
+    let path = environment
+        .get(&file_variable)
+        .filter(|_| entry.has_file_variable());
+    match (direct, path) {
+        (Some(_), Some(_)) => Err(ConfigError::Twice {
+            variable: variable.to_owned(),
+        }),
+        (Some(text), None) => Ok(Some((text.to_owned(), variable.to_owned()))),
+        (None, Some(path)) => {
+            let origin = Source::Variable(file_variable.clone());
+            let text = read_secret_file(entry.key, Path::new(path), &origin)?;
+            Ok(Some((text, file_variable)))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Reads a small text file that holds a secret, without the line end that editors add.
+pub(super) fn read_secret_file(
+    key: Key,
+    path: &Path,
+    origin: &Source,
+) -> Result<String, ConfigError> {
+    const BYTES_MAX: u64 = 64 * 1024;
+    let failure = |problem: String| ConfigError::SecretFile {
+        key: key.path(),
+        origin: origin.clone(),
+        problem,
+    };
+    let metadata =
+        fs::metadata(path).map_err(|error| failure(format!("cannot be read: {error}")))?;
+    if metadata.len() > BYTES_MAX {
+        return Err(failure(format!("has more than {BYTES_MAX} bytes")));
+    }
+    let text =
+        fs::read_to_string(path).map_err(|error| failure(format!("cannot be read: {error}")))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    match text.is_empty() {
+        true => Err(failure("is empty".to_owned())),
+        false => Ok(text.to_owned()),
+    }
+}
+
+fn warn_of_unknown(environment: &Environment, warnings: &mut Vec<String>) {
+    let known: Vec<String> = KEYS
+        .iter()
+        .flat_map(|entry| {
+            let file = entry
+                .has_file_variable()
+                .then(|| format!("{}_FILE", entry.variable()));
+            [Some(entry.variable()), file]
+        })
+        .flatten()
+        .chain(
+            OTHER_VARIABLES
+                .iter()
+                .map(|variable| (*variable).to_owned()),
+        )
+        .collect();
+    let unknown = environment
+        .names()
+        .filter(|name| name.starts_with(PREFIX) && !known.iter().any(|known| known == name));
+    let (links, others): (Vec<&str>, Vec<&str>) = unknown.partition(|name| is_service_link(name));
+    for name in others {
+        let hint = nearest(own_part(name), known.iter().map(|known| own_part(known)))
+            .map(|known| format!("; did you mean {PREFIX}{known}?"))
+            .unwrap_or_default();
+        warnings.push(format!(
+            "the environment variable {name} is not known and is ignored{hint}"
+        ));
+    }
+    if !links.is_empty() {
+        warnings.push(format!(
+            "{} look like Kubernetes' service links and are ignored (`enableServiceLinks: false` ends them)",
+            links.join(", ")
+        ));
+    }
+}
+
+/// A variable's name without what all have in common, which would make any two of them near.
+fn own_part(variable: &str) -> &str {
+    variable.strip_prefix(PREFIX).unwrap_or(variable)
+}
+
+/// Whether Kubernetes injects a variable of this name beside a service (`{SVC}_SERVICE_HOST`,
+/// `{SVC}_SERVICE_PORT…`, `{SVC}_PORT`, `{SVC}_PORT_<number>_TCP…`).
+fn is_service_link(name: &str) -> bool {
+    if name.ends_with("_SERVICE_HOST") || name.contains("_SERVICE_PORT") || name.ends_with("_PORT")
+    {
+        return true;
+    }
+    let Some((_, rest)) = name.split_once("_PORT_") else {
+        return false;
+    };
+    let mut words = rest.split('_');
+    words
+        .next()
+        .is_some_and(|number| number.parse::<u16>().is_ok())
+        && matches!(words.next(), Some("TCP" | "UDP" | "SCTP"))
+}

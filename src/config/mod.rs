@@ -1,0 +1,124 @@
+//! Configuration: flags, environment, file and defaults → [`Settings`].
+//!
+//! In: the command line's [`Flags`], the [`Environment`], a TOML file. Out: [`Loaded`]: the resolved
+//! [`Settings`], each value with its source for `config show`, and warnings. Guarantee: flag over
+//! environment over file over default, key by key; an unknown key is an error; every value has
+//! passed its check; no secret is printed.
+//!
+//! Two types hold a configuration: [`layers::Layers`] is the text of each key and where it was
+//! given, [`Settings`] is what the rest of the program takes.
+
+mod auth;
+pub mod environment;
+pub mod error;
+pub mod file;
+pub mod keys;
+pub mod layers;
+pub mod nearest;
+pub mod quantity;
+mod resolve;
+pub mod secret;
+pub mod settings;
+pub mod syntax;
+pub mod table_name;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+
+pub use environment::Environment;
+pub use error::ConfigError;
+pub use keys::Key;
+use layers::{Layers, Source};
+pub use secret::Secret;
+pub use settings::{
+    ColumnNames, HttpSettings, NatsSettings, OnReject, PostgresSettings, RelaySettings, Settings,
+};
+pub use table_name::TableName;
+
+/// What the command line says about the configuration. No `Debug`: it may hold secrets.
+#[derive(Clone, Default)]
+pub struct Flags {
+    /// `--config`
+    pub config: Option<PathBuf>,
+    /// The keys that have a flag of their own and were given.
+    pub values: Vec<(Key, String)>,
+}
+
+/// A configuration that can be used.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What the rest of the program takes.
+    pub settings: Settings,
+    /// The keys that have a value, in the order of [`keys::KEYS`].
+    pub values: Vec<Shown>,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// What people should know, without secrets.
+    pub warnings: Vec<String>,
+}
+
+/// A value as `config show` prints it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// Which key.
+    pub key: Key,
+    /// Its text, masked.
+    pub text: String,
+    /// Where it was given.
+    pub source: Source,
+}
+
+/// Loads the configuration from the file that `--config` or `WALRELAY_CONFIG` names, else from the
+/// first of [`file::PLACES`] that is there.
+///
+/// # Errors
+/// [`ConfigError`]: exit code 2.
+pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, ConfigError> {
+    let places: Vec<PathBuf> = file::PLACES.iter().map(PathBuf::from).collect();
+    load_from(flags, environment, &places)
+}
+
+/// As [`load`], with other places for the file.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_from(
+    flags: &Flags,
+    environment: &Environment,
+    places: &[PathBuf],
+) -> Result<Loaded, ConfigError> {
+    let mut layers = Layers::of_defaults();
+    let mut warnings = Vec::new();
+    let asked = flags
+        .config
+        .clone()
+        .or_else(|| environment.get("WALRELAY_CONFIG").map(PathBuf::from));
+    let found = file::find(asked.as_deref(), places)?;
+    if let Some((path, text)) = &found {
+        file::add(&mut layers, path, text)?;
+    }
+    layers.add_environment(environment, &mut warnings)?;
+    for (key, text) in &flags.values {
+        let flag = key
+            .entry()
+            .flag
+            .expect("only keys with a flag of their own can be given by one");
+        layers.set(*key, text.clone(), Source::Flag(flag));
+    }
+    let settings = resolve::resolve(&mut layers, environment, &mut warnings)?;
+    let values = keys::KEYS.iter().filter_map(|entry| {
+        let value = layers.get(entry.key)?;
+        Some(Shown {
+            key: entry.key,
+            text: layers::mask(entry.key, &value.text),
+            source: value.source.clone(),
+        })
+    });
+    Ok(Loaded {
+        settings,
+        values: values.collect(),
+        file: found.map(|(path, _)| path),
+        warnings,
+    })
+}

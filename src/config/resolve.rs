@@ -1,0 +1,246 @@
+//! Raw layers → [`Settings`].
+//!
+//! In: the text of each key. Out: values in the program's types, each checked against its range.
+//! Guarantee: an error names the key, the value (masked), where it was given and what is allowed.
+
+use std::time::Duration;
+
+use super::auth;
+use super::environment::Environment;
+use super::error::ConfigError;
+use super::keys::Key;
+use super::layers::{Layers, Source, Value, mask};
+use super::quantity::{format_bytes, parse_bytes, parse_duration};
+use super::secret::{MASK, Secret};
+use super::settings::{
+    ColumnNames, HttpSettings, NatsSettings, OnReject, PostgresSettings, RelaySettings, Settings,
+};
+use super::syntax;
+use crate::nats::address::NatsAddress;
+use crate::postgres::conninfo::{self, Conninfo};
+
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Shortest of the timeouts: below it, a busy machine alone would trip them.
+const TIMEOUT_MIN: Duration = Duration::from_millis(100);
+
+/// Resolves the layers, and writes the values that were derived into them for `config show`.
+pub(super) fn resolve(
+    layers: &mut Layers,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<Settings, ConfigError> {
+    let name = checked(
+        layers,
+        Key::Name,
+        "1 to 63 letters, digits, _, - and ., the first a letter or digit",
+        |text| syntax::is_name(text).then(|| text.to_owned()),
+    )?;
+    for key in [Key::PostgresSlot, Key::PostgresPublication] {
+        if layers.get(key).is_none() {
+            layers.set(key, syntax::slot_of_name(&name), Source::FromName);
+        }
+    }
+    let postgres = resolve_postgres(layers, environment, warnings)?;
+    let nats = resolve_nats(layers)?;
+    let relay = resolve_relay(layers)?;
+    let listen = checked(
+        layers,
+        Key::HttpListen,
+        "an address and a port from 0 to 65535, such as 127.0.0.1:7187 or 0.0.0.0:7187, or empty to turn it off",
+        syntax::parse_listen,
+    )?;
+    Ok(Settings {
+        name,
+        postgres,
+        nats,
+        relay,
+        http: HttpSettings {
+            listen,
+            chosen: required(layers, Key::HttpListen).source != Source::Default,
+        },
+    })
+}
+
+fn resolve_postgres(
+    layers: &Layers,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<PostgresSettings, ConfigError> {
+    let url = layers.get(Key::PostgresUrl);
+    let password = layers
+        .get(Key::PostgresPassword)
+        .filter(|password| match url {
+            // The URL's own password goes before one from a lower layer.
+            Some(url) if conninfo::has_password(&url.text) => {
+                password.source.rank() >= url.source.rank()
+            }
+            _ => true,
+        });
+    let password = password.map(|password| Secret::new(&*password.text));
+    let (conninfo, conninfo_warnings) =
+        Conninfo::resolve(url.map(|url| url.text.as_str()), password, environment).map_err(
+            |source| ConfigError::Conninfo {
+                origin: url.map_or(Source::Default, |url| url.source.clone()),
+                source,
+            },
+        )?;
+    warnings.extend(conninfo_warnings);
+    Ok(PostgresSettings {
+        conninfo,
+        slot: checked(
+            layers,
+            Key::PostgresSlot,
+            "1 to 63 of a-z, 0-9 and _",
+            |text| syntax::is_slot(text).then(|| text.to_owned()),
+        )?,
+        publication: checked(
+            layers,
+            Key::PostgresPublication,
+            "1 to 63 bytes without control characters",
+            |text| syntax::is_publication(text).then(|| text.to_owned()),
+        )?,
+        table: checked(
+            layers,
+            Key::PostgresTable,
+            "a table as in SQL, such as public.outbox_events",
+            |text| text.parse().ok(),
+        )?,
+        columns: ColumnNames::default(),
+    })
+}
+
+fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
+    let url = required(layers, Key::NatsUrl);
+    let (servers, of_url) =
+        NatsAddress::parse_urls(&url.text).map_err(|error| ConfigError::Value {
+            key: Key::NatsUrl.path(),
+            // Where the list cannot be read, nobody can tell which part of it is a password.
+            shown: if url.text.contains('@') {
+                MASK.to_owned()
+            } else {
+                url.text.clone()
+            },
+            origin: url.source.clone(),
+            expected: format!("one or more NATS URLs such as nats://localhost:4222: {error}"),
+        })?;
+    if let Some(server) = servers.iter().find(|server| server.tls) {
+        return Err(ConfigError::NatsTls {
+            origin: url.source.clone(),
+            server: server.clone(),
+        });
+    }
+    let subject = required(layers, Key::NatsSubject);
+    syntax::check_subject(&subject.text).map_err(|problem| ConfigError::Subject {
+        shown: subject.text.clone(),
+        origin: subject.source.clone(),
+        problem,
+    })?;
+    Ok(NatsSettings {
+        servers,
+        auth: auth::choose(layers, of_url)?,
+        stream: checked(
+            layers,
+            Key::NatsStream,
+            "1 to 255 bytes without spaces and . * > / \\",
+            |text| syntax::is_stream(text).then(|| text.to_owned()),
+        )?,
+        subject: subject.text.clone(),
+        shared: checked(layers, Key::NatsShared, "true or false", |text| {
+            text.parse().ok()
+        })?,
+        connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
+    })
+}
+
+fn resolve_relay(layers: &Layers) -> Result<RelaySettings, ConfigError> {
+    Ok(RelaySettings {
+        hold_back: duration(layers, Key::RelayHoldBack, Duration::ZERO, 24 * HOUR)?,
+        on_reject: checked(
+            layers,
+            Key::RelayOnReject,
+            "dead_letter or halt",
+            |text| match text {
+                "dead_letter" => Some(OnReject::DeadLetter),
+                "halt" => Some(OnReject::Halt),
+                _ => None,
+            },
+        )?,
+        window_messages_max: checked(
+            layers,
+            Key::RelayWindowMessages,
+            "a number from 1 to 1000000",
+            |text| {
+                text.parse()
+                    .ok()
+                    .filter(|count| (1..=1_000_000).contains(count))
+            },
+        )?,
+        window_bytes_max: bytes(layers, Key::RelayWindowBytes, 64 << 10, 1 << 30)?,
+        ack_timeout: duration(layers, Key::RelayAckTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
+        shutdown_timeout: duration(
+            layers,
+            Key::RelayShutdownTimeout,
+            Duration::ZERO,
+            10 * MINUTE,
+        )?,
+        status_interval: duration(layers, Key::RelayStatusInterval, TIMEOUT_MIN, MINUTE)?,
+        backoff_max: duration(layers, Key::RelayBackoffMax, TIMEOUT_MIN, 10 * MINUTE)?,
+    })
+}
+
+/// The value of a key that has a default, or was derived.
+fn required(layers: &Layers, key: Key) -> &Value {
+    layers
+        .get(key)
+        .expect("the key has a default, or resolve() derived it")
+}
+
+fn checked<T>(
+    layers: &Layers,
+    key: Key,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, ConfigError> {
+    let value = required(layers, key);
+    parse(&value.text).ok_or_else(|| invalid(key, value, expected.to_owned()))
+}
+
+fn duration(
+    layers: &Layers,
+    key: Key,
+    min: Duration,
+    max: Duration,
+) -> Result<Duration, ConfigError> {
+    let written = humantime::format_duration;
+    let expected = format!(
+        "a duration from {} to {}, such as \"10s\"",
+        written(min),
+        written(max)
+    );
+    checked(layers, key, &expected, |text| {
+        parse_duration(text).filter(|value| (min..=max).contains(value))
+    })
+}
+
+fn bytes(layers: &Layers, key: Key, min: u64, max: u64) -> Result<usize, ConfigError> {
+    let expected = format!(
+        "a size from {} to {}, such as \"8MiB\"",
+        format_bytes(min),
+        format_bytes(max)
+    );
+    checked(layers, key, &expected, |text| {
+        let value = parse_bytes(text).filter(|value| (min..=max).contains(value))?;
+        usize::try_from(value).ok()
+    })
+}
+
+fn invalid(key: Key, value: &Value, expected: String) -> ConfigError {
+    ConfigError::Value {
+        key: key.path(),
+        shown: mask(key, &value.text),
+        origin: value.source.clone(),
+        expected,
+    }
+}

@@ -1,0 +1,208 @@
+//! The syntax of names: slot, publication, stream, subject, listener.
+//!
+//! In: a key's text. Out: whether the server will take it. Guarantee: what passes here is refused
+//! by no server for its form.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::table_name::IDENTIFIER_BYTES_MAX;
+
+/// The fields of an event that a subject may be made of.
+pub const PLACEHOLDERS: &[&str] = &["event_type", "aggregate_id", "event_version"];
+
+/// Longest template of a subject, in bytes: far below the 4096 of a NATS protocol line.
+const SUBJECT_BYTES_MAX: usize = 256;
+
+/// Longest name of a stream, in bytes: it becomes a folder on the server.
+const STREAM_BYTES_MAX: usize = 255;
+
+/// Whether a text can be the relay's name: 1 to 63 letters, digits, `_`, `-` and `.`, the first a
+/// letter or digit.
+pub fn is_name(text: &str) -> bool {
+    text.len() <= IDENTIFIER_BYTES_MAX
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
+}
+
+/// The slot and publication of a relay of this name: lower case, `_` for `-` and `.`, since slots
+/// take nothing else. `my-app` gives `my_app`.
+pub fn slot_of_name(name: &str) -> String {
+    name.to_ascii_lowercase().replace(['-', '.'], "_")
+}
+
+/// Whether Postgres takes a slot of this name (manual, 26.2.6.1).
+pub fn is_slot(text: &str) -> bool {
+    (1..=IDENTIFIER_BYTES_MAX).contains(&text.len())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+}
+
+/// Whether Postgres keeps a publication of this name as it is.
+pub fn is_publication(text: &str) -> bool {
+    (1..=IDENTIFIER_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// Whether JetStream takes a stream of this name (ADR-6).
+pub fn is_stream(text: &str) -> bool {
+    (1..=STREAM_BYTES_MAX).contains(&text.len())
+        && !text
+            .chars()
+            .any(|c| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
+}
+
+/// Checks the template of a subject.
+///
+/// # Errors
+/// What is wrong with it, as the rest of a sentence "must …".
+pub fn check_subject(text: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > SUBJECT_BYTES_MAX {
+        return Err(format!("have 1 to {SUBJECT_BYTES_MAX} bytes"));
+    }
+    if text.starts_with('$') {
+        return Err("not begin with `$`, which is the NATS server's own".to_owned());
+    }
+    if text == "walrelay" || text.starts_with("walrelay.") {
+        return Err("not begin with `walrelay.`, which is for dead letters and records".to_owned());
+    }
+    let literal = without_placeholders(text)?;
+    if literal.split('.').any(str::is_empty) {
+        return Err("have no empty part between its dots".to_owned());
+    }
+    match literal
+        .chars()
+        .find(|c| c.is_whitespace() || c.is_control() || "*>".contains(*c))
+    {
+        Some(c) => Err(format!("not contain {c:?}")),
+        None => Ok(()),
+    }
+}
+
+/// The template with each placeholder replaced by `x`.
+fn without_placeholders(text: &str) -> Result<String, String> {
+    let unknown = || {
+        let known: Vec<String> = PLACEHOLDERS
+            .iter()
+            .map(|name| format!("{{{name}}}"))
+            .collect();
+        format!("have no braces but {}", known.join(", "))
+    };
+    let mut literal = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(open) = rest.find(['{', '}']) {
+        literal.push_str(&rest[..open]);
+        let inner = rest[open..].strip_prefix('{').ok_or_else(unknown)?;
+        let (name, after) = inner.split_once('}').ok_or_else(unknown)?;
+        if !PLACEHOLDERS.contains(&name) {
+            return Err(unknown());
+        }
+        literal.push('x');
+        rest = after;
+    }
+    literal.push_str(rest);
+    Ok(literal)
+}
+
+/// Reads where to listen; an empty text is `None`, off. `localhost` is 127.0.0.1.
+pub fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    if let Some(number) = text.strip_prefix("localhost:") {
+        return Some(Some(SocketAddr::from((
+            Ipv4Addr::LOCALHOST,
+            number.parse::<u16>().ok()?,
+        ))));
+    }
+    text.parse().ok().map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_give_slots_that_postgres_takes() {
+        for (name, slot) in [
+            ("walrelay", "walrelay"),
+            ("my-app", "my_app"),
+            ("Shop.EU-1", "shop_eu_1"),
+            ("9", "9"),
+        ] {
+            assert!(is_name(name), "{name}");
+            assert_eq!(slot_of_name(name), slot);
+            assert!(is_slot(slot) && is_publication(slot));
+        }
+        let long = "a".repeat(64);
+        for name in ["", "-a", ".", "a b", "a/b", "é", long.as_str()] {
+            assert!(!is_name(name), "{name}");
+        }
+        for slot in ["", "My", "a-b", "é", long.as_str()] {
+            assert!(!is_slot(slot), "{slot}");
+        }
+        assert!(is_publication("My publication") && !is_publication("a\0b") && !is_publication(""));
+    }
+
+    #[test]
+    fn streams_have_no_separators_and_wildcards() {
+        assert!(is_stream("OUTBOX") && is_stream("outbox-1_é"));
+        for text in ["", "a b", "a.b", "a*", ">", "a/b", "a\\b", "a\tb"] {
+            assert!(!is_stream(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn subjects_are_legal_tokens_and_known_placeholders() {
+        for text in [
+            "outbox.{event_type}",
+            "a",
+            "a.{aggregate_id}.v{event_version}",
+            "{event_type}",
+            "walrelays.x",
+            "a$b",
+        ] {
+            assert_eq!(check_subject(text), Ok(()), "{text}");
+        }
+        for text in [
+            "",
+            ".a",
+            "a.",
+            "a..b",
+            "a b",
+            "a.*",
+            "a.>",
+            "$JS.{event_type}",
+            "walrelay",
+            "walrelay.{event_type}",
+            "a.{type}",
+            "a.{event_type",
+            "a.event_type}",
+            "a.{{event_type}}",
+            "a.{}",
+            "a\u{7f}",
+        ] {
+            assert!(check_subject(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn listeners() {
+        assert_eq!(parse_listen(""), Some(None));
+        for (text, expected) in [
+            ("127.0.0.1:0", "127.0.0.1:0"),
+            ("localhost:80", "127.0.0.1:80"),
+            ("[::]:1", "[::]:1"),
+        ] {
+            assert_eq!(
+                parse_listen(text),
+                Some(Some(expected.parse().unwrap())),
+                "{text}"
+            );
+        }
+        for text in ["7187", ":7187", "h:1", "127.0.0.1", "127.0.0.1:65536"] {
+            assert_eq!(parse_listen(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Where secrets come from, which one is taken, and that none is shown.
+
+use std::path::Path;
+
+use super::{Case, shown};
+use crate::config::layers::Source;
+use crate::config::{ConfigError, Key};
+use crate::nats::address::NatsAuth;
+
+#[test]
+fn secrets_come_from_files_too() {
+    let case = Case::new("");
+    let url = case.write("url", "postgres://u:filed@h/d\n");
+    let token = case.write("token", "t0ken\r\n");
+    let empty = case.write("empty", "\n");
+    let case = case.env("DATABASE_URL_FILE", url.to_str().unwrap());
+    let case = case.env("WALRELAY_NATS_TOKEN_FILE", token.to_str().unwrap());
+    let loaded = case.load().unwrap();
+    assert_eq!(
+        loaded.settings.postgres.conninfo.password,
+        Some("filed".into())
+    );
+    assert_eq!(loaded.settings.nats.auth, NatsAuth::Token("t0ken".into()));
+    assert_eq!(
+        shown(&loaded, Key::PostgresUrl).source,
+        Source::Fallback("DATABASE_URL_FILE".to_owned())
+    );
+
+    let case = case.env("WALRELAY_NATS_TOKEN", "again");
+    assert!(
+        matches!(case.load(), Err(ConfigError::Twice { variable }) if variable == "WALRELAY_NATS_TOKEN")
+    );
+    for path in [empty.as_path(), Path::new("/nowhere/at/all")] {
+        let case = Case::new("").env("WALRELAY_POSTGRES_PASSWORD_FILE", path.to_str().unwrap());
+        assert!(matches!(case.load(), Err(ConfigError::SecretFile { .. })));
+    }
+    let warnings = Case::new("")
+        .env("WALRELAY_NATS_STREAM_FILE", "x")
+        .load()
+        .unwrap()
+        .warnings;
+    assert_eq!(warnings.len(), 1, "only secrets have a _FILE");
+}
+
+#[test]
+fn a_password_of_its_own_goes_with_the_url() {
+    let password = |case: Case| {
+        case.load()
+            .unwrap()
+            .settings
+            .postgres
+            .conninfo
+            .password
+            .unwrap()
+            .expose()
+            .to_owned()
+    };
+    let file = "[postgres]\nurl = 'postgres://u:inurl@h/d'\npassword = 'own'";
+    assert_eq!(password(Case::new(file)), "own");
+    assert_eq!(
+        password(Case::new(file).flag(Key::PostgresUrl, "postgres://u:flag@h/d")),
+        "flag"
+    );
+    assert_eq!(
+        password(Case::new(file).flag(Key::PostgresUrl, "postgres://u@h/d")),
+        "own"
+    );
+    assert_eq!(
+        password(
+            Case::new(file)
+                .env("WALRELAY_POSTGRES_PASSWORD", "env")
+                .env("PGPASSWORD", "pg")
+        ),
+        "env"
+    );
+}
+
+#[test]
+fn one_way_to_authenticate() {
+    let seed = nkeys::KeyPair::new_user().seed().unwrap();
+    let case = Case::new("[nats]\nuser = 'u'\npassword = 'p'");
+    let creds = format!(
+        "-----BEGIN NATS USER JWT-----\neyJ0.a.b\n------END NATS USER JWT------\n\n\
+         ************ IMPORTANT ************\nNKEY Seed is sensitive.\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    let creds = case.write("user.creds", &creds);
+    let seed_path = case.write("user.nk", &format!("{seed}\n"));
+    let auth = |case: &Case| case.load().map(|loaded| loaded.settings.nats.auth);
+    assert_eq!(
+        auth(&case).unwrap(),
+        NatsAuth::UserPassword {
+            user: "u".to_owned(),
+            password: "p".into()
+        }
+    );
+    let case = case.env("WALRELAY_NATS_CREDENTIALS", creds.to_str().unwrap());
+    assert_eq!(
+        auth(&case).unwrap(),
+        NatsAuth::Jwt {
+            jwt: "eyJ0.a.b".into(),
+            seed: seed.as_str().into()
+        }
+    );
+    let case = case.flag(Key::NatsUrl, "nats://t@h");
+    assert_eq!(auth(&case).unwrap(), NatsAuth::Token("t".into()));
+
+    let with = |name: &str, value: &str| Case::new("").env(name, value);
+    let by_seed = with("WALRELAY_NATS_NKEY_SEED", seed_path.to_str().unwrap());
+    assert_eq!(
+        auth(&by_seed).unwrap(),
+        NatsAuth::NKey {
+            seed: seed.as_str().into()
+        }
+    );
+    let twice = by_seed.env("WALRELAY_NATS_TOKEN", "t");
+    assert!(matches!(auth(&twice), Err(ConfigError::AuthTwice { .. })));
+    assert!(matches!(
+        auth(&with("WALRELAY_NATS_USER", "u")),
+        Err(ConfigError::AuthHalf { .. })
+    ));
+    assert!(matches!(
+        auth(&with("WALRELAY_NATS_PASSWORD", "p")),
+        Err(ConfigError::AuthHalf { .. })
+    ));
+
+    let pasted = auth(&with("WALRELAY_NATS_NKEY_SEED", &seed)).unwrap_err();
+    assert!(
+        matches!(pasted, ConfigError::SecretFile { .. })
+            && !format!("{pasted} {pasted:?}").contains(&seed)
+    );
+    let not_creds = with("WALRELAY_NATS_CREDENTIALS", seed_path.to_str().unwrap());
+    assert!(matches!(
+        auth(&not_creds),
+        Err(ConfigError::SecretFile { .. })
+    ));
+    assert!(matches!(
+        auth(&with("WALRELAY_NATS_URL", "nats://a@h,nats://b@i")),
+        Err(ConfigError::Value { .. })
+    ));
+}
+
+#[test]
+fn what_is_shown_and_debugged_has_no_secret() {
+    let case = Case::new("[postgres]\nurl = 'postgres://u:hunter2@h/d'\npassword = 'hunter2'\n[nats]\nurl = 'nats://u:hunter2@h'")
+        .flag(Key::HttpListen, "");
+    let loaded = case.load().unwrap();
+    assert!(!format!("{loaded:?}").contains("hunter2"));
+    assert_eq!(
+        shown(&loaded, Key::PostgresUrl).text,
+        "postgres://u:***@h/d"
+    );
+    assert_eq!(shown(&loaded, Key::PostgresPassword).text, "***");
+    assert_eq!(shown(&loaded, Key::NatsUrl).text, "nats://u:***@h");
+    for (name, value) in [
+        ("WALRELAY_POSTGRES_URL", "postgres://u:hunter2@h@x/d"),
+        (
+            "WALRELAY_POSTGRES_URL",
+            "host=h password=hunter2 sslmode=require",
+        ),
+        ("NATS_URL", "http://u:hunter2@h"),
+        ("NATS_URL", "nats://hunter2@h:x"),
+        ("NATS_URL", "nats://u:hunter2,more@h"),
+    ] {
+        let error = Case::new("").env(name, value).load().unwrap_err();
+        assert!(
+            !format!("{error} {error:?}").contains("hunter2"),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_nats_url_that_asks_for_tls_is_refused_without_its_secret() {
+    let urls = "nats://token@a, tls://token@broker.example";
+    let error = Case::new("").env("NATS_URL", urls).load().err().unwrap();
+    assert!(matches!(error, ConfigError::NatsTls { .. }), "{error}");
+    let message = error.to_string();
+    assert!(message.contains("tls://broker.example:4222"), "{message}");
+    assert!(message.contains("env NATS_URL"), "{message}");
+    assert!(!message.contains("token"), "{message}");
+}

@@ -1,0 +1,51 @@
+//! walrelay: the relay of the transactional outbox for Postgres and NATS JetStream.
+//!
+//! An application inserts an event into `outbox_events` in the transaction that changes its data. walrelay tails the
+//! write-ahead log and puts each committed event into a JetStream stream, exactly once and in commit order, and tells
+//! Postgres to forget WAL only when the broker can be trusted to have it.
+//!
+//! ```text
+//! WAL ─ walsender ─▶ replication socket ─▶ pgoutput ─▶ rows with a position ─▶ envelopes ─▶ batches ─▶ JetStream
+//!                         ▲                                                                                │ acks
+//!                         └── status update: confirmed LSN ◀── probe ◀── lane record ◀── hold-back ◀───────┘
+//! ```
+//!
+//! # Layout
+//! | module | what |
+//! |---|---|
+//! | [`event`] | `DomainEvent`, `EventEnvelope`: what producers write and consumers read |
+//! | [`outbox`] | the application's side: add an event in its transaction |
+//! | [`postgres`] | replication socket, catalog, set-up |
+//! | [`pipeline`] | everything that decides, without I/O, one file a stage |
+//! | [`nats`] | the lane's connection, JetStream's API, streams |
+//! | [`relay`] | the one loop that joins them: epochs, back-off, shutdown |
+//! | [`config`] | flags, environment and file → settings |
+//! | [`cli`] | the commands, one file each |
+//! | [`ops`] | logs, metrics, health, status page |
+//! | [`local`] | servers of one's own, for the demo, the tests and the benches |
+//!
+//! # A relay inside an application
+//! ```no_run
+//! # async fn embed() -> anyhow::Result<()> {
+//! let settings = walrelay::config::Settings::of_urls("postgres://localhost/app", "nats://localhost:4222")?;
+//! let relay = walrelay::relay::spawn(settings);
+//! // …until the application stops:
+//! relay.stop().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+// It panics where standard output is closed or full: `cli::stdout` writes there.
+#![warn(clippy::print_stdout)]
+
+pub mod cli;
+pub mod config;
+pub mod event;
+#[doc(hidden)]
+pub mod local;
+pub mod nats;
+pub mod ops;
+pub mod outbox;
+pub mod pipeline;
+pub mod postgres;
+pub mod relay;

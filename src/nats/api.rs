@@ -1,0 +1,519 @@
+//! The JetStream API requests of the relay: what a stream is, and what it holds.
+//!
+//! In: the name of a stream. Out: request subjects and bodies, and typed answers; both pure, so that the streaming loop can
+//! send them with [`LaneConnection::queue_request`]; and helpers that wait, for the time before streaming.
+//! Messages are always read by STREAM.MSG.GET, which goes to the stream's leader; Direct Get may answer from a stale replica.
+//! Reference: <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer};
+
+use super::connection::{LaneConnection, RequestError};
+use super::headers::Headers;
+use super::stream::FENCE_PREFIX;
+use crate::pipeline::confirm::StoredPosition;
+use crate::pipeline::{position, tail};
+
+/// Where the JetStream API listens, unless a domain or an import moves it.
+pub const DEFAULT_PREFIX: &str = "$JS.API";
+
+/// `err_code` of "no message found".
+const NO_MESSAGE_FOUND: u16 = 10037;
+
+/// `err_code` of "stream not found".
+const STREAM_NOT_FOUND: u16 = 10059;
+
+/// A name that no stream can have.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0:?} is not a stream name: it must not be empty nor hold blanks, control characters or any of . * > / \\"
+)]
+pub struct StreamNameError(String);
+
+/// An error that the JetStream API answers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
+#[error("{description} (code {code}, err_code {err_code})")]
+#[serde(default)]
+#[derive(Default)]
+pub struct ApiError {
+    /// Class of the error, as in HTTP.
+    pub code: u16,
+    /// The error itself.
+    pub err_code: u16,
+    /// The server's text.
+    pub description: String,
+}
+
+impl ApiError {
+    /// Whether the stream does not exist.
+    #[must_use]
+    pub fn is_stream_not_found(&self) -> bool {
+        self.err_code == STREAM_NOT_FOUND
+    }
+
+    /// Whether waiting may cure it: no leader, no quorum, overload. Unknown means no.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        // 10039 and 10076 say 503 too, but mean that JetStream is off for the account or the server.
+        matches!(self.code, 429 | 503) && !matches!(self.err_code, 10039 | 10076)
+    }
+}
+
+/// An answer that holds an error, or that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// The API refused.
+    #[error(transparent)]
+    Api(#[from] ApiError),
+    /// Not the JSON of the API.
+    #[error("the answer of the JetStream API is not the JSON it should be")]
+    Json(#[from] serde_json::Error),
+    /// A stored message whose bytes cannot be decoded.
+    #[error("the stored message {field} is not base64")]
+    Base64 {
+        /// `data` or `hdrs`.
+        field: &'static str,
+    },
+}
+
+/// Why a call of the API failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// No answer.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The answer is an error.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+}
+
+impl CallError {
+    /// Whether waiting or a new connection may cure it.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Request(error) => error.is_transient(),
+            Self::Answer(AnswerError::Api(error)) => error.is_transient(),
+            Self::Answer(_) => false,
+        }
+    }
+
+    /// The error that the API answered, if that is what it is.
+    #[must_use]
+    pub fn api(&self) -> Option<&ApiError> {
+        match self {
+            Self::Answer(AnswerError::Api(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A request: where to, and with which body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiRequest {
+    /// Subject.
+    pub subject: String,
+    /// Body, JSON or empty.
+    pub payload: Vec<u8>,
+}
+
+/// The API of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamApi {
+    prefix: String,
+    stream: String,
+}
+
+impl StreamApi {
+    /// The API of `stream` below `prefix`, usually [`DEFAULT_PREFIX`].
+    ///
+    /// # Errors
+    /// [`StreamNameError`] where the name would not be one token of a subject.
+    pub fn new(prefix: &str, stream: &str) -> Result<Self, StreamNameError> {
+        let illegal = |c: char| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c);
+        if stream.is_empty() || stream.contains(illegal) {
+            return Err(StreamNameError(stream.to_owned()));
+        }
+        Ok(Self {
+            prefix: prefix.to_owned(),
+            stream: stream.to_owned(),
+        })
+    }
+
+    /// Name of the stream.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// STREAM.INFO, without the list of deleted messages; answer: [`StreamInfo::parse`].
+    #[must_use]
+    pub fn info_request(&self) -> ApiRequest {
+        let subject = format!("{}.STREAM.INFO.{}", self.prefix, self.stream);
+        ApiRequest {
+            subject,
+            payload: Vec::new(),
+        }
+    }
+
+    /// STREAM.MSG.GET by sequence; answer: [`StoredMessage::parse`].
+    #[must_use]
+    pub fn message_get_request(&self, seq: u64) -> ApiRequest {
+        self.message_request(&serde_json::json!({ "seq": seq }))
+    }
+
+    /// STREAM.MSG.GET of the last message whose subject matches; answer: [`StoredMessage::parse`].
+    ///
+    /// Not `>`: that answers 404 when only the stream's very last message was deleted; `*.>` does not.
+    #[must_use]
+    pub fn last_by_subject_request(&self, subject: &str) -> ApiRequest {
+        self.message_request(&serde_json::json!({ "last_by_subj": subject }))
+    }
+
+    /// STREAM.MSG.GET of the first message at or behind this sequence whose subject matches; answer:
+    /// [`StoredMessage::parse`].
+    #[must_use]
+    pub fn next_by_subject_request(&self, seq: u64, subject: &str) -> ApiRequest {
+        self.message_request(&serde_json::json!({ "next_by_subj": subject, "seq": seq }))
+    }
+
+    fn message_request(&self, body: &serde_json::Value) -> ApiRequest {
+        let subject = format!("{}.STREAM.MSG.GET.{}", self.prefix, self.stream);
+        ApiRequest {
+            subject,
+            payload: body.to_string().into_bytes(),
+        }
+    }
+
+    /// What the stream is and holds. Before streaming only, see [`LaneConnection::request`].
+    ///
+    /// # Errors
+    /// [`CallError`]; [`ApiError::is_stream_not_found`] where there is none.
+    pub async fn info(
+        &self,
+        connection: &mut LaneConnection,
+        after: Duration,
+    ) -> Result<StreamInfo, CallError> {
+        let answer = call(connection, self.info_request(), after).await?;
+        Ok(StreamInfo::parse(&answer)?)
+    }
+
+    /// The message with this sequence; `None` where it was never stored, or removed. Before streaming only.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn message_get(
+        &self,
+        connection: &mut LaneConnection,
+        seq: u64,
+        after: Duration,
+    ) -> Result<Option<StoredMessage>, CallError> {
+        let answer = call(connection, self.message_get_request(seq), after).await?;
+        Ok(StoredMessage::parse(&answer)?)
+    }
+
+    /// The last message whose subject matches; `None` where there is none. Before streaming only.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn last_by_subject(
+        &self,
+        connection: &mut LaneConnection,
+        subject: &str,
+        after: Duration,
+    ) -> Result<Option<StoredMessage>, CallError> {
+        let answer = call(connection, self.last_by_subject_request(subject), after).await?;
+        Ok(StoredMessage::parse(&answer)?)
+    }
+
+    /// The first message at or behind this sequence whose subject matches; `None` where there is none. Before streaming
+    /// only.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn next_by_subject(
+        &self,
+        connection: &mut LaneConnection,
+        seq: u64,
+        subject: &str,
+        after: Duration,
+    ) -> Result<Option<StoredMessage>, CallError> {
+        let request = self.next_by_subject_request(seq, subject);
+        let answer = call(connection, request, after).await?;
+        Ok(StoredMessage::parse(&answer)?)
+    }
+}
+
+async fn call(
+    connection: &mut LaneConnection,
+    request: ApiRequest,
+    after: Duration,
+) -> Result<Bytes, RequestError> {
+    let msg = connection
+        .request(&request.subject, None, &request.payload, after)
+        .await?;
+    Ok(msg.payload)
+}
+
+/// What a stream is and holds.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct StreamInfo {
+    /// When the stream was created, verbatim: another text means another stream.
+    pub created: String,
+    /// Configuration.
+    pub config: StreamConfig,
+    /// Contents.
+    pub state: StreamState,
+    /// Where it runs; absent without a cluster.
+    #[serde(default)]
+    pub cluster: Option<StreamCluster>,
+}
+
+impl StreamInfo {
+    /// Reads the answer to STREAM.INFO.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    pub fn parse(payload: &[u8]) -> Result<Self, AnswerError> {
+        refuse(payload)?;
+        Ok(serde_json::from_slice(payload)?)
+    }
+}
+
+/// The configuration of a stream, as far as the relay depends on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StreamConfig {
+    /// Name.
+    pub name: String,
+    /// Subjects, wildcards included.
+    pub subjects: Vec<String>,
+    /// `limits`, `interest` or `workqueue`.
+    pub retention: String,
+    /// `file` or `memory`.
+    pub storage: String,
+    /// `old` or `new`.
+    pub discard: String,
+    /// Most bytes kept; -1 for any number.
+    pub max_bytes: i64,
+    /// Most messages kept; -1 for any number.
+    pub max_msgs: i64,
+    /// Most messages kept per subject; -1 for any number.
+    pub max_msgs_per_subject: i64,
+    /// Largest message taken, headers included, in bytes; -1 for any.
+    pub max_msg_size: i64,
+    /// How long messages are kept; zero for ever.
+    #[serde(deserialize_with = "nanoseconds")]
+    pub max_age: Duration,
+    /// How long Nats-Msg-Id is remembered.
+    #[serde(deserialize_with = "nanoseconds")]
+    pub duplicate_window: Duration,
+    /// Replicas.
+    pub num_replicas: usize,
+    /// Whether the full subject refuses new messages instead of dropping its oldest.
+    pub discard_new_per_subject: bool,
+    /// Whether nothing can be changed or added any more.
+    pub sealed: bool,
+    /// Whether publishes are not acknowledged.
+    pub no_ack: bool,
+    /// Whether Direct Get is on.
+    pub allow_direct: bool,
+    /// Whether fast ingest is on (2.14).
+    pub allow_batched: bool,
+    /// Whether atomic batches are on (2.12).
+    pub allow_atomic: bool,
+    /// Whether `Nats-Rollup` may remove messages.
+    pub allow_rollup_hdrs: bool,
+    /// Whether messages with a TTL of their own are taken (2.11).
+    pub allow_msg_ttl: bool,
+    /// Whether messages cannot be deleted.
+    pub deny_delete: bool,
+    /// Whether the stream cannot be purged.
+    pub deny_purge: bool,
+    /// `default` or `async`; async may acknowledge before the write.
+    pub persist_mode: Option<String>,
+    /// The stream that this one mirrors: nothing can be published to it then.
+    pub mirror: Option<StreamSource>,
+    /// Streams that feed this one besides its subjects.
+    pub sources: Vec<StreamSource>,
+    /// Where stored messages are published again.
+    pub republish: Option<SubjectMapping>,
+    /// How subjects are changed before they are stored.
+    pub subject_transform: Option<SubjectMapping>,
+}
+
+/// A stream that feeds another.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StreamSource {
+    /// Its name.
+    pub name: String,
+}
+
+/// From subjects to subjects.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct SubjectMapping {
+    /// Subjects concerned.
+    pub src: String,
+    /// What becomes of them.
+    pub dest: String,
+}
+
+/// The contents of a stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StreamState {
+    /// Messages held.
+    pub messages: u64,
+    /// Bytes held.
+    pub bytes: u64,
+    /// Sequence of the oldest message; `last_seq + 1` where there is none.
+    pub first_seq: u64,
+    /// Last sequence ever given, whether or not that message is still there.
+    pub last_seq: u64,
+    /// Messages removed between the first and the last.
+    pub num_deleted: u64,
+    /// Consumers.
+    pub consumer_count: u64,
+}
+
+/// Where a stream runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct StreamCluster {
+    /// Name of the cluster.
+    pub name: Option<String>,
+    /// Server that leads the stream; absent during an election.
+    pub leader: Option<String>,
+}
+
+/// A message as the stream stores it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredMessage {
+    /// Sequence in the stream.
+    pub seq: u64,
+    /// Subject.
+    pub subject: String,
+    /// Header block, decoded; empty where there is none.
+    pub headers: Vec<u8>,
+    /// Payload.
+    pub data: Vec<u8>,
+    /// When it was stored, RFC 3339, verbatim.
+    pub time: String,
+}
+
+impl StoredMessage {
+    /// Reads the answer to STREAM.MSG.GET; `None` where no message was found.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    pub fn parse(payload: &[u8]) -> Result<Option<Self>, AnswerError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            message: Encoded,
+        }
+        #[derive(Deserialize)]
+        struct Encoded {
+            seq: u64,
+            subject: String,
+            #[serde(default)]
+            hdrs: String,
+            #[serde(default)]
+            data: String,
+            time: String,
+        }
+        match refuse(payload) {
+            Err(AnswerError::Api(error)) if error.err_code == NO_MESSAGE_FOUND => return Ok(None),
+            other => other?,
+        }
+        let Encoded {
+            seq,
+            subject,
+            hdrs,
+            data,
+            time,
+        } = serde_json::from_slice::<Answer>(payload)?.message;
+        let decode = |text, field| {
+            STANDARD
+                .decode(text)
+                .map_err(|_| AnswerError::Base64 { field })
+        };
+        Ok(Some(Self {
+            seq,
+            subject,
+            headers: decode(hdrs, "hdrs")?,
+            data: decode(data, "data")?,
+            time,
+        }))
+    }
+
+    /// The first value of a header, without blanks around it.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        Headers::parse(&self.headers)?.get(name)
+    }
+
+    /// The same as text; `None` also where it is no UTF-8.
+    #[must_use]
+    pub fn header_text(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(self.header(name)?).ok()
+    }
+
+    /// As the search for the lane's last message takes it.
+    #[must_use]
+    pub fn for_search(&self) -> tail::StoredMessage<'_> {
+        tail::StoredMessage {
+            position: self.header_text(position::POSITION_HEADER),
+            tail: self.header_text(position::TAIL_HEADER),
+            expected_sequence: self.header_text(position::EXPECTED_HEADER),
+            is_fence: self.subject.starts_with(FENCE_PREFIX),
+            body: &self.data,
+        }
+    }
+
+    /// As the probe before a confirmation takes it.
+    #[must_use]
+    pub fn for_probe(&self) -> StoredPosition {
+        let header = self.header_text(position::POSITION_HEADER).or_else(|| {
+            // The lane's message in a shared stream tells the position of the batch that it ends.
+            let (told, _) = tail::split_tail(self.header_text(position::TAIL_HEADER)?)?;
+            Some(told)
+        });
+        let kind = self.header_text(position::KIND_HEADER);
+        StoredPosition {
+            sequence: self.seq,
+            header: header.map(str::to_owned),
+            is_first_publication: kind != Some(position::KIND_REPLAY),
+            is_in_place: self.for_search().is_in_place(self.seq),
+        }
+    }
+}
+
+/// The error of an answer, if it holds one.
+pub(super) fn refuse(payload: &[u8]) -> Result<(), AnswerError> {
+    #[derive(Deserialize)]
+    struct Refusal {
+        #[serde(default)]
+        error: Option<ApiError>,
+    }
+    match serde_json::from_slice::<Refusal>(payload)?.error {
+        Some(error) => Err(error.into()),
+        None => Ok(()),
+    }
+}
+
+/// Go's durations; negative ones mean none.
+fn nanoseconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let nanoseconds = i64::deserialize(deserializer)?;
+    Ok(Duration::from_nanos(
+        u64::try_from(nanoseconds).unwrap_or(0),
+    ))
+}
+
+#[cfg(test)]
+mod tests;

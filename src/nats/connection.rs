@@ -1,0 +1,420 @@
+//! The hot lane's own connection: one socket, one epoch, no reconnection.
+//!
+//! In: addresses and authentication; frames that the pipeline appends to [`LaneConnection::outgoing`].
+//! Out: the server's operations, in order. Guarantees: every await is cancel-safe, so all of it fits in one select loop;
+//! an inbox that no other connection ever had; nothing is ever sent again; dropping it resets the socket, so that bytes of
+//! an abandoned epoch which are still on this side never reach the server.
+//!
+//! A select loop costs one write per filled buffer and one read per arrival:
+//! [`LaneConnection::exchange`] writes what is pending before it waits, and reads only when the socket is known to be readable.
+
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use rand::Rng;
+use rand::distr::Alphanumeric;
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::address::{NatsAddress, NatsAuth};
+use super::encode;
+use super::headers::STATUS_NO_RESPONDERS;
+use super::protocol::{Msg, Op, Parser, ProtocolError, ServerInfo};
+
+mod handshake;
+
+pub use handshake::ConnectError;
+
+/// Room made for one read: an ack has about 100 bytes, so this takes hundreds of them at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Below this much spare room the read buffer grows or is reclaimed.
+const READ_BYTES_MIN: usize = 8 * 1024;
+
+/// Number of the inbox' subscription, the only one.
+const INBOX_SID: u64 = 1;
+
+/// An open, authenticated connection with its inbox subscribed.
+pub struct LaneConnection {
+    stream: TcpStream,
+    server: NatsAddress,
+    info: ServerInfo,
+    inbox: String,
+    received: BytesMut,
+    parser: Parser,
+    outgoing: BytesMut,
+    requests: u64,
+    /// Set by [`LaneConnection::close`]; otherwise drop resets the socket.
+    closed: bool,
+}
+
+/// What one [`LaneConnection::exchange`] moved, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchanged {
+    /// Bytes handed to the kernel.
+    pub written: usize,
+    /// Bytes received.
+    pub read: usize,
+}
+
+/// Why a request got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// Nobody listens on the subject.
+    #[error(
+        "nobody answers on {subject}: is JetStream enabled for this account, and may this user publish there?"
+    )]
+    NoResponders {
+        /// Subject of the request.
+        subject: String,
+    },
+    /// No answer in time; whether the server acted on it is unknown.
+    #[error("no answer on {subject} within {after:?}")]
+    Timeout {
+        /// Subject of the request.
+        subject: String,
+        /// How long was waited.
+        after: Duration,
+    },
+    /// The server complained of the connection, for example a permission.
+    #[error("the server answered -ERR to a request on {subject}: {text}")]
+    Server {
+        /// Subject of the request.
+        subject: String,
+        /// The server's text.
+        text: String,
+    },
+    /// The connection broke, or the server closed it.
+    #[error("connection to the NATS server lost")]
+    Io(#[from] io::Error),
+    /// The server does not speak the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+impl RequestError {
+    /// Whether a new connection may cure it; unknown means no.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        // Without a JetStream leader there are no responders either, and an election passes.
+        matches!(
+            self,
+            Self::NoResponders { .. } | Self::Timeout { .. } | Self::Io(_)
+        )
+    }
+}
+
+impl LaneConnection {
+    /// Connects to the first server that lets us in, and subscribes to a fresh inbox.
+    ///
+    /// Tries the servers in turn; `connect_timeout` limits each attempt, handshake included.
+    ///
+    /// # Errors
+    /// [`ConnectError`]: a refusal of the credentials at once; else a transient error of any server where there was one,
+    /// since waiting may help; else the last error.
+    pub async fn open(
+        servers: &[NatsAddress],
+        auth: &NatsAuth,
+        name: &str,
+        connect_timeout: Duration,
+    ) -> Result<Self, ConnectError> {
+        let mut failure = ConnectError::NoServer;
+        for server in servers {
+            let attempt = Self::open_one(server, auth, name);
+            let result = timeout(connect_timeout, attempt).await;
+            let error = match result {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => error,
+                Err(_) => ConnectError::Timeout {
+                    server: server.clone(),
+                    after: connect_timeout,
+                },
+            };
+            if matches!(error, ConnectError::Auth { .. } | ConnectError::Seed) {
+                return Err(error);
+            }
+            if error.is_transient() || !failure.is_transient() {
+                failure = error;
+            }
+        }
+        Err(failure)
+    }
+
+    async fn open_one(
+        server: &NatsAddress,
+        auth: &NatsAuth,
+        name: &str,
+    ) -> Result<Self, ConnectError> {
+        if server.tls {
+            return Err(ConnectError::TlsRequired {
+                server: server.clone(),
+            });
+        }
+        let unreachable = |source| ConnectError::Unreachable {
+            server: server.clone(),
+            source,
+        };
+        let address = (server.host.as_str(), server.port);
+        let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+        stream.set_nodelay(true).map_err(unreachable)?;
+        let mut connection = Self {
+            stream,
+            server: server.clone(),
+            info: ServerInfo::default(),
+            inbox: fresh_inbox(),
+            received: BytesMut::with_capacity(READ_BYTES),
+            parser: Parser::default(),
+            outgoing: BytesMut::new(),
+            requests: 0,
+            closed: false,
+        };
+        handshake::run(&mut connection, auth, name).await?;
+        Ok(connection)
+    }
+
+    /// The server that we are connected to.
+    #[must_use]
+    pub fn server(&self) -> &NatsAddress {
+        &self.server
+    }
+
+    /// What the server says of itself, as of the last INFO that [`Self::next_op`] returned.
+    #[must_use]
+    pub fn info(&self) -> &ServerInfo {
+        &self.info
+    }
+
+    /// The inbox of this connection, `_INBOX.<random>`; everything below `<inbox>.` reaches us.
+    #[must_use]
+    pub fn inbox(&self) -> &str {
+        &self.inbox
+    }
+
+    /// What follows `<inbox>.` in the subject of a message: the token of [`Self::queue_request`], or the rest of an ack's subject.
+    #[must_use]
+    pub fn inbox_token<'m>(&self, msg: &'m Msg) -> Option<&'m [u8]> {
+        msg.subject
+            .strip_prefix(self.inbox.as_bytes())?
+            .strip_prefix(b".")
+    }
+
+    /// The frames that wait to be written; the pipeline appends whole frames here.
+    pub fn outgoing(&mut self) -> &mut BytesMut {
+        &mut self.outgoing
+    }
+
+    /// Bytes that wait to be written.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Appends a PING; [`Op::Pong`] comes when the server has handled everything before it.
+    pub fn queue_ping(&mut self) {
+        encode::ping(&mut self.outgoing);
+    }
+
+    /// Appends a request whose answer arrives from [`Self::next_op`] on `<inbox>.<token>`.
+    ///
+    /// `token` must differ from those of acks; a 503 answer has [`Msg::status`] and no payload.
+    ///
+    /// # Panics
+    /// Where the subject or the token holds a blank or a control character.
+    pub fn queue_request(&mut self, token: &str, subject: &str, payload: &[u8]) {
+        let reply = format!("{}.{token}", self.inbox);
+        encode::publish(&mut self.outgoing, subject, Some(&reply), payload);
+    }
+
+    /// The next operation that was received, without waiting; PING is answered here and not returned.
+    ///
+    /// INFO and -ERR are returned like all others. One INFO always follows the handshake; the one that matters has
+    /// `lame_duck_mode`: the server will hang up.
+    ///
+    /// # Errors
+    /// [`ProtocolError`]; the connection must be closed then.
+    pub fn next_op(&mut self) -> Result<Option<Op>, ProtocolError> {
+        loop {
+            match self.parser.next(&mut self.received)? {
+                Some(Op::Ping) => encode::pong(&mut self.outgoing),
+                Some(Op::Info(info)) => {
+                    // The nonce comes only at the start; nothing asks for it later.
+                    self.info = (*info).clone();
+                    return Ok(Some(Op::Info(info)));
+                }
+                other => return Ok(other),
+            }
+        }
+    }
+
+    /// Writes what is pending and reads what is there; waits until either moved at least a byte. Cancel-safe.
+    ///
+    /// With nothing pending it just waits for bytes.
+    ///
+    /// # Errors
+    /// The socket's; `UnexpectedEof` where the server closed it.
+    pub async fn exchange(&mut self) -> io::Result<Exchanged> {
+        poll_fn(|context| {
+            let written = match self.poll_write(context) {
+                Poll::Ready(result) => result?,
+                Poll::Pending => 0,
+            };
+            let read = match self.poll_fill(context) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(result) => result?,
+                Poll::Pending => 0,
+            };
+            if written + read == 0 {
+                return Poll::Pending;
+            }
+            Poll::Ready(Ok(Exchanged { written, read }))
+        })
+        .await
+    }
+
+    /// Reads once into the buffer, waiting for bytes; 0 where the server closed the connection. Cancel-safe.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|context| self.poll_fill(context)).await
+    }
+
+    /// Writes once, as much as the kernel takes, waiting for room; returns at once with nothing pending. Cancel-safe.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub async fn write_some(&mut self) -> io::Result<()> {
+        poll_fn(|context| {
+            if self.outgoing.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.poll_write(context).map_ok(|_| ())
+        })
+        .await
+    }
+
+    /// Sends a request and waits for its answer. Only before streaming begins: other messages that arrive are discarded.
+    ///
+    /// `headers` is a whole header block.
+    ///
+    /// # Errors
+    /// [`RequestError`]. After a time-out the late answer is discarded by the next request.
+    ///
+    /// # Panics
+    /// Where the subject holds a blank or a control character.
+    pub async fn request(
+        &mut self,
+        subject: &str,
+        headers: Option<&[u8]>,
+        payload: &[u8],
+        after: Duration,
+    ) -> Result<Msg, RequestError> {
+        self.requests += 1;
+        let reply = format!("{}.r{}", self.inbox, self.requests);
+        match headers {
+            Some(headers) => encode::publish_with_headers(
+                &mut self.outgoing,
+                subject,
+                Some(&reply),
+                headers,
+                payload,
+            ),
+            None => encode::publish(&mut self.outgoing, subject, Some(&reply), payload),
+        }
+        match timeout(after, self.answer(subject, reply.as_bytes())).await {
+            Ok(result) => result,
+            Err(_) => Err(RequestError::Timeout {
+                subject: subject.to_owned(),
+                after,
+            }),
+        }
+    }
+
+    async fn answer(&mut self, subject: &str, reply: &[u8]) -> Result<Msg, RequestError> {
+        loop {
+            while let Some(op) = self.next_op()? {
+                match op {
+                    Op::Msg(msg) if msg.subject == reply => {
+                        if msg.status() == Some(STATUS_NO_RESPONDERS) {
+                            let subject = subject.to_owned();
+                            return Err(RequestError::NoResponders { subject });
+                        }
+                        return Ok(msg);
+                    }
+                    Op::Err(text) => {
+                        let subject = subject.to_owned();
+                        return Err(RequestError::Server { subject, text });
+                    }
+                    _ => {}
+                }
+            }
+            self.exchange().await?;
+        }
+    }
+
+    /// Closes in good order: the server still gets what the kernel took. What is pending here is lost.
+    pub async fn close(mut self) {
+        self.closed = true;
+        // A failure means that the socket is gone already, which is what was asked for.
+        let _ = self.stream.shutdown().await;
+    }
+
+    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.received.capacity() - self.received.len() < READ_BYTES_MIN {
+            let missing = self.parser.missing_bytes(&self.received);
+            // Doubling, so that a large message is not gathered in thousands of small steps,
+            // and the server's word for its size is not paid for before its bytes come.
+            let bytes = missing.clamp(READ_BYTES, READ_BYTES.max(self.received.len()));
+            self.received.reserve(bytes);
+        }
+        // Made anew for each poll: it holds no state. After a short read tokio knows that the socket is empty,
+        // so that the next poll waits without asking the kernel.
+        pin!(self.stream.read_buf(&mut self.received)).poll(context)
+    }
+
+    /// Pending with nothing to write: only a read can wake the caller then.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.outgoing.is_empty() {
+            return Poll::Pending;
+        }
+        let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.outgoing))?;
+        self.outgoing.advance(written);
+        Poll::Ready(Ok(written))
+    }
+}
+
+impl Drop for LaneConnection {
+    fn drop(&mut self) {
+        if !self.closed {
+            // Resets the connection instead of sending the rest in the background: an abandoned epoch must not
+            // publish any more. Where it fails the socket is gone already.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+// Without the buffers, which hold users' events.
+impl fmt::Debug for LaneConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LaneConnection")
+            .field("server", &self.server)
+            .field("inbox", &self.inbox)
+            .field("pending_bytes", &self.outgoing.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// `_INBOX.` and 22 random letters and digits: about 131 bits, as many as a nuid's.
+fn fresh_inbox() -> String {
+    let token = rand::rng()
+        .sample_iter(Alphanumeric)
+        .take(22)
+        .map(char::from);
+    "_INBOX.".chars().chain(token).collect()
+}

@@ -1,0 +1,463 @@
+//! Streams for `setup`, `doctor` and `teardown`: plan, create, delete.
+//!
+//! In: an administrative client (async-nats) and what the configuration wants. Out: a plan; and, when told, a new stream.
+//! Guarantee: a stream that exists is never edited; what does not fit is a [`Finding`] with the command that mends it.
+//!
+//! Two streams: the events' own, and [`LANE_RECORD_STREAM`], where each lane keeps its last record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use bytes::Bytes;
+use nkeys::KeyPair;
+
+use super::address::NatsAuth;
+use super::api::{
+    AnswerError, DEFAULT_PREFIX, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse,
+};
+use super::protocol::ServerVersion;
+use crate::config::settings::NatsSettings;
+use crate::pipeline::dead_letter;
+
+mod fit;
+mod taken;
+
+pub use fit::{Finding, Severity};
+pub use taken::taken;
+
+/// The stream of the lanes' records.
+pub const LANE_RECORD_STREAM: &str = "WALRELAY";
+
+/// All subjects of the lanes' records.
+const LANE_RECORD_SUBJECTS: &str = "walrelay.lane.>";
+
+/// The events' window for Nats-Msg-Id. A lane sets no such header by default, since its own chain excludes duplicates;
+/// a short window keeps the server's table of ids small (110–150 bytes an id) where it does.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
+
+/// The shortest window that nats-server takes; records are fenced by expected sequences.
+const DUPLICATE_WINDOW_MIN: Duration = Duration::from_millis(100);
+
+/// A half-open link is noticed after a few of these; async-nats' own 60 s are minutes.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What the configuration wants of the events' stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamSettings {
+    /// Name of the stream.
+    pub name: String,
+    /// Template of the events' subjects.
+    pub subject_template: String,
+    /// Replication slot, whose dead letters go to `walrelay.dead.<slot>`.
+    pub slot: String,
+    /// Replicas of a stream that is created.
+    pub num_replicas: usize,
+    /// Others write to it too.
+    pub shared: bool,
+}
+
+impl StreamSettings {
+    /// The settings of one lane, with a single replica.
+    #[must_use]
+    pub fn new(nats: &NatsSettings, slot: &str) -> Self {
+        Self {
+            name: nats.stream.clone(),
+            subject_template: nats.subject.clone(),
+            slot: slot.to_owned(),
+            num_replicas: 1,
+            shared: nats.shared,
+        }
+    }
+
+    /// The subjects that the stream must store: the events' root, the dead letters', and in a shared stream the fence's.
+    ///
+    /// # Errors
+    /// [`StreamError::NoRoot`].
+    pub fn subjects(&self) -> Result<Vec<String>, StreamError> {
+        let root = events_root(&self.subject_template).ok_or_else(|| StreamError::NoRoot {
+            template: self.subject_template.clone(),
+        })?;
+        let mut subjects = vec![root, dead_letter_subject(&self.slot)];
+        if self.shared {
+            subjects.push(fence_subject(&self.name, &self.slot));
+        }
+        Ok(subjects)
+    }
+
+    /// The subjects of a stream that is created: a shared one is ready for every slot's fence. Dead letters stay those of
+    /// this slot, since another slot's may be in a stream of its own.
+    fn subjects_to_create(&self) -> Result<Vec<String>, StreamError> {
+        let mut subjects = self.subjects()?;
+        if self.shared {
+            subjects.pop();
+            subjects.push(fence_subject(&self.name, "*"));
+        }
+        Ok(subjects)
+    }
+}
+
+/// What `setup` found, and would do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StreamPlan {
+    /// The stream exists and stays as it is.
+    Exists {
+        /// The stream.
+        info: Box<StreamInfo>,
+        /// What does not fit, the worst first; empty where all is well.
+        findings: Vec<Finding>,
+    },
+    /// There is no such stream: [`create`] makes it.
+    Create(Box<Config>),
+}
+
+/// Why a stream could not be looked at, created or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The name in the configuration is no stream name.
+    #[error("nats.stream: {0}")]
+    Name(#[from] StreamNameError),
+    /// The template begins with a placeholder, so that the stream would have to take every subject.
+    #[error(
+        "nats.subject {template:?} begins with a placeholder: begin it with a fixed token, such as outbox.{{event_type}}"
+    )]
+    NoRoot {
+        /// The template.
+        template: String,
+    },
+    /// JetStream is off, or the user may not use it.
+    #[error(
+        "nobody answers on {subject}: enable JetStream on the server and for the account, and allow the user to publish there"
+    )]
+    NoResponders {
+        /// Subject of the request.
+        subject: String,
+    },
+    /// No answer.
+    #[error("no answer on {subject}")]
+    Request {
+        /// Subject of the request.
+        subject: String,
+        /// Why.
+        source: async_nats::RequestError,
+    },
+    /// The answer is an error.
+    #[error("JetStream refuses {action} of stream {stream}")]
+    Answer {
+        /// What was asked for.
+        action: &'static str,
+        /// Name of the stream.
+        stream: String,
+        /// The answer.
+        source: AnswerError,
+    },
+    /// The server's version cannot be read.
+    #[error("the server's version: {0}")]
+    Version(String),
+}
+
+/// Why there is no administrative connection.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// A seed that is no user seed.
+    #[error("the nkey seed cannot be read: a user's seed begins with SU and has 58 characters")]
+    Seed,
+    /// The server refused the credentials.
+    #[error(
+        "NATS at {servers} refused the credentials: check user, password, token or credentials file"
+    )]
+    Auth {
+        /// Addresses tried.
+        servers: String,
+    },
+    /// No server could be reached.
+    #[error("cannot connect to NATS at {servers}")]
+    Connect {
+        /// Addresses tried.
+        servers: String,
+        /// Why.
+        source: async_nats::ConnectError,
+    },
+}
+
+/// Connects for administration, with all kinds of credentials that the lane has too.
+///
+/// # Errors
+/// [`AdminError`].
+pub async fn connect_admin(settings: &NatsSettings) -> Result<async_nats::Client, AdminError> {
+    let servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
+    let options = with_auth(async_nats::ConnectOptions::new(), &settings.auth)?
+        .name("walrelay")
+        .ping_interval(PING_INTERVAL)
+        .connection_timeout(settings.connect_timeout);
+    let result = options.connect(servers.as_slice()).await;
+    result.map_err(|source| {
+        let servers = servers.join(", ");
+        match source.kind() {
+            async_nats::ConnectErrorKind::AuthorizationViolation => AdminError::Auth { servers },
+            _ => AdminError::Connect { servers, source },
+        }
+    })
+}
+
+fn with_auth(
+    options: async_nats::ConnectOptions,
+    auth: &NatsAuth,
+) -> Result<async_nats::ConnectOptions, AdminError> {
+    // The library's error could hold part of the seed and is dropped.
+    let key_pair = |seed: &str| KeyPair::from_seed(seed.trim()).map_err(|_| AdminError::Seed);
+    Ok(match auth {
+        NatsAuth::None => options,
+        NatsAuth::Token(token) => options.token(token.expose().to_owned()),
+        NatsAuth::UserPassword { user, password } => {
+            options.user_and_password(user.clone(), password.expose().to_owned())
+        }
+        NatsAuth::NKey { seed } => {
+            key_pair(seed.expose())?;
+            options.nkey(seed.expose().trim().to_owned())
+        }
+        NatsAuth::Jwt { jwt, seed } => {
+            let pair = Arc::new(key_pair(seed.expose())?);
+            options.jwt(jwt.expose().to_owned(), move |nonce| {
+                let pair = pair.clone();
+                async move { pair.sign(&nonce).map_err(async_nats::AuthError::new) }
+            })
+        }
+    })
+}
+
+/// Looks whether the events' stream exists, and how it fits.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn plan(
+    client: &async_nats::Client,
+    settings: &StreamSettings,
+) -> Result<StreamPlan, StreamError> {
+    let version = server_version(client)?;
+    let subjects = settings.subjects()?;
+    Ok(match find(client, &settings.name).await? {
+        Some(info) => {
+            let findings = fit::findings(&info.config, &subjects, settings.shared, version);
+            StreamPlan::Exists {
+                info: Box::new(info),
+                findings,
+            }
+        }
+        None => StreamPlan::Create(Box::new(events_config(
+            settings,
+            settings.subjects_to_create()?,
+            version,
+        ))),
+    })
+}
+
+/// What of an existing stream does not fit the settings; pure, so that `run` can check with its own connection.
+///
+/// # Errors
+/// [`StreamError::NoRoot`].
+pub fn findings(
+    config: &StreamConfig,
+    settings: &StreamSettings,
+    version: ServerVersion,
+) -> Result<Vec<Finding>, StreamError> {
+    let subjects = settings.subjects()?;
+    Ok(fit::findings(config, &subjects, settings.shared, version))
+}
+
+/// Looks whether the stream of the lanes' records exists, and how it fits.
+///
+/// `num_replicas` counts for a new one: as many as the events' stream has.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn plan_lane_records(
+    client: &async_nats::Client,
+    num_replicas: usize,
+) -> Result<StreamPlan, StreamError> {
+    Ok(match find(client, LANE_RECORD_STREAM).await? {
+        Some(info) => {
+            let findings = fit::lane_record_findings(&info.config, LANE_RECORD_SUBJECTS);
+            StreamPlan::Exists {
+                info: Box::new(info),
+                findings,
+            }
+        }
+        None => StreamPlan::Create(Box::new(lane_records_config(num_replicas))),
+    })
+}
+
+/// Creates a planned stream. Creating the same one twice is no error.
+///
+/// # Errors
+/// [`StreamError`]; subjects that another stream has are an API error that says so.
+pub async fn create(
+    client: &async_nats::Client,
+    config: &Config,
+) -> Result<StreamInfo, StreamError> {
+    let body = serde_json::to_vec(config).expect("a configuration always serializes");
+    let payload = call(client, "CREATE", &config.name, body.into()).await?;
+    StreamInfo::parse(&payload).map_err(answer_error("creation", &config.name))
+}
+
+/// Deletes a stream with all its messages; `false` where there was none.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn delete(client: &async_nats::Client, name: &str) -> Result<bool, StreamError> {
+    StreamApi::new(DEFAULT_PREFIX, name)?;
+    let payload = call(client, "DELETE", name, Bytes::new()).await?;
+    match refuse(&payload) {
+        Ok(()) => Ok(true),
+        Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(false),
+        Err(source) => Err(answer_error("deletion", name)(source)),
+    }
+}
+
+/// Removes the record of a lane, which outlives the stream that it speaks of: with the stream gone, a record would
+/// only halt the next lane of that name.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn delete_lane_record(
+    client: &async_nats::Client,
+    stream: &str,
+    slot: &str,
+) -> Result<(), StreamError> {
+    let body = serde_json::json!({ "filter": lane_record_subject(stream, slot) }).to_string();
+    let payload = call(client, "PURGE", LANE_RECORD_STREAM, body.into()).await?;
+    match refuse(&payload) {
+        Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(()),
+        answer => answer.map_err(answer_error("the purge", LANE_RECORD_STREAM)),
+    }
+}
+
+/// The stream, where it exists.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn find(
+    client: &async_nats::Client,
+    name: &str,
+) -> Result<Option<StreamInfo>, StreamError> {
+    StreamApi::new(DEFAULT_PREFIX, name)?;
+    let payload = call(client, "INFO", name, Bytes::new()).await?;
+    match StreamInfo::parse(&payload) {
+        Ok(info) => Ok(Some(info)),
+        Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(None),
+        Err(source) => Err(answer_error("a look", name)(source)),
+    }
+}
+
+fn answer_error(
+    action: &'static str,
+    stream: &str,
+) -> impl FnOnce(AnswerError) -> StreamError + use<> {
+    let stream = stream.to_owned();
+    move |source| StreamError::Answer {
+        action,
+        stream,
+        source,
+    }
+}
+
+async fn call(
+    client: &async_nats::Client,
+    action: &str,
+    stream: &str,
+    body: Bytes,
+) -> Result<Bytes, StreamError> {
+    let subject = format!("{DEFAULT_PREFIX}.STREAM.{action}.{stream}");
+    request(client, subject, body).await
+}
+
+async fn request(
+    client: &async_nats::Client,
+    subject: String,
+    body: Bytes,
+) -> Result<Bytes, StreamError> {
+    match client.request(subject.clone(), body).await {
+        Ok(answer) => Ok(answer.payload),
+        Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
+            Err(StreamError::NoResponders { subject })
+        }
+        Err(source) => Err(StreamError::Request { subject, source }),
+    }
+}
+
+fn server_version(client: &async_nats::Client) -> Result<ServerVersion, StreamError> {
+    ServerVersion::try_from(client.server_info().version).map_err(StreamError::Version)
+}
+
+/// The configuration of a new events' stream.
+fn events_config(
+    settings: &StreamSettings,
+    subjects: Vec<String>,
+    version: ServerVersion,
+) -> Config {
+    Config {
+        name: settings.name.clone(),
+        subjects,
+        description: Some("Events of a transactional outbox, published by walrelay".to_owned()),
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard: DiscardPolicy::Old,
+        num_replicas: settings.num_replicas,
+        duplicate_window: DUPLICATE_WINDOW,
+        allow_direct: true,
+        // An older server would ignore the flags, and say so only in a stream that lacks them.
+        allow_atomic_publish: version.at_least(2, 12),
+        allow_batch_publish: version.at_least(2, 14),
+        ..Config::default()
+    }
+}
+
+/// The configuration of a new stream for the lanes' records.
+pub(crate) fn lane_records_config(num_replicas: usize) -> Config {
+    Config {
+        name: LANE_RECORD_STREAM.to_owned(),
+        subjects: vec![LANE_RECORD_SUBJECTS.to_owned()],
+        description: Some("The last record of each walrelay lane; do not purge".to_owned()),
+        retention: RetentionPolicy::Limits,
+        storage: StorageType::File,
+        discard: DiscardPolicy::Old,
+        max_messages_per_subject: 1,
+        num_replicas,
+        duplicate_window: DUPLICATE_WINDOW_MIN,
+        ..Config::default()
+    }
+}
+
+/// The subject of a lane's record: `walrelay.lane.<stream>.<slot>`.
+#[must_use]
+pub fn lane_record_subject(stream: &str, slot: &str) -> String {
+    format!("walrelay.lane.{stream}.{slot}")
+}
+
+/// The subject of a slot's dead letters.
+#[must_use]
+pub fn dead_letter_subject(slot: &str) -> String {
+    dead_letter::subject(slot)
+}
+
+/// What the subjects of all fences begin with.
+pub(super) const FENCE_PREFIX: &str = "walrelay.fence.";
+
+/// The subject of a slot's own messages in a shared stream: `walrelay.fence.<stream>.<slot>`.
+#[must_use]
+pub fn fence_subject(stream: &str, slot: &str) -> String {
+    format!("{FENCE_PREFIX}{stream}.{slot}")
+}
+
+/// The subjects that a template can give: its fixed tokens and `>`; itself without placeholders; `None` where it begins with one.
+#[must_use]
+pub fn events_root(template: &str) -> Option<String> {
+    let Some((fixed, _)) = template.split_once('{') else {
+        return Some(template.to_owned());
+    };
+    let (tokens, _) = fixed.rsplit_once('.')?;
+    Some(format!("{tokens}.>"))
+}
+
+#[cfg(test)]
+mod tests;

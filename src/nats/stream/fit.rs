@@ -1,0 +1,443 @@
+//! How an existing stream fits the relay.
+//!
+//! In: its configuration, the subjects wanted, the server's version. Out: findings with the commands that mend them. Pure.
+
+use crate::nats::api::StreamConfig;
+use crate::nats::protocol::ServerVersion;
+
+/// What a finding means for the relay. The worst comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The relay cannot work with this stream, or would lose events.
+    Blocks,
+    /// It works, with a risk or more slowly.
+    Warns,
+}
+
+/// Something about a stream that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, and why it matters.
+    pub message: String,
+    /// What mends it: a shell command, or the keys to set; `None` where only another stream does.
+    pub command: Option<String>,
+}
+
+impl std::fmt::Display for Finding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.command {
+            Some(command) => write!(f, "{}: {command}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+/// Gathers findings about one stream.
+struct Findings<'a> {
+    config: &'a StreamConfig,
+    found: Vec<Finding>,
+}
+
+impl Findings<'_> {
+    fn add(&mut self, severity: Severity, message: impl Into<String>, flags: Option<&str>) {
+        let command = flags.map(|flags| format!("nats stream edit {} {flags}", self.config.name));
+        self.found.push(Finding {
+            severity,
+            message: message.into(),
+            command,
+        });
+    }
+
+    fn sorted(mut self) -> Vec<Finding> {
+        self.found.sort_by_key(|finding| finding.severity);
+        self.found
+    }
+}
+
+/// The findings about an events' stream that must hold `subjects`; `shared` with other relays.
+pub(super) fn findings(
+    config: &StreamConfig,
+    subjects: &[String],
+    shared: bool,
+    version: ServerVersion,
+) -> Vec<Finding> {
+    let mut findings = Findings {
+        config,
+        found: Vec::new(),
+    };
+    // With our dead letters there too, somebody has decided that already.
+    let takes_ours = |subject: &String| config.subjects.contains(subject);
+    let is_others = !shared && !subjects.iter().skip(1).any(takes_ours);
+    let owner = owner(config).filter(|_| is_others);
+    missing_subjects(&mut findings, subjects, owner);
+    writable(&mut findings);
+    retention(&mut findings);
+    if config
+        .subjects
+        .iter()
+        .any(|subject| overlaps(subject, "walrelay.lane.>"))
+    {
+        let message =
+            "the stream takes walrelay.lane.>, which the stream of the lanes' records needs";
+        findings.add(Severity::Blocks, message, None);
+    }
+    if config.storage == "memory" {
+        let message = "storage is memory: a restart of the server loses events that Postgres may have forgotten";
+        findings.add(Severity::Warns, message, None);
+    }
+    if !config.sources.is_empty() {
+        let message = "the stream has sources: what they bring arrives between our events and ends an epoch each time";
+        findings.add(Severity::Warns, message, None);
+    }
+    if let Some(transform) = &config.subject_transform {
+        let message = format!(
+            "subjects {:?} are stored as {:?}: consumers must ask for those",
+            transform.src, transform.dest
+        );
+        findings.add(Severity::Warns, message, Some("--no-transform"));
+    }
+    if !shared && version.at_least(2, 14) && !config.allow_batched {
+        let message = "fast ingest is off: each event needs an answer of its own, which is slower";
+        findings.add(Severity::Warns, message, Some("--allow-fast"));
+    }
+    if shared && version.at_least(2, 12) && !config.allow_atomic {
+        let message =
+            "atomic batches are off: a stream with other writers takes one event at a time";
+        findings.add(Severity::Warns, message, Some("--allow-batch"));
+    }
+    findings.sorted()
+}
+
+/// The findings about an existing stream of the lanes' records.
+pub(super) fn lane_record_findings(config: &StreamConfig, subjects: &str) -> Vec<Finding> {
+    let mut findings = Findings {
+        config,
+        found: Vec::new(),
+    };
+    missing_subjects(&mut findings, &[subjects.to_owned()], None);
+    writable(&mut findings);
+    if !config.max_age.is_zero() {
+        let message = "max_age lets records expire: a lane without its record cannot resume";
+        findings.add(Severity::Blocks, message, Some("--max-age=-1"));
+    }
+    if config.retention != "limits" {
+        let message = format!("retention is {}: records vanish", config.retention);
+        findings.add(Severity::Blocks, message, None);
+    }
+    if config.storage == "memory" {
+        let message = "storage is memory: a restart of the server loses the lanes' records";
+        findings.add(Severity::Blocks, message, None);
+    }
+    if config.max_msgs_per_subject != 1 {
+        let message = "more than the last record of each lane is kept: the stream grows";
+        findings.add(Severity::Warns, message, Some("--max-msgs-per-subject=1"));
+    }
+    findings.sorted()
+}
+
+/// The slot whose dead letters the stream takes: it was made for the relay of that slot.
+pub(super) fn owner(config: &StreamConfig) -> Option<&str> {
+    let mut subjects = config.subjects.iter();
+    subjects.find_map(|subject| subject.strip_prefix("walrelay.dead."))
+}
+
+/// Subjects that the stream does not store. `owner` is the slot of another relay that has the stream for itself: merely
+/// to add the subjects would let two relays write into one stream, each of which takes the other's events for strays.
+fn missing_subjects(findings: &mut Findings<'_>, wanted: &[String], owner: Option<&str>) {
+    let held = &findings.config.subjects;
+    let is_held = |subject: &&String| held.iter().any(|filter| covers(filter, subject));
+    let missing: Vec<_> = wanted.iter().filter(|subject| !is_held(subject)).collect();
+    if missing.is_empty() || findings.config.mirror.is_some() {
+        return;
+    }
+    // The command sets the whole list, and subjects of one stream must not overlap.
+    let kept = held
+        .iter()
+        .filter(|held| !missing.iter().any(|subject| covers(subject, held)));
+    let flags: Vec<_> = kept
+        .chain(missing.iter().copied())
+        .map(|subject| format!("--subjects='{subject}'"))
+        .collect();
+    let missing: Vec<_> = missing.iter().map(|subject| subject.as_str()).collect();
+    let mut message = format!("the stream does not take {}", missing.join(" and "));
+    if let Some(owner) = owner {
+        message.push_str(&format!(
+            ", but the dead letters of slot {owner}: it is that relay's own. Set nats.stream and nats.subject to this \
+             relay's own, or nats.shared = true for both; only where slot {owner} is no more"
+        ));
+    }
+    findings.add(Severity::Blocks, message, Some(&flags.join(" ")));
+}
+
+/// Whether publishing works at all, and an acknowledgement means what it says.
+fn writable(findings: &mut Findings<'_>) {
+    let config = findings.config;
+    if config.sealed {
+        let message = "the stream is sealed: it takes nothing any more, and that cannot be undone; use another stream";
+        findings.add(Severity::Blocks, message, None);
+    }
+    if let Some(mirror) = &config.mirror {
+        let message = format!(
+            "the stream mirrors {}: nobody can publish to it; use that one",
+            mirror.name
+        );
+        findings.add(Severity::Blocks, message, None);
+    }
+    if config.no_ack {
+        findings.add(
+            Severity::Blocks,
+            "the stream does not acknowledge what it stores",
+            Some("--ack"),
+        );
+    }
+    if config.persist_mode.as_deref() == Some("async") {
+        let message = "persist_mode is async: it acknowledges before it writes; use another stream";
+        findings.add(Severity::Blocks, message, None);
+    }
+}
+
+/// Whether the stream keeps what it acknowledged.
+fn retention(findings: &mut Findings<'_>) {
+    let config = findings.config;
+    match config.retention.as_str() {
+        "interest" => {
+            let message = "retention is interest: without a consumer it acknowledges events and stores nothing";
+            findings.add(Severity::Blocks, message, Some("--retention=limits"));
+        }
+        "workqueue" => {
+            let message = "retention is workqueue: events vanish when consumed, so nothing tells where to resume, and it cannot be changed; use another stream";
+            findings.add(Severity::Blocks, message, None);
+        }
+        _ => {}
+    }
+    if config.discard == "new" && config.discard_new_per_subject {
+        let message = "a subject that is full refuses new events, which halts the whole lane";
+        findings.add(
+            Severity::Warns,
+            message,
+            Some("--no-discard-per-subject --discard=old"),
+        );
+    }
+    if config.max_msgs_per_subject > 0 {
+        let message = format!(
+            "only the last {} events of each subject are kept: a slow consumer misses others",
+            config.max_msgs_per_subject
+        );
+        findings.add(Severity::Warns, message, Some("--max-msgs-per-subject=-1"));
+    }
+}
+
+/// Whether every subject of `wanted` (wildcards allowed) matches `filter`.
+fn covers(filter: &str, wanted: &str) -> bool {
+    let mut wanted = wanted.split('.');
+    for token in filter.split('.') {
+        match (token, wanted.next()) {
+            (_, None) => return false,
+            (">", Some(_)) => return true,
+            ("*", Some(">")) => return false,
+            ("*", Some(_)) => {}
+            (token, Some(other)) if token == other => {}
+            _ => return false,
+        }
+    }
+    wanted.next().is_none()
+}
+
+/// Whether some subject matches both filters.
+pub(super) fn overlaps(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::api::StreamSource;
+
+    const VERSION: ServerVersion = ServerVersion {
+        major: 2,
+        minor: 15,
+        patch: 0,
+    };
+
+    fn fitting() -> StreamConfig {
+        StreamConfig {
+            name: "OUTBOX".into(),
+            subjects: vec!["outbox.>".into(), "walrelay.dead.s".into()],
+            retention: "limits".into(),
+            storage: "file".into(),
+            discard: "old".into(),
+            max_msgs_per_subject: -1,
+            allow_batched: true,
+            allow_atomic: true,
+            ..StreamConfig::default()
+        }
+    }
+
+    fn found(change: impl FnOnce(&mut StreamConfig)) -> Vec<Finding> {
+        let mut config = fitting();
+        change(&mut config);
+        findings(
+            &config,
+            &["outbox.>".into(), "walrelay.dead.s".into()],
+            false,
+            VERSION,
+        )
+    }
+
+    fn severities(change: impl FnOnce(&mut StreamConfig)) -> Vec<Severity> {
+        found(change)
+            .iter()
+            .map(|finding| finding.severity)
+            .collect()
+    }
+
+    #[test]
+    fn a_stream_of_our_own_fits() {
+        assert_eq!(found(|_| {}), []);
+    }
+
+    #[test]
+    fn what_loses_events_blocks() {
+        use Severity::Blocks;
+        assert_eq!(
+            severities(|config| config.retention = "workqueue".into()),
+            [Blocks]
+        );
+        assert_eq!(
+            severities(|config| config.retention = "interest".into()),
+            [Blocks]
+        );
+        assert_eq!(severities(|config| config.sealed = true), [Blocks]);
+        assert_eq!(severities(|config| config.no_ack = true), [Blocks]);
+        assert_eq!(
+            severities(|config| config.persist_mode = Some("async".into())),
+            [Blocks]
+        );
+        let mirror = |config: &mut StreamConfig| {
+            config.mirror = Some(StreamSource { name: "A".into() });
+            config.subjects.clear();
+        };
+        assert_eq!(severities(mirror), [Blocks]);
+        assert_eq!(
+            severities(|config| config.subjects = vec![">".into()]),
+            [Blocks]
+        );
+    }
+
+    #[test]
+    fn risks_warn() {
+        use Severity::Warns;
+        assert_eq!(
+            severities(|config| config.storage = "memory".into()),
+            [Warns]
+        );
+        assert_eq!(severities(|config| config.allow_batched = false), [Warns]);
+        // Each way to publish where it is taken.
+        assert_eq!(severities(|config| config.allow_atomic = false), []);
+        let shared = |change: fn(&mut StreamConfig)| {
+            let mut config = fitting();
+            change(&mut config);
+            findings(&config, &config.subjects, true, VERSION)
+        };
+        assert_eq!(shared(|config| config.allow_batched = false), []);
+        assert_eq!(shared(|config| config.allow_atomic = false).len(), 1);
+        assert_eq!(
+            severities(|config| config.max_msgs_per_subject = 5),
+            [Warns]
+        );
+        assert_eq!(
+            severities(|config| config.sources.push(StreamSource::default())),
+            [Warns]
+        );
+    }
+
+    #[test]
+    fn the_worst_comes_first() {
+        let both = |config: &mut StreamConfig| {
+            config.storage = "memory".into();
+            config.subjects.pop();
+        };
+        assert_eq!(severities(both), [Severity::Blocks, Severity::Warns]);
+    }
+
+    #[test]
+    fn a_missing_subject_comes_with_its_command() {
+        let found = found(|config| config.subjects = vec!["outbox.a".into(), "other.>".into()]);
+        let command = found[0].command.as_deref();
+        assert_eq!(
+            command,
+            Some(
+                "nats stream edit OUTBOX --subjects='other.>' --subjects='outbox.>' --subjects='walrelay.dead.s'"
+            )
+        );
+    }
+
+    #[test]
+    fn the_stream_of_another_relay_is_not_given_away() {
+        let taken = vec!["outbox.>".into(), "walrelay.dead.other".into()];
+        let others = StreamConfig {
+            subjects: taken,
+            ..fitting()
+        };
+        let wanted = ["outbox.>".into(), "walrelay.dead.s".into()];
+        let found = findings(&others, &wanted, false, VERSION);
+        assert_eq!(found[0].severity, Severity::Blocks);
+        for word in ["slot other", "nats.stream and nats.subject", "nats.shared"] {
+            assert!(found[0].message.contains(word), "{}", found[0]);
+        }
+        // Where it is to be shared, the subject alone is missing.
+        let shared = findings(&others, &wanted, true, VERSION);
+        assert!(!shared[0].message.contains("slot other"), "{}", shared[0]);
+        // A relay whose events' subjects have changed misses them in its own stream.
+        let mine = ["events.>".into(), "walrelay.dead.other".into()];
+        let moved = findings(&others, &mine, false, VERSION);
+        assert!(!moved[0].message.contains("slot other"), "{}", moved[0]);
+    }
+
+    #[test]
+    fn records_must_not_expire() {
+        let config = StreamConfig {
+            subjects: vec!["walrelay.lane.>".into()],
+            max_msgs_per_subject: 1,
+            ..fitting()
+        };
+        assert_eq!(lane_record_findings(&config, "walrelay.lane.>"), []);
+        let config = StreamConfig {
+            max_age: std::time::Duration::from_secs(1),
+            ..config
+        };
+        assert_eq!(
+            lane_record_findings(&config, "walrelay.lane.>")[0].severity,
+            Severity::Blocks
+        );
+    }
+
+    #[test]
+    fn wildcards_cover_and_overlap() {
+        assert!(
+            covers("a.>", "a.b.c")
+                && covers("a.>", "a.>")
+                && covers(">", "a.>")
+                && covers("a.*", "a.b")
+        );
+        assert!(covers("a.*", "a.*") && covers("a.*.>", "a.b.>"));
+        assert!(
+            !covers("a.>", "a")
+                && !covers("a.*", "a.>")
+                && !covers("a.b", "a.*")
+                && !covers("a.*", "a.b.c")
+        );
+        assert!(overlaps("a.*", "*.b") && overlaps("a.>", "a.b.c") && overlaps("a", "a"));
+        assert!(!overlaps("a.>", "a") && !overlaps("a.b", "a.c") && !overlaps("a.*", "a.b.c"));
+    }
+}

@@ -1,0 +1,87 @@
+//! Other streams that take the subjects which the relay's stream needs: a subject can be in one stream only.
+//!
+//! In: an administrative client and the settings. Out: findings. Guarantee: reads only.
+
+use serde::Deserialize;
+
+use super::fit::{overlaps, owner};
+use super::{
+    DEFAULT_PREFIX, Finding, Severity, StreamError, StreamSettings, answer_error, find, request,
+};
+use crate::nats::api::{StreamConfig, refuse};
+
+/// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn taken(
+    client: &async_nats::Client,
+    settings: &StreamSettings,
+) -> Result<Vec<Finding>, StreamError> {
+    let mut found = Vec::new();
+    for (index, subject) in settings.subjects_to_create()?.iter().enumerate() {
+        for name in names(client, settings, subject).await? {
+            if name != settings.name
+                && let Some(info) = find(client, &name).await?
+            {
+                found.extend(finding(settings, subject, index == 0, &info.config));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What to do where `other` takes the subject, of events or of walrelay's own messages.
+fn finding(
+    settings: &StreamSettings,
+    subject: &str,
+    is_events: bool,
+    other: &StreamConfig,
+) -> Option<Finding> {
+    let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
+    let (name, slot) = (&other.name, &settings.slot);
+    let message = if held == subject {
+        format!("stream {name} already takes {subject}")
+    } else {
+        format!("stream {name} already takes {held}, and with it {subject}")
+    };
+    let own = format!(
+        "nats.subject (and nats.stream) to this relay's own, such as {slot}.{{event_type}}"
+    );
+    let mend = match (is_events, owner(other)) {
+        (true, Some(_)) => format!("set {own}"),
+        (true, None) => format!("set {own}; or nats.stream to {name}, if events belong there"),
+        (false, _) => {
+            "take it out there, or set name, or postgres.slot, to one that no other relay at this NATS has"
+                .to_owned()
+        }
+    };
+    Some(Finding {
+        severity: Severity::Blocks,
+        message,
+        command: Some(mend),
+    })
+}
+
+/// The streams with subjects that overlap; none where nobody may ask, since the server itself refuses to make another.
+async fn names(
+    client: &async_nats::Client,
+    settings: &StreamSettings,
+    subject: &str,
+) -> Result<Vec<String>, StreamError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        streams: Option<Vec<String>>,
+    }
+    let failed = |source| answer_error("a search for the subjects", &settings.name)(source);
+    let body = serde_json::json!({ "subject": subject }).to_string();
+    let api = format!("{DEFAULT_PREFIX}.STREAM.NAMES");
+    let answer = match request(client, api, body.into()).await {
+        Ok(answer) => answer,
+        Err(StreamError::Request { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    refuse(&answer).map_err(failed)?;
+    let answer: Answer = serde_json::from_slice(&answer).map_err(|error| failed(error.into()))?;
+    Ok(answer.streams.unwrap_or_default())
+}

@@ -1,0 +1,156 @@
+//! Logs: human lines or JSON on standard error.
+//!
+//! In: a format and a filter. Out: the process' subscriber. Guarantee: nothing is logged to
+//! standard output, which is for data; other crates' debug output, which may quote queries, is off
+//! unless a directive names them.
+
+use std::io::{self, IsTerminal as _};
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use tracing_subscriber::EnvFilter;
+
+/// Form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// A line of text, in colour on a terminal
+    Human,
+    /// A JSON object a line
+    Json,
+}
+
+/// Which events are logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogFilter(String);
+
+/// Why a format or filter cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// Neither `human` nor `json`.
+    #[error("`{0}` is no log format: use human or json")]
+    Format(String),
+    /// Neither a level nor directives.
+    #[error(
+        "`{0}` is no log level: use error, warn, info, debug, trace, off, or directives such as walrelay=debug"
+    )]
+    Filter(String),
+}
+
+impl FromStr for LogFormat {
+    type Err = LogError;
+
+    fn from_str(text: &str) -> Result<Self, LogError> {
+        match text {
+            "human" => Ok(LogFormat::Human),
+            "json" => Ok(LogFormat::Json),
+            _ => Err(LogError::Format(text.to_owned())),
+        }
+    }
+}
+
+impl LogFilter {
+    /// `-v`
+    pub fn debug() -> Self {
+        LogFilter("warn,walrelay=debug".to_owned())
+    }
+
+    /// `-vv`
+    pub fn trace() -> Self {
+        LogFilter("warn,walrelay=trace".to_owned())
+    }
+}
+
+impl Default for LogFilter {
+    /// What an operator wants to know: starts, stops, epochs, rejects.
+    fn default() -> Self {
+        LogFilter("warn,walrelay=info".to_owned())
+    }
+}
+
+impl FromStr for LogFilter {
+    type Err = LogError;
+
+    /// A bare level is walrelay's; the other crates stay at `warn`, or below where it is lower.
+    fn from_str(text: &str) -> Result<Self, LogError> {
+        let wrong = || LogError::Filter(text.to_owned());
+        match text.trim().to_ascii_lowercase().as_str() {
+            level @ ("off" | "error" | "warn") => Ok(LogFilter(level.to_owned())),
+            level @ ("info" | "debug" | "trace") => Ok(LogFilter(format!("warn,walrelay={level}"))),
+            // A mistyped level would be taken for the name of a crate, and log nothing.
+            word if !word.contains(['=', ',', ':', '[']) => Err(wrong()),
+            _ => match EnvFilter::builder().parse(text) {
+                Ok(_) => Ok(LogFilter(text.to_owned())),
+                Err(_) => Err(wrong()),
+            },
+        }
+    }
+}
+
+/// The form of the log that [`init`] has started.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Logs what ends a command, where whoever reads the log reads nothing else: as JSON. Returns whether it did; a person
+/// is told in plain words instead, and so is whoever has turned the log off.
+pub fn log_end(message: &str) -> bool {
+    let logs = FORMAT.get() == Some(&LogFormat::Json) && tracing::enabled!(tracing::Level::ERROR);
+    if logs {
+        tracing::error!("{message}");
+    }
+    logs
+}
+
+/// Starts the log, once in a process; a subscriber that is there already, as in an application that
+/// embeds the relay, stays.
+pub fn init(format: LogFormat, filter: &LogFilter) {
+    let colour = io::stderr().is_terminal()
+        && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(&filter.0))
+        .with_writer(io::stderr)
+        .with_ansi(colour && format == LogFormat::Human)
+        // It would print to standard error that standard error is closed, and panic.
+        .log_internal_errors(false);
+    let started = match format {
+        LogFormat::Human => builder.compact().try_init(),
+        LogFormat::Json => builder
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .try_init(),
+    };
+    match started {
+        Ok(()) => {
+            // Nobody else has set it: a process has one subscriber.
+            let _ = FORMAT.set(format);
+        }
+        Err(_) => tracing::debug!("a log subscriber is set already and stays"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_walrelays_and_directives_are_anyones() {
+        for (text, expected) in [
+            ("error", "error"),
+            ("WARN", "warn"),
+            ("debug", "warn,walrelay=debug"),
+            ("walrelay::nats=trace,warn", "walrelay::nats=trace,warn"),
+        ] {
+            assert_eq!(text.parse(), Ok(LogFilter(expected.to_owned())), "{text}");
+        }
+        assert_eq!("info".parse(), Ok(LogFilter::default()));
+        for text in ["", "verbose", "walrelay=loud", "dbug"] {
+            assert!(
+                matches!(text.parse::<LogFilter>(), Err(LogError::Filter(_))),
+                "{text}"
+            );
+        }
+        assert!(matches!(
+            "xml".parse::<LogFormat>(),
+            Err(LogError::Format(_))
+        ));
+    }
+}

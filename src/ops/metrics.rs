@@ -1,0 +1,169 @@
+//! The relay's metrics in Prometheus' text format.
+//!
+//! In: a [`Status`]. Out: the body of `/metrics`. They are brought up to date when they are asked for, so they cost
+//! the relay nothing; names have base units and `_total`, and no label has unbounded values.
+
+use super::status::{CLASS_NAMES, State, Status};
+use metrics::{counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+
+/// The recorder of one relay.
+pub struct Metrics {
+    recorder: PrometheusRecorder,
+}
+
+impl Metrics {
+    /// Metrics that all carry the relay's name as the label `name`.
+    pub fn new(name: &str) -> Self {
+        let recorder = PrometheusBuilder::new()
+            .add_global_label("name", name)
+            .build_recorder();
+        metrics::with_local_recorder(&recorder, describe);
+        Metrics { recorder }
+    }
+
+    /// The metrics as they are now.
+    pub fn render(&self, status: &Status) -> String {
+        metrics::with_local_recorder(&self.recorder, || record(status));
+        self.recorder.handle().render()
+    }
+}
+
+fn describe() {
+    describe_counter!(
+        "walrelay_events_published_total",
+        "Rows handed to the broker, with dead letters and replays"
+    );
+    describe_counter!(
+        "walrelay_events_acknowledged_total",
+        "Rows that the broker has acknowledged"
+    );
+    describe_counter!(
+        "walrelay_events_replayed_total",
+        "Rows handed to the broker again on request"
+    );
+    describe_counter!(
+        "walrelay_dead_letters_total",
+        "Rows that could not be published, by reason"
+    );
+    describe_counter!("walrelay_transactions_total", "Transactions read");
+    describe_gauge!(
+        "walrelay_in_flight",
+        "Messages without an acknowledgement yet"
+    );
+    describe_gauge!(
+        "walrelay_received_lsn_bytes",
+        "End of the WAL that has arrived"
+    );
+    describe_gauge!(
+        "walrelay_acknowledged_lsn_bytes",
+        "End of the WAL of which all is acknowledged"
+    );
+    describe_gauge!(
+        "walrelay_confirmed_lsn_bytes",
+        "End of the WAL that Postgres may forget"
+    );
+    describe_gauge!(
+        "walrelay_lag_bytes",
+        "WAL received and not yet acknowledged"
+    );
+    describe_gauge!(
+        "walrelay_held_back_bytes",
+        "WAL acknowledged and not yet confirmed"
+    );
+    describe_counter!("walrelay_epochs_total", "Epochs begun");
+    describe_counter!(
+        "walrelay_faults_total",
+        "Faults that ended an epoch or kept it from beginning, by class"
+    );
+    describe_counter!(
+        "walrelay_hold_back_cut_short_total",
+        "Confirmations before their time, since the slot kept too much WAL"
+    );
+    describe_counter!(
+        "walrelay_lost_messages_total",
+        "Acknowledged messages that the broker lost"
+    );
+    describe_counter!(
+        "walrelay_foreign_messages_total",
+        "Messages of no relay found at the stream's end"
+    );
+    describe_gauge!(
+        "walrelay_streaming",
+        "1 while events flow, 0 while the relay waits or has halted"
+    );
+    describe_gauge!("walrelay_build_info", "1, with the version as a label");
+}
+
+/// LSNs are below 2⁵³ for the first eight pebibytes of WAL, so they are exact as floating-point numbers.
+#[allow(clippy::cast_precision_loss)]
+fn record(status: &Status) {
+    let totals = &status.totals;
+    for (name, value) in [
+        ("walrelay_events_published_total", totals.published),
+        ("walrelay_events_acknowledged_total", totals.acknowledged),
+        ("walrelay_events_replayed_total", totals.replayed),
+        ("walrelay_transactions_total", totals.transactions),
+        ("walrelay_epochs_total", totals.epochs),
+        (
+            "walrelay_hold_back_cut_short_total",
+            totals.hold_back_cut_short,
+        ),
+        ("walrelay_lost_messages_total", totals.lost_messages),
+        ("walrelay_foreign_messages_total", totals.foreign_messages),
+    ] {
+        counter!(name).absolute(value);
+    }
+    for (reason, count) in &totals.dead_letters {
+        counter!("walrelay_dead_letters_total", "reason" => reason.clone()).absolute(*count);
+    }
+    for class in CLASS_NAMES {
+        let count = totals.faults.get(class).copied().unwrap_or(0);
+        counter!("walrelay_faults_total", "class" => class).absolute(count);
+    }
+    let marks = status.marks;
+    for (name, value) in [
+        ("walrelay_in_flight", marks.in_flight),
+        ("walrelay_received_lsn_bytes", marks.received_lsn),
+        ("walrelay_acknowledged_lsn_bytes", marks.acknowledged_lsn),
+        ("walrelay_confirmed_lsn_bytes", marks.confirmed_lsn),
+        ("walrelay_lag_bytes", status.lag_bytes()),
+        ("walrelay_held_back_bytes", status.held_back_bytes()),
+        (
+            "walrelay_streaming",
+            u64::from(status.state == State::Streaming),
+        ),
+    ] {
+        gauge!(name).set(value as f64);
+    }
+    gauge!("walrelay_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::Board;
+    use super::*;
+
+    #[test]
+    fn every_metric_is_there_with_the_name_and_follows_the_status() {
+        let metrics = Metrics::new("orders");
+        let board = Board::new("orders", "orders", "OUTBOX");
+        let first = metrics.render(&board.status());
+        assert!(first.contains("walrelay_events_published_total{name=\"orders\"} 0"));
+        board.dead_letter("too-large");
+        board.dead_letter("too-large");
+        board.begun(&super::super::status::EpochStart::default());
+        board.streaming();
+        let text = metrics.render(&board.status());
+        for line in [
+            "walrelay_dead_letters_total{name=\"orders\",reason=\"too-large\"} 2",
+            "walrelay_faults_total{name=\"orders\",class=\"passing\"} 0",
+            "walrelay_streaming{name=\"orders\"} 1",
+            "walrelay_epochs_total{name=\"orders\"} 1",
+            "# TYPE walrelay_lag_bytes gauge",
+            "# TYPE walrelay_transactions_total counter",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

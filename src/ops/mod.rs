@@ -1,0 +1,9 @@
+//! What operators see: logs, metrics, health, the status page.
+
+pub mod http;
+pub mod logs;
+pub mod metrics;
+mod page;
+pub mod status;
+
+pub(crate) use page::bytes;

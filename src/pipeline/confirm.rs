@@ -1,0 +1,386 @@
+//! The steps before the slot is told to forget: write the lane record, probe the stream, then confirm.
+//!
+//! In: how far the slot may be confirmed, the broker's answers to record and probes, the time. Out: what to ask the
+//! broker next, and the LSN to confirm. Guarantee: an LSN comes out only after a record that names it was stored and
+//! the stream was then seen to be the one that acknowledged: same `created`, last sequence not below, our last
+//! message there or removed, and so the last one that the LSN covers.
+//!
+//! An idle lane is looked at as well: a stream without replicas can come back without what it had while the relay's
+//! connection to another node stays up, and then nothing but a look tells, before somebody else's messages hide it.
+
+use super::fault::{Fault, Halt, Stop};
+use super::position;
+use super::progress::Confirmable;
+use super::tail::TailMessage;
+use postgres_types::PgLsn;
+use std::time::Duration;
+
+/// Confirmations are at least this far apart: each costs the broker three small requests.
+const INTERVAL: Duration = Duration::from_millis(250);
+/// A record that only brings the position up to date may be this late; so much of the stream's end may be removed
+/// while the relay is dead before a person has to look.
+const RECORD_INTERVAL: Duration = Duration::from_secs(1);
+/// The stream is looked at this often even with nothing to confirm.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What the broker is to be asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask {
+    /// Store the record with this `confirmed_lsn`.
+    Record(PgLsn),
+    /// STREAM.INFO.
+    Info,
+    /// The message with this sequence.
+    Message(u64),
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    /// Before the record leaves a message behind: the broker must still have it, or nobody would ever miss it.
+    Leaving {
+        target: PgLsn,
+        sequence: u64,
+    },
+    Recording {
+        target: PgLsn,
+    },
+    Informing {
+        target: PgLsn,
+        sequence: u64,
+    },
+    Seeing {
+        target: PgLsn,
+    },
+    Covering {
+        target: PgLsn,
+        sequence: u64,
+    },
+}
+
+/// How far the slot may be confirmed, and the last message of this epoch that this covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Due {
+    /// How far.
+    pub confirmable: Confirmable,
+    /// Sequence of the message; none where it covers none of this epoch, or in a shared stream, where each batch
+    /// is stored behind the lane's last one only.
+    pub sequence: Option<u64>,
+    /// More WAL is held back than may be: no pause between two confirmations.
+    pub pressing: bool,
+}
+
+/// The confirmation under way.
+#[derive(Debug)]
+pub struct Confirm {
+    state: State,
+    stream: String,
+    created: String,
+    asked_at: Option<Duration>,
+    confirmed_lsn: PgLsn,
+    recorded_lsn: PgLsn,
+    /// The lane's message that the record names.
+    recorded: Option<TailMessage>,
+    record_wanted: bool,
+    looked_at: Duration,
+    tail: Option<TailMessage>,
+    /// The last message of which the confirmation under way gives up the WAL.
+    covered: Option<u64>,
+    chained: bool,
+    timeout: Duration,
+}
+
+/// What is known at an epoch's beginning.
+#[derive(Debug)]
+pub struct Start {
+    /// The stream.
+    pub stream: String,
+    /// When it was created, as the server writes it.
+    pub created: String,
+    /// What the slot has.
+    pub confirmed_lsn: PgLsn,
+    /// What the record allows the slot to be told.
+    pub recorded_lsn: PgLsn,
+    /// The lane's last message, which the record names.
+    pub tail: Option<TailMessage>,
+    /// Each message tells which one it was to follow: a stream of our own.
+    pub chained: bool,
+    /// Longest wait for an answer.
+    pub timeout: Duration,
+}
+
+impl Confirm {
+    /// Begins an epoch, at `now`.
+    pub fn new(start: Start, now: Duration) -> Self {
+        Confirm {
+            state: State::Idle,
+            stream: start.stream,
+            created: start.created,
+            asked_at: None,
+            confirmed_lsn: start.confirmed_lsn,
+            recorded_lsn: start.recorded_lsn.max(start.confirmed_lsn),
+            recorded: start.tail.clone(),
+            record_wanted: false,
+            // The start has just looked.
+            looked_at: now,
+            tail: start.tail,
+            covered: None,
+            chained: start.chained,
+            timeout: start.timeout,
+        }
+    }
+
+    /// A message of the lane was acknowledged.
+    #[inline]
+    pub fn acknowledged(&mut self, tail: TailMessage) {
+        self.tail = Some(tail);
+    }
+
+    /// The lane's last acknowledged message.
+    pub fn tail(&self) -> Option<&TailMessage> {
+        self.tail.as_ref()
+    }
+
+    /// What the slot has been told.
+    pub fn confirmed_lsn(&self) -> PgLsn {
+        self.confirmed_lsn
+    }
+
+    /// Nothing is being asked.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
+    /// What to ask next, if anything. `acknowledged_lsn` is what a new record allows the slot to be told later: written
+    /// long before it is used, it is as safe from a broker's power failure as the events that are held back.
+    /// `urgent` leaves no pause (a clean stop).
+    pub fn poll(
+        &mut self,
+        due: Due,
+        acknowledged_lsn: PgLsn,
+        now: Duration,
+        urgent: bool,
+    ) -> Option<Ask> {
+        if !self.is_idle() {
+            return None;
+        }
+        let since = self.asked_at.map(|at| now.saturating_sub(at));
+        let paused = |pause| !urgent && since.is_some_and(|since| since < pause);
+        let target = due.confirmable.end_lsn.max(self.confirmed_lsn);
+        let may_confirm = target > self.confirmed_lsn && (due.pressing || !paused(INTERVAL));
+        let stale = self.record_is_stale() && !paused(RECORD_INTERVAL);
+        let look = !urgent && now.saturating_sub(self.looked_at) >= LOOK_INTERVAL;
+        if !may_confirm && !stale && !look {
+            return None;
+        }
+        self.asked_at = Some(now);
+        self.covered = due.sequence.filter(|_| may_confirm);
+        if stale || target > self.recorded_lsn {
+            self.recorded_lsn = self.recorded_lsn.max(acknowledged_lsn).max(target);
+            let left = self.recorded.as_ref().filter(|_| self.chained);
+            if let Some(sequence) = left
+                .map(|left| left.sequence)
+                .filter(|sequence| !self.is_tail(*sequence))
+            {
+                self.state = State::Leaving { target, sequence };
+                return Some(Ask::Message(sequence));
+            }
+            return Some(self.record(target));
+        }
+        self.state = self.informing(target);
+        self.looked_at = now;
+        Some(Ask::Info)
+    }
+
+    fn record(&mut self, target: PgLsn) -> Ask {
+        self.recorded = self.tail.clone();
+        self.record_wanted = false;
+        self.state = State::Recording { target };
+        Ask::Record(self.recorded_lsn)
+    }
+
+    fn is_tail(&self, sequence: u64) -> bool {
+        self.tail
+            .as_ref()
+            .is_some_and(|tail| tail.sequence == sequence)
+    }
+
+    /// The record is to be written once more, with whatever it says then (a clean stop).
+    pub fn want_record(&mut self) {
+        self.record_wanted = true;
+    }
+
+    fn record_is_stale(&self) -> bool {
+        self.record_wanted || self.tail != self.recorded
+    }
+
+    fn informing(&self, target: PgLsn) -> State {
+        let sequence = self.tail.as_ref().map_or(0, |tail| tail.sequence);
+        State::Informing { target, sequence }
+    }
+
+    /// When [`Self::poll`] is worth calling again.
+    pub fn next_time(&self, confirmable: Confirmable, urgent: bool) -> Option<Duration> {
+        let asked_at = self.asked_at.unwrap_or_default();
+        if !self.is_idle() {
+            return Some(asked_at + self.timeout);
+        }
+        if confirmable.end_lsn > self.confirmed_lsn {
+            return Some(asked_at + INTERVAL);
+        }
+        let record = self.record_is_stale().then_some(asked_at + RECORD_INTERVAL);
+        let look = (!urgent).then_some(self.looked_at + LOOK_INTERVAL);
+        record.into_iter().chain(look).min()
+    }
+
+    /// Whether the answer is overdue.
+    ///
+    /// # Errors
+    /// The broker has not answered a record or a probe in time.
+    pub fn check_time(&self, now: Duration) -> Result<(), Fault> {
+        match self.asked_at {
+            Some(at) if !self.is_idle() && now >= at + self.timeout => Err(Fault::Broker(
+                "no answer to the lane record or the probe before a confirmation".into(),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The record was stored. Says what to ask next; a record that confirms nothing new needs no probe.
+    pub fn recorded(&mut self) -> Option<Ask> {
+        let State::Recording { target } = self.state else {
+            return None;
+        };
+        if target <= self.confirmed_lsn {
+            self.state = State::Idle;
+            return None;
+        }
+        self.state = self.informing(target);
+        Some(Ask::Info)
+    }
+
+    /// The answer to STREAM.INFO.
+    ///
+    /// # Errors
+    /// [`Fault::StreamLost`] when it is not the stream that acknowledged.
+    pub fn informed(&mut self, created: &str, last_sequence: u64) -> Result<Option<Ask>, Fault> {
+        let State::Informing { target, sequence } = self.state else {
+            return Ok(None);
+        };
+        if created != self.created {
+            return Err(Fault::StreamLost(format!(
+                "stream {} was created at {created}, not at {}",
+                self.stream, self.created
+            )));
+        }
+        if last_sequence < sequence {
+            return Err(Fault::StreamLost(format!(
+                "stream {} ends at sequence {last_sequence}, and {sequence} was acknowledged",
+                self.stream
+            )));
+        }
+        match &self.tail {
+            Some(tail) => {
+                self.state = State::Seeing { target };
+                Ok(Some(Ask::Message(tail.sequence)))
+            }
+            None => {
+                self.done(target);
+                Ok(None)
+            }
+        }
+    }
+
+    /// The answer to the request for a message, as its position header; `None` when it was removed. Says what to ask next.
+    ///
+    /// # Errors
+    /// [`Fault::StreamLost`] when another message stands in the place of the lane's last: the next epoch begins before it.
+    /// [`Halt::Replaced`] when one stands in the place of an earlier message, and the lane went on behind it.
+    pub fn seen(&mut self, found: Option<&StoredPosition>) -> Result<Option<Ask>, Stop> {
+        match self.state {
+            State::Seeing { target } => {
+                self.check_tail(found)?;
+                let covered = self.covered.take();
+                if let Some(sequence) = covered.filter(|sequence| !self.is_tail(*sequence)) {
+                    self.state = State::Covering { target, sequence };
+                    return Ok(Some(Ask::Message(sequence)));
+                }
+                self.done(target);
+            }
+            State::Covering { target, sequence } => {
+                self.check_left(found, sequence)?;
+                self.done(target);
+            }
+            State::Leaving { target, sequence } => {
+                self.check_left(found, sequence)?;
+                return Ok(Some(self.record(target)));
+            }
+            State::Idle | State::Recording { .. } | State::Informing { .. } => {}
+        }
+        Ok(None)
+    }
+
+    /// A message that the lane has gone on behind.
+    fn check_left(&self, found: Option<&StoredPosition>, sequence: u64) -> Result<(), Halt> {
+        match found {
+            Some(found) if !found.is_in_place => Err(Halt::Replaced {
+                stream: self.stream.clone(),
+                sequence,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_tail(&self, found: Option<&StoredPosition>) -> Result<(), Fault> {
+        let Some(found) = found else {
+            return Ok(());
+        };
+        let told = found
+            .header
+            .as_deref()
+            .and_then(|header| position::parse_header(header).ok());
+        // An answer for an older message than the newest is fine: the chain proves what came after it.
+        let Some(tail) = self
+            .tail
+            .as_ref()
+            .filter(|tail| tail.sequence == found.sequence)
+        else {
+            return Ok(());
+        };
+        let is_ours = match found.is_first_publication {
+            true => told.map(|(_, position)| position) == Some(tail.position),
+            false => told.is_some(),
+        };
+        if is_ours && (found.is_in_place || !self.chained) {
+            return Ok(());
+        }
+        Err(Fault::StreamLost(format!(
+            "message {} of stream {} is not the event at {}",
+            found.sequence, self.stream, tail.position
+        )))
+    }
+
+    fn done(&mut self, target: PgLsn) {
+        assert!(
+            target >= self.confirmed_lsn && target <= self.recorded_lsn,
+            "confirmed LSN would go from {} to {target}, recorded {}",
+            self.confirmed_lsn,
+            self.recorded_lsn
+        );
+        self.confirmed_lsn = target;
+        self.state = State::Idle;
+    }
+}
+
+/// A stored message, as far as the probe looks.
+#[derive(Debug)]
+pub struct StoredPosition {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Value of the position header.
+    pub header: Option<String>,
+    /// Not a replay, whose header tells another place than the lane's.
+    pub is_first_publication: bool,
+    /// It stands right behind the message that it says it was to follow.
+    pub is_in_place: bool,
+}

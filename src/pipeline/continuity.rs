@@ -1,0 +1,406 @@
+//! Where a lane goes on: the stream is the truth about what was published, and resume proves that the WAL continues it.
+//!
+//! In: the lane's identity, the slot's and the server's LSNs, the end of the stream, the lane record. Out: a [`Plan`]
+//! or a [`Halt`]. Guarantee: with any doubt it halts; it never skips what nothing proves to be published.
+//!
+//! Telling a loss from a removal: expiry, limits, purges and deletions keep a stream's `last_seq` and `created`, and
+//! only a broker that lost what it had acknowledged comes back with less of either.
+
+use super::fault::Halt;
+use super::history::History;
+use super::position::{Lane, Position};
+use super::record::LaneRecord;
+use super::tail::{Tail, TailMessage};
+use postgres_types::PgLsn;
+
+/// Everything that decides where a lane goes on.
+#[derive(Debug, Clone)]
+pub struct StartView<'a> {
+    /// Who the lane is now.
+    pub lane: &'a Lane,
+    /// The slot's confirmed_flush_lsn.
+    pub confirmed_flush_lsn: PgLsn,
+    /// End of the server's WAL.
+    pub server_lsn: PgLsn,
+    /// The server's timelines.
+    pub history: &'a History,
+    /// The stream.
+    pub stream: &'a str,
+    /// When it was created, as the server writes it.
+    pub created: &'a str,
+    /// Its last sequence.
+    pub last_sequence: u64,
+    /// What its end says.
+    pub tail: &'a Tail,
+    /// The lane record.
+    pub record: Option<&'a LaneRecord>,
+    /// What this process itself has seen in earlier epochs. A broker that was set back may have lost the newest record
+    /// together with the newest messages.
+    pub memory: Option<&'a Memory>,
+    /// Publish again from here on (`run --from`).
+    pub from: Option<PgLsn>,
+}
+
+/// What a running relay knows of its lane by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// When the stream was created.
+    pub created: String,
+    /// The lane's last acknowledged message.
+    pub tail: Option<TailMessage>,
+    /// What the slot was told.
+    pub confirmed_lsn: PgLsn,
+    /// On which timeline.
+    pub timeline: u32,
+    /// The epoch that this comes from, as in its lane record.
+    pub epoch: u64,
+    /// Nothing that this process has sent may be in the stream behind `tail`.
+    pub settled: bool,
+}
+
+impl Memory {
+    /// Whether it is about the stream created at `created`, and that still reaches what was acknowledged.
+    pub fn is_of(&self, created: &str, last_sequence: u64) -> bool {
+        let tail = self.tail.as_ref();
+        self.created == created && tail.is_none_or(|tail| tail.sequence <= last_sequence)
+    }
+}
+
+/// The row at the stream's last position must arrive, and carry this id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlap {
+    /// The stream's last position.
+    pub position: Position,
+    /// The event's id there; with none, the position alone must be met.
+    pub event_id: Option<String>,
+}
+
+/// What the broker had acknowledged and no longer has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    /// Last position that survived.
+    pub after: Option<Position>,
+    /// Last position that was acknowledged.
+    pub through: Position,
+    /// At most how many messages, where the sequences tell: those of others among them count too.
+    pub messages: Option<u64>,
+    /// The slot no longer has those that committed below this; none when it has them all.
+    pub gone_below: Option<PgLsn>,
+}
+
+/// Where and how the epoch begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// For START_REPLICATION.
+    pub start_lsn: PgLsn,
+    /// The lane's last message, from the stream or the record.
+    pub tail: Option<TailMessage>,
+    /// What must arrive first.
+    pub overlap: Option<Overlap>,
+    /// The stream's last sequence: the chain's beginning.
+    pub last_sequence: u64,
+    /// Rows of transactions from here on that are published already are published again, marked as replay.
+    pub replay_from: Option<PgLsn>,
+    /// What the broker lost.
+    pub loss: Option<Loss>,
+    /// Messages of no lane behind the tail.
+    pub foreign_messages: u64,
+}
+
+/// Why a start is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A person has to look.
+    #[error(transparent)]
+    Halt(#[from] Halt),
+    /// `--from` is older than what the slot holds.
+    #[error("--from {from} is below what the slot holds; the oldest LSN available is {oldest}")]
+    FromTooOld {
+        /// What was asked for.
+        from: PgLsn,
+        /// The slot's confirmed LSN.
+        oldest: PgLsn,
+    },
+    /// `--from` is beyond the end of the WAL: of another server, or mistyped.
+    #[error(
+        "--from {from} is above the end of the server's WAL, {server_lsn}; nothing has committed there yet"
+    )]
+    FromTooNew {
+        /// What was asked for.
+        from: PgLsn,
+        /// End of the WAL.
+        server_lsn: PgLsn,
+    },
+}
+
+/// Where replication may start before it is known for sure where the lane goes on, since the stream is looked at again
+/// once the slot is taken: no later than at the tail as it is now. 0/0, the slot's confirmed LSN, where there is none.
+pub fn provisional_start_lsn(
+    tail: &Tail,
+    record: Option<&LaneRecord>,
+    from: Option<PgLsn>,
+) -> PgLsn {
+    let position = match tail {
+        Tail::Found(tail) => Some(tail.position),
+        Tail::Removed { .. } | Tail::FenceRemoved => record.and_then(|record| record.position),
+        _ => None,
+    };
+    let tail_lsn = position.map_or(0.into(), |position| position.commit_lsn);
+    from.map_or(tail_lsn, |from| from.min(tail_lsn))
+}
+
+/// Decides where the lane goes on.
+///
+/// # Errors
+/// Whatever cannot be proven to be the continuation.
+pub fn plan(view: &StartView<'_>) -> Result<Plan, Refusal> {
+    check_identity(view)?;
+    let tail = known_tail(view)?;
+    check_confirmed(view, tail.as_ref())?;
+    let confirmed = view.confirmed_flush_lsn;
+    if let Some(tail) = &tail
+        && view.server_lsn < tail.position.commit_lsn
+    {
+        return Err(Halt::ServerBehind {
+            server_lsn: view.server_lsn,
+            position: tail.position,
+        }
+        .into());
+    }
+    let overlap = tail
+        .as_ref()
+        .filter(|tail| tail.position.commit_lsn >= confirmed)
+        .map(|tail| Overlap {
+            position: tail.position,
+            event_id: tail.event_id.clone(),
+        });
+    let resume_lsn = tail
+        .as_ref()
+        .map_or(confirmed, |tail| tail.position.commit_lsn.max(confirmed));
+    Ok(Plan {
+        start_lsn: start_lsn(view, resume_lsn)?,
+        overlap,
+        last_sequence: view.last_sequence,
+        replay_from: view.from,
+        loss: loss(view, tail.as_ref()),
+        foreign_messages: match view.tail {
+            // Behind the look at the last sequence a further message may have come.
+            Tail::Found(found) => view.last_sequence.saturating_sub(found.sequence),
+            _ => 0,
+        },
+        tail,
+    })
+}
+
+/// With `--from`, the earlier of it and where the lane goes on: what is unpublished is never skipped. To skip is what
+/// `adopt --position` is for.
+fn start_lsn(view: &StartView<'_>, resume_lsn: PgLsn) -> Result<PgLsn, Refusal> {
+    let Some(from) = view.from else {
+        return Ok(resume_lsn);
+    };
+    if from < view.confirmed_flush_lsn {
+        return Err(Refusal::FromTooOld {
+            from,
+            oldest: view.confirmed_flush_lsn,
+        });
+    }
+    if from > view.server_lsn {
+        return Err(Refusal::FromTooNew {
+            from,
+            server_lsn: view.server_lsn,
+        });
+    }
+    Ok(from.min(resume_lsn))
+}
+
+fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
+    if let Some(record) = view.record
+        && !record.is_of(view.lane)
+    {
+        return Err(Halt::OtherLane {
+            recorded: record.lane(),
+            found: view.lane.clone(),
+        });
+    }
+    if let Tail::OtherSlot { sequence, slot } = view.tail {
+        return Err(Halt::ForeignTail {
+            stream: view.stream.to_owned(),
+            sequence: *sequence,
+            slot: slot.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// The lane's last position: by the stream, or by record or memory where the stream's messages were removed.
+fn known_tail(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
+    match view.tail {
+        Tail::Found(found) => Ok(Some(found.clone())),
+        Tail::Nothing => Ok(None),
+        Tail::OtherSlot { .. } => unreachable!("check_identity has halted"),
+        Tail::FenceRemoved => tail_without_fence(view),
+        Tail::Removed { sequence } => tail_before(view, *sequence).map(Some),
+        Tail::Replaced { sequence } => Err(Halt::Replaced {
+            stream: view.stream.to_owned(),
+            sequence: *sequence,
+        }),
+        Tail::Copied { sequence } => Err(Halt::TailCopied {
+            stream: view.stream.to_owned(),
+            sequence: *sequence,
+        }),
+        Tail::TooFar { scanned } => Err(Halt::TailUnknown {
+            stream: view.stream.to_owned(),
+            scanned: *scanned,
+        }),
+    }
+}
+
+/// The lane's last message where the search met a removed one: it must be that very one. All behind it is of no lane, the
+/// search has read it: a known message further on was read too and is not the lane's any more, the broker lost it.
+fn tail_before(view: &StartView<'_>, removed: u64) -> Result<TailMessage, Halt> {
+    let record = of_stream(view.record, view.created, view.last_sequence);
+    let remembered = view
+        .memory
+        .filter(|memory| memory.is_of(view.created, view.last_sequence))
+        .and_then(|memory| memory.tail.clone());
+    [remembered, record.and_then(recorded_tail)]
+        .into_iter()
+        .flatten()
+        .find(|tail| tail.sequence == removed)
+        .ok_or_else(|| Halt::TailRemoved {
+            stream: view.stream.to_owned(),
+            sequence: removed,
+            last_sequence: view.last_sequence,
+            recorded: record.map_or(0, |record| record.sequence),
+        })
+}
+
+/// The record, provided that it is of this very stream, and that still reaches it.
+fn of_stream<'r>(
+    record: Option<&'r LaneRecord>,
+    created: &str,
+    last_sequence: u64,
+) -> Option<&'r LaneRecord> {
+    record.filter(|record| record.created == created && record.sequence <= last_sequence)
+}
+
+/// The lane's last message as somebody knew it when nothing of the lane could stand behind it any more: the record of a
+/// relay that has said that it has stopped; or what this process knows, as long as no other relay has begun an epoch.
+pub fn settled_tail(
+    record: Option<&LaneRecord>,
+    memory: Option<&Memory>,
+    created: &str,
+    last_sequence: u64,
+) -> Option<TailMessage> {
+    let record = of_stream(record, created, last_sequence);
+    if let Some(record) = record.filter(|record| !record.active) {
+        return recorded_tail(record);
+    }
+    memory
+        .filter(|memory| memory.settled && memory.is_of(created, last_sequence))
+        .filter(|memory| record.is_none_or(|record| record.epoch <= memory.epoch))
+        .and_then(|memory| memory.tail.clone())
+}
+
+/// Sequences tell nothing where others publish too: what is settled does, or a record that nobody has published behind.
+/// A lane that is known to have published nothing has no last message.
+fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
+    let record = of_stream(view.record, view.created, view.last_sequence);
+    if let Some(record) = record
+        && (!record.active || record.sequence == view.last_sequence)
+    {
+        return Ok(recorded_tail(record));
+    }
+    let settled = settled_tail(view.record, view.memory, view.created, view.last_sequence);
+    let has_published_nothing = view.memory.is_some_and(|memory| {
+        memory.settled
+            && memory.tail.is_none()
+            && memory.is_of(view.created, view.last_sequence)
+            && record.is_none_or(|record| record.epoch <= memory.epoch)
+    });
+    if settled.is_some() || has_published_nothing {
+        return Ok(settled);
+    }
+    let recorded = record.map_or(0, |record| record.sequence);
+    Err(Halt::TailRemoved {
+        stream: view.stream.to_owned(),
+        sequence: recorded + 1,
+        last_sequence: view.last_sequence,
+        recorded,
+    })
+}
+
+fn recorded_tail(record: &LaneRecord) -> Option<TailMessage> {
+    record.position.map(|position| TailMessage {
+        sequence: record.sequence,
+        position,
+        event_id: record.event_id.clone(),
+    })
+}
+
+/// The slot may be confirmed only as far as this relay has recorded that it would, or as the stream itself reaches: a
+/// broker's power failure may take the newest records. What was confirmed on another timeline explains nothing behind
+/// the place where the server left it: there, other transactions have the same LSNs.
+fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(), Halt> {
+    let confirmed = view.confirmed_flush_lsn;
+    // What commits below the stream's last row is published, whoever moved the slot there.
+    let is_published = tail.is_some_and(|tail| tail.position.commit_lsn >= confirmed);
+    let explains =
+        |lsn: PgLsn, timeline| confirmed <= lsn.min(view.history.shared_through(timeline));
+    // Until another relay has begun an epoch.
+    let is_remembered = view
+        .memory
+        .filter(|memory| {
+            view.record
+                .is_none_or(|record| record.epoch <= memory.epoch)
+        })
+        .is_some_and(|memory| explains(memory.confirmed_lsn, memory.timeline));
+    let explained = match view.record {
+        _ if is_published || is_remembered => true,
+        Some(record) => explains(record.confirmed_lsn, record.timeline),
+        // Without a record: a lane that has published nothing.
+        None => tail.is_none(),
+    };
+    if explained {
+        return Ok(());
+    }
+    Err(Halt::ConfirmedUnexplained {
+        slot: view.lane.slot.clone(),
+        confirmed_lsn: confirmed,
+        recorded_lsn: view.record.map(|record| record.confirmed_lsn),
+        switched_at: view
+            .record
+            .filter(|record| record.timeline != view.history.timeline())
+            .map(|record| view.history.shared_through(record.timeline)),
+    })
+}
+
+/// What record or memory say was acknowledged and the stream no longer has, and no removal explains.
+fn loss(view: &StartView<'_>, tail: Option<&TailMessage>) -> Option<Loss> {
+    let recorded = view
+        .record
+        .and_then(|record| Some((recorded_tail(record)?, record.created.as_str())));
+    let remembered = view
+        .memory
+        .and_then(|memory| Some((memory.tail.clone()?, memory.created.as_str())));
+    let (through, created) = recorded
+        .into_iter()
+        .chain(remembered)
+        .max_by_key(|(tail, _)| tail.position)?;
+    let after = tail.map(|tail| tail.position);
+    if after.is_some_and(|after| after >= through.position) {
+        return None;
+    }
+    let kept = tail.map_or_else(
+        || view.record.map_or(0, |record| record.adopted_sequence),
+        |tail| tail.sequence,
+    );
+    Some(Loss {
+        after,
+        through: through.position,
+        messages: (created == view.created).then(|| through.sequence.saturating_sub(kept)),
+        gone_below: after
+            .is_none_or(|after| after.commit_lsn < view.confirmed_flush_lsn)
+            .then_some(view.confirmed_flush_lsn),
+    })
+}

@@ -1,0 +1,430 @@
+//! One epoch: WAL in, frames for the broker out; answers in, status updates out.
+//!
+//! In: CopyData payloads, the broker's answers, the time. Out: HPUB frames appended to the caller's buffer, requests
+//! to the broker, status updates, notes for the log. Guarantees: rows leave in the order of the WAL; none at or below
+//! the stream's tail leaves again, unless asked for as a replay; the WAL is proven to continue the stream before the
+//! first row behind it leaves (replays come before that proof); the slot is confirmed only through acknowledged, recorded and probed rows.
+//!
+//! The caller's turn: hand over payloads while [`Engine::wants_wal`], then [`Engine::end_turn`], then write the frames.
+
+mod confirming;
+mod leave;
+mod wal;
+
+pub use super::fault::Stop;
+
+use super::confirm::{self, Confirm};
+use super::continuity::{Overlap, Plan};
+use super::dead_letter;
+use super::envelope::Reject;
+use super::fault::{Fault, Halt, is_about_frame};
+use super::position::{Lane, Position};
+use super::progress::Progress;
+use super::publish::{EventId, Mode, Window, WindowSettings};
+use super::record::{Carrier, LaneRecord};
+use super::row::{Relations, Source};
+use super::subject::SubjectTemplate;
+use super::tail::TailMessage;
+use bytes::BytesMut;
+use postgres_types::PgLsn;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// What an epoch needs to know.
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// Who the lane is.
+    pub lane: Lane,
+    /// The server's timeline.
+    pub timeline: u32,
+    /// When the stream was created, as the server writes it.
+    pub created: String,
+    /// Number of this epoch, for the record.
+    pub epoch: u64,
+    /// The lane record found at the start.
+    pub record: Option<LaneRecord>,
+    /// The outbox table.
+    pub source: Source,
+    /// The events' subject.
+    pub template: SubjectTemplate,
+    /// The messages in flight.
+    pub window: WindowSettings,
+    /// The slot's confirmed LSN at the start.
+    pub confirmed_flush_lsn: PgLsn,
+    /// How long an acknowledged event stays in the slot.
+    pub hold_back: Duration,
+    /// Most WAL in bytes that the hold-back may keep.
+    pub held_bytes_max: u64,
+    /// Longest time between two status updates.
+    pub status_interval: Duration,
+    /// A row that cannot be published halts the relay instead of becoming a dead letter.
+    pub halt_on_reject: bool,
+    /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
+    pub skips: Vec<Position>,
+    /// The row that the broker refused in the epoch before, and would refuse again.
+    pub refused: Option<(Position, String)>,
+    /// What carries the table's rows, for the record.
+    pub carrier: Option<Carrier>,
+}
+
+/// A request to the broker; its answer comes back through [`Engine::recorded`], [`Engine::informed`], [`Engine::seen`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Store the lane record.
+    Record(Box<LaneRecord>),
+    /// STREAM.INFO of the stream.
+    Info,
+    /// The stream's message with this sequence.
+    Message(u64),
+}
+
+/// Something for the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// A row became a dead letter, which is stored.
+    DeadLetter {
+        /// Where it stands.
+        position: Position,
+        /// The event's id, as far as it can be shown.
+        event_id: String,
+        /// Why.
+        reject: Reject,
+    },
+    /// The publication also holds another table, whose rows are passed over.
+    OtherTable(String),
+    /// The row at the stream's last position arrived: the WAL continues the stream.
+    Continued(Position),
+    /// The hold-back keeps more WAL than it may, and confirms early.
+    HoldBackCut,
+}
+
+/// What has happened in the epoch, for metrics and logs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Transactions completed.
+    pub transactions: u64,
+    /// Rows handed to the broker, dead letters included.
+    pub published: u64,
+    /// Of these, dead letters.
+    pub dead_letters: u64,
+    /// Of these, published again on request.
+    pub replayed: u64,
+    /// Rows that the stream had already.
+    pub skipped: u64,
+    /// Rows of other tables.
+    pub other_rows: u64,
+}
+
+#[derive(Debug)]
+struct Transaction {
+    commit_lsn: PgLsn,
+    ordinal: u64,
+    /// Rows of the outbox were in it.
+    events: bool,
+}
+
+/// The state of one epoch.
+#[derive(Debug)]
+pub struct Engine {
+    settings: EngineSettings,
+    relations: Relations,
+    transaction: Option<Transaction>,
+    published_through: Option<Position>,
+    overlap: Option<Overlap>,
+    replay_from: Option<PgLsn>,
+    /// Last acknowledged replay.
+    replayed: Option<Position>,
+    /// Last row that a replay has come to, and how many rows had left by then.
+    replay_reached: Option<(Position, u64)>,
+    window: Window,
+    progress: Progress,
+    confirm: Confirm,
+    stopping: bool,
+    halt: Option<Halt>,
+    dead_letter_subject: String,
+    told_lsn: PgLsn,
+    status_wanted: bool,
+    status_at: Duration,
+    counters: Counters,
+    notes: VecDeque<Note>,
+    /// Dead letters in flight, each behind the number of its row in this epoch.
+    dead_letters: VecDeque<(u64, Note)>,
+    hold_back_cut: bool,
+    subject: Vec<u8>,
+    headers: Vec<u8>,
+    /// `Walrelay-Position: <slot> <commit_lsn>:` of the open transaction.
+    position_prefix: Vec<u8>,
+    /// Length of its part that no transaction changes, in bytes.
+    slot_prefix_bytes: usize,
+}
+
+impl Engine {
+    /// Begins an epoch by its plan.
+    pub fn new(settings: EngineSettings, plan: &Plan, now: Duration) -> Self {
+        let recorded_lsn = settings
+            .record
+            .as_ref()
+            .map_or(0.into(), |record| record.confirmed_lsn);
+        let slot_prefix = format!(
+            "{}: {} ",
+            super::position::POSITION_HEADER,
+            settings.lane.slot
+        );
+        Engine {
+            relations: Relations::new(settings.source.clone()),
+            transaction: None,
+            published_through: plan.tail.as_ref().map(|tail| tail.position),
+            overlap: plan.overlap.clone(),
+            replay_from: plan.replay_from,
+            replayed: None,
+            replay_reached: None,
+            window: Window::new(settings.window.clone(), plan.last_sequence),
+            progress: Progress::new(
+                settings.confirmed_flush_lsn,
+                settings.hold_back,
+                settings.held_bytes_max,
+            ),
+            confirm: Confirm::new(
+                confirm::Start {
+                    stream: settings.window.stream.clone(),
+                    created: settings.created.clone(),
+                    confirmed_lsn: settings.confirmed_flush_lsn,
+                    recorded_lsn,
+                    tail: plan.tail.clone(),
+                    chained: settings.window.mode != Mode::Atomic,
+                    timeout: settings.window.ack_timeout,
+                },
+                now,
+            ),
+            stopping: false,
+            halt: None,
+            dead_letter_subject: dead_letter::subject(&settings.lane.slot),
+            told_lsn: settings.confirmed_flush_lsn,
+            status_wanted: true,
+            status_at: now,
+            counters: Counters::default(),
+            notes: VecDeque::new(),
+            dead_letters: VecDeque::new(),
+            hold_back_cut: false,
+            subject: Vec::with_capacity(256),
+            headers: Vec::with_capacity(512),
+            slot_prefix_bytes: slot_prefix.len(),
+            position_prefix: slot_prefix.into_bytes(),
+            settings,
+        }
+    }
+
+    /// Whether further WAL may be handed over now.
+    #[inline]
+    pub fn wants_wal(&self) -> bool {
+        self.window.has_room() && self.halt.is_none() && !self.stopping
+    }
+
+    /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
+    pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool) {
+        let tail = match self.settings.window.mode {
+            Mode::Atomic => self.tail_header(),
+            Mode::FastIngest | Mode::Chain => String::new(),
+        };
+        let dry = dry || self.stopping || self.halt.is_some();
+        self.window.end_turn(out, dry, &tail);
+    }
+
+    /// Takes an answer to a published message; `token` is its reply subject behind `<inbox>.`.
+    ///
+    /// # Errors
+    /// Anything but the expected acknowledgement.
+    pub fn handle_answer(
+        &mut self,
+        token: &[u8],
+        status: Option<u16>,
+        payload: &[u8],
+        now: Duration,
+    ) -> Result<(), Stop> {
+        let before = self.progress.acknowledged_rows();
+        let mut latest = None;
+        let mut replayed = self.replayed;
+        let rows = self.window.answer(token, status, payload, now, |sent| {
+            if sent.first_publication {
+                latest = Some((sent.position, sent.event_id.clone()));
+            } else {
+                replayed = Some(sent.position);
+            }
+        })?;
+        self.replayed = replayed;
+        if rows > before {
+            self.progress.acknowledged(rows, now);
+            self.tell_dead_letters(rows);
+            if let Some((position, event_id)) = latest {
+                self.confirm.acknowledged(TailMessage {
+                    sequence: self.window.last_sequence(),
+                    position,
+                    event_id: match event_id {
+                        EventId::Text(text) if &*text == "-" => None,
+                        id => Some(id.to_string()),
+                    },
+                });
+            }
+        }
+        self.check_halt()
+    }
+
+    /// Takes a -ERR of the broker: which kind of end it is.
+    pub fn handle_error(&self, text: &str) -> Fault {
+        match self.window.oldest_in_flight() {
+            Some(oldest) if is_about_frame(text) => Fault::Frame {
+                oldest,
+                in_flight: self.window.in_flight(),
+                text: text.to_owned(),
+            },
+            _ => Fault::Broker(format!("the server answers -ERR {text}")),
+        }
+    }
+
+    /// A dead letter is told of once it is stored: it may be refused, and is made again by the next epoch.
+    fn tell_dead_letters(&mut self, acknowledged_rows: u64) {
+        let is_stored = |(row, _): &(u64, Note)| *row <= acknowledged_rows;
+        while self.dead_letters.front().is_some_and(is_stored) {
+            let stored = self.dead_letters.pop_front();
+            self.notes.extend(stored.map(|(_, note)| note));
+        }
+    }
+
+    /// The dead letters in flight: where the next epoch finds one stored, nobody has told of it.
+    pub fn dead_letters_in_flight(&self) -> impl Iterator<Item = &Note> {
+        self.dead_letters.iter().map(|(_, note)| note)
+    }
+
+    /// A rejected row halts once everything before it is acknowledged.
+    fn check_halt(&mut self) -> Result<(), Stop> {
+        match &self.halt {
+            Some(halt) if self.window.in_flight() == 0 => Err(Stop::Halt(halt.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// What has become due by time.
+    ///
+    /// # Errors
+    /// An acknowledgement or an answer is overdue.
+    pub fn handle_time(&mut self, now: Duration) -> Result<(), Stop> {
+        self.check_halt()?;
+        if self
+            .window
+            .ack_deadline()
+            .is_some_and(|deadline| now >= deadline)
+        {
+            return Err(Stop::Fault(Fault::AckTimeout(self.window.in_flight())));
+        }
+        self.confirm.check_time(now)?;
+        Ok(())
+    }
+
+    /// When [`Self::handle_time`], [`Self::poll_request`] and [`Self::poll_status`] must be called at the latest.
+    pub fn next_time(&mut self, now: Duration) -> Duration {
+        let confirmable = self.progress.confirmable(now);
+        [
+            Some(self.status_at + self.settings.status_interval),
+            self.window.ack_deadline(),
+            self.progress.next_due(),
+            self.confirm.next_time(confirmable, self.stopping),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+        .unwrap_or(now)
+    }
+
+    /// Reads no more; what is in flight is still acknowledged, recorded and confirmed.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+        self.confirm.want_record();
+    }
+
+    /// Whether a stop is complete: nothing in flight, and confirmed what may be.
+    pub fn is_stopped(&mut self, now: Duration) -> bool {
+        let confirmable = self.progress.confirmable(now);
+        self.stopping
+            && self.window.ack_deadline().is_none()
+            && self.confirm.is_idle()
+            && self.confirm.confirmed_lsn() >= confirmable.end_lsn
+            && self.told_lsn >= self.confirm.confirmed_lsn()
+    }
+
+    /// The next note for the log.
+    pub fn poll_note(&mut self) -> Option<Note> {
+        if self.progress.held_cut_short() > 0 && !self.hold_back_cut {
+            self.hold_back_cut = true;
+            self.notes.push_back(Note::HoldBackCut);
+        }
+        self.notes.pop_front()
+    }
+
+    /// The marks of this epoch.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// What the slot has been told in this epoch, or had at its start.
+    pub fn confirmed_lsn(&self) -> PgLsn {
+        self.told_lsn
+    }
+
+    /// When the stream was created, as the server writes it.
+    pub fn created(&self) -> &str {
+        &self.settings.created
+    }
+
+    /// The lane's last acknowledged message.
+    pub fn tail(&self) -> Option<&TailMessage> {
+        self.confirm.tail()
+    }
+
+    /// What of a replay the next epoch has still to do; none when there was none, or it is done.
+    pub fn replay_left(&self, plan: &Plan) -> Option<PgLsn> {
+        // Never below what the slot has been told meanwhile: that would be refused as too old.
+        let from = plan.replay_from?.max(self.told_lsn);
+        // Nothing was published before this epoch: nothing can come again.
+        let end = plan.tail.as_ref()?.position;
+        let replayed = self.replayed();
+        // Whatever follows the lane's old end was published behind the whole replay.
+        let is_done = self.tail().is_some_and(|tail| tail.position > end)
+            || replayed.is_some_and(|replayed| replayed >= end)
+            || from > end.commit_lsn;
+        let next = replayed.map_or(from, |replayed| from.max(replayed.commit_lsn));
+        (!is_done).then_some(next)
+    }
+
+    /// The last row that was acknowledged as a replay, or that a replay has passed over behind acknowledged ones.
+    fn replayed(&self) -> Option<Position> {
+        match self.replay_reached {
+            Some((position, rows)) if rows <= self.progress.acknowledged_rows() => Some(position),
+            _ => self.replayed,
+        }
+    }
+
+    /// Messages without an acknowledgement.
+    pub fn in_flight(&self) -> u64 {
+        self.window.in_flight()
+    }
+
+    /// The server's timeline.
+    pub fn timeline(&self) -> u32 {
+        self.settings.timeline
+    }
+
+    /// Number of this epoch.
+    pub fn epoch(&self) -> u64 {
+        self.settings.epoch
+    }
+
+    /// Whether the fate of everything sent is known: acknowledged, or refused as a whole.
+    pub fn is_settled(&self) -> bool {
+        self.window.is_settled()
+    }
+
+    /// What has happened in this epoch.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+}

@@ -1,0 +1,126 @@
+//! The way back: requests to the broker, the lane record, status updates for Postgres.
+//!
+//! In: the broker's answers to record and probes, the time. Out: requests, the record's content, status updates.
+
+use super::{Engine, Request, Stop};
+use crate::pipeline::confirm::{Ask, Due, StoredPosition};
+use crate::pipeline::copy_both::StatusUpdate;
+use crate::pipeline::progress::WalRoom;
+use crate::pipeline::record::{Carrier, LaneRecord};
+use postgres_types::PgLsn;
+use std::time::Duration;
+
+impl Engine {
+    /// The next request to the broker, if one is due.
+    pub fn poll_request(&mut self, now: Duration) -> Option<Request> {
+        let confirmable = self.progress.confirmable(now);
+        let acknowledged_lsn = self.progress.acknowledged_lsn();
+        let due = Due {
+            confirmable,
+            sequence: self.window.sequence_of(confirmable.rows),
+            pressing: self.progress.keeps_too_much(self.confirm.confirmed_lsn()),
+        };
+        let ask = self
+            .confirm
+            .poll(due, acknowledged_lsn, now, self.stopping)?;
+        Some(self.request(ask))
+    }
+
+    fn request(&self, ask: Ask) -> Request {
+        match ask {
+            Ask::Record(lsn) => Request::Record(Box::new(self.lane_record(lsn))),
+            Ask::Info => Request::Info,
+            Ask::Message(sequence) => Request::Message(sequence),
+        }
+    }
+
+    /// The record that says where the lane is, and how far the slot may have been confirmed.
+    pub fn lane_record(&self, confirmed_lsn: PgLsn) -> LaneRecord {
+        let settings = &self.settings;
+        let tail = self.confirm.tail();
+        let previous = settings
+            .record
+            .as_ref()
+            .filter(|record| record.created == settings.created);
+        LaneRecord {
+            version: LaneRecord::VERSION,
+            system_identifier: settings.lane.system_identifier,
+            timeline: settings.timeline,
+            database: settings.lane.database.clone(),
+            slot: settings.lane.slot.clone(),
+            stream: settings.window.stream.clone(),
+            created: settings.created.clone(),
+            epoch: settings.epoch,
+            sequence: tail.map_or(
+                previous.map_or(0, |record| record.adopted_sequence),
+                |tail| tail.sequence,
+            ),
+            position: tail.map(|tail| tail.position),
+            event_id: tail.and_then(|tail| tail.event_id.clone()),
+            confirmed_lsn,
+            active: !(self.stopping && self.window.in_flight() == 0),
+            adopted_sequence: previous.map_or(0, |record| record.adopted_sequence),
+            skips: settings
+                .skips
+                .iter()
+                .copied()
+                .filter(|skip| tail.is_none_or(|tail| *skip > tail.position))
+                .collect(),
+            carrier: settings.carrier.clone(),
+        }
+    }
+
+    /// Somebody has looked at the catalog, and what carries the table's rows is still the same.
+    pub fn carried(&mut self, carrier: Carrier) {
+        self.settings.carrier = Some(carrier);
+    }
+
+    /// Somebody has looked how much WAL the slot may keep.
+    pub fn may_keep(&mut self, room: WalRoom) {
+        self.progress.may_keep(room);
+    }
+
+    /// The record was stored.
+    pub fn recorded(&mut self) -> Option<Request> {
+        let ask = self.confirm.recorded()?;
+        Some(self.request(ask))
+    }
+
+    /// The answer to [`Request::Info`].
+    ///
+    /// # Errors
+    /// The stream is not the one that acknowledged.
+    pub fn informed(&mut self, created: &str, last_sequence: u64) -> Result<Option<Request>, Stop> {
+        let ask = self.confirm.informed(created, last_sequence)?;
+        Ok(ask.map(|ask| self.request(ask)))
+    }
+
+    /// The answer to [`Request::Message`].
+    ///
+    /// # Errors
+    /// Another message stands there.
+    pub fn seen(&mut self, found: Option<&StoredPosition>) -> Result<Option<Request>, Stop> {
+        let ask = self.confirm.seen(found)?;
+        Ok(ask.map(|ask| self.request(ask)))
+    }
+
+    /// The next status update, if one is due. After one that confirms, one with flush 0 follows at once: the server
+    /// then waits for nothing of ours, in a shutdown or as for a synchronous standby.
+    pub fn poll_status(&mut self, now: Duration) -> Option<StatusUpdate> {
+        let write_lsn = self.progress.received_lsn();
+        let confirmed = self.confirm.confirmed_lsn();
+        let confirms = confirmed > self.told_lsn;
+        if !confirms && !self.status_wanted && now < self.status_at + self.settings.status_interval
+        {
+            return None;
+        }
+        self.status_at = now;
+        self.status_wanted = confirms;
+        let flush_lsn = if confirms { confirmed } else { 0.into() };
+        self.told_lsn = confirmed;
+        Some(StatusUpdate {
+            write_lsn,
+            flush_lsn,
+        })
+    }
+}

@@ -1,0 +1,205 @@
+//! The WAL's side of an epoch: from payloads to rows that have to leave.
+//!
+//! In: CopyData payloads. Out: rows behind the stream's end, in order, each with its position; marks for progress.
+//! Guarantee: before the first row behind the stream's end leaves, the WAL was seen to continue the stream.
+
+use super::{Engine, Note, Stop, Transaction};
+use crate::pipeline::copy_both::{self, ReplicationMessage};
+use crate::pipeline::envelope::shown;
+use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::pgoutput::{self, Column, Message, Tuple};
+use crate::pipeline::position::{self, Position};
+use crate::pipeline::reader::DecodeError;
+use crate::pipeline::row::{Field, Row};
+use bytes::BytesMut;
+use postgres_types::PgLsn;
+use std::time::Duration;
+
+impl Engine {
+    /// Takes the payload of one CopyData frame and appends what it leads to.
+    ///
+    /// # Errors
+    /// See [`Stop`].
+    #[inline]
+    pub fn handle_payload(
+        &mut self,
+        payload: &[u8],
+        out: &mut BytesMut,
+        now: Duration,
+    ) -> Result<(), Stop> {
+        match copy_both::decode(payload)? {
+            ReplicationMessage::XLogData { data, .. } => match pgoutput::decode(data)? {
+                Message::Insert { relation_oid, row } => self.insert(relation_oid, &row, out, now),
+                Message::Begin { commit_lsn, .. } => self.begin(commit_lsn),
+                Message::Commit {
+                    commit_lsn,
+                    end_lsn,
+                } => self.commit(commit_lsn, end_lsn, now),
+                Message::Relation(relation) => {
+                    self.relations.describe(&relation)?;
+                    Ok(())
+                }
+                Message::Other(_) => Ok(()),
+            },
+            ReplicationMessage::Keepalive {
+                wal_end,
+                reply_requested,
+            } => self.keepalive(wal_end, reply_requested, now),
+        }
+    }
+
+    fn begin(&mut self, commit_lsn: PgLsn) -> Result<(), Stop> {
+        if self.transaction.is_some() {
+            return Err(misplaced("Begin", "inside a transaction"));
+        }
+        if let Some(overlap) = &self.overlap
+            && commit_lsn > overlap.position.commit_lsn
+        {
+            return Err(self.overlap_miss("goes on with the transaction that commits behind it"));
+        }
+        self.position_prefix.truncate(self.slot_prefix_bytes);
+        position::push_lsn(&mut self.position_prefix, commit_lsn);
+        self.position_prefix.push(b':');
+        self.transaction = Some(Transaction {
+            commit_lsn,
+            ordinal: 0,
+            events: false,
+        });
+        Ok(())
+    }
+
+    fn commit(&mut self, commit_lsn: PgLsn, end_lsn: PgLsn, now: Duration) -> Result<(), Stop> {
+        let Some(transaction) = self.transaction.take() else {
+            return Err(misplaced("Commit", "outside a transaction"));
+        };
+        if transaction.commit_lsn != commit_lsn || end_lsn < commit_lsn {
+            return Err(misplaced("Commit", "with other LSNs than its Begin"));
+        }
+        if let Some(overlap) = &self.overlap
+            && commit_lsn >= overlap.position.commit_lsn
+        {
+            return Err(self.overlap_miss("has a transaction there that ends before it"));
+        }
+        self.counters.transactions += 1;
+        self.progress.committed(end_lsn, transaction.events, now);
+        Ok(())
+    }
+
+    fn keepalive(
+        &mut self,
+        wal_end: PgLsn,
+        reply_requested: bool,
+        now: Duration,
+    ) -> Result<(), Stop> {
+        self.status_wanted |= reply_requested;
+        if self.transaction.is_some() {
+            self.progress.received(wal_end);
+            return Ok(());
+        }
+        if let Some(overlap) = &self.overlap
+            && wal_end > overlap.position.commit_lsn
+        {
+            return Err(self.overlap_miss("has no event there"));
+        }
+        if self.overlap.is_some() {
+            // Published events that the broker may not have synced yet lie between the slot and the stream's end; this
+            // WAL may be confirmed only together with the row at that end, which is held back.
+            self.progress.received(wal_end);
+            return Ok(());
+        }
+        self.progress.idle(wal_end, now);
+        Ok(())
+    }
+
+    fn overlap_miss(&self, found: &str) -> Stop {
+        let overlap = self.overlap.as_ref().expect("callers have seen it");
+        Stop::Halt(Halt::OverlapMiss {
+            position: overlap.position,
+            expected: overlap
+                .event_id
+                .clone()
+                .unwrap_or_else(|| "without an id".into()),
+            found: found.into(),
+        })
+    }
+
+    #[inline]
+    fn insert(
+        &mut self,
+        relation_oid: u32,
+        tuple: &Tuple<'_>,
+        out: &mut BytesMut,
+        now: Duration,
+    ) -> Result<(), Stop> {
+        let Some(transaction) = &mut self.transaction else {
+            return Err(misplaced("Insert", "outside a transaction"));
+        };
+        let Some(row) = self.relations.read(relation_oid, tuple)? else {
+            self.counters.other_rows += 1;
+            if let Some(table) = self.relations.first_row_of(relation_oid) {
+                self.notes.push_back(Note::OtherTable(table));
+            }
+            return Ok(());
+        };
+        // Another table's rows do not count: whether the publication has that table may change between two decodings of
+        // one transaction.
+        transaction.ordinal += 1;
+        transaction.events = true;
+        let position = Position {
+            commit_lsn: transaction.commit_lsn,
+            ordinal: transaction.ordinal,
+        };
+        if self
+            .published_through
+            .is_some_and(|through| position <= through)
+        {
+            self.check_overlap(&row, position)?;
+            if self
+                .replay_from
+                .is_some_and(|from| position.commit_lsn >= from)
+            {
+                self.publish(&row, position, false, out, now)?;
+                self.replay_reached = Some((position, self.progress.published_rows()));
+                return Ok(());
+            }
+            self.counters.skipped += 1;
+            return Ok(());
+        }
+        if self.overlap.is_some() {
+            return Err(self.overlap_miss("goes on behind it"));
+        }
+        self.publish(&row, position, true, out, now)
+    }
+
+    fn check_overlap(&mut self, row: &Row<'_>, position: Position) -> Result<(), Stop> {
+        let Some(overlap) = self
+            .overlap
+            .as_ref()
+            .filter(|overlap| overlap.position == position)
+        else {
+            return Ok(());
+        };
+        let id = match row.get(Field::Id) {
+            Column::Text(id) => Some(id),
+            _ => None,
+        };
+        // A dead letter tells a long id only as far as it is shown.
+        let is_same = overlap.event_id.as_ref().is_none_or(|expected| {
+            id.is_some_and(|id| expected.as_bytes() == id || *expected == shown(id))
+        });
+        if !is_same {
+            let found = id.map_or_else(
+                || "a row without id".into(),
+                |id| format!("event {}", shown(id)),
+            );
+            return Err(self.overlap_miss(&format!("has {found}")));
+        }
+        self.overlap = None;
+        self.notes.push_back(Note::Continued(position));
+        Ok(())
+    }
+}
+
+fn misplaced(message: &'static str, place: &'static str) -> Stop {
+    Stop::Fault(Fault::Protocol(DecodeError::Misplaced { message, place }))
+}

@@ -1,0 +1,283 @@
+//! The envelope on the wire, written around the row's own bytes.
+//!
+//! In: a [`Row`]. Out: UTF-8 JSON with the fields `id`, `aggregate_id`, `event_type`, `event_version`, `occurred_at`,
+//! `payload_json`, in this order; the payload is Postgres' own text, byte for byte. Or a [`Reject`]: why this row
+//! can be no event. No allocation for a row whose texts need no escaping.
+
+use super::pgoutput::Column;
+use super::row::{Field, Row};
+use super::subject::SubjectError;
+use bytes::BytesMut;
+use std::borrow::Cow;
+
+/// Why a row cannot be published. It will be the same at each try.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reject {
+    /// NULL where a value is needed.
+    #[error("{0} is null")]
+    Null(Field),
+    /// A value in a form that walrelay did not ask for.
+    #[error("{0} came in an unexpected form")]
+    Form(Field),
+    /// Larger than the server or the stream takes.
+    #[error("{bytes} bytes with its headers, and at most {bytes_max} can be published")]
+    TooLarge {
+        /// Size of the message, in bytes.
+        bytes: u64,
+        /// The smaller of the server's max_payload and the stream's max_msg_size, in bytes.
+        bytes_max: u64,
+    },
+    /// Not in 0..=255.
+    #[error("event_version {0:?} is not between 0 and 255")]
+    EventVersion(String),
+    /// Infinity, before Christ, or beyond the year 9999: RFC 3339 cannot write it.
+    #[error("occurred_at {0:?} cannot be written in RFC 3339")]
+    OccurredAt(String),
+    /// The values give no subject.
+    #[error("{error}: {subject:?}")]
+    Subject {
+        /// What is wrong with it.
+        error: SubjectError,
+        /// What the values gave, at most 200 characters.
+        subject: String,
+    },
+    /// A text column whose value is no JSON.
+    #[error("payload is not JSON: {0}")]
+    NotJson(String),
+    /// The broker refused just this message, and would refuse it again.
+    #[error("the broker refuses it: {0}")]
+    Refused(String),
+}
+
+impl Reject {
+    /// A short word for the header and the metric.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Reject::Null(_) => "null",
+            Reject::Form(_) => "form",
+            Reject::TooLarge { .. } => "too-large",
+            Reject::EventVersion(_) => "event-version",
+            Reject::OccurredAt(_) => "occurred-at",
+            Reject::Subject { .. } => "subject",
+            Reject::NotJson(_) => "not-json",
+            Reject::Refused(_) => "refused",
+        }
+    }
+}
+
+/// An event ready to be written.
+#[derive(Debug)]
+pub struct Envelope<'a> {
+    id: Cow<'a, [u8]>,
+    aggregate_id: Cow<'a, [u8]>,
+    event_type: Cow<'a, [u8]>,
+    event_version: &'a [u8],
+    occurred_at: [u8; OCCURRED_AT_LEN],
+    payload: &'a [u8],
+}
+
+const OCCURRED_AT_LEN: usize = "2026-11-23T04:40:52.846130Z".len();
+const KEYS: [&[u8]; 7] = [
+    br#"{"id":""#,
+    br#"","aggregate_id":""#,
+    br#"","event_type":""#,
+    br#"","event_version":"#,
+    br#","occurred_at":""#,
+    br#"","payload_json":"#,
+    b"}",
+];
+const KEYS_LEN: usize = {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < KEYS.len() {
+        sum += KEYS[i].len();
+        i += 1;
+    }
+    sum
+};
+
+impl<'a> Envelope<'a> {
+    /// Makes the envelope of a row.
+    ///
+    /// # Errors
+    /// Why the row can be no event.
+    #[inline]
+    pub fn of(row: &Row<'a>) -> Result<Self, Reject> {
+        let payload = text(row, Field::Payload)?;
+        if row.payload_unchecked {
+            serde_json::from_slice::<serde::de::IgnoredAny>(payload)
+                .map_err(|error| Reject::NotJson(error.to_string()))?;
+        }
+        Ok(Envelope {
+            id: escaped(text(row, Field::Id)?),
+            aggregate_id: escaped(text(row, Field::AggregateId)?),
+            event_type: escaped(text(row, Field::EventType)?),
+            event_version: event_version(text(row, Field::EventVersion)?)?,
+            occurred_at: occurred_at(text(row, Field::OccurredAt)?)?,
+            payload,
+        })
+    }
+
+    /// Length in bytes of what [`Self::write`] appends.
+    #[inline]
+    pub fn len(&self) -> usize {
+        KEYS_LEN
+            + self.id.len()
+            + self.aggregate_id.len()
+            + self.event_type.len()
+            + self.event_version.len()
+            + OCCURRED_AT_LEN
+            + self.payload.len()
+    }
+
+    /// Never: an envelope has its keys.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Appends the JSON.
+    #[inline]
+    pub fn write(&self, out: &mut BytesMut) {
+        let values: [&[u8]; 6] = [
+            &self.id,
+            &self.aggregate_id,
+            &self.event_type,
+            self.event_version,
+            &self.occurred_at,
+            self.payload,
+        ];
+        out.reserve(self.len());
+        for (key, value) in KEYS.iter().zip(values) {
+            out.extend_from_slice(key);
+            out.extend_from_slice(value);
+        }
+        out.extend_from_slice(KEYS[6]);
+    }
+}
+
+/// A value that must be there, in text form.
+#[inline]
+pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> {
+    match row.get(field) {
+        Column::Text(value) => Ok(value),
+        Column::Null => Err(Reject::Null(field)),
+        Column::Unchanged | Column::Binary(_) => Err(Reject::Form(field)),
+        Column::Skipped { len } => Err(Reject::TooLarge {
+            bytes: len.into(),
+            bytes_max: 0,
+        }),
+    }
+}
+
+/// The inside of a JSON string. The database's encoding is UTF-8 by the connection's `client_encoding`.
+#[inline]
+pub(super) fn escaped(value: &[u8]) -> Cow<'_, [u8]> {
+    if value
+        .iter()
+        .all(|&byte| byte >= b' ' && byte != b'"' && byte != b'\\')
+    {
+        return Cow::Borrowed(value);
+    }
+    let quoted = serde_json::to_vec(&String::from_utf8_lossy(value))
+        .expect("a string always has a JSON form");
+    Cow::Owned(quoted[1..quoted.len() - 1].to_vec())
+}
+
+fn event_version(value: &[u8]) -> Result<&[u8], Reject> {
+    let in_range = std::str::from_utf8(value)
+        .ok()
+        .and_then(|text| text.parse::<u8>().ok())
+        .is_some_and(|_| !value.starts_with(b"+"));
+    if in_range {
+        Ok(value)
+    } else {
+        Err(Reject::EventVersion(shown(value)))
+    }
+}
+
+/// `2026-11-23 04:40:52.84613+00` (DateStyle ISO, TimeZone UTC) → `2026-11-23T04:40:52.846130Z`.
+fn occurred_at(value: &[u8]) -> Result<[u8; OCCURRED_AT_LEN], Reject> {
+    let local = value.strip_suffix(b"+00").unwrap_or(value);
+    let mut written = *b"0000-00-00T00:00:00.000000Z";
+    let shape_fits = local.len() >= 19
+        && local.len() <= 26
+        && local[..19]
+            .iter()
+            .zip(b"0000-00-00 00:00:00")
+            .all(|(byte, shape)| match shape {
+                b'0' => byte.is_ascii_digit(),
+                _ => byte == shape,
+            })
+        && match &local[19..] {
+            [] => true,
+            [b'.', digits @ ..] => !digits.is_empty() && digits.iter().all(u8::is_ascii_digit),
+            _ => false,
+        };
+    if !shape_fits {
+        return Err(Reject::OccurredAt(shown(value)));
+    }
+    written[..10].copy_from_slice(&local[..10]);
+    written[11..19].copy_from_slice(&local[11..19]);
+    if local.len() > 20 {
+        written[20..local.len()].copy_from_slice(&local[20..]);
+    }
+    Ok(written)
+}
+
+/// The beginning of a value, for a message to a person.
+pub(super) fn shown(value: &[u8]) -> String {
+    String::from_utf8_lossy(&value[..value.len().min(200)]).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(value: &str) -> Option<String> {
+        occurred_at(value.as_bytes())
+            .ok()
+            .map(|written| String::from_utf8(written.to_vec()).expect("ASCII"))
+    }
+
+    #[test]
+    fn occurred_at_is_rfc_3339_with_microseconds() {
+        let expected = Some("2026-11-23T04:40:52.846130Z".to_owned());
+        assert_eq!(time("2026-11-23 04:40:52.84613+00"), expected);
+        assert_eq!(time("2026-11-23 04:40:52.846130"), expected);
+        assert_eq!(
+            time("2026-11-23 04:40:52+00").as_deref(),
+            Some("2026-11-23T04:40:52.000000Z")
+        );
+        for bad in [
+            "infinity",
+            "-infinity",
+            "0044-03-15 00:00:00+00 BC",
+            "100000-01-01 00:00:00+00",
+            "2026-11-23 04:40:52+01",
+            "2026-11-23 04:40:52.+00",
+            "2026-11-23 04:40:52.1234567+00",
+            "",
+        ] {
+            assert_eq!(time(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn event_version_is_a_u8() {
+        for good in ["0", "1", "255"] {
+            assert!(event_version(good.as_bytes()).is_ok());
+        }
+        for bad in ["256", "-1", "+1", "", "1.0", "x"] {
+            assert!(event_version(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn texts_are_escaped_only_where_needed() {
+        assert!(matches!(escaped(b"plain.v1"), Cow::Borrowed(_)));
+        assert_eq!(
+            &*escaped("a\"b\\c\nd\u{1}é".as_bytes()),
+            "a\\\"b\\\\c\\nd\\u0001é".as_bytes()
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! From one epoch to the next: how long to wait, and when to stop trying.
+//!
+//! In: the fault that ended an epoch, the lane's last position, whether there was progress. Out: a pause, or a halt.
+//! Guarantees: no busy loop, no pause beyond the maximum, no endless repetition of a refusal that will repeat.
+
+use super::fault::{Class, Fault, Halt, STUCK_EPOCHS};
+use super::position::Position;
+use std::time::Duration;
+
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+/// Where the stream's tail has the answer, somebody may be publishing all the time: a relay that comes back too seldom
+/// never meets a gap in it.
+const RESYNC_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// What has happened since the last progress.
+#[derive(Debug)]
+pub struct Epochs {
+    pause_max: Duration,
+    attempts: u32,
+    refusals: u32,
+    ended_at: Option<Position>,
+    refused: Option<(Position, String)>,
+    one_by_one: u64,
+}
+
+impl Epochs {
+    /// `pause_max` bounds the time between two epochs.
+    pub fn new(pause_max: Duration) -> Self {
+        Epochs {
+            pause_max,
+            attempts: 0,
+            refusals: 0,
+            ended_at: None,
+            refused: None,
+            one_by_one: 0,
+        }
+    }
+
+    /// So many rows the next epoch is to send one at a time: the broker refused one of them, and did not say which.
+    pub fn one_by_one(&self) -> u64 {
+        self.one_by_one
+    }
+
+    /// The row that the broker refused for its own sake, until the lane is past it: the next epoch rejects it without
+    /// asking again.
+    pub fn refused(&self) -> Option<&(Position, String)> {
+        self.refused.as_ref()
+    }
+
+    /// An epoch ended. `tail` is the lane's last acknowledged position, `progressed` whether it moved in this epoch
+    /// (or the epoch streamed for a while), `jitter` a random number in 0..1.
+    ///
+    /// # Errors
+    /// [`Halt::Stuck`] after [`STUCK_EPOCHS`] repeating refusals at one position.
+    pub fn ended(
+        &mut self,
+        fault: &Fault,
+        tail: Option<Position>,
+        progressed: bool,
+        jitter: f64,
+    ) -> Result<Duration, Halt> {
+        if progressed || tail != self.ended_at {
+            self.attempts = 0;
+            self.refusals = 0;
+        }
+        self.ended_at = tail;
+        let class = fault.class();
+        match fault {
+            Fault::Frame { in_flight: 1, .. } => self.one_by_one = 0,
+            Fault::Frame { in_flight, .. } => self.one_by_one = *in_flight,
+            _ if progressed => self.one_by_one = 0,
+            _ => {}
+        }
+        if self.refuses_again(fault, tail) || class == Class::Repeating {
+            self.refusals += 1;
+            if self.refusals >= STUCK_EPOCHS {
+                return Err(Halt::Stuck(fault.clone()));
+            }
+        }
+        let attempts = self.attempts;
+        self.attempts = self.attempts.saturating_add(1);
+        // The first resync needs no pause: the stream's tail has the answer.
+        if class == Class::Resync && attempts == 0 {
+            return Ok(Duration::ZERO);
+        }
+        let pause_max = match class {
+            Class::Resync => self.pause_max.min(RESYNC_PAUSE_MAX),
+            Class::Passing | Class::Row | Class::Repeating => self.pause_max,
+        };
+        let pause = PAUSE_MIN
+            .saturating_mul(1 << attempts.min(16))
+            .min(pause_max);
+        Ok(pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0))
+    }
+
+    /// Remembers a row that was refused for its own sake; whether it had been already, so that even its dead letter
+    /// was refused.
+    fn refuses_again(&mut self, fault: &Fault, tail: Option<Position>) -> bool {
+        self.refused
+            .take_if(|(position, _)| tail.is_some_and(|tail| tail >= *position));
+        if fault.class() != Class::Row {
+            return false;
+        }
+        let (position, description) = match fault {
+            Fault::Refused {
+                position,
+                description,
+                ..
+            } => (position, description),
+            Fault::Frame { oldest, text, .. } => (oldest, text),
+            _ => return false,
+        };
+        let again = self
+            .refused
+            .as_ref()
+            .is_some_and(|(refused, _)| refused == position);
+        self.refused = Some((*position, description.clone()));
+        again
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(lsn: u64) -> Option<Position> {
+        Some(Position {
+            commit_lsn: lsn.into(),
+            ordinal: 1,
+        })
+    }
+
+    #[test]
+    fn pauses_grow_to_the_maximum_and_start_again_after_progress() {
+        let max = Duration::from_millis(500);
+        let mut epochs = Epochs::new(max);
+        let gone = Fault::Broker("gone".into());
+        let mut last = Duration::ZERO;
+        for _ in 0..100 {
+            let pause = epochs.ended(&gone, at(1), false, 1.0).expect("passing");
+            assert!(pause >= last && pause <= max);
+            last = pause;
+        }
+        assert_eq!(last, max);
+        assert_eq!(epochs.ended(&gone, at(2), true, 1.0), Ok(PAUSE_MIN));
+    }
+
+    #[test]
+    fn a_repeating_refusal_halts_at_the_third_epoch_without_progress() {
+        let refused = Fault::Refused {
+            position: at(2).expect("some"),
+            code: 400,
+            err_code: 10_109,
+            description: "sealed".into(),
+        };
+        let mut epochs = Epochs::new(Duration::from_secs(1));
+        assert!(epochs.ended(&refused, at(1), false, 0.0).is_ok());
+        assert!(epochs.ended(&refused, at(1), false, 0.0).is_ok());
+        assert_eq!(
+            epochs.ended(&refused, at(1), false, 0.0),
+            Err(Halt::Stuck(refused.clone()))
+        );
+        let mut epochs = Epochs::new(Duration::from_secs(1));
+        for lsn in 0..20 {
+            assert!(epochs.ended(&refused, at(lsn), true, 0.0).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_refused_row_is_remembered_until_the_lane_is_past_it() {
+        let refused = Fault::Refused {
+            position: at(5).expect("some"),
+            code: 400,
+            err_code: 10_054,
+            description: "too large".into(),
+        };
+        let gone = Fault::Broker("gone".into());
+        let mut epochs = Epochs::new(Duration::from_secs(1));
+        for _ in 0..10 {
+            assert!(epochs.ended(&gone, at(1), false, 0.0).is_ok());
+        }
+        assert!(epochs.ended(&refused, at(1), false, 0.0).is_ok());
+        assert!(epochs.ended(&gone, at(1), false, 0.0).is_ok());
+        assert!(epochs.refused().is_some());
+        assert!(epochs.ended(&gone, at(5), true, 0.0).is_ok());
+        assert!(epochs.refused().is_none());
+        // Its dead letter is refused too.
+        for _ in 0..3 {
+            assert!(epochs.ended(&refused, at(1), false, 0.0).is_ok());
+        }
+        assert!(epochs.ended(&refused, at(1), false, 0.0).is_err());
+    }
+
+    #[test]
+    fn a_frame_that_is_refused_among_others_is_looked_for_one_by_one() {
+        let frame = |lsn, in_flight| Fault::Frame {
+            oldest: at(lsn).expect("some"),
+            in_flight,
+            text: "maximum control line exceeded".into(),
+        };
+        let mut epochs = Epochs::new(Duration::from_secs(1));
+        assert!(epochs.ended(&frame(2, 40), at(1), false, 0.0).is_ok());
+        assert!(epochs.one_by_one() == 40 && epochs.refused().is_none());
+        // What comes between does not matter.
+        let gone = Fault::Broker("gone".into());
+        assert!(epochs.ended(&gone, at(1), false, 0.0).is_ok());
+        assert_eq!(epochs.one_by_one(), 40);
+        assert!(epochs.ended(&frame(5, 1), at(4), true, 0.0).is_ok());
+        assert_eq!(epochs.one_by_one(), 0);
+        assert_eq!(
+            epochs.refused().map(|(position, _)| *position),
+            at(5),
+            "it becomes a dead letter"
+        );
+    }
+
+    #[test]
+    fn an_intruders_message_costs_no_pause() {
+        let mut epochs = Epochs::new(Duration::from_secs(1));
+        let intruder = Fault::Sequence("10071".into());
+        for lsn in 0..20 {
+            assert_eq!(
+                epochs.ended(&intruder, at(lsn), true, 0.5),
+                Ok(Duration::ZERO)
+            );
+        }
+    }
+}

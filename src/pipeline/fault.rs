@@ -1,0 +1,356 @@
+//! What ends an epoch, and what is to be done about it: the one place where errors are classed.
+//!
+//! In: whatever went wrong on either side. Out: [`Fault`] (start again as at every start) or [`Halt`] (a person has
+//! to look), and for a fault its [`Class`].
+
+use super::envelope::Reject;
+use super::position::{Lane, Position};
+use super::reader::DecodeError;
+use super::row::RowError;
+use postgres_types::PgLsn;
+
+/// Why an epoch ended. The next one starts from what stream and slot say.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The connection to Postgres is gone or could not be made.
+    #[error("Postgres: {0}")]
+    Postgres(String),
+    /// The connection to NATS is gone or could not be made.
+    #[error("NATS: {0}")]
+    Broker(String),
+    /// Something is missing or does not fit that was there before; a person may be at it.
+    #[error("{0}")]
+    Unready(String),
+    /// Something that carries the table's rows was changed; the next start says since when.
+    #[error("publication or table was changed")]
+    Carrier,
+    /// Another process reads from the slot.
+    #[error("slot {slot} is in use by process {pid} of Postgres; waiting for it to go")]
+    SlotActive {
+        /// The slot.
+        slot: String,
+        /// Backend process id, 0 where the server does not say.
+        pid: u32,
+    },
+    /// Bytes that the replication protocol does not know.
+    #[error("replication stream: {0}")]
+    Protocol(#[from] DecodeError),
+    /// A row that does not fit its relation.
+    #[error("replication stream: {0}")]
+    Row(RowError),
+    /// No acknowledgement in time.
+    #[error("no acknowledgement from the stream for {0} messages in flight")]
+    AckTimeout(u64),
+    /// No stream listens on the subject.
+    #[error("no stream takes the subject of the event at {0}")]
+    NoResponders(Position),
+    /// The stream is further than this epoch knows: somebody else has written to it.
+    #[error("the stream's last sequence is not the expected one: {0}")]
+    Sequence(String),
+    /// The broker refused a message.
+    #[error("the broker refuses the event at {position}: {description} ({code}/{err_code})")]
+    Refused {
+        /// The row.
+        position: Position,
+        /// HTTP-like status.
+        code: u16,
+        /// JetStream's error code.
+        err_code: u16,
+        /// What the server says.
+        description: String,
+    },
+    /// The broker ended the connection over a frame, and does not say which.
+    #[error("the broker refuses the frame of {}: {text}", refused_frame(*.oldest, *.in_flight))]
+    Frame {
+        /// The oldest row in flight.
+        oldest: Position,
+        /// How many rows were in flight.
+        in_flight: u64,
+        /// What the server says.
+        text: String,
+    },
+    /// An acknowledgement that is not of the expected stream and sequence.
+    #[error("unexpected acknowledgement: {0}")]
+    Answer(String),
+    /// The probe before a confirmation found that the stream no longer is what was acknowledged.
+    #[error("the stream has lost what it had acknowledged: {0}")]
+    StreamLost(String),
+    /// Somebody else has written the lane's record.
+    #[error("the lane record was written by another relay: {0}")]
+    RecordTaken(String),
+}
+
+/// Why an epoch cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Stop {
+    /// Start again.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// A person has to look.
+    #[error(transparent)]
+    Halt(#[from] Halt),
+}
+
+impl From<DecodeError> for Stop {
+    fn from(error: DecodeError) -> Self {
+        Stop::Fault(Fault::Protocol(error))
+    }
+}
+
+impl From<RowError> for Stop {
+    fn from(error: RowError) -> Self {
+        match error {
+            RowError::MissingColumn { .. } => Stop::Halt(Halt::Column(error)),
+            RowError::Decode(error) => Stop::Fault(Fault::Protocol(error)),
+            error => Stop::Fault(Fault::Row(error)),
+        }
+    }
+}
+
+/// What to do about a [`Fault`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Wait with growing pauses, for ever.
+    Passing,
+    /// Start again at once: the stream's tail has the answer.
+    Resync,
+    /// The row is at fault and would be refused again: it becomes a dead letter, or halts.
+    Row,
+    /// Would repeat for every row: after [`STUCK_EPOCHS`] epochs at one position the relay halts.
+    Repeating,
+}
+
+/// So many epochs may end at one position with a repeating refusal.
+pub const STUCK_EPOCHS: u32 = 3;
+
+/// JetStream error codes (server/errors.json of nats-server) that are about one message.
+const ROW_CODES: [u16; 2] = [
+    10054, // message size exceeds maximum allowed
+    10097, // header size exceeds maximum allowed of 64k
+];
+/// Error codes that say that the expectations did not hold.
+const SEQUENCE_CODES: [u16; 5] = [
+    10071, // wrong last sequence
+    10070, // wrong last msg ID
+    10164, // wrong last sequence, in a clustered stream
+    10176, // atomic publish: batch incomplete, after a restart, another leader or 10 s of idleness
+    10208, // batch publish: unknown batch, after a restart, a gap or 10 s of idleness
+];
+/// Error codes that get better by waiting: full, overloaded, without a leader or without resources for the moment.
+const PASSING_CODES: [u16; 11] = [
+    10002, // resource limits exceeded for account
+    10008, // JetStream system temporarily unavailable
+    10009, // cluster not available
+    10023, // insufficient resources
+    10028, // account resources exceeded
+    10047, // insufficient storage resources available
+    10077, // store failed: maximum bytes or messages exceeded, with discard new
+    10163, // expected last sequence per subject temporarily unavailable
+    10167, // too many requests
+    10210, // atomic publish: too many in flight
+    10211, // batch publish: too many in flight
+];
+
+/// What nats-server says, then closing the connection, of a frame that is too long for its max_control_line or
+/// max_payload (server/errors.go).
+const FRAME_ERRORS: [&str; 2] = ["maximum control line", "maximum payload"];
+
+/// Whether the text of a -ERR is about a frame that would be refused again.
+pub fn is_about_frame(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    FRAME_ERRORS.iter().any(|error| text.contains(error))
+}
+
+fn refused_frame(oldest: Position, in_flight: u64) -> String {
+    match in_flight {
+        1 => format!("the event at {oldest}"),
+        count => format!("one of the {count} events from {oldest} on"),
+    }
+}
+
+impl Fault {
+    /// What to do about it; what is not known repeats.
+    pub fn class(&self) -> Class {
+        match self {
+            Fault::Postgres(_)
+            | Fault::Broker(_)
+            | Fault::Unready(_)
+            | Fault::SlotActive { .. }
+            | Fault::AckTimeout(_)
+            | Fault::NoResponders(_) => Class::Passing,
+            Fault::Carrier
+            | Fault::Sequence(_)
+            | Fault::StreamLost(_)
+            | Fault::RecordTaken(_)
+            | Fault::Answer(_) => Class::Resync,
+            Fault::Refused { code, err_code, .. } => match err_code {
+                code if ROW_CODES.contains(code) => Class::Row,
+                code if SEQUENCE_CODES.contains(code) => Class::Resync,
+                code if PASSING_CODES.contains(code) => Class::Passing,
+                _ if *code == 429 || *code == 503 => Class::Passing,
+                _ => Class::Repeating,
+            },
+            // Alone in flight, it is the row's.
+            Fault::Frame { in_flight: 1, .. } => Class::Row,
+            Fault::Frame { .. } | Fault::Protocol(_) | Fault::Row(_) => Class::Repeating,
+        }
+    }
+}
+
+/// Why the relay stands still until a person has looked. Each says what is known and the command that goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Halt {
+    /// The record of this stream and slot is of another cluster or database.
+    #[error(
+        "the lane record of this stream and slot belongs to {recorded}, but this is {found}. Another database stands behind the same \
+         names: a restored dump, a new cluster (pg_upgrade, blue/green), or a second service. Nothing was published or confirmed. \
+         If this database continues the old one, run `walrelay adopt`; otherwise give this one another slot or stream"
+    )]
+    OtherLane {
+        /// Whose record it is.
+        recorded: Lane,
+        /// Who asks.
+        found: Lane,
+    },
+    /// The last message of a stream of our own is of another slot.
+    #[error(
+        "message {sequence} of stream {stream} was written by the relay of slot {slot:?}, and the stream is meant to be \
+         of one slot alone. Give each relay a stream of its own, or configure the stream as shared"
+    )]
+    ForeignTail {
+        /// The stream.
+        stream: String,
+        /// Sequence of the message.
+        sequence: u64,
+        /// Its slot.
+        slot: String,
+    },
+    /// The messages that tell how far the lane came were removed, and the record is older.
+    #[error(
+        "message {sequence} of stream {stream} (last sequence {last_sequence}) was removed, and the lane record reaches only to \
+         {recorded}: how far the lane came cannot be known. `walrelay verify` compares table and stream; \
+         then `walrelay adopt --position …` says where to go on"
+    )]
+    TailRemoved {
+        /// The stream.
+        stream: String,
+        /// First removed message, from the end.
+        sequence: u64,
+        /// The stream's last sequence.
+        last_sequence: u64,
+        /// Sequence that the record reaches.
+        recorded: u64,
+    },
+    /// Messages with this slot's positions stand where the relay did not put them.
+    #[error(
+        "message {sequence} of stream {stream} has a position of this slot but does not stand where a relay put it: it was \
+         copied here, or the stream was made from another one. How far the lane came cannot be known from it. `walrelay verify` \
+         compares table and stream; then `walrelay adopt --position …` says where to go on"
+    )]
+    TailCopied {
+        /// The stream.
+        stream: String,
+        /// Sequence of the newest.
+        sequence: u64,
+    },
+    /// An acknowledged message's place is taken by somebody else's, and events of this lane stand behind it.
+    #[error(
+        "message {sequence} of stream {stream} was acknowledged as an event of this lane and is somebody else's now: the broker \
+         lost acknowledged messages, and others took their places before this relay could see it. `walrelay verify` names the \
+         events that are missing; `walrelay adopt` goes on behind them, and `walrelay backfill` publishes them"
+    )]
+    Replaced {
+        /// The stream.
+        stream: String,
+        /// The message.
+        sequence: u64,
+    },
+    /// Too many messages of no lane at the end of the stream.
+    #[error(
+        "the last {scanned} messages of stream {stream} were not written by a relay, and no lane record tells how far this one came. \
+         Give the relay a stream of its own, or say where to go on with `walrelay adopt --position …`"
+    )]
+    TailUnknown {
+        /// The stream.
+        stream: String,
+        /// How many were read.
+        scanned: u64,
+    },
+    /// The slot was confirmed further than this relay ever asked.
+    #[error(
+        "slot {slot} is confirmed up to {confirmed_lsn}, but this relay {}. Somebody advanced, consumed or recreated \
+         the slot, and events below that LSN may never have been published. `walrelay verify` compares table and stream; \
+         `walrelay adopt` goes on from the slot as it is", recorded(.recorded_lsn, .switched_at)
+    )]
+    ConfirmedUnexplained {
+        /// The slot.
+        slot: String,
+        /// Its confirmed LSN.
+        confirmed_lsn: PgLsn,
+        /// The highest that this relay has recorded; none without a record.
+        recorded_lsn: Option<PgLsn>,
+        /// Where the server left the record's timeline; none while it is on it.
+        switched_at: Option<PgLsn>,
+    },
+    /// The server's WAL ends before what was published.
+    #[error(
+        "the server's WAL ends at {server_lsn}, but {position} is already in the stream. The database was restored to an earlier \
+         state or a standby without these transactions was promoted. `walrelay verify` shows what the stream has that the \
+         table lacks; `walrelay adopt` goes on with this database"
+    )]
+    ServerBehind {
+        /// End of the server's WAL.
+        server_lsn: PgLsn,
+        /// The last published position.
+        position: Position,
+    },
+    /// The row at the stream's last position is another one, or none.
+    #[error(
+        "the WAL does not continue what is in the stream: at {position} the stream has event {expected}, the WAL {found}. \
+         The database was restored to an earlier state and its LSNs were used again, or another database stands behind the name. \
+         `walrelay verify` shows the differences; `walrelay adopt` goes on with this database"
+    )]
+    OverlapMiss {
+        /// The stream's last position.
+        position: Position,
+        /// The event's id in the stream.
+        expected: String,
+        /// What the WAL has there.
+        found: String,
+    },
+    /// A row that cannot be published, under `on_reject = "halt"`.
+    #[error(
+        "the row at {position} (event {event_id}) cannot be published: {reject}. It blocks the lane as configured by \
+         relay.on_reject = \"halt\"; `walrelay dead-letters skip {position}` passes it"
+    )]
+    Rejected {
+        /// Where it stands.
+        position: Position,
+        /// The event's id, as far as it can be shown.
+        event_id: String,
+        /// Why.
+        reject: Reject,
+    },
+    /// The table lost a column that the event needs.
+    #[error("{0}. Bring the column back under its name")]
+    Column(RowError),
+    /// The slot can no longer be read, or is gone.
+    #[error("{0}")]
+    Slot(String),
+    /// The stream can never take what the lane has, as it is configured now.
+    #[error("{0}")]
+    Stream(String),
+    /// The same refusal again and again.
+    #[error("{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {0}")]
+    Stuck(Fault),
+}
+
+fn recorded(lsn: &Option<PgLsn>, switched_at: &Option<PgLsn>) -> String {
+    match (lsn, switched_at) {
+        (Some(lsn), Some(at)) => format!(
+            "has confirmed up to {lsn} on another timeline, which this server left at {at} (a promotion or a recovery)"
+        ),
+        (Some(lsn), None) => format!("has never confirmed beyond {lsn}"),
+        (None, _) => "has no record of it".to_owned(),
+    }
+}

@@ -1,0 +1,42 @@
+//! The core: everything that decides, without sockets, clock or randomness, one file a stage in the order of the flow.
+//!
+//! | stage | in | out |
+//! |---|---|---|
+//! | [`copy_both`] | CopyData payloads | XLogData, keepalives; status updates |
+//! | [`skim`] | an oversized payload in pieces | the payload without its oversized columns |
+//! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
+//! | [`row`] | tuples | the six columns of an event |
+//! | [`position`] | commit LSN and ordinal | the place in the lane |
+//! | [`tail`] | the stream's last messages | the lane's own last one |
+//! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
+//! | [`envelope`], [`subject`] | a row | JSON and subject, or why it can be none |
+//! | [`dead_letter`] | a rejected row | the message that takes its place |
+//! | [`publish`] | messages and answers | frames; a contiguous prefix of acknowledged rows |
+//! | [`progress`] | transactions, keepalives, acknowledgements | how far the slot may be confirmed |
+//! | [`confirm`] | that, and the broker's answers | the LSN to confirm, once record and probe allow it |
+//! | [`engine`] | all of the above joined | one epoch as a state machine |
+//! | [`fault`], [`epochs`] | how an epoch ended | a pause, or a halt |
+//!
+//! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
+
+pub mod confirm;
+pub mod continuity;
+pub mod copy_both;
+pub mod dead_letter;
+pub mod engine;
+pub mod envelope;
+pub mod epochs;
+pub mod fault;
+pub mod history;
+pub mod pgoutput;
+pub mod position;
+pub mod progress;
+pub mod publish;
+mod reader;
+pub mod record;
+pub mod row;
+pub mod skim;
+pub mod subject;
+pub mod tail;
+
+pub use reader::DecodeError;

@@ -1,0 +1,209 @@
+//! The lane record: what must be known when the stream's own tail no longer tells it.
+//!
+//! It is written before every confirmation, on a control subject outside the events' stream, so that neither age nor
+//! limits nor a purge of that stream takes it away. It trails the stream by up to a confirmation interval, hence it
+//! never overrules a tail that is there; it explains the slot's confirmed LSN and stands in for a removed tail.
+
+use super::position::{Lane, Position};
+use postgres_types::PgLsn;
+use serde::{Deserialize, Serialize};
+
+/// What is known of a lane, as JSON on its control subject.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneRecord {
+    /// Form of this record; 1.
+    pub version: u32,
+    /// The cluster that the slot belongs to.
+    pub system_identifier: u64,
+    /// Its timeline when the record was written.
+    pub timeline: u32,
+    /// The database.
+    pub database: String,
+    /// The slot.
+    pub slot: String,
+    /// The stream.
+    pub stream: String,
+    /// When the stream was created, as the server writes it: a recreated stream is another one.
+    pub created: String,
+    /// Number of the epoch that wrote this.
+    pub epoch: u64,
+    /// Stream sequence of the last acknowledged message of the lane, or the stream's last when the lane was adopted.
+    pub sequence: u64,
+    /// Position of that message; none while the lane has published nothing.
+    #[serde(with = "text_option")]
+    pub position: Option<Position>,
+    /// The event's id in that message.
+    pub event_id: Option<String>,
+    /// What the slot is about to be told: its confirmed LSN is never above.
+    #[serde(with = "text")]
+    pub confirmed_lsn: PgLsn,
+    /// A relay may have published behind this record: in a shared stream, where other writers move the last sequence,
+    /// it stands in for a removed tail only when the relay has said that it has stopped.
+    #[serde(default)]
+    pub active: bool,
+    /// Messages up to this sequence are of a lane before an adoption and do not count.
+    #[serde(default)]
+    pub adopted_sequence: u64,
+    /// Rows behind the position that a person has allowed to pass as dead letters, see `walrelay dead-letters skip`.
+    #[serde(default, with = "text_list")]
+    pub skips: Vec<Position>,
+    /// What carried the table's rows into the WAL when somebody last looked; none where nobody has.
+    #[serde(default)]
+    pub carrier: Option<Carrier>,
+}
+
+/// What carries the table's rows into the replication stream, as the catalog had it at one moment. Postgres passes
+/// over a row whose table was not in the publication when it committed, and says nothing (manual, 29.1).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carrier {
+    /// Names table, publication and the tie between them; another one after any of them was changed or made again.
+    pub identity: String,
+    /// Names what ALTER TABLE has rewritten, the table or partitions of it, and the rewrite: another one after each.
+    #[serde(default)]
+    pub rewrites: Vec<String>,
+    /// End of the WAL at that moment.
+    #[serde(with = "text")]
+    pub seen_lsn: PgLsn,
+}
+
+impl Carrier {
+    /// What a person must hear when `now` is found where `self` was before.
+    pub fn change(&self, now: &Carrier) -> Option<String> {
+        // A partition that is gone takes its rewrites along; only a new one says something.
+        let is_rewritten = now
+            .rewrites
+            .iter()
+            .any(|rewrite| !self.rewrites.contains(rewrite));
+        let (what, which) = if self.identity != now.identity {
+            (
+                "publication or table was changed or made again",
+                "that committed while the publication did not carry the table",
+            )
+        } else if is_rewritten {
+            (
+                "ALTER TABLE has rewritten the table, or a partition of it,",
+                "that committed between a SET UNLOGGED and its SET LOGGED; any other form of it loses none",
+            )
+        } else {
+            return None;
+        };
+        Some(format!(
+            "{what} between {} and {}: Postgres never sends the rows {which}. `walrelay verify` names them, \
+             `walrelay backfill` publishes them",
+            self.seen_lsn, now.seen_lsn
+        ))
+    }
+}
+
+impl LaneRecord {
+    /// Form that this build writes and reads.
+    pub const VERSION: u32 = 1;
+
+    /// Whether the record is of this lane.
+    pub fn is_of(&self, lane: &Lane) -> bool {
+        self.system_identifier == lane.system_identifier
+            && self.database == lane.database
+            && self.slot == lane.slot
+    }
+
+    /// Whose record it is.
+    pub fn lane(&self) -> Lane {
+        Lane {
+            system_identifier: self.system_identifier,
+            database: self.database.clone(),
+            slot: self.slot.clone(),
+        }
+    }
+
+    /// The record as stored.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and strings always have a JSON form")
+    }
+
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// Not JSON of a record, or of a later form.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, RecordError> {
+        let record: LaneRecord = serde_json::from_slice(bytes)?;
+        if record.version != Self::VERSION {
+            return Err(RecordError::Version(record.version));
+        }
+        Ok(record)
+    }
+}
+
+/// A lane record that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// Not what walrelay writes.
+    #[error("the lane record cannot be read: {0}")]
+    Json(#[from] serde_json::Error),
+    /// Written by a later walrelay.
+    #[error("the lane record has form {0}, this walrelay knows form {known}", known = LaneRecord::VERSION)]
+    Version(u32),
+}
+
+mod text {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse()
+            .map_err(|_| D::Error::custom(format!("{text:?} cannot be read")))
+    }
+}
+
+mod text_option {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_ref().map(ToString::to_string).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Option<T>, D::Error> {
+        Option::<String>::deserialize(d)?
+            .map(|text| {
+                text.parse()
+                    .map_err(|_| D::Error::custom(format!("{text:?} cannot be read")))
+            })
+            .transpose()
+    }
+}
+
+mod text_list {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use std::fmt::Display;
+    use std::str::FromStr;
+
+    pub(super) fn serialize<T: Display, S: Serializer>(
+        values: &[T],
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        s.collect_seq(values.iter().map(ToString::to_string))
+    }
+
+    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(
+        d: D,
+    ) -> Result<Vec<T>, D::Error> {
+        let texts = Vec::<String>::deserialize(d)?;
+        let read = |text: &String| {
+            text.parse()
+                .map_err(|_| D::Error::custom(format!("{text:?} cannot be read")))
+        };
+        texts.iter().map(read).collect()
+    }
+}

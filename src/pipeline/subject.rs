@@ -1,0 +1,241 @@
+//! The subject of an event: a template filled from the row.
+//!
+//! In: the row's event_type, aggregate_id, event_version. Out: a subject that NATS takes, or why it is none.
+//! A value of a row never becomes a subject of NATS' (`$…`) or of walrelay's own (`walrelay.…`).
+
+use std::str::FromStr;
+
+/// Longest subject in bytes. The server takes a protocol line of 4,096 bytes (`max_control_line`), and the line of
+/// a published message also holds the reply subject and two lengths.
+pub const SUBJECT_BYTES_MAX: usize = 3_800;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Part {
+    Literal(String),
+    EventType,
+    AggregateId,
+    EventVersion,
+}
+
+/// A subject template such as `outbox.{event_type}`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubjectTemplate {
+    parts: Vec<Part>,
+}
+
+/// A template that cannot become a subject.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// A placeholder that is none of the known ones.
+    #[error(
+        "{{{0}}} is not a placeholder; known are {{event_type}}, {{aggregate_id}}, {{event_version}}"
+    )]
+    UnknownPlaceholder(String),
+    /// A brace without its partner.
+    #[error("a brace without its partner")]
+    UnbalancedBrace,
+    /// The template must begin with fixed tokens of the events' own.
+    #[error(
+        "must begin with a fixed token of its own such as \"outbox.\", not with a placeholder, \"$\" or \"walrelay.\""
+    )]
+    Root,
+    /// No subject.
+    #[error("not a subject: {0}")]
+    Subject(#[from] SubjectError),
+}
+
+/// Why a text is no subject to publish on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SubjectError {
+    /// Nothing between two dots, or at an end.
+    #[error("the subject has an empty token")]
+    EmptyToken,
+    /// White space or a control character.
+    #[error("the subject has white space or a control character")]
+    WhiteSpace,
+    /// `*` or `>`.
+    #[error("the subject has a wildcard")]
+    Wildcard,
+    /// Longer than [`SUBJECT_BYTES_MAX`].
+    #[error("the subject is longer than {SUBJECT_BYTES_MAX} bytes")]
+    TooLong,
+}
+
+impl FromStr for SubjectTemplate {
+    type Err = TemplateError;
+
+    fn from_str(text: &str) -> Result<Self, TemplateError> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(open) = rest.find(['{', '}']) {
+            if !rest[open..].starts_with('{') {
+                return Err(TemplateError::UnbalancedBrace);
+            }
+            if open > 0 {
+                parts.push(Part::Literal(rest[..open].to_owned()));
+            }
+            let inner = &rest[open + 1..];
+            let close = inner.find('}').ok_or(TemplateError::UnbalancedBrace)?;
+            parts.push(match &inner[..close] {
+                "event_type" => Part::EventType,
+                "aggregate_id" => Part::AggregateId,
+                "event_version" => Part::EventVersion,
+                other => return Err(TemplateError::UnknownPlaceholder(other.to_owned())),
+            });
+            rest = &inner[close + 1..];
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Literal(rest.to_owned()));
+        }
+        let template = SubjectTemplate { parts };
+        template.check()?;
+        Ok(template)
+    }
+}
+
+impl SubjectTemplate {
+    fn check(&self) -> Result<(), TemplateError> {
+        let mut sample = Vec::new();
+        self.render(b"x", b"x", b"1", &mut sample)?;
+        // The first token must be fixed: it is the root under which the stream takes the events.
+        match self.parts.first() {
+            Some(Part::Literal(first))
+                if (first.contains('.') || self.parts.len() == 1)
+                    && !first.starts_with('$')
+                    && first != "walrelay"
+                    && !first.starts_with("walrelay.") =>
+            {
+                Ok(())
+            }
+            _ => Err(TemplateError::Root),
+        }
+    }
+
+    /// The subjects that the template can produce, as a filter: `outbox.>`.
+    pub fn filter(&self) -> String {
+        match &self.parts[..] {
+            [Part::Literal(whole)] => whole.clone(),
+            [Part::Literal(first), ..] => {
+                let root = first
+                    .rsplit_once('.')
+                    .map_or(first.as_str(), |(root, _)| root);
+                format!("{root}.>")
+            }
+            _ => unreachable!("check() has seen a literal first"),
+        }
+    }
+
+    /// Replaces `subject` by the row's subject.
+    ///
+    /// # Errors
+    /// The row's values give no subject to publish on; `subject` then holds what they gave.
+    #[inline]
+    pub fn render(
+        &self,
+        event_type: &[u8],
+        aggregate_id: &[u8],
+        event_version: &[u8],
+        subject: &mut Vec<u8>,
+    ) -> Result<(), SubjectError> {
+        subject.clear();
+        for part in &self.parts {
+            subject.extend_from_slice(match part {
+                Part::Literal(literal) => literal.as_bytes(),
+                Part::EventType => event_type,
+                Part::AggregateId => aggregate_id,
+                Part::EventVersion => event_version,
+            });
+        }
+        check(subject)
+    }
+}
+
+/// Whether a subject can be published on.
+fn check(subject: &[u8]) -> Result<(), SubjectError> {
+    if subject.len() > SUBJECT_BYTES_MAX {
+        return Err(SubjectError::TooLong);
+    }
+    let mut previous = b'.';
+    for &byte in subject {
+        match byte {
+            b'.' if previous == b'.' => return Err(SubjectError::EmptyToken),
+            0..=b' ' | 0x7f => return Err(SubjectError::WhiteSpace),
+            b'*' | b'>' => return Err(SubjectError::Wildcard),
+            _ => previous = byte,
+        }
+    }
+    if previous == b'.' {
+        return Err(SubjectError::EmptyToken);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, event_type: &str) -> Result<String, SubjectError> {
+        let template: SubjectTemplate = template.parse().expect("a template");
+        let mut subject = Vec::new();
+        template
+            .render(event_type.as_bytes(), b"a1", b"7", &mut subject)
+            .map(|()| String::from_utf8(subject).expect("UTF-8"))
+    }
+
+    #[test]
+    fn fills_placeholders() {
+        assert_eq!(
+            render("outbox.{event_type}", "lesson.published.v1").as_deref(),
+            Ok("outbox.lesson.published.v1")
+        );
+        assert_eq!(
+            render("a.{aggregate_id}.{event_type}-{event_version}", "t").as_deref(),
+            Ok("a.a1.t-7")
+        );
+        assert_eq!(render("fixed.one", "t").as_deref(), Ok("fixed.one"));
+    }
+
+    #[test]
+    fn refuses_what_nats_would_refuse() {
+        let r = |event_type| render("outbox.{event_type}", event_type);
+        assert_eq!(r(""), Err(SubjectError::EmptyToken));
+        assert_eq!(r("a..b"), Err(SubjectError::EmptyToken));
+        assert_eq!(r(".a"), Err(SubjectError::EmptyToken));
+        assert_eq!(r("a."), Err(SubjectError::EmptyToken));
+        assert_eq!(r("a b"), Err(SubjectError::WhiteSpace));
+        assert_eq!(r("a\r\nb"), Err(SubjectError::WhiteSpace));
+        assert_eq!(r("*"), Err(SubjectError::Wildcard));
+        assert_eq!(r("a.>"), Err(SubjectError::Wildcard));
+        let long = "x".repeat(4_000);
+        assert_eq!(r(&long), Err(SubjectError::TooLong));
+        assert_eq!(r("ünï"), Ok("outbox.ünï".to_owned()));
+    }
+
+    #[test]
+    fn refuses_templates_without_a_root_of_their_own() {
+        for bad in [
+            "",
+            "{event_type}",
+            "x{event_type}",
+            "$JS.{event_type}",
+            "walrelay.{event_type}",
+            "walrelay",
+            "a.{b}",
+            "a.{event_type",
+            "a}.b",
+            "a..{event_type}",
+            "a. {event_type}",
+        ] {
+            assert!(bad.parse::<SubjectTemplate>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn filter_covers_the_template() {
+        let filter = |text: &str| text.parse::<SubjectTemplate>().expect("template").filter();
+        assert_eq!(filter("outbox.{event_type}"), "outbox.>");
+        assert_eq!(filter("a.b.{event_type}.c"), "a.b.>");
+        assert_eq!(filter("a.b-{event_type}"), "a.>");
+        assert_eq!(filter("a.b"), "a.b");
+    }
+}

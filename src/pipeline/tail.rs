@@ -1,0 +1,266 @@
+//! The lane's last message in a stream of its own, searched from the end backwards.
+//!
+//! In: stored messages, the last one first; what record and memory know. Out: a [`Tail`]. Guarantee: only a message that
+//! stands where the relay put it counts. Each of the lane's messages carries the sequence that it was to follow
+//! (`Nats-Expected-Last-Sequence`, which nats-server stores with it), so a copy, as a consumer's redrive leaves it with
+//! all headers of ours, is told from the message itself.
+
+use super::continuity::{Memory, settled_tail};
+use super::position::{self, Position};
+use super::record::LaneRecord;
+
+/// How many messages that are not the lane's may stand at the end of a stream before the search for its own ends.
+pub const FOREIGN_MESSAGES_MAX: u64 = 10_000;
+
+/// The last message of the lane in the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TailMessage {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// The lane's position that it tells.
+    pub position: Position,
+    /// The event's id at that position; none where it had none (a dead letter of a row without id).
+    pub event_id: Option<String>,
+}
+
+/// What the end of the stream says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Tail {
+    /// The lane's last message; only messages of no lane stand behind it.
+    Found(TailMessage),
+    /// No message of the lane, back to the stream's beginning or to the lane's adoption.
+    Nothing,
+    /// A message of another slot stands at the end.
+    OtherSlot {
+        /// Its sequence.
+        sequence: u64,
+        /// Its slot.
+        slot: String,
+    },
+    /// The search met a removed message.
+    Removed {
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// In a shared stream, where others move the last sequence: the lane's own message there, its fence, was removed.
+    FenceRemoved,
+    /// Somebody else's message stands where record or memory know one of the lane, and the lane's last stands behind it.
+    Replaced {
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// No message of the lane in its place, but one that was copied here, or whose stream was made from another one.
+    Copied {
+        /// Its sequence.
+        sequence: u64,
+    },
+    /// The search gave up after so many messages.
+    TooFar {
+        /// How many were read.
+        scanned: u64,
+    },
+}
+
+/// The search for the lane's last message, from the stream's end backwards, one message a step.
+#[derive(Debug)]
+pub struct TailSearch<'a> {
+    slot: &'a str,
+    floor: u64,
+    next: u64,
+    scanned: u64,
+    /// Nothing of the lane can stand behind it: where the search looks when the way there is too long.
+    settled: Option<TailMessage>,
+    /// The newest message of the slot that does not stand where it was put.
+    copy: Option<u64>,
+    /// Messages that the lane is known to have gone on behind: a broker that lost one of them, and has another's in its
+    /// place, does not tell that by its end any more.
+    left: Vec<u64>,
+    /// The lane's last message, while those are looked at.
+    found: Option<TailMessage>,
+    /// Nothing of the lane is missed where no message of its own is found.
+    may_be_empty: bool,
+}
+
+/// A stored message as the search needs it.
+#[derive(Debug, Clone, Copy)]
+pub struct StoredMessage<'a> {
+    /// Value of [`position::POSITION_HEADER`].
+    pub position: Option<&'a str>,
+    /// Value of [`position::TAIL_HEADER`].
+    pub tail: Option<&'a str>,
+    /// Value of [`position::EXPECTED_HEADER`].
+    pub expected_sequence: Option<&'a str>,
+    /// It is a fence of a time when others wrote to the stream too; a lane's fence subject is its own.
+    pub is_fence: bool,
+    /// The body.
+    pub body: &'a [u8],
+}
+
+impl<'a> TailSearch<'a> {
+    /// Begins at the last sequence of the stream created at `created`; what is at or below the lane's adoption in
+    /// that very stream does not count.
+    pub fn new(
+        slot: &'a str,
+        last_sequence: u64,
+        created: &str,
+        record: Option<&LaneRecord>,
+        memory: Option<&Memory>,
+    ) -> Self {
+        let settled = settled_tail(record, memory, created, last_sequence);
+        let record = record.filter(|record| record.created == created);
+        let recorded = record.filter(|record| record.position.is_some());
+        let remembered = memory
+            .filter(|memory| memory.created == created)
+            .and_then(|memory| memory.tail.as_ref());
+        TailSearch {
+            slot,
+            floor: record.map_or(0, |record| record.adopted_sequence),
+            next: last_sequence,
+            scanned: 0,
+            settled,
+            copy: None,
+            left: recorded
+                .map(|record| record.sequence)
+                .into_iter()
+                .chain(remembered.map(|tail| tail.sequence))
+                .collect(),
+            found: None,
+            may_be_empty: record
+                .is_some_and(|record| record.adopted_sequence > 0 && record.position.is_none()),
+        }
+    }
+
+    /// Which message to read next; `None` when there is none.
+    pub fn wanted(&self) -> Option<u64> {
+        if self.found.is_some() {
+            return self.left.last().copied();
+        }
+        (self.next > self.floor).then_some(self.next)
+    }
+
+    /// What the search has found where [`Self::wanted`] names no further message.
+    pub fn end(&self) -> Tail {
+        match self.copy {
+            // Behind an adoption it has published nothing yet, by its record.
+            Some(sequence) if !self.may_be_empty => Tail::Copied { sequence },
+            _ => Tail::Nothing,
+        }
+    }
+
+    /// Takes the message that [`Self::wanted`] named, `None` when the stream no longer has it.
+    pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+        if self.found.is_some() {
+            return self.take_left(message);
+        }
+        let sequence = self.next;
+        let Some(message) = message else {
+            return self.pass_removed();
+        };
+        // What cannot be read as a position was not written by a relay, whatever its header is called.
+        if let Some((slot, position, event_id)) = message.told() {
+            if !message.is_in_place(sequence) {
+                self.copy = self.copy.or((slot == self.slot).then_some(sequence));
+            } else if slot == self.slot {
+                self.left.retain(|left| *left < sequence);
+                self.found = Some(TailMessage {
+                    sequence,
+                    position,
+                    event_id,
+                });
+                return self.found_unless_left();
+            } else {
+                return Some(Tail::OtherSlot {
+                    sequence,
+                    slot: slot.to_owned(),
+                });
+            }
+        }
+        self.pass()
+    }
+
+    /// A message that the lane has gone on behind.
+    fn take_left(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+        let sequence = self.left.pop()?;
+        if message.is_some_and(|message| !message.is_in_place(sequence)) {
+            return Some(Tail::Replaced { sequence });
+        }
+        self.found_unless_left()
+    }
+
+    fn found_unless_left(&mut self) -> Option<Tail> {
+        match self.left.is_empty() {
+            true => self.found.take().map(Tail::Found),
+            false => None,
+        }
+    }
+
+    /// A message that was removed is none of the lane's where it stands behind a settled one.
+    fn pass_removed(&mut self) -> Option<Tail> {
+        let sequence = self.next;
+        match self.settled.take() {
+            Some(settled) if settled.sequence < sequence => {
+                self.next = settled.sequence;
+                None
+            }
+            _ => Some(Tail::Removed { sequence }),
+        }
+    }
+
+    /// Goes on to the message before, or to the settled one where that is too far away.
+    fn pass(&mut self) -> Option<Tail> {
+        self.next -= 1;
+        self.scanned += 1;
+        if self.scanned < FOREIGN_MESSAGES_MAX {
+            return None;
+        }
+        match self.settled.take() {
+            Some(settled) if settled.sequence <= self.next => {
+                self.next = settled.sequence;
+                None
+            }
+            _ => Some(Tail::TooFar {
+                scanned: self.scanned,
+            }),
+        }
+    }
+}
+
+impl<'m> StoredMessage<'m> {
+    /// Slot, the lane's position behind this message, and the event's id there.
+    pub fn told(&self) -> Option<(&'m str, Position, Option<String>)> {
+        let (header, event_id) = match self.tail {
+            Some(tail) => split_tail(tail)?,
+            None => (self.position?, event_id(self.body)),
+        };
+        let (slot, position) = position::parse_header(header).ok()?;
+        Some((slot, position, event_id))
+    }
+
+    /// Whether it stands where a relay put it, at `sequence`.
+    pub fn is_in_place(&self, sequence: u64) -> bool {
+        self.is_fence || is_in_place(self.expected_sequence, sequence)
+    }
+}
+
+/// Whether a message of a stream of our own stands right behind the one that it was to follow.
+fn is_in_place(expected_sequence: Option<&str>, sequence: u64) -> bool {
+    expected_sequence
+        .and_then(|text| text.parse::<u64>().ok())
+        .is_some_and(|expected| Some(expected) == sequence.checked_sub(1))
+}
+
+/// `<slot> <position> <event id>` as position header and id; the id is `-` where there is none.
+pub fn split_tail(tail: &str) -> Option<(&str, Option<String>)> {
+    let (at, _) = tail.match_indices(' ').nth(1)?;
+    let id = &tail[at + 1..];
+    Some((&tail[..at], (id != "-").then(|| id.to_owned())))
+}
+
+/// The `id` of an envelope or a dead letter.
+pub fn event_id(body: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Id {
+        id: Option<String>,
+    }
+    serde_json::from_slice::<Id>(body).ok()?.id
+}

@@ -1,0 +1,430 @@
+//! What the catalog says about everything that the relay needs: server, role, slot, publication, table.
+//!
+//! In: a client and the `[postgres]` settings. Out: an [`Inspection`], plain data; [`crate::postgres::findings`]
+//! judges it. Guarantees: reads only, needs no right beyond connecting, and works on Postgres 14 to 18: columns that
+//! a server does not have come out as `None`.
+//!
+//! Manual: 53.20 "pg_replication_slots", 53.18 "pg_publication_tables", 52.7 "pg_attribute".
+
+use std::time::Duration;
+
+use postgres_types::PgLsn;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio_postgres::Client;
+
+use crate::config::{PostgresSettings, TableName};
+use crate::pipeline::record::Carrier;
+use crate::postgres::client::SqlError;
+
+/// The state of everything in the database that the relay depends on, at one moment.
+#[derive(Debug, Clone)]
+pub struct Inspection {
+    /// The server and the role.
+    pub server: Server,
+    /// The slot, if it exists.
+    pub slot: Option<Slot>,
+    /// The publication, if it exists.
+    pub publication: Option<Publication>,
+    /// The table, if it exists.
+    pub table: Option<Table>,
+    /// What carries the table's rows; `None` unless both publication and table exist.
+    pub carrier: Option<Carrier>,
+}
+
+/// The server, the database and the role of the session.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// 180006 for 18.6.
+    pub version_num: u32,
+    /// minimal, replica or logical.
+    pub wal_level: String,
+    /// A standby.
+    pub in_recovery: bool,
+    /// Silence after which the server ends a replication connection; `None` is never.
+    pub wal_sender_timeout: Option<Duration>,
+    /// WAL that a slot may hold before it is lost, in bytes; `None` is without limit.
+    pub max_slot_wal_keep_bytes: Option<u64>,
+    /// The encoding of the database.
+    pub encoding: String,
+    /// The database.
+    pub dbname: String,
+    /// The role.
+    pub role: String,
+    /// Whether the role may open a replication connection (REPLICATION, superuser, or the managed services' group).
+    pub may_replicate: bool,
+    /// End of the WAL: written on a primary, replayed on a standby.
+    pub current_lsn: PgLsn,
+    /// For whom commits wait, as configured.
+    pub synchronous_standby_names: String,
+    /// What this session is called there, and the relay's replication connection too.
+    pub application_name: String,
+}
+
+/// A row of `pg_replication_slots`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Slot {
+    /// Output plugin; `None` for a physical slot.
+    pub plugin: Option<String>,
+    /// logical or physical.
+    pub slot_type: String,
+    /// Database of a logical slot.
+    pub database: Option<String>,
+    /// Who reads it now.
+    pub active_pid: Option<i32>,
+    /// Ends with the session that made it.
+    pub temporary: bool,
+    /// Decodes prepared transactions at PREPARE.
+    #[serde(default)]
+    pub two_phase: bool,
+    /// Up to where the relay has confirmed.
+    #[serde(deserialize_with = "lsn")]
+    pub confirmed_flush_lsn: Option<PgLsn>,
+    /// Oldest WAL that the slot holds.
+    #[serde(deserialize_with = "lsn")]
+    pub restart_lsn: Option<PgLsn>,
+    /// reserved, extended, unreserved or lost.
+    pub wal_status: Option<String>,
+    /// Bytes that may still be written before the slot is in danger; `None` without a limit.
+    pub safe_wal_size: Option<i64>,
+    /// Why it is lost (Postgres 17).
+    #[serde(default)]
+    pub invalidation_reason: Option<String>,
+    /// Follows a failover (Postgres 17).
+    #[serde(default)]
+    pub failover: Option<bool>,
+}
+
+/// A publication, and what it holds of the outbox table.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Publication {
+    /// Publishes inserts.
+    pub pubinsert: bool,
+    /// FOR ALL TABLES.
+    pub puballtables: bool,
+    /// Publishes partitions as their root.
+    #[serde(default)]
+    pub pubviaroot: bool,
+    /// The outbox table's entry; `None` if the publication does not hold it under its own name.
+    #[serde(default)]
+    pub entry: Option<PublicationTable>,
+}
+
+/// The row of `pg_publication_tables` for the outbox table.
+#[derive(Debug, Clone, Deserialize, Default)]
+pub struct PublicationTable {
+    /// Published columns (Postgres 15).
+    #[serde(default)]
+    pub attnames: Option<Vec<String>>,
+    /// Row filter (Postgres 15).
+    #[serde(default)]
+    pub rowfilter: Option<String>,
+}
+
+/// The outbox table.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Table {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// `r` table, `p` partitioned, and others that cannot serve.
+    pub relkind: char,
+    /// `p` permanent, `u` unlogged, `t` temporary.
+    pub relpersistence: char,
+    /// Whether the role may read it.
+    pub may_select: bool,
+    /// In the order of the table.
+    pub columns: Vec<Column>,
+    /// Leaf partitions whose rows never reach the WAL (unlogged) or this server (foreign), as SQL names.
+    pub silent_leaves: Vec<String>,
+}
+
+impl Inspection {
+    /// The condition that says which rows of the table are this publication's; `None` where all are.
+    ///
+    /// SQL over the table's own columns, with names as this session's search path needs them: only for the client that
+    /// was asked.
+    pub fn row_filter(&self) -> Option<&str> {
+        self.publication
+            .as_ref()?
+            .entry
+            .as_ref()?
+            .rowfilter
+            .as_deref()
+    }
+}
+
+/// A column of the outbox table.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// `pg_attribute.attnum`.
+    pub attnum: i16,
+    /// The type as declared, as `format_type` writes it.
+    pub type_name: String,
+    /// The declared type.
+    pub type_oid: u32,
+    /// `typname` of the type, or of a domain's base type.
+    pub base_type: String,
+    /// `typcategory` of that type: `S` string, `E` enum, ….
+    pub category: char,
+    /// NOT NULL.
+    pub not_null: bool,
+    /// Computed by the server.
+    pub generated: bool,
+}
+
+/// Reads the state.
+///
+/// # Errors
+/// A failed query.
+pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Inspection, SqlError> {
+    let server = server(client).await?;
+    Ok(Inspection {
+        carrier: carrier(client, &server, settings).await?,
+        server,
+        slot: row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?,
+        publication: publication(client, &settings.publication, &settings.table).await?,
+        table: table(client, &settings.table).await?,
+    })
+}
+
+/// Whether a relation of this oid is there, whatever it is called.
+///
+/// # Errors
+/// A failed query.
+pub async fn has_relation(client: &Client, oid: u32) -> Result<bool, SqlError> {
+    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)";
+    Ok(client.query_one(query, &[&oid]).await?.try_get(0)?)
+}
+
+/// Reads the state, and where the slot is in use again for up to `limit`: the server notices a relay that has just been
+/// killed only after a moment.
+///
+/// # Errors
+/// A failed query.
+pub async fn inspect_released(
+    client: &Client,
+    settings: &PostgresSettings,
+    limit: Duration,
+) -> Result<Inspection, SqlError> {
+    let deadline = tokio::time::Instant::now() + limit;
+    loop {
+        let inspection = inspect(client, settings).await?;
+        let in_use = inspection
+            .slot
+            .as_ref()
+            .is_some_and(|slot| slot.active_pid.is_some());
+        if !in_use || tokio::time::Instant::now() >= deadline {
+            return Ok(inspection);
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+const SERVER: &str = "\
+SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), pg_is_in_recovery(),
+       (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'),
+       (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
+       current_setting('server_encoding'), current_database()::text, current_user::text,
+       (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+       OR EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER')),
+       CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END,
+       current_setting('synchronous_standby_names'), current_setting('application_name')";
+
+const SLOT: &str =
+    "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
+
+const PUBLICATION: &str = "\
+SELECT to_jsonb(p) || jsonb_build_object('entry',
+         (SELECT to_jsonb(t) FROM pg_catalog.pg_publication_tables t
+          WHERE t.pubname = p.pubname AND t.schemaname = $2::text AND t.tablename = $3::text LIMIT 1))
+FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";
+
+const TABLE: &str = "\
+SELECT jsonb_build_object(
+  'oid', c.oid::int8, 'relkind', c.relkind::text, 'relpersistence', c.relpersistence::text,
+  'may_select', has_table_privilege(c.oid, 'SELECT'),
+  'columns', coalesce((
+     SELECT jsonb_agg(jsonb_build_object(
+       'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
+       'type_oid', a.atttypid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
+       'not_null', a.attnotnull OR t.typnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
+     FROM pg_catalog.pg_attribute a
+     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+     JOIN pg_catalog.pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
+  'silent_leaves', coalesce((
+     SELECT jsonb_agg(format('%I.%I', ln.nspname, l.relname) ORDER BY l.relname)
+     FROM pg_catalog.pg_partition_tree(c.oid) p
+     JOIN pg_catalog.pg_class l ON l.oid = p.relid
+     JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+     WHERE p.isleaf AND c.relkind = 'p' AND (l.relpersistence <> 'p' OR l.relkind <> 'r')), '[]'))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1::text AND c.relname = $2::text";
+
+async fn server(client: &Client) -> Result<Server, SqlError> {
+    let row = client.query_one(SERVER, &[]).await?;
+    let timeout_ms: i64 = row.try_get(3)?;
+    let keep_mib: Option<i64> = row.try_get(4)?;
+    Ok(Server {
+        version_num: u32::try_from(row.try_get::<_, i32>(0)?).unwrap_or(0),
+        wal_level: row.try_get(1)?,
+        in_recovery: row.try_get(2)?,
+        wal_sender_timeout: u64::try_from(timeout_ms)
+            .ok()
+            .filter(|ms| *ms > 0)
+            .map(Duration::from_millis),
+        max_slot_wal_keep_bytes: keep_mib
+            .and_then(|mib| u64::try_from(mib).ok())
+            .map(|mib| mib << 20),
+        encoding: row.try_get(5)?,
+        dbname: row.try_get(6)?,
+        role: row.try_get(7)?,
+        may_replicate: row.try_get::<_, Option<bool>>(8)?.unwrap_or(false),
+        current_lsn: row.try_get(9)?,
+        synchronous_standby_names: row.try_get(10)?,
+        application_name: row.try_get(11)?,
+    })
+}
+
+async fn publication(
+    client: &Client,
+    name: &str,
+    table: &TableName,
+) -> Result<Option<Publication>, SqlError> {
+    row_as(
+        client,
+        "pg_publication",
+        PUBLICATION,
+        &[&name, &table.schema, &table.table],
+    )
+    .await
+}
+
+/// What ALTER TABLE has rewritten of the table `c`. Rows of an unlogged table never reach the WAL, and the way there and
+/// back is two rewrites: each gives the table a new TOAST table, which is then younger than the table's own ctid column.
+/// VACUUM FULL, CLUSTER and TRUNCATE change relfilenode too, but keep the TOAST table; and a partition that is made or
+/// dropped is no rewrite. A table too narrow for TOAST has only its relfilenode, which is the OID at first.
+const REWRITES: &str = "\
+SELECT coalesce(array_agg(format('%s/%s', l.oid, coalesce(nullif(l.reltoastrelid, 0), l.relfilenode)) ORDER BY l.oid), '{}')
+FROM pg_catalog.pg_class l
+LEFT JOIN pg_catalog.pg_attribute made ON made.attrelid = l.oid AND made.attnum = -1
+LEFT JOIN pg_catalog.pg_attribute toast ON toast.attrelid = l.reltoastrelid AND toast.attnum = -1
+WHERE l.oid IN (SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)) AND l.relkind = 'r'
+  AND CASE l.reltoastrelid WHEN 0 THEN l.relfilenode <> l.oid ELSE made.xmin <> toast.xmin END";
+
+/// The publication's row, the table, and what ties them: entries of the table, of the partitioned tables above it, and
+/// (from Postgres 15 on) of its schema. An entry that is dropped and added again is another one, also with another filter.
+/// Beside it what was rewritten, see [`REWRITES`].
+async fn carrier(
+    client: &Client,
+    server: &Server,
+    settings: &PostgresSettings,
+) -> Result<Option<Carrier>, SqlError> {
+    let by_schema = if server.version_num >= 150_000 {
+        "UNION ALL SELECT n.oid FROM pg_catalog.pg_publication_namespace n WHERE n.pnpubid = p.oid AND n.pnnspid = c.relnamespace"
+    } else {
+        ""
+    };
+    let query = format!(
+        "SELECT format('publication %s/%s, table %s, entries %s', p.oid, p.xmin, c.oid, (
+           SELECT string_agg(e.oid::text, ' ' ORDER BY e.oid) FROM (
+             SELECT r.oid FROM pg_catalog.pg_publication_rel r WHERE r.prpubid = p.oid AND (r.prrelid = c.oid
+               OR r.prrelid IN (SELECT relid FROM pg_catalog.pg_partition_ancestors(c.oid))) {by_schema}) e)), ({REWRITES})
+         FROM pg_catalog.pg_publication p, pg_catalog.pg_class c
+         JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+         WHERE p.pubname = $1::text AND s.nspname = $2::text AND c.relname = $3::text"
+    );
+    let table = &settings.table;
+    let row = client
+        .query_opt(
+            &query,
+            &[&settings.publication, &table.schema, &table.table],
+        )
+        .await?;
+    row.map(|row| {
+        Ok(Carrier {
+            identity: row.try_get(0)?,
+            rewrites: row.try_get(1)?,
+            seen_lsn: server.current_lsn,
+        })
+    })
+    .transpose()
+}
+
+async fn table(client: &Client, table: &TableName) -> Result<Option<Table>, SqlError> {
+    row_as(client, "pg_class", TABLE, &[&table.schema, &table.table]).await
+}
+
+/// The one row of a query that returns one jsonb column. Through JSON, because the views have more columns from
+/// version to version, and a name that is missing there is an error in SQL and a `None` here.
+async fn row_as<T: DeserializeOwned>(
+    client: &Client,
+    view: &'static str,
+    query: &str,
+    parameters: &[&(dyn tokio_postgres::types::ToSql + Sync)],
+) -> Result<Option<T>, SqlError> {
+    let Some(row) = client.query_opt(query, parameters).await? else {
+        return Ok(None);
+    };
+    let value: serde_json::Value = row.try_get(0)?;
+    serde_json::from_value(value)
+        .map(Some)
+        .map_err(|source| SqlError::Catalog { view, source })
+}
+
+fn lsn<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<PgLsn>, D::Error> {
+    let text: Option<String> = Deserialize::deserialize(deserializer)?;
+    text.map(|text| {
+        text.parse()
+            .map_err(|_| serde::de::Error::custom("not an LSN"))
+    })
+    .transpose()
+}
+
+/// Rows that are in the table now and that the publication would carry, see [`Inspection::row_filter`].
+///
+/// # Errors
+/// A failed query, such as a missing right to read.
+pub async fn count_rows(
+    client: &Client,
+    table: &TableName,
+    row_filter: Option<&str>,
+) -> Result<i64, SqlError> {
+    let query = format!(
+        "SELECT count(*) FROM {table} WHERE ({})",
+        row_filter.unwrap_or("true")
+    );
+    let row = client.query_one(&query, &[]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// A slot that is being read, and the server's WAL beside it, at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotAndWal {
+    /// Up to where the relay has confirmed.
+    pub confirmed_flush_lsn: PgLsn,
+    /// Who reads the slot.
+    pub active_pid: Option<i32>,
+    /// End of the WAL: written on a primary, replayed on a standby.
+    pub server_lsn: PgLsn,
+}
+
+/// Where the slot and the server's WAL are at this moment; `None` when there is no such slot.
+///
+/// # Errors
+/// A failed query.
+pub async fn slot_and_wal(client: &Client, slot: &str) -> Result<Option<SlotAndWal>, SqlError> {
+    let query = "SELECT confirmed_flush_lsn, active_pid, \
+         CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END \
+         FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text AND confirmed_flush_lsn IS NOT NULL";
+    let Some(row) = client.query_opt(query, &[&slot]).await? else {
+        return Ok(None);
+    };
+    Ok(Some(SlotAndWal {
+        confirmed_flush_lsn: row.try_get(0)?,
+        active_pid: row.try_get(1)?,
+        server_lsn: row.try_get(2)?,
+    }))
+}

@@ -1,0 +1,301 @@
+//! Errors of the replication connection, and the one place that says which of them waiting can heal.
+//!
+//! In: what the server or the socket reports. Out: [`ReplicationError`], typed by what a caller does about it.
+//! Guarantees: no secret in any message; [`ReplicationError::is_transient`] says `false` for whatever it does not know.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::postgres::backend::Reader;
+
+/// An `ErrorResponse` or `NoticeResponse` of the server.
+///
+/// Manual: 54.8 "Error and Notice Message Fields".
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ServerError {
+    /// ERROR, FATAL, PANIC, WARNING, NOTICE, … never translated.
+    pub severity: String,
+    /// SQLSTATE, five characters.
+    pub code: String,
+    /// The primary message, in the server's language.
+    pub message: String,
+    /// A second line, if the server gave one.
+    pub detail: Option<String>,
+    /// What the server suggests, if anything.
+    pub hint: Option<String>,
+}
+
+impl ServerError {
+    /// Reads the fields of an `ErrorResponse` or `NoticeResponse` body.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the body ends early. Text that is not UTF-8 (before the session has an encoding) is
+    /// shown with replacement characters rather than refused: the error behind it matters more.
+    pub fn parse(body: &[u8]) -> Result<ServerError, ProtocolError> {
+        let mut reader = Reader::new("ErrorResponse", body);
+        let mut error = ServerError::default();
+        let mut localized_severity = String::new();
+        loop {
+            let field = reader.u8("field type")?;
+            if field == 0 {
+                break;
+            }
+            let value = String::from_utf8_lossy(reader.cstr("field value")?).into_owned();
+            match field {
+                b'V' => error.severity = value,
+                b'S' => localized_severity = value,
+                b'C' => error.code = value,
+                b'M' => error.message = value,
+                b'D' => error.detail = Some(value),
+                b'H' => error.hint = Some(value),
+                _ => {}
+            }
+        }
+        if error.severity.is_empty() {
+            error.severity = localized_severity;
+        }
+        Ok(error)
+    }
+
+    /// Whether the same request may succeed later without anybody's help.
+    pub fn is_transient(&self) -> bool {
+        sqlstate_is_transient(&self.code)
+    }
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.severity, self.code, self.message)?;
+        if let Some(detail) = &self.detail {
+            write!(f, " ({detail})")?;
+        }
+        if let Some(hint) = &self.hint {
+            write!(f, "; hint: {hint}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ServerError {}
+
+/// Whether an SQLSTATE describes a state that passes by itself: a server that starts, stops or is full.
+///
+/// Manual: appendix A. Unknown codes are permanent.
+pub fn sqlstate_is_transient(code: &str) -> bool {
+    // 08xxx: connection exceptions, except 08P01 (protocol violation), which will repeat.
+    (code.starts_with("08") && code != "08P01")
+        || matches!(
+            code,
+            "53000" | "53100" | "53200" | "53300" // out of disk, memory, connections
+            | "57P01" | "57P02" | "57P03" | "57P05" // shutdown, crash, starting up, idle time-out
+            | "55006" // object in use: the slot is active elsewhere
+            | "55P03" | "40001" | "40P01" // lock not available, serialization, deadlock
+        )
+}
+
+/// Bytes from the server that do not follow the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("malformed {message} from the server: {field} at byte {offset}: {problem}")]
+pub struct ProtocolError {
+    /// Name of the message in the manual.
+    pub message: &'static str,
+    /// The field that could not be read.
+    pub field: &'static str,
+    /// Where in the message's body, in bytes.
+    pub offset: usize,
+    /// What is wrong with it.
+    pub problem: Problem,
+}
+
+/// What is wrong with a field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// The body ends before the field does.
+    #[error("the message ends before it")]
+    Truncated,
+    /// A message that has no place here; its tag.
+    #[error("message type {:?} is not expected here", char::from(*.0))]
+    UnexpectedTag(u8),
+    /// A length that cannot be.
+    #[error("the length {0} is out of bounds")]
+    Length(i64),
+    /// Text that is not UTF-8.
+    #[error("not UTF-8")]
+    Encoding,
+    /// A value that the field cannot have.
+    #[error("the value is not one that the field can have")]
+    Value,
+}
+
+/// Why a replication connection could not be made, used or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    /// No host could be reached.
+    #[error("cannot reach Postgres at {host}: {source}")]
+    Connect {
+        /// host:port or the socket's path.
+        host: String,
+        /// The socket's error.
+        source: io::Error,
+    },
+    /// A step took longer than it may.
+    #[error("Postgres did not answer within {after:?} during {during}")]
+    Timeout {
+        /// The step.
+        during: &'static str,
+        /// The limit.
+        after: Duration,
+    },
+    /// The socket failed later on.
+    #[error("the replication connection failed: {0}")]
+    Io(#[from] io::Error),
+    /// Authentication cannot succeed as configured.
+    #[error("cannot authenticate to Postgres: {0}")]
+    Authentication(#[from] AuthenticationError),
+    /// Another connection reads the slot (55006).
+    #[error("replication slot \"{slot}\" is in use{}: another relay reads it, or an old connection has not ended yet", pid_text(.pid))]
+    SlotActive {
+        /// The slot.
+        slot: String,
+        /// The server process that holds it, if the server told.
+        pid: Option<i32>,
+    },
+    /// The server has removed WAL that the slot needs: events between its position and now cannot be streamed.
+    #[error(
+        "replication slot \"{slot}\" is lost, the WAL that it needs has been removed: {server}; find out what was missed (walrelay verify), then run walrelay teardown, walrelay setup, walrelay adopt and walrelay backfill"
+    )]
+    SlotLost {
+        /// The slot.
+        slot: String,
+        /// What the server said.
+        server: Box<ServerError>,
+    },
+    /// The server refused, for a reason that has no variant of its own.
+    #[error("Postgres refused: {0}")]
+    Server(Box<ServerError>),
+    /// The server does not speak the protocol.
+    #[error(transparent)]
+    Protocol(#[from] ProtocolError),
+}
+
+impl From<ServerError> for ReplicationError {
+    fn from(error: ServerError) -> Self {
+        ReplicationError::Server(Box::new(error))
+    }
+}
+
+fn pid_text(pid: &Option<i32>) -> String {
+    pid.map(|pid| format!(" by the server process {pid}"))
+        .unwrap_or_default()
+}
+
+/// Why authentication cannot succeed, other than the server's refusal.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthenticationError {
+    /// The server asks for a password and none is configured.
+    #[error(
+        "the server asks for a password of user \"{user}\" and none is configured (url, PGPASSWORD or a password file)"
+    )]
+    PasswordMissing {
+        /// The role.
+        user: String,
+    },
+    /// A method that walrelay does not have.
+    #[error(
+        "the server asks for {method}; walrelay has trust, password, md5 and scram-sha-256: choose one of them in pg_hba.conf"
+    )]
+    Unsupported {
+        /// The method's name.
+        method: String,
+    },
+    /// The server could not prove that it knows the password: not the server that it claims to be.
+    #[error(
+        "the server's SCRAM proof is wrong ({0}): this may not be the server that it claims to be"
+    )]
+    Scram(String),
+}
+
+impl ReplicationError {
+    /// Whether trying again later can help without anybody's doing. What is unknown is permanent.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ReplicationError::Connect { source, .. } | ReplicationError::Io(source) => {
+                io_is_transient(source)
+            }
+            ReplicationError::Timeout { .. } | ReplicationError::SlotActive { .. } => true,
+            ReplicationError::Server(error) => error.is_transient(),
+            ReplicationError::Authentication(_)
+            | ReplicationError::SlotLost { .. }
+            | ReplicationError::Protocol(_) => false,
+        }
+    }
+
+    /// The text for a message that has already said that it is about Postgres.
+    pub fn bare(&self) -> String {
+        match self {
+            ReplicationError::Server(error) => error.to_string(),
+            error => error.to_string(),
+        }
+    }
+
+    /// The server's error, if it was the server that refused.
+    pub fn server(&self) -> Option<&ServerError> {
+        match self {
+            ReplicationError::Server(server) | ReplicationError::SlotLost { server, .. } => {
+                Some(server)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Whether a socket's error may pass. Input that we made ourselves (a NUL in a name) and a missing right to a unix
+/// socket will not; a permission that the system did not refuse is tokio-postgres' word for a standby where a primary
+/// was wanted, and a promotion ends that.
+pub(crate) fn io_is_transient(error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => {
+            false
+        }
+        io::ErrorKind::PermissionDenied => error.raw_os_error().is_none(),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFUSAL: &[u8] = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed\0Fauth.c\0\0";
+
+    #[test]
+    fn reads_the_fields() {
+        let error = ServerError::parse(REFUSAL).unwrap();
+        assert_eq!(
+            (error.severity.as_str(), error.code.as_str()),
+            ("FATAL", "28P01")
+        );
+        assert!(!error.is_transient());
+    }
+
+    #[test]
+    fn truncation_at_every_byte_is_a_typed_error() {
+        for end in 0..REFUSAL.len() {
+            let error = ServerError::parse(&REFUSAL[..end]).unwrap_err();
+            assert_eq!(error.problem, Problem::Truncated, "at {end}");
+        }
+    }
+
+    #[test]
+    fn unknown_states_are_permanent() {
+        for code in [
+            "28P01", "28000", "3D000", "42704", "55000", "08P01", "XX000", "", "57P04",
+        ] {
+            assert!(!sqlstate_is_transient(code), "{code}");
+        }
+        for code in ["57P03", "57P01", "53300", "08006", "55006"] {
+            assert!(sqlstate_is_transient(code), "{code}");
+        }
+    }
+}

@@ -1,0 +1,405 @@
+//! What of an [`Inspection`] stands in the relay's way, and the command that mends it.
+//!
+//! In: what the catalog says and what is configured. Out: [`Finding`]s, the gravest first. Guarantee: pure; nothing
+//! that would lose rows in silence passes without a finding.
+
+use std::fmt;
+
+use crate::config::{PostgresSettings, table_name::quote_identifier};
+use crate::postgres::catalog::{Inspection, Publication, Server, Slot, Table};
+
+mod columns;
+
+/// How grave a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The relay does not start.
+    Refuse,
+    /// It starts, and somebody should look.
+    Warn,
+}
+
+/// What a finding is about, for those who act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// wal_level is not logical.
+    WalLevel,
+    /// The server is a standby.
+    Standby,
+    /// The relay is among the synchronous standbys.
+    SynchronousStandby,
+    /// The database's encoding does not guarantee UTF-8.
+    Encoding,
+    /// The role lacks a right.
+    Privilege,
+    /// There is no slot of this name.
+    SlotMissing,
+    /// The slot is not for this: plugin, type, database, temporary.
+    SlotMismatch,
+    /// The slot is lost, or about to be.
+    SlotLost,
+    /// Somebody reads the slot.
+    SlotActive,
+    /// There is no publication of this name.
+    PublicationMissing,
+    /// The publication does not carry the table's inserts whole.
+    PublicationMismatch,
+    /// The publication's row filter leaves rows out that nobody may have meant.
+    RowFilter,
+    /// There is no such table.
+    TableMissing,
+    /// The relation is no table, or its rows never reach the WAL.
+    TableMismatch,
+    /// A column is missing or of a type that cannot serve.
+    Column,
+}
+
+/// One thing that is wrong, and how to mend it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// How grave.
+    pub severity: Severity,
+    /// What about.
+    pub kind: Kind,
+    /// What is wrong.
+    pub what: String,
+    /// The command that mends it.
+    pub mend: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.what, self.mend)
+    }
+}
+
+fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding {
+        severity: Severity::Refuse,
+        kind,
+        what: what.into(),
+        mend: mend.into(),
+    }
+}
+
+fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
+    Finding {
+        severity: Severity::Warn,
+        kind,
+        what: what.into(),
+        mend: mend.into(),
+    }
+}
+
+/// Everything that stands in the way, refusals first.
+pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Finding> {
+    let mut found = Vec::new();
+    server(&inspection.server, &mut found);
+    if inspection.table.is_none() && inspection.publication.is_none() && inspection.slot.is_none() {
+        found.push(nothing(inspection, settings));
+    } else {
+        table(inspection, settings, &mut found);
+        publication(inspection, settings, &mut found);
+        slot(inspection, settings, &mut found);
+    }
+    found.sort_by_key(|finding| finding.severity);
+    found
+}
+
+/// Not three findings: before the first set-up this is no fault, and one command mends it.
+fn nothing(inspection: &Inspection, settings: &PostgresSettings) -> Finding {
+    refuse(
+        Kind::SlotMissing,
+        format!(
+            "there is no table {}, no publication {} and no replication slot \"{}\" in database {}",
+            settings.table,
+            quote_identifier(&settings.publication),
+            settings.slot,
+            inspection.server.dbname
+        ),
+        "run walrelay setup; if they were there, find out first why they have gone",
+    )
+}
+
+fn server(server: &Server, found: &mut Vec<Finding>) {
+    if server.wal_level != "logical" {
+        found.push(refuse(
+            Kind::WalLevel,
+            format!(
+                "wal_level is {}, and logical replication needs logical",
+                server.wal_level
+            ),
+            "run ALTER SYSTEM SET wal_level = logical; and restart Postgres",
+        ));
+    }
+    if server.in_recovery && server.version_num < 160_000 {
+        found.push(refuse(
+            Kind::Standby,
+            "the server is a standby, and Postgres decodes on standbys from version 16 on only",
+            "give the primary's address in postgres.url",
+        ));
+    } else if server.in_recovery {
+        found.push(warn(
+            Kind::Standby,
+            "the server is a standby: events arrive once they are replayed there, and the slot ends with it",
+            "give the primary's address in postgres.url, or add target_session_attrs=read-write",
+        ));
+    }
+    if names_standby(&server.synchronous_standby_names, &server.application_name) {
+        found.push(warn(
+            Kind::SynchronousStandby,
+            format!(
+                "synchronous_standby_names is {:?}, which also means this relay: at each confirmation it counts as a standby \
+                 for a moment, and a commit that waits for a real one may be released",
+                server.synchronous_standby_names
+            ),
+            "name the standbys there, such as FIRST 1 (standby1, standby2), and run SELECT pg_reload_conf();",
+        ));
+    }
+    if server.encoding == "SQL_ASCII" {
+        found.push(warn(
+            Kind::Encoding,
+            "the database's encoding is SQL_ASCII, which does not promise that text is UTF-8; such rows are rejected",
+            "dump the database and restore it into one made with ENCODING 'UTF8'",
+        ));
+    }
+    if !server.may_replicate {
+        let role = quote_identifier(&server.role);
+        found.push(refuse(
+            Kind::Privilege,
+            format!("role {role} may not open a replication connection"),
+            format!("run ALTER ROLE {role} REPLICATION; (on Amazon RDS: GRANT rds_replication TO {role};)"),
+        ));
+    }
+}
+
+/// Whether `synchronous_standby_names` lists the name, or everybody. Names are compared without case (manual, 19.6.2).
+fn names_standby(setting: &str, application_name: &str) -> bool {
+    setting.split([',', '(', ')', ' ']).any(|name| {
+        let name = name.trim_matches('"');
+        name == "*" || (!name.is_empty() && name.eq_ignore_ascii_case(application_name))
+    })
+}
+
+fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+    let name = &settings.slot;
+    let Some(slot) = &inspection.slot else {
+        found.push(refuse(
+            Kind::SlotMissing,
+            format!("there is no replication slot \"{name}\" on this server"),
+            "run walrelay setup; if there was one, find out first why it has gone: then walrelay adopt, and walrelay backfill for the events since",
+        ));
+        return;
+    };
+    if let Some(misfit) = slot_misfit(slot, &inspection.server.dbname) {
+        found.push(refuse(
+            Kind::SlotMismatch,
+            format!("replication slot \"{name}\" {misfit}"),
+            "set name, or postgres.slot, to one that is free and run walrelay setup",
+        ));
+        return;
+    }
+    if slot.wal_status.as_deref() == Some("lost") || slot.invalidation_reason.is_some() {
+        let reason = slot
+            .invalidation_reason
+            .as_deref()
+            .unwrap_or("max_slot_wal_keep_size was passed");
+        found.push(refuse(
+            Kind::SlotLost,
+            format!("replication slot \"{name}\" is lost ({reason}): the WAL that it needs is gone"),
+            "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between",
+        ));
+    } else if slot.wal_status.as_deref() == Some("unreserved") {
+        found.push(warn(
+            Kind::SlotLost,
+            format!("replication slot \"{name}\" is behind by more than max_slot_wal_keep_size and lost at the next checkpoint"),
+            "raise max_slot_wal_keep_size and run SELECT pg_reload_conf(); until the relay has caught up",
+        ));
+    }
+    if let Some(pid) = slot.active_pid {
+        found.push(warn(
+            Kind::SlotActive,
+            format!("replication slot \"{name}\" is read by the server process {pid}"),
+            format!("stop the other relay, or run SELECT pg_terminate_backend({pid});"),
+        ));
+    }
+}
+
+/// Why a slot is not one for this relay.
+pub(super) fn slot_misfit(slot: &Slot, dbname: &str) -> Option<String> {
+    if slot.slot_type != "logical" {
+        return Some(format!("is a {} slot, not a logical one", slot.slot_type));
+    }
+    match slot.plugin.as_deref() {
+        Some("pgoutput") => {}
+        other => {
+            return Some(format!(
+                "has the output plugin {}, not pgoutput",
+                other.unwrap_or("(none)")
+            ));
+        }
+    }
+    match slot.database.as_deref() {
+        Some(database) if database == dbname => {}
+        other => {
+            return Some(format!(
+                "belongs to the database {}, not {dbname}",
+                other.unwrap_or("(none)")
+            ));
+        }
+    }
+    slot.temporary
+        .then(|| "is temporary and ends with the session that made it".to_owned())
+}
+
+fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+    let name = &settings.table;
+    let Some(table) = &inspection.table else {
+        found.push(refuse(
+            Kind::TableMissing,
+            format!(
+                "there is no table {name} in database {}",
+                inspection.server.dbname
+            ),
+            "run walrelay setup, or set postgres.table",
+        ));
+        return;
+    };
+    if !matches!(table.relkind, 'r' | 'p') {
+        found.push(refuse(
+            Kind::TableMismatch,
+            format!("{name} is not a table (relkind {})", table.relkind),
+            "set postgres.table to the outbox table",
+        ));
+        return;
+    }
+    if table.relpersistence != 'p' {
+        found.push(refuse(
+            Kind::TableMismatch,
+            format!("table {name} is unlogged: its rows never reach the WAL"),
+            format!("run ALTER TABLE {name} SET LOGGED;"),
+        ));
+    }
+    for leaf in &table.silent_leaves {
+        found.push(refuse(
+            Kind::TableMismatch,
+            format!("partition {leaf} of {name} is unlogged or foreign: its rows are never sent"),
+            format!("run ALTER TABLE {leaf} SET LOGGED; or detach it"),
+        ));
+    }
+    if !table.may_select {
+        let role = quote_identifier(&inspection.server.role);
+        found.push(warn(
+            Kind::Privilege,
+            format!("role {role} may not read {name}, which backfill and verify need"),
+            format!("run GRANT SELECT ON {name} TO {role};"),
+        ));
+    }
+    columns::columns(table, settings, found);
+}
+
+fn publication(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+    let name = quote_identifier(&settings.publication);
+    let Some(publication) = &inspection.publication else {
+        found.push(refuse(
+            Kind::PublicationMissing,
+            format!("there is no publication {name} in database {}", inspection.server.dbname),
+            "run walrelay setup; rows that committed before are never sent, and where there are any the relay says how to go on",
+        ));
+        return;
+    };
+    if !publication.pubinsert {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!("publication {name} does not publish inserts"),
+            format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
+        ));
+    }
+    let Some(table) = &inspection.table else {
+        return;
+    };
+    if table.relkind == 'p' && !publication.pubviaroot {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!(
+                "publication {name} sends rows of {} under the names of its partitions",
+                settings.table
+            ),
+            format!("run ALTER PUBLICATION {name} SET (publish_via_partition_root = true);"),
+        ));
+    } else if publication.entry.is_none() {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!("publication {name} does not hold table {}", settings.table),
+            format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table),
+        ));
+    }
+    published_columns(table, publication, settings, found);
+    row_filter(table, inspection.row_filter(), settings, found);
+}
+
+fn published_columns(
+    table: &Table,
+    publication: &Publication,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let Some(entry) = &publication.entry else {
+        return;
+    };
+    let publication_name = quote_identifier(&settings.publication);
+    for need in columns::needs(settings) {
+        let Some(column) = table.columns.iter().find(|column| column.name == need.name) else {
+            continue;
+        };
+        let published = match &entry.attnames {
+            Some(names) => names.iter().any(|name| name == need.name),
+            None => !column.generated,
+        };
+        if !published {
+            found.push(refuse(
+                Kind::PublicationMismatch,
+                format!("publication {publication_name} does not send column {}", quote_identifier(need.name)),
+                format!("run ALTER PUBLICATION {publication_name} SET TABLE {}; (without a list of columns)", settings.table),
+            ));
+        }
+    }
+}
+
+/// A filter is three-valued: a row for which it is NULL is left out, by every share of a sharded outbox.
+fn row_filter(
+    table: &Table,
+    filter: Option<&str>,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let Some(filter) = filter else {
+        return;
+    };
+    let publication_name = quote_identifier(&settings.publication);
+    for column in table.columns.iter().filter(|column| !column.not_null) {
+        let name = quote_identifier(&column.name);
+        if mentions(filter, &name) && !filter.contains(&format!("{name} IS NULL")) {
+            found.push(warn(
+                Kind::RowFilter,
+                format!("the row filter {filter} of publication {publication_name} leaves out rows whose {name} is null"),
+                format!("add OR {name} IS NULL to the filter of one share, or run ALTER TABLE {} ALTER COLUMN {name} SET NOT NULL;", settings.table),
+            ));
+        }
+    }
+    if mentions(filter, "mod") || filter.contains(" % ") {
+        found.push(warn(
+            Kind::RowFilter,
+            format!("the row filter {filter} of publication {publication_name} takes a remainder, which is negative for half of all hashes"),
+            "use (uuid_hash(aggregate_id) & 3) = 0 .. 3 for four shares",
+        ));
+    }
+}
+
+/// Whether an expression contains a name as a whole word.
+fn mentions(expression: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_' || c == '"';
+    expression.match_indices(name).any(|(at, _)| {
+        !expression[..at].ends_with(word) && !expression[at + name.len()..].starts_with(word)
+    })
+}

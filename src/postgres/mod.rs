@@ -1,0 +1,32 @@
+//! What touches Postgres: the replication socket, the slot and the publication, and plain SQL about them.
+//!
+//! Two clients: [`replication`] is our own, on the wire format of postgres-protocol, because tokio-postgres has
+//! no replication mode; everything that is ordinary SQL goes through tokio-postgres
+//! ([`client`]).
+//!
+//! | file | in | out |
+//! |---|---|---|
+//! | [`socket`] | a host | bytes of a TCP or unix socket |
+//! | [`wire`] | those bytes | whole messages, bounded buffers |
+//! | [`backend`] | a message | its fields, bounds-checked |
+//! | [`startup`] | a [`conninfo`] | an authenticated replication session |
+//! | [`replication`] | the session | IDENTIFY_SYSTEM, queries, START_REPLICATION |
+//! | [`copy_both`] | the stream | frames, and status updates back |
+//! | [`client`] | a [`conninfo`] | a client for plain SQL |
+//! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | [`findings`] | that state | what stands in the way, and what mends it |
+//! | [`setup`] | that state | the missing parts made, or taken away |
+//! | [`error`] | whatever fails | one typed error, and whether waiting can help |
+
+pub mod backend;
+pub mod catalog;
+pub mod client;
+pub mod conninfo;
+pub mod copy_both;
+pub mod error;
+pub mod findings;
+pub mod replication;
+pub mod setup;
+pub mod socket;
+pub mod startup;
+pub mod wire;

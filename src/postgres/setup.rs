@@ -1,0 +1,360 @@
+//! Makes what the relay needs in Postgres, and takes it away again.
+//!
+//! In: an [`Inspection`]. Out: [`Step`]s as SQL, in the order in which they must run, and their execution. Guarantees:
+//! only what is missing is made; what exists and does not fit is refused, never changed; the publication comes before
+//! the slot, since WAL decoded at a place where the publication did not exist yet is skipped without an error.
+
+use std::fmt;
+use std::time::Duration;
+
+use postgres_types::PgLsn;
+use tokio_postgres::Client;
+
+use crate::config::table_name::quote_identifier;
+use crate::config::{ColumnNames, PostgresSettings};
+use crate::postgres::catalog::{Inspection, Slot};
+use crate::postgres::client::SqlError;
+use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
+use crate::postgres::replication::quote_literal;
+
+/// The outbox table as the first migration makes it.
+pub const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");
+/// The table's name in [`OUTBOX_EVENTS_SQL`].
+const OUTBOX_EVENTS_NAME: &str = "public.outbox_events";
+
+/// How long a slot's creation may take before the user hears what it waits for.
+const WAIT_NOTICE: Duration = Duration::from_secs(2);
+
+/// One thing to make or remove.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The outbox table.
+    Table,
+    /// The publication.
+    Publication,
+    /// The replication slot.
+    Slot,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Table => "table",
+            Part::Publication => "publication",
+            Part::Slot => "replication slot",
+        })
+    }
+}
+
+/// One thing to do, as SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What it makes or removes.
+    pub part: Part,
+    /// The statement.
+    pub sql: String,
+}
+
+/// What `setup` will do: nothing, some steps, or why it will not.
+///
+/// `failover` asks for a slot that follows a failover (Postgres 17).
+///
+/// # Errors
+/// The refusals, if what exists does not fit or the server cannot serve.
+pub fn plan(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    failover: bool,
+) -> Result<Vec<Step>, Vec<Finding>> {
+    let mendable = |kind| {
+        matches!(
+            kind,
+            Kind::TableMissing | Kind::PublicationMissing | Kind::SlotMissing
+        )
+    };
+    let mut refusals: Vec<Finding> = findings(inspection, settings)
+        .into_iter()
+        .filter(|finding| finding.severity == Severity::Refuse && !mendable(finding.kind))
+        .collect();
+    refusals.extend(order_refusals(inspection, settings, failover));
+    if !refusals.is_empty() {
+        return Err(refusals);
+    }
+    let mut steps = Vec::new();
+    if inspection.table.is_none() {
+        steps.push(Step {
+            part: Part::Table,
+            sql: table_sql(settings),
+        });
+    }
+    if inspection.publication.is_none() {
+        let sql = format!(
+            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true);",
+            quote_identifier(&settings.publication),
+            settings.table
+        );
+        steps.push(Step {
+            part: Part::Publication,
+            sql,
+        });
+    }
+    if inspection.slot.is_none() {
+        let failover = if failover { ", failover => true" } else { "" };
+        let sql = format!(
+            "SELECT lsn FROM pg_create_logical_replication_slot({}, 'pgoutput', temporary => false, twophase => false{failover});",
+            quote_literal(&settings.slot)
+        );
+        steps.push(Step {
+            part: Part::Slot,
+            sql,
+        });
+    }
+    Ok(steps)
+}
+
+/// States in which making what is missing would lose rows or could not be told apart from a mistake.
+fn order_refusals(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    failover: bool,
+) -> Vec<Finding> {
+    let mut refusals = Vec::new();
+    let mut refuse = |kind, what: String, mend: String| {
+        refusals.push(Finding {
+            severity: Severity::Refuse,
+            kind,
+            what,
+            mend,
+        });
+    };
+    // A slot of somebody else's says nothing about this publication, and is refused already.
+    let is_ours = |slot: &Slot| slot_misfit(slot, &inspection.server.dbname).is_none();
+    if inspection.slot.as_ref().is_some_and(is_ours) && inspection.publication.is_none() {
+        refuse(
+            Kind::SlotMismatch,
+            format!(
+                "replication slot \"{}\" is older than the publication would be, and rows from before the publication are never sent",
+                settings.slot
+            ),
+            "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between".to_owned(),
+        );
+    }
+    let holds_what_comes = inspection
+        .publication
+        .as_ref()
+        .is_none_or(|publication| publication.puballtables);
+    if inspection.table.is_none() && !holds_what_comes {
+        refuse(
+            Kind::PublicationMismatch,
+            format!("publication \"{}\" exists and table {} does not", settings.publication, settings.table),
+            "set postgres.publication to a name that is free, or postgres.table to the table that it is for".to_owned(),
+        );
+    }
+    if inspection.table.is_none() && settings.columns != ColumnNames::default() {
+        refuse(
+            Kind::TableMissing,
+            format!(
+                "table {} does not exist, and setup makes it only with the default column names",
+                settings.table
+            ),
+            "make the table with the columns that the configuration names".to_owned(),
+        );
+    }
+    if failover && inspection.server.version_num < 170_000 {
+        refuse(
+            Kind::SlotMismatch,
+            "slots that follow a failover came with Postgres 17".to_owned(),
+            "leave --failover out".to_owned(),
+        );
+    }
+    refusals
+}
+
+/// The first migration under the configured name, without its comments.
+fn table_sql(settings: &PostgresSettings) -> String {
+    let statement: Vec<&str> = OUTBOX_EVENTS_SQL
+        .lines()
+        .filter(|line| !line.starts_with("--"))
+        .collect();
+    statement
+        .join("\n")
+        .replace(OUTBOX_EVENTS_NAME, &settings.table.to_string())
+}
+
+/// A transaction that the creation of a slot waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    /// Its server process.
+    pub pid: i32,
+    /// Its application_name.
+    pub application_name: String,
+    /// active, idle in transaction, …; `None` where the role may not see it.
+    pub state: Option<String>,
+    /// How long the transaction has been open, in seconds; `None` where the role may not see it.
+    pub open_seconds: Option<i64>,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pid {}", self.pid)?;
+        if !self.application_name.is_empty() {
+            write!(f, " ({})", self.application_name)?;
+        }
+        if let Some(state) = &self.state {
+            write!(f, " {state}")?;
+        }
+        match self.open_seconds {
+            Some(seconds) => write!(f, " for {seconds} s"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs a step that makes or removes something other than a slot.
+///
+/// # Errors
+/// The server's refusal.
+pub async fn apply(client: &Client, step: &Step) -> Result<(), SqlError> {
+    Ok(client.batch_execute(&step.sql).await?)
+}
+
+/// Runs the step that creates the slot, and returns the position from which it streams.
+///
+/// The server waits until every transaction that writes at this moment has ended. After two seconds, and whenever they
+/// change, `waits_for` hears which; `observer` is a second connection for that question. When `cancel` ends first, the
+/// creation is cancelled and leaves no slot.
+///
+/// # Errors
+/// The server's refusal; 57014 after `cancel`.
+pub async fn create_slot(
+    client: &Client,
+    observer: &Client,
+    step: &Step,
+    mut waits_for: impl FnMut(&[Blocker]),
+    cancel: impl Future<Output = ()>,
+) -> Result<PgLsn, SqlError> {
+    let pid: i32 = client
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await?
+        .try_get(0)?;
+    let sql = step.sql.trim_end_matches(';');
+    let creation = client.query_one(sql, &[]);
+    let notices = async {
+        let mut told = Vec::new();
+        loop {
+            tokio::time::sleep(WAIT_NOTICE).await;
+            let found = blockers(observer, pid).await.unwrap_or_default();
+            let pids: Vec<i32> = found.iter().map(|blocker| blocker.pid).collect();
+            if !found.is_empty() && pids != told {
+                waits_for(&found);
+                told = pids;
+            }
+        }
+    };
+    tokio::pin!(creation, notices, cancel);
+    let mut cancelled = false;
+    loop {
+        tokio::select! {
+            row = &mut creation => return Ok(row?.try_get(0)?),
+            () = &mut notices => unreachable!("the loop has no end"),
+            () = &mut cancel, if !cancelled => {
+                cancelled = true;
+                client.cancel_token().cancel_query(tokio_postgres::NoTls).await?;
+            }
+        }
+    }
+}
+
+/// The transactions that the server process `pid` waits for.
+///
+/// # Errors
+/// A failed query.
+pub async fn blockers(client: &Client, pid: i32) -> Result<Vec<Blocker>, SqlError> {
+    let query = "\
+        SELECT pid, coalesce(application_name, ''), state,
+               extract(epoch FROM clock_timestamp() - xact_start)::int8
+        FROM pg_catalog.pg_stat_activity WHERE pid = ANY (pg_blocking_pids($1)) ORDER BY pid";
+    let rows = client.query(query, &[&pid]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Blocker {
+                pid: row.try_get(0)?,
+                application_name: row.try_get(1)?,
+                state: row.try_get(2)?,
+                open_seconds: row.try_get(3)?,
+            })
+        })
+        .collect()
+}
+
+/// What `teardown` will do: the slot first, so that nothing decodes without its publication.
+///
+/// # Errors
+/// The slot is in use, or is not one that `setup` makes.
+pub fn teardown_plan(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    with_table: bool,
+) -> Result<Vec<Step>, Vec<Finding>> {
+    let mut steps = Vec::new();
+    if let Some(slot) = &inspection.slot {
+        let refusals = slot_refusals(slot, inspection, settings);
+        if !refusals.is_empty() {
+            return Err(refusals);
+        }
+        let sql = format!(
+            "SELECT pg_drop_replication_slot({});",
+            quote_literal(&settings.slot)
+        );
+        steps.push(Step {
+            part: Part::Slot,
+            sql,
+        });
+    }
+    if inspection.publication.is_some() {
+        let sql = format!(
+            "DROP PUBLICATION {};",
+            quote_identifier(&settings.publication)
+        );
+        steps.push(Step {
+            part: Part::Publication,
+            sql,
+        });
+    }
+    if with_table && inspection.table.is_some() {
+        steps.push(Step {
+            part: Part::Table,
+            sql: format!("DROP TABLE {};", settings.table),
+        });
+    }
+    Ok(steps)
+}
+
+fn slot_refusals(
+    slot: &Slot,
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+) -> Vec<Finding> {
+    let mut refusals = Vec::new();
+    if let Some(misfit) = slot_misfit(slot, &inspection.server.dbname) {
+        refusals.push(Finding {
+            severity: Severity::Refuse,
+            kind: Kind::SlotMismatch,
+            what: format!("replication slot \"{}\" {misfit}", settings.slot),
+            mend: "it stays; set name, or postgres.slot, to that of the relay which is to go"
+                .to_owned(),
+        });
+    }
+    if let Some(pid) = slot.active_pid {
+        refusals.push(Finding {
+            severity: Severity::Refuse,
+            kind: Kind::SlotActive,
+            what: format!(
+                "replication slot \"{}\" is read by the server process {pid}",
+                settings.slot
+            ),
+            mend: "stop the relay first".to_owned(),
+        });
+    }
+    refusals
+}

@@ -1,0 +1,426 @@
+//! From a `Conninfo` to an authenticated replication session.
+//!
+//! In: hosts, role, password, session settings. Out: a [`Session`] that is ready for commands. Guarantees: hosts are
+//! tried in their order, each within the connect timeout from the first packet to the last; whatever text output
+//! depends on is set here and not left to the role or the database; with SCRAM the server has proved that it knows
+//! the password before anything it says counts.
+//!
+//! Manual: 54.2.1 "Start-up", 54.3 "SASL Authentication", 54.4 "Streaming Replication Protocol".
+
+use std::future::Future;
+use std::time::Duration;
+
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::message::frontend;
+
+use crate::postgres::backend::{Reader, tag};
+use crate::postgres::conninfo::{Conninfo, HostPort, TargetSessionAttrs};
+use crate::postgres::error::{AuthenticationError, Problem, ReplicationError, ServerError};
+use crate::postgres::replication::Session;
+use crate::postgres::socket::{Socket, address_text};
+use crate::postgres::wire::Wire;
+
+/// What the server appends to its process title and to `pg_stat_replication`, where the URL names nothing else.
+const APPLICATION_NAME: &str = "walrelay";
+
+/// Settings of a replication session that have a reason to differ.
+#[derive(Debug, Clone)]
+pub struct SessionSettings {
+    /// Memory of the server for one transaction before it spills to disk: most transactions of an outbox then never
+    /// touch the disk (server's default: 64 MB). In MiB.
+    pub logical_decoding_work_mem_mib: u32,
+    /// After this long without a status update the server ends the connection. `None` leaves the server's own.
+    pub wal_sender_timeout: Option<Duration>,
+}
+
+impl Default for SessionSettings {
+    fn default() -> Self {
+        SessionSettings {
+            logical_decoding_work_mem_mib: 256,
+            wal_sender_timeout: None,
+        }
+    }
+}
+
+/// Connects, authenticates and waits until the server takes commands.
+///
+/// A host that cannot be reached, does not answer in time or is starting up gives way to the next; a refusal that
+/// another host would repeat (password, database) does not.
+///
+/// # Errors
+/// The last host's error.
+pub async fn connect(
+    conninfo: &Conninfo,
+    settings: &SessionSettings,
+) -> Result<Session, ReplicationError> {
+    let mut last = None;
+    for server in &conninfo.hosts {
+        let attempt = connect_host(server, conninfo, settings);
+        match within(conninfo.connect_timeout, "start-up", attempt).await {
+            Ok(session) => return Ok(session),
+            Err(error)
+                if error.is_transient() || matches!(error, ReplicationError::Connect { .. }) =>
+            {
+                if conninfo.hosts.len() > 1 {
+                    tracing::debug!(host = address_text(server), %error, "cannot use this host, trying the next");
+                }
+                last = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(last.unwrap_or_else(|| ReplicationError::Connect {
+        host: "(no host given)".to_owned(),
+        source: std::io::ErrorKind::InvalidInput.into(),
+    }))
+}
+
+async fn connect_host(
+    server: &HostPort,
+    conninfo: &Conninfo,
+    settings: &SessionSettings,
+) -> Result<Session, ReplicationError> {
+    let socket = Socket::connect(server)
+        .await
+        .map_err(|source| ReplicationError::Connect {
+            host: address_text(server),
+            source,
+        })?;
+    let mut wire = Wire::new(socket);
+    let options = session_options(conninfo.options.as_deref(), settings);
+    let parameters = [
+        ("user", conninfo.user.as_str()),
+        ("database", conninfo.dbname.as_str()),
+        ("replication", "database"),
+        (
+            "application_name",
+            conninfo
+                .application_name
+                .as_deref()
+                .unwrap_or(APPLICATION_NAME),
+        ),
+        ("client_encoding", "UTF8"),
+        ("options", options.as_str()),
+    ];
+    frontend::startup_message(parameters, &mut wire.outbox)?;
+    authenticate(&mut wire, conninfo).await?;
+    let mut session = Session::new(wire, conninfo.connect_timeout);
+    session.wait_until_ready().await?;
+    check_kind(&mut session, server, conninfo.target_session_attrs).await?;
+    Ok(session)
+}
+
+/// Passes over a server that is not of the kind that `target_session_attrs` asks for, as plain SQL does, so that both
+/// connections end at the same one.
+async fn check_kind(
+    session: &mut Session,
+    server: &HostPort,
+    wanted: TargetSessionAttrs,
+) -> Result<(), ReplicationError> {
+    let (read_only, problem) = match wanted {
+        TargetSessionAttrs::Any => return Ok(()),
+        TargetSessionAttrs::ReadWrite => (
+            "off",
+            "the server is read-only, and target_session_attrs is read-write",
+        ),
+        TargetSessionAttrs::ReadOnly => (
+            "on",
+            "the server is read-write, and target_session_attrs is read-only",
+        ),
+    };
+    let rows = session.simple_query("SHOW transaction_read_only").await?;
+    match rows.first().and_then(|row| row.first()) {
+        Some(Some(value)) if value == read_only => Ok(()),
+        _ => Err(ReplicationError::Connect {
+            host: address_text(server),
+            source: std::io::Error::other(problem),
+        }),
+    }
+}
+
+/// The `options` parameter. First what the user may override, then theirs, then what correctness depends on: the last
+/// of several `-c` for one name counts.
+fn session_options(configured: Option<&str>, settings: &SessionSettings) -> String {
+    let mut options = format!(
+        "-c logical_decoding_work_mem={}MB",
+        settings.logical_decoding_work_mem_mib
+    );
+    if let Some(configured) = configured {
+        options.push(' ');
+        options.push_str(configured);
+    }
+    if let Some(timeout) = settings.wal_sender_timeout {
+        options.push_str(&format!(" -c wal_sender_timeout={}ms", timeout.as_millis()));
+    }
+    // Column values arrive as text, and each of these changes the text of some type. An empty search_path makes names
+    // in regclass and the like qualified. As Postgres' own logical replication worker does.
+    options.push_str(
+        " -c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 -c bytea_output=hex -c search_path=",
+    );
+    // A statement or idle time-out of the role would end the stream.
+    options.push_str(
+        " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c lock_timeout=0",
+    );
+    options
+}
+
+/// Runs `future` for at most `limit`.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    during: &'static str,
+    future: impl Future<Output = Result<T, ReplicationError>>,
+) -> Result<T, ReplicationError> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(result) => result,
+        Err(_) => Err(ReplicationError::Timeout {
+            during,
+            after: limit,
+        }),
+    }
+}
+
+/// What the server asks for in an `Authentication…` message.
+enum Request {
+    Ok,
+    Cleartext,
+    Md5 { salt: [u8; 4] },
+    Sasl { scram: bool, mechanisms: String },
+    SaslContinue(Vec<u8>),
+    SaslFinal(Vec<u8>),
+    Other(String),
+}
+
+async fn authenticate(wire: &mut Wire, conninfo: &Conninfo) -> Result<(), ReplicationError> {
+    match request(wire).await? {
+        Request::Ok => return Ok(()),
+        Request::Cleartext => {
+            let password = password(conninfo)?;
+            frontend::password_message(password.as_bytes(), &mut wire.outbox)?;
+        }
+        Request::Md5 { salt } => {
+            let hash = md5_hash(
+                conninfo.user.as_bytes(),
+                password(conninfo)?.as_bytes(),
+                salt,
+            );
+            frontend::password_message(hash.as_bytes(), &mut wire.outbox)?;
+        }
+        Request::Sasl { scram: true, .. } => scram(wire, password(conninfo)?).await?,
+        Request::Sasl { mechanisms, .. } => return Err(unsupported(mechanisms)),
+        Request::SaslContinue(_) | Request::SaslFinal(_) => return Err(out_of_turn()),
+        Request::Other(method) => return Err(unsupported(method)),
+    }
+    match request(wire).await? {
+        Request::Ok => Ok(()),
+        Request::Other(method) => Err(unsupported(method)),
+        _ => Err(out_of_turn()),
+    }
+}
+
+/// SCRAM-SHA-256 without channel binding, which only TLS has.
+async fn scram(wire: &mut Wire, password: &str) -> Result<(), ReplicationError> {
+    let failed = |error: std::io::Error| AuthenticationError::Scram(error.to_string());
+    let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
+    frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut wire.outbox)?;
+    let Request::SaslContinue(challenge) = request(wire).await? else {
+        return Err(out_of_turn());
+    };
+    scram.update(&challenge).map_err(failed)?;
+    frontend::sasl_response(scram.message(), &mut wire.outbox)?;
+    let Request::SaslFinal(proof) = request(wire).await? else {
+        return Err(out_of_turn());
+    };
+    scram.finish(&proof).map_err(failed)?;
+    Ok(())
+}
+
+fn password(conninfo: &Conninfo) -> Result<&str, AuthenticationError> {
+    match &conninfo.password {
+        Some(password) => Ok(password.expose()),
+        None => Err(AuthenticationError::PasswordMissing {
+            user: conninfo.user.clone(),
+        }),
+    }
+}
+
+fn unsupported(method: String) -> ReplicationError {
+    AuthenticationError::Unsupported { method }.into()
+}
+
+/// A server that skips a step, such as its SCRAM proof, is not believed.
+fn out_of_turn() -> ReplicationError {
+    Reader::new("Authentication", &[])
+        .error("type", Problem::Value)
+        .into()
+}
+
+/// The next `Authentication…` message.
+async fn request(wire: &mut Wire) -> Result<Request, ReplicationError> {
+    loop {
+        let (tag, body) = wire.message().await?;
+        match tag {
+            tag::AUTHENTICATION => return Ok(parse_request(body)?),
+            tag::ERROR_RESPONSE => return Err(ServerError::parse(body)?.into()),
+            tag::NOTICE_RESPONSE => log_notice(&ServerError::parse(body)?),
+            other => {
+                return Err(Reader::new("start-up message", &[])
+                    .error("tag", Problem::UnexpectedTag(other))
+                    .into());
+            }
+        }
+    }
+}
+
+fn parse_request(body: &[u8]) -> Result<Request, crate::postgres::error::ProtocolError> {
+    let mut reader = Reader::new("Authentication", body);
+    Ok(match reader.i32("type")? {
+        0 => Request::Ok,
+        2 => Request::Other("Kerberos V5".to_owned()),
+        3 => Request::Cleartext,
+        5 => {
+            let salt = reader.bytes(4, "salt")?;
+            Request::Md5 {
+                salt: salt.try_into().expect("four bytes were asked for"),
+            }
+        }
+        6 => Request::Other("SCM credentials".to_owned()),
+        7 => Request::Other("GSSAPI".to_owned()),
+        9 => Request::Other("SSPI".to_owned()),
+        10 => {
+            let mut mechanisms = Vec::new();
+            loop {
+                let mechanism = reader.str("mechanism")?;
+                if mechanism.is_empty() {
+                    break;
+                }
+                mechanisms.push(mechanism);
+            }
+            Request::Sasl {
+                scram: mechanisms.contains(&SCRAM_SHA_256),
+                mechanisms: mechanisms.join(", "),
+            }
+        }
+        11 => Request::SaslContinue(reader.rest().to_vec()),
+        12 => Request::SaslFinal(reader.rest().to_vec()),
+        other => Request::Other(format!("authentication method {other}")),
+    })
+}
+
+/// Notices that nobody acts on.
+pub(crate) fn log_notice(notice: &ServerError) {
+    if notice.severity == "WARNING" {
+        tracing::warn!(%notice, "the Postgres server warns");
+    } else {
+        tracing::debug!(%notice, "notice of the Postgres server");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_text_depends_on_comes_after_what_the_user_set() {
+        let settings = SessionSettings {
+            wal_sender_timeout: Some(Duration::from_secs(30)),
+            ..Default::default()
+        };
+        let options = session_options(
+            Some("-c TimeZone=Europe/Paris -c logical_decoding_work_mem=1GB"),
+            &settings,
+        );
+        assert!(options.rfind("TimeZone=UTC") > options.find("TimeZone=Europe/Paris"));
+        assert!(options.find("work_mem=1GB") > options.find("work_mem=256MB"));
+        assert!(options.contains("wal_sender_timeout=30000ms"));
+    }
+
+    #[test]
+    fn an_authentication_request_cut_at_any_byte_is_an_error_and_not_a_panic() {
+        let md5 = b"\0\0\0\x05abcd";
+        let sasl = b"\0\0\0\x0aSCRAM-SHA-256\0\0";
+        for body in [md5.as_slice(), sasl] {
+            for end in 0..body.len() {
+                assert!(parse_request(&body[..end]).is_err(), "at {end}");
+            }
+            assert!(parse_request(body).is_ok());
+        }
+    }
+
+    fn conninfo() -> Conninfo {
+        Conninfo {
+            hosts: Vec::new(),
+            user: "walrelay".to_owned(),
+            password: Some("pencil".into()),
+            dbname: "app".to_owned(),
+            sslmode: crate::postgres::conninfo::SslMode::Disable,
+            connect_timeout: Duration::from_secs(5),
+            application_name: None,
+            options: None,
+            target_session_attrs: TargetSessionAttrs::Any,
+        }
+    }
+
+    /// What authentication makes of a server that sends these requests whatever it is told.
+    fn against(requests: &[&[u8]]) -> Result<(), ReplicationError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (ours, mut theirs) = tokio::net::UnixStream::pair().unwrap();
+            for body in requests {
+                let mut message = vec![b'R'];
+                message.extend_from_slice(&(body.len() as i32 + 4).to_be_bytes());
+                message.extend_from_slice(body);
+                tokio::io::AsyncWriteExt::write_all(&mut theirs, &message)
+                    .await
+                    .unwrap();
+            }
+            authenticate(&mut Wire::new(Socket::Unix(ours)), &conninfo()).await
+        })
+    }
+
+    #[test]
+    fn a_server_that_skips_its_proof_is_not_believed() {
+        let (ok, sasl) = (
+            b"\0\0\0\0".as_slice(),
+            b"\0\0\0\x0aSCRAM-SHA-256\0\0".as_slice(),
+        );
+        let (challenge, proof) = (
+            b"\0\0\0\x0br=other,s=QSXCR+Q6sek8bf92,i=4096".as_slice(),
+            b"\0\0\0\x0cv=".as_slice(),
+        );
+        assert!(against(&[ok]).is_ok());
+        assert!(matches!(
+            against(&[sasl, ok]),
+            Err(ReplicationError::Protocol(_))
+        ));
+        assert!(matches!(
+            against(&[proof]),
+            Err(ReplicationError::Protocol(_))
+        ));
+        assert!(matches!(
+            against(&[sasl, challenge]),
+            Err(ReplicationError::Authentication(
+                AuthenticationError::Scram(_)
+            ))
+        ));
+    }
+
+    #[test]
+    fn a_method_that_walrelay_does_not_have_is_named() {
+        for request in [
+            b"\0\0\0\x07".as_slice(),
+            b"\0\0\0\x63",
+            b"\0\0\0\x0aOAUTHBEARER\0\0",
+        ] {
+            assert!(matches!(
+                against(&[request]),
+                Err(ReplicationError::Authentication(
+                    AuthenticationError::Unsupported { .. }
+                ))
+            ));
+        }
+    }
+}

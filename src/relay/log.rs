@@ -1,0 +1,174 @@
+//! What a person reads of a relay: one line for each change of its state, however many epochs that takes.
+//!
+//! In: how epochs begin and end. Out: log lines, and whether the start of an epoch already says that the relay is well.
+//! An epoch that follows one which ended while it streamed would end like it as soon as it publishes: that it began is
+//! no news, that it gets further is.
+
+use crate::pipeline::continuity::{Loss, Plan};
+use crate::pipeline::fault::{Class, Fault};
+use crate::relay::STEADY;
+use crate::relay::open::Summary;
+use std::time::Duration;
+
+/// An epoch with nothing in flight has got over what ended the one before after so long, and after as long again as
+/// that one had lasted.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// What the log has said last.
+#[derive(Debug, Default)]
+pub(super) struct Log {
+    waiting_for: Option<Fault>,
+    /// How long an epoch has to stay quiet before it counts; none where its beginning alone does.
+    patience: Option<Duration>,
+    warnings: Vec<String>,
+}
+
+/// The line of an epoch's start.
+#[derive(Debug, Clone)]
+pub(super) struct StartLine {
+    postgres: String,
+    nats: String,
+    slot: String,
+    stream: String,
+    mode: &'static str,
+    plan: Plan,
+    /// How long to stay quiet before it is said; none for at once.
+    pub(super) patience: Option<Duration>,
+}
+
+impl Log {
+    /// An epoch could not begin.
+    pub(super) fn not_begun(&mut self, fault: &Fault) {
+        self.patience = None;
+        self.wait(fault);
+    }
+
+    /// An epoch that had begun was ended by a fault, after so long.
+    pub(super) fn ended(&mut self, fault: &Fault, progressed: bool, lasted: Duration) {
+        self.patience = Some(match progressed {
+            true => QUIET,
+            false => (lasted + QUIET).min(STEADY),
+        });
+        self.wait(fault);
+    }
+
+    fn wait(&mut self, fault: &Fault) {
+        if self
+            .waiting_for
+            .as_ref()
+            .is_some_and(|last| is_same(last, fault))
+        {
+            tracing::debug!("still waiting: {fault}");
+            return;
+        }
+        if fault.class() == Class::Resync {
+            tracing::warn!("starting again from the stream's end: {fault}");
+        } else {
+            tracing::warn!("waiting: {fault}");
+        }
+        self.waiting_for = Some(fault.clone());
+    }
+
+    /// An epoch has begun: says what is new about it, and returns its line.
+    pub(super) fn begun(&mut self, summary: &Summary, slot: &str, stream: &str) -> StartLine {
+        let plan = &summary.plan;
+        let mut warnings = summary.warnings.clone();
+        if plan.foreign_messages > 0 {
+            warnings.push(format!(
+                "the stream ends with messages that no relay wrote, {} through sequence {}; they stay",
+                plan.foreign_messages, plan.last_sequence
+            ));
+        }
+        for warning in &warnings {
+            if !self.warnings.contains(warning) {
+                tracing::warn!("{warning}");
+            }
+        }
+        self.warnings = warnings;
+        if let Some(loss) = &plan.loss {
+            log_loss(loss);
+        }
+        StartLine {
+            postgres: summary.postgres_version.clone(),
+            nats: summary.nats_version.clone(),
+            slot: slot.to_owned(),
+            stream: stream.to_owned(),
+            mode: summary.mode,
+            plan: plan.clone(),
+            patience: self.patience,
+        }
+    }
+
+    /// The epoch's line was said: whatever was waited for is over.
+    pub(super) fn is_well(&mut self) {
+        self.waiting_for = None;
+        self.patience = None;
+    }
+}
+
+/// Whether a second line would tell a person nothing.
+fn is_same(last: &Fault, fault: &Fault) -> bool {
+    match (last, fault) {
+        (Fault::AckTimeout(_), Fault::AckTimeout(_)) => true,
+        _ => last == fault,
+    }
+}
+
+impl StartLine {
+    pub(super) fn log(&self) {
+        let plan = &self.plan;
+        let resume = plan.tail.as_ref().map_or_else(
+            || "the slot's beginning".to_owned(),
+            |tail| tail.position.to_string(),
+        );
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            postgres = self.postgres,
+            nats = self.nats,
+            slot = self.slot,
+            stream = self.stream,
+            publish = self.mode,
+            start_lsn = %plan.start_lsn,
+            last_sequence = plan.last_sequence,
+            "streaming, behind {resume}{}",
+            replay_text(plan)
+        );
+    }
+}
+
+/// What of a plan's `--from` comes again.
+fn replay_text(plan: &Plan) -> String {
+    match (plan.replay_from, &plan.tail) {
+        (None, _) => String::new(),
+        (Some(from), Some(tail)) if from <= tail.position.commit_lsn => {
+            format!(
+                "; what committed from {from} on until there comes again first, marked as replay"
+            )
+        }
+        (Some(from), _) => {
+            format!("; --from {from} brings nothing again: the stream has nothing from there on")
+        }
+    }
+}
+
+fn log_loss(loss: &Loss) {
+    let messages = loss.messages.map_or_else(
+        || "an unknown number of".to_owned(),
+        |count| format!("up to {count}"),
+    );
+    let after = loss
+        .after
+        .map_or_else(|| "the beginning".to_owned(), |after| after.to_string());
+    match loss.gone_below {
+        None => tracing::error!(
+            "the broker has lost {messages} acknowledged messages, behind {after} through {}; the slot still has them all, \
+             and they are published again now",
+            loss.through
+        ),
+        Some(below) => tracing::error!(
+            "the broker has lost {messages} acknowledged messages, behind {after} through {}; what committed from {below} on \
+             is published again now, what committed before is no longer in the slot: `walrelay verify` names it",
+            loss.through
+        ),
+    }
+}

@@ -1,0 +1,218 @@
+//! A TCP proxy between the relay and one server, that spoils connections on command.
+//!
+//! In: the server's port, a [`Link`] state that may change at any time. Out: a port of its own, always listening.
+//! Guarantee: what it lets through is what was sent, in order, up to where it cuts.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// At most so much is on its way inside the proxy.
+const CHUNK_BYTES: usize = 8 * 1024;
+
+/// What happens to the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Pass,
+    /// Nothing moves, and nothing is closed.
+    Freeze,
+    /// What the relay sends goes nowhere; the other direction is open.
+    HalfOpenUp,
+    /// What the server sends goes nowhere; the other direction is open.
+    HalfOpenDown,
+    /// Each chunk is late.
+    Delay(Duration),
+    /// So many bytes a second, in each direction.
+    Throttle(u32),
+    /// The next chunk is cut after so many bytes, and the connection with it.
+    Truncate(usize),
+    /// Connections are accepted and closed at once.
+    Refuse,
+}
+
+/// The link's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Link {
+    mode: Mode,
+    /// Connections of an earlier number are closed.
+    generation: u64,
+}
+
+/// A proxy on loopback; its connections end with it.
+pub struct Proxy {
+    port: u16,
+    link: watch::Sender<Link>,
+    sent_bytes: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Listens, and forwards to `server_port`.
+    pub async fn start(server_port: u16) -> io::Result<Proxy> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let port = listener.local_addr()?.port();
+        let (link, state) = watch::channel(Link {
+            mode: Mode::Pass,
+            generation: 0,
+        });
+        let sent_bytes = Arc::new(AtomicU64::new(0));
+        let sent = sent_bytes.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let Ok((client, _)) = listener.accept().await else {
+                    tokio::task::yield_now().await;
+                    continue;
+                };
+                tokio::spawn(connection(client, server_port, state.clone(), sent.clone()));
+            }
+        });
+        Ok(Proxy {
+            port,
+            link,
+            sent_bytes,
+            task,
+        })
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// How much the relay has sent, whether or not it was let through.
+    #[allow(dead_code)] // The fault tests use it.
+    pub fn sent_bytes(&self) -> u64 {
+        self.sent_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sets how bytes are treated from now on.
+    pub fn set(&self, mode: Mode) {
+        self.link.send_modify(|link| link.mode = mode);
+    }
+
+    /// Closes all connections.
+    pub fn cut(&self) {
+        self.link.send_modify(|link| link.generation += 1);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+        self.cut();
+    }
+}
+
+async fn connection(
+    client: TcpStream,
+    server_port: u16,
+    state: watch::Receiver<Link>,
+    sent: Arc<AtomicU64>,
+) {
+    let link = *state.borrow();
+    if link.mode == Mode::Refuse {
+        return;
+    }
+    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server_port)).await else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let up = Pump {
+        state: state.clone(),
+        generation: link.generation,
+        up: true,
+        bytes: sent,
+    };
+    let down = Pump {
+        state,
+        generation: link.generation,
+        up: false,
+        bytes: Arc::default(),
+    };
+    // Whichever ends first closes both.
+    tokio::select! {
+        _ = up.run(from_client, to_server) => {}
+        _ = down.run(from_server, to_client) => {}
+    }
+}
+
+/// One direction of a connection.
+struct Pump {
+    state: watch::Receiver<Link>,
+    generation: u64,
+    up: bool,
+    bytes: Arc<AtomicU64>,
+}
+
+impl Pump {
+    async fn run(mut self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf) -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        loop {
+            let got = tokio::select! {
+                got = from.read(&mut buffer) => got?,
+                () = self.wait_for_cut() => return Ok(()),
+            };
+            if got == 0 {
+                return Ok(());
+            }
+            self.bytes.fetch_add(got as u64, Ordering::Relaxed);
+            if !self.forward(&buffer[..got], &mut to).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Returns false when the connection is to end.
+    async fn forward(&mut self, chunk: &[u8], to: &mut OwnedWriteHalf) -> io::Result<bool> {
+        loop {
+            let link = *self.state.borrow_and_update();
+            if link.generation != self.generation {
+                return Ok(false);
+            }
+            match link.mode {
+                Mode::Pass => break,
+                Mode::Refuse => return Ok(false),
+                Mode::Truncate(bytes) => {
+                    to.write_all(&chunk[..bytes.min(chunk.len())]).await?;
+                    return Ok(false);
+                }
+                Mode::Delay(time) => {
+                    tokio::time::sleep(time).await;
+                    break;
+                }
+                Mode::Throttle(bytes_per_second) => {
+                    let seconds = chunk.len() as f64 / f64::from(bytes_per_second);
+                    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                    break;
+                }
+                Mode::HalfOpenUp if !self.up => break,
+                Mode::HalfOpenDown if self.up => break,
+                Mode::Freeze | Mode::HalfOpenUp | Mode::HalfOpenDown => {
+                    if self.state.changed().await.is_err() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        tokio::select! {
+            written = to.write_all(chunk) => written.map(|()| true),
+            () = self.wait_for_cut() => Ok(false),
+        }
+    }
+
+    async fn wait_for_cut(&self) {
+        let generation = self.generation;
+        let mut state = self.state.clone();
+        // An error means that the proxy is gone.
+        let _ = state.wait_for(|link| link.generation != generation).await;
+    }
+}

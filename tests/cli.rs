@@ -1,0 +1,317 @@
+//! The real executable: help, configuration, exit codes, closed pipes. Needs no server.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// The executable in an empty folder and an empty environment.
+struct Walrelay {
+    folder: TempDir,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl Walrelay {
+    fn new() -> Self {
+        Walrelay {
+            folder: tempfile::tempdir().unwrap(),
+            environment: vec![("PGUSER", "relay".to_owned())],
+        }
+    }
+
+    fn with_file(text: &str) -> Self {
+        let walrelay = Walrelay::new();
+        fs::write(walrelay.path().join("walrelay.toml"), text).unwrap();
+        walrelay
+    }
+
+    fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walrelay"));
+        command
+            .args(arguments)
+            .current_dir(self.path())
+            .env_clear()
+            .envs(self.environment.clone());
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ended {
+        Ended::from(self.command(arguments).output().unwrap())
+    }
+}
+
+struct Ended {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Ended {
+            code: output.status.code().expect("it ended by itself"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// The commands that `--help` lists: each begins a line behind two spaces, a wrapped description behind more.
+fn commands() -> Vec<String> {
+    let help = Walrelay::new().run(&["--help"]).stdout;
+    let section = help
+        .lines()
+        .skip_while(|line| *line != "Commands:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
+    let names = section
+        .filter(|line| !line.starts_with("   "))
+        .filter_map(|line| line.split_whitespace().next());
+    names
+        .filter(|name| *name != "help")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn help_of_every_command_has_examples_and_no_secret() {
+    let walrelay = Walrelay::new().env("WALRELAY_POSTGRES_URL", "postgres://u:hunter2@h/d");
+    let commands = commands();
+    for expected in [
+        "setup",
+        "teardown",
+        "position",
+        "tail",
+        "config",
+        "demo",
+        "completions",
+    ] {
+        assert!(
+            commands.iter().any(|name| name == expected),
+            "{expected}: {commands:?}"
+        );
+    }
+    for name in commands {
+        let ended = walrelay.run(&[&name, "--help"]);
+        assert_eq!(ended.code, 0, "{name}");
+        assert!(
+            ended.stdout.contains("Examples:") && ended.stdout.contains("--config"),
+            "{name}: {}",
+            ended.stdout
+        );
+        assert!(!ended.stdout.contains("hunter2"), "{name}");
+    }
+}
+
+#[test]
+fn help_needs_no_usable_configuration() {
+    let walrelay = Walrelay::with_file("nonsense");
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["config", "--help"],
+        &["completions", "bash"],
+    ] {
+        assert_eq!(walrelay.run(arguments).code, 0, "{arguments:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    let walrelay = Walrelay::new();
+    for arguments in [
+        &[][..],
+        &["dance"],
+        &["config"],
+        &["config", "show", "--no-such-flag"],
+        &["--log-level", "loud", "config", "check"],
+        &["--log-level", "info", "-v", "config", "check"],
+        &["--log-format", "xml", "config", "check"],
+        &["completions", "tcsh"],
+        &["--config", "missing.toml", "config", "check"],
+    ] {
+        let ended = walrelay.run(arguments);
+        assert_eq!(ended.code, 2, "{arguments:?}: {}", ended.stderr);
+        assert_eq!(ended.stdout, "");
+        assert!(!ended.stderr.is_empty());
+    }
+    assert_eq!(
+        Walrelay::new()
+            .env("WALRELAY_LOG", "loud")
+            .run(&["config", "check"])
+            .code,
+        2
+    );
+    assert_eq!(
+        Walrelay::new()
+            .env("WALRELAY_LOG_FORMAT", "xml")
+            .run(&["config", "check"])
+            .code,
+        2
+    );
+}
+
+#[test]
+fn an_unknown_key_names_file_line_and_the_nearest() {
+    let ended =
+        Walrelay::with_file("name = 'x'\n[relay]\nhold_bakc = '1s'\n").run(&["config", "check"]);
+    assert_eq!(ended.code, 2);
+    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+    for part in [
+        "error: ",
+        "walrelay.toml:3",
+        "`relay.hold_bakc`",
+        "`relay.hold_back`",
+    ] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_bad_range_names_key_value_source_and_range() {
+    let ended = Walrelay::new().run(&["config", "check", "--hold-back", "25h"]);
+    assert_eq!(ended.code, 2);
+    for part in ["relay.hold_back", "25h", "flag --hold-back", "0s", "1day"] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+}
+
+#[test]
+fn tls_is_refused_with_what_mends_it() {
+    let walrelay = Walrelay::new().env("DATABASE_URL", "postgres://u:hunter2@h/d?sslmode=require");
+    let ended = walrelay.run(&["config", "check"]);
+    assert_eq!(ended.code, 2);
+    for part in ["DATABASE_URL", "TLS is not built in yet", "sslmode=disable"] {
+        assert!(ended.stderr.contains(part), "{part}: {}", ended.stderr);
+    }
+    assert!(!ended.stderr.contains("hunter2"));
+}
+
+#[test]
+fn config_show_prints_values_sources_and_no_secret() {
+    let file = "name = 'shop'\n[postgres]\nurl = 'postgres://u:hunter2@h/d'\n";
+    let walrelay = Walrelay::with_file(file)
+        .env("WALRELAY_NATS_STREAM", "SHOP")
+        .env("NATS_URL", "nats://hunter2@n");
+    let ended = walrelay.run(&["config", "show", "--hold-back", "0s"]);
+    assert_eq!(ended.code, 0, "{}", ended.stderr);
+    let line = |key: &str| {
+        let found = ended
+            .stdout
+            .lines()
+            .find(|line| line.starts_with(&format!("{key} = ")));
+        found
+            .unwrap_or_else(|| panic!("{key}: {}", ended.stdout))
+            .to_owned()
+    };
+    for (key, value, source) in [
+        ("name", "\"shop\"", "walrelay.toml:1"),
+        (
+            "postgres.url",
+            "\"postgres://u:***@h/d\"",
+            "walrelay.toml:3",
+        ),
+        ("postgres.slot", "\"shop\"", "default, from name"),
+        ("nats.url", "\"nats://***@n\"", "env NATS_URL"),
+        ("nats.stream", "\"SHOP\"", "env WALRELAY_NATS_STREAM"),
+        ("relay.hold_back", "\"0s\"", "flag --hold-back"),
+        ("relay.ack_timeout", "\"5s\"", "default"),
+    ] {
+        let line = line(key);
+        assert!(
+            line.contains(value) && line.ends_with(&format!("# {source}")),
+            "{line}"
+        );
+    }
+    let json = walrelay.run(&["config", "show", "--json"]);
+    let parsed: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(parsed["values"]["name"]["source"]["line"], 1);
+    assert_eq!(parsed["values"]["nats.stream"]["value"], "SHOP");
+    assert!(
+        !format!(
+            "{}{}{}{}",
+            ended.stdout, ended.stderr, json.stdout, json.stderr
+        )
+        .contains("hunter2")
+    );
+}
+
+#[test]
+fn what_config_show_prints_can_be_a_file() {
+    let shown = Walrelay::new().run(&["config", "show"]).stdout;
+    let again = Walrelay::with_file(&shown).run(&["config", "check"]);
+    assert_eq!(again.code, 0, "{}", again.stderr);
+}
+
+#[test]
+fn warnings_go_to_standard_error_in_the_format_asked_for() {
+    let walrelay = Walrelay::new()
+        .env("WALRELAY_PORT", "tcp://10.0.0.1:7187")
+        .env("WALRELAY_NAMR", "x");
+    let human = walrelay.run(&["config", "check"]);
+    assert_eq!(human.code, 0);
+    assert_eq!(human.stderr.matches("WARN").count(), 2, "{}", human.stderr);
+    assert!(!human.stderr.contains('\u{1b}'), "no colour into a pipe");
+    let json = walrelay.run(&["config", "check", "--log-format", "json"]);
+    for line in json.stderr.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(event["level"], "WARN");
+    }
+    assert_eq!(json.stderr.lines().count(), 2);
+    assert_eq!(
+        walrelay
+            .run(&["config", "check", "--log-level", "error"])
+            .stderr,
+        ""
+    );
+}
+
+#[test]
+fn completions_for_every_shell() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let ended = Walrelay::new().run(&["completions", shell]);
+        assert_eq!(ended.code, 0, "{shell}");
+        assert!(
+            ended.stdout.contains("walrelay") && ended.stdout.contains("config"),
+            "{shell}"
+        );
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_failure() {
+    for arguments in [
+        &["config", "show"][..],
+        &["completions", "bash"],
+        &["--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Walrelay::new()
+            .command(arguments)
+            .stdout(writer)
+            .stderr(Stdio::piped())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_server_that_is_not_there_is_exit_code_1() {
+    let ended = Walrelay::new().run(&["tail", "--nats-url", "nats://127.0.0.1:1"]);
+    assert_eq!(ended.code, 1, "{}", ended.stderr);
+    assert!(ended.stderr.contains("error: "), "{}", ended.stderr);
+}

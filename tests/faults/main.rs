@@ -1,0 +1,23 @@
+//! Faults one by one against the real program, real Postgres and real NATS: what the guarantee says of each, and how it
+//! is told to a person. (`tests/chaos` has them at random, `tests/simulation` by the thousand.)
+
+mod backfill;
+mod broker_accounts;
+mod broker_loses;
+mod broker_says_no;
+mod dead_letters;
+mod fencing;
+mod hold_back;
+mod lane;
+mod postgres_says_no;
+#[path = "../chaos/proxy.rs"]
+#[allow(dead_code)] // The chaos tests use the rest of it.
+mod proxy;
+mod shared_streams;
+mod stranger;
+#[path = "../integration/support/mod.rs"]
+#[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
+mod support;
+mod timelines;
+mod two_services;
+mod unlogged;

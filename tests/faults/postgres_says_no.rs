@@ -1,0 +1,348 @@
+//! Postgres loses, refuses or changes what the relay reads from: it halts and says so, or goes on, and never passes
+//! over rows in silence where Postgres lets it know.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::lane::{Restraint, holds_events, judge, judge_events, logs_from, more_events, share};
+use crate::support::{Fixture, Relay, Servers, Writer, eventually, uuid};
+
+/// Ends the relay's replication connection while it cannot take a new one.
+async fn without_the_slot(fixture: &Fixture, relay: &Relay) {
+    relay.signal(Signal::STOP);
+    let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active";
+    eventually("nobody reads from the slot", async || {
+        let rows = fixture.sql.query(end, &[&fixture.name]).await.unwrap();
+        rows.is_empty().then_some(())
+    })
+    .await;
+}
+
+async fn running(fixture: &mut Fixture) -> Relay {
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    holds_events(fixture, 10).await;
+    relay
+}
+
+async fn halts(relay: &mut Relay, words: &[&str]) {
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    let log = relay.log();
+    let halted = log.lines().rfind(|line| line.contains("halted: "));
+    let halted = halted.unwrap_or_else(|| panic!("{log}"));
+    for word in words {
+        assert!(halted.contains(word), "no {word:?} in {halted}");
+    }
+}
+
+#[tokio::test]
+async fn the_slot_is_dropped_under_it() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = running(&mut fixture).await;
+    without_the_slot(&fixture, &relay).await;
+    let drop = "SELECT pg_drop_replication_slot($1)";
+    fixture.sql.query(drop, &[&fixture.name]).await.unwrap();
+    fixture.insert(11, 11).await;
+    relay.signal(Signal::CONT);
+    halts(&mut relay, &["no replication slot", "walrelay backfill"]).await;
+    // And one of the same name does not hold what is between: the relay does not take it for the old one.
+    let create = "SELECT pg_create_logical_replication_slot($1, 'pgoutput')";
+    fixture.sql.query(create, &[&fixture.name]).await.unwrap();
+    let mut relay = fixture.run();
+    halts(&mut relay, &["walrelay adopt"]).await;
+    assert_eq!(fixture.message_count().await, 10);
+}
+
+#[tokio::test]
+async fn the_slot_is_invalidated() {
+    let settings = [
+        ("max_slot_wal_keep_size", "1MB"),
+        ("min_wal_size", "32MB"),
+        ("max_wal_size", "32MB"),
+    ];
+    for frozen in [false, true] {
+        let mut fixture = Fixture::with_settings(&settings).await;
+        fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+        let mut relay = running(&mut fixture).await;
+        if frozen {
+            relay.signal(Signal::STOP);
+        } else {
+            relay.kill();
+        }
+        let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = $1";
+        eventually("the slot is lost", async || {
+            let wal =
+                "SELECT pg_logical_emit_message(false, 'test', repeat('x', 20000000)); CHECKPOINT";
+            fixture.sql.batch_execute(wal).await.unwrap();
+            let row = fixture.sql.query_one(lost, &[&fixture.name]).await.unwrap();
+            row.get::<_, bool>(0).then_some(())
+        })
+        .await;
+        if frozen {
+            relay.signal(Signal::CONT);
+        } else {
+            relay = fixture.run();
+        }
+        halts(&mut relay, &["lost"]).await;
+        // For good.
+        let mut relay = fixture.run();
+        halts(&mut relay, &["lost", "walrelay setup", "walrelay backfill"]).await;
+        assert_eq!(fixture.message_count().await, 10);
+    }
+}
+
+#[tokio::test]
+async fn a_publication_that_was_away_for_some_rows() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = running(&mut fixture).await;
+    // Dropped and made again before the relay reads any of it.
+    relay.signal(Signal::STOP);
+    let name = fixture.name.clone();
+    let away = [
+        format!("DROP PUBLICATION {name}"),
+        crate::support::insert_sql(11, 12),
+        format!("CREATE PUBLICATION {name} FOR TABLE outbox_events WITH (publish = 'insert')"),
+        crate::support::insert_sql(13, 14),
+    ];
+    for sql in &away {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    relay.signal(Signal::CONT);
+    halts(&mut relay, &["publication", "walrelay teardown"]).await;
+    assert_eq!(fixture.message_count().await, 10);
+    // For good, and what the message says is a way out.
+    let mut relay = fixture.run();
+    halts(&mut relay, &["publication", "walrelay teardown"]).await;
+    for command in [
+        &["teardown", "--yes"][..],
+        &["setup"],
+        &["adopt", "--yes"],
+        &["backfill"],
+    ] {
+        fixture.walrelay(command).await.success();
+    }
+    let relay = fixture.run();
+    fixture.insert(15, 20).await;
+    judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
+}
+
+#[tokio::test]
+async fn a_publication_without_the_table() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = running(&mut fixture).await;
+    let name = fixture.name.clone();
+    let sql = format!("CREATE TABLE other (id int); ALTER PUBLICATION {name} SET TABLE other");
+    fixture.sql.batch_execute(&sql).await.unwrap();
+    let logged = relay.log().len();
+    logs_from(&mut relay, logged, "ADD TABLE public.outbox_events").await;
+    Restraint::of(&relay)
+        .keeps(&relay, Duration::from_secs(1))
+        .await;
+    let sql = format!("ALTER PUBLICATION {name} ADD TABLE outbox_events");
+    fixture.sql.batch_execute(&sql).await.unwrap();
+    fixture.insert(11, 20).await;
+    judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;
+    assert!(relay.log().contains("walrelay verify"), "{}", relay.log());
+    relay.stop().await;
+}
+
+/// Takes the table out of the publication for the row `number`, which Postgres then never sends.
+async fn away_for(fixture: &Fixture, number: u64) {
+    let name = &fixture.name;
+    for sql in [
+        format!("ALTER PUBLICATION {name} DROP TABLE outbox_events"),
+        crate::support::insert_sql(number, number),
+        format!("ALTER PUBLICATION {name} ADD TABLE outbox_events"),
+    ] {
+        fixture.sql.batch_execute(&sql).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_was_out_of_the_publication_for_a_moment() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = running(&mut fixture).await;
+    let logged = relay.log().len();
+    away_for(&fixture, 11).await;
+    logs_from(&mut relay, logged, "walrelay verify").await;
+    fixture.insert(12, 12).await;
+    holds_events(&fixture, 11).await;
+    // Said once: the next start finds nothing changed.
+    relay.kill();
+    let mut relay = fixture.run();
+    relay.streams().await;
+    assert!(!relay.log().contains("walrelay verify"), "{}", relay.log());
+    // And also when it happens while no relay runs.
+    relay.stop().await;
+    away_for(&fixture, 13).await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    assert!(relay.log().contains("walrelay verify"), "{}", relay.log());
+    relay.stop().await;
+    let verify = fixture.walrelay(&["verify"]).await;
+    assert_ne!(verify.code, Some(0), "{}", verify.stdout);
+    for missing in [uuid(11), uuid(13)] {
+        let said = verify.stdout.contains(&missing.to_string());
+        assert!(said, "{}{}", verify.stdout, verify.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_is_renamed_and_renamed_back() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = running(&mut fixture).await;
+    let renamed = format!(
+        "ALTER TABLE outbox_events RENAME TO moved; {}",
+        crate::support::insert_sql(11, 12).replace("outbox_events", "moved")
+    );
+    fixture.sql.batch_execute(&renamed).await.unwrap();
+    holds_events(&fixture, 12).await;
+    without_the_slot(&fixture, &relay).await;
+    let logged = relay.log().len();
+    relay.signal(Signal::CONT);
+    logs_from(&mut relay, logged, "no table public.outbox_events").await;
+    let back = "ALTER TABLE moved RENAME TO outbox_events";
+    fixture.sql.batch_execute(back).await.unwrap();
+    fixture.insert(13, 14).await;
+    judge_events(&fixture, &(1..=14).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_dropped() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = running(&mut fixture).await;
+    let logged = relay.log().len();
+    fixture.insert(11, 12).await;
+    let drop = "DROP TABLE outbox_events";
+    fixture.sql.batch_execute(drop).await.unwrap();
+    let log = logs_from(&mut relay, logged, "waiting: there is no table").await;
+    assert!(log.contains("run walrelay setup"), "{log}");
+    Restraint::of(&relay)
+        .keeps(&relay, Duration::from_secs(1))
+        .await;
+    let table = include_str!("../../sql/0001_outbox_events.sql");
+    fixture.sql.batch_execute(table).await.unwrap();
+    // The publication went with the table's entry.
+    logs_from(&mut relay, logged, "ADD TABLE public.outbox_events").await;
+    let sql = format!("ALTER PUBLICATION {} ADD TABLE outbox_events", fixture.name);
+    fixture.sql.batch_execute(&sql).await.unwrap();
+    fixture.insert(13, 20).await;
+    judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_table_that_is_dropped_and_made_again() {
+    let mut fixture = Fixture::bare().await;
+    let table = include_str!("../../sql/0001_outbox_events.sql");
+    let publication = format!("CREATE PUBLICATION {} FOR ALL TABLES", fixture.name);
+    fixture.sql.batch_execute(table).await.unwrap();
+    fixture.sql.batch_execute(&publication).await.unwrap();
+    fixture.setup().await;
+    let mut relay = running(&mut fixture).await;
+    // In one go, and with the relay away.
+    for round in 0..2 {
+        if round == 1 {
+            relay.kill();
+        }
+        fixture
+            .sql
+            .batch_execute("DROP TABLE outbox_events")
+            .await
+            .unwrap();
+        fixture.sql.batch_execute(table).await.unwrap();
+        fixture.insert(11 + round, 11 + round).await;
+        if round == 1 {
+            relay = fixture.run();
+        }
+        holds_events(&fixture, 11 + round).await;
+    }
+    judge_events(&fixture, &(1..=12).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn postgres_crashes_under_a_shared_lane() {
+    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    share(&mut [&mut fixture], 1).await;
+    let mut relay = fixture.run();
+    let writer = Writer::start(&fixture).await;
+    for _ in 0..3 {
+        more_events(&fixture, 200).await;
+        fixture.own_servers().postgres.kill();
+        fixture.own_servers().postgres.start_again().await.unwrap();
+    }
+    more_events(&fixture, 200).await;
+    assert!(relay.runs());
+    judge(&fixture, writer).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn rows_that_postgres_will_never_send() {
+    let mut fixture = Fixture::bare().await;
+    let name = fixture.name.clone();
+    let table = "CREATE TABLE outbox_events (
+            id uuid, aggregate_id uuid, event_type text NOT NULL, event_version smallint NOT NULL DEFAULT 1,
+            occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL
+        ) PARTITION BY RANGE (occurred_at);
+        CREATE TABLE leaf PARTITION OF outbox_events DEFAULT";
+    fixture.sql.batch_execute(table).await.unwrap();
+    fixture.setup().await;
+    let leaf = "CREATE UNLOGGED TABLE unlogged_leaf PARTITION OF outbox_events
+                FOR VALUES FROM ('2000-01-01') TO ('2001-01-01')";
+    fixture.sql.batch_execute(leaf).await.unwrap();
+    let refused = fixture.walrelay(&["run"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused
+            .stderr
+            .contains("ALTER TABLE public.unlogged_leaf SET LOGGED"),
+        "{}",
+        refused.stderr
+    );
+    fixture
+        .sql
+        .batch_execute("DROP TABLE unlogged_leaf")
+        .await
+        .unwrap();
+
+    // A filter that a NULL escapes.
+    let filter = format!(
+        "ALTER PUBLICATION {name} SET TABLE outbox_events
+         WHERE (aggregate_id <> '00000000-0000-0000-0000-000000000000')"
+    );
+    fixture.sql.batch_execute(&filter).await.unwrap();
+    let mut relay = fixture.run();
+    relay.streams().await;
+    assert!(
+        relay.log().contains("whose aggregate_id is null"),
+        "{}",
+        relay.log()
+    );
+    // Just such a row, and one behind it that comes.
+    let rows = "INSERT INTO outbox_events (id, event_type, payload_json) VALUES (lpad('1', 32, '0')::uuid, 'a', '{}')";
+    fixture.sql.batch_execute(rows).await.unwrap();
+    fixture.insert(2, 2).await;
+    fixture.holds(1).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored_ids().await, [uuid(2)]);
+    // To verify it is no row of the publication, like any other that the filter leaves out: the start's warning stands.
+    let verified = fixture.walrelay(&["verify", "--json"]).await.success();
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    let filter = format!("ALTER PUBLICATION {name} SET TABLE outbox_events");
+    fixture.sql.batch_execute(&filter).await.unwrap();
+    assert_eq!(report["rows"], 1, "{report}");
+    // Without the filter it is.
+    let verified = fixture.walrelay(&["verify", "--json"]).await;
+    assert_eq!(verified.code, Some(1), "{}", verified.stdout);
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!(report["missing"]["count"], 1, "{report}");
+    let missing = &report["missing"]["examples"][0]["id"];
+    assert_eq!(*missing, uuid(1).to_string(), "{report}");
+}

@@ -1,0 +1,209 @@
+//! A standby takes over that lacks the newest WAL, or the database is recovered to an earlier point: what the lane may go
+//! on with, and what a person has to look at.
+
+use std::fs::{File, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use walrelay::local::Mode;
+
+use crate::broker_loses::copy;
+use crate::lane::judge_events;
+use crate::support::{Fixture, eventually, uuid};
+
+/// Stops Postgres, changes its data folder, and starts it again.
+async fn restart_with(fixture: &mut Fixture, change: impl FnOnce(&Path)) {
+    let data = fixture.servers().postgres.data_dir();
+    let postgres = &mut fixture.own_servers().postgres;
+    postgres.stop(Mode::Fast).await.unwrap();
+    change(&data);
+    postgres.start_again().await.unwrap();
+    fixture.reconnect().await;
+}
+
+/// A lane that has published ten events and confirmed WAL without events behind them; then a standby that has the
+/// events, but not that WAL, is promoted in the primary's place.
+async fn promoted() -> Fixture {
+    let mut fixture = Fixture::own().await;
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let standby = fixture
+        .servers()
+        .postgres
+        .data_dir()
+        .with_file_name("standby");
+    restart_with(&mut fixture, |data| copy(data, &standby)).await;
+    let relay = fixture.run();
+    let other = "CREATE TABLE other AS SELECT repeat('x', 500) FROM generate_series(1, 20000)";
+    fixture.sql.batch_execute(other).await.unwrap();
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    restart_with(&mut fixture, |data| {
+        copy(&standby, data);
+        std::fs::write(data.join("standby.signal"), "").unwrap();
+    })
+    .await;
+    let promote = "SELECT pg_promote()";
+    fixture.sql.query(promote, &[]).await.unwrap();
+    is_promoted(&fixture).await;
+    fixture
+}
+
+async fn is_promoted(fixture: &Fixture) {
+    eventually("the server is promoted", async || {
+        let row = fixture
+            .sql
+            .query_one("SELECT pg_is_in_recovery()", &[])
+            .await;
+        (!row.unwrap().get::<_, bool>(0)).then_some(())
+    })
+    .await;
+}
+
+/// A lane that has published twenty events; then a base backup with five of them is recovered to where there were ten.
+/// `pg_basebackup` leaves the slots out, a snapshot of the storage has them.
+async fn recovered(with_slot: bool) -> Fixture {
+    // Both commands run in the data folder.
+    let settings = [
+        ("archive_mode", "on"),
+        ("archive_command", "cp %p ../archive/%f"),
+        ("restore_command", "cp ../archive/%f %p"),
+    ];
+    let mut fixture = Fixture::with_settings(&settings).await;
+    let data = fixture.servers().postgres.data_dir();
+    let archive = data.with_file_name("archive");
+    std::fs::create_dir(&archive).unwrap();
+    // The server may be another user than the test.
+    std::fs::set_permissions(&archive, Permissions::from_mode(0o777)).unwrap();
+    let relay = fixture.run();
+    fixture.insert(1, 5).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let base = data.with_file_name("base");
+    let postgres = &mut fixture.own_servers().postgres;
+    postgres.stop(Mode::Fast).await.unwrap();
+    copy(&data, &base);
+    postgres.start_again().await.unwrap();
+    fixture.reconnect().await;
+    let relay = fixture.run();
+    fixture.insert(6, 10).await;
+    let target = fixture.server_lsn().await;
+    fixture.insert(11, 20).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    assert_eq!(fixture.message_count().await, 20);
+
+    let current = "SELECT pg_walfile_name(pg_current_wal_lsn())";
+    let row = fixture.sql.query_one(current, &[]).await.unwrap();
+    let last: String = row.get(0);
+    let switch = "SELECT pg_switch_wal()";
+    fixture.sql.query(switch, &[]).await.unwrap();
+    eventually(format!("{last} is archived"), async || {
+        archive.join(&last).exists().then_some(())
+    })
+    .await;
+    let postgres = &mut fixture.own_servers().postgres;
+    postgres.stop(Mode::Fast).await.unwrap();
+    copy(&base, &data);
+    if !with_slot {
+        let slot = data.join("pg_replslot").join(&fixture.name);
+        std::fs::remove_dir_all(slot).unwrap();
+    }
+    std::fs::write(data.join("recovery.signal"), "").unwrap();
+    let lines = format!("recovery_target_lsn = '{target}'\nrecovery_target_action = 'promote'\n");
+    let mut configuration = File::options()
+        .append(true)
+        .open(data.join("postgresql.auto.conf"))
+        .unwrap();
+    configuration.write_all(lines.as_bytes()).unwrap();
+    fixture.own_servers().postgres.start_again().await.unwrap();
+    fixture.reconnect().await;
+    is_promoted(&fixture).await;
+    let rows = "SELECT count(*) FROM outbox_events";
+    let row = fixture.sql.query_one(rows, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 10, "recovered to {target}");
+    fixture
+}
+
+#[tokio::test]
+async fn a_recovery_to_an_earlier_point_is_looked_at_by_a_person() {
+    for with_slot in [true, false] {
+        let mut fixture = recovered(with_slot).await;
+        fixture.insert(31, 33).await;
+        if !with_slot {
+            let made = fixture.walrelay(&["setup"]).await.success();
+            assert!(made.stdout.contains("walrelay adopt"), "{}", made.stdout);
+        }
+        fixture.insert(34, 35).await;
+        // Again and again the same.
+        for _ in 0..2 {
+            let mut relay = fixture.run();
+            assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+            assert!(relay.log().contains("walrelay adopt"), "{}", relay.log());
+            assert_eq!(fixture.message_count().await, 20, "nothing was published");
+        }
+        fixture.walrelay(&["adopt", "--yes"]).await.success();
+        let relay = fixture.run();
+        eventually("it goes on", async || {
+            let stored = fixture.stored().await;
+            let last = uuid(35).to_string();
+            stored.last()?.body.contains(&last).then_some(())
+        })
+        .await;
+        relay.stop().await;
+        if !with_slot {
+            fixture.walrelay(&["backfill"]).await.success();
+        }
+        // What was published and is in no table any more has a name.
+        let verified = fixture.walrelay(&["verify", "--json"]).await;
+        assert_eq!(verified.code, Some(1), "{}", verified.stdout);
+        let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+        let count = |what: &str| report[what]["count"].as_u64().unwrap();
+        assert_eq!(count("phantom"), 10, "{report}");
+        let named = report["phantom"]["examples"][0]["id"].as_str().unwrap();
+        assert!((11..=20).any(|n| uuid(n).to_string() == named), "{report}");
+        for what in ["missing", "doubled", "out_of_order"] {
+            assert_eq!(count(what), 0, "{what}: {report}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_slot_came_over() {
+    let mut fixture = promoted().await;
+    fixture.insert(11, 15).await;
+    let relay = fixture.run();
+    judge_events(&fixture, &(1..=15).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
+}
+
+#[tokio::test]
+async fn a_slot_that_was_made_after_the_promotion_is_looked_at_by_a_person() {
+    let mut fixture = promoted().await;
+    fixture.insert(11, 15).await;
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", fixture.name);
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert!(made.stdout.contains("walrelay adopt"), "{}", made.stdout);
+    fixture.insert(16, 18).await;
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    assert!(relay.log().contains("timeline"), "{}", relay.log());
+    assert_eq!(fixture.message_count().await, 10, "nothing was published");
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let relay = fixture.run();
+    fixture.holds(13).await;
+    relay.stop().await;
+    fixture.walrelay(&["backfill"]).await.success();
+    let verified = fixture.walrelay(&["verify", "--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!(
+        (&report["missing"]["count"], &report["doubled"]["count"]),
+        (&0.into(), &0.into()),
+        "{report}"
+    );
+}

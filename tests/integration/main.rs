@@ -1,0 +1,22 @@
+//! The relay end to end: real Postgres, real NATS, the real program as a child process.
+//!
+//! Each test has its own database, slot, publication and stream; those that stop or kill a server have servers of
+//! their own. A missing server fails a test, it does not skip it.
+
+mod absent_servers;
+mod authentication;
+mod crashes;
+mod delivery;
+mod idle;
+mod logs;
+mod refusals;
+mod rejects;
+mod replay;
+mod setup;
+mod shares;
+mod stopping;
+mod support;
+mod tables;
+mod takeover;
+mod two_servers;
+mod versions;

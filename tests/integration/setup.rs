@@ -1,0 +1,342 @@
+//! `walrelay setup` and `walrelay teardown`, with both servers.
+
+use std::fs::File;
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use walrelay::local::Mode;
+
+use crate::support::{Fixture, Servers, assert_exactly_once, eventually, uuid};
+
+/// Table, publication, slot, stream: which of them are there.
+async fn there(fixture: &Fixture) -> [bool; 4] {
+    let sql = "SELECT to_regclass('public.outbox_events') IS NOT NULL,
+                      EXISTS (SELECT FROM pg_publication WHERE pubname = $1),
+                      EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)";
+    let row = fixture.sql.query_one(sql, &[&fixture.name]).await.unwrap();
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let stream = context.get_stream(fixture.stream_name()).await.is_ok();
+    [row.get(0), row.get(1), row.get(2), stream]
+}
+
+#[tokio::test]
+async fn setup_makes_what_is_missing_and_nothing_twice() {
+    let fixture = Fixture::bare().await;
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    for sql in [
+        "CREATE TABLE",
+        "CREATE PUBLICATION",
+        "pg_create_logical_replication_slot",
+        "outbox_events",
+    ] {
+        assert!(dry.stdout.contains(sql), "{}", dry.stdout);
+    }
+    assert_eq!(there(&fixture).await, [false; 4]);
+
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert_eq!(there(&fixture).await, [true; 4]);
+    // A line each; the lanes' records may have their stream from another test.
+    for (part, name) in [
+        ("table", "public.outbox_events"),
+        ("publication", &fixture.name),
+        ("replication slot", &fixture.name),
+        ("stream", fixture.stream_name()),
+    ] {
+        let line = |line: &&str| line.starts_with(part) && line.contains(name);
+        let line = made.stdout.lines().find(line).expect(part);
+        assert!(line.contains(" made"), "{line}");
+    }
+    let confirmed = fixture.confirmed_lsn().await;
+
+    let found = fixture.walrelay(&["setup"]).await.success();
+    assert!(!found.stdout.contains("made"), "{}", found.stdout);
+    assert_eq!(found.stderr, "");
+    assert_eq!(fixture.confirmed_lsn().await, confirmed);
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    assert_eq!(dry.stdout.trim(), "");
+}
+
+#[tokio::test]
+async fn setup_counts_the_rows_that_the_slot_will_not_bring() {
+    let mut fixture = Fixture::bare().await;
+    let sql = include_str!("../../sql/0001_outbox_events.sql");
+    fixture.sql.batch_execute(sql).await.unwrap();
+    fixture.insert(1, 12).await;
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert!(made.stdout.contains("12 rows"), "{}", made.stdout);
+    fixture.insert(13, 20).await;
+    let relay = fixture.run();
+    fixture.holds(8).await;
+    relay.stop().await;
+    assert_exactly_once(
+        &(13..=20).map(uuid).collect::<Vec<_>>(),
+        &fixture.stored_ids().await,
+    );
+}
+
+#[tokio::test]
+async fn run_can_set_up_by_itself() {
+    let mut fixture = Fixture::bare().await;
+    let mut relay = fixture.run_with(&["--setup"]);
+    relay.streams().await;
+    assert_eq!(there(&fixture).await, [true; 4]);
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn run_waits_with_its_setup_for_servers_that_are_away() {
+    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    fixture.own_servers().nats.stop().await.unwrap();
+    let postgres = &mut fixture.own_servers().postgres;
+    postgres.stop(Mode::Fast).await.unwrap();
+    let mut relay = fixture.run_with(&["--setup"]);
+    relay
+        .logs("waiting: setup: cannot connect to postgres://")
+        .await;
+    fixture.own_servers().postgres.start_again().await.unwrap();
+    fixture.reconnect().await;
+    relay.logs("waiting: setup: cannot connect to NATS").await;
+    // A line for each change: Postgres may also say that it is still starting up.
+    let lines = relay.log().matches("waiting: ").count();
+    assert!((2..=3).contains(&lines), "{}", relay.log());
+    fixture.own_servers().nats.start_again().await.unwrap();
+    relay.streams().await;
+    assert_eq!(there(&fixture).await, [true; 4]);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_run_that_still_sets_up_and_leaves_no_slot_behind() {
+    let mut fixture = Fixture::bare().await;
+    let mut other = fixture.connect().await;
+    let open = other.transaction().await.unwrap();
+    open.batch_execute("CREATE TABLE held (id int)")
+        .await
+        .unwrap();
+    let mut relay = fixture.run_with(&["--setup"]);
+    // The transaction without an end keeps the slot from being made.
+    relay.logs("the slot waits").await;
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.ends().await, Some(0));
+    assert!(relay.log().contains("stopped"), "{}", relay.log());
+    open.rollback().await.unwrap();
+    let waits =
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%create_logical_replication_slot%'
+                 AND datname = $1 AND state = 'active' AND pid <> pg_backend_pid()";
+    eventually("nobody makes a slot", async || {
+        let row = fixture
+            .sql
+            .query_one(waits, &[&fixture.name])
+            .await
+            .unwrap();
+        (row.get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    let [_, _, slot, _] = there(&fixture).await;
+    assert!(!slot);
+}
+
+#[tokio::test]
+async fn setup_refuses_what_does_not_fit_and_makes_nothing() {
+    let fixture = Fixture::bare().await;
+    let create = "SELECT pg_create_physical_replication_slot($1)";
+    fixture
+        .sql
+        .query_one(create, &[&fixture.name])
+        .await
+        .unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("physical"), "{}", refused.stderr);
+    assert_eq!(there(&fixture).await, [false, false, true, false]);
+}
+
+/// A slot that nobody reads keeps WAL until the disk is full: what is refused must be refused before.
+#[tokio::test]
+async fn setup_makes_nothing_where_another_stream_has_the_subjects() {
+    let fixture = Fixture::bare().await;
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let other = format!("OTHER_{}", fixture.name);
+    let config = async_nats::jetstream::stream::Config {
+        name: other.clone(),
+        subjects: vec![format!("{}.lesson.>", fixture.name)],
+        ..Default::default()
+    };
+    context.create_stream(config).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    for word in ["already takes", &other, "nats.subject"] {
+        assert!(refused.stderr.contains(word), "{}", refused.stderr);
+    }
+    assert_eq!(there(&fixture).await, [false; 4]);
+    context.delete_stream(other).await.unwrap();
+    fixture.setup().await;
+}
+
+#[tokio::test]
+async fn setup_of_a_second_relay_is_not_led_into_the_stream_of_the_first() {
+    let mut fixture = Fixture::new().await;
+    let owner = fixture.name.clone();
+    fixture.name.push_str("_second");
+    fixture.set("WALRELAY_NAME", fixture.name.clone());
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    for word in [&format!("slot {owner}"), "nats.stream and nats.subject"] {
+        assert!(refused.stderr.contains(word), "{}", refused.stderr);
+    }
+    // A stream of its own is not enough: the subjects are the first one's.
+    fixture.set("WALRELAY_NATS_STREAM", fixture.name.to_uppercase());
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("nats.subject"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(there(&fixture).await, [true, false, false, false]);
+
+    let subject = format!("{}.{{event_type}}", fixture.name);
+    fixture.set("WALRELAY_NATS_SUBJECT", subject);
+    fixture.setup().await;
+    assert_eq!(there(&fixture).await, [true; 4]);
+}
+
+/// Takes the lane's record away, as an interrupted setup leaves it.
+async fn forget(fixture: &Fixture) {
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let records = context.get_stream("WALRELAY").await.unwrap();
+    let subject = format!("walrelay.lane.{}.{}", fixture.stream_name(), fixture.name);
+    assert_eq!(records.purge().filter(subject).await.unwrap().purged, 1);
+}
+
+#[tokio::test]
+async fn setup_records_a_slot_that_was_there_only_before_anything_is_published() {
+    let mut fixture = Fixture::new().await;
+    forget(&fixture).await;
+    let made = fixture.walrelay(&["setup"]).await.success();
+    let line = made.stdout.lines().find(|line| line.contains("made"));
+    assert!(
+        line.unwrap_or_default().starts_with("lane record"),
+        "{}",
+        made.stdout
+    );
+
+    fixture.insert(1, 5).await;
+    let relay = fixture.run();
+    fixture.holds(5).await;
+    relay.stop().await;
+    // The record of an unused slot would tell the relay not to look for these five, and it would publish again those
+    // that are held back.
+    forget(&fixture).await;
+    let found = fixture.walrelay(&["setup"]).await.success();
+    assert!(!found.stdout.contains("made"), "{}", found.stdout);
+}
+
+#[tokio::test]
+async fn the_slot_of_another_database_is_named_and_left_alone() {
+    let other = Fixture::new().await;
+    let mut fixture = Fixture::bare().await;
+    fixture.set("WALRELAY_POSTGRES_SLOT", other.name.as_str());
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains(&format!("database {}", other.name)),
+        "{}",
+        refused.stderr
+    );
+    let refused = fixture.walrelay(&["teardown", "--yes"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        !refused.stderr.contains("walrelay setup"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(there(&other).await, [true; 4]);
+}
+
+#[tokio::test]
+async fn teardown_removes_what_setup_made_and_the_rest_when_named() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let busy = fixture.walrelay(&["teardown", "--yes"]).await;
+    assert_eq!(busy.code, Some(1), "{}", busy.stderr);
+    assert_eq!(there(&fixture).await, [true; 4]);
+    relay.stop().await;
+
+    // Nobody is there to be asked.
+    let asked = fixture.walrelay(&["teardown"]).await;
+    assert_eq!(asked.code, Some(2), "{}", asked.stderr);
+    assert_eq!(there(&fixture).await, [true; 4]);
+
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    assert_eq!(there(&fixture).await, [true, false, false, true]);
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    // A new slot for an old stream may have missed events: a person has to say that it goes on.
+    fixture.setup().await;
+    let refused = fixture.walrelay(&["run"]).await;
+    assert_eq!(refused.code, Some(4), "{}", refused.stderr);
+    // The flags name table and stream, as in setup.
+    let (stream, table) = (fixture.stream_name().to_owned(), "public.outbox_events");
+    fixture.unset("WALRELAY_NATS_STREAM");
+    let named = ["--table", table, "--stream", &stream];
+    let drop = ["teardown", "--yes", "--drop-table", "--drop-stream"];
+    fixture
+        .walrelay(&[drop.as_slice(), &named].concat())
+        .await
+        .success();
+    fixture.set("WALRELAY_NATS_STREAM", stream);
+    assert_eq!(there(&fixture).await, [false; 4]);
+
+    // And the whole way again.
+    fixture.setup().await;
+    let relay = fixture.run();
+    fixture.insert(1, 5).await;
+    fixture.holds(5).await;
+    relay.stop().await;
+}
+
+/// The exit code of a command whose standard output goes there.
+fn code_into(fixture: &Fixture, arguments: &[&str], stdout: impl Into<Stdio>) -> Option<i32> {
+    let mut command = fixture.command(arguments);
+    let status = command.stdin(Stdio::null()).stdout(stdout).status();
+    status.expect("walrelay runs").code()
+}
+
+#[tokio::test]
+async fn setup_and_teardown_finish_what_they_do_when_nobody_reads() {
+    let fixture = Fixture::bare().await;
+    let closed = || {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        writer
+    };
+    assert_eq!(code_into(&fixture, &["setup"], closed()), Some(0));
+    assert_eq!(there(&fixture).await, [true; 4]);
+    let again = fixture.walrelay(&["setup"]).await.success();
+    assert!(!again.stdout.contains("made"), "{}", again.stdout);
+    assert_eq!(code_into(&fixture, &["position"], closed()), Some(0));
+
+    let arguments = ["teardown", "--yes", "--drop-table", "--drop-stream"];
+    assert_eq!(code_into(&fixture, &arguments, closed()), Some(0));
+    assert_eq!(there(&fixture).await, [false; 4]);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_leaves_no_half_of_the_work() {
+    // The device that is always full is Linux'.
+    let Ok(full) = File::options().write(true).open("/dev/full") else {
+        return;
+    };
+    let fixture = Fixture::bare().await;
+    let full = || full.try_clone().expect("a second handle");
+    assert_eq!(code_into(&fixture, &["setup"], full()), Some(1));
+    assert_eq!(there(&fixture).await, [true; 4]);
+    assert_eq!(code_into(&fixture, &["position"], full()), Some(1));
+    let arguments = ["teardown", "--yes"];
+    assert_eq!(code_into(&fixture, &arguments, full()), Some(1));
+    assert_eq!(there(&fixture).await, [true, false, false, true]);
+}

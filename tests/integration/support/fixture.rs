@@ -1,0 +1,277 @@
+//! A lane of one's own: database, slot, publication, stream, and the commands that know them.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use postgres_types::PgLsn;
+use tempfile::TempDir;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::relay::{Output, Relay};
+use super::servers::{Servers, options};
+use super::stream::{self, Stored};
+use super::wait::eventually;
+
+/// The id of the `number`th event of [`Fixture::insert`].
+pub(crate) fn uuid(number: u64) -> Uuid {
+    Uuid::from_u128(number.into())
+}
+
+/// SQL for that id, of the integer `n`.
+const UUID_OF_N: &str = "lpad(to_hex(n), 32, '0')::uuid";
+
+#[derive(Debug)]
+enum Where {
+    Shared(&'static Servers),
+    Own(Box<Servers>),
+}
+
+/// A database, and the names that only this test uses on its servers.
+pub(crate) struct Fixture {
+    /// Slot, publication and database; in capitals the stream.
+    pub(crate) name: String,
+    /// To the database, as superuser. Broken after a restart of Postgres: see [`Fixture::reconnect`].
+    pub(crate) sql: Client,
+    pub(crate) nats: async_nats::Client,
+    servers: Where,
+    environment: BTreeMap<&'static str, String>,
+    folder: TempDir,
+    relays: usize,
+}
+
+impl Fixture {
+    /// On the shared servers, set up; confirms at the ack.
+    pub(crate) async fn new() -> Fixture {
+        let fixture = Fixture::bare().await;
+        fixture.setup().await;
+        fixture
+    }
+
+    /// On servers of its own, set up.
+    pub(crate) async fn own() -> Fixture {
+        Fixture::with_settings(&[]).await
+    }
+
+    /// On servers of its own with these settings of Postgres, set up.
+    pub(crate) async fn with_settings(settings: &[(&str, &str)]) -> Fixture {
+        let servers = Servers::with(options(settings)).await;
+        let fixture = Fixture::on(Where::Own(Box::new(servers))).await;
+        fixture.setup().await;
+        fixture
+    }
+
+    /// On the shared servers, with nothing in the database.
+    pub(crate) async fn bare() -> Fixture {
+        Fixture::on(Where::Shared(Servers::shared().await)).await
+    }
+
+    /// On these servers, with nothing in the database.
+    pub(crate) async fn bare_on(servers: Servers) -> Fixture {
+        Fixture::on(Where::Own(Box::new(servers))).await
+    }
+
+    async fn on(servers: Where) -> Fixture {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("lane_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let there = match &servers {
+            Where::Shared(servers) => servers,
+            Where::Own(servers) => &**servers,
+        };
+        let admin = there.postgres.connect("postgres").await.expect("connects");
+        admin
+            .batch_execute(&format!("CREATE DATABASE {name}"))
+            .await
+            .expect("the name is free");
+        let environment = BTreeMap::from([
+            ("WALRELAY_NAME", name.clone()),
+            ("WALRELAY_POSTGRES_URL", there.postgres.url(&name)),
+            ("WALRELAY_NATS_URL", there.nats.url()),
+            ("WALRELAY_NATS_STREAM", name.to_uppercase()),
+            ("WALRELAY_NATS_SUBJECT", format!("{name}.{{event_type}}")),
+            ("WALRELAY_HTTP_LISTEN", String::new()),
+            ("WALRELAY_RELAY_HOLD_BACK", "0s".to_owned()),
+            // So that Postgres soon knows what has been received.
+            ("WALRELAY_RELAY_STATUS_INTERVAL", "1s".to_owned()),
+        ]);
+        Fixture {
+            sql: there.postgres.connect(&name).await.expect("connects"),
+            nats: async_nats::connect(there.nats.url())
+                .await
+                .expect("connects"),
+            servers,
+            environment,
+            folder: TempDir::new().expect("a temporary folder"),
+            relays: 0,
+            name,
+        }
+    }
+
+    pub(crate) fn servers(&self) -> &Servers {
+        match &self.servers {
+            Where::Shared(servers) => servers,
+            Where::Own(servers) => servers,
+        }
+    }
+
+    /// The servers, to stop and start.
+    ///
+    /// # Panics
+    /// Where they are shared.
+    pub(crate) fn own_servers(&mut self) -> &mut Servers {
+        match &mut self.servers {
+            Where::Shared(_) => panic!("others use these servers"),
+            Where::Own(servers) => servers,
+        }
+    }
+
+    /// A connection to the database.
+    pub(crate) async fn connect(&self) -> Client {
+        let connected = self.servers().postgres.connect(&self.name).await;
+        connected.expect("Postgres is there")
+    }
+
+    /// Takes a new connection after a restart of Postgres.
+    pub(crate) async fn reconnect(&mut self) {
+        self.sql = self.connect().await;
+    }
+
+    /// Sets a variable of the environment for all commands to come.
+    pub(crate) fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.environment.insert(name, value.into());
+    }
+
+    /// Takes one away.
+    pub(crate) fn unset(&mut self, name: &'static str) {
+        self.environment.remove(name);
+    }
+
+    pub(crate) fn stream_name(&self) -> &str {
+        &self.environment["WALRELAY_NATS_STREAM"]
+    }
+
+    /// `walrelay` with these arguments, with this lane's settings and nothing inherited.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_walrelay"));
+        for (inherited, _) in std::env::vars_os() {
+            let name = inherited.to_string_lossy();
+            let ours = ["WALRELAY_", "PG"]
+                .iter()
+                .any(|prefix| name.starts_with(prefix));
+            if ours || name == "DATABASE_URL" || name == "NATS_URL" {
+                command.env_remove(&inherited);
+            }
+        }
+        command
+            .args(arguments)
+            .args(["--config", "/dev/null"])
+            .envs(&self.environment)
+            .current_dir(self.folder.path());
+        command
+    }
+
+    /// Runs a command that ends by itself.
+    pub(crate) async fn walrelay(&self, arguments: &[&str]) -> Output {
+        Output::of(&mut self.command(arguments)).await
+    }
+
+    /// `walrelay setup`.
+    pub(crate) async fn setup(&self) {
+        self.walrelay(&["setup"]).await.success();
+    }
+
+    /// Starts `walrelay run`.
+    pub(crate) fn run(&mut self) -> Relay {
+        self.run_with(&[])
+    }
+
+    /// Starts `walrelay run` with further arguments.
+    pub(crate) fn run_with(&mut self, arguments: &[&str]) -> Relay {
+        let arguments: Vec<&str> = ["run"].iter().chain(arguments).copied().collect();
+        self.relays += 1;
+        Relay::start(
+            self.command(&arguments),
+            self.log(&format!("relay-{}.log", self.relays)),
+        )
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Commits the events `first..=last` in one transaction; the `n`th has the id [`uuid`]`(n)` and payload `{"n": n}`.
+    pub(crate) async fn insert(&self, first: u64, last: u64) {
+        self.sql
+            .batch_execute(&insert_sql(first, last))
+            .await
+            .expect("the insert succeeds");
+    }
+
+    /// How far the slot is confirmed.
+    pub(crate) async fn confirmed_lsn(&self) -> PgLsn {
+        let sql = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
+        let row = self.sql.query_one(sql, &[&self.name]).await;
+        row.expect("the slot is there").get(0)
+    }
+
+    /// The end of the WAL.
+    pub(crate) async fn server_lsn(&self) -> PgLsn {
+        let row = self.sql.query_one("SELECT pg_current_wal_lsn()", &[]).await;
+        row.expect("Postgres answers").get(0)
+    }
+
+    /// Waits until the slot is confirmed up to `lsn`.
+    pub(crate) async fn confirms(&self, lsn: PgLsn) {
+        eventually(format!("the slot is confirmed up to {lsn}"), async || {
+            (self.confirmed_lsn().await >= lsn).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until the relay says that it has received the WAL up to `lsn`.
+    pub(crate) async fn receives(&self, lsn: PgLsn) {
+        let sql = "SELECT write_lsn FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid
+                   WHERE slot_name = $1";
+        eventually(format!("the relay has received {lsn}"), async || {
+            let row = self.sql.query_opt(sql, &[&self.name]).await;
+            let received: Option<PgLsn> = row.expect("Postgres answers")?.get(0);
+            (received? >= lsn).then_some(())
+        })
+        .await;
+    }
+
+    /// How many messages the stream holds.
+    pub(crate) async fn message_count(&self) -> u64 {
+        stream::message_count(&self.nats, self.stream_name()).await
+    }
+
+    /// Waits until the stream holds so many messages, or more.
+    pub(crate) async fn holds(&self, count: u64) {
+        let what = format!("stream {} holds {count} messages", self.stream_name());
+        eventually(what, async || {
+            (self.message_count().await >= count).then_some(())
+        })
+        .await;
+    }
+
+    /// Everything that the stream holds.
+    pub(crate) async fn stored(&self) -> Vec<Stored> {
+        stream::read(&self.nats, self.stream_name()).await
+    }
+
+    /// The ids of what the stream holds.
+    pub(crate) async fn stored_ids(&self) -> Vec<Uuid> {
+        self.stored().await.iter().map(Stored::id).collect()
+    }
+}
+
+/// The SQL of [`Fixture::insert`].
+pub(crate) fn insert_sql(first: u64, last: u64) -> String {
+    format!(
+        "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+         SELECT {UUID_OF_N}, gen_random_uuid(), 'lesson.published.v1', jsonb_build_object('n', n)
+         FROM generate_series({first}, {last}) AS n"
+    )
+}

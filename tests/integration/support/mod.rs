@@ -1,0 +1,18 @@
+//! What every test here stands on: servers, a lane of one's own on them, the relay as a real child process, a writer
+//! that knows the commit order, a reader of the whole stream, and the verdict on both.
+
+mod fixture;
+mod relay;
+mod servers;
+mod stream;
+mod verdict;
+mod wait;
+mod writer;
+
+pub(crate) use fixture::{Fixture, insert_sql, uuid};
+pub(crate) use relay::{Output, Relay};
+pub(crate) use servers::{Servers, binaries, options};
+pub(crate) use stream::Stored;
+pub(crate) use verdict::assert_exactly_once;
+pub(crate) use wait::eventually;
+pub(crate) use writer::Writer;

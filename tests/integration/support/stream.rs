@@ -1,0 +1,105 @@
+//! What the stream holds, read with the ordinary client library, not with walrelay's own.
+
+use async_nats::jetstream::consumer::{DeliverPolicy, pull};
+use async_nats::jetstream::{self};
+use futures_util::StreamExt as _;
+use serde_json::Value;
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use super::wait::SOON;
+
+/// A message of the stream.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) sequence: u64,
+    pub(crate) subject: String,
+    /// `Walrelay-Position`, without the slot.
+    pub(crate) position: String,
+    /// `Walrelay-Kind`.
+    pub(crate) kind: Option<String>,
+    pub(crate) body: String,
+}
+
+#[derive(serde::Deserialize)]
+struct Body<'a> {
+    id: Uuid,
+    #[serde(borrow)]
+    payload_json: &'a RawValue,
+}
+
+impl Stored {
+    fn parsed(&self) -> Body<'_> {
+        serde_json::from_str(&self.body).expect("an envelope")
+    }
+
+    /// The event's id.
+    pub(crate) fn id(&self) -> Uuid {
+        self.parsed().id
+    }
+
+    /// The payload's text, byte for byte.
+    pub(crate) fn payload(&self) -> &str {
+        self.parsed().payload_json.get()
+    }
+
+    /// A field of the envelope.
+    pub(crate) fn field(&self, name: &str) -> Value {
+        let envelope: Value = serde_json::from_str(&self.body).expect("JSON");
+        envelope[name].clone()
+    }
+
+    /// Whether it is a replayed event.
+    pub(crate) fn is_replay(&self) -> bool {
+        self.kind.as_deref() == Some("replay")
+    }
+}
+
+/// How many messages the stream holds.
+pub(super) async fn message_count(nats: &async_nats::Client, name: &str) -> u64 {
+    let context = jetstream::new(nats.clone());
+    let mut stream = context.get_stream(name).await.expect("the stream is there");
+    stream.info().await.expect("it answers").state.messages
+}
+
+/// Everything that the stream holds, in its order.
+pub(super) async fn read(nats: &async_nats::Client, name: &str) -> Vec<Stored> {
+    let mut stored = Vec::new();
+    if message_count(nats, name).await == 0 {
+        return stored;
+    }
+    let stream = jetstream::new(nats.clone())
+        .get_stream(name)
+        .await
+        .expect("the stream is there");
+    let config = pull::OrderedConfig {
+        deliver_policy: DeliverPolicy::All,
+        ..pull::OrderedConfig::default()
+    };
+    let consumer = stream.create_consumer(config).await.expect("a consumer");
+    let mut messages = consumer.messages().await.expect("it delivers");
+    loop {
+        let message = tokio::time::timeout(SOON, messages.next())
+            .await
+            .expect("the stream goes on")
+            .expect("it does not end")
+            .expect("a message");
+        let info = message.info().expect("a JetStream message");
+        let (sequence, pending) = (info.stream_sequence, info.pending);
+        let header = |name: &str| {
+            let value = message.headers.as_ref()?.get(name)?;
+            Some(value.as_str().to_owned())
+        };
+        let position = header("Walrelay-Position").unwrap_or_default();
+        stored.push(Stored {
+            sequence,
+            subject: message.subject.to_string(),
+            position: position.rsplit(' ').next().unwrap_or_default().to_owned(),
+            kind: header("Walrelay-Kind"),
+            body: String::from_utf8(message.payload.to_vec()).expect("UTF-8"),
+        });
+        if pending == 0 {
+            return stored;
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! Waiting for a condition, never for a time.
+
+use std::time::{Duration, Instant};
+
+/// Longest wait for what happens within a second on an idle machine; generous, since test machines are not idle.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(15);
+
+/// Asks `condition` until it answers.
+///
+/// # Panics
+/// Where it has not within [`SOON`]: the message says what was waited for.
+pub(crate) async fn eventually<T>(
+    what: impl std::fmt::Display,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let begin = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(begin.elapsed() < SOON, "waited {SOON:?} in vain: {what}");
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}

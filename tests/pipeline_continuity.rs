@@ -1,0 +1,735 @@
+//! Where a lane goes on, one row for each rule.
+
+use postgres_types::PgLsn;
+use walrelay::pipeline::continuity::{
+    Memory, Plan, Refusal, StartView, plan, provisional_start_lsn,
+};
+use walrelay::pipeline::fault::Halt;
+use walrelay::pipeline::history::History;
+use walrelay::pipeline::position::{Lane, Position};
+use walrelay::pipeline::record::LaneRecord;
+use walrelay::pipeline::tail::{
+    FOREIGN_MESSAGES_MAX, StoredMessage, Tail, TailMessage, TailSearch,
+};
+
+const CREATED: &str = "2026-11-23T00:00:00Z";
+
+fn lane() -> Lane {
+    Lane {
+        system_identifier: 7,
+        database: "app".into(),
+        slot: "s".into(),
+    }
+}
+
+fn at(commit_lsn: u64) -> Position {
+    Position {
+        commit_lsn: commit_lsn.into(),
+        ordinal: 1,
+    }
+}
+
+/// The message at `sequence` with the position of the same number.
+fn message(sequence: u64) -> TailMessage {
+    TailMessage {
+        sequence,
+        position: at(sequence),
+        event_id: Some(format!("e{sequence}")),
+    }
+}
+
+fn record(sequence: u64, confirmed_lsn: u64) -> LaneRecord {
+    LaneRecord {
+        version: LaneRecord::VERSION,
+        system_identifier: 7,
+        timeline: 1,
+        database: "app".into(),
+        slot: "s".into(),
+        stream: "S".into(),
+        created: CREATED.into(),
+        epoch: 1,
+        sequence,
+        position: (sequence > 0).then(|| at(sequence)),
+        event_id: (sequence > 0).then(|| format!("e{sequence}")),
+        confirmed_lsn: confirmed_lsn.into(),
+        active: false,
+        skips: Vec::new(),
+        carrier: None,
+        adopted_sequence: 0,
+    }
+}
+
+/// The record of a relay that may have gone on behind it.
+fn active(sequence: u64) -> LaneRecord {
+    LaneRecord {
+        active: true,
+        ..record(sequence, 40)
+    }
+}
+
+struct Case {
+    confirmed: u64,
+    server: u64,
+    last_sequence: u64,
+    tail: Tail,
+    record: Option<LaneRecord>,
+    memory: Option<Memory>,
+    from: Option<u64>,
+    history: History,
+}
+
+/// A lane whose last message is the stream's 50th, confirmed up to 40.
+fn usual() -> Case {
+    Case {
+        confirmed: 40,
+        server: 100,
+        last_sequence: 50,
+        tail: Tail::Found(message(50)),
+        record: Some(record(50, 40)),
+        memory: None,
+        from: None,
+        history: History::first(1),
+    }
+}
+
+impl Case {
+    fn plan(&self) -> Result<Plan, Refusal> {
+        let lane = lane();
+        plan(&StartView {
+            lane: &lane,
+            confirmed_flush_lsn: self.confirmed.into(),
+            server_lsn: self.server.into(),
+            history: &self.history,
+            stream: "S",
+            created: CREATED,
+            last_sequence: self.last_sequence,
+            tail: &self.tail,
+            record: self.record.as_ref(),
+            memory: self.memory.as_ref(),
+            from: self.from.map(Into::into),
+        })
+    }
+
+    fn good(&self) -> Plan {
+        self.plan().expect("a plan")
+    }
+
+    fn halt(&self) -> Halt {
+        match self.plan() {
+            Err(Refusal::Halt(halt)) => halt,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
+    Some(Memory {
+        created: created.into(),
+        tail: Some(message(sequence)),
+        epoch: 1,
+        settled: true,
+        confirmed_lsn: confirmed_lsn.into(),
+        timeline: 1,
+    })
+}
+
+#[test]
+fn the_usual_start_meets_the_last_row_again() {
+    let plan = usual().good();
+    assert_eq!(plan.start_lsn, PgLsn::from(50));
+    assert_eq!(plan.last_sequence, 50);
+    let overlap = plan.overlap.expect("above confirmed");
+    assert_eq!(
+        (overlap.position, overlap.event_id.as_deref()),
+        (at(50), Some("e50"))
+    );
+    assert_eq!((plan.loss, plan.foreign_messages), (None, 0));
+}
+
+#[test]
+fn the_row_that_commits_exactly_where_the_slot_stands_is_met_again() {
+    let plan = Case {
+        confirmed: 50,
+        record: Some(record(50, 50)),
+        ..usual()
+    }
+    .good();
+    assert!(plan.overlap.is_some());
+    let plan = Case {
+        confirmed: 51,
+        record: Some(record(50, 51)),
+        ..usual()
+    }
+    .good();
+    assert_eq!((plan.overlap, plan.start_lsn), (None, PgLsn::from(51)));
+}
+
+#[test]
+fn a_lane_that_has_published_nothing_begins_at_the_slot() {
+    for record in [None, Some(record(0, 40))] {
+        let plan = Case {
+            tail: Tail::Nothing,
+            last_sequence: 3,
+            record,
+            ..usual()
+        }
+        .good();
+        assert_eq!(
+            (plan.start_lsn, plan.tail, plan.overlap),
+            (PgLsn::from(40), None, None)
+        );
+        assert_eq!(plan.last_sequence, 3);
+    }
+}
+
+#[test]
+fn strangers_messages_behind_the_tail_are_counted() {
+    assert_eq!(
+        Case {
+            last_sequence: 53,
+            ..usual()
+        }
+        .good()
+        .foreign_messages,
+        3
+    );
+}
+
+#[test]
+fn the_record_stands_in_for_the_removed_tail() {
+    let plan = Case {
+        tail: Tail::Removed { sequence: 50 },
+        ..usual()
+    }
+    .good();
+    assert_eq!(plan.tail, Some(message(50)));
+    assert!(plan.overlap.is_some());
+}
+
+#[test]
+fn a_relay_that_lived_on_remembers_what_the_record_does_not() {
+    let case = Case {
+        tail: Tail::Removed { sequence: 50 },
+        record: Some(active(48)),
+        memory: memory(CREATED, 50, 40),
+        ..usual()
+    };
+    assert_eq!(case.good().tail, Some(message(50)));
+    let other_stream = Case {
+        memory: memory("another time", 50, 40),
+        ..case
+    };
+    assert!(matches!(
+        other_stream.halt(),
+        Halt::TailRemoved { recorded: 48, .. }
+    ));
+}
+
+#[test]
+fn a_removed_tail_that_nothing_tells_halts() {
+    let removed = || Tail::Removed { sequence: 50 };
+    for record in [
+        None,
+        Some(active(49)),
+        Some(LaneRecord {
+            created: "x".into(),
+            ..record(50, 40)
+        }),
+    ] {
+        let case = Case {
+            tail: removed(),
+            record,
+            memory: None,
+            confirmed: 0,
+            ..usual()
+        };
+        assert!(matches!(
+            case.halt(),
+            Halt::TailRemoved { sequence: 50, .. }
+        ));
+    }
+}
+
+/// Message 52 is known to be the lane's, and the search has read it and found it to be a stranger's: the broker lost ours.
+#[test]
+fn a_known_tail_that_was_overwritten_is_not_believed() {
+    let case = Case {
+        tail: Tail::Removed { sequence: 50 },
+        last_sequence: 52,
+        ..usual()
+    };
+    let recorded = Case {
+        record: Some(record(52, 40)),
+        ..case
+    };
+    assert!(matches!(recorded.halt(), Halt::TailRemoved { .. }));
+    let remembered = Case {
+        record: None,
+        memory: memory(CREATED, 52, 40),
+        ..recorded
+    };
+    assert!(matches!(remembered.halt(), Halt::TailRemoved { .. }));
+}
+
+#[test]
+fn another_lane_behind_the_record_halts() {
+    let mut records = [record(50, 40), record(50, 40), record(50, 40)];
+    records[0].system_identifier = 8;
+    records[1].database = "other".into();
+    records[2].slot = "t".into();
+    for record in records {
+        assert!(matches!(
+            Case {
+                record: Some(record),
+                ..usual()
+            }
+            .halt(),
+            Halt::OtherLane { .. }
+        ));
+    }
+}
+
+#[test]
+fn another_slots_message_at_the_end_halts() {
+    let tail = Tail::OtherSlot {
+        sequence: 50,
+        slot: "t".into(),
+    };
+    assert!(matches!(
+        Case { tail, ..usual() }.halt(),
+        Halt::ForeignTail { sequence: 50, .. }
+    ));
+}
+
+#[test]
+fn too_many_strangers_halt() {
+    let tail = Tail::TooFar { scanned: 10_000 };
+    assert!(matches!(
+        Case { tail, ..usual() }.halt(),
+        Halt::TailUnknown { .. }
+    ));
+}
+
+#[test]
+fn a_confirmed_lsn_must_be_explained() {
+    // By the record, by the stream's own last row, by memory; or not at all.
+    let beyond = || Case {
+        confirmed: 60,
+        ..usual()
+    };
+    assert!(matches!(
+        beyond().halt(),
+        Halt::ConfirmedUnexplained {
+            recorded_lsn: Some(_),
+            ..
+        }
+    ));
+    assert!(matches!(
+        Case {
+            record: None,
+            ..beyond()
+        }
+        .halt(),
+        Halt::ConfirmedUnexplained {
+            recorded_lsn: None,
+            ..
+        }
+    ));
+    assert!(
+        Case {
+            record: Some(record(50, 60)),
+            ..beyond()
+        }
+        .plan()
+        .is_ok()
+    );
+    assert!(
+        Case {
+            memory: memory(CREATED, 50, 60),
+            ..beyond()
+        }
+        .plan()
+        .is_ok()
+    );
+    assert!(
+        Case {
+            memory: memory(CREATED, 50, 59),
+            ..beyond()
+        }
+        .plan()
+        .is_err()
+    );
+    assert!(
+        Case {
+            confirmed: 50,
+            record: Some(record(30, 20)),
+            ..usual()
+        }
+        .plan()
+        .is_ok()
+    );
+    assert!(
+        Case {
+            confirmed: 50,
+            record: None,
+            ..usual()
+        }
+        .plan()
+        .is_ok()
+    );
+    assert!(
+        Case {
+            confirmed: 60,
+            tail: Tail::Nothing,
+            record: Some(record(0, 40)),
+            ..usual()
+        }
+        .plan()
+        .is_err()
+    );
+    assert!(
+        Case {
+            confirmed: 60,
+            tail: Tail::Nothing,
+            record: None,
+            ..usual()
+        }
+        .plan()
+        .is_ok()
+    );
+}
+
+#[test]
+fn another_timelines_lsns_explain_nothing_behind_the_switch() {
+    let case = |confirmed| Case {
+        confirmed,
+        tail: Tail::Found(message(30)),
+        record: Some(record(30, 90)),
+        history: History::parse(2, "1 0/3C standby promoted").expect("a history"),
+        ..usual()
+    };
+    // The slot came over with the promotion, from before the switch at 60.
+    assert_eq!(case(60).good().start_lsn, PgLsn::from(60));
+    assert_eq!(
+        case(61).halt(),
+        Halt::ConfirmedUnexplained {
+            slot: "s".into(),
+            confirmed_lsn: 61.into(),
+            recorded_lsn: Some(90.into()),
+            switched_at: Some(60.into()),
+        }
+    );
+    let remembering = |timeline| Case {
+        memory: memory(CREATED, 30, 90).map(|memory| Memory { timeline, ..memory }),
+        ..case(61)
+    };
+    assert!(remembering(1).plan().is_err());
+    assert!(remembering(2).plan().is_ok());
+    // Of a timeline that the server does not come from.
+    let elsewhere = LaneRecord {
+        timeline: 3,
+        ..record(30, 90)
+    };
+    assert!(
+        Case {
+            record: Some(elsewhere),
+            ..case(40)
+        }
+        .plan()
+        .is_err()
+    );
+}
+
+#[test]
+fn a_server_behind_the_stream_halts() {
+    assert!(matches!(
+        Case {
+            server: 49,
+            ..usual()
+        }
+        .halt(),
+        Halt::ServerBehind { .. }
+    ));
+    assert!(
+        Case {
+            server: 50,
+            ..usual()
+        }
+        .plan()
+        .is_ok()
+    );
+}
+
+#[test]
+fn what_the_broker_lost_is_named_and_published_again() {
+    // 41 to 50 are gone, the slot has them from 40 on.
+    let plan = Case {
+        tail: Tail::Found(message(40)),
+        last_sequence: 40,
+        ..usual()
+    }
+    .good();
+    assert_eq!(plan.start_lsn, PgLsn::from(40));
+    let loss = plan.loss.expect("a loss");
+    assert_eq!(
+        (loss.after, loss.through, loss.messages, loss.gone_below),
+        (Some(at(40)), at(50), Some(10), None)
+    );
+    // Below 40 the slot has nothing any more.
+    let plan = Case {
+        tail: Tail::Found(message(30)),
+        last_sequence: 30,
+        ..usual()
+    }
+    .good();
+    assert_eq!(plan.start_lsn, PgLsn::from(40));
+    assert_eq!(plan.loss.expect("a loss").gone_below, Some(40.into()));
+}
+
+#[test]
+fn a_recreated_stream_gets_what_the_slot_still_has() {
+    let record = LaneRecord {
+        created: "before".into(),
+        ..record(50, 40)
+    };
+    let plan = Case {
+        tail: Tail::Nothing,
+        last_sequence: 0,
+        record: Some(record),
+        ..usual()
+    }
+    .good();
+    assert_eq!((plan.start_lsn, plan.last_sequence), (PgLsn::from(40), 0));
+    let loss = plan.loss.expect("a loss");
+    assert_eq!((loss.messages, loss.gone_below), (None, Some(40.into())));
+}
+
+#[test]
+fn a_replay_begins_no_later_than_the_lane_goes_on() {
+    let plan = |from| {
+        Case {
+            from: Some(from),
+            ..usual()
+        }
+        .plan()
+    };
+    let good = plan(45).expect("within the slot");
+    assert_eq!(
+        (good.start_lsn, good.replay_from),
+        (PgLsn::from(45), Some(45.into()))
+    );
+    assert_eq!(
+        plan(60).expect("nothing to replay").start_lsn,
+        PgLsn::from(50)
+    );
+    assert!(matches!(plan(39), Err(Refusal::FromTooOld { .. })));
+    assert!(matches!(plan(101), Err(Refusal::FromTooNew { .. })));
+    // Nothing in the stream, be the lane fresh or the stream made again: what the slot has is unpublished.
+    for record in [None, Some(record(0, 40)), Some(record(50, 40))] {
+        let empty = Case {
+            tail: Tail::Nothing,
+            last_sequence: 0,
+            record,
+            from: Some(60),
+            ..usual()
+        };
+        assert_eq!(empty.good().start_lsn, PgLsn::from(40));
+    }
+}
+
+#[test]
+fn replication_starts_no_later_than_the_lane_goes_on() {
+    let start = |tail: &Tail, record: Option<&LaneRecord>, from: Option<u64>| {
+        u64::from(provisional_start_lsn(tail, record, from.map(Into::into)))
+    };
+    let recorded = record(50, 40);
+    let found = Tail::Found(message(50));
+    assert_eq!(start(&found, None, None), 50);
+    assert_eq!(start(&found, None, Some(45)), 45);
+    assert_eq!(start(&found, None, Some(60)), 50);
+    for removed in [Tail::Removed { sequence: 50 }, Tail::FenceRemoved] {
+        assert_eq!(start(&removed, Some(&recorded), Some(60)), 50);
+        assert_eq!(start(&removed, None, Some(60)), 0);
+    }
+    for from in [None, Some(60)] {
+        assert_eq!(start(&Tail::Nothing, Some(&recorded), from), 0);
+    }
+}
+
+/// What the search makes of a stream, from its end backwards.
+fn search(
+    messages: &[(u64, Option<StoredMessage<'_>>)],
+    record: Option<&LaneRecord>,
+    memory: Option<Memory>,
+) -> Tail {
+    let last_sequence = messages.first().map_or(0, |(seq, _)| *seq);
+    let mut search = TailSearch::new("s", last_sequence, CREATED, record, memory.as_ref());
+    for (sequence, message) in messages {
+        assert_eq!(search.wanted(), Some(*sequence));
+        if let Some(tail) = search.take(*message) {
+            return tail;
+        }
+    }
+    assert_eq!(search.wanted(), None);
+    search.end()
+}
+
+/// A message that was to follow `expected`.
+fn stored<'a>(
+    expected: &'a str,
+    position: Option<&'a str>,
+    tail: Option<&'a str>,
+) -> Option<StoredMessage<'a>> {
+    Some(StoredMessage {
+        position,
+        tail,
+        expected_sequence: (!expected.is_empty()).then_some(expected),
+        is_fence: false,
+        body: br#"{"id":"e50","payload_json":{}}"#,
+    })
+}
+
+fn found(sequence: u64, commit_lsn: u64, id: Option<&str>) -> Tail {
+    Tail::Found(TailMessage {
+        sequence,
+        position: at(commit_lsn),
+        event_id: id.map(str::to_owned),
+    })
+}
+
+/// Somebody else's message.
+fn stranger<'a>() -> Option<StoredMessage<'a>> {
+    stored("", None, None)
+}
+
+#[test]
+fn the_search_for_the_tail() {
+    let search = |messages: &[_], record| search(messages, record, None);
+    assert_eq!(search(&[], None), Tail::Nothing);
+    let ours = stored("2", Some("s 0/32:1"), None);
+    assert_eq!(search(&[(3, ours)], None), found(3, 50, Some("e50")));
+    // Strangers are passed over, also those with a header that no relay writes.
+    let strangers = [
+        (3, stranger()),
+        (2, stored("1", Some("s nonsense"), None)),
+        (1, stored("0", Some("s 0/32:1"), None)),
+    ];
+    assert_eq!(search(&strangers, None), found(1, 50, Some("e50")));
+    // A replay tells where the lane was.
+    let replay = stored("2", Some("s 0/10:1"), Some("s 0/32:1 e50"));
+    assert_eq!(search(&[(3, replay)], None), found(3, 50, Some("e50")));
+    let replay = stored("2", Some("s 0/10:1"), Some("s 0/32:1 -"));
+    assert_eq!(search(&[(3, replay)], None), found(3, 50, None));
+    assert_eq!(
+        search(&[(3, stranger()), (2, None)], None),
+        Tail::Removed { sequence: 2 }
+    );
+    let other = Tail::OtherSlot {
+        sequence: 3,
+        slot: "t".into(),
+    };
+    let theirs = stored("2", Some("t 0/32:1"), None);
+    assert_eq!(search(&[(3, theirs)], None), other);
+    // What was there before an adoption does not count, in that very stream.
+    let adopted = LaneRecord {
+        adopted_sequence: 2,
+        ..record(0, 40)
+    };
+    assert_eq!(search(&[(3, stranger())], Some(&adopted)), Tail::Nothing);
+}
+
+#[test]
+fn a_copy_of_a_message_is_not_the_tail() {
+    let copy = stored("", Some("s 0/10:1"), None);
+    let elsewhere = stored("7", Some("s 0/10:1"), None);
+    let ours = stored("0", Some("s 0/32:1"), None);
+    for copy in [copy, elsewhere] {
+        let stream = [(3, copy), (2, stranger()), (1, ours)];
+        assert_eq!(search(&stream, None, None), found(1, 50, Some("e50")));
+        // Nothing else tells how far the lane came.
+        let stream = [(3, copy), (2, stranger()), (1, stranger())];
+        assert_eq!(search(&stream, None, None), Tail::Copied { sequence: 3 });
+        let adopted = LaneRecord {
+            adopted_sequence: 2,
+            ..record(0, 40)
+        };
+        assert_eq!(search(&stream[..1], Some(&adopted), None), Tail::Nothing);
+        // It had published behind the adoption.
+        let went_on = LaneRecord {
+            position: Some(at(50)),
+            ..adopted
+        };
+        assert_eq!(
+            search(&stream[..1], Some(&went_on), None),
+            Tail::Copied { sequence: 3 }
+        );
+    }
+    // The fence of a time when others wrote to the stream too.
+    let fence = stored("", None, Some("s 0/32:1 e50")).map(|fence| StoredMessage {
+        is_fence: true,
+        ..fence
+    });
+    assert_eq!(search(&[(3, fence)], None, None), found(3, 50, Some("e50")));
+    // Another slot's.
+    let stream = [(2, stored("", Some("t 0/10:1"), None)), (1, ours)];
+    assert_eq!(search(&stream, None, None), found(1, 50, Some("e50")));
+}
+
+#[test]
+fn a_removed_message_behind_a_settled_one_is_none_of_the_lanes() {
+    // 48 was the lane's last one; 49 and 50 were a retry and a backfill.
+    let settled = || memory(CREATED, 48, 40);
+    let ours = stored("47", Some("s 0/30:1"), None);
+    let stream = [(50, None), (48, ours)];
+    assert_eq!(search(&stream, None, settled()), found(48, 48, Some("e50")));
+    // Everything has expired.
+    let removed = Tail::Removed { sequence: 48 };
+    assert_eq!(search(&[(50, None), (48, None)], None, settled()), removed);
+    // The broker had lost it, and somebody else has its place: the search goes on to the true end.
+    let before = stored("46", Some("s 0/2F:1"), None);
+    let lost = [(50, None), (48, stranger()), (47, before)];
+    assert_eq!(search(&lost, None, settled()), found(47, 47, Some("e50")));
+    let removed = Tail::Removed { sequence: 50 };
+    assert_eq!(search(&[(50, None)], None, None), removed);
+}
+
+#[test]
+fn a_message_that_the_lane_has_left_behind_must_still_be_its_own() {
+    let ours = stored("49", Some("s 0/32:1"), None);
+    let left = stored("47", Some("s 0/30:1"), None);
+    let known = record(48, 40);
+    for intact in [left, None] {
+        let stream = [(50, ours), (48, intact)];
+        let tail = search(&stream, Some(&known), memory(CREATED, 50, 40));
+        assert_eq!(tail, found(50, 50, Some("e50")));
+    }
+    let stream = [(50, ours), (48, stranger())];
+    let replaced = Tail::Replaced { sequence: 48 };
+    assert_eq!(search(&stream, Some(&known), None), replaced);
+    assert_eq!(search(&stream, None, memory(CREATED, 48, 40)), replaced);
+}
+
+#[test]
+fn behind_many_strangers_what_is_settled_is_looked_for() {
+    let last = 50 + FOREIGN_MESSAGES_MAX;
+    let strangers: Vec<_> = (0..FOREIGN_MESSAGES_MAX)
+        .map(|back| (last - back, stranger()))
+        .collect();
+    let with = |messages: &[_]| [strangers.as_slice(), messages].concat();
+    let too_far = Tail::TooFar {
+        scanned: FOREIGN_MESSAGES_MAX,
+    };
+    assert_eq!(search(&with(&[]), None, None), too_far);
+    let ours = stored("39", Some("s 0/28:1"), None);
+    let settled = || memory(CREATED, 40, 40);
+    let stream = with(&[(40, ours)]);
+    assert_eq!(search(&stream, None, settled()), found(40, 40, Some("e50")));
+    let removed = Tail::Removed { sequence: 40 };
+    assert_eq!(search(&with(&[(40, None)]), None, settled()), removed);
+    // The broker lost it.
+    let lost = with(&[(40, stranger())]);
+    assert!(matches!(
+        search(&lost, None, settled()),
+        Tail::TooFar { .. }
+    ));
+}

@@ -1,0 +1,252 @@
+//! The window in both modes against a broker and a stranger: what is acknowledged is stored, in order, without a gap.
+
+#[path = "simulation/broker.rs"]
+#[allow(dead_code)]
+mod broker;
+mod shell {
+    pub(crate) const SLOT: &str = "sim";
+}
+
+use broker::{Broker, ClientOp, STREAM, answer_bytes, take_frame};
+use bytes::BytesMut;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use std::time::Duration;
+use walrelay::nats::protocol::{Op, Parser};
+use walrelay::pipeline::fault::Fault;
+use walrelay::pipeline::position::Position;
+use walrelay::pipeline::publish::{Body, EventId, Mode, Window, WindowSettings};
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A turn with so many rows at hand; whether more are behind them.
+    Turn(u64, bool),
+    /// The broker takes so many frames.
+    Serve(usize),
+    /// So many answers arrive.
+    Answer(usize),
+    Intrude,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..30_u64, any::<bool>()).prop_map(|(rows, more)| Step::Turn(rows, more)),
+        4 => (1..40_usize).prop_map(Step::Serve),
+        4 => (1..20_usize).prop_map(Step::Answer),
+        1 => Just(Step::Intrude),
+    ]
+}
+
+struct Bench {
+    window: Window,
+    broker: Broker,
+    sent: Vec<u8>,
+    answers: VecDeque<Vec<u8>>,
+    published: u64,
+    acknowledged: u64,
+    fault: Option<Fault>,
+}
+
+impl Bench {
+    fn new(mode: Mode, messages_max: usize, granted: u64) -> Self {
+        let settings = WindowSettings {
+            mode,
+            stream: STREAM.into(),
+            slot: "s".to_owned(),
+            fence_subject: String::new(),
+            inbox: "_INBOX.x".into(),
+            epoch_token: "e1".into(),
+            messages_max,
+            one_by_one: 0,
+            bytes_max: 1 << 20,
+            message_bytes_max: 10_000,
+            ack_timeout: Duration::from_secs(5),
+        };
+        Bench {
+            window: Window::new(settings, 0),
+            broker: Broker::new(true, granted),
+            sent: Vec::new(),
+            answers: VecDeque::new(),
+            published: 0,
+            acknowledged: 0,
+            fault: None,
+        }
+    }
+
+    fn turn(&mut self, rows: u64, more: bool) {
+        let mut out = BytesMut::new();
+        let mut taken = 0;
+        while self.window.has_room() && taken < rows {
+            taken += 1;
+            self.published += 1;
+            let position = Position {
+                commit_lsn: (self.published * 8).into(),
+                ordinal: 1,
+            };
+            let headers = format!("Walrelay-Position: sim {position}\r\n");
+            let row = (position, EventId::Text("i".into()), true);
+            self.window
+                .publish(
+                    &mut out,
+                    b"outbox.a",
+                    headers.as_bytes(),
+                    &Body::Bytes(b"{}"),
+                    row,
+                    Duration::ZERO,
+                )
+                .expect("small");
+        }
+        let dry = !more && taken == rows;
+        self.window.end_turn(&mut out, dry, "");
+        self.sent.extend_from_slice(&out);
+    }
+
+    fn serve(&mut self, frames: usize) {
+        for _ in 0..frames {
+            let Some(ClientOp::Publish(frame)) = take_frame(&mut self.sent) else {
+                return;
+            };
+            for answer in self.broker.handle(frame, Duration::ZERO) {
+                self.answers.push_back(answer_bytes(&answer));
+            }
+        }
+    }
+
+    fn answer(&mut self, count: usize) {
+        for _ in 0..count {
+            let (Some(bytes), None) = (self.answers.pop_front(), &self.fault) else {
+                return;
+            };
+            let mut received = BytesMut::from(&bytes[..]);
+            let Ok(Some(Op::Msg(msg))) = Parser::default().next(&mut received) else {
+                panic!("not a message");
+            };
+            let token = msg
+                .subject
+                .strip_prefix(b"_INBOX.x.")
+                .expect("our inbox")
+                .to_vec();
+            let mut positions = Vec::new();
+            let answer =
+                self.window
+                    .answer(&token, msg.status(), &msg.payload, Duration::ZERO, |sent| {
+                        positions.push(u64::from(sent.position.commit_lsn) / 8);
+                    });
+            match answer {
+                Ok(rows) => {
+                    let expected: Vec<u64> = (self.acknowledged + 1..=rows).collect();
+                    assert_eq!(positions, expected, "each row once, in order");
+                    self.acknowledged = rows;
+                }
+                Err(fault) => self.fault = Some(fault),
+            }
+        }
+    }
+
+    /// Rows of ours that the stream has.
+    fn stored(&self) -> Vec<u64> {
+        let published = self.broker.events.published();
+        published
+            .iter()
+            .map(|(_, position, _)| u64::from(position.commit_lsn) / 8)
+            .collect()
+    }
+
+    fn check(&self) {
+        let stored = self.stored();
+        let expected: Vec<u64> = (1..=stored.len() as u64).collect();
+        assert_eq!(stored, expected, "a prefix, in order");
+        assert!(
+            self.acknowledged <= stored.len() as u64,
+            "acknowledged and not stored"
+        );
+        assert!(
+            self.window.in_flight() == self.published - self.acknowledged || self.fault.is_some()
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    #[test]
+    fn what_is_acknowledged_is_stored_in_order(
+        steps in prop::collection::vec(step(), 1..60),
+        fast in any::<bool>(),
+        messages_max in prop_oneof![Just(1_usize), 2..10_usize, 400..500_usize],
+        granted in prop_oneof![Just(1), Just(5), Just(200_u64)],
+    ) {
+        let mode = if fast { Mode::FastIngest } else { Mode::Chain };
+        let mut bench = Bench::new(mode, messages_max, granted);
+        let mut intruded = false;
+        for step in steps {
+            match step {
+                Step::Turn(rows, more) if bench.fault.is_none() => bench.turn(rows, more),
+                Step::Turn(..) => {}
+                Step::Serve(frames) => bench.serve(frames),
+                Step::Answer(count) => bench.answer(count),
+                Step::Intrude => {
+                    intruded = true;
+                    bench.broker.intrude();
+                }
+            }
+            bench.check();
+        }
+        // Nothing waits for ever: the rest is acknowledged, or the epoch ends.
+        for _ in 0..2_000 {
+            if bench.fault.is_none() {
+                bench.turn(0, false);
+            }
+            bench.serve(usize::MAX);
+            bench.answer(usize::MAX);
+        }
+        bench.check();
+        prop_assert!(bench.window.in_flight() == 0 || bench.fault.is_some());
+        prop_assert!(intruded || bench.fault.is_none(), "{:?}", bench.fault);
+        prop_assert!(bench.fault.is_some() || bench.window.ack_deadline().is_none());
+    }
+
+    /// Whatever the broker or a stranger answers, the window does not panic and acknowledges no more than was sent.
+    #[test]
+    fn any_answer_is_survived(
+        token in prop_oneof!["[0-9]{1,20}", Just("e1-1.200.fail.1.0.$FI".to_owned()), any::<String>()],
+        payload in prop_oneof![
+            any::<String>(),
+            (any::<u64>(), any::<u64>()).prop_map(|(seq, count)| format!(r#"{{"stream":"OUTBOX","seq":{seq},"batch":"e1-1","count":{count}}}"#)),
+            any::<u64>().prop_map(|seq| format!(r#"{{"type":"ack","seq":{seq}}}"#)),
+            any::<u64>().prop_map(|seq| format!(r#"{{"type":"err","seq":{seq},"error":{{"err_code":10071}}}}"#)),
+        ],
+        status in prop::option::of(any::<u16>()),
+        fast in any::<bool>(),
+    ) {
+        let mode = if fast { Mode::FastIngest } else { Mode::Chain };
+        let mut bench = Bench::new(mode, 100, 200);
+        bench.turn(3, true);
+        if let Ok(rows) = bench.window.answer(token.as_bytes(), status, payload.as_bytes(), Duration::ZERO, |_| {}) {
+            prop_assert!(rows <= 3);
+        }
+    }
+}
+
+/// Numbers that no server sends must not overflow: network bytes never panic.
+#[test]
+fn huge_sequences_are_survived() {
+    for answer in [
+        format!(r#"{{"type":"ack","seq":{}}}"#, u64::MAX),
+        format!(
+            r#"{{"type":"err","seq":{},"error":{{"err_code":10071}}}}"#,
+            u64::MAX
+        ),
+    ] {
+        let mut bench = Bench::new(Mode::FastIngest, 100, 200);
+        bench.turn(3, false);
+        bench.serve(3);
+        bench.answer(3);
+        bench.turn(3, true);
+        let token = b"e1-2.200.fail.1.0.$FI";
+        let found = bench
+            .window
+            .answer(token, None, answer.as_bytes(), Duration::ZERO, |_| {});
+        assert!(found.is_err(), "{found:?}");
+    }
+}

@@ -1,0 +1,153 @@
+//! The commands setup, position and teardown against a real Postgres and NATS.
+
+use std::time::Duration;
+
+use clap::FromArgMatches;
+use walrelay::cli::exit::Exit;
+use walrelay::cli::{position, setup, teardown};
+use walrelay::config::{
+    ColumnNames, HttpSettings, NatsSettings, OnReject, PostgresSettings, RelaySettings, Settings,
+};
+use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
+use walrelay::nats::address::NatsAuth;
+use walrelay::postgres::catalog::inspect;
+use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
+    PostgresSettings {
+        conninfo: Conninfo {
+            hosts: vec![HostPort {
+                host: Host::Tcp("127.0.0.1".to_owned()),
+                hostaddr: None,
+                port: server.port(),
+            }],
+            user: "postgres".to_owned(),
+            password: None,
+            dbname: "postgres".to_owned(),
+            sslmode: SslMode::Prefer,
+            connect_timeout: LIMIT,
+            application_name: None,
+            options: None,
+            target_session_attrs: TargetSessionAttrs::Any,
+        },
+        slot: "walrelay".to_owned(),
+        publication: "walrelay".to_owned(),
+        table: "public.outbox_events".parse().unwrap(),
+        columns: ColumnNames::default(),
+    }
+}
+
+fn args<A: clap::Args + FromArgMatches>(line: &[&str]) -> A {
+    let command = A::augment_args(clap::Command::new("test").no_binary_name(true));
+    A::from_arg_matches(&command.get_matches_from(line)).unwrap()
+}
+
+#[tokio::test]
+async fn the_commands_make_and_remove_postgres_and_stream_together() {
+    let options = PostgresOptions {
+        fsync: false,
+        ..Default::default()
+    };
+    let server = LocalPostgres::start(&ServerBinaries::find().unwrap(), options)
+        .await
+        .unwrap();
+    let nats = LocalNats::start(&ServerBinaries::find().unwrap(), NatsOptions::default())
+        .await
+        .unwrap();
+    let settings = Settings {
+        name: "walrelay".to_owned(),
+        postgres: postgres_settings(&server),
+        nats: NatsSettings {
+            servers: vec![nats.url().parse().unwrap()],
+            auth: NatsAuth::None,
+            stream: "OUTBOX".to_owned(),
+            subject: "outbox.{event_type}".to_owned(),
+            shared: false,
+            connect_timeout: LIMIT,
+        },
+        relay: RelaySettings {
+            hold_back: Duration::ZERO,
+            on_reject: OnReject::DeadLetter,
+            window_messages_max: 100,
+            window_bytes_max: 1 << 20,
+            ack_timeout: LIMIT,
+            shutdown_timeout: LIMIT,
+            status_interval: LIMIT,
+            backoff_max: LIMIT,
+        },
+        http: HttpSettings {
+            listen: None,
+            chosen: true,
+        },
+    };
+    let client = server.connect("postgres").await.unwrap();
+    let exists = async || {
+        let inspection = inspect(&client, &settings.postgres).await.unwrap();
+        let admin = walrelay::nats::stream::connect_admin(&settings.nats)
+            .await
+            .unwrap();
+        let stream = walrelay::nats::stream::find(&admin, "OUTBOX")
+            .await
+            .unwrap();
+        (
+            inspection.table.is_some(),
+            inspection.slot.is_some(),
+            stream.is_some(),
+        )
+    };
+
+    let run_setup = async |line: &[&str]| setup::execute(args(line), &settings).await.unwrap();
+    assert_eq!(run_setup(&["--dry-run"]).await, Exit::Done);
+    assert_eq!(exists().await, (false, false, false));
+    assert_eq!(run_setup(&[]).await, Exit::Done);
+    assert_eq!(exists().await, (true, true, true));
+    assert_eq!(run_setup(&[]).await, Exit::Done);
+
+    let printed = position::execute(args(&["--json"]), &settings)
+        .await
+        .unwrap();
+    assert_eq!(printed, Exit::Done);
+    let empty = position::read(&settings).await.unwrap();
+    assert!(empty.confirmed_lsn.is_some() && empty.position.is_none());
+    let admin = async_nats::jetstream::new(
+        walrelay::nats::stream::connect_admin(&settings.nats)
+            .await
+            .unwrap(),
+    );
+    for (subject, position) in [
+        ("outbox.a", "walrelay 0/1A:1"),
+        ("outbox.b", "walrelay 0/1A:2"),
+        ("outbox.c", "other 0/2B:1"),
+    ] {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Walrelay-Position", position);
+        admin
+            .publish_with_headers(subject, headers, "{}".into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    let last = position::read(&settings).await.unwrap();
+    assert_eq!(
+        (last.position.as_deref(), last.stream_sequence),
+        (Some("0/1A:2"), Some(2))
+    );
+    assert_eq!(last.acknowledged_lsn.as_deref(), Some("0/1A"));
+
+    let run_teardown =
+        async |line: &[&str]| teardown::execute(args(line), &settings).await.unwrap();
+    assert_eq!(run_teardown(&["--yes"]).await, Exit::Done);
+    assert_eq!(exists().await, (true, false, true));
+    assert_eq!(
+        position::execute(args(&[]), &settings).await.unwrap(),
+        Exit::Failed
+    );
+    assert_eq!(
+        run_teardown(&["--yes", "--drop-table", "--drop-stream"]).await,
+        Exit::Done
+    );
+    assert_eq!(exists().await, (false, false, false));
+}

@@ -1,0 +1,396 @@
+//! Setup, inspection and teardown against a real Postgres.
+
+use std::time::Duration;
+
+use postgres_types::PgLsn;
+use tokio_postgres::Client;
+use walrelay::config::{ColumnNames, PostgresSettings, TableName};
+use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
+use walrelay::postgres::catalog::inspect;
+use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
+use walrelay::postgres::findings::{Kind, Severity, findings};
+use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+async fn server(settings: &[(&str, &str)]) -> LocalPostgres {
+    let settings = settings
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_string()))
+        .collect();
+    let options = PostgresOptions {
+        settings,
+        fsync: false,
+        ..Default::default()
+    };
+    LocalPostgres::start(&ServerBinaries::find().unwrap(), options)
+        .await
+        .unwrap()
+}
+
+fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
+    PostgresSettings {
+        conninfo: Conninfo {
+            hosts: vec![HostPort {
+                host: Host::Tcp("127.0.0.1".to_owned()),
+                hostaddr: None,
+                port: server.port(),
+            }],
+            user: "postgres".to_owned(),
+            password: None,
+            dbname: "postgres".to_owned(),
+            sslmode: SslMode::Prefer,
+            connect_timeout: LIMIT,
+            application_name: None,
+            options: None,
+            target_session_attrs: TargetSessionAttrs::Any,
+        },
+        slot: "walrelay".to_owned(),
+        publication: "walrelay".to_owned(),
+        table: "public.outbox_events".parse().unwrap(),
+        columns: ColumnNames::default(),
+    }
+}
+
+/// Kinds of what is found, with their gravity.
+async fn found(client: &Client, settings: &PostgresSettings) -> Vec<(Severity, Kind)> {
+    let inspection = inspect(client, settings).await.unwrap();
+    findings(&inspection, settings)
+        .into_iter()
+        .map(|finding| (finding.severity, finding.kind))
+        .collect()
+}
+
+/// Runs every step that setup plans.
+async fn make(client: &Client, server: &LocalPostgres, settings: &PostgresSettings) -> Vec<Part> {
+    let steps = plan(&inspect(client, settings).await.unwrap(), settings, false).unwrap();
+    for step in &steps {
+        run(client, server, step).await;
+    }
+    steps.into_iter().map(|step| step.part).collect()
+}
+
+async fn run(client: &Client, server: &LocalPostgres, step: &Step) {
+    if step.part == Part::Slot {
+        let observer = server.connect("postgres").await.unwrap();
+        let lsn = create_slot(client, &observer, step, |_| (), std::future::pending())
+            .await
+            .unwrap();
+        assert!(lsn > PgLsn::from(0));
+    } else {
+        apply(client, step).await.unwrap();
+    }
+}
+
+async fn refusals(client: &Client, settings: &PostgresSettings) -> Vec<Kind> {
+    let inspection = inspect(client, settings).await.unwrap();
+    plan(&inspection, settings, false)
+        .unwrap_err()
+        .into_iter()
+        .map(|finding| finding.kind)
+        .collect()
+}
+
+#[tokio::test]
+async fn makes_what_is_missing_once_and_takes_it_away() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    assert_eq!(
+        found(&client, &settings).await,
+        [(Severity::Refuse, Kind::SlotMissing)]
+    );
+
+    assert_eq!(
+        make(&client, &server, &settings).await,
+        [Part::Table, Part::Publication, Part::Slot]
+    );
+    assert_eq!(found(&client, &settings).await, []);
+    assert_eq!(make(&client, &server, &settings).await, []);
+
+    let inspection = inspect(&client, &settings).await.unwrap();
+    let (server_state, slot) = (&inspection.server, inspection.slot.as_ref().unwrap());
+    assert!(
+        server_state.version_num >= 140_000
+            && server_state.may_replicate
+            && !server_state.in_recovery
+    );
+    assert_eq!(
+        server_state.wal_sender_timeout,
+        Some(Duration::from_secs(60))
+    );
+    assert_eq!(server_state.max_slot_wal_keep_bytes, None);
+    assert!(
+        slot.confirmed_flush_lsn.unwrap() <= server_state.current_lsn && slot.active_pid.is_none()
+    );
+    assert_eq!(slot.wal_status.as_deref(), Some("reserved"));
+
+    let steps = teardown_plan(&inspection, &settings, false).unwrap();
+    assert_eq!(
+        steps.iter().map(|step| step.part).collect::<Vec<_>>(),
+        [Part::Slot, Part::Publication]
+    );
+    for step in &steps {
+        apply(&client, step).await.unwrap();
+    }
+    let left = inspect(&client, &settings).await.unwrap();
+    assert!(left.slot.is_none() && left.publication.is_none() && left.table.is_some());
+    let all = teardown_plan(&left, &settings, true).unwrap();
+    assert_eq!(
+        all.iter().map(|step| step.part).collect::<Vec<_>>(),
+        [Part::Table]
+    );
+}
+
+#[tokio::test]
+async fn odd_names_are_quoted() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    client
+        .batch_execute("CREATE SCHEMA \"My \"\"Schema\"")
+        .await
+        .unwrap();
+    let settings = PostgresSettings {
+        publication: "o'pub\"".to_owned(),
+        table: TableName {
+            schema: "My \"Schema".to_owned(),
+            table: "order".to_owned(),
+        },
+        ..postgres_settings(&server)
+    };
+    make(&client, &server, &settings).await;
+    assert_eq!(found(&client, &settings).await, []);
+}
+
+#[tokio::test]
+async fn a_partitioned_table_arrives_under_its_own_name() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    client
+        .batch_execute(include_str!("../sql/outbox_events_partitioned.sql"))
+        .await
+        .unwrap();
+    client
+        .batch_execute(
+            "CREATE PUBLICATION walrelay FOR TABLE outbox_events WITH (publish = 'insert')",
+        )
+        .await
+        .unwrap();
+    assert_eq!(
+        refusals(&client, &settings).await,
+        [Kind::PublicationMismatch]
+    );
+
+    client
+        .batch_execute("DROP PUBLICATION walrelay")
+        .await
+        .unwrap();
+    make(&client, &server, &settings).await;
+    assert_eq!(found(&client, &settings).await, []);
+
+    client
+        .batch_execute("ALTER TABLE outbox_events_default SET UNLOGGED")
+        .await
+        .unwrap();
+    assert_eq!(
+        found(&client, &settings).await,
+        [(Severity::Refuse, Kind::TableMismatch)]
+    );
+}
+
+#[tokio::test]
+async fn refuses_what_exists_and_does_not_fit() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    let sql = async |text: &str| client.batch_execute(text).await.unwrap();
+
+    sql("SELECT pg_create_logical_replication_slot('walrelay', 'pgoutput')").await;
+    assert_eq!(
+        refusals(&client, &settings).await,
+        [Kind::SlotMismatch],
+        "older than the publication"
+    );
+    sql("SELECT pg_drop_replication_slot('walrelay'); SELECT pg_create_physical_replication_slot('walrelay')").await;
+    // It is not called older than the publication too: how to make one's own again would be advice about another's slot.
+    assert_eq!(
+        refusals(&client, &settings).await,
+        [Kind::SlotMismatch],
+        "physical"
+    );
+    let inspection = inspect(&client, &settings).await.unwrap();
+    let stays = teardown_plan(&inspection, &settings, false).unwrap_err();
+    assert_eq!(stays[0].kind, Kind::SlotMismatch);
+    assert!(!stays[0].mend.contains("walrelay setup"), "{}", stays[0]);
+    sql("SELECT pg_drop_replication_slot('walrelay')").await;
+}
+
+#[tokio::test]
+async fn says_what_is_wrong_with_publication_and_table() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    make(&client, &server, &settings).await;
+    let refuse = |kind| (Severity::Refuse, kind);
+    let warn = |kind| (Severity::Warn, kind);
+    let cases: &[(&str, &[(Severity, Kind)])] = &[
+        ("ALTER PUBLICATION walrelay SET (publish = 'update')", &[refuse(Kind::PublicationMismatch)]),
+        ("ALTER PUBLICATION walrelay SET TABLE outbox_events (id, payload_json)", &[refuse(Kind::PublicationMismatch); 4]),
+        ("CREATE TABLE t (i int); ALTER PUBLICATION walrelay SET TABLE t", &[refuse(Kind::PublicationMismatch)]),
+        (
+            "ALTER TABLE outbox_events ALTER aggregate_id DROP NOT NULL;
+             ALTER PUBLICATION walrelay SET TABLE outbox_events WHERE ((uuid_hash(aggregate_id) & 3) = 0)",
+            &[warn(Kind::Column), warn(Kind::RowFilter)],
+        ),
+        (
+            "ALTER PUBLICATION walrelay SET TABLE outbox_events WHERE (mod(uuid_hash(aggregate_id), 4) = 0)",
+            &[warn(Kind::RowFilter)],
+        ),
+        ("ALTER TABLE outbox_events RENAME payload_json TO payload", &[refuse(Kind::Column)]),
+        ("ALTER TABLE outbox_events ALTER payload_json TYPE bytea USING NULL", &[refuse(Kind::Column)]),
+        ("ALTER TABLE outbox_events ALTER occurred_at TYPE timestamp", &[warn(Kind::Column)]),
+        ("ALTER TABLE outbox_events SET UNLOGGED", &[refuse(Kind::TableMismatch)]),
+        (
+            "CREATE DOMAIN kind AS varchar(80); CREATE TYPE version AS ENUM ('a');
+             ALTER TABLE outbox_events ALTER event_type TYPE kind, ALTER event_version TYPE int8,
+               ALTER aggregate_id TYPE text, ALTER payload_json TYPE json, ADD COLUMN more int",
+            &[],
+        ),
+    ];
+    for (change, expected) in cases {
+        client.batch_execute("BEGIN").await.unwrap();
+        if change.contains("UNLOGGED") {
+            client
+                .batch_execute("DROP PUBLICATION walrelay")
+                .await
+                .unwrap();
+        }
+        client.batch_execute(change).await.unwrap();
+        let mut kinds = found(&client, &settings).await;
+        kinds.retain(|(_, kind)| *kind != Kind::PublicationMissing);
+        assert_eq!(kinds, *expected, "{change}");
+        client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+/// The advice is what a person pastes: it has to work, also on rows.
+#[tokio::test]
+async fn a_column_of_another_type_is_mended_by_what_the_finding_says() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    let table = "CREATE TABLE outbox_events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            aggregate_id int NOT NULL, event_type int NOT NULL, event_version text NOT NULL,
+            occurred_at text NOT NULL, payload_json varchar(80) NOT NULL);
+        INSERT INTO outbox_events (aggregate_id, event_type, event_version, occurred_at, payload_json)
+        VALUES (-7, 5, '1', '2026-11-23T00:00:00Z', '{\"a\": 1}')";
+    client.batch_execute(table).await.unwrap();
+    let inspection = inspect(&client, &settings).await.unwrap();
+    let columns = findings(&inspection, &settings);
+    let columns = columns.iter().filter(|found| found.kind == Kind::Column);
+    let mends: Vec<&str> = columns.map(|found| found.mend.as_str()).collect();
+    assert_eq!(mends.len(), 6, "{mends:?}");
+    for mend in mends {
+        let sql = mend.strip_prefix("run ").unwrap();
+        client.batch_execute(sql).await.expect(sql);
+    }
+    let kinds = found(&client, &settings).await;
+    assert!(
+        kinds.iter().all(|(_, kind)| *kind != Kind::Column),
+        "{kinds:?}"
+    );
+}
+
+#[tokio::test]
+async fn says_what_is_wrong_with_server_role_and_slot() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    make(&client, &server, &settings).await;
+
+    client.batch_execute("CREATE ROLE app LOGIN").await.unwrap();
+    client.batch_execute("SET ROLE app").await.unwrap();
+    let kinds = found(&client, &settings).await;
+    assert_eq!(
+        kinds,
+        [
+            (Severity::Refuse, Kind::Privilege),
+            (Severity::Warn, Kind::Privilege)
+        ]
+    );
+
+    client.batch_execute("RESET ROLE").await.unwrap();
+    client.batch_execute("CREATE DATABASE other").await.unwrap();
+    let other = server.connect("other").await.unwrap();
+    let kinds = found(&other, &settings).await;
+    assert!(
+        kinds.contains(&(Severity::Refuse, Kind::SlotMismatch)),
+        "{kinds:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_logical_wal_is_refused() {
+    let server = server(&[("wal_level", "replica")]).await;
+    let client = server.connect("postgres").await.unwrap();
+    assert_eq!(
+        refusals(&client, &postgres_settings(&server)).await,
+        [Kind::WalLevel]
+    );
+}
+
+#[tokio::test]
+async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
+    let server = server(&[]).await;
+    let client = server.connect("postgres").await.unwrap();
+    let observer = server.connect("postgres").await.unwrap();
+    let writer = server.connect("postgres").await.unwrap();
+    let settings = postgres_settings(&server);
+    let steps = plan(
+        &inspect(&client, &settings).await.unwrap(),
+        &settings,
+        false,
+    )
+    .unwrap();
+    for step in &steps[..2] {
+        apply(&client, step).await.unwrap();
+    }
+    writer
+        .batch_execute("BEGIN; CREATE TABLE held (i int)")
+        .await
+        .unwrap();
+    let writer_pid: i32 = writer
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await
+        .unwrap()
+        .get(0);
+
+    let (told, mut hear) = tokio::sync::mpsc::unbounded_channel::<Vec<Blocker>>();
+    let cancelled = create_slot(
+        &client,
+        &observer,
+        &steps[2],
+        |blockers| told.send(blockers.to_vec()).unwrap(),
+        async {
+            let blockers = hear.recv().await.unwrap();
+            assert_eq!(
+                blockers
+                    .iter()
+                    .map(|blocker| blocker.pid)
+                    .collect::<Vec<_>>(),
+                [writer_pid]
+            );
+        },
+    );
+    let error = tokio::time::timeout(LIMIT, cancelled)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.code(), Some("57014"));
+    assert!(inspect(&client, &settings).await.unwrap().slot.is_none());
+
+    writer.batch_execute("COMMIT").await.unwrap();
+    run(&client, &server, &steps[2]).await;
+    assert_eq!(found(&client, &settings).await, []);
+}

@@ -1,0 +1,532 @@
+//! A nats-server with two streams: the events' own and that of the lane records.
+//!
+//! It reads the client's real frames and answers as nats-server 2.15 was measured to (tests/nats_lane): expectations
+//! of sequence and message id, fast ingest with gap `fail`, removals that keep `last_seq`, a crash that does not.
+
+use crate::shell::SLOT;
+use base64::Engine as _;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::time::Duration;
+use walrelay::nats::headers::Headers;
+use walrelay::pipeline::position::{self, Position};
+
+pub(crate) const STREAM: &str = "OUTBOX";
+pub(crate) const RECORDS: &str = "WALRELAY";
+/// What others publish to.
+const INTRUDER: &str = "outbox.intruder";
+const BATCH_IDLE: Duration = Duration::from_secs(10);
+
+/// A published message.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Frame {
+    pub(crate) subject: String,
+    pub(crate) reply: String,
+    pub(crate) headers: Vec<u8>,
+    pub(crate) data: Vec<u8>,
+}
+
+impl Frame {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        std::str::from_utf8(Headers::parse(&self.headers)?.get(name)?).ok()
+    }
+
+    /// The lane's position, of a first publication only.
+    pub(crate) fn position(&self) -> Option<Position> {
+        let is_copy = self.subject == INTRUDER;
+        if is_copy || self.header(position::KIND_HEADER) == Some(position::KIND_REPLAY) {
+            return None;
+        }
+        let (slot, position) =
+            position::parse_header(self.header(position::POSITION_HEADER)?).ok()?;
+        (slot == SLOT).then_some(position)
+    }
+
+    fn len(&self) -> usize {
+        self.headers.len() + self.data.len()
+    }
+}
+
+#[derive(Debug)]
+struct Batch {
+    /// Sequence that the next message must have.
+    next: u64,
+    granted: u64,
+    used_at: Duration,
+}
+
+/// One stream.
+#[derive(Debug, Default)]
+pub(crate) struct Stream {
+    name: &'static str,
+    pub(crate) created: u64,
+    pub(crate) messages: BTreeMap<u64, Frame>,
+    /// What was purged, deleted or expired: it had been there.
+    pub(crate) removed: BTreeMap<u64, Frame>,
+    pub(crate) last_seq: u64,
+    pub(crate) synced_seq: u64,
+    last_id: Option<String>,
+    ids: HashSet<String>,
+    /// Positions of first publications, stored now or removed since.
+    pub(crate) positions: BTreeSet<Position>,
+    /// What must never happen.
+    pub(crate) violation: Option<String>,
+}
+
+impl Stream {
+    fn new(name: &'static str, created: u64) -> Self {
+        Stream {
+            name,
+            created,
+            ..Stream::default()
+        }
+    }
+
+    /// What is wrong with a message's expectations.
+    fn expectation(&self, frame: &Frame) -> Option<(u16, String)> {
+        if let Some(last) = number(frame, "Nats-Expected-Last-Sequence")
+            && last != self.last_seq
+        {
+            return Some((10_071, format!("wrong last sequence: {}", self.last_seq)));
+        }
+        if let Some(id) = frame.header("Nats-Expected-Last-Msg-Id")
+            && self.last_id.as_deref() != Some(id)
+        {
+            return Some((10_070, "wrong last msg ID".into()));
+        }
+        if let Some(expected) = number(frame, "Nats-Expected-Last-Subject-Sequence") {
+            let last = self.last_of(&frame.subject).map_or(0, |(seq, _)| seq);
+            if last != expected {
+                return Some((10_071, format!("wrong last sequence: {last}")));
+            }
+        }
+        if frame
+            .header("Nats-Expected-Stream")
+            .is_some_and(|name| name != self.name)
+        {
+            return Some((10_060, "expected stream does not match".into()));
+        }
+        None
+    }
+
+    fn last_of(&self, subject: &str) -> Option<(u64, &Frame)> {
+        self.messages
+            .iter()
+            .rev()
+            .find(|(_, frame)| frame.subject == subject)
+            .map(|(seq, frame)| (*seq, frame))
+    }
+
+    fn store(&mut self, frame: Frame) -> u64 {
+        self.last_seq += 1;
+        self.last_id = frame.header("Nats-Msg-Id").map(str::to_owned);
+        self.ids.extend(self.last_id.clone());
+        if let Some(position) = frame.position() {
+            if self.positions.last().is_some_and(|last| *last >= position) {
+                let last = self.positions.last().expect("not empty");
+                self.violation = Some(format!("{position} is stored behind {last}"));
+            }
+            self.positions.insert(position);
+        }
+        self.messages.insert(self.last_seq, frame);
+        self.last_seq
+    }
+
+    /// Removes messages as people and limits do.
+    pub(crate) fn remove(&mut self, seqs: impl Iterator<Item = u64>) {
+        for seq in seqs {
+            if let Some(frame) = self.messages.remove(&seq) {
+                self.removed.insert(seq, frame);
+            }
+        }
+    }
+
+    /// Forgets everything behind `seq`, as a crash does.
+    fn truncate(&mut self, seq: u64) {
+        for (_, frame) in self.messages.split_off(&(seq + 1)) {
+            if let Some(position) = frame.position() {
+                self.positions.remove(&position);
+            }
+        }
+        self.last_seq = seq;
+        self.synced_seq = self.synced_seq.min(seq);
+        self.last_id = None;
+    }
+
+    /// The earliest end that a crash may leave.
+    pub(crate) fn durable_seq(&self) -> u64 {
+        let removed = self.removed.last_key_value().map_or(0, |(seq, _)| *seq);
+        self.synced_seq.max(removed)
+    }
+
+    /// First publications of the lane, removed ones too, in the stream's order.
+    pub(crate) fn published(&self) -> Vec<(u64, Position, &Frame)> {
+        let mut all: Vec<_> = self.messages.iter().chain(&self.removed).collect();
+        all.sort_by_key(|(seq, _)| **seq);
+        all.into_iter()
+            .filter_map(|(seq, frame)| Some((*seq, frame.position()?, frame)))
+            .collect()
+    }
+}
+
+/// What a store attempt tells the world.
+pub(crate) type Reply = (String, Option<u16>, Value);
+
+#[derive(Debug)]
+pub(crate) struct Broker {
+    pub(crate) up: bool,
+    pub(crate) events: Stream,
+    pub(crate) records: Stream,
+    batches: HashMap<String, Batch>,
+    /// The stream takes batches.
+    pub(crate) allow_batched: bool,
+    /// Refuses every event with this code until healed.
+    pub(crate) refusal: Option<(u16, u16)>,
+    /// Refuses the events with these ids for their size, as long as they are events.
+    pub(crate) poison: Vec<String>,
+    pub(crate) granted_max: u64,
+    /// The stream also takes the dead letters' subject.
+    pub(crate) takes_dead_letters: bool,
+}
+
+impl Broker {
+    pub(crate) fn new(allow_batched: bool, granted_max: u64) -> Self {
+        Broker {
+            up: true,
+            events: Stream::new(STREAM, 1),
+            records: Stream::new(RECORDS, 1),
+            batches: HashMap::new(),
+            allow_batched,
+            refusal: None,
+            poison: Vec::new(),
+            granted_max,
+            takes_dead_letters: true,
+        }
+    }
+
+    pub(crate) fn sync(&mut self) {
+        self.events.synced_seq = self.events.last_seq;
+        self.records.synced_seq = self.records.last_seq;
+    }
+
+    /// The process is gone; `cut` are the sequences that its streams come back with.
+    pub(crate) fn crash(&mut self, cut: (u64, u64)) {
+        self.up = false;
+        self.lose(cut);
+    }
+
+    /// The streams come back shorter.
+    pub(crate) fn lose(&mut self, (events, records): (u64, u64)) {
+        self.batches.clear();
+        self.events.truncate(events);
+        let last_record = self.records.messages.last_key_value().map(|(seq, _)| *seq);
+        if last_record.is_some_and(|seq| seq > records) {
+            // One message a subject is kept, so the one before is gone too unless the removal was not synced either.
+            let before = self.records.removed.remove(&records);
+            self.records.truncate(records);
+            self.records
+                .messages
+                .extend(before.map(|frame| (records, frame)));
+        }
+    }
+
+    /// The stream is deleted and made again.
+    pub(crate) fn recreate(&mut self) {
+        self.batches.clear();
+        self.events = Stream::new(STREAM, self.events.created + 1);
+    }
+
+    pub(crate) fn intrude(&mut self) {
+        self.intrude_with("");
+    }
+
+    /// A consumer publishes the `nth` event again as it came, but for NATS' own headers.
+    pub(crate) fn redrive(&mut self, nth: u64) {
+        let header = self
+            .events
+            .messages
+            .values()
+            .nth(nth as usize)
+            .and_then(|frame| frame.header(position::POSITION_HEADER))
+            .map(|value| format!("{}: {value}\r\n", position::POSITION_HEADER));
+        self.intrude_with(&header.unwrap_or_default());
+    }
+
+    fn intrude_with(&mut self, headers: &str) {
+        self.events.store(Frame {
+            subject: INTRUDER.into(),
+            headers: format!("NATS/1.0\r\n{headers}\r\n").into_bytes(),
+            data: b"{\"id\":\"by hand\"}".to_vec(),
+            ..Frame::default()
+        });
+    }
+
+    /// Handles one message; the answers, in order.
+    pub(crate) fn handle(&mut self, frame: Frame, now: Duration) -> Vec<Reply> {
+        let reply = frame.reply.clone();
+        let one = |value: Value| vec![(reply.clone(), None, value)];
+        let subject = frame.subject.clone();
+        if let Some(name) = subject.strip_prefix("$JS.API.STREAM.INFO.") {
+            return one(self.info(name));
+        }
+        if let Some(name) = subject.strip_prefix("$JS.API.STREAM.MSG.GET.") {
+            return one(self.get(name, &frame.data));
+        }
+        if subject.starts_with("walrelay.lane.") {
+            if let Some((code, text)) = self.records.expectation(&frame) {
+                return one(refused(RECORDS, 400, code, &text));
+            }
+            let before = self.records.last_of(&subject).map(|(seq, _)| seq);
+            let seq = self.records.store(frame);
+            if let Some(before) = before {
+                self.records.remove(std::iter::once(before));
+            }
+            return one(json!({"stream": RECORDS, "seq": seq}));
+        }
+        let is_dead_letter = subject.starts_with("walrelay.dead.") && self.takes_dead_letters;
+        if !subject.starts_with("outbox.") && !is_dead_letter {
+            return vec![(reply, Some(503), Value::Null)];
+        }
+        if reply.ends_with(".$FI") {
+            return self.fast(frame, now);
+        }
+        one(self.publish(frame))
+    }
+
+    /// What refuses a message before its expectations are looked at.
+    fn refusal(&self, frame: &Frame) -> Option<(u16, u16, String)> {
+        let data = String::from_utf8_lossy(&frame.data);
+        if frame.subject.starts_with("outbox.")
+            && self.poison.iter().any(|id| data.contains(id.as_str()))
+        {
+            return Some((400, 10_054, "message size exceeds maximum allowed".into()));
+        }
+        match self.refusal {
+            Some((code, err_code)) if err_code != 10_077 => {
+                Some((code, err_code, "not now".into()))
+            }
+            _ => None,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.refusal.is_some_and(|(_, err_code)| err_code == 10_077)
+    }
+
+    fn publish(&mut self, frame: Frame) -> Value {
+        if let Some((code, err_code, text)) = self.refusal(&frame) {
+            return refused(STREAM, code, err_code, &text);
+        }
+        if let Some((err_code, text)) = self.events.expectation(&frame) {
+            return refused(STREAM, 400, err_code, &text);
+        }
+        if let Some(id) = frame.header("Nats-Msg-Id")
+            && self.events.ids.contains(id)
+        {
+            return json!({"stream": STREAM, "seq": 1, "duplicate": true});
+        }
+        if self.is_full() {
+            return refused(STREAM, 503, 10_077, "maximum bytes exceeded");
+        }
+        json!({"stream": STREAM, "seq": self.events.store(frame)})
+    }
+
+    /// `<inbox>.<batch>.<flow>.fail.<seq>.<op>.$FI`
+    fn fast(&mut self, frame: Frame, now: Duration) -> Vec<Reply> {
+        let reply = frame.reply.clone();
+        let mut tokens = reply.rsplit('.').skip(1);
+        let op = tokens.next().expect("an operation").to_owned();
+        let seq: u64 = tokens
+            .next()
+            .expect("a sequence")
+            .parse()
+            .expect("a number");
+        assert_eq!(tokens.next(), Some("fail"));
+        let flow: u64 = tokens.next().expect("a flow").parse().expect("a number");
+        let id = tokens.next().expect("a batch").to_owned();
+        self.batches
+            .retain(|_, batch| now < batch.used_at + BATCH_IDLE);
+        let answer = |value: Value| (reply.clone(), None, value);
+        if !self.allow_batched {
+            return vec![answer(refused(
+                STREAM,
+                400,
+                10_205,
+                "batch publish not enabled",
+            ))];
+        }
+        if let Some((code, err_code, text)) = self.refusal(&frame) {
+            // Before the batch is looked at: it neither begins nor ends by it.
+            return vec![answer(refused(STREAM, code, err_code, &text))];
+        }
+        let mut answers = Vec::new();
+        let begins = op == "0" || (op == "2" && seq == 1);
+        if begins {
+            let granted = flow.clamp(1, self.granted_max);
+            let batch = Batch {
+                next: 1,
+                granted,
+                used_at: now,
+            };
+            self.batches.insert(id.clone(), batch);
+            if op == "0" {
+                answers.push(answer(json!({"type": "ack", "seq": 0, "msgs": granted})));
+            }
+        }
+        let Some(batch) = self.batches.get_mut(&id) else {
+            let text = "batch publish ID unknown";
+            answers.push(answer(refused(STREAM, 400, 10_208, text)));
+            return answers;
+        };
+        batch.used_at = now;
+        let (expected, granted) = (batch.next, batch.granted);
+        let last_seq = self.events.last_seq;
+        let commit = |count: u64, seq: u64| json!({"stream": STREAM, "seq": seq, "batch": id, "count": count});
+        if seq != expected {
+            self.batches.remove(&id);
+            answers.push(answer(
+                json!({"type": "gap", "last_seq": expected, "seq": seq}),
+            ));
+            answers.push(answer(commit(expected - 1, last_seq)));
+            return answers;
+        }
+        if op == "3" {
+            self.batches.remove(&id);
+            answers.push(answer(commit(seq - 1, last_seq)));
+            return answers;
+        }
+        let refusal = match self.events.expectation(&frame) {
+            Some((err_code, text)) => Some((400, err_code, text)),
+            None if self.is_full() => Some((503, 10_077, "maximum bytes exceeded".into())),
+            None => None,
+        };
+        if let Some((code, err_code, text)) = refusal {
+            self.batches.remove(&id);
+            if seq == 1 {
+                answers.push(answer(refused(STREAM, code, err_code, &text)));
+                return answers;
+            }
+            let error = json!({"code": code, "err_code": err_code, "description": text});
+            answers.push(answer(json!({"type": "err", "seq": seq, "error": error})));
+            answers.push(answer(commit(seq - 1, last_seq)));
+            return answers;
+        }
+        let stored = self.events.store(frame);
+        if op == "2" {
+            self.batches.remove(&id);
+            answers.push(answer(commit(seq, stored)));
+        } else {
+            batch_step(&mut self.batches, &id);
+            if seq.is_multiple_of(granted) {
+                answers.push(answer(json!({"type": "ack", "seq": seq, "msgs": granted})));
+            }
+        }
+        answers
+    }
+
+    fn stream(&self, name: &str) -> &Stream {
+        if name == RECORDS {
+            &self.records
+        } else {
+            &self.events
+        }
+    }
+
+    fn info(&self, name: &str) -> Value {
+        let stream = self.stream(name);
+        let first = stream
+            .messages
+            .first_key_value()
+            .map_or(stream.last_seq + 1, |(seq, _)| *seq);
+        json!({
+            "created": format!("2026-11-23T00:00:00.{:09}Z", stream.created),
+            "config": {"name": name, "retention": "limits", "max_msg_size": -1, "allow_batched": self.allow_batched},
+            "state": {"messages": stream.messages.len(), "first_seq": first, "last_seq": stream.last_seq},
+        })
+    }
+
+    fn get(&self, name: &str, request: &[u8]) -> Value {
+        let request: Value = serde_json::from_slice(request).expect("JSON");
+        let stream = self.stream(name);
+        let found = match (request["seq"].as_u64(), request["last_by_subj"].as_str()) {
+            (Some(seq), _) => stream.messages.get(&seq).map(|frame| (seq, frame)),
+            (None, subject) => stream.last_of(subject.expect("a subject")),
+        };
+        let Some((seq, frame)) = found else {
+            return json!({"error": {"code": 404, "err_code": 10_037, "description": "no message found"}});
+        };
+        let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+        json!({"message": {
+            "subject": frame.subject, "seq": seq, "hdrs": encode(&frame.headers), "data": encode(&frame.data),
+            "time": "2026-11-23T00:00:00Z",
+        }})
+    }
+}
+
+fn batch_step(batches: &mut HashMap<String, Batch>, id: &str) {
+    if let Some(batch) = batches.get_mut(id) {
+        batch.next += 1;
+    }
+}
+
+fn refused(stream: &str, code: u16, err_code: u16, description: &str) -> Value {
+    let error = json!({"code": code, "err_code": err_code, "description": description});
+    json!({"error": error, "stream": stream, "seq": 0})
+}
+
+fn number(frame: &Frame, name: &str) -> Option<u64> {
+    frame.header(name)?.parse().ok()
+}
+
+/// Takes whole frames out of what a client has sent; a cut frame stays.
+pub(crate) fn take_frame(received: &mut Vec<u8>) -> Option<ClientOp> {
+    let end = received.windows(2).position(|pair| pair == b"\r\n")?;
+    let line = std::str::from_utf8(&received[..end])
+        .expect("a control line")
+        .to_owned();
+    let mut words = line.split(' ');
+    let name = words.next().expect("an operation");
+    if name == "PING" || name == "PONG" {
+        received.drain(..end + 2);
+        return Some(ClientOp::Ping);
+    }
+    let arguments: Vec<&str> = words.collect();
+    let length = |at: usize| arguments[at].parse::<usize>().expect("a length");
+    let (reply_at, headers, total) = match (name, arguments.len()) {
+        ("PUB", 3) => (1, 0, length(2)),
+        ("HPUB", 4) => (1, length(2), length(3)),
+        _ => panic!("the relay sent {line:?}"),
+    };
+    let body = end + 2;
+    if received.len() < body + total + 2 {
+        return None;
+    }
+    assert_eq!(
+        &received[body + total..body + total + 2],
+        b"\r\n",
+        "the end of {line:?}"
+    );
+    let frame = Frame {
+        subject: arguments[0].to_owned(),
+        reply: arguments[reply_at].to_owned(),
+        headers: received[body..body + headers].to_vec(),
+        data: received[body + headers..body + total].to_vec(),
+    };
+    assert!(frame.len() == total);
+    received.drain(..body + total + 2);
+    Some(ClientOp::Publish(frame))
+}
+
+pub(crate) enum ClientOp {
+    Ping,
+    Publish(Frame),
+}
+
+/// The frame of an answer.
+pub(crate) fn answer_bytes((reply, status, value): &Reply) -> Vec<u8> {
+    if status.is_some() {
+        return format!("HMSG {reply} 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n").into_bytes();
+    }
+    let body = value.to_string();
+    format!("MSG {reply} 1 {}\r\n{body}\r\n", body.len()).into_bytes()
+}

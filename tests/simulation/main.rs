@@ -1,0 +1,73 @@
+//! The whole pipeline in a world of its own: seeded, offline, in virtual time.
+//!
+//! `SIMULATION_SEED=n cargo test --test simulation seeds` replays one seed with its history;
+//! `SIMULATION_SEEDS=n` runs so many. What is simulated and what is not: the servers, the connections and the time
+//! are; every decision is the code's own. The checker knows what was committed and what the stream has.
+
+mod broker;
+mod halts;
+mod net;
+mod postgres;
+mod random;
+mod regressions;
+mod run;
+mod shell;
+mod wire;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs a seed; what went wrong, if anything.
+fn failure(seed: u64, verbose: bool) -> Result<run::Summary, String> {
+    match catch_unwind(AssertUnwindSafe(|| run::seed(seed, verbose))) {
+        Ok((world, summary)) => match world.failure {
+            None => Ok(summary),
+            Some(failure) => Err(failure),
+        },
+        Err(panic) => Err(panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "a panic".into())),
+    }
+}
+
+fn variable(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[test]
+fn seeds() {
+    if let Some(seed) = variable("SIMULATION_SEED") {
+        let summary = failure(seed, true).expect("the seed passes");
+        eprintln!("{summary:?}");
+        return;
+    }
+    let first = variable("SIMULATION_FIRST").unwrap_or(1);
+    let count = variable("SIMULATION_SEEDS").unwrap_or(1_000);
+    let mut failed = Vec::new();
+    let mut total = run::Summary::default();
+    let mut halted = 0;
+    for seed in first..first + count {
+        match failure(seed, false) {
+            Ok(summary) => {
+                total.events += summary.events;
+                total.faults += summary.faults;
+                total.epochs += summary.epochs;
+                total.virtual_time += summary.virtual_time;
+                halted += u64::from(summary.halted);
+            }
+            Err(text) => failed.push((seed, text)),
+        }
+    }
+    eprintln!("{count} seeds, {halted} halted for a person, together {total:?}");
+    for (seed, text) in failed.iter().take(60) {
+        eprintln!("seed {seed}: {text}");
+    }
+    assert!(
+        failed.is_empty(),
+        "{} of {count} seeds fail; replay one: SIMULATION_SEED={} cargo test --test simulation seeds -- --nocapture",
+        failed.len(),
+        failed[0].0
+    );
+}

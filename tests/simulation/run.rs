@@ -1,0 +1,295 @@
+//! One seed: a workload, faults, healing, rest; then the verdict.
+
+use crate::shell::{Outcome, Relay, Settings};
+use crate::world::{ALL_FAULTS, FaultKind, World};
+use std::time::Duration;
+
+/// What a run did, for the summary.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Summary {
+    pub(crate) events: u64,
+    pub(crate) faults: u64,
+    pub(crate) epochs: u64,
+    pub(crate) halted: bool,
+    pub(crate) virtual_time: Duration,
+}
+
+/// More steps than this between two things that happen mean that something spins.
+const STEPS_MAX: u64 = 3_000_000;
+
+/// A world with its relays.
+pub(crate) struct Simulation {
+    pub(crate) world: World,
+    pub(crate) relays: Vec<Relay>,
+    pub(crate) settings: Settings,
+    next_id: u64,
+    epochs: u64,
+}
+
+/// What a seed configures.
+pub(crate) fn settings(world: &mut World) -> Settings {
+    let random = &mut world.random;
+    world.sync_interval = random.pick(&[1_000, 5_000, 20_000].map(Duration::from_millis));
+    let hold_back = match random.below(4) {
+        0 => Duration::ZERO,
+        1 => world.sync_interval / 3,
+        2 => world.sync_interval + Duration::from_millis(10),
+        _ => world.sync_interval * 3 / 2,
+    };
+    world.may_lose = hold_back < world.sync_interval;
+    world.broker.allow_batched = !random.one_in(3);
+    world.broker.granted_max = random.pick(&[1, 5, 100, 500]);
+    Settings {
+        hold_back,
+        ack_timeout: random.millis(500, 6_000),
+        status_interval: random.millis(500, 10_000),
+        backoff_max: random.millis(100, 3_000),
+        messages_max: random.pick(&[1, 2, 7, 50, 300, 1_000, 5_000]),
+        bytes_max: random.pick(&[100, 5_000, 1 << 20]),
+        held_bytes_max: 1 << 40,
+        halt_on_reject: false,
+        from: None,
+    }
+}
+
+impl Simulation {
+    pub(crate) fn new(world: World, settings: Settings, relays: u64) -> Self {
+        let mut simulation = Simulation {
+            world,
+            relays: Vec::new(),
+            settings,
+            next_id: 0,
+            epochs: 0,
+        };
+        for _ in 0..relays {
+            simulation.start_relay(Duration::ZERO);
+        }
+        simulation
+    }
+
+    pub(crate) fn start_relay(&mut self, after: Duration) {
+        self.next_id += 1;
+        let at = self.world.now + after;
+        self.relays
+            .push(Relay::new(self.next_id, self.settings.clone(), at));
+    }
+
+    /// Runs until `until`, or until `done`; false where that did not come.
+    pub(crate) fn run(&mut self, until: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let mut steps = 0_u64;
+        loop {
+            if self.world.failure.is_some() || done(self) {
+                return true;
+            }
+            steps += 1;
+            if steps > STEPS_MAX {
+                self.world
+                    .fail("the simulation does not come forward".into());
+            }
+            let mut at = self.world.next_time();
+            for relay in &self.relays {
+                at = relay.next_time(&self.world).map_or(at, |time| at.min(time));
+            }
+            if at > until {
+                self.world.now = until;
+                return done(self);
+            }
+            self.world.now = at.max(self.world.now);
+            self.world.advance();
+            for relay in &mut self.relays {
+                if relay
+                    .next_time(&self.world)
+                    .is_some_and(|time| time <= self.world.now)
+                {
+                    relay.advance(&mut self.world);
+                }
+            }
+        }
+    }
+
+    /// Starts anew what was killed or stopped; false when one has halted.
+    pub(crate) fn revive(&mut self) -> bool {
+        let mut dead = 0;
+        for relay in &self.relays {
+            match relay.outcome() {
+                Some(Outcome::Stopped) => dead += 1,
+                Some(outcome) => {
+                    if !self.world.explains(outcome) {
+                        self.world
+                            .fail(format!("relay {} ended: {outcome:?}", relay.id));
+                    }
+                    return false;
+                }
+                None => {}
+            }
+        }
+        self.epochs += self
+            .relays
+            .iter()
+            .filter(|r| r.outcome().is_some())
+            .map(|r| r.epochs_begun)
+            .sum::<u64>();
+        self.relays.retain(|relay| relay.outcome().is_none());
+        for _ in 0..dead {
+            let after = self.world.random.millis(0, 1_500);
+            self.start_relay(after);
+        }
+        true
+    }
+
+    fn epochs(&self) -> u64 {
+        self.epochs
+            + self
+                .relays
+                .iter()
+                .map(|relay| relay.epochs_begun)
+                .sum::<u64>()
+    }
+
+    pub(crate) fn work(&mut self, rejects: bool) {
+        let world = &mut self.world;
+        if !world.postgres.up {
+            return;
+        }
+        match world.random.below(10) {
+            0 => world.postgres.write_other(&mut world.random),
+            1 => world.postgres.commit_other_table(&mut world.random),
+            kind => {
+                let rows = match kind {
+                    2 => world.random.between(2, 20),
+                    3 if world.random.one_in(4) => world.random.between(100, 700),
+                    4 | 5 => world.random.between(2, 4),
+                    _ => 1,
+                };
+                let rows = (0..rows)
+                    .map(|_| world.postgres.row(&mut world.random, rejects))
+                    .collect();
+                let lsn = world.postgres.commit(rows, &mut world.random);
+                world.note(|| format!("committed at {lsn:X}"));
+            }
+        }
+    }
+}
+
+/// Runs one seed; its history where it is asked for.
+pub(crate) fn seed(seed: u64, verbose: bool) -> (World, Summary) {
+    let mut world = World::new(seed, verbose);
+    let settings = settings(&mut world);
+    world.note(|| format!("{settings:?}"));
+    let relays = if world.random.one_in(3) { 2 } else { 1 };
+    let rejects = world.random.one_in(2);
+    let faults = world.random.below(9);
+    let span = world.random.millis(500, 40_000);
+    let mut plan: Vec<(Duration, Option<FaultKind>)> = Vec::new();
+    for _ in 0..world.random.between(5, 60) {
+        plan.push((span.mul_f64(world.random.fraction()), None));
+    }
+    for _ in 0..faults {
+        let fault = world.random.pick(&ALL_FAULTS);
+        // Some come right behind another, while the relay starts again.
+        let behind = plan
+            .iter()
+            .rev()
+            .find(|(_, fault)| fault.is_some())
+            .map(|(at, _)| *at);
+        let at = match behind {
+            Some(at) if world.random.one_in(2) => at + world.random.millis(0, 80),
+            _ => span.mul_f64(world.random.fraction()),
+        };
+        plan.push((at, Some(fault)));
+    }
+    plan.sort_by_key(|(at, _)| *at);
+    let mut simulation = Simulation::new(world, settings, relays);
+    let mut halted = false;
+    for (at, fault) in plan {
+        simulation.run(at, |_| false);
+        if !simulation.revive() || simulation.world.failure.is_some() {
+            halted = true;
+            break;
+        }
+        match fault {
+            None => simulation.work(rejects),
+            Some(fault) => simulation.world.inject(fault, &mut simulation.relays),
+        }
+    }
+    if !halted {
+        halted = !come_to_rest(&mut simulation);
+    }
+    simulation.world.verify(!halted);
+    if !halted && simulation.world.failure.is_none() {
+        stop_and_start(&mut simulation);
+    }
+    let summary = Summary {
+        events: simulation.world.broker.events.positions.len() as u64,
+        faults,
+        epochs: simulation.epochs(),
+        halted,
+        virtual_time: simulation.world.now,
+    };
+    (simulation.world, summary)
+}
+
+/// Heals everything and waits until all is published and confirmed; false when a relay has halted.
+fn come_to_rest(simulation: &mut Simulation) -> bool {
+    if !simulation.revive() {
+        return false;
+    }
+    simulation.world.heal(&mut simulation.relays);
+    simulation.work(false);
+    let before = simulation.epochs();
+    let limit = simulation.world.now + simulation.settings.hold_back * 2 + Duration::from_secs(120);
+    let mut alive = true;
+    let rested = simulation.run(limit, |simulation| {
+        alive = simulation.revive();
+        !alive || simulation.world.is_done()
+    });
+    if alive && !rested {
+        let end = simulation.world.postgres.end_lsn;
+        let confirmed = simulation.world.postgres.confirmed_lsn.unwrap_or(0);
+        simulation
+            .world
+            .fail(format!("stuck: confirmed {confirmed:X} of {end:X}"));
+    }
+    let epochs = simulation.epochs() - before;
+    if epochs > 60 * simulation.relays.len() as u64 && simulation.relays.len() == 1 {
+        simulation
+            .world
+            .fail(format!("{epochs} epochs after everything was healed"));
+    }
+    alive
+}
+
+/// A clean stop and start publishes nothing again.
+fn stop_and_start(simulation: &mut Simulation) {
+    let now = simulation.world.now;
+    for relay in &mut simulation.relays {
+        relay.stop(now);
+    }
+    let limit = simulation.world.now + Duration::from_secs(20);
+    let stopped = simulation.run(limit, |simulation| {
+        simulation
+            .relays
+            .iter()
+            .all(|relay| relay.outcome().is_some())
+    });
+    if !stopped {
+        simulation.world.fail("a stop does not end".into());
+    }
+    let last_seq = simulation.world.broker.events.last_seq;
+    if !simulation.revive() {
+        return;
+    }
+    simulation.relays.truncate(1);
+    let until = simulation.world.now + Duration::from_secs(8);
+    simulation.run(until, |_| false);
+    if !simulation.relays.iter().any(Relay::is_streaming) {
+        simulation
+            .world
+            .fail("no relay streams after a clean stop and start".into());
+    }
+    if simulation.world.broker.events.last_seq != last_seq {
+        simulation
+            .world
+            .fail("a clean stop and start has published something".into());
+    }
+}

@@ -1,0 +1,302 @@
+//! Servers, connections, faults and time; and what must hold at every instant.
+
+mod faults;
+mod verdict;
+
+pub(crate) use faults::{ALL_FAULTS, FaultKind};
+
+use crate::broker::{self, Broker, ClientOp};
+use crate::net::{Net, To};
+use crate::postgres::Postgres;
+use crate::random::Random;
+use crate::shell::{Outcome, Relay, SLOT};
+use std::time::Duration;
+use walrelay::pipeline::fault::Halt;
+use walrelay::pipeline::position::Position;
+use walrelay::pipeline::record::LaneRecord;
+
+/// What surrounds the relays.
+pub(crate) struct World {
+    pub(crate) now: Duration,
+    pub(crate) random: Random,
+    pub(crate) net: Net,
+    pub(crate) postgres: Postgres,
+    pub(crate) broker: Broker,
+    /// Prints what happens.
+    pub(crate) verbose: bool,
+    pub(crate) failure: Option<String>,
+    pub(crate) sync_interval: Duration,
+    sync_at: Duration,
+    checkpoint_at: Duration,
+    broker_up_at: Option<Duration>,
+    postgres_up_at: Option<Duration>,
+    healed_at: Option<Duration>,
+    double_answer: bool,
+    /// A loss that the hold-back does not cover is no failure.
+    pub(crate) may_lose: bool,
+    /// Up to here the slot was confirmed when the broker lost messages that the hold-back does not cover.
+    pub(crate) lost_through: u64,
+    recorded_lsn: u64,
+    pub(crate) removed: bool,
+    /// The broker has lost a lane record.
+    records_lost: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, verbose: bool) -> Self {
+        let mut random = Random::new(seed);
+        let postgres = Postgres::new(&mut random);
+        World {
+            now: Duration::ZERO,
+            postgres,
+            net: Net::default(),
+            broker: Broker::new(true, 500),
+            verbose,
+            failure: None,
+            sync_interval: Duration::from_secs(2),
+            sync_at: Duration::ZERO,
+            checkpoint_at: Duration::ZERO,
+            broker_up_at: None,
+            postgres_up_at: None,
+            healed_at: None,
+            double_answer: false,
+            may_lose: false,
+            lost_through: 0,
+            recorded_lsn: 0,
+            removed: false,
+            records_lost: false,
+            random,
+        }
+    }
+
+    pub(crate) fn note(&self, text: impl FnOnce() -> String) {
+        if self.verbose {
+            eprintln!("{:>10.6} {}", self.now.as_secs_f64(), text());
+        }
+    }
+
+    pub(crate) fn fail(&mut self, text: String) {
+        self.note(|| format!("FAILURE: {text}"));
+        self.failure.get_or_insert(text);
+    }
+
+    pub(crate) fn close(&mut self, link: usize) {
+        self.net.close(link, &mut self.random, self.now);
+    }
+
+    /// A connection to Postgres that ends in good order: what was written arrives.
+    pub(crate) fn finish(&mut self, link: usize) {
+        self.net.links[link].client_open = false;
+    }
+
+    /// When something happens next.
+    pub(crate) fn next_time(&mut self) -> Duration {
+        let mut at = self.sync_at.min(self.checkpoint_at);
+        for time in [self.broker_up_at, self.postgres_up_at, self.healed_at] {
+            at = time.map_or(at, |time| at.min(time));
+        }
+        for link in self.net.live() {
+            let link = &self.net.links[link];
+            at = link.up.next_time().map_or(at, |time| at.min(time));
+            if link.to == To::Postgres
+                && !link.client_open
+                && link.server_open
+                && link.up.is_empty()
+            {
+                at = self.now;
+            }
+        }
+        if let Some(sender) = &self.postgres.walsender {
+            if self.postgres.has_more() && self.net.links[sender.link].down.len() < 8_000 {
+                at = self.now;
+            }
+            at = self.postgres.next_time().map_or(at, |time| at.min(time));
+        }
+        at.max(self.now)
+    }
+
+    /// Does what is due.
+    pub(crate) fn advance(&mut self) {
+        if self.now >= self.sync_at {
+            self.broker.sync();
+            self.sync_at = self.now + self.sync_interval;
+        }
+        if self.now >= self.checkpoint_at {
+            self.postgres.checkpoint();
+            self.checkpoint_at = self.now + self.random.millis(100, 20_000);
+        }
+        if self.broker_up_at.is_some_and(|at| self.now >= at) {
+            self.broker_up_at = None;
+            self.broker.up = true;
+            self.note(|| "the broker is up".into());
+        }
+        if self.postgres_up_at.is_some_and(|at| self.now >= at) {
+            self.postgres_up_at = None;
+            self.postgres.start();
+            self.note(|| "Postgres is up".into());
+        }
+        if self.healed_at.is_some_and(|at| self.now >= at) {
+            self.healed_at = None;
+            self.broker.refusal = None;
+            self.note(|| "the broker takes messages again".into());
+        }
+        for at in self.net.live() {
+            match self.net.links[at].to {
+                To::Nats => self.serve_nats(at),
+                To::Postgres => self.serve_postgres(at),
+            }
+        }
+        self.send_wal();
+    }
+
+    fn serve_nats(&mut self, at: usize) {
+        let link = &mut self.net.links[at];
+        if !link.server_open {
+            return;
+        }
+        while let Some(bytes) = link.up.receive(self.now) {
+            link.partial.extend(bytes);
+        }
+        while let Some(op) = broker::take_frame(&mut self.net.links[at].partial) {
+            let answers: Vec<Vec<u8>> = match op {
+                ClientOp::Ping => vec![b"PONG\r\n".to_vec()],
+                ClientOp::Publish(frame) => self.publish(frame),
+            };
+            let link = &mut self.net.links[at];
+            if link.client_open {
+                for answer in answers {
+                    link.down.send(&answer, self.now, &mut self.random);
+                }
+            }
+        }
+    }
+
+    fn publish(&mut self, frame: broker::Frame) -> Vec<Vec<u8>> {
+        if self.verbose {
+            let expected = frame
+                .header("Nats-Expected-Last-Sequence")
+                .unwrap_or("-")
+                .to_owned();
+            let position = frame.header("Walrelay-Position").unwrap_or("-").to_owned();
+            let text = format!(
+                "→ {} {} after {expected} at {position}",
+                frame.subject, frame.reply
+            );
+            self.note(|| text);
+        }
+        if frame.subject.starts_with("walrelay.lane.") {
+            let record = LaneRecord::from_json(&frame.data).expect("a record");
+            self.recorded_lsn = self.recorded_lsn.max(record.confirmed_lsn.into());
+        }
+        let mut answers = self.broker.handle(frame, self.now);
+        if let Some(violation) = self.broker.events.violation.take() {
+            self.fail(violation);
+        }
+        if self.double_answer && answers.len() == 1 {
+            self.double_answer = false;
+            answers.push(answers[0].clone());
+        }
+        for answer in &answers {
+            self.note(|| format!("← {} {}", answer.0, answer.2));
+        }
+        answers.iter().map(broker::answer_bytes).collect()
+    }
+
+    fn serve_postgres(&mut self, at: usize) {
+        let ours = |world: &World| {
+            world
+                .postgres
+                .walsender
+                .as_ref()
+                .is_some_and(|sender| sender.link == at)
+        };
+        if !ours(self) {
+            self.net.links[at].server_open = false;
+            return;
+        }
+        while let Some(bytes) = self.net.links[at].up.receive(self.now) {
+            self.net.links[at].partial.extend(bytes);
+        }
+        while self.net.links[at].partial.len() >= 34 {
+            let payload: Vec<u8> = self.net.links[at].partial.drain(..34).collect();
+            let before = self.postgres.confirmed_lsn.unwrap_or(0);
+            if let Some(flush_lsn) = self.postgres.status(&payload, self.now) {
+                self.check_confirmed(before, flush_lsn);
+            }
+        }
+        let link = &mut self.net.links[at];
+        if !link.client_open && link.up.is_empty() {
+            link.server_open = false;
+            self.postgres.walsender = None;
+            self.note(|| "the slot is free".into());
+        }
+    }
+
+    /// The slot may forget only what the stream has acknowledged and the record has announced.
+    fn check_confirmed(&mut self, before: u64, flush_lsn: u64) {
+        self.note(|| format!("the slot is confirmed up to {:X}", flush_lsn));
+        if flush_lsn < before {
+            self.fail(format!(
+                "confirmed goes back from {before:X} to {flush_lsn:X}"
+            ));
+        }
+        if flush_lsn > self.recorded_lsn {
+            self.fail(format!(
+                "confirmed {flush_lsn:X} is above the record's {:X}",
+                self.recorded_lsn
+            ));
+        }
+        if flush_lsn > self.postgres.end_lsn {
+            self.fail(format!(
+                "confirmed {flush_lsn:X} is above the end of the WAL"
+            ));
+        }
+        let missing = self
+            .postgres
+            .events()
+            .filter(|(_, end_lsn, _, _)| (before + 1..=flush_lsn).contains(end_lsn))
+            .find(|(commit_lsn, _, ordinal, _)| {
+                !self
+                    .broker
+                    .events
+                    .positions
+                    .contains(&position(*commit_lsn, *ordinal))
+            })
+            .map(|(commit_lsn, end_lsn, ordinal, _)| (position(commit_lsn, ordinal), end_lsn));
+        if missing.is_some() && self.may_lose {
+            // The broker lost it between the probe and the status update.
+            self.lost_through = self.lost_through.max(flush_lsn);
+        }
+        if let Some((position, end_lsn)) = missing
+            && end_lsn > self.lost_through
+        {
+            self.fail(format!(
+                "confirmed {flush_lsn:X} covers {position}, which the stream does not have"
+            ));
+        }
+    }
+
+    fn send_wal(&mut self) {
+        let Some(at) = self.postgres.walsender.as_ref().map(|sender| sender.link) else {
+            return;
+        };
+        if self.postgres.timed_out(self.now) {
+            self.note(|| "Postgres cuts the connection: no status update in time".into());
+            self.postgres.walsender = None;
+            self.net.cut(at, &mut self.random);
+            return;
+        }
+        let has_room = self.net.links[at].down.len() < 8_000;
+        let bytes = self.postgres.send(has_room, self.now, &mut self.random);
+        self.net.links[at]
+            .down
+            .send(&bytes, self.now, &mut self.random);
+    }
+}
+
+pub(crate) fn position(commit_lsn: u64, ordinal: u64) -> Position {
+    Position {
+        commit_lsn: commit_lsn.into(),
+        ordinal,
+    }
+}

@@ -1,0 +1,280 @@
+//! What goes wrong, and the healing of it.
+
+use super::*;
+
+/// What can go wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FaultKind {
+    CutNats,
+    CutPostgres,
+    StallRequests,
+    StallAnswers,
+    StallWal,
+    DoubleAnswer,
+    BrokerRestart,
+    BrokerCrash,
+    SilentLoss,
+    Overload,
+    Full,
+    Poison,
+    Intrude,
+    Purge,
+    DeleteTail,
+    Expire,
+    Recreate,
+    Kill,
+    Freeze,
+    Stop,
+    PostgresCrash,
+}
+
+pub(crate) const ALL_FAULTS: [FaultKind; 21] = [
+    FaultKind::CutNats,
+    FaultKind::CutPostgres,
+    FaultKind::StallRequests,
+    FaultKind::StallAnswers,
+    FaultKind::StallWal,
+    FaultKind::DoubleAnswer,
+    FaultKind::BrokerRestart,
+    FaultKind::BrokerCrash,
+    FaultKind::SilentLoss,
+    FaultKind::Overload,
+    FaultKind::Full,
+    FaultKind::Poison,
+    FaultKind::Intrude,
+    FaultKind::Purge,
+    FaultKind::DeleteTail,
+    FaultKind::Expire,
+    FaultKind::Recreate,
+    FaultKind::Kill,
+    FaultKind::Freeze,
+    FaultKind::Stop,
+    FaultKind::PostgresCrash,
+];
+
+impl World {
+    pub(super) fn cut_all(&mut self, to: To) {
+        for at in self.net.live() {
+            if self.net.links[at].to == to {
+                self.net.cut(at, &mut self.random);
+            }
+        }
+    }
+
+    fn broker_down(&mut self, milliseconds: u64) {
+        self.cut_all(To::Nats);
+        self.broker.up = false;
+        self.broker_up_at = Some(self.now + self.random.millis(0, milliseconds));
+    }
+
+    /// Where the streams end after a crash: anywhere behind what was synced.
+    fn crash_cut(&mut self) -> (u64, u64) {
+        let random = &mut self.random;
+        let mut cut = |durable: u64, last: u64| match random.below(3) {
+            0 => durable,
+            1 => last,
+            _ => random.between(durable, last.max(durable)),
+        };
+        (
+            cut(
+                self.broker.events.durable_seq(),
+                self.broker.events.last_seq,
+            ),
+            cut(self.broker.records.synced_seq, self.broker.records.last_seq),
+        )
+    }
+
+    /// What is gone now and no longer in the slot is lost for good, which the hold-back must prevent.
+    fn lose(&mut self, excused: bool, lose: impl FnOnce(&mut Broker)) {
+        let before = self.broker.events.positions.clone();
+        let record = self.broker.records.last_seq;
+        lose(&mut self.broker);
+        self.records_lost |= self.broker.records.last_seq < record;
+        let confirmed = self.postgres.confirmed_lsn.unwrap_or(0);
+        let gone = before
+            .difference(&self.broker.events.positions)
+            .find(|position| {
+                self.postgres.events().any(|(commit_lsn, end_lsn, _, _)| {
+                    position.commit_lsn == commit_lsn.into() && end_lsn <= confirmed
+                })
+            });
+        let gone = gone.copied();
+        let (events, records) = (self.broker.events.last_seq, self.broker.records.last_seq);
+        self.note(|| format!("the streams end at {events} and {records} now"));
+        if let Some(position) = gone {
+            if !excused && !self.may_lose {
+                self.fail(format!("{position} is lost for good"));
+            }
+            self.lost_through = self.lost_through.max(confirmed);
+        }
+    }
+
+    /// Whether the lane record is up to date, so that removals of the stream's end are told by it.
+    fn record_is_current(&self) -> bool {
+        let record = self.broker.records.messages.last_key_value();
+        record.is_some_and(|(_, frame)| {
+            let record = LaneRecord::from_json(&frame.data).expect("a record");
+            record.sequence == self.broker.events.last_seq
+        })
+    }
+
+    pub(crate) fn inject(&mut self, fault: FaultKind, relays: &mut [Relay]) {
+        self.note(|| format!("fault: {fault:?}"));
+        let target = self.random.below(relays.len() as u64) as usize;
+        let relay = &mut relays[target];
+        let links = relay.links();
+        let link_to = |world: &World, to| {
+            links
+                .iter()
+                .copied()
+                .find(|at| world.net.links[*at].to == to)
+        };
+        let stall = self.now + self.random.millis(1, 12_000);
+        match fault {
+            FaultKind::CutNats => {
+                if let Some(at) = link_to(self, To::Nats) {
+                    self.net.cut(at, &mut self.random);
+                }
+            }
+            FaultKind::CutPostgres => {
+                if let Some(at) = link_to(self, To::Postgres) {
+                    self.net.cut(at, &mut self.random);
+                    self.postgres.walsender = None;
+                }
+            }
+            FaultKind::StallRequests => {
+                if let Some(at) = link_to(self, To::Nats) {
+                    self.net.links[at].up.stalled_until = stall;
+                }
+            }
+            FaultKind::StallAnswers => {
+                if let Some(at) = link_to(self, To::Nats) {
+                    self.net.links[at].down.stalled_until = stall;
+                }
+            }
+            FaultKind::StallWal => {
+                if let Some(at) = link_to(self, To::Postgres) {
+                    self.net.links[at].down.stalled_until = stall;
+                }
+            }
+            FaultKind::DoubleAnswer => self.double_answer = true,
+            FaultKind::BrokerRestart => {
+                self.broker.sync();
+                let end = (self.broker.events.last_seq, self.broker.records.last_seq);
+                self.broker.crash(end);
+                self.broker_down(3_000);
+            }
+            FaultKind::BrokerCrash => {
+                let cut = self.crash_cut();
+                self.lose(false, |broker| broker.crash(cut));
+                self.broker_down(3_000);
+            }
+            FaultKind::SilentLoss => {
+                self.forget_late_frames();
+                let cut = self.crash_cut();
+                self.lose(false, |broker| broker.lose(cut));
+            }
+            FaultKind::Overload => {
+                self.broker.refusal = Some((429, 10_167));
+                self.healed_at = Some(stall);
+            }
+            FaultKind::Full => {
+                self.broker.refusal = Some((503, 10_077));
+                self.healed_at = Some(stall);
+            }
+            FaultKind::Poison => self.poison(),
+            FaultKind::Intrude => {
+                for _ in 0..self.random.between(1, 3) {
+                    match self.random.one_in(2) {
+                        true => self.broker.intrude(),
+                        false => {
+                            let count = self.broker.events.messages.len().max(1);
+                            self.broker.redrive(self.random.below(count as u64));
+                        }
+                    }
+                }
+            }
+            FaultKind::Purge | FaultKind::DeleteTail | FaultKind::Expire => self.remove(fault),
+            FaultKind::Recreate => {
+                self.forget_late_frames();
+                self.lose(true, Broker::recreate);
+            }
+            FaultKind::Kill => relay.kill(self),
+            FaultKind::Freeze => {
+                relay.frozen_until = self.now + self.random.millis(1, 60_000);
+            }
+            FaultKind::Stop => relay.stop(self.now),
+            FaultKind::PostgresCrash => {
+                self.postgres.crash();
+                self.cut_all(To::Postgres);
+                self.postgres_up_at = Some(self.now + self.random.millis(0, 3_000));
+            }
+        }
+    }
+
+    /// Known limit: sequences are the chain's only tie to a stream. Frames of an earlier epoch that arrive after the
+    /// stream has lost its end or was recreated, and after just as many messages were stored again, fit once more.
+    /// Real connections hardly live that long; here they would.
+    fn forget_late_frames(&mut self) {
+        for at in self.net.live() {
+            let link = &self.net.links[at];
+            if link.to == To::Nats && (!link.client_open || link.up.stalled_until > self.now) {
+                self.net.cut(at, &mut self.random);
+            }
+        }
+    }
+
+    /// A transaction with an event that the broker will refuse.
+    fn poison(&mut self) {
+        let rows = self.random.between(1, 6);
+        let rows: Vec<_> = (0..rows)
+            .map(|_| self.postgres.row(&mut self.random, false))
+            .collect();
+        let chosen = self.random.below(rows.len() as u64) as usize;
+        let id = rows[chosen].values[0].clone().expect("not rejected");
+        if self.postgres.up {
+            let id = String::from_utf8(id).expect("text");
+            self.postgres.commit(rows, &mut self.random);
+            self.note(|| format!("the broker refuses event {id}"));
+            self.broker.poison.push(id);
+        }
+    }
+
+    fn remove(&mut self, fault: FaultKind) {
+        // Where the record is behind, a person has to look; that ends the run, so it is tried seldom.
+        if !self.record_is_current() && !self.random.one_in(5) {
+            return;
+        }
+        self.removed = true;
+        let seqs: Vec<u64> = self.broker.events.messages.keys().copied().collect();
+        let Some(last) = seqs.last().copied() else {
+            return;
+        };
+        let end = self.random.between(seqs[0], last);
+        let chosen = seqs.into_iter().filter(|seq| match fault {
+            FaultKind::Purge => true,
+            FaultKind::DeleteTail => *seq == last,
+            _ => *seq <= end,
+        });
+        self.broker.events.remove(chosen);
+    }
+
+    /// Everything works again.
+    pub(crate) fn heal(&mut self, relays: &mut [Relay]) {
+        self.note(|| "healed".into());
+        self.broker.refusal = None;
+        if self.broker_up_at.take().is_some() {
+            self.broker.up = true;
+        }
+        if self.postgres_up_at.take().is_some() {
+            self.postgres.start();
+        }
+        for link in &mut self.net.links {
+            link.up.stalled_until = Duration::ZERO;
+            link.down.stalled_until = Duration::ZERO;
+        }
+        for relay in relays {
+            relay.frozen_until = Duration::ZERO;
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Metrics, health, the status page and `walrelay status` against a running relay.
+
+mod platform;
+
+use platform::Platform;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+}
+
+/// Status line and body; nothing while nobody listens.
+async fn get(address: SocketAddr, path: &str) -> Option<(String, String)> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    let (head, body) = answer.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.to_owned();
+    Some((status, body.to_owned()))
+}
+
+async fn wait_for(address: SocketAddr, path: &str, wanted: impl Fn(&str, &str) -> bool) -> String {
+    let reached = async {
+        loop {
+            if let Some((status, body)) = get(address, path).await
+                && wanted(&status, &body)
+            {
+                return body;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, reached)
+        .await
+        .unwrap_or_else(|_| panic!("{path} gets there in time"))
+}
+
+#[tokio::test]
+async fn a_running_relay_tells_what_it_does() {
+    let mut platform = Platform::start().await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    platform.expect(&["status"], 1).await;
+    let relay = platform.relay();
+    wait_for(address, "/readyz", |status, _| status == "200").await;
+    platform.insert(20).await;
+    let metrics = wait_for(address, "/metrics", |_, body| {
+        body.contains("walrelay_events_acknowledged_total{name=\"walrelay\"} 20\n")
+    })
+    .await;
+    for line in [
+        "walrelay_events_published_total{name=\"walrelay\"} 20",
+        "walrelay_transactions_total{name=\"walrelay\"} 1",
+        "walrelay_streaming{name=\"walrelay\"} 1",
+        "walrelay_lag_bytes{name=\"walrelay\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
+    let confirmed = |_: &str, body: &str| {
+        let status: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        let marks = &status["marks"];
+        marks["confirmed_lsn"] == marks["acknowledged_lsn"] && marks["in_flight"] == 0
+    };
+    wait_for(address, "/status.json", confirmed).await;
+    assert_eq!(get(address, "/livez").await.expect("alive").0, "200");
+    let (code, page) = get(address, "/").await.expect("a page");
+    assert!(code == "200" && page.contains("streaming") && !page.contains("<script"));
+
+    let text = platform.expect(&["status"], 0).await;
+    assert!(
+        text.contains("fast-ingest") && text.contains("streaming"),
+        "{text}"
+    );
+    let json = platform.output(&["status", "--json"]).await.stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("one JSON object");
+    assert_eq!(json["relay"]["totals"]["acknowledged"], 20);
+
+    // A second relay at the same address says which key is at fault.
+    let text = platform.expect(&["run"], 1).await;
+    assert!(text.contains("http.listen"), "{text}");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_waiting_relay_is_alive_and_not_ready() {
+    let mut platform = Platform::start().await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    let relay = platform.relay();
+    wait_for(address, "/readyz", |status, _| status == "200").await;
+    platform.nats.kill();
+    let reason = wait_for(address, "/readyz", |status, _| status == "503").await;
+    assert!(reason.starts_with("waiting: NATS"), "{reason}");
+    assert_eq!(get(address, "/healthz").await.expect("alive").0, "200");
+    let metrics = get(address, "/metrics").await.expect("metrics").1;
+    assert!(metrics.contains("walrelay_streaming{name=\"walrelay\"} 0"));
+    assert!(!metrics.contains("class=\"passing\"} 0"), "{metrics}");
+    platform.expect(&["status"], 1).await;
+    relay.stop().await;
+}

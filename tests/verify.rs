@@ -1,0 +1,267 @@
+//! `walrelay verify` against real servers: what it finds, and that it finds nothing where nothing is.
+
+mod platform;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_nats::HeaderMap;
+use platform::{Platform, insert, insert_of_type};
+
+#[tokio::test]
+async fn what_was_done_to_the_stream_is_found() {
+    let platform = Platform::start().await;
+    platform.insert(20).await;
+    // Not published yet, and no relay at the slot: the slot tells.
+    let report = platform.verify(0).await;
+    assert_eq!(
+        (&report["pending"], &report["rows"]),
+        (&20.into(), &20.into())
+    );
+
+    platform.relay_until(20).await;
+    let report = platform.verify(0).await;
+    assert_eq!(report["verdict"], "clean");
+    assert_eq!(
+        (&report["pending"], &report["events"]),
+        (&0.into(), &20.into())
+    );
+
+    // Doubled, and out of order: the same message once more at the end.
+    let (headers, body) = platform.message(3).await;
+    let again = platform
+        .publish("outbox.lesson.published.v1", headers, body)
+        .await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["doubled"]["count"], 1);
+    assert_eq!(report["doubled"]["examples"][0]["sequence"], 3);
+    assert_eq!(report["doubled"]["examples"][0]["last_sequence"], again);
+    assert_eq!(report["out_of_order"]["count"], 1);
+    assert_eq!(report["out_of_order"]["examples"][0]["sequence"], again);
+
+    // Reordered alone: the first of the two is gone.
+    platform.delete_message(3).await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["doubled"]["count"], 0);
+    assert_eq!(report["out_of_order"]["count"], 1);
+    assert_eq!(report["missing"]["count"], 0);
+
+    // Missing: both are.
+    platform.delete_message(again).await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["out_of_order"]["count"], 0);
+    assert_eq!(report["missing"]["count"], 1);
+
+    // A replay puts it back and is no double of the others.
+    for sequence in [4, 5] {
+        let (mut headers, body) = platform.message(sequence).await;
+        headers.insert("Walrelay-Kind", "replay");
+        platform
+            .publish("outbox.lesson.published.v1", headers, body)
+            .await;
+    }
+    let report = platform.verify(1).await;
+    assert_eq!(
+        (&report["again"], &report["doubled"]["count"]),
+        (&2.into(), &0.into())
+    );
+}
+
+#[tokio::test]
+async fn backfill_publishes_what_is_missing_and_nothing_else() {
+    let platform = Platform::start().await;
+    platform.insert(20).await;
+    platform.relay_until(20).await;
+    // Pending rows are the relay's.
+    platform.insert(5).await;
+    assert_eq!(
+        platform.expect(&["backfill"], 0).await,
+        "0 rows are not in the stream\n"
+    );
+    platform.relay_until(25).await;
+    for sequence in [3, 7, 25] {
+        platform.delete_message(sequence).await;
+    }
+    assert_eq!(platform.verify(1).await["missing"]["count"], 3);
+    assert_eq!(
+        platform.expect(&["backfill", "--dry-run"], 0).await,
+        "3 rows are not in the stream\n"
+    );
+    let said = platform.expect(&["backfill"], 0).await;
+    assert_eq!(
+        said,
+        "3 of 3 rows that were not in the stream are published\n"
+    );
+    let (headers, _) = platform.message(26).await;
+    let kind = headers.get("Walrelay-Kind").map(|kind| kind.as_str());
+    assert_eq!(kind, Some("backfill"));
+    assert!(headers.get("Walrelay-Position").is_none());
+    assert_eq!(platform.verify(0).await["again"], 3);
+    assert_eq!(
+        platform.expect(&["backfill"], 0).await,
+        "0 rows are not in the stream\n"
+    );
+    // The lane goes on behind them.
+    platform.insert(5).await;
+    platform.relay_until(33).await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
+async fn retention_on_both_sides_is_no_loss() {
+    let platform = Platform::start().await;
+    for _ in 0..10 {
+        platform.insert(1).await;
+    }
+    platform.relay_until(10).await;
+    let all = platform.message(5).await;
+    let body: serde_json::Value = serde_json::from_slice(&all.1).unwrap();
+    let fifth: uuid::Uuid = body["id"].as_str().unwrap().parse().unwrap();
+
+    // The table loses its oldest rows, the stream its oldest messages.
+    let stream = platform.jetstream.get_stream("OUTBOX").await.unwrap();
+    stream.purge().sequence(4).await.unwrap();
+    let report = platform.verify(0).await;
+    assert_eq!(report["removed"], 3);
+    let oldest = "DELETE FROM outbox_events WHERE ctid IN (SELECT ctid FROM outbox_events ORDER BY ctid LIMIT 4)";
+    platform.sql.execute(oldest, &[]).await.unwrap();
+    let report = platform.verify(0).await;
+    assert_eq!(
+        (&report["removed"], &report["phantom"]["count"]),
+        (&0.into(), &0.into())
+    );
+
+    // A row in the middle that is gone is more than retention; so is an event that never had a row.
+    platform
+        .sql
+        .execute("DELETE FROM outbox_events WHERE id = $1", &[&fifth])
+        .await
+        .unwrap();
+    platform.verify(0).await;
+    let sixth = "DELETE FROM outbox_events WHERE ctid = (SELECT ctid FROM outbox_events ORDER BY ctid OFFSET 1 LIMIT 1)";
+    platform.sql.execute(sixth, &[]).await.unwrap();
+    let report = platform.verify(1).await;
+    assert_eq!(report["phantom"]["count"], 1);
+
+    // Everything purged, with the relay at rest: nothing is missing, and what comes is still told apart.
+    platform
+        .sql
+        .execute("DELETE FROM outbox_events", &[])
+        .await
+        .unwrap();
+    stream.purge().await.unwrap();
+    platform.insert(2).await;
+    let report = platform.verify(0).await;
+    assert_eq!(
+        (&report["pending"], &report["removed"]),
+        (&2.into(), &0.into())
+    );
+}
+
+#[tokio::test]
+async fn dead_letters_are_found_and_a_missing_table_is_no_verdict() {
+    let platform = Platform::start().await;
+    insert_of_type(&platform.sql, "has a space").await;
+    platform.insert(1).await;
+    platform.relay_until(2).await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["dead_lettered"]["count"], 1);
+    assert_eq!(report["dead_lettered"]["examples"][0]["sequence"], 1);
+    assert_eq!(report["missing"]["count"], 0);
+
+    platform
+        .sql
+        .execute("DROP TABLE outbox_events", &[])
+        .await
+        .unwrap();
+    platform.expect(&["verify"], 3).await;
+}
+
+#[tokio::test]
+async fn rows_that_share_an_id_need_a_message_each() {
+    let platform = Platform::start().await;
+    let keyless = "ALTER TABLE outbox_events DROP CONSTRAINT outbox_events_pkey";
+    platform.sql.batch_execute(keyless).await.unwrap();
+    let id = insert_of_type(&platform.sql, "lesson.published.v1").await;
+    let again = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+                 SELECT id, aggregate_id, event_type, '{}' FROM outbox_events, generate_series(1, 2)";
+    platform.sql.batch_execute(again).await.unwrap();
+    // Not published yet: the slot has all three.
+    assert_eq!(platform.verify(0).await["pending"], 3);
+    platform.relay_until(3).await;
+    assert_eq!(platform.verify(0).await["verdict"], "clean");
+    platform.delete_message(2).await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["missing"]["count"], 1, "{report}");
+    assert_eq!(report["missing"]["examples"][0]["id"], id.to_string());
+    // Which of them is missing cannot be told, so none is published again.
+    let said = platform.expect(&["backfill"], 1).await;
+    assert!(said.contains("has 3 rows with id"), "{said}");
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_not_hidden_by_an_event_of_its_id() {
+    let platform = Platform::start().await;
+    let keyless = "ALTER TABLE outbox_events DROP CONSTRAINT outbox_events_pkey";
+    platform.sql.batch_execute(keyless).await.unwrap();
+    insert_of_type(&platform.sql, "lesson.published.v1").await;
+    let unlike = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+                  SELECT id, aggregate_id, 'has a space', '{}' FROM outbox_events";
+    platform.sql.batch_execute(unlike).await.unwrap();
+    platform.relay_until(2).await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["dead_lettered"]["count"], 1, "{report}");
+    assert_eq!(report["dead_lettered"]["examples"][0]["sequence"], 2);
+    assert_eq!(report["missing"]["count"], 0, "{report}");
+}
+
+#[tokio::test]
+async fn beside_a_live_relay_and_writers_nothing_is_found() {
+    let platform = Platform::start().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for writer in 0..3_u32 {
+        let sql = platform.postgres.connect("postgres").await.unwrap();
+        let stop = stop.clone();
+        writers.push(tokio::spawn(async move {
+            let mut round = 0;
+            while !stop.load(Ordering::Relaxed) {
+                round += 1;
+                sql.batch_execute("BEGIN").await.unwrap();
+                insert(&sql, 1 + (round * 7 + writer) % 40).await;
+                sql.batch_execute("SAVEPOINT s").await.unwrap();
+                insert(&sql, 3).await;
+                let end = ["COMMIT", "ROLLBACK TO s; COMMIT", "ROLLBACK"][(round % 3) as usize];
+                sql.batch_execute(end).await.unwrap();
+            }
+        }));
+    }
+    let relay = platform.relay();
+    for _ in 0..5 {
+        let report = platform.verify(0).await;
+        assert_eq!(report["verdict"], "clean", "{report}");
+    }
+    // A lost event is found beside them all the same.
+    platform.delete_message(2).await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["missing"]["count"], 1, "{report}");
+    relay.kill().await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["missing"]["count"], 1, "{report}");
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn messages_of_others_are_counted_apart() {
+    let platform = Platform::start().await;
+    platform.insert(3).await;
+    platform.relay_until(3).await;
+    platform
+        .publish("outbox.by.hand", HeaderMap::new(), b"{}".to_vec())
+        .await;
+    let report = platform.verify(0).await;
+    assert_eq!(report["foreign"], 1);
+}
