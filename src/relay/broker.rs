@@ -274,7 +274,7 @@ impl Broker {
                 None => None,
             };
             if let Some(tail) = tail {
-                let tail = self.behind_fence(fence.seq, tail).await?;
+                let tail = self.behind_fence(fence.seq, last_sequence, tail).await?;
                 return Ok(tail.map_or(Tail::Nothing, Tail::Found));
             }
         }
@@ -295,22 +295,28 @@ impl Broker {
     /// the broker can take the end of its files, and so of a batch that had been stored: the fence at the batch's end is
     /// gone then, and what survived stands behind the fence of the batch before. Where others publish on the lane's
     /// subjects, so many of them that its own are not reached, what the fence tells counts.
+    ///
+    /// Not beyond `last_sequence`, which was read before the fence: a relay that waits for its slot would else follow the
+    /// one that publishes for as long as that does.
     async fn behind_fence(
         &mut self,
         fence: u64,
+        last_sequence: u64,
         tail: Option<TailMessage>,
     ) -> Result<Option<TailMessage>, OpenError> {
         let mut last = tail;
         for filter in self.filters.clone() {
             let mut next = fence + 1;
             let mut others = 0;
-            while others < BEHIND_FENCE_MAX {
+            while next <= last_sequence && others < BEHIND_FENCE_MAX {
                 let message = self
                     .api
                     .next_by_subject(&mut self.connection, next, &filter, self.timeout)
                     .await
                     .map_err(|error| stream_error(error, self.api.stream()))?;
-                let Some(message) = message else { break };
+                let Some(message) = message.filter(|found| found.seq <= last_sequence) else {
+                    break;
+                };
                 next = message.seq + 1;
                 // A consumer's copy carries none of NATS' own headers.
                 let of_batch = message.header("Nats-Batch-Id").is_some();
