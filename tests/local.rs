@@ -265,7 +265,7 @@ async fn nats_reads_its_configuration_again() {
         .expect("writes its configuration");
     let begin = Instant::now();
     while async_nats::connect(nats.url()).await.is_ok() {
-        assert!(begin.elapsed() < Duration::from_secs(10), "still open");
+        assert!(begin.elapsed() < Duration::from_secs(60), "still open");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     async_nats::ConnectOptions::with_token("secret".into())
@@ -312,7 +312,7 @@ async fn a_cluster_elects_and_elects_again() {
         .expect("sends")
         .await
     {
-        assert!(begin.elapsed() < Duration::from_secs(10), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "{error}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 
@@ -421,7 +421,7 @@ fn a_killed_owner_takes_its_servers_along() {
         .any(|(pid, folder)| alive(*pid) || Path::new(folder).exists())
     {
         assert!(
-            begin.elapsed() < Duration::from_secs(20),
+            begin.elapsed() < Duration::from_secs(60),
             "still there: {owned:?}"
         );
         std::thread::sleep(Duration::from_millis(20));

@@ -149,7 +149,9 @@ impl LocalNats {
 
     /// Halts the process where it is (SIGSTOP): its connections stay open and silent.
     pub fn pause(&mut self) {
-        self.signal(Signal::STOP);
+        if let Some(process) = &mut self.process {
+            process.pause();
+        }
     }
 
     /// Lets a paused server go on (SIGCONT).

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use super::LocalError;
 
@@ -88,10 +88,14 @@ impl Process {
     /// Sends a signal, unless the process has ended: until it is reaped its pid cannot be another's.
     pub(super) fn signal(&mut self, signal: Signal) {
         if self.runs()
-            && let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
+            && let Some(pid) = self.pid()
         {
             let _ = kill_process(pid, signal);
         }
+    }
+
+    fn pid(&self) -> Option<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw)
     }
 
     /// What this process has written to its log.
@@ -153,6 +157,15 @@ impl Process {
             tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
+    }
+
+    /// SIGSTOP, and waits until it has taken effect: until then the process may still answer.
+    pub(super) fn pause(&mut self) {
+        self.signal(Signal::STOP);
+        if let Some(pid) = self.pid() {
+            // Its end, too, ends this wait, and is left to be reaped.
+            let _ = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED);
+        }
     }
 
     /// SIGKILL, and reaps.

@@ -8,8 +8,9 @@ use crate::support::{Fixture, Relay, assert_exactly_once, eventually, uuid};
 
 /// CPU time of a debug build that waits for four seconds, in ticks of 10 ms, start included. A busy loop takes 400.
 const WAIT_TICKS_MAX: u64 = 60;
-/// From a server's return to its events: a second at most, and more for a busy machine.
-const RECOVERY_MAX: Duration = Duration::from_secs(5);
+/// From a server's return to its events: a second on an idle machine, and so much that no busy one takes it for a pause
+/// that has grown.
+const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// Over so many attempts memory is watched.
 const ATTEMPTS: usize = 100;
 /// What it may grow by: a buffer of a connection that each attempt left behind would be more.
