@@ -9,7 +9,7 @@ use walrelay::pipeline::history::History;
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::tail::{
-    FOREIGN_MESSAGES_MAX, StoredMessage, Tail, TailMessage, TailSearch,
+    FOREIGN_MESSAGES_MAX, Lookup, StoredMessage, Tail, TailMessage, TailSearch,
 };
 
 const CREATED: &str = "2026-11-23T00:00:00Z";
@@ -54,6 +54,7 @@ fn record(sequence: u64, confirmed_lsn: u64) -> LaneRecord {
         confirmed_lsn: confirmed_lsn.into(),
         active: false,
         skips: Vec::new(),
+        replaced: None,
         carrier: None,
         adopted_sequence: 0,
     }
@@ -126,6 +127,7 @@ fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
     Some(Memory {
         created: created.into(),
         tail: Some(message(sequence)),
+        recorded_sequence: None,
         epoch: 1,
         settled: true,
         confirmed_lsn: confirmed_lsn.into(),
@@ -565,7 +567,7 @@ fn search(
     let last_sequence = messages.first().map_or(0, |(seq, _)| *seq);
     let mut search = TailSearch::new("s", last_sequence, CREATED, record, memory.as_ref());
     for (sequence, message) in messages {
-        assert_eq!(search.wanted(), Some(*sequence));
+        assert_eq!(search.wanted(), Some(Lookup::Message(*sequence)));
         if let Some(tail) = search.take(*message) {
             return tail;
         }
@@ -581,10 +583,12 @@ fn stored<'a>(
     tail: Option<&'a str>,
 ) -> Option<StoredMessage<'a>> {
     Some(StoredMessage {
+        sequence: 0,
         position,
         tail,
         expected_sequence: (!expected.is_empty()).then_some(expected),
         is_fence: false,
+        in_batch: false,
         body: br#"{"id":"e50","payload_json":{}}"#,
     })
 }

@@ -1,15 +1,16 @@
 //! The window in both modes against a broker and a stranger: what is acknowledged is stored, in order, without a gap.
 
-#[path = "simulation/broker.rs"]
 #[allow(dead_code)]
-mod broker;
+mod simulation {
+    pub(crate) mod broker;
+}
 mod shell {
     pub(crate) const SLOT: &str = "sim";
 }
 
-use broker::{Broker, ClientOp, STREAM, answer_bytes, take_frame};
 use bytes::BytesMut;
 use proptest::prelude::*;
+use simulation::broker::{Broker, ClientOp, STREAM, answer_bytes, take_frame};
 use std::collections::VecDeque;
 use std::time::Duration;
 use walrelay::nats::protocol::{Op, Parser};

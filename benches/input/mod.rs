@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 use walrelay::pipeline::continuity::Plan;
 use walrelay::pipeline::engine::{Engine, EngineSettings};
+use walrelay::pipeline::epochs::Refused;
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::{Mode, WindowSettings};
 use walrelay::pipeline::row::Source;
@@ -150,7 +151,7 @@ impl Lane1 {
             status_interval: Duration::from_secs(10),
             halt_on_reject: false,
             skips: Vec::new(),
-            refused: None,
+            refused: Refused::new(),
             carrier: None,
         };
         let plan = Plan {

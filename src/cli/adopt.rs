@@ -141,6 +141,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         adopted_sequence: sequence.map_or(view.stream.state.last_seq, |sequence| sequence - 1),
         active: false,
         skips: Vec::new(),
+        replaced: None,
         carrier: None,
     };
     record::write(&nats, &written, recorded).await?;

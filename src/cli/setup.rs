@@ -236,6 +236,7 @@ async fn record_slot(
         active: false,
         adopted_sequence: stream.state.last_seq,
         skips: Vec::new(),
+        replaced: None,
         carrier: None,
     };
     record::write(nats, &first, stored.sequence).await?;

@@ -16,6 +16,7 @@ use super::connection::{LaneConnection, RequestError};
 use super::headers::Headers;
 use super::stream::FENCE_PREFIX;
 use crate::pipeline::confirm::StoredPosition;
+use crate::pipeline::tail::Lookup;
 use crate::pipeline::{position, tail};
 
 /// Where the JetStream API listens, unless a domain or an import moves it.
@@ -181,6 +182,16 @@ impl StreamApi {
         self.message_request(&serde_json::json!({ "next_by_subj": subject, "seq": seq }))
     }
 
+    /// What a search for the lane's last message asks for; answer: [`StoredMessage::parse`].
+    #[must_use]
+    pub fn lookup_request(&self, lookup: Lookup<'_>) -> ApiRequest {
+        match lookup {
+            Lookup::Message(sequence) => self.message_get_request(sequence),
+            Lookup::Last(subject) => self.last_by_subject_request(subject),
+            Lookup::Next { from, filter } => self.next_by_subject_request(from, filter),
+        }
+    }
+
     fn message_request(&self, body: &serde_json::Value) -> ApiRequest {
         let subject = format!("{}.STREAM.MSG.GET.{}", self.prefix, self.stream);
         ApiRequest {
@@ -202,48 +213,17 @@ impl StreamApi {
         Ok(StreamInfo::parse(&answer)?)
     }
 
-    /// The message with this sequence; `None` where it was never stored, or removed. Before streaming only.
+    /// A message; `None` where there is none. Before streaming only.
     ///
     /// # Errors
     /// [`CallError`].
-    pub async fn message_get(
+    pub async fn message(
         &self,
         connection: &mut LaneConnection,
-        seq: u64,
+        lookup: Lookup<'_>,
         after: Duration,
     ) -> Result<Option<StoredMessage>, CallError> {
-        let answer = call(connection, self.message_get_request(seq), after).await?;
-        Ok(StoredMessage::parse(&answer)?)
-    }
-
-    /// The last message whose subject matches; `None` where there is none. Before streaming only.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn last_by_subject(
-        &self,
-        connection: &mut LaneConnection,
-        subject: &str,
-        after: Duration,
-    ) -> Result<Option<StoredMessage>, CallError> {
-        let answer = call(connection, self.last_by_subject_request(subject), after).await?;
-        Ok(StoredMessage::parse(&answer)?)
-    }
-
-    /// The first message at or behind this sequence whose subject matches; `None` where there is none. Before streaming
-    /// only.
-    ///
-    /// # Errors
-    /// [`CallError`].
-    pub async fn next_by_subject(
-        &self,
-        connection: &mut LaneConnection,
-        seq: u64,
-        subject: &str,
-        after: Duration,
-    ) -> Result<Option<StoredMessage>, CallError> {
-        let request = self.next_by_subject_request(seq, subject);
-        let answer = call(connection, request, after).await?;
+        let answer = call(connection, self.lookup_request(lookup), after).await?;
         Ok(StoredMessage::parse(&answer)?)
     }
 }
@@ -468,10 +448,12 @@ impl StoredMessage {
     #[must_use]
     pub fn for_search(&self) -> tail::StoredMessage<'_> {
         tail::StoredMessage {
+            sequence: self.seq,
             position: self.header_text(position::POSITION_HEADER),
             tail: self.header_text(position::TAIL_HEADER),
             expected_sequence: self.header_text(position::EXPECTED_HEADER),
             is_fence: self.subject.starts_with(FENCE_PREFIX),
+            in_batch: self.header(position::BATCH_HEADER).is_some(),
             body: &self.data,
         }
     }

@@ -35,8 +35,8 @@ pub async fn lane_end(client: &Client, stream: &str, slot: &str) -> anyhow::Resu
     let mut search = TailSearch::new(slot, last_sequence, &info.created, record, None);
     let api = StreamApi::new(DEFAULT_PREFIX, stream)?;
     let mut found = Tail::Nothing;
-    while let Some(sequence) = search.wanted() {
-        let message = stored(client, api.message_get_request(sequence)).await?;
+    while let Some(lookup) = search.wanted() {
+        let message = stored(client, api.lookup_request(lookup)).await?;
         if let Some(tail) = search.take(message.as_ref().map(StoredMessage::for_search)) {
             found = tail;
             break;

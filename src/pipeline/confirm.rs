@@ -42,6 +42,10 @@ enum State {
         target: PgLsn,
         sequence: u64,
     },
+    /// Somebody else's message stands there: has the lane gone on behind it?
+    Replaced {
+        sequence: u64,
+    },
     Recording {
         target: PgLsn,
     },
@@ -139,6 +143,11 @@ impl Confirm {
     /// The lane's last acknowledged message.
     pub fn tail(&self) -> Option<&TailMessage> {
         self.tail.as_ref()
+    }
+
+    /// The message that the record names.
+    pub fn recorded_sequence(&self) -> Option<u64> {
+        self.recorded.as_ref().map(|tail| tail.sequence)
     }
 
     /// What the slot has been told.
@@ -307,27 +316,36 @@ impl Confirm {
                 }
                 self.done(target);
             }
-            State::Covering { target, sequence } => {
-                self.check_left(found, sequence)?;
-                self.done(target);
+            // The lane's last message is there, it has just been seen.
+            State::Covering { sequence, .. } if is_replaced(found) => {
+                return Err(self.replaced(sequence).into());
             }
-            State::Leaving { target, sequence } => {
-                self.check_left(found, sequence)?;
-                return Ok(Some(self.record(target)));
+            State::Covering { target, .. } => self.done(target),
+            State::Leaving { sequence, .. } if is_replaced(found) => {
+                self.state = State::Replaced { sequence };
+                return Ok(self.tail.as_ref().map(|tail| Ask::Message(tail.sequence)));
+            }
+            State::Leaving { target, .. } => return Ok(Some(self.record(target))),
+            State::Replaced { sequence } => {
+                self.check_tail(found)?;
+                return Err(match found {
+                    Some(_) => self.replaced(sequence).into(),
+                    None => Fault::StreamLost(format!(
+                        "message {sequence} of stream {} is not the lane's any more",
+                        self.stream
+                    ))
+                    .into(),
+                });
             }
             State::Idle | State::Recording { .. } | State::Informing { .. } => {}
         }
         Ok(None)
     }
 
-    /// A message that the lane has gone on behind.
-    fn check_left(&self, found: Option<&StoredPosition>, sequence: u64) -> Result<(), Halt> {
-        match found {
-            Some(found) if !found.is_in_place => Err(Halt::Replaced {
-                stream: self.stream.clone(),
-                sequence,
-            }),
-            _ => Ok(()),
+    fn replaced(&self, sequence: u64) -> Halt {
+        Halt::Replaced {
+            stream: self.stream.clone(),
+            sequence,
         }
     }
 
@@ -370,6 +388,11 @@ impl Confirm {
         self.confirmed_lsn = target;
         self.state = State::Idle;
     }
+}
+
+/// Somebody else's message stands there.
+fn is_replaced(found: Option<&StoredPosition>) -> bool {
+    found.is_some_and(|found| !found.is_in_place)
 }
 
 /// A stored message, as far as the probe looks.

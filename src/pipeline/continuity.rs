@@ -48,6 +48,8 @@ pub struct Memory {
     pub created: String,
     /// The lane's last acknowledged message.
     pub tail: Option<TailMessage>,
+    /// The message that its last record named; a broker that was set back may have lost that record.
+    pub recorded_sequence: Option<u64>,
     /// What the slot was told.
     pub confirmed_lsn: PgLsn,
     /// On which timeline.
@@ -220,6 +222,15 @@ fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
         return Err(Halt::OtherLane {
             recorded: record.lane(),
             found: view.lane.clone(),
+        });
+    }
+    if let Some(record) = view.record
+        && record.created == view.created
+        && let Some(sequence) = record.replaced
+    {
+        return Err(Halt::Replaced {
+            stream: view.stream.to_owned(),
+            sequence,
         });
     }
     if let Tail::OtherSlot { sequence, slot } = view.tail {

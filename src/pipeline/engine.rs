@@ -17,6 +17,7 @@ use super::confirm::{self, Confirm};
 use super::continuity::{Overlap, Plan};
 use super::dead_letter;
 use super::envelope::Reject;
+use super::epochs::Refused;
 use super::fault::{Fault, Halt, is_about_frame};
 use super::position::{Lane, Position};
 use super::progress::Progress;
@@ -61,8 +62,8 @@ pub struct EngineSettings {
     pub halt_on_reject: bool,
     /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
     pub skips: Vec<Position>,
-    /// The row that the broker refused in the epoch before, and would refuse again.
-    pub refused: Option<(Position, String)>,
+    /// The rows that the broker refused in epochs before, and would refuse again.
+    pub refused: Refused,
     /// What carries the table's rows, for the record.
     pub carrier: Option<Carrier>,
 }
@@ -378,6 +379,11 @@ impl Engine {
     /// The lane's last acknowledged message.
     pub fn tail(&self) -> Option<&TailMessage> {
         self.confirm.tail()
+    }
+
+    /// The message that the lane record names.
+    pub fn recorded_sequence(&self) -> Option<u64> {
+        self.confirm.recorded_sequence()
     }
 
     /// What of a replay the next epoch has still to do; none when there was none, or it is done.

@@ -5,12 +5,17 @@
 
 use super::fault::{Class, Fault, Halt, STUCK_EPOCHS};
 use super::position::Position;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Where the stream's tail has the answer, somebody may be publishing all the time: a relay that comes back too seldom
 /// never meets a gap in it.
 const RESYNC_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+/// Rows that the broker has refused for their own sake, and what it said. In an atomic batch, which is stored whole or not
+/// at all, one after the other is met before the lane gets past the first; never more than a batch has.
+pub type Refused = BTreeMap<Position, String>;
 
 /// What has happened since the last progress.
 #[derive(Debug)]
@@ -19,7 +24,7 @@ pub struct Epochs {
     attempts: u32,
     refusals: u32,
     ended_at: Option<Position>,
-    refused: Option<(Position, String)>,
+    refused: Refused,
     one_by_one: u64,
 }
 
@@ -31,7 +36,7 @@ impl Epochs {
             attempts: 0,
             refusals: 0,
             ended_at: None,
-            refused: None,
+            refused: Refused::new(),
             one_by_one: 0,
         }
     }
@@ -41,10 +46,10 @@ impl Epochs {
         self.one_by_one
     }
 
-    /// The row that the broker refused for its own sake, until the lane is past it: the next epoch rejects it without
-    /// asking again.
-    pub fn refused(&self) -> Option<&(Position, String)> {
-        self.refused.as_ref()
+    /// The rows that the broker has refused, until the lane is past them: the next epoch rejects them without asking
+    /// again.
+    pub fn refused(&self) -> &Refused {
+        &self.refused
     }
 
     /// An epoch ended. `tail` is the lane's last acknowledged position, `progressed` whether it moved in this epoch
@@ -96,8 +101,9 @@ impl Epochs {
     /// Remembers a row that was refused for its own sake; whether it had been already, so that even its dead letter
     /// was refused.
     fn refuses_again(&mut self, fault: &Fault, tail: Option<Position>) -> bool {
-        self.refused
-            .take_if(|(position, _)| tail.is_some_and(|tail| tail >= *position));
+        if let Some(tail) = tail {
+            self.refused.retain(|position, _| *position > tail);
+        }
         if fault.class() != Class::Row {
             return false;
         }
@@ -112,9 +118,12 @@ impl Epochs {
         };
         let again = self
             .refused
-            .as_ref()
-            .is_some_and(|(refused, _)| refused == position);
-        self.refused = Some((*position, description.clone()));
+            .insert(*position, description.clone())
+            .is_some();
+        if !again {
+            // One less to find.
+            self.attempts = 0;
+        }
         again
     }
 }
@@ -181,14 +190,33 @@ mod tests {
         }
         assert!(epochs.ended(&refused, at(1), false, 0.0).is_ok());
         assert!(epochs.ended(&gone, at(1), false, 0.0).is_ok());
-        assert!(epochs.refused().is_some());
+        assert!(!epochs.refused().is_empty());
         assert!(epochs.ended(&gone, at(5), true, 0.0).is_ok());
-        assert!(epochs.refused().is_none());
+        assert!(epochs.refused().is_empty());
         // Its dead letter is refused too.
         for _ in 0..3 {
             assert!(epochs.ended(&refused, at(1), false, 0.0).is_ok());
         }
         assert!(epochs.ended(&refused, at(1), false, 0.0).is_err());
+    }
+
+    #[test]
+    fn all_refused_rows_of_a_batch_are_remembered_and_cost_no_growing_pause() {
+        let refused = |lsn| Fault::Refused {
+            position: at(lsn).expect("some"),
+            code: 400,
+            err_code: 10_054,
+            description: "too large".into(),
+        };
+        let mut epochs = Epochs::new(Duration::from_secs(60));
+        for lsn in 2..50 {
+            let pause = epochs.ended(&refused(lsn), at(1), false, 1.0);
+            assert_eq!(pause, Ok(PAUSE_MIN));
+        }
+        assert_eq!(epochs.refused().len(), 48);
+        let gone = Fault::Broker("gone".into());
+        assert!(epochs.ended(&gone, at(30), true, 0.0).is_ok());
+        assert_eq!(epochs.refused().len(), 19);
     }
 
     #[test]
@@ -200,7 +228,7 @@ mod tests {
         };
         let mut epochs = Epochs::new(Duration::from_secs(1));
         assert!(epochs.ended(&frame(2, 40), at(1), false, 0.0).is_ok());
-        assert!(epochs.one_by_one() == 40 && epochs.refused().is_none());
+        assert!(epochs.one_by_one() == 40 && epochs.refused().is_empty());
         // What comes between does not matter.
         let gone = Fault::Broker("gone".into());
         assert!(epochs.ended(&gone, at(1), false, 0.0).is_ok());
@@ -208,7 +236,7 @@ mod tests {
         assert!(epochs.ended(&frame(5, 1), at(4), true, 0.0).is_ok());
         assert_eq!(epochs.one_by_one(), 0);
         assert_eq!(
-            epochs.refused().map(|(position, _)| *position),
+            epochs.refused().keys().copied().last(),
             at(5),
             "it becomes a dead letter"
         );

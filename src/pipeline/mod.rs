@@ -7,7 +7,7 @@
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
-//! | [`tail`] | the stream's last messages | the lane's own last one |
+//! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
 //! | [`envelope`], [`subject`] | a row | JSON and subject, or why it can be none |
 //! | [`dead_letter`] | a rejected row | the message that takes its place |
@@ -35,6 +35,7 @@ pub mod publish;
 mod reader;
 pub mod record;
 pub mod row;
+pub mod shared_tail;
 pub mod skim;
 pub mod subject;
 pub mod tail;

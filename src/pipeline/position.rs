@@ -17,6 +17,8 @@ pub const REASON_HEADER: &str = "Walrelay-Reason";
 pub const TAIL_HEADER: &str = "Walrelay-Tail";
 /// NATS' own header: the sequence that a message of a stream of our own was to follow. Stored with the message.
 pub const EXPECTED_HEADER: &str = "Nats-Expected-Last-Sequence";
+/// NATS' own header: the atomic batch that a message was published in. Stored with the message.
+pub const BATCH_HEADER: &str = "Nats-Batch-Id";
 /// Value of [`KIND_HEADER`] on a row that could not be published.
 pub const KIND_DEAD_LETTER: &str = "dead-letter";
 /// Value of [`KIND_HEADER`] on an event that the table had and the stream had not.

@@ -47,6 +47,9 @@ pub struct LaneRecord {
     /// Rows behind the position that a person has allowed to pass as dead letters, see `walrelay dead-letters skip`.
     #[serde(default, with = "text_list")]
     pub skips: Vec<Position>,
+    /// The message that somebody else's has replaced, when a relay halted for that: each start does, until an adoption.
+    #[serde(default)]
+    pub replaced: Option<u64>,
     /// What carried the table's rows into the WAL when somebody last looked; none where nobody has.
     #[serde(default)]
     pub carrier: Option<Carrier>,
@@ -113,6 +116,16 @@ impl LaneRecord {
             database: self.database.clone(),
             slot: self.slot.clone(),
         }
+    }
+
+    /// The same, once a relay has halted because somebody else's message stands at `sequence`; none where that is no news,
+    /// since the lane goes on in another stream or was adopted behind it.
+    pub fn halted_for(&self, sequence: u64, created: &str) -> Option<LaneRecord> {
+        let is_about = self.created == created && self.adopted_sequence < sequence;
+        is_about.then(|| LaneRecord {
+            replaced: Some(sequence),
+            ..self.clone()
+        })
     }
 
     /// The record as stored.

@@ -61,6 +61,22 @@ pub enum Tail {
     },
 }
 
+/// A message that a search asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup<'s> {
+    /// The one with this sequence.
+    Message(u64),
+    /// The last one on this subject.
+    Last(&'s str),
+    /// The first one at or behind this sequence whose subject matches.
+    Next {
+        /// The sequence.
+        from: u64,
+        /// What the subject is to match.
+        filter: &'s str,
+    },
+}
+
 /// The search for the lane's last message, from the stream's end backwards, one message a step.
 #[derive(Debug)]
 pub struct TailSearch<'a> {
@@ -84,6 +100,8 @@ pub struct TailSearch<'a> {
 /// A stored message as the search needs it.
 #[derive(Debug, Clone, Copy)]
 pub struct StoredMessage<'a> {
+    /// Its sequence.
+    pub sequence: u64,
     /// Value of [`position::POSITION_HEADER`].
     pub position: Option<&'a str>,
     /// Value of [`position::TAIL_HEADER`].
@@ -92,6 +110,8 @@ pub struct StoredMessage<'a> {
     pub expected_sequence: Option<&'a str>,
     /// It is a fence of a time when others wrote to the stream too; a lane's fence subject is its own.
     pub is_fence: bool,
+    /// It was published in an atomic batch.
+    pub in_batch: bool,
     /// The body.
     pub body: &'a [u8],
 }
@@ -109,9 +129,8 @@ impl<'a> TailSearch<'a> {
         let settled = settled_tail(record, memory, created, last_sequence);
         let record = record.filter(|record| record.created == created);
         let recorded = record.filter(|record| record.position.is_some());
-        let remembered = memory
-            .filter(|memory| memory.created == created)
-            .and_then(|memory| memory.tail.as_ref());
+        let memory = memory.filter(|memory| memory.created == created);
+        let remembered = memory.and_then(|memory| memory.tail.as_ref());
         TailSearch {
             slot,
             floor: record.map_or(0, |record| record.adopted_sequence),
@@ -122,6 +141,7 @@ impl<'a> TailSearch<'a> {
             left: recorded
                 .map(|record| record.sequence)
                 .into_iter()
+                .chain(memory.and_then(|memory| memory.recorded_sequence))
                 .chain(remembered.map(|tail| tail.sequence))
                 .collect(),
             found: None,
@@ -130,16 +150,16 @@ impl<'a> TailSearch<'a> {
         }
     }
 
-    /// Which message to read next; `None` when there is none.
-    pub fn wanted(&self) -> Option<u64> {
+    /// What to look up next; `None` when there is nothing.
+    pub fn wanted(&self) -> Option<Lookup<'static>> {
         if self.found.is_some() {
-            return self.left.last().copied();
+            return self.left.last().copied().map(Lookup::Message);
         }
-        (self.next > self.floor).then_some(self.next)
+        (self.next > self.floor).then_some(Lookup::Message(self.next))
     }
 
     /// What the search has found where [`Self::wanted`] names no further message.
-    pub fn end(&self) -> Tail {
+    pub fn end(self) -> Tail {
         match self.copy {
             // Behind an adoption it has published nothing yet, by its record.
             Some(sequence) if !self.may_be_empty => Tail::Copied { sequence },
@@ -162,6 +182,8 @@ impl<'a> TailSearch<'a> {
                 self.copy = self.copy.or((slot == self.slot).then_some(sequence));
             } else if slot == self.slot {
                 self.left.retain(|left| *left < sequence);
+                self.left.sort_unstable();
+                self.left.dedup();
                 self.found = Some(TailMessage {
                     sequence,
                     position,

@@ -14,24 +14,16 @@ use crate::nats::stream::{
 use crate::pipeline::continuity::Memory;
 use crate::pipeline::dead_letter;
 use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::position;
 use crate::pipeline::publish::Mode;
-use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
+use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};
 use crate::pipeline::subject::{SubjectTemplate, TemplateError};
-use crate::pipeline::tail::{Tail, TailMessage, TailSearch, split_tail};
+use crate::pipeline::tail::{Lookup, Tail, TailMessage, TailSearch};
 use crate::relay::open::OpenError;
 use std::time::Duration;
 
-/// Value of [`position::TAIL_HEADER`] on the fence of a lane that has published nothing.
-const NO_TAIL: &str = "-";
-
 /// `err_code` of a wrong last sequence, on one server and in a cluster.
 const OVERTAKEN_CODES: [u16; 2] = [10071, 10164];
-
-/// Most messages of others on the lane's subjects that are read behind its fence in search of its own: an answer each,
-/// at every start.
-const BEHIND_FENCE_MAX: usize = 200;
 
 /// The lane record and where it is stored.
 #[derive(Debug)]
@@ -40,6 +32,20 @@ pub struct StoredRecord {
     pub record: Option<LaneRecord>,
     /// Sequence of the message that holds it in the record stream; 0 for none.
     pub sequence: u64,
+}
+
+impl StoredRecord {
+    fn read(found: Option<StoredMessage>) -> Result<Self, OpenError> {
+        let record = found
+            .as_ref()
+            .map(|message| LaneRecord::from_json(&message.data))
+            .transpose()
+            .map_err(|error| OpenError::Permanent(error.into()))?;
+        Ok(StoredRecord {
+            record,
+            sequence: found.map_or(0, |message| message.seq),
+        })
+    }
 }
 
 /// A connection to the broker, and what it said about the stream.
@@ -52,8 +58,8 @@ pub struct Broker {
     records: StreamApi,
     slot: String,
     shared: bool,
-    /// What the lane's own messages in a shared stream are published on.
-    filters: [String; 2],
+    /// Of the lane's own messages in a shared stream.
+    subjects: SharedSubjects,
     timeout: Duration,
     /// Sequence of the lane's fence at the last look at the tail; 0 for none.
     fence_sequence: u64,
@@ -89,7 +95,10 @@ impl Broker {
                 .map_err(|error| OpenError::Permanent(error.into()))?,
             slot: slot.to_owned(),
             shared: settings.shared,
-            filters: [template.filter(), dead_letter::subject(slot)],
+            subjects: SharedSubjects {
+                fence: fence_subject(&settings.stream, slot),
+                filters: [template.filter(), dead_letter::subject(slot)],
+            },
             timeout,
             fence_sequence: 0,
         })
@@ -114,27 +123,38 @@ impl Broker {
         let subject = lane_record_subject(self.api.stream(), &self.slot);
         let found = self
             .records
-            .last_by_subject(&mut self.connection, &subject, self.timeout)
+            .message(&mut self.connection, Lookup::Last(&subject), self.timeout)
             .await;
-        let found = match found {
+        match found {
             Err(error) if error.api().is_some_and(ApiError::is_stream_not_found) => {
                 self.create_records(num_replicas).await?;
-                None
+                StoredRecord::read(None)
             }
-            found => found.map_err(|error| stream_error(error, LANE_RECORD_STREAM))?,
-        };
-        let Some(message) = found else {
-            return Ok(StoredRecord {
-                record: None,
-                sequence: 0,
-            });
-        };
-        let record = LaneRecord::from_json(&message.data)
-            .map_err(|error| OpenError::Permanent(error.into()))?;
-        Ok(StoredRecord {
-            record: Some(record),
-            sequence: message.seq,
-        })
+            Err(error) => Err(stream_error(error, LANE_RECORD_STREAM)),
+            Ok(found) => StoredRecord::read(found),
+        }
+    }
+
+    /// Has every later start halt as well, until an adoption: at `sequence` of the stream created at `created` stands somebody
+    /// else's message. Behind whatever record there is: the broker may have lost the latest with the lane's messages.
+    ///
+    /// # Errors
+    /// No record, or no answer.
+    pub async fn keep_halt(&mut self, sequence: u64, created: &str) -> Result<(), OpenError> {
+        let subject = lane_record_subject(self.api.stream(), &self.slot);
+        let found = self
+            .records
+            .message(&mut self.connection, Lookup::Last(&subject), self.timeout)
+            .await
+            .map_err(|error| stream_error(error, LANE_RECORD_STREAM))?;
+        let stored = StoredRecord::read(found)?;
+        let record = stored
+            .record
+            .and_then(|record| record.halted_for(sequence, created));
+        if let Some(record) = record {
+            self.write_record(&record, stored.sequence).await?;
+        }
+        Ok(())
     }
 
     async fn create_records(&mut self, num_replicas: usize) -> Result<(), OpenError> {
@@ -181,17 +201,29 @@ impl Broker {
     }
 
     /// A halt that rests on the lane record must rest on the newest one: a leader that was just replaced may still answer
-    /// with an older. Storing it again behind the one that was read tells; a record of another lane is left alone.
-    pub async fn confirm_halt(&mut self, halt: Halt, stored: &StoredRecord) -> OpenError {
-        let rests_on_record = matches!(
-            halt,
-            Halt::TailRemoved { .. }
+    /// with an older. Storing it again behind the one that was read tells; a record of another lane is left alone. What
+    /// only this process has known is kept there as well, for the next start.
+    pub async fn confirm_halt(
+        &mut self,
+        halt: Halt,
+        stored: &StoredRecord,
+        created: &str,
+    ) -> OpenError {
+        let record = match (&halt, &stored.record) {
+            (Halt::Replaced { sequence, .. }, Some(record)) => {
+                record.halted_for(*sequence, created)
+            }
+            (
+                Halt::TailRemoved { .. }
                 | Halt::TailUnknown { .. }
                 | Halt::TailCopied { .. }
-                | Halt::ConfirmedUnexplained { .. }
-        );
-        if let Some(record) = stored.record.as_ref().filter(|_| rests_on_record)
-            && let Err(error) = self.write_record(record, stored.sequence).await
+                | Halt::ConfirmedUnexplained { .. },
+                record,
+            ) => record.clone(),
+            _ => None,
+        };
+        if let Some(record) = record
+            && let Err(error) = self.write_record(&record, stored.sequence).await
         {
             return error;
         }
@@ -208,146 +240,38 @@ impl Broker {
         record: Option<&LaneRecord>,
         memory: Option<&Memory>,
     ) -> Result<Tail, OpenError> {
-        if self.shared {
-            return self.shared_tail(stream, record, memory).await;
-        }
-        let slot = self.slot.clone();
         let last_sequence = stream.state.last_seq;
-        let mut search = TailSearch::new(&slot, last_sequence, &stream.created, record, memory);
-        while let Some(sequence) = search.wanted() {
-            let message = self.message(sequence).await?;
-            let found = message.as_ref().map(StoredMessage::for_search);
-            if let Some(tail) = search.take(found) {
+        let (slot, created) = (self.slot.clone(), &stream.created);
+        if !self.shared {
+            let mut search = TailSearch::new(&slot, last_sequence, created, record, memory);
+            while let Some(lookup) = search.wanted() {
+                let message = self.message(lookup).await?;
+                if let Some(tail) = search.take(message.as_ref().map(StoredMessage::for_search)) {
+                    return Ok(tail);
+                }
+            }
+            return Ok(search.end());
+        }
+        let end = StreamEnd {
+            created,
+            last_sequence,
+            messages: stream.state.messages,
+        };
+        let mut search = SharedTailSearch::new(&slot, self.subjects.clone(), end, record, memory);
+        while let Some(lookup) = search.wanted() {
+            let message = self.message(lookup).await?;
+            let found = search.take(message.as_ref().map(StoredMessage::for_search));
+            self.fence_sequence = search.fence_sequence();
+            if let Some(tail) = found {
                 return Ok(tail);
             }
         }
         Ok(search.end())
     }
-}
 
-impl Broker {
-    /// The lane's last message on its own subject of a shared stream: one request, however long the stream is.
-    async fn shared_tail(
-        &mut self,
-        stream: &StreamInfo,
-        record: Option<&LaneRecord>,
-        memory: Option<&Memory>,
-    ) -> Result<Tail, OpenError> {
-        let record = record.filter(|record| record.created == stream.created);
-        let fence = self.fence().await?;
-        self.fence_sequence = fence.as_ref().map_or(0, |fence| fence.seq);
-        let adopted = record.map_or(0, |record| record.adopted_sequence);
-        if fence.as_ref().is_some_and(|fence| fence.seq <= adopted) {
-            return Ok(Tail::Nothing);
-        }
-        let last_sequence = stream.state.last_seq;
-        // What this process or the record know of a later fence: gone without anybody's message in its place, it was
-        // removed; taken by another's, the broker lost it, and what the older one tells is the truth.
-        let known = memory
-            .filter(|memory| memory.is_of(&stream.created, last_sequence))
-            .and_then(|memory| memory.tail.as_ref())
-            .map(|tail| tail.sequence)
-            .or(record
-                .filter(|record| record.position.is_some() && record.sequence <= last_sequence)
-                .map(|record| record.sequence));
-        if let (Some(fence), Some(last)) = (&fence, known)
-            && fence.seq < last
-            && self.message(last).await?.is_none()
-        {
-            return Ok(Tail::FenceRemoved);
-        }
-        if let Some(fence) = &fence
-            && let Some(told) = fence.header_text(position::TAIL_HEADER)
-        {
-            let tail = match split_tail(told) {
-                _ if told == NO_TAIL => Some(None),
-                Some((told, event_id)) => {
-                    let told = position::parse_header(told).ok();
-                    told.map(|(_, position)| {
-                        Some(TailMessage {
-                            sequence: fence.seq,
-                            position,
-                            event_id,
-                        })
-                    })
-                }
-                None => None,
-            };
-            if let Some(tail) = tail {
-                let tail = self.behind_fence(fence.seq, last_sequence, tail).await?;
-                return Ok(tail.map_or(Tail::Nothing, Tail::Found));
-            }
-        }
-        // Gone, or somebody's message stands in its place. Where the stream does not reach what record and memory say, it
-        // never was there: then the stream is another one, or was set back.
-        let recorded = record.is_some_and(|record| {
-            record.sequence <= last_sequence && (record.active || record.position.is_some())
-        });
-        let remembered = memory.is_some_and(|memory| memory.is_of(&stream.created, last_sequence));
-        Ok(if recorded || remembered || fence.is_some() {
-            Tail::FenceRemoved
-        } else {
-            Tail::Nothing
-        })
-    }
-
-    /// The lane's last message, where `tail` is what its fence tells. A batch is stored whole or not at all, but a crash of
-    /// the broker can take the end of its files, and so of a batch that had been stored: the fence at the batch's end is
-    /// gone then, and what survived stands behind the fence of the batch before. Where others publish on the lane's
-    /// subjects, so many of them that its own are not reached, what the fence tells counts.
-    ///
-    /// Not beyond `last_sequence`, which was read before the fence: a relay that waits for its slot would else follow the
-    /// one that publishes for as long as that does.
-    async fn behind_fence(
-        &mut self,
-        fence: u64,
-        last_sequence: u64,
-        tail: Option<TailMessage>,
-    ) -> Result<Option<TailMessage>, OpenError> {
-        let mut last = tail;
-        for filter in self.filters.clone() {
-            let mut next = fence + 1;
-            let mut others = 0;
-            while next <= last_sequence && others < BEHIND_FENCE_MAX {
-                let message = self
-                    .api
-                    .next_by_subject(&mut self.connection, next, &filter, self.timeout)
-                    .await
-                    .map_err(|error| stream_error(error, self.api.stream()))?;
-                let Some(message) = message.filter(|found| found.seq <= last_sequence) else {
-                    break;
-                };
-                next = message.seq + 1;
-                // A consumer's copy carries none of NATS' own headers.
-                let of_batch = message.header("Nats-Batch-Id").is_some();
-                match message.for_search().told().filter(|_| of_batch) {
-                    Some((slot, position, event_id)) if slot == self.slot => {
-                        if last.as_ref().is_none_or(|last| last.position < position) {
-                            last = Some(TailMessage {
-                                sequence: message.seq,
-                                position,
-                                event_id,
-                            });
-                        }
-                    }
-                    _ => others += 1,
-                }
-            }
-        }
-        Ok(last)
-    }
-
-    async fn message(&mut self, sequence: u64) -> Result<Option<StoredMessage>, OpenError> {
+    async fn message(&mut self, lookup: Lookup<'_>) -> Result<Option<StoredMessage>, OpenError> {
         self.api
-            .message_get(&mut self.connection, sequence, self.timeout)
-            .await
-            .map_err(|error| stream_error(error, self.api.stream()))
-    }
-
-    async fn fence(&mut self) -> Result<Option<StoredMessage>, OpenError> {
-        let subject = fence_subject(self.api.stream(), &self.slot);
-        self.api
-            .last_by_subject(&mut self.connection, &subject, self.timeout)
+            .message(&mut self.connection, lookup, self.timeout)
             .await
             .map_err(|error| stream_error(error, self.api.stream()))
     }
@@ -359,21 +283,11 @@ impl Broker {
     /// # Errors
     /// Another relay was faster, the stream takes nothing, or no answer.
     pub async fn write_fence(&mut self, tail: Option<&TailMessage>) -> Result<u64, OpenError> {
-        let subject = fence_subject(self.api.stream(), &self.slot);
-        let after = self.fence_sequence;
-        let tail = tail.map_or_else(
-            || NO_TAIL.to_owned(),
-            |tail| tail_header(&self.slot, tail.position, tail.event_id.as_deref()),
-        );
-        let tail_name = position::TAIL_HEADER;
         let stream = self.api.stream().to_owned();
-        let headers = format!(
-            "NATS/1.0\r\n{tail_name}: {tail}\r\nNats-Expected-Stream: {stream}\r\n\
-             Nats-Expected-Last-Subject-Sequence: {after}\r\n\r\n"
-        );
+        let headers = fence_headers(&stream, &self.slot, tail, self.fence_sequence);
         let answer = self
             .connection
-            .request(&subject, Some(headers.as_bytes()), b"", self.timeout)
+            .request(&self.subjects.fence, Some(&headers), b"", self.timeout)
             .await?;
         stored_sequence(&answer.payload, &stream)
             .map_err(|refused| OpenError::Fault(refused.fault(Fault::Sequence)))

@@ -430,6 +430,20 @@ impl<'a> Drive<'a> {
         Ok(())
     }
 
+    /// Stores what a later start could not find out again, so that it halts as well.
+    pub(super) async fn keep_halt(&mut self, halt: &Halt) {
+        let Halt::Replaced { sequence, .. } = halt else {
+            return;
+        };
+        let Epoch { engine, broker, .. } = &mut self.epoch;
+        if let Err(error) = broker.keep_halt(*sequence, engine.created()).await {
+            tracing::warn!(
+                ?error,
+                "the lane record does not say why the relay halted, and a restart may go on"
+            );
+        }
+    }
+
     /// Ends a stopped epoch in good order: last status update, CopyDone, both connections closed.
     pub(super) async fn finish(mut self, limit: Duration) {
         let now = self.clock.now();

@@ -191,6 +191,7 @@ impl Relay<'_> {
                 Ok(Next::End(self.stopped()))
             }
             Ended::Stop(Stop::Halt(halt)) => {
+                drive.keep_halt(&halt).await;
                 drive.finish(Duration::from_secs(1)).await;
                 Ok(self.halted(halt))
             }
@@ -216,6 +217,7 @@ impl Relay<'_> {
         self.inherited.memory = Some(Memory {
             created: engine.created().to_owned(),
             tail: engine.tail().cloned(),
+            recorded_sequence: engine.recorded_sequence(),
             confirmed_lsn: engine.confirmed_lsn(),
             timeline: engine.timeline(),
             epoch: engine.epoch(),
@@ -253,7 +255,7 @@ impl Relay<'_> {
             rand::random(),
         ) {
             Ok(pause) => {
-                self.inherited.refused = self.epochs.refused().cloned();
+                self.inherited.refused = self.epochs.refused().clone();
                 self.inherited.one_by_one = self.epochs.one_by_one();
                 Next::Pause(pause)
             }

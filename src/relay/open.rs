@@ -7,8 +7,8 @@ use crate::config::{OnReject, PostgresSettings, Settings};
 use crate::nats::stream::{self, StreamSettings};
 use crate::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use crate::pipeline::engine::{Engine, EngineSettings, Note};
+use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::position::Position;
 use crate::pipeline::publish::{Mode, WindowSettings};
 use crate::pipeline::row::Source;
 use crate::pipeline::subject::SubjectTemplate;
@@ -97,8 +97,8 @@ impl OpenError {
 pub struct Inherited {
     /// `--from`, as far as it is not done.
     pub from: Option<PgLsn>,
-    /// The row that the broker refused.
-    pub refused: Option<(Position, String)>,
+    /// The rows that the broker refused.
+    pub refused: Refused,
     /// Send so many rows one at a time.
     pub one_by_one: u64,
     /// What the relay knows of the lane by itself.
@@ -205,7 +205,10 @@ pub async fn open(
         from: inherited.from,
     });
     let mut plan = match planned {
-        Err(Refusal::Halt(halt)) => return Err(broker.confirm_halt(halt, &after.record).await),
+        Err(Refusal::Halt(halt)) => {
+            let created = &after.stream.created;
+            return Err(broker.confirm_halt(halt, &after.record, created).await);
+        }
         planned => planned?,
     };
     if started_at > plan.start_lsn {

@@ -5,6 +5,7 @@ use walrelay::nats::connection::LaneConnection;
 
 use crate::experiments::{
     answers, commit, create_stream, err_code, intrude, intrude_on, last_seq, print, push, seq,
+    update_stream,
 };
 use crate::server::Server;
 
@@ -170,4 +171,52 @@ async fn a_predicted_fence_lets_a_batch_through_behind_a_refused_one() {
         Some(9),
         "batch b is skipped: one batch in flight"
     );
+}
+
+/// A message that is refused or missing: nothing of its batch is stored.
+#[tokio::test]
+async fn a_refused_message_ends_its_batch() {
+    let server = Server::start("").await;
+    let mut ours = server.connect().await;
+    create_stream(&mut ours).await;
+    update_stream(&mut ours, &json!({"max_msg_size": 300})).await;
+    let large = "x".repeat(400);
+    push_message(&mut ours, "large", 1, 0);
+    push(
+        &mut ours,
+        "large-2",
+        "outbox.y",
+        &[
+            ("Nats-Batch-Id", "large"),
+            ("Nats-Batch-Sequence", "2"),
+            ("Large", &large),
+        ],
+    );
+    push_message(&mut ours, "large", 3, 0);
+    let refused = answers(&mut ours).await;
+    print("(d) message 2 of 3 is too large", &refused);
+    assert_eq!(err_code(&refused, "large-2"), Some(10054), "at once");
+    assert_eq!(err_code(&refused, "large-3"), Some(10176));
+
+    update_stream(
+        &mut ours,
+        &json!({"max_msg_size": -1, "max_msgs": 2, "discard": "new"}),
+    )
+    .await;
+    push_batch(&mut ours, "full", 0);
+    let refused = answers(&mut ours).await;
+    print("(d) the stream has room for 2 of 3", &refused);
+    assert_eq!(err_code(&refused, "full-3"), Some(10077), "at the commit");
+
+    push_message(&mut ours, "gap", 1, 0);
+    push_message(&mut ours, "gap", 3, 0);
+    let refused = answers(&mut ours).await;
+    print("(d) message 2 of 3 is missing", &refused);
+    assert_eq!(err_code(&refused, "gap-3"), Some(10176));
+    push_message(&mut ours, "unknown", 2, 0);
+    push_message(&mut ours, "unknown", 3, 0);
+    let refused = answers(&mut ours).await;
+    print("(d) message 1 of 3 is missing", &refused);
+    assert_eq!(err_code(&refused, "unknown-2"), Some(10176));
+    assert_eq!(last_seq(&mut ours).await, 0);
 }

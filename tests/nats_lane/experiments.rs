@@ -18,17 +18,27 @@ const QUIET: Duration = Duration::from_millis(400);
 
 /// Creates stream S of `outbox.>` and `walrelay.>` with everything allowed.
 pub(crate) async fn create_stream(connection: &mut LaneConnection) {
-    let config = json!({
+    configure_stream(connection, "CREATE", &json!({})).await;
+}
+
+/// Changes some of its configuration.
+pub(crate) async fn update_stream(connection: &mut LaneConnection, changes: &Value) {
+    configure_stream(connection, "UPDATE", changes).await;
+}
+
+async fn configure_stream(connection: &mut LaneConnection, verb: &str, changes: &Value) {
+    let mut config = json!({
         "name": "S", "subjects": ["outbox.>", "walrelay.>"], "retention": "limits", "storage": "file",
         "discard": "old", "num_replicas": 1, "allow_direct": true, "allow_batched": true, "allow_atomic": true,
     });
-    let body = config.to_string();
-    let subject = "$JS.API.STREAM.CREATE.S";
+    let changes = changes.as_object().expect("an object").clone();
+    config.as_object_mut().expect("one too").extend(changes);
+    let subject = format!("$JS.API.STREAM.{verb}.S");
     let answer = connection
-        .request(subject, None, body.as_bytes(), SOON)
+        .request(&subject, None, config.to_string().as_bytes(), SOON)
         .await
         .expect("an answer");
-    StreamInfo::parse(&answer.payload).expect("created");
+    StreamInfo::parse(&answer.payload).expect("the configuration is taken");
 }
 
 pub(crate) fn stream() -> StreamApi {

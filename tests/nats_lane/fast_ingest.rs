@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 use walrelay::nats::connection::LaneConnection;
+use walrelay::pipeline::tail::Lookup;
 
 use crate::experiments::{
     answers, commit, create_stream, err_code, intrude, last_seq, print, push, seq, stream,
@@ -242,7 +243,7 @@ async fn an_intruder_ends_a_batch() {
         "nothing of ours behind the intruder"
     );
     let last = stream()
-        .message_get(&mut ours, 4, SOON)
+        .message(&mut ours, Lookup::Message(4), SOON)
         .await
         .expect("an answer");
     assert_eq!(last.expect("stored").subject, "outbox.intruder");
@@ -402,7 +403,7 @@ async fn a_batch_whose_first_message_is_refused_by_its_id_stays_open() {
     // The commit has the predicted count and sequence, and the first message is missing.
     assert_eq!(rest, [commit("b.100.fail.3.2.$FI", 3, 4)]);
     let first = stream()
-        .message_get(&mut ours, 2, SOON)
+        .message(&mut ours, Lookup::Message(2), SOON)
         .await
         .expect("an answer");
     assert_eq!(first.expect("stored").subject, "outbox.intruder");

@@ -10,6 +10,7 @@ use walrelay::nats::api::{DEFAULT_PREFIX, StreamApi};
 use walrelay::nats::connection::{ConnectError, LaneConnection, RequestError};
 use walrelay::nats::protocol::{Msg, Op};
 use walrelay::nats::{encode, headers};
+use walrelay::pipeline::tail::Lookup;
 
 use crate::experiments::{create_stream, stream};
 use crate::server::{SOON, Server};
@@ -142,7 +143,7 @@ async fn asks_the_api_and_reads_messages() {
     assert_eq!(created.config.retention, "limits");
     assert_eq!(
         stream()
-            .last_by_subject(&mut lane, "*.>", SOON)
+            .message(&mut lane, Lookup::Last("*.>"), SOON)
             .await
             .expect("an answer"),
         None
@@ -151,7 +152,7 @@ async fn asks_the_api_and_reads_messages() {
     publish(&mut lane, &[("Walrelay-Position", "s 0/1:1")], b"{\"a\":2}").await;
     publish(&mut lane, &[], b"").await;
     let message = stream()
-        .message_get(&mut lane, 2, SOON)
+        .message(&mut lane, Lookup::Message(2), SOON)
         .await
         .expect("an answer")
         .expect("stored");
@@ -166,20 +167,20 @@ async fn asks_the_api_and_reads_messages() {
         .expect("an answer");
     assert_eq!(
         stream()
-            .message_get(&mut lane, 3, SOON)
+            .message(&mut lane, Lookup::Message(3), SOON)
             .await
             .expect("an answer"),
         None
     );
     assert_eq!(
         stream()
-            .message_get(&mut lane, 99, SOON)
+            .message(&mut lane, Lookup::Message(99), SOON)
             .await
             .expect("an answer"),
         None
     );
     let last = stream()
-        .last_by_subject(&mut lane, "*.>", SOON)
+        .message(&mut lane, Lookup::Last("*.>"), SOON)
         .await
         .expect("an answer");
     assert_eq!(last.expect("the one before").seq, 2);
@@ -221,7 +222,7 @@ async fn says_when_nobody_answers() {
     );
     let other = StreamApi::new(DEFAULT_PREFIX, "ABSENT").expect("a legal name");
     let error = other
-        .message_get(&mut lane, 1, SOON)
+        .message(&mut lane, Lookup::Message(1), SOON)
         .await
         .expect_err("no such stream");
     assert!(error.api().is_some_and(|error| error.is_stream_not_found()));
@@ -239,7 +240,7 @@ async fn a_request_to_a_paused_server_times_out() {
     server.resume();
     // The late answer of the first request is not taken for the second one's.
     let last = stream()
-        .last_by_subject(&mut lane, "*.>", SOON)
+        .message(&mut lane, Lookup::Last("*.>"), SOON)
         .await
         .expect("an answer");
     assert_eq!(last, None);
@@ -271,7 +272,7 @@ async fn partial_writes_to_a_paused_server_lose_nothing() {
     }
     assert_eq!(lane.pending_bytes(), 0);
     let message = stream()
-        .message_get(&mut lane, MESSAGES, SOON)
+        .message(&mut lane, Lookup::Message(MESSAGES), SOON)
         .await
         .expect("an answer");
     assert!(message.expect("stored").data == payload);

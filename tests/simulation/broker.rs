@@ -1,9 +1,12 @@
 //! A nats-server with two streams: the events' own and that of the lane records.
 //!
 //! It reads the client's real frames and answers as nats-server 2.15 was measured to (tests/nats_lane): expectations
-//! of sequence and message id, fast ingest with gap `fail`, removals that keep `last_seq`, a crash that does not.
+//! of sequence and message id, fast ingest with gap `fail`, atomic batches, removals that keep `last_seq`, a crash that does not.
+
+mod atomic;
 
 use crate::shell::SLOT;
+use atomic::AtomicBatch;
 use base64::Engine as _;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -95,7 +98,10 @@ impl Stream {
             return Some((10_070, "wrong last msg ID".into()));
         }
         if let Some(expected) = number(frame, "Nats-Expected-Last-Subject-Sequence") {
-            let last = self.last_of(&frame.subject).map_or(0, |(seq, _)| seq);
+            let subject = frame
+                .header("Nats-Expected-Last-Subject-Sequence-Subject")
+                .unwrap_or(&frame.subject);
+            let last = self.last_of(subject).map_or(0, |(seq, _)| seq);
             if last != expected {
                 return Some((10_071, format!("wrong last sequence: {last}")));
             }
@@ -109,11 +115,22 @@ impl Stream {
         None
     }
 
-    fn last_of(&self, subject: &str) -> Option<(u64, &Frame)> {
+    pub(crate) fn last_of(&self, subject: &str) -> Option<(u64, &Frame)> {
         self.messages
             .iter()
             .rev()
             .find(|(_, frame)| frame.subject == subject)
+            .map(|(seq, frame)| (*seq, frame))
+    }
+
+    fn next_of(&self, from: u64, filter: &str) -> Option<(u64, &Frame)> {
+        let matches = |subject: &str| match filter.strip_suffix('>') {
+            Some(root) => subject.starts_with(root),
+            None => subject == filter,
+        };
+        self.messages
+            .range(from..)
+            .find(|(_, frame)| matches(&frame.subject))
             .map(|(seq, frame)| (*seq, frame))
     }
 
@@ -178,8 +195,11 @@ pub(crate) struct Broker {
     pub(crate) events: Stream,
     pub(crate) records: Stream,
     batches: HashMap<String, Batch>,
+    atomic_batches: HashMap<String, AtomicBatch>,
     /// The stream takes batches.
     pub(crate) allow_batched: bool,
+    /// Others write to the stream too, and the lane in atomic batches.
+    pub(crate) shared: bool,
     /// Refuses every event with this code until healed.
     pub(crate) refusal: Option<(u16, u16)>,
     /// Refuses the events with these ids for their size, as long as they are events.
@@ -196,7 +216,9 @@ impl Broker {
             events: Stream::new(STREAM, 1),
             records: Stream::new(RECORDS, 1),
             batches: HashMap::new(),
+            atomic_batches: HashMap::new(),
             allow_batched,
+            shared: false,
             refusal: None,
             poison: Vec::new(),
             granted_max,
@@ -218,6 +240,7 @@ impl Broker {
     /// The streams come back shorter.
     pub(crate) fn lose(&mut self, (events, records): (u64, u64)) {
         self.batches.clear();
+        self.atomic_batches.clear();
         self.events.truncate(events);
         let last_record = self.records.messages.last_key_value().map(|(seq, _)| *seq);
         if last_record.is_some_and(|seq| seq > records) {
@@ -233,6 +256,7 @@ impl Broker {
     /// The stream is deleted and made again.
     pub(crate) fn recreate(&mut self) {
         self.batches.clear();
+        self.atomic_batches.clear();
         self.events = Stream::new(STREAM, self.events.created + 1);
     }
 
@@ -283,9 +307,13 @@ impl Broker {
             }
             return one(json!({"stream": RECORDS, "seq": seq}));
         }
-        let is_dead_letter = subject.starts_with("walrelay.dead.") && self.takes_dead_letters;
-        if !subject.starts_with("outbox.") && !is_dead_letter {
+        let is_own = (subject.starts_with("walrelay.dead.") && self.takes_dead_letters)
+            || (subject.starts_with("walrelay.fence.") && self.shared);
+        if !subject.starts_with("outbox.") && !is_own {
             return vec![(reply, Some(503), Value::Null)];
+        }
+        if frame.header(position::BATCH_HEADER).is_some() {
+            return self.atomic(frame, now);
         }
         if reply.ends_with(".$FI") {
             return self.fast(frame, now);
@@ -440,7 +468,10 @@ impl Broker {
             .map_or(stream.last_seq + 1, |(seq, _)| *seq);
         json!({
             "created": format!("2026-11-23T00:00:00.{:09}Z", stream.created),
-            "config": {"name": name, "retention": "limits", "max_msg_size": -1, "allow_batched": self.allow_batched},
+            "config": {
+                "name": name, "retention": "limits", "max_msg_size": -1, "allow_batched": self.allow_batched,
+                "allow_atomic": self.shared,
+            },
             "state": {"messages": stream.messages.len(), "first_seq": first, "last_seq": stream.last_seq},
         })
     }
@@ -448,9 +479,11 @@ impl Broker {
     fn get(&self, name: &str, request: &[u8]) -> Value {
         let request: Value = serde_json::from_slice(request).expect("JSON");
         let stream = self.stream(name);
-        let found = match (request["seq"].as_u64(), request["last_by_subj"].as_str()) {
-            (Some(seq), _) => stream.messages.get(&seq).map(|frame| (seq, frame)),
-            (None, subject) => stream.last_of(subject.expect("a subject")),
+        let text = |key: &str| request[key].as_str();
+        let found = match (request["seq"].as_u64(), text("next_by_subj")) {
+            (Some(from), Some(filter)) => stream.next_of(from, filter),
+            (Some(seq), None) => stream.messages.get(&seq).map(|frame| (seq, frame)),
+            _ => stream.last_of(text("last_by_subj").expect("a subject")),
         };
         let Some((seq, frame)) = found else {
             return json!({"error": {"code": 404, "err_code": 10_037, "description": "no message found"}});
@@ -527,6 +560,10 @@ pub(crate) fn answer_bytes((reply, status, value): &Reply) -> Vec<u8> {
     if status.is_some() {
         return format!("HMSG {reply} 1 16 16\r\nNATS/1.0 503\r\n\r\n\r\n").into_bytes();
     }
-    let body = value.to_string();
+    let body = match value {
+        // A message of an atomic batch was taken.
+        Value::Null => String::new(),
+        value => value.to_string(),
+    };
     format!("MSG {reply} 1 {}\r\n{body}\r\n", body.len()).into_bytes()
 }

@@ -20,6 +20,7 @@ pub(crate) fn settings() -> Settings {
         held_bytes_max: 1 << 40,
         halt_on_reject: false,
         from: None,
+        shared: false,
     }
 }
 

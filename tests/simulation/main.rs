@@ -11,6 +11,7 @@ mod postgres;
 mod random;
 mod regressions;
 mod run;
+mod shared;
 mod shell;
 mod wire;
 mod world;

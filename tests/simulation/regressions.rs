@@ -176,6 +176,58 @@ fn a_silent_loss_that_events_have_hidden_is_never_confirmed() {
     );
 }
 
+/// The halt is kept: another relay halts as well, though the record that named the lost message was lost with it.
+/// Seed 9987.
+#[test]
+fn a_second_relay_does_not_pass_what_the_first_has_halted_for() {
+    let mut lane = lane(Settings {
+        hold_back: Duration::from_secs(60),
+        ..settings()
+    });
+    lane.start_relay(Duration::from_millis(10));
+    lane.commit(5);
+    lane.pause(Duration::from_secs(12));
+    lane.commit(1);
+    lane.pause(Duration::from_millis(800));
+    // The record before names a message that is still there.
+    let records = lane.world.broker.records.last_seq;
+    lane.world.broker.lose((11, records - 1));
+    lane.world.broker.intrude();
+    // They fit behind the stranger's message.
+    lane.commit(3);
+    let until = lane.world.now + Duration::from_secs(200);
+    let all_halted = lane.run(until, |lane| {
+        let mut outcomes = lane.relays.iter().map(|relay| relay.outcome());
+        outcomes.all(|outcome| matches!(outcome, Some(Outcome::Halted(Halt::Replaced { .. }))))
+    });
+    assert!(all_halted);
+    assert_eq!(lane.world.failure, None);
+}
+
+/// Somebody recreates the stream, and somebody publishes: what stands in the place of the message that the record names says
+/// nothing about a lane that has nothing there. Seed 4205.
+#[test]
+fn a_recreated_stream_with_a_strangers_message_is_filled_again() {
+    let mut lane = lane(Settings {
+        hold_back: Duration::from_secs(60),
+        ..settings()
+    });
+    lane.commit(1);
+    lane.pause(Duration::from_secs(3));
+    for _ in 0..2 {
+        lane.commit(1);
+        lane.pause(Duration::from_millis(100));
+    }
+    lane.world.broker.recreate();
+    for _ in 0..5 {
+        lane.world.broker.intrude();
+    }
+    lane.pause(Duration::from_secs(2));
+    lane.rest();
+    lane.world.verify(true);
+    assert_eq!(lane.world.failure, None);
+}
+
 /// `run --from`: again what the stream has, once, whatever ends the epochs behind it.
 #[test]
 fn a_replay_is_done_once() {

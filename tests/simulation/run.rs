@@ -39,6 +39,7 @@ pub(crate) fn settings(world: &mut World) -> Settings {
     world.may_lose = hold_back < world.sync_interval;
     world.broker.allow_batched = !random.one_in(3);
     world.broker.granted_max = random.pick(&[1, 5, 100, 500]);
+    world.broker.shared = random.one_in(3);
     Settings {
         hold_back,
         ack_timeout: random.millis(500, 6_000),
@@ -49,6 +50,7 @@ pub(crate) fn settings(world: &mut World) -> Settings {
         held_bytes_max: 1 << 40,
         halt_on_reject: false,
         from: None,
+        shared: world.broker.shared,
     }
 }
 
@@ -150,6 +152,9 @@ impl Simulation {
         let world = &mut self.world;
         if !world.postgres.up {
             return;
+        }
+        if self.settings.shared && world.broker.up && world.random.one_in(3) {
+            world.intrude();
         }
         match world.random.below(10) {
             0 => world.postgres.write_other(&mut world.random),
@@ -275,7 +280,12 @@ fn stop_and_start(simulation: &mut Simulation) {
     if !stopped {
         simulation.world.fail("a stop does not end".into());
     }
-    let last_seq = simulation.world.broker.events.last_seq;
+    // A start puts a fence into a shared stream; events would tell themselves.
+    let stored = |world: &World| match world.broker.shared {
+        true => world.broker.events.published().len() as u64,
+        false => world.broker.events.last_seq,
+    };
+    let before = stored(&simulation.world);
     if !simulation.revive() {
         return;
     }
@@ -287,7 +297,7 @@ fn stop_and_start(simulation: &mut Simulation) {
             .world
             .fail("no relay streams after a clean stop and start".into());
     }
-    if simulation.world.broker.events.last_seq != last_seq {
+    if stored(&simulation.world) != before {
         simulation
             .world
             .fail("a clean stop and start has published something".into());

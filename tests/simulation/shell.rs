@@ -4,7 +4,7 @@
 mod opening;
 mod streaming;
 
-use crate::broker::{RECORDS, STREAM};
+use crate::broker::{Frame, RECORDS, STREAM};
 use crate::net::To;
 use crate::world::World;
 use bytes::BytesMut;
@@ -12,8 +12,9 @@ use std::time::Duration;
 use walrelay::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
 use walrelay::nats::encode;
 use walrelay::nats::protocol::{Msg, Op, Parser};
-use walrelay::nats::stream::lane_record_subject;
+use walrelay::nats::stream::{fence_subject, lane_record_subject};
 use walrelay::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
+use walrelay::pipeline::dead_letter;
 use walrelay::pipeline::engine::{Engine, EngineSettings, Request, Stop};
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
@@ -21,7 +22,9 @@ use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::{Mode, WindowSettings};
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Source;
+use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};
 use walrelay::pipeline::skim::Skim;
+use walrelay::pipeline::subject::SubjectTemplate;
 use walrelay::pipeline::tail::{Tail, TailSearch};
 
 pub(crate) const SLOT: &str = "sim";
@@ -45,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) held_bytes_max: u64,
     pub(crate) halt_on_reject: bool,
     pub(crate) from: Option<u64>,
+    /// `nats.shared`
+    pub(crate) shared: bool,
 }
 
 /// How a relay ended.
@@ -78,7 +83,22 @@ enum Step {
     Again,
     TakeSlot,
     Plan,
+    /// In a shared stream.
+    WriteFence,
     WriteRecord,
+}
+
+/// The search for the lane's last message, in a stream of its own or in a shared one.
+enum Search {
+    Own(TailSearch<'static>),
+    Shared(SharedTailSearch<'static>),
+}
+
+/// Where the epoch begins, as decided.
+struct Planned {
+    plan: Plan,
+    lane: Lane,
+    confirmed_lsn: u64,
 }
 
 struct View {
@@ -131,6 +151,27 @@ impl Connection {
         self.has_read || !link.is_at_end()
     }
 
+    /// As `relay::broker`, in one step.
+    fn keep_halt(&self, halt: &Halt, created: &str, world: &mut World) {
+        let subject = lane_record_subject(STREAM, SLOT);
+        let Halt::Replaced { sequence, .. } = halt else {
+            return;
+        };
+        if !world.net.links[self.link].server_open {
+            return;
+        }
+        let stored = world.broker.records.last_of(&subject);
+        let record = stored.map(|(_, frame)| LaneRecord::from_json(&frame.data).expect("a record"));
+        if let Some(record) = record.and_then(|record| record.halted_for(*sequence, created)) {
+            let frame = Frame {
+                subject,
+                data: record.to_json(),
+                ..Frame::default()
+            };
+            world.broker.handle(frame, world.now);
+        }
+    }
+
     fn next_op(&mut self) -> Option<Op> {
         self.parser
             .next(&mut self.received)
@@ -148,8 +189,11 @@ struct Opening {
     after: Option<View>,
     stream: Option<StreamInfo>,
     record: Option<(Option<LaneRecord>, u64)>,
-    search: Option<TailSearch<'static>>,
+    search: Option<Search>,
+    /// Of the lane's fence in a shared stream, at the last look; 0 for none.
+    fence_sequence: u64,
     tail: Option<Tail>,
+    planned: Option<Planned>,
     engine: Option<(Box<Engine>, Plan)>,
     requests: u64,
     deadline: Option<Duration>,
@@ -381,6 +425,10 @@ impl Relay {
         };
         let steady = world.now.saturating_sub(streaming.began) >= STEADY;
         let progressed = self.inherit(&streaming) || steady;
+        if let Some(Stop::Halt(halt)) = &stop {
+            let created = streaming.engine.created();
+            streaming.connection.keep_halt(halt, created, world);
+        }
         match stop {
             None | Some(Stop::Halt(_)) => streaming.finish(world),
             Some(Stop::Fault(_)) => {
@@ -402,6 +450,7 @@ impl Relay {
         self.memory = Some(Memory {
             created: engine.created().to_owned(),
             tail: engine.tail().cloned(),
+            recorded_sequence: engine.recorded_sequence(),
             confirmed_lsn: engine.confirmed_lsn(),
             timeline: engine.timeline(),
             epoch: engine.epoch(),
@@ -419,10 +468,15 @@ fn record_headers(after: u64) -> Vec<u8> {
 }
 
 fn stored_record(answer: &[u8]) -> Result<u64, Fault> {
+    stored_own(answer, Fault::RecordTaken)
+}
+
+/// The sequence of a message of the relay's own.
+fn stored_own(answer: &[u8], overtaken: impl Fn(String) -> Fault) -> Result<u64, Fault> {
     let answer: serde_json::Value = serde_json::from_slice(answer).expect("JSON");
     match (&answer["error"], answer["seq"].as_u64()) {
         (serde_json::Value::Null, Some(seq)) => Ok(seq),
-        (error, _) if error["err_code"] == 10_071 => Err(Fault::RecordTaken(error.to_string())),
+        (error, _) if error["err_code"] == 10_071 => Err(overtaken(error.to_string())),
         (error, _) => Err(Fault::Broker(error.to_string())),
     }
 }

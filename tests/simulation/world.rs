@@ -6,7 +6,7 @@ mod verdict;
 pub(crate) use faults::{ALL_FAULTS, FaultKind};
 
 use crate::broker::{self, Broker, ClientOp};
-use crate::net::{Net, To};
+use crate::net::{Net, Pipe, To};
 use crate::postgres::Postgres;
 use crate::random::Random;
 use crate::shell::{Outcome, Relay, SLOT};
@@ -34,12 +34,22 @@ pub(crate) struct World {
     double_answer: bool,
     /// A loss that the hold-back does not cover is no failure.
     pub(crate) may_lose: bool,
+    /// Until then a confirmation may rest on what a stream had that somebody has deleted.
+    excused_until: Duration,
     /// Up to here the slot was confirmed when the broker lost messages that the hold-back does not cover.
     pub(crate) lost_through: u64,
     recorded_lsn: u64,
     pub(crate) removed: bool,
     /// The broker has lost a lane record.
     records_lost: bool,
+    /// The broker has lost the lane's only fence in a shared stream.
+    fences_lost: bool,
+    /// The broker has lost what it had acknowledged.
+    messages_lost: bool,
+    /// Up to here the broker had stored when it lost some of that.
+    lost_seq: u64,
+    /// A relay has halted where somebody else's message stands in the place of one of the lane's.
+    halted_replaced: bool,
 }
 
 impl World {
@@ -61,10 +71,15 @@ impl World {
             healed_at: None,
             double_answer: false,
             may_lose: false,
+            excused_until: Duration::ZERO,
             lost_through: 0,
             recorded_lsn: 0,
             removed: false,
             records_lost: false,
+            fences_lost: false,
+            messages_lost: false,
+            lost_seq: 0,
+            halted_replaced: false,
             random,
         }
     }
@@ -82,9 +97,13 @@ impl World {
 
     pub(crate) fn close(&mut self, link: usize) {
         self.net.close(link, &mut self.random, self.now);
+        if self.messages_lost && self.net.links[link].to == To::Nats {
+            // See World::forget_late_frames.
+            self.net.links[link].up = Pipe::default();
+        }
     }
 
-    /// A connection to Postgres that ends in good order: what was written arrives.
+    /// A connection that ends in good order: what was written arrives.
     pub(crate) fn finish(&mut self, link: usize) {
         self.net.links[link].client_open = false;
     }
@@ -263,7 +282,7 @@ impl World {
                     .contains(&position(*commit_lsn, *ordinal))
             })
             .map(|(commit_lsn, end_lsn, ordinal, _)| (position(commit_lsn, ordinal), end_lsn));
-        if missing.is_some() && self.may_lose {
+        if missing.is_some() && (self.may_lose || self.now < self.excused_until) {
             // The broker lost it between the probe and the status update.
             self.lost_through = self.lost_through.max(flush_lsn);
         }

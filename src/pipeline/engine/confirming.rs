@@ -66,6 +66,7 @@ impl Engine {
                 .copied()
                 .filter(|skip| tail.is_none_or(|tail| *skip > tail.position))
                 .collect(),
+            replaced: None,
             carrier: settings.carrier.clone(),
         }
     }

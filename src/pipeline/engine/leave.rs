@@ -58,9 +58,7 @@ impl Engine {
         out: &mut BytesMut,
         now: Duration,
     ) -> Result<(), Reject> {
-        if let Some((refused, why)) = &self.settings.refused
-            && *refused == position
-        {
+        if let Some(why) = self.settings.refused.get(&position) {
             return Err(Reject::Refused(why.clone()));
         }
         let bytes_max = self.settings.window.message_bytes_max as u64;

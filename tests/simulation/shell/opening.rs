@@ -15,7 +15,9 @@ impl Opening {
             stream: None,
             record: None,
             search: None,
+            fence_sequence: 0,
             tail: None,
+            planned: None,
             engine: None,
             requests: 0,
             deadline: None,
@@ -68,6 +70,7 @@ impl Opening {
             Step::Info | Step::Record | Step::Tail | Step::Again => self.ask(relay, world),
             Step::TakeSlot => self.take_slot(relay, world),
             Step::Plan => self.plan(relay, world),
+            Step::WriteFence => self.write_fence(relay, world),
             Step::WriteRecord => self.write_record(world),
         }
     }
@@ -139,11 +142,17 @@ impl Opening {
                 api(RECORDS).last_by_subject_request(&lane_record_subject(STREAM, SLOT))
             }
             _ => {
-                let search = self.search.as_ref().expect("a search");
-                match search.wanted() {
-                    Some(sequence) => api(STREAM).message_get_request(sequence),
+                let wanted = match self.search.as_ref().expect("a search") {
+                    Search::Own(search) => search.wanted(),
+                    Search::Shared(search) => search.wanted(),
+                };
+                match wanted {
+                    Some(lookup) => api(STREAM).lookup_request(lookup),
                     None => {
-                        let tail = search.end();
+                        let tail = match self.search.take().expect("seen above") {
+                            Search::Own(search) => search.end(),
+                            Search::Shared(search) => search.end(),
+                        };
                         self.found(tail);
                         return Ok(None);
                     }
@@ -169,20 +178,40 @@ impl Opening {
                     (Some(record), message.seq)
                 });
                 let stream = self.stream.as_ref().expect("asked before");
-                self.search = Some(TailSearch::new(
-                    SLOT,
-                    stream.state.last_seq,
-                    &stream.created,
-                    record.0.as_ref(),
-                    relay.memory.as_ref(),
-                ));
+                let (last_sequence, created) = (stream.state.last_seq, stream.created.as_str());
+                let (known, memory) = (record.0.as_ref(), relay.memory.as_ref());
+                self.search = Some(if relay.settings.shared {
+                    let filter = template().filter();
+                    let subjects = SharedSubjects {
+                        fence: fence_subject(STREAM, SLOT),
+                        filters: [filter, dead_letter::subject(SLOT)],
+                    };
+                    let end = StreamEnd {
+                        created,
+                        last_sequence,
+                        messages: stream.state.messages,
+                    };
+                    let search = SharedTailSearch::new(SLOT, subjects, end, known, memory);
+                    Search::Shared(search)
+                } else {
+                    let search = TailSearch::new(SLOT, last_sequence, created, known, memory);
+                    Search::Own(search)
+                });
                 self.record = Some(record);
                 self.step = Step::Tail;
             }
             _ => {
                 let message = StoredMessage::parse(&msg.payload).expect("a message");
                 let found = message.as_ref().map(StoredMessage::for_search);
-                if let Some(tail) = self.search.as_mut().expect("a search").take(found) {
+                let tail = match self.search.as_mut().expect("a search") {
+                    Search::Own(search) => search.take(found),
+                    Search::Shared(search) => {
+                        let tail = search.take(found);
+                        self.fence_sequence = search.fence_sequence();
+                        tail
+                    }
+                };
+                if let Some(tail) = tail {
                     self.found(tail);
                 }
             }
@@ -272,11 +301,65 @@ impl Opening {
         .map_err(|refusal| match refusal {
             Refusal::Halt(halt) => OpenStop::Halt(halt),
             refusal => OpenStop::Permanent(refusal.to_string()),
-        })?;
+        });
+        let plan = match plan {
+            Err(OpenStop::Halt(halt)) => {
+                let connection = self.connection.as_ref().expect("connected");
+                connection.keep_halt(&halt, &after.stream.created, world);
+                return Err(OpenStop::Halt(halt));
+            }
+            plan => plan?,
+        };
         if self.started_at > plan.start_lsn.into() {
             return Err(Fault::StreamLost("it ended further on before".into()).into());
         }
         world.note(|| format!("relay {} plans {plan:?}, confirmed {confirmed:X}", relay.id));
+        self.planned = Some(Planned {
+            plan,
+            lane,
+            confirmed_lsn: confirmed,
+        });
+        if settings.shared {
+            self.step = Step::WriteFence;
+        } else {
+            self.begin(relay, world);
+        }
+        Ok(None)
+    }
+
+    fn write_fence(
+        &mut self,
+        relay: &Relay,
+        world: &mut World,
+    ) -> Result<Option<Box<Streaming>>, OpenStop> {
+        let planned = self.planned.as_ref().expect("planned before");
+        let headers = fence_headers(
+            STREAM,
+            SLOT,
+            planned.plan.tail.as_ref(),
+            self.fence_sequence,
+        );
+        let subject = fence_subject(STREAM, SLOT);
+        let Some(msg) = self.request(&subject, Some(&headers), b"", world)? else {
+            return Ok(None);
+        };
+        let sequence = stored_own(&msg.payload, Fault::Sequence)?;
+        let planned = self.planned.as_mut().expect("planned before");
+        planned.plan.last_sequence = sequence;
+        planned.plan.foreign_messages = 0;
+        self.begin(relay, world);
+        Ok(None)
+    }
+
+    /// Everything is known: the engine begins.
+    fn begin(&mut self, relay: &Relay, world: &mut World) {
+        let Planned {
+            plan,
+            lane,
+            confirmed_lsn,
+        } = self.planned.take().expect("planned before");
+        let settings = &relay.settings;
+        let after = self.after.as_ref().expect("seen before");
         let connection = self.connection.as_ref().expect("connected");
         let names = [
             "id",
@@ -298,16 +381,16 @@ impl Opening {
                 oid: crate::postgres::OUTBOX_OID,
                 columns: names.map(str::to_owned),
             },
-            template: "outbox.{event_type}".parse().expect("a template"),
+            template: template(),
             window: WindowSettings {
-                mode: if after.stream.config.allow_batched {
-                    Mode::FastIngest
-                } else {
-                    Mode::Chain
+                mode: match (settings.shared, after.stream.config.allow_batched) {
+                    (true, _) => Mode::Atomic,
+                    (false, true) => Mode::FastIngest,
+                    (false, false) => Mode::Chain,
                 },
                 stream: STREAM.into(),
                 slot: SLOT.into(),
-                fence_subject: String::new(),
+                fence_subject: fence_subject(STREAM, SLOT),
                 inbox: connection.inbox.clone(),
                 epoch_token: format!("e{:016x}", world.random.next()),
                 messages_max: settings.messages_max,
@@ -316,13 +399,13 @@ impl Opening {
                 message_bytes_max: MESSAGE_BYTES_MAX,
                 ack_timeout: settings.ack_timeout,
             },
-            confirmed_flush_lsn: confirmed.into(),
+            confirmed_flush_lsn: confirmed_lsn.into(),
             hold_back: settings.hold_back,
             held_bytes_max: settings.held_bytes_max,
             status_interval: settings.status_interval,
             halt_on_reject: settings.halt_on_reject,
             skips: Vec::new(),
-            refused: relay.epochs.refused().cloned(),
+            refused: relay.epochs.refused().clone(),
             carrier: None,
         };
         self.engine = Some((
@@ -330,7 +413,6 @@ impl Opening {
             plan,
         ));
         self.step = Step::WriteRecord;
-        Ok(None)
     }
 
     fn write_record(&mut self, world: &mut World) -> Result<Option<Box<Streaming>>, OpenStop> {
@@ -362,4 +444,8 @@ impl Opening {
             stop_by: None,
         })))
     }
+}
+
+fn template() -> SubjectTemplate {
+    "outbox.{event_type}".parse().expect("a template")
 }

@@ -1,6 +1,11 @@
 //! What goes wrong, and the healing of it.
 
 use super::*;
+use crate::broker::STREAM;
+use walrelay::nats::stream::fence_subject;
+
+/// An answer on its way, what follows from it, and the way of that.
+const LATENCY_MAX: Duration = Duration::from_millis(20);
 
 /// What can go wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,21 +80,32 @@ impl World {
             1 => last,
             _ => random.between(durable, last.max(durable)),
         };
+        let (events, records) = (&self.broker.events, &self.broker.records);
+        // The same limit, the other way round.
+        let keeps_record = self.broker.shared && self.removed;
+        let records_durable = match keeps_record {
+            true => records.last_seq,
+            false => records.synced_seq,
+        };
         (
-            cut(
-                self.broker.events.durable_seq(),
-                self.broker.events.last_seq,
-            ),
-            cut(self.broker.records.synced_seq, self.broker.records.last_seq),
+            cut(events.durable_seq(), events.last_seq),
+            cut(records_durable, records.last_seq),
         )
     }
 
     /// What is gone now and no longer in the slot is lost for good, which the hold-back must prevent.
     fn lose(&mut self, excused: bool, lose: impl FnOnce(&mut Broker)) {
         let before = self.broker.events.positions.clone();
+        let last_seq = self.broker.events.last_seq;
         let record = self.broker.records.last_seq;
+        let had_fence = self.last_fence() > 0;
         lose(&mut self.broker);
         self.records_lost |= self.broker.records.last_seq < record;
+        self.fences_lost |= had_fence && self.last_fence() == 0;
+        if !before.is_subset(&self.broker.events.positions) {
+            self.messages_lost = true;
+            self.lost_seq = self.lost_seq.max(last_seq);
+        }
         let confirmed = self.postgres.confirmed_lsn.unwrap_or(0);
         let gone = before
             .difference(&self.broker.events.positions)
@@ -112,10 +128,26 @@ impl World {
     /// Whether the lane record is up to date, so that removals of the stream's end are told by it.
     fn record_is_current(&self) -> bool {
         let record = self.broker.records.messages.last_key_value();
+        let end = match self.broker.shared {
+            true => self.last_fence(),
+            false => self.broker.events.last_seq,
+        };
         record.is_some_and(|(_, frame)| {
             let record = LaneRecord::from_json(&frame.data).expect("a record");
-            record.sequence == self.broker.events.last_seq
+            record.sequence == end
         })
+    }
+
+    /// In a shared stream: the last fence does not tell the lane's last message.
+    fn has_lost_fence(&self) -> bool {
+        let last = self.broker.events.published().last().map(|last| last.0);
+        self.broker.shared && last.is_some_and(|last| last > self.last_fence())
+    }
+
+    /// Sequence of the lane's last fence; 0 for none.
+    fn last_fence(&self) -> u64 {
+        let fence = self.broker.events.last_of(&fence_subject(STREAM, SLOT));
+        fence.map_or(0, |(seq, _)| seq)
     }
 
     pub(crate) fn inject(&mut self, fault: FaultKind, relays: &mut [Relay]) {
@@ -183,21 +215,12 @@ impl World {
                 self.healed_at = Some(stall);
             }
             FaultKind::Poison => self.poison(),
-            FaultKind::Intrude => {
-                for _ in 0..self.random.between(1, 3) {
-                    match self.random.one_in(2) {
-                        true => self.broker.intrude(),
-                        false => {
-                            let count = self.broker.events.messages.len().max(1);
-                            self.broker.redrive(self.random.below(count as u64));
-                        }
-                    }
-                }
-            }
+            FaultKind::Intrude => self.intrude(),
             FaultKind::Purge | FaultKind::DeleteTail | FaultKind::Expire => self.remove(fault),
             FaultKind::Recreate => {
                 self.forget_late_frames();
                 self.lose(true, Broker::recreate);
+                self.excuse_probes_under_way();
             }
             FaultKind::Kill => relay.kill(self),
             FaultKind::Freeze => {
@@ -212,6 +235,19 @@ impl World {
         }
     }
 
+    /// Others publish: something of their own, or a copy of an event.
+    pub(crate) fn intrude(&mut self) {
+        for _ in 0..self.random.between(1, 3) {
+            match self.random.one_in(2) {
+                true => self.broker.intrude(),
+                false => {
+                    let count = self.broker.events.messages.len().max(1);
+                    self.broker.redrive(self.random.below(count as u64));
+                }
+            }
+        }
+    }
+
     /// Known limit: sequences are the chain's only tie to a stream. Frames of an earlier epoch that arrive after the
     /// stream has lost its end or was recreated, and after just as many messages were stored again, fit once more.
     /// Real connections hardly live that long; here they would.
@@ -222,6 +258,16 @@ impl World {
                 self.net.cut(at, &mut self.random);
             }
         }
+    }
+
+    /// What the old stream has answered to a probe may arrive yet, and the slot be confirmed by it.
+    fn excuse_probes_under_way(&mut self) {
+        let links = self.net.live();
+        let arrived = self.net.links[links]
+            .iter()
+            .map(|link| link.down.stalled_until.max(link.up.stalled_until))
+            .fold(self.now, Duration::max);
+        self.excused_until = arrived + LATENCY_MAX;
     }
 
     /// A transaction with an event that the broker will refuse.
@@ -243,6 +289,14 @@ impl World {
     fn remove(&mut self, fault: FaultKind) {
         // Where the record is behind, a person has to look; that ends the run, so it is tried seldom.
         if !self.record_is_current() && !self.random.one_in(5) {
+            return;
+        }
+        // Known limit: what was removed from a batch whose fence a crash has just taken is taken for never published; so
+        // is a lane whose messages were removed from a shared stream and whose record is lost as well.
+        let has_record = !self.broker.records.messages.is_empty();
+        // And a message that took the place of a lost one, and was removed as well, is taken for the lane's.
+        let has_replaced = self.broker.events.last_seq <= self.lost_seq;
+        if self.has_lost_fence() || has_replaced || (self.broker.shared && !has_record) {
             return;
         }
         self.removed = true;

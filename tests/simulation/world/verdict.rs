@@ -38,7 +38,9 @@ impl World {
                     problem = Some(format!("message {seq} at {found} was never committed"));
                     break 'published;
                 }
-                if end_lsn > self.lost_through {
+                // Where a relay has halted for it, the slot still has it.
+                let is_kept = self.halted_replaced && self.postgres.confirmed_lsn < Some(end_lsn);
+                if end_lsn > self.lost_through && !is_kept {
                     problem = Some(format!(
                         "{expected} is missing before message {seq} at {found}"
                     ));
@@ -85,10 +87,15 @@ impl World {
     }
 
     /// Whether a halt is the right answer to what has happened.
-    pub(crate) fn explains(&self, outcome: &Outcome) -> bool {
+    pub(crate) fn explains(&mut self, outcome: &Outcome) -> bool {
         match outcome {
             Outcome::Stopped => true,
-            Outcome::Halted(Halt::TailRemoved { .. }) => self.removed,
+            Outcome::Halted(Halt::TailRemoved { .. }) => self.removed || self.fences_lost,
+            // Somebody else's message had come before anybody looked.
+            Outcome::Halted(Halt::Replaced { .. }) => {
+                self.halted_replaced = true;
+                self.messages_lost
+            }
             // Without a hold-back the slot has forgotten what a power failure of the broker takes; and the record of idle
             // WAL is used at once, so that a power failure may take it too. Only a relay that lived on remembers.
             Outcome::Halted(Halt::ConfirmedUnexplained { .. }) => {

@@ -1,0 +1,258 @@
+//! The lane's last message in a stream that others write to, told by the lane's own message there: its fence.
+//!
+//! In: stored messages, as asked for; what record and memory know. Out: a [`Tail`]. Guarantee: however long the stream is,
+//! the search asks for the fence, for a later one that is known, and for what a crash of the broker may have left of the
+//! batch behind it; never beyond the stream's end as it was before.
+
+use super::continuity::Memory;
+use super::position::{self, Position, TAIL_HEADER};
+use super::publish::tail_header;
+use super::record::LaneRecord;
+use super::tail::{Lookup, StoredMessage, Tail, TailMessage, split_tail};
+
+/// Most messages of others on the lane's subjects that are read behind its fence in search of its own: an answer each,
+/// at every start.
+pub const BEHIND_FENCE_MAX: usize = 200;
+
+/// Value of [`TAIL_HEADER`] on the fence of a lane that has published nothing.
+const NO_TAIL: &str = "-";
+
+/// What the lane's own messages in a shared stream are published on.
+#[derive(Debug, Clone)]
+pub struct SharedSubjects {
+    /// Of the fence, the lane's alone.
+    pub fence: String,
+    /// Of everything else: events and dead letters. Others may publish there too.
+    pub filters: [String; 2],
+}
+
+/// The stream, as it was before the first look at its messages.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamEnd<'s> {
+    /// When it was created, as the server writes it.
+    pub created: &'s str,
+    /// Its last sequence.
+    pub last_sequence: u64,
+    /// How many messages it holds.
+    pub messages: u64,
+}
+
+/// The search for the lane's last message on its own subjects, one message a step.
+#[derive(Debug)]
+pub struct SharedTailSearch<'a> {
+    slot: &'a str,
+    subjects: SharedSubjects,
+    last_sequence: u64,
+    /// What is at or below is not this lane's.
+    adopted_sequence: u64,
+    /// The latest fence that record or memory know, as far as the stream reaches.
+    known_sequence: Option<u64>,
+    /// Record or memory know that the lane has been here.
+    was_here: bool,
+    /// Nothing was ever removed from the stream.
+    is_whole: bool,
+    fence_sequence: u64,
+    /// What has been found so far.
+    last: Option<TailMessage>,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    Fence,
+    /// A later fence is known: is it gone, or another's message in its place?
+    Known(u64),
+    Behind {
+        filter: usize,
+        from: u64,
+        /// How many of others have come.
+        others: usize,
+    },
+}
+
+impl<'a> SharedTailSearch<'a> {
+    /// Begins with what the stream was before the first look at its messages.
+    pub fn new(
+        slot: &'a str,
+        subjects: SharedSubjects,
+        stream: StreamEnd<'_>,
+        record: Option<&LaneRecord>,
+        memory: Option<&Memory>,
+    ) -> Self {
+        let StreamEnd {
+            created,
+            last_sequence,
+            messages,
+        } = stream;
+        let record = record.filter(|record| record.created == created);
+        let memory = memory.filter(|memory| memory.created == created);
+        let recorded = record.filter(|record| record.position.is_some());
+        let remembered = memory.and_then(|memory| memory.tail.as_ref());
+        let reaches = |sequence: &u64| *sequence <= last_sequence;
+        SharedTailSearch {
+            slot,
+            subjects,
+            last_sequence,
+            adopted_sequence: record.map_or(0, |record| record.adopted_sequence),
+            known_sequence: remembered
+                .map(|tail| tail.sequence)
+                .filter(reaches)
+                .or(recorded.map(|record| record.sequence).filter(reaches)),
+            was_here: memory.is_some()
+                || recorded.is_some()
+                || record.is_some_and(|record| record.active),
+            is_whole: messages == last_sequence,
+            fence_sequence: 0,
+            last: None,
+            step: Step::Fence,
+        }
+    }
+
+    /// Sequence of the fence that was found; 0 for none.
+    pub fn fence_sequence(&self) -> u64 {
+        self.fence_sequence
+    }
+
+    /// What to look up next; `None` when [`Self::end`] tells what was found.
+    pub fn wanted(&self) -> Option<Lookup<'_>> {
+        match self.step {
+            Step::Fence => Some(Lookup::Last(&self.subjects.fence)),
+            Step::Known(sequence) => Some(Lookup::Message(sequence)),
+            Step::Behind { filter, from, .. } => {
+                let filter = self.subjects.filters.get(filter)?;
+                (from <= self.last_sequence).then_some(Lookup::Next { from, filter })
+            }
+        }
+    }
+
+    /// Takes what [`Self::wanted`] asked for, `None` when the stream has no such message.
+    pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+        match self.step {
+            Step::Fence => return self.take_fence(message),
+            Step::Known(_) if message.is_none() => return Some(Tail::FenceRemoved),
+            // The broker lost it. What the older one tells is the truth.
+            Step::Known(_) if self.fence_sequence > 0 => self.go_behind(0),
+            Step::Known(sequence) => return Some(Tail::Replaced { sequence }),
+            Step::Behind { filter, others, .. } => self.take_behind(message, filter, others),
+        }
+        None
+    }
+
+    /// What the search has found where [`Self::wanted`] names no further message.
+    pub fn end(self) -> Tail {
+        self.last.map_or(Tail::Nothing, Tail::Found)
+    }
+
+    fn take_fence(&mut self, fence: Option<StoredMessage<'_>>) -> Option<Tail> {
+        let Some(fence) = fence else {
+            return self.without_fence();
+        };
+        self.fence_sequence = fence.sequence;
+        if fence.sequence <= self.adopted_sequence {
+            return Some(Tail::Nothing);
+        }
+        let Some(told) = fence.tail.and_then(read_tail) else {
+            // Somebody's message stands in its place.
+            return Some(Tail::FenceRemoved);
+        };
+        self.last = told.map(|(position, event_id)| TailMessage {
+            sequence: fence.sequence,
+            position,
+            event_id,
+        });
+        match self.known_sequence.filter(|known| fence.sequence < *known) {
+            Some(known) => self.step = Step::Known(known),
+            None => self.go_behind(0),
+        }
+        None
+    }
+
+    /// It was removed, or the broker has lost it and the one before was removed.
+    fn without_fence(&mut self) -> Option<Tail> {
+        match self.known_sequence {
+            // Then there was none, or it was lost.
+            _ if self.is_whole => self.go_behind(0),
+            _ if !self.was_here => return Some(Tail::Nothing),
+            None => return Some(Tail::FenceRemoved),
+            Some(known) => self.step = Step::Known(known),
+        }
+        None
+    }
+
+    /// A batch is stored whole or not at all, but a crash of the broker can take the end of its files, and so of a batch
+    /// that had been stored: the fence at the batch's end is gone then, and what survived stands behind the fence of the
+    /// batch before. Where others publish on the lane's subjects, so many of them that its own are not reached, what the
+    /// fence tells counts.
+    ///
+    /// Not beyond the stream's last sequence, which was read before the fence: a relay that waits for its slot would else
+    /// follow the one that publishes for as long as that does.
+    fn go_behind(&mut self, filter: usize) {
+        self.step = Step::Behind {
+            filter,
+            from: self.fence_sequence.max(self.adopted_sequence) + 1,
+            others: 0,
+        };
+    }
+
+    fn take_behind(&mut self, message: Option<StoredMessage<'_>>, filter: usize, others: usize) {
+        let Some(message) = message.filter(|message| message.sequence <= self.last_sequence) else {
+            self.go_behind(filter + 1);
+            return;
+        };
+        let others = others + usize::from(!self.take_own(&message));
+        if message.sequence == self.last_sequence || others >= BEHIND_FENCE_MAX {
+            self.go_behind(filter + 1);
+        } else {
+            self.step = Step::Behind {
+                filter,
+                from: message.sequence + 1,
+                others,
+            };
+        }
+    }
+
+    /// Whether it is one of the lane's.
+    fn take_own(&mut self, message: &StoredMessage<'_>) -> bool {
+        // A consumer's copy carries none of NATS' own headers.
+        let told = message.told().filter(|_| message.in_batch);
+        let Some((_, position, event_id)) = told.filter(|(slot, ..)| *slot == self.slot) else {
+            return false;
+        };
+        if self
+            .last
+            .as_ref()
+            .is_none_or(|last| last.position < position)
+        {
+            self.last = Some(TailMessage {
+                sequence: message.sequence,
+                position,
+                event_id,
+            });
+        }
+        true
+    }
+}
+
+/// What a fence tells: the lane's last position and its event's id, or that there is none; `None` where it is no fence.
+fn read_tail(told: &str) -> Option<Option<(Position, Option<String>)>> {
+    if told == NO_TAIL {
+        return Some(None);
+    }
+    let (told, event_id) = split_tail(told)?;
+    let (_, position) = position::parse_header(told).ok()?;
+    Some(Some((position, event_id)))
+}
+
+/// Headers of the fence that an epoch stores before it publishes: it tells the lane's tail, and is stored only behind the
+/// fence that the search has found (`after`, 0 for none). From there on no relay that knew an older one can write.
+pub fn fence_headers(stream: &str, slot: &str, tail: Option<&TailMessage>, after: u64) -> Vec<u8> {
+    let tail = tail.map_or_else(
+        || NO_TAIL.to_owned(),
+        |tail| tail_header(slot, tail.position, tail.event_id.as_deref()),
+    );
+    format!(
+        "NATS/1.0\r\n{TAIL_HEADER}: {tail}\r\nNats-Expected-Stream: {stream}\r\n\
+         Nats-Expected-Last-Subject-Sequence: {after}\r\n\r\n"
+    )
+    .into_bytes()
+}

@@ -1,0 +1,58 @@
+//! Atomic batches, as nats-server 2.15 was measured to take and refuse them (tests/nats_lane/atomic_batch.rs).
+
+use super::*;
+
+#[derive(Debug)]
+pub(super) struct AtomicBatch {
+    frames: Vec<Frame>,
+    used_at: Duration,
+}
+
+impl Broker {
+    pub(super) fn atomic(&mut self, frame: Frame, now: Duration) -> Vec<Reply> {
+        let reply = frame.reply.clone();
+        let answer = |value: Value| vec![(reply.clone(), None, value)];
+        let id = frame
+            .header(position::BATCH_HEADER)
+            .expect("a batch")
+            .to_owned();
+        let seq = number(&frame, "Nats-Batch-Sequence").expect("a sequence");
+        let commits = frame.header("Nats-Batch-Commit") == Some("1");
+        self.atomic_batches
+            .retain(|_, batch| now < batch.used_at + BATCH_IDLE);
+        if let Some((code, err_code, text)) = self.refusal(&frame) {
+            self.atomic_batches.remove(&id);
+            return answer(refused(STREAM, code, err_code, &text));
+        }
+        if seq == 1 {
+            let frames = Vec::new();
+            let batch = AtomicBatch {
+                frames,
+                used_at: now,
+            };
+            self.atomic_batches.insert(id.clone(), batch);
+        }
+        let batch = self.atomic_batches.get_mut(&id);
+        let Some(batch) = batch.filter(|batch| batch.frames.len() as u64 + 1 == seq) else {
+            self.atomic_batches.remove(&id);
+            let text = "atomic publish batch is incomplete";
+            return answer(refused(STREAM, 400, 10_176, text));
+        };
+        batch.frames.push(frame);
+        batch.used_at = now;
+        if !commits {
+            return answer(Value::Null);
+        }
+        let batch = self.atomic_batches.remove(&id).expect("found above");
+        if let Some((err_code, text)) = self.events.expectation(&batch.frames[0]) {
+            return answer(refused(STREAM, 400, err_code, &text));
+        }
+        if self.is_full() {
+            return answer(refused(STREAM, 503, 10_077, "maximum bytes exceeded"));
+        }
+        for frame in batch.frames {
+            self.events.store(frame);
+        }
+        answer(json!({"stream": STREAM, "seq": self.events.last_seq, "batch": id, "count": seq}))
+    }
+}

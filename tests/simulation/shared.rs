@@ -1,0 +1,91 @@
+//! A lane in a stream that others write to: what seeds have found there, each in its shortest form.
+
+use crate::halts::{lane, settings};
+use crate::run::Simulation;
+use crate::shell::{Outcome, Settings};
+use std::time::Duration;
+use walrelay::pipeline::fault::Halt;
+
+fn shared_lane() -> Simulation {
+    let mut lane = lane(Settings {
+        hold_back: Duration::from_secs(60),
+        shared: true,
+        ..settings()
+    });
+    lane.world.broker.shared = true;
+    lane
+}
+
+/// An atomic batch is stored whole or not at all: the lane gets past none of its refused rows before all are known.
+/// Seed 1534.
+#[test]
+fn several_refused_rows_of_one_batch_become_dead_letters() {
+    let mut lane = shared_lane();
+    let world = &mut lane.world;
+    let rows: Vec<_> = (0..6)
+        .map(|_| world.postgres.row(&mut world.random, false))
+        .collect();
+    for refused in [1, 2, 4] {
+        let id = rows[refused].values[0].clone().expect("an id");
+        let id = String::from_utf8(id).expect("text");
+        world.broker.poison.push(id);
+    }
+    world.postgres.commit(rows, &mut world.random);
+    lane.rest();
+    lane.world.verify(true);
+    assert_eq!(lane.world.failure, None);
+    assert_eq!(lane.relays[0].epochs_begun, 4);
+}
+
+/// From a stream from which nothing was ever removed a missing fence was lost; what survived of its batch counts.
+/// Seed 2554.
+#[test]
+fn a_power_failure_takes_fences_and_strangers_come() {
+    for survive in 0..=5 {
+        for strangers in [0, 1, 7] {
+            let mut lane = shared_lane();
+            lane.commit(3);
+            lane.pause(Duration::from_secs(2));
+            lane.kill();
+            lane.world.broker.lose((survive, u64::MAX));
+            for _ in 0..strangers {
+                lane.world.broker.intrude();
+            }
+            lane.start_relay(Duration::ZERO);
+            lane.rest();
+            lane.world.verify(true);
+            assert_eq!(lane.world.failure, None, "{survive} {strangers}");
+        }
+    }
+}
+
+/// What the record tells lies behind the end of the stream, which was set back; what there was before was removed. Once all
+/// of it was published again. Seed 2762. And the record's message was once taken for removed where a stranger's stands, with
+/// nothing behind it. Seed 5525.
+#[test]
+fn a_power_failure_behind_a_purge_halts() {
+    for strangers in [0, 1, 2, 7] {
+        let mut lane = shared_lane();
+        lane.commit(3);
+        lane.pause(Duration::from_secs(2));
+        lane.kill();
+        let last = lane.world.broker.events.last_seq;
+        lane.world.broker.events.remove(1..last);
+        lane.world.broker.lose((last - 1, u64::MAX));
+        for _ in 0..strangers {
+            lane.world.broker.intrude();
+        }
+        lane.start_relay(Duration::ZERO);
+        lane.commit(1);
+        lane.pause(Duration::from_secs(100));
+        let outcome = lane.relays[0].outcome();
+        let is_right = matches!(
+            outcome,
+            Some(Outcome::Halted(
+                Halt::TailRemoved { .. } | Halt::Replaced { .. }
+            ))
+        );
+        assert!(is_right, "{strangers}: {outcome:?}");
+        assert_eq!(lane.world.failure, None);
+    }
+}
