@@ -3,6 +3,7 @@
 //! In: the settings. Out: how far the stream, the slot and the server are, as text or JSON. Guarantee: reads only, and
 //! says so where a part cannot be told instead of guessing.
 
+use crate::cli::stderr;
 use anyhow::Context;
 use postgres_types::PgLsn;
 use serde::Serialize;
@@ -13,9 +14,7 @@ use crate::config::Settings;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi};
 use crate::nats::lane_end::stored;
 use crate::nats::stream;
-use crate::pipeline::position::{
-    KIND_HEADER, KIND_REPLAY, POSITION_HEADER, Position, TAIL_HEADER, parse_header,
-};
+use crate::pipeline::position::Position;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
@@ -84,16 +83,16 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     });
     account.close()?;
     if !positions.has_slot {
-        eprintln!(
+        stderr::line(format_args!(
             "there is no replication slot \"{}\": run walrelay setup",
             positions.slot
-        );
+        ));
     }
     if !positions.has_stream {
-        eprintln!(
+        stderr::line(format_args!(
             "there is no stream {}: run walrelay setup",
             positions.stream
-        );
+        ));
     }
     let complete = positions.has_slot && positions.has_stream;
     Ok(if complete { Exit::Done } else { Exit::Failed })
@@ -172,10 +171,9 @@ async fn last_of_slot(
                     settings.nats.stream
                 )
             })?;
-        if let Some(position) = message
-            .as_ref()
-            .and_then(|message| lane_position(message, &settings.postgres.slot))
-        {
+        if let Some(position) = message.as_ref().and_then(|message| {
+            lane_position(message, &settings.postgres.slot, settings.nats.shared)
+        }) {
             return Ok(Some((sequence, position)));
         }
     }
@@ -212,16 +210,16 @@ async fn recorded(
         .map(|position| (record.sequence, position)))
 }
 
-/// Where the lane stood at this message, if it is one of the slot. A replayed event tells it in a header of its own.
-fn lane_position(message: &StoredMessage, slot: &str) -> Option<Position> {
-    let text = |name| message.header_text(name);
-    let header = if text(KIND_HEADER) == Some(KIND_REPLAY) {
-        TAIL_HEADER
-    } else {
-        POSITION_HEADER
+/// Where the lane stood at this message, if a relay of the slot put it there; a copy of one says nothing.
+fn lane_position(message: &StoredMessage, slot: &str, shared: bool) -> Option<Position> {
+    let message = message.for_search();
+    let is_own = match shared {
+        // The fence behind a batch is no event.
+        true => message.in_batch && !message.is_fence,
+        false => message.is_in_place(message.sequence),
     };
-    let (of_slot, position) = parse_header(text(header)?).ok()?;
-    (of_slot == slot).then_some(position)
+    let (of_slot, position, _) = message.told()?;
+    (is_own && of_slot == slot).then_some(position)
 }
 
 #[cfg(test)]
@@ -259,20 +257,29 @@ mod tests {
 
     #[test]
     fn only_the_lanes_own_place_counts() {
-        let at = |headers: &str| {
-            lane_position(&message(headers), "a").map(|position| position.to_string())
+        let at = |headers: &str, shared| {
+            let position = lane_position(&message(headers), "a", shared);
+            position.map(|position| position.to_string())
         };
-        assert_eq!(
-            at("Walrelay-Position: a 16/B374D848:3").as_deref(),
-            Some("16/B374D848:3")
-        );
-        assert_eq!(at("Walrelay-Position: b 16/B374D848:3"), None);
-        assert_eq!(
-            at("Walrelay-Kind: replay\r\nWalrelay-Position: a 1/1:1\r\nWalrelay-Tail: a 2/2:2")
-                .as_deref(),
-            Some("2/2:2")
-        );
-        assert_eq!(at("Other: x"), None);
-        assert_eq!(at("Walrelay-Position: nonsense"), None);
+        let own = "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Position: a 16/B374D848:3";
+        assert_eq!(at(own, false).as_deref(), Some("16/B374D848:3"));
+        for (headers, shared) in [
+            ("Walrelay-Position: a 16/B374D848:3", false),
+            ("Walrelay-Position: a 16/B374D848:3", true),
+            (&own.replace(": 0", ": 7"), false),
+            (&own.replace(": a ", ": b "), false),
+            ("Nats-Expected-Last-Sequence: 0\r\nOther: x", false),
+            (
+                "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Position: nonsense",
+                false,
+            ),
+        ] {
+            assert_eq!(at(headers, shared), None, "{headers}");
+        }
+        let replay = "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Kind: replay\r\n\
+                      Walrelay-Position: a 1/1:1\r\nWalrelay-Tail: a 2/2:2 -";
+        assert_eq!(at(replay, false).as_deref(), Some("2/2:2"));
+        let batched = "Nats-Batch-Id: b\r\nWalrelay-Position: a 1/1:1";
+        assert_eq!(at(batched, true).as_deref(), Some("1/1:1"));
     }
 }
