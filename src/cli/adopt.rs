@@ -7,6 +7,7 @@
 //! What slot and stream both have at the same position with the same id counts as published, so that the hold-back's
 //! events do not come twice; everything else that the slot holds is published.
 
+use crate::cli::stderr;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
@@ -104,7 +105,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         args.position.is_some(),
     );
     if !args.yes && !agreed("Go on like this?")? {
-        eprintln!("nothing was changed: answer yes, or give --yes where nobody can be asked");
+        stderr::line("nothing was changed: answer yes, or give --yes where nobody can be asked");
         return Ok(Exit::Usage);
     }
     // Behind this a relay that began while somebody was asked cannot go on, nor this command behind such a relay.

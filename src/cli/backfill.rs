@@ -3,6 +3,7 @@
 //! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
 //! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
 
+use crate::cli::stderr;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -74,7 +75,10 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         match republish.publish(&id.to_string(), message_id, &marks).await {
             Ok(_) => published += 1,
             Err(error) => bar.suspend(|| {
-                eprintln!("{id} cannot be published: {}", message(&error));
+                stderr::line(format_args!(
+                    "{id} cannot be published: {}",
+                    message(&error)
+                ));
             }),
         }
         bar.inc(1);

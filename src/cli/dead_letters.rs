@@ -4,6 +4,7 @@
 //! that `on_reject = "halt"` stands at. Guarantees: a dead letter stays where it is; one is retried once; a row is
 //! passed only where no relay runs.
 
+use crate::cli::stderr;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
@@ -147,7 +148,10 @@ async fn list(
         stdout::write(&format!("{line}\n"))?;
     }
     if !json && count == 0 {
-        eprintln!("no dead letters of slot {}", settings.postgres.slot);
+        stderr::line(format_args!(
+            "no dead letters of slot {}",
+            settings.postgres.slot
+        ));
     }
     Ok(Exit::Done)
 }

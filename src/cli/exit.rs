@@ -3,6 +3,7 @@
 //! In: what a command returned. Out: the process' exit code, which supervisors act on, and at most
 //! one message on standard error, a line for each thing that is wrong; lines of the log where that is JSON.
 
+use crate::cli::stderr;
 use std::process::ExitCode;
 
 use super::stdout::StdoutClosed;
@@ -68,12 +69,10 @@ pub fn message(error: &anyhow::Error) -> String {
 /// Prints an error, or logs it as JSON where the log is JSON, unless it is none to the user; returns its exit code.
 /// Several findings in one are a line each, and each line says that it is an error.
 pub fn report(error: &anyhow::Error) -> Exit {
-    use std::io::Write as _;
     let exit = Exit::of_error(error);
     if exit != Exit::Done && !log_end(&message(error)) {
         for line in message(error).lines() {
-            // Nobody is left to be told when standard error is closed too.
-            let _ = writeln!(std::io::stderr(), "error: {line}");
+            stderr::line(format_args!("error: {line}"));
         }
     }
     exit

@@ -18,6 +18,7 @@ mod republish;
 pub mod run;
 pub mod setup;
 pub mod status;
+mod stderr;
 pub mod stdout;
 pub mod tail;
 pub mod teardown;

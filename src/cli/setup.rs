@@ -4,6 +4,7 @@
 //! never changed; nothing is made when anything that exists does not fit; running it again makes nothing more. The slot
 //! comes last, since from then on Postgres keeps WAL for it: what can fail has not failed by then.
 
+use crate::cli::stderr;
 use anyhow::Context;
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
@@ -252,10 +253,10 @@ async fn identify(settings: &Settings) -> anyhow::Result<SystemIdentity> {
 
 fn print_blockers(blockers: &[Blocker]) {
     let list: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-    eprintln!(
+    stderr::line(format_args!(
         "the slot waits for the end of transactions that are open now: {}",
         list.join(", ")
-    );
+    ));
 }
 
 /// What is wanted of NATS.
@@ -288,7 +289,7 @@ async fn plan_streams(
 
 fn refused_streams(streams: &Streams) -> Option<Exit> {
     for finding in &streams.taken {
-        eprintln!("error: {finding}");
+        stderr::line(format_args!("error: {finding}"));
     }
     let mut refused = !streams.taken.is_empty();
     for (name, plan) in &streams.plans {
@@ -298,11 +299,11 @@ fn refused_streams(streams: &Streams) -> Option<Exit> {
                     .command
                     .as_deref()
                     .unwrap_or("choose another name for nats.stream");
-                eprintln!(
+                stderr::line(format_args!(
                     "{}: stream {name}: {}: {command}",
                     stream_severity(finding.severity),
                     finding.message
-                );
+                ));
                 refused |= finding.severity == stream::Severity::Blocks;
             }
         }
@@ -362,6 +363,6 @@ fn print_findings(findings: &[Finding]) {
             Severity::Refuse => "error",
             Severity::Warn => "warning",
         };
-        eprintln!("{severity}: {finding}");
+        stderr::line(format_args!("{severity}: {finding}"));
     }
 }

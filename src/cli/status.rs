@@ -3,6 +3,7 @@
 //! In: the settings. Out: the running relay's own word from `http.listen`, else what slot and stream tell, as text or
 //! JSON. Guarantee: reads only, and says which of the two it is.
 
+use crate::cli::stderr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -67,7 +68,10 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
             positions: None,
         },
         Err(error) => {
-            eprintln!("no relay answers: {}", super::exit::message(&error));
+            stderr::line(format_args!(
+                "no relay answers: {}",
+                super::exit::message(&error)
+            ));
             Answer {
                 relay: None,
                 positions: Some(position::read(settings).await?),

@@ -4,6 +4,7 @@
 //! that is stored behind the beginning is shown once, in the stream's order, also across a restart of the broker; what
 //! the broker itself lost and stored again is shown again, after a note that says so.
 
+use crate::cli::stderr;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
 
@@ -153,7 +154,7 @@ impl Screen {
     /// Beside the data, and not the same words again and again while the broker stays away.
     fn note(&mut self, text: &str) {
         if self.last_note != text {
-            eprintln!("walrelay tail: {text}");
+            stderr::line(format_args!("walrelay tail: {text}"));
             self.last_note = text.to_owned();
         }
     }

@@ -3,6 +3,7 @@
 //! In: the settings and what is named. Out: a line about each part. Guarantees: table and stream go only when named;
 //! nothing goes before somebody has agreed; a slot that is read, or that `setup` would not make, stays.
 
+use crate::cli::stderr;
 use anyhow::Context;
 
 use crate::cli::consent::agreed;
@@ -67,7 +68,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let mut account = Account::default();
     describe(&mut account, &steps, stream, &inspection);
     if !args.yes && !agreed("Remove these?")? {
-        eprintln!("nothing was removed: answer yes, or give --yes where nobody can be asked");
+        stderr::line("nothing was removed: answer yes, or give --yes where nobody can be asked");
         return Ok(Exit::Usage);
     }
     for step in &steps {

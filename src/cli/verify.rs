@@ -7,6 +7,7 @@
 //! missing only once the relay has passed the snapshot; so then it is waited for, and the rest of the stream read. With
 //! no relay at the slot, the slot itself tells what is still to come.
 
+use crate::cli::stderr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -104,7 +105,10 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         Ok(report) => report,
         Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
         Err(error) => {
-            eprintln!("error: the check could not be made: {}", message(&error));
+            stderr::line(format_args!(
+                "error: the check could not be made: {}",
+                message(&error)
+            ));
             return Ok(Exit::Unchecked);
         }
     };

@@ -4,6 +4,7 @@
 //! the relay's; no position of the lane; not twice for one dead letter, unless two commands do it within the same
 //! moment on a stream without a window for duplicates.
 
+use crate::cli::stderr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -60,7 +61,10 @@ pub(super) async fn retry(
             Ok(sequence) => account.line(format_args!("{at} published at sequence {sequence}")),
             Err(error) => {
                 failed = true;
-                eprintln!("{at} cannot be published: {}", message(&error));
+                stderr::line(format_args!(
+                    "{at} cannot be published: {}",
+                    message(&error)
+                ));
             }
         }
     }
