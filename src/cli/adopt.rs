@@ -309,10 +309,16 @@ async fn still_stands(
 ) -> anyhow::Result<bool> {
     let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
     let found = stored(nats, api.message_get_request(sequence)).await?;
-    let (shared, slot) = (settings.nats.shared, settings.postgres.slot.as_str());
-    // In a shared stream the fence stands there, which tells the position in another header.
-    Ok(found
-        .is_none_or(|message| shared || lane_position(&message, false) == Some((slot, position))))
+    let slot = settings.postgres.slot.as_str();
+    Ok(found.is_none_or(|message| {
+        let message = message.for_search();
+        // In a shared stream the fence stands there.
+        let is_own = message.in_batch || message.is_in_place(sequence);
+        is_own
+            && message
+                .told()
+                .is_some_and(|(of_slot, told, _)| (of_slot, told) == (slot, position))
+    }))
 }
 
 async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyhow::Result<u64> {

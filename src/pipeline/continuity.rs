@@ -61,6 +61,15 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Whether it still tells where the lane is: it is about the stream created at `created`, and no other relay has begun
+    /// an epoch since.
+    pub fn is_current(&self, created: &str, record: Option<&LaneRecord>) -> bool {
+        self.created == created
+            && record
+                .filter(|record| record.created == created)
+                .is_none_or(|record| record.epoch <= self.epoch)
+    }
+
     /// Whether it is about the stream created at `created`, and that still reaches what was acknowledged.
     pub fn is_of(&self, created: &str, last_sequence: u64) -> bool {
         let tail = self.tail.as_ref();
@@ -303,13 +312,13 @@ pub fn settled_tail(
     created: &str,
     last_sequence: u64,
 ) -> Option<TailMessage> {
+    let memory = memory.filter(|memory| memory.is_current(created, record));
     let record = of_stream(record, created, last_sequence);
     if let Some(record) = record.filter(|record| !record.active) {
         return recorded_tail(record);
     }
     memory
         .filter(|memory| memory.settled && memory.is_of(created, last_sequence))
-        .filter(|memory| record.is_none_or(|record| record.epoch <= memory.epoch))
         .and_then(|memory| memory.tail.clone())
 }
 
@@ -327,7 +336,7 @@ fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt>
         memory.settled
             && memory.tail.is_none()
             && memory.is_of(view.created, view.last_sequence)
-            && record.is_none_or(|record| record.epoch <= memory.epoch)
+            && memory.is_current(view.created, view.record)
     });
     if settled.is_some() || has_published_nothing {
         return Ok(settled);

@@ -45,7 +45,7 @@ pub struct SharedTailSearch<'a> {
     last_sequence: u64,
     /// What is at or below is not this lane's.
     adopted_sequence: u64,
-    /// The latest fence that record or memory know, as far as the stream reaches.
+    /// The latest message of the lane that record or memory know, as far as the stream reaches.
     known_sequence: Option<u64>,
     /// Record or memory know that the lane has been here.
     was_here: bool,
@@ -84,8 +84,8 @@ impl<'a> SharedTailSearch<'a> {
             last_sequence,
             messages,
         } = stream;
+        let memory = memory.filter(|memory| memory.is_current(created, record));
         let record = record.filter(|record| record.created == created);
-        let memory = memory.filter(|memory| memory.created == created);
         let recorded = record.filter(|record| record.position.is_some());
         let remembered = memory.and_then(|memory| memory.tail.as_ref());
         let reaches = |sequence: &u64| *sequence <= last_sequence;
@@ -96,8 +96,10 @@ impl<'a> SharedTailSearch<'a> {
             adopted_sequence: record.map_or(0, |record| record.adopted_sequence),
             known_sequence: remembered
                 .map(|tail| tail.sequence)
+                .into_iter()
+                .chain(recorded.map(|record| record.sequence))
                 .filter(reaches)
-                .or(recorded.map(|record| record.sequence).filter(reaches)),
+                .max(),
             was_here: memory.is_some()
                 || recorded.is_some()
                 || record.is_some_and(|record| record.active),
@@ -128,14 +130,10 @@ impl<'a> SharedTailSearch<'a> {
     /// Takes what [`Self::wanted`] asked for, `None` when the stream has no such message.
     pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
         match self.step {
-            Step::Fence => return self.take_fence(message),
-            Step::Known(_) if message.is_none() => return Some(Tail::FenceRemoved),
-            // The broker lost it. What the older one tells is the truth.
-            Step::Known(_) if self.fence_sequence > 0 => self.go_behind(0),
-            Step::Known(sequence) => return Some(Tail::Replaced { sequence }),
+            Step::Fence => self.take_fence(message),
+            Step::Known(sequence) => self.take_known(message, sequence),
             Step::Behind { filter, others, .. } => self.take_behind(message, filter, others),
         }
-        None
     }
 
     /// What the search has found where [`Self::wanted`] names no further message.
@@ -170,13 +168,40 @@ impl<'a> SharedTailSearch<'a> {
     /// It was removed, or the broker has lost it and the one before was removed.
     fn without_fence(&mut self) -> Option<Tail> {
         match self.known_sequence {
-            // Then there was none, or it was lost.
-            _ if self.is_whole => self.go_behind(0),
-            _ if !self.was_here => return Some(Tail::Nothing),
-            None => return Some(Tail::FenceRemoved),
             Some(known) => self.step = Step::Known(known),
+            // Then there was none, or it was lost.
+            None if self.is_whole => self.go_behind(0),
+            None if self.was_here => return Some(Tail::FenceRemoved),
+            None => return Some(Tail::Nothing),
         }
         None
+    }
+
+    /// What stands where record or memory know a message of the lane, later than the fence that was found.
+    fn take_known(&mut self, message: Option<StoredMessage<'_>>, sequence: u64) -> Option<Tail> {
+        let Some(message) = message else {
+            return Some(Tail::FenceRemoved);
+        };
+        if self.is_own(&message) && message.is_fence {
+            // An older answer has hidden it.
+            return self.take_fence(Some(message));
+        }
+        if self.is_own(&message) {
+            // Of a time when the stream was the lane's own: there are no fences from then, and the record tells.
+            return Some(Tail::FenceRemoved);
+        }
+        // The broker lost it. What an older fence tells is the truth; without one, only where there never was any.
+        if self.fence_sequence == 0 && !self.is_whole {
+            return Some(Tail::Replaced { sequence });
+        }
+        self.go_behind(0);
+        None
+    }
+
+    /// Whether a relay of this slot put it there; a consumer's copy carries none of NATS' own headers.
+    fn is_own(&self, message: &StoredMessage<'_>) -> bool {
+        let in_place = message.in_batch || message.is_in_place(message.sequence);
+        in_place && message.told().is_some_and(|(slot, ..)| slot == self.slot)
     }
 
     /// A batch is stored whole or not at all, but a crash of the broker can take the end of its files, and so of a batch
@@ -194,12 +219,35 @@ impl<'a> SharedTailSearch<'a> {
         };
     }
 
-    fn take_behind(&mut self, message: Option<StoredMessage<'_>>, filter: usize, others: usize) {
+    fn take_behind(
+        &mut self,
+        message: Option<StoredMessage<'_>>,
+        filter: usize,
+        others: usize,
+    ) -> Option<Tail> {
         let Some(message) = message.filter(|message| message.sequence <= self.last_sequence) else {
             self.go_behind(filter + 1);
-            return;
+            return None;
         };
-        let others = others + usize::from(!self.take_own(&message));
+        let is_own = self.is_own(&message);
+        if is_own && !message.in_batch {
+            // Of a time when the stream was the lane's own, later than the fence.
+            return Some(Tail::FenceRemoved);
+        }
+        if is_own
+            && let Some((_, position, event_id)) = message.told()
+            && self
+                .last
+                .as_ref()
+                .is_none_or(|last| last.position < position)
+        {
+            self.last = Some(TailMessage {
+                sequence: message.sequence,
+                position,
+                event_id,
+            });
+        }
+        let others = others + usize::from(!is_own);
         if message.sequence == self.last_sequence || others >= BEHIND_FENCE_MAX {
             self.go_behind(filter + 1);
         } else {
@@ -209,27 +257,7 @@ impl<'a> SharedTailSearch<'a> {
                 others,
             };
         }
-    }
-
-    /// Whether it is one of the lane's.
-    fn take_own(&mut self, message: &StoredMessage<'_>) -> bool {
-        // A consumer's copy carries none of NATS' own headers.
-        let told = message.told().filter(|_| message.in_batch);
-        let Some((_, position, event_id)) = told.filter(|(slot, ..)| *slot == self.slot) else {
-            return false;
-        };
-        if self
-            .last
-            .as_ref()
-            .is_none_or(|last| last.position < position)
-        {
-            self.last = Some(TailMessage {
-                sequence: message.sequence,
-                position,
-                event_id,
-            });
-        }
-        true
+        None
     }
 }
 

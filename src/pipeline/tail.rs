@@ -91,8 +91,8 @@ pub struct TailSearch<'a> {
     /// Messages that the lane is known to have gone on behind: a broker that lost one of them, and has another's in its
     /// place, does not tell that by its end any more.
     left: Vec<u64>,
-    /// The lane's last message, while those are looked at.
-    found: Option<TailMessage>,
+    /// What the search has found, while those are looked at.
+    found: Option<Tail>,
     /// Nothing of the lane is missed where no message of its own is found.
     may_be_empty: bool,
 }
@@ -127,9 +127,9 @@ impl<'a> TailSearch<'a> {
         memory: Option<&Memory>,
     ) -> Self {
         let settled = settled_tail(record, memory, created, last_sequence);
+        let memory = memory.filter(|memory| memory.is_current(created, record));
         let record = record.filter(|record| record.created == created);
         let recorded = record.filter(|record| record.position.is_some());
-        let memory = memory.filter(|memory| memory.created == created);
         let remembered = memory.and_then(|memory| memory.tail.as_ref());
         TailSearch {
             slot,
@@ -181,15 +181,14 @@ impl<'a> TailSearch<'a> {
             if !message.is_in_place(sequence) {
                 self.copy = self.copy.or((slot == self.slot).then_some(sequence));
             } else if slot == self.slot {
-                self.left.retain(|left| *left < sequence);
-                self.left.sort_unstable();
-                self.left.dedup();
-                self.found = Some(TailMessage {
+                return self.found(
                     sequence,
-                    position,
-                    event_id,
-                });
-                return self.found_unless_left();
+                    Tail::Found(TailMessage {
+                        sequence,
+                        position,
+                        event_id,
+                    }),
+                );
             } else {
                 return Some(Tail::OtherSlot {
                     sequence,
@@ -198,6 +197,17 @@ impl<'a> TailSearch<'a> {
             }
         }
         self.pass()
+    }
+
+    /// It is the lane's end, unless a message that is known to stand before it was lost.
+    fn found(&mut self, sequence: u64, tail: Tail) -> Option<Tail> {
+        let floor = self.floor;
+        self.left
+            .retain(|left| (floor + 1..sequence).contains(left));
+        self.left.sort_unstable();
+        self.left.dedup();
+        self.found = Some(tail);
+        self.found_unless_left()
     }
 
     /// A message that the lane has gone on behind.
@@ -211,7 +221,7 @@ impl<'a> TailSearch<'a> {
 
     fn found_unless_left(&mut self) -> Option<Tail> {
         match self.left.is_empty() {
-            true => self.found.take().map(Tail::Found),
+            true => self.found.take(),
             false => None,
         }
     }
@@ -224,7 +234,7 @@ impl<'a> TailSearch<'a> {
                 self.next = settled.sequence;
                 None
             }
-            _ => Some(Tail::Removed { sequence }),
+            _ => self.found(sequence, Tail::Removed { sequence }),
         }
     }
 

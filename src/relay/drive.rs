@@ -28,6 +28,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// The status that others see is so old at most.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// A broker that has lost messages may be without a leader for the record of that: so long it is tried, with pauses.
+const KEEP_HALT_LIMIT: Duration = Duration::from_secs(20);
+const KEEP_HALT_PAUSE: Duration = Duration::from_millis(250);
+
 /// SQLSTATE of the warning with which Postgres 18 passes over rows while the publication is missing, and of the error with
 /// which 14 to 17 end there.
 const PUBLICATION_SKIPPED: &str = "55000";
@@ -436,11 +440,18 @@ impl<'a> Drive<'a> {
             return;
         };
         let Epoch { engine, broker, .. } = &mut self.epoch;
-        if let Err(error) = broker.keep_halt(*sequence, engine.created()).await {
-            tracing::warn!(
-                ?error,
-                "the lane record does not say why the relay halted, and a restart may go on"
-            );
+        // Nothing more is published behind the message in doubt.
+        broker.connection.outgoing().clear();
+        let begin = self.clock.now();
+        while let Err(error) = broker.keep_halt(*sequence, engine.created()).await {
+            if self.clock.now() >= begin + KEEP_HALT_LIMIT {
+                tracing::warn!(
+                    ?error,
+                    "the lane record does not say why the relay halted, and a restart may go on"
+                );
+                return;
+            }
+            tokio::time::sleep(KEEP_HALT_PAUSE).await;
         }
     }
 

@@ -89,3 +89,35 @@ fn a_power_failure_behind_a_purge_halts() {
         assert_eq!(lane.world.failure, None);
     }
 }
+
+/// A lane that had the stream for itself has no fences from then; nothing of it comes twice, whether or not something was
+/// removed, and however often the stream changes hands.
+#[test]
+fn a_stream_of_the_lanes_own_that_becomes_shared() {
+    for removed in [0, 3] {
+        for strangers in [0, 2, 300] {
+            let mut lane = shared_lane();
+            for is_shared in [false, true, false, true] {
+                lane.settings.shared = is_shared;
+                lane.world.broker.shared = is_shared;
+                lane.start_relay(Duration::ZERO);
+                lane.relays.drain(..lane.relays.len() - 1);
+                lane.commit(4);
+                lane.pause(Duration::from_secs(3));
+                lane.stop();
+                lane.world.broker.events.remove(1..=removed);
+                if is_shared {
+                    continue;
+                }
+                for _ in 0..strangers {
+                    lane.world.broker.intrude();
+                }
+            }
+            assert_eq!(lane.world.failure, None, "{removed} {strangers}");
+            lane.start_relay(Duration::ZERO);
+            lane.rest();
+            lane.world.verify(true);
+            assert_eq!(lane.world.failure, None, "{removed} {strangers}");
+        }
+    }
+}
