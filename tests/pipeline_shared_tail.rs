@@ -1,0 +1,224 @@
+//! The search for the lane's last message in a stream that others write to: what it asks for, and what it makes of it.
+
+use walrelay::pipeline::position::Position;
+use walrelay::pipeline::record::LaneRecord;
+use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
+use walrelay::pipeline::tail::{Lookup, StoredMessage, Tail, TailMessage};
+
+const FENCE: &str = "walrelay.fence.S.s";
+const EVENTS: &str = "outbox.>";
+const DEAD: &str = "walrelay.dead.s";
+const LAST_SEQUENCE: u64 = 50;
+
+fn search(messages: u64, record: Option<&LaneRecord>) -> SharedTailSearch<'static> {
+    let subjects = SharedSubjects {
+        fence: FENCE.into(),
+        filters: [EVENTS.into(), DEAD.into()],
+    };
+    let stream = StreamEnd {
+        created: "then",
+        last_sequence: LAST_SEQUENCE,
+        messages,
+    };
+    SharedTailSearch::new("s", subjects, stream, record, None)
+}
+
+/// The record of a relay that may have gone on behind message `sequence`.
+fn record(sequence: u64) -> LaneRecord {
+    LaneRecord {
+        version: LaneRecord::VERSION,
+        system_identifier: 7,
+        timeline: 1,
+        database: "app".into(),
+        slot: "s".into(),
+        stream: "S".into(),
+        created: "then".into(),
+        epoch: 1,
+        sequence,
+        position: Some("0/A:1".parse().expect("a position")),
+        event_id: Some("e".into()),
+        confirmed_lsn: 1.into(),
+        active: true,
+        adopted_sequence: 0,
+        skips: Vec::new(),
+        replaced: None,
+        carrier: None,
+    }
+}
+
+fn stranger(sequence: u64) -> StoredMessage<'static> {
+    StoredMessage {
+        sequence,
+        position: None,
+        tail: None,
+        expected_sequence: None,
+        is_fence: false,
+        in_batch: false,
+        body: b"{}",
+    }
+}
+
+fn fence(sequence: u64, tail: &'static str) -> StoredMessage<'static> {
+    StoredMessage {
+        tail: Some(tail),
+        is_fence: true,
+        ..stranger(sequence)
+    }
+}
+
+/// A copy of an event of the lane, as a consumer's redrive leaves it.
+fn copy(sequence: u64, position: &'static str) -> StoredMessage<'static> {
+    StoredMessage {
+        position: Some(position),
+        body: br#"{"id":"e"}"#,
+        ..stranger(sequence)
+    }
+}
+
+fn event(sequence: u64, position: &'static str) -> StoredMessage<'static> {
+    StoredMessage {
+        in_batch: true,
+        ..copy(sequence, position)
+    }
+}
+
+fn found(sequence: u64, position: &str) -> Tail {
+    let position: Position = position.parse().expect("a position");
+    Tail::Found(TailMessage {
+        sequence,
+        position,
+        event_id: Some("e".into()),
+    })
+}
+
+/// Answers as given, each to the question that it belongs to.
+fn ask<'a>(
+    mut search: SharedTailSearch<'_>,
+    answers: &[(Lookup<'_>, Option<StoredMessage<'a>>)],
+) -> Tail {
+    for (lookup, message) in answers {
+        assert_eq!(search.wanted(), Some(*lookup));
+        if let Some(tail) = search.take(*message) {
+            return tail;
+        }
+    }
+    assert_eq!(search.wanted(), None);
+    search.end()
+}
+
+fn events_from(from: u64) -> Lookup<'static> {
+    Lookup::Next {
+        from,
+        filter: EVENTS,
+    }
+}
+
+fn dead_from(from: u64) -> Lookup<'static> {
+    Lookup::Next { from, filter: DEAD }
+}
+
+#[test]
+fn the_fence_tells_and_what_is_left_of_a_later_batch_counts() {
+    let at_40 = (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e")));
+    let nothing = [(events_from(41), None), (dead_from(41), None)];
+    let tail = ask(search(20, None), &[&[at_40], &nothing[..]].concat());
+    assert_eq!(tail, found(40, "0/A:1"));
+
+    let survived = [
+        at_40,
+        (events_from(41), Some(event(41, "s 0/B:1"))),
+        (events_from(42), Some(copy(44, "s 0/F:1"))),
+        (events_from(45), None),
+        (dead_from(41), Some(event(43, "s 0/B:2"))),
+        (dead_from(44), None),
+    ];
+    assert_eq!(ask(search(20, None), &survived), found(43, "0/B:2"));
+}
+
+#[test]
+fn nothing_is_asked_for_beyond_the_streams_end() {
+    // A relay that publishes meanwhile is not followed.
+    let moving = [
+        (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e"))),
+        (events_from(41), Some(event(LAST_SEQUENCE, "s 0/B:1"))),
+        (dead_from(41), Some(event(LAST_SEQUENCE + 1, "s 0/C:1"))),
+    ];
+    assert_eq!(
+        ask(search(20, None), &moving),
+        found(LAST_SEQUENCE, "0/B:1")
+    );
+    let newer = (
+        Lookup::Last(FENCE),
+        Some(fence(LAST_SEQUENCE + 9, "s 0/C:1 e")),
+    );
+    assert_eq!(
+        ask(search(20, None), &[newer]),
+        found(LAST_SEQUENCE + 9, "0/C:1")
+    );
+}
+
+#[test]
+fn a_known_later_message_tells_lost_from_removed() {
+    let record = record(45);
+    let older = (Lookup::Last(FENCE), Some(fence(40, "s 0/9:1 e")));
+    let missing = (Lookup::Last(FENCE), None);
+    let known = |message| (Lookup::Message(45), message);
+    let nothing = |from| [(events_from(from), None), (dead_from(from), None)];
+
+    let removed = ask(search(20, Some(&record)), &[older, known(None)]);
+    assert_eq!(removed, Tail::FenceRemoved);
+    let lost = [&[older, known(Some(stranger(45)))], &nothing(41)[..]].concat();
+    assert_eq!(ask(search(20, Some(&record)), &lost), found(40, "0/9:1"));
+    // An older answer had hidden it.
+    let there = [
+        &[older, known(Some(fence(45, "s 0/A:1 e")))],
+        &nothing(46)[..],
+    ]
+    .concat();
+    assert_eq!(ask(search(20, Some(&record)), &there), found(45, "0/A:1"));
+
+    let lost = [missing, known(Some(stranger(45)))];
+    let halt = ask(search(20, Some(&record)), &lost);
+    assert_eq!(halt, Tail::Replaced { sequence: 45 });
+    // Nothing was ever removed, so there was no other fence.
+    let lost = [&lost[..], &nothing(1)[..]].concat();
+    assert_eq!(ask(search(50, Some(&record)), &lost), Tail::Nothing);
+}
+
+#[test]
+fn a_stream_that_was_the_lanes_own_has_no_fence_yet() {
+    let record = record(45);
+    let own = StoredMessage {
+        expected_sequence: Some("44"),
+        ..copy(45, "s 0/A:1")
+    };
+    for messages in [20, 50] {
+        let answers = [
+            (Lookup::Last(FENCE), None),
+            (Lookup::Message(45), Some(own)),
+        ];
+        let tail = ask(search(messages, Some(&record)), &answers);
+        assert_eq!(tail, Tail::FenceRemoved, "the record tells");
+    }
+    // The same without a record that names it.
+    let answers = [
+        (Lookup::Last(FENCE), None),
+        (events_from(1), Some(stranger(7))),
+        (events_from(8), Some(own)),
+    ];
+    assert_eq!(ask(search(50, None), &answers), Tail::FenceRemoved);
+}
+
+#[test]
+fn a_lane_that_was_never_here_has_nothing() {
+    assert_eq!(
+        ask(search(20, None), &[(Lookup::Last(FENCE), None)]),
+        Tail::Nothing
+    );
+    let adopted = LaneRecord {
+        adopted_sequence: 45,
+        ..record(45)
+    };
+    let old = (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e")));
+    assert_eq!(ask(search(20, Some(&adopted)), &[old]), Tail::Nothing);
+}
