@@ -116,13 +116,18 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             .await
             .unwrap(),
     );
-    for (subject, position) in [
-        ("outbox.a", "walrelay 0/1A:1"),
-        ("outbox.b", "walrelay 0/1A:2"),
-        ("outbox.c", "other 0/2B:1"),
+    // The last two are another slot's, and a copy.
+    for (subject, position, expected) in [
+        ("outbox.a", "walrelay 0/1A:1", Some("0")),
+        ("outbox.b", "walrelay 0/1A:2", Some("1")),
+        ("outbox.c", "other 0/2B:1", Some("2")),
+        ("outbox.a", "walrelay 0/1A:1", None),
     ] {
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Walrelay-Position", position);
+        if let Some(expected) = expected {
+            headers.insert("Nats-Expected-Last-Sequence", expected);
+        }
         admin
             .publish_with_headers(subject, headers, "{}".into())
             .await
