@@ -11,6 +11,15 @@ use crate::postgres::backend::Reader;
 
 /// An `ErrorResponse` or `NoticeResponse` of the server.
 ///
+/// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
+pub const PUBLICATION_MISSING: &str = "42704";
+/// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made
+/// now is not in it.
+pub const PUBLICATION_MISSING_MEND: &str = "rows were not sent because the publication did not exist at this point of the WAL. \
+    One that was made later does not help, and the slot never passes this point: run `walrelay teardown`, `walrelay setup` \
+    and `walrelay adopt` for a slot behind it; then `walrelay backfill` publishes what the old one had not brought, and \
+    `walrelay verify` names it";
+
 /// Manual: 54.8 "Error and Notice Message Fields".
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerError {

@@ -11,7 +11,9 @@ use crate::pipeline::engine::{Note, Request, Stop};
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::skim::Skim;
 use crate::postgres::copy_both::{CopyBoth, Frame};
-use crate::postgres::error::{ReplicationError, ServerError};
+use crate::postgres::error::{
+    PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, ServerError,
+};
 use crate::relay::Shutdown;
 use crate::relay::broker::{record_headers, stored_record, with_cause};
 use crate::relay::clock::{self, Clock};
@@ -32,10 +34,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 const KEEP_HALT_LIMIT: Duration = Duration::from_secs(20);
 const KEEP_HALT_PAUSE: Duration = Duration::from_millis(250);
 
-/// SQLSTATE of the warning with which Postgres 18 passes over rows while the publication is missing, and of the error with
-/// which 14 to 17 end there.
+/// SQLSTATE of the warning with which Postgres 18 passes over rows while the publication is missing.
 const PUBLICATION_SKIPPED: &str = "55000";
-const PUBLICATION_MISSING: &str = "42704";
 
 /// Reply tokens of requests that are not published events.
 const RECORD_TOKEN: &str = "q.record";
@@ -494,14 +494,8 @@ fn broker_gone(error: &std::io::Error) -> Stop {
     .into()
 }
 
-/// The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made now is not in it.
 fn publication_missing(said: &ServerError) -> Stop {
-    Halt::Slot(format!(
-        "{said}: rows were not sent because the publication did not exist at this point of the WAL. One that was made later does \
-         not help, and the slot never passes this point: run `walrelay teardown`, `walrelay setup` and `walrelay adopt` for a \
-         slot behind it; then `walrelay backfill` publishes what the old one had not brought, and `walrelay verify` names it"
-    ))
-    .into()
+    Halt::Slot(format!("{said}: {PUBLICATION_MISSING_MEND}")).into()
 }
 
 fn postgres_gone(error: ReplicationError) -> Stop {

@@ -82,6 +82,14 @@ async fn every_supported_version_tells_of_rows_that_are_never_sent() {
         let mut relay = fixture.run();
         assert_eq!(relay.ends().await, Some(4), "{major}: {}", relay.log());
         assert!(relay.log().contains("walrelay teardown"), "{major}");
+        // So do the commands that read the slot.
+        let verified = fixture.walrelay(&["verify"]).await;
+        assert_eq!(verified.code, Some(3), "{major}: {}", verified.stderr);
+        assert!(
+            verified.stderr.contains("walrelay teardown"),
+            "{major}: {}",
+            verified.stderr
+        );
         for command in [
             &["teardown", "--yes"][..],
             &["setup"],

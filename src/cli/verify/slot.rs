@@ -14,6 +14,7 @@ use crate::pipeline::pgoutput::{self, Column, Message};
 use crate::pipeline::position::Position;
 use crate::pipeline::row::{Field, Relations};
 use crate::postgres::client::SqlError;
+use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::relay::open::source;
 
 /// SQLSTATE object_in_use.
@@ -107,7 +108,7 @@ pub(in crate::cli) async fn peek(
     {
         Ok(rows) => rows,
         Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(refused(error)),
     };
     pin_mut!(rows);
     let mut relations = Relations::new(source(table_oid, settings));
@@ -119,7 +120,7 @@ pub(in crate::cli) async fn peek(
         let row = match row.map_err(SqlError::from) {
             Ok(row) => row,
             Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(refused(error)),
         };
         match pgoutput::decode(row.try_get(0)?)? {
             Message::Begin { commit_lsn, .. } => {
@@ -145,4 +146,11 @@ pub(in crate::cli) async fn peek(
         }
     }
     Ok(true)
+}
+
+fn refused(error: SqlError) -> anyhow::Error {
+    match error.code() {
+        Some(PUBLICATION_MISSING) => anyhow::Error::from(error).context(PUBLICATION_MISSING_MEND),
+        _ => error.into(),
+    }
 }
