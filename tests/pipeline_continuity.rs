@@ -568,7 +568,11 @@ fn search(
     let mut search = TailSearch::new("s", last_sequence, CREATED, record, memory.as_ref());
     for (sequence, message) in messages {
         assert_eq!(search.wanted(), Some(Lookup::Message(*sequence)));
-        if let Some(tail) = search.take(*message) {
+        let message = message.map(|message| StoredMessage {
+            sequence: *sequence,
+            ..message
+        });
+        if let Some(tail) = search.take(message) {
             return tail;
         }
     }

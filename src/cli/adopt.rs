@@ -7,7 +7,6 @@
 //! What slot and stream both have at the same position with the same id counts as published, so that the hold-back's
 //! events do not come twice; everything else that the slot holds is published.
 
-use crate::cli::stderr;
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
@@ -16,6 +15,7 @@ use postgres_types::PgLsn;
 
 use crate::cli::consent::agreed;
 use crate::cli::exit::{Exit, UsageError};
+use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::peek;
 use crate::config::Settings;
@@ -297,7 +297,7 @@ async fn stream_positions(
 /// Slot and position of an event's message; a copy of one does not stand where it was put.
 fn lane_position(message: &StoredMessage, shared: bool) -> Option<(&str, Position)> {
     let told = parse_header(message.header_text(POSITION_HEADER)?).ok()?;
-    (shared || message.for_search().is_in_place(message.seq)).then_some(told)
+    (shared || message.for_search().is_in_place()).then_some(told)
 }
 
 /// Whether the recorded message is there or was removed. Somebody else's in its place says that the broker lost it.
@@ -309,15 +309,10 @@ async fn still_stands(
 ) -> anyhow::Result<bool> {
     let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
     let found = stored(nats, api.message_get_request(sequence)).await?;
-    let slot = settings.postgres.slot.as_str();
+    let slot = &settings.postgres.slot;
     Ok(found.is_none_or(|message| {
-        let message = message.for_search();
-        // In a shared stream the fence stands there.
-        let is_own = message.in_batch || message.is_in_place(sequence);
-        is_own
-            && message
-                .told()
-                .is_some_and(|(of_slot, told, _)| (of_slot, told) == (slot, position))
+        let told = message.for_search().told_by(slot);
+        told.is_some_and(|(told, _)| told == position)
     }))
 }
 

@@ -3,7 +3,6 @@
 //! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
 //! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
 
-use crate::cli::stderr;
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -14,6 +13,7 @@ use super::exit::{Exit, message};
 use super::republish::Republish;
 use super::stdout::{self, Account};
 use super::verify;
+use crate::cli::stderr;
 use crate::config::Settings;
 use crate::nats::stream;
 use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER};

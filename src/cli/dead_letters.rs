@@ -4,13 +4,13 @@
 //! that `on_reject = "halt"` stands at. Guarantees: a dead letter stays where it is; one is retried once; a row is
 //! passed only where no relay runs.
 
-use crate::cli::stderr;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 use serde::{Deserialize, Serialize};
 
 use crate::cli::adopt::RELEASE_LIMIT;
 use crate::cli::exit::Exit;
+use crate::cli::stderr;
 use crate::cli::stdout;
 use crate::config::Settings;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage};

@@ -3,10 +3,10 @@
 //! In: what a command returned. Out: the process' exit code, which supervisors act on, and at most
 //! one message on standard error, a line for each thing that is wrong; lines of the log where that is JSON.
 
-use crate::cli::stderr;
 use std::process::ExitCode;
 
 use super::stdout::StdoutClosed;
+use crate::cli::stderr;
 use crate::config::ConfigError;
 use crate::ops::logs::log_end;
 

@@ -3,12 +3,12 @@
 //! In: the settings. Out: how far the stream, the slot and the server are, as text or JSON. Guarantee: reads only, and
 //! says so where a part cannot be told instead of guessing.
 
-use crate::cli::stderr;
 use anyhow::Context;
 use postgres_types::PgLsn;
 use serde::Serialize;
 
 use crate::cli::exit::Exit;
+use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::config::Settings;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi};
@@ -216,7 +216,7 @@ fn lane_position(message: &StoredMessage, slot: &str, shared: bool) -> Option<Po
     let is_own = match shared {
         // The fence behind a batch is no event.
         true => message.in_batch && !message.is_fence,
-        false => message.is_in_place(message.sequence),
+        false => message.is_in_place(),
     };
     let (of_slot, position, _) = message.told()?;
     (is_own && of_slot == slot).then_some(position)

@@ -4,12 +4,12 @@
 //! never changed; nothing is made when anything that exists does not fit; running it again makes nothing more. The slot
 //! comes last, since from then on Postgres keeps WAL for it: what can fail has not failed by then.
 
-use crate::cli::stderr;
 use anyhow::Context;
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
 
 use crate::cli::exit::Exit;
+use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::config::Settings;
 use crate::nats::record;

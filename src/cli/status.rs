@@ -3,7 +3,6 @@
 //! In: the settings. Out: the running relay's own word from `http.listen`, else what slot and stream tell, as text or
 //! JSON. Guarantee: reads only, and says which of the two it is.
 
-use crate::cli::stderr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio::net::TcpStream;
 
 use crate::cli::exit::Exit;
 use crate::cli::position::{self, Positions};
+use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::config::Settings;
 use crate::ops::http::STATUS_PATH;

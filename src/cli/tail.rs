@@ -4,13 +4,13 @@
 //! that is stored behind the beginning is shown once, in the stream's order, also across a restart of the broker; what
 //! the broker itself lost and stored again is shown again, after a note that says so.
 
-use crate::cli::stderr;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
 
 use anyhow::Context as _;
 
 use super::exit::Exit;
+use crate::cli::stderr;
 use crate::config::{NatsSettings, Settings};
 use entry::{Class, Entry};
 use reader::{Read, Reader, Since};

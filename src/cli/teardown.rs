@@ -3,12 +3,12 @@
 //! In: the settings and what is named. Out: a line about each part. Guarantees: table and stream go only when named;
 //! nothing goes before somebody has agreed; a slot that is read, or that `setup` would not make, stays.
 
-use crate::cli::stderr;
 use anyhow::Context;
 
 use crate::cli::consent::agreed;
 use crate::cli::exit::Exit;
 use crate::cli::setup::refused;
+use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::config::Settings;
 use crate::nats::stream;

@@ -7,7 +7,6 @@
 //! missing only once the relay has passed the snapshot; so then it is waited for, and the rest of the stream read. With
 //! no relay at the slot, the slot itself tells what is still to come.
 
-use crate::cli::stderr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -17,6 +16,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::cli::exit::{Exit, message};
+use crate::cli::stderr;
 use crate::config::{PostgresSettings, Settings};
 use crate::nats::record;
 use crate::nats::stream;

@@ -471,7 +471,7 @@ impl StoredMessage {
             sequence: self.seq,
             header: header.map(str::to_owned),
             is_first_publication: kind != Some(position::KIND_REPLAY),
-            is_in_place: self.for_search().is_in_place(self.seq),
+            is_in_place: self.for_search().is_in_place(),
         }
     }
 }

@@ -182,13 +182,13 @@ impl<'a> SharedTailSearch<'a> {
         let Some(message) = message else {
             return Some(Tail::FenceRemoved);
         };
-        if self.is_own(&message) && message.is_fence {
-            // An older answer has hidden it.
-            return self.take_fence(Some(message));
-        }
-        if self.is_own(&message) {
-            // Of a time when the stream was the lane's own: there are no fences from then, and the record tells.
-            return Some(Tail::FenceRemoved);
+        if message.told_by(self.slot).is_some() {
+            return match message.is_fence {
+                // An older answer has hidden it.
+                true => self.take_fence(Some(message)),
+                // Of a time when the stream was the lane's own: there are no fences from then, and the record tells.
+                false => Some(Tail::FenceRemoved),
+            };
         }
         // The broker lost it. What an older fence tells is the truth; without one, only where there never was any.
         if self.fence_sequence == 0 && !self.is_whole {
@@ -196,12 +196,6 @@ impl<'a> SharedTailSearch<'a> {
         }
         self.go_behind(0);
         None
-    }
-
-    /// Whether a relay of this slot put it there; a consumer's copy carries none of NATS' own headers.
-    fn is_own(&self, message: &StoredMessage<'_>) -> bool {
-        let in_place = message.in_batch || message.is_in_place(message.sequence);
-        in_place && message.told().is_some_and(|(slot, ..)| slot == self.slot)
     }
 
     /// A batch is stored whole or not at all, but a crash of the broker can take the end of its files, and so of a batch
@@ -229,25 +223,22 @@ impl<'a> SharedTailSearch<'a> {
             self.go_behind(filter + 1);
             return None;
         };
-        let is_own = self.is_own(&message);
-        if is_own && !message.in_batch {
+        let mut others = others;
+        match message.told_by(self.slot) {
             // Of a time when the stream was the lane's own, later than the fence.
-            return Some(Tail::FenceRemoved);
+            Some(_) if !message.in_batch => return Some(Tail::FenceRemoved),
+            Some((position, event_id)) => {
+                let last = self.last.as_ref();
+                if last.is_none_or(|last| last.position < position) {
+                    self.last = Some(TailMessage {
+                        sequence: message.sequence,
+                        position,
+                        event_id,
+                    });
+                }
+            }
+            None => others += 1,
         }
-        if is_own
-            && let Some((_, position, event_id)) = message.told()
-            && self
-                .last
-                .as_ref()
-                .is_none_or(|last| last.position < position)
-        {
-            self.last = Some(TailMessage {
-                sequence: message.sequence,
-                position,
-                event_id,
-            });
-        }
-        let others = others + usize::from(!is_own);
         if message.sequence == self.last_sequence || others >= BEHIND_FENCE_MAX {
             self.go_behind(filter + 1);
         } else {

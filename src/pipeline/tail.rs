@@ -178,7 +178,7 @@ impl<'a> TailSearch<'a> {
         };
         // What cannot be read as a position was not written by a relay, whatever its header is called.
         if let Some((slot, position, event_id)) = message.told() {
-            if !message.is_in_place(sequence) {
+            if !message.is_in_place() {
                 self.copy = self.copy.or((slot == self.slot).then_some(sequence));
             } else if slot == self.slot {
                 return self.found(
@@ -213,7 +213,7 @@ impl<'a> TailSearch<'a> {
     /// A message that the lane has gone on behind.
     fn take_left(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
         let sequence = self.left.pop()?;
-        if message.is_some_and(|message| !message.is_in_place(sequence)) {
+        if message.is_some_and(|message| !message.is_in_place()) {
             return Some(Tail::Replaced { sequence });
         }
         self.found_unless_left()
@@ -268,9 +268,18 @@ impl<'m> StoredMessage<'m> {
         Some((slot, position, event_id))
     }
 
-    /// Whether it stands where a relay put it, at `sequence`.
-    pub fn is_in_place(&self, sequence: u64) -> bool {
-        self.is_fence || is_in_place(self.expected_sequence, sequence)
+    /// Whether it stands where a relay put it in a stream of our own.
+    pub fn is_in_place(&self) -> bool {
+        self.is_fence || is_in_place(self.expected_sequence, self.sequence)
+    }
+
+    /// What it tells, if a relay of `slot` put it there, in a stream of our own or in a shared one: a consumer's copy carries
+    /// none of NATS' own headers.
+    pub fn told_by(&self, slot: &str) -> Option<(Position, Option<String>)> {
+        let (of_slot, position, event_id) = self
+            .told()
+            .filter(|_| self.in_batch || self.is_in_place())?;
+        (of_slot == slot).then_some((position, event_id))
     }
 }
 

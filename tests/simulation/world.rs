@@ -103,7 +103,7 @@ impl World {
         }
     }
 
-    /// A connection that ends in good order: what was written arrives.
+    /// A connection to Postgres that ends in good order: what was written arrives.
     pub(crate) fn finish(&mut self, link: usize) {
         self.net.links[link].client_open = false;
     }

@@ -4,7 +4,6 @@
 //! the relay's; no position of the lane; not twice for one dead letter, unless two commands do it within the same
 //! moment on a stream without a window for duplicates.
 
-use crate::cli::stderr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,6 +16,7 @@ use futures_util::StreamExt as _;
 use super::{Letter, find, next};
 use crate::cli::exit::{Exit, message};
 use crate::cli::republish::Republish;
+use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::config::Settings;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
