@@ -1,5 +1,7 @@
 //! Where a lane goes on, one row for each rule.
 
+mod lane_record;
+
 use postgres_types::PgLsn;
 use walrelay::pipeline::continuity::{
     Memory, Plan, Refusal, StartView, plan, provisional_start_lsn,
@@ -40,23 +42,11 @@ fn message(sequence: u64) -> TailMessage {
 
 fn record(sequence: u64, confirmed_lsn: u64) -> LaneRecord {
     LaneRecord {
-        version: LaneRecord::VERSION,
-        system_identifier: 7,
-        timeline: 1,
-        database: "app".into(),
-        slot: "s".into(),
-        stream: "S".into(),
-        created: CREATED.into(),
-        epoch: 1,
         sequence,
         position: (sequence > 0).then(|| at(sequence)),
         event_id: (sequence > 0).then(|| format!("e{sequence}")),
         confirmed_lsn: confirmed_lsn.into(),
-        active: false,
-        skips: Vec::new(),
-        replaced: None,
-        carrier: None,
-        adopted_sequence: 0,
+        ..lane_record::fresh(CREATED)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The search for the lane's last message in a stream that others write to: what it asks for, and what it makes of it.
 
+mod lane_record;
+
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
@@ -26,23 +28,11 @@ fn search(messages: u64, record: Option<&LaneRecord>) -> SharedTailSearch<'stati
 /// The record of a relay that may have gone on behind message `sequence`.
 fn record(sequence: u64) -> LaneRecord {
     LaneRecord {
-        version: LaneRecord::VERSION,
-        system_identifier: 7,
-        timeline: 1,
-        database: "app".into(),
-        slot: "s".into(),
-        stream: "S".into(),
-        created: "then".into(),
-        epoch: 1,
         sequence,
         position: Some("0/A:1".parse().expect("a position")),
         event_id: Some("e".into()),
-        confirmed_lsn: 1.into(),
         active: true,
-        adopted_sequence: 0,
-        skips: Vec::new(),
-        replaced: None,
-        carrier: None,
+        ..lane_record::fresh("then")
     }
 }
 
