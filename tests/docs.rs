@@ -1,0 +1,75 @@
+//! The documents name tests and files that exist.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// All Markdown of the repository's own.
+fn documents() -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+        .map(PathBuf::from)
+        .into();
+    let mut folders = vec![PathBuf::from("docs")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "md") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+/// What stands between two single backquotes, line by line.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+/// A file of the repository, perhaps with the name of a test in it.
+fn names_a_file(quoted: &str) -> bool {
+    let is_in_a_folder = ["src/", "tests/", "scripts/", "sql/", "examples/"]
+        .iter()
+        .any(|folder| quoted.starts_with(folder));
+    is_in_a_folder && !quoted.contains(['{', '*', ' '])
+}
+
+fn missing(document: &Path, text: &str) -> Vec<String> {
+    let mut missing = Vec::new();
+    for name in quoted(text).filter(|name| names_a_file(name)) {
+        let (path, test) = name.split_once("::").unwrap_or((name, ""));
+        let has_test =
+            || fs::read_to_string(path).is_ok_and(|code| code.contains(&format!("fn {test}(")));
+        if !Path::new(path).exists() || (!test.is_empty() && !has_test()) {
+            missing.push(format!("{}: {name}", document.display()));
+        }
+    }
+    let folder = document.parent().expect("a file is in a folder");
+    for (at, _) in text.match_indices("](") {
+        let link = text[at + 2..].split([')', '#']).next().unwrap_or_default();
+        if !link.is_empty() && !link.contains("://") && !folder.join(link).exists() {
+            missing.push(format!("{}: link to {link}", document.display()));
+        }
+    }
+    missing
+}
+
+#[test]
+fn the_documents_name_tests_and_files_that_exist() {
+    let found: Vec<String> = documents()
+        .iter()
+        .flat_map(|path| missing(path, &fs::read_to_string(path).expect("a document")))
+        .collect();
+    assert_eq!(found, Vec::<String>::new());
+}
+
+#[test]
+fn what_does_not_exist_is_found() {
+    let document = Path::new("docs/some.md");
+    let text = "`tests/docs.rs::what_does_not_exist_is_found` [a](glossary.md#lane) [b](https://example.org)";
+    assert_eq!(missing(document, text), Vec::<String>::new());
+    let text = "`tests/docs.rs::no_such_test`, `src/none.rs` [a](none.md)";
+    assert_eq!(missing(document, text).len(), 3);
+}
