@@ -108,9 +108,9 @@ fn defaults_are_the_documented_ones() {
 }
 
 #[test]
-fn the_readme_shows_a_file_that_loads_and_its_values_are_the_defaults() {
-    let readme = include_str!("../../README.md");
-    let (_, block) = readme.split_once("```toml\n").unwrap();
+fn the_documents_show_a_file_that_loads_and_its_values_are_the_defaults() {
+    let document = include_str!("../../docs/configuration.md");
+    let (_, block) = document.split_once("```toml\n").unwrap();
     let (block, _) = block.split_once("```").unwrap();
     let loaded = Case::new(block).load().unwrap();
     assert_eq!(loaded.warnings, Vec::<String>::new());
