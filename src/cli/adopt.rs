@@ -104,7 +104,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         published.as_ref(),
         args.position.is_some(),
     );
-    if !args.yes && !agreed("Go on like this?")? {
+    if !args.yes && !agreed("Adopt this database and slot?")? {
         stderr::line("nothing was changed: answer yes, or give --yes where nobody can be asked");
         return Ok(Exit::Usage);
     }
@@ -172,7 +172,7 @@ async fn look(
     }
     let confirmed_lsn = slot
         .confirmed_flush_lsn
-        .with_context(|| format!("replication slot \"{name}\" is no logical slot"))?;
+        .with_context(|| format!("replication slot \"{name}\" is not a logical slot"))?;
     let stream = stream::find(nats, &settings.nats.stream)
         .await?
         .with_context(|| {
@@ -249,7 +249,7 @@ struct InStream {
     ids: BTreeMap<Position, Option<String>>,
 }
 
-/// The positions that the slot may still hold, and their ids.
+/// The positions that the slot may still hold, with their event ids.
 async fn stream_positions(
     nats: &async_nats::Client,
     settings: &Settings,
@@ -294,13 +294,13 @@ async fn stream_positions(
     Ok(found)
 }
 
-/// Slot and position of an event's message; a copy of one does not stand where it was put.
+/// Slot and position of an event's message; none for a copy, which does not stand where a relay put it.
 fn lane_position(message: &StoredMessage, shared: bool) -> Option<(&str, Position)> {
     let told = parse_header(message.header_text(POSITION_HEADER)?).ok()?;
     (shared || message.for_search().is_in_place()).then_some(told)
 }
 
-/// Whether the recorded message is there or was removed. Somebody else's in its place says that the broker lost it.
+/// Whether the recorded message is there or was removed. A foreign message in its place says that the broker lost it.
 async fn still_stands(
     nats: &async_nats::Client,
     settings: &Settings,
@@ -326,8 +326,8 @@ async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyho
     Ok(found.map_or(0, |message| message.seq))
 }
 
-/// The last row that slot and stream have both, at one position with one id. History is linear: the relay has passed
-/// all that comes before it, though the stream may have removed some of that.
+/// The last row that both slot and stream have, at the same position with the same id. The relay published in order, so
+/// it has passed everything before that row, even where the stream has removed some of it.
 async fn common(
     sql: &tokio_postgres::Client,
     settings: &Settings,
@@ -367,8 +367,8 @@ async fn common(
     Ok(common)
 }
 
-/// Puts a message at the stream's end that tells the adopted position: resume finds it as it finds an event. Where
-/// somebody has published since the look, nothing is put there.
+/// Puts a message with the adopted position at the stream's end, where the next start finds it as it finds an event.
+/// Nothing is stored if somebody has published since the look.
 async fn mark(
     nats: &async_nats::Client,
     settings: &Settings,
@@ -399,7 +399,7 @@ async fn mark(
         .publish_with_headers(subject, headers, "{}".into())
         .await?
         .await
-        .context("the stream does not take the mark of the adopted position")?;
+        .context("the stream refuses the message that marks the adopted position")?;
     Ok(ack.sequence)
 }
 
@@ -442,8 +442,8 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, is
         ),
     });
     account.line(format_args!(
-        "Missed may be: events that committed before {} and are not in the stream. Doubled may be: events that the stream\n\
-         has at another place. walrelay verify names both.",
+        "Events that committed before {} and are not in the stream may be missing; events that the stream has at another\n\
+         place may be doubled. walrelay verify names both.",
         view.confirmed_lsn
     ));
 }

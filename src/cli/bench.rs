@@ -1,8 +1,8 @@
 //! `walrelay bench`: how fast a user's own servers are with walrelay between them.
 //!
 //! In: a rate or a backlog. Out: throughput, latency percentiles, the relay's CPU. Guarantees: it writes only into a table
-//! that it has made itself and that it removes afterwards with slot, publication and stream, unless it is told by
-//! `--existing` to write into the configured one; it takes no table of that name which somebody else has made.
+//! that it made itself and removes afterwards together with slot, publication and stream, unless `--existing` tells it to
+//! write into the configured one; it never takes a table of that name that somebody else made.
 //!
 //! All times are of this process' one clock: a transaction's latency begins when its INSERT is due and ends when a
 //! consumer in this process has its last event from the stream. So it contains the commit and the delivery, and no clocks' skew.
@@ -88,7 +88,11 @@ fn parse_size(text: &str) -> Result<usize, String> {
         "KiB" | "k" | "K" => 1_024,
         "MB" => 1_000_000,
         "MiB" => 1_048_576,
-        other => return Err(format!("{other:?} is no unit: B, KB, KiB, MB or MiB")),
+        other => {
+            return Err(format!(
+                "{other:?} is not a unit: use B, KB, KiB, MB or MiB"
+            ));
+        }
     };
     digits
         .parse::<usize>()
@@ -151,7 +155,7 @@ async fn at_rate(
     watch
         .arrives(&first, SILENCE_MAX)
         .await
-        .context("the first event does not arrive: does the relay run?")?;
+        .context("the first event did not arrive: is the relay running?")?;
     let cpu_before = cpu();
     let begin = Instant::now();
     let transactions = load

@@ -1,8 +1,8 @@
 //! `walrelay dead-letters`: the rows that could not be published.
 //!
-//! In: settings, a position. Out: the dead letters of the slot in the stream; a retry of one, or the leave to pass a row
-//! that `on_reject = "halt"` stands at. Guarantees: a dead letter stays where it is; one is retried once; a row is
-//! passed only where no relay runs.
+//! In: settings, a position. Out: the dead letters of the slot in the stream; a retry of one, or a person's permission to
+//! skip the row at which `on_reject = "halt"` halted. Guarantees: a dead letter stays where it is; each is retried once;
+//! a row is skipped only while no relay runs.
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
@@ -27,16 +27,16 @@ mod retry;
 
 const EXAMPLES: &str = "\
 Examples:
-  walrelay dead-letters list                    all of the slot that the stream still has
+  walrelay dead-letters list                    all of the slot's that the stream still has
   walrelay dead-letters show 16/B374D848:3      one of them, whole
   walrelay dead-letters retry 16/B374D848:3     publish its row as the table has it now
-  walrelay dead-letters retry --all             every one that was not retried yet
+  walrelay dead-letters retry --all             all that have not been retried yet
   walrelay dead-letters skip 16/B374D848:3      let the row at which run has halted become a dead letter
 
 Exit code 0: done. 1: there is no such dead letter, it cannot be published now either, or a relay is running
 (skip).";
 
-/// The rows that could not be published: list them, retry them, pass one that the relay halts at.
+/// Rows that could not be published: list them, retry them, skip the one that the relay halts at.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -67,7 +67,7 @@ enum Action {
         /// Where the dead letter stands.
         #[arg(value_name = "LSN:ORDINAL", required_unless_present = "all")]
         position: Option<Position>,
-        /// All that were not retried yet.
+        /// All that have not been retried yet.
         #[arg(long, conflicts_with = "position")]
         all: bool,
     },
@@ -195,7 +195,7 @@ async fn find(
     )
 }
 
-/// The next dead letter at or behind sequence `from`, which goes behind it.
+/// The next dead letter at or behind sequence `from`, which is moved behind it.
 async fn next(
     nats: &async_nats::Client,
     settings: &Settings,
@@ -240,7 +240,7 @@ async fn next(
     }
 }
 
-/// Writes the leave to pass the row into the lane record.
+/// Writes into the lane record that the row may become a dead letter.
 async fn skip(
     nats: &async_nats::Client,
     settings: &Settings,
@@ -260,16 +260,16 @@ async fn skip(
         format!("there is no lane record of slot {slot}: walrelay run writes it before it can halt at a row")
     })?;
     if let Some(at) = record.position.filter(|at| *at >= position) {
-        bail!("the lane is at {at} already: {position} has been passed");
+        bail!("the lane is already at {at}, beyond {position}");
     }
     if record.skips.contains(&position) {
-        stdout::write(&format!("{position} is allowed to pass already\n"))?;
+        stdout::write(&format!("{position} is already marked to be skipped\n"))?;
         return Ok(Exit::Done);
     }
     record.skips.push(position);
     record::write(nats, &record, stored.sequence).await?;
     stdout::write(&format!(
-        "{position} may pass: walrelay run makes a dead letter of it, if it still cannot be published, and goes on\n"
+        "{position} may be skipped: walrelay run makes it a dead letter if it still cannot be published, and goes on\n"
     ))?;
     Ok(Exit::Done)
 }

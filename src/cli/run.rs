@@ -59,7 +59,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let signals = Signals::listen()?;
     tokio::spawn(signals.forward(handle));
     if args.from.is_some_and(|lsn| u64::from(lsn) == 0) {
-        return Err(UsageError("--from 0/0 is no position in the WAL".into()).into());
+        return Err(UsageError("--from 0/0 is not a position in the WAL".into()).into());
     }
     let board = Board::new(
         &settings.name,

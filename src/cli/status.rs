@@ -98,13 +98,13 @@ async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> 
     let address = reachable(listen);
     let body = tokio::time::timeout(ANSWER_TIMEOUT, get(address))
         .await
-        .map_err(|_| anyhow!("nothing came from {address} within {ANSWER_TIMEOUT:?}"))?
+        .map_err(|_| anyhow!("no answer from {address} within {ANSWER_TIMEOUT:?}"))?
         .with_context(|| format!("{address}"))?;
     let status: Status = serde_json::from_slice(&body)
-        .with_context(|| format!("what answers at {address} is no walrelay"))?;
+        .with_context(|| format!("what answers at {address} is not walrelay"))?;
     if status.slot != settings.postgres.slot || status.stream != settings.nats.stream {
         return Err(anyhow!(
-            "the relay at {address} is of slot {} and stream {}",
+            "the relay at {address} has slot {} and stream {}",
             status.slot,
             status.stream
         ));

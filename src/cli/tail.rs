@@ -60,7 +60,7 @@ fn parse_since(text: &str) -> Result<Since, String> {
         (_, Some(sequence)) => sequence
             .parse()
             .map(Since::Sequence)
-            .map_err(|_| format!("`{sequence}` is no stream sequence")),
+            .map_err(|_| format!("`{sequence}` is not a stream sequence")),
         _ => humantime::parse_duration(text)
             .map(Since::Ago)
             .map_err(|error| {
@@ -84,7 +84,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 
 async fn follow(args: &Args, settings: &NatsSettings, screen: &mut Screen) -> anyhow::Result<()> {
     let mut reader = Reader::open(settings, args.subject.as_deref(), args.since).await?;
-    // A closed pipe is the reader's way to say that it has enough.
+    // A closed pipe means that the reader has enough.
     if screen.heading().is_err() {
         return Ok(());
     }
@@ -151,7 +151,7 @@ impl Screen {
         self.left == Some(0)
     }
 
-    /// Beside the data, and not the same words again and again while the broker stays away.
+    /// To standard error, and the same text once only while the broker stays away.
     fn note(&mut self, text: &str) {
         if self.last_note != text {
             stderr::line(format_args!("walrelay tail: {text}"));
@@ -168,7 +168,7 @@ async fn reader_gone() {
     loop {
         look.tick().await;
         let stdout = io::stdout();
-        // Nothing is asked for: an error of the pipe is told without.
+        // No event is asked for: poll reports a closed pipe in any case.
         let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
         let at_once = Timespec {
             tv_sec: 0,

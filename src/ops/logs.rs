@@ -27,11 +27,11 @@ pub struct LogFilter(String);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LogError {
     /// Neither `human` nor `json`.
-    #[error("`{0}` is no log format: use human or json")]
+    #[error("`{0}` is not a log format: use human or json")]
     Format(String),
     /// Neither a level nor directives.
     #[error(
-        "`{0}` is no log level: use error, warn, info, debug, trace, off, or directives such as walrelay=debug"
+        "`{0}` is not a log level: use error, warn, info, debug, trace, off, or directives such as walrelay=debug"
     )]
     Filter(String),
 }

@@ -26,7 +26,7 @@ pub enum State {
     Starting,
     /// Events flow.
     Streaming,
-    /// For what [`Status::reason`] says.
+    /// For the reason that [`Status::reason`] gives.
     Waiting,
     /// Until a person has looked, see [`Status::reason`].
     Halted,
@@ -281,12 +281,12 @@ impl Board {
         status.totals.lost_messages += start.lost_messages;
     }
 
-    /// Events flow, or would.
+    /// The epoch streams: what commits is published.
     pub fn streaming(&self) {
         self.lock().status.set_state(State::Streaming, None);
     }
 
-    /// The epoch is so far.
+    /// Takes over how far the epoch is.
     pub fn report(&self, now: &EpochMarks) {
         let mut inner = self.lock();
         let before = std::mem::replace(&mut inner.epoch, *now);

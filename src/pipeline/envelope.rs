@@ -130,7 +130,7 @@ impl<'a> Envelope<'a> {
             + self.payload.len()
     }
 
-    /// Never: an envelope has its keys.
+    /// Always false: an envelope has at least its keys.
     pub fn is_empty(&self) -> bool {
         false
     }

@@ -168,7 +168,7 @@ impl Own {
             }
             anyhow::ensure!(
                 since.elapsed() < silence_max,
-                "{found} of {messages} events arrived, and no more for {silence_max:?}"
+                "{found} of {messages} events arrived, then none for {silence_max:?}"
             );
             tokio::time::sleep(LOOK_INTERVAL).await;
         }

@@ -53,7 +53,7 @@ pub(super) async fn retry(
     let mut failed = false;
     for (at, letter) in letters {
         if retried.contains(&at) {
-            account.line(format_args!("{at} was retried already"));
+            account.line(format_args!("{at} was already retried"));
             failed |= position.is_some();
             continue;
         }
@@ -130,7 +130,7 @@ async fn publish(
         .body
         .id
         .as_ref()
-        .context("its row has no id, so that it cannot be found again in the table")?;
+        .context("its row has no id, so it cannot be found in the table")?;
     let marks = [
         (KIND_HEADER, KIND_RETRY.to_owned()),
         (RETRY_HEADER, format!("{slot} {position}")),

@@ -105,7 +105,7 @@ impl Narrator {
             "payloads compared byte for byte with the table's",
         );
         self.line(&format!(
-            "   confirmed LSN   {:>12}  the server's, when the platform had stopped: {}",
+            "   confirmed LSN   {:>12}  the server's, when the application had stopped: {}",
             verdict.confirmed_lsn.to_string(),
             verdict.server_lsn
         ));

@@ -51,7 +51,7 @@ pub(super) async fn create_tables(client: &Client) -> anyhow::Result<()> {
     client
         .batch_execute(TABLES)
         .await
-        .context("cannot create the platform's tables")
+        .context("cannot create the application's tables")
 }
 
 /// What the platform did.
@@ -106,7 +106,7 @@ impl Platform {
         for session in self.sessions.drain(..) {
             session
                 .await
-                .context("a session of the platform panicked")??;
+                .context("a session of the application panicked")??;
         }
         Ok(())
     }
@@ -159,7 +159,7 @@ impl Session {
             let kind = self.choose();
             self.transact(kind)
                 .await
-                .context("a transaction of the platform failed")?;
+                .context("a transaction of the application failed")?;
             // A pause as people make it, not a wait for something.
             tokio::time::sleep(Duration::from_millis(
                 self.random.random_range(1..=PAUSE_MS_MAX),

@@ -42,7 +42,7 @@ pub(super) struct Relay {
 impl Relay {
     pub(super) fn new(database_url: &str, nats_url: &str, hold_back: &str) -> anyhow::Result<Self> {
         let program =
-            std::env::current_exe().context("cannot find the running program's own file")?;
+            std::env::current_exe().context("cannot find the running program's executable")?;
         let watchdog = {
             use std::os::unix::process::CommandExt as _;
             std::process::Command::new("/bin/sh")
@@ -172,7 +172,10 @@ impl Relay {
         let Some(child) = &mut self.child else {
             return Ok(());
         };
-        let Some(status) = child.try_wait().context("cannot look after the relay")? else {
+        let Some(status) = child
+            .try_wait()
+            .context("cannot tell whether the relay runs")?
+        else {
             return Ok(());
         };
         self.child = None;

@@ -48,7 +48,7 @@ pub(super) struct Verdict {
     pub(super) altered: usize,
     #[serde(serialize_with = "lsn_text")]
     pub(super) confirmed_lsn: PgLsn,
-    /// The server's position when the platform had stopped.
+    /// The server's position when the application had stopped.
     #[serde(serialize_with = "lsn_text")]
     pub(super) server_lsn: PgLsn,
     /// From the commit to the stream while nothing was disturbed, median and 99th percentile.
@@ -171,7 +171,7 @@ pub(super) async fn stored(settings: &NatsSettings) -> anyhow::Result<Vec<Event>
 }
 
 fn event(entry: Entry) -> anyhow::Result<Event> {
-    let missing = || format!("message {} is no whole event", entry.sequence);
+    let missing = || format!("message {} is not a complete event", entry.sequence);
     Ok(Event {
         id: entry.id.with_context(missing)?,
         aggregate_id: entry.aggregate_id.with_context(missing)?,

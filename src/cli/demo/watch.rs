@@ -110,7 +110,7 @@ impl Watcher {
         if self.task.is_finished() {
             (&mut self.task)
                 .await
-                .context("watching the stream panicked")??;
+                .context("the task that watches the stream panicked")??;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! One message of the stream as `walrelay tail` and `walrelay demo` show it.
 //!
 //! In: a JetStream message's subject, headers, body and reply subject. Out: an [`Entry`], as columns or as JSON.
-//! Guarantee: total; whatever stands in the stream, by whomever written, becomes an entry and never an error.
+//! Guarantee: total; whatever is in the stream, whoever wrote it, becomes an entry and never an error.
 
 use std::fmt::Write as _;
 
@@ -30,7 +30,7 @@ pub(crate) enum Class {
     Other,
 }
 
-/// What a dead letter's body tells; everything else of it is shown by `walrelay dead-letters`.
+/// What is shown of a dead letter's body; `walrelay dead-letters` shows all of it.
 #[derive(Default, Deserialize)]
 struct DeadLetter {
     id: Option<String>,
@@ -57,11 +57,11 @@ pub(crate) struct Entry {
     /// When the broker stored it.
     #[serde(serialize_with = "micros")]
     pub(crate) stored_at: Option<DateTime<Utc>>,
-    /// From the event to this line, in milliseconds; three clocks' worth of skew included.
+    /// From the event to this line, in milliseconds; includes the skew of the clocks.
     pub(crate) latency_ms: Option<f64>,
     /// From the event to the broker, in milliseconds.
     pub(crate) stored_latency_ms: Option<f64>,
-    /// What is said of a message that is no event's first publication: `dead-letter`, `replay`.
+    /// Its kind where it is not an event's first publication: `dead-letter`, `replay`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kind: Option<String>,
     /// Why a dead letter is one.
@@ -174,7 +174,7 @@ impl Entry {
                     printable(reason.unwrap_or("no reason given"))
                 )
             }
-            (Class::Other, _) => "(no event)".to_owned(),
+            (Class::Other, _) => "(not an event)".to_owned(),
         });
         line
     }
@@ -189,7 +189,7 @@ fn columns(sequence: &str, position: &str, latency: &str, stored: &str, subject:
     format!("{sequence:>9}  {position:<18}  {latency:>9}  {stored:>9}  {subject:<32}  ")
 }
 
-/// Text of strangers on a terminal: without the characters that move its cursor.
+/// Other people's text for a terminal: without control characters.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })

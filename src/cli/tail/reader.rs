@@ -1,4 +1,4 @@
-//! Reading a stream on and on.
+//! Follows a stream.
 //!
 //! In: a stream and where to begin. Out: its messages as [`Entry`]s. Guarantee: each message that is stored behind the
 //! beginning comes once, in the stream's order, also across a restart of the broker; what the broker itself lost and
@@ -24,7 +24,7 @@ use crate::nats::stream::connect_admin;
 /// notice that the broker was restarted and forgot it.
 const WATCH_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Pauses between two attempts to read on after the broker went away: short, since somebody is looking.
+/// Pauses between two attempts to read on after the broker went away: short, since somebody is watching.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
@@ -79,7 +79,7 @@ struct Feed {
 pub(crate) struct Reader {
     settings: NatsSettings,
     filter: String,
-    /// What the stream was when we began; one that was made anew counts from one again.
+    /// When the stream was created, as of our start: one that was created again counts from 1.
     first_info: stream::Info,
     cursor: Cursor,
     feed: Option<Feed>,
@@ -134,7 +134,7 @@ impl Reader {
     /// The next message, or a note. Waits as long as there is none. Cancel-safe.
     ///
     /// # Errors
-    /// Where the stream was made anew meanwhile, so that there is no reading on.
+    /// Where the stream was deleted and created again, so that there is no place to go on.
     pub(crate) async fn next(&mut self) -> anyhow::Result<Read> {
         let feed = match &mut self.feed {
             Some(feed) => feed,
@@ -205,7 +205,7 @@ impl Reader {
         };
         if stream.cached_info().created != self.first_info.created {
             bail!(
-                "the stream {} was deleted and made anew meanwhile; start again",
+                "stream {} was deleted and created again; start `walrelay tail` again",
                 self.settings.stream
             );
         }
