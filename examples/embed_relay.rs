@@ -15,7 +15,7 @@ async fn main() -> anyhow::Result<()> {
     let nats = std::env::var("NATS_URL").context("set NATS_URL")?;
     let mut settings = Settings::of_urls(&database, &nats)?;
     settings.nats.stream = "EDUPULSE".to_owned();
-    settings.nats.subject = "edupulse.{event_type}".to_owned();
+    settings.nats.subject = "edupulse.{event_type}".parse()?;
 
     let relay = relay::spawn(settings);
     println!("relaying; Ctrl-C stops");

@@ -63,7 +63,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             servers: vec![nats.url().parse().unwrap()],
             auth: NatsAuth::None,
             stream: "OUTBOX".to_owned(),
-            subject: "outbox.{event_type}".to_owned(),
+            subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,
             connect_timeout: LIMIT,
         },

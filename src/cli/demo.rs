@@ -152,7 +152,7 @@ async fn set_the_stage(narrator: Narrator) -> anyhow::Result<Stage> {
         servers: vec![nats.url().parse()?],
         auth: NatsAuth::None,
         stream: "OUTBOX".to_owned(),
-        subject: "outbox.{event_type}".to_owned(),
+        subject: "outbox.{event_type}".parse()?,
         shared: false,
         connect_timeout: Duration::from_secs(5),
     };

@@ -19,7 +19,6 @@ use crate::pipeline::envelope::Envelope;
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
 use crate::pipeline::row::{Field, JSON_OIDS, Row};
-use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 
@@ -28,7 +27,6 @@ pub(super) struct Republish<'a> {
     nats: &'a async_nats::Client,
     sql: Client,
     settings: &'a Settings,
-    template: SubjectTemplate,
     payload_unchecked: bool,
     /// As of the last look or publication.
     end: RefCell<Option<LaneEnd>>,
@@ -61,11 +59,6 @@ impl<'a> Republish<'a> {
             nats,
             sql,
             settings,
-            template: settings
-                .nats
-                .subject
-                .parse()
-                .map_err(|error| anyhow::anyhow!("nats.subject: {error}"))?,
             payload_unchecked,
             end: RefCell::new(None),
         })
@@ -91,7 +84,7 @@ impl<'a> Republish<'a> {
             _ => b"".as_slice(),
         };
         let mut subject = Vec::new();
-        self.template.render(
+        self.settings.nats.subject.render(
             value(Field::EventType),
             value(Field::AggregateId),
             value(Field::EventVersion),

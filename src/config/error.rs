@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use super::layers::Source;
 use crate::nats::address::NatsAddress;
+use crate::pipeline::subject::TemplateError;
 use crate::postgres::conninfo::ConninfoError;
 
 /// Why a configuration cannot be used; all of them end a command with exit code 2. None shows a
@@ -66,14 +67,14 @@ pub enum ConfigError {
         expected: String,
     },
     /// A subject that NATS, or walrelay, does not permit.
-    #[error("nats.subject = \"{shown}\" ({origin}) must {problem}")]
+    #[error("nats.subject = \"{shown}\" ({origin})")]
     Subject {
         /// The template.
         shown: String,
         /// Where it was given.
         origin: Source,
         /// What is wrong with it.
-        problem: String,
+        source: TemplateError,
     },
     /// The Postgres connection string, or the PG* variables.
     #[error("postgres.url ({origin})")]

@@ -132,11 +132,6 @@ fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
         });
     }
     let subject = required(layers, Key::NatsSubject);
-    syntax::check_subject(&subject.text).map_err(|problem| ConfigError::Subject {
-        shown: subject.text.clone(),
-        origin: subject.source.clone(),
-        problem,
-    })?;
     Ok(NatsSettings {
         servers,
         auth: auth::choose(layers, of_url)?,
@@ -146,7 +141,14 @@ fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
             "1 to 255 bytes without spaces and . * > / \\",
             |text| syntax::is_stream(text).then(|| text.to_owned()),
         )?,
-        subject: subject.text.clone(),
+        subject: subject
+            .text
+            .parse()
+            .map_err(|source| ConfigError::Subject {
+                shown: subject.text.clone(),
+                origin: subject.source.clone(),
+                source,
+            })?,
         shared: checked(layers, Key::NatsShared, "true or false", |text| {
             text.parse().ok()
         })?,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::config::table_name::TableName;
 use crate::nats::address::{NatsAddress, NatsAuth};
+use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::conninfo::Conninfo;
 
 /// Everything that is configured.
@@ -99,8 +100,8 @@ pub struct NatsSettings {
     pub auth: NatsAuth,
     /// The JetStream stream.
     pub stream: String,
-    /// Template of the subject; its syntax is checked, `pipeline` renders it.
-    pub subject: String,
+    /// Template of the events' subjects.
+    pub subject: SubjectTemplate,
     /// Others write to the stream too: other relays, or anything else.
     pub shared: bool,
     /// Limit of one attempt to connect, the handshake included.

@@ -1,4 +1,4 @@
-//! The syntax of names: slot, publication, stream, subject, listener.
+//! The syntax of names: slot, publication, stream, listener.
 //!
 //! In: a key's text. Out: whether the server will take it. Guarantee: what passes here is refused
 //! by no server for its form.
@@ -6,12 +6,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use super::table_name::IDENTIFIER_BYTES_MAX;
-
-/// The fields of an event that a subject may be made of.
-pub const PLACEHOLDERS: &[&str] = &["event_type", "aggregate_id", "event_version"];
-
-/// Longest template of a subject, in bytes: far below the 4096 of a NATS protocol line.
-const SUBJECT_BYTES_MAX: usize = 256;
 
 /// Longest name of a stream, in bytes: it becomes a folder on the server.
 const STREAM_BYTES_MAX: usize = 255;
@@ -51,58 +45,6 @@ pub fn is_stream(text: &str) -> bool {
         && !text
             .chars()
             .any(|c| c.is_whitespace() || c.is_control() || ".*>/\\".contains(c))
-}
-
-/// Checks the template of a subject.
-///
-/// # Errors
-/// What is wrong with it, as the rest of a sentence "must …".
-pub fn check_subject(text: &str) -> Result<(), String> {
-    if text.is_empty() || text.len() > SUBJECT_BYTES_MAX {
-        return Err(format!("have 1 to {SUBJECT_BYTES_MAX} bytes"));
-    }
-    if text.starts_with('$') {
-        return Err("not begin with `$`, which is the NATS server's own".to_owned());
-    }
-    if text == "walrelay" || text.starts_with("walrelay.") {
-        return Err("not begin with `walrelay.`, which is for dead letters and records".to_owned());
-    }
-    let literal = without_placeholders(text)?;
-    if literal.split('.').any(str::is_empty) {
-        return Err("have no empty part between its dots".to_owned());
-    }
-    match literal
-        .chars()
-        .find(|c| c.is_whitespace() || c.is_control() || "*>".contains(*c))
-    {
-        Some(c) => Err(format!("not contain {c:?}")),
-        None => Ok(()),
-    }
-}
-
-/// The template with each placeholder replaced by `x`.
-fn without_placeholders(text: &str) -> Result<String, String> {
-    let unknown = || {
-        let known: Vec<String> = PLACEHOLDERS
-            .iter()
-            .map(|name| format!("{{{name}}}"))
-            .collect();
-        format!("have no braces but {}", known.join(", "))
-    };
-    let mut literal = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(open) = rest.find(['{', '}']) {
-        literal.push_str(&rest[..open]);
-        let inner = rest[open..].strip_prefix('{').ok_or_else(unknown)?;
-        let (name, after) = inner.split_once('}').ok_or_else(unknown)?;
-        if !PLACEHOLDERS.contains(&name) {
-            return Err(unknown());
-        }
-        literal.push('x');
-        rest = after;
-    }
-    literal.push_str(rest);
-    Ok(literal)
 }
 
 /// Reads where to listen; an empty text is `None`, off. `localhost` is 127.0.0.1.
@@ -150,40 +92,6 @@ mod tests {
         assert!(is_stream("OUTBOX") && is_stream("outbox-1_é"));
         for text in ["", "a b", "a.b", "a*", ">", "a/b", "a\\b", "a\tb"] {
             assert!(!is_stream(text), "{text}");
-        }
-    }
-
-    #[test]
-    fn subjects_are_legal_tokens_and_known_placeholders() {
-        for text in [
-            "outbox.{event_type}",
-            "a",
-            "a.{aggregate_id}.v{event_version}",
-            "{event_type}",
-            "walrelays.x",
-            "a$b",
-        ] {
-            assert_eq!(check_subject(text), Ok(()), "{text}");
-        }
-        for text in [
-            "",
-            ".a",
-            "a.",
-            "a..b",
-            "a b",
-            "a.*",
-            "a.>",
-            "$JS.{event_type}",
-            "walrelay",
-            "walrelay.{event_type}",
-            "a.{type}",
-            "a.{event_type",
-            "a.event_type}",
-            "a.{{event_type}}",
-            "a.{}",
-            "a\u{7f}",
-        ] {
-            assert!(check_subject(text).is_err(), "{text}");
         }
     }
 

@@ -84,7 +84,7 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(
         (
             settings.nats.stream.as_str(),
-            settings.nats.subject.as_str()
+            settings.nats.subject.to_string().as_str()
         ),
         ("OUTBOX", "outbox.{event_type}")
     );
@@ -356,7 +356,16 @@ fn values_out_of_range_name_key_value_source_and_range() {
             }
         }
     }
-    for subject in ["$JS.x", "walrelay.x", "a..b", "a.{type}"] {
+    // `run` takes the template that is parsed here: it has nothing of its own to refuse.
+    for subject in [
+        "$JS.x",
+        "walrelay.x",
+        "a..b",
+        "a.{type}",
+        "{event_type}",
+        "outbox-{event_type}",
+        "",
+    ] {
         let error = Case::new("")
             .flag(Key::NatsSubject, subject)
             .load()

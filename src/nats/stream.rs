@@ -47,8 +47,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub struct StreamSettings {
     /// Name of the stream.
     pub name: String,
-    /// Template of the events' subjects.
-    pub subject_template: String,
+    /// The events' subjects, as a filter: `outbox.>`.
+    pub events: String,
     /// Replication slot, whose dead letters go to `walrelay.dead.<slot>`.
     pub slot: String,
     /// Replicas of a stream that is created.
@@ -63,7 +63,7 @@ impl StreamSettings {
     pub fn new(nats: &NatsSettings, slot: &str) -> Self {
         Self {
             name: nats.stream.clone(),
-            subject_template: nats.subject.clone(),
+            events: nats.subject.filter(),
             slot: slot.to_owned(),
             num_replicas: 1,
             shared: nats.shared,
@@ -71,29 +71,24 @@ impl StreamSettings {
     }
 
     /// The subjects that the stream must store: the events' root, the dead letters', and in a shared stream the fence's.
-    ///
-    /// # Errors
-    /// [`StreamError::NoRoot`].
-    pub fn subjects(&self) -> Result<Vec<String>, StreamError> {
-        let root = events_root(&self.subject_template).ok_or_else(|| StreamError::NoRoot {
-            template: self.subject_template.clone(),
-        })?;
-        let mut subjects = vec![root, dead_letter_subject(&self.slot)];
+    #[must_use]
+    pub fn subjects(&self) -> Vec<String> {
+        let mut subjects = vec![self.events.clone(), dead_letter_subject(&self.slot)];
         if self.shared {
             subjects.push(fence_subject(&self.name, &self.slot));
         }
-        Ok(subjects)
+        subjects
     }
 
     /// The subjects of a stream that is created: a shared one is ready for every slot's fence. Dead letters stay those of
     /// this slot, since another slot's may be in a stream of its own.
-    fn subjects_to_create(&self) -> Result<Vec<String>, StreamError> {
-        let mut subjects = self.subjects()?;
+    fn subjects_to_create(&self) -> Vec<String> {
+        let mut subjects = self.subjects();
         if self.shared {
             subjects.pop();
             subjects.push(fence_subject(&self.name, "*"));
         }
-        Ok(subjects)
+        subjects
     }
 }
 
@@ -117,14 +112,6 @@ pub enum StreamError {
     /// The name in the configuration is no stream name.
     #[error("nats.stream: {0}")]
     Name(#[from] StreamNameError),
-    /// The template begins with a placeholder, so that the stream would have to take every subject.
-    #[error(
-        "nats.subject {template:?} begins with a placeholder: begin it with a fixed token, such as outbox.{{event_type}}"
-    )]
-    NoRoot {
-        /// The template.
-        template: String,
-    },
     /// JetStream is off, or the user may not use it.
     #[error(
         "nobody answers on {subject}: enable JetStream on the server and for the account, and allow the user to publish there"
@@ -235,7 +222,7 @@ pub async fn plan(
     settings: &StreamSettings,
 ) -> Result<StreamPlan, StreamError> {
     let version = server_version(client)?;
-    let subjects = settings.subjects()?;
+    let subjects = settings.subjects();
     Ok(match find(client, &settings.name).await? {
         Some(info) => {
             let findings = fit::findings(&info.config, &subjects, settings.shared, version);
@@ -246,23 +233,20 @@ pub async fn plan(
         }
         None => StreamPlan::Create(Box::new(events_config(
             settings,
-            settings.subjects_to_create()?,
+            settings.subjects_to_create(),
             version,
         ))),
     })
 }
 
 /// What of an existing stream does not fit the settings; pure, so that `run` can check with its own connection.
-///
-/// # Errors
-/// [`StreamError::NoRoot`].
+#[must_use]
 pub fn findings(
     config: &StreamConfig,
     settings: &StreamSettings,
     version: ServerVersion,
-) -> Result<Vec<Finding>, StreamError> {
-    let subjects = settings.subjects()?;
-    Ok(fit::findings(config, &subjects, settings.shared, version))
+) -> Vec<Finding> {
+    fit::findings(config, &settings.subjects(), settings.shared, version)
 }
 
 /// Looks whether the stream of the lanes' records exists, and how it fits.
@@ -447,16 +431,6 @@ pub(super) const FENCE_PREFIX: &str = "walrelay.fence.";
 #[must_use]
 pub fn fence_subject(stream: &str, slot: &str) -> String {
     format!("{FENCE_PREFIX}{stream}.{slot}")
-}
-
-/// The subjects that a template can give: its fixed tokens and `>`; itself without placeholders; `None` where it begins with one.
-#[must_use]
-pub fn events_root(template: &str) -> Option<String> {
-    let Some((fixed, _)) = template.split_once('{') else {
-        return Some(template.to_owned());
-    };
-    let (tokens, _) = fixed.rsplit_once('.')?;
-    Some(format!("{tokens}.>"))
 }
 
 #[cfg(test)]

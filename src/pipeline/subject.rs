@@ -3,11 +3,15 @@
 //! In: the row's event_type, aggregate_id, event_version. Out: a subject that NATS takes, or why it is none.
 //! A value of a row never becomes a subject of NATS' (`$…`) or of walrelay's own (`walrelay.…`).
 
+use std::fmt;
 use std::str::FromStr;
 
 /// Longest subject in bytes. The server takes a protocol line of 4,096 bytes (`max_control_line`), and the line of
 /// a published message also holds the reply subject and two lengths.
 pub const SUBJECT_BYTES_MAX: usize = 3_800;
+
+/// Longest template in bytes: it leaves the rows' values most of a subject.
+const TEMPLATE_BYTES_MAX: usize = 256;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
@@ -17,7 +21,7 @@ enum Part {
     EventVersion,
 }
 
-/// A subject template such as `outbox.{event_type}`.
+/// A subject template such as `outbox.{event_type}`. It begins with a fixed token, and `Display` gives its text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectTemplate {
     parts: Vec<Part>,
@@ -28,19 +32,22 @@ pub struct SubjectTemplate {
 pub enum TemplateError {
     /// A placeholder that is none of the known ones.
     #[error(
-        "{{{0}}} is not a placeholder; known are {{event_type}}, {{aggregate_id}}, {{event_version}}"
+        "{{{0}}} is not a placeholder: use {{event_type}}, {{aggregate_id}} or {{event_version}}"
     )]
     UnknownPlaceholder(String),
     /// A brace without its partner.
-    #[error("a brace without its partner")]
+    #[error("a brace has no partner: braces stand only around a placeholder")]
     UnbalancedBrace,
+    /// Empty, or longer than a template may be.
+    #[error("a template has 1 to {TEMPLATE_BYTES_MAX} bytes")]
+    Length,
     /// The template must begin with fixed tokens of the events' own.
     #[error(
-        "must begin with a fixed token of its own such as \"outbox.\", not with a placeholder, \"$\" or \"walrelay.\""
+        "begin it with a fixed token, such as outbox.{{event_type}}: not with a placeholder, `$` or `walrelay.`"
     )]
     Root,
     /// No subject.
-    #[error("not a subject: {0}")]
+    #[error(transparent)]
     Subject(#[from] SubjectError),
 }
 
@@ -65,6 +72,13 @@ impl FromStr for SubjectTemplate {
     type Err = TemplateError;
 
     fn from_str(text: &str) -> Result<Self, TemplateError> {
+        if text.is_empty() || text.len() > TEMPLATE_BYTES_MAX {
+            return Err(TemplateError::Length);
+        }
+        // The server would take white space beyond ASCII; in a template it is a slip.
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(SubjectError::WhiteSpace.into());
+        }
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find(['{', '}']) {
@@ -90,6 +104,17 @@ impl FromStr for SubjectTemplate {
         let template = SubjectTemplate { parts };
         template.check()?;
         Ok(template)
+    }
+}
+
+impl fmt::Display for SubjectTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.parts.iter().try_for_each(|part| match part {
+            Part::Literal(literal) => f.write_str(literal),
+            Part::EventType => f.write_str("{event_type}"),
+            Part::AggregateId => f.write_str("{aggregate_id}"),
+            Part::EventVersion => f.write_str("{event_version}"),
+        })
     }
 }
 
@@ -212,21 +237,45 @@ mod tests {
     }
 
     #[test]
-    fn refuses_templates_without_a_root_of_their_own() {
-        for bad in [
-            "",
-            "{event_type}",
-            "x{event_type}",
-            "$JS.{event_type}",
-            "walrelay.{event_type}",
-            "walrelay",
-            "a.{b}",
-            "a.{event_type",
-            "a}.b",
-            "a..{event_type}",
-            "a. {event_type}",
+    fn refuses_templates_that_cannot_give_subjects_of_their_own() {
+        let placeholder = |name: &str| TemplateError::UnknownPlaceholder(name.to_owned());
+        let long = format!("a.{}", "x".repeat(TEMPLATE_BYTES_MAX - 1));
+        for (text, expected) in [
+            ("", TemplateError::Length),
+            (&*long, TemplateError::Length),
+            ("{event_type}", TemplateError::Root),
+            ("x{event_type}", TemplateError::Root),
+            ("$JS.{event_type}", TemplateError::Root),
+            ("walrelay.{event_type}", TemplateError::Root),
+            ("walrelay", TemplateError::Root),
+            ("a.{b}", placeholder("b")),
+            ("a.{}", placeholder("")),
+            ("a.{{event_type}}", placeholder("{event_type")),
+            ("a.{event_type", TemplateError::UnbalancedBrace),
+            ("a}.b", TemplateError::UnbalancedBrace),
+            (".a", SubjectError::EmptyToken.into()),
+            ("a.", SubjectError::EmptyToken.into()),
+            ("a..{event_type}", SubjectError::EmptyToken.into()),
+            ("a. {event_type}", SubjectError::WhiteSpace.into()),
+            ("a\u{a0}b", SubjectError::WhiteSpace.into()),
+            ("a\u{7f}", SubjectError::WhiteSpace.into()),
+            ("a.*", SubjectError::Wildcard.into()),
+            ("a.>", SubjectError::Wildcard.into()),
         ] {
-            assert!(bad.parse::<SubjectTemplate>().is_err(), "{bad:?}");
+            assert_eq!(text.parse::<SubjectTemplate>(), Err(expected), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn display_gives_the_text() {
+        for text in [
+            "a",
+            "walrelays.x",
+            "a$b",
+            "a.{aggregate_id}.{event_type}-v{event_version}",
+        ] {
+            let template: SubjectTemplate = text.parse().expect("a template");
+            assert_eq!(template.to_string(), text);
         }
     }
 

@@ -17,7 +17,6 @@ use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::publish::Mode;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};
-use crate::pipeline::subject::{SubjectTemplate, TemplateError};
 use crate::pipeline::tail::{Lookup, Tail, TailMessage, TailSearch};
 use crate::relay::open::OpenError;
 use std::time::Duration;
@@ -76,10 +75,6 @@ impl Broker {
         slot: &str,
         timeout: Duration,
     ) -> Result<Self, OpenError> {
-        let template: SubjectTemplate = settings
-            .subject
-            .parse()
-            .map_err(|error: TemplateError| OpenError::Permanent(error.into()))?;
         let connection = LaneConnection::open(
             &settings.servers,
             &settings.auth,
@@ -97,7 +92,7 @@ impl Broker {
             shared: settings.shared,
             subjects: SharedSubjects {
                 fence: fence_subject(&settings.stream, slot),
-                filters: [template.filter(), dead_letter::subject(slot)],
+                filters: [settings.subject.filter(), dead_letter::subject(slot)],
             },
             timeout,
             fence_sequence: 0,

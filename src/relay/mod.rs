@@ -19,7 +19,6 @@ use crate::pipeline::continuity::Memory;
 use crate::pipeline::engine::Stop;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::subject::SubjectTemplate;
 use clock::Clock;
 use drive::{Drive, Ended};
 use log::Log;
@@ -43,7 +42,6 @@ const STEADY: Duration = Duration::from_secs(10);
 struct Relay<'a> {
     settings: &'a Settings,
     board: &'a Board,
-    template: SubjectTemplate,
     clock: Clock,
     epochs: Epochs,
     inherited: Inherited,
@@ -80,15 +78,9 @@ pub async fn run_watched(
     mut shutdown: Shutdown,
     board: &Board,
 ) -> anyhow::Result<Outcome> {
-    let template = settings
-        .nats
-        .subject
-        .parse()
-        .map_err(|error| anyhow::anyhow!("nats.subject: {error}"))?;
     let mut relay = Relay {
         settings,
         board,
-        template,
         clock: Clock::start(),
         epochs: Epochs::new(settings.relay.backoff_max),
         inherited: Inherited {
@@ -155,7 +147,7 @@ enum Next {
 impl Relay<'_> {
     async fn epoch(&mut self, shutdown: &mut Shutdown) -> anyhow::Result<Next> {
         let opened = tokio::select! {
-            opened = open::open(self.settings, &self.template, &self.inherited, self.clock.now()) => opened,
+            opened = open::open(self.settings, &self.inherited, self.clock.now()) => opened,
             () = shutdown.wait() => return Ok(Next::End(self.stopped())),
         };
         let epoch = match opened {

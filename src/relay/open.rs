@@ -11,7 +11,6 @@ use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::publish::{Mode, WindowSettings};
 use crate::pipeline::row::Source;
-use crate::pipeline::subject::SubjectTemplate;
 use crate::pipeline::tail::Tail;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal};
 use crate::postgres::client::{self, SqlError};
@@ -148,7 +147,6 @@ pub struct Summary {
 /// See [`OpenError`].
 pub async fn open(
     settings: &Settings,
-    template: &SubjectTemplate,
     inherited: &Inherited,
     now: Duration,
 ) -> Result<Epoch, OpenError> {
@@ -242,7 +240,7 @@ pub async fn open(
             inspection.table.as_ref().map_or(0, |table| table.oid),
             &settings.postgres,
         ),
-        template: template.clone(),
+        template: settings.nats.subject.clone(),
         window: WindowSettings {
             mode,
             stream: settings.nats.stream.clone(),
@@ -312,9 +310,7 @@ async fn view(
     let info = broker.stream().await?;
     let wanted = StreamSettings::new(&settings.nats, &settings.postgres.slot);
     let version = broker.connection.info().version;
-    let findings = stream::findings(&info.config, &wanted, version)
-        .map_err(|error| OpenError::Permanent(error.into()))?;
-    let (blocking, warning): (Vec<_>, Vec<_>) = findings
+    let (blocking, warning): (Vec<_>, Vec<_>) = stream::findings(&info.config, &wanted, version)
         .into_iter()
         .partition(|finding| finding.severity == stream::Severity::Blocks);
     let name = &settings.nats.stream;

@@ -296,7 +296,7 @@ async fn create_streams(broker: &Broker, shape: &Shape) -> anyhow::Result<()> {
     let (lane, num_replicas) = (shape.lane, shape.replicas);
     let settings = StreamSettings {
         name: STREAM.to_owned(),
-        subject_template: "outbox.{event_type}".to_owned(),
+        events: "outbox.>".to_owned(),
         slot: SLOT.to_owned(),
         num_replicas,
         shared: lane == Lane::Shared,

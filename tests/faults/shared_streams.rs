@@ -210,7 +210,9 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         servers: vec![fixture.servers().nats.url().parse().unwrap()],
         auth: NatsAuth::None,
         stream: fixture.stream_name().to_owned(),
-        subject: format!("{}.{{event_type}}", fixture.name),
+        subject: format!("{}.{{event_type}}", fixture.name)
+            .parse()
+            .expect("a template"),
         shared: true,
         connect_timeout: LIMIT,
     };

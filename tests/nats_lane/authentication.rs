@@ -19,7 +19,7 @@ pub(crate) fn settings(server: &Server, auth: &NatsAuth) -> NatsSettings {
         servers: vec![server.address()],
         auth: auth.clone(),
         stream: "OUTBOX".into(),
-        subject: "outbox.{event_type}".into(),
+        subject: "outbox.{event_type}".parse().expect("a template"),
         shared: false,
         connect_timeout: SOON,
     }

@@ -41,7 +41,7 @@ impl Own {
             table: NAME.to_owned(),
         };
         settings.nats.stream = STREAM.to_owned();
-        settings.nats.subject = format!("{NAME}.{{event_type}}");
+        settings.nats.subject = format!("{NAME}.{{event_type}}").parse()?;
         settings.nats.shared = false;
         settings.http.listen = None;
         // Its stream is gone right afterwards.
