@@ -315,3 +315,37 @@ fn a_server_that_is_not_there_is_exit_code_1() {
     assert_eq!(ended.code, 1, "{}", ended.stderr);
     assert!(ended.stderr.contains("error: "), "{}", ended.stderr);
 }
+
+#[test]
+fn config_check_refuses_what_run_refuses() {
+    for (variable, value) in [
+        ("WALRELAY_NAME", "-a"),
+        ("WALRELAY_POSTGRES_URL", "postgres://h/d?sslmode=require"),
+        ("WALRELAY_POSTGRES_URL", "postgres://h:0/d"),
+        ("WALRELAY_POSTGRES_SLOT", "Orders"),
+        ("WALRELAY_POSTGRES_PUBLICATION", "a\tb"),
+        ("WALRELAY_POSTGRES_TABLE", "a.b.c"),
+        ("WALRELAY_NATS_URL", "http://h"),
+        ("WALRELAY_NATS_URL", "tls://h"),
+        ("WALRELAY_NATS_STREAM", "a.b"),
+        ("WALRELAY_NATS_SUBJECT", "{event_type}"),
+        ("WALRELAY_NATS_SUBJECT", "outbox-{event_type}"),
+        ("WALRELAY_NATS_SHARED", "perhaps"),
+        ("WALRELAY_NATS_USER", "alice"),
+        ("WALRELAY_NATS_CREDENTIALS", "missing.creds"),
+        ("WALRELAY_NATS_NKEY_SEED", "missing.nk"),
+        ("WALRELAY_NATS_CONNECT_TIMEOUT", "1ms"),
+        ("WALRELAY_RELAY_HOLD_BACK", "2 days"),
+        ("WALRELAY_RELAY_ON_REJECT", "skip"),
+        ("WALRELAY_RELAY_WINDOW_MESSAGES", "0"),
+        ("WALRELAY_RELAY_WINDOW_BYTES", "1KiB"),
+        ("WALRELAY_HTTP_LISTEN", "7187"),
+    ] {
+        let walrelay = Walrelay::new().env(variable, value);
+        let check = walrelay.run(&["config", "check"]);
+        assert_eq!(check.code, 2, "{variable}={value}: {}", check.stderr);
+        let run = walrelay.run(&["run"]);
+        assert_eq!(run.code, 2, "{variable}={value}: {}", run.stderr);
+        assert_eq!(run.stderr, check.stderr, "{variable}={value}");
+    }
+}

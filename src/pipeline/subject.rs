@@ -43,7 +43,7 @@ pub enum TemplateError {
     Length,
     /// The template must begin with fixed tokens of the events' own.
     #[error(
-        "begin it with a fixed token, such as outbox.{{event_type}}: not with a placeholder, `$` or `walrelay.`"
+        "begin it with a whole token such as `outbox.`, and not with a placeholder, `$` or `walrelay.`"
     )]
     Root,
     /// No subject.
