@@ -96,7 +96,7 @@ async fn mailing_service(broker: &str, wanted: Uuid) -> anyhow::Result<()> {
                     .map_err(anyhow::Error::from_boxed)?;
             }
             Err(error) => {
-                eprintln!("mailing:   {error}; it will not get better by trying again");
+                eprintln!("mailing:   {error}; trying again will not help");
                 message
                     .ack_with(AckKind::Term)
                     .await

@@ -24,6 +24,6 @@ CREATE PUBLICATION walrelay_3 FOR TABLE public.outbox_events
 
 COMMIT;
 
--- Then one relay each, and `walrelay setup` of each for its slot and stream. No two take the same names or subjects:
+-- Then one relay each, and `walrelay setup` of each for its slot and stream. No two share a name, a stream or a subject:
 --   name = "walrelay_0", nats.stream = "OUTBOX_0", nats.subject = "outbox_0.{event_type}" … "walrelay_3", "OUTBOX_3",
 --   "outbox_3.{event_type}"; a consumer of all shares reads four streams, or one that sources them.

@@ -84,7 +84,7 @@ async fn metrics(Shared(site): Served) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text)
 }
 
-/// The process answers; whether events flow is what `/readyz` says, since a restart cures no waiting.
+/// The process answers. Whether events flow is for `/readyz` to say: a restart does not help a relay that waits.
 async fn live() -> &'static str {
     "ok\n"
 }

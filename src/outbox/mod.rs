@@ -79,7 +79,7 @@ pub enum OutboxError {
     /// The event does not become an envelope.
     #[error(transparent)]
     Event(#[from] EventError),
-    /// The event type cannot be part of a NATS subject, so that the relay could only make a dead letter of it.
+    /// The event type cannot be part of a NATS subject, so the relay could only make it a dead letter.
     #[error(
         "event {id} has the type {event_type:?}: an event type is tokens joined by dots, without white space, '*' or '>'"
     )]
@@ -97,7 +97,7 @@ pub enum OutboxError {
         /// The event that was refused; nothing of the call was stored.
         id: Uuid,
     },
-    /// A row's version does not fit the envelope's byte; someone else than this library wrote it.
+    /// A row's version does not fit the envelope's byte: another program wrote it.
     #[error("the row {id} has event_version {found}, which is not between 0 and 255")]
     EventVersion {
         /// The row.
