@@ -22,6 +22,7 @@
 //! | [`config`] | flags, environment and file → settings |
 //! | [`cli`] | the commands, one file each |
 //! | [`ops`] | logs, metrics, health, status page |
+//! | [`secret`], [`environment`] | a value that is never printed; the process' environment as a value |
 //! | [`local`] | servers of one's own, for the demo, the tests and the benches |
 //!
 //! # A relay inside an application
@@ -40,12 +41,15 @@
 
 pub mod cli;
 pub mod config;
+pub mod environment;
 pub mod event;
 #[doc(hidden)]
 pub mod local;
 pub mod nats;
+mod nearest;
 pub mod ops;
 pub mod outbox;
 pub mod pipeline;
 pub mod postgres;
 pub mod relay;
+pub mod secret;

@@ -5,13 +5,12 @@ use std::time::Duration;
 use clap::FromArgMatches;
 use walrelay::cli::exit::Exit;
 use walrelay::cli::{position, setup, teardown};
-use walrelay::config::{
-    ColumnNames, HttpSettings, NatsSettings, OnReject, PostgresSettings, RelaySettings, Settings,
-};
+use walrelay::config::{HttpSettings, NatsSettings, OnReject, RelaySettings, Settings};
 use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use walrelay::nats::address::NatsAuth;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
+use walrelay::postgres::settings::{ColumnNames, PostgresSettings};
 
 const LIMIT: Duration = Duration::from_secs(20);
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
-use walrelay::config::Secret;
 use walrelay::local::{LocalPostgres, Mode, PostgresOptions, ServerBinaries};
 use walrelay::pipeline::copy_both::StatusUpdate;
 use walrelay::postgres::client;
@@ -13,6 +12,7 @@ use walrelay::postgres::copy_both::{CopyBoth, Frame};
 use walrelay::postgres::error::{AuthenticationError, ReplicationError};
 use walrelay::postgres::replication::Session;
 use walrelay::postgres::startup::{SessionSettings, connect};
+use walrelay::secret::Secret;
 
 /// Long enough for a loaded machine; nothing waits for it to pass.
 const LIMIT: Duration = Duration::from_secs(20);

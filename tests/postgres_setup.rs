@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
-use walrelay::config::{ColumnNames, PostgresSettings, TableName};
 use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
 use walrelay::postgres::findings::{Kind, Severity, findings};
+use walrelay::postgres::settings::{ColumnNames, PostgresSettings};
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
+use walrelay::postgres::table_name::TableName;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

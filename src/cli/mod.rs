@@ -28,7 +28,8 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::config::{Environment, Flags, Key, Loaded};
+use crate::config::{Flags, Key, Loaded};
+use crate::environment::Environment;
 use crate::ops::logs::{LogFilter, LogFormat};
 use exit::{Exit, UsageError};
 use flags::{AllFlags, Configured, KeyFlags as _, SetupFlags, StreamFlags};

@@ -12,7 +12,6 @@ use bytes::BytesMut;
 use tokio_postgres::Client;
 
 use crate::config::Settings;
-use crate::config::table_name::quote_identifier;
 use crate::nats::lane_end::{LaneEnd, lane_end};
 use crate::nats::stream;
 use crate::pipeline::envelope::Envelope;
@@ -21,6 +20,7 @@ use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
 use crate::pipeline::row::{Field, JSON_OIDS, Row};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::postgres::table_name::quote_identifier;
 
 /// What it takes to publish rows again.
 pub(super) struct Republish<'a> {

@@ -17,12 +17,13 @@ use uuid::Uuid;
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
-use crate::config::{PostgresSettings, Settings};
+use crate::config::Settings;
 use crate::nats::record;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::connect;
+use crate::postgres::settings::PostgresSettings;
 
 mod compare;
 mod lane;

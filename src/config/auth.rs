@@ -9,8 +9,8 @@ use std::path::Path;
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Source, Value, read_secret_file};
-use super::secret::Secret;
 use crate::nats::address::NatsAuth;
+use crate::secret::Secret;
 
 /// The ways that keys of their own give, in the order of messages.
 const WAYS: &[&[Key]] = &[

@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key};
 use super::layers::{Layers, Source};
-use super::nearest::nearest;
+use crate::nearest::nearest;
 
 /// Where the file is looked for when none is asked for; the first that is there is taken.
 pub const PLACES: &[&str] = &["walrelay.toml", "/etc/walrelay/walrelay.toml"];

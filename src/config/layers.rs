@@ -9,13 +9,13 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::environment::Environment;
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key, Secrecy};
-use super::nearest::nearest;
-use super::secret::MASK;
+use crate::environment::Environment;
 use crate::nats::address::mask_urls;
+use crate::nearest::nearest;
 use crate::postgres::conninfo;
+use crate::secret::MASK;
 
 /// How all variables begin.
 const PREFIX: &str = "WALRELAY_";

@@ -9,32 +9,25 @@
 //! given, [`Settings`] is what the rest of the program takes.
 
 mod auth;
-pub mod environment;
 pub mod error;
 pub mod file;
 pub mod keys;
 pub mod layers;
-pub mod nearest;
 pub mod quantity;
 mod resolve;
-pub mod secret;
 pub mod settings;
 pub mod syntax;
-pub mod table_name;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 
-pub use environment::Environment;
+use crate::environment::Environment;
+
 pub use error::ConfigError;
 pub use keys::Key;
 use layers::{Layers, Source};
-pub use secret::Secret;
-pub use settings::{
-    ColumnNames, HttpSettings, NatsSettings, OnReject, PostgresSettings, RelaySettings, Settings,
-};
-pub use table_name::TableName;
+pub use settings::{HttpSettings, NatsSettings, OnReject, RelaySettings, Settings};
 
 /// What the command line says about the configuration. No `Debug`: it may hold secrets.
 #[derive(Clone, Default)]

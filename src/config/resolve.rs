@@ -6,18 +6,17 @@
 use std::time::Duration;
 
 use super::auth;
-use super::environment::Environment;
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Source, Value, mask};
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
-use super::secret::{MASK, Secret};
-use super::settings::{
-    ColumnNames, HttpSettings, NatsSettings, OnReject, PostgresSettings, RelaySettings, Settings,
-};
+use super::settings::{HttpSettings, NatsSettings, OnReject, RelaySettings, Settings};
 use super::syntax;
+use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::postgres::conninfo::{self, Conninfo};
+use crate::postgres::settings::{ColumnNames, PostgresSettings};
+use crate::secret::{MASK, Secret};
 
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 
-use crate::config::secret::{MASK, Secret};
+use crate::secret::{MASK, Secret};
 
 /// NATS' registered client port.
 pub const DEFAULT_PORT: u16 = 4222;

@@ -27,9 +27,9 @@ mod pending;
 
 use uuid::Uuid;
 
-use crate::config::TableName;
-use crate::config::table_name::DEFAULT_SCHEMA;
 use crate::event::EventError;
+use crate::postgres::table_name::DEFAULT_SCHEMA;
+use crate::postgres::table_name::TableName;
 
 pub use insert::PreparedOutbox;
 

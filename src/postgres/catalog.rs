@@ -13,9 +13,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio_postgres::Client;
 
-use crate::config::{PostgresSettings, TableName};
 use crate::pipeline::record::Carrier;
 use crate::postgres::client::SqlError;
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::table_name::TableName;
 
 /// The state of everything in the database that the relay depends on, at one moment.
 #[derive(Debug, Clone)]

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, NoTls};
 
-use crate::config::table_name::quote_identifier;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::error::{AuthenticationError, ServerError, io_is_transient};
+use crate::postgres::table_name::quote_identifier;
 
 const APPLICATION_NAME: &str = "walrelay";
 

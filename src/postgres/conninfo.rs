@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::config::secret::{MASK, Secret};
+use crate::secret::{MASK, Secret};
 pub use error::ConninfoError;
 pub(crate) use mask::has_password;
 pub use mask::mask;

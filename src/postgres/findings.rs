@@ -5,8 +5,9 @@
 
 use std::fmt;
 
-use crate::config::{PostgresSettings, table_name::quote_identifier};
 use crate::postgres::catalog::{Inspection, Publication, Server, Slot, Table};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::table_name::quote_identifier;
 
 mod columns;
 

@@ -15,6 +15,7 @@
 //! | [`client`] | a [`conninfo`] | a client for plain SQL |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
+//! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
 //! | [`setup`] | that state | the missing parts made, or taken away |
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
 
@@ -26,7 +27,9 @@ pub mod copy_both;
 pub mod error;
 pub mod findings;
 pub mod replication;
+pub mod settings;
 pub mod setup;
 pub mod socket;
 pub mod startup;
+pub mod table_name;
 pub mod wire;

@@ -10,12 +10,12 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
 
-use crate::config::table_name::quote_identifier;
-use crate::config::{ColumnNames, PostgresSettings};
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::SqlError;
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::replication::quote_literal;
+use crate::postgres::settings::{ColumnNames, PostgresSettings};
+use crate::postgres::table_name::quote_identifier;
 
 /// The outbox table as the first migration makes it.
 pub const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");

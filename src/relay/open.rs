@@ -3,7 +3,7 @@
 //! In: settings. Out: an [`Epoch`] that streams. Guarantee: what decides where the lane goes on was read after the slot
 //! became ours; before that another relay may still have been publishing.
 
-use crate::config::{OnReject, PostgresSettings, Settings};
+use crate::config::{OnReject, Settings};
 use crate::nats::stream::{self, StreamSettings};
 use crate::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use crate::pipeline::engine::{Engine, EngineSettings, Note};
@@ -19,6 +19,7 @@ use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::error::ReplicationError;
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::replication::Session;
+use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::broker::{self, Broker};
 use crate::relay::watch::{self, Watch};

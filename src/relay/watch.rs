@@ -4,13 +4,13 @@
 //! Needed because Postgres passes over the rows of a table that is not in the publication, and says nothing in the WAL.
 //! A look that fails says nothing either: whether the server is there is the replication connection's business.
 
-use crate::config::PostgresSettings;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::progress::WalRoom;
 use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection};
 use crate::postgres::client::{self, SqlError};
 use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::settings::PostgresSettings;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_postgres::Client;

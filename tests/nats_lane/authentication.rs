@@ -6,11 +6,11 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use walrelay::config::secret::Secret;
 use walrelay::config::settings::NatsSettings;
 use walrelay::nats::address::{NatsAddress, NatsAuth};
 use walrelay::nats::connection::{ConnectError, LaneConnection};
 use walrelay::nats::stream::{AdminError, connect_admin};
+use walrelay::secret::Secret;
 
 use crate::server::{SOON, Server};
 

@@ -27,7 +27,7 @@ impl Load {
             &columns.event_type,
             &columns.payload,
         ]
-        .map(|name| crate::config::table_name::quote_identifier(name))
+        .map(|name| crate::postgres::table_name::quote_identifier(name))
         .into();
         // One statement is one transaction.
         let insert = format!(

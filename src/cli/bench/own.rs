@@ -6,11 +6,12 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream;
 use tokio::sync::oneshot;
 
-use crate::config::{Settings, TableName};
+use crate::config::Settings;
 use crate::nats::stream::{self, StreamPlan, StreamSettings};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::setup::{apply, plan, teardown_plan};
+use crate::postgres::table_name::TableName;
 use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
 
 /// Slot, publication and table; the stream in capitals.
@@ -35,7 +36,7 @@ impl Own {
         settings.name = NAME.to_owned();
         settings.postgres.slot = NAME.to_owned();
         settings.postgres.publication = NAME.to_owned();
-        settings.postgres.columns = crate::config::ColumnNames::default();
+        settings.postgres.columns = crate::postgres::settings::ColumnNames::default();
         settings.postgres.table = TableName {
             schema: "public".to_owned(),
             table: NAME.to_owned(),

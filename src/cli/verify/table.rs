@@ -10,8 +10,8 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::sort::{Entries, Entry, Kind};
-use crate::config::PostgresSettings;
-use crate::config::table_name::quote_identifier;
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::table_name::quote_identifier;
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

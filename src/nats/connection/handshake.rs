@@ -11,10 +11,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 
 use super::{INBOX_SID, LaneConnection};
-use crate::config::secret::Secret;
 use crate::nats::address::{NatsAddress, NatsAuth};
 use crate::nats::encode::{self, Connect};
 use crate::nats::protocol::{Op, ProtocolError, ServerInfo};
+use crate::secret::Secret;
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,7 @@
 //! A connection string as one may print it.
 
 use super::syntax::{key_values, parse, split_uri};
-use crate::config::secret::MASK;
+use crate::secret::MASK;
 
 /// The same connection string with its passwords as `***`; wholly `***` where it cannot be read.
 pub fn mask(text: &str) -> String {
@@ -72,9 +72,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::environment::Environment;
-    use crate::config::secret::Secret;
+    use crate::environment::Environment;
     use crate::postgres::conninfo::Conninfo;
+    use crate::secret::Secret;
 
     #[test]
     fn hides_passwords_and_nothing_else() {

@@ -171,7 +171,7 @@ pub(super) fn treatment(name: &str, value: &str) -> Treatment {
 
 /// The parameter that was probably meant.
 pub(super) fn nearest(name: &str) -> Option<&'static str> {
-    crate::config::nearest::nearest(name, USED.iter().copied())
+    crate::nearest::nearest(name, USED.iter().copied())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::config::secret::Secret;
+use crate::secret::Secret;
 
 /// Largest password file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -14,8 +14,8 @@ use super::{
     Conninfo, ConninfoError, DEFAULT_PORT, DEFAULT_SOCKET_DIR, Host, HostPort, SslMode,
     TargetSessionAttrs,
 };
-use crate::config::environment::Environment;
-use crate::config::secret::Secret;
+use crate::environment::Environment;
+use crate::secret::Secret;
 
 /// libpq waits for ever by default; a relay backs off and tries again instead.
 const CONNECT_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);

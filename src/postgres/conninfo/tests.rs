@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::syntax::parse;
 use super::*;
-use crate::config::environment::Environment;
+use crate::environment::Environment;
 
 fn environment() -> Environment {
     Environment::new::<&str, &str>([]).with_os_user("os")

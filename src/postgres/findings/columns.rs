@@ -3,8 +3,9 @@
 //! In: the table, the names of its columns. Out: findings. Guarantee: pure.
 
 use super::{Finding, Kind, refuse, warn};
-use crate::config::{PostgresSettings, table_name::quote_identifier};
 use crate::postgres::catalog::{Column, Table};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::table_name::quote_identifier;
 
 /// What a column may be.
 pub(super) struct Need<'a> {
