@@ -6,8 +6,8 @@
 //! ```
 
 use anyhow::Context as _;
-use walrelay::config::Settings;
 use walrelay::relay;
+use walrelay::relay::settings::Settings;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {

@@ -28,7 +28,7 @@
 //! # A relay inside an application
 //! ```no_run
 //! # async fn embed() -> anyhow::Result<()> {
-//! let settings = walrelay::config::Settings::of_urls("postgres://localhost/app", "nats://localhost:4222")?;
+//! let settings = walrelay::relay::settings::Settings::of_urls("postgres://localhost/app", "nats://localhost:4222")?;
 //! let relay = walrelay::relay::spawn(settings);
 //! // …until the application stops:
 //! relay.stop().await?;

@@ -5,12 +5,13 @@ use std::time::Duration;
 use clap::FromArgMatches;
 use walrelay::cli::exit::Exit;
 use walrelay::cli::{position, setup, teardown};
-use walrelay::config::{HttpSettings, NatsSettings, OnReject, RelaySettings, Settings};
 use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use walrelay::nats::address::NatsAuth;
+use walrelay::nats::settings::ConnectionSettings;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
 use walrelay::postgres::settings::{ColumnNames, PostgresSettings};
+use walrelay::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,12 +60,14 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
         name: "walrelay".to_owned(),
         postgres: postgres_settings(&server),
         nats: NatsSettings {
-            servers: vec![nats.url().parse().unwrap()],
-            auth: NatsAuth::None,
+            connection: ConnectionSettings {
+                servers: vec![nats.url().parse().unwrap()],
+                auth: NatsAuth::None,
+                connect_timeout: LIMIT,
+            },
             stream: "OUTBOX".to_owned(),
             subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,
-            connect_timeout: LIMIT,
         },
         relay: RelaySettings {
             hold_back: Duration::ZERO,
@@ -76,15 +79,11 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             status_interval: LIMIT,
             backoff_max: LIMIT,
         },
-        http: HttpSettings {
-            listen: None,
-            chosen: true,
-        },
     };
     let client = server.connect("postgres").await.unwrap();
     let exists = async || {
         let inspection = inspect(&client, &settings.postgres).await.unwrap();
-        let admin = walrelay::nats::stream::connect_admin(&settings.nats)
+        let admin = walrelay::nats::stream::connect_admin(&settings.nats.connection)
             .await
             .unwrap();
         let stream = walrelay::nats::stream::find(&admin, "OUTBOX")
@@ -111,7 +110,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
     let empty = position::read(&settings).await.unwrap();
     assert!(empty.confirmed_lsn.is_some() && empty.position.is_none());
     let admin = async_nats::jetstream::new(
-        walrelay::nats::stream::connect_admin(&settings.nats)
+        walrelay::nats::stream::connect_admin(&settings.nats.connection)
             .await
             .unwrap(),
     );

@@ -18,7 +18,6 @@ use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::peek;
-use crate::config::Settings;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
 use crate::nats::lane_end::stored;
 use crate::nats::record::{self, StoredRecord};
@@ -34,6 +33,7 @@ use crate::pipeline::tail::event_id;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::connect;
 use crate::postgres::startup::{self, SessionSettings};
+use crate::relay::settings::Settings;
 
 /// How far back the stream is compared with the slot.
 const COMPARED_MESSAGES_MAX: u64 = 200_000;
@@ -95,7 +95,7 @@ struct Published {
 /// Postgres or NATS cannot be reached or refuses, or a relay is running.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let sql = connect(&settings.postgres.conninfo).await?;
-    let nats = stream::connect_admin(&settings.nats).await?;
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
     let (view, published) = look(&args, settings, &sql, &nats).await?;
     let mut account = Account::default();
     explain(

@@ -14,9 +14,9 @@ use super::republish::Republish;
 use super::stdout::{self, Account};
 use super::verify;
 use crate::cli::stderr;
-use crate::config::Settings;
 use crate::nats::stream;
 use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER};
+use crate::relay::settings::Settings;
 
 /// So long it publishes, and so long it then lets the relay.
 const BURST: Duration = Duration::from_millis(250);
@@ -59,7 +59,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         stdout::write(&format!("{} rows are not in the stream\n", missing.len()))?;
         return Ok(Exit::Done);
     }
-    let nats = stream::connect_admin(&settings.nats).await?;
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
     let republish = Republish::open(&nats, settings).await?;
     let bar = if std::io::stderr().is_terminal() {
         ProgressBar::new(missing.len() as u64)

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::exit::{Exit, UsageError};
-use crate::config::Settings;
+use crate::relay::settings::Settings;
 use load::Load;
 use own::{Own, RelayThread};
 use report::Report;

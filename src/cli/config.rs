@@ -73,7 +73,13 @@ fn file_text(loaded: &Loaded) -> String {
 }
 
 fn nats_text(loaded: &Loaded) -> String {
-    let servers = loaded.settings.nats.servers.iter().map(ToString::to_string);
+    let servers = loaded
+        .settings
+        .nats
+        .connection
+        .servers
+        .iter()
+        .map(ToString::to_string);
     servers.collect::<Vec<_>>().join(",")
 }
 

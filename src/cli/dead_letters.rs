@@ -12,7 +12,6 @@ use crate::cli::adopt::RELEASE_LIMIT;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout;
-use crate::config::Settings;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage};
 use crate::nats::record;
 use crate::nats::stream;
@@ -22,6 +21,7 @@ use crate::pipeline::position::{
 };
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::connect;
+use crate::relay::settings::Settings;
 
 mod retry;
 
@@ -109,7 +109,7 @@ struct Body {
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let nats = stream::connect_admin(&settings.nats).await?;
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
     match args.action {
         Action::List { json } => list(&nats, settings, json).await,
         Action::Show { position, json } => show(&nats, settings, position, json).await,

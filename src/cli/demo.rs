@@ -20,9 +20,10 @@ use self::relay::Relay;
 use self::verdict::Verdict;
 use self::watch::Watcher;
 use super::exit::Exit;
-use crate::config::NatsSettings;
 use crate::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use crate::nats::address::NatsAuth;
+use crate::nats::settings::ConnectionSettings;
+use crate::relay::settings::NatsSettings;
 
 mod narrator;
 mod platform;
@@ -149,12 +150,14 @@ async fn set_the_stage(narrator: Narrator) -> anyhow::Result<Stage> {
     ));
 
     let nats_settings = NatsSettings {
-        servers: vec![nats.url().parse()?],
-        auth: NatsAuth::None,
+        connection: ConnectionSettings {
+            servers: vec![nats.url().parse()?],
+            auth: NatsAuth::None,
+            connect_timeout: Duration::from_secs(5),
+        },
         stream: "OUTBOX".to_owned(),
         subject: "outbox.{event_type}".parse()?,
         shared: false,
-        connect_timeout: Duration::from_secs(5),
     };
     let watcher = Watcher::start(&nats_settings, narrator).await?;
     let mut clients = Vec::new();

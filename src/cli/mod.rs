@@ -1,6 +1,6 @@
 //! The command line: one file a command.
 //!
-//! In: arguments. Out: a command with its [`Settings`](crate::config::Settings), and how it ended as
+//! In: arguments. Out: a command with its [`Settings`](crate::relay::settings::Settings), and how it ended as
 //! an [`exit::Exit`]. `walrelay --help` lists what there is.
 
 pub mod adopt;
@@ -114,7 +114,7 @@ impl Cli {
         let load = |given| load(self.global.config, given, &environment);
         match self.command {
             Command::Run(Configured { args, keys }) => {
-                block_on(run::execute(args, &load(keys.given())?.settings))
+                block_on(run::execute(args, &load(keys.given())?))
             }
             Command::Setup(Configured { args, keys }) => {
                 block_on(setup::execute(args, &load(keys.given())?.settings))
@@ -123,7 +123,7 @@ impl Cli {
                 block_on(teardown::execute(args, &load(keys.given())?.settings))
             }
             Command::Status(Configured { args, keys }) => {
-                block_on(status::execute(args, &load(keys.given())?.settings))
+                block_on(status::execute(args, &load(keys.given())?))
             }
             Command::Position(Configured { args, keys }) => {
                 block_on(position::execute(args, &load(keys.given())?.settings))

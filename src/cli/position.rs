@@ -10,7 +10,6 @@ use serde::Serialize;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
-use crate::config::Settings;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi};
 use crate::nats::lane_end::stored;
 use crate::nats::stream;
@@ -18,6 +17,7 @@ use crate::pipeline::position::Position;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::relay::settings::Settings;
 
 /// How many messages are looked at, from the stream's end, for one of the slot: others may write to the stream too.
 const SCAN_MESSAGES_MAX: u64 = 1_000;
@@ -109,7 +109,7 @@ pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let inspection = inspect(&client, &settings.postgres).await?;
     let stream = &settings.nats.stream;
-    let nats = stream::connect_admin(&settings.nats).await?;
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
     let found = stream::find(&nats, stream).await?;
     let last = match &found {
         Some(info) => match last_of_slot(&nats, settings, info.state.last_seq).await? {

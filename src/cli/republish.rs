@@ -11,7 +11,6 @@ use async_nats::jetstream::{self, context::PublishErrorKind};
 use bytes::BytesMut;
 use tokio_postgres::Client;
 
-use crate::config::Settings;
 use crate::nats::lane_end::{LaneEnd, lane_end};
 use crate::nats::stream;
 use crate::pipeline::envelope::Envelope;
@@ -21,6 +20,7 @@ use crate::pipeline::row::{Field, JSON_OIDS, Row};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::table_name::quote_identifier;
+use crate::relay::settings::Settings;
 
 /// What it takes to publish rows again.
 pub(super) struct Republish<'a> {

@@ -6,7 +6,7 @@
 mod preparation;
 
 use super::exit::{Exit, UsageError};
-use crate::config::Settings;
+use crate::config::{HttpSettings, Loaded};
 use crate::ops::http::Server;
 use crate::ops::status::Board;
 use crate::pipeline::position::Position;
@@ -54,7 +54,8 @@ fn parse_from(text: &str) -> Result<PgLsn, String> {
 ///
 /// # Errors
 /// What waiting does not cure, at the first start.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub async fn execute(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+    let settings = &loaded.settings;
     let (handle, shutdown) = Shutdown::new();
     let signals = Signals::listen()?;
     tokio::spawn(signals.forward(handle));
@@ -67,7 +68,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         &settings.nats.stream,
     );
     // Served by a task beside the relay's loop, until this function ends.
-    let _server = serve(settings, &board).await?;
+    let _server = serve(&loaded.http, &settings.name, &board).await?;
     if args.setup
         && let Some(exit) = preparation::prepare(settings, &shutdown, &board).await?
     {
@@ -80,11 +81,15 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 }
 
 /// Serves the status page where that is wanted. A second relay on the machine does not end for the default address.
-async fn serve(settings: &Settings, board: &Board) -> Result<Option<Server>, anyhow::Error> {
-    let Some(listen) = settings.http.listen else {
+async fn serve(
+    http: &HttpSettings,
+    name: &str,
+    board: &Board,
+) -> Result<Option<Server>, anyhow::Error> {
+    let Some(listen) = http.listen else {
         return Ok(None);
     };
-    match Server::start(listen, &settings.name, board.clone()).await {
+    match Server::start(listen, name, board.clone()).await {
         Ok(server) => {
             tracing::info!(
                 "status page, /metrics and /readyz on http://{}",
@@ -92,7 +97,7 @@ async fn serve(settings: &Settings, board: &Board) -> Result<Option<Server>, any
             );
             Ok(Some(server))
         }
-        Err(error) if settings.http.chosen => Err(error),
+        Err(error) if http.chosen => Err(error),
         Err(error) => {
             tracing::warn!("no status page and no metrics: {error:#}");
             Ok(None)

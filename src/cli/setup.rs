@@ -11,9 +11,8 @@ use tokio_postgres::Client;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
-use crate::config::Settings;
 use crate::nats::record;
-use crate::nats::stream::{self, StreamPlan, StreamSettings};
+use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
 use crate::postgres::client::connect;
@@ -21,6 +20,7 @@ use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
+use crate::relay::settings::Settings;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -88,7 +88,7 @@ pub async fn execute_until(
             stdout::write(&format!("{}\n\n", step.sql.trim()))?;
         }
     }
-    let nats = stream::connect_admin(&settings.nats).await?;
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
     let streams = plan_streams(&nats, settings, &args).await?;
     if let Some(exit) = refused_streams(&streams) {
         return Ok(exit);
@@ -271,7 +271,7 @@ async fn plan_streams(
     settings: &Settings,
     args: &Args,
 ) -> Result<Streams, anyhow::Error> {
-    let mut wanted = StreamSettings::new(&settings.nats, &settings.postgres.slot);
+    let mut wanted = settings.nats.stream_settings(&settings.postgres.slot);
     if let Some(replicas) = args.replicas {
         wanted.num_replicas = usize::from(replicas);
     }

@@ -16,9 +16,10 @@ use crate::cli::exit::Exit;
 use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
-use crate::config::Settings;
+use crate::config::Loaded;
 use crate::ops::http::STATUS_PATH;
 use crate::ops::status::{State, Status};
+use crate::relay::settings::Settings;
 
 /// How long the relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,8 +58,9 @@ struct Answer {
 ///
 /// # Errors
 /// No relay answers, and Postgres or NATS cannot be reached or refuses.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let relay = match settings.http.listen {
+pub async fn execute(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+    let settings = &loaded.settings;
+    let relay = match loaded.http.listen {
         Some(listen) => ask(listen, settings).await,
         None => Err(anyhow!("http.listen is turned off")),
     };

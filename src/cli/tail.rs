@@ -11,7 +11,7 @@ use anyhow::Context as _;
 
 use super::exit::Exit;
 use crate::cli::stderr;
-use crate::config::{NatsSettings, Settings};
+use crate::relay::settings::{NatsSettings, Settings};
 use entry::{Class, Entry};
 use reader::{Read, Reader, Since};
 

@@ -10,11 +10,11 @@ use crate::cli::exit::Exit;
 use crate::cli::setup::refused;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
-use crate::config::Settings;
 use crate::nats::stream;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::connect;
 use crate::postgres::setup::{Step, apply, teardown_plan};
+use crate::relay::settings::Settings;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -78,7 +78,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         account.line(format_args!("{} removed", step.part));
     }
     if let Some(name) = stream {
-        let nats = stream::connect_admin(&settings.nats).await?;
+        let nats = stream::connect_admin(&settings.nats.connection).await?;
         let found = stream::delete(&nats, name).await?;
         stream::delete_lane_record(&nats, name, &settings.postgres.slot).await?;
         account.line(format_args!(

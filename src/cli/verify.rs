@@ -17,13 +17,13 @@ use uuid::Uuid;
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
-use crate::config::Settings;
 use crate::nats::record;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::connect;
 use crate::postgres::settings::PostgresSettings;
+use crate::relay::settings::Settings;
 
 mod compare;
 mod lane;
@@ -167,7 +167,7 @@ async fn check(
         .table
         .as_ref()
         .with_context(|| format!("there is no table {}", postgres.table))?;
-    let nats = stream::connect_admin(&settings.nats).await?;
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
     let name = &settings.nats.stream;
     let info = stream::find(&nats, name)
         .await?

@@ -6,7 +6,7 @@
 //! passed its check; no secret is printed.
 //!
 //! Two types hold a configuration: [`layers::Layers`] is the text of each key and where it was
-//! given, [`Settings`] is what the rest of the program takes.
+//! given, [`Settings`] is what the relay and the commands take.
 
 mod auth;
 pub mod error;
@@ -15,19 +15,19 @@ pub mod keys;
 pub mod layers;
 pub mod quantity;
 mod resolve;
-pub mod settings;
 pub mod syntax;
 #[cfg(test)]
 mod tests;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
-
-use crate::environment::Environment;
 
 pub use error::ConfigError;
 pub use keys::Key;
 use layers::{Layers, Source};
-pub use settings::{HttpSettings, NatsSettings, OnReject, RelaySettings, Settings};
+
+use crate::environment::Environment;
+use crate::relay::settings::Settings;
 
 /// What the command line says about the configuration. No `Debug`: it may hold secrets.
 #[derive(Clone, Default)]
@@ -41,14 +41,25 @@ pub struct Flags {
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// What the rest of the program takes.
+    /// What the relay and the commands take.
     pub settings: Settings,
+    /// `[http]`
+    pub http: HttpSettings,
     /// The keys that have a value, in the order of [`keys::KEYS`].
     pub values: Vec<Shown>,
     /// The file that was read.
     pub file: Option<PathBuf>,
     /// What people should know, without secrets.
     pub warnings: Vec<String>,
+}
+
+/// `[http]`: metrics, health and the status page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// Where to listen; `None` is off.
+    pub listen: Option<SocketAddr>,
+    /// Somebody chose the address; the default one gives way where another relay of this machine has it.
+    pub chosen: bool,
 }
 
 /// A value as `config show` prints it.
@@ -99,7 +110,7 @@ pub fn load_from(
             .expect("only keys with a flag of their own can be given by one");
         layers.set(*key, text.clone(), Source::Flag(flag));
     }
-    let settings = resolve::resolve(&mut layers, environment, &mut warnings)?;
+    let (settings, http) = resolve::resolve(&mut layers, environment, &mut warnings)?;
     let values = keys::KEYS.iter().filter_map(|entry| {
         let value = layers.get(entry.key)?;
         Some(Shown {
@@ -110,8 +121,27 @@ pub fn load_from(
     });
     Ok(Loaded {
         settings,
+        http,
         values: values.collect(),
         file: found.map(|(path, _)| path),
         warnings,
     })
+}
+
+impl Settings {
+    /// Defaults for everything but the two servers: what an application needs that runs the relay in itself. Any other
+    /// setting can be changed afterwards, or read by [`load`].
+    ///
+    /// # Errors
+    /// A URL that cannot be read.
+    pub fn of_urls(postgres: &str, nats: &str) -> Result<Settings, ConfigError> {
+        let flags = Flags {
+            config: None,
+            values: vec![
+                (Key::PostgresUrl, postgres.to_owned()),
+                (Key::NatsUrl, nats.to_owned()),
+            ],
+        };
+        Ok(load_from(&flags, &Environment::of_process(), &[])?.settings)
+    }
 }

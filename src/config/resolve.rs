@@ -10,12 +10,13 @@ use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Source, Value, mask};
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
-use super::settings::{HttpSettings, NatsSettings, OnReject, RelaySettings, Settings};
-use super::syntax;
+use super::{HttpSettings, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
+use crate::nats::settings::ConnectionSettings;
 use crate::postgres::conninfo::{self, Conninfo};
 use crate::postgres::settings::{ColumnNames, PostgresSettings};
+use crate::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -29,7 +30,7 @@ pub(super) fn resolve(
     layers: &mut Layers,
     environment: &Environment,
     warnings: &mut Vec<String>,
-) -> Result<Settings, ConfigError> {
+) -> Result<(Settings, HttpSettings), ConfigError> {
     let name = checked(
         layers,
         Key::Name,
@@ -50,16 +51,17 @@ pub(super) fn resolve(
         "an address and a port from 0 to 65535, such as 127.0.0.1:7187 or 0.0.0.0:7187, or empty to turn it off",
         syntax::parse_listen,
     )?;
-    Ok(Settings {
+    let http = HttpSettings {
+        listen,
+        chosen: required(layers, Key::HttpListen).source != Source::Default,
+    };
+    let settings = Settings {
         name,
         postgres,
         nats,
         relay,
-        http: HttpSettings {
-            listen,
-            chosen: required(layers, Key::HttpListen).source != Source::Default,
-        },
-    })
+    };
+    Ok((settings, http))
 }
 
 fn resolve_postgres(
@@ -132,8 +134,11 @@ fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
     }
     let subject = required(layers, Key::NatsSubject);
     Ok(NatsSettings {
-        servers,
-        auth: auth::choose(layers, of_url)?,
+        connection: ConnectionSettings {
+            servers,
+            auth: auth::choose(layers, of_url)?,
+            connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
+        },
         stream: checked(
             layers,
             Key::NatsStream,
@@ -151,7 +156,6 @@ fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
         shared: checked(layers, Key::NatsShared, "true or false", |text| {
             text.parse().ok()
         })?,
-        connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
     })
 }
 

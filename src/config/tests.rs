@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::*;
 use crate::nats::address::NatsAuth;
 use crate::postgres::conninfo::{ConninfoError, Host};
+use crate::relay::settings::{OnReject, RelaySettings};
 
 /// A file in a folder of its own, an environment and flags, loaded together.
 struct Case {
@@ -78,7 +79,7 @@ fn defaults_are_the_documented_ones() {
     );
     assert_eq!(settings.postgres.table.to_string(), "public.outbox_events");
     assert_eq!(
-        settings.nats.servers[0].to_string(),
+        settings.nats.connection.servers[0].to_string(),
         "nats://localhost:4222"
     );
     assert_eq!(
@@ -88,7 +89,7 @@ fn defaults_are_the_documented_ones() {
         ),
         ("OUTBOX", "outbox.{event_type}")
     );
-    assert_eq!(settings.nats.auth, NatsAuth::None);
+    assert_eq!(settings.nats.connection.auth, NatsAuth::None);
     let relay = RelaySettings {
         hold_back: Duration::from_secs(130),
         on_reject: OnReject::DeadLetter,
@@ -100,10 +101,7 @@ fn defaults_are_the_documented_ones() {
         backoff_max: Duration::from_millis(500),
     };
     assert_eq!(settings.relay, relay);
-    assert_eq!(
-        settings.http.listen,
-        Some("127.0.0.1:7187".parse().unwrap())
-    );
+    assert_eq!(loaded.http.listen, Some("127.0.0.1:7187".parse().unwrap()));
     assert_eq!((loaded.file, loaded.warnings), (None, vec![]));
 }
 
@@ -414,9 +412,9 @@ fn an_empty_variable_is_not_set_but_an_empty_listener_is_off() {
         .env("WALRELAY_NATS_TOKEN", "")
         .env("WALRELAY_NATS_STREAM", "");
     let loaded = case.env("WALRELAY_HTTP_LISTEN", "").load().unwrap();
-    assert_eq!(loaded.settings.nats.auth, NatsAuth::None);
+    assert_eq!(loaded.settings.nats.connection.auth, NatsAuth::None);
     assert_eq!(loaded.settings.nats.stream, "OUTBOX");
-    assert_eq!(loaded.settings.http.listen, None);
+    assert_eq!(loaded.http.listen, None);
 }
 
 #[test]
@@ -463,6 +461,7 @@ fn several_nats_servers() {
         let servers: Vec<String> = loaded
             .settings
             .nats
+            .connection
             .servers
             .iter()
             .map(ToString::to_string)

@@ -16,4 +16,5 @@ pub mod headers;
 pub mod lane_end;
 pub mod protocol;
 pub mod record;
+pub mod settings;
 pub mod stream;

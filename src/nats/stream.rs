@@ -17,7 +17,7 @@ use super::api::{
     AnswerError, DEFAULT_PREFIX, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse,
 };
 use super::protocol::ServerVersion;
-use crate::config::settings::NatsSettings;
+use super::settings::ConnectionSettings;
 use crate::pipeline::dead_letter;
 
 mod fit;
@@ -58,18 +58,6 @@ pub struct StreamSettings {
 }
 
 impl StreamSettings {
-    /// The settings of one lane, with a single replica.
-    #[must_use]
-    pub fn new(nats: &NatsSettings, slot: &str) -> Self {
-        Self {
-            name: nats.stream.clone(),
-            events: nats.subject.filter(),
-            slot: slot.to_owned(),
-            num_replicas: 1,
-            shared: nats.shared,
-        }
-    }
-
     /// The subjects that the stream must store: the events' root, the dead letters', and in a shared stream the fence's.
     #[must_use]
     pub fn subjects(&self) -> Vec<String> {
@@ -171,7 +159,9 @@ pub enum AdminError {
 ///
 /// # Errors
 /// [`AdminError`].
-pub async fn connect_admin(settings: &NatsSettings) -> Result<async_nats::Client, AdminError> {
+pub async fn connect_admin(
+    settings: &ConnectionSettings,
+) -> Result<async_nats::Client, AdminError> {
     let servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
     let options = with_auth(async_nats::ConnectOptions::new(), &settings.auth)?
         .name("walrelay")

@@ -3,7 +3,6 @@
 //! In: settings. Out: a [`Broker`] whose connection is new, so nothing of an earlier epoch is on its way any more.
 //! Guarantee: a stream that would lose or change messages by its configuration is refused.
 
-use crate::config::NatsSettings;
 use crate::nats::api::{
     AnswerError, ApiError, CallError, DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo,
 };
@@ -19,6 +18,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};
 use crate::pipeline::tail::{Lookup, Tail, TailMessage, TailSearch};
 use crate::relay::open::OpenError;
+use crate::relay::settings::NatsSettings;
 use std::time::Duration;
 
 /// `err_code` of a wrong last sequence, on one server and in a cluster.
@@ -76,10 +76,10 @@ impl Broker {
         timeout: Duration,
     ) -> Result<Self, OpenError> {
         let connection = LaneConnection::open(
-            &settings.servers,
-            &settings.auth,
+            &settings.connection.servers,
+            &settings.connection.auth,
             name,
-            settings.connect_timeout,
+            settings.connection.connect_timeout,
         )
         .await?;
         Ok(Broker {

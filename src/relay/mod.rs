@@ -8,12 +8,12 @@ pub mod clock;
 mod drive;
 mod log;
 pub mod open;
+pub mod settings;
 mod shutdown;
 pub mod watch;
 
 pub use shutdown::{Shutdown, ShutdownHandle};
 
-use crate::config::Settings;
 use crate::ops::status::{Board, EpochMarks, EpochStart};
 use crate::pipeline::continuity::Memory;
 use crate::pipeline::engine::Stop;
@@ -24,6 +24,7 @@ use drive::{Drive, Ended};
 use log::Log;
 use open::{Inherited, OpenError, Summary};
 use postgres_types::PgLsn;
+use settings::Settings;
 use std::time::Duration;
 
 /// How a relay came to its end.

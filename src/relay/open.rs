@@ -3,8 +3,7 @@
 //! In: settings. Out: an [`Epoch`] that streams. Guarantee: what decides where the lane goes on was read after the slot
 //! became ours; before that another relay may still have been publishing.
 
-use crate::config::{OnReject, Settings};
-use crate::nats::stream::{self, StreamSettings};
+use crate::nats::stream;
 use crate::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use crate::pipeline::engine::{Engine, EngineSettings, Note};
 use crate::pipeline::epochs::Refused;
@@ -22,6 +21,7 @@ use crate::postgres::replication::Session;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::broker::{self, Broker};
+use crate::relay::settings::{OnReject, Settings};
 use crate::relay::watch::{self, Watch};
 use postgres_types::PgLsn;
 use std::time::Duration;
@@ -309,7 +309,7 @@ async fn view(
     inherited: &Inherited,
 ) -> Result<View, OpenError> {
     let info = broker.stream().await?;
-    let wanted = StreamSettings::new(&settings.nats, &settings.postgres.slot);
+    let wanted = settings.nats.stream_settings(&settings.postgres.slot);
     let version = broker.connection.info().version;
     let (blocking, warning): (Vec<_>, Vec<_>) = stream::findings(&info.config, &wanted, version)
         .into_iter()

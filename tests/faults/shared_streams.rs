@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
-use walrelay::config::NatsSettings;
 use walrelay::nats::address::NatsAuth;
+use walrelay::nats::settings::ConnectionSettings;
 use walrelay::pipeline::fault::Fault;
 use walrelay::pipeline::tail::{Tail, TailMessage};
 use walrelay::relay::broker::Broker;
 use walrelay::relay::open::OpenError;
+use walrelay::relay::settings::NatsSettings;
 
 use crate::lane::{
     events, holds_events, jetstream, judge, judge_events, more_events, share, stream_of,
@@ -207,14 +208,16 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
     let settings = NatsSettings {
-        servers: vec![fixture.servers().nats.url().parse().unwrap()],
-        auth: NatsAuth::None,
+        connection: ConnectionSettings {
+            servers: vec![fixture.servers().nats.url().parse().unwrap()],
+            auth: NatsAuth::None,
+            connect_timeout: LIMIT,
+        },
         stream: fixture.stream_name().to_owned(),
         subject: format!("{}.{{event_type}}", fixture.name)
             .parse()
             .expect("a template"),
         shared: true,
-        connect_timeout: LIMIT,
     };
     let slot = &fixture.name;
     let mut brokers = Vec::new();

@@ -6,21 +6,18 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use walrelay::config::settings::NatsSettings;
 use walrelay::nats::address::{NatsAddress, NatsAuth};
 use walrelay::nats::connection::{ConnectError, LaneConnection};
+use walrelay::nats::settings::ConnectionSettings;
 use walrelay::nats::stream::{AdminError, connect_admin};
 use walrelay::secret::Secret;
 
 use crate::server::{SOON, Server};
 
-pub(crate) fn settings(server: &Server, auth: &NatsAuth) -> NatsSettings {
-    NatsSettings {
+pub(crate) fn settings(server: &Server, auth: &NatsAuth) -> ConnectionSettings {
+    ConnectionSettings {
         servers: vec![server.address()],
         auth: auth.clone(),
-        stream: "OUTBOX".into(),
-        subject: "outbox.{event_type}".parse().expect("a template"),
-        shared: false,
         connect_timeout: SOON,
     }
 }

@@ -7,8 +7,8 @@ use tokio_postgres::Statement;
 use uuid::Uuid;
 
 use super::watch::Sent;
-use crate::config::Settings;
 use crate::postgres::client::connect;
+use crate::relay::settings::Settings;
 
 /// How and what to write.
 pub(super) struct Load {

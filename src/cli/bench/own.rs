@@ -6,12 +6,12 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream;
 use tokio::sync::oneshot;
 
-use crate::config::Settings;
-use crate::nats::stream::{self, StreamPlan, StreamSettings};
+use crate::nats::stream::{self, StreamPlan};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::setup::{apply, plan, teardown_plan};
 use crate::postgres::table_name::TableName;
+use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
 
 /// Slot, publication and table; the stream in capitals.
@@ -44,7 +44,6 @@ impl Own {
         settings.nats.stream = STREAM.to_owned();
         settings.nats.subject = format!("{NAME}.{{event_type}}").parse()?;
         settings.nats.shared = false;
-        settings.http.listen = None;
         // Its stream is gone right afterwards.
         settings.relay.hold_back = Duration::ZERO;
         let own = Own { settings };
@@ -67,7 +66,7 @@ impl Own {
                 &[&self.settings.postgres.table.to_string()],
             )
             .await?;
-        let nats = stream::connect_admin(&self.settings.nats).await?;
+        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
         let stream_exists = jetstream::new(nats).get_stream(STREAM).await.is_ok();
         match found {
             Some(row) if row.get::<_, Option<String>>(0).as_deref() == Some(MARK) => {
@@ -112,8 +111,8 @@ impl Own {
                 client.batch_execute(&comment).await?;
             }
         }
-        let nats = stream::connect_admin(&self.settings.nats).await?;
-        let wanted = StreamSettings::new(&self.settings.nats, NAME);
+        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
+        let wanted = self.settings.nats.stream_settings(NAME);
         let plans = [
             stream::plan(&nats, &wanted).await?,
             stream::plan_lane_records(&nats, wanted.num_replicas).await?,
@@ -140,7 +139,7 @@ impl Own {
                 .await
                 .with_context(|| format!("cannot remove the {}: {}", step.part, step.sql))?;
         }
-        let nats = stream::connect_admin(&self.settings.nats).await?;
+        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
         stream::delete(&nats, STREAM).await?;
         // The lane's record in the stream that all lanes share; another lane's is not touched.
         let records = jetstream::new(nats)
@@ -159,7 +158,7 @@ impl Own {
         messages: u64,
         silence_max: Duration,
     ) -> Result<(), anyhow::Error> {
-        let nats = stream::connect_admin(&self.settings.nats).await?;
+        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
         let mut stream = jetstream::new(nats).get_stream(STREAM).await?;
         let (mut found, mut since) = (0, Instant::now());
         while found < messages {

@@ -14,8 +14,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::config::NatsSettings;
 use crate::nats::stream::connect_admin;
+use crate::relay::settings::NatsSettings;
 
 /// The last event of each transaction that is under way, and when its INSERT was due.
 #[derive(Clone, Default)]
@@ -47,7 +47,7 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) async fn start(settings: &NatsSettings) -> Result<Watch, anyhow::Error> {
-        let client = connect_admin(settings).await?;
+        let client = connect_admin(&settings.connection).await?;
         let stream = jetstream::new(client)
             .get_stream(&settings.stream)
             .await

@@ -18,8 +18,8 @@ use crate::cli::exit::{Exit, message};
 use crate::cli::republish::Republish;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
-use crate::config::Settings;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+use crate::relay::settings::Settings;
 
 /// How long the broker may keep us waiting for a message that it has.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::platform::Tally;
 use crate::cli::tail::entry::{Class, Entry};
 use crate::cli::tail::reader::{Read, Reader, Since};
-use crate::config::NatsSettings;
+use crate::relay::settings::NatsSettings;
 
 /// An event as both sides have it, so that it can be compared as a whole.
 #[derive(Clone, Debug, PartialEq)]

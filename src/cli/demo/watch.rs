@@ -16,9 +16,9 @@ use uuid::Uuid;
 use super::narrator::Narrator;
 use crate::cli::tail::entry::{Class, Entry};
 use crate::cli::tail::reader::{Read, Reader, Since};
-use crate::config::NatsSettings;
 use crate::event::DomainEvent as _;
 use crate::event::teaching::UserEraseRequested;
+use crate::relay::settings::NatsSettings;
 
 /// A task that reads the stream; ends when dropped.
 pub(super) struct Watcher {

@@ -17,8 +17,8 @@ use chrono::Utc;
 use futures_util::StreamExt as _;
 
 use super::entry::Entry;
-use crate::config::NatsSettings;
 use crate::nats::stream::connect_admin;
+use crate::relay::settings::NatsSettings;
 
 /// How often the connection is looked at: an ordered consumer alone needs two missed heartbeats, half a minute, to
 /// notice that the broker was restarted and forgot it.
@@ -96,7 +96,7 @@ impl Reader {
         filter: Option<&str>,
         since: Since,
     ) -> anyhow::Result<Self> {
-        let client = connect_admin(settings).await?;
+        let client = connect_admin(&settings.connection).await?;
         let name = &settings.stream;
         let stream = jetstream::new(client).get_stream(name).await;
         let stream = stream.with_context(|| {
@@ -194,7 +194,7 @@ impl Reader {
     /// A new connection and a consumer at the cursor; the inner error is one that may pass. A client that reconnects
     /// by itself does so after pauses of its own, and forgets the consumer all the same.
     async fn subscribe(&mut self) -> anyhow::Result<Result<Feed, String>> {
-        let client = match connect_admin(&self.settings).await {
+        let client = match connect_admin(&self.settings.connection).await {
             Ok(client) => client,
             Err(error) => return Ok(Err(error.to_string())),
         };

@@ -9,7 +9,6 @@ use futures_util::{StreamExt as _, pin_mut};
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
 
-use crate::config::Settings;
 use crate::pipeline::pgoutput::{self, Column, Message};
 use crate::pipeline::position::Position;
 use crate::pipeline::row::{Field, Relations};
@@ -17,6 +16,7 @@ use crate::postgres::client::SqlError;
 use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::open::source;
+use crate::relay::settings::Settings;
 
 /// SQLSTATE object_in_use.
 const OBJECT_IN_USE: &str = "55006";

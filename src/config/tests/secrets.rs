@@ -20,7 +20,10 @@ fn secrets_come_from_files_too() {
         loaded.settings.postgres.conninfo.password,
         Some("filed".into())
     );
-    assert_eq!(loaded.settings.nats.auth, NatsAuth::Token("t0ken".into()));
+    assert_eq!(
+        loaded.settings.nats.connection.auth,
+        NatsAuth::Token("t0ken".into())
+    );
     assert_eq!(
         shown(&loaded, Key::PostgresUrl).source,
         Source::Fallback("DATABASE_URL_FILE".to_owned())
@@ -86,7 +89,10 @@ fn one_way_to_authenticate() {
     );
     let creds = case.write("user.creds", &creds);
     let seed_path = case.write("user.nk", &format!("{seed}\n"));
-    let auth = |case: &Case| case.load().map(|loaded| loaded.settings.nats.auth);
+    let auth = |case: &Case| {
+        case.load()
+            .map(|loaded| loaded.settings.nats.connection.auth)
+    };
     assert_eq!(
         auth(&case).unwrap(),
         NatsAuth::UserPassword {

@@ -1,19 +1,16 @@
-//! The resolved configuration: what every other module takes.
+//! What a relay is told: two servers, and how it behaves.
 //!
-//! In: nothing; [`crate::config`] fills these types from flags, environment, file and defaults.
-//! Out: plain values in the program's own types. Guarantee: a `Settings` that was loaded has
-//! passed every range and syntax check, so its readers check nothing again.
+//! In: nothing; the configuration fills these types. Out: plain values. Guarantee: where they were loaded, each has
+//! passed its check, so its readers check nothing again.
 
-use super::{ConfigError, Flags, Key, load_from};
-use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::environment::Environment;
-use crate::nats::address::{NatsAddress, NatsAuth};
+use crate::nats::settings::ConnectionSettings;
+use crate::nats::stream::StreamSettings;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::settings::PostgresSettings;
 
-/// Everything that is configured.
+/// Everything that a relay is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Metric label, and the slot's and publication's name where those are not given.
@@ -24,43 +21,33 @@ pub struct Settings {
     pub nats: NatsSettings,
     /// `[relay]`
     pub relay: RelaySettings,
-    /// `[http]`
-    pub http: HttpSettings,
-}
-
-impl Settings {
-    /// Defaults for everything but the two servers: what an application needs that runs the relay in itself. Any other
-    /// setting can be changed afterwards, or read by [`super::load`].
-    ///
-    /// # Errors
-    /// A URL that cannot be read.
-    pub fn of_urls(postgres: &str, nats: &str) -> Result<Settings, ConfigError> {
-        let flags = Flags {
-            config: None,
-            values: vec![
-                (Key::PostgresUrl, postgres.to_owned()),
-                (Key::NatsUrl, nats.to_owned()),
-            ],
-        };
-        Ok(load_from(&flags, &Environment::of_process(), &[])?.settings)
-    }
 }
 
 /// `[nats]`: which servers, and where the events go.
 #[derive(Debug, Clone)]
 pub struct NatsSettings {
-    /// At least one server of one cluster.
-    pub servers: Vec<NatsAddress>,
-    /// How to authenticate at any of them.
-    pub auth: NatsAuth,
+    /// How to reach the servers.
+    pub connection: ConnectionSettings,
     /// The JetStream stream.
     pub stream: String,
     /// Template of the events' subjects.
     pub subject: SubjectTemplate,
     /// Others write to the stream too: other relays, or anything else.
     pub shared: bool,
-    /// Limit of one attempt to connect, the handshake included.
-    pub connect_timeout: Duration,
+}
+
+impl NatsSettings {
+    /// What a slot's lane wants of its stream; a new one has a single replica.
+    #[must_use]
+    pub fn stream_settings(&self, slot: &str) -> StreamSettings {
+        StreamSettings {
+            name: self.stream.clone(),
+            events: self.subject.filter(),
+            slot: slot.to_owned(),
+            num_replicas: 1,
+            shared: self.shared,
+        }
+    }
 }
 
 /// `[relay]`: how the relay behaves.
@@ -91,13 +78,4 @@ pub enum OnReject {
     DeadLetter,
     /// The relay halts and waits for a person.
     Halt,
-}
-
-/// `[http]`: metrics, health and the status page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HttpSettings {
-    /// Where to listen; `None` is off.
-    pub listen: Option<SocketAddr>,
-    /// Somebody chose the address; the default one gives way where another relay of this machine has it.
-    pub chosen: bool,
 }
