@@ -11,7 +11,7 @@ use super::exit::Exit;
 use super::flags::{AllFlags, KeyFlags as _};
 use super::stdout;
 use crate::config::keys::KEYS;
-use crate::config::layers::Source;
+use crate::config::origin::Origin;
 use crate::config::{Key, Loaded, Shown};
 
 const EXAMPLES: &str = "\
@@ -132,14 +132,14 @@ fn as_json(loaded: &Loaded) -> Json {
     })
 }
 
-fn source_json(source: &Source) -> Json {
+fn source_json(source: &Origin) -> Json {
     match source {
-        Source::Default => json!({ "kind": "default" }),
-        Source::FromName => json!({ "kind": "default", "from": "name" }),
-        Source::File { path, line } => {
+        Origin::Default => json!({ "kind": "default" }),
+        Origin::FromName => json!({ "kind": "default", "from": "name" }),
+        Origin::File { path, line } => {
             json!({ "kind": "file", "path": path.display().to_string(), "line": line })
         }
-        Source::Fallback(name) | Source::Variable(name) => json!({ "kind": "env", "name": name }),
-        Source::Flag(flag) => json!({ "kind": "flag", "name": flag }),
+        Origin::Fallback(name) | Origin::Variable(name) => json!({ "kind": "env", "name": name }),
+        Origin::Flag(flag) => json!({ "kind": "flag", "name": flag }),
     }
 }

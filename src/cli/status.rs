@@ -18,8 +18,8 @@ use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::config::Loaded;
 use crate::ops::http::STATUS_PATH;
-use crate::ops::status::{State, Status};
 use crate::relay::settings::Settings;
+use crate::relay::status::{State, Status};
 
 /// How long the relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);

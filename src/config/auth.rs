@@ -8,7 +8,8 @@ use std::path::Path;
 
 use super::error::ConfigError;
 use super::keys::Key;
-use super::layers::{Layers, Source, Value, read_secret_file};
+use super::layers::{Layers, Value, read_secret_file};
+use super::origin::Origin;
 use crate::nats::address::NatsAuth;
 use crate::secret::Secret;
 
@@ -143,7 +144,7 @@ fn between_marks<'a>(text: &'a str, what: &str) -> Option<&'a str> {
         .filter(|line| !line.starts_with("---"))
 }
 
-fn failure(key: Key, origin: &Source, problem: &str) -> ConfigError {
+fn failure(key: Key, origin: &Origin, problem: &str) -> ConfigError {
     ConfigError::SecretFile {
         key: key.path(),
         origin: origin.clone(),

@@ -12,7 +12,8 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key};
-use super::layers::{Layers, Source};
+use super::layers::Layers;
+use super::origin::Origin;
 use crate::nearest::nearest;
 
 /// Where the file is looked for when none is asked for; the first that is there is taken.
@@ -129,7 +130,7 @@ impl File<'_> {
         layers.set(
             entry.key,
             text,
-            Source::File {
+            Origin::File {
                 path: self.path.to_owned(),
                 line,
             },

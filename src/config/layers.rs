@@ -5,12 +5,12 @@
 //! may be secret is printed.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key, Secrecy};
+use super::origin::Origin;
 use crate::environment::Environment;
 use crate::nats::address::mask_urls;
 use crate::nearest::nearest;
@@ -23,60 +23,13 @@ const PREFIX: &str = "WALRELAY_";
 /// Variables that are no key's.
 const OTHER_VARIABLES: &[&str] = &["WALRELAY_CONFIG", "WALRELAY_LOG", "WALRELAY_LOG_FORMAT"];
 
-/// Where a value was given.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// Nowhere.
-    Default,
-    /// Nowhere, but `name` was, or has its default.
-    FromName,
-    /// A variable that serves where nothing else is set, and the file that it names, if it does.
-    Fallback(String),
-    /// The configuration file.
-    File {
-        /// As it was found.
-        path: PathBuf,
-        /// From 1.
-        line: usize,
-    },
-    /// A `WALRELAY_…` variable.
-    Variable(String),
-    /// A flag.
-    Flag(&'static str),
-}
-
-impl Source {
-    /// Which of two sources goes before the other.
-    pub fn rank(&self) -> u8 {
-        match self {
-            Source::Default | Source::FromName => 0,
-            Source::Fallback(_) => 1,
-            Source::File { .. } => 2,
-            Source::Variable(_) => 3,
-            Source::Flag(_) => 4,
-        }
-    }
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Source::Default => f.write_str("default"),
-            Source::FromName => f.write_str("default, from name"),
-            Source::Fallback(variable) | Source::Variable(variable) => write!(f, "env {variable}"),
-            Source::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Source::Flag(flag) => write!(f, "flag {flag}"),
-        }
-    }
-}
-
 /// The text of a key and where it was given. No `Debug`: it may be secret.
 #[derive(Clone)]
 pub struct Value {
     /// As it was written; a list of URLs is joined by commas.
     pub text: String,
     /// Where.
-    pub source: Source,
+    pub source: Origin,
 }
 
 /// For each key the value of the highest layer that has one, defaults included.
@@ -93,7 +46,7 @@ impl Layers {
                 entry.key,
                 Value {
                     text: entry.default?.to_owned(),
-                    source: Source::Default,
+                    source: Origin::Default,
                 },
             ))
         });
@@ -108,7 +61,7 @@ impl Layers {
     }
 
     /// Sets a value unless a higher layer already has.
-    pub fn set(&mut self, key: Key, text: String, source: Source) {
+    pub fn set(&mut self, key: Key, text: String, source: Origin) {
         if self
             .values
             .get(&key)
@@ -131,10 +84,10 @@ impl Layers {
             if let Some(fallback) = entry.fallback
                 && let Some((text, variable)) = read_variable(entry, fallback, environment)?
             {
-                self.set(entry.key, text, Source::Fallback(variable));
+                self.set(entry.key, text, Origin::Fallback(variable));
             }
             if let Some((text, variable)) = read_variable(entry, &entry.variable(), environment)? {
-                self.set(entry.key, text, Source::Variable(variable));
+                self.set(entry.key, text, Origin::Variable(variable));
             }
         }
         warn_of_unknown(environment, warnings);
@@ -173,7 +126,7 @@ fn read_variable(
         }),
         (Some(text), None) => Ok(Some((text.to_owned(), variable.to_owned()))),
         (None, Some(path)) => {
-            let origin = Source::Variable(file_variable.clone());
+            let origin = Origin::Variable(file_variable.clone());
             let text = read_secret_file(entry.key, Path::new(path), &origin)?;
             Ok(Some((text, file_variable)))
         }
@@ -185,7 +138,7 @@ fn read_variable(
 pub(super) fn read_secret_file(
     key: Key,
     path: &Path,
-    origin: &Source,
+    origin: &Origin,
 ) -> Result<String, ConfigError> {
     const BYTES_MAX: u64 = 64 * 1024;
     let failure = |problem: String| ConfigError::SecretFile {

@@ -13,6 +13,7 @@ pub mod error;
 pub mod file;
 pub mod keys;
 pub mod layers;
+pub mod origin;
 pub mod quantity;
 mod resolve;
 pub mod syntax;
@@ -24,7 +25,8 @@ use std::path::PathBuf;
 
 pub use error::ConfigError;
 pub use keys::Key;
-use layers::{Layers, Source};
+use layers::Layers;
+use origin::Origin;
 
 use crate::environment::Environment;
 use crate::relay::settings::Settings;
@@ -70,7 +72,7 @@ pub struct Shown {
     /// Its text, masked.
     pub text: String,
     /// Where it was given.
-    pub source: Source,
+    pub source: Origin,
 }
 
 /// Loads the configuration from the file that `--config` or `WALRELAY_CONFIG` names, else from the
@@ -108,7 +110,7 @@ pub fn load_from(
             .entry()
             .flag
             .expect("only keys with a flag of their own can be given by one");
-        layers.set(*key, text.clone(), Source::Flag(flag));
+        layers.set(*key, text.clone(), Origin::Flag(flag));
     }
     let (settings, http) = resolve::resolve(&mut layers, environment, &mut warnings)?;
     let values = keys::KEYS.iter().filter_map(|entry| {

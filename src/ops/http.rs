@@ -5,7 +5,7 @@
 
 use super::metrics::Metrics;
 use super::page;
-use super::status::{Board, State};
+use crate::relay::status::{Board, State};
 use anyhow::Context as _;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};

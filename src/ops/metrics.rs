@@ -3,7 +3,7 @@
 //! In: a [`Status`]. Out: the body of `/metrics`. They are brought up to date when they are asked for, so they cost
 //! the relay nothing; names have base units and `_total`, and no label has unbounded values.
 
-use super::status::{CLASS_NAMES, State, Status};
+use crate::relay::status::{CLASS_NAMES, State, Status};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
@@ -141,8 +141,8 @@ fn record(status: &Status) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::status::Board;
     use super::*;
+    use crate::relay::status::Board;
 
     #[test]
     fn every_metric_is_there_with_the_name_and_follows_the_status() {
@@ -152,7 +152,7 @@ mod tests {
         assert!(first.contains("walrelay_events_published_total{name=\"orders\"} 0"));
         board.dead_letter("too-large");
         board.dead_letter("too-large");
-        board.begun(&super::super::status::EpochStart::default());
+        board.begun(&crate::relay::status::EpochStart::default());
         board.streaming();
         let text = metrics.render(&board.status());
         for line in [

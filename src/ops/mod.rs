@@ -4,6 +4,5 @@ pub mod http;
 pub mod logs;
 pub mod metrics;
 mod page;
-pub mod status;
 
 pub(crate) use page::bytes;

@@ -1,6 +1,6 @@
 //! The status page: one HTML file without scripts, that asks again by itself.
 
-use super::status::Status;
+use crate::relay::status::Status;
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 
@@ -162,8 +162,8 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::status::Board;
     use crate::pipeline::fault::Fault;
+    use crate::relay::status::Board;
 
     #[test]
     fn numbers_are_readable() {

@@ -8,7 +8,7 @@
 //!
 //! Manual: 54.7 "Message Formats".
 
-use crate::postgres::error::{Problem, ProtocolError};
+use crate::postgres::error::{Problem, ProtocolError, ServerError};
 
 /// Tags of the messages that a replication connection can get.
 pub mod tag {
@@ -167,6 +167,39 @@ pub fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, ProtocolError> {
         columns.push(Some(text.to_owned()));
     }
     Ok(columns)
+}
+
+impl ServerError {
+    /// Reads the fields of an `ErrorResponse` or `NoticeResponse` body.
+    ///
+    /// # Errors
+    /// [`ProtocolError`] if the body ends early. Text that is not UTF-8 (before the session has an encoding) is
+    /// shown with replacement characters rather than refused: the error behind it matters more.
+    pub fn parse(body: &[u8]) -> Result<ServerError, ProtocolError> {
+        let mut reader = Reader::new("ErrorResponse", body);
+        let mut error = ServerError::default();
+        let mut localized_severity = String::new();
+        loop {
+            let field = reader.u8("field type")?;
+            if field == 0 {
+                break;
+            }
+            let value = String::from_utf8_lossy(reader.cstr("field value")?).into_owned();
+            match field {
+                b'V' => error.severity = value,
+                b'S' => localized_severity = value,
+                b'C' => error.code = value,
+                b'M' => error.message = value,
+                b'D' => error.detail = Some(value),
+                b'H' => error.hint = Some(value),
+                _ => {}
+            }
+        }
+        if error.severity.is_empty() {
+            error.severity = localized_severity;
+        }
+        Ok(error)
+    }
 }
 
 #[cfg(test)]

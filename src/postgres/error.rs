@@ -7,10 +7,6 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::postgres::backend::Reader;
-
-/// An `ErrorResponse` or `NoticeResponse` of the server.
-///
 /// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
 pub const PUBLICATION_MISSING: &str = "42704";
 /// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made
@@ -20,6 +16,8 @@ pub const PUBLICATION_MISSING_MEND: &str = "rows were not sent because the publi
     and `walrelay adopt` for a slot behind it; then `walrelay backfill` publishes what the old one had not brought, and \
     `walrelay verify` names it";
 
+/// An `ErrorResponse` or `NoticeResponse` of the server.
+///
 /// Manual: 54.8 "Error and Notice Message Fields".
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ServerError {
@@ -36,37 +34,6 @@ pub struct ServerError {
 }
 
 impl ServerError {
-    /// Reads the fields of an `ErrorResponse` or `NoticeResponse` body.
-    ///
-    /// # Errors
-    /// [`ProtocolError`] if the body ends early. Text that is not UTF-8 (before the session has an encoding) is
-    /// shown with replacement characters rather than refused: the error behind it matters more.
-    pub fn parse(body: &[u8]) -> Result<ServerError, ProtocolError> {
-        let mut reader = Reader::new("ErrorResponse", body);
-        let mut error = ServerError::default();
-        let mut localized_severity = String::new();
-        loop {
-            let field = reader.u8("field type")?;
-            if field == 0 {
-                break;
-            }
-            let value = String::from_utf8_lossy(reader.cstr("field value")?).into_owned();
-            match field {
-                b'V' => error.severity = value,
-                b'S' => localized_severity = value,
-                b'C' => error.code = value,
-                b'M' => error.message = value,
-                b'D' => error.detail = Some(value),
-                b'H' => error.hint = Some(value),
-                _ => {}
-            }
-        }
-        if error.severity.is_empty() {
-            error.severity = localized_severity;
-        }
-        Ok(error)
-    }
-
     /// Whether the same request may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         sqlstate_is_transient(&self.code)

@@ -6,7 +6,6 @@
 use crate::nats::api::{AnswerError, StoredMessage, StreamInfo};
 use crate::nats::protocol::{Msg, Op};
 use crate::nats::stream::lane_record_subject;
-use crate::ops::status::{Board, EpochMarks};
 use crate::pipeline::engine::{Note, Request, Stop};
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::skim::Skim;
@@ -19,6 +18,7 @@ use crate::relay::broker::{record_headers, stored_record, with_cause};
 use crate::relay::clock::{self, Clock};
 use crate::relay::log::StartLine;
 use crate::relay::open::Epoch;
+use crate::relay::status::{Board, EpochMarks};
 use crate::relay::watch::Look;
 use futures_util::FutureExt;
 use std::time::Duration;

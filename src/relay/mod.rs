@@ -10,15 +10,16 @@ mod log;
 pub mod open;
 pub mod settings;
 mod shutdown;
+pub mod status;
 pub mod watch;
 
 pub use shutdown::{Shutdown, ShutdownHandle};
 
-use crate::ops::status::{Board, EpochMarks, EpochStart};
 use crate::pipeline::continuity::Memory;
 use crate::pipeline::engine::Stop;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
+use crate::relay::status::{Board, EpochMarks, EpochStart};
 use clock::Clock;
 use drive::{Drive, Ended};
 use log::Log;

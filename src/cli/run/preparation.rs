@@ -5,13 +5,13 @@
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::setup;
-use crate::ops::status::Board;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::Fault;
 use crate::postgres::client::SqlError;
 use crate::postgres::error::ReplicationError;
 use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
+use crate::relay::status::Board;
 
 /// Sets up, for as long as it takes.
 ///

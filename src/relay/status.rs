@@ -354,7 +354,7 @@ impl Status {
 }
 
 /// Every class has its series from the start, so that a first fault is a change from 0.
-pub(super) const CLASS_NAMES: [&str; 4] = ["passing", "resync", "row", "repeating"];
+pub(crate) const CLASS_NAMES: [&str; 4] = ["passing", "resync", "row", "repeating"];
 
 fn class_name(fault: &Fault) -> &'static str {
     match fault.class() {
