@@ -5,6 +5,7 @@ mod input;
 use bytes::BytesMut;
 use divan::{AllocProfiler, Bencher, black_box};
 use walrelay::pipeline::envelope::Envelope;
+use walrelay::pipeline::fields::Fields;
 use walrelay::pipeline::pgoutput::Column;
 use walrelay::pipeline::row::Row;
 use walrelay::pipeline::subject::SubjectTemplate;
@@ -25,14 +26,14 @@ fn write(bencher: Bencher<'_, '_>, payload_bytes: usize) {
     );
     let id = b"0192f7a0-0000-7000-9000-000000000001";
     let row = Row::new(
-        [
-            Column::Text(id),
-            Column::Text(id),
-            Column::Text(b"lesson.published.v1"),
-            Column::Text(b"1"),
-            Column::Text(b"2026-11-23 04:40:52.84613+00"),
-            Column::Text(payload.as_bytes()),
-        ],
+        Fields {
+            id: Column::Text(id),
+            aggregate_id: Column::Text(id),
+            event_type: Column::Text(b"lesson.published.v1"),
+            event_version: Column::Text(b"1"),
+            occurred_at: Column::Text(b"2026-11-23 04:40:52.84613+00"),
+            payload: Column::Text(payload.as_bytes()),
+        },
         false,
     );
     let mut out = BytesMut::with_capacity(payload_bytes + 1_000);

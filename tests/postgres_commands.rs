@@ -10,7 +10,7 @@ use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
-use walrelay::postgres::settings::{ColumnNames, PostgresSettings};
+use walrelay::postgres::settings::{PostgresSettings, default_columns};
 use walrelay::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -35,7 +35,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         slot: "walrelay".to_owned(),
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),
-        columns: ColumnNames::default(),
+        columns: default_columns(),
     }
 }
 

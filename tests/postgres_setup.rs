@@ -8,7 +8,7 @@ use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
 use walrelay::postgres::findings::{Kind, Severity, findings};
-use walrelay::postgres::settings::{ColumnNames, PostgresSettings};
+use walrelay::postgres::settings::{PostgresSettings, default_columns};
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
 use walrelay::postgres::table_name::TableName;
 
@@ -49,7 +49,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         slot: "walrelay".to_owned(),
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),
-        columns: ColumnNames::default(),
+        columns: default_columns(),
     }
 }
 

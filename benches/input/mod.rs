@@ -13,6 +13,7 @@ use walrelay::pipeline::epochs::Refused;
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::{Mode, WindowSettings};
 use walrelay::pipeline::row::Source;
+use walrelay::postgres::settings::default_columns;
 
 /// OID of the outbox table.
 pub const OID: u32 = 16_384;
@@ -97,7 +98,7 @@ pub fn source() -> Source {
         schema: "public".into(),
         table: "outbox_events".into(),
         oid: OID,
-        columns: COLUMNS.map(|(name, _)| name.to_owned()),
+        columns: default_columns(),
     }
 }
 

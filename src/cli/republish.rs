@@ -14,9 +14,10 @@ use tokio_postgres::Client;
 use crate::nats::lane_end::{LaneEnd, lane_end};
 use crate::nats::stream;
 use crate::pipeline::envelope::Envelope;
+use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
-use crate::pipeline::row::{Field, JSON_OIDS, Row};
+use crate::pipeline::row::{JSON_OIDS, Row};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::table_name::quote_identifier;
@@ -73,7 +74,7 @@ impl<'a> Republish<'a> {
         marks: &[(&'static str, String)],
     ) -> anyhow::Result<u64> {
         let values = self.row(id).await?;
-        let columns = [0, 1, 2, 3, 4, 5].map(|index| match &values[index] {
+        let columns = values.as_ref().map(|value| match value {
             Some(text) => Column::Text(text.as_bytes()),
             None => Column::Null,
         });
@@ -191,19 +192,15 @@ impl<'a> Republish<'a> {
     }
 
     /// The row's columns as text, as the table has them now.
-    async fn row(&self, id: &str) -> anyhow::Result<[Option<String>; 6]> {
+    async fn row(&self, id: &str) -> anyhow::Result<Fields<Option<String>>> {
         let postgres = &self.settings.postgres;
         let columns = &postgres.columns;
-        let list = [
-            &columns.id,
-            &columns.aggregate_id,
-            &columns.event_type,
-            &columns.event_version,
-            &columns.occurred_at,
-            &columns.payload,
-        ]
-        .map(|name| format!("{}::text", quote_identifier(name)))
-        .join(", ");
+        let list: Vec<String> = columns
+            .as_ref()
+            .into_iter()
+            .map(|(_, name)| format!("{}::text", quote_identifier(name)))
+            .collect();
+        let list = list.join(", ");
         let query = format!(
             "SELECT {list} FROM {} WHERE {} = '{}'",
             postgres.table,
@@ -217,9 +214,9 @@ impl<'a> Republish<'a> {
             [] => bail!("event {id} is no longer in {}", postgres.table),
             rows => bail!("{} has {} rows with id {id}", postgres.table, rows.len()),
         };
-        let mut values = [const { None }; 6];
-        for (index, value) in values.iter_mut().enumerate() {
-            *value = row.try_get(index)?;
+        let mut values = Fields::default();
+        for (index, (field, _)) in columns.as_ref().into_iter().enumerate() {
+            *values.get_mut(field) = row.try_get(index)?;
         }
         Ok(values)
     }

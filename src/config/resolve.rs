@@ -16,7 +16,7 @@ use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
 use crate::postgres::conninfo::{self, Conninfo};
-use crate::postgres::settings::{ColumnNames, PostgresSettings};
+use crate::postgres::settings::{PostgresSettings, default_columns};
 use crate::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
 
@@ -109,7 +109,7 @@ fn resolve_postgres(
             "a table as in SQL, such as public.outbox_events",
             |text| text.parse().ok(),
         )?,
-        columns: ColumnNames::default(),
+        columns: default_columns(),
     })
 }
 

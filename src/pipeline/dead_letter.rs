@@ -4,9 +4,10 @@
 //! at the row's position in the lane, in the same stream, under a subject outside the events' root.
 
 use super::envelope::{Reject, shown};
+use super::fields::Field;
 use super::pgoutput::Column;
 use super::position::{KIND_DEAD_LETTER, KIND_HEADER, Position, REASON_HEADER};
-use super::row::{Field, Row};
+use super::row::Row;
 use serde::Serialize;
 
 /// The subject of a slot's dead letters: `walrelay.dead.<slot>`.

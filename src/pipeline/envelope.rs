@@ -4,8 +4,9 @@
 //! `payload_json`, in this order; the payload is Postgres' own text, byte for byte. Or a [`Reject`]: why this row
 //! can be no event. No allocation for a row whose texts need no escaping.
 
+use super::fields::{Field, Fields};
 use super::pgoutput::Column;
-use super::row::{Field, Row};
+use super::row::Row;
 use super::subject::SubjectError;
 use bytes::BytesMut;
 use std::borrow::Cow;
@@ -77,24 +78,23 @@ pub struct Envelope<'a> {
 }
 
 const OCCURRED_AT_LEN: usize = "2026-11-23T04:40:52.846130Z".len();
-const KEYS: [&[u8]; 7] = [
-    br#"{"id":""#,
-    br#"","aggregate_id":""#,
-    br#"","event_type":""#,
-    br#"","event_version":"#,
-    br#","occurred_at":""#,
-    br#"","payload_json":"#,
-    b"}",
-];
-const KEYS_LEN: usize = {
-    let mut sum = 0;
-    let mut i = 0;
-    while i < KEYS.len() {
-        sum += KEYS[i].len();
-        i += 1;
-    }
-    sum
+/// What is written before each value.
+const KEYS: Fields<&[u8]> = Fields {
+    id: br#"{"id":""#,
+    aggregate_id: br#"","aggregate_id":""#,
+    event_type: br#"","event_type":""#,
+    event_version: br#"","event_version":"#,
+    occurred_at: br#","occurred_at":""#,
+    payload: br#"","payload_json":"#,
 };
+const END: &[u8] = b"}";
+const KEYS_LEN: usize = KEYS.id.len()
+    + KEYS.aggregate_id.len()
+    + KEYS.event_type.len()
+    + KEYS.event_version.len()
+    + KEYS.occurred_at.len()
+    + KEYS.payload.len()
+    + END.len();
 
 impl<'a> Envelope<'a> {
     /// Makes the envelope of a row.
@@ -138,20 +138,19 @@ impl<'a> Envelope<'a> {
     /// Appends the JSON.
     #[inline]
     pub fn write(&self, out: &mut BytesMut) {
-        let values: [&[u8]; 6] = [
-            &self.id,
-            &self.aggregate_id,
-            &self.event_type,
-            self.event_version,
-            &self.occurred_at,
-            self.payload,
-        ];
         out.reserve(self.len());
-        for (key, value) in KEYS.iter().zip(values) {
+        for (key, value) in [
+            (KEYS.id, &*self.id),
+            (KEYS.aggregate_id, &*self.aggregate_id),
+            (KEYS.event_type, &*self.event_type),
+            (KEYS.event_version, self.event_version),
+            (KEYS.occurred_at, &self.occurred_at),
+            (KEYS.payload, self.payload),
+        ] {
             out.extend_from_slice(key);
             out.extend_from_slice(value);
         }
-        out.extend_from_slice(KEYS[6]);
+        out.extend_from_slice(END);
     }
 }
 

@@ -27,6 +27,7 @@ pub mod engine;
 pub mod envelope;
 pub mod epochs;
 pub mod fault;
+pub mod fields;
 pub mod history;
 pub mod pgoutput;
 pub mod position;

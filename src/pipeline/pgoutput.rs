@@ -68,9 +68,10 @@ pub struct Tuple<'a> {
 }
 
 /// One column of a row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Column<'a> {
     /// SQL NULL.
+    #[default]
     Null,
     /// An unchanged TOASTed value that was not sent. Never in an insert.
     Unchanged,

@@ -1,53 +1,12 @@
 //! From a tuple to an outbox row: columns found by name, whatever else the table holds and in whatever order.
 //!
-//! In: Relation messages and tuples. Out: [`Row`], six slices of the read buffer. A Relation replaces the one before
+//! In: Relation messages and tuples. Out: [`Row`], whose values are slices of the read buffer. A Relation replaces the one before
 //! it, so ALTER TABLE while running is followed at the very row where it takes effect.
 
+use super::fields::{Field, Fields};
 use super::pgoutput::{Column, Relation, Tuple};
 use super::reader::DecodeError;
 use std::collections::HashMap;
-
-/// A column that an event is made of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Field {
-    /// The event's id.
-    Id,
-    /// The aggregate's id.
-    AggregateId,
-    /// Such as `lesson.published.v1`.
-    EventType,
-    /// 0 to 255.
-    EventVersion,
-    /// When it happened.
-    OccurredAt,
-    /// The event itself, JSON.
-    Payload,
-}
-
-impl Field {
-    /// All fields, in the order of the envelope.
-    pub const ALL: [Field; 6] = [
-        Field::Id,
-        Field::AggregateId,
-        Field::EventType,
-        Field::EventVersion,
-        Field::OccurredAt,
-        Field::Payload,
-    ];
-}
-
-impl std::fmt::Display for Field {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Field::Id => "id",
-            Field::AggregateId => "aggregate_id",
-            Field::EventType => "event_type",
-            Field::EventVersion => "event_version",
-            Field::OccurredAt => "occurred_at",
-            Field::Payload => "payload",
-        })
-    }
-}
 
 /// The table to relay: how it and its columns are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,21 +17,21 @@ pub struct Source {
     pub table: String,
     /// OID of the table as the catalog has it now; rows from before a renaming are known by it. 0 for none.
     pub oid: u32,
-    /// Column names, in the order of [`Field::ALL`].
-    pub columns: [String; 6],
+    /// Names of its columns.
+    pub columns: Fields<String>,
 }
 
 /// One row, its values as the server sent them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Row<'a> {
-    values: [Column<'a>; 6],
+    values: Fields<Column<'a>>,
     /// The payload is of a type whose text need not be JSON.
     pub payload_unchecked: bool,
 }
 
 impl<'a> Row<'a> {
-    /// A row from its values in the order of [`Field::ALL`], as the table has them now.
-    pub fn new(values: [Column<'a>; 6], payload_unchecked: bool) -> Self {
+    /// A row from its values as the table has them now.
+    pub fn new(values: Fields<Column<'a>>, payload_unchecked: bool) -> Self {
         Row {
             values,
             payload_unchecked,
@@ -82,7 +41,7 @@ impl<'a> Row<'a> {
     /// The value of one field.
     #[inline]
     pub fn get(&self, field: Field) -> Column<'a> {
-        self.values[field as usize]
+        *self.values.get(field)
     }
 }
 
@@ -115,15 +74,14 @@ pub enum RowError {
     },
 }
 
-const UNUSED: u8 = u8::MAX;
 /// OIDs of the types whose text Postgres has checked to be JSON: json, jsonb.
 pub(crate) const JSON_OIDS: [u32; 2] = [114, 3802];
 
 #[derive(Debug)]
 enum Mapping {
-    /// Index of the column → number of the field.
     Outbox {
-        fields: Vec<u8>,
+        /// What each column is; `None` for one that no event has.
+        fields: Vec<Option<Field>>,
         payload_unchecked: bool,
     },
     /// Another table of the publication: its name, until its first row has come.
@@ -174,10 +132,9 @@ impl Relations {
             }
             return Ok(Described::Foreign);
         }
-        let mut fields = vec![UNUSED; relation.columns.len()];
+        let mut fields = vec![None; relation.columns.len()];
         let mut payload_unchecked = false;
-        for field in Field::ALL {
-            let name = &source.columns[field as usize];
+        for (field, name) in source.columns.as_ref() {
             let index = relation
                 .columns
                 .iter()
@@ -186,7 +143,7 @@ impl Relations {
                     table: format!("{}.{}", relation.schema, relation.name),
                     column: name.clone(),
                 })?;
-            fields[index] = field as u8;
+            fields[index] = Some(field);
             if field == Field::Payload {
                 payload_unchecked = !JSON_OIDS.contains(&relation.columns[index].type_oid);
             }
@@ -231,10 +188,10 @@ impl Relations {
                 found: tuple.len(),
             });
         }
-        let mut values = [Column::Null; 6];
+        let mut values = Fields::default();
         tuple.for_each(|index, column| {
-            if let Some(value) = values.get_mut(usize::from(fields[index])) {
-                *value = column;
+            if let Some(field) = fields[index] {
+                *values.get_mut(field) = column;
             }
         })?;
         Ok(Some(Row {

@@ -349,7 +349,7 @@ fn published_columns(
         return;
     };
     let publication_name = quote_identifier(&settings.publication);
-    for need in columns::needs(settings) {
+    for (_, need) in columns::needs(settings) {
         let Some(column) = table.columns.iter().find(|column| column.name == need.name) else {
             continue;
         };

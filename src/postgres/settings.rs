@@ -4,6 +4,7 @@
 
 use super::conninfo::Conninfo;
 use super::table_name::TableName;
+use crate::pipeline::fields::Fields;
 
 /// `[postgres]`: which database, and what is read from it.
 #[derive(Debug, Clone)]
@@ -17,35 +18,18 @@ pub struct PostgresSettings {
     /// The outbox table.
     pub table: TableName,
     /// The names of the outbox table's columns.
-    pub columns: ColumnNames,
+    pub columns: Fields<String>,
 }
 
-/// Under which names the outbox table keeps the envelope's fields.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ColumnNames {
-    /// uuid, the event's id.
-    pub id: String,
-    /// uuid, the aggregate that the event belongs to.
-    pub aggregate_id: String,
-    /// text, such as `lesson.published.v1`.
-    pub event_type: String,
-    /// smallint.
-    pub event_version: String,
-    /// timestamptz.
-    pub occurred_at: String,
-    /// jsonb, the event itself.
-    pub payload: String,
-}
-
-impl Default for ColumnNames {
-    fn default() -> Self {
-        ColumnNames {
-            id: "id".to_owned(),
-            aggregate_id: "aggregate_id".to_owned(),
-            event_type: "event_type".to_owned(),
-            event_version: "event_version".to_owned(),
-            occurred_at: "occurred_at".to_owned(),
-            payload: "payload_json".to_owned(),
-        }
+/// The names of the columns in the table that `walrelay setup` makes.
+pub fn default_columns() -> Fields<String> {
+    Fields {
+        id: "id",
+        aggregate_id: "aggregate_id",
+        event_type: "event_type",
+        event_version: "event_version",
+        occurred_at: "occurred_at",
+        payload: "payload_json",
     }
+    .map(str::to_owned)
 }

@@ -14,7 +14,7 @@ use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::SqlError;
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::replication::quote_literal;
-use crate::postgres::settings::{ColumnNames, PostgresSettings};
+use crate::postgres::settings::{PostgresSettings, default_columns};
 use crate::postgres::table_name::quote_identifier;
 
 /// The outbox table as the first migration makes it.
@@ -150,7 +150,7 @@ fn order_refusals(
             "set postgres.publication to a name that is free, or postgres.table to the table that it is for".to_owned(),
         );
     }
-    if inspection.table.is_none() && settings.columns != ColumnNames::default() {
+    if inspection.table.is_none() && settings.columns != default_columns() {
         refuse(
             Kind::TableMissing,
             format!(

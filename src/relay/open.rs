@@ -450,20 +450,11 @@ fn check_postgres(
 
 /// The outbox table as the engine knows it; `oid` 0 for none.
 pub(crate) fn source(oid: u32, settings: &PostgresSettings) -> Source {
-    let columns = &settings.columns;
     Source {
         schema: settings.table.schema.clone(),
         table: settings.table.table.clone(),
         oid,
-        columns: [
-            &columns.id,
-            &columns.aggregate_id,
-            &columns.event_type,
-            &columns.event_version,
-            &columns.occurred_at,
-            &columns.payload,
-        ]
-        .map(Clone::clone),
+        columns: settings.columns.clone(),
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use crate::nats::stream::{self, StreamPlan};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::postgres::settings::default_columns;
 use crate::postgres::setup::{apply, plan, teardown_plan};
 use crate::postgres::table_name::TableName;
 use crate::relay::settings::Settings;
@@ -36,7 +37,7 @@ impl Own {
         settings.name = NAME.to_owned();
         settings.postgres.slot = NAME.to_owned();
         settings.postgres.publication = NAME.to_owned();
-        settings.postgres.columns = crate::postgres::settings::ColumnNames::default();
+        settings.postgres.columns = default_columns();
         settings.postgres.table = TableName {
             schema: "public".to_owned(),
             table: NAME.to_owned(),

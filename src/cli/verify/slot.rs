@@ -9,9 +9,10 @@ use futures_util::{StreamExt as _, pin_mut};
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
 
+use crate::pipeline::fields::Field;
 use crate::pipeline::pgoutput::{self, Column, Message};
 use crate::pipeline::position::Position;
-use crate::pipeline::row::{Field, Relations};
+use crate::pipeline::row::Relations;
 use crate::postgres::client::SqlError;
 use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::postgres::settings::PostgresSettings;

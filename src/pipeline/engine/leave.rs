@@ -7,10 +7,11 @@ use super::{Engine, Note, Stop};
 use crate::pipeline::dead_letter;
 use crate::pipeline::envelope::{Envelope, Reject, shown, text};
 use crate::pipeline::fault::Halt;
+use crate::pipeline::fields::Field;
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::publish::{Body, EventId, tail_header};
-use crate::pipeline::row::{Field, Row};
+use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use std::time::Duration;
 

@@ -3,6 +3,7 @@
 //! In: the table, the names of its columns. Out: findings. Guarantee: pure.
 
 use super::{Finding, Kind, refuse, warn};
+use crate::pipeline::fields::{Field, Fields};
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
@@ -14,46 +15,46 @@ pub(super) struct Need<'a> {
     wanted: &'static str,
 }
 
-pub(super) fn needs(settings: &PostgresSettings) -> [Need<'_>; 6] {
+pub(super) fn needs(settings: &PostgresSettings) -> Fields<Need<'_>> {
     let names = &settings.columns;
     let uuid_or_text = |column: &Column| column.base_type == "uuid" || column.category == 'S';
-    [
-        Need {
+    Fields {
+        id: Need {
             name: &names.id,
             fits: uuid_or_text,
             wanted: "uuid",
         },
-        Need {
+        aggregate_id: Need {
             name: &names.aggregate_id,
             fits: uuid_or_text,
             wanted: "uuid",
         },
-        Need {
+        event_type: Need {
             name: &names.event_type,
             fits: |column| matches!(column.category, 'S' | 'E'),
             wanted: "text",
         },
-        Need {
+        event_version: Need {
             name: &names.event_version,
             fits: |column| matches!(column.base_type.as_str(), "int2" | "int4" | "int8"),
             wanted: "smallint",
         },
-        Need {
+        occurred_at: Need {
             name: &names.occurred_at,
             fits: |column| matches!(column.base_type.as_str(), "timestamptz" | "timestamp"),
             wanted: "timestamptz",
         },
-        Need {
+        payload: Need {
             name: &names.payload,
             fits: |column| matches!(column.base_type.as_str(), "jsonb" | "json" | "text"),
             wanted: "jsonb",
         },
-    ]
+    }
 }
 
 pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
     let name = &settings.table;
-    for need in needs(settings) {
+    for (field, need) in needs(settings) {
         let sql_name = quote_identifier(need.name);
         let Some(column) = table.columns.iter().find(|column| column.name == need.name) else {
             found.push(refuse(
@@ -73,7 +74,7 @@ pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Ve
                     "column {sql_name} of {name} is {}, which cannot serve as one",
                     column.type_name
                 ),
-                format!("run {}", retype(settings, &need, column)),
+                format!("run {}", retype(settings, field, &need, column)),
             ));
         } else if column.base_type == "timestamp" {
             found.push(warn(
@@ -94,11 +95,11 @@ pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Ve
 
 /// SQL that makes the column one that can serve. A type without a cast to the one that is wanted needs more than TYPE,
 /// and an identity or serial column cannot become a uuid at all: the id gets a column of its own.
-fn retype(settings: &PostgresSettings, need: &Need<'_>, column: &Column) -> String {
+fn retype(settings: &PostgresSettings, field: Field, need: &Need<'_>, column: &Column) -> String {
     let (table, name, wanted) = (&settings.table, quote_identifier(need.name), need.wanted);
     let value = match (wanted, column.base_type.as_str()) {
         ("uuid", "bytea") => format!("encode({name}, 'hex')::uuid"),
-        ("uuid", _) if need.name == settings.columns.id => {
+        ("uuid", _) if field == Field::Id => {
             let old = quote_identifier(&format!("{}_before", need.name));
             return format!(
                 "ALTER TABLE {table} RENAME COLUMN {name} TO {old}; \

@@ -1,6 +1,7 @@
 //! The steps of `relay::open`, one wake each.
 
 use super::*;
+use walrelay::postgres::settings::default_columns;
 
 impl Opening {
     pub(super) fn new() -> Self {
@@ -361,14 +362,6 @@ impl Opening {
         let settings = &relay.settings;
         let after = self.after.as_ref().expect("seen before");
         let connection = self.connection.as_ref().expect("connected");
-        let names = [
-            "id",
-            "aggregate_id",
-            "event_type",
-            "event_version",
-            "occurred_at",
-            "payload_json",
-        ];
         let engine_settings = EngineSettings {
             lane,
             timeline: world.postgres.history.timeline(),
@@ -379,7 +372,7 @@ impl Opening {
                 schema: "public".into(),
                 table: "outbox_events".into(),
                 oid: crate::postgres::OUTBOX_OID,
-                columns: names.map(str::to_owned),
+                columns: default_columns(),
             },
             template: template(),
             window: WindowSettings {
