@@ -80,7 +80,9 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             backoff_max: LIMIT,
         },
     };
-    let client = server.connect("postgres").await.unwrap();
+    let client = walrelay::postgres::client::connect(&settings.postgres.conninfo)
+        .await
+        .unwrap();
     let exists = async || {
         let inspection = inspect(&client, &settings.postgres).await.unwrap();
         let admin = walrelay::nats::stream::connect_admin(&settings.nats.connection)

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use postgres_types::PgLsn;
-use tokio_postgres::Client;
 use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
 use walrelay::postgres::catalog::inspect;
+use walrelay::postgres::client::{Client, connect};
 use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
 use walrelay::postgres::findings::{Kind, Severity, findings};
 use walrelay::postgres::settings::{PostgresSettings, default_columns};
@@ -53,6 +53,16 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
     }
 }
 
+/// A session in which names without a schema are those of public, as in psql.
+async fn as_a_person(settings: &PostgresSettings) -> Client {
+    let client = connect(&settings.conninfo).await.unwrap();
+    client
+        .batch_execute("SET search_path = public")
+        .await
+        .unwrap();
+    client
+}
+
 /// Kinds of what is found, with their gravity.
 async fn found(client: &Client, settings: &PostgresSettings) -> Vec<(Severity, Kind)> {
     let inspection = inspect(client, settings).await.unwrap();
@@ -73,7 +83,7 @@ async fn make(client: &Client, server: &LocalPostgres, settings: &PostgresSettin
 
 async fn run(client: &Client, server: &LocalPostgres, step: &Step) {
     if step.part == Part::Slot {
-        let observer = server.connect("postgres").await.unwrap();
+        let observer = connect(&postgres_settings(server).conninfo).await.unwrap();
         let lsn = create_slot(client, &observer, step, |_| (), std::future::pending())
             .await
             .unwrap();
@@ -95,8 +105,8 @@ async fn refusals(client: &Client, settings: &PostgresSettings) -> Vec<Kind> {
 #[tokio::test]
 async fn makes_what_is_missing_once_and_takes_it_away() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
     assert_eq!(
         found(&client, &settings).await,
         [(Severity::Refuse, Kind::SlotMissing)]
@@ -146,7 +156,7 @@ async fn makes_what_is_missing_once_and_takes_it_away() {
 #[tokio::test]
 async fn odd_names_are_quoted() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
+    let client = connect(&postgres_settings(&server).conninfo).await.unwrap();
     client
         .batch_execute("CREATE SCHEMA \"My \"\"Schema\"")
         .await
@@ -166,8 +176,8 @@ async fn odd_names_are_quoted() {
 #[tokio::test]
 async fn a_partitioned_table_arrives_under_its_own_name() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
     client
         .batch_execute(include_str!("../sql/outbox_events_partitioned.sql"))
         .await
@@ -203,8 +213,8 @@ async fn a_partitioned_table_arrives_under_its_own_name() {
 #[tokio::test]
 async fn refuses_what_exists_and_does_not_fit() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
     let sql = async |text: &str| client.batch_execute(text).await.unwrap();
 
     sql("SELECT pg_create_logical_replication_slot('walrelay', 'pgoutput')").await;
@@ -230,8 +240,8 @@ async fn refuses_what_exists_and_does_not_fit() {
 #[tokio::test]
 async fn says_what_is_wrong_with_publication_and_table() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
     make(&client, &server, &settings).await;
     let refuse = |kind| (Severity::Refuse, kind);
     let warn = |kind| (Severity::Warn, kind);
@@ -279,8 +289,8 @@ async fn says_what_is_wrong_with_publication_and_table() {
 #[tokio::test]
 async fn a_column_of_another_type_is_mended_by_what_the_finding_says() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
     let table = "CREATE TABLE outbox_events (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
             aggregate_id int NOT NULL, event_type int NOT NULL, event_version text NOT NULL,
             occurred_at text NOT NULL, payload_json varchar(80) NOT NULL);
@@ -306,12 +316,15 @@ async fn a_column_of_another_type_is_mended_by_what_the_finding_says() {
 #[tokio::test]
 async fn says_what_is_wrong_with_server_role_and_slot() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
     make(&client, &server, &settings).await;
 
     client.batch_execute("CREATE ROLE app LOGIN").await.unwrap();
-    client.batch_execute("SET ROLE app").await.unwrap();
+    client
+        .batch_execute("SET SESSION AUTHORIZATION app")
+        .await
+        .unwrap();
     let kinds = found(&client, &settings).await;
     assert_eq!(
         kinds,
@@ -321,9 +334,16 @@ async fn says_what_is_wrong_with_server_role_and_slot() {
         ]
     );
 
-    client.batch_execute("RESET ROLE").await.unwrap();
+    client
+        .batch_execute("RESET SESSION AUTHORIZATION")
+        .await
+        .unwrap();
     client.batch_execute("CREATE DATABASE other").await.unwrap();
-    let other = server.connect("other").await.unwrap();
+    let there = Conninfo {
+        dbname: "other".to_owned(),
+        ..settings.conninfo.clone()
+    };
+    let other = connect(&there).await.unwrap();
     let kinds = found(&other, &settings).await;
     assert!(
         kinds.contains(&(Severity::Refuse, Kind::SlotMismatch)),
@@ -334,7 +354,7 @@ async fn says_what_is_wrong_with_server_role_and_slot() {
 #[tokio::test]
 async fn a_server_without_logical_wal_is_refused() {
     let server = server(&[("wal_level", "replica")]).await;
-    let client = server.connect("postgres").await.unwrap();
+    let client = connect(&postgres_settings(&server).conninfo).await.unwrap();
     assert_eq!(
         refusals(&client, &postgres_settings(&server)).await,
         [Kind::WalLevel]
@@ -344,10 +364,10 @@ async fn a_server_without_logical_wal_is_refused() {
 #[tokio::test]
 async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
     let server = server(&[]).await;
-    let client = server.connect("postgres").await.unwrap();
-    let observer = server.connect("postgres").await.unwrap();
     let writer = server.connect("postgres").await.unwrap();
     let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
+    let observer = connect(&settings.conninfo).await.unwrap();
     let steps = plan(
         &inspect(&client, &settings).await.unwrap(),
         &settings,
@@ -394,4 +414,98 @@ async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
     writer.batch_execute("COMMIT").await.unwrap();
     run(&client, &server, &steps[2]).await;
     assert_eq!(found(&client, &settings).await, []);
+}
+
+/// What a role or database has set, or put in the search path before pg_catalog, is not what sessions depend on.
+#[tokio::test]
+async fn settings_of_the_role_do_not_reach_a_session() {
+    let server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let admin = server.connect("postgres").await.unwrap();
+    let traps = "CREATE SCHEMA trap;
+        CREATE FUNCTION trap.current_setting(text) RETURNS text LANGUAGE sql AS $$ SELECT 'trap' $$;
+        CREATE FUNCTION trap.current_database() RETURNS name LANGUAGE sql AS $$ SELECT 'trap'::name $$;
+        ALTER ROLE postgres SET search_path = trap, pg_catalog, public";
+    admin.batch_execute(traps).await.unwrap();
+    let pinned = [
+        ("DateStyle", "'SQL, DMY'", "ISO, MDY"),
+        ("TimeZone", "'Asia/Kolkata'", "UTC"),
+        ("IntervalStyle", "sql_standard", "postgres"),
+        ("extra_float_digits", "-15", "3"),
+        ("bytea_output", "escape", "hex"),
+        ("client_min_messages", "error", "notice"),
+        ("row_security", "on", "off"),
+        ("statement_timeout", "'1h'", "0"),
+        ("lock_timeout", "'1h'", "0"),
+        ("idle_in_transaction_session_timeout", "'1h'", "0"),
+        ("idle_session_timeout", "'1h'", "0"),
+        // Before Postgres 17 there is none.
+        ("transaction_timeout", "'1h'", "0"),
+    ];
+    for (name, value, _) in pinned {
+        let set = format!("ALTER ROLE postgres SET {name} = {value}");
+        let set = admin.batch_execute(&set).await;
+        assert!(set.is_ok() || name == "transaction_timeout", "{set:?}");
+    }
+    let client = connect(&settings.conninfo).await.unwrap();
+    make(&client, &server, &settings).await;
+    assert_eq!(found(&client, &settings).await, []);
+    let mut session = walrelay::postgres::startup::connect(
+        &settings.conninfo,
+        &walrelay::postgres::startup::SessionSettings::default(),
+    )
+    .await
+    .unwrap();
+    for (name, _, wanted) in pinned {
+        let query = format!("SELECT setting FROM pg_settings WHERE name = '{name}'");
+        let plain = client.query_opt(&query, &[]).await.unwrap();
+        let plain = plain.map(|row| row.get::<_, String>(0));
+        let replicating = session.simple_query(&query).await.unwrap();
+        let replicating = replicating.first().and_then(|row| row[0].clone());
+        assert_eq!(plain, replicating, "{name}");
+        assert!(
+            plain.as_deref().is_none_or(|value| value == wanted),
+            "{name} = {plain:?}"
+        );
+    }
+}
+
+/// The login role may replicate, and another one owns what is made.
+#[tokio::test]
+async fn a_role_that_becomes_another_one_at_login() {
+    let server = server(&[]).await;
+    let admin = server.connect("postgres").await.unwrap();
+    let roles = "CREATE ROLE owner; GRANT CREATE ON DATABASE postgres TO owner; GRANT CREATE ON SCHEMA public TO owner;
+        CREATE ROLE relay LOGIN REPLICATION; GRANT owner TO relay; ALTER ROLE relay SET role = owner";
+    admin.batch_execute(roles).await.unwrap();
+    let mut settings = postgres_settings(&server);
+    settings.conninfo.user = "relay".to_owned();
+    let client = connect(&settings.conninfo).await.unwrap();
+    let observer = connect(&settings.conninfo).await.unwrap();
+    let steps = plan(
+        &inspect(&client, &settings).await.unwrap(),
+        &settings,
+        false,
+    )
+    .unwrap();
+    for step in &steps[..2] {
+        apply(&client, step).await.unwrap();
+    }
+    create_slot(
+        &client,
+        &observer,
+        &steps[2],
+        |_| (),
+        std::future::pending(),
+    )
+    .await
+    .unwrap();
+    assert_eq!(found(&client, &settings).await, []);
+    let query = "SELECT tableowner::text FROM pg_tables WHERE tablename = 'outbox_events'";
+    let owner: String = admin.query_one(query, &[]).await.unwrap().get(0);
+    assert_eq!(owner, "owner");
+    let inspection = inspect(&client, &settings).await.unwrap();
+    for step in teardown_plan(&inspection, &settings, true).unwrap() {
+        apply(&client, &step).await.unwrap();
+    }
 }

@@ -31,7 +31,7 @@ use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::tail::event_id;
 use crate::postgres::catalog::inspect_released;
-use crate::postgres::client::connect;
+use crate::postgres::client::{Client, connect};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::settings::Settings;
 
@@ -154,7 +154,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 async fn look(
     args: &Args,
     settings: &Settings,
-    sql: &tokio_postgres::Client,
+    sql: &Client,
     nats: &async_nats::Client,
 ) -> anyhow::Result<(View, Option<Published>)> {
     let name = &settings.postgres.slot;
@@ -329,7 +329,7 @@ async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyho
 /// The last row that both slot and stream have, at the same position with the same id. The relay published in order, so
 /// it has passed everything before that row, even where the stream has removed some of it.
 async fn common(
-    sql: &tokio_postgres::Client,
+    sql: &Client,
     settings: &Settings,
     table_oid: u32,
     server_lsn: PgLsn,

@@ -9,7 +9,6 @@ use anyhow::{Context as _, bail};
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, context::PublishErrorKind};
 use bytes::BytesMut;
-use tokio_postgres::Client;
 
 use crate::nats::lane_end::{LaneEnd, lane_end};
 use crate::nats::stream;
@@ -19,7 +18,7 @@ use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
 use crate::pipeline::row::{JSON_OIDS, Row};
 use crate::postgres::catalog::inspect;
-use crate::postgres::client::connect;
+use crate::postgres::client::{Client, connect};
 use crate::postgres::table_name::quote_identifier;
 use crate::relay::settings::Settings;
 
@@ -43,9 +42,6 @@ impl<'a> Republish<'a> {
         settings: &'a Settings,
     ) -> anyhow::Result<Self> {
         let sql = connect(&settings.postgres.conninfo).await?;
-        // The forms that the relay's own session asks for.
-        sql.batch_execute("SET DateStyle = 'ISO'; SET TimeZone = 'UTC'")
-            .await?;
         let inspection = inspect(&sql, &settings.postgres).await?;
         let table = inspection
             .table

@@ -6,7 +6,6 @@
 
 use anyhow::Context;
 use postgres_types::PgLsn;
-use tokio_postgres::Client;
 
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
@@ -15,7 +14,7 @@ use crate::nats::record;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
-use crate::postgres::client::connect;
+use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan};

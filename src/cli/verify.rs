@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::cli::exit::{Exit, message};
@@ -21,7 +20,7 @@ use crate::nats::record;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::{Inspection, inspect};
-use crate::postgres::client::connect;
+use crate::postgres::client::{Client, connect};
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::Settings;
 
@@ -253,7 +252,7 @@ async fn read_stream(
 
 /// What the slot holds of the snapshot's rows behind the lane's end; none where somebody reads from the slot.
 async fn pending(
-    client: &tokio_postgres::Client,
+    client: &Client,
     postgres: &PostgresSettings,
     table_oid: u32,
     snapshot_lsn: PgLsn,

@@ -69,6 +69,8 @@ pub struct StatusUpdate {
     pub write_lsn: PgLsn,
     /// What the slot may forget; 0 leaves the slot where it is.
     pub flush_lsn: PgLsn,
+    /// Asks the server for a keepalive at once.
+    pub reply_requested: bool,
 }
 
 impl StatusUpdate {
@@ -79,7 +81,7 @@ impl StatusUpdate {
         out.put_u64(self.flush_lsn.into());
         out.put_u64(self.flush_lsn.into());
         out.put_i64(clock_us);
-        out.put_u8(0);
+        out.put_u8(self.reply_requested.into());
     }
 }
 
@@ -116,11 +118,13 @@ mod tests {
         StatusUpdate {
             write_lsn: PgLsn::from(9),
             flush_lsn: PgLsn::from(0),
+            reply_requested: true,
         }
         .encode(1, &mut out);
         assert_eq!(out.len(), 34);
         assert_eq!(out[0], b'r');
         assert_eq!(&out[1..9], &9_u64.to_be_bytes());
         assert_eq!(&out[9..25], &[0; 16]);
+        assert_eq!(out[33], 1);
     }
 }

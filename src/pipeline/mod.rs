@@ -15,6 +15,7 @@
 //! | [`progress`] | transactions, keepalives, acknowledgements | how far the slot may be confirmed |
 //! | [`confirm`] | that, and the broker's answers | the LSN to confirm, once record and probe allow it |
 //! | [`engine`] | all of the above joined | one epoch as a state machine |
+//! | [`silence`] | when something was heard | when to ask for a sign of life, and when to give up |
 //! | [`fault`], [`epochs`] | how an epoch ended | a pause, or a halt |
 //!
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
@@ -37,6 +38,7 @@ mod reader;
 pub mod record;
 pub mod row;
 pub mod shared_tail;
+pub mod silence;
 pub mod skim;
 pub mod subject;
 pub mod tail;

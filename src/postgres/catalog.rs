@@ -11,10 +11,9 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokio_postgres::Client;
 
 use crate::pipeline::record::Carrier;
-use crate::postgres::client::SqlError;
+use crate::postgres::client::{Client, SqlError};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::TableName;
 
@@ -50,9 +49,11 @@ pub struct Server {
     pub encoding: String,
     /// The database.
     pub dbname: String,
-    /// The role.
+    /// The role whose rights count for SQL.
     pub role: String,
-    /// Whether the role may open a replication connection (REPLICATION, superuser, or the managed services' group).
+    /// The role that logged in, another one where `ALTER ROLE … SET role` says so; its rights count for replication.
+    pub login_role: String,
+    /// Whether the login role may open a replication connection (REPLICATION, superuser, or the managed services' group).
     pub may_replicate: bool,
     /// End of the WAL: written on a primary, replayed on a standby.
     pub current_lsn: PgLsn,
@@ -228,10 +229,12 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
        (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'),
        (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'max_slot_wal_keep_size'),
        current_setting('server_encoding'), current_database()::text, current_user::text,
-       (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
-       OR EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'rds_replication' AND pg_has_role(oid, 'MEMBER')),
+       (SELECT rolreplication OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = session_user)
+       OR EXISTS (SELECT FROM pg_catalog.pg_roles WHERE rolname = 'rds_replication'
+                  AND pg_has_role(session_user, oid, 'MEMBER')),
        CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END,
-       current_setting('synchronous_standby_names'), current_setting('application_name')";
+       current_setting('synchronous_standby_names'), current_setting('application_name'),
+       session_user::text";
 
 const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
@@ -286,6 +289,7 @@ async fn server(client: &Client) -> Result<Server, SqlError> {
         current_lsn: row.try_get(9)?,
         synchronous_standby_names: row.try_get(10)?,
         application_name: row.try_get(11)?,
+        login_role: row.try_get(12)?,
     })
 }
 
@@ -399,6 +403,92 @@ pub async fn count_rows(
     );
     let row = client.query_one(&query, &[]).await?;
     Ok(row.try_get(0)?)
+}
+
+/// What a walsender does at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Walsender {
+    /// For WAL, or for its client.
+    waits: bool,
+    sent_lsn: Option<PgLsn>,
+    reply_time: Option<String>,
+}
+
+/// Between the two looks of [`is_decoding`].
+const DECODING_PAUSE: Duration = Duration::from_millis(500);
+
+/// Whether the walsender `pid` is in the middle of one transaction: it works, gets no further in the WAL, and hears no
+/// replies. In one that sends nothing, since it is of other tables or filtered out, it answers no question either.
+///
+/// # Errors
+/// A failed query.
+pub async fn is_decoding(client: &Client, pid: i32) -> Result<bool, SqlError> {
+    let Some(first) = walsender(client, pid).await?.filter(|first| !first.waits) else {
+        return Ok(false);
+    };
+    tokio::time::sleep(DECODING_PAUSE).await;
+    Ok(walsender(client, pid).await? == Some(first))
+}
+
+async fn walsender(client: &Client, pid: i32) -> Result<Option<Walsender>, SqlError> {
+    // A state that the role may not see counts as waiting.
+    let query = "SELECT coalesce(a.state <> 'active' OR a.wait_event_type IN ('Activity', 'Client'), a.state IS NULL), \
+                 r.sent_lsn, r.reply_time::text \
+                 FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_stat_replication r USING (pid) WHERE pid = $1";
+    let row = client.query_opt(query, &[&pid]).await?;
+    row.map(|row| {
+        Ok(Walsender {
+            waits: row.try_get(0)?,
+            sent_lsn: row.try_get(1)?,
+            reply_time: row.try_get(2)?,
+        })
+    })
+    .transpose()
+}
+
+/// One process of the server; its number alone may be another's later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// As `pg_stat_activity` has it.
+    pub pid: i32,
+    /// When it began, as text.
+    pub backend_start: String,
+}
+
+/// The process with this number; `None` where there is none.
+///
+/// # Errors
+/// A failed query.
+pub async fn process(client: &Client, pid: i32) -> Result<Option<Process>, SqlError> {
+    // Everybody may see the time, but not that of another role's process.
+    let query =
+        "SELECT coalesce(backend_start::text, '') FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+    let row = client.query_opt(query, &[&pid]).await?;
+    row.map(|row| {
+        Ok(Process {
+            pid,
+            backend_start: row.try_get(0)?,
+        })
+    })
+    .transpose()
+}
+
+/// Ends a process of our own, and waits for its end; whether it has gone.
+///
+/// # Errors
+/// A failed query; 42501 where it is another role's.
+pub async fn end_process(
+    client: &Client,
+    process: &Process,
+    limit: Duration,
+) -> Result<bool, SqlError> {
+    let query = "SELECT pg_catalog.pg_terminate_backend(pid, $3::int8) FROM pg_catalog.pg_stat_activity \
+                 WHERE pid = $1 AND coalesce(backend_start::text, '') = $2::text";
+    let limit_ms = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
+    let row = client
+        .query_opt(query, &[&process.pid, &process.backend_start, &limit_ms])
+        .await?;
+    row.map_or(Ok(true), |row| Ok(row.try_get(0)?))
 }
 
 /// A slot that is being read, and the server's WAL beside it, at one moment.

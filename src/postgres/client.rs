@@ -1,15 +1,20 @@
 //! Plain SQL: a tokio-postgres client, and its errors in the words of the server.
 //!
 //! In: a `Conninfo`. Out: a [`Client`] whose connection is driven by a task of its own. Guarantees: connecting ends
-//! within the connect timeout per host; an error shows what the server said, and [`SqlError::is_transient`] judges it
-//! as the replication connection would.
+//! within the connect timeout per host, and every statement ends where the server has gone silent
+//! ([`crate::postgres::silence`]); what statements depend on is set, whatever role and database say; an error shows
+//! what the server said, and [`SqlError::is_transient`] judges it as the replication connection would.
 
+use std::ops::Deref;
 use std::time::Duration;
 
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{NoTls, Row, SimpleQueryMessage};
 
-use crate::postgres::conninfo::Conninfo;
-use crate::postgres::error::{AuthenticationError, ServerError, io_is_transient};
+use crate::postgres::conninfo::{Conninfo, HostPort};
+use crate::postgres::error::{AuthenticationError, SILENT, ServerError, io_is_transient};
+use crate::postgres::pins;
+use crate::postgres::silence;
 use crate::postgres::table_name::quote_identifier;
 
 const APPLICATION_NAME: &str = "walrelay";
@@ -37,6 +42,9 @@ pub enum SqlError {
         /// The limit.
         after: Duration,
     },
+    /// No answer comes any more.
+    #[error("{SILENT}")]
+    Silent,
     /// The connection could not be made, or broke, or an answer was not what was asked for.
     #[error("the connection to Postgres failed: {}", with_cause(.0))]
     Client(#[source] tokio_postgres::Error),
@@ -56,7 +64,7 @@ impl SqlError {
         use std::error::Error;
         match self {
             SqlError::Server(error) | SqlError::Session { error, .. } => error.is_transient(),
-            SqlError::Timeout { .. } => true,
+            SqlError::Timeout { .. } | SqlError::Silent => true,
             SqlError::Authentication(_) | SqlError::Catalog { .. } => false,
             SqlError::Client(error) => {
                 let io = error
@@ -149,23 +157,144 @@ fn with_cause(error: &tokio_postgres::Error) -> String {
     }
 }
 
+/// A session for plain SQL.
+///
+/// Statements that are only there by the dereference, such as those of a load generator, wait as long as they must.
+pub struct Client {
+    client: tokio_postgres::Client,
+    conninfo: Conninfo,
+    pid: i32,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Client(process {} at {})", self.pid, self.conninfo)
+    }
+}
+
+impl Deref for Client {
+    type Target = tokio_postgres::Client;
+
+    fn deref(&self) -> &tokio_postgres::Client {
+        &self.client
+    }
+}
+
+/// What a statement takes.
+type Parameters<'a> = &'a [&'a (dyn ToSql + Sync)];
+
+impl Client {
+    /// The server process of this session.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Waits for an answer of the server, however long it works on it.
+    ///
+    /// # Errors
+    /// [`SqlError::Silent`] where none will come, or the answer's own.
+    pub async fn answer<T>(
+        &self,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, SqlError> {
+        match silence::answer(&self.conninfo, self.pid, answer).await {
+            Some(answer) => Ok(answer?),
+            None => Err(SqlError::Silent),
+        }
+    }
+
+    /// As tokio-postgres' own, through [`Client::answer`]; so are the following.
+    ///
+    /// # Errors
+    /// As [`Client::answer`].
+    pub async fn query(
+        &self,
+        query: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, SqlError> {
+        self.answer(self.client.query(query, parameters)).await
+    }
+
+    /// Exactly one row.
+    ///
+    /// # Errors
+    /// As [`Client::answer`].
+    pub async fn query_one(
+        &self,
+        query: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Row, SqlError> {
+        self.answer(self.client.query_one(query, parameters)).await
+    }
+
+    /// At most one row.
+    ///
+    /// # Errors
+    /// As [`Client::answer`].
+    pub async fn query_opt(
+        &self,
+        query: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Option<Row>, SqlError> {
+        self.answer(self.client.query_opt(query, parameters)).await
+    }
+
+    /// Statements without an answer of interest.
+    ///
+    /// # Errors
+    /// As [`Client::answer`].
+    pub async fn batch_execute(&self, statements: &str) -> Result<(), SqlError> {
+        self.answer(self.client.batch_execute(statements)).await
+    }
+}
+
 /// Connects for plain SQL. The connection lives in a task of its own, as tokio-postgres wants it, and ends when the
 /// client is dropped.
 ///
 /// # Errors
 /// [`SqlError`], the last host's.
 pub async fn connect(conninfo: &Conninfo) -> Result<Client, SqlError> {
-    let mut config = conninfo.to_tokio_postgres();
-    if conninfo.application_name.is_none() {
-        config.application_name(APPLICATION_NAME);
-    }
-    // tokio-postgres' own limit covers only the socket, not the server's answers.
-    let hosts = u32::try_from(conninfo.hosts.len().max(1)).unwrap_or(u32::MAX);
-    let limit = conninfo.connect_timeout.saturating_mul(hosts);
-    let (client, connection) = tokio::time::timeout(limit, config.connect(NoTls))
-        .await
-        .map_err(|_| SqlError::Timeout { after: limit })?
-        .map_err(|error| SqlError::from(error).of_connecting(conninfo))?;
+    let client = session(conninfo).await?;
+    let pinned = silence::answer(conninfo, 0, client.simple_query(pins::SET_AND_PID)).await;
+    let pid = pinned
+        .ok_or(SqlError::Silent)??
+        .iter()
+        .find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.try_get("pg_backend_pid").ok()??.parse().ok(),
+            _ => None,
+        });
+    Ok(Client {
+        client,
+        conninfo: conninfo.clone(),
+        // No process has this number, so that silence is never taken for work.
+        pid: pid.unwrap_or(0),
+    })
+}
+
+/// A session with nothing set.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn session(conninfo: &Conninfo) -> Result<tokio_postgres::Client, SqlError> {
+    let attempt = async |host: HostPort| {
+        let mut config = Conninfo {
+            hosts: vec![host],
+            ..conninfo.clone()
+        }
+        .to_tokio_postgres();
+        if conninfo.application_name.is_none() {
+            config.application_name(APPLICATION_NAME);
+        }
+        config.connect(NoTls).await.map_err(SqlError::from)
+    };
+    let (client, connection) = silence::first_host(
+        conninfo,
+        attempt,
+        |_| true,
+        |after| SqlError::Timeout { after },
+    )
+    .await
+    .map_err(|error| error.of_connecting(conninfo))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             // Whoever uses the client gets the error too.

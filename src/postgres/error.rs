@@ -7,6 +7,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+/// What to say where an answer does not come any more.
+pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hangs, or the network between has lost the connection";
+
 /// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
 pub const PUBLICATION_MISSING: &str = "42704";
 /// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made
@@ -123,6 +126,22 @@ pub enum ReplicationError {
         /// The limit.
         after: Duration,
     },
+    /// No answer comes any more.
+    #[error("{SILENT}")]
+    Silent,
+    /// The session does not have the settings that the text of columns depends on.
+    #[error(
+        "the replication session has {name} = {found:?} and not {wanted:?}: something between walrelay and Postgres keeps \
+         settings back, or answers for it; give the server's own address in postgres.url"
+    )]
+    Setting {
+        /// The setting.
+        name: String,
+        /// Its value there.
+        found: String,
+        /// The value that was set.
+        wanted: &'static str,
+    },
     /// The socket failed later on.
     #[error("the replication connection failed: {0}")]
     Io(#[from] io::Error),
@@ -199,9 +218,12 @@ impl ReplicationError {
             ReplicationError::Connect { source, .. } | ReplicationError::Io(source) => {
                 io_is_transient(source)
             }
-            ReplicationError::Timeout { .. } | ReplicationError::SlotActive { .. } => true,
+            ReplicationError::Timeout { .. }
+            | ReplicationError::Silent
+            | ReplicationError::SlotActive { .. } => true,
             ReplicationError::Server(error) => error.is_transient(),
             ReplicationError::Authentication(_)
+            | ReplicationError::Setting { .. }
             | ReplicationError::SlotLost { .. }
             | ReplicationError::Protocol(_) => false,
         }

@@ -165,7 +165,7 @@ fn server(server: &Server, found: &mut Vec<Finding>) {
         ));
     }
     if !server.may_replicate {
-        let role = quote_identifier(&server.role);
+        let role = quote_identifier(&server.login_role);
         found.push(refuse(
             Kind::Privilege,
             format!("role {role} may not open a replication connection"),

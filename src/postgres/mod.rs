@@ -13,6 +13,8 @@
 //! | [`replication`] | the session | IDENTIFY_SYSTEM, queries, START_REPLICATION |
 //! | [`copy_both`] | the stream | frames, and status updates back |
 //! | [`client`] | a [`conninfo`] | a client for plain SQL |
+//! | [`silence`] | an attempt or an answer | that it ends |
+//! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
@@ -26,9 +28,11 @@ pub mod conninfo;
 pub mod copy_both;
 pub mod error;
 pub mod findings;
+pub mod pins;
 pub mod replication;
 pub mod settings;
 pub mod setup;
+pub mod silence;
 pub mod socket;
 pub mod startup;
 pub mod table_name;

@@ -1,12 +1,10 @@
 //! A replication session before it streams: who the server is, small queries, and the start of the stream.
 //!
 //! In: an authenticated connection ([`crate::postgres::startup::connect`]). Out: [`SystemIdentity`], rows as text,
-//! and at last a [`CopyBoth`]. Guarantees: each command is answered within the connect timeout or is an error; after
+//! and at last a [`CopyBoth`]. Guarantees: each command is answered, or is an error where the server has gone silent; after
 //! an error other than the server's refusal the session is of no more use and its owner drops it.
 //!
 //! Manual: 54.4 "Streaming Replication Protocol", 54.5 "Logical Streaming Replication Protocol".
-
-use std::time::Duration;
 
 use postgres_protocol::message::frontend;
 use postgres_types::PgLsn;
@@ -14,9 +12,12 @@ use postgres_types::PgLsn;
 use crate::pipeline::history::History;
 use crate::pipeline::position::Lane;
 use crate::postgres::backend::{Reader, data_row, tag};
+use crate::postgres::conninfo::Conninfo;
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::error::{Problem, ProtocolError, ReplicationError, ServerError};
-use crate::postgres::startup::{log_notice, within};
+use crate::postgres::pins;
+use crate::postgres::silence;
+use crate::postgres::startup::log_notice;
 use crate::postgres::wire::Wire;
 
 /// Most rows that a query on this session may return: it asks about one slot or one setting at a time.
@@ -44,7 +45,7 @@ pub struct ServerInfo {
     pub server_version_num: u32,
     /// Encoding of the database.
     pub server_encoding: String,
-    /// The server process of this session; what `pg_stat_replication` calls `pid`.
+    /// The server process of this session, by its own word; what `pg_stat_replication` calls `pid`.
     pub backend_pid: i32,
 }
 
@@ -53,7 +54,7 @@ pub struct ServerInfo {
 pub struct Session {
     wire: Wire,
     server: ServerInfo,
-    answer_timeout: Duration,
+    conninfo: Conninfo,
 }
 
 impl SystemIdentity {
@@ -68,12 +69,44 @@ impl SystemIdentity {
 }
 
 impl Session {
-    pub(crate) fn new(wire: Wire, answer_timeout: Duration) -> Session {
+    pub(crate) fn new(wire: Wire, conninfo: Conninfo) -> Session {
         Session {
             wire,
             server: ServerInfo::default(),
-            answer_timeout,
+            conninfo,
         }
+    }
+
+    /// Sets what the stream depends on, and makes sure of it.
+    pub(crate) async fn pin(&mut self) -> Result<(), ReplicationError> {
+        let rows = self.simple_query(pins::SET_AND_PID).await?;
+        // By its own word: a pooler between tells a number of its own at start-up.
+        let pid = rows
+            .last()
+            .and_then(|row| row.first()?.as_deref()?.parse().ok());
+        self.server.backend_pid =
+            pid.ok_or_else(|| Reader::new("SELECT", &[]).error("pg_backend_pid", Problem::Value))?;
+        let names = pins::READ_BACK
+            .map(|(name, _)| quote_literal(name))
+            .join(", ");
+        let query =
+            format!("SELECT name, setting FROM pg_catalog.pg_settings WHERE name IN ({names})");
+        let rows = self.simple_query(&query).await?;
+        for (name, wanted) in pins::READ_BACK {
+            let row = rows
+                .iter()
+                .find(|row| row.first() == Some(&Some(name.to_owned())));
+            let found = row.and_then(|row| row.get(1)?.clone()).unwrap_or_default();
+            if found != wanted {
+                let name = name.to_owned();
+                return Err(ReplicationError::Setting {
+                    name,
+                    found,
+                    wanted,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// What the server reported during start-up.
@@ -144,21 +177,6 @@ impl Session {
         History::parse(timeline, content).map_err(|_| bad(Problem::Value).into())
     }
 
-    /// The server process at the other end, by its own word: a pooler between tells a number of its own at start-up.
-    ///
-    /// # Errors
-    /// As [`Session::identify_system`].
-    pub async fn walsender_pid(&mut self) -> Result<i32, ReplicationError> {
-        let rows = self.simple_query("SELECT pg_backend_pid()").await?;
-        rows.first()
-            .and_then(|row| row.first()?.as_deref()?.parse().ok())
-            .ok_or_else(|| {
-                Reader::new("SELECT", &[])
-                    .error("pg_backend_pid", Problem::Value)
-                    .into()
-            })
-    }
-
     /// Runs one command or SQL statement; values as text, at most 1,024 rows.
     ///
     /// # Errors
@@ -167,8 +185,10 @@ impl Session {
         &mut self,
         query: &str,
     ) -> Result<Vec<Vec<Option<String>>>, ReplicationError> {
-        let limit = self.answer_timeout;
-        within(limit, "a query", self.query_unbounded(query)).await
+        let (conninfo, pid) = (self.conninfo.clone(), self.server.backend_pid);
+        silence::answer(&conninfo, pid, self.query_unbounded(query))
+            .await
+            .unwrap_or(Err(ReplicationError::Silent))
     }
 
     async fn query_unbounded(
@@ -233,8 +253,9 @@ impl Session {
             // The replication grammar takes backslashes as they are.
             format_args!("'{}'", names.join(",").replace('\'', "''")),
         );
-        let limit = self.answer_timeout;
-        match within(limit, "START_REPLICATION", self.enter_copy_both(&command)).await {
+        let (conninfo, pid) = (self.conninfo.clone(), self.server.backend_pid);
+        let entered = silence::answer(&conninfo, pid, self.enter_copy_both(&command)).await;
+        match entered.unwrap_or(Err(ReplicationError::Silent)) {
             Ok(()) => {
                 self.wire.set_message_bytes_max(frame_bytes_max);
                 Ok(CopyBoth::new(

@@ -8,10 +8,9 @@ use std::fmt;
 use std::time::Duration;
 
 use postgres_types::PgLsn;
-use tokio_postgres::Client;
 
 use crate::postgres::catalog::{Inspection, Slot};
-use crate::postgres::client::SqlError;
+use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::{PostgresSettings, default_columns};
@@ -210,12 +209,27 @@ impl fmt::Display for Blocker {
     }
 }
 
-/// Runs a step that makes or removes something other than a slot.
+/// Runs a step, other than the creation of a slot.
 ///
 /// # Errors
 /// The server's refusal.
 pub async fn apply(client: &Client, step: &Step) -> Result<(), SqlError> {
-    Ok(client.batch_execute(&step.sql).await?)
+    match step.part {
+        Part::Slot => as_login(client, client.batch_execute(&step.sql)).await,
+        Part::Table | Part::Publication => client.batch_execute(&step.sql).await,
+    }
+}
+
+/// Runs what is about a slot as the role that logged in: another one, which `ALTER ROLE … SET role` may have put in its
+/// place, is for the objects that are made.
+async fn as_login<T>(
+    client: &Client,
+    about_slot: impl Future<Output = Result<T, SqlError>>,
+) -> Result<T, SqlError> {
+    client.batch_execute("SET ROLE NONE").await?;
+    let done = about_slot.await;
+    let reset = client.batch_execute("RESET ROLE").await;
+    done.and_then(|done| reset.map(|()| done))
 }
 
 /// Runs the step that creates the slot, and returns the position from which it streams.
@@ -233,12 +247,9 @@ pub async fn create_slot(
     mut waits_for: impl FnMut(&[Blocker]),
     cancel: impl Future<Output = ()>,
 ) -> Result<PgLsn, SqlError> {
-    let pid: i32 = client
-        .query_one("SELECT pg_backend_pid()", &[])
-        .await?
-        .try_get(0)?;
+    let pid = client.pid();
     let sql = step.sql.trim_end_matches(';');
-    let creation = client.query_one(sql, &[]);
+    let creation = as_login(client, client.query_one(sql, &[]));
     let notices = async {
         let mut told = Vec::new();
         loop {

@@ -2,7 +2,7 @@
 //!
 //! In: hosts, role, password, session settings. Out: a [`Session`] that is ready for commands. Guarantees: hosts are
 //! tried in their order, each within the connect timeout from the first packet to the last; whatever text output
-//! depends on is set here and not left to the role or the database; with SCRAM the server has proved that it knows
+//! depends on is set and read back, not left to the role or the database; with SCRAM the server has proved that it knows
 //! the password before anything it says counts.
 //!
 //! Manual: 54.2.1 "Start-up", 54.3 "SASL Authentication", 54.4 "Streaming Replication Protocol".
@@ -18,6 +18,7 @@ use crate::postgres::backend::{Reader, tag};
 use crate::postgres::conninfo::{Conninfo, HostPort, TargetSessionAttrs};
 use crate::postgres::error::{AuthenticationError, Problem, ReplicationError, ServerError};
 use crate::postgres::replication::Session;
+use crate::postgres::silence;
 use crate::postgres::socket::{Socket, address_text};
 use crate::postgres::wire::Wire;
 
@@ -54,37 +55,27 @@ pub async fn connect(
     conninfo: &Conninfo,
     settings: &SessionSettings,
 ) -> Result<Session, ReplicationError> {
-    let mut last = None;
-    for server in &conninfo.hosts {
-        let attempt = connect_host(server, conninfo, settings);
-        match within(conninfo.connect_timeout, "start-up", attempt).await {
-            Ok(session) => return Ok(session),
-            Err(error)
-                if error.is_transient() || matches!(error, ReplicationError::Connect { .. }) =>
-            {
-                if conninfo.hosts.len() > 1 {
-                    tracing::debug!(host = address_text(server), %error, "cannot use this host, trying the next");
-                }
-                last = Some(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| ReplicationError::Connect {
-        host: "(no host given)".to_owned(),
-        source: std::io::ErrorKind::InvalidInput.into(),
-    }))
+    silence::first_host(
+        conninfo,
+        |host| connect_host(host, conninfo, settings),
+        |error| error.is_transient() || matches!(error, ReplicationError::Connect { .. }),
+        |after| ReplicationError::Timeout {
+            during: "start-up",
+            after,
+        },
+    )
+    .await
 }
 
 async fn connect_host(
-    server: &HostPort,
+    server: HostPort,
     conninfo: &Conninfo,
     settings: &SessionSettings,
 ) -> Result<Session, ReplicationError> {
-    let socket = Socket::connect(server)
+    let socket = Socket::connect(&server)
         .await
         .map_err(|source| ReplicationError::Connect {
-            host: address_text(server),
+            host: address_text(&server),
             source,
         })?;
     let mut wire = Wire::new(socket);
@@ -105,9 +96,10 @@ async fn connect_host(
     ];
     frontend::startup_message(parameters, &mut wire.outbox)?;
     authenticate(&mut wire, conninfo).await?;
-    let mut session = Session::new(wire, conninfo.connect_timeout);
+    let mut session = Session::new(wire, conninfo.clone());
     session.wait_until_ready().await?;
-    check_kind(&mut session, server, conninfo.target_session_attrs).await?;
+    check_kind(&mut session, &server, conninfo.target_session_attrs).await?;
+    session.pin().await?;
     Ok(session)
 }
 
@@ -139,8 +131,8 @@ async fn check_kind(
     }
 }
 
-/// The `options` parameter. First what the user may override, then theirs, then what correctness depends on: the last
-/// of several `-c` for one name counts.
+/// The `options` parameter. First what the user may override, then theirs, then what is configured: the last of several
+/// `-c` for one name counts.
 fn session_options(configured: Option<&str>, settings: &SessionSettings) -> String {
     let mut options = format!(
         "-c logical_decoding_work_mem={}MB",
@@ -153,15 +145,6 @@ fn session_options(configured: Option<&str>, settings: &SessionSettings) -> Stri
     if let Some(timeout) = settings.wal_sender_timeout {
         options.push_str(&format!(" -c wal_sender_timeout={}ms", timeout.as_millis()));
     }
-    // Column values arrive as text, and each of these changes the text of some type. An empty search_path makes names
-    // in regclass and the like qualified. As Postgres' own logical replication worker does.
-    options.push_str(
-        " -c DateStyle=ISO -c IntervalStyle=postgres -c TimeZone=UTC -c extra_float_digits=3 -c bytea_output=hex -c search_path=",
-    );
-    // A statement or idle time-out of the role would end the stream.
-    options.push_str(
-        " -c statement_timeout=0 -c idle_in_transaction_session_timeout=0 -c lock_timeout=0",
-    );
     options
 }
 
@@ -307,12 +290,12 @@ fn parse_request(body: &[u8]) -> Result<Request, crate::postgres::error::Protoco
     })
 }
 
-/// Notices that nobody acts on.
+/// A notice that nobody acts on, as grave as the server calls it.
 pub(crate) fn log_notice(notice: &ServerError) {
-    if notice.severity == "WARNING" {
-        tracing::warn!(%notice, "the Postgres server warns");
-    } else {
-        tracing::debug!(%notice, "notice of the Postgres server");
+    match notice.severity.as_str() {
+        "WARNING" => tracing::warn!("Postgres says: {notice}"),
+        "NOTICE" | "INFO" => tracing::info!("Postgres says: {notice}"),
+        _ => tracing::debug!("Postgres says: {notice}"),
     }
 }
 
@@ -321,18 +304,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_text_depends_on_comes_after_what_the_user_set() {
+    fn what_is_configured_comes_after_what_the_user_set() {
         let settings = SessionSettings {
             wal_sender_timeout: Some(Duration::from_secs(30)),
             ..Default::default()
         };
         let options = session_options(
-            Some("-c TimeZone=Europe/Paris -c logical_decoding_work_mem=1GB"),
+            Some("-c wal_sender_timeout=1h -c logical_decoding_work_mem=1GB"),
             &settings,
         );
-        assert!(options.rfind("TimeZone=UTC") > options.find("TimeZone=Europe/Paris"));
+        assert!(
+            options.rfind("wal_sender_timeout=30000ms") > options.find("wal_sender_timeout=1h")
+        );
         assert!(options.find("work_mem=1GB") > options.find("work_mem=256MB"));
-        assert!(options.contains("wal_sender_timeout=30000ms"));
     }
 
     #[test]

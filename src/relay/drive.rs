@@ -6,12 +6,14 @@
 use crate::nats::api::{AnswerError, StoredMessage, StreamInfo};
 use crate::nats::protocol::{Msg, Op};
 use crate::nats::stream::lane_record_subject;
+use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Note, Request, Stop};
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::silence::Silence;
 use crate::pipeline::skim::Skim;
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{
-    PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, ServerError,
+    PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
 };
 use crate::relay::Shutdown;
 use crate::relay::broker::{record_headers, stored_record, with_cause};
@@ -51,6 +53,8 @@ pub(super) struct Drive<'a> {
     skim: Option<(Skim, usize)>,
     ping_at: Duration,
     ping_unanswered: bool,
+    /// Of Postgres.
+    silence: Silence,
     board: &'a Board,
     reported: EpochMarks,
     report_at: Duration,
@@ -81,6 +85,7 @@ impl<'a> Drive<'a> {
         Drive {
             start_line: Some(start_line),
             began,
+            silence: Silence::new(epoch.wal_sender_timeout, began),
             epoch,
             clock,
             slot,
@@ -121,6 +126,7 @@ impl<'a> Drive<'a> {
             self.take_wal(now)?;
             self.epoch.engine.handle_time(now)?;
             self.send_requests(now);
+            self.listen(now)?;
             self.send_status(now)?;
             self.log_notes();
             self.keep_alive(now)?;
@@ -128,6 +134,7 @@ impl<'a> Drive<'a> {
                 return Ok(());
             }
             let mut until = self.epoch.engine.next_time(now).min(self.ping_at);
+            until = until.min(self.silence.next_time());
             if let Some(by) = stop_by {
                 until = until.min(by);
             }
@@ -147,9 +154,13 @@ impl<'a> Drive<'a> {
                 }
                 moved = move_wal(wal, reads) => {
                     moved.map_err(|error| postgres_gone(error.into()))?;
+                    self.silence.heard(self.clock.now());
                 }
                 look = watch.look() => {
-                    let Look { carrier, room } = look?;
+                    let Look { carrier, room, is_decoding } = look?;
+                    if is_decoding {
+                        self.silence.heard(self.clock.now());
+                    }
                     self.epoch.engine.carried(carrier);
                     self.epoch.engine.may_keep(room);
                 }
@@ -226,6 +237,7 @@ impl<'a> Drive<'a> {
             match self.epoch.wal.fill().now_or_never() {
                 Some(filled) => {
                     filled.map_err(|error| postgres_gone(error.into()))?;
+                    self.silence.heard(now);
                 }
                 None => {
                     dry = true;
@@ -323,6 +335,27 @@ impl<'a> Drive<'a> {
                     .queue_request(MESSAGE_TOKEN, &request.subject, &request.payload);
             }
         }
+    }
+
+    /// Notices a connection to Postgres on which nothing comes any more.
+    fn listen(&mut self, now: Duration) -> Result<(), Stop> {
+        if !self.epoch.engine.wants_wal() {
+            self.silence.heard(now);
+        }
+        if self.silence.is_over(now) {
+            return Err(Fault::Postgres(SILENT.into()).into());
+        }
+        if self.silence.asks(now) {
+            let question = StatusUpdate {
+                write_lsn: self.epoch.engine.progress().received_lsn(),
+                flush_lsn: 0.into(),
+                reply_requested: true,
+            };
+            self.epoch
+                .wal
+                .queue_status(question, clock::postgres_clock_us());
+        }
+        Ok(())
     }
 
     fn send_status(&mut self, now: Duration) -> Result<(), Stop> {

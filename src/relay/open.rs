@@ -11,8 +11,8 @@ use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::publish::{Mode, WindowSettings};
 use crate::pipeline::row::Source;
 use crate::pipeline::tail::Tail;
-use crate::postgres::catalog::{self, Inspection, SlotAndWal};
-use crate::postgres::client::{self, SqlError};
+use crate::postgres::catalog::{self, Inspection, Process, SlotAndWal};
+use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::error::ReplicationError;
@@ -24,12 +24,15 @@ use crate::relay::broker::{self, Broker};
 use crate::relay::settings::{OnReject, Settings};
 use crate::relay::watch::{self, Watch};
 use postgres_types::PgLsn;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Room beside the largest message for a row's other columns and the protocol around it.
 const FRAME_OVERHEAD_BYTES: usize = 64 * 1024;
 /// For a single answer of the JetStream API.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// The server's end of our own replication connection gets so long to go by itself, and once more when it is told to.
+const OWN_END_LIMIT: Duration = Duration::from_millis(500);
+const OWN_END_PAUSE: Duration = Duration::from_millis(20);
 
 /// Why an epoch did not begin.
 #[derive(Debug)]
@@ -105,6 +108,9 @@ pub struct Inherited {
     pub memory: Option<Memory>,
     /// Dead letters that were in flight: nobody has told of them.
     pub dead_letters: Vec<Note>,
+    /// The server's end of the last replication connection. Where the network has lost that one, the server does not
+    /// know, and keeps the slot for it.
+    pub walsender: Option<Process>,
 }
 
 /// An epoch that streams.
@@ -123,6 +129,8 @@ pub struct Epoch {
     pub column_bytes_max: usize,
     /// Largest frame that is gathered, in bytes.
     pub frame_bytes_max: usize,
+    /// Silence that the server endures; `None` is for ever.
+    pub wal_sender_timeout: Option<Duration>,
     /// What a person is told about the start.
     pub summary: Summary,
 }
@@ -148,7 +156,7 @@ pub struct Summary {
 /// See [`OpenError`].
 pub async fn open(
     settings: &Settings,
-    inherited: &Inherited,
+    inherited: &mut Inherited,
     now: Duration,
 ) -> Result<Epoch, OpenError> {
     let conninfo = &settings.postgres.conninfo;
@@ -160,13 +168,14 @@ pub async fn open(
     let slot = &settings.postgres.slot;
     let mut broker = Broker::connect(&settings.nats, &settings.name, slot, API_TIMEOUT).await?;
     let before = view(&mut broker, settings, inherited).await?;
-    check_slot_is_free(&inspection, slot)?;
+    check_slot_is_free(&sql, &inspection, slot, inherited.walsender.as_ref()).await?;
     let mut session = startup::connect(conninfo, &SessionSettings::default())
         .await
         .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
     let identity = session.identify_system().await?;
     let history = session.timeline_history(identity.timeline).await?;
-    let walsender_pid = session.walsender_pid().await?;
+    let walsender_pid = session.server().backend_pid;
+    inherited.walsender = catalog::process(&sql, walsender_pid).await?;
     let postgres_version = session.server().server_version.clone();
     let message_bytes_max = message_bytes_max(&broker, &before.stream);
     let (wal, started_at) =
@@ -285,7 +294,8 @@ pub async fn open(
             warnings,
         },
         engine,
-        watch: Watch::start(sql, settings.postgres.clone(), inspection),
+        wal_sender_timeout: inspection.server.wal_sender_timeout,
+        watch: Watch::start(sql, settings.postgres.clone(), inspection, walsender_pid),
         wal,
         broker,
         record_sequence,
@@ -396,23 +406,50 @@ async fn take_slot(
 
 /// A relay that waits for its slot has looked at everything else before: what is wrong must not come out only when it is
 /// to take over.
-fn check_slot_is_free(inspection: &Inspection, slot: &str) -> Result<(), OpenError> {
-    match inspection.slot.as_ref().and_then(|slot| slot.active_pid) {
-        None => Ok(()),
-        Some(pid) => Err(OpenError::Fault(Fault::SlotActive {
-            slot: slot.to_owned(),
-            pid: u32::try_from(pid).unwrap_or(0),
-        })),
+async fn check_slot_is_free(
+    sql: &Client,
+    inspection: &Inspection,
+    slot: &str,
+    ours: Option<&Process>,
+) -> Result<(), OpenError> {
+    let Some(pid) = inspection.slot.as_ref().and_then(|slot| slot.active_pid) else {
+        return Ok(());
+    };
+    if let Some(ours) = ours.filter(|ours| ours.pid == pid)
+        && has_ended(sql, ours).await?
+    {
+        return Ok(());
+    }
+    Err(OpenError::Fault(Fault::SlotActive {
+        slot: slot.to_owned(),
+        pid: u32::try_from(pid).unwrap_or(0),
+    }))
+}
+
+/// The server's end of a connection that this relay has closed goes by itself where the network says so. Else it would
+/// keep the slot until `wal_sender_timeout`.
+async fn has_ended(sql: &Client, ours: &Process) -> Result<bool, SqlError> {
+    let begin = Instant::now();
+    while begin.elapsed() < OWN_END_LIMIT {
+        if catalog::process(sql, ours.pid).await?.as_ref() != Some(ours) {
+            return Ok(true);
+        }
+        tokio::time::sleep(OWN_END_PAUSE).await;
+    }
+    tracing::debug!(
+        pid = ours.pid,
+        "the server has not noticed that the replication connection is gone, ending it there"
+    );
+    match catalog::end_process(sql, ours, OWN_END_LIMIT).await {
+        // A session whose role is not the login's.
+        Err(error) if error.code() == Some("42501") => Ok(false),
+        ended => ended,
     }
 }
 
 /// The slot that this relay reads. Where the SQL session has come to another server of the list, a standby, what that one
 /// says of slot and WAL tells nothing about the lane.
-async fn own_slot(
-    sql: &tokio_postgres::Client,
-    slot: &str,
-    walsender_pid: i32,
-) -> Result<SlotAndWal, OpenError> {
+async fn own_slot(sql: &Client, slot: &str, walsender_pid: i32) -> Result<SlotAndWal, OpenError> {
     catalog::slot_and_wal(sql, slot)
         .await?
         .filter(|slot| slot.active_pid == Some(walsender_pid))
@@ -445,7 +482,11 @@ fn check_postgres(
         let lines: Vec<String> = refusals.iter().map(ToString::to_string).collect();
         return Err(OpenError::Permanent(anyhow::anyhow!(lines.join("; "))));
     }
-    Ok(warnings.iter().map(ToString::to_string).collect())
+    // A slot in use is waited for, or it is our own that was.
+    let warnings = warnings
+        .iter()
+        .filter(|finding| finding.kind != Kind::SlotActive);
+    Ok(warnings.map(ToString::to_string).collect())
 }
 
 /// The outbox table as the engine knows it; `oid` 0 for none.

@@ -8,12 +8,11 @@ use crate::pipeline::fault::Fault;
 use crate::pipeline::progress::WalRoom;
 use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection};
-use crate::postgres::client::{self, SqlError};
+use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::settings::PostgresSettings;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_postgres::Client;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -27,6 +26,8 @@ pub struct Look {
     pub carrier: Carrier,
     /// What the slot may keep now.
     pub room: WalRoom,
+    /// The walsender is in the middle of a transaction of which it sends nothing, and answers nothing meanwhile.
+    pub is_decoding: bool,
 }
 
 /// What the slot may keep, by what the server says.
@@ -48,12 +49,17 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Begins to look, through `sql`, for changes since `first`.
-    pub fn start(sql: Client, settings: PostgresSettings, first: Inspection) -> Watch {
+    /// Begins to look, through `sql`, for changes since `first`, and at the walsender.
+    pub fn start(
+        sql: Client,
+        settings: PostgresSettings,
+        first: Inspection,
+        walsender_pid: i32,
+    ) -> Watch {
         let (sender, looks) = mpsc::channel(1);
         tokio::spawn(async move {
             tokio::select! {
-                () = look_on(sql, &settings, &first, &sender) => {}
+                () = look_on(sql, &settings, &first, walsender_pid, &sender) => {}
                 () = sender.closed() => {}
             }
         });
@@ -76,12 +82,14 @@ async fn look_on(
     sql: Client,
     settings: &PostgresSettings,
     first: &Inspection,
+    walsender_pid: i32,
     sender: &mpsc::Sender<Result<Look, Fault>>,
 ) {
     let mut sql = Some(sql);
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let viewed = tokio::time::timeout(LOOK_LIMIT, view(&mut sql, settings, first)).await;
+        let looking = view(&mut sql, settings, first, walsender_pid);
+        let viewed = tokio::time::timeout(LOOK_LIMIT, looking).await;
         let view = match viewed {
             Ok(Ok(view)) => view,
             failed => {
@@ -94,6 +102,7 @@ async fn look_on(
             verdict.map(|carrier| Look {
                 carrier,
                 room: wal_room(&view.inspection),
+                is_decoding: view.is_decoding,
             })
         });
         if let Some(look) = look
@@ -110,12 +119,14 @@ struct View {
     inspection: Inspection,
     /// The table of the epoch's start is there, if under another name.
     has_table: bool,
+    is_decoding: bool,
 }
 
 async fn view(
     sql: &mut Option<Client>,
     settings: &PostgresSettings,
     first: &Inspection,
+    walsender_pid: i32,
 ) -> Result<View, SqlError> {
     let client = match sql.take() {
         Some(client) => client,
@@ -126,10 +137,12 @@ async fn view(
         (None, Some(table)) => catalog::has_relation(&client, table.oid).await?,
         (table, _) => table.is_some(),
     };
+    let is_decoding = catalog::is_decoding(&client, walsender_pid).await?;
     *sql = Some(client);
     Ok(View {
         inspection,
         has_table,
+        is_decoding,
     })
 }
 

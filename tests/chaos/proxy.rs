@@ -6,7 +6,7 @@
 use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -36,6 +36,10 @@ pub enum Mode {
     Truncate(usize),
     /// Connections are accepted and closed at once.
     Refuse,
+    /// Each connection is forgotten once the server has sent so many bytes over it: what comes later from either side
+    /// goes nowhere, for ever, and neither side is told of the other's end.
+    #[allow(dead_code)] // The fault tests use it.
+    Forget(u64),
 }
 
 /// The link's state.
@@ -126,17 +130,23 @@ async fn connection(
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
+    let answered = Arc::new(AtomicU64::new(0));
+    let forgotten = Arc::new(AtomicBool::new(false));
     let up = Pump {
         state: state.clone(),
         generation: link.generation,
         up: true,
         bytes: sent,
+        answered: answered.clone(),
+        forgotten: forgotten.clone(),
     };
     let down = Pump {
         state,
         generation: link.generation,
         up: false,
         bytes: Arc::default(),
+        answered,
+        forgotten,
     };
     // Whichever ends first closes both.
     tokio::select! {
@@ -151,6 +161,9 @@ struct Pump {
     generation: u64,
     up: bool,
     bytes: Arc<AtomicU64>,
+    /// What the server's answers have brought to the client, in bytes.
+    answered: Arc<AtomicU64>,
+    forgotten: Arc<AtomicBool>,
 }
 
 impl Pump {
@@ -162,6 +175,9 @@ impl Pump {
                 () = self.wait_for_cut() => return Ok(()),
             };
             if got == 0 {
+                if self.forgotten.load(Ordering::Relaxed) {
+                    self.wait_for_cut().await;
+                }
                 return Ok(());
             }
             self.bytes.fetch_add(got as u64, Ordering::Relaxed);
@@ -178,7 +194,22 @@ impl Pump {
             if link.generation != self.generation {
                 return Ok(false);
             }
+            if self.forgotten.load(Ordering::Relaxed) {
+                return Ok(true);
+            }
             match link.mode {
+                Mode::Forget(limit) => {
+                    let left = limit.saturating_sub(self.answered.load(Ordering::Relaxed));
+                    let length = chunk.len() as u64;
+                    if left > 0 && (self.up || left > length) {
+                        break;
+                    }
+                    self.forgotten.store(true, Ordering::Relaxed);
+                    if !self.up {
+                        to.write_all(&chunk[..left as usize]).await?;
+                    }
+                    return Ok(true);
+                }
                 Mode::Pass => break,
                 Mode::Refuse => return Ok(false),
                 Mode::Truncate(bytes) => {
@@ -202,6 +233,10 @@ impl Pump {
                     }
                 }
             }
+        }
+        if !self.up {
+            let length = chunk.len() as u64;
+            self.answered.fetch_add(length, Ordering::Relaxed);
         }
         tokio::select! {
             written = to.write_all(chunk) => written.map(|()| true),

@@ -14,6 +14,7 @@ mod postgres_says_no;
 #[allow(dead_code)] // The chaos tests use the rest of it.
 mod proxy;
 mod shared_streams;
+mod silence;
 mod stranger;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.

@@ -7,7 +7,7 @@ use tokio_postgres::Statement;
 use uuid::Uuid;
 
 use super::watch::Sent;
-use crate::postgres::client::connect;
+use crate::postgres::client::{Client, connect};
 use crate::relay::settings::Settings;
 
 /// How and what to write.
@@ -44,7 +44,7 @@ impl Load {
         }
     }
 
-    async fn session(&self) -> Result<(tokio_postgres::Client, Statement), anyhow::Error> {
+    async fn session(&self) -> Result<(Client, Statement), anyhow::Error> {
         let client = connect(&self.settings.postgres.conninfo).await?;
         let insert = client.prepare(&self.insert).await?;
         Ok((client, insert))

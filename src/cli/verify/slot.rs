@@ -5,15 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::{StreamExt as _, pin_mut};
+use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
-use tokio_postgres::Client;
 
 use crate::pipeline::fields::Field;
 use crate::pipeline::pgoutput::{self, Column, Message};
 use crate::pipeline::position::Position;
 use crate::pipeline::row::Relations;
-use crate::postgres::client::SqlError;
+use crate::postgres::client::{Client, SqlError};
 use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::open::source;
@@ -103,11 +102,7 @@ pub(in crate::cli) async fn peek(
                  'proto_version', '1', 'publication_names', quote_ident($3::text))";
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
         [&settings.slot, &lsn, &settings.publication];
-    let rows = match client
-        .query_raw(query, parameters)
-        .await
-        .map_err(SqlError::from)
-    {
+    let rows = match client.answer(client.query_raw(query, parameters)).await {
         Ok(rows) => rows,
         Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
         Err(error) => return Err(refused(error)),
@@ -118,9 +113,10 @@ pub(in crate::cli) async fn peek(
         commit_lsn: 0.into(),
         ordinal: 0,
     };
-    while let Some(row) = rows.next().await {
-        let row = match row.map_err(SqlError::from) {
-            Ok(row) => row,
+    loop {
+        let row = match client.answer(rows.try_next()).await {
+            Ok(Some(row)) => row,
+            Ok(None) => break,
             Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
             Err(error) => return Err(refused(error)),
         };

@@ -4,12 +4,12 @@
 //! Guarantee: one transaction, one snapshot; rows pass through and are not kept.
 
 use anyhow::{Context as _, bail};
-use futures_util::{StreamExt as _, pin_mut};
+use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
-use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::sort::{Entries, Entry, Kind};
+use crate::postgres::client::Client;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
@@ -60,12 +60,11 @@ pub(super) async fn read(
         row_filter.unwrap_or("true")
     );
     let lines = client
-        .copy_out(&copy)
+        .answer(client.copy_out(&copy))
         .await
         .with_context(|| format!("cannot read {}", settings.table))?;
     pin_mut!(lines);
-    while let Some(line) = lines.next().await {
-        let line = line?;
+    while let Some(line) = client.answer(lines.try_next()).await? {
         let line = std::str::from_utf8(&line)?.trim_end_matches('\n');
         let (id, age) = line.split_once('\t').context("COPY sends two columns")?;
         if id == "\\N" {

@@ -122,6 +122,7 @@ impl Engine {
         Some(StatusUpdate {
             write_lsn,
             flush_lsn,
+            reply_requested: false,
         })
     }
 }

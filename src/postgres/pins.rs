@@ -1,0 +1,33 @@
+//! What our sessions set for themselves, whatever role, database, pooler or URL say.
+//!
+//! In: nothing. Out: SQL for a session's first moment, and what a replication session must have afterwards. Not by the
+//! start-up packet's `options`: PgBouncer keeps those back that it tracks, and no server starts a session with a
+//! setting that its version does not know.
+
+/// Sets them, and tells the server process.
+///
+/// Column values arrive as text, and the first five change the text of some type. A search path that begins with
+/// pg_catalog keeps functions and operators of others out, and makes the server write names with their schema. Without
+/// notices, rows would be passed over in silence. Row security would hide rows from a command that compares or counts.
+/// A time-out of the role would end long decoding and long waits; through the view, since `transaction_timeout` came
+/// with Postgres 17.
+pub(crate) const SET_AND_PID: &str = "\
+SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres';
+SET extra_float_digits = 3; SET bytea_output = 'hex';
+SET search_path = pg_catalog, pg_temp; SET client_min_messages = notice; SET row_security = off;
+SET standard_conforming_strings = on; SET quote_all_identifiers = off;
+SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN (
+  'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout',
+  'transaction_timeout');
+SELECT pg_catalog.pg_backend_pid()";
+
+/// What the text of columns depends on, and whether rows are passed over in silence.
+pub(crate) const READ_BACK: [(&str, &str); 7] = [
+    ("DateStyle", "ISO, MDY"),
+    ("TimeZone", "UTC"),
+    ("IntervalStyle", "postgres"),
+    ("extra_float_digits", "3"),
+    ("bytea_output", "hex"),
+    ("client_encoding", "UTF8"),
+    ("client_min_messages", "notice"),
+];
