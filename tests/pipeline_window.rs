@@ -16,7 +16,7 @@ use std::time::Duration;
 use walrelay::nats::protocol::{Op, Parser};
 use walrelay::pipeline::fault::Fault;
 use walrelay::pipeline::position::Position;
-use walrelay::pipeline::publish::{Body, EventId, Mode, Window, WindowSettings};
+use walrelay::pipeline::publish::{Body, EventId, Mode, Origin, Window, WindowSettings};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -85,7 +85,11 @@ impl Bench {
                 ordinal: 1,
             };
             let headers = format!("Walrelay-Position: sim {position}\r\n");
-            let row = (position, EventId::Text("i".into()), true);
+            let row = Origin {
+                position,
+                event_id: EventId::of(b"i"),
+                first_publication: true,
+            };
             self.window
                 .publish(
                     &mut out,
@@ -98,7 +102,7 @@ impl Bench {
                 .expect("small");
         }
         let dry = !more && taken == rows;
-        self.window.end_turn(&mut out, dry, "");
+        self.window.end_turn(&mut out, dry, None);
         self.sent.extend_from_slice(&out);
     }
 

@@ -10,7 +10,7 @@ use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::Op;
 use walrelay::nats::stream::fence_subject;
 use walrelay::pipeline::position::Position;
-use walrelay::pipeline::publish::{Body, EventId, Mode, Window, WindowSettings};
+use walrelay::pipeline::publish::{Body, EventId, Mode, Origin, Window, WindowSettings};
 
 use crate::lane::Lane;
 use crate::report::{Cell, Report, median, spread};
@@ -65,7 +65,7 @@ pub async fn bare(
     body_bytes: usize,
 ) -> anyhow::Result<f64> {
     let slot = format!("{}_0", lane.name);
-    lane.setup_as(&slot, stream, mode == Mode::Atomic)?;
+    lane.setup_as(&slot, stream, mode.preparation().fenced)?;
     let seconds = publish(lane.servers, mode, stream, &slot, events, body_bytes).await?;
     lane.servers.jetstream.delete_stream(stream).await?;
     Ok(seconds)
@@ -118,18 +118,20 @@ async fn publish(
                 commit_lsn: 1_u64.into(),
                 ordinal: published,
             };
-            window
-                .publish(
-                    connection.outgoing(),
-                    subject.as_bytes(),
-                    headers.as_bytes(),
-                    &Body::Bytes(&body),
-                    (position, EventId::Uuid(uuid::Uuid::nil()), true),
-                    now,
-                )
-                .map_err(|bytes| anyhow::anyhow!("{bytes} bytes are too many"))?;
+            window.publish(
+                connection.outgoing(),
+                subject.as_bytes(),
+                headers.as_bytes(),
+                &Body::Bytes(&body),
+                Origin {
+                    position,
+                    event_id: Some(EventId::Uuid(uuid::Uuid::nil())),
+                    first_publication: true,
+                },
+                now,
+            )?;
         }
-        window.end_turn(connection.outgoing(), published == events, "");
+        window.end_turn(connection.outgoing(), published == events, None);
         if acknowledged < events {
             connection.exchange().await?;
         }

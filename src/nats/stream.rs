@@ -23,7 +23,7 @@ use crate::pipeline::dead_letter;
 mod fit;
 mod taken;
 
-pub use fit::{Finding, Severity};
+pub use fit::{Finding, Severity, mode};
 pub use taken::taken;
 
 /// The stream of the lanes' records.

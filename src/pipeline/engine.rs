@@ -8,7 +8,7 @@
 //! The caller's turn: hand over payloads while [`Engine::wants_wal`], then [`Engine::end_turn`], then write the frames.
 
 mod confirming;
-mod leave;
+mod emit;
 mod wal;
 
 pub use super::fault::Stop;
@@ -21,7 +21,7 @@ use super::epochs::Refused;
 use super::fault::{Fault, Halt, is_about_frame};
 use super::position::{Lane, Position};
 use super::progress::Progress;
-use super::publish::{EventId, Mode, Window, WindowSettings};
+use super::publish::{Window, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Relations, Source};
 use super::subject::SubjectTemplate;
@@ -192,7 +192,7 @@ impl Engine {
                     confirmed_lsn: settings.confirmed_flush_lsn,
                     recorded_lsn,
                     tail: plan.tail.clone(),
-                    chained: settings.window.mode != Mode::Atomic,
+                    chained: settings.window.mode.preparation().chained,
                     timeout: settings.window.ack_timeout,
                 },
                 now,
@@ -223,12 +223,8 @@ impl Engine {
 
     /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
     pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool) {
-        let tail = match self.settings.window.mode {
-            Mode::Atomic => self.tail_header(),
-            Mode::FastIngest | Mode::Chain => String::new(),
-        };
         let dry = dry || self.stopping || self.halt.is_some();
-        self.window.end_turn(out, dry, &tail);
+        self.window.end_turn(out, dry, self.confirm.tail());
     }
 
     /// Takes an answer to a published message; `token` is its reply subject behind `<inbox>.`.
@@ -260,10 +256,7 @@ impl Engine {
                 self.confirm.acknowledged(TailMessage {
                     sequence: self.window.last_sequence(),
                     position,
-                    event_id: match event_id {
-                        EventId::Text(text) if &*text == "-" => None,
-                        id => Some(id.to_string()),
-                    },
+                    event_id: event_id.map(|id| id.to_string()),
                 });
             }
         }

@@ -1,7 +1,7 @@
 //! The window between rows and acknowledgements: many messages in flight, in order, without a gap.
 //!
 //! In: a subject, headers and a body for each row, and the broker's answers. Out: HPUB frames, and how many rows
-//! from the first on are acknowledged. The broker itself keeps the order; there are three ways:
+//! from the first on are acknowledged. The broker itself keeps the order; there are three ways, each a `Publisher`:
 //!
 //! - *Fast ingest* (nats-server 2.14, ADR-50, stream flag `allow_batched`): a batch with gap `fail`, each message with
 //!   `Nats-Expected-Last-Sequence`. A batch is committed as soon as no further row is at hand, so an event never waits
@@ -20,41 +20,24 @@
 
 mod answer;
 mod atomic;
+mod batch;
 mod chain;
 mod fast;
+mod flight;
 mod frame;
+mod publisher;
 
 pub use frame::Body;
+pub use publisher::{Mode, NoMode, Offer, Preparation};
 
 use super::fault::Fault;
 use super::position::Position;
-use answer::{Answer, excerpt};
+use super::tail::TailMessage;
 use bytes::BytesMut;
-use frame::{push_number_header, write_frame};
-use std::collections::VecDeque;
+use flight::{Flight, Reply};
+use frame::{Frames, HEADER_VERSION};
+use publisher::{Publisher, TurnEnd};
 use std::time::Duration;
-
-/// How messages are published so that the broker keeps the order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Batches of fast ingest with gap `fail`.
-    FastIngest,
-    /// Ordinary publishes, each expecting the one before.
-    Chain,
-    /// Atomic batches behind a fence, on a stream that others write to.
-    Atomic,
-}
-
-impl Mode {
-    /// Name in logs and in `status`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Mode::FastIngest => "fast-ingest",
-            Mode::Chain => "chain",
-            Mode::Atomic => "atomic",
-        }
-    }
-}
 
 /// What the window may hold and where answers go.
 #[derive(Debug, Clone)]
@@ -83,16 +66,23 @@ pub struct WindowSettings {
     pub ack_timeout: Duration,
 }
 
-/// A row on its way.
+/// The row that a message brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
+pub struct Origin {
     /// Where it stands in the lane.
     pub position: Position,
     /// The event's id, for the record and the next start's overlap check.
-    pub event_id: EventId,
+    pub event_id: Option<EventId>,
     /// Whether it is the lane's own publication of the row, not a replay.
     pub first_publication: bool,
-    bytes: usize,
+}
+
+/// A message larger than server or stream take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes are too many")]
+pub struct TooLarge {
+    /// Its size in bytes, headers and body.
+    pub bytes: u64,
 }
 
 /// An event's id without an allocation where it is a UUID.
@@ -105,13 +95,14 @@ pub enum EventId {
 }
 
 impl EventId {
-    /// Takes the text that the server sent.
+    /// Takes the text that the server sent; none for what a header would not tell from none.
     #[inline]
-    pub fn of(text: &[u8]) -> Self {
+    pub fn of(text: &[u8]) -> Option<Self> {
         match uuid::Uuid::try_parse_ascii(text) {
             // Only the form that Postgres writes, so that the text can be given back as it was.
-            Ok(id) if text.len() == 36 => EventId::Uuid(id),
-            _ => EventId::Text(String::from_utf8_lossy(text).into()),
+            Ok(id) if text.len() == 36 => Some(EventId::Uuid(id)),
+            _ if text == NO_ID.as_bytes() => None,
+            _ => Some(EventId::Text(String::from_utf8_lossy(text).into())),
         }
     }
 }
@@ -125,6 +116,9 @@ impl std::fmt::Display for EventId {
     }
 }
 
+/// How [`tail_header`] writes that there is no event id.
+const NO_ID: &str = "-";
+
 /// The value of [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER). An id that could end a header line, or is too long for one, is left out: the position
 /// alone must then be met at the next start.
 pub fn tail_header(slot: &str, position: Position, event_id: Option<&str>) -> String {
@@ -132,114 +126,65 @@ pub fn tail_header(slot: &str, position: Position, event_id: Option<&str>) -> St
     let is_safe = |id: &&str| {
         id.len() <= 200 && id.bytes().all(|byte| (b'!'..=b'~').contains(&byte)) && !id.is_empty()
     };
-    let id = event_id.filter(is_safe).unwrap_or("-");
+    let id = event_id.filter(is_safe).unwrap_or(NO_ID);
     format!("{slot} {position} {id}")
 }
 
-#[derive(Debug)]
-struct Batch {
-    number: u64,
-    /// Rows of the epoch before the batch's first.
-    before: u64,
-    committing: bool,
-}
-
-/// The messages in flight of one epoch.
+/// The messages in flight of one epoch, and the way they are published.
 #[derive(Debug)]
 pub struct Window {
-    settings: WindowSettings,
-    /// The stream's last sequence before the epoch's first message.
-    base_sequence: u64,
-    /// Sequence of the last acknowledged message; in a shared stream that of the lane's fence.
-    last_sequence: u64,
-    sent: VecDeque<Sent>,
-    bytes: usize,
-    published: u64,
-    acknowledged: u64,
-    batches: u64,
-    batch: Option<Batch>,
-    /// The atomic batch in flight was refused by its fence: none of it is stored.
-    refused_whole: bool,
-    /// Where the operation of the latest message of the open batch stands in the turn's frames.
-    latest_op_at: Option<usize>,
-    waiting_since: Duration,
+    flight: Flight,
+    publisher: Box<dyn Publisher>,
     headers: Vec<u8>,
     reply: Vec<u8>,
-    /// Subject of the open batch's first message: one that the stream takes.
-    batch_subject: Vec<u8>,
 }
-
-/// Messages between the server's acknowledgements within a batch, as asked for.
-const FLOW: u64 = 200;
-/// Most events in an atomic batch: the server takes 1,000 messages, and the last one is the lane's own.
-const ATOMIC_EVENTS_MAX: u64 = 999;
-const HEADER_VERSION: &[u8] = b"NATS/1.0\r\n";
 
 impl Window {
     /// Begins an epoch behind the stream's last sequence, or behind the lane's fence in a shared stream.
     pub fn new(settings: WindowSettings, base_sequence: u64) -> Self {
         Window {
-            settings,
-            base_sequence,
-            last_sequence: base_sequence,
-            sent: VecDeque::new(),
-            bytes: 0,
-            published: 0,
-            acknowledged: 0,
-            batches: 0,
-            batch: None,
-            refused_whole: false,
-            latest_op_at: None,
-            waiting_since: Duration::ZERO,
+            publisher: settings.mode.publisher(base_sequence),
+            flight: Flight::new(settings, base_sequence),
             headers: Vec::with_capacity(512),
             reply: Vec::with_capacity(128),
-            batch_subject: Vec::with_capacity(256),
         }
     }
 
     /// Whether a further message may be published now.
     #[inline]
     pub fn has_room(&self) -> bool {
-        let alone = self.acknowledged < self.settings.one_by_one;
-        self.sent.len() < self.settings.messages_max
-            && (!alone || self.sent.is_empty())
-            && self.bytes < self.settings.bytes_max
-            && !self.batch.as_ref().is_some_and(|batch| {
-                batch.committing
-                    || (self.settings.mode == Mode::Atomic
-                        && self.published - batch.before >= ATOMIC_EVENTS_MAX)
-            })
+        self.flight.has_room() && self.publisher.may_send(&self.flight)
     }
 
     /// Sequence of the last acknowledged message; in a shared stream that of the lane's fence.
     pub fn last_sequence(&self) -> u64 {
-        self.last_sequence
+        self.publisher.last_sequence(&self.flight)
     }
 
     /// Stream sequence of the epoch's row with this number, from 1; none in a shared stream, where only the broker knows.
     pub fn sequence_of(&self, row: u64) -> Option<u64> {
-        (row > 0 && self.settings.mode != Mode::Atomic).then_some(self.base_sequence + row)
+        self.publisher.sequence_of(&self.flight, row)
     }
 
     /// Messages without an acknowledgement.
     pub fn in_flight(&self) -> u64 {
-        self.published - self.acknowledged
+        self.flight.len()
     }
 
     /// The oldest row without an acknowledgement.
     pub fn oldest_in_flight(&self) -> Option<Position> {
-        self.sent.front().map(|sent| sent.position)
+        self.flight.oldest()
     }
 
     /// Whether the fate of every message is known: acknowledged, or refused as a whole.
     pub fn is_settled(&self) -> bool {
-        self.in_flight() == 0 || self.refused_whole
+        self.in_flight() == 0 || self.publisher.is_refused_whole()
     }
 
     /// Appends the frame of one row to the turn's frames. `headers` are whole lines, each with its CR LF.
     ///
     /// # Errors
-    /// The size in bytes of headers and body, when it is more than `message_bytes_max`; then nothing is appended.
+    /// Headers and body have more than `message_bytes_max`; then nothing is appended.
     ///
     /// # Panics
     /// Behind a commit under way: the caller would be reordering.
@@ -250,114 +195,53 @@ impl Window {
         subject: &[u8],
         headers: &[u8],
         body: &Body<'_>,
-        row: (Position, EventId, bool),
+        origin: Origin,
         now: Duration,
-    ) -> Result<(), u64> {
-        assert!(
-            !self.batch.as_ref().is_some_and(|batch| batch.committing),
-            "a message behind a commit"
-        );
+    ) -> Result<(), TooLarge> {
         self.headers.clear();
         self.headers.extend_from_slice(HEADER_VERSION);
         self.headers.extend_from_slice(headers);
-        match self.settings.mode {
-            Mode::FastIngest => self.fast_headers(),
-            Mode::Chain => self.chained_headers(),
-            Mode::Atomic => self.atomic_headers(),
-        }
+        self.publisher
+            .write_headers(&self.flight, &mut self.headers);
         self.headers.extend_from_slice(b"\r\n");
-        let total = self.headers.len() + body.len();
-        if total > self.settings.message_bytes_max {
-            return Err(total as u64);
+        let bytes = self.headers.len() + body.len();
+        if bytes > self.flight.settings.message_bytes_max {
+            return Err(TooLarge {
+                bytes: bytes as u64,
+            });
         }
-        match self.settings.mode {
-            Mode::FastIngest => self.fast_append(subject),
-            Mode::Chain => self.chained_reply(),
-            Mode::Atomic => self.atomic_append(),
-        }
-        let at = write_frame(out, subject, &self.reply, &self.headers, body);
-        self.latest_op_at = (self.settings.mode == Mode::FastIngest)
-            .then_some(at + self.reply.len() - ".$FI".len() - 1);
-        if self.sent.is_empty() {
-            self.waiting_since = now;
-        }
-        self.published += 1;
-        self.bytes += total;
-        let (position, event_id, first_publication) = row;
-        self.sent.push_back(Sent {
-            position,
-            event_id,
-            first_publication,
-            bytes: total,
-        });
+        self.publisher
+            .take_in(&self.flight, subject, &mut self.reply);
+        let mut frames = Frames {
+            out,
+            headers: &mut self.headers,
+            reply: &mut self.reply,
+        };
+        let reply_end = frames.write(subject, body);
+        self.publisher.framed(reply_end);
+        self.flight.push(origin, bytes, now);
         Ok(())
     }
 
-    fn expect_last_sequence(&mut self) {
-        push_number_header(
-            &mut self.headers,
-            b"Nats-Expected-Last-Sequence: ",
-            self.base_sequence + self.published,
-        );
-    }
-
-    /// The batch that the next message belongs to, and its sequence there; opens one where none is open.
-    fn join_batch(&mut self) -> (u64, u64) {
-        if self.batch.is_none() {
-            self.batches += 1;
-        }
-        let batch = self.batch.get_or_insert(Batch {
-            number: self.batches,
-            before: self.published,
-            committing: false,
-        });
-        (batch.number, self.published - batch.before + 1)
-    }
-
-    /// Ends a turn. `dry` says that no further row is at hand: then the open batch is committed by its last message,
-    /// or by a message of its own where that one has gone out already. `tail` is the lane's acknowledged position as
-    /// [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER) has it, for a batch of replays alone.
-    pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool, tail: &str) {
-        let latest_op_at = self.latest_op_at.take();
-        // A full window waits for the batch's own acknowledgements, unless it is too small for them to come.
-        let starved = !self.has_room()
-            && (self.settings.mode == Mode::Atomic || self.sent.len() as u64 <= 2 * FLOW);
-        if !dry && !starved {
-            return;
-        }
-        let Some(batch) = self.batch.as_mut().filter(|batch| !batch.committing) else {
-            return;
+    /// Ends a turn. `dry` says that no further row is at hand: then an open batch is committed. `tail` is the lane's last
+    /// acknowledged message, for a batch of replays alone.
+    pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool, tail: Option<&TailMessage>) {
+        let end = TurnEnd {
+            dry,
+            full: !self.has_room(),
+            tail,
         };
-        if self.settings.mode == Mode::Atomic {
-            let tail = self.lane_tail().unwrap_or_else(|| tail.to_owned());
-            self.atomic_commit(out, &tail);
-            self.batch
-                .as_mut()
-                .expect("a commit joins the open batch")
-                .committing = true;
-            return;
-        }
-        batch.committing = true;
-        let (number, sequence) = (batch.number, self.published - batch.before + 1);
-        match latest_op_at {
-            Some(at) => out[at] = b'2',
-            None => {
-                self.fast_reply(number, sequence, b'3');
-                write_frame(
-                    out,
-                    &self.batch_subject,
-                    &self.reply,
-                    b"NATS/1.0\r\n\r\n",
-                    &Body::Bytes(b""),
-                );
-            }
-        }
+        let mut frames = Frames {
+            out,
+            headers: &mut self.headers,
+            reply: &mut self.reply,
+        };
+        self.publisher.end_turn(&self.flight, &end, &mut frames);
     }
 
     /// When the epoch is over unless an acknowledgement comes before.
     pub fn ack_deadline(&self) -> Option<Duration> {
-        (!self.sent.is_empty() || self.batch.is_some())
-            .then(|| self.waiting_since + self.settings.ack_timeout)
+        self.flight.ack_deadline(self.publisher.has_open_batch())
     }
 
     /// Takes an answer; `token` is the reply subject behind `<inbox>.`. Returns how many rows of this epoch are
@@ -371,98 +255,14 @@ impl Window {
         status: Option<u16>,
         payload: &[u8],
         now: Duration,
-        mut each: impl FnMut(&Sent),
+        each: impl FnMut(&Origin),
     ) -> Result<u64, Fault> {
-        let through = match self.settings.mode {
-            Mode::Chain => self.chained_answer(token, status, payload)?,
-            Mode::FastIngest => self.fast_answer(token, status, payload)?,
-            Mode::Atomic => self.atomic_answer(token, status, payload)?,
+        let reply = Reply {
+            token,
+            status,
+            payload,
         };
-        while self.acknowledged < through {
-            let Some(sent) = self.sent.pop_front() else {
-                return Err(Fault::Answer(format!(
-                    "row {through} of {}",
-                    self.published
-                )));
-            };
-            self.acknowledged += 1;
-            self.bytes -= sent.bytes;
-            each(&sent);
-        }
-        if self.settings.mode != Mode::Atomic {
-            self.last_sequence = self.base_sequence + self.acknowledged;
-        }
-        self.waiting_since = now;
-        Ok(self.acknowledged)
-    }
-
-    /// The row with this number of the epoch, from 1; the oldest in flight where the number tells nothing.
-    fn position_of(&self, number: u64) -> Position {
-        let index = number.saturating_sub(self.acknowledged + 1);
-        usize::try_from(index)
-            .ok()
-            .and_then(|index| self.sent.get(index))
-            .or(self.sent.front())
-            .map_or(
-                Position {
-                    commit_lsn: 0.into(),
-                    ordinal: 0,
-                },
-                |sent| sent.position,
-            )
-    }
-
-    /// The open batch, provided that the answer is one of its own: number, rows before it, whether it is committing, id.
-    fn answered_batch(&self, token: &[u8]) -> Result<(u64, bool, String), Fault> {
-        let Some(batch) = &self.batch else {
-            return Err(Fault::Answer(format!("{} behind a batch", excerpt(token))));
-        };
-        let id = format!("{}-{}", self.settings.epoch_token, batch.number);
-        let is_ours = token
-            .strip_prefix(id.as_bytes())
-            .is_some_and(|rest| rest.starts_with(b"."));
-        if !is_ours {
-            return Err(Fault::Answer(excerpt(token)));
-        }
-        Ok((batch.before, batch.committing, id))
-    }
-
-    fn check_stored(&self, answer: &Answer, number: u64) -> Result<(), Fault> {
-        let expected = self.base_sequence + number;
-        if answer.stream.as_deref() == Some(&self.settings.stream)
-            && answer.seq == Some(expected)
-            && !answer.duplicate
-        {
-            return Ok(());
-        }
-        Err(Fault::Answer(format!(
-            "expected sequence {expected} of stream {}, got {answer:?}",
-            self.settings.stream
-        )))
-    }
-
-    fn read_answer(
-        &self,
-        status: Option<u16>,
-        payload: &[u8],
-        number: u64,
-    ) -> Result<Answer, Fault> {
-        if status == Some(503) && payload.is_empty() {
-            return Err(Fault::NoResponders(self.position_of(number)));
-        }
-        let answer: Answer =
-            serde_json::from_slice(payload).map_err(|_| Fault::Answer(excerpt(payload)))?;
-        let Some(error) = answer.error else {
-            return Ok(answer);
-        };
-        if self.settings.mode == Mode::Atomic && error.err_code == 10071 {
-            return Err(Fault::Sequence(error.description));
-        }
-        Err(Fault::Refused {
-            position: self.position_of(number),
-            code: error.code,
-            err_code: error.err_code,
-            description: error.description,
-        })
+        let through = self.publisher.answer(&self.flight, &reply)?;
+        self.flight.acknowledge(through, now, each)
     }
 }

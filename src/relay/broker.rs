@@ -9,6 +9,7 @@ use crate::nats::api::{
 use crate::nats::connection::{ConnectError, LaneConnection, RequestError};
 use crate::nats::stream::{
     LANE_RECORD_STREAM, fence_subject, lane_record_subject, lane_records_config,
+    mode as stream_mode,
 };
 use crate::pipeline::continuity::Memory;
 use crate::pipeline::dead_letter;
@@ -408,22 +409,7 @@ pub fn mode(
     stream: &StreamInfo,
     shared: bool,
 ) -> Result<Mode, OpenError> {
-    let version = connection.info().version;
-    if shared {
-        if version.at_least(2, 12) && stream.config.allow_atomic {
-            return Ok(Mode::Atomic);
-        }
-        return Err(OpenError::Permanent(anyhow::anyhow!(
-            "a shared stream needs atomic batches, nats-server 2.12 or newer and `nats stream edit {} --allow-batch`; \
-             this is {version}",
-            stream.config.name
-        )));
-    }
-    Ok(
-        if connection.info().version.at_least(2, 14) && stream.config.allow_batched {
-            Mode::FastIngest
-        } else {
-            Mode::Chain
-        },
-    )
+    stream_mode(&stream.config, shared, connection.info().version).map_err(|finding| {
+        OpenError::Permanent(anyhow::anyhow!("stream {}: {finding}", stream.config.name))
+    })
 }

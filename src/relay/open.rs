@@ -8,7 +8,7 @@ use crate::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use crate::pipeline::engine::{Engine, EngineSettings, Note};
 use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::publish::{Mode, WindowSettings};
+use crate::pipeline::publish::WindowSettings;
 use crate::pipeline::row::Source;
 use crate::pipeline::tail::Tail;
 use crate::postgres::catalog::{self, Inspection, Process, SlotAndWal};
@@ -226,7 +226,8 @@ pub async fn open(
         ))));
     }
     let mode = broker::mode(&broker.connection, &after.stream, settings.nats.shared)?;
-    if mode == Mode::Atomic {
+    let preparation = mode.preparation();
+    if preparation.fenced {
         plan.last_sequence = broker.write_fence(plan.tail.as_ref()).await?;
         plan.foreign_messages = 0;
     }
@@ -258,7 +259,10 @@ pub async fn open(
             fence_subject: stream::fence_subject(&settings.nats.stream, slot),
             inbox: broker.connection.inbox().to_owned(),
             epoch_token: format!("e{:016x}", rand::random::<u64>()),
-            messages_max: messages_max(settings, mode, &after.stream),
+            messages_max: preparation.messages_max(
+                after.stream.config.num_replicas,
+                settings.relay.window_messages_max,
+            ),
             one_by_one: inherited.one_by_one,
             bytes_max: settings.relay.window_bytes_max,
             message_bytes_max,
@@ -289,7 +293,7 @@ pub async fn open(
         summary: Summary {
             postgres_version,
             nats_version: broker.connection.info().version.to_string(),
-            mode: mode.name(),
+            mode: preparation.name,
             plan,
             warnings,
         },
@@ -507,16 +511,6 @@ fn status_interval(settings: &Settings, inspection: &Inspection) -> Duration {
         .map_or(settings.relay.status_interval, |timeout| {
             settings.relay.status_interval.min(timeout / 3)
         })
-}
-
-/// A chain on a stream with replicas has one message in flight: nats-server (2.15.0) checks the expected message id
-/// there only when it applies the log, and a stranger's message in the middle of the chain then stops the stream on all
-/// nodes for good ("critical write error: last msgid mismatch"). Without the ids a pipelined chain could leave a gap.
-fn messages_max(settings: &Settings, mode: Mode, stream: &crate::nats::api::StreamInfo) -> usize {
-    match mode {
-        Mode::Chain if stream.config.num_replicas > 1 => 1,
-        _ => settings.relay.window_messages_max,
-    }
 }
 
 fn message_bytes_max(broker: &Broker, stream: &crate::nats::api::StreamInfo) -> usize {

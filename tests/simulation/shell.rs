@@ -19,7 +19,7 @@ use walrelay::pipeline::engine::{Engine, EngineSettings, Request, Stop};
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::position::Lane;
-use walrelay::pipeline::publish::{Mode, WindowSettings};
+use walrelay::pipeline::publish::{Mode, Offer, WindowSettings};
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Source;
 use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};

@@ -4,6 +4,7 @@
 
 use crate::nats::api::StreamConfig;
 use crate::nats::protocol::ServerVersion;
+use crate::pipeline::publish::{Mode, NoMode, Offer};
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,18 +43,47 @@ struct Findings<'a> {
 
 impl Findings<'_> {
     fn add(&mut self, severity: Severity, message: impl Into<String>, flags: Option<&str>) {
-        let command = flags.map(|flags| format!("nats stream edit {} {flags}", self.config.name));
-        self.found.push(Finding {
-            severity,
-            message: message.into(),
-            command,
-        });
+        self.found
+            .push(finding(self.config, severity, message, flags));
     }
 
     fn sorted(mut self) -> Vec<Finding> {
         self.found.sort_by_key(|finding| finding.severity);
         self.found
     }
+}
+
+fn finding(
+    config: &StreamConfig,
+    severity: Severity,
+    message: impl Into<String>,
+    flags: Option<&str>,
+) -> Finding {
+    Finding {
+        severity,
+        message: message.into(),
+        command: flags.map(|flags| format!("nats stream edit {} {flags}", config.name)),
+    }
+}
+
+/// How the relay publishes to this stream; `shared` with other relays.
+///
+/// # Errors
+/// What blocks every way.
+pub fn mode(config: &StreamConfig, shared: bool, version: ServerVersion) -> Result<Mode, Finding> {
+    let offer = Offer {
+        server: (version.major, version.minor),
+        allow_batched: config.allow_batched,
+        allow_atomic: config.allow_atomic,
+        shared,
+    };
+    Mode::pick(&offer).map_err(|error| {
+        let flags = match error {
+            NoMode::ServerTooOld { .. } => None,
+            NoMode::AtomicOff => Some("--allow-batch"),
+        };
+        finding(config, Severity::Blocks, error.to_string(), flags)
+    })
 }
 
 /// The findings about an events' stream that must hold `subjects`; `shared` with other relays.
@@ -102,11 +132,7 @@ pub(super) fn findings(
         let message = "fast ingest is off: each event needs an answer of its own, which is slower";
         findings.add(Severity::Warns, message, Some("--allow-fast"));
     }
-    if shared && version.at_least(2, 12) && !config.allow_atomic {
-        let message =
-            "atomic batches are off: a stream with other writers takes one event at a time";
-        findings.add(Severity::Warns, message, Some("--allow-batch"));
-    }
+    findings.found.extend(mode(config, shared, version).err());
     findings.sorted()
 }
 
@@ -350,7 +376,6 @@ mod tests {
             findings(&config, &config.subjects, true, VERSION)
         };
         assert_eq!(shared(|config| config.allow_batched = false), []);
-        assert_eq!(shared(|config| config.allow_atomic = false).len(), 1);
         assert_eq!(
             severities(|config| config.max_msgs_per_subject = 5),
             [Warns]
@@ -359,6 +384,30 @@ mod tests {
             severities(|config| config.sources.push(StreamSource::default())),
             [Warns]
         );
+    }
+
+    #[test]
+    fn a_shared_stream_without_atomic_batches_blocks() {
+        let mut config = fitting();
+        config.allow_atomic = false;
+        let found = findings(&config, &config.subjects, true, VERSION);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].severity, Severity::Blocks);
+        assert_eq!(
+            found[0].command.as_deref(),
+            Some("nats stream edit OUTBOX --allow-batch")
+        );
+        assert_eq!(mode(&config, true, VERSION), Err(found[0].clone()));
+        config.allow_atomic = true;
+        let old = ServerVersion {
+            minor: 11,
+            ..VERSION
+        };
+        let found = findings(&config, &config.subjects, true, old);
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].severity, Severity::Blocks);
+        assert_eq!(found[0].command, None);
+        assert!(found[0].message.contains("2.11"), "{}", found[0]);
     }
 
     #[test]

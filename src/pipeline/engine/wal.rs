@@ -159,7 +159,7 @@ impl Engine {
                 .replay_from
                 .is_some_and(|from| position.commit_lsn >= from)
             {
-                self.publish(&row, position, false, out, now)?;
+                self.emit(&row, position, false, out, now)?;
                 self.replay_reached = Some((position, self.progress.published_rows()));
                 return Ok(());
             }
@@ -169,7 +169,7 @@ impl Engine {
         if self.overlap.is_some() {
             return Err(self.overlap_miss("goes on behind it"));
         }
-        self.publish(&row, position, true, out, now)
+        self.emit(&row, position, true, out, now)
     }
 
     fn check_overlap(&mut self, row: &Row<'_>, position: Position) -> Result<(), Stop> {

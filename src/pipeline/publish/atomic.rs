@@ -4,129 +4,197 @@
 //! behind the lane's last fence, or not at all.
 
 use super::answer::excerpt;
-use super::frame::{push_number_header, write_frame};
-use super::{Body, HEADER_VERSION, Window, tail_header};
+use super::batch::{Batches, Place};
+use super::flight::{Flight, Reply};
+use super::frame::{Frames, HEADER_VERSION, push_number_header};
+use super::publisher::{Preparation, Publisher, TurnEnd};
+use super::{Body, tail_header};
 use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::position::TAIL_HEADER;
-use bytes::BytesMut;
+use crate::pipeline::tail::TailMessage;
 
-impl Window {
-    pub(super) fn atomic_headers(&mut self) {
-        let (number, sequence) = match &self.batch {
-            Some(batch) => (batch.number, self.published - batch.before + 1),
-            None => (self.batches + 1, 1),
-        };
-        self.headers.extend_from_slice(b"Nats-Batch-Id: ");
-        self.headers
-            .extend_from_slice(self.settings.epoch_token.as_bytes());
-        push_number_header(&mut self.headers, b"-", number);
-        push_number_header(&mut self.headers, b"Nats-Batch-Sequence: ", sequence);
-        if sequence == 1 {
+/// Most events in an atomic batch: the server takes 1,000 messages, and the last one is the lane's own.
+const EVENTS_MAX: u64 = 999;
+/// "wrong last sequence": the fence is not the lane's last one any more.
+const WRONG_LAST_SEQUENCE: u16 = 10071;
+
+#[derive(Debug)]
+pub(super) struct Atomic {
+    batches: Batches,
+    /// Sequence of the lane's last message on its fence subject.
+    fence_sequence: u64,
+    /// The batch in flight was refused by its fence: none of it is stored.
+    refused_whole: bool,
+}
+
+impl Atomic {
+    pub(super) fn new(fence_sequence: u64) -> Self {
+        Atomic {
+            batches: Batches::default(),
+            fence_sequence,
+            refused_whole: false,
+        }
+    }
+
+    /// The last message of a batch: on the lane's fence subject, with the position of the batch's last event.
+    fn write_commit(
+        &mut self,
+        flight: &Flight,
+        tail: Option<&TailMessage>,
+        frames: &mut Frames<'_>,
+    ) {
+        let tail = lane_tail(flight, tail);
+        frames.headers.clear();
+        frames.headers.extend_from_slice(HEADER_VERSION);
+        frames
+            .headers
+            .extend_from_slice(format!("{TAIL_HEADER}: {tail}\r\n").as_bytes());
+        self.write_headers(flight, frames.headers);
+        frames
+            .headers
+            .extend_from_slice(b"Nats-Batch-Commit: 1\r\n\r\n");
+        write_reply(flight, self.batches.next(flight.published), frames.reply);
+        frames.write(flight.settings.fence_subject.as_bytes(), &Body::Bytes(b""));
+    }
+}
+
+impl Publisher for Atomic {
+    fn preparation() -> Preparation {
+        Preparation {
+            name: "atomic",
+            fenced: true,
+            chained: false,
+            replicated_messages_max: None,
+        }
+    }
+
+    fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
+        let place = self.batches.next(flight.published);
+        headers.extend_from_slice(b"Nats-Batch-Id: ");
+        headers.extend_from_slice(flight.settings.epoch_token.as_bytes());
+        push_number_header(headers, b"-", place.batch);
+        push_number_header(headers, b"Nats-Batch-Sequence: ", place.sequence);
+        if place.sequence == 1 {
             push_number_header(
-                &mut self.headers,
+                headers,
                 b"Nats-Expected-Last-Subject-Sequence: ",
-                self.last_sequence,
+                self.fence_sequence,
             );
             let fence = format!(
                 "Nats-Expected-Last-Subject-Sequence-Subject: {}\r\nNats-Expected-Stream: {}\r\n",
-                self.settings.fence_subject, self.settings.stream
+                flight.settings.fence_subject, flight.settings.stream
             );
-            self.headers.extend_from_slice(fence.as_bytes());
+            headers.extend_from_slice(fence.as_bytes());
         }
     }
 
-    pub(super) fn atomic_append(&mut self) {
-        let (number, sequence) = self.join_batch();
-        self.atomic_reply(number, sequence);
+    fn take_in(&mut self, flight: &Flight, _subject: &[u8], reply: &mut Vec<u8>) {
+        write_reply(flight, self.batches.join(flight.published), reply);
     }
 
-    pub(super) fn atomic_reply(&mut self, batch: u64, sequence: u64) {
-        self.reply.clear();
-        self.reply.extend_from_slice(
-            format!(
-                "{}.{}-{batch}.{sequence}",
-                self.settings.inbox, self.settings.epoch_token
-            )
-            .as_bytes(),
-        );
+    fn framed(&mut self, _reply_end: usize) {}
+
+    fn may_send(&self, flight: &Flight) -> bool {
+        self.batches
+            .open()
+            .is_none_or(|batch| !batch.committing && flight.published - batch.before < EVENTS_MAX)
     }
 
-    /// The last message of an atomic batch: on the lane's fence subject, with the position of the batch's last event.
-    pub(super) fn atomic_commit(&mut self, out: &mut BytesMut, tail: &str) {
-        self.headers.clear();
-        self.headers.extend_from_slice(HEADER_VERSION);
-        self.headers
-            .extend_from_slice(format!("{TAIL_HEADER}: {tail}\r\n").as_bytes());
-        self.atomic_headers();
-        self.headers
-            .extend_from_slice(b"Nats-Batch-Commit: 1\r\n\r\n");
-        let (number, sequence) = self.join_batch();
-        self.atomic_reply(number, sequence);
-        let subject = self.settings.fence_subject.clone();
-        write_frame(
-            out,
-            subject.as_bytes(),
-            &self.reply,
-            &self.headers,
-            &Body::Bytes(b""),
-        );
+    /// A full window commits as well: nothing of a batch is acknowledged before.
+    fn end_turn(&mut self, flight: &Flight, end: &TurnEnd<'_>, frames: &mut Frames<'_>) {
+        if (end.dry || end.full) && self.batches.commit() {
+            self.write_commit(flight, end.tail, frames);
+        }
     }
 
-    /// The lane's last position once everything published is stored, as its fence tells it.
-    pub(super) fn lane_tail(&self) -> Option<String> {
-        let sent = self.sent.iter().rev().find(|sent| sent.first_publication)?;
-        Some(tail_header(
-            &self.settings.slot,
-            sent.position,
-            Some(&sent.event_id.to_string()),
-        ))
-    }
-
-    pub(super) fn atomic_answer(
-        &mut self,
-        token: &[u8],
-        status: Option<u16>,
-        payload: &[u8],
-    ) -> Result<u64, Fault> {
-        let (before, committing, id) = self.answered_batch(token)?;
-        if payload.is_empty() && status.is_none() {
+    fn answer(&mut self, flight: &Flight, reply: &Reply<'_>) -> Result<u64, Fault> {
+        let answered = self
+            .batches
+            .answered(reply.token, &flight.settings.epoch_token)?;
+        let (before, committing) = (answered.batch.before, answered.batch.committing);
+        if reply.payload.is_empty() && reply.status.is_none() {
             // Taken into the batch, not stored yet.
-            return Ok(self.acknowledged);
+            return Ok(flight.acknowledged);
         }
         // The reply subject says which message is answered; the one behind the rows is the lane's own.
-        let number = token
-            .get(id.len() + 1..)
+        let number = reply
+            .token
+            .get(answered.id.len() + 1..)
             .and_then(|rest| std::str::from_utf8(rest).ok()?.parse::<u64>().ok())
             .map_or(before + 1, |sequence| before.saturating_add(sequence));
-        let is_own = committing && number > self.published;
-        let answer = match self.read_answer(status, payload, number) {
-            Err(Fault::Sequence(text)) => {
+        let is_own = committing && number > flight.published;
+        let answer = match flight.read_answer(reply, number) {
+            Err(Fault::Refused {
+                err_code: WRONG_LAST_SEQUENCE,
+                description,
+                ..
+            }) => {
                 self.refused_whole = true;
-                return Err(Fault::Sequence(text));
+                return Err(Fault::Sequence(description));
             }
             Err(refused @ Fault::Refused { .. }) if is_own && refused.class() == Class::Row => {
                 return Err(Fault::Broker(format!(
                     "stream {} does not take the lane's own message: {}",
-                    self.settings.stream,
-                    excerpt(payload)
+                    flight.settings.stream,
+                    excerpt(reply.payload)
                 )));
             }
             answer => answer?,
         };
-        let count = self.published - before + 1;
+        let count = flight.published - before + 1;
         match answer.seq {
             Some(sequence)
                 if committing
-                    && answer.stream.as_deref() == Some(&self.settings.stream)
-                    && answer.batch.as_deref() == Some(&id)
+                    && answer.stream.as_deref() == Some(&flight.settings.stream)
+                    && answer.batch.as_deref() == Some(&answered.id)
                     && answer.count == Some(count)
-                    && sequence >= self.last_sequence + count =>
+                    && sequence >= self.fence_sequence + count =>
             {
-                self.last_sequence = sequence;
-                self.batch = None;
-                Ok(self.published)
+                self.fence_sequence = sequence;
+                self.batches.close();
+                Ok(flight.published)
             }
-            _ => Err(Fault::Answer(excerpt(payload))),
+            _ => Err(Fault::Answer(excerpt(reply.payload))),
         }
     }
+
+    fn last_sequence(&self, _flight: &Flight) -> u64 {
+        self.fence_sequence
+    }
+
+    fn sequence_of(&self, _flight: &Flight, _row: u64) -> Option<u64> {
+        None
+    }
+
+    fn has_open_batch(&self) -> bool {
+        self.batches.open().is_some()
+    }
+
+    fn is_refused_whole(&self) -> bool {
+        self.refused_whole
+    }
+}
+
+fn write_reply(flight: &Flight, place: Place, reply: &mut Vec<u8>) {
+    reply.clear();
+    reply.extend_from_slice(
+        format!(
+            "{}.{}-{}.{}",
+            flight.settings.inbox, flight.settings.epoch_token, place.batch, place.sequence
+        )
+        .as_bytes(),
+    );
+}
+
+/// The lane's last position once everything published is stored, as its fence tells it; in a batch of replays alone the
+/// acknowledged one, empty before the first.
+fn lane_tail(flight: &Flight, acknowledged: Option<&TailMessage>) -> String {
+    let slot = &flight.settings.slot;
+    if let Some(origin) = flight.last_first_publication() {
+        let event_id = origin.event_id.as_ref().map(ToString::to_string);
+        return tail_header(slot, origin.position, event_id.as_deref());
+    }
+    acknowledged.map_or_else(String::new, |tail| {
+        tail_header(slot, tail.position, tail.event_id.as_deref())
+    })
 }

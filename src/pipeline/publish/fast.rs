@@ -3,88 +3,166 @@
 //! In: rows and answers. Out: headers, reply subjects, how many rows are stored. Guarantee: an answer counts only for the
 //! open batch; anything but flow acknowledgements and the commit's own answer ends the epoch.
 
+use super::Body;
 use super::answer::excerpt;
-use super::{FLOW, Window};
+use super::batch::{Batches, Place};
+use super::flight::{Flight, Reply};
+use super::frame::{Frames, HEADER_VERSION, expect_last_sequence};
+use super::publisher::{Preparation, Publisher, TurnEnd};
 use crate::pipeline::fault::Fault;
 
-impl Window {
-    /// Acknowledgements within a batch do not name the stream, so its first message does.
-    pub(super) fn fast_headers(&mut self) {
-        self.expect_last_sequence();
-        if self.batch.is_none() {
-            self.headers.extend_from_slice(b"Nats-Expected-Stream: ");
-            self.headers
-                .extend_from_slice(self.settings.stream.as_bytes());
-            self.headers.extend_from_slice(b"\r\n");
+/// Messages between the server's acknowledgements within a batch, as asked for.
+const FLOW: u64 = 200;
+
+/// What a message does to its batch, as its reply subject says it.
+#[derive(Debug, Clone, Copy)]
+#[repr(u8)]
+enum Operation {
+    Open = b'0',
+    Append = b'1',
+    /// Is the batch's last message.
+    AppendAndCommit = b'2',
+    /// Ends the batch, and is not stored.
+    Commit = b'3',
+}
+
+#[derive(Debug, Default)]
+pub(super) struct FastIngest {
+    batches: Batches,
+    /// Where the operation of the latest message of the open batch stands in the turn's frames.
+    latest_operation_at: Option<usize>,
+    /// Subject of the open batch's first message: one that the stream takes.
+    batch_subject: Vec<u8>,
+}
+
+impl Publisher for FastIngest {
+    fn preparation() -> Preparation {
+        Preparation {
+            name: "fast-ingest",
+            fenced: false,
+            chained: true,
+            replicated_messages_max: None,
         }
     }
 
-    pub(super) fn fast_append(&mut self, subject: &[u8]) {
-        let opens = self.batch.is_none();
-        if opens {
+    /// Acknowledgements within a batch do not name the stream, so its first message does.
+    fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
+        expect_last_sequence(headers, flight);
+        if self.batches.open().is_none() {
+            headers.extend_from_slice(b"Nats-Expected-Stream: ");
+            headers.extend_from_slice(flight.settings.stream.as_bytes());
+            headers.extend_from_slice(b"\r\n");
+        }
+    }
+
+    fn take_in(&mut self, flight: &Flight, subject: &[u8], reply: &mut Vec<u8>) {
+        let place = self.batches.join(flight.published);
+        let mut operation = Operation::Append;
+        if place.sequence == 1 {
+            operation = Operation::Open;
             self.batch_subject.clear();
             self.batch_subject.extend_from_slice(subject);
         }
-        let (number, sequence) = self.join_batch();
-        self.fast_reply(number, sequence, if opens { b'0' } else { b'1' });
+        write_reply(flight, place, operation, reply);
     }
 
-    /// `<inbox>.<batch id>.<flow>.fail.<batch sequence>.<op>.$FI` (ADR-50)
-    pub(super) fn fast_reply(&mut self, batch: u64, sequence: u64, op: u8) {
-        let mut digits = itoa::Buffer::new();
-        let reply = &mut self.reply;
-        reply.clear();
-        reply.extend_from_slice(self.settings.inbox.as_bytes());
-        reply.push(b'.');
-        reply.extend_from_slice(self.settings.epoch_token.as_bytes());
-        reply.push(b'-');
-        reply.extend_from_slice(digits.format(batch).as_bytes());
-        reply.push(b'.');
-        reply.extend_from_slice(digits.format(FLOW).as_bytes());
-        reply.extend_from_slice(b".fail.");
-        reply.extend_from_slice(digits.format(sequence).as_bytes());
-        reply.push(b'.');
-        reply.push(op);
-        reply.extend_from_slice(b".$FI");
+    fn framed(&mut self, reply_end: usize) {
+        self.latest_operation_at = Some(reply_end - ".$FI".len() - 1);
     }
 
-    pub(super) fn fast_answer(
-        &mut self,
-        token: &[u8],
-        status: Option<u16>,
-        payload: &[u8],
-    ) -> Result<u64, Fault> {
-        let (before, committing, id) = self.answered_batch(token)?;
+    fn may_send(&self, _flight: &Flight) -> bool {
+        !self.batches.is_committing()
+    }
+
+    fn end_turn(&mut self, flight: &Flight, end: &TurnEnd<'_>, frames: &mut Frames<'_>) {
+        let latest_operation_at = self.latest_operation_at.take();
+        // A full window waits for the batch's own acknowledgements, unless it is too small for them to come.
+        let starved = end.full && flight.len() <= 2 * FLOW;
+        let place = self.batches.next(flight.published);
+        if !(end.dry || starved) || !self.batches.commit() {
+            return;
+        }
+        if let Some(at) = latest_operation_at {
+            frames.out[at] = Operation::AppendAndCommit as u8;
+            return;
+        }
+        frames.headers.clear();
+        frames.headers.extend_from_slice(HEADER_VERSION);
+        frames.headers.extend_from_slice(b"\r\n");
+        write_reply(flight, place, Operation::Commit, frames.reply);
+        frames.write(&self.batch_subject, &Body::Bytes(b""));
+    }
+
+    fn answer(&mut self, flight: &Flight, reply: &Reply<'_>) -> Result<u64, Fault> {
+        let answered = self
+            .batches
+            .answered(reply.token, &flight.settings.epoch_token)?;
+        let before = answered.batch.before;
         // Each answer comes on the reply subject of the message that caused it: <batch>.<flow>.fail.<seq>.<op>.$FI
-        let caused_by = token
+        let caused_by = reply
+            .token
             .split(|byte| *byte == b'.')
             .nth(3)
             .and_then(|seq| std::str::from_utf8(seq).ok()?.parse::<u64>().ok())
             .unwrap_or(1);
         let number = before.saturating_add(caused_by);
-        let answer = self.read_answer(status, payload, number)?;
+        let answer = flight.read_answer(reply, number)?;
         match answer.kind.as_deref() {
             // All messages of the batch up to seq are stored, in order: that is what gap `fail` says.
             Some("ack") => {
                 let through = before.saturating_add(answer.seq.unwrap_or(0));
-                if through > self.published {
-                    return Err(Fault::Answer(excerpt(payload)));
+                if through > flight.published {
+                    return Err(Fault::Answer(excerpt(reply.payload)));
                 }
-                Ok(through.max(self.acknowledged))
+                Ok(through.max(flight.acknowledged))
             }
-            Some(_) => Err(Fault::Sequence(excerpt(payload))),
+            Some(_) => Err(Fault::Sequence(excerpt(reply.payload))),
             None => {
-                let count = self.published - before;
-                if !committing
-                    || answer.batch.as_deref() != Some(&id)
+                let count = flight.published - before;
+                if !answered.batch.committing
+                    || answer.batch.as_deref() != Some(&answered.id)
                     || answer.count != Some(count)
                 {
-                    return Err(Fault::Answer(excerpt(payload)));
+                    return Err(Fault::Answer(excerpt(reply.payload)));
                 }
-                self.check_stored(&answer, self.published)?;
-                self.batch = None;
-                Ok(self.published)
+                flight.check_stored(&answer, flight.published)?;
+                self.batches.close();
+                Ok(flight.published)
             }
         }
     }
+
+    fn last_sequence(&self, flight: &Flight) -> u64 {
+        flight.base_sequence + flight.acknowledged
+    }
+
+    fn sequence_of(&self, flight: &Flight, row: u64) -> Option<u64> {
+        (row > 0).then_some(flight.base_sequence + row)
+    }
+
+    fn has_open_batch(&self) -> bool {
+        self.batches.open().is_some()
+    }
+
+    fn is_refused_whole(&self) -> bool {
+        false
+    }
+}
+
+/// `<inbox>.<batch id>.<flow>.fail.<batch sequence>.<op>.$FI` (ADR-50)
+fn write_reply(flight: &Flight, place: Place, operation: Operation, reply: &mut Vec<u8>) {
+    let mut digits = itoa::Buffer::new();
+    reply.clear();
+    reply.extend_from_slice(flight.settings.inbox.as_bytes());
+    reply.push(b'.');
+    reply.extend_from_slice(flight.settings.epoch_token.as_bytes());
+    reply.push(b'-');
+    reply.extend_from_slice(digits.format(place.batch).as_bytes());
+    reply.push(b'.');
+    reply.extend_from_slice(digits.format(FLOW).as_bytes());
+    reply.extend_from_slice(b".fail.");
+    reply.extend_from_slice(digits.format(place.sequence).as_bytes());
+    reply.push(b'.');
+    reply.push(operation as u8);
+    reply.extend_from_slice(b".$FI");
 }

@@ -2,8 +2,28 @@
 //!
 //! In: subject, reply subject, header block, body. Out: the frame, appended. Documentation: NATS client protocol, HPUB.
 
+use super::flight::Flight;
 use crate::pipeline::envelope::Envelope;
 use bytes::BytesMut;
+
+/// How each header block begins.
+pub(super) const HEADER_VERSION: &[u8] = b"NATS/1.0\r\n";
+
+/// The turn's frames, and room to make the next one's parts in.
+#[derive(Debug)]
+pub(super) struct Frames<'a> {
+    pub(super) out: &'a mut BytesMut,
+    pub(super) headers: &'a mut Vec<u8>,
+    pub(super) reply: &'a mut Vec<u8>,
+}
+
+impl Frames<'_> {
+    /// Appends a frame of headers, reply subject and these; returns where its reply subject ends.
+    #[inline]
+    pub(super) fn write(&mut self, subject: &[u8], body: &Body<'_>) -> usize {
+        write_frame(self.out, subject, self.reply, self.headers, body)
+    }
+}
 
 /// What a message carries.
 #[derive(Debug)]
@@ -36,9 +56,18 @@ pub(super) fn push_number_header(headers: &mut Vec<u8>, name: &[u8], number: u64
     headers.extend_from_slice(b"\r\n");
 }
 
-/// Appends one HPUB frame; returns where its reply subject begins.
+/// The message is stored only right behind the lane's message before it.
+pub(super) fn expect_last_sequence(headers: &mut Vec<u8>, flight: &Flight) {
+    push_number_header(
+        headers,
+        b"Nats-Expected-Last-Sequence: ",
+        flight.base_sequence + flight.published,
+    );
+}
+
+/// Appends one HPUB frame; returns where its reply subject ends.
 #[inline]
-pub(super) fn write_frame(
+fn write_frame(
     out: &mut BytesMut,
     subject: &[u8],
     reply: &[u8],
@@ -51,8 +80,8 @@ pub(super) fn write_frame(
     out.extend_from_slice(b"HPUB ");
     out.extend_from_slice(subject);
     out.extend_from_slice(b" ");
-    let reply_at = out.len();
     out.extend_from_slice(reply);
+    let reply_end = out.len();
     out.extend_from_slice(b" ");
     out.extend_from_slice(digits.format(headers.len()).as_bytes());
     out.extend_from_slice(b" ");
@@ -61,5 +90,5 @@ pub(super) fn write_frame(
     out.extend_from_slice(headers);
     body.write(out);
     out.extend_from_slice(b"\r\n");
-    reply_at
+    reply_end
 }

@@ -376,11 +376,13 @@ impl Opening {
             },
             template: template(),
             window: WindowSettings {
-                mode: match (settings.shared, after.stream.config.allow_batched) {
-                    (true, _) => Mode::Atomic,
-                    (false, true) => Mode::FastIngest,
-                    (false, false) => Mode::Chain,
-                },
+                mode: Mode::pick(&Offer {
+                    server: (2, 14),
+                    allow_batched: after.stream.config.allow_batched,
+                    allow_atomic: after.stream.config.allow_atomic,
+                    shared: settings.shared,
+                })
+                .expect("the broker has atomic batches"),
                 stream: STREAM.into(),
                 slot: SLOT.into(),
                 fence_subject: fence_subject(STREAM, SLOT),

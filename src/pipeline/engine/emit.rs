@@ -1,4 +1,4 @@
-//! How a row leaves: as an event, as a replay, or as the dead letter that takes its place.
+//! How a row is emitted: as an event, as a replay, or as the dead letter that takes its place.
 //!
 //! In: a row and its position. Out: a frame for the broker, or a halt that waits for what is in flight. Guarantee: a row
 //! that was due to leave never leaves nothing.
@@ -10,14 +10,14 @@ use crate::pipeline::fault::Halt;
 use crate::pipeline::fields::Field;
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{self, Position};
-use crate::pipeline::publish::{Body, EventId, tail_header};
+use crate::pipeline::publish::{Body, EventId, Origin, TooLarge, tail_header};
 use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use std::time::Duration;
 
 impl Engine {
     #[inline]
-    pub(super) fn publish(
+    pub(super) fn emit(
         &mut self,
         row: &Row<'_>,
         position: Position,
@@ -33,11 +33,15 @@ impl Engine {
         if !first_publication {
             self.mark_replay();
         }
-        let event_id = match row.get(Field::Id) {
-            Column::Text(id) => EventId::of(id),
-            _ => EventId::Text("-".into()),
+        let origin = Origin {
+            position,
+            event_id: match row.get(Field::Id) {
+                Column::Text(id) => EventId::of(id),
+                _ => None,
+            },
+            first_publication,
         };
-        match self.try_publish(row, position, event_id, first_publication, out, now) {
+        match self.try_emit(row, origin, out, now) {
             Ok(()) => {}
             // A replay brings again what was published; its dead letters are in the stream already.
             Err(_) if !first_publication => return Ok(()),
@@ -50,16 +54,14 @@ impl Engine {
     }
 
     #[inline]
-    fn try_publish(
+    fn try_emit(
         &mut self,
         row: &Row<'_>,
-        position: Position,
-        event_id: EventId,
-        first_publication: bool,
+        origin: Origin,
         out: &mut BytesMut,
         now: Duration,
     ) -> Result<(), Reject> {
-        if let Some(why) = self.settings.refused.get(&position) {
+        if let Some(why) = self.settings.refused.get(&origin.position) {
             return Err(Reject::Refused(why.clone()));
         }
         let bytes_max = self.settings.window.message_bytes_max as u64;
@@ -85,10 +87,10 @@ impl Engine {
                 &self.subject,
                 &self.headers,
                 &Body::Envelope(&envelope),
-                (position, event_id, first_publication),
+                origin,
                 now,
             )
-            .map_err(|bytes| Reject::TooLarge { bytes, bytes_max })
+            .map_err(|TooLarge { bytes }| Reject::TooLarge { bytes, bytes_max })
     }
 
     /// Says that this is a replay, and how far the lane is, so that a resume finds it behind any number of replays.
@@ -140,7 +142,11 @@ impl Engine {
                     self.dead_letter_subject.as_bytes(),
                     &self.headers,
                     &Body::Bytes(&body),
-                    (position, EventId::Text(event_id.as_str().into()), true),
+                    Origin {
+                        position,
+                        event_id: EventId::of(event_id.as_bytes()),
+                        first_publication: true,
+                    },
                     now,
                 )
                 .is_ok();

@@ -1,0 +1,224 @@
+//! What each way of publishing decides for itself, and the choice among them.
+//!
+//! In: the messages in flight, answers, what server and stream offer. Out: headers, reply subjects, commits, how many rows
+//! are stored. This is the only place that names all the ways: a further one is a file beside this one and a variant here.
+
+use super::atomic::Atomic;
+use super::chain::Chain;
+use super::fast::FastIngest;
+use super::flight::{Flight, Reply};
+use super::frame::Frames;
+use crate::pipeline::fault::Fault;
+use crate::pipeline::tail::TailMessage;
+use std::fmt::Debug;
+
+/// A way of publishing: how the broker is made to keep the order, and to leave no gap.
+pub(super) trait Publisher: Debug + Send + Sync {
+    /// What the start of an epoch prepares.
+    fn preparation() -> Preparation
+    where
+        Self: Sized;
+
+    /// Appends the headers of the next message, whole lines.
+    fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>);
+
+    /// Takes in the next message, which is for `subject`, and writes its reply subject.
+    ///
+    /// # Panics
+    /// Behind a commit under way: the caller would be reordering.
+    fn take_in(&mut self, flight: &Flight, subject: &[u8], reply: &mut Vec<u8>);
+
+    /// The message taken in last is framed; its reply subject ends at `reply_end` of the turn's frames.
+    fn framed(&mut self, reply_end: usize);
+
+    /// Whether it takes a further message now.
+    fn may_send(&self, flight: &Flight) -> bool;
+
+    /// Ends a turn: commits what is to be committed.
+    fn end_turn(&mut self, flight: &Flight, end: &TurnEnd<'_>, frames: &mut Frames<'_>);
+
+    /// Takes an answer. Returns how many rows of the epoch are stored as far as it tells.
+    ///
+    /// # Errors
+    /// Anything but an expected acknowledgement.
+    fn answer(&mut self, flight: &Flight, reply: &Reply<'_>) -> Result<u64, Fault>;
+
+    /// Sequence of the last acknowledged message; in a shared stream that of the lane's fence.
+    fn last_sequence(&self, flight: &Flight) -> u64;
+
+    /// Stream sequence of the epoch's row with this number, from 1; none where only the broker knows.
+    fn sequence_of(&self, flight: &Flight, row: u64) -> Option<u64>;
+
+    /// Whether a batch is open, or its commit has no answer yet.
+    fn has_open_batch(&self) -> bool;
+
+    /// Whether everything in flight was refused at once: none of it is stored.
+    fn is_refused_whole(&self) -> bool;
+}
+
+/// How a turn ends.
+#[derive(Debug)]
+pub(super) struct TurnEnd<'a> {
+    /// No further row is at hand.
+    pub(super) dry: bool,
+    /// The window takes no further row.
+    pub(super) full: bool,
+    /// The lane's last acknowledged message.
+    pub(super) tail: Option<&'a TailMessage>,
+}
+
+/// What a way of publishing asks of the start of an epoch, and what it makes of the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Preparation {
+    /// Name in logs and in `status`.
+    pub name: &'static str,
+    /// A fence is written before the first message, and the epoch begins behind it.
+    pub fenced: bool,
+    /// Each message tells which one of the stream it follows: the stream is the lane's own.
+    pub chained: bool,
+    /// Most messages in flight on a stream with replicas, where that is fewer than configured.
+    pub replicated_messages_max: Option<usize>,
+}
+
+impl Preparation {
+    /// Most messages in flight on a stream with so many replicas.
+    pub fn messages_max(&self, replicas: usize, configured: usize) -> usize {
+        let limit = self.replicated_messages_max.filter(|_| replicas > 1);
+        limit.map_or(configured, |limit| limit.min(configured))
+    }
+}
+
+/// How messages are published so that the broker keeps the order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Batches of fast ingest with gap `fail`.
+    FastIngest,
+    /// Ordinary publishes, each expecting the one before.
+    Chain,
+    /// Atomic batches behind a fence, on a stream that others write to.
+    Atomic,
+}
+
+/// What decides how a stream is published to.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer {
+    /// The server's version: major, minor.
+    pub server: (u16, u16),
+    /// The stream takes batches of fast ingest.
+    pub allow_batched: bool,
+    /// The stream takes atomic batches.
+    pub allow_atomic: bool,
+    /// Others write to the stream too.
+    pub shared: bool,
+}
+
+/// Why a stream cannot be published to in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoMode {
+    /// The server has no atomic batches.
+    #[error(
+        "a shared stream needs atomic batches: upgrade nats-server {}.{} to 2.12 or newer",
+        server.0,
+        server.1
+    )]
+    ServerTooOld {
+        /// Its version: major, minor.
+        server: (u16, u16),
+    },
+    /// The stream does not take them.
+    #[error("a shared stream needs atomic batches, and this one has them off")]
+    AtomicOff,
+}
+
+impl Mode {
+    /// Picks the best way that server and stream offer.
+    ///
+    /// # Errors
+    /// A shared stream on a server, or with a configuration, that has no atomic batches.
+    pub fn pick(offer: &Offer) -> Result<Self, NoMode> {
+        if offer.shared {
+            if offer.server < (2, 12) {
+                return Err(NoMode::ServerTooOld {
+                    server: offer.server,
+                });
+            }
+            return offer
+                .allow_atomic
+                .then_some(Mode::Atomic)
+                .ok_or(NoMode::AtomicOff);
+        }
+        if offer.server >= (2, 14) && offer.allow_batched {
+            return Ok(Mode::FastIngest);
+        }
+        Ok(Mode::Chain)
+    }
+
+    /// What the start of an epoch prepares.
+    pub fn preparation(self) -> Preparation {
+        match self {
+            Mode::FastIngest => FastIngest::preparation(),
+            Mode::Chain => Chain::preparation(),
+            Mode::Atomic => Atomic::preparation(),
+        }
+    }
+
+    /// Begins an epoch behind this sequence.
+    pub(super) fn publisher(self, base_sequence: u64) -> Box<dyn Publisher> {
+        match self {
+            Mode::FastIngest => Box::new(FastIngest::default()),
+            Mode::Chain => Box::new(Chain),
+            Mode::Atomic => Box::new(Atomic::new(base_sequence)),
+        }
+    }
+
+    /// Name in logs and in `status`.
+    pub fn name(self) -> &'static str {
+        self.preparation().name
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offer(shared: bool, minor: u16, allow_batched: bool, allow_atomic: bool) -> Offer {
+        Offer {
+            server: (2, minor),
+            allow_batched,
+            allow_atomic,
+            shared,
+        }
+    }
+
+    #[test]
+    fn the_best_way_on_offer_is_picked() {
+        assert_eq!(
+            Mode::pick(&offer(false, 14, true, true)),
+            Ok(Mode::FastIngest)
+        );
+        assert_eq!(Mode::pick(&offer(false, 14, false, true)), Ok(Mode::Chain));
+        assert_eq!(Mode::pick(&offer(false, 13, true, true)), Ok(Mode::Chain));
+        assert_eq!(Mode::pick(&offer(true, 12, true, true)), Ok(Mode::Atomic));
+    }
+
+    #[test]
+    fn a_shared_stream_has_no_other_way_than_atomic_batches() {
+        assert_eq!(
+            Mode::pick(&offer(true, 15, true, false)),
+            Err(NoMode::AtomicOff)
+        );
+        assert_eq!(
+            Mode::pick(&offer(true, 11, true, true)),
+            Err(NoMode::ServerTooOld { server: (2, 11) })
+        );
+    }
+
+    #[test]
+    fn only_the_chain_is_slowed_down_by_replicas() {
+        let messages = |mode: Mode, replicas| mode.preparation().messages_max(replicas, 500);
+        assert_eq!(messages(Mode::Chain, 3), 1);
+        assert_eq!(messages(Mode::Chain, 1), 500);
+        assert_eq!(messages(Mode::FastIngest, 3), 500);
+        assert_eq!(messages(Mode::Atomic, 3), 500);
+    }
+}
