@@ -54,14 +54,14 @@ async fn a_running_relay_tells_what_it_does() {
     wait_for(address, "/readyz", |status, _| status == "200").await;
     platform.insert(20).await;
     let metrics = wait_for(address, "/metrics", |_, body| {
-        body.contains("walrelay_events_acknowledged_total{name=\"walrelay\"} 20\n")
+        body.contains("walrelay_events_acknowledged_total{relay=\"walrelay\"} 20\n")
     })
     .await;
     for line in [
-        "walrelay_events_published_total{name=\"walrelay\"} 20",
-        "walrelay_transactions_total{name=\"walrelay\"} 1",
-        "walrelay_streaming{name=\"walrelay\"} 1",
-        "walrelay_lag_bytes{name=\"walrelay\"} 0",
+        "walrelay_events_published_total{relay=\"walrelay\"} 20",
+        "walrelay_transactions_total{relay=\"walrelay\"} 1",
+        "walrelay_streaming{relay=\"walrelay\"} 1",
+        "walrelay_lag_bytes{relay=\"walrelay\"} 0",
     ] {
         assert!(metrics.contains(line), "{line} is not in\n{metrics}");
     }
@@ -102,7 +102,7 @@ async fn a_waiting_relay_is_alive_and_not_ready() {
     assert!(reason.starts_with("waiting: NATS"), "{reason}");
     assert_eq!(get(address, "/healthz").await.expect("alive").0, "200");
     let metrics = get(address, "/metrics").await.expect("metrics").1;
-    assert!(metrics.contains("walrelay_streaming{name=\"walrelay\"} 0"));
+    assert!(metrics.contains("walrelay_streaming{relay=\"walrelay\"} 0"));
     assert!(!metrics.contains("class=\"passing\"} 0"), "{metrics}");
     platform.expect(&["status"], 1).await;
     relay.stop().await;

@@ -13,10 +13,10 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Metrics that all carry the relay's name as the label `name`.
+    /// Metrics that all carry the relay's name as the label `relay`.
     pub fn new(name: &str) -> Self {
         let recorder = PrometheusBuilder::new()
-            .add_global_label("name", name)
+            .add_global_label("relay", name)
             .build_recorder();
         metrics::with_local_recorder(&recorder, describe);
         Metrics { recorder }
@@ -48,7 +48,7 @@ fn describe() {
     );
     describe_counter!("walrelay_transactions_total", "Transactions read");
     describe_gauge!(
-        "walrelay_in_flight",
+        "walrelay_in_flight_messages",
         "Messages without an acknowledgement yet"
     );
     describe_gauge!(
@@ -123,7 +123,7 @@ fn record(status: &Status) {
     }
     let marks = status.marks;
     for (name, value) in [
-        ("walrelay_in_flight", marks.in_flight),
+        ("walrelay_in_flight_messages", marks.in_flight),
         ("walrelay_received_lsn_bytes", marks.received_lsn),
         ("walrelay_acknowledged_lsn_bytes", marks.acknowledged_lsn),
         ("walrelay_confirmed_lsn_bytes", marks.confirmed_lsn),
@@ -145,22 +145,23 @@ mod tests {
     use crate::relay::status::Board;
 
     #[test]
-    fn every_metric_is_there_with_the_name_and_follows_the_status() {
+    fn every_metric_is_there_with_the_relay_and_follows_the_status() {
         let metrics = Metrics::new("orders");
         let board = Board::new("orders", "orders", "OUTBOX");
         let first = metrics.render(&board.status());
-        assert!(first.contains("walrelay_events_published_total{name=\"orders\"} 0"));
+        assert!(first.contains("walrelay_events_published_total{relay=\"orders\"} 0"));
         board.dead_letter("too-large");
         board.dead_letter("too-large");
         board.begun(&crate::relay::status::EpochStart::default());
         board.streaming();
         let text = metrics.render(&board.status());
         for line in [
-            "walrelay_dead_letters_total{name=\"orders\",reason=\"too-large\"} 2",
-            "walrelay_faults_total{name=\"orders\",class=\"passing\"} 0",
-            "walrelay_streaming{name=\"orders\"} 1",
-            "walrelay_epochs_total{name=\"orders\"} 1",
+            "walrelay_dead_letters_total{relay=\"orders\",reason=\"too-large\"} 2",
+            "walrelay_faults_total{relay=\"orders\",class=\"passing\"} 0",
+            "walrelay_streaming{relay=\"orders\"} 1",
+            "walrelay_epochs_total{relay=\"orders\"} 1",
             "# TYPE walrelay_lag_bytes gauge",
+            "walrelay_in_flight_messages{relay=\"orders\"} 0",
             "# TYPE walrelay_transactions_total counter",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
