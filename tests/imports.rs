@@ -55,14 +55,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Imports that are on their way out. One that is gone must leave this list.
 const REMAINING: &[(&str, &str)] = &[
-    ("nats::api", "nats::stream"),
-    ("nats::api", "pipeline::confirm"),
-    ("nats::api", "pipeline::position"),
-    ("nats::api", "pipeline::tail"),
     ("nats::lane_end", "pipeline::publish"),
     ("nats::lane_end", "pipeline::tail"),
     ("nats::record", "pipeline::record"),
-    ("nats::stream", "pipeline::dead_letter"),
+    ("nats::stream::fit", "pipeline::publish"),
     ("pipeline::tail", "pipeline::continuity"),
     ("postgres::copy_both", "postgres::startup"),
     ("postgres::startup", "postgres::replication"),

@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::Op;
-use walrelay::nats::stream::fence_subject;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{Body, EventId, Mode, Origin, Window, WindowSettings};
+use walrelay::pipeline::shared_tail::fence_subject;
 
 use crate::lane::Lane;
 use crate::report::{Cell, Report, median, spread};

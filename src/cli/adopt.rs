@@ -21,7 +21,7 @@ use crate::cli::verify::slot::peek;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
 use crate::nats::lane_end::stored;
 use crate::nats::record::{self, StoredRecord};
-use crate::nats::stream::{self, fence_subject};
+use crate::nats::stream;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{
     EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, KIND_REPLAY, Lane, POSITION_HEADER, Position,
@@ -29,6 +29,7 @@ use crate::pipeline::position::{
 };
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
+use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::event_id;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::{Client, connect};

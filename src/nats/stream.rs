@@ -18,7 +18,6 @@ use super::api::{
 };
 use super::protocol::ServerVersion;
 use super::settings::ConnectionSettings;
-use crate::pipeline::dead_letter;
 
 mod fit;
 mod taken;
@@ -47,37 +46,16 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 pub struct StreamSettings {
     /// Name of the stream.
     pub name: String,
-    /// The events' subjects, as a filter: `outbox.>`.
-    pub events: String,
-    /// Replication slot, whose dead letters go to `walrelay.dead.<slot>`.
+    /// What it must store, the events' subjects first.
+    pub subjects: Vec<String>,
+    /// What a stream that is created stores.
+    pub subjects_to_create: Vec<String>,
+    /// Replication slot.
     pub slot: String,
     /// Replicas of a stream that is created.
     pub num_replicas: usize,
     /// Others write to it too.
     pub shared: bool,
-}
-
-impl StreamSettings {
-    /// The subjects that the stream must store: the events' root, the dead letters', and in a shared stream the fence's.
-    #[must_use]
-    pub fn subjects(&self) -> Vec<String> {
-        let mut subjects = vec![self.events.clone(), dead_letter_subject(&self.slot)];
-        if self.shared {
-            subjects.push(fence_subject(&self.name, &self.slot));
-        }
-        subjects
-    }
-
-    /// The subjects of a stream that is created: a shared one is ready for every slot's fence. Dead letters stay those of
-    /// this slot, since another slot's may be in a stream of its own.
-    fn subjects_to_create(&self) -> Vec<String> {
-        let mut subjects = self.subjects();
-        if self.shared {
-            subjects.pop();
-            subjects.push(fence_subject(&self.name, "*"));
-        }
-        subjects
-    }
 }
 
 /// What `setup` found, and would do.
@@ -212,20 +190,16 @@ pub async fn plan(
     settings: &StreamSettings,
 ) -> Result<StreamPlan, StreamError> {
     let version = server_version(client)?;
-    let subjects = settings.subjects();
     Ok(match find(client, &settings.name).await? {
         Some(info) => {
-            let findings = fit::findings(&info.config, &subjects, settings.shared, version);
+            let findings =
+                fit::findings(&info.config, &settings.subjects, settings.shared, version);
             StreamPlan::Exists {
                 info: Box::new(info),
                 findings,
             }
         }
-        None => StreamPlan::Create(Box::new(events_config(
-            settings,
-            settings.subjects_to_create(),
-            version,
-        ))),
+        None => StreamPlan::Create(Box::new(events_config(settings, version))),
     })
 }
 
@@ -236,7 +210,7 @@ pub fn findings(
     settings: &StreamSettings,
     version: ServerVersion,
 ) -> Vec<Finding> {
-    fit::findings(config, &settings.subjects(), settings.shared, version)
+    fit::findings(config, &settings.subjects, settings.shared, version)
 }
 
 /// Looks whether the stream of the lanes' records exists, and how it fits.
@@ -364,14 +338,10 @@ fn server_version(client: &async_nats::Client) -> Result<ServerVersion, StreamEr
 }
 
 /// The configuration of a new events' stream.
-fn events_config(
-    settings: &StreamSettings,
-    subjects: Vec<String>,
-    version: ServerVersion,
-) -> Config {
+fn events_config(settings: &StreamSettings, version: ServerVersion) -> Config {
     Config {
         name: settings.name.clone(),
-        subjects,
+        subjects: settings.subjects_to_create.clone(),
         description: Some("Events of a transactional outbox, published by walrelay".to_owned()),
         retention: RetentionPolicy::Limits,
         storage: StorageType::File,
@@ -406,21 +376,6 @@ pub(crate) fn lane_records_config(num_replicas: usize) -> Config {
 #[must_use]
 pub fn lane_record_subject(stream: &str, slot: &str) -> String {
     format!("walrelay.lane.{stream}.{slot}")
-}
-
-/// The subject of a slot's dead letters.
-#[must_use]
-pub fn dead_letter_subject(slot: &str) -> String {
-    dead_letter::subject(slot)
-}
-
-/// What the subjects of all fences begin with.
-pub(super) const FENCE_PREFIX: &str = "walrelay.fence.";
-
-/// The subject of a slot's own messages in a shared stream: `walrelay.fence.<stream>.<slot>`.
-#[must_use]
-pub fn fence_subject(stream: &str, slot: &str) -> String {
-    format!("{FENCE_PREFIX}{stream}.{slot}")
 }
 
 #[cfg(test)]

@@ -17,6 +17,15 @@ pub const BEHIND_FENCE_MAX: usize = 200;
 /// Value of [`TAIL_HEADER`] on the fence of a lane that has published nothing.
 const NO_TAIL: &str = "-";
 
+/// What the subjects of all fences begin with.
+pub const FENCE_PREFIX: &str = "walrelay.fence.";
+
+/// The subject of a slot's own messages in a shared stream: `walrelay.fence.<stream>.<slot>`.
+#[must_use]
+pub fn fence_subject(stream: &str, slot: &str) -> String {
+    format!("{FENCE_PREFIX}{stream}.{slot}")
+}
+
 /// What the lane's own messages in a shared stream are published on.
 #[derive(Debug, Clone)]
 pub struct SharedSubjects {

@@ -8,15 +8,16 @@ use crate::nats::api::{
 };
 use crate::nats::connection::{ConnectError, LaneConnection, RequestError};
 use crate::nats::stream::{
-    LANE_RECORD_STREAM, fence_subject, lane_record_subject, lane_records_config,
-    mode as stream_mode,
+    LANE_RECORD_STREAM, lane_record_subject, lane_records_config, mode as stream_mode,
 };
 use crate::pipeline::continuity::Memory;
 use crate::pipeline::dead_letter;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::publish::Mode;
 use crate::pipeline::record::LaneRecord;
-use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};
+use crate::pipeline::shared_tail::{
+    SharedSubjects, SharedTailSearch, StreamEnd, fence_headers, fence_subject,
+};
 use crate::pipeline::tail::{Lookup, Tail, TailMessage, TailSearch};
 use crate::relay::open::OpenError;
 use crate::relay::settings::NatsSettings;

@@ -11,6 +11,7 @@ pub mod open;
 pub mod settings;
 mod shutdown;
 pub mod status;
+mod stored;
 pub mod watch;
 
 pub use shutdown::{Shutdown, ShutdownHandle};

@@ -10,6 +10,7 @@ use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::publish::WindowSettings;
 use crate::pipeline::row::Source;
+use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::Tail;
 use crate::postgres::catalog::{self, Inspection, Process, SlotAndWal};
 use crate::postgres::client::{self, Client, SqlError};
@@ -256,7 +257,7 @@ pub async fn open(
             mode,
             stream: settings.nats.stream.clone(),
             slot: slot.clone(),
-            fence_subject: stream::fence_subject(&settings.nats.stream, slot),
+            fence_subject: fence_subject(&settings.nats.stream, slot),
             inbox: broker.connection.inbox().to_owned(),
             epoch_token: format!("e{:016x}", rand::random::<u64>()),
             messages_max: preparation.messages_max(

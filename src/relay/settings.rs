@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use crate::nats::settings::ConnectionSettings;
 use crate::nats::stream::StreamSettings;
+use crate::pipeline::dead_letter;
+use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::settings::PostgresSettings;
 
@@ -40,9 +42,19 @@ impl NatsSettings {
     /// What a slot's lane wants of its stream; a new one has a single replica.
     #[must_use]
     pub fn stream_settings(&self, slot: &str) -> StreamSettings {
+        // Dead letters stay those of this slot: another slot's may be in a stream of its own.
+        let own = [self.subject.filter(), dead_letter::subject(slot)];
+        let mut subjects = own.to_vec();
+        let mut subjects_to_create = own.to_vec();
+        if self.shared {
+            subjects.push(fence_subject(&self.stream, slot));
+            // A new one is ready for every slot's fence.
+            subjects_to_create.push(fence_subject(&self.stream, "*"));
+        }
         StreamSettings {
             name: self.stream.clone(),
-            events: self.subject.filter(),
+            subjects,
+            subjects_to_create,
             slot: slot.to_owned(),
             num_replicas: 1,
             shared: self.shared,
@@ -78,4 +90,38 @@ pub enum OnReject {
     DeadLetter,
     /// The relay halts and waits for a person.
     Halt,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nats::address::NatsAuth;
+
+    #[test]
+    fn a_stream_stores_events_dead_letters_and_fences() {
+        let mut nats = NatsSettings {
+            connection: ConnectionSettings {
+                servers: Vec::new(),
+                auth: NatsAuth::None,
+                connect_timeout: Duration::ZERO,
+            },
+            stream: "OUTBOX".to_owned(),
+            subject: "outbox.{event_type}".parse().expect("a template"),
+            shared: false,
+        };
+        let own = nats.stream_settings("s");
+        assert_eq!(own.subjects, ["outbox.>", "walrelay.dead.s"]);
+        assert_eq!(own.subjects_to_create, own.subjects);
+        nats.shared = true;
+        let shared = nats.stream_settings("s");
+        let fences = |slot: &str| format!("walrelay.fence.OUTBOX.{slot}");
+        assert_eq!(
+            shared.subjects,
+            ["outbox.>", "walrelay.dead.s", &fences("s")]
+        );
+        assert_eq!(
+            shared.subjects_to_create,
+            ["outbox.>", "walrelay.dead.s", &fences("*")]
+        );
+    }
 }

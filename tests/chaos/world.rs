@@ -10,6 +10,8 @@ use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 use walrelay::local::ServerBinaries;
 use walrelay::nats::stream::{self, StreamPlan, StreamSettings};
+use walrelay::pipeline::dead_letter;
+use walrelay::pipeline::shared_tail::fence_subject;
 
 use crate::history::History;
 use crate::others::Others;
@@ -294,12 +296,17 @@ impl World {
 /// As `walrelay setup` does, but with three replicas in a cluster, and without fast ingest where it is not wanted.
 async fn create_streams(broker: &Broker, shape: &Shape) -> anyhow::Result<()> {
     let (lane, num_replicas) = (shape.lane, shape.replicas);
+    let is_shared = lane == Lane::Shared;
+    let fence = is_shared.then(|| fence_subject(STREAM, SLOT));
+    let own = ["outbox.>".to_owned(), dead_letter::subject(SLOT)];
+    let subjects: Vec<String> = own.into_iter().chain(fence).collect();
     let settings = StreamSettings {
         name: STREAM.to_owned(),
-        events: "outbox.>".to_owned(),
+        subjects: subjects.clone(),
+        subjects_to_create: subjects,
         slot: SLOT.to_owned(),
         num_replicas,
-        shared: lane == Lane::Shared,
+        shared: is_shared,
     };
     let begin = Instant::now();
     loop {

@@ -10,9 +10,11 @@ use crate::authentication::settings;
 use crate::server::Server;
 
 fn wanted(slot: &str) -> StreamSettings {
+    let subjects = vec!["outbox.>".to_owned(), format!("walrelay.dead.{slot}")];
     StreamSettings {
         name: "OUTBOX".into(),
-        events: "outbox.>".into(),
+        subjects: subjects.clone(),
+        subjects_to_create: subjects,
         slot: slot.into(),
         shared: false,
         num_replicas: 1,

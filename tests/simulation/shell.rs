@@ -12,7 +12,7 @@ use std::time::Duration;
 use walrelay::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
 use walrelay::nats::encode;
 use walrelay::nats::protocol::{Msg, Op, Parser};
-use walrelay::nats::stream::{fence_subject, lane_record_subject};
+use walrelay::nats::stream::lane_record_subject;
 use walrelay::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use walrelay::pipeline::dead_letter;
 use walrelay::pipeline::engine::{Engine, EngineSettings, Request, Stop};
@@ -22,7 +22,9 @@ use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::{Mode, Offer, WindowSettings};
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Source;
-use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_headers};
+use walrelay::pipeline::shared_tail::{
+    SharedSubjects, SharedTailSearch, StreamEnd, fence_headers, fence_subject,
+};
 use walrelay::pipeline::skim::Skim;
 use walrelay::pipeline::subject::SubjectTemplate;
 use walrelay::pipeline::tail::{Tail, TailSearch};

@@ -17,10 +17,11 @@ use uuid::Uuid;
 
 use super::sort::{Entries, Entry, Kind};
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamInfo};
-use crate::nats::stream::{self, fence_subject};
+use crate::nats::stream;
 use crate::pipeline::position::{
     KIND_ADOPTED, KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
 };
+use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::event_id;
 
 /// How long the broker may keep us waiting for a message that it has.

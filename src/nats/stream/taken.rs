@@ -19,7 +19,7 @@ pub async fn taken(
     settings: &StreamSettings,
 ) -> Result<Vec<Finding>, StreamError> {
     let mut found = Vec::new();
-    for (index, subject) in settings.subjects_to_create().iter().enumerate() {
+    for (index, subject) in settings.subjects_to_create.iter().enumerate() {
         for name in names(client, settings, subject).await? {
             if name != settings.name
                 && let Some(info) = find(client, &name).await?
