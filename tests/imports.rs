@@ -59,8 +59,12 @@ const REMAINING: &[(&str, &str)] = &[
     ("nats::lane_end", "pipeline::tail"),
     ("nats::record", "pipeline::record"),
     ("nats::stream::fit", "pipeline::publish"),
+    ("pipeline::publish::publisher", "pipeline::publish::atomic"),
+    ("pipeline::publish::publisher", "pipeline::publish::chain"),
+    ("pipeline::publish::publisher", "pipeline::publish::fast"),
     ("pipeline::tail", "pipeline::continuity"),
     ("postgres::copy_both", "postgres::startup"),
+    ("postgres::silence", "postgres::client"),
     ("postgres::startup", "postgres::replication"),
     ("relay::broker", "relay::open"),
 ];
