@@ -122,6 +122,7 @@ impl From<tokio_postgres::Error> for SqlError {
                 message: refusal.message().to_owned(),
                 detail: refusal.detail().map(str::to_owned),
                 hint: refusal.hint().map(str::to_owned),
+                routine: refusal.routine().map(str::to_owned),
             })),
             None => SqlError::Client(error),
         }

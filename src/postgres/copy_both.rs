@@ -45,8 +45,8 @@ pub enum Frame<'a> {
     CommandComplete,
     /// The server ends the stream with an error; the socket closes after FATAL.
     Error(Box<ServerError>),
-    /// A notice or warning. One with SQLSTATE 55000 says that the publication did not exist at this point of the WAL
-    /// and rows were skipped (Postgres 18); older servers send [`Frame::Error`] with 42704.
+    /// A notice or warning. One says that the publication did not exist at this point of the WAL and rows were skipped
+    /// (Postgres 18, see [`ServerError::notice`]); older servers send [`Frame::Error`] with 42704.
     Notice(Box<ServerError>),
 }
 

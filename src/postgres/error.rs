@@ -34,6 +34,32 @@ pub struct ServerError {
     pub detail: Option<String>,
     /// What the server suggests, if anything.
     pub hint: Option<String>,
+    /// The function of the server's source that says it; never translated.
+    pub routine: Option<String>,
+}
+
+/// What a notice in the replication stream is about, as far as somebody acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// Rows are passed over, since the publication is missing at this point of the WAL (Postgres 18).
+    PublicationSkipped,
+    /// Nothing more is sent before a standby of `synchronized_standby_slots` has it (Postgres 17). Said again at each
+    /// status update.
+    StandbyAwaited,
+    /// Anything else.
+    Other,
+}
+
+impl ServerError {
+    /// What a notice in the replication stream is about. The text is in the server's language, and one SQLSTATE stands for
+    /// several states.
+    pub fn notice(&self) -> Notice {
+        match (self.routine.as_deref(), self.code.as_str()) {
+            (Some("StandbySlotsHaveCaughtup"), _) => Notice::StandbyAwaited,
+            (_, "55000") => Notice::PublicationSkipped,
+            _ => Notice::Other,
+        }
+    }
 }
 
 impl ServerError {

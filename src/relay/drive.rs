@@ -13,12 +13,13 @@ use crate::pipeline::silence::Silence;
 use crate::pipeline::skim::Skim;
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{
-    PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
+    Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
 };
+use crate::postgres::startup::log_notice;
 use crate::relay::Shutdown;
 use crate::relay::broker::{record_headers, stored_record, with_cause};
 use crate::relay::clock::{self, Clock};
-use crate::relay::log::StartLine;
+use crate::relay::log::{StandbyWait, StartLine};
 use crate::relay::open::Epoch;
 use crate::relay::status::{Board, EpochMarks};
 use crate::relay::watch::Look;
@@ -36,9 +37,6 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 const KEEP_HALT_LIMIT: Duration = Duration::from_secs(20);
 const KEEP_HALT_PAUSE: Duration = Duration::from_millis(250);
 
-/// SQLSTATE of the warning with which Postgres 18 passes over rows while the publication is missing.
-const PUBLICATION_SKIPPED: &str = "55000";
-
 /// Reply tokens of requests that are not published events.
 const RECORD_TOKEN: &str = "q.record";
 const INFO_TOKEN: &str = "q.info";
@@ -55,6 +53,7 @@ pub(super) struct Drive<'a> {
     ping_unanswered: bool,
     /// Of Postgres.
     silence: Silence,
+    standby: StandbyWait,
     board: &'a Board,
     reported: EpochMarks,
     report_at: Duration,
@@ -85,6 +84,7 @@ impl<'a> Drive<'a> {
         Drive {
             start_line: Some(start_line),
             began,
+            standby: StandbyWait::default(),
             silence: Silence::new(epoch.wal_sender_timeout, began),
             epoch,
             clock,
@@ -124,6 +124,8 @@ impl<'a> Drive<'a> {
             let now = self.clock.now();
             self.take_answers(now)?;
             self.take_wal(now)?;
+            self.standby
+                .passed(self.epoch.engine.counters().transactions);
             self.epoch.engine.handle_time(now)?;
             self.send_requests(now);
             self.listen(now)?;
@@ -291,12 +293,14 @@ impl<'a> Drive<'a> {
             Frame::Error(error) => {
                 return Err(postgres_gone(ReplicationError::Server(error)));
             }
-            Frame::Notice(notice) => {
-                if notice.code == PUBLICATION_SKIPPED {
-                    return Err(publication_missing(&notice));
+            Frame::Notice(notice) => match notice.notice() {
+                Notice::PublicationSkipped => return Err(publication_missing(&notice)),
+                Notice::StandbyAwaited => {
+                    let transactions = engine.counters().transactions;
+                    self.standby.awaited(&notice, transactions);
                 }
-                tracing::warn!(notice = %notice, "Postgres says");
-            }
+                Notice::Other => log_notice(&notice),
+            },
         }
         Ok(true)
     }

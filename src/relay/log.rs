@@ -6,6 +6,7 @@
 
 use crate::pipeline::continuity::{Loss, Plan};
 use crate::pipeline::fault::{Class, Fault};
+use crate::postgres::error::ServerError;
 use crate::relay::STEADY;
 use crate::relay::open::Summary;
 use std::time::Duration;
@@ -34,6 +35,36 @@ pub(super) struct StartLine {
     plan: Plan,
     /// How long to stay quiet before it is said; none for at once.
     pub(super) patience: Option<Duration>,
+}
+
+/// What the log has said of a standby that Postgres waits for before it sends more.
+#[derive(Debug, Default)]
+pub(super) struct StandbyWait {
+    /// The server's words, and how many transactions had come by then.
+    told: Option<(String, u64)>,
+}
+
+impl StandbyWait {
+    /// The server waits: said once, and again when it waits for another one.
+    pub(super) fn awaited(&mut self, notice: &ServerError, transactions: u64) {
+        let text = notice.to_string();
+        if self.told.as_ref().is_none_or(|(told, _)| *told != text) {
+            tracing::warn!("Postgres sends nothing more before a standby has it: {text}");
+        }
+        self.told = Some((text, transactions));
+    }
+
+    /// Transactions that came later end the wait.
+    pub(super) fn passed(&mut self, transactions: u64) {
+        if self
+            .told
+            .as_ref()
+            .is_some_and(|(_, before)| transactions > *before)
+        {
+            tracing::info!("Postgres sends on: the standby has what it waited for");
+            self.told = None;
+        }
+    }
 }
 
 impl Log {

@@ -349,3 +349,48 @@ async fn rows_that_postgres_will_never_send() {
     let missing = &report["missing"]["examples"][0]["id"];
     assert_eq!(*missing, uuid(1).to_string(), "{report}");
 }
+
+/// A standby that is down holds the lane up, and is no reason to halt.
+#[tokio::test]
+async fn a_standby_that_postgres_waits_for_is_down() {
+    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    fixture.walrelay(&["setup", "--failover"]).await.success();
+    let mut relay = running(&mut fixture).await;
+    let logged = relay.log().len();
+    for sql in [
+        "SELECT pg_create_physical_replication_slot('standby_1', true)",
+        "ALTER SYSTEM SET synchronized_standby_slots = 'standby_1'",
+        "SELECT pg_reload_conf()",
+    ] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    // The walsender may take the reload after the row.
+    let mut inserted = 10;
+    eventually("the relay says that Postgres waits", async || {
+        inserted += 1;
+        fixture.insert(inserted, inserted).await;
+        relay.log()[logged..].contains("standby_1").then_some(())
+    })
+    .await;
+    // Postgres repeats it with each status update; without its slot it says something else.
+    let log = |relay: &Relay| relay.log()[logged..].to_owned();
+    let drop = "SELECT pg_drop_replication_slot('standby_1')";
+    fixture.sql.batch_execute(drop).await.unwrap();
+    eventually("the relay says that the slot is not there", async || {
+        let waits = log(&relay).matches("sends nothing more").count();
+        (waits >= 2).then_some(())
+    })
+    .await;
+    for sql in [
+        "ALTER SYSTEM RESET synchronized_standby_slots",
+        "SELECT pg_reload_conf()",
+    ] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    judge_events(&fixture, &(1..=inserted).map(uuid).collect::<Vec<_>>()).await;
+    relay.logs("Postgres sends on").await;
+    let said = log(&relay);
+    assert_eq!(said.matches("sends nothing more").count(), 2, "{said}");
+    assert_eq!(said.matches("Postgres sends on").count(), 1, "{said}");
+    relay.stop().await;
+}
