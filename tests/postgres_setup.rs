@@ -395,12 +395,9 @@ async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
         |blockers| told.send(blockers.to_vec()).unwrap(),
         async {
             let blockers = hear.recv().await.unwrap();
-            assert_eq!(
-                blockers
-                    .iter()
-                    .map(|blocker| blocker.pid)
-                    .collect::<Vec<_>>(),
-                [writer_pid]
+            assert!(
+                matches!(&blockers[..], [Blocker::Session(session)] if session.pid == writer_pid),
+                "{blockers:?}"
             );
         },
     );
@@ -508,4 +505,82 @@ async fn a_role_that_becomes_another_one_at_login() {
     for step in teardown_plan(&inspection, &settings, true).unwrap() {
         apply(&client, &step).await.unwrap();
     }
+}
+
+/// What the user hears is what ends the wait.
+#[tokio::test]
+async fn creating_a_slot_behind_a_forgotten_prepared_transaction_names_it() {
+    let server = server(&[("max_prepared_transactions", "5")]).await;
+    let admin = server.connect("postgres").await.unwrap();
+    // It blocks from any database.
+    admin.batch_execute("CREATE DATABASE other").await.unwrap();
+    let other = server.connect("other").await.unwrap();
+    let forgotten = "BEGIN; CREATE TABLE held (i int); PREPARE TRANSACTION 'it''s \"mine\"'";
+    other.batch_execute(forgotten).await.unwrap();
+    let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
+    let observer = connect(&settings.conninfo).await.unwrap();
+    let steps = plan(
+        &inspect(&client, &settings).await.unwrap(),
+        &settings,
+        false,
+    )
+    .unwrap();
+    for step in &steps[..2] {
+        apply(&client, step).await.unwrap();
+    }
+    let (told, mut hear) = tokio::sync::mpsc::unbounded_channel::<Blocker>();
+    let created = create_slot(
+        &client,
+        &observer,
+        &steps[2],
+        |blockers| told.send(blockers[0].clone()).unwrap(),
+        std::future::pending(),
+    );
+    let mended = async {
+        let blocker = hear.recv().await.unwrap();
+        let mend = blocker.mend();
+        let (place, sql) = mend.split_once(", run ").unwrap();
+        assert_eq!(place, "in database other");
+        let (_, rollback) = sql.split_once(" or ").unwrap();
+        other.batch_execute(rollback).await.expect(rollback);
+    };
+    let (created, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(created, mended) })
+        .await
+        .unwrap();
+    created.unwrap();
+}
+
+#[tokio::test]
+async fn creating_a_slot_on_an_idle_standby_says_what_it_waits_for() {
+    let mut server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
+    let before = inspect(&client, &settings).await.unwrap();
+    // Before Postgres 16 a standby has no logical slots.
+    if before.server.version_num < 160_000 {
+        return;
+    }
+    let steps = plan(&before, &settings, false).unwrap();
+    for step in &steps[..2] {
+        apply(&client, step).await.unwrap();
+    }
+    server.stop(walrelay::local::Mode::Fast).await.unwrap();
+    std::fs::write(server.data_dir().join("standby.signal"), "").unwrap();
+    server.start_again().await.unwrap();
+    let client = connect(&settings.conninfo).await.unwrap();
+    let observer = connect(&settings.conninfo).await.unwrap();
+    let (told, mut hear) = tokio::sync::mpsc::unbounded_channel::<Vec<Blocker>>();
+    let cancelled = create_slot(
+        &client,
+        &observer,
+        &steps[2],
+        |blockers| told.send(blockers.to_vec()).unwrap(),
+        async { assert_eq!(hear.recv().await.unwrap(), [Blocker::RunningTransactions]) },
+    );
+    let error = tokio::time::timeout(LIMIT, cancelled)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.code(), Some("57014"));
 }

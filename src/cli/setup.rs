@@ -27,7 +27,7 @@ Examples:
   walrelay setup --dry-run        the SQL and the streams that it would make, and nothing else
   walrelay setup --replicas 3     new streams on three servers of the cluster
 
-Creating the slot waits until every transaction that writes at that moment has ended; after two seconds
+Creating the slot waits until every transaction that writes at that moment has ended; after a second
 setup says which. Ctrl-C cancels it and leaves no slot behind.
 
 Exit code 0: everything is there and fits. 1: something exists that does not fit, and nothing was made.";
@@ -251,11 +251,12 @@ async fn identify(settings: &Settings) -> anyhow::Result<SystemIdentity> {
 }
 
 fn print_blockers(blockers: &[Blocker]) {
-    let list: Vec<String> = blockers.iter().map(ToString::to_string).collect();
-    stderr::line(format_args!(
-        "the slot waits for the end of transactions that are open now: {}",
-        list.join(", ")
-    ));
+    for blocker in blockers {
+        stderr::line(format_args!(
+            "the slot waits for {blocker}: {}",
+            blocker.mend()
+        ));
+    }
 }
 
 /// What is wanted of NATS.

@@ -21,8 +21,8 @@ pub const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.s
 /// The table's name in [`OUTBOX_EVENTS_SQL`].
 const OUTBOX_EVENTS_NAME: &str = "public.outbox_events";
 
-/// How long a slot's creation may take before the user hears what it waits for.
-const WAIT_NOTICE: Duration = Duration::from_secs(2);
+/// How long a slot's creation may take before the user hears what it waits for, and between two looks at that.
+const WAIT_NOTICE: Duration = Duration::from_secs(1);
 
 /// One thing to make or remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,9 +180,29 @@ fn table_sql(settings: &PostgresSettings) -> String {
         .replace(OUTBOX_EVENTS_NAME, &settings.table.to_string())
 }
 
-/// A transaction that the creation of a slot waits for.
+/// What the creation of a slot waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocker {
+pub enum Blocker {
+    /// A transaction of a session.
+    Session(SessionBlocker),
+    /// A transaction that was prepared and neither committed nor rolled back: `pg_stat_activity` does not show it.
+    Prepared {
+        /// Its name.
+        gid: String,
+        /// Who prepared it.
+        owner: String,
+        /// Where; it can be ended only there.
+        database: String,
+        /// How long ago.
+        seconds: i64,
+    },
+    /// On a standby: the primary's next record of its running transactions.
+    RunningTransactions,
+}
+
+/// A session with an open transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionBlocker {
     /// Its server process.
     pub pid: i32,
     /// Its application_name.
@@ -193,17 +213,52 @@ pub struct Blocker {
     pub open_seconds: Option<i64>,
 }
 
+impl Blocker {
+    /// What ends it.
+    pub fn mend(&self) -> String {
+        match self {
+            Blocker::Session(SessionBlocker { pid, .. }) => {
+                format!("let it end, or run SELECT pg_terminate_backend({pid});")
+            }
+            Blocker::Prepared { gid, database, .. } => {
+                let (gid, database) = (quote_literal(gid), quote_identifier(database));
+                format!("in database {database}, run COMMIT PREPARED {gid}; or ROLLBACK PREPARED {gid};")
+            }
+            Blocker::RunningTransactions => {
+                "on the primary, run SELECT pg_log_standby_snapshot(); or wait until something is written there".to_owned()
+            }
+        }
+    }
+}
+
 impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Blocker::Session(session) => write!(f, "the transaction of {session}"),
+            Blocker::Prepared {
+                gid,
+                owner,
+                seconds,
+                ..
+            } => write!(f, "the transaction that {owner} prepared as {gid:?} {seconds} s ago"),
+            Blocker::RunningTransactions => {
+                f.write_str("the primary's next record of its running transactions, which an idle one does not write")
+            }
+        }
+    }
+}
+
+impl fmt::Display for SessionBlocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pid {}", self.pid)?;
         if !self.application_name.is_empty() {
             write!(f, " ({})", self.application_name)?;
         }
         if let Some(state) = &self.state {
-            write!(f, " {state}")?;
+            write!(f, ", {state}")?;
         }
         match self.open_seconds {
-            Some(seconds) => write!(f, " for {seconds} s"),
+            Some(seconds) => write!(f, ", open for {seconds} s"),
             None => Ok(()),
         }
     }
@@ -234,9 +289,9 @@ async fn as_login<T>(
 
 /// Runs the step that creates the slot, and returns the position from which it streams.
 ///
-/// The server waits until every transaction that writes at this moment has ended. After two seconds, and whenever they
-/// change, `waits_for` hears which; `observer` is a second connection for that question. When `cancel` ends first, the
-/// creation is cancelled and leaves no slot.
+/// The server waits until every transaction that writes at this moment has ended. After a second, and whenever that
+/// changes, `waits_for` hears for what; `observer` is a second connection for that question. When `cancel` ends first,
+/// the creation is cancelled and leaves no slot.
 ///
 /// # Errors
 /// The server's refusal; 57014 after `cancel`.
@@ -255,10 +310,11 @@ pub async fn create_slot(
         loop {
             tokio::time::sleep(WAIT_NOTICE).await;
             let found = blockers(observer, pid).await.unwrap_or_default();
-            let pids: Vec<i32> = found.iter().map(|blocker| blocker.pid).collect();
-            if !found.is_empty() && pids != told {
+            // The same ones have other ages.
+            let mends: Vec<String> = found.iter().map(Blocker::mend).collect();
+            if !found.is_empty() && mends != told {
                 waits_for(&found);
-                told = pids;
+                told = mends;
             }
         }
     };
@@ -276,26 +332,41 @@ pub async fn create_slot(
     }
 }
 
-/// The transactions that the server process `pid` waits for.
+/// What the server process `pid` waits for in the creation of a slot.
 ///
 /// # Errors
 /// A failed query.
 pub async fn blockers(client: &Client, pid: i32) -> Result<Vec<Blocker>, SqlError> {
-    let query = "\
+    let sessions = "\
         SELECT pid, coalesce(application_name, ''), state,
                extract(epoch FROM clock_timestamp() - xact_start)::int8
         FROM pg_catalog.pg_stat_activity WHERE pid = ANY (pg_blocking_pids($1)) ORDER BY pid";
-    let rows = client.query(query, &[&pid]).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Blocker {
-                pid: row.try_get(0)?,
-                application_name: row.try_get(1)?,
-                state: row.try_get(2)?,
-                open_seconds: row.try_get(3)?,
-            })
-        })
-        .collect()
+    let mut found = Vec::new();
+    for row in client.query(sessions, &[&pid]).await? {
+        found.push(Blocker::Session(SessionBlocker {
+            pid: row.try_get(0)?,
+            application_name: row.try_get(1)?,
+            state: row.try_get(2)?,
+            open_seconds: row.try_get(3)?,
+        }));
+    }
+    let prepared = "\
+        SELECT p.gid, p.owner::text, p.database::text, extract(epoch FROM clock_timestamp() - p.prepared)::int8
+        FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = l.transactionid
+        WHERE l.pid = $1 AND NOT l.granted";
+    for row in client.query(prepared, &[&pid]).await? {
+        found.push(Blocker::Prepared {
+            gid: row.try_get(0)?,
+            owner: row.try_get(1)?,
+            database: row.try_get(2)?,
+            seconds: row.try_get(3)?,
+        });
+    }
+    let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
+    if found.is_empty() && standby.try_get(0)? {
+        found.push(Blocker::RunningTransactions);
+    }
+    Ok(found)
 }
 
 /// What `teardown` will do: the slot first, so that nothing decodes without its publication.
