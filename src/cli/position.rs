@@ -31,7 +31,7 @@ Examples:
 
 acknowledged  the last event that the stream holds; everything before it is published
 confirmed     what Postgres may forget; behind acknowledged by hold_back
-server        the end of the write-ahead log
+server        the end of the write-ahead log, and how much of it is ahead of both
 
 Exit code 0: printed. 1: Postgres, the slot or the stream is not there.";
 
@@ -67,6 +67,20 @@ pub struct Positions {
     /// Whether the stream exists.
     #[serde(skip)]
     pub has_stream: bool,
+}
+
+impl Positions {
+    /// WAL behind what is acknowledged or confirmed, whichever is further, in bytes.
+    fn ahead_bytes(&self) -> Option<u64> {
+        let lsn = |text: &str| text.parse::<PgLsn>().ok().map(u64::from);
+        let known = [&self.acknowledged_lsn, &self.confirmed_lsn];
+        let known = known
+            .into_iter()
+            .flatten()
+            .filter_map(|text| lsn(text))
+            .max()?;
+        Some(lsn(&self.server_lsn)?.saturating_sub(known))
+    }
 }
 
 /// Runs the command.
@@ -139,12 +153,15 @@ pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
 /// The positions for people.
 pub(super) fn text(positions: &Positions) -> String {
     let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let ahead = positions.ahead_bytes().map_or_else(String::new, |count| {
+        format!(" ({} ahead)", crate::ops::bytes(count))
+    });
     let last = match positions.stream_sequence {
         Some(sequence) => format!("sequence {sequence}"),
         None => "no event of this slot at its end".to_owned(),
     };
     format!(
-        "slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}\nstream        {}, {last}",
+        "slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}",
         positions.slot,
         or_none(&positions.position),
         or_none(&positions.confirmed_lsn),
@@ -234,6 +251,28 @@ mod tests {
             data: Vec::new(),
             time: String::new(),
         }
+    }
+
+    #[test]
+    fn the_server_is_ahead_of_what_is_furthest() {
+        let ahead = |acknowledged: Option<&str>, confirmed: Option<&str>| {
+            let positions = Positions {
+                slot: "a".to_owned(),
+                acknowledged_lsn: acknowledged.map(str::to_owned),
+                confirmed_lsn: confirmed.map(str::to_owned),
+                server_lsn: "1/30".to_owned(),
+                stream: "S".to_owned(),
+                stream_sequence: None,
+                position: None,
+                has_slot: true,
+                has_stream: true,
+            };
+            positions.ahead_bytes()
+        };
+        assert_eq!(ahead(Some("1/20"), Some("1/10")), Some(0x10));
+        assert_eq!(ahead(Some("1/20"), Some("1/28")), Some(8));
+        assert_eq!(ahead(None, Some("1/30")), Some(0));
+        assert_eq!(ahead(None, None), None);
     }
 
     #[test]

@@ -33,7 +33,8 @@ Examples:
 
 The running relay is asked at http.listen. Where none answers there, slot and stream tell how far the lane is.
 
-acknowledged   what the broker has taken
+server         the end of the write-ahead log, looked at every few seconds
+acknowledged   what the broker has taken, and how far that is behind the server's end
 confirmed      what Postgres may forget; behind acknowledged by hold_back
 
 Exit code 0: a relay is streaming. 1: it is not, or none answers.";
@@ -159,6 +160,7 @@ fn text(status: &Status) -> String {
         ),
         ("publishes by", or_dash(&status.mode)),
         ("last event", or_dash(&status.position)),
+        ("server", lsn(status.server_lsn)),
         ("received", lsn(marks.received_lsn)),
         (
             "acknowledged",

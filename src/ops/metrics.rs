@@ -65,7 +65,7 @@ fn describe() {
     );
     describe_gauge!(
         "walrelay_lag_bytes",
-        "WAL received and not yet acknowledged"
+        "WAL of the server that is not yet acknowledged"
     );
     describe_gauge!(
         "walrelay_held_back_bytes",

@@ -88,6 +88,7 @@ fn positions(status: &Status) -> String {
     );
     table(&[
         ("last event", last),
+        ("server", lsn(status.server_lsn)),
         ("received", lsn(marks.received_lsn)),
         ("acknowledged", lsn(marks.acknowledged_lsn)),
         ("confirmed to Postgres", lsn(marks.confirmed_lsn)),

@@ -141,6 +141,11 @@ pub struct Table {
 }
 
 impl Inspection {
+    /// What the slot has confirmed, if it exists.
+    pub fn confirmed_lsn(&self) -> Option<PgLsn> {
+        self.slot.as_ref()?.confirmed_flush_lsn
+    }
+
     /// The condition that says which rows of the table are this publication's; `None` where all are.
     ///
     /// SQL over the table's own columns, with names as this session's search path needs them: only for the client that

@@ -159,10 +159,17 @@ impl<'a> Drive<'a> {
                     self.silence.heard(self.clock.now());
                 }
                 look = watch.look() => {
-                    let Look { carrier, room, is_decoding } = look?;
+                    let Look {
+                        carrier,
+                        room,
+                        is_decoding,
+                        server_lsn,
+                        confirmed_lsn,
+                    } = look?;
                     if is_decoding {
                         self.silence.heard(self.clock.now());
                     }
+                    self.board.looked(server_lsn, confirmed_lsn);
                     self.epoch.engine.carried(carrier);
                     self.epoch.engine.may_keep(room);
                 }

@@ -150,7 +150,7 @@ enum Next {
 impl Relay<'_> {
     async fn epoch(&mut self, shutdown: &mut Shutdown) -> anyhow::Result<Next> {
         let opened = tokio::select! {
-            opened = open::open(self.settings, &mut self.inherited, self.clock.now()) => opened,
+            opened = open::open(self.settings, &mut self.inherited, self.board, self.clock.now()) => opened,
             () = shutdown.wait() => return Ok(Next::End(self.stopped())),
         };
         let epoch = match opened {

@@ -4,6 +4,7 @@
 //! became ours; before that another relay may still have been publishing.
 
 use crate::nats::stream;
+use crate::ops::status::Board;
 use crate::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use crate::pipeline::engine::{Engine, EngineSettings, Note};
 use crate::pipeline::epochs::Refused;
@@ -151,13 +152,14 @@ pub struct Summary {
     pub warnings: Vec<String>,
 }
 
-/// Opens an epoch. `now` is the engine's time.
+/// Opens an epoch, and tells the board where the server is. `now` is the engine's time.
 ///
 /// # Errors
 /// See [`OpenError`].
 pub async fn open(
     settings: &Settings,
     inherited: &mut Inherited,
+    board: &Board,
     now: Duration,
 ) -> Result<Epoch, OpenError> {
     let conninfo = &settings.postgres.conninfo;
@@ -165,6 +167,7 @@ pub async fn open(
         .await
         .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
     let inspection = catalog::inspect(&sql, &settings.postgres).await?;
+    board.looked(inspection.server.current_lsn, inspection.confirmed_lsn());
     let mut warnings = check_postgres(&inspection, &settings.postgres, inherited.memory.is_some())?;
     let slot = &settings.postgres.slot;
     let mut broker = Broker::connect(&settings.nats, &settings.name, slot, API_TIMEOUT).await?;

@@ -7,6 +7,7 @@ use crate::pipeline::engine::{Counters, Engine};
 use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::position::Position;
 use chrono::{DateTime, Utc};
+use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -140,6 +141,9 @@ pub struct Status {
     pub started: DateTime<Utc>,
     /// When the state last changed.
     pub since: DateTime<Utc>,
+    /// End of the server's WAL at the last look.
+    #[serde(with = "lsn_text")]
+    pub server_lsn: u64,
     /// How far the lane is.
     pub marks: Marks,
     /// Counts since the start.
@@ -149,10 +153,11 @@ pub struct Status {
 }
 
 impl Status {
-    /// WAL received and not yet acknowledged, in bytes.
+    /// WAL of the server that is not yet acknowledged, received or not, in bytes.
     pub fn lag_bytes(&self) -> u64 {
         let marks = self.marks;
-        marks.received_lsn.saturating_sub(marks.acknowledged_lsn)
+        let end = self.server_lsn.max(marks.received_lsn);
+        end.saturating_sub(marks.acknowledged_lsn)
     }
 
     /// WAL acknowledged and not yet confirmed, in bytes: what the hold-back keeps.
@@ -317,6 +322,18 @@ impl Board {
         *count.entry(reason.to_owned()).or_default() += 1;
     }
 
+    /// Takes over the end of the server's WAL, and what its slot has confirmed.
+    pub fn looked(&self, server_lsn: PgLsn, confirmed_lsn: Option<PgLsn>) {
+        let mut inner = self.lock();
+        inner.status.server_lsn = server_lsn.into();
+        let marks = &mut inner.status.marks;
+        if marks.acknowledged_lsn == 0 {
+            // No epoch has begun yet. What is confirmed was acknowledged.
+            let confirmed = confirmed_lsn.map_or(0, u64::from);
+            (marks.acknowledged_lsn, marks.confirmed_lsn) = (confirmed, confirmed);
+        }
+    }
+
     /// A fault ended an epoch, or kept it from beginning; the relay waits.
     pub fn fault(&self, fault: &Fault) {
         let mut inner = self.lock();
@@ -389,6 +406,25 @@ mod tests {
         let json = serde_json::to_value(marks).unwrap();
         assert_eq!(json["received_lsn"], "16/B374D848");
         assert_eq!(serde_json::from_value::<Marks>(json).unwrap(), marks);
+    }
+
+    #[test]
+    fn lag_counts_against_the_servers_end() {
+        let board = Board::new("a", "a", "A");
+        board.looked(500.into(), Some(300.into()));
+        assert_eq!(board.status().lag_bytes(), 200);
+        let mut now = marks(1, 1);
+        (now.marks.received_lsn, now.marks.acknowledged_lsn) = (450, 400);
+        board.report(&now);
+        assert_eq!(board.status().lag_bytes(), 100);
+        // Published since the look.
+        (now.marks.received_lsn, now.marks.acknowledged_lsn) = (600, 550);
+        board.report(&now);
+        assert_eq!(board.status().lag_bytes(), 50);
+        // While the broker is away, the server goes on.
+        board.fault(&Fault::Broker("gone".into()));
+        board.looked(900.into(), Some(300.into()));
+        assert_eq!(board.status().lag_bytes(), 350);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::postgres::catalog::{self, Inspection};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::settings::PostgresSettings;
+use postgres_types::PgLsn;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -28,6 +29,10 @@ pub struct Look {
     pub room: WalRoom,
     /// The walsender is in the middle of a transaction of which it sends nothing, and answers nothing meanwhile.
     pub is_decoding: bool,
+    /// End of the server's WAL.
+    pub server_lsn: PgLsn,
+    /// What the slot has confirmed.
+    pub confirmed_lsn: Option<PgLsn>,
 }
 
 /// What the slot may keep, by what the server says.
@@ -103,6 +108,8 @@ async fn look_on(
                 carrier,
                 room: wal_room(&view.inspection),
                 is_decoding: view.is_decoding,
+                server_lsn: view.inspection.server.current_lsn,
+                confirmed_lsn: view.inspection.confirmed_lsn(),
             })
         });
         if let Some(look) = look
