@@ -121,13 +121,13 @@ async fn retention_on_both_sides_is_no_loss() {
     // The table loses its oldest rows, the stream its oldest messages.
     let stream = platform.jetstream.get_stream("OUTBOX").await.unwrap();
     stream.purge().sequence(4).await.unwrap();
-    let report = platform.verify(0).await;
-    assert_eq!(report["removed"], 3);
+    let report = platform.verify(3).await;
+    assert_eq!(report["unjudged"]["count"], 3);
     let oldest = "DELETE FROM outbox_events WHERE ctid IN (SELECT ctid FROM outbox_events ORDER BY ctid LIMIT 4)";
     platform.sql.execute(oldest, &[]).await.unwrap();
     let report = platform.verify(0).await;
     assert_eq!(
-        (&report["removed"], &report["phantom"]["count"]),
+        (&report["unjudged"]["count"], &report["phantom"]["count"]),
         (&0.into(), &0.into())
     );
 
@@ -153,7 +153,7 @@ async fn retention_on_both_sides_is_no_loss() {
     platform.insert(2).await;
     let report = platform.verify(0).await;
     assert_eq!(
-        (&report["pending"], &report["removed"]),
+        (&report["pending"], &report["unjudged"]["count"]),
         (&2.into(), &0.into())
     );
 }
@@ -264,4 +264,198 @@ async fn messages_of_others_are_counted_apart() {
         .await;
     let report = platform.verify(0).await;
     assert_eq!(report["foreign"], 1);
+}
+
+/// Lets the stream keep only its last `count` messages.
+async fn keep(platform: &Platform, count: i64) {
+    let mut stream = platform.jetstream.get_stream("OUTBOX").await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.max_messages = count;
+    platform.jetstream.update_stream(config).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_retention_may_have_removed_is_not_missing_and_not_published_again() {
+    let platform = Platform::start().await;
+    keep(&platform, 1_000).await;
+    platform.insert(3_000).await;
+    platform.relay_until(3_000).await;
+    let unjudged = async |count: u64| {
+        let report = platform.verify(3).await;
+        assert_eq!(report["verdict"], "unchecked", "{report}");
+        assert_eq!(report["unjudged"]["count"], count, "{report}");
+        assert_eq!(report["missing"]["count"], 0, "{report}");
+        let said = platform.expect(&["backfill"], 0).await;
+        assert!(
+            said.starts_with(&format!("{count} rows cannot be judged")),
+            "{said}"
+        );
+        assert!(said.ends_with("\n0 rows are not in the stream\n"), "{said}");
+    };
+    unjudged(2_000).await;
+    assert_eq!(platform.last_sequence().await, 3_000);
+    // An UPDATE gives old rows a young xmin. So does a transaction that begins early and commits late, the other way round.
+    let mark = "ALTER TABLE outbox_events ADD dispatched_at timestamptz; UPDATE outbox_events SET dispatched_at = now()";
+    platform.sql.batch_execute(mark).await.unwrap();
+    unjudged(2_000).await;
+    let late = platform.postgres.connect("postgres").await.unwrap();
+    late.batch_execute("BEGIN").await.unwrap();
+    insert(&late, 10).await;
+    platform.insert(500).await;
+    late.batch_execute("COMMIT").await.unwrap();
+    platform.relay_until(3_510).await;
+    unjudged(2_510).await;
+    keep(&platform, 10).await;
+    unjudged(3_500).await;
+    assert_eq!(platform.last_sequence().await, 3_510);
+
+    // Whoever knows better says so.
+    let all = "3500 rows are not in the stream\n";
+    let dry = ["backfill", "--unjudged", "--dry-run"];
+    assert_eq!(platform.expect(&dry, 0).await, all);
+}
+
+#[tokio::test]
+async fn more_rows_without_a_message_than_were_removed_are_missing() {
+    let platform = Platform::servers().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    platform.sql.batch_execute(schema).await.unwrap();
+    platform.insert(30).await;
+    platform.expect(&["setup"], 0).await;
+    platform.insert(20).await;
+    platform.relay_until(20).await;
+    assert_eq!(platform.verify(1).await["missing"]["count"], 30);
+    keep(&platform, 15).await;
+    let report = platform.verify(1).await;
+    let counts = (&report["missing"]["count"], &report["unjudged"]["count"]);
+    assert_eq!(counts, (&30.into(), &5.into()), "{report}");
+    // Which ones they are, nobody can tell.
+    let said = platform.expect(&["backfill"], 0).await;
+    assert!(said.starts_with("35 rows cannot be judged"), "{said}");
+    assert_eq!(platform.last_sequence().await, 20);
+}
+
+#[tokio::test]
+async fn the_slot_tells_what_was_removed_and_what_is_missing() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    keep(&platform, 10).await;
+    platform.insert(30).await;
+    platform.relay_until(30).await;
+    let report = platform.verify(0).await;
+    let counts = (&report["removed"], &report["unjudged"]["count"]);
+    assert_eq!(counts, (&20.into(), &0.into()), "{report}");
+    platform.delete_message(25).await;
+    let report = platform.verify(1).await;
+    let counts = (&report["removed"], &report["missing"]["count"]);
+    assert_eq!(counts, (&20.into(), &1.into()), "{report}");
+    let said = platform.expect(&["backfill"], 0).await;
+    assert_eq!(
+        said,
+        "1 of 1 rows that were not in the stream are published\n"
+    );
+}
+
+#[tokio::test]
+async fn a_limit_for_each_subject_removes_from_the_middle() {
+    let platform = Platform::start().await;
+    let mut stream = platform.jetstream.get_stream("OUTBOX").await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.max_messages_per_subject = 5;
+    platform.jetstream.update_stream(config).await.unwrap();
+    insert_of_type(&platform.sql, "lesson.cancelled.v1").await;
+    platform.insert(20).await;
+    platform.relay_until(21).await;
+    let report = platform.verify(3).await;
+    let counts = (&report["missing"]["count"], &report["unjudged"]["count"]);
+    assert_eq!(counts, (&0.into(), &15.into()), "{report}");
+}
+
+#[tokio::test]
+async fn two_backfills_of_a_row_are_a_double() {
+    let platform = Platform::start().await;
+    platform.insert(5).await;
+    platform.relay_until(5).await;
+    let (_, body) = platform.message(2).await;
+    let fill = async || {
+        let body = body.clone();
+        let mut headers = HeaderMap::new();
+        headers.insert("Walrelay-Kind", "backfill");
+        platform
+            .publish("outbox.lesson.published.v1", headers, body)
+            .await
+    };
+    // Beside the event itself.
+    let first = fill().await;
+    let report = platform.verify(1).await;
+    assert_eq!(report["doubled"]["count"], 1, "{report}");
+    assert_eq!(report["doubled"]["examples"][0]["sequence"], 2);
+    assert_eq!(report["doubled"]["examples"][0]["last_sequence"], first);
+    // In its place.
+    platform.delete_message(2).await;
+    assert_eq!(platform.verify(0).await["again"], 1);
+    // By two commands that saw the row missing at once.
+    fill().await;
+    assert_eq!(platform.verify(1).await["doubled"]["count"], 1);
+}
+
+#[tokio::test]
+async fn an_id_on_both_sides_of_since_is_no_double() {
+    let platform = Platform::start().await;
+    let keyless = "ALTER TABLE outbox_events DROP CONSTRAINT outbox_events_pkey";
+    platform.sql.batch_execute(keyless).await.unwrap();
+    platform.insert(3).await;
+    let older =
+        "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json, occurred_at)
+                 SELECT id, aggregate_id, event_type, '{}', '2020-01-01' FROM outbox_events";
+    platform.sql.batch_execute(older).await.unwrap();
+    platform.relay_until(6).await;
+    let since = async |code| {
+        let arguments = ["verify", "--json", "--since", "2024-01-01T00:00:00Z"];
+        let text = platform.expect(&arguments, code).await;
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let report = since(0).await;
+    let counts = (&report["rows"], &report["doubled"]["count"]);
+    assert_eq!(counts, (&3.into(), &0.into()), "{report}");
+    // Whether the older or the younger row is without its message, nobody can tell.
+    platform.delete_message(6).await;
+    let report = since(3).await;
+    let counts = (&report["missing"]["count"], &report["unjudged"]["count"]);
+    assert_eq!(counts, (&0.into(), &1.into()), "{report}");
+    platform.delete_message(3).await;
+    assert_eq!(since(1).await["missing"]["count"], 1);
+}
+
+#[tokio::test]
+async fn a_lane_that_stands_still_is_not_clean() {
+    let platform = Platform::start().await;
+    platform.insert(1).await;
+    assert_eq!(platform.verify(0).await["verdict"], "clean");
+    // Committed long ago, as a replication origin may say.
+    let old = "SELECT pg_replication_origin_create('elsewhere');
+               SELECT pg_replication_origin_session_setup('elsewhere');
+               BEGIN;
+               SELECT pg_replication_origin_xact_setup('0/1', now() - interval '1 hour');
+               INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+               VALUES (gen_random_uuid(), gen_random_uuid(), 'lesson.published.v1', '{}');
+               COMMIT;
+               SELECT pg_replication_origin_session_reset()";
+    platform.sql.batch_execute(old).await.unwrap();
+    let report = platform.verify(1).await;
+    assert_eq!(report["verdict"], "found", "{report}");
+    assert_eq!(report["pending"], 2, "{report}");
+    assert!(
+        report["pending_seconds"].as_u64() >= Some(3_600),
+        "{report}"
+    );
+    let said = platform.expect(&["verify"], 1).await;
+    assert!(said.contains("the lane stands still"), "{said}");
+    // They are the relay's all the same.
+    assert_eq!(
+        platform.expect(&["backfill"], 0).await,
+        "0 rows are not in the stream\n"
+    );
+    platform.relay_until(2).await;
+    platform.verify(0).await;
 }

@@ -17,7 +17,7 @@ use crate::cli::consent::agreed;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
-use crate::cli::verify::slot::peek;
+use crate::cli::verify::slot::{Held, peek};
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
 use crate::nats::lane_end::stored;
 use crate::nats::record::{self, StoredRecord};
@@ -345,7 +345,7 @@ async fn common(
         &settings.postgres,
         table_oid,
         server_lsn,
-        |position, id| {
+        |Held { position, id, .. }| {
             let known = in_stream.ids.get(&position).and_then(Option::as_deref);
             if id.is_some() && known == id {
                 common = Some(Published {

@@ -11,7 +11,7 @@ use indicatif::ProgressBar;
 
 use super::exit::{Exit, message};
 use super::republish::Republish;
-use super::stdout::{self, Account};
+use super::stdout::Account;
 use super::verify;
 use crate::cli::stderr;
 use crate::nats::stream;
@@ -28,7 +28,8 @@ Examples:
   walrelay backfill --since 2026-11-01T00:00:00Z  leave older rows out
 
 It is for rows from before the slot was made, and for what a slot or a broker has lost: what `walrelay verify` calls
-missing. The events come behind those that are in the stream already, with the header Walrelay-Kind: backfill and
+missing. Rows that it calls unjudged are left out, since the stream may have had their messages and removed them; give
+--unjudged where you know that it did not. The events come behind those that are in the stream already, with the header Walrelay-Kind: backfill and
 without a place in the lane. A relay that runs meanwhile looks at the stream's end anew, and goes on: it gets as much
 time as the backfill takes.
 
@@ -45,6 +46,10 @@ pub struct Args {
     /// Leave out rows whose occurred_at is older.
     #[arg(long, value_name = "TIME", value_parser = verify::parse_time)]
     since: Option<String>,
+
+    /// Publish also rows that cannot be judged: the stream may have had their messages and removed them.
+    #[arg(long)]
+    unjudged: bool,
 }
 
 /// Runs the command.
@@ -52,11 +57,21 @@ pub struct Args {
 /// # Errors
 /// Table and stream cannot be compared.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let mut missing = verify::missing(settings, args.since)
+    let found = verify::missing(settings, args.since, args.unjudged)
         .await
         .context("table and stream cannot be compared")?;
+    let mut missing = found.rows;
+    let mut account = Account::default();
+    if found.unjudged > 0 && !args.unjudged {
+        account.line(format_args!(
+            "{} rows cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
+             verify names some, --unjudged publishes them too",
+            found.unjudged
+        ));
+    }
     if args.dry_run || missing.is_empty() {
-        stdout::write(&format!("{} rows are not in the stream\n", missing.len()))?;
+        account.line(format_args!("{} rows are not in the stream", missing.len()));
+        account.close()?;
         return Ok(Exit::Done);
     }
     let nats = stream::connect_admin(&settings.nats.connection).await?;
@@ -89,7 +104,6 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         }
     }
     bar.finish_and_clear();
-    let mut account = Account::default();
     account.line(format_args!(
         "{published} of {} rows that were not in the stream are published",
         missing.len()

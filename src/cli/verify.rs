@@ -32,11 +32,11 @@ pub(in crate::cli) mod slot;
 mod sort;
 mod table;
 
-use compare::{Group, Overlap, verdict};
+use compare::{Group, Verdict, Whole, verdict};
 use lane::LaneReading;
 use oldest::OldestFirst;
 use report::{Finding, Report};
-use slot::Settled;
+use slot::{Held, Settled};
 use sort::{Entries, Entry, Kind, Merge};
 
 /// How many ids are looked for in the table at once.
@@ -49,25 +49,35 @@ Examples:
   walrelay verify --json | jq .missing.count
 
 missing        in the table, not in the stream, and the relay has passed it
-doubled        published more than once (replays, retries and backfills are marked, and are no doubles)
+unjudged       in the table, not in the stream, and the stream may have had its message and removed it
+doubled        in the stream more than once; a replay is marked and no double, nor is one backfill or one retry of an
+               event that is not there otherwise
 out of order   a first publication whose position is not above all before it
 dead-lettered  could not be published, and no retry has succeeded
 phantom        in the stream, not in the table, though the table still has rows of earlier events
+pending        in the slot, and still to be published; found where the oldest has waited for more than 5 seconds and
+               nobody reads from the slot: the lane stands still
 
-Rows that share an id need a message each.
+Rows that share an id need a message each, also where --since leaves one of them out.
 
-Retention is taken to delete the oldest rows first: events before the first one whose row is still there are not
-called phantoms. Rows older than the stream's first event are not called missing where the stream has removed
-messages at its beginning; rows that were in the table before the slot was made are (walrelay backfill publishes
-them; --since leaves them out).
+Only the slot, as long as it holds a row, tells the row's position. Where the stream has removed messages at its
+beginning, or keeps a number of each subject, any other row without a message is unjudged. If there are more of these
+than messages that were removed, the others are missing, though nobody can tell which. Where nothing was removed, all
+are missing, also rows from before the slot was made. walrelay backfill publishes what is missing, and with --unjudged
+the unjudged rows too. --since leaves rows out that are too old to matter.
+
+Retention in the table is taken to delete the oldest rows first: events before the first one whose row is still there
+are not called phantoms.
 
 Where the publication has a row filter, the rows that it carries now are compared. After a change of the shares,
 rows from before it are in their former share's stream: give --since, in backfill too.
 
 It needs about 50 MiB of memory, and 24 bytes of temporary files for each row and for each message.
 
-Exit code 0: nothing was found. 1: something was. 3: the check could not be made, or the relay is so far behind
-that what is missing cannot be told from what is still to come.";
+On a standby the table is compared as far as the standby has replayed it, if the slot is there too.
+
+Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are unjudged, or the relay is so
+far behind that what is missing cannot be told from what is still to come.";
 
 /// Compare the outbox table with the stream: missing, doubled, out of order, dead-lettered, phantom.
 #[derive(Debug, Clone, clap::Args)]
@@ -99,7 +109,7 @@ pub(in crate::cli) fn parse_time(text: &str) -> Result<String, String> {
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let checked = async {
         let (client, inspection) = look(settings).await?;
-        check(&args, settings, &client, &inspection, |_| Ok(())).await
+        check(&args, settings, &client, &inspection, |_, _| Ok(())).await
     };
     let report = match checked.await {
         Ok(report) => report,
@@ -116,12 +126,22 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     Ok(report.exit())
 }
 
-/// The rows that the stream does not have although the relay has passed them, the oldest transaction first. Only the
-/// publication says which rows are this stream's, so without it there is no answer.
+/// Rows to be published again.
+pub(in crate::cli) struct Missing {
+    /// The oldest transaction first.
+    pub(in crate::cli) rows: OldestFirst,
+    /// Rows that cannot be judged, whether they are among `rows` or not.
+    pub(in crate::cli) unjudged: u64,
+}
+
+/// The rows that the stream does not have although the relay has passed them; `with_unjudged` also those whose messages
+/// the stream may have had and removed. Only the publication says which rows are this stream's, so without it there is
+/// no answer.
 pub(in crate::cli) async fn missing(
     settings: &Settings,
     since: Option<String>,
-) -> Result<OldestFirst, anyhow::Error> {
+    with_unjudged: bool,
+) -> Result<Missing, anyhow::Error> {
     let args = Args {
         json: false,
         since,
@@ -136,16 +156,23 @@ pub(in crate::cli) async fn missing(
         settings.postgres.publication,
         settings.postgres.table
     );
-    let mut found = OldestFirst::default();
-    let report = check(&args, settings, &client, &inspection, |group| {
-        found.push(group.xmin_age, group.id)
+    let mut rows = OldestFirst::default();
+    let mut unjudged = 0;
+    let report = check(&args, settings, &client, &inspection, |group, verdict| {
+        unjudged += verdict.unjudged + verdict.ambiguous;
+        let is_wanted =
+            verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
+        match is_wanted {
+            true => rows.push(group.xmin_age, group.id),
+            false => Ok(()),
+        }
     })
     .await?;
     anyhow::ensure!(
-        report.exit() != Exit::Unchecked,
+        !report.may_come(),
         "what is missing cannot be told from what is still to come: the relay is too far behind"
     );
-    Ok(found)
+    Ok(Missing { rows, unjudged })
 }
 
 async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
@@ -159,13 +186,19 @@ async fn check(
     settings: &Settings,
     client: &Client,
     inspection: &Inspection,
-    mut on_missing: impl FnMut(&Group) -> std::io::Result<()>,
+    mut each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
 ) -> Result<Report, anyhow::Error> {
     let postgres = &settings.postgres;
     let found = inspection
         .table
         .as_ref()
         .with_context(|| format!("there is no table {}", postgres.table))?;
+    anyhow::ensure!(
+        !inspection.server.in_recovery || inspection.slot.is_some(),
+        "this server is a standby and has no slot {}, so that the stream may be ahead of its table: give the server that \
+         has the slot in postgres.url",
+        postgres.slot
+    );
     let nats = stream::connect_admin(&settings.nats.connection).await?;
     let name = &settings.nats.stream;
     let info = stream::find(&nats, name)
@@ -183,6 +216,7 @@ async fn check(
         postgres,
         inspection.row_filter(),
         args.since.as_deref(),
+        inspection.server.in_recovery,
         &mut entries,
         |rows| {
             tick(&bar, rows, None);
@@ -201,7 +235,8 @@ async fn check(
     );
     read_stream(&mut lane, &nats, client, &mut entries).await?;
     let mut settled = Settled::Passed;
-    if has_unpublished(&mut entries, &lane)? {
+    let mut pending_for = None;
+    if has_unpublished(&mut entries)? {
         let deadline = Instant::now() + args.wait;
         loop {
             settled = slot::settle(client, settings, table.snapshot_lsn, deadline).await?;
@@ -209,26 +244,25 @@ async fn check(
             if settled != Settled::Idle {
                 break;
             }
-            let tail = lane
-                .tail
-                .max(record.as_ref().and_then(|record| record.position));
-            let oid = found.oid;
-            let pending = pending(client, postgres, oid, table.snapshot_lsn, tail).await?;
+            let recorded = record.as_ref().and_then(|record| record.position);
+            let place = |position| lane.held(position, recorded);
+            let held = held(client, postgres, found.oid, table.snapshot_lsn, place).await?;
             // A relay may have taken the slot; then it publishes what is pending, and is waited for.
-            if let Some(pending) = pending {
-                entries.append(pending)?;
+            if let Some((held, oldest)) = held {
+                entries.append(held)?;
+                pending_for = oldest;
                 break;
             }
         }
     }
-    let mut report = Report::new(&table, &lane, settled);
+    let mut report = Report::new(&table, &lane, settled, pending_for);
     judge(
         &mut report,
         &mut entries,
         &lane,
         client,
         settings,
-        &mut on_missing,
+        &mut each,
     )
     .await?;
     Ok(report)
@@ -242,7 +276,7 @@ async fn read_stream(
 ) -> Result<(), anyhow::Error> {
     let bar = bar("stream", 0);
     let read = lane
-        .read_on(nats, entries, table::insert_lsn(client), |messages, all| {
+        .read_on(nats, entries, table::end_lsn(client), |messages, all| {
             tick(&bar, messages, Some(all));
         })
         .await;
@@ -250,52 +284,59 @@ async fn read_stream(
     read
 }
 
-/// What the slot holds of the snapshot's rows behind the lane's end; none where somebody reads from the slot.
-async fn pending(
+/// What the slot holds of the snapshot's rows, as what `place` makes of their positions, and since when the oldest that is
+/// pending waits; none where somebody reads from the slot.
+async fn held(
     client: &Client,
     postgres: &PostgresSettings,
     table_oid: u32,
     snapshot_lsn: PgLsn,
-    tail: Option<Position>,
-) -> Result<Option<Entries>, anyhow::Error> {
-    let mut pending = Entries::default();
-    let take = |position, id: Option<&str>| -> anyhow::Result<()> {
-        if tail.is_none_or(|tail| position > tail)
-            && let Some(id) = id.and_then(|id| Uuid::try_parse(id).ok())
-        {
-            pending.push(Entry::new(id.as_u128(), Kind::Pending, 0))?;
+    place: impl Fn(Position) -> Option<Kind>,
+) -> Result<Option<(Entries, Option<Duration>)>, anyhow::Error> {
+    let now_us = table::clock_us(client).await?;
+    let mut entries = Entries::default();
+    let mut oldest: Option<Duration> = None;
+    let take = |held: Held<'_>| -> anyhow::Result<()> {
+        let id = held.id.and_then(|id| Uuid::try_parse(id).ok());
+        if let (Some(kind), Some(id)) = (place(held.position), id) {
+            entries.push(Entry::new(id.as_u128(), kind, 0))?;
+            if kind == Kind::Pending {
+                let us = now_us.saturating_sub(held.committed_at_us).max(0);
+                oldest = oldest.max(Some(Duration::from_micros(us.unsigned_abs())));
+            }
         }
         Ok(())
     };
     let is_whole = slot::peek(client, postgres, table_oid, snapshot_lsn, take).await?;
-    Ok(is_whole.then_some(pending))
+    Ok(is_whole.then_some((entries, oldest)))
 }
 
 /// The next id, and all that was met of it.
-fn next_group(merge: &mut Merge, overlap: &Overlap) -> std::io::Result<Option<Group>> {
+fn next_group(merge: &mut Merge) -> std::io::Result<Option<Group>> {
     let mut group = Group::default();
     Ok(merge
-        .next_group(|entry| group.take(entry, overlap))?
+        .next_group(|entry| group.take(entry))?
         .then_some(group))
 }
 
-/// Where table and stream begin to overlap.
-fn overlap(entries: &mut Entries) -> std::io::Result<Overlap> {
-    let mut overlap = Overlap::default();
+/// What takes a first pass over everything.
+fn whole(entries: &mut Entries, lane: &LaneReading) -> std::io::Result<Whole> {
+    let mut whole = Whole {
+        removed_max: lane.removed_max(),
+        ..Whole::default()
+    };
     let mut merge = entries.merge()?;
-    while let Some(group) = next_group(&mut merge, &Overlap::default())? {
-        overlap.take(&group);
+    while let Some(group) = next_group(&mut merge)? {
+        whole.take(&group);
     }
-    Ok(overlap)
+    Ok(whole)
 }
 
 /// Whether anything has to be waited for.
-fn has_unpublished(entries: &mut Entries, lane: &LaneReading) -> std::io::Result<bool> {
-    let overlap = overlap(entries)?;
+fn has_unpublished(entries: &mut Entries) -> std::io::Result<bool> {
     let mut merge = entries.merge()?;
-    while let Some(group) = next_group(&mut merge, &overlap)? {
-        let verdict = verdict(&group, &overlap, lane.front_removed());
-        if verdict.missing + verdict.removed > 0 {
+    while let Some(group) = next_group(&mut merge)? {
+        if verdict(&group, &Whole::default()).unpublished() > 0 {
             return Ok(true);
         }
     }
@@ -308,16 +349,14 @@ async fn judge(
     lane: &LaneReading,
     client: &Client,
     settings: &Settings,
-    on_missing: &mut impl FnMut(&Group) -> std::io::Result<()>,
+    each: &mut impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
 ) -> Result<(), anyhow::Error> {
-    let overlap = overlap(entries)?;
+    let whole = whole(entries, lane)?;
     let mut merge = entries.merge()?;
     let mut phantoms: Vec<Group> = Vec::new();
-    while let Some(group) = next_group(&mut merge, &overlap)? {
-        let verdict = verdict(&group, &overlap, lane.front_removed());
-        if verdict.missing > 0 {
-            on_missing(&group)?;
-        }
+    while let Some(group) = next_group(&mut merge)? {
+        let verdict = verdict(&group, &whole);
+        each(&group, &verdict)?;
         report.take(&group, &verdict);
         if verdict.phantom {
             phantoms.push(group);
@@ -326,10 +365,12 @@ async fn judge(
             look_again(report, &mut phantoms, client, settings).await?;
         }
     }
-    look_again(report, &mut phantoms, client, settings).await
+    look_again(report, &mut phantoms, client, settings).await?;
+    report.explain(whole.removed_max);
+    Ok(())
 }
 
-/// A row that committed at the moment of the snapshot is there now, and one that `--since` left out.
+/// A row that committed at the moment of the snapshot is there now.
 async fn look_again(
     report: &mut Report,
     phantoms: &mut Vec<Group>,

@@ -258,6 +258,8 @@ pub struct StreamConfig {
     pub max_msgs_per_subject: i64,
     /// Largest message taken, headers included, in bytes; -1 for any.
     pub max_msg_size: i64,
+    /// Sequence of the first message that the stream was to take; 0 for 1.
+    pub first_seq: u64,
     /// How long messages are kept; zero for ever.
     #[serde(deserialize_with = "nanoseconds")]
     pub max_age: Duration,

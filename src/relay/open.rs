@@ -4,7 +4,6 @@
 //! became ours; before that another relay may still have been publishing.
 
 use crate::nats::stream;
-use crate::ops::status::Board;
 use crate::pipeline::continuity::{self, Memory, Plan, Refusal, StartView};
 use crate::pipeline::engine::{Engine, EngineSettings, Note};
 use crate::pipeline::epochs::Refused;
@@ -24,6 +23,7 @@ use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::broker::{self, Broker};
 use crate::relay::settings::{OnReject, Settings};
+use crate::relay::status::Board;
 use crate::relay::watch::{self, Watch};
 use postgres_types::PgLsn;
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ mod postgres_says_no;
 mod proxy;
 mod shared_streams;
 mod silence;
+mod standby;
 mod stranger;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.

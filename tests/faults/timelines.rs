@@ -13,7 +13,7 @@ use crate::lane::judge_events;
 use crate::support::{Fixture, eventually, uuid};
 
 /// Stops Postgres, changes its data folder, and starts it again.
-async fn restart_with(fixture: &mut Fixture, change: impl FnOnce(&Path)) {
+pub(crate) async fn restart_with(fixture: &mut Fixture, change: impl FnOnce(&Path)) {
     let data = fixture.servers().postgres.data_dir();
     let postgres = &mut fixture.own_servers().postgres;
     postgres.stop(Mode::Fast).await.unwrap();

@@ -1,7 +1,7 @@
 //! What the table and the stream say about each event, brought together.
 //!
-//! In: all entries of one id. Out: a [`Verdict`]. Pure. Guarantee: a row that the relay has still to bring is not
-//! called missing, and an event whose row retention may have deleted is not called a phantom.
+//! In: all entries of one id. Out: a [`Verdict`]. Pure. Guarantee: positions and ids decide, never the age of a row: a
+//! row is called missing only where neither the relay can still bring it nor the stream can have removed its message.
 //!
 //! A table without a key may have an id more than once, so everything is counted, and one message stands for one row.
 
@@ -12,82 +12,81 @@ use super::sort::{Entry, Kind};
 pub(super) struct Group {
     pub(super) id: u128,
     pub(super) rows: u64,
-    /// Of these, older than the stream's first event that still has a row.
-    rows_before_stream: u64,
-    /// Age of the oldest row's xmin.
+    /// Rows that `--since` leaves out.
+    older_rows: u64,
+    /// Age of the oldest row's xmin: the order of a backfill, and no verdict.
     pub(super) xmin_age: u64,
     events: u64,
     later_events: u64,
     /// Sequence of the first event, 0 for none.
     pub(super) sequence: u64,
-    /// Sequence of the last event.
-    pub(super) last_sequence: u64,
     dead_letters: u64,
     pub(super) dead_letter_sequence: u64,
-    again: u64,
+    /// Backfills and retries.
+    fills: u64,
+    replays: u64,
+    /// Sequences of the first and the last message that must not be there twice: an event, a backfill, a retry.
+    pub(super) copies: Option<(u64, u64)>,
     pending: u64,
+    passed: u64,
+    removed: u64,
 }
 
 impl Group {
     /// Takes the next entry of the same id.
-    pub(super) fn take(&mut self, entry: Entry, overlap: &Overlap) {
+    pub(super) fn take(&mut self, entry: Entry) {
         self.id = entry.id;
         let number = entry.number();
         match entry.kind() {
             Kind::Row => {
                 self.rows += 1;
-                self.rows_before_stream += u64::from(overlap.is_behind(number));
                 self.xmin_age = self.xmin_age.max(number);
             }
-            kind @ (Kind::Event | Kind::LaterEvent) => {
-                if kind == Kind::Event {
-                    self.events += 1;
-                } else {
-                    self.later_events += 1;
-                }
-                self.sequence = match self.sequence {
-                    0 => number,
-                    first => first.min(number),
-                };
-                self.last_sequence = self.last_sequence.max(number);
-            }
+            Kind::OlderRow => self.older_rows += 1,
+            Kind::Event => self.events += 1,
+            Kind::LaterEvent => self.later_events += 1,
             Kind::DeadLetter => {
                 self.dead_letters += 1;
                 self.dead_letter_sequence = number;
             }
-            Kind::Again => self.again += 1,
+            Kind::Fill => self.fills += 1,
+            Kind::Replay => self.replays += 1,
             Kind::Pending => self.pending += 1,
+            Kind::Passed => self.passed += 1,
+            Kind::Removed => self.removed += 1,
         }
-    }
-}
-
-/// Where table and stream begin to overlap: the earliest event of the stream whose row is in the table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Overlap {
-    /// Its sequence; none where no event has a row.
-    pub(super) sequence: Option<u64>,
-    /// Age of its row's xmin.
-    pub(super) xmin_age: u64,
-}
-
-impl Overlap {
-    pub(super) fn take(&mut self, group: &Group) {
-        if group.rows > 0
-            && group.sequence > 0
-            && self
-                .sequence
-                .is_none_or(|sequence| group.sequence < sequence)
-        {
-            *self = Overlap {
-                sequence: Some(group.sequence),
-                xmin_age: group.xmin_age,
+        if matches!(entry.kind(), Kind::Event | Kind::LaterEvent) {
+            self.sequence = match self.sequence {
+                0 => number,
+                first => first.min(number),
             };
         }
+        if matches!(entry.kind(), Kind::Event | Kind::LaterEvent | Kind::Fill) {
+            let (first, last) = self.copies.unwrap_or((number, number));
+            self.copies = Some((first.min(number), last.max(number)));
+        }
     }
 
-    /// Whether a row of this age is older than all that the stream has.
-    fn is_behind(&self, xmin_age: u64) -> bool {
-        self.sequence.is_none() || xmin_age > self.xmin_age
+    fn has_row(&self) -> bool {
+        self.rows + self.older_rows > 0
+    }
+}
+
+/// What is known of the stream as a whole.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Whole {
+    /// Sequence of the earliest event whose row is in the table; none where no event has a row.
+    pub(super) first_with_row: Option<u64>,
+    /// Most messages that retention may have removed before they were read.
+    pub(super) removed_max: u64,
+}
+
+impl Whole {
+    pub(super) fn take(&mut self, group: &Group) {
+        if group.has_row() && group.sequence > 0 {
+            let first = self.first_with_row.unwrap_or(group.sequence);
+            self.first_with_row = Some(first.min(group.sequence));
+        }
     }
 }
 
@@ -98,140 +97,212 @@ pub(super) struct Verdict {
     pub(super) missing: u64,
     /// The same, but the slot has it and the relay has not come to it.
     pub(super) pending: u64,
-    /// The same, but older than the stream's oldest event, and the stream has removed messages at its beginning.
+    /// The same, but the slot tells its position, which is before the lane's first one in the stream, where messages were
+    /// removed.
     pub(super) removed: u64,
+    /// The same, but its position is not known, and the stream may have had its message and removed it.
+    pub(super) unjudged: u64,
+    /// The same, or an older row of the same id, which `--since` leaves out.
+    pub(super) ambiguous: u64,
     /// A dead letter, and no retry that succeeded.
     pub(super) dead_lettered: u64,
-    /// More first publications than rows.
+    /// More publications than rows, but for replays.
     pub(super) doubled: u64,
     /// In the stream; unless a second look finds its row, not in the table, which still has rows of earlier events.
     pub(super) phantom: bool,
 }
 
-/// Judges one id. `front_removed`: the stream no longer has its first message.
-pub(super) fn verdict(group: &Group, overlap: &Overlap, front_removed: bool) -> Verdict {
-    let published = group.events + group.later_events;
+impl Verdict {
+    /// Rows without a message.
+    pub(super) fn unpublished(&self) -> u64 {
+        self.missing + self.pending + self.removed + self.unjudged + self.ambiguous
+    }
+}
+
+/// Judges one id.
+pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
+    let copies = group.events + group.later_events + group.fills;
+    let all_rows = group.rows + group.older_rows;
     // Retention may have deleted the row of an event or of a dead letter: one row at least was there.
-    let rows = group.rows.max(1);
-    let mut verdict = Verdict {
-        doubled: published.saturating_sub(rows),
-        ..Verdict::default()
-    };
-    let dead_lettered = rows
-        .saturating_sub(published + group.again)
-        .min(group.dead_letters);
-    verdict.dead_lettered = dead_lettered;
-    let mut left = group
-        .rows
-        .saturating_sub(published + group.again + dead_lettered);
+    let rows = all_rows.max(1);
+    let published = copies + group.replays;
+    let dead_lettered = rows.saturating_sub(published).min(group.dead_letters);
+    let accounted = published + dead_lettered;
+    let mut left = all_rows.saturating_sub(accounted).min(group.rows);
+    // Among rows that share the id, those that `--since` leaves out may be the ones without a message.
+    let ambiguous = left - group.rows.saturating_sub(accounted).min(left);
     let mut part = |of: u64| {
         let part = left.min(of);
         left -= part;
         part
     };
-    verdict.pending = part(group.pending);
-    if front_removed {
-        verdict.removed = part(group.rows_before_stream);
-    }
-    verdict.missing = left;
+    let pending = part(group.pending);
+    let removed = part(group.removed);
+    let known = part(group.passed);
+    let ambiguous = part(ambiguous);
+    let unjudged = match whole.removed_max {
+        0 => 0,
+        _ => part(u64::MAX),
+    };
     // Retention deletes the oldest rows first: behind a row that is still there, none may be absent.
-    let behind_rows = overlap.sequence.is_some_and(|first| group.sequence > first);
-    verdict.phantom = group.rows == 0 && group.events > 0 && behind_rows;
-    verdict
+    let behind_rows = whole
+        .first_with_row
+        .is_some_and(|first| group.sequence > first);
+    Verdict {
+        missing: known + left,
+        pending,
+        removed,
+        unjudged,
+        ambiguous,
+        dead_lettered,
+        doubled: copies.saturating_sub(rows),
+        phantom: !group.has_row() && group.events > 0 && behind_rows,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Kind::{Again, DeadLetter, Event, LaterEvent, Pending, Row};
+    use super::Kind::{
+        DeadLetter, Event, Fill, LaterEvent, OlderRow, Passed, Pending, Removed, Replay, Row,
+    };
     use super::*;
 
-    /// Where the table's rows of age 500 and less have events, from sequence 10 on.
-    const OVERLAP: Overlap = Overlap {
-        sequence: Some(10),
-        xmin_age: 500,
+    /// Nothing was removed, and the table's first row has its event at sequence 10.
+    const WHOLE: Whole = Whole {
+        first_with_row: Some(10),
+        removed_max: 0,
+    };
+    const TRIMMED: Whole = Whole {
+        removed_max: 9,
+        ..WHOLE
+    };
+    const FINE: Verdict = Verdict {
+        missing: 0,
+        pending: 0,
+        removed: 0,
+        unjudged: 0,
+        ambiguous: 0,
+        dead_lettered: 0,
+        doubled: 0,
+        phantom: false,
     };
 
-    fn judge(entries: &[(Kind, u64)], overlap: &Overlap, front_removed: bool) -> Verdict {
+    fn judge(entries: &[(Kind, u64)], whole: &Whole) -> Verdict {
         let mut group = Group::default();
         for &(kind, number) in entries {
-            group.take(Entry::new(1, kind, number), overlap);
+            group.take(Entry::new(1, kind, number));
         }
-        verdict(&group, overlap, front_removed)
+        verdict(&group, whole)
+    }
+
+    fn missing(missing: u64) -> Verdict {
+        Verdict { missing, ..FINE }
+    }
+
+    fn unjudged(unjudged: u64) -> Verdict {
+        Verdict { unjudged, ..FINE }
     }
 
     #[test]
     fn each_case_has_its_verdict() {
-        let fine = Verdict::default();
-        let missing = |missing| Verdict { missing, ..fine };
         let dead_lettered = |dead_lettered| Verdict {
             dead_lettered,
-            ..fine
+            ..FINE
         };
-        let doubled = |doubled| Verdict { doubled, ..fine };
-        let pending = |pending| Verdict { pending, ..fine };
+        let doubled = |doubled| Verdict { doubled, ..FINE };
+        let pending = |pending| Verdict { pending, ..FINE };
         let phantom = Verdict {
             phantom: true,
-            ..fine
+            ..FINE
         };
         for (entries, expected) in [
-            (&[(Row, 5), (Event, 20)][..], fine),
+            (&[(Row, 5), (Event, 20)][..], FINE),
             (&[(Row, 5)], missing(1)),
             (&[(Row, 5), (Pending, 0)], pending(1)),
+            (&[(Row, 5), (Passed, 0)], missing(1)),
             (&[(Row, 5), (DeadLetter, 20)], dead_lettered(1)),
-            (&[(Row, 5), (DeadLetter, 20), (Again, 21)], fine),
+            (&[(Row, 5), (DeadLetter, 20), (Fill, 21)], FINE),
             (&[(DeadLetter, 20)], dead_lettered(1)),
             // Mended by a row that took its place.
-            (&[(Row, 5), (Event, 21), (DeadLetter, 20)], fine),
-            (&[(Row, 5), (Again, 20)], fine),
+            (&[(Row, 5), (Event, 21), (DeadLetter, 20)], FINE),
             (&[(Row, 5), (Event, 20), (Event, 21)], doubled(1)),
-            (&[(Row, 5), (Event, 20), (Again, 21)], fine),
             (&[(Event, 9), (LaterEvent, 20)], doubled(1)),
+            // A replay explains itself. A backfill and a retry explain one message that is there alone.
+            (&[(Row, 5), (Replay, 20)], FINE),
+            (&[(Row, 5), (Event, 20), (Replay, 21)], FINE),
+            (&[(Row, 5), (Fill, 20)], FINE),
+            (&[(Row, 5), (Fill, 20), (Replay, 21)], FINE),
+            (&[(Row, 5), (Fill, 20), (Fill, 21)], doubled(1)),
+            (&[(Row, 5), (Event, 20), (Fill, 21)], doubled(1)),
+            (&[(Fill, 20), (Fill, 21)], doubled(1)),
             (&[(Event, 20)], phantom),
-            (&[(Event, 9)], fine),
-            (&[(LaterEvent, 20)], fine),
+            (&[(Event, 9)], FINE),
+            (&[(LaterEvent, 20)], FINE),
             // The slot has something that nobody sees in the table.
-            (&[(Pending, 0)], fine),
+            (&[(Pending, 0)], FINE),
         ] {
-            assert_eq!(judge(entries, &OVERLAP, false), expected, "{entries:?}");
+            assert_eq!(judge(entries, &WHOLE), expected, "{entries:?}");
         }
     }
 
     #[test]
     fn rows_that_share_an_id_need_a_message_each() {
         let rows = [(Row, 5), (Row, 5), (Row, 5)];
-        let counts = |more: &[(Kind, u64)]| {
-            let verdict = judge(&[&rows, more].concat(), &OVERLAP, false);
-            (
-                verdict.missing,
-                verdict.pending,
-                verdict.dead_lettered,
-                verdict.doubled,
-            )
+        let judge = |more: &[(Kind, u64)]| judge(&[&rows, more].concat(), &WHOLE);
+        let events = |sequences: &[u64]| -> Vec<(Kind, u64)> {
+            sequences
+                .iter()
+                .map(|sequence| (Event, *sequence))
+                .collect()
         };
-        assert_eq!(
-            counts(&[(Event, 20), (Event, 21), (Event, 22)]),
-            (0, 0, 0, 0)
-        );
-        assert_eq!(counts(&[(Event, 20), (Event, 21)]), (1, 0, 0, 0));
-        assert_eq!(counts(&[(Event, 20), (DeadLetter, 21)]), (1, 0, 1, 0));
-        assert_eq!(
-            counts(&[(Event, 20), (Again, 21), (Pending, 0)]),
-            (0, 1, 0, 0)
-        );
-        assert_eq!(counts(&[(DeadLetter, 21), (Again, 22)]), (1, 0, 1, 0));
-        assert_eq!(counts(&[20, 21, 22, 23].map(|n| (Event, n))), (0, 0, 0, 1));
+        assert_eq!(judge(&events(&[20, 21, 22])), FINE);
+        assert_eq!(judge(&events(&[20, 21])), missing(1));
+        assert_eq!(judge(&events(&[20, 21, 22, 23])).doubled, 1);
+        let expected = Verdict {
+            dead_lettered: 1,
+            ..missing(1)
+        };
+        assert_eq!(judge(&[(Event, 20), (DeadLetter, 21)]), expected);
+        assert_eq!(judge(&[(DeadLetter, 21), (Fill, 22)]), expected);
+        let expected = Verdict { pending: 1, ..FINE };
+        assert_eq!(judge(&[(Event, 20), (Fill, 21), (Pending, 0)]), expected);
     }
 
     #[test]
-    fn what_the_stream_removed_at_its_beginning_is_not_missing() {
-        let counts = |rows: &[(Kind, u64)], overlap: &Overlap, front_removed| {
-            let verdict = judge(rows, overlap, front_removed);
-            (verdict.removed, verdict.missing)
+    fn what_the_stream_may_have_removed_is_not_missing() {
+        assert_eq!(judge(&[(Row, 5)], &TRIMMED), unjudged(1));
+        assert_eq!(judge(&[(Row, 5), (Event, 20)], &TRIMMED), FINE);
+        // The slot knows better.
+        assert_eq!(judge(&[(Row, 5), (Passed, 0)], &TRIMMED), missing(1));
+        let removed = Verdict { removed: 1, ..FINE };
+        assert_eq!(judge(&[(Row, 5), (Removed, 0)], &TRIMMED), removed);
+        let both = Verdict {
+            unjudged: 1,
+            ..removed
         };
-        assert_eq!(counts(&[(Row, 501)], &OVERLAP, true), (1, 0));
-        assert_eq!(counts(&[(Row, 499)], &OVERLAP, true), (0, 1));
-        assert_eq!(counts(&[(Row, 501)], &OVERLAP, false), (0, 1));
-        assert_eq!(counts(&[(Row, 1)], &Overlap::default(), true), (1, 0));
-        assert_eq!(counts(&[(Row, 1), (Row, 501)], &OVERLAP, true), (1, 1));
+        assert_eq!(judge(&[(Row, 5), (Row, 5), (Removed, 0)], &TRIMMED), both);
+    }
+
+    #[test]
+    fn rows_that_are_left_out_count_where_they_share_an_id() {
+        let both =
+            |more: &[(Kind, u64)]| judge(&[&[(Row, 5), (OlderRow, 0)], more].concat(), &WHOLE);
+        assert_eq!(both(&[(Event, 20), (Event, 21)]), FINE);
+        assert_eq!(both(&[(Event, 20), (Event, 21), (Event, 22)]).doubled, 1);
+        // Whose the one message is, nobody can tell.
+        let ambiguous = Verdict {
+            ambiguous: 1,
+            ..FINE
+        };
+        assert_eq!(both(&[(Event, 20)]), ambiguous);
+        assert_eq!(both(&[]), missing(1));
+        let rows = [(Row, 5), (Row, 5), (OlderRow, 0), (Event, 20)];
+        let expected = Verdict {
+            missing: 1,
+            ..ambiguous
+        };
+        assert_eq!(judge(&rows, &WHOLE), expected);
+        assert_eq!(judge(&[(OlderRow, 0)], &WHOLE), FINE);
+        assert_eq!(judge(&[(OlderRow, 0), (Event, 20)], &WHOLE), FINE);
     }
 }

@@ -19,7 +19,8 @@ use super::sort::{Entries, Entry, Kind};
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamInfo};
 use crate::nats::stream;
 use crate::pipeline::position::{
-    KIND_ADOPTED, KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
+    KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
+    Position, parse_header,
 };
 use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::event_id;
@@ -51,14 +52,25 @@ pub(super) struct LaneReading {
     is_adopted: bool,
     created: String,
     next: u64,
+    /// The first position of the lane's history in the stream.
+    first: Option<Position>,
     /// The highest position of a first publication.
-    pub(super) tail: Option<Position>,
-    pub(super) first_sequence: u64,
+    tail: Option<Position>,
+    first_sequence: u64,
+    /// Messages that are between those that were read, or before them.
+    unread: u64,
+    /// Of these, before the first that was read.
+    unread_front: u64,
+    /// Whether retention may remove messages that have older ones before them.
+    keeps_some_per_subject: bool,
+    /// Whether retention removed messages while they were read.
+    front_moved: bool,
     pub(super) removed_inside: u64,
     pub(super) messages: u64,
     pub(super) events: u64,
     pub(super) dead_letters: u64,
     pub(super) dead_letters_without_id: u64,
+    /// Replays, retries, backfills.
     pub(super) again: u64,
     /// Messages that only tell the lane's position.
     pub(super) marks: u64,
@@ -85,9 +97,14 @@ impl LaneReading {
             adopted_sequence,
             is_adopted: false,
             created: info.created.clone(),
-            next: 1,
+            next: info.config.first_seq.max(1),
+            first: None,
             tail: None,
             first_sequence: info.state.first_seq,
+            unread: 0,
+            unread_front: 0,
+            keeps_some_per_subject: info.config.max_msgs_per_subject > 0,
+            front_moved: false,
             removed_inside: 0,
             messages: 0,
             events: 0,
@@ -113,19 +130,40 @@ impl LaneReading {
         server_lsn: impl Future<Output = anyhow::Result<PgLsn>>,
         mut progress: impl FnMut(u64, u64),
     ) -> anyhow::Result<()> {
+        let info = self.info(nats).await?;
+        self.first_sequence = info.state.first_seq;
+        self.removed_inside = info.state.num_deleted;
+        let end = info.state.last_seq;
+        self.server_lsn = server_lsn.await?;
+        let removed = self.first_sequence.saturating_sub(self.next);
+        self.unread += removed;
+        self.unread_front += removed;
+        self.next += removed;
+        if end < self.next || !self.has_next(nats).await? {
+            return Ok(());
+        }
+        self.read_to(end, nats, entries, &mut progress).await?;
+        self.front_moved |= self.info(nats).await?.state.first_seq > self.first_sequence;
+        Ok(())
+    }
+
+    async fn info(&self, nats: &async_nats::Client) -> anyhow::Result<StreamInfo> {
         let info = stream::find(nats, &self.name)
             .await?
             .with_context(|| format!("there is no stream {}", self.name))?;
         if info.created != self.created {
             bail!("stream {} was deleted and made anew meanwhile", self.name);
         }
-        self.first_sequence = info.state.first_seq;
-        self.removed_inside = info.state.num_deleted;
-        let end = info.state.last_seq;
-        self.server_lsn = server_lsn.await?;
-        if end < self.next || !self.has_next(nats).await? {
-            return Ok(());
-        }
+        Ok(info)
+    }
+
+    async fn read_to(
+        &mut self,
+        end: u64,
+        nats: &async_nats::Client,
+        entries: &mut Entries,
+        progress: &mut impl FnMut(u64, u64),
+    ) -> anyhow::Result<()> {
         let config = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: self.next,
@@ -166,6 +204,7 @@ impl LaneReading {
                     &message.payload,
                     entries,
                 )?;
+                self.unread += sequence - self.next;
                 self.next = sequence + 1;
                 progress(
                     sequence.saturating_sub(self.first_sequence) + 1,
@@ -179,9 +218,34 @@ impl LaneReading {
         Ok(())
     }
 
-    /// Whether the stream no longer has its first message.
-    pub(super) fn front_removed(&self) -> bool {
-        self.first_sequence > 1
+    /// Most messages that retention may have removed before they were read. Where it removes only from the front, what is
+    /// absent behind a message that was read was deleted or lost.
+    pub(super) fn removed_max(&self) -> u64 {
+        if self.only_front_removed() {
+            self.unread_front
+        } else {
+            self.unread
+        }
+    }
+
+    fn only_front_removed(&self) -> bool {
+        !self.keeps_some_per_subject && !self.front_moved
+    }
+
+    /// What it means for a row without a message that the slot holds it at `position`, where a record says how far the
+    /// lane was; none where that tells nothing.
+    pub(super) fn held(&self, position: Position, recorded: Option<Position>) -> Option<Kind> {
+        if self.tail.max(recorded).is_none_or(|tail| position > tail) {
+            return Some(Kind::Pending);
+        }
+        let is_before = self.first.is_none_or(|first| position < first);
+        // Before its adoption the stream has nothing of this history.
+        let has_removed = self.removed_max() > 0 && self.first_sequence > self.adopted_sequence + 1;
+        if is_before && has_removed {
+            Some(Kind::Removed)
+        } else {
+            self.only_front_removed().then_some(Kind::Passed)
+        }
     }
 
     /// Whether the stream still holds anything at or behind the place to read on.
@@ -223,11 +287,15 @@ impl LaneReading {
                 self.marks += 1;
                 return Ok(());
             }
-            // A retry or a backfill has no place in the lane; its event is there nevertheless.
-            (Some(_), _) => {
+            // None of these has a place in the lane; its event is there nevertheless.
+            (Some(kind), _) => {
                 self.again += 1;
+                let kind = match kind {
+                    KIND_BACKFILL | KIND_RETRY => Kind::Fill,
+                    _ => Kind::Replay,
+                };
                 if let Some(id) = id {
-                    entries.push(Entry::new(id, Kind::Again, sequence))?;
+                    entries.push(Entry::new(id, kind, sequence))?;
                 }
                 return Ok(());
             }
@@ -275,8 +343,10 @@ impl LaneReading {
         if sequence > self.adopted_sequence && !self.is_adopted {
             // Another database's LSNs need not be higher.
             self.is_adopted = true;
+            self.first = None;
             self.tail = None;
         }
+        self.first.get_or_insert(position);
         match self.tail {
             Some(tail) if position <= tail => {
                 self.out_of_order += 1;

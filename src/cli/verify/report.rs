@@ -3,6 +3,8 @@
 //! In: counts and examples. Out: text or one JSON object, and the exit code. Guarantee: at most
 //! [`SAMPLES_MAX`] examples of each kind, however many there are.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -12,6 +14,9 @@ use super::slot::Settled;
 use super::table::Table;
 use crate::cli::exit::Exit;
 use crate::cli::stdout::Account;
+
+/// How long a row may wait for a relay.
+const PENDING_MAX: Duration = Duration::from_secs(5);
 
 /// One example.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -42,7 +47,14 @@ impl Finding {
     pub(super) fn of_event(group: &Group) -> Self {
         Finding {
             sequence: Some(group.sequence),
-            last_sequence: (group.last_sequence != group.sequence).then_some(group.last_sequence),
+            ..Finding::of_row(group)
+        }
+    }
+
+    fn of_copies(group: &Group) -> Self {
+        Finding {
+            sequence: group.copies.map(|(first, _)| first),
+            last_sequence: group.copies.map(|(_, last)| last),
             ..Finding::of_row(group)
         }
     }
@@ -100,6 +112,8 @@ pub(super) struct Report {
     rows_without_id: u64,
     /// All rows of the snapshot were committed below this.
     snapshot_lsn: String,
+    /// The table was read on a standby.
+    on_standby: bool,
     messages: u64,
     events: u64,
     /// Replays, retries, backfills.
@@ -109,22 +123,34 @@ pub(super) struct Report {
     /// Messages that are no longer there between the stream's first and last.
     removed_inside: u64,
     missing: Findings,
+    /// In the table, not in the stream, which may have had their messages and removed them.
+    unjudged: Findings,
     doubled: Findings,
     out_of_order: Findings,
     dead_lettered: Findings,
     pub(super) phantom: Findings,
     /// In the table and the slot, not in the stream yet.
     pending: u64,
-    /// In the table, older than what the stream still has.
+    /// Age of the oldest of these.
+    pending_seconds: Option<u64>,
+    /// In the table and the slot, at positions whose messages the stream has removed.
     removed: u64,
     /// The relay had not passed the snapshot: what is missing may still come.
     is_behind: bool,
     #[serde(skip)]
     has_slot: bool,
+    /// Unjudged only for an older row of the same id.
+    #[serde(skip)]
+    ambiguous: u64,
 }
 
 impl Report {
-    pub(super) fn new(table: &Table, lane: &LaneReading, settled: Settled) -> Self {
+    pub(super) fn new(
+        table: &Table,
+        lane: &LaneReading,
+        settled: Settled,
+        pending_for: Option<Duration>,
+    ) -> Self {
         let dead_lettered = Findings {
             count: lane.dead_letters_without_id,
             examples: Vec::new(),
@@ -134,12 +160,14 @@ impl Report {
             rows: table.rows,
             rows_without_id: table.rows_without_id,
             snapshot_lsn: table.snapshot_lsn.to_string(),
+            on_standby: table.in_recovery,
             messages: lane.messages,
             events: lane.events,
             again: lane.again,
             foreign: lane.foreign,
             removed_inside: lane.removed_inside,
             missing: Findings::default(),
+            unjudged: Findings::default(),
             doubled: Findings::default(),
             out_of_order: Findings {
                 count: lane.out_of_order,
@@ -157,9 +185,11 @@ impl Report {
             dead_lettered,
             phantom: Findings::default(),
             pending: 0,
+            pending_seconds: pending_for.map(|age| age.as_secs()),
             removed: 0,
             is_behind: settled == Settled::Behind,
             has_slot: settled != Settled::NoSlot,
+            ambiguous: 0,
         }
     }
 
@@ -167,9 +197,16 @@ impl Report {
     pub(super) fn take(&mut self, group: &Group, verdict: &Verdict) {
         self.pending += verdict.pending;
         self.removed += verdict.removed;
+        self.ambiguous += verdict.ambiguous;
+        let unjudged = verdict.unjudged + verdict.ambiguous;
         for (findings, count, example) in [
             (&mut self.missing, verdict.missing, Finding::of_row(group)),
-            (&mut self.doubled, verdict.doubled, Finding::of_event(group)),
+            (&mut self.unjudged, unjudged, Finding::of_row(group)),
+            (
+                &mut self.doubled,
+                verdict.doubled,
+                Finding::of_copies(group),
+            ),
             (
                 &mut self.dead_lettered,
                 verdict.dead_lettered,
@@ -182,9 +219,30 @@ impl Report {
         }
     }
 
-    fn kinds(&self) -> [(&'static str, &Findings); 5] {
+    /// Of the rows without a message at most `removed_max` can have had one that was removed: the others are missing,
+    /// whichever they are.
+    pub(super) fn explain(&mut self, removed_max: u64) {
+        let unjudged = self.unjudged.count - self.ambiguous;
+        let missing = unjudged.saturating_sub(removed_max);
+        self.unjudged.count -= missing;
+        self.missing.count += missing;
+    }
+
+    /// Whether what is missing may still come.
+    pub(super) fn may_come(&self) -> bool {
+        self.is_behind && self.missing.count + self.unjudged.count > 0
+    }
+
+    /// Whether the lane does not move although something is to be published.
+    fn stands_still(&self) -> bool {
+        let seconds = self.pending_seconds.unwrap_or(0);
+        self.pending > 0 && seconds > PENDING_MAX.as_secs()
+    }
+
+    fn kinds(&self) -> [(&'static str, &Findings); 6] {
         [
             ("missing", &self.missing),
+            ("unjudged", &self.unjudged),
             ("doubled", &self.doubled),
             ("out of order", &self.out_of_order),
             ("dead-lettered", &self.dead_lettered),
@@ -194,13 +252,18 @@ impl Report {
 
     /// What the command ends with.
     pub(super) fn exit(&self) -> Exit {
-        let counts = |kind: &Findings| kind.count > 0;
-        let others = self.kinds().into_iter().skip(1);
-        let may_come = self.is_behind && counts(&self.missing);
-        if others.into_iter().any(|(_, kind)| counts(kind)) || (counts(&self.missing) && !may_come)
-        {
+        let found = [
+            &self.doubled,
+            &self.out_of_order,
+            &self.dead_lettered,
+            &self.phantom,
+        ]
+        .into_iter()
+        .any(|kind| kind.count > 0);
+        let is_missing = self.missing.count > 0 && !self.may_come();
+        if found || is_missing || self.stands_still() {
             Exit::Failed
-        } else if may_come {
+        } else if self.may_come() || self.unjudged.count > 0 {
             Exit::Unchecked
         } else {
             Exit::Done
@@ -241,12 +304,21 @@ impl Report {
         }
         for (count, note) in [
             (
-                self.pending,
+                if self.stands_still() { 0 } else { self.pending },
                 "rows are in the slot and not published yet: walrelay run publishes them",
             ),
             (
                 self.removed,
-                "rows are older than the stream's first event; the stream has removed messages at its beginning",
+                "rows were published, and the stream has removed their messages since",
+            ),
+            (
+                self.unjudged.count - self.ambiguous.min(self.unjudged.count),
+                "rows cannot be judged: the stream may have had their messages and removed them; --since leaves older rows \
+                 out, walrelay backfill --unjudged publishes them",
+            ),
+            (
+                self.ambiguous,
+                "rows cannot be judged: they share their id with a row that --since leaves out",
             ),
             (
                 self.rows_without_id,
@@ -261,12 +333,22 @@ impl Report {
                 text.push_str(&format!("note: {count} {note}\n"));
             }
         }
+        if self.stands_still() {
+            text.push_str(&format!(
+                "pending        {}, the oldest for {}: the lane stands still; walrelay status says why, walrelay run publishes them\n",
+                self.pending,
+                humantime::format_duration(Duration::from_secs(self.pending_seconds.unwrap_or(0)))
+            ));
+        }
+        if self.on_standby {
+            text.push_str("note: the table was read on a standby: rows that it has not replayed yet are not seen\n");
+        }
         if !self.has_slot {
             text.push_str(
                 "note: there is no replication slot: nothing that is missing will come by itself\n",
             );
         }
-        if self.is_behind && self.missing.count > 0 {
+        if self.may_come() {
             text.push_str(
                 "note: the relay is still behind the table: what is missing may still come; check again later, or with a longer --wait\n",
             );

@@ -86,8 +86,18 @@ pub(super) async fn settle(
     }
 }
 
-/// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`, with its position
-/// and its id as text; `false` where somebody reads from the slot.
+/// An outbox row that the slot holds.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::cli) struct Held<'a> {
+    pub(in crate::cli) position: Position,
+    /// When its transaction committed, in µs since 2000-01-01 UTC.
+    pub(in crate::cli) committed_at_us: i64,
+    /// Its id as text.
+    pub(in crate::cli) id: Option<&'a str>,
+}
+
+/// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`; `false` where
+/// somebody reads from the slot.
 ///
 /// # Errors
 /// Postgres refuses, or sends what cannot be read.
@@ -96,7 +106,7 @@ pub(in crate::cli) async fn peek(
     settings: &PostgresSettings,
     table_oid: u32,
     lsn: PgLsn,
-    mut each: impl FnMut(Position, Option<&str>) -> anyhow::Result<()>,
+    mut each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
     let query = "SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, $2, NULL, \
                  'proto_version', '1', 'publication_names', quote_ident($3::text))";
@@ -109,10 +119,11 @@ pub(in crate::cli) async fn peek(
     };
     pin_mut!(rows);
     let mut relations = Relations::new(source(table_oid, settings));
-    let mut at = Position {
+    let mut position = Position {
         commit_lsn: 0.into(),
         ordinal: 0,
     };
+    let mut committed_at_us = 0;
     loop {
         let row = match client.answer(rows.try_next()).await {
             Ok(Some(row)) => row,
@@ -121,23 +132,32 @@ pub(in crate::cli) async fn peek(
             Err(error) => return Err(refused(error)),
         };
         match pgoutput::decode(row.try_get(0)?)? {
-            Message::Begin { commit_lsn, .. } => {
-                at = Position {
+            Message::Begin {
+                commit_lsn,
+                committed_at_us: at_us,
+                ..
+            } => {
+                position = Position {
                     commit_lsn,
                     ordinal: 0,
-                }
+                };
+                committed_at_us = at_us;
             }
             Message::Relation(relation) => {
                 relations.describe(&relation)?;
             }
             Message::Insert { relation_oid, row } => {
                 if let Some(row) = relations.read(relation_oid, &row)? {
-                    at.ordinal += 1;
+                    position.ordinal += 1;
                     let id = match row.get(Field::Id) {
                         Column::Text(id) => std::str::from_utf8(id).ok(),
                         _ => None,
                     };
-                    each(at, id)?;
+                    each(Held {
+                        position,
+                        committed_at_us,
+                        id,
+                    })?;
                 }
             }
             Message::Commit { .. } | Message::Other(_) => {}

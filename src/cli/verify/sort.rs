@@ -23,26 +23,38 @@ pub(super) const NUMBER_BITS: u32 = 56;
 pub(super) enum Kind {
     /// A row of the table; the number is the age of its xmin.
     Row,
+    /// A row that `--since` leaves out; the number is 0.
+    OlderRow,
     /// An event's first publication; the number is its stream sequence, as for all that follow.
     Event,
     /// The same, of a transaction that the check's snapshot of the table may not hold.
     LaterEvent,
     /// A dead letter.
     DeadLetter,
-    /// An event that was published again: a replay, a retry, a backfill.
-    Again,
-    /// A row that the slot still has to bring, behind the lane's end; the number is 0.
+    /// An event in the place of one that was not there: a backfill, a retry.
+    Fill,
+    /// An event that was published again on request.
+    Replay,
+    /// A row that the slot holds behind the lane's end, so that it is still to come; the number is 0, as for those below.
     Pending,
+    /// A row that the slot holds between the lane's first message in the stream and its end.
+    Passed,
+    /// A row that the slot holds before the lane's first message in the stream, where messages were removed.
+    Removed,
 }
 
 impl Kind {
-    const ALL: [Kind; 6] = [
+    const ALL: [Kind; 10] = [
         Kind::Row,
+        Kind::OlderRow,
         Kind::Event,
         Kind::LaterEvent,
         Kind::DeadLetter,
-        Kind::Again,
+        Kind::Fill,
+        Kind::Replay,
         Kind::Pending,
+        Kind::Passed,
+        Kind::Removed,
     ];
 }
 
