@@ -33,7 +33,7 @@ missing. Rows that it calls unjudged are left out, since the stream may have had
 without a place in the lane. A relay that runs meanwhile looks at the stream's end anew, and goes on: it gets as much
 time as the backfill takes.
 
-Exit code 0: done, or nothing was missing. 1: some could not be published.";
+Exit code 0: done, or nothing was missing. 1: some could not be published. 3: row security hides rows of the table.";
 
 /// Publish rows of the table that the stream does not have.
 #[derive(Debug, clap::Args)]

@@ -9,6 +9,7 @@ use super::stdout::StdoutClosed;
 use crate::cli::stderr;
 use crate::config::ConfigError;
 use crate::ops::logs::log_end;
+use crate::postgres::row_security::RowsHidden;
 
 /// How a command ended; the numbers are the exit codes and stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,8 +38,8 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
-    /// The exit code of an error: 2 where usage or configuration is among its causes, 0 where the
-    /// reader of our output went away, which is no failure, else 1.
+    /// The exit code of an error: 2 where usage or configuration is among its causes, 3 where rows are hidden, 0 where
+    /// the reader of our output went away, which is no failure, else 1.
     pub fn of_error(error: &anyhow::Error) -> Self {
         if error.chain().any(|cause| cause.is::<StdoutClosed>()) {
             Exit::Done
@@ -47,6 +48,8 @@ impl Exit {
             .any(|cause| cause.is::<ConfigError>() || cause.is::<UsageError>())
         {
             Exit::Usage
+        } else if error.chain().any(|cause| cause.is::<RowsHidden>()) {
+            Exit::Unchecked
         } else {
             Exit::Failed
         }

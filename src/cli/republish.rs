@@ -19,6 +19,7 @@ use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
 use crate::pipeline::row::{JSON_OIDS, Row};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
+use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
 use crate::relay::settings::Settings;
 
@@ -43,6 +44,7 @@ impl<'a> Republish<'a> {
     ) -> anyhow::Result<Self> {
         let sql = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&sql, &settings.postgres).await?;
+        row_security::check(&inspection, &settings.postgres.table)?;
         let table = inspection
             .table
             .with_context(|| format!("there is no table {}", settings.postgres.table))?;

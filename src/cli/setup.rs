@@ -17,6 +17,7 @@ use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
+use crate::postgres::row_security;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::settings::Settings;
@@ -158,7 +159,9 @@ async fn make_slot(
         return Ok(None);
     };
     // Before the slot: what is in the table now lies before its first position.
-    let rows = match before.table.as_ref().is_some_and(|table| table.may_select) {
+    let hidden = row_security::check(before, &postgres.table).err();
+    let may_select = before.table.as_ref().is_some_and(|table| table.may_select);
+    let rows = match may_select && hidden.is_none() {
         true => count_rows(client, &postgres.table, before.row_filter()).await?,
         false => 0,
     };
@@ -171,6 +174,11 @@ async fn make_slot(
         account.line(format_args!(
             "{rows} rows are already in {} and will not be published: walrelay backfill publishes them",
             postgres.table
+        ));
+    }
+    if let Some(hidden) = hidden {
+        account.line(format_args!(
+            "rows that are already there will not be published, and are not counted: {hidden}"
         ));
     }
     Ok(Some(lsn))

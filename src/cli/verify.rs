@@ -21,6 +21,7 @@ use crate::nats::stream;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::Settings;
 
@@ -178,6 +179,7 @@ pub(in crate::cli) async fn missing(
 async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
     let client = connect(&settings.postgres.conninfo).await?;
     let inspection = inspect(&client, &settings.postgres).await?;
+    row_security::check(&inspection, &settings.postgres.table)?;
     Ok((client, inspection))
 }
 

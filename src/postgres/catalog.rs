@@ -134,6 +134,8 @@ pub struct Table {
     pub relpersistence: char,
     /// Whether the role may read it.
     pub may_select: bool,
+    /// Whether policies hide rows from the role.
+    pub row_security: bool,
     /// In the order of the table.
     pub columns: Vec<Column>,
     /// Leaf partitions whose rows never reach the WAL (unlogged) or this server (foreign), as SQL names.
@@ -253,7 +255,7 @@ FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";
 const TABLE: &str = "\
 SELECT jsonb_build_object(
   'oid', c.oid::int8, 'relkind', c.relkind::text, 'relpersistence', c.relpersistence::text,
-  'may_select', has_table_privilege(c.oid, 'SELECT'),
+  'may_select', has_table_privilege(c.oid, 'SELECT'), 'row_security', row_security_active(c.oid),
   'columns', coalesce((
      SELECT jsonb_agg(jsonb_build_object(
        'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),

@@ -30,6 +30,7 @@ pub mod error;
 pub mod findings;
 pub mod pins;
 pub mod replication;
+pub mod row_security;
 pub mod settings;
 pub mod setup;
 pub mod silence;
