@@ -200,6 +200,13 @@ fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Fi
         ));
         return;
     }
+    if slot.two_phase {
+        found.push(refuse(
+            Kind::SlotMismatch,
+            format!("replication slot \"{name}\" was made with two_phase and sends transactions before they commit"),
+            "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between",
+        ));
+    }
     if slot.wal_status.as_deref() == Some("lost") || slot.invalidation_reason.is_some() {
         let reason = slot
             .invalidation_reason
