@@ -18,7 +18,7 @@ use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
-use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan};
+use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::settings::Settings;
 
@@ -100,15 +100,19 @@ pub async fn execute_until(
     let mut account = Account::default();
     make_publication(&client, &steps, settings, &mut account).await?;
     make_streams(&nats, &streams.plans, &mut account).await?;
-    let made_lsn = make_slot(&client, &before, &steps, settings, cancel, &mut account).await?;
-    record_slot(
-        &nats,
-        settings,
-        before.slot.as_ref(),
-        made_lsn,
-        &mut account,
-    )
-    .await?;
+    let rows = rows_before(&client, &nats, &before, settings).await?;
+    let made_lsn = make_slot(&client, &steps, settings, cancel, &mut account).await?;
+    if let (Some(_), Some(rows)) = (made_lsn, rows) {
+        account.line(rows);
+    }
+    let slot = before.slot.as_ref();
+    let recorded = record_slot(&nats, settings, slot, made_lsn, &mut account).await;
+    if recorded.is_err() && made_lsn.is_some() {
+        // It would keep WAL for a lane that is not set up.
+        apply(&client, &drop_slot(&postgres.slot)).await?;
+        account.line("the replication slot is dropped again");
+    }
+    recorded.context("cannot write the lane's first record")?;
     account.close()?;
 
     let left = findings(&inspect(&client, postgres).await?, postgres);
@@ -146,7 +150,6 @@ async fn make_publication(
 /// Returns where the slot begins, if it was made.
 async fn make_slot(
     client: &Client,
-    before: &Inspection,
     steps: &[Step],
     settings: &Settings,
     cancel: impl Future<Output = ()>,
@@ -158,30 +161,44 @@ async fn make_slot(
         report(account, part, name, "found");
         return Ok(None);
     };
-    // Before the slot: what is in the table now lies before its first position.
-    let hidden = row_security::check(before, &postgres.table).err();
-    let may_select = before.table.as_ref().is_some_and(|table| table.may_select);
-    let rows = match may_select && hidden.is_none() {
-        true => count_rows(client, &postgres.table, before.row_filter()).await?,
-        false => 0,
-    };
     let observer = connect(&postgres.conninfo).await?;
     let lsn = create_slot(client, &observer, step, print_blockers, cancel)
         .await
         .with_context(|| format!("cannot make {part} {name}"))?;
     report(account, part, name, &format!("made, streams from {lsn}"));
-    if rows > 0 {
-        account.line(format_args!(
-            "{rows} rows are already in {} and will not be published: walrelay backfill publishes them",
-            postgres.table
-        ));
-    }
-    if let Some(hidden) = hidden {
-        account.line(format_args!(
-            "rows that are already there will not be published, and are not counted: {hidden}"
-        ));
-    }
     Ok(Some(lsn))
+}
+
+/// What to say of the rows that are in the table before the slot is made, and so lie before its first position.
+async fn rows_before(
+    client: &Client,
+    nats: &async_nats::Client,
+    before: &Inspection,
+    settings: &Settings,
+) -> Result<Option<String>, anyhow::Error> {
+    let table = &settings.postgres.table;
+    if !before.table.as_ref().is_some_and(|table| table.may_select) {
+        return Ok(None);
+    }
+    if let Err(hidden) = row_security::check(before, table) {
+        return Ok(Some(format!(
+            "rows that are already there will not be published, and are not counted: {hidden}"
+        )));
+    }
+    let rows = count_rows(client, table, before.row_filter()).await?;
+    if rows == 0 {
+        return Ok(None);
+    }
+    let stream = stream::find(nats, &settings.nats.stream).await?;
+    Ok(Some(match stream {
+        Some(stream) if stream.state.last_seq > 0 => format!(
+            "{rows} rows are in {table} already: walrelay verify tells which of them the stream does not have, walrelay \
+             backfill publishes those"
+        ),
+        _ => format!(
+            "{rows} rows are already in {table} and will not be published: walrelay backfill publishes them"
+        ),
+    }))
 }
 
 /// Writes the lane's first record, so that `run` notices a slot that is not this one, and does not look for its own

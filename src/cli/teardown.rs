@@ -71,14 +71,18 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         stderr::line("nothing was removed: answer yes, or give --yes where nobody can be asked");
         return Ok(Exit::Usage);
     }
+    // Before the first step: it must not be the last that can be done.
+    let nats = match stream {
+        Some(_) => Some(stream::connect_admin(&settings.nats.connection).await?),
+        None => None,
+    };
     for step in &steps {
         apply(&client, step)
             .await
             .with_context(|| format!("cannot remove the {}: {}", step.part, step.sql))?;
         account.line(format_args!("{} removed", step.part));
     }
-    if let Some(name) = stream {
-        let nats = stream::connect_admin(&settings.nats.connection).await?;
+    if let (Some(name), Some(nats)) = (stream, nats) {
         let found = stream::delete(&nats, name).await?;
         stream::delete_lane_record(&nats, name, &settings.postgres.slot).await?;
         account.line(format_args!(

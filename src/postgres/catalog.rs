@@ -28,6 +28,8 @@ pub struct Inspection {
     pub publication: Option<Publication>,
     /// The table, if it exists.
     pub table: Option<Table>,
+    /// What the role may make.
+    pub rights: Rights,
     /// What carries the table's rows; `None` unless both publication and table exist.
     pub carrier: Option<Carrier>,
 }
@@ -61,6 +63,15 @@ pub struct Server {
     pub synchronous_standby_names: String,
     /// What this session is called there, and the relay's replication connection too.
     pub application_name: String,
+}
+
+/// What the role may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rights {
+    /// Publications.
+    pub create_in_database: bool,
+    /// Tables in the schema of the outbox table; `None` where there is no such schema.
+    pub create_in_schema: Option<bool>,
 }
 
 /// A row of `pg_replication_slots`.
@@ -100,6 +111,8 @@ pub struct Slot {
 /// A publication, and what it holds of the outbox table.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Publication {
+    /// The role may drop it.
+    pub owned: bool,
     /// Publishes inserts.
     pub pubinsert: bool,
     /// FOR ALL TABLES.
@@ -136,6 +149,8 @@ pub struct Table {
     pub may_select: bool,
     /// Whether policies hide rows from the role.
     pub row_security: bool,
+    /// The role may publish and drop it.
+    pub owned: bool,
     /// In the order of the table.
     pub columns: Vec<Column>,
     /// Leaf partitions whose rows never reach the WAL (unlogged) or this server (foreign), as SQL names.
@@ -195,6 +210,17 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
         slot: row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?,
         publication: publication(client, &settings.publication, &settings.table).await?,
         table: table(client, &settings.table).await?,
+        rights: rights(client, &settings.table.schema).await?,
+    })
+}
+
+async fn rights(client: &Client, schema: &str) -> Result<Rights, SqlError> {
+    let query = "SELECT has_database_privilege(current_database(), 'CREATE'), \
+                 (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = $1::text)";
+    let row = client.query_one(query, &[&schema]).await?;
+    Ok(Rights {
+        create_in_database: row.try_get(0)?,
+        create_in_schema: row.try_get(1)?,
     })
 }
 
@@ -247,7 +273,7 @@ const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
 
 const PUBLICATION: &str = "\
-SELECT to_jsonb(p) || jsonb_build_object('entry',
+SELECT to_jsonb(p) || jsonb_build_object('owned', pg_has_role(p.pubowner, 'USAGE'), 'entry',
          (SELECT to_jsonb(t) FROM pg_catalog.pg_publication_tables t
           WHERE t.pubname = p.pubname AND t.schemaname = $2::text AND t.tablename = $3::text LIMIT 1))
 FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";
@@ -256,6 +282,7 @@ const TABLE: &str = "\
 SELECT jsonb_build_object(
   'oid', c.oid::int8, 'relkind', c.relkind::text, 'relpersistence', c.relpersistence::text,
   'may_select', has_table_privilege(c.oid, 'SELECT'), 'row_security', row_security_active(c.oid),
+  'owned', pg_has_role(c.relowner, 'USAGE'),
   'columns', coalesce((
      SELECT jsonb_agg(jsonb_build_object(
        'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),

@@ -13,6 +13,7 @@ use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::replication::quote_literal;
+use crate::postgres::rights;
 use crate::postgres::settings::{PostgresSettings, default_columns};
 use crate::postgres::table_name::quote_identifier;
 
@@ -108,7 +109,10 @@ pub fn plan(
             sql,
         });
     }
-    Ok(steps)
+    match rights::refusal(inspection, settings, &steps, "setup") {
+        Some(refusal) => Err(vec![refusal]),
+        None => Ok(steps),
+    }
 }
 
 /// States in which making what is missing would lose rows or could not be told apart from a mistake.
@@ -369,10 +373,18 @@ pub async fn blockers(client: &Client, pid: i32) -> Result<Vec<Blocker>, SqlErro
     Ok(found)
 }
 
+/// The step that drops a slot.
+pub fn drop_slot(slot: &str) -> Step {
+    Step {
+        part: Part::Slot,
+        sql: format!("SELECT pg_drop_replication_slot({});", quote_literal(slot)),
+    }
+}
+
 /// What `teardown` will do: the slot first, so that nothing decodes without its publication.
 ///
 /// # Errors
-/// The slot is in use, or is not one that `setup` makes.
+/// The slot is in use, or is not one that `setup` makes, or the role may not drop something.
 pub fn teardown_plan(
     inspection: &Inspection,
     settings: &PostgresSettings,
@@ -384,14 +396,7 @@ pub fn teardown_plan(
         if !refusals.is_empty() {
             return Err(refusals);
         }
-        let sql = format!(
-            "SELECT pg_drop_replication_slot({});",
-            quote_literal(&settings.slot)
-        );
-        steps.push(Step {
-            part: Part::Slot,
-            sql,
-        });
+        steps.push(drop_slot(&settings.slot));
     }
     if inspection.publication.is_some() {
         let sql = format!(
@@ -409,7 +414,10 @@ pub fn teardown_plan(
             sql: format!("DROP TABLE {};", settings.table),
         });
     }
-    Ok(steps)
+    match rights::refusal(inspection, settings, &steps, "teardown") {
+        Some(refusal) => Err(vec![refusal]),
+        None => Ok(steps),
+    }
 }
 
 fn slot_refusals(

@@ -12,6 +12,7 @@ mod logs;
 mod refusals;
 mod rejects;
 mod replay;
+mod rights;
 mod setup;
 mod shares;
 mod stopping;

@@ -1,0 +1,61 @@
+//! Whether the role may do what `setup` and `teardown` plan, before the first step.
+//!
+//! In: an [`Inspection`], the steps. Out: a refusal with the SQL for somebody who may. Guarantee: pure. Without it a
+//! teardown would drop the slot and then find that the publication is another role's.
+
+use crate::postgres::catalog::Inspection;
+use crate::postgres::findings::{Finding, Kind, Severity};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::setup::{Part, Step};
+use crate::postgres::table_name::quote_identifier;
+
+/// Steps that the role may not run; `None` where it may run all.
+pub(crate) fn refusal(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    steps: &[Step],
+    command: &str,
+) -> Option<Finding> {
+    let owned = |owned: Option<bool>| owned.unwrap_or(false);
+    let rights = &inspection.rights;
+    let table = inspection.table.as_ref();
+    let publication = inspection.publication.as_ref();
+    let may = |step: &Step| match (step.part, table, publication) {
+        (Part::Slot, ..) => true,
+        (Part::Table, Some(table), _) => table.owned,
+        (Part::Table, None, _) => owned(rights.create_in_schema),
+        (Part::Publication, _, Some(publication)) => publication.owned,
+        (Part::Publication, table, None) => {
+            let makes_table = rights.create_in_schema == Some(true);
+            rights.create_in_database && table.map_or(makes_table, |table| table.owned)
+        }
+    };
+    let forbidden: Vec<&Step> = steps.iter().filter(|step| !may(step)).collect();
+    if forbidden.is_empty() {
+        return None;
+    }
+    let parts: Vec<String> = forbidden.iter().map(|step| step.part.to_string()).collect();
+    let mut sql: Vec<String> = Vec::new();
+    if table.is_none() && rights.create_in_schema.is_none() {
+        let schema = quote_identifier(&settings.table.schema);
+        sql.push(format!("CREATE SCHEMA {schema};"));
+    }
+    sql.extend(forbidden.iter().map(|step| step.sql.trim().to_owned()));
+    Some(Finding {
+        severity: Severity::Refuse,
+        kind: Kind::Privilege,
+        what: format!(
+            "role {} may not {} the {}, so nothing was changed",
+            quote_identifier(&inspection.server.role),
+            match command {
+                "teardown" => "drop",
+                _ => "make",
+            },
+            parts.join(" and the ")
+        ),
+        mend: format!(
+            "let the owner or a superuser run\n{}\nand then run walrelay {command} again",
+            sql.join("\n")
+        ),
+    })
+}

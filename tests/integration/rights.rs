@@ -1,0 +1,123 @@
+//! A role that may do only a part: nothing is done by halves, and what somebody else has to run is printed.
+
+use crate::support::{Fixture, Output, Servers};
+
+/// The lane's commands run as another role from now on: it may replicate, and owns nothing.
+async fn as_relay(fixture: &mut Fixture) {
+    let role = format!("{}_relay", fixture.name);
+    let create = format!("CREATE ROLE {role} LOGIN REPLICATION");
+    fixture.sql.batch_execute(&create).await.unwrap();
+    let url = fixture.servers().postgres.url(&fixture.name);
+    let url = url.replace("postgres@", &format!("{role}@"));
+    fixture.set("WALRELAY_POSTGRES_URL", url);
+}
+
+/// Types the SQL that a refusal prints, as the superuser.
+async fn type_sql(fixture: &Fixture, refused: &Output, first: &str) {
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let (_, sql) = refused.stderr.split_once(" run\n").expect("SQL");
+    let (sql, _) = sql.split_once("\nand then run").expect("its end");
+    assert!(sql.starts_with(first), "{sql}");
+    fixture.sql.batch_execute(sql).await.expect(sql);
+}
+
+async fn has_slot(fixture: &Fixture) -> bool {
+    let query = "SELECT FROM pg_replication_slots WHERE slot_name = $1";
+    let slot = fixture.sql.query_opt(query, &[&fixture.name]).await;
+    slot.unwrap().is_some()
+}
+
+#[tokio::test]
+async fn teardown_takes_nothing_where_it_may_not_take_all() {
+    let mut fixture = Fixture::new().await;
+    as_relay(&mut fixture).await;
+    let refused = fixture
+        .walrelay(&["teardown", "--drop-table", "--yes"])
+        .await;
+    assert!(has_slot(&fixture).await, "{}", refused.stdout);
+    type_sql(&fixture, &refused, "DROP PUBLICATION").await;
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    assert!(!has_slot(&fixture).await);
+}
+
+#[tokio::test]
+async fn setup_makes_nothing_where_it_may_not_make_all() {
+    let mut fixture = Fixture::bare().await;
+    as_relay(&mut fixture).await;
+    // A schema that is not there, too.
+    fixture.set("WALRELAY_POSTGRES_TABLE", "events.outbox");
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert!(!has_slot(&fixture).await, "{}", refused.stdout);
+    type_sql(&fixture, &refused, "CREATE SCHEMA").await;
+    fixture.walrelay(&["setup"]).await.success();
+    assert!(has_slot(&fixture).await);
+}
+
+#[tokio::test]
+async fn setup_leaves_no_slot_where_nats_takes_no_record() {
+    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    let permissions = "accounts { A { jetstream: enabled, users: [
+          { user: a, password: a, permissions: { publish: { deny: \"walrelay.lane.>\" } } }] } }
+        no_auth_user: a";
+    let nats = &mut fixture.own_servers().nats;
+    nats.stop().await.unwrap();
+    nats.reload(permissions.to_owned()).await.unwrap();
+    nats.start_again().await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stdout.contains("dropped again"),
+        "{}",
+        refused.stdout
+    );
+    assert!(!has_slot(&fixture).await);
+}
+
+#[tokio::test]
+async fn setup_counts_no_rows_as_unpublished_that_the_stream_may_have() {
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
+    fixture.insert(1, 5).await;
+    fixture.holds(5).await;
+    relay.stop().await;
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert!(
+        !made.stdout.contains("will not be published"),
+        "{}",
+        made.stdout
+    );
+    assert!(made.stdout.contains("walrelay verify"), "{}", made.stdout);
+}
+
+/// Such a slot sends transactions at PREPARE, which are none yet. The way out is the one that is printed.
+#[tokio::test]
+async fn a_slot_made_with_two_phase_is_refused_and_replaced() {
+    let mut fixture = Fixture::new().await;
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    let publication = format!(
+        "CREATE PUBLICATION {} FOR TABLE outbox_events WITH (publish = 'insert')",
+        fixture.name
+    );
+    fixture.sql.batch_execute(&publication).await.unwrap();
+    let create = "SELECT pg_create_logical_replication_slot($1, 'pgoutput', false, true)";
+    fixture.sql.query(create, &[&fixture.name]).await.unwrap();
+    fixture.insert(1, 5).await;
+    for command in ["setup", "run"] {
+        let refused = fixture.walrelay(&[command]).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains("two_phase"), "{}", refused.stderr);
+    }
+    for command in [
+        &["teardown", "--yes"][..],
+        &["setup"],
+        &["adopt", "--yes"],
+        &["backfill"],
+    ] {
+        fixture.walrelay(command).await.success();
+    }
+    let relay = fixture.run();
+    fixture.insert(6, 10).await;
+    fixture.holds(10).await;
+    relay.stop().await;
+}
