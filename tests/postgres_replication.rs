@@ -218,6 +218,7 @@ fn status(received: PgLsn, confirmed: PgLsn) -> StatusUpdate {
     StatusUpdate {
         write_lsn: received,
         flush_lsn: confirmed,
+        apply_lsn: confirmed,
         reply_requested: false,
     }
 }

@@ -241,7 +241,7 @@ async fn check(
     if has_unpublished(&mut entries)? {
         let deadline = Instant::now() + args.wait;
         loop {
-            settled = slot::settle(client, settings, table.snapshot_lsn, deadline).await?;
+            settled = slot::settle(client, &postgres.slot, table.snapshot_lsn, deadline).await?;
             read_stream(&mut lane, &nats, client, &mut entries).await?;
             if settled != Settled::Idle {
                 break;

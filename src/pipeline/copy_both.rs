@@ -69,6 +69,8 @@ pub struct StatusUpdate {
     pub write_lsn: PgLsn,
     /// What the slot may forget; 0 leaves the slot where it is.
     pub flush_lsn: PgLsn,
+    /// Up to where everything is in the stream. The server only shows it, as `replay_lsn`.
+    pub apply_lsn: PgLsn,
     /// Asks the server for a keepalive at once.
     pub reply_requested: bool,
 }
@@ -79,7 +81,7 @@ impl StatusUpdate {
         out.put_u8(b'r');
         out.put_u64(self.write_lsn.into());
         out.put_u64(self.flush_lsn.into());
-        out.put_u64(self.flush_lsn.into());
+        out.put_u64(self.apply_lsn.into());
         out.put_i64(clock_us);
         out.put_u8(self.reply_requested.into());
     }
@@ -118,13 +120,15 @@ mod tests {
         StatusUpdate {
             write_lsn: PgLsn::from(9),
             flush_lsn: PgLsn::from(0),
+            apply_lsn: PgLsn::from(7),
             reply_requested: true,
         }
         .encode(1, &mut out);
         assert_eq!(out.len(), 34);
         assert_eq!(out[0], b'r');
         assert_eq!(&out[1..9], &9_u64.to_be_bytes());
-        assert_eq!(&out[9..25], &[0; 16]);
+        assert_eq!(&out[9..17], &[0; 8]);
+        assert_eq!(&out[17..25], &7_u64.to_be_bytes());
         assert_eq!(out[33], 1);
     }
 }

@@ -365,6 +365,7 @@ mod tests {
             let at = |write: u64, flush: u64| StatusUpdate {
                 write_lsn: write.into(),
                 flush_lsn: flush.into(),
+                apply_lsn: 0.into(),
                 reply_requested: false,
             };
             copy.queue_copy_done();

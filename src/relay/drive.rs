@@ -357,9 +357,11 @@ impl<'a> Drive<'a> {
             return Err(Fault::Postgres(SILENT.into()).into());
         }
         if self.silence.asks(now) {
+            let progress = self.epoch.engine.progress();
             let question = StatusUpdate {
-                write_lsn: self.epoch.engine.progress().received_lsn(),
+                write_lsn: progress.received_lsn(),
                 flush_lsn: 0.into(),
+                apply_lsn: progress.acknowledged_lsn(),
                 reply_requested: true,
             };
             self.epoch

@@ -160,6 +160,29 @@ async fn standbys(fixture: &Fixture, names: &str) {
     .await;
 }
 
+/// `verify` goes by it: what is held back is in the stream all the same.
+#[tokio::test]
+async fn the_server_shows_what_is_acknowledged_and_not_confirmed() {
+    let mut fixture = Fixture::own().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    let written = fixture.server_lsn().await;
+    let shown = "SELECT replay_lsn FROM pg_stat_replication";
+    eventually(format!("{written} is acknowledged"), async || {
+        let row = fixture.sql.query_opt(shown, &[]).await.unwrap()?;
+        (row.get::<_, Option<PgLsn>>(0)? >= written).then_some(())
+    })
+    .await;
+    assert_eq!(fixture.message_count().await, 10);
+    assert!(fixture.confirmed_lsn().await < written);
+    fixture
+        .walrelay(&["verify", "--wait", "30s"])
+        .await
+        .success();
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn nobody_waits_for_the_relay_as_for_a_synchronous_standby() {
     let mut fixture = Fixture::own().await;

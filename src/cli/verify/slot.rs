@@ -16,14 +16,11 @@ use crate::postgres::client::{Client, SqlError};
 use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::open::source;
-use crate::relay::settings::Settings;
 
 /// SQLSTATE object_in_use.
 const OBJECT_IN_USE: &str = "55006";
 /// How often the slot is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Beyond the relay's own time-out, for what it does until it ends the epoch.
-const ACK_SLACK: Duration = Duration::from_secs(1);
 
 /// Where the relay is, as seen from the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,44 +37,29 @@ pub(super) enum Settled {
 
 /// Waits until the relay has passed `lsn`, or nobody reads from the slot.
 ///
-/// A relay confirms as late as its hold-back, so confirmation is not waited for. What it reports as written it has
-/// handed to the broker; that is acknowledged within its time-out, or its connection ends.
+/// A relay confirms as late as its hold-back, so confirmation is not waited for. Up to what it reports as applied, the
+/// broker has acknowledged everything; what it has received may still be refused.
 pub(super) async fn settle(
     client: &Client,
-    settings: &Settings,
+    slot: &str,
     lsn: PgLsn,
     deadline: Instant,
 ) -> Result<Settled, SqlError> {
-    let query = "SELECT s.confirmed_flush_lsn, s.active_pid, r.write_lsn, r.backend_start::text \
+    let query = "SELECT greatest(s.confirmed_flush_lsn, r.replay_lsn), s.active_pid \
                  FROM pg_catalog.pg_replication_slots s \
                  LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid \
                  WHERE s.slot_name = $1::text";
-    let mut received: Option<(Option<String>, Instant)> = None;
     loop {
-        let Some(row) = client.query_opt(query, &[&settings.postgres.slot]).await? else {
+        let Some(row) = client.query_opt(query, &[&slot]).await? else {
             return Ok(Settled::NoSlot);
         };
-        let confirmed: Option<PgLsn> = row.try_get(0)?;
+        let passed: Option<PgLsn> = row.try_get(0)?;
         let active_pid: Option<i32> = row.try_get(1)?;
-        let write_lsn: Option<PgLsn> = row.try_get(2)?;
-        let backend_start: Option<String> = row.try_get(3)?;
-        if confirmed.is_some_and(|confirmed| confirmed >= lsn) {
+        if passed.is_some_and(|passed| passed >= lsn) {
             return Ok(Settled::Passed);
         }
         if active_pid.is_none() {
             return Ok(Settled::Idle);
-        }
-        if write_lsn.is_none_or(|written| written < lsn) {
-            received = None;
-        } else {
-            match &received {
-                Some((start, since)) if *start == backend_start => {
-                    if since.elapsed() >= settings.relay.ack_timeout + ACK_SLACK {
-                        return Ok(Settled::Passed);
-                    }
-                }
-                _ => received = Some((backend_start, Instant::now())),
-            }
         }
         if Instant::now() >= deadline {
             return Ok(Settled::Behind);

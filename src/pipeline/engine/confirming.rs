@@ -122,6 +122,7 @@ impl Engine {
         Some(StatusUpdate {
             write_lsn,
             flush_lsn,
+            apply_lsn: self.progress.acknowledged_lsn(),
             reply_requested: false,
         })
     }
