@@ -311,6 +311,10 @@ async fn a_column_of_another_type_is_mended_by_what_the_finding_says() {
         kinds.iter().all(|(_, kind)| *kind != Kind::Column),
         "{kinds:?}"
     );
+    // The row is the event that it was: its new id is made of the old one.
+    let id = "SELECT id::text FROM outbox_events";
+    let id: String = client.query_one(id, &[]).await.unwrap().get(0);
+    assert_eq!(id, "00000000-0000-0000-0000-000000000001");
 }
 
 #[tokio::test]
@@ -583,4 +587,44 @@ async fn creating_a_slot_on_an_idle_standby_says_what_it_waits_for() {
         .unwrap()
         .unwrap_err();
     assert_eq!(error.code(), Some("57014"));
+}
+
+/// A domain over a domain is what stands at its end.
+#[tokio::test]
+async fn domains_over_domains_are_followed_to_their_end() {
+    let server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
+    let mut table = Vec::new();
+    for (column, base) in [
+        ("id", "uuid"),
+        ("aggregate_id", "uuid"),
+        ("event_type", "varchar(80)"),
+        ("event_version", "int2"),
+        ("occurred_at", "timestamptz"),
+        ("payload_json", "jsonb"),
+    ] {
+        let domains = format!(
+            "CREATE DOMAIN inner_{column} AS {base} NOT NULL; CREATE DOMAIN outer_{column} AS inner_{column}"
+        );
+        client.batch_execute(&domains).await.unwrap();
+        table.push(format!("{column} outer_{column}"));
+    }
+    let table = format!("CREATE TABLE outbox_events ({})", table.join(", "));
+    client.batch_execute(&table).await.unwrap();
+    make(&client, &server, &settings).await;
+    assert_eq!(found(&client, &settings).await, []);
+    // Of char(n) in a domain the WAL does not tell the padding.
+    let padded = "CREATE DOMAIN padded AS char(30); CREATE DOMAIN padded_twice AS padded NOT NULL;
+        ALTER TABLE outbox_events ALTER event_type TYPE padded_twice";
+    client.batch_execute(padded).await.unwrap();
+    let warned = findings(&inspect(&client, &settings).await.unwrap(), &settings);
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    let sql = warned[0].mend.strip_prefix("run ").unwrap();
+    client.batch_execute(sql).await.expect(sql);
+    assert_eq!(
+        found(&client, &settings).await,
+        [(Severity::Warn, Kind::Column)],
+        "null"
+    );
 }

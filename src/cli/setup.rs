@@ -13,7 +13,7 @@ use crate::cli::stdout::{self, Account};
 use crate::nats::record;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
+use crate::postgres::catalog::{Column, Inspection, Slot, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
@@ -115,12 +115,28 @@ pub async fn execute_until(
     recorded.context("cannot write the lane's first record")?;
     account.close()?;
 
+    tell_versions(&before, settings)?;
     let left = findings(&inspect(&client, postgres).await?, postgres);
     print_findings(&left);
     let refusals = left
         .iter()
         .any(|finding| finding.severity == Severity::Refuse);
     Ok(if refusals { Exit::Failed } else { Exit::Done })
+}
+
+/// What a wider column may hold and an event may not.
+fn tell_versions(found: &Inspection, settings: &Settings) -> Result<(), anyhow::Error> {
+    let name = &settings.postgres.columns.event_version;
+    let mut columns = found.table.iter().flat_map(|table| &table.columns);
+    let wide = |column: &Column| {
+        column.name == *name && matches!(column.base_type.as_str(), "int4" | "int8")
+    };
+    if columns.any(wide) {
+        stdout::write(&format!(
+            "{name} of an event is 0 to 255: a row with another one cannot be published\n"
+        ))?;
+    }
+    Ok(())
 }
 
 /// The table too.

@@ -77,12 +77,17 @@ pub enum RowError {
 /// OIDs of the types whose text Postgres has checked to be JSON: json, jsonb.
 pub(crate) const JSON_OIDS: [u32; 2] = [114, 3802];
 
+/// OID of char(n), whose values are padded with spaces that do not count (manual, 8.3).
+const BPCHAR_OID: u32 = 1042;
+
 #[derive(Debug)]
 enum Mapping {
     Outbox {
         /// What each column is; `None` for one that no event has.
         fields: Vec<Option<Field>>,
         payload_unchecked: bool,
+        /// Those of type char(n).
+        padded: Vec<Field>,
     },
     /// Another table of the publication: its name, until its first row has come.
     Foreign { unseen: Option<String> },
@@ -134,6 +139,7 @@ impl Relations {
         }
         let mut fields = vec![None; relation.columns.len()];
         let mut payload_unchecked = false;
+        let mut padded = Vec::new();
         for (field, name) in source.columns.as_ref() {
             let index = relation
                 .columns
@@ -144,6 +150,9 @@ impl Relations {
                     column: name.clone(),
                 })?;
             fields[index] = Some(field);
+            if relation.columns[index].type_oid == BPCHAR_OID {
+                padded.push(field);
+            }
             if field == Field::Payload {
                 payload_unchecked = !JSON_OIDS.contains(&relation.columns[index].type_oid);
             }
@@ -153,6 +162,7 @@ impl Relations {
             Mapping::Outbox {
                 fields,
                 payload_unchecked,
+                padded,
             },
         );
         Ok(Described::Outbox)
@@ -173,13 +183,14 @@ impl Relations {
     /// See [`RowError`].
     #[inline]
     pub fn read<'a>(&self, oid: u32, tuple: &Tuple<'a>) -> Result<Option<Row<'a>>, RowError> {
-        let (fields, payload_unchecked) = match self.mappings.get(&oid) {
+        let (fields, payload_unchecked, padded) = match self.mappings.get(&oid) {
             None => return Err(RowError::UnknownRelation(oid)),
             Some(Mapping::Foreign { .. }) => return Ok(None),
             Some(Mapping::Outbox {
                 fields,
                 payload_unchecked,
-            }) => (fields, *payload_unchecked),
+                padded,
+            }) => (fields, *payload_unchecked, padded),
         };
         if fields.len() != tuple.len() {
             return Err(RowError::Width {
@@ -194,6 +205,12 @@ impl Relations {
                 *values.get_mut(field) = column;
             }
         })?;
+        for field in padded {
+            if let Column::Text(text) = values.get_mut(*field) {
+                let end = text.iter().rposition(|byte| *byte != b' ');
+                *text = &text[..end.map_or(0, |last| last + 1)];
+            }
+        }
         Ok(Some(Row {
             values,
             payload_unchecked,

@@ -188,7 +188,7 @@ pub struct Column {
     pub type_name: String,
     /// The declared type.
     pub type_oid: u32,
-    /// `typname` of the type, or of a domain's base type.
+    /// `typname` of the type, or of what a domain, or a domain over domains, stands on.
     pub base_type: String,
     /// `typcategory` of that type: `S` string, `E` enum, ….
     pub category: char,
@@ -287,10 +287,15 @@ SELECT jsonb_build_object(
      SELECT jsonb_agg(jsonb_build_object(
        'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
        'type_oid', a.atttypid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
-       'not_null', a.attnotnull OR t.typnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
+       'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
-     JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
-     JOIN pg_catalog.pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
+     CROSS JOIN LATERAL (
+       WITH RECURSIVE base AS (
+         SELECT typtype, typbasetype, typname, typcategory, typnotnull FROM pg_catalog.pg_type WHERE oid = a.atttypid
+         UNION ALL
+         SELECT t.typtype, t.typbasetype, t.typname, t.typcategory, base.typnotnull OR t.typnotnull
+         FROM base JOIN pg_catalog.pg_type t ON t.oid = base.typbasetype WHERE base.typtype = 'd')
+       SELECT * FROM base WHERE typtype <> 'd') b
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
   'silent_leaves', coalesce((
      SELECT jsonb_agg(format('%I.%I', ln.nspname, l.relname) ORDER BY l.relname)

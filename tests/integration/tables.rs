@@ -237,3 +237,27 @@ async fn a_partitioned_table() {
             .all(|message| message.field("payload_json") != Value::Null)
     );
 }
+
+/// char(n) pads its values with spaces that do not count.
+#[tokio::test]
+async fn a_type_of_fixed_length() {
+    let mut fixture = Fixture::bare().await;
+    let table = "CREATE TABLE outbox_events (id char(40) PRIMARY KEY, aggregate_id uuid NOT NULL, event_type char(30) NOT NULL,
+        event_version int NOT NULL, occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    let set_up = fixture.walrelay(&["setup"]).await.success();
+    assert!(set_up.stdout.contains("0 to 255"), "{}", set_up.stdout);
+    let relay = fixture.run();
+    let insert =
+        "INSERT INTO outbox_events (id, aggregate_id, event_type, event_version, payload_json)
+        VALUES (lpad('1', 32, '0')::uuid::text, gen_random_uuid(), 'lesson.published.v1', 1, '{}')";
+    fixture.sql.batch_execute(insert).await.unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[0].id(), uuid(1));
+    assert_eq!(
+        stored[0].subject,
+        format!("{}.lesson.published.v1", fixture.name)
+    );
+}

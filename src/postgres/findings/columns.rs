@@ -8,6 +8,9 @@ use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
+/// OID of char(n). Its padding is taken off; of a domain the WAL does not tell what it is over.
+const BPCHAR_OID: u32 = 1042;
+
 /// What a column may be.
 pub(super) struct Need<'a> {
     pub(super) name: &'a str,
@@ -83,6 +86,15 @@ pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Ve
                 format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE timestamptz USING {sql_name} AT TIME ZONE 'UTC';"),
             ));
         }
+        if column.base_type == "bpchar" && column.type_oid != BPCHAR_OID {
+            found.push(warn(
+                Kind::Column,
+                format!(
+                    "column {sql_name} of {name} is a domain over char(n): its padding is taken for a part of the value"
+                ),
+                format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE text USING {sql_name}::text;"),
+            ));
+        }
         if !column.not_null {
             found.push(warn(
                 Kind::Column,
@@ -99,11 +111,18 @@ fn retype(settings: &PostgresSettings, field: Field, need: &Need<'_>, column: &C
     let (table, name, wanted) = (&settings.table, quote_identifier(need.name), need.wanted);
     let value = match (wanted, column.base_type.as_str()) {
         ("uuid", "bytea") => format!("encode({name}, 'hex')::uuid"),
-        ("uuid", _) if field == Field::Id => {
+        // From the value that is there: the same row must not become another event.
+        ("uuid", base) if field == Field::Id => {
             let old = quote_identifier(&format!("{}_before", need.name));
+            let value = match base {
+                "int2" | "int4" | "int8" => format!("lpad(to_hex({old}::int8), 32, '0')::uuid"),
+                _ => format!("md5({old}::text)::uuid"),
+            };
             return format!(
                 "ALTER TABLE {table} RENAME COLUMN {name} TO {old}; \
-                 ALTER TABLE {table} ADD COLUMN {name} uuid NOT NULL DEFAULT gen_random_uuid();"
+                 ALTER TABLE {table} ADD COLUMN {name} uuid; \
+                 UPDATE {table} SET {name} = {value}; \
+                 ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, ALTER COLUMN {name} SET DEFAULT gen_random_uuid();"
             );
         }
         ("uuid", "int2" | "int4" | "int8") => {
