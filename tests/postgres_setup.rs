@@ -628,3 +628,65 @@ async fn domains_over_domains_are_followed_to_their_end() {
         "null"
     );
 }
+
+/// What makes an event come twice, or never, is said with what ends it.
+#[tokio::test]
+async fn rows_that_come_twice_or_never_are_told() {
+    let server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
+    make(&client, &server, &settings).await;
+    let first = async || findings(&inspect(&client, &settings).await.unwrap(), &settings).remove(0);
+
+    let filter =
+        "ALTER TABLE outbox_events ADD COLUMN dispatched_at timestamptz, REPLICA IDENTITY FULL;
+        ALTER PUBLICATION walrelay SET TABLE outbox_events WHERE (dispatched_at IS NULL);
+        ALTER PUBLICATION walrelay SET (publish = 'insert, update')";
+    client.batch_execute(filter).await.unwrap();
+    let refused = first().await;
+    assert_eq!(refused.kind, Kind::PublicationMismatch);
+    let sql = refused.mend.strip_prefix("run ").unwrap();
+    client.batch_execute(sql).await.expect(sql);
+    assert_eq!(found(&client, &settings).await, []);
+
+    let heir = "CREATE TABLE heir () INHERITS (outbox_events); CREATE TABLE \"Second heir\" () INHERITS (heir);
+        INSERT INTO \"Second heir\" (id, aggregate_id, event_type, payload_json)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'a', '{}')";
+    client.batch_execute(heir).await.unwrap();
+    assert_eq!(
+        found(&client, &settings).await,
+        [(Severity::Warn, Kind::TableMismatch); 2]
+    );
+    let (_, sql) = first()
+        .await
+        .mend
+        .split_once(" run ")
+        .map(|(a, b)| (a.to_owned(), b.to_owned()))
+        .unwrap();
+    client.batch_execute(&sql).await.expect(&sql);
+    let own = "SELECT count(*) FROM ONLY outbox_events";
+    let own: i64 = client.query_one(own, &[]).await.unwrap().get(0);
+    assert_eq!(own, 1);
+}
+
+#[tokio::test]
+async fn a_partition_key_that_is_there_to_be_changed_is_told() {
+    let server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
+    let table = "CREATE TABLE outbox_events (id uuid NOT NULL, aggregate_id uuid NOT NULL, event_type text NOT NULL,
+            event_version int2 NOT NULL, occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL,
+            dispatched bool NOT NULL DEFAULT false) PARTITION BY LIST (dispatched);
+        CREATE TABLE open PARTITION OF outbox_events FOR VALUES IN (false) PARTITION BY RANGE (occurred_at);
+        CREATE TABLE open_all PARTITION OF open DEFAULT;
+        CREATE TABLE closed PARTITION OF outbox_events DEFAULT";
+    client.batch_execute(table).await.unwrap();
+    make(&client, &server, &settings).await;
+    let warned = findings(&inspect(&client, &settings).await.unwrap(), &settings);
+    assert_eq!(warned.len(), 1, "{warned:?}");
+    assert_eq!(
+        (warned[0].severity, warned[0].kind),
+        (Severity::Warn, Kind::TableMismatch)
+    );
+    assert!(warned[0].what.contains("by dispatched"), "{}", warned[0]);
+}

@@ -115,6 +115,8 @@ pub struct Publication {
     pub owned: bool,
     /// Publishes inserts.
     pub pubinsert: bool,
+    /// Publishes updates.
+    pub pubupdate: bool,
     /// FOR ALL TABLES.
     pub puballtables: bool,
     /// Publishes partitions as their root.
@@ -155,6 +157,10 @@ pub struct Table {
     pub columns: Vec<Column>,
     /// Leaf partitions whose rows never reach the WAL (unlogged) or this server (foreign), as SQL names.
     pub silent_leaves: Vec<String>,
+    /// Tables that inherit from it and are no partitions, as SQL names.
+    pub heirs: Vec<String>,
+    /// Columns that decide about a row's partition.
+    pub partition_keys: Vec<String>,
 }
 
 impl Inspection {
@@ -302,7 +308,20 @@ SELECT jsonb_build_object(
      FROM pg_catalog.pg_partition_tree(c.oid) p
      JOIN pg_catalog.pg_class l ON l.oid = p.relid
      JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
-     WHERE p.isleaf AND c.relkind = 'p' AND (l.relpersistence <> 'p' OR l.relkind <> 'r')), '[]'))
+     WHERE p.isleaf AND c.relkind = 'p' AND (l.relpersistence <> 'p' OR l.relkind <> 'r')), '[]'),
+  'heirs', coalesce((
+     WITH RECURSIVE heir AS (
+       SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = c.oid
+       UNION SELECT i.inhrelid FROM heir JOIN pg_catalog.pg_inherits i ON i.inhparent = heir.inhrelid)
+     SELECT jsonb_agg(format('%I.%I', hn.nspname, h.relname) ORDER BY h.relname)
+     FROM heir JOIN pg_catalog.pg_class h ON h.oid = heir.inhrelid
+     JOIN pg_catalog.pg_namespace hn ON hn.oid = h.relnamespace WHERE NOT h.relispartition), '[]'),
+  'partition_keys', coalesce((
+     SELECT jsonb_agg(DISTINCT k.attname)
+     FROM pg_catalog.pg_partition_tree(c.oid) p
+     JOIN pg_catalog.pg_partitioned_table pt ON pt.partrelid = p.relid
+     JOIN pg_catalog.pg_attribute k ON k.attrelid = p.relid AND k.attnum = ANY (pt.partattrs::int2[])
+     WHERE k.attnum > 0), '[]'))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relname = $2::text";
 

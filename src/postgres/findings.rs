@@ -295,6 +295,8 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
             format!("run ALTER TABLE {leaf} SET LOGGED; or detach it"),
         ));
     }
+    heirs(table, settings, found);
+    partition_keys(table, settings, found);
     if !table.may_select {
         let role = quote_identifier(&inspection.server.role);
         found.push(warn(
@@ -304,6 +306,46 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
         ));
     }
     columns::columns(table, settings, found);
+}
+
+/// Rows of a table that inherits are seen in every query of the outbox, and come, if at all, under that table's own name.
+fn heirs(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+    let name = &settings.table;
+    let columns = table.columns.iter().filter(|column| !column.generated);
+    let columns: Vec<String> = columns
+        .map(|column| quote_identifier(&column.name))
+        .collect();
+    let columns = columns.join(", ");
+    for heir in &table.heirs {
+        found.push(warn(
+            Kind::TableMismatch,
+            format!("table {heir} inherits from {name}: rows that are inserted there are outbox rows that nobody publishes"),
+            format!(
+                "insert into {name} itself, and for the rows that are there run WITH moved AS (DELETE FROM ONLY {heir} \
+                 RETURNING {columns}) INSERT INTO {name} ({columns}) SELECT {columns} FROM moved;"
+            ),
+        ));
+    }
+}
+
+/// An UPDATE that moves a row to another partition is in the WAL as DELETE and INSERT. The columns of an event stay as
+/// they were inserted; others are there to be changed.
+fn partition_keys(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+    let is_of_event = |key: &String| {
+        let columns = settings.columns.as_ref();
+        columns.into_iter().any(|(_, name)| name == key)
+    };
+    for key in table.partition_keys.iter().filter(|key| !is_of_event(key)) {
+        found.push(warn(
+            Kind::TableMismatch,
+            format!(
+                "{} is partitioned by {}: an UPDATE that moves a row to another partition publishes its event again",
+                settings.table,
+                quote_identifier(key)
+            ),
+            "never update that column, or partition by occurred_at, as sql/outbox_events_partitioned.sql does",
+        ));
+    }
 }
 
 fn publication(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Finding>) {
@@ -320,6 +362,18 @@ fn publication(inspection: &Inspection, settings: &PostgresSettings, found: &mut
         found.push(refuse(
             Kind::PublicationMismatch,
             format!("publication {name} does not publish inserts"),
+            format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
+        ));
+    }
+    if publication.pubupdate
+        && let Some(filter) = inspection.row_filter()
+    {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!(
+                "publication {name} has the row filter {filter} and publishes updates: one after which the filter holds, and \
+                 did not before, arrives as an insert, and the event comes twice"
+            ),
             format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
         ));
     }
