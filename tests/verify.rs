@@ -330,6 +330,11 @@ async fn more_rows_without_a_message_than_were_removed_are_missing() {
     let counts = (&report["missing"]["count"], &report["unjudged"]["count"]);
     assert_eq!(counts, (&30.into(), &5.into()), "{report}");
     // Which ones they are, nobody can tell.
+    let said = platform.expect(&["verify"], 1).await;
+    assert!(
+        said.contains("note: 30 missing rows cannot be told"),
+        "{said}"
+    );
     let said = platform.expect(&["backfill"], 0).await;
     assert!(said.starts_with("35 rows cannot be judged"), "{said}");
     assert_eq!(platform.last_sequence().await, 20);

@@ -22,7 +22,6 @@ use crate::pipeline::position::Position;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::row_security;
-use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::Settings;
 
 mod compare;
@@ -188,7 +187,7 @@ async fn check(
     settings: &Settings,
     client: &Client,
     inspection: &Inspection,
-    mut each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
+    each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
 ) -> Result<Report, anyhow::Error> {
     let postgres = &settings.postgres;
     let found = inspection
@@ -220,97 +219,165 @@ async fn check(
         args.since.as_deref(),
         inspection.server.in_recovery,
         &mut entries,
-        |rows| {
-            tick(&bar, rows, None);
-        },
+        |rows| tick(&bar, rows, None),
     )
     .await?;
     bar.finish_and_clear();
 
     let adopted_sequence = record.as_ref().map_or(0, |record| record.adopted_sequence);
-    let mut lane = LaneReading::new(
-        &info,
-        name,
-        &postgres.slot,
-        adopted_sequence,
-        table.snapshot_lsn,
-    );
-    read_stream(&mut lane, &nats, client, &mut entries).await?;
-    let mut settled = Settled::Passed;
-    let mut pending_for = None;
-    if has_unpublished(&mut entries)? {
-        let deadline = Instant::now() + args.wait;
+    let snapshot_lsn = table.snapshot_lsn;
+    let mut comparison = Comparison {
+        settings,
+        client,
+        nats: &nats,
+        table_oid: found.oid,
+        snapshot_lsn,
+        lane: LaneReading::new(&info, name, &postgres.slot, adopted_sequence, snapshot_lsn),
+        recorded: record.and_then(|record| record.position),
+        entries,
+        pending_for: None,
+    };
+    comparison.read_stream().await?;
+    let settled = comparison.settle(args.wait).await?;
+    let lane = &comparison.lane;
+    let report = Report::new(&table, lane, settled, comparison.pending_for);
+    comparison.judge(report, each).await
+}
+
+/// Table and stream, while they are brought together.
+struct Comparison<'a> {
+    settings: &'a Settings,
+    client: &'a Client,
+    nats: &'a async_nats::Client,
+    table_oid: u32,
+    snapshot_lsn: PgLsn,
+    lane: LaneReading,
+    /// How far the lane's record says that the lane was.
+    recorded: Option<Position>,
+    entries: Entries,
+    /// Age of the oldest row that the slot holds and the relay has still to publish.
+    pending_for: Option<Duration>,
+}
+
+impl Comparison<'_> {
+    /// Reads on to what is the stream's end now.
+    async fn read_stream(&mut self) -> anyhow::Result<()> {
+        let bar = bar("stream", 0);
+        let end_lsn = table::end_lsn(self.client);
+        let progress = |messages, all| tick(&bar, messages, Some(all));
+        let read = self
+            .lane
+            .read_on(self.nats, &mut self.entries, end_lsn, progress);
+        let read = read.await;
+        bar.finish_and_clear();
+        read
+    }
+
+    /// Waits until the relay has passed the snapshot, if a row has no message; with nobody at the slot, asks the slot.
+    async fn settle(&mut self, wait: Duration) -> anyhow::Result<Settled> {
+        if !has_unpublished(&mut self.entries)? {
+            return Ok(Settled::Passed);
+        }
+        let deadline = Instant::now() + wait;
         loop {
-            settled = slot::settle(client, &postgres.slot, table.snapshot_lsn, deadline).await?;
-            read_stream(&mut lane, &nats, client, &mut entries).await?;
-            if settled != Settled::Idle {
-                break;
-            }
-            let recorded = record.as_ref().and_then(|record| record.position);
-            let place = |position| lane.held(position, recorded);
-            let held = held(client, postgres, found.oid, table.snapshot_lsn, place).await?;
+            let slot = &self.settings.postgres.slot;
+            let settled = slot::settle(self.client, slot, self.snapshot_lsn, deadline).await?;
+            self.read_stream().await?;
             // A relay may have taken the slot; then it publishes what is pending, and is waited for.
-            if let Some((held, oldest)) = held {
-                entries.append(held)?;
-                pending_for = oldest;
-                break;
+            if settled != Settled::Idle || self.ask_slot().await? {
+                return Ok(settled);
             }
         }
     }
-    let mut report = Report::new(&table, &lane, settled, pending_for);
-    judge(
-        &mut report,
-        &mut entries,
-        &lane,
-        client,
-        settings,
-        &mut each,
-    )
-    .await?;
-    Ok(report)
-}
 
-async fn read_stream(
-    lane: &mut LaneReading,
-    nats: &async_nats::Client,
-    client: &Client,
-    entries: &mut Entries,
-) -> Result<(), anyhow::Error> {
-    let bar = bar("stream", 0);
-    let read = lane
-        .read_on(nats, entries, table::end_lsn(client), |messages, all| {
-            tick(&bar, messages, Some(all));
-        })
-        .await;
-    bar.finish_and_clear();
-    read
-}
+    /// Takes what the slot holds of the snapshot's rows; `false` where somebody reads from the slot.
+    async fn ask_slot(&mut self) -> anyhow::Result<bool> {
+        let now_us = table::clock_us(self.client).await?;
+        let mut entries = Entries::default();
+        let mut oldest: Option<Duration> = None;
+        let take = |held: Held<'_>| -> anyhow::Result<()> {
+            let id = held.id.and_then(|id| Uuid::try_parse(id).ok());
+            let kind = self.lane.held(held.position, self.recorded);
+            if let (Some(kind), Some(id)) = (kind, id) {
+                entries.push(Entry::new(id.as_u128(), kind, 0))?;
+                if kind == Kind::Pending {
+                    let us = now_us.saturating_sub(held.committed_at_us).max(0);
+                    oldest = oldest.max(Some(Duration::from_micros(us.unsigned_abs())));
+                }
+            }
+            Ok(())
+        };
+        let postgres = &self.settings.postgres;
+        let is_whole = slot::peek(
+            self.client,
+            postgres,
+            self.table_oid,
+            self.snapshot_lsn,
+            take,
+        )
+        .await?;
+        if is_whole {
+            self.entries.append(entries)?;
+            self.pending_for = oldest;
+        }
+        Ok(is_whole)
+    }
 
-/// What the slot holds of the snapshot's rows, as what `place` makes of their positions, and since when the oldest that is
-/// pending waits; none where somebody reads from the slot.
-async fn held(
-    client: &Client,
-    postgres: &PostgresSettings,
-    table_oid: u32,
-    snapshot_lsn: PgLsn,
-    place: impl Fn(Position) -> Option<Kind>,
-) -> Result<Option<(Entries, Option<Duration>)>, anyhow::Error> {
-    let now_us = table::clock_us(client).await?;
-    let mut entries = Entries::default();
-    let mut oldest: Option<Duration> = None;
-    let take = |held: Held<'_>| -> anyhow::Result<()> {
-        let id = held.id.and_then(|id| Uuid::try_parse(id).ok());
-        if let (Some(kind), Some(id)) = (place(held.position), id) {
-            entries.push(Entry::new(id.as_u128(), kind, 0))?;
-            if kind == Kind::Pending {
-                let us = now_us.saturating_sub(held.committed_at_us).max(0);
-                oldest = oldest.max(Some(Duration::from_micros(us.unsigned_abs())));
+    /// What takes a first pass over everything.
+    fn whole(&mut self) -> std::io::Result<Whole> {
+        let mut whole = Whole {
+            removed_max: self.lane.removed_max(),
+            ..Whole::default()
+        };
+        let mut merge = self.entries.merge()?;
+        while let Some(group) = next_group(&mut merge)? {
+            whole.take(&group);
+        }
+        Ok(whole)
+    }
+
+    async fn judge(
+        &mut self,
+        mut report: Report,
+        mut each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
+    ) -> anyhow::Result<Report> {
+        let whole = self.whole()?;
+        let mut merge = self.entries.merge()?;
+        let mut phantoms: Vec<Group> = Vec::new();
+        while let Some(group) = next_group(&mut merge)? {
+            let verdict = verdict(&group, &whole);
+            each(&group, &verdict)?;
+            report.take(&group, &verdict);
+            if verdict.phantom {
+                phantoms.push(group);
+            }
+            if phantoms.len() >= LOOK_AGAIN_IDS {
+                self.look_again(&mut report, &mut phantoms).await?;
+            }
+        }
+        self.look_again(&mut report, &mut phantoms).await?;
+        report.explain(whole.removed_max);
+        Ok(report)
+    }
+
+    /// A row that committed at the moment of the snapshot is there now.
+    async fn look_again(
+        &self,
+        report: &mut Report,
+        phantoms: &mut Vec<Group>,
+    ) -> anyhow::Result<()> {
+        if phantoms.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<u128> = phantoms.iter().map(|group| group.id).collect();
+        let present = table::present(self.client, &self.settings.postgres, &ids).await?;
+        for group in phantoms.drain(..) {
+            if !present.contains(&group.id) {
+                report.phantom.add(1, Finding::of_event(&group));
             }
         }
         Ok(())
-    };
-    let is_whole = slot::peek(client, postgres, table_oid, snapshot_lsn, take).await?;
-    Ok(is_whole.then_some((entries, oldest)))
+    }
 }
 
 /// The next id, and all that was met of it.
@@ -319,19 +386,6 @@ fn next_group(merge: &mut Merge) -> std::io::Result<Option<Group>> {
     Ok(merge
         .next_group(|entry| group.take(entry))?
         .then_some(group))
-}
-
-/// What takes a first pass over everything.
-fn whole(entries: &mut Entries, lane: &LaneReading) -> std::io::Result<Whole> {
-    let mut whole = Whole {
-        removed_max: lane.removed_max(),
-        ..Whole::default()
-    };
-    let mut merge = entries.merge()?;
-    while let Some(group) = next_group(&mut merge)? {
-        whole.take(&group);
-    }
-    Ok(whole)
 }
 
 /// Whether anything has to be waited for.
@@ -343,53 +397,6 @@ fn has_unpublished(entries: &mut Entries) -> std::io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-async fn judge(
-    report: &mut Report,
-    entries: &mut Entries,
-    lane: &LaneReading,
-    client: &Client,
-    settings: &Settings,
-    each: &mut impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
-) -> Result<(), anyhow::Error> {
-    let whole = whole(entries, lane)?;
-    let mut merge = entries.merge()?;
-    let mut phantoms: Vec<Group> = Vec::new();
-    while let Some(group) = next_group(&mut merge)? {
-        let verdict = verdict(&group, &whole);
-        each(&group, &verdict)?;
-        report.take(&group, &verdict);
-        if verdict.phantom {
-            phantoms.push(group);
-        }
-        if phantoms.len() >= LOOK_AGAIN_IDS {
-            look_again(report, &mut phantoms, client, settings).await?;
-        }
-    }
-    look_again(report, &mut phantoms, client, settings).await?;
-    report.explain(whole.removed_max);
-    Ok(())
-}
-
-/// A row that committed at the moment of the snapshot is there now.
-async fn look_again(
-    report: &mut Report,
-    phantoms: &mut Vec<Group>,
-    client: &Client,
-    settings: &Settings,
-) -> Result<(), anyhow::Error> {
-    if phantoms.is_empty() {
-        return Ok(());
-    }
-    let ids: Vec<u128> = phantoms.iter().map(|group| group.id).collect();
-    let present = table::present(client, &settings.postgres, &ids).await?;
-    for group in phantoms.drain(..) {
-        if !present.contains(&group.id) {
-            report.phantom.add(1, Finding::of_event(&group));
-        }
-    }
-    Ok(())
 }
 
 /// A bar on a terminal, nothing elsewhere.

@@ -142,6 +142,9 @@ pub(super) struct Report {
     /// Unjudged only for an older row of the same id.
     #[serde(skip)]
     ambiguous: u64,
+    /// Missing, and not told from the unjudged ones.
+    #[serde(skip)]
+    unnamed: u64,
 }
 
 impl Report {
@@ -190,6 +193,7 @@ impl Report {
             is_behind: settled == Settled::Behind,
             has_slot: settled != Settled::NoSlot,
             ambiguous: 0,
+            unnamed: 0,
         }
     }
 
@@ -226,6 +230,7 @@ impl Report {
         let missing = unjudged.saturating_sub(removed_max);
         self.unjudged.count -= missing;
         self.missing.count += missing;
+        self.unnamed = missing;
     }
 
     /// Whether what is missing may still come.
@@ -315,6 +320,10 @@ impl Report {
                 self.unjudged.count - self.ambiguous.min(self.unjudged.count),
                 "rows cannot be judged: the stream may have had their messages and removed them; --since leaves older rows \
                  out, walrelay backfill --unjudged publishes them",
+            ),
+            (
+                self.unnamed,
+                "missing rows cannot be told from the unjudged ones: fewer messages were removed than rows have none",
             ),
             (
                 self.ambiguous,
