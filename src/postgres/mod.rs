@@ -18,7 +18,6 @@
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
-//! | `rights` | that state, a plan | steps that the role may not run |
 //! | [`setup`] | that state | the missing parts made, or taken away |
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
 
@@ -31,7 +30,6 @@ pub mod error;
 pub mod findings;
 pub mod pins;
 pub mod replication;
-mod rights;
 pub mod row_security;
 pub mod settings;
 pub mod setup;

@@ -13,9 +13,10 @@ use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::replication::quote_literal;
-use crate::postgres::rights;
 use crate::postgres::settings::{PostgresSettings, default_columns};
 use crate::postgres::table_name::quote_identifier;
+
+mod rights;
 
 /// The outbox table as the first migration makes it.
 pub const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");

@@ -10,7 +10,7 @@ use crate::postgres::setup::{Part, Step};
 use crate::postgres::table_name::quote_identifier;
 
 /// Steps that the role may not run; `None` where it may run all.
-pub(crate) fn refusal(
+pub(super) fn refusal(
     inspection: &Inspection,
     settings: &PostgresSettings,
     steps: &[Step],
