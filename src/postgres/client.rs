@@ -204,6 +204,19 @@ impl Client {
         }
     }
 
+    /// Asks the server to cancel the statement that runs.
+    ///
+    /// # Errors
+    /// [`SqlError::Timeout`] where nobody takes the request.
+    pub async fn cancel(&self) -> Result<(), SqlError> {
+        let after = self.conninfo.connect_timeout;
+        let token = self.client.cancel_token();
+        match tokio::time::timeout(after, token.cancel_query(NoTls)).await {
+            Ok(cancelled) => Ok(cancelled?),
+            Err(_) => Err(SqlError::Timeout { after }),
+        }
+    }
+
     /// As tokio-postgres' own, through [`Client::answer`]; so are the following.
     ///
     /// # Errors

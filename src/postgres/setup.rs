@@ -331,7 +331,7 @@ pub async fn create_slot(
             () = &mut notices => unreachable!("the loop has no end"),
             () = &mut cancel, if !cancelled => {
                 cancelled = true;
-                client.cancel_token().cancel_query(tokio_postgres::NoTls).await?;
+                client.cancel().await?;
             }
         }
     }

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::postgres::client::{self, SqlError};
 use crate::postgres::conninfo::{Conninfo, HostPort};
@@ -20,6 +21,8 @@ const FRESH_ATTEMPT: Duration = Duration::from_secs(1);
 /// Silence before the first look at the server process; each further one comes after twice the time.
 const LOOK_FIRST: Duration = Duration::from_secs(1);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// A statement that is at work for longer is told, so that nobody wonders what is waited for.
+const LONG_WORK: Duration = Duration::from_secs(5);
 /// For a look, connecting included.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// What the process has sent last may be on its way while the look finds it idle.
@@ -85,30 +88,41 @@ pub(crate) async fn answer<T>(
     answer: impl Future<Output = T>,
 ) -> Option<T> {
     tokio::pin!(answer);
+    let begin = Instant::now();
     let mut pause = LOOK_FIRST;
+    let mut told = false;
     loop {
         if let Ok(answer) = timeout(pause, &mut answer).await {
             return Some(answer);
         }
-        let is_at_work = tokio::select! {
+        let work = tokio::select! {
             answer = &mut answer => return Some(answer),
-            look = timeout(LOOK_LIMIT, is_at_work(conninfo, pid)) => matches!(look, Ok(Ok(true))),
+            look = timeout(LOOK_LIMIT, work(conninfo, pid)) => look.ok().and_then(Result::ok).flatten(),
         };
-        if !is_at_work {
+        let Some(work) = work else {
             return timeout(LAST_WORDS, &mut answer).await.ok();
+        };
+        if !told && begin.elapsed() >= LONG_WORK {
+            told = true;
+            let seconds = begin.elapsed().as_secs();
+            tracing::info!("Postgres has not answered for {seconds} s: its process {pid} {work}");
         }
         pause = (pause * 2).min(LOOK_PAUSE_MAX);
     }
 }
 
-/// Whether the process works on a statement, and not on sending what nobody takes.
-async fn is_at_work(conninfo: &Conninfo, pid: i32) -> Result<bool, SqlError> {
+/// What the process does where it works on a statement, and not on sending what nobody takes.
+async fn work(conninfo: &Conninfo, pid: i32) -> Result<Option<&'static str>, SqlError> {
     // As the login role: another one may not see what the role's own sessions do.
-    let query = "SET ROLE NONE; SELECT pid FROM pg_catalog.pg_stat_activity \
+    let query = "SET ROLE NONE; SELECT wait_event_type FROM pg_catalog.pg_stat_activity \
                  WHERE state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' AND pid = ";
     let session = client::session(conninfo).await?;
     let answer = session.simple_query(&format!("{query}{pid}")).await?;
-    Ok(answer
-        .iter()
-        .any(|message| matches!(message, tokio_postgres::SimpleQueryMessage::Row(_))))
+    Ok(answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) if row.get(0) == Some("Lock") => {
+            Some("waits for a lock that another transaction has")
+        }
+        SimpleQueryMessage::Row(_) => Some("works on it"),
+        _ => None,
+    }))
 }

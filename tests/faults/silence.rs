@@ -117,3 +117,24 @@ async fn a_long_transaction_of_which_nothing_is_sent_is_no_silence() {
     assert_eq!(&relay.log()[logged..], "");
     relay.stop().await;
 }
+
+/// A start behind somebody's lock waits, and says so.
+#[tokio::test]
+async fn a_lock_on_the_table_is_no_silence() {
+    let mut fixture = Fixture::new().await;
+    let name = fixture.name.clone();
+    let filter =
+        format!("ALTER PUBLICATION {name} SET TABLE outbox_events WHERE (event_version < 2)");
+    fixture.sql.batch_execute(&filter).await.unwrap();
+    let locking = fixture.connect().await;
+    let lock = "BEGIN; LOCK TABLE outbox_events IN ACCESS EXCLUSIVE MODE";
+    locking.batch_execute(lock).await.unwrap();
+    let mut relay = fixture.run();
+    relay
+        .logs("waits for a lock that another transaction has")
+        .await;
+    locking.batch_execute("COMMIT").await.unwrap();
+    relay.streams().await;
+    assert!(!relay.log().contains("waiting: "), "{}", relay.log());
+    relay.stop().await;
+}
