@@ -3,10 +3,10 @@
 //! In: an [`Inspection`], the steps. Out: a refusal with the SQL for somebody who may. Guarantee: pure. Without it a
 //! teardown would drop the slot and then find that the publication is another role's.
 
+use super::{Part, Step};
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Finding, Kind, Severity};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::setup::{Part, Step};
 use crate::postgres::table_name::quote_identifier;
 
 /// Steps that the role may not run; `None` where it may run all.
