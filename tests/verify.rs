@@ -446,10 +446,15 @@ async fn a_lane_that_stands_still_is_not_clean() {
                VALUES (gen_random_uuid(), gen_random_uuid(), 'lesson.published.v1', '{}');
                COMMIT;
                SELECT pg_replication_origin_session_reset()";
+    // Without a time nothing is known of its age.
+    let untimed = old.replace("now() - interval '1 hour'", "'2000-01-01 00:00:00+00'");
+    let untimed = untimed.replace("'elsewhere'", "'nowhere'");
+    platform.sql.batch_execute(&untimed).await.unwrap();
+    assert_eq!(platform.verify(0).await["pending"], 2);
     platform.sql.batch_execute(old).await.unwrap();
     let report = platform.verify(1).await;
     assert_eq!(report["verdict"], "found", "{report}");
-    assert_eq!(report["pending"], 2, "{report}");
+    assert_eq!(report["pending"], 3, "{report}");
     assert!(
         report["pending_seconds"].as_u64() >= Some(3_600),
         "{report}"
@@ -461,6 +466,31 @@ async fn a_lane_that_stands_still_is_not_clean() {
         platform.expect(&["backfill"], 0).await,
         "0 rows are not in the stream\n"
     );
-    platform.relay_until(2).await;
+    platform.relay_until(3).await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_at_a_sequence_has_removed_nothing() {
+    let platform = Platform::servers().await;
+    let config = async_nats::jetstream::stream::Config {
+        name: "OUTBOX".to_owned(),
+        subjects: vec!["outbox.>".to_owned(), "walrelay.dead.walrelay".to_owned()],
+        first_sequence: Some(100),
+        allow_batch_publish: true,
+        ..Default::default()
+    };
+    platform.jetstream.create_stream(config).await.unwrap();
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    platform.sql.batch_execute(schema).await.unwrap();
+    platform.insert(5).await;
+    platform.expect(&["setup"], 0).await;
+    platform.insert(2).await;
+    platform.relay_until(101).await;
+    let report = platform.verify(1).await;
+    let counts = (&report["missing"]["count"], &report["unjudged"]["count"]);
+    assert_eq!(counts, (&5.into(), &0.into()), "{report}");
+    let said = platform.expect(&["backfill"], 0).await;
+    assert!(said.starts_with("5 of 5 rows"), "{said}");
     platform.verify(0).await;
 }

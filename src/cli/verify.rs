@@ -300,7 +300,8 @@ impl Comparison<'_> {
             let kind = self.lane.held(held.position, self.recorded);
             if let (Some(kind), Some(id)) = (kind, id) {
                 entries.push(Entry::new(id.as_u128(), kind, 0))?;
-                if kind == Kind::Pending {
+                // A replication origin may have set no time, which is 0.
+                if kind == Kind::Pending && held.committed_at_us > 0 {
                     let us = now_us.saturating_sub(held.committed_at_us).max(0);
                     oldest = oldest.max(Some(Duration::from_micros(us.unsigned_abs())));
                 }
