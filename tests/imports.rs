@@ -63,9 +63,6 @@ const REMAINING: &[(&str, &str)] = &[
     ("pipeline::publish::publisher", "pipeline::publish::chain"),
     ("pipeline::publish::publisher", "pipeline::publish::fast"),
     ("pipeline::tail", "pipeline::continuity"),
-    ("postgres::copy_both", "postgres::startup"),
-    ("postgres::silence", "postgres::client"),
-    ("postgres::startup", "postgres::replication"),
     ("relay::broker", "relay::open"),
 ];
 

@@ -1,162 +1,18 @@
-//! Plain SQL: a tokio-postgres client, and its errors in the words of the server.
+//! Plain SQL.
 //!
-//! In: a `Conninfo`. Out: a [`Client`] whose connection is driven by a task of its own. Guarantees: connecting ends
-//! within the connect timeout per host, and every statement ends where the server has gone silent
-//! ([`crate::postgres::silence`]); what statements depend on is set, whatever role and database say; an error shows
-//! what the server said, and [`SqlError::is_transient`] judges it as the replication connection would.
+//! In: a `Conninfo`. Out: a [`Client`]. Guarantees: every statement ends where the server has gone silent
+//! ([`crate::postgres::silence`]); what statements depend on is set, whatever role and database say.
 
 use std::ops::Deref;
-use std::time::Duration;
 
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row, SimpleQueryMessage};
 
-use crate::postgres::conninfo::{Conninfo, HostPort};
-use crate::postgres::error::{AuthenticationError, SILENT, ServerError, io_is_transient};
+use crate::postgres::conninfo::Conninfo;
 use crate::postgres::pins;
+pub use crate::postgres::session::SqlError;
+use crate::postgres::session::session;
 use crate::postgres::silence;
-use crate::postgres::table_name::quote_identifier;
-
-const APPLICATION_NAME: &str = "walrelay";
-
-/// Why a connection or a statement failed.
-#[derive(Debug, thiserror::Error)]
-pub enum SqlError {
-    /// The server refused.
-    #[error("Postgres refused: {0}")]
-    Server(Box<ServerError>),
-    /// The server did not let this role into this database.
-    #[error("Postgres refused: {error}; {mend}")]
-    Session {
-        /// What it said.
-        error: Box<ServerError>,
-        /// What mends it.
-        mend: String,
-    },
-    /// Authentication cannot succeed as configured.
-    #[error("cannot authenticate to Postgres: {0}")]
-    Authentication(#[from] AuthenticationError),
-    /// No host took the connection in time.
-    #[error("Postgres did not answer within {after:?}")]
-    Timeout {
-        /// The limit.
-        after: Duration,
-    },
-    /// No answer comes any more.
-    #[error("{SILENT}")]
-    Silent,
-    /// The connection could not be made, or broke, or an answer was not what was asked for.
-    #[error("the connection to Postgres failed: {}", with_cause(.0))]
-    Client(#[source] tokio_postgres::Error),
-    /// A row of the catalog does not look as Postgres 14 to 18 make it.
-    #[error("cannot read {view} of this server: {source}")]
-    Catalog {
-        /// The catalog or view.
-        view: &'static str,
-        /// What does not fit.
-        source: serde_json::Error,
-    },
-}
-
-impl SqlError {
-    /// Whether trying again later can help without anybody's doing. What is unknown is permanent.
-    pub fn is_transient(&self) -> bool {
-        use std::error::Error;
-        match self {
-            SqlError::Server(error) | SqlError::Session { error, .. } => error.is_transient(),
-            SqlError::Timeout { .. } | SqlError::Silent => true,
-            SqlError::Authentication(_) | SqlError::Catalog { .. } => false,
-            SqlError::Client(error) => {
-                let io = error
-                    .source()
-                    .and_then(|source| source.downcast_ref::<std::io::Error>());
-                error.is_closed() || io.is_some_and(io_is_transient)
-            }
-        }
-    }
-
-    /// The server's SQLSTATE, if it was the server that refused.
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            SqlError::Server(error) | SqlError::Session { error, .. } => Some(&error.code),
-            _ => None,
-        }
-    }
-
-    /// The text for a message that has already said that it is about Postgres.
-    pub fn bare(&self) -> String {
-        match self {
-            SqlError::Server(error) => error.to_string(),
-            SqlError::Session { error, mend } => format!("{error}; {mend}"),
-            SqlError::Client(error) => with_cause(error),
-            error => error.to_string(),
-        }
-    }
-
-    /// The same where it ended an attempt to connect: with what mends it, where a person can.
-    fn of_connecting(self, conninfo: &Conninfo) -> SqlError {
-        match self {
-            SqlError::Server(error) => match session_mend(&error, conninfo) {
-                Some(mend) => SqlError::Session { error, mend },
-                None => SqlError::Server(error),
-            },
-            // tokio-postgres has no kind for it.
-            SqlError::Client(error)
-                if conninfo.password.is_none()
-                    && with_cause(&error).ends_with("password missing") =>
-            {
-                let user = conninfo.user.clone();
-                AuthenticationError::PasswordMissing { user }.into()
-            }
-            error => error,
-        }
-    }
-}
-
-impl From<tokio_postgres::Error> for SqlError {
-    fn from(error: tokio_postgres::Error) -> Self {
-        match error.as_db_error() {
-            Some(refusal) => SqlError::Server(Box::new(ServerError {
-                severity: refusal.severity().to_owned(),
-                code: refusal.code().code().to_owned(),
-                message: refusal.message().to_owned(),
-                detail: refusal.detail().map(str::to_owned),
-                hint: refusal.hint().map(str::to_owned),
-                routine: refusal.routine().map(str::to_owned),
-            })),
-            None => SqlError::Client(error),
-        }
-    }
-}
-
-/// What a person can do about a session that the server refuses.
-fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
-    let role = quote_identifier(&conninfo.user);
-    let database = quote_identifier(&conninfo.dbname);
-    Some(match error.code.as_str() {
-        "28P01" => format!(
-            "give its password in postgres.url, PGPASSWORD or a password file, or run ALTER ROLE {role} PASSWORD '…';"
-        ),
-        // The file's name is the same in every language of the server.
-        "28000" if error.message.contains("pg_hba.conf") => format!(
-            "let role {role} into database {database} by a line in pg_hba.conf, and run SELECT pg_reload_conf();"
-        ),
-        "28000" => format!(
-            "name another role in postgres.url, or run CREATE ROLE {role} LOGIN REPLICATION; (ALTER ROLE where it exists)"
-        ),
-        "3D000" => {
-            format!("name another database in postgres.url, or run CREATE DATABASE {database};")
-        }
-        _ => return None,
-    })
-}
-
-fn with_cause(error: &tokio_postgres::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
-}
 
 /// A session for plain SQL.
 ///
@@ -283,37 +139,4 @@ pub async fn connect(conninfo: &Conninfo) -> Result<Client, SqlError> {
         // No process has this number, so that silence is never taken for work.
         pid: pid.unwrap_or(0),
     })
-}
-
-/// A session with nothing set.
-///
-/// # Errors
-/// As [`connect`].
-pub(crate) async fn session(conninfo: &Conninfo) -> Result<tokio_postgres::Client, SqlError> {
-    let attempt = async |host: HostPort| {
-        let mut config = Conninfo {
-            hosts: vec![host],
-            ..conninfo.clone()
-        }
-        .to_tokio_postgres();
-        if conninfo.application_name.is_none() {
-            config.application_name(APPLICATION_NAME);
-        }
-        config.connect(NoTls).await.map_err(SqlError::from)
-    };
-    let (client, connection) = silence::first_host(
-        conninfo,
-        attempt,
-        |_| true,
-        |after| SqlError::Timeout { after },
-    )
-    .await
-    .map_err(|error| error.of_connecting(conninfo))?;
-    tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            // Whoever uses the client gets the error too.
-            tracing::debug!(error = %SqlError::from(error), "a connection to Postgres ended");
-        }
-    });
-    Ok(client)
 }

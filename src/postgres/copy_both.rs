@@ -22,7 +22,6 @@ use postgres_protocol::message::frontend;
 
 use crate::postgres::backend::{Reader, tag};
 use crate::postgres::error::{Problem, ReplicationError, ServerError};
-use crate::postgres::startup::within;
 use crate::postgres::wire::{HEADER_BYTES, Wire};
 
 /// What came next in the stream. Slices are valid until the next call on the [`CopyBoth`].
@@ -238,6 +237,21 @@ fn control(tag: u8, body: &[u8]) -> Result<Option<Frame<'static>>, ReplicationEr
             return Err(error.into());
         }
     })
+}
+
+/// Runs `future` for at most `limit`.
+async fn within<T>(
+    limit: Duration,
+    during: &'static str,
+    future: impl Future<Output = Result<T, ReplicationError>>,
+) -> Result<T, ReplicationError> {
+    match tokio::time::timeout(limit, future).await {
+        Ok(result) => result,
+        Err(_) => Err(ReplicationError::Timeout {
+            during,
+            after: limit,
+        }),
+    }
 }
 
 #[cfg(test)]

@@ -84,6 +84,15 @@ impl fmt::Display for ServerError {
 
 impl std::error::Error for ServerError {}
 
+/// A notice that nobody acts on, as grave as the server calls it.
+pub(crate) fn log_notice(notice: &ServerError) {
+    match notice.severity.as_str() {
+        "WARNING" => tracing::warn!("Postgres says: {notice}"),
+        "NOTICE" | "INFO" => tracing::info!("Postgres says: {notice}"),
+        _ => tracing::debug!("Postgres says: {notice}"),
+    }
+}
+
 /// Whether an SQLSTATE describes a state that passes by itself: a server that starts, stops or is full.
 ///
 /// Manual: appendix A. Unknown codes are permanent.

@@ -13,7 +13,9 @@
 //! | [`replication`] | the session | IDENTIFY_SYSTEM, queries, START_REPLICATION |
 //! | [`copy_both`] | the stream | frames, and status updates back |
 //! | [`client`] | a [`conninfo`] | a client for plain SQL |
-//! | [`silence`] | an attempt or an answer | that it ends |
+//! | [`attempts`] | the hosts of a [`conninfo`] | the first session that can be made |
+//! | [`session`] | a [`conninfo`] | a bare session for plain SQL |
+//! | [`silence`] | an answer that is awaited | that it comes, or never will |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
@@ -21,6 +23,7 @@
 //! | [`setup`] | that state | the missing parts made, or taken away |
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
 
+pub mod attempts;
 pub mod backend;
 pub mod catalog;
 pub mod client;
@@ -31,6 +34,7 @@ pub mod findings;
 pub mod pins;
 pub mod replication;
 pub mod row_security;
+pub mod session;
 pub mod settings;
 pub mod setup;
 pub mod silence;

@@ -14,10 +14,9 @@ use crate::pipeline::position::Lane;
 use crate::postgres::backend::{Reader, data_row, tag};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::copy_both::CopyBoth;
-use crate::postgres::error::{Problem, ProtocolError, ReplicationError, ServerError};
+use crate::postgres::error::{Problem, ProtocolError, ReplicationError, ServerError, log_notice};
 use crate::postgres::pins;
 use crate::postgres::silence;
-use crate::postgres::startup::log_notice;
 use crate::postgres::wire::Wire;
 
 /// Most rows that a query on this session may return: it asks about one slot or one setting at a time.

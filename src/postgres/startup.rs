@@ -7,18 +7,19 @@
 //!
 //! Manual: 54.2.1 "Start-up", 54.3 "SASL Authentication", 54.4 "Streaming Replication Protocol".
 
-use std::future::Future;
 use std::time::Duration;
 
 use postgres_protocol::authentication::md5_hash;
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use postgres_protocol::message::frontend;
 
+use crate::postgres::attempts::first_host;
 use crate::postgres::backend::{Reader, tag};
 use crate::postgres::conninfo::{Conninfo, HostPort, TargetSessionAttrs};
-use crate::postgres::error::{AuthenticationError, Problem, ReplicationError, ServerError};
+use crate::postgres::error::{
+    AuthenticationError, Problem, ReplicationError, ServerError, log_notice,
+};
 use crate::postgres::replication::Session;
-use crate::postgres::silence;
 use crate::postgres::socket::{Socket, address_text};
 use crate::postgres::wire::Wire;
 
@@ -55,7 +56,7 @@ pub async fn connect(
     conninfo: &Conninfo,
     settings: &SessionSettings,
 ) -> Result<Session, ReplicationError> {
-    silence::first_host(
+    first_host(
         conninfo,
         |host| connect_host(host, conninfo, settings),
         |error| error.is_transient() || matches!(error, ReplicationError::Connect { .. }),
@@ -146,21 +147,6 @@ fn session_options(configured: Option<&str>, settings: &SessionSettings) -> Stri
         options.push_str(&format!(" -c wal_sender_timeout={}ms", timeout.as_millis()));
     }
     options
-}
-
-/// Runs `future` for at most `limit`.
-pub(crate) async fn within<T>(
-    limit: Duration,
-    during: &'static str,
-    future: impl Future<Output = Result<T, ReplicationError>>,
-) -> Result<T, ReplicationError> {
-    match tokio::time::timeout(limit, future).await {
-        Ok(result) => result,
-        Err(_) => Err(ReplicationError::Timeout {
-            during,
-            after: limit,
-        }),
-    }
 }
 
 /// What the server asks for in an `Authentication…` message.
@@ -288,15 +274,6 @@ fn parse_request(body: &[u8]) -> Result<Request, crate::postgres::error::Protoco
         12 => Request::SaslFinal(reader.rest().to_vec()),
         other => Request::Other(format!("authentication method {other}")),
     })
-}
-
-/// A notice that nobody acts on, as grave as the server calls it.
-pub(crate) fn log_notice(notice: &ServerError) {
-    match notice.severity.as_str() {
-        "WARNING" => tracing::warn!("Postgres says: {notice}"),
-        "NOTICE" | "INFO" => tracing::info!("Postgres says: {notice}"),
-        _ => tracing::debug!("Postgres says: {notice}"),
-    }
 }
 
 #[cfg(test)]

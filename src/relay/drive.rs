@@ -14,8 +14,8 @@ use crate::pipeline::skim::Skim;
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{
     Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
+    log_notice,
 };
-use crate::postgres::startup::log_notice;
 use crate::relay::Shutdown;
 use crate::relay::broker::{record_headers, stored_record, with_cause};
 use crate::relay::clock::{self, Clock};
