@@ -18,6 +18,7 @@
 //! | [`silence`] | an answer that is awaited | that it comes, or never will |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
 //! | [`setup`] | that state | the missing parts made, or taken away |
@@ -32,6 +33,7 @@ pub mod copy_both;
 pub mod error;
 pub mod findings;
 pub mod pins;
+pub mod processes;
 pub mod replication;
 pub mod row_security;
 pub mod session;

@@ -12,12 +12,13 @@ use crate::pipeline::publish::WindowSettings;
 use crate::pipeline::row::Source;
 use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::Tail;
-use crate::postgres::catalog::{self, Inspection, Process, SlotAndWal};
+use crate::postgres::catalog::{self, Inspection, SlotAndWal};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::error::ReplicationError;
 use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::processes::{self, Process};
 use crate::postgres::replication::Session;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
@@ -179,7 +180,7 @@ pub async fn open(
     let identity = session.identify_system().await?;
     let history = session.timeline_history(identity.timeline).await?;
     let walsender_pid = session.server().backend_pid;
-    inherited.walsender = catalog::process(&sql, walsender_pid).await?;
+    inherited.walsender = processes::process(&sql, walsender_pid).await?;
     let postgres_version = session.server().server_version.clone();
     let message_bytes_max = message_bytes_max(&broker, &before.stream);
     let (wal, started_at) =
@@ -439,7 +440,7 @@ async fn check_slot_is_free(
 async fn has_ended(sql: &Client, ours: &Process) -> Result<bool, SqlError> {
     let begin = Instant::now();
     while begin.elapsed() < OWN_END_LIMIT {
-        if catalog::process(sql, ours.pid).await?.as_ref() != Some(ours) {
+        if processes::process(sql, ours.pid).await?.as_ref() != Some(ours) {
             return Ok(true);
         }
         tokio::time::sleep(OWN_END_PAUSE).await;
@@ -448,7 +449,7 @@ async fn has_ended(sql: &Client, ours: &Process) -> Result<bool, SqlError> {
         pid = ours.pid,
         "the server has not noticed that the replication connection is gone, ending it there"
     );
-    match catalog::end_process(sql, ours, OWN_END_LIMIT).await {
+    match processes::end_process(sql, ours, OWN_END_LIMIT).await {
         // A session whose role is not the login's.
         Err(error) if error.code() == Some("42501") => Ok(false),
         ended => ended,

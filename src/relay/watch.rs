@@ -10,6 +10,7 @@ use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::processes;
 use crate::postgres::settings::PostgresSettings;
 use postgres_types::PgLsn;
 use std::time::Duration;
@@ -144,7 +145,7 @@ async fn view(
         (None, Some(table)) => catalog::has_relation(&client, table.oid).await?,
         (table, _) => table.is_some(),
     };
-    let is_decoding = catalog::is_decoding(&client, walsender_pid).await?;
+    let is_decoding = processes::is_decoding(&client, walsender_pid).await?;
     *sql = Some(client);
     Ok(View {
         inspection,

@@ -1,0 +1,96 @@
+//! The server's end of a replication connection: what it does, and its end.
+//!
+//! In: a client, the number of the process. Out: whether it decodes, or has gone. Guarantee: ends no process but the one
+//! that was meant, also where its number is another's by now.
+
+use std::time::Duration;
+
+use postgres_types::PgLsn;
+
+use crate::postgres::client::{Client, SqlError};
+
+/// What a walsender does at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Walsender {
+    /// For WAL, or for its client.
+    waits: bool,
+    sent_lsn: Option<PgLsn>,
+    reply_time: Option<String>,
+}
+
+/// Between the two looks of [`is_decoding`].
+const DECODING_PAUSE: Duration = Duration::from_millis(500);
+
+/// Whether the walsender `pid` is in the middle of one transaction: it works, gets no further in the WAL, and hears no
+/// replies. In one that sends nothing, since it is of other tables or filtered out, it answers no question either.
+///
+/// # Errors
+/// A failed query.
+pub async fn is_decoding(client: &Client, pid: i32) -> Result<bool, SqlError> {
+    let Some(first) = walsender(client, pid).await?.filter(|first| !first.waits) else {
+        return Ok(false);
+    };
+    tokio::time::sleep(DECODING_PAUSE).await;
+    Ok(walsender(client, pid).await? == Some(first))
+}
+
+async fn walsender(client: &Client, pid: i32) -> Result<Option<Walsender>, SqlError> {
+    // A state that the role may not see counts as waiting.
+    let query = "SELECT coalesce(a.state <> 'active' OR a.wait_event_type IN ('Activity', 'Client'), a.state IS NULL), \
+                 r.sent_lsn, r.reply_time::text \
+                 FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_stat_replication r USING (pid) WHERE pid = $1";
+    let row = client.query_opt(query, &[&pid]).await?;
+    row.map(|row| {
+        Ok(Walsender {
+            waits: row.try_get(0)?,
+            sent_lsn: row.try_get(1)?,
+            reply_time: row.try_get(2)?,
+        })
+    })
+    .transpose()
+}
+
+/// One process of the server; its number alone may be another's later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Process {
+    /// As `pg_stat_activity` has it.
+    pub pid: i32,
+    /// When it began, as text.
+    pub backend_start: String,
+}
+
+/// The process with this number; `None` where there is none.
+///
+/// # Errors
+/// A failed query.
+pub async fn process(client: &Client, pid: i32) -> Result<Option<Process>, SqlError> {
+    // Everybody may see the time, but not that of another role's process.
+    let query =
+        "SELECT coalesce(backend_start::text, '') FROM pg_catalog.pg_stat_activity WHERE pid = $1";
+    let row = client.query_opt(query, &[&pid]).await?;
+    row.map(|row| {
+        Ok(Process {
+            pid,
+            backend_start: row.try_get(0)?,
+        })
+    })
+    .transpose()
+}
+
+/// Ends a process of our own, and waits for its end; whether it has gone.
+///
+/// # Errors
+/// A failed query; 42501 where it is another role's.
+pub async fn end_process(
+    client: &Client,
+    process: &Process,
+    limit: Duration,
+) -> Result<bool, SqlError> {
+    let query = "SELECT pg_catalog.pg_terminate_backend(pid, $3::int8) FROM pg_catalog.pg_stat_activity \
+                 WHERE pid = $1 AND coalesce(backend_start::text, '') = $2::text";
+    let limit_ms = i64::try_from(limit.as_millis()).unwrap_or(i64::MAX);
+    let row = client
+        .query_opt(query, &[&process.pid, &process.backend_start, &limit_ms])
+        .await?;
+    row.map_or(Ok(true), |row| Ok(row.try_get(0)?))
+}
