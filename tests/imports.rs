@@ -63,7 +63,6 @@ const REMAINING: &[(&str, &str)] = &[
     ("pipeline::publish::publisher", "pipeline::publish::chain"),
     ("pipeline::publish::publisher", "pipeline::publish::fast"),
     ("pipeline::tail", "pipeline::continuity"),
-    ("relay::broker", "relay::open"),
 ];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;

@@ -583,6 +583,7 @@ fn stored<'a>(
         expected_sequence: (!expected.is_empty()).then_some(expected),
         is_fence: false,
         in_batch: false,
+        kind: None,
         body: br#"{"id":"e50","payload_json":{}}"#,
     })
 }

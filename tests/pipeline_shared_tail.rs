@@ -44,6 +44,7 @@ fn stranger(sequence: u64) -> StoredMessage<'static> {
         expected_sequence: None,
         is_fence: false,
         in_batch: false,
+        kind: None,
         body: b"{}",
     }
 }
@@ -68,6 +69,7 @@ fn copy(sequence: u64, position: &'static str) -> StoredMessage<'static> {
 fn event(sequence: u64, position: &'static str) -> StoredMessage<'static> {
     StoredMessage {
         in_batch: true,
+        kind: None,
         ..copy(sequence, position)
     }
 }

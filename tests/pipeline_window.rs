@@ -4,7 +4,7 @@
 mod simulation {
     pub(crate) mod broker;
 }
-mod shell {
+mod relay {
     pub(crate) const SLOT: &str = "sim";
 }
 

@@ -222,13 +222,19 @@ impl LaneConnection {
 
     /// Appends a request whose answer arrives from [`Self::next_op`] on `<inbox>.<token>`.
     ///
-    /// `token` must differ from those of acks; a 503 answer has [`Msg::status`] and no payload.
+    /// `token` must differ from those of acks; a 503 answer has [`Msg::status`] and no payload; `headers` is a whole block.
     ///
     /// # Panics
     /// Where the subject or the token holds a blank or a control character.
-    pub fn queue_request(&mut self, token: &str, subject: &str, payload: &[u8]) {
+    pub fn queue_request(
+        &mut self,
+        token: &str,
+        subject: &str,
+        headers: Option<&[u8]>,
+        payload: &[u8],
+    ) {
         let reply = format!("{}.{token}", self.inbox);
-        encode::publish(&mut self.outgoing, subject, Some(&reply), payload);
+        encode::request(&mut self.outgoing, subject, &reply, headers, payload);
     }
 
     /// The next operation that was received, without waiting; PING is answered here and not returned.
@@ -317,16 +323,7 @@ impl LaneConnection {
     ) -> Result<Msg, RequestError> {
         self.requests += 1;
         let reply = format!("{}.r{}", self.inbox, self.requests);
-        match headers {
-            Some(headers) => encode::publish_with_headers(
-                &mut self.outgoing,
-                subject,
-                Some(&reply),
-                headers,
-                payload,
-            ),
-            None => encode::publish(&mut self.outgoing, subject, Some(&reply), payload),
-        }
+        encode::request(&mut self.outgoing, subject, &reply, headers, payload);
         match timeout(after, self.answer(subject, reply.as_bytes())).await {
             Ok(result) => result,
             Err(_) => Err(RequestError::Timeout {

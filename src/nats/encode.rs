@@ -120,6 +120,23 @@ pub fn publish(out: &mut BytesMut, subject: &str, reply: Option<&str>, payload: 
     out.extend_from_slice(b"\r\n");
 }
 
+/// Appends a request: a publish with a reply subject, with a header block or without one.
+///
+/// # Panics
+/// As [`publish`].
+pub fn request(
+    out: &mut BytesMut,
+    subject: &str,
+    reply: &str,
+    headers: Option<&[u8]>,
+    payload: &[u8],
+) {
+    match headers {
+        Some(headers) => publish_with_headers(out, subject, Some(reply), headers, payload),
+        None => publish(out, subject, Some(reply), payload),
+    }
+}
+
 /// Appends `HPUB <subject> [reply] <header bytes> <total bytes>`, the header block and the payload.
 ///
 /// `headers` is a whole block, as [`super::headers::write_block`] writes it.

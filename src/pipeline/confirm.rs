@@ -11,7 +11,7 @@
 use super::fault::{Fault, Halt, Stop};
 use super::position;
 use super::progress::Confirmable;
-use super::tail::TailMessage;
+use super::tail::{StoredMessage, TailMessage};
 use postgres_types::PgLsn;
 use std::time::Duration;
 
@@ -305,7 +305,7 @@ impl Confirm {
     /// # Errors
     /// [`Fault::StreamLost`] when another message stands in the place of the lane's last: the next epoch begins before it.
     /// [`Halt::Replaced`] when one stands in the place of an earlier message, and the lane went on behind it.
-    pub fn seen(&mut self, found: Option<&StoredPosition>) -> Result<Option<Ask>, Stop> {
+    pub fn seen(&mut self, found: Option<&StoredMessage<'_>>) -> Result<Option<Ask>, Stop> {
         match self.state {
             State::Seeing { target } => {
                 self.check_tail(found)?;
@@ -349,13 +349,12 @@ impl Confirm {
         }
     }
 
-    fn check_tail(&self, found: Option<&StoredPosition>) -> Result<(), Fault> {
+    fn check_tail(&self, found: Option<&StoredMessage<'_>>) -> Result<(), Fault> {
         let Some(found) = found else {
             return Ok(());
         };
         let told = found
-            .header
-            .as_deref()
+            .told_position()
             .and_then(|header| position::parse_header(header).ok());
         // An answer for an older message than the newest is fine: the chain proves what came after it.
         let Some(tail) = self
@@ -365,11 +364,11 @@ impl Confirm {
         else {
             return Ok(());
         };
-        let is_ours = match found.is_first_publication {
+        let is_ours = match found.is_first_publication() {
             true => told.map(|(_, position)| position) == Some(tail.position),
             false => told.is_some(),
         };
-        if is_ours && (found.is_in_place || !self.chained) {
+        if is_ours && (found.is_in_place() || !self.chained) {
             return Ok(());
         }
         Err(Fault::StreamLost(format!(
@@ -391,19 +390,6 @@ impl Confirm {
 }
 
 /// Somebody else's message stands there.
-fn is_replaced(found: Option<&StoredPosition>) -> bool {
-    found.is_some_and(|found| !found.is_in_place)
-}
-
-/// A stored message, as far as the probe looks.
-#[derive(Debug)]
-pub struct StoredPosition {
-    /// Its sequence.
-    pub sequence: u64,
-    /// Value of the position header.
-    pub header: Option<String>,
-    /// Not a replay, whose header tells another place than the lane's.
-    pub is_first_publication: bool,
-    /// It stands right behind the message that it says it was to follow.
-    pub is_in_place: bool,
+fn is_replaced(found: Option<&StoredMessage<'_>>) -> bool {
+    found.is_some_and(|found| !found.is_in_place())
 }

@@ -14,7 +14,7 @@ mod wal;
 pub use super::fault::Stop;
 
 use super::confirm::{self, Confirm};
-use super::continuity::{Overlap, Plan};
+use super::continuity::{Memory, Overlap, Plan};
 use super::dead_letter;
 use super::envelope::Reject;
 use super::epochs::Refused;
@@ -66,17 +66,6 @@ pub struct EngineSettings {
     pub refused: Refused,
     /// What carries the table's rows, for the record.
     pub carrier: Option<Carrier>,
-}
-
-/// A request to the broker; its answer comes back through [`Engine::recorded`], [`Engine::informed`], [`Engine::seen`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Request {
-    /// Store the lane record.
-    Record(Box<LaneRecord>),
-    /// STREAM.INFO of the stream.
-    Info,
-    /// The stream's message with this sequence.
-    Message(u64),
 }
 
 /// Something for the log.
@@ -155,6 +144,8 @@ pub struct Engine {
     headers: Vec<u8>,
     /// `Walrelay-Position: <slot> <commit_lsn>:` of the open transaction.
     position_prefix: Vec<u8>,
+    /// Where the lane record is stored; 0 for nowhere.
+    record_sequence: u64,
     /// Length of its part that no transaction changes, in bytes.
     slot_prefix_bytes: usize,
 }
@@ -209,6 +200,7 @@ impl Engine {
             hold_back_cut: false,
             subject: Vec::with_capacity(256),
             headers: Vec::with_capacity(512),
+            record_sequence: 0,
             slot_prefix_bytes: slot_prefix.len(),
             position_prefix: slot_prefix.into_bytes(),
             settings,
@@ -399,6 +391,19 @@ impl Engine {
         match self.replay_reached {
             Some((position, rows)) if rows <= self.progress.acknowledged_rows() => Some(position),
             _ => self.replayed,
+        }
+    }
+
+    /// What a relay knows of the lane by itself once the epoch has ended.
+    pub fn memory(&self) -> Memory {
+        Memory {
+            created: self.settings.created.clone(),
+            tail: self.tail().cloned(),
+            recorded_sequence: self.recorded_sequence(),
+            confirmed_lsn: self.confirmed_lsn(),
+            timeline: self.settings.timeline,
+            epoch: self.settings.epoch,
+            settled: self.window.is_settled(),
         }
     }
 

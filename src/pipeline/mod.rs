@@ -9,6 +9,7 @@
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
 //! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
+//! | [`opening`], [`request`] | all of that, step by step | an engine that may stream, or why there is none |
 //! | [`envelope`], [`subject`] | a row | JSON and subject, or why it can be none |
 //! | [`dead_letter`] | a rejected row | the message that takes its place |
 //! | [`publish`] | messages and answers | frames; a contiguous prefix of acknowledged rows |
@@ -30,12 +31,14 @@ pub mod epochs;
 pub mod fault;
 pub mod fields;
 pub mod history;
+pub mod opening;
 pub mod pgoutput;
 pub mod position;
 pub mod progress;
 pub mod publish;
 mod reader;
 pub mod record;
+pub mod request;
 pub mod row;
 pub mod shared_tail;
 pub mod silence;

@@ -112,6 +112,8 @@ pub struct StoredMessage<'a> {
     pub is_fence: bool,
     /// It was published in an atomic batch.
     pub in_batch: bool,
+    /// Value of [`position::KIND_HEADER`].
+    pub kind: Option<&'a str>,
     /// The body.
     pub body: &'a [u8],
 }
@@ -266,6 +268,17 @@ impl<'m> StoredMessage<'m> {
         };
         let (slot, position) = position::parse_header(header).ok()?;
         Some((slot, position, event_id))
+    }
+
+    /// The position header, or what a fence tells of its batch's last event.
+    pub fn told_position(&self) -> Option<&'m str> {
+        self.position
+            .or_else(|| split_tail(self.tail?).map(|(position, _)| position))
+    }
+
+    /// Not a replay, whose header tells another place than the lane's.
+    pub fn is_first_publication(&self) -> bool {
+        self.kind != Some(position::KIND_REPLAY)
     }
 
     /// Whether it stands where a relay put it in a stream of our own.

@@ -1,69 +1,31 @@
-//! The broker's side of an epoch's start: connection, stream, lane record, the lane's last message.
+//! The broker's side of an epoch: a connection, and the lane's requests over it.
 //!
-//! In: settings. Out: a [`Broker`] whose connection is new, so nothing of an earlier epoch is on its way any more.
-//! Guarantee: a stream that would lose or change messages by its configuration is refused.
+//! In: settings, [`Request`]s. Out: [`Answer`]s. Guarantees: the connection is new, so nothing of an earlier epoch is on its
+//! way any more; a stream that would lose or change messages by its configuration is refused.
 
-use crate::nats::api::{
-    AnswerError, ApiError, CallError, DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo,
-};
-use crate::nats::connection::{ConnectError, LaneConnection, RequestError};
+use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StreamInfo};
+use crate::nats::connection::LaneConnection;
 use crate::nats::stream::{
-    LANE_RECORD_STREAM, lane_record_subject, lane_records_config, mode as stream_mode,
+    self, LANE_RECORD_STREAM, Severity, StreamSettings, lane_records_config,
 };
-use crate::pipeline::continuity::Memory;
-use crate::pipeline::dead_letter;
-use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::publish::Mode;
-use crate::pipeline::record::LaneRecord;
-use crate::pipeline::shared_tail::{
-    SharedSubjects, SharedTailSearch, StreamEnd, fence_headers, fence_subject,
-};
-use crate::pipeline::tail::{Lookup, Tail, TailMessage, TailSearch};
-use crate::relay::open::OpenError;
+use crate::pipeline::request::{Request, StoredRecord};
+use crate::relay::lane_store::{Answer, LaneStore, StoreError};
+use crate::relay::open_error::OpenError;
 use crate::relay::settings::NatsSettings;
 use std::time::Duration;
-
-/// `err_code` of a wrong last sequence, on one server and in a cluster.
-const OVERTAKEN_CODES: [u16; 2] = [10071, 10164];
-
-/// The lane record and where it is stored.
-#[derive(Debug)]
-pub struct StoredRecord {
-    /// The record; none before the lane's first epoch.
-    pub record: Option<LaneRecord>,
-    /// Sequence of the message that holds it in the record stream; 0 for none.
-    pub sequence: u64,
-}
-
-impl StoredRecord {
-    fn read(found: Option<StoredMessage>) -> Result<Self, OpenError> {
-        let record = found
-            .as_ref()
-            .map(|message| LaneRecord::from_json(&message.data))
-            .transpose()
-            .map_err(|error| OpenError::Permanent(error.into()))?;
-        Ok(StoredRecord {
-            record,
-            sequence: found.map_or(0, |message| message.seq),
-        })
-    }
-}
 
 /// A connection to the broker, and what it said about the stream.
 #[derive(Debug)]
 pub struct Broker {
     /// The connection of this epoch.
     pub connection: LaneConnection,
-    /// The API of the events' stream.
-    pub api: StreamApi,
-    records: StreamApi,
-    slot: String,
-    shared: bool,
-    /// Of the lane's own messages in a shared stream.
-    subjects: SharedSubjects,
+    /// Turns requests into bytes.
+    pub store: LaneStore,
+    /// What the stream must be.
+    wanted: StreamSettings,
     timeout: Duration,
-    /// Sequence of the lane's fence at the last look at the tail; 0 for none.
-    fence_sequence: u64,
+    /// The stream as it was last seen.
+    info: Option<StreamInfo>,
 }
 
 impl Broker {
@@ -86,50 +48,104 @@ impl Broker {
         .await?;
         Ok(Broker {
             connection,
-            api: StreamApi::new(DEFAULT_PREFIX, &settings.stream)
+            store: LaneStore::new(DEFAULT_PREFIX, &settings.stream, slot)
                 .map_err(|error| OpenError::Permanent(error.into()))?,
-            records: StreamApi::new(DEFAULT_PREFIX, LANE_RECORD_STREAM)
-                .map_err(|error| OpenError::Permanent(error.into()))?,
-            slot: slot.to_owned(),
-            shared: settings.shared,
-            subjects: SharedSubjects {
-                fence: fence_subject(&settings.stream, slot),
-                filters: [settings.subject.filter(), dead_letter::subject(slot)],
-            },
+            wanted: settings.stream_settings(slot),
             timeout,
-            fence_sequence: 0,
+            info: None,
         })
     }
 
-    /// The stream's configuration and state.
-    ///
-    /// # Errors
-    /// No such stream, or no answer.
-    pub async fn stream(&mut self) -> Result<StreamInfo, OpenError> {
-        self.api
-            .info(&mut self.connection, self.timeout)
-            .await
-            .map_err(|error| stream_error(error, self.api.stream()))
+    /// nats-server's version: major, minor.
+    #[must_use]
+    pub fn version(&self) -> (u16, u16) {
+        let version = self.connection.info().version;
+        (version.major, version.minor)
     }
 
-    /// The lane record. A record stream that is missing is made, with as many replicas as given.
+    /// Largest message that server and stream take, in bytes.
+    #[must_use]
+    pub fn message_bytes_max(&self) -> usize {
+        let server = self.connection.info().max_payload;
+        self.info
+            .as_ref()
+            .and_then(|info| usize::try_from(info.config.max_msg_size).ok())
+            .filter(|bytes| *bytes > 0)
+            .map_or(server, |bytes| bytes.min(server))
+    }
+
+    /// What of the stream's configuration is a risk, or slow.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<String> {
+        self.findings(Severity::Warns)
+    }
+
+    fn findings(&self, severity: Severity) -> Vec<String> {
+        let Some(info) = &self.info else {
+            return Vec::new();
+        };
+        let version = self.connection.info().version;
+        stream::findings(&info.config, &self.wanted, version)
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .map(|finding| format!("stream {}: {finding}", info.config.name))
+            .collect()
+    }
+
+    /// Asks, and waits for the answer. A record stream that is missing is made.
     ///
     /// # Errors
-    /// No record stream and no leave to make it, no answer, or a record that cannot be read.
-    pub async fn record(&mut self, num_replicas: usize) -> Result<StoredRecord, OpenError> {
-        let subject = lane_record_subject(self.api.stream(), &self.slot);
-        let found = self
-            .records
-            .message(&mut self.connection, Lookup::Last(&subject), self.timeout)
-            .await;
-        match found {
-            Err(error) if error.api().is_some_and(ApiError::is_stream_not_found) => {
-                self.create_records(num_replicas).await?;
-                StoredRecord::read(None)
+    /// No answer, or one that is none; a stream that is not there, or is refused.
+    pub async fn ask(&mut self, request: &Request<'_>) -> Result<Answer, OpenError> {
+        match self.ask_once(request).await {
+            Err(Unanswered::NoStream) if *request == Request::Record => {
+                self.create_records().await?;
+                Ok(Answer::Record(StoredRecord {
+                    record: None,
+                    sequence: 0,
+                }))
             }
-            Err(error) => Err(stream_error(error, LANE_RECORD_STREAM)),
-            Ok(found) => StoredRecord::read(found),
+            Err(Unanswered::NoStream) => {
+                let stream = match request {
+                    Request::Record | Request::StoreRecord { .. } => LANE_RECORD_STREAM,
+                    _ => self.store.stream(),
+                };
+                Err(OpenError::Permanent(anyhow::anyhow!(
+                    "NATS has no stream {stream}: run `walrelay setup`"
+                )))
+            }
+            Err(Unanswered::Other(error)) => Err(error),
+            Ok(Answer::Stream(info)) => {
+                self.info = Some((*info).clone());
+                match self.findings(Severity::Blocks) {
+                    refused if refused.is_empty() => Ok(Answer::Stream(info)),
+                    refused => Err(OpenError::Permanent(anyhow::anyhow!(refused.join("; ")))),
+                }
+            }
+            Ok(answer) => Ok(answer),
         }
+    }
+
+    async fn ask_once(&mut self, request: &Request<'_>) -> Result<Answer, Unanswered> {
+        let outgoing = self.store.outgoing(request);
+        let answer = self
+            .connection
+            .request(
+                &outgoing.subject,
+                outgoing.headers.as_deref(),
+                &outgoing.payload,
+                self.timeout,
+            )
+            .await
+            .map_err(|error| Unanswered::Other(error.into()))?;
+        self.store
+            .read(outgoing.expects, &answer.payload)
+            .map_err(|error| match error {
+                StoreError::Answer(AnswerError::Api(api)) if api.is_stream_not_found() => {
+                    Unanswered::NoStream
+                }
+                error => Unanswered::Other(error.into()),
+            })
     }
 
     /// Has every later start halt as well, until an adoption: at `sequence` of the stream created at `created` stands somebody
@@ -138,23 +154,27 @@ impl Broker {
     /// # Errors
     /// No record, or no answer.
     pub async fn keep_halt(&mut self, sequence: u64, created: &str) -> Result<(), OpenError> {
-        let subject = lane_record_subject(self.api.stream(), &self.slot);
-        let found = self
-            .records
-            .message(&mut self.connection, Lookup::Last(&subject), self.timeout)
-            .await
-            .map_err(|error| stream_error(error, LANE_RECORD_STREAM))?;
-        let stored = StoredRecord::read(found)?;
+        let Answer::Record(stored) = self.ask(&Request::Record).await? else {
+            return Ok(());
+        };
         let record = stored
             .record
             .and_then(|record| record.halted_for(sequence, created));
         if let Some(record) = record {
-            self.write_record(&record, stored.sequence).await?;
+            let request = Request::StoreRecord {
+                record: Box::new(record),
+                behind: stored.sequence,
+            };
+            self.ask(&request).await?;
         }
         Ok(())
     }
 
-    async fn create_records(&mut self, num_replicas: usize) -> Result<(), OpenError> {
+    async fn create_records(&mut self) -> Result<(), OpenError> {
+        let num_replicas = self
+            .info
+            .as_ref()
+            .map_or(1, |info| info.config.num_replicas);
         let config = serde_json::to_vec(&lane_records_config(num_replicas))
             .expect("a configuration always serializes");
         let subject = format!("{DEFAULT_PREFIX}.STREAM.CREATE.{LANE_RECORD_STREAM}");
@@ -174,243 +194,13 @@ impl Broker {
             )));
         }
         tracing::info!(
-            "stream {LANE_RECORD_STREAM} for the lanes' records was missing and is made"
+            "stream {LANE_RECORD_STREAM} for the lanes' records was missing and has been created"
         );
         Ok(())
     }
-
-    /// Stores the lane record, provided that nobody else has since `after`; returns its sequence.
-    ///
-    /// # Errors
-    /// Somebody else has, or no answer.
-    pub async fn write_record(
-        &mut self,
-        record: &LaneRecord,
-        after: u64,
-    ) -> Result<u64, OpenError> {
-        let subject = lane_record_subject(self.api.stream(), &self.slot);
-        let headers = record_headers(after);
-        let answer = self
-            .connection
-            .request(&subject, Some(&headers), &record.to_json(), self.timeout)
-            .await?;
-        stored_record(&answer.payload).map_err(OpenError::Fault)
-    }
-
-    /// A halt that rests on the lane record must rest on the newest one: a leader that was just replaced may still answer
-    /// with an older. Storing it again behind the one that was read tells; a record of another lane is left alone. What
-    /// only this process has known is kept there as well, for the next start.
-    pub async fn confirm_halt(
-        &mut self,
-        halt: Halt,
-        stored: &StoredRecord,
-        created: &str,
-    ) -> OpenError {
-        let record = match (&halt, &stored.record) {
-            (Halt::Replaced { sequence, .. }, Some(record)) => {
-                record.halted_for(*sequence, created)
-            }
-            (
-                Halt::TailRemoved { .. }
-                | Halt::TailUnknown { .. }
-                | Halt::TailCopied { .. }
-                | Halt::ConfirmedUnexplained { .. },
-                record,
-            ) => record.clone(),
-            _ => None,
-        };
-        if let Some(record) = record
-            && let Err(error) = self.write_record(&record, stored.sequence).await
-        {
-            return error;
-        }
-        OpenError::Halt(halt)
-    }
-
-    /// The lane's last message.
-    ///
-    /// # Errors
-    /// No answer.
-    pub async fn tail(
-        &mut self,
-        stream: &StreamInfo,
-        record: Option<&LaneRecord>,
-        memory: Option<&Memory>,
-    ) -> Result<Tail, OpenError> {
-        let last_sequence = stream.state.last_seq;
-        let (slot, created) = (self.slot.clone(), &stream.created);
-        if !self.shared {
-            let mut search = TailSearch::new(&slot, last_sequence, created, record, memory);
-            while let Some(lookup) = search.wanted() {
-                let message = self.message(lookup).await?;
-                if let Some(tail) = search.take(message.as_ref().map(StoredMessage::for_search)) {
-                    return Ok(tail);
-                }
-            }
-            return Ok(search.end());
-        }
-        let end = StreamEnd {
-            created,
-            last_sequence,
-            messages: stream.state.messages,
-        };
-        let mut search = SharedTailSearch::new(&slot, self.subjects.clone(), end, record, memory);
-        while let Some(lookup) = search.wanted() {
-            let message = self.message(lookup).await?;
-            let found = search.take(message.as_ref().map(StoredMessage::for_search));
-            self.fence_sequence = search.fence_sequence();
-            if let Some(tail) = found {
-                return Ok(tail);
-            }
-        }
-        Ok(search.end())
-    }
-
-    async fn message(&mut self, lookup: Lookup<'_>) -> Result<Option<StoredMessage>, OpenError> {
-        self.api
-            .message(&mut self.connection, lookup, self.timeout)
-            .await
-            .map_err(|error| stream_error(error, self.api.stream()))
-    }
-
-    /// Stores a message on the lane's own subject of a shared stream, with the lane's tail: from here on no relay that
-    /// knew an older one can write. Nothing is stored when the lane has moved since the last [`Self::tail`], which is
-    /// where the tail comes from. Returns its sequence.
-    ///
-    /// # Errors
-    /// Another relay was faster, the stream takes nothing, or no answer.
-    pub async fn write_fence(&mut self, tail: Option<&TailMessage>) -> Result<u64, OpenError> {
-        let stream = self.api.stream().to_owned();
-        let headers = fence_headers(&stream, &self.slot, tail, self.fence_sequence);
-        let answer = self
-            .connection
-            .request(&self.subjects.fence, Some(&headers), b"", self.timeout)
-            .await?;
-        stored_sequence(&answer.payload, &stream)
-            .map_err(|refused| OpenError::Fault(refused.fault(Fault::Sequence)))
-    }
 }
 
-/// Headers of a lane record: stored only behind the one that this relay knows.
-pub(super) fn record_headers(after: u64) -> Vec<u8> {
-    format!(
-        "NATS/1.0\r\nNats-Expected-Stream: {LANE_RECORD_STREAM}\r\n\
-         Nats-Expected-Last-Subject-Sequence: {after}\r\n\r\n"
-    )
-    .into_bytes()
-}
-
-/// The sequence of a stored lane record, from the publish acknowledgement.
-pub(super) fn stored_record(answer: &[u8]) -> Result<u64, Fault> {
-    stored_sequence(answer, LANE_RECORD_STREAM).map_err(|refused| refused.fault(Fault::RecordTaken))
-}
-
-/// Why a message of the relay's own was not stored.
-enum NotStored {
-    /// Another one was stored since the one that it expected.
-    Overtaken(String),
-    /// Anything else.
-    Other(String),
-}
-
-impl NotStored {
-    fn fault(self, overtaken: impl FnOnce(String) -> Fault) -> Fault {
-        match self {
-            NotStored::Overtaken(text) => overtaken(text),
-            NotStored::Other(text) => Fault::Broker(text),
-        }
-    }
-}
-
-/// The sequence of a stored message, from a publish acknowledgement of `stream` alone.
-fn stored_sequence(answer: &[u8], stream: &str) -> Result<u64, NotStored> {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        stream: Option<String>,
-        seq: Option<u64>,
-        error: Option<ApiError>,
-    }
-    let other = |what: &dyn std::fmt::Display| {
-        NotStored::Other(format!(
-            "stream {stream} does not store the lane's own message: {what}"
-        ))
-    };
-    let answer: Answer = serde_json::from_slice(answer).map_err(|error| other(&error))?;
-    match answer {
-        Answer {
-            error: Some(error), ..
-        } if OVERTAKEN_CODES.contains(&error.err_code) => {
-            Err(NotStored::Overtaken(error.to_string()))
-        }
-        Answer {
-            error: Some(error), ..
-        } => Err(other(&error)),
-        Answer {
-            stream: Some(found),
-            seq: Some(seq),
-            ..
-        } if found == stream => Ok(seq),
-        _ => Err(other(&"another stream acknowledges it")),
-    }
-}
-
-fn stream_error(error: CallError, stream: &str) -> OpenError {
-    match &error {
-        CallError::Answer(AnswerError::Api(api)) if api.is_stream_not_found() => {
-            OpenError::Permanent(anyhow::anyhow!(
-                "NATS has no stream {stream}: run `walrelay setup`"
-            ))
-        }
-        _ if error.is_transient() => OpenError::Fault(Fault::Broker(error.to_string())),
-        _ => OpenError::Permanent(error.into()),
-    }
-}
-
-impl From<ConnectError> for OpenError {
-    fn from(error: ConnectError) -> Self {
-        if error.is_transient() {
-            OpenError::Fault(Fault::Broker(with_cause(&error)))
-        } else {
-            OpenError::Permanent(error.into())
-        }
-    }
-}
-
-impl From<RequestError> for OpenError {
-    fn from(error: RequestError) -> Self {
-        if error.is_transient() {
-            OpenError::Fault(Fault::Broker(with_cause(&error)))
-        } else {
-            OpenError::Permanent(error.into())
-        }
-    }
-}
-
-/// An error with its causes in one line.
-pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(source) = cause {
-        let next = source.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = source.source();
-    }
-    text
-}
-
-/// How this stream on this server can be published to in order.
-///
-/// # Errors
-/// A shared stream on a server or of a kind that has no atomic batches.
-pub fn mode(
-    connection: &LaneConnection,
-    stream: &StreamInfo,
-    shared: bool,
-) -> Result<Mode, OpenError> {
-    stream_mode(&stream.config, shared, connection.info().version).map_err(|finding| {
-        OpenError::Permanent(anyhow::anyhow!("stream {}: {finding}", stream.config.name))
-    })
+enum Unanswered {
+    NoStream,
+    Other(OpenError),
 }

@@ -6,17 +6,18 @@
 pub mod broker;
 pub mod clock;
 mod drive;
+pub mod lane_store;
 mod log;
 pub mod open;
+pub mod open_error;
 pub mod settings;
 mod shutdown;
 pub mod status;
-mod stored;
+pub mod turn;
 pub mod watch;
 
 pub use shutdown::{Shutdown, ShutdownHandle};
 
-use crate::pipeline::continuity::Memory;
 use crate::pipeline::engine::Stop;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
@@ -24,7 +25,8 @@ use crate::relay::status::{Board, EpochMarks, EpochStart};
 use clock::Clock;
 use drive::{Drive, Ended};
 use log::Log;
-use open::{Inherited, OpenError, Summary};
+use open::{Inherited, Summary};
+use open_error::OpenError;
 use postgres_types::PgLsn;
 use settings::Settings;
 use std::time::Duration;
@@ -159,7 +161,7 @@ impl Relay<'_> {
             Err(OpenError::Permanent(error)) if !self.has_streamed => return Err(error),
             // A relay that has been running waits: a password may be rotating, a server moving.
             Err(OpenError::Permanent(error)) => {
-                return Ok(self.not_begun(&Fault::Unready(broker::with_cause(error.as_ref()))));
+                return Ok(self.not_begun(&Fault::Unready(open_error::with_cause(error.as_ref()))));
             }
             Err(OpenError::Fault(fault)) => return Ok(self.not_begun(&fault)),
         };
@@ -169,12 +171,12 @@ impl Relay<'_> {
         let line = self.log.begun(&epoch.summary, &postgres.slot, &nats.stream);
         self.has_streamed = true;
         let began = self.clock.now();
-        let mut drive = Drive::new(epoch, line, self.clock, &postgres.slot, self.board);
+        let mut drive = Drive::new(epoch, line, self.clock, self.board);
         drive.log_stored(std::mem::take(&mut self.inherited.dead_letters));
         let ended = drive
             .run(shutdown, self.settings.relay.shutdown_timeout)
             .await;
-        self.board.report(&EpochMarks::of(&drive.epoch().engine));
+        self.board.report(&EpochMarks::of(drive.engine()));
         if drive.is_well() {
             self.log.is_well();
         }
@@ -206,18 +208,10 @@ impl Relay<'_> {
 
     /// Takes over what the next epoch needs to know; returns whether there was progress.
     fn inherit(&mut self, drive: &Drive<'_>) -> bool {
-        let engine = &drive.epoch().engine;
-        self.inherited.from = engine.replay_left(&drive.epoch().summary.plan);
+        let engine = drive.engine();
+        self.inherited.from = engine.replay_left(drive.plan());
         self.inherited.dead_letters = engine.dead_letters_in_flight().cloned().collect();
-        self.inherited.memory = Some(Memory {
-            created: engine.created().to_owned(),
-            tail: engine.tail().cloned(),
-            recorded_sequence: engine.recorded_sequence(),
-            confirmed_lsn: engine.confirmed_lsn(),
-            timeline: engine.timeline(),
-            epoch: engine.epoch(),
-            settled: engine.is_settled(),
-        });
+        self.inherited.memory = Some(engine.memory());
         self.unacknowledged = engine.in_flight();
         engine.progress().acknowledged_rows() > 0
     }

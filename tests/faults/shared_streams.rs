@@ -10,9 +10,12 @@ use futures_util::StreamExt as _;
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
 use walrelay::pipeline::fault::Fault;
-use walrelay::pipeline::tail::{Tail, TailMessage};
+use walrelay::pipeline::request::Request;
+use walrelay::pipeline::shared_tail::fence_subject;
+use walrelay::pipeline::tail::{Lookup, TailMessage};
 use walrelay::relay::broker::Broker;
-use walrelay::relay::open::OpenError;
+use walrelay::relay::lane_store::Answer;
+use walrelay::relay::open_error::OpenError;
 use walrelay::relay::settings::NatsSettings;
 
 use crate::lane::{
@@ -220,15 +223,14 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         shared: true,
     };
     let slot = &fixture.name;
+    let fence = |tail: Option<&TailMessage>, behind| Request::StoreFence {
+        tail: tail.cloned(),
+        behind,
+    };
     let mut brokers = Vec::new();
     for _ in 0..2 {
-        let mut broker = Broker::connect(&settings, "test", slot, LIMIT)
-            .await
-            .unwrap();
-        let stream = broker.stream().await.unwrap();
-        let tail = broker.tail(&stream, None, None).await.unwrap();
-        assert_eq!(tail, Tail::Nothing);
-        brokers.push(broker);
+        let broker = Broker::connect(&settings, "test", slot, LIMIT).await;
+        brokers.push(broker.unwrap());
     }
     // What the one has published meanwhile, the other's fence would hide.
     let published = TailMessage {
@@ -236,16 +238,24 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         position: "0/16B3748:3".parse().unwrap(),
         event_id: None,
     };
-    brokers[0].write_fence(Some(&published)).await.unwrap();
-    let late = brokers[1].write_fence(None).await;
+    let stored = brokers[0].ask(&fence(Some(&published), 0)).await.unwrap();
+    let Answer::Stored(sequence) = stored else {
+        panic!("{stored:?}");
+    };
+    let late = brokers[1].ask(&fence(None, 0)).await;
     assert!(
         matches!(late, Err(OpenError::Fault(Fault::Sequence(_)))),
         "{late:?}"
     );
-    let stream = brokers[1].stream().await.unwrap();
-    let Tail::Found(tail) = brokers[1].tail(&stream, None, None).await.unwrap() else {
+    let subject = fence_subject(fixture.stream_name(), slot);
+    let last = Request::Message(Lookup::Last(&subject));
+    let Answer::Message(Some(found)) = brokers[1].ask(&last).await.unwrap() else {
         panic!("the fence is there");
     };
-    assert_eq!(tail.position, published.position);
-    brokers[1].write_fence(Some(&tail)).await.unwrap();
+    let (position, _) = found.for_search().told_by(slot).expect("the lane's");
+    assert_eq!((found.seq, position), (sequence, published.position));
+    brokers[1]
+        .ask(&fence(Some(&published), found.seq))
+        .await
+        .unwrap();
 }

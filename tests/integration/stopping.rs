@@ -98,7 +98,7 @@ async fn a_stop_always_says_that_it_has_ended_and_how() {
     assert_eq!(relay.ends().await, Some(0));
     let said = lines(&relay);
     assert_eq!(said.len(), 2, "{said:?}");
-    assert!(said[0].contains("reading stops"), "{said:?}");
+    assert!(said[0].contains("no more WAL is read"), "{said:?}");
     assert!(
         said[1].contains("stopped ") && said[1].contains("unacknowledged=0"),
         "{said:?}"

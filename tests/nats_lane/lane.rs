@@ -13,7 +13,7 @@ use walrelay::nats::{encode, headers};
 use walrelay::pipeline::tail::Lookup;
 
 use crate::experiments::{create_stream, stream};
-use crate::server::{SOON, Server};
+use crate::server::{Messages as _, SOON, Server};
 
 /// The next operation within [`SOON`], other than the INFO that every client gets again behind its CONNECT.
 async fn next(connection: &mut LaneConnection) -> Op {
@@ -197,7 +197,7 @@ async fn asks_while_streaming() {
     let mut lane = server.connect().await;
     create_stream(&mut lane).await;
     let request = stream().info_request();
-    lane.queue_request("probe", &request.subject, &request.payload);
+    lane.queue_request("probe", &request.subject, None, &request.payload);
     let msg = next_msg(&mut lane).await;
     assert_eq!(lane.inbox_token(&msg), Some(&b"probe"[..]));
     assert!(walrelay::nats::api::StreamInfo::parse(&msg.payload).is_ok());
@@ -214,7 +214,7 @@ async fn says_when_nobody_answers() {
         .await
         .expect_err("nobody");
     assert!(matches!(error, RequestError::NoResponders { .. }));
-    lane.queue_request("again", "nobody.listens", b"");
+    lane.queue_request("again", "nobody.listens", None, b"");
     let msg = next_msg(&mut lane).await;
     assert_eq!(
         (lane.inbox_token(&msg), msg.status()),

@@ -2,6 +2,8 @@
 
 use std::process::Command;
 use std::time::Duration;
+use walrelay::nats::api::{CallError, StoredMessage, StreamApi};
+use walrelay::pipeline::tail::Lookup;
 
 use walrelay::local::{LocalNats, NatsOptions, ServerBinaries};
 use walrelay::nats::address::{NatsAddress, NatsAuth};
@@ -62,5 +64,31 @@ impl Server {
         self.open(&NatsAuth::None)
             .await
             .expect("the server lets us in")
+    }
+}
+
+/// Reads single messages as the start of an epoch does.
+pub(crate) trait Messages {
+    /// A message; `None` where there is none.
+    async fn message(
+        &self,
+        lane: &mut LaneConnection,
+        lookup: Lookup<'_>,
+        after: Duration,
+    ) -> Result<Option<StoredMessage>, CallError>;
+}
+
+impl Messages for StreamApi {
+    async fn message(
+        &self,
+        lane: &mut LaneConnection,
+        lookup: Lookup<'_>,
+        after: Duration,
+    ) -> Result<Option<StoredMessage>, CallError> {
+        let request = self.lookup_request(lookup);
+        let answer = lane
+            .request(&request.subject, None, &request.payload, after)
+            .await?;
+        Ok(StoredMessage::parse(&answer.payload)?)
     }
 }

@@ -6,7 +6,7 @@
 mod atomic;
 mod fast;
 
-use crate::shell::SLOT;
+use crate::relay::SLOT;
 use atomic::AtomicBatch;
 use base64::Engine as _;
 use fast::Batch;

@@ -1,8 +1,8 @@
 //! What must halt: the right reason, nothing published, nothing confirmed.
 
 use crate::broker::Frame;
+use crate::relay::{Outcome, Settings};
 use crate::run::Simulation;
-use crate::shell::{Outcome, Settings};
 use crate::world::World;
 use postgres_types::PgLsn;
 use std::time::Duration;

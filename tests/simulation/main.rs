@@ -10,9 +10,10 @@ mod net;
 mod postgres;
 mod random;
 mod regressions;
+mod relay;
 mod run;
 mod shared;
-mod shell;
+mod transport;
 mod wire;
 mod world;
 

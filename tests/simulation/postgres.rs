@@ -58,6 +58,8 @@ pub(crate) struct Walsender {
     described: bool,
     heard_at: Duration,
     asked: bool,
+    /// The client has asked for a keepalive.
+    owes_keepalive: bool,
 }
 
 #[derive(Debug)]
@@ -232,6 +234,7 @@ impl Postgres {
             described: false,
             heard_at: now,
             asked: false,
+            owes_keepalive: false,
         });
     }
 
@@ -255,6 +258,9 @@ impl Postgres {
                 wire::copy_data(&mut out, &keepalive);
             }
         }
+        if std::mem::take(&mut sender.owes_keepalive) {
+            wire::copy_data(&mut out, &wire::keepalive(sender.sent_lsn, false));
+        }
         let caught_up = sender.next == self.wal.len();
         if caught_up && sender.told_lsn < sender.sent_lsn && sender.write_lsn < sender.sent_lsn {
             sender.told_lsn = sender.sent_lsn;
@@ -271,6 +277,7 @@ impl Postgres {
     pub(crate) fn has_more(&self) -> bool {
         self.walsender.as_ref().is_some_and(|sender| {
             sender.next < self.wal.len()
+                || sender.owes_keepalive
                 || (sender.told_lsn < sender.sent_lsn && sender.write_lsn < sender.sent_lsn)
         })
     }
@@ -300,6 +307,7 @@ impl Postgres {
         let sender = self.walsender.as_mut()?;
         sender.heard_at = now;
         sender.asked = false;
+        sender.owes_keepalive |= payload[33] == 1;
         sender.write_lsn = lsn(1);
         let flush_lsn = lsn(9);
         if flush_lsn == 0 {

@@ -1,8 +1,8 @@
 //! What seeds have found, each in its shortest form.
 
 use crate::halts::{lane, settings};
+use crate::relay::{Outcome, Settings};
 use crate::run::Simulation;
-use crate::shell::{Outcome, Settings};
 use std::time::Duration;
 use walrelay::pipeline::fault::Halt;
 

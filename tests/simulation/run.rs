@@ -1,6 +1,6 @@
 //! One seed: a workload, faults, healing, rest; then the verdict.
 
-use crate::shell::{Outcome, Relay, Settings};
+use crate::relay::{Outcome, Relay, Settings};
 use crate::world::{ALL_FAULTS, FaultKind, World};
 use std::time::Duration;
 

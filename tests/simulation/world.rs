@@ -9,7 +9,7 @@ use crate::broker::{self, Broker, ClientOp};
 use crate::net::{Net, Pipe, To};
 use crate::postgres::Postgres;
 use crate::random::Random;
-use crate::shell::{Outcome, Relay, SLOT};
+use crate::relay::{Outcome, Relay, SLOT};
 use std::time::Duration;
 use walrelay::pipeline::fault::Halt;
 use walrelay::pipeline::position::Position;

@@ -2,17 +2,19 @@
 //!
 //! In: the broker's answers to record and probes, the time. Out: requests, the record's content, status updates.
 
-use super::{Engine, Request, Stop};
-use crate::pipeline::confirm::{Ask, Due, StoredPosition};
+use super::{Engine, Stop};
+use crate::pipeline::confirm::{Ask, Due};
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::progress::WalRoom;
 use crate::pipeline::record::{Carrier, LaneRecord};
+use crate::pipeline::request::{Reply, Request};
+use crate::pipeline::tail::Lookup;
 use postgres_types::PgLsn;
 use std::time::Duration;
 
 impl Engine {
     /// The next request to the broker, if one is due.
-    pub fn poll_request(&mut self, now: Duration) -> Option<Request> {
+    pub fn poll_request(&mut self, now: Duration) -> Option<Request<'static>> {
         let confirmable = self.progress.confirmable(now);
         let acknowledged_lsn = self.progress.acknowledged_lsn();
         let due = Due {
@@ -26,12 +28,20 @@ impl Engine {
         Some(self.request(ask))
     }
 
-    fn request(&self, ask: Ask) -> Request {
+    fn request(&self, ask: Ask) -> Request<'static> {
         match ask {
-            Ask::Record(lsn) => Request::Record(Box::new(self.lane_record(lsn))),
-            Ask::Info => Request::Info,
-            Ask::Message(sequence) => Request::Message(sequence),
+            Ask::Record(lsn) => Request::StoreRecord {
+                record: Box::new(self.lane_record(lsn)),
+                behind: self.record_sequence,
+            },
+            Ask::Info => Request::Stream,
+            Ask::Message(sequence) => Request::Message(Lookup::Message(sequence)),
         }
+    }
+
+    /// The lane record is stored there: the next one must follow it.
+    pub fn record_stored_at(&mut self, sequence: u64) {
+        self.record_sequence = sequence;
     }
 
     /// The record that says where the lane is, and how far the slot may have been confirmed.
@@ -81,27 +91,23 @@ impl Engine {
         self.progress.may_keep(room);
     }
 
-    /// The record was stored.
-    pub fn recorded(&mut self) -> Option<Request> {
-        let ask = self.confirm.recorded()?;
-        Some(self.request(ask))
-    }
-
-    /// The answer to [`Request::Info`].
+    /// Takes the reply to the request of [`Self::poll_request`] or of this; returns the next request.
     ///
     /// # Errors
-    /// The stream is not the one that acknowledged.
-    pub fn informed(&mut self, created: &str, last_sequence: u64) -> Result<Option<Request>, Stop> {
-        let ask = self.confirm.informed(created, last_sequence)?;
-        Ok(ask.map(|ask| self.request(ask)))
-    }
-
-    /// The answer to [`Request::Message`].
-    ///
-    /// # Errors
-    /// Another message stands there.
-    pub fn seen(&mut self, found: Option<&StoredPosition>) -> Result<Option<Request>, Stop> {
-        let ask = self.confirm.seen(found)?;
+    /// The stream is not the one that acknowledged, or another message stands in the place of the lane's.
+    pub fn handle_reply(&mut self, reply: Reply<'_>) -> Result<Option<Request<'static>>, Stop> {
+        let ask = match reply {
+            Reply::Stored(sequence) => {
+                self.record_sequence = sequence;
+                self.confirm.recorded()
+            }
+            Reply::Stream(stream) => self
+                .confirm
+                .informed(&stream.created, stream.last_sequence)?,
+            Reply::Message(found) => self.confirm.seen(found.as_ref())?,
+            // Nothing of this epoch asks for it.
+            Reply::Record(_) => None,
+        };
         Ok(ask.map(|ask| self.request(ask)))
     }
 

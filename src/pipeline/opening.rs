@@ -1,0 +1,603 @@
+//! The start of an epoch as a state machine: the order of looks, the plan, the fence, the record of the epoch.
+//!
+//! In: what the servers say, step by step, as [`Opening::wanted`] asks for it. Out: an [`Engine`] that may stream, or why
+//! there is none. Guarantee: what decides where the lane goes on was read after the slot became ours, since before that
+//! another relay may still have been publishing; and nothing is published before the record of this epoch is stored.
+//!
+//! ```text
+//! catalog → broker → look → take the slot → look again → see the slot → plan → (fence) → begin → record → open
+//!                    look: stream, record, lane end, stream again
+//! ```
+
+use super::continuity::{self, Memory, Plan, Refusal, StartView};
+use super::dead_letter;
+use super::engine::{Engine, EngineSettings};
+use super::epochs::Refused;
+use super::fault::{Fault, Halt};
+use super::history::History;
+use super::position::Lane;
+use super::publish::{Mode, NoMode, Offer, WindowSettings};
+use super::record::{Carrier, LaneRecord};
+use super::request::{Reply, Request, StoredRecord, StreamView};
+use super::row::Source;
+use super::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_subject};
+use super::subject::SubjectTemplate;
+use super::tail::{Lookup, StoredMessage, Tail, TailSearch};
+use postgres_types::PgLsn;
+use std::time::Duration;
+
+/// What a start knows before it asks anybody.
+#[derive(Debug, Clone)]
+pub struct Known<'a> {
+    /// The slot.
+    pub slot: &'a str,
+    /// The events' stream.
+    pub stream: &'a str,
+    /// The events' subject.
+    pub template: SubjectTemplate,
+    /// Others publish to the stream too.
+    pub shared: bool,
+    /// What the relay knows of the lane by itself.
+    pub memory: Option<Memory>,
+    /// `--from`, as far as it is not done.
+    pub from: Option<PgLsn>,
+}
+
+/// What a start needs next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wanted<'o> {
+    /// Look at the catalog; then [`Opening::catalog_seen`].
+    Catalog,
+    /// A new connection to the broker; then [`Opening::connected`].
+    Broker,
+    /// Ask the broker; then [`Opening::take`].
+    Ask(Request<'o>),
+    /// Start replication at this LSN at the latest; then [`Opening::slot_taken`].
+    Slot(PgLsn),
+    /// Look where the slot stands; then [`Opening::slot_seen`].
+    SlotPlace,
+    /// The epoch's settings; then [`Opening::begin`].
+    Settings,
+    /// Nothing: [`Opening::finish`].
+    Nothing,
+}
+
+/// Where slot and server stand, seen after the slot became ours.
+#[derive(Debug)]
+pub struct SlotPlace {
+    /// Who the lane is.
+    pub lane: Lane,
+    /// The server's timelines.
+    pub history: History,
+    /// The slot's confirmed LSN.
+    pub confirmed_flush_lsn: PgLsn,
+    /// The end of the server's WAL.
+    pub server_lsn: PgLsn,
+}
+
+/// Why a start came to nothing.
+#[derive(Debug)]
+pub enum NotOpened {
+    /// Passes by itself.
+    Fault(Fault),
+    /// A person has to look.
+    Halt(Halt),
+    /// Does not pass by itself.
+    Refusal(Refusal),
+    /// The stream cannot be published to in order.
+    NoMode(NoMode),
+}
+
+impl From<Refusal> for NotOpened {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Halt(halt) => NotOpened::Halt(halt),
+            refusal => NotOpened::Refusal(refusal),
+        }
+    }
+}
+
+/// An epoch's start that has come to its end.
+#[derive(Debug)]
+pub struct Opened {
+    /// The decisions.
+    pub engine: Box<Engine>,
+    /// Where the lane goes on.
+    pub plan: Plan,
+    /// How messages are published, for the log.
+    pub mode: &'static str,
+    /// What a person should know.
+    pub warnings: Vec<String>,
+}
+
+/// What of an epoch's settings its start does not decide.
+#[derive(Debug)]
+pub struct EpochSettings {
+    /// The outbox table.
+    pub source: Source,
+    /// What carries the table's rows.
+    pub carrier: Option<Carrier>,
+    /// Prefix of reply subjects, new for each connection.
+    pub inbox: String,
+    /// Random, new for each epoch.
+    pub epoch_token: String,
+    /// Most messages in flight.
+    pub messages_max: usize,
+    /// So many rows at the epoch's beginning go one at a time.
+    pub one_by_one: u64,
+    /// Most bytes in flight.
+    pub bytes_max: usize,
+    /// Largest message that server and stream take, in bytes.
+    pub message_bytes_max: usize,
+    /// How long an acknowledgement may take.
+    pub ack_timeout: Duration,
+    /// How long an acknowledged event stays in the slot.
+    pub hold_back: Duration,
+    /// Most WAL in bytes that the hold-back may keep.
+    pub held_bytes_max: u64,
+    /// Longest time between two status updates.
+    pub status_interval: Duration,
+    /// A row that cannot be published halts the relay instead of becoming a dead letter.
+    pub halt_on_reject: bool,
+    /// The rows that the broker refused in epochs before.
+    pub refused: Refused,
+}
+
+#[derive(Debug)]
+enum Search<'a> {
+    Own(TailSearch<'a>),
+    Shared(SharedTailSearch<'a>),
+}
+
+impl Search<'_> {
+    fn wanted(&self) -> Option<Lookup<'_>> {
+        match self {
+            Search::Own(search) => search.wanted(),
+            Search::Shared(search) => search.wanted(),
+        }
+    }
+
+    fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+        match self {
+            Search::Own(search) => search.take(message),
+            Search::Shared(search) => search.take(message),
+        }
+    }
+
+    fn end(self) -> Tail {
+        match self {
+            Search::Own(search) => search.end(),
+            Search::Shared(search) => search.end(),
+        }
+    }
+
+    fn fence_sequence(&self) -> u64 {
+        match self {
+            Search::Own(_) => 0,
+            Search::Shared(search) => search.fence_sequence(),
+        }
+    }
+}
+
+/// What the broker says, at one look.
+#[derive(Debug)]
+struct View {
+    stream: StreamView,
+    stored: StoredRecord,
+    tail: Tail,
+}
+
+#[derive(Debug)]
+enum Step<'a> {
+    Catalog,
+    Broker,
+    Stream,
+    Record(StreamView),
+    LaneEnd(StreamView, StoredRecord, Search<'a>),
+    /// The stream once more: it must not have changed meanwhile.
+    Again(View),
+    Slot(PgLsn),
+    SlotPlace(View),
+    /// A halt that rests on the lane record must rest on the newest one: a leader that was just replaced may still have
+    /// answered with an older. Storing it again behind the one that was read tells; and what only this process has known
+    /// is kept there for the next start.
+    KeepHalt(Halt, Box<LaneRecord>, u64),
+    Fence(Box<Decided>),
+    Settings(Box<Decided>),
+    Recording(Box<Opened>, Box<LaneRecord>, u64),
+    Open(Box<Opened>),
+    /// Between two steps, and after a refusal.
+    Over,
+}
+
+/// Where the lane goes on, and on what it rests.
+#[derive(Debug)]
+struct Decided {
+    place: SlotPlace,
+    view: View,
+    plan: Plan,
+    mode: Mode,
+}
+
+/// The start of an epoch.
+#[derive(Debug)]
+pub struct Opening<'a> {
+    known: Known<'a>,
+    step: Step<'a>,
+    /// nats-server's version: major, minor.
+    server: (u16, u16),
+    /// Of the lane's fence in a shared stream, at the last look; 0 for none.
+    fence_sequence: u64,
+    /// Replication was started here; none before the slot was taken.
+    started_at: Option<PgLsn>,
+}
+
+impl<'a> Opening<'a> {
+    /// Begins.
+    pub fn new(known: Known<'a>) -> Self {
+        Opening {
+            known,
+            step: Step::Catalog,
+            server: (0, 0),
+            fence_sequence: 0,
+            started_at: None,
+        }
+    }
+
+    /// What is needed next.
+    pub fn wanted(&self) -> Wanted<'_> {
+        match &self.step {
+            Step::Catalog => Wanted::Catalog,
+            Step::Broker => Wanted::Broker,
+            Step::Stream | Step::Again(_) => Wanted::Ask(Request::Stream),
+            Step::Record(_) => Wanted::Ask(Request::Record),
+            Step::LaneEnd(_, _, search) => Wanted::Ask(Request::Message(
+                search.wanted().expect("a search that has ended is left"),
+            )),
+            Step::Slot(start_lsn) => Wanted::Slot(*start_lsn),
+            Step::SlotPlace(_) => Wanted::SlotPlace,
+            Step::KeepHalt(_, record, behind) | Step::Recording(_, record, behind) => {
+                Wanted::Ask(Request::StoreRecord {
+                    record: record.clone(),
+                    behind: *behind,
+                })
+            }
+            Step::Fence(decided) => Wanted::Ask(Request::StoreFence {
+                tail: decided.plan.tail.clone(),
+                behind: self.fence_sequence,
+            }),
+            Step::Settings(_) => Wanted::Settings,
+            Step::Open(_) | Step::Over => Wanted::Nothing,
+        }
+    }
+
+    /// The catalog is in order.
+    pub fn catalog_seen(&mut self) {
+        self.step = Step::Broker;
+    }
+
+    /// The broker is there; `server` is its version: major, minor.
+    pub fn connected(&mut self, server: (u16, u16)) {
+        self.server = server;
+        self.step = Step::Stream;
+    }
+
+    /// Takes the reply to the request that [`Self::wanted`] named.
+    ///
+    /// # Errors
+    /// [`NotOpened`].
+    ///
+    /// # Panics
+    /// A reply to another request.
+    pub fn take(&mut self, reply: Reply<'_>) -> Result<(), NotOpened> {
+        self.step = match (std::mem::replace(&mut self.step, Step::Over), reply) {
+            (Step::Stream, Reply::Stream(stream)) => Step::Record(stream),
+            (Step::Record(stream), Reply::Record(stored)) => self.search(stream, *stored),
+            (Step::LaneEnd(stream, stored, search), Reply::Message(message)) => {
+                self.search_on(stream, stored, search, message)
+            }
+            (Step::Again(view), Reply::Stream(again)) => self.looked(view, &again)?,
+            (Step::KeepHalt(halt, ..), Reply::Stored(_)) => return Err(NotOpened::Halt(halt)),
+            (Step::Fence(mut decided), Reply::Stored(sequence)) => {
+                decided.plan.last_sequence = sequence;
+                decided.plan.foreign_messages = 0;
+                Step::Settings(decided)
+            }
+            (Step::Recording(mut opened, ..), Reply::Stored(sequence)) => {
+                opened.engine.record_stored_at(sequence);
+                Step::Open(opened)
+            }
+            (step, reply) => panic!("{reply:?} is no reply to what {step:?} asks for"),
+        };
+        Ok(())
+    }
+
+    fn search(&self, stream: StreamView, mut stored: StoredRecord) -> Step<'a> {
+        let slot = self.known.slot;
+        let memory = self.known.memory.as_ref();
+        if let Some(record) = &mut stored.record
+            && record.created == stream.created
+        {
+            // A stream that was set back below the adoption: what comes there now is the lane's own.
+            record.adopted_sequence = record.adopted_sequence.min(stream.last_sequence);
+        }
+        let record = stored.record.as_ref();
+        let search = if self.known.shared {
+            let subjects = SharedSubjects {
+                fence: fence_subject(self.known.stream, slot),
+                filters: [self.known.template.filter(), dead_letter::subject(slot)],
+            };
+            let end = StreamEnd {
+                created: &stream.created,
+                last_sequence: stream.last_sequence,
+                messages: stream.messages,
+            };
+            Search::Shared(SharedTailSearch::new(slot, subjects, end, record, memory))
+        } else {
+            let (last_sequence, created) = (stream.last_sequence, &stream.created);
+            Search::Own(TailSearch::new(
+                slot,
+                last_sequence,
+                created,
+                record,
+                memory,
+            ))
+        };
+        match search.wanted() {
+            Some(_) => Step::LaneEnd(stream, stored, search),
+            None => Step::Again(View {
+                stream,
+                stored,
+                tail: search.end(),
+            }),
+        }
+    }
+
+    fn search_on(
+        &mut self,
+        stream: StreamView,
+        stored: StoredRecord,
+        mut search: Search<'a>,
+        message: Option<StoredMessage<'_>>,
+    ) -> Step<'a> {
+        let found = search.take(message);
+        self.fence_sequence = search.fence_sequence();
+        let tail = match found {
+            Some(tail) => tail,
+            None if search.wanted().is_some() => return Step::LaneEnd(stream, stored, search),
+            None => search.end(),
+        };
+        Step::Again(View {
+            stream,
+            stored,
+            tail,
+        })
+    }
+
+    fn looked(&self, view: View, again: &StreamView) -> Result<Step<'a>, NotOpened> {
+        let stream = &view.stream;
+        if again.created != stream.created || again.last_sequence < stream.last_sequence {
+            let text = "it changed while it was looked at";
+            return Err(NotOpened::Fault(Fault::StreamLost(text.into())));
+        }
+        if self.started_at.is_some() {
+            return Ok(Step::SlotPlace(view));
+        }
+        // No later than the lane's end, so that WAL which is surely published is not even decoded.
+        let record = view.stored.record.as_ref();
+        let start_lsn = continuity::provisional_start_lsn(&view.tail, record, self.known.from);
+        Ok(Step::Slot(start_lsn))
+    }
+
+    /// Replication runs from the LSN that [`Wanted::Slot`] named: the slot is ours.
+    pub fn slot_taken(&mut self) {
+        if let Step::Slot(start_lsn) = self.step {
+            self.started_at = Some(start_lsn);
+            self.step = Step::Stream;
+        }
+    }
+
+    /// Takes where the slot stands, and decides where the lane goes on.
+    ///
+    /// # Errors
+    /// [`NotOpened`].
+    ///
+    /// # Panics
+    /// Before the second look.
+    pub fn slot_seen(&mut self, place: SlotPlace) -> Result<(), NotOpened> {
+        let Step::SlotPlace(view) = std::mem::replace(&mut self.step, Step::Over) else {
+            panic!("the slot's place is asked for behind the second look");
+        };
+        let planned = continuity::plan(&StartView {
+            lane: &place.lane,
+            confirmed_flush_lsn: place.confirmed_flush_lsn,
+            server_lsn: place.server_lsn,
+            history: &place.history,
+            stream: self.known.stream,
+            created: &view.stream.created,
+            last_sequence: view.stream.last_sequence,
+            tail: &view.tail,
+            record: view.stored.record.as_ref(),
+            memory: self.known.memory.as_ref(),
+            from: self.known.from,
+        });
+        let plan = match planned {
+            Err(Refusal::Halt(halt)) => {
+                self.step = keep_halt(halt, &view)?;
+                return Ok(());
+            }
+            planned => planned?,
+        };
+        let started_at = self.started_at.expect("the slot was taken");
+        if started_at > plan.start_lsn {
+            return Err(NotOpened::Fault(Fault::StreamLost(format!(
+                "it ended at {started_at} before the slot was taken, and at {} behind it",
+                plan.start_lsn
+            ))));
+        }
+        let mode = Mode::pick(&Offer {
+            server: self.server,
+            allow_batched: view.stream.allow_batched,
+            allow_atomic: view.stream.allow_atomic,
+            shared: self.known.shared,
+        })
+        .map_err(NotOpened::NoMode)?;
+        let decided = Box::new(Decided {
+            place,
+            view,
+            plan,
+            mode,
+        });
+        self.step = match mode.preparation().fenced {
+            true => Step::Fence(decided),
+            false => Step::Settings(decided),
+        };
+        Ok(())
+    }
+
+    /// Begins the epoch: its record is stored next, before its first message, so that a relay that was frozen meanwhile
+    /// cannot write its own.
+    ///
+    /// # Panics
+    /// Where [`Self::wanted`] has not asked for the settings.
+    pub fn begin(&mut self, settings: EpochSettings, now: Duration) {
+        let Step::Settings(decided) = std::mem::replace(&mut self.step, Step::Over) else {
+            panic!("the settings come behind the plan");
+        };
+        let Decided {
+            place,
+            view,
+            plan,
+            mode,
+        } = *decided;
+        let mut warnings = Vec::new();
+        warnings.extend(removed_end(&view, self.known.stream));
+        let carried = view.stored.record.as_ref();
+        let carried = carried.and_then(|record| record.carrier.as_ref());
+        warnings.extend(
+            carried
+                .zip(settings.carrier.as_ref())
+                .and_then(|(before, now)| before.change(now)),
+        );
+        let behind = view.stored.sequence;
+        let confirmed_flush_lsn = place.confirmed_flush_lsn;
+        let engine_settings = self.engine_settings(place, view, mode, settings);
+        let recorded = engine_settings
+            .record
+            .as_ref()
+            .map_or(confirmed_flush_lsn, |record| {
+                record.confirmed_lsn.max(confirmed_flush_lsn)
+            });
+        let engine = Box::new(Engine::new(engine_settings, &plan, now));
+        let record = Box::new(engine.lane_record(recorded));
+        let opened = Box::new(Opened {
+            engine,
+            plan,
+            mode: mode.preparation().name,
+            warnings,
+        });
+        self.step = Step::Recording(opened, record, behind);
+    }
+
+    fn engine_settings(
+        &self,
+        place: SlotPlace,
+        view: View,
+        mode: Mode,
+        settings: EpochSettings,
+    ) -> EngineSettings {
+        let View { stream, stored, .. } = view;
+        let slot = self.known.slot;
+        let mut record = stored.record;
+        if let Some(record) = &mut record {
+            // What lies behind the switch is another timeline's, and is not carried over into this one's record.
+            let shared_lsn = place.history.shared_through(record.timeline);
+            record.confirmed_lsn = record.confirmed_lsn.min(shared_lsn);
+        }
+        EngineSettings {
+            lane: place.lane,
+            timeline: place.history.timeline(),
+            created: stream.created,
+            epoch: record.as_ref().map_or(1, |record| record.epoch + 1),
+            skips: record
+                .as_ref()
+                .map_or_else(Vec::new, |record| record.skips.clone()),
+            record,
+            source: settings.source,
+            template: self.known.template.clone(),
+            window: WindowSettings {
+                mode,
+                stream: self.known.stream.to_owned(),
+                slot: slot.to_owned(),
+                fence_subject: fence_subject(self.known.stream, slot),
+                inbox: settings.inbox,
+                epoch_token: settings.epoch_token,
+                messages_max: mode
+                    .preparation()
+                    .messages_max(stream.num_replicas, settings.messages_max),
+                one_by_one: settings.one_by_one,
+                bytes_max: settings.bytes_max,
+                message_bytes_max: settings.message_bytes_max,
+                ack_timeout: settings.ack_timeout,
+            },
+            confirmed_flush_lsn: place.confirmed_flush_lsn,
+            hold_back: settings.hold_back,
+            held_bytes_max: settings.held_bytes_max,
+            status_interval: settings.status_interval,
+            halt_on_reject: settings.halt_on_reject,
+            refused: settings.refused,
+            carrier: settings.carrier,
+        }
+    }
+
+    /// The epoch, once [`Self::wanted`] wants nothing more.
+    ///
+    /// # Panics
+    /// Before.
+    pub fn finish(self) -> Opened {
+        match self.step {
+            Step::Open(opened) => *opened,
+            step => panic!("the start is at {step:?}"),
+        }
+    }
+}
+
+/// The halt at once, or the step that keeps it; a record of another lane is left alone.
+fn keep_halt<'a>(halt: Halt, view: &View) -> Result<Step<'a>, NotOpened> {
+    let stored = &view.stored;
+    let record = match (&halt, &stored.record) {
+        (Halt::Replaced { sequence, .. }, Some(record)) => {
+            record.halted_for(*sequence, &view.stream.created)
+        }
+        (
+            Halt::TailRemoved { .. }
+            | Halt::TailUnknown { .. }
+            | Halt::TailCopied { .. }
+            | Halt::ConfirmedUnexplained { .. },
+            record,
+        ) => record.clone(),
+        _ => None,
+    };
+    match record {
+        Some(record) => Ok(Step::KeepHalt(halt, Box::new(record), stored.sequence)),
+        None => Err(NotOpened::Halt(halt)),
+    }
+}
+
+/// What to say of a lane's last message that is gone while older ones are there. Age, limits and purges take the oldest
+/// first. A person may have deleted it; but nats-server, too, says so of what a power failure took from its files where
+/// the index that it keeps beside them (`index.db`) survived: by `last_seq` and `created` the two are the same.
+fn removed_end(view: &View, stream: &str) -> Option<String> {
+    let sequence = match view.tail {
+        Tail::Removed { sequence } => sequence,
+        Tail::FenceRemoved => view.stored.record.as_ref()?.sequence,
+        _ => return None,
+    };
+    (view.stream.first_sequence <= sequence).then(|| {
+        format!(
+            "message {sequence} at the lane's end in stream {stream} is gone, and older ones are there: somebody deleted it, or \
+             nats-server lost it in a crash; `walrelay verify` names the events that are missing, `walrelay backfill` publishes \
+             them"
+        )
+    })
+}

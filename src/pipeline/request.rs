@@ -1,0 +1,73 @@
+//! What the relay asks the broker for besides publishing events, and what the broker replies.
+//!
+//! In: nothing. Out: one type of request and one of reply, for the start of an epoch and for the confirmations while it
+//! streams. A transport turns a request into bytes and bytes into a reply, and decides nothing.
+
+use super::record::LaneRecord;
+use super::tail::{Lookup, StoredMessage, TailMessage};
+
+/// A request to the broker. At most one is on its way at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request<'s> {
+    /// The stream's state and what it allows; reply: [`Reply::Stream`].
+    Stream,
+    /// The lane record; reply: [`Reply::Record`].
+    Record,
+    /// A message of the stream; reply: [`Reply::Message`].
+    Message(Lookup<'s>),
+    /// Store the lane record, provided that nobody else has since; reply: [`Reply::Stored`].
+    StoreRecord {
+        /// What to store.
+        record: Box<LaneRecord>,
+        /// Sequence of the record that it is to replace; 0 for none.
+        behind: u64,
+    },
+    /// Store a fence in a shared stream, provided that the lane has not moved since; reply: [`Reply::Stored`].
+    StoreFence {
+        /// The lane end that the fence tells.
+        tail: Option<TailMessage>,
+        /// Sequence of the fence that it is to replace; 0 for none.
+        behind: u64,
+    },
+}
+
+/// The reply to a [`Request`].
+#[derive(Debug)]
+pub enum Reply<'m> {
+    /// The stream as it is.
+    Stream(StreamView),
+    /// The lane record, and where it is stored.
+    Record(Box<StoredRecord>),
+    /// The message; none where there is none.
+    Message(Option<StoredMessage<'m>>),
+    /// Stored, with this sequence.
+    Stored(u64),
+}
+
+/// A stream, as far as the relay decides by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamView {
+    /// When it was created, as the server writes it.
+    pub created: String,
+    /// Sequence of its first message.
+    pub first_sequence: u64,
+    /// Its last sequence.
+    pub last_sequence: u64,
+    /// How many messages it holds.
+    pub messages: u64,
+    /// Its replicas.
+    pub num_replicas: usize,
+    /// It takes fast ingest.
+    pub allow_batched: bool,
+    /// It takes atomic batches.
+    pub allow_atomic: bool,
+}
+
+/// The lane record and where it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// The record; none before the lane's first epoch.
+    pub record: Option<LaneRecord>,
+    /// Sequence of the message that holds it in the record stream; 0 for none.
+    pub sequence: u64,
+}

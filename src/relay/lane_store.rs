@@ -1,0 +1,282 @@
+//! What the broker keeps of a lane: its stream, its record, its fence. Requests to bytes, bytes to replies.
+//!
+//! In: a [`Request`] of the pipeline. Out: subject, headers and payload to send, and the reply that the answer holds.
+//! Nothing here waits or decides; every connection, the relay's own, the administrative one and the simulated one, sends
+//! through it.
+
+use crate::nats::api::{
+    AnswerError, ApiError, ApiRequest, StoredMessage, StreamApi, StreamInfo, StreamNameError,
+};
+use crate::nats::stream::LANE_RECORD_STREAM;
+use crate::pipeline::fault::Fault;
+use crate::pipeline::record::{LaneRecord, RecordError};
+use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
+use crate::pipeline::shared_tail::{FENCE_PREFIX, fence_headers, fence_subject};
+use crate::pipeline::tail::Lookup;
+use crate::pipeline::{position, tail};
+
+/// `err_code` of a wrong last sequence, on one server and in a cluster.
+const OVERTAKEN_CODES: [u16; 2] = [10071, 10164];
+
+/// The subject of a lane's record: `walrelay.lane.<stream>.<slot>`.
+#[must_use]
+pub fn record_subject(stream: &str, slot: &str) -> String {
+    crate::nats::stream::lane_record_subject(stream, slot)
+}
+
+/// A lane's place in the broker.
+#[derive(Debug, Clone)]
+pub struct LaneStore {
+    events: StreamApi,
+    records: StreamApi,
+    slot: String,
+}
+
+/// A request as it is sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outgoing {
+    /// Subject.
+    pub subject: String,
+    /// Whole header block.
+    pub headers: Option<Vec<u8>>,
+    /// Body.
+    pub payload: Vec<u8>,
+    /// What the answer to it is.
+    pub expects: Expects,
+}
+
+/// What an answer is to be read as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expects {
+    /// [`Answer::Stream`].
+    Stream,
+    /// [`Answer::Record`].
+    Record,
+    /// [`Answer::Message`].
+    Message,
+    /// [`Answer::Stored`], of the lane record.
+    StoredRecord,
+    /// [`Answer::Stored`], of a fence.
+    StoredFence,
+}
+
+/// An answer that was read.
+#[derive(Debug)]
+pub enum Answer {
+    /// Configuration and state of the stream.
+    Stream(Box<StreamInfo>),
+    /// The lane record.
+    Record(StoredRecord),
+    /// A message; none where there is none.
+    Message(Option<StoredMessage>),
+    /// Stored with this sequence.
+    Stored(u64),
+}
+
+/// Why an answer is no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The API's error, or nothing that can be read.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+    /// The lane record cannot be used.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The lane's own message was not stored.
+    #[error("{0}")]
+    NotStored(Fault),
+}
+
+impl LaneStore {
+    /// The lane of `slot` in `stream`, reached under the API's `prefix`.
+    ///
+    /// # Errors
+    /// The stream's name is none.
+    pub fn new(prefix: &str, stream: &str, slot: &str) -> Result<Self, StreamNameError> {
+        Ok(LaneStore {
+            events: StreamApi::new(prefix, stream)?,
+            records: StreamApi::new(prefix, LANE_RECORD_STREAM)?,
+            slot: slot.to_owned(),
+        })
+    }
+
+    /// The events' stream.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        self.events.stream()
+    }
+
+    /// The slot.
+    #[must_use]
+    pub fn slot(&self) -> &str {
+        &self.slot
+    }
+
+    /// A request as it is sent.
+    #[must_use]
+    pub fn outgoing(&self, request: &Request<'_>) -> Outgoing {
+        let plain = |ApiRequest { subject, payload }, expects| Outgoing {
+            subject,
+            headers: None,
+            payload: payload.to_vec(),
+            expects,
+        };
+        let record_subject = || record_subject(self.stream(), &self.slot);
+        match request {
+            Request::Stream => plain(self.events.info_request(), Expects::Stream),
+            Request::Record => plain(
+                self.records.last_by_subject_request(&record_subject()),
+                Expects::Record,
+            ),
+            Request::Message(lookup) => {
+                plain(self.events.lookup_request(*lookup), Expects::Message)
+            }
+            Request::StoreRecord { record, behind } => Outgoing {
+                subject: record_subject(),
+                headers: Some(record_headers(*behind)),
+                payload: record.to_json(),
+                expects: Expects::StoredRecord,
+            },
+            Request::StoreFence { tail, behind } => Outgoing {
+                subject: fence_subject(self.stream(), &self.slot),
+                headers: Some(fence_headers(
+                    self.stream(),
+                    &self.slot,
+                    tail.as_ref(),
+                    *behind,
+                )),
+                payload: Vec::new(),
+                expects: Expects::StoredFence,
+            },
+        }
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn read(&self, expects: Expects, payload: &[u8]) -> Result<Answer, StoreError> {
+        Ok(match expects {
+            Expects::Stream => Answer::Stream(Box::new(StreamInfo::parse(payload)?)),
+            Expects::Record => Answer::Record(match StoredMessage::parse(payload)? {
+                Some(message) => StoredRecord {
+                    record: Some(LaneRecord::from_json(&message.data)?),
+                    sequence: message.seq,
+                },
+                None => StoredRecord {
+                    record: None,
+                    sequence: 0,
+                },
+            }),
+            Expects::Message => Answer::Message(StoredMessage::parse(payload)?),
+            Expects::StoredRecord => Answer::Stored(
+                stored_sequence(payload, LANE_RECORD_STREAM, Fault::RecordTaken)
+                    .map_err(StoreError::NotStored)?,
+            ),
+            Expects::StoredFence => Answer::Stored(
+                stored_sequence(payload, self.stream(), Fault::Sequence)
+                    .map_err(StoreError::NotStored)?,
+            ),
+        })
+    }
+}
+
+impl Answer {
+    /// As the pipeline takes it.
+    #[must_use]
+    pub fn reply(&self) -> Reply<'_> {
+        match self {
+            Answer::Stream(info) => Reply::Stream(stream_view(info)),
+            Answer::Record(stored) => Reply::Record(Box::new(stored.clone())),
+            Answer::Message(message) => {
+                Reply::Message(message.as_ref().map(StoredMessage::for_search))
+            }
+            Answer::Stored(sequence) => Reply::Stored(*sequence),
+        }
+    }
+}
+
+fn stream_view(info: &StreamInfo) -> StreamView {
+    StreamView {
+        created: info.created.clone(),
+        first_sequence: info.state.first_seq,
+        last_sequence: info.state.last_seq,
+        messages: info.state.messages,
+        num_replicas: info.config.num_replicas,
+        allow_batched: info.config.allow_batched,
+        allow_atomic: info.config.allow_atomic,
+    }
+}
+
+impl StreamApi {
+    /// What a search for the lane's last message asks for; answer: [`StoredMessage::parse`].
+    #[must_use]
+    pub fn lookup_request(&self, lookup: Lookup<'_>) -> ApiRequest {
+        match lookup {
+            Lookup::Message(sequence) => self.message_get_request(sequence),
+            Lookup::Last(subject) => self.last_by_subject_request(subject),
+            Lookup::Next { from, filter } => self.next_by_subject_request(from, filter),
+        }
+    }
+}
+
+impl StoredMessage {
+    /// As the search for the lane's last message and the probe before a confirmation take it.
+    #[must_use]
+    pub fn for_search(&self) -> tail::StoredMessage<'_> {
+        tail::StoredMessage {
+            sequence: self.seq,
+            position: self.header_text(position::POSITION_HEADER),
+            tail: self.header_text(position::TAIL_HEADER),
+            expected_sequence: self.header_text(position::EXPECTED_HEADER),
+            is_fence: self.subject.starts_with(FENCE_PREFIX),
+            in_batch: self.header(position::BATCH_HEADER).is_some(),
+            kind: self.header_text(position::KIND_HEADER),
+            body: &self.data,
+        }
+    }
+}
+
+/// Headers of a lane record: stored only behind the one that this relay knows.
+fn record_headers(behind: u64) -> Vec<u8> {
+    format!(
+        "NATS/1.0\r\nNats-Expected-Stream: {LANE_RECORD_STREAM}\r\n\
+         Nats-Expected-Last-Subject-Sequence: {behind}\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// The sequence of a stored message, from a publish acknowledgement of `stream` alone. `overtaken` is the fault where
+/// another one was stored since the one that it expected.
+fn stored_sequence(
+    answer: &[u8],
+    stream: &str,
+    overtaken: impl FnOnce(String) -> Fault,
+) -> Result<u64, Fault> {
+    #[derive(serde::Deserialize)]
+    struct Ack {
+        stream: Option<String>,
+        seq: Option<u64>,
+        error: Option<ApiError>,
+    }
+    let other = |what: &dyn std::fmt::Display| {
+        Fault::Broker(format!(
+            "stream {stream} does not store the lane's own message: {what}"
+        ))
+    };
+    let ack: Ack = serde_json::from_slice(answer).map_err(|error| other(&error))?;
+    match ack {
+        Ack {
+            error: Some(error), ..
+        } if OVERTAKEN_CODES.contains(&error.err_code) => Err(overtaken(error.to_string())),
+        Ack {
+            error: Some(error), ..
+        } => Err(other(&error)),
+        Ack {
+            stream: Some(found),
+            seq: Some(seq),
+            ..
+        } if found == stream => Ok(seq),
+        _ => Err(other(&"another stream acknowledges it")),
+    }
+}

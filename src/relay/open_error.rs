@@ -1,0 +1,123 @@
+//! Why an epoch did not begin, from what the servers and the pipeline say.
+
+use crate::nats::api::AnswerError;
+use crate::nats::connection::{ConnectError, RequestError};
+use crate::pipeline::continuity::Refusal;
+use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::opening::NotOpened;
+use crate::postgres::client::SqlError;
+use crate::postgres::conninfo::Conninfo;
+use crate::postgres::error::ReplicationError;
+use crate::relay::lane_store::StoreError;
+
+/// Why an epoch did not begin.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Passes by itself.
+    Fault(Fault),
+    /// Does not pass by itself: ends `run` at its first start.
+    Permanent(anyhow::Error),
+    /// A person has to look.
+    Halt(Halt),
+}
+
+impl From<NotOpened> for OpenError {
+    fn from(stop: NotOpened) -> Self {
+        match stop {
+            NotOpened::Fault(fault) => OpenError::Fault(fault),
+            NotOpened::Halt(halt) | NotOpened::Refusal(Refusal::Halt(halt)) => {
+                OpenError::Halt(halt)
+            }
+            NotOpened::Refusal(refusal) => OpenError::Permanent(refusal.into()),
+            NotOpened::NoMode(no_mode) => OpenError::Permanent(no_mode.into()),
+        }
+    }
+}
+
+impl From<StoreError> for OpenError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotStored(fault) => OpenError::Fault(fault),
+            StoreError::Answer(AnswerError::Api(api)) if api.is_transient() => {
+                OpenError::Fault(Fault::Broker(api.to_string()))
+            }
+            error => OpenError::Permanent(error.into()),
+        }
+    }
+}
+
+impl From<ConnectError> for OpenError {
+    fn from(error: ConnectError) -> Self {
+        if error.is_transient() {
+            OpenError::Fault(Fault::Broker(with_cause(&error)))
+        } else {
+            OpenError::Permanent(error.into())
+        }
+    }
+}
+
+impl From<RequestError> for OpenError {
+    fn from(error: RequestError) -> Self {
+        if error.is_transient() {
+            OpenError::Fault(Fault::Broker(with_cause(&error)))
+        } else {
+            OpenError::Permanent(error.into())
+        }
+    }
+}
+
+impl From<SqlError> for OpenError {
+    fn from(error: SqlError) -> Self {
+        if error.is_transient() {
+            OpenError::Fault(Fault::Postgres(error.bare()))
+        } else {
+            OpenError::Permanent(error.into())
+        }
+    }
+}
+
+impl From<ReplicationError> for OpenError {
+    fn from(error: ReplicationError) -> Self {
+        match error {
+            ReplicationError::SlotActive { slot, pid } => OpenError::Fault(Fault::SlotActive {
+                slot,
+                pid: pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
+            }),
+            error @ ReplicationError::SlotLost { .. } => {
+                OpenError::Halt(Halt::Slot(error.to_string()))
+            }
+            error if error.is_transient() => OpenError::Fault(Fault::Postgres(error.bare())),
+            error => OpenError::Permanent(error.into()),
+        }
+    }
+}
+
+impl OpenError {
+    /// The same of an attempt to connect to Postgres: says where.
+    pub(super) fn of_connecting(self, conninfo: &Conninfo) -> Self {
+        match self {
+            OpenError::Fault(Fault::Postgres(text)) => OpenError::Fault(Fault::Postgres(format!(
+                "cannot connect to {conninfo}: {text}"
+            ))),
+            OpenError::Permanent(error) => {
+                OpenError::Permanent(error.context(format!("cannot connect to {conninfo}")))
+            }
+            other => other,
+        }
+    }
+}
+
+/// An error with its causes in one line.
+pub(super) fn with_cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(source) = cause {
+        let next = source.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = source.source();
+    }
+    text
+}

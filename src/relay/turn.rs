@@ -1,0 +1,364 @@
+//! One turn of an epoch's loop: answers and WAL into the engine, what it decides out of it.
+//!
+//! In: two transports and the time. Out: bytes for both sides, and why the epoch ends. Nothing here waits: the relay
+//! runs it on sockets, the simulation on connections of its own, and both run the same steps.
+
+use crate::nats::api::AnswerError;
+use crate::nats::protocol::{Msg, Op};
+use crate::pipeline::copy_both::StatusUpdate;
+use crate::pipeline::engine::{Engine, Stop};
+use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::request::Request;
+use crate::pipeline::silence::Silence;
+use crate::pipeline::skim::Skim;
+use crate::postgres::copy_both::Frame;
+use crate::postgres::error::{
+    Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
+};
+use crate::relay::lane_store::{Expects, LaneStore, StoreError};
+use crate::relay::open_error::with_cause;
+use bytes::BytesMut;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// An idle connection to the broker is asked for an answer this often, and given up after as long again.
+pub const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Reply token of requests that are not published events; one is on its way at a time.
+const REQUEST_TOKEN: &str = "q";
+
+/// WAL in, status updates out. Nothing waits.
+pub trait WalTransport {
+    /// The next frame of what has been read; none where more must be read first.
+    ///
+    /// # Errors
+    /// Nothing that the protocol knows.
+    fn next_frame(&mut self) -> Result<Option<Frame<'_>>, ReplicationError>;
+
+    /// Reads what is at hand; false where nothing is.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn read(&mut self) -> std::io::Result<bool>;
+
+    /// Puts a status update behind what waits to be written.
+    fn queue_status(&mut self, update: StatusUpdate);
+
+    /// Writes what waits, as far as the other side takes it.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    fn write(&mut self) -> std::io::Result<()>;
+}
+
+/// Requests and events to the broker out, answers in. Nothing waits.
+pub trait BrokerTransport {
+    /// The next operation of what has been read.
+    ///
+    /// # Errors
+    /// Nothing that the protocol knows.
+    fn next_op(&mut self) -> Result<Option<Op>, Fault>;
+
+    /// What answers come to, with the rest of the subject behind a dot.
+    fn inbox(&self) -> &str;
+
+    /// Bytes that wait to be written.
+    fn outgoing(&mut self) -> &mut BytesMut;
+
+    /// Turns requests into bytes and bytes into replies.
+    fn store(&self) -> &LaneStore;
+}
+
+/// What a turn is bounded by.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most bytes of frames in one turn before they are handed to the socket.
+    pub turn_bytes_max: usize,
+    /// Largest value of a column that is gathered, in bytes.
+    pub column_bytes_max: usize,
+    /// Largest frame that is gathered, in bytes.
+    pub frame_bytes_max: usize,
+    /// Silence that the server endures; none is for ever.
+    pub wal_sender_timeout: Option<Duration>,
+}
+
+/// An epoch that streams, without its waiting.
+#[derive(Debug)]
+pub struct Turn<W, B> {
+    /// The decisions.
+    pub engine: Engine,
+    /// The WAL.
+    pub wal: W,
+    /// The broker.
+    pub broker: B,
+    limits: Limits,
+    /// An oversized frame on its way: what has been kept of it, and how many bytes are still to come.
+    skim: Option<(Skim, usize)>,
+    /// What the answer to the request on its way is; none where none is.
+    expects: Option<Expects>,
+    ping_at: Duration,
+    ping_unanswered: bool,
+    silence: Silence,
+    /// Notices of Postgres that end nothing.
+    notices: VecDeque<Box<ServerError>>,
+    stop_by: Option<Duration>,
+}
+
+impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
+    /// Begins to stream.
+    pub fn new(engine: Engine, wal: W, broker: B, limits: Limits, now: Duration) -> Self {
+        Turn {
+            engine,
+            wal,
+            broker,
+            limits,
+            skim: None,
+            expects: None,
+            ping_at: now + PING_INTERVAL,
+            ping_unanswered: false,
+            silence: Silence::new(limits.wal_sender_timeout, now),
+            notices: VecDeque::new(),
+            stop_by: None,
+        }
+    }
+
+    /// Takes what is at hand on both sides and hands out what is due; true when a stop is complete.
+    ///
+    /// # Errors
+    /// Why the epoch ends.
+    pub fn run(&mut self, now: Duration) -> Result<bool, Stop> {
+        self.take_answers(now)?;
+        self.take_wal(now)?;
+        self.engine.handle_time(now)?;
+        if let Some(request) = self.engine.poll_request(now) {
+            self.send(&request);
+        }
+        self.listen(now)?;
+        self.send_status(now)?;
+        self.keep_alive(now)?;
+        Ok(self.engine.is_stopped(now) || self.stop_by.is_some_and(|by| now >= by))
+    }
+
+    /// When [`Self::run`] must be called at the latest.
+    pub fn next_time(&mut self, now: Duration) -> Duration {
+        let until = self.engine.next_time(now);
+        let until = until.min(self.ping_at).min(self.silence.next_time());
+        self.stop_by.map_or(until, |by| until.min(by))
+    }
+
+    /// Reads no more WAL; what is in flight is waited for until `by`.
+    pub fn stop(&mut self, by: Duration) {
+        self.engine.stop();
+        self.stop_by = Some(by);
+    }
+
+    /// Postgres has shown that it is there.
+    pub fn heard(&mut self, now: Duration) {
+        self.silence.heard(now);
+    }
+
+    /// The next notice of Postgres.
+    pub fn poll_notice(&mut self) -> Option<Box<ServerError>> {
+        self.notices.pop_front()
+    }
+
+    /// Hands out the status updates that are due.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_status(&mut self, now: Duration) -> Result<(), Stop> {
+        while let Some(update) = self.engine.poll_status(now) {
+            self.wal.queue_status(update);
+        }
+        self.wal
+            .write()
+            .map_err(|error| postgres_gone(error.into()))
+    }
+
+    fn take_answers(&mut self, now: Duration) -> Result<(), Stop> {
+        while let Some(op) = self.broker.next_op()? {
+            match op {
+                Op::Msg(msg) => self.take_answer(&msg, now)?,
+                Op::Pong => self.ping_unanswered = false,
+                Op::Err(text) => return Err(self.engine.handle_error(&text).into()),
+                Op::Info(info) if info.lame_duck_mode => {
+                    return Err(
+                        Fault::Broker("the server is shutting down (lame duck)".into()).into(),
+                    );
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take_answer(&mut self, msg: &Msg, now: Duration) -> Result<(), Stop> {
+        let inbox = self.broker.inbox().as_bytes();
+        let Some(token) = msg
+            .subject
+            .strip_prefix(inbox)
+            .and_then(|rest| rest.strip_prefix(b"."))
+        else {
+            return Ok(());
+        };
+        if token != REQUEST_TOKEN.as_bytes() {
+            // `r`: an answer to a request of the start, too late to matter.
+            if token.first() != Some(&b'r') {
+                self.engine
+                    .handle_answer(token, msg.status(), &msg.payload, now)?;
+            }
+            return Ok(());
+        }
+        let Some(expects) = self.expects.take() else {
+            return Ok(());
+        };
+        let answer = self.broker.store().read(expects, &msg.payload);
+        let next = self.engine.handle_reply(answer.map_err(lost)?.reply())?;
+        if let Some(request) = next {
+            self.send(&request);
+        }
+        Ok(())
+    }
+
+    /// Hands over what WAL is at hand, at most a turn's worth, and ends the turn.
+    fn take_wal(&mut self, now: Duration) -> Result<(), Stop> {
+        let mut dry = false;
+        while self.engine.wants_wal() && self.broker.outgoing().len() < self.limits.turn_bytes_max {
+            if self.take_frame(now)? {
+                continue;
+            }
+            let read = self.wal.read();
+            if !read.map_err(|error| postgres_gone(error.into()))? {
+                dry = true;
+                break;
+            }
+            self.silence.heard(now);
+        }
+        self.engine.end_turn(self.broker.outgoing(), dry);
+        Ok(())
+    }
+
+    /// Takes the next frame of what has been read; false when there is none.
+    fn take_frame(&mut self, now: Duration) -> Result<bool, Stop> {
+        let Some(frame) = self.wal.next_frame().map_err(postgres_gone)? else {
+            return Ok(false);
+        };
+        let engine = &mut self.engine;
+        match frame {
+            Frame::CopyData(payload) => {
+                engine.handle_payload(payload, self.broker.outgoing(), now)?;
+            }
+            Frame::Oversized { total_len } => {
+                let Limits {
+                    column_bytes_max,
+                    frame_bytes_max,
+                    ..
+                } = self.limits;
+                self.skim = Some((Skim::new(column_bytes_max, frame_bytes_max), total_len));
+            }
+            Frame::Chunk(piece) => {
+                if let Some((mut skim, left)) = self.skim.take() {
+                    skim.chunk(piece);
+                    let left = left - piece.len();
+                    if left > 0 {
+                        self.skim = Some((skim, left));
+                    } else {
+                        let payload = skim.finish();
+                        engine.handle_payload(&payload, self.broker.outgoing(), now)?;
+                    }
+                }
+            }
+            Frame::CopyDone | Frame::CommandComplete => {
+                return Err(
+                    Fault::Postgres("the server ended the stream (shutdown)".into()).into(),
+                );
+            }
+            Frame::Error(error) => {
+                return Err(postgres_gone(ReplicationError::Server(error)));
+            }
+            Frame::Notice(notice) => match notice.notice() {
+                Notice::PublicationSkipped => return Err(publication_missing(&notice)),
+                Notice::StandbyAwaited | Notice::Other => self.notices.push_back(notice),
+            },
+        }
+        Ok(true)
+    }
+
+    fn send(&mut self, request: &Request<'_>) {
+        let outgoing = self.broker.store().outgoing(request);
+        self.expects = Some(outgoing.expects);
+        let reply = format!("{}.{REQUEST_TOKEN}", self.broker.inbox());
+        crate::nats::encode::request(
+            self.broker.outgoing(),
+            &outgoing.subject,
+            &reply,
+            outgoing.headers.as_deref(),
+            &outgoing.payload,
+        );
+    }
+
+    /// Notices a connection to Postgres on which nothing comes any more.
+    fn listen(&mut self, now: Duration) -> Result<(), Stop> {
+        if !self.engine.wants_wal() {
+            self.silence.heard(now);
+        }
+        if self.silence.is_over(now) {
+            return Err(Fault::Postgres(SILENT.into()).into());
+        }
+        if self.silence.asks(now) {
+            let progress = self.engine.progress();
+            self.wal.queue_status(StatusUpdate {
+                write_lsn: progress.received_lsn(),
+                flush_lsn: 0.into(),
+                apply_lsn: progress.acknowledged_lsn(),
+                reply_requested: true,
+            });
+        }
+        Ok(())
+    }
+
+    /// Notices a connection to the broker that is only half there.
+    fn keep_alive(&mut self, now: Duration) -> Result<(), Stop> {
+        if now < self.ping_at {
+            return Ok(());
+        }
+        if self.ping_unanswered {
+            return Err(
+                Fault::Broker(format!("no answer to a ping within {PING_INTERVAL:?}")).into(),
+            );
+        }
+        crate::nats::encode::ping(self.broker.outgoing());
+        self.ping_unanswered = true;
+        self.ping_at = now + PING_INTERVAL;
+        Ok(())
+    }
+}
+
+fn lost(error: StoreError) -> Stop {
+    match error {
+        StoreError::NotStored(fault) => fault.into(),
+        StoreError::Answer(AnswerError::Api(api)) if !api.is_stream_not_found() => {
+            Fault::Broker(format!("the probe before a confirmation: {api}")).into()
+        }
+        error => Fault::StreamLost(with_cause(&error)).into(),
+    }
+}
+
+fn publication_missing(said: &ServerError) -> Stop {
+    Halt::Slot(format!("{said}: {PUBLICATION_MISSING_MEND}")).into()
+}
+
+pub(super) fn postgres_gone(error: ReplicationError) -> Stop {
+    match &error {
+        ReplicationError::Io(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
+            Fault::Postgres("the server closed the connection".into()).into()
+        }
+        ReplicationError::Server(server) if server.code == PUBLICATION_MISSING => {
+            publication_missing(server)
+        }
+        ReplicationError::Server(server) if server.code == "55000" => {
+            Halt::Slot(error.to_string()).into()
+        }
+        _ => Fault::Postgres(error.bare()).into(),
+    }
+}

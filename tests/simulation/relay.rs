@@ -1,0 +1,559 @@
+//! A relay process in the simulation: the relay's own opening and turns, on simulated connections.
+
+use crate::broker::{Frame, STREAM};
+use crate::net::To;
+use crate::transport::{Broker, Wal};
+use crate::world::World;
+use std::time::Duration;
+use walrelay::nats::api::DEFAULT_PREFIX;
+use walrelay::nats::encode;
+use walrelay::nats::protocol::Op;
+use walrelay::nats::stream::lane_record_subject;
+use walrelay::pipeline::continuity::{Memory, Plan};
+use walrelay::pipeline::engine::Stop;
+use walrelay::pipeline::epochs::Epochs;
+use walrelay::pipeline::fault::{Fault, Halt};
+use walrelay::pipeline::opening::{EpochSettings, Known, NotOpened, Opening, SlotPlace, Wanted};
+use walrelay::pipeline::position::Lane;
+use walrelay::pipeline::record::LaneRecord;
+use walrelay::pipeline::row::Source;
+use walrelay::postgres::settings::default_columns;
+use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
+use walrelay::relay::turn::{BrokerTransport, Limits, Turn};
+
+pub(crate) const SLOT: &str = "sim";
+const API_TIMEOUT: Duration = Duration::from_secs(5);
+const STEADY: Duration = Duration::from_secs(10);
+const TURN_BYTES_MAX: usize = 1 << 20;
+/// Room beside the largest message, smaller than the real one so that oversized frames come by.
+const FRAME_OVERHEAD_BYTES: usize = 1_024;
+const MESSAGE_BYTES_MAX: usize = 3_000;
+
+/// What a relay is configured with.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) hold_back: Duration,
+    pub(crate) ack_timeout: Duration,
+    pub(crate) status_interval: Duration,
+    pub(crate) backoff_max: Duration,
+    pub(crate) messages_max: usize,
+    pub(crate) bytes_max: usize,
+    pub(crate) held_bytes_max: u64,
+    pub(crate) halt_on_reject: bool,
+    pub(crate) from: Option<u64>,
+    /// `nats.shared`
+    pub(crate) shared: bool,
+}
+
+/// How a relay ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Stopped,
+    Halted(Halt),
+    Failed(String),
+}
+
+/// The start of an epoch, and what it has opened so far.
+struct Start {
+    opening: Opening<'static>,
+    incarnation: u64,
+    broker: Option<Broker>,
+    wal: Option<Wal>,
+    /// Answers that came since the slot was taken.
+    answers_since_slot: u64,
+    requests: u64,
+    asked: Option<(Expects, Duration)>,
+}
+
+impl Start {
+    fn links(&self) -> impl Iterator<Item = usize> {
+        let nats = self.broker.as_ref().map(|broker| broker.link);
+        nats.into_iter()
+            .chain(self.wal.as_ref().map(|wal| wal.link))
+    }
+}
+
+/// An epoch that streams.
+struct Streaming {
+    turn: Turn<Wal, Broker>,
+    plan: Plan,
+    began: Duration,
+    stopping: bool,
+}
+
+enum State {
+    Pause,
+    Opening(Box<Start>),
+    Streaming(Box<Streaming>),
+    Ended(Outcome),
+}
+
+/// One relay process.
+pub(crate) struct Relay {
+    pub(crate) id: u64,
+    settings: Settings,
+    state: State,
+    pub(crate) wake: Duration,
+    pub(crate) frozen_until: Duration,
+    epochs: Epochs,
+    pub(crate) epochs_begun: u64,
+    from: Option<u64>,
+    memory: Option<Memory>,
+    has_streamed: bool,
+    stopping: bool,
+    turns: (Duration, u64),
+}
+
+impl Relay {
+    pub(crate) fn new(id: u64, settings: Settings, now: Duration) -> Self {
+        Relay {
+            id,
+            epochs: Epochs::new(settings.backoff_max),
+            from: settings.from,
+            settings,
+            state: State::Pause,
+            wake: now,
+            frozen_until: Duration::ZERO,
+            epochs_begun: 0,
+            memory: None,
+            has_streamed: false,
+            stopping: false,
+            turns: (now, 0),
+        }
+    }
+
+    pub(crate) fn outcome(&self) -> Option<&Outcome> {
+        match &self.state {
+            State::Ended(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+
+    /// Replication runs and the stream is not yet looked at again.
+    pub(crate) fn has_just_taken_slot(&self) -> bool {
+        matches!(&self.state, State::Opening(start)
+            if start.wal.is_some() && start.answers_since_slot == 0)
+    }
+
+    pub(crate) fn is_streaming(&self) -> bool {
+        matches!(self.state, State::Streaming(_))
+    }
+
+    /// SIGTERM.
+    pub(crate) fn stop(&mut self, now: Duration) {
+        self.stopping = true;
+        self.wake = now;
+    }
+
+    /// The connections that it has open.
+    pub(crate) fn links(&self) -> Vec<usize> {
+        match &self.state {
+            State::Opening(start) => start.links().collect(),
+            State::Streaming(streaming) => {
+                vec![streaming.turn.broker.link, streaming.turn.wal.link]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// SIGKILL: the process and all its state are gone, its connections closed by the kernel.
+    pub(crate) fn kill(&mut self, world: &mut World) {
+        for link in self.links() {
+            world.close(link);
+        }
+        self.state = State::Ended(Outcome::Stopped);
+    }
+
+    /// When it must run, at the latest.
+    pub(crate) fn next_time(&self, world: &World) -> Option<Duration> {
+        if self.outcome().is_some() {
+            return None;
+        }
+        let mut at = self.wake;
+        let (nats, wal) = match &self.state {
+            State::Opening(start) => (start.broker.as_ref(), None),
+            State::Streaming(streaming) => {
+                let turn = &streaming.turn;
+                let reads = turn.engine.wants_wal();
+                (Some(&turn.broker), reads.then_some(turn.wal.link))
+            }
+            _ => (None, None),
+        };
+        for link in nats.map(|broker| broker.link).into_iter().chain(wal) {
+            let link = &world.net.links[link];
+            if link.is_at_end() {
+                at = at.min(world.now);
+            }
+            at = link.down.next_time().map_or(at, |time| at.min(time));
+        }
+        Some(at.max(self.frozen_until))
+    }
+
+    /// Runs until it waits.
+    pub(crate) fn advance(&mut self, world: &mut World) {
+        self.count_turn(world);
+        let state = std::mem::replace(&mut self.state, State::Pause);
+        self.state = match state {
+            State::Pause if self.stopping => State::Ended(Outcome::Stopped),
+            State::Pause => {
+                self.epochs_begun += 1;
+                State::Opening(Box::new(self.start()))
+            }
+            State::Opening(start) if self.stopping => {
+                start.links().for_each(|link| world.close(link));
+                State::Ended(Outcome::Stopped)
+            }
+            State::Opening(start) => self.open(start, world),
+            State::Streaming(streaming) => self.stream(streaming, world),
+            ended @ State::Ended(_) => ended,
+        };
+    }
+
+    /// A relay that runs without waiting spins.
+    fn count_turn(&mut self, world: &mut World) {
+        if world.now > self.turns.0 + Duration::from_secs(1) {
+            self.turns = (world.now, 0);
+        }
+        self.turns.1 += 1;
+        if self.turns.1 > 20_000 {
+            world.fail(format!("relay {} spins", self.id));
+        }
+    }
+
+    fn start(&self) -> Start {
+        Start {
+            opening: Opening::new(Known {
+                slot: SLOT,
+                stream: STREAM,
+                template: "outbox.{event_type}".parse().expect("a template"),
+                shared: self.settings.shared,
+                memory: self.memory.clone(),
+                from: self.from.map(Into::into),
+            }),
+            incarnation: 0,
+            broker: None,
+            wal: None,
+            answers_since_slot: 0,
+            requests: 0,
+            asked: None,
+        }
+    }
+
+    fn open(&mut self, mut start: Box<Start>, world: &mut World) -> State {
+        self.wake = world.now + world.random.micros(10, 2_000);
+        if start.opening.wanted() == Wanted::Catalog
+            && world.postgres.up
+            && world.postgres.confirmed_lsn.is_none()
+        {
+            return self.refused("no slot".into(), world);
+        }
+        match self.step(&mut start, world) {
+            Ok(()) if start.opening.wanted() == Wanted::Nothing => {
+                self.has_streamed = true;
+                let Start {
+                    opening,
+                    broker,
+                    wal,
+                    ..
+                } = *start;
+                let opened = opening.finish();
+                let (wal, broker) = (wal.expect("taken"), broker.expect("connected"));
+                let limits = Limits {
+                    turn_bytes_max: world.random.pick(&[500, 20_000, TURN_BYTES_MAX]),
+                    column_bytes_max: MESSAGE_BYTES_MAX,
+                    frame_bytes_max: MESSAGE_BYTES_MAX + FRAME_OVERHEAD_BYTES,
+                    wal_sender_timeout: Some(crate::postgres::WAL_SENDER_TIMEOUT),
+                };
+                let turn = Turn::new(*opened.engine, wal, broker, limits, world.now);
+                State::Streaming(Box::new(Streaming {
+                    turn,
+                    plan: opened.plan,
+                    began: world.now,
+                    stopping: false,
+                }))
+            }
+            Ok(()) => {
+                let written = start.broker.as_ref().is_none_or(|b| !b.is_busy());
+                if let Some((_, deadline)) = start.asked.filter(|_| written) {
+                    self.wake = deadline;
+                }
+                State::Opening(start)
+            }
+            Err(stop) => {
+                start.links().for_each(|link| world.close(link));
+                match stop {
+                    NotOpened::Halt(halt) => self.halted(halt, world),
+                    NotOpened::Fault(fault) => self.ended(&fault, false, world),
+                    NotOpened::Refusal(refusal) => self.refused(refusal.to_string(), world),
+                    NotOpened::NoMode(no_mode) => self.refused(no_mode.to_string(), world),
+                }
+            }
+        }
+    }
+
+    fn refused(&mut self, error: String, world: &mut World) -> State {
+        if self.has_streamed {
+            return self.ended(&Fault::Unready(error), false, world);
+        }
+        world.note(|| format!("relay {} fails: {error}", self.id));
+        State::Ended(Outcome::Failed(error))
+    }
+
+    /// Gives the opening what it wants, as far as it is at hand.
+    fn step(&self, start: &mut Start, world: &mut World) -> Result<(), NotOpened> {
+        let gone = |what: &str| NotOpened::Fault(Fault::Postgres(what.into()));
+        let sql_gone = !world.postgres.up || world.postgres.incarnation != start.incarnation;
+        match start.opening.wanted() {
+            Wanted::Catalog => {
+                if !world.postgres.up {
+                    return Err(gone("down"));
+                }
+                start.incarnation = world.postgres.incarnation;
+                start.opening.catalog_seen();
+            }
+            Wanted::Broker => {
+                if !world.broker.up {
+                    return Err(NotOpened::Fault(Fault::Broker("cannot connect".into())));
+                }
+                let store = LaneStore::new(DEFAULT_PREFIX, STREAM, SLOT).expect("a name");
+                start.broker = Some(Broker::new(world.net.open(To::Nats), store));
+                start.opening.connected((2, 14));
+            }
+            Wanted::Ask(request) => {
+                let outgoing = match start.asked {
+                    None => {
+                        let broker = start.broker.as_ref().expect("connected");
+                        Some(broker.store().outgoing(&request))
+                    }
+                    Some(_) => None,
+                };
+                return ask(start, outgoing, world);
+            }
+            Wanted::Slot(_) | Wanted::SlotPlace if sql_gone => return Err(gone("gone")),
+            Wanted::Slot(start_lsn) => {
+                if world.postgres.confirmed_lsn.is_none() {
+                    return Err(gone("no slot"));
+                }
+                if world.postgres.walsender.is_some() {
+                    return Err(NotOpened::Fault(Fault::SlotActive {
+                        slot: SLOT.into(),
+                        pid: 1,
+                    }));
+                }
+                let link = world.net.open(To::Postgres);
+                world
+                    .postgres
+                    .start_replication(link, start_lsn.into(), world.now);
+                let frame_bytes_max = MESSAGE_BYTES_MAX + FRAME_OVERHEAD_BYTES;
+                start.wal = Some(Wal::new(link, frame_bytes_max, &mut world.random));
+                start.opening.slot_taken();
+            }
+            Wanted::SlotPlace => {
+                let postgres = &world.postgres;
+                start.opening.slot_seen(SlotPlace {
+                    lane: Lane {
+                        system_identifier: postgres.system_identifier,
+                        database: postgres.database.clone(),
+                        slot: SLOT.into(),
+                    },
+                    history: postgres.history.clone(),
+                    confirmed_flush_lsn: postgres.confirmed_lsn.expect("taken").into(),
+                    server_lsn: postgres.end_lsn.into(),
+                })?;
+            }
+            Wanted::Settings => {
+                let broker = start.broker.as_ref().expect("connected");
+                let settings = self.epoch_settings(broker.inbox(), world);
+                start.opening.begin(settings, world.now);
+            }
+            Wanted::Nothing => {}
+        }
+        Ok(())
+    }
+
+    fn epoch_settings(&self, inbox: &str, world: &mut World) -> EpochSettings {
+        let settings = &self.settings;
+        EpochSettings {
+            source: Source {
+                schema: "public".into(),
+                table: "outbox_events".into(),
+                oid: crate::postgres::OUTBOX_OID,
+                columns: default_columns(),
+            },
+            carrier: None,
+            inbox: inbox.to_owned(),
+            epoch_token: format!("e{:016x}", world.random.next()),
+            messages_max: settings.messages_max,
+            one_by_one: self.epochs.one_by_one(),
+            bytes_max: settings.bytes_max,
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            ack_timeout: settings.ack_timeout,
+            hold_back: settings.hold_back,
+            held_bytes_max: settings.held_bytes_max,
+            status_interval: settings.status_interval,
+            halt_on_reject: settings.halt_on_reject,
+            refused: self.epochs.refused().clone(),
+        }
+    }
+
+    fn halted(&mut self, halt: Halt, world: &mut World) -> State {
+        world.note(|| format!("relay {} halts: {halt}", self.id));
+        State::Ended(Outcome::Halted(halt))
+    }
+
+    fn ended(&mut self, fault: &Fault, progressed: bool, world: &mut World) -> State {
+        let jitter = world.random.fraction();
+        let tail = self.memory.as_ref().and_then(|memory| memory.tail.as_ref());
+        let tail = tail.map(|tail| tail.position);
+        match self.epochs.ended(fault, tail, progressed, jitter) {
+            Ok(pause) => {
+                world.note(|| format!("relay {} waits {pause:?}: {fault}", self.id));
+                self.wake = world.now + pause;
+                State::Pause
+            }
+            Err(halt) => self.halted(halt, world),
+        }
+    }
+
+    fn stream(&mut self, mut streaming: Box<Streaming>, world: &mut World) -> State {
+        if self.stopping && !streaming.stopping {
+            streaming.turn.stop(world.now + Duration::from_secs(10));
+            streaming.stopping = true;
+        }
+        let stop = match turn(&mut streaming.turn, world) {
+            Ok(false) => {
+                self.wake = wake(&mut streaming.turn, world.now);
+                return State::Streaming(streaming);
+            }
+            Ok(true) => None,
+            Err(stop) => Some(stop),
+        };
+        let steady = world.now.saturating_sub(streaming.began) >= STEADY;
+        let progressed = self.inherit(&streaming) || steady;
+        let turn = &mut streaming.turn;
+        if let Some(Stop::Halt(halt)) = &stop {
+            keep_halt(halt, turn, world);
+        }
+        match stop {
+            None | Some(Stop::Halt(_)) => finish(turn, world),
+            Some(Stop::Fault(_)) => {
+                for link in [turn.broker.link, turn.wal.link] {
+                    world.close(link);
+                }
+            }
+        }
+        match stop {
+            None => State::Ended(Outcome::Stopped),
+            Some(Stop::Halt(halt)) => self.halted(halt, world),
+            Some(Stop::Fault(fault)) => self.ended(&fault, progressed, world),
+        }
+    }
+
+    fn inherit(&mut self, streaming: &Streaming) -> bool {
+        let engine = &streaming.turn.engine;
+        self.from = engine.replay_left(&streaming.plan).map(Into::into);
+        self.memory = Some(engine.memory());
+        engine.progress().acknowledged_rows() > 0
+    }
+}
+
+/// Sends a request, or takes the answer of the one before once it is there.
+fn ask(start: &mut Start, outgoing: Option<Outgoing>, world: &mut World) -> Result<(), NotOpened> {
+    let fault = |text: &str| NotOpened::Fault(Fault::Broker(text.into()));
+    let broker = start.broker.as_mut().expect("connected");
+    if let Some(outgoing) = outgoing {
+        start.requests += 1;
+        let reply = format!("{}.r{}", broker.inbox(), start.requests);
+        encode::request(
+            broker.outgoing(),
+            &outgoing.subject,
+            &reply,
+            outgoing.headers.as_deref(),
+            &outgoing.payload,
+        );
+        start.asked = Some((outgoing.expects, world.now + API_TIMEOUT));
+    }
+    let (expects, deadline) = start.asked.expect("asked above or before");
+    let open = broker.exchange(&mut world.net, world.now, &mut world.random);
+    let wanted = format!("{}.r{}", broker.inbox(), start.requests);
+    while let Some(op) = broker.next_op().map_err(NotOpened::Fault)? {
+        let Op::Msg(msg) = op else { continue };
+        if msg.subject != wanted.as_bytes() {
+            continue;
+        }
+        start.asked = None;
+        let answer = match broker.store().read(expects, &msg.payload) {
+            Ok(answer) => answer,
+            Err(StoreError::NotStored(fault)) => return Err(NotOpened::Fault(fault)),
+            Err(error) => panic!("the broker answers {error}"),
+        };
+        start.answers_since_slot += u64::from(start.wal.is_some());
+        return start.opening.take(answer.reply());
+    }
+    if !open {
+        return Err(fault("closed"));
+    }
+    if world.now >= deadline {
+        return Err(fault("no answer"));
+    }
+    Ok(())
+}
+
+/// One turn of the relay's loop between two looks at the network; true when stopped.
+fn turn(turn: &mut Turn<Wal, Broker>, world: &mut World) -> Result<bool, Stop> {
+    let reads = turn.engine.wants_wal();
+    turn.wal.pump(&mut world.net, reads, world.now);
+    let turned = turn.run(world.now);
+    turn.wal.flush(&mut world.net, world.now, &mut world.random);
+    while let Some(note) = turn.engine.poll_note() {
+        world.note(|| format!("{note:?}"));
+    }
+    if turned? {
+        return Ok(true);
+    }
+    if !turn
+        .broker
+        .exchange(&mut world.net, world.now, &mut world.random)
+    {
+        return Err(Fault::Broker("the server closed the connection".into()).into());
+    }
+    Ok(false)
+}
+
+fn wake(turn: &mut Turn<Wal, Broker>, now: Duration) -> Duration {
+    if turn.broker.is_busy() || (turn.wal.has_more() && turn.engine.wants_wal()) {
+        return now + Duration::from_micros(50);
+    }
+    turn.next_time(now).max(now + Duration::from_micros(1))
+}
+
+/// As `relay::broker`, in one step.
+fn keep_halt(halt: &Halt, turn: &Turn<Wal, Broker>, world: &mut World) {
+    let Halt::Replaced { sequence, .. } = halt else {
+        return;
+    };
+    if !world.net.links[turn.broker.link].server_open {
+        return;
+    }
+    let subject = lane_record_subject(STREAM, SLOT);
+    let stored = world.broker.records.last_of(&subject);
+    let record = stored.map(|(_, frame)| LaneRecord::from_json(&frame.data).expect("a record"));
+    let created = turn.engine.created();
+    if let Some(record) = record.and_then(|record| record.halted_for(*sequence, created)) {
+        let frame = Frame {
+            subject,
+            data: record.to_json(),
+            ..Frame::default()
+        };
+        world.broker.handle(frame, world.now);
+    }
+}
+
+/// The last status update, then CopyDone: what was written arrives.
+fn finish(turn: &mut Turn<Wal, Broker>, world: &mut World) {
+    // A failure means that the connection is gone, which is what comes next.
+    let _ = turn.send_status(world.now);
+    turn.wal.flush(&mut world.net, world.now, &mut world.random);
+    world.finish(turn.wal.link);
+    world.close(turn.broker.link);
+}
