@@ -128,15 +128,16 @@ impl Progress {
         self.published += 1;
     }
 
-    /// A transaction is complete; `events` says whether rows of ours were in it, published now or before.
+    /// A transaction with rows of ours, published now or before, is complete.
     #[inline]
-    pub fn committed(&mut self, end_lsn: PgLsn, events: bool, now: Duration) {
-        self.mark(end_lsn, events, now);
+    pub fn committed(&mut self, end_lsn: PgLsn, now: Duration) {
+        self.mark(end_lsn, true, now);
     }
 
-    /// A keepalive between transactions: all that commits at or below `wal_end` has come before it.
-    pub fn idle(&mut self, wal_end: PgLsn, now: Duration) {
-        self.mark(wal_end, false, now);
+    /// WAL without events: a transaction that has none, or a keepalive between transactions, before which all has come
+    /// that commits at or below its LSN.
+    pub fn idle(&mut self, lsn: PgLsn, now: Duration) {
+        self.mark(lsn, false, now);
     }
 
     fn mark(&mut self, end_lsn: PgLsn, events: bool, now: Duration) {

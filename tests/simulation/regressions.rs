@@ -256,6 +256,34 @@ fn a_replay_is_done_once() {
     assert_eq!(lane.world.failure, None);
 }
 
+/// A transaction without events in front of the stream's end confirmed at once, and with it the younger events between
+/// the slot and it that `--from` passes over. Issue: a broker that then went back had lost them for good.
+#[test]
+fn a_replay_does_not_confirm_young_events_by_a_transaction_without_events() {
+    let mut lane = lane(Settings {
+        hold_back: Duration::from_secs(30),
+        ..settings()
+    });
+    lane.commit(5);
+    lane.pause(Duration::from_secs(1));
+    lane.settings.from = Some(lane.world.postgres.end_lsn);
+    lane.world
+        .postgres
+        .commit_other_table(&mut lane.world.random);
+    lane.commit(1);
+    lane.pause(Duration::from_secs(1));
+    let confirmed = lane.world.postgres.confirmed_lsn;
+    for _ in 0..10 {
+        lane.kill();
+        lane.start_relay(Duration::ZERO);
+        lane.pause(Duration::from_millis(800));
+        assert_eq!(lane.world.postgres.confirmed_lsn, confirmed);
+    }
+    lane.settings.from = None;
+    lane.rest();
+    lane.world.verify(true);
+}
+
 /// `run --from` says what is to come again, not where a lane begins: what was never published is not skipped, be the lane
 /// fresh or its stream made again.
 #[test]

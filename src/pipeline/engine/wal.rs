@@ -82,7 +82,11 @@ impl Engine {
             return Err(self.overlap_miss("has a transaction there that ends before it"));
         }
         self.counters.transactions += 1;
-        self.progress.committed(end_lsn, transaction.events, now);
+        if transaction.events {
+            self.progress.committed(end_lsn, now);
+        } else {
+            self.passed_without_events(end_lsn, now);
+        }
         Ok(())
     }
 
@@ -102,14 +106,18 @@ impl Engine {
         {
             return Err(self.overlap_miss("has no event there"));
         }
-        if self.overlap.is_some() {
-            // Published events that the broker may not have synced yet lie between the slot and the stream's end; this
-            // WAL may be confirmed only together with the row at that end, which is held back.
-            self.progress.received(wal_end);
-            return Ok(());
-        }
-        self.progress.idle(wal_end, now);
+        self.passed_without_events(wal_end, now);
         Ok(())
+    }
+
+    /// WAL without events may be confirmed at once, except in front of the stream's end after a start: published events
+    /// that the broker may not have synced yet lie between the slot and that end without being read again. There it may be
+    /// confirmed only together with the row at the end, which is held back.
+    fn passed_without_events(&mut self, lsn: PgLsn, now: Duration) {
+        match self.overlap {
+            Some(_) => self.progress.received(lsn),
+            None => self.progress.idle(lsn, now),
+        }
     }
 
     fn overlap_miss(&self, found: &str) -> Stop {
