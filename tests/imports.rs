@@ -55,9 +55,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Imports that are on their way out. One that is gone must leave this list.
 const REMAINING: &[(&str, &str)] = &[
-    ("nats::lane_end", "pipeline::publish"),
-    ("nats::lane_end", "pipeline::tail"),
-    ("nats::record", "pipeline::record"),
     ("nats::stream::fit", "pipeline::publish"),
     ("pipeline::publish::publisher", "pipeline::publish::atomic"),
     ("pipeline::publish::publisher", "pipeline::publish::chain"),

@@ -18,9 +18,7 @@ use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::{Held, peek};
-use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi, StreamInfo};
-use crate::nats::lane_end::stored;
-use crate::nats::record::{self, StoredRecord};
+use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{
@@ -29,11 +27,14 @@ use crate::pipeline::position::{
 };
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
+use crate::pipeline::request::StoredRecord;
 use crate::pipeline::shared_tail::fence_subject;
+use crate::pipeline::tail::Lookup;
 use crate::pipeline::tail::event_id;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::startup::{self, SessionSettings};
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// How far back the stream is compared with the slot.
@@ -109,9 +110,14 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         stderr::line("nothing was changed: answer yes, or give --yes where nobody can be asked");
         return Ok(Exit::Usage);
     }
+    let lane_client = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
     // Behind this a relay that began while somebody was asked cannot go on, nor this command behind such a relay.
     let recorded = match &view.record.record {
-        Some(record) => record::write(&nats, record, view.record.sequence).await?,
+        Some(record) => {
+            lane_client
+                .store_record(record.clone(), view.record.sequence)
+                .await?
+        }
         None => view.record.sequence,
     };
     let sequence = match &published {
@@ -146,7 +152,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         replaced: None,
         carrier: None,
     };
-    record::write(&nats, &written, recorded).await?;
+    lane_client.store_record(written, recorded).await?;
     account.line("adopted; walrelay run goes on, and walrelay verify compares table and stream");
     account.close()?;
     Ok(Exit::Done)
@@ -182,7 +188,9 @@ async fn look(
                 settings.nats.stream
             )
         })?;
-    let record = record::read(nats, &settings.nats.stream, name).await?;
+    let record = LaneClient::new(nats, &settings.nats.stream, name)?
+        .record()
+        .await?;
     let identity = startup::connect(&settings.postgres.conninfo, &SessionSettings::default())
         .await?
         .identify_system()
@@ -257,7 +265,7 @@ async fn stream_positions(
     info: &StreamInfo,
     confirmed_lsn: PgLsn,
 ) -> anyhow::Result<InStream> {
-    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let last = info.state.last_seq;
     let first = info
         .state
@@ -266,7 +274,7 @@ async fn stream_positions(
         .max(1);
     let mut found = InStream::default();
     for sequence in (first..=last).rev() {
-        let Some(message) = stored(nats, api.message_get_request(sequence)).await? else {
+        let Some(message) = lane.message(Lookup::Message(sequence)).await? else {
             continue;
         };
         let Some((slot, position)) = lane_position(&message, settings.nats.shared) else {
@@ -308,8 +316,8 @@ async fn still_stands(
     sequence: u64,
     position: Position,
 ) -> anyhow::Result<bool> {
-    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
-    let found = stored(nats, api.message_get_request(sequence)).await?;
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let found = lane.message(Lookup::Message(sequence)).await?;
     let slot = &settings.postgres.slot;
     Ok(found.is_none_or(|message| {
         let told = message.for_search().told_by(slot);
@@ -321,9 +329,9 @@ async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyho
     if !settings.nats.shared {
         return Ok(0);
     }
-    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let subject = fence_subject(&settings.nats.stream, &settings.postgres.slot);
-    let found = stored(nats, api.last_by_subject_request(&subject)).await?;
+    let found = lane.message(Lookup::Last(&subject)).await?;
     Ok(found.map_or(0, |message| message.seq))
 }
 

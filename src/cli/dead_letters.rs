@@ -13,7 +13,6 @@ use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage};
-use crate::nats::record;
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{
@@ -21,6 +20,7 @@ use crate::pipeline::position::{
 };
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::connect;
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 mod retry;
@@ -255,7 +255,8 @@ async fn skip(
              stop the one that runs first"
         );
     }
-    let stored = record::read(nats, &settings.nats.stream, slot).await?;
+    let lane = LaneClient::new(nats, &settings.nats.stream, slot)?;
+    let stored = lane.record().await?;
     let mut record = stored.record.with_context(|| {
         format!("there is no lane record of slot {slot}: walrelay run writes it before it can halt at a row")
     })?;
@@ -267,7 +268,7 @@ async fn skip(
         return Ok(Exit::Done);
     }
     record.skips.push(position);
-    record::write(nats, &record, stored.sequence).await?;
+    lane.store_record(record, stored.sequence).await?;
     stdout::write(&format!(
         "{position} may be skipped: walrelay run makes it a dead letter if it still cannot be published, and goes on\n"
     ))?;

@@ -10,13 +10,13 @@ use serde::Serialize;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
-use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamApi};
-use crate::nats::lane_end::stored;
+use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::tail::Lookup;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 
 /// How many messages are looked at, from the stream's end, for one of the slot: others may write to the stream too.
@@ -177,10 +177,11 @@ async fn last_of_slot(
     settings: &Settings,
     last_seq: u64,
 ) -> Result<Option<(u64, Position)>, anyhow::Error> {
-    let api = StreamApi::new(DEFAULT_PREFIX, &settings.nats.stream)?;
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let end = last_seq.saturating_sub(SCAN_MESSAGES_MAX);
     for sequence in (end + 1..=last_seq).rev() {
-        let message = stored(nats, api.message_get_request(sequence))
+        let message = lane
+            .message(Lookup::Message(sequence))
             .await
             .with_context(|| {
                 format!(
@@ -203,23 +204,14 @@ async fn recorded(
     settings: &Settings,
     created: &str,
 ) -> Result<Option<(u64, Position)>, anyhow::Error> {
-    let slot = &settings.postgres.slot;
-    let subject = stream::lane_record_subject(&settings.nats.stream, slot);
-    let api = StreamApi::new(DEFAULT_PREFIX, stream::LANE_RECORD_STREAM)?;
-    let request = api.last_by_subject_request(&subject);
-    if stream::find(nats, stream::LANE_RECORD_STREAM)
-        .await?
-        .is_none()
-    {
-        return Ok(None);
-    }
-    let found = stored(nats, request)
-        .await
-        .with_context(|| format!("cannot read {subject}"))?;
-    let Some(message) = found else {
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let stored = match lane.record().await {
+        Err(LaneError::NoStream(_)) => return Ok(None),
+        stored => stored?,
+    };
+    let Some(record) = stored.record else {
         return Ok(None);
     };
-    let record = LaneRecord::from_json(&message.data)?;
     // The record of another stream of this name says nothing about this one.
     Ok(record
         .position

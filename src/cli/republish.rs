@@ -10,7 +10,6 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::{self, context::PublishErrorKind};
 use bytes::BytesMut;
 
-use crate::nats::lane_end::{LaneEnd, lane_end};
 use crate::nats::stream;
 use crate::pipeline::envelope::Envelope;
 use crate::pipeline::fields::{Field, Fields};
@@ -21,6 +20,7 @@ use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
+use crate::relay::lane_client::{LaneClient, LaneEnd};
 use crate::relay::settings::Settings;
 
 /// What it takes to publish rows again.
@@ -139,7 +139,11 @@ impl<'a> Republish<'a> {
         let known = self.end.borrow().clone();
         let end = match known {
             Some(end) => end,
-            None => lane_end(self.nats, &nats.stream, slot).await?,
+            None => {
+                LaneClient::new(self.nats, &nats.stream, slot)?
+                    .end()
+                    .await?
+            }
         };
         headers.insert(EXPECTED_HEADER, end.last_sequence.to_string());
         if let Some(tail) = &end.tail {

@@ -10,7 +10,6 @@ use postgres_types::PgLsn;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
-use crate::nats::record;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Column, Inspection, Slot, count_rows, inspect};
@@ -20,6 +19,7 @@ use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 const EXAMPLES: &str = "\
@@ -231,7 +231,8 @@ async fn record_slot(
     account: &mut Account,
 ) -> Result<(), anyhow::Error> {
     let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
-    let stored = record::read(nats, name, slot).await?;
+    let store = LaneClient::new(nats, name, slot)?;
+    let stored = store.record().await?;
     if let Some(record) = stored.record {
         let Some(made_lsn) = made_lsn else {
             return Ok(());
@@ -249,7 +250,7 @@ async fn record_slot(
                 confirmed_lsn: 0.into(),
                 ..record
             };
-            record::write(nats, &unexplained, stored.sequence).await?;
+            store.store_record(unexplained, stored.sequence).await?;
         }
         return Ok(());
     }
@@ -280,7 +281,7 @@ async fn record_slot(
         replaced: None,
         carrier: None,
     };
-    record::write(nats, &first, stored.sequence).await?;
+    store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");
     Ok(())
 }

@@ -16,12 +16,12 @@ use uuid::Uuid;
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
-use crate::nats::record;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::row_security;
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 mod compare;
@@ -205,7 +205,8 @@ async fn check(
     let info = stream::find(&nats, name)
         .await?
         .with_context(|| format!("there is no stream {name}"))?;
-    let record = record::read(&nats, name, &postgres.slot)
+    let record = LaneClient::new(&nats, name, &postgres.slot)?
+        .record()
         .await?
         .record
         .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);

@@ -4,8 +4,6 @@
 //! - [`protocol`], [`headers`], [`encode`]: bytes ↔ operations of the NATS client protocol; pure.
 //! - [`connection`]: one socket of one epoch, without reconnection.
 //! - [`api`]: the JetStream API requests that the relay needs; pure bodies and answers, and helpers over [`connection`].
-//! - [`lane_end`]: where stream and lane end, for the commands that publish behind it; on async-nats.
-//! - [`record`]: reads and writes the lane record for the commands; on async-nats.
 //! - [`stream`]: plans, creates and deletes streams for setup and teardown; on async-nats.
 
 pub mod address;
@@ -13,8 +11,6 @@ pub mod api;
 pub mod connection;
 pub mod encode;
 pub mod headers;
-pub mod lane_end;
 pub mod protocol;
-pub mod record;
 pub mod settings;
 pub mod stream;

@@ -6,6 +6,7 @@
 pub mod broker;
 pub mod clock;
 mod drive;
+pub mod lane_client;
 pub mod lane_store;
 mod log;
 pub mod open;

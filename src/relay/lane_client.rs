@@ -1,0 +1,195 @@
+//! The lane as the commands reach it: the requests of the relay over the administrative connection.
+//!
+//! In: a client, stream and slot; [`Request`]s. Out: [`Answer`]s. Guarantees: a record is written only behind the one that
+//! was read, so whoever came in between is not overwritten; what is published behind exactly the end that
+//! [`LaneClient::end`] has found may tell the same place, since the lane cannot have moved between.
+
+use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StoredMessage, StreamNameError};
+use crate::nats::stream::LANE_RECORD_STREAM;
+use crate::pipeline::fault::Fault;
+use crate::pipeline::publish::tail_header;
+use crate::pipeline::record::LaneRecord;
+use crate::pipeline::request::{Request, StoredRecord};
+use crate::pipeline::tail::{Lookup, Tail, TailSearch};
+use crate::relay::lane_store::{Answer, LaneStore, StoreError};
+use async_nats::{Client, HeaderMap, RequestErrorKind};
+
+/// Why the lane's store did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneError {
+    /// There is no such stream.
+    #[error("NATS has no stream {0}: run `walrelay setup`")]
+    NoStream(String),
+    /// No answer.
+    #[error("no answer from stream {stream}")]
+    Request {
+        /// The stream that was asked.
+        stream: String,
+        /// Why.
+        source: async_nats::RequestError,
+    },
+    /// Somebody else has written the record since it was read.
+    #[error(
+        "another process has written the lane record in the meantime; check that no relay runs, and try again"
+    )]
+    Taken,
+    /// The answer is an error or cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stream's name is none.
+    #[error(transparent)]
+    Name(#[from] StreamNameError),
+}
+
+/// Where stream and lane end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneEnd {
+    /// The stream's last sequence.
+    pub last_sequence: u64,
+    /// The lane's place as [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER) has it; none where the stream does not
+    /// tell it.
+    pub tail: Option<String>,
+}
+
+/// A lane over the administrative connection.
+#[derive(Debug, Clone)]
+pub struct LaneClient {
+    client: Client,
+    store: LaneStore,
+}
+
+impl LaneClient {
+    /// The lane of `slot` in `stream`.
+    ///
+    /// # Errors
+    /// The stream's name is none.
+    pub fn new(client: &Client, stream: &str, slot: &str) -> Result<Self, LaneError> {
+        Ok(LaneClient {
+            client: client.clone(),
+            store: LaneStore::new(DEFAULT_PREFIX, stream, slot)?,
+        })
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn ask(&self, request: &Request<'_>) -> Result<Answer, LaneError> {
+        let stream = match request {
+            Request::Record | Request::StoreRecord { .. } => LANE_RECORD_STREAM,
+            _ => self.store.stream(),
+        };
+        let outgoing = self.store.outgoing(request);
+        let (subject, payload) = (outgoing.subject, outgoing.payload.into());
+        let answered = match outgoing.headers {
+            Some(block) => {
+                let headers = header_map(&block);
+                self.client
+                    .request_with_headers(subject, headers, payload)
+                    .await
+            }
+            None => self.client.request(subject, payload).await,
+        };
+        let answer = answered.map_err(|source| match source.kind() {
+            // Nothing listens where a message is to be stored.
+            RequestErrorKind::NoResponders
+                if matches!(
+                    request,
+                    Request::StoreRecord { .. } | Request::StoreFence { .. }
+                ) =>
+            {
+                LaneError::NoStream(stream.to_owned())
+            }
+            _ => LaneError::Request {
+                stream: stream.to_owned(),
+                source,
+            },
+        })?;
+        self.store
+            .read(outgoing.expects, &answer.payload)
+            .map_err(|error| match error {
+                StoreError::Answer(AnswerError::Api(api)) if api.is_stream_not_found() => {
+                    LaneError::NoStream(stream.to_owned())
+                }
+                StoreError::NotStored(Fault::RecordTaken(_)) => LaneError::Taken,
+                error => error.into(),
+            })
+    }
+
+    /// The lane record, and where it is stored.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn record(&self) -> Result<StoredRecord, LaneError> {
+        match self.ask(&Request::Record).await? {
+            Answer::Record(stored) => Ok(stored),
+            answer => unreachable!("{answer:?} to a request for the record"),
+        }
+    }
+
+    /// Stores a record behind the one at `behind`; returns its sequence.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn store_record(&self, record: LaneRecord, behind: u64) -> Result<u64, LaneError> {
+        let request = Request::StoreRecord {
+            record: Box::new(record),
+            behind,
+        };
+        match self.ask(&request).await? {
+            Answer::Stored(sequence) => Ok(sequence),
+            answer => unreachable!("{answer:?} to a record"),
+        }
+    }
+
+    /// A message of the stream; none where there is none.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn message(&self, lookup: Lookup<'_>) -> Result<Option<StoredMessage>, LaneError> {
+        match self.ask(&Request::Message(lookup)).await? {
+            Answer::Message(message) => Ok(message),
+            answer => unreachable!("{answer:?} to a request for a message"),
+        }
+    }
+
+    /// Looks for the lane end of a stream of its own, as a relay does at its start.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn end(&self) -> Result<LaneEnd, LaneError> {
+        let Answer::Stream(info) = self.ask(&Request::Stream).await? else {
+            unreachable!("a stream's state is asked for");
+        };
+        let record = self.record().await?.record;
+        let slot = self.store.slot();
+        let last_sequence = info.state.last_seq;
+        let mut search = TailSearch::new(slot, last_sequence, &info.created, record.as_ref(), None);
+        let mut found = Tail::Nothing;
+        while let Some(lookup) = search.wanted() {
+            let message = self.message(lookup).await?;
+            if let Some(tail) = search.take(message.as_ref().map(StoredMessage::for_search)) {
+                found = tail;
+                break;
+            }
+        }
+        let tail = match found {
+            Tail::Found(tail) => Some(tail_header(slot, tail.position, tail.event_id.as_deref())),
+            _ => None,
+        };
+        Ok(LaneEnd {
+            last_sequence,
+            tail,
+        })
+    }
+}
+
+/// A header block of ours as async-nats has it.
+fn header_map(block: &[u8]) -> HeaderMap {
+    let text = std::str::from_utf8(block).expect("the lane store writes ASCII");
+    let mut headers = HeaderMap::new();
+    for (name, value) in text.lines().filter_map(|line| line.split_once(": ")) {
+        headers.insert(name, value);
+    }
+    headers
+}
