@@ -175,7 +175,7 @@ fn a_lane_that_has_published_nothing_begins_at_the_slot() {
 }
 
 #[test]
-fn strangers_messages_behind_the_tail_are_counted() {
+fn foreign_messages_behind_the_tail_are_counted() {
     assert_eq!(
         Case {
             last_sequence: 53,
@@ -242,7 +242,7 @@ fn a_removed_tail_that_nothing_tells_halts() {
     }
 }
 
-/// Message 52 is known to be the lane's, and the search has read it and found it to be a stranger's: the broker lost ours.
+/// Message 52 is known to be the lane's, and the search has read it and found it to be foreign: the broker lost ours.
 #[test]
 fn a_known_tail_that_was_overwritten_is_not_believed() {
     let case = Case {
@@ -294,7 +294,7 @@ fn another_slots_message_at_the_end_halts() {
 }
 
 #[test]
-fn too_many_strangers_halt() {
+fn too_many_foreign_messages_halt() {
     let tail = Tail::TooFar { scanned: 10_000 };
     assert!(matches!(
         Case { tail, ..usual() }.halt(),
@@ -597,7 +597,7 @@ fn found(sequence: u64, commit_lsn: u64, id: Option<&str>) -> Tail {
 }
 
 /// Somebody else's message.
-fn stranger<'a>() -> Option<StoredMessage<'a>> {
+fn foreign<'a>() -> Option<StoredMessage<'a>> {
     stored("", None, None)
 }
 
@@ -607,20 +607,20 @@ fn the_search_for_the_tail() {
     assert_eq!(search(&[], None), Tail::Nothing);
     let ours = stored("2", Some("s 0/32:1"), None);
     assert_eq!(search(&[(3, ours)], None), found(3, 50, Some("e50")));
-    // Strangers are passed over, also those with a header that no relay writes.
-    let strangers = [
-        (3, stranger()),
+    // Foreign messages are passed over, also those with a header that no relay writes.
+    let others = [
+        (3, foreign()),
         (2, stored("1", Some("s nonsense"), None)),
         (1, stored("0", Some("s 0/32:1"), None)),
     ];
-    assert_eq!(search(&strangers, None), found(1, 50, Some("e50")));
+    assert_eq!(search(&others, None), found(1, 50, Some("e50")));
     // A replay tells where the lane was.
     let replay = stored("2", Some("s 0/10:1"), Some("s 0/32:1 e50"));
     assert_eq!(search(&[(3, replay)], None), found(3, 50, Some("e50")));
     let replay = stored("2", Some("s 0/10:1"), Some("s 0/32:1 -"));
     assert_eq!(search(&[(3, replay)], None), found(3, 50, None));
     assert_eq!(
-        search(&[(3, stranger()), (2, None)], None),
+        search(&[(3, foreign()), (2, None)], None),
         Tail::Removed { sequence: 2 }
     );
     let other = Tail::OtherSlot {
@@ -634,7 +634,7 @@ fn the_search_for_the_tail() {
         adopted_sequence: 2,
         ..record(0, 40)
     };
-    assert_eq!(search(&[(3, stranger())], Some(&adopted)), Tail::Nothing);
+    assert_eq!(search(&[(3, foreign())], Some(&adopted)), Tail::Nothing);
 }
 
 #[test]
@@ -643,10 +643,10 @@ fn a_copy_of_a_message_is_not_the_tail() {
     let elsewhere = stored("7", Some("s 0/10:1"), None);
     let ours = stored("0", Some("s 0/32:1"), None);
     for copy in [copy, elsewhere] {
-        let stream = [(3, copy), (2, stranger()), (1, ours)];
+        let stream = [(3, copy), (2, foreign()), (1, ours)];
         assert_eq!(search(&stream, None, None), found(1, 50, Some("e50")));
         // Nothing else tells how far the lane came.
-        let stream = [(3, copy), (2, stranger()), (1, stranger())];
+        let stream = [(3, copy), (2, foreign()), (1, foreign())];
         assert_eq!(search(&stream, None, None), Tail::Copied { sequence: 3 });
         let adopted = LaneRecord {
             adopted_sequence: 2,
@@ -686,7 +686,7 @@ fn a_removed_message_behind_a_settled_one_is_none_of_the_lanes() {
     assert_eq!(search(&[(50, None), (48, None)], None, settled()), removed);
     // The broker had lost it, and somebody else has its place: the search goes on to the true end.
     let before = stored("46", Some("s 0/2F:1"), None);
-    let lost = [(50, None), (48, stranger()), (47, before)];
+    let lost = [(50, None), (48, foreign()), (47, before)];
     assert_eq!(search(&lost, None, settled()), found(47, 47, Some("e50")));
     let removed = Tail::Removed { sequence: 50 };
     assert_eq!(search(&[(50, None)], None, None), removed);
@@ -702,19 +702,19 @@ fn a_message_that_the_lane_has_left_behind_must_still_be_its_own() {
         let tail = search(&stream, Some(&known), memory(CREATED, 50, 40));
         assert_eq!(tail, found(50, 50, Some("e50")));
     }
-    let stream = [(50, ours), (48, stranger())];
+    let stream = [(50, ours), (48, foreign())];
     let replaced = Tail::Replaced { sequence: 48 };
     assert_eq!(search(&stream, Some(&known), None), replaced);
     assert_eq!(search(&stream, None, memory(CREATED, 48, 40)), replaced);
 }
 
 #[test]
-fn behind_many_strangers_what_is_settled_is_looked_for() {
+fn behind_many_foreign_messages_what_is_settled_is_looked_for() {
     let last = 50 + FOREIGN_MESSAGES_MAX;
-    let strangers: Vec<_> = (0..FOREIGN_MESSAGES_MAX)
-        .map(|back| (last - back, stranger()))
+    let others: Vec<_> = (0..FOREIGN_MESSAGES_MAX)
+        .map(|back| (last - back, foreign()))
         .collect();
-    let with = |messages: &[_]| [strangers.as_slice(), messages].concat();
+    let with = |messages: &[_]| [others.as_slice(), messages].concat();
     let too_far = Tail::TooFar {
         scanned: FOREIGN_MESSAGES_MAX,
     };
@@ -726,7 +726,7 @@ fn behind_many_strangers_what_is_settled_is_looked_for() {
     let removed = Tail::Removed { sequence: 40 };
     assert_eq!(search(&with(&[(40, None)]), None, settled()), removed);
     // The broker lost it.
-    let lost = with(&[(40, stranger())]);
+    let lost = with(&[(40, foreign())]);
     assert!(matches!(
         search(&lost, None, settled()),
         Tail::TooFar { .. }

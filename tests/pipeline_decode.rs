@@ -7,9 +7,9 @@ mod wire;
 use proptest::prelude::*;
 use walrelay::pipeline::DecodeError;
 use walrelay::pipeline::copy_both::{self, ReplicationMessage};
+use walrelay::pipeline::oversized::ColumnFilter;
 use walrelay::pipeline::pgoutput::{self, Column, Message};
 use walrelay::pipeline::row::{Described, Relations, Source};
-use walrelay::pipeline::skim::Skim;
 use walrelay::postgres::settings::default_columns;
 
 /// Everything that reads a payload.
@@ -80,9 +80,9 @@ proptest! {
             bytes[25] = b"BCRIUDTOYM"[usize::from(bytes[25]) % 10];
         }
         let _ = read(&bytes);
-        let mut skim = Skim::new(10, 100);
-        bytes.chunks(7).for_each(|piece| skim.chunk(piece));
-        let _ = read(&skim.finish());
+        let mut filter = ColumnFilter::new(10, 100);
+        bytes.chunks(7).for_each(|piece| filter.chunk(piece));
+        let _ = read(&filter.finish());
     }
 
     #[test]
@@ -141,14 +141,14 @@ proptest! {
         );
     }
 
-    /// Skimming takes out what is too long and leaves everything else, however the frame is cut.
+    /// The filter takes out what is too long and leaves everything else, however the frame is cut.
     #[test]
-    fn skimmed_rows_keep_what_fits(row in prop::collection::vec(value(), 1..8), limit in 0..40_usize, size in 1..50_usize) {
+    fn filtered_rows_keep_what_fits(row in prop::collection::vec(value(), 1..8), limit in 0..40_usize, size in 1..50_usize) {
         let payload = wire::xlog_data(0, &wire::insert(7, &row));
-        let mut skim = Skim::new(limit, usize::MAX);
-        payload.chunks(size).for_each(|piece| skim.chunk(piece));
-        let skimmed = skim.finish();
-        let Ok(ReplicationMessage::XLogData { data, .. }) = copy_both::decode(&skimmed) else {
+        let mut filter = ColumnFilter::new(limit, usize::MAX);
+        payload.chunks(size).for_each(|piece| filter.chunk(piece));
+        let filtered = filter.finish();
+        let Ok(ReplicationMessage::XLogData { data, .. }) = copy_both::decode(&filtered) else {
             panic!("not XLogData");
         };
         let Ok(Message::Insert { row: found, .. }) = pgoutput::decode(data) else {

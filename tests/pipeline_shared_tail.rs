@@ -36,7 +36,7 @@ fn record(sequence: u64) -> LaneRecord {
     }
 }
 
-fn stranger(sequence: u64) -> StoredMessage<'static> {
+fn foreign(sequence: u64) -> StoredMessage<'static> {
     StoredMessage {
         sequence,
         position: None,
@@ -53,7 +53,7 @@ fn fence(sequence: u64, tail: &'static str) -> StoredMessage<'static> {
     StoredMessage {
         tail: Some(tail),
         is_fence: true,
-        ..stranger(sequence)
+        ..foreign(sequence)
     }
 }
 
@@ -62,7 +62,7 @@ fn copy(sequence: u64, position: &'static str) -> StoredMessage<'static> {
     StoredMessage {
         position: Some(position),
         body: br#"{"id":"e"}"#,
-        ..stranger(sequence)
+        ..foreign(sequence)
     }
 }
 
@@ -159,7 +159,7 @@ fn a_known_later_message_tells_lost_from_removed() {
 
     let removed = ask(search(20, Some(&record)), &[older, known(None)]);
     assert_eq!(removed, Tail::FenceRemoved);
-    let lost = [&[older, known(Some(stranger(45)))], &nothing(41)[..]].concat();
+    let lost = [&[older, known(Some(foreign(45)))], &nothing(41)[..]].concat();
     assert_eq!(ask(search(20, Some(&record)), &lost), found(40, "0/9:1"));
     // An older answer had hidden it.
     let there = [
@@ -169,7 +169,7 @@ fn a_known_later_message_tells_lost_from_removed() {
     .concat();
     assert_eq!(ask(search(20, Some(&record)), &there), found(45, "0/A:1"));
 
-    let lost = [missing, known(Some(stranger(45)))];
+    let lost = [missing, known(Some(foreign(45)))];
     let halt = ask(search(20, Some(&record)), &lost);
     assert_eq!(halt, Tail::Replaced { sequence: 45 });
     // Nothing was ever removed, so there was no other fence.
@@ -195,7 +195,7 @@ fn a_stream_that_was_the_lanes_own_has_no_fence_yet() {
     // The same without a record that names it.
     let answers = [
         (Lookup::Last(FENCE), None),
-        (events_from(1), Some(stranger(7))),
+        (events_from(1), Some(foreign(7))),
         (events_from(8), Some(own)),
     ];
     assert_eq!(ask(search(50, None), &answers), Tail::FenceRemoved);

@@ -1,4 +1,4 @@
-//! The window in both modes against a broker and a stranger: what is acknowledged is stored, in order, without a gap.
+//! The window in both modes against a broker and foreign messages: what is acknowledged is stored, in order, without a gap.
 
 #[allow(dead_code)]
 mod simulation {
@@ -26,7 +26,7 @@ enum Step {
     Serve(usize),
     /// So many answers arrive.
     Answer(usize),
-    Intrude,
+    Foreign,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -34,7 +34,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..30_u64, any::<bool>()).prop_map(|(rows, more)| Step::Turn(rows, more)),
         4 => (1..40_usize).prop_map(Step::Serve),
         4 => (1..20_usize).prop_map(Step::Answer),
-        1 => Just(Step::Intrude),
+        1 => Just(Step::Foreign),
     ]
 }
 
@@ -183,16 +183,16 @@ proptest! {
     ) {
         let mode = if fast { Mode::FastIngest } else { Mode::Chain };
         let mut bench = Bench::new(mode, messages_max, granted);
-        let mut intruded = false;
+        let mut is_foreign = false;
         for step in steps {
             match step {
                 Step::Turn(rows, more) if bench.fault.is_none() => bench.turn(rows, more),
                 Step::Turn(..) => {}
                 Step::Serve(frames) => bench.serve(frames),
                 Step::Answer(count) => bench.answer(count),
-                Step::Intrude => {
-                    intruded = true;
-                    bench.broker.intrude();
+                Step::Foreign => {
+                    is_foreign = true;
+                    bench.broker.publish_foreign();
                 }
             }
             bench.check();
@@ -207,11 +207,11 @@ proptest! {
         }
         bench.check();
         prop_assert!(bench.window.in_flight() == 0 || bench.fault.is_some());
-        prop_assert!(intruded || bench.fault.is_none(), "{:?}", bench.fault);
+        prop_assert!(is_foreign || bench.fault.is_none(), "{:?}", bench.fault);
         prop_assert!(bench.fault.is_some() || bench.window.ack_deadline().is_none());
     }
 
-    /// Whatever the broker or a stranger answers, the window does not panic and acknowledges no more than was sent.
+    /// Whatever the broker or somebody else answers, the window does not panic and acknowledges no more than was sent.
     #[test]
     fn any_answer_is_survived(
         token in prop_oneof!["[0-9]{1,20}", Just("e1-1.200.fail.1.0.$FI".to_owned()), any::<String>()],

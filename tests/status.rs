@@ -105,7 +105,7 @@ async fn a_waiting_relay_is_alive_and_not_ready() {
     assert_eq!(get(address, "/healthz").await.expect("alive").0, "200");
     let metrics = get(address, "/metrics").await.expect("metrics").1;
     assert!(metrics.contains("walrelay_streaming{relay=\"walrelay\"} 0"));
-    assert!(!metrics.contains("class=\"passing\"} 0"), "{metrics}");
+    assert!(!metrics.contains("class=\"transient\"} 0"), "{metrics}");
     // What the server writes meanwhile is lag, although no relay receives it.
     platform.insert(5_000).await;
     let lag = |_: &str, body: &str| {

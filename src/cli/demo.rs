@@ -4,7 +4,7 @@
 //! every committed event is in the stream once, unaltered and in commit order, and nothing else is; whatever happens,
 //! nothing is left running.
 //!
-//! `demo/platform.rs` is the application, `demo/relay.rs` the child process that is killed, `demo/watch.rs` looks at
+//! `demo/application.rs` is the sample application, `demo/relay.rs` the child process that is killed, `demo/watch.rs` looks at
 //! the stream as it grows, `demo/verdict.rs` compares what the database committed with what the stream holds.
 
 use std::time::{Duration, Instant};
@@ -14,8 +14,8 @@ use chrono::{DateTime, Utc};
 use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 
+use self::application::Application;
 use self::narrator::{Narrator, grouped};
-use self::platform::Platform;
 use self::relay::Relay;
 use self::verdict::Verdict;
 use self::watch::Watcher;
@@ -25,8 +25,8 @@ use crate::nats::address::NatsAuth;
 use crate::nats::settings::ConnectionSettings;
 use crate::relay::settings::NatsSettings;
 
+mod application;
 mod narrator;
-mod platform;
 mod relay;
 mod verdict;
 mod watch;
@@ -34,7 +34,7 @@ mod watch;
 /// How often a condition is looked at that has no event to wait for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// How long the platform runs undisturbed, and how long relay and broker stay away: long enough to read along.
+/// How long the application runs undisturbed, and how long relay and broker stay away: long enough to read along.
 const CALM: Duration = Duration::from_secs(4);
 const AWAY: Duration = Duration::from_secs(3);
 
@@ -98,7 +98,7 @@ pub async fn execute(args: Args) -> Result<Exit, anyhow::Error> {
 struct Stage {
     narrator: Narrator,
     // Dropped in this order: who depends on the servers goes first.
-    platform: Platform,
+    application: Application,
     watcher: Watcher,
     relay: Relay,
     admin: Client,
@@ -139,7 +139,7 @@ async fn set_the_stage(narrator: Narrator) -> anyhow::Result<Stage> {
         nats.port()
     ));
 
-    platform::create_tables(&admin).await?;
+    application::create_tables(&admin).await?;
     let mut relay = Relay::new(&database_url, &nats.url(), HOLD_BACK)?;
     relay.setup().await?;
     narrator.say("`walrelay setup`: made the publication, the slot and the stream OUTBOX.");
@@ -161,13 +161,13 @@ async fn set_the_stage(narrator: Narrator) -> anyhow::Result<Stage> {
     };
     let watcher = Watcher::start(&nats_settings, narrator).await?;
     let mut clients = Vec::new();
-    for _ in 0..platform::SESSIONS {
+    for _ in 0..application::SESSIONS {
         clients.push(postgres.connect("postgres").await?);
     }
-    let platform = Platform::new(clients);
+    let application = Application::new(clients);
     Ok(Stage {
         narrator,
-        platform,
+        application,
         watcher,
         relay,
         admin,
@@ -182,16 +182,16 @@ async fn calm(stage: &mut Stage) -> anyhow::Result<()> {
     let narrator = stage.narrator;
     narrator.act(
         2,
-        "A teaching platform publishes lessons; some users want to be forgotten",
+        "A sample application for teaching publishes lessons; some users want to be forgotten",
     );
     narrator.say(&format!(
         "{} sessions commit at once: one row or hundreds, some rolled back, some to a savepoint.",
-        platform::SESSIONS
+        application::SESSIONS
     ));
     narrator.say("A few of the events, as they arrive in the stream:");
     narrator.heading();
     stage.watcher.show(12, LINE_INTERVAL);
-    stage.platform.start();
+    stage.application.start();
     stage.run_for(CALM).await?;
     stage.latency_ms = stage.watcher.latency_ms(&stage.admin).await?;
     let [median, most] = stage.latency_ms;
@@ -207,12 +207,12 @@ async fn kill_the_relay(stage: &mut Stage) -> anyhow::Result<()> {
     narrator.act(3, "kill -9 walrelay");
     let pid = stage.relay.pid().unwrap_or_default();
     stage.relay.kill().await?;
-    let before = stage.platform.tally().events;
+    let before = stage.application.tally().events;
     narrator.say(&format!(
-        "SIGKILL to process {pid}, in the middle of its work. The platform goes on committing."
+        "SIGKILL to process {pid}, in the middle of its work. The application goes on committing."
     ));
     stage.run_for(AWAY).await?;
-    let missed = stage.platform.tally().events - before;
+    let missed = stage.application.tally().events - before;
     narrator.say(&format!(
         "{} events committed that nobody relays. `walrelay run`,",
         grouped(missed)
@@ -240,12 +240,12 @@ async fn kill_the_broker(stage: &mut Stage) -> anyhow::Result<()> {
     narrator.act(4, "kill -9 nats-server");
     let pid = stage.nats.pid().unwrap_or_default();
     stage.nats.kill();
-    let before = stage.platform.tally().events;
+    let before = stage.application.tally().events;
     narrator.say(&format!(
-        "SIGKILL to process {pid}. The platform does not notice; nobody touches the relay."
+        "SIGKILL to process {pid}. The application does not notice; nobody touches the relay."
     ));
     stage.run_for(AWAY).await?;
-    let missed = stage.platform.tally().events - before;
+    let missed = stage.application.tally().events - before;
     narrator.say(&format!(
         "{} events committed. The broker comes back:",
         grouped(missed)
@@ -265,7 +265,7 @@ async fn kill_the_broker(stage: &mut Stage) -> anyhow::Result<()> {
 async fn settle(stage: &mut Stage) -> anyhow::Result<Verdict> {
     let narrator = stage.narrator;
     narrator.act(5, "The books");
-    stage.platform.stop().await?;
+    stage.application.stop().await?;
     // The flushed position: what is only written the server sends to nobody.
     let server_lsn: PgLsn = stage
         .admin
@@ -273,8 +273,9 @@ async fn settle(stage: &mut Stage) -> anyhow::Result<Verdict> {
         .await?
         .get(0);
     stage.catch_up().await?;
-    narrator
-        .say("The platform has stopped; every commit of its database is compared with the stream.");
+    narrator.say(
+        "The application has stopped; every commit of its database is compared with the stream.",
+    );
     narrator.say(&format!(
         "The confirmed LSN follows {HOLD_BACK} behind the acks (130s by default), since JetStream acks before it syncs."
     ));
@@ -288,7 +289,7 @@ async fn settle(stage: &mut Stage) -> anyhow::Result<Verdict> {
     }
     let committed = verdict::committed(&stage.admin).await?;
     let stored = verdict::stored(&stage.nats_settings).await?;
-    let tally = stage.platform.tally();
+    let tally = stage.application.tally();
     Ok(Verdict::new(
         &committed,
         &stored,
@@ -299,7 +300,7 @@ async fn settle(stage: &mut Stage) -> anyhow::Result<Verdict> {
 }
 
 impl Stage {
-    /// Lets the platform run, and notices at once what should not happen meanwhile.
+    /// Lets the application run, and notices at once what should not happen meanwhile.
     async fn run_for(&mut self, span: Duration) -> anyhow::Result<()> {
         let end = Instant::now() + span;
         while Instant::now() < end {
@@ -311,7 +312,7 @@ impl Stage {
 
     /// Waits until all that was committed up to now was seen in the stream, and says when the broker had it.
     async fn catch_up(&mut self) -> anyhow::Result<DateTime<Utc>> {
-        let wanted = self.platform.tally().events;
+        let wanted = self.application.tally().events;
         self.wait_for_events(wanted).await?;
         self.watcher.show(0, LINE_INTERVAL);
         self.watcher
@@ -352,7 +353,7 @@ impl Stage {
 
     async fn check(&mut self) -> anyhow::Result<()> {
         self.relay.check()?;
-        self.platform.check().await?;
+        self.application.check().await?;
         self.watcher.check().await
     }
 }

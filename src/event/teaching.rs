@@ -1,4 +1,4 @@
-//! The events of a live-teaching platform: the examples that the demo, the tests and `examples/` share.
+//! The events of a live-teaching application: the examples that the demo, the tests and `examples/` share.
 //!
 //! In: a lesson that a teacher published, a user who asked to be forgotten. Out: two [`DomainEvent`]s.
 //! Guarantee: their names and shapes are stable; a consumer may be written against them.

@@ -157,7 +157,7 @@ mod tests {
         let text = metrics.render(&board.status());
         for line in [
             "walrelay_dead_letters_total{relay=\"orders\",reason=\"too-large\"} 2",
-            "walrelay_faults_total{relay=\"orders\",class=\"passing\"} 0",
+            "walrelay_faults_total{relay=\"orders\",class=\"transient\"} 0",
             "walrelay_streaming{relay=\"orders\"} 1",
             "walrelay_epochs_total{relay=\"orders\"} 1",
             "# TYPE walrelay_lag_bytes gauge",

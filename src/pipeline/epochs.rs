@@ -56,7 +56,7 @@ impl Epochs {
     /// (or the epoch streamed for a while), `jitter` a random number in 0..1.
     ///
     /// # Errors
-    /// [`Halt::Stuck`] after [`STUCK_EPOCHS`] repeating refusals at one position.
+    /// [`Halt::Stuck`] after [`STUCK_EPOCHS`] permanent refusals at one position.
     pub fn ended(
         &mut self,
         fault: &Fault,
@@ -76,7 +76,7 @@ impl Epochs {
             _ if progressed => self.one_by_one = 0,
             _ => {}
         }
-        if self.refuses_again(fault, tail) || class == Class::Repeating {
+        if self.refuses_again(fault, tail) || class == Class::Permanent {
             self.refusals += 1;
             if self.refusals >= STUCK_EPOCHS {
                 return Err(Halt::Stuck(fault.clone()));
@@ -90,7 +90,7 @@ impl Epochs {
         }
         let pause_max = match class {
             Class::Resync => self.pause_max.min(RESYNC_PAUSE_MAX),
-            Class::Passing | Class::Row | Class::Repeating => self.pause_max,
+            Class::Transient | Class::Row | Class::Permanent => self.pause_max,
         };
         let pause = PAUSE_MIN
             .saturating_mul(1 << attempts.min(16))
@@ -146,7 +146,7 @@ mod tests {
         let gone = Fault::Broker("gone".into());
         let mut last = Duration::ZERO;
         for _ in 0..100 {
-            let pause = epochs.ended(&gone, at(1), false, 1.0).expect("passing");
+            let pause = epochs.ended(&gone, at(1), false, 1.0).expect("transient");
             assert!(pause >= last && pause <= max);
             last = pause;
         }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_repeating_refusal_halts_at_the_third_epoch_without_progress() {
+    fn a_permanent_refusal_halts_at_the_third_epoch_without_progress() {
         let refused = Fault::Refused {
             position: at(2).expect("some"),
             code: 400,
@@ -243,12 +243,12 @@ mod tests {
     }
 
     #[test]
-    fn an_intruders_message_costs_no_pause() {
+    fn a_foreign_message_costs_no_pause() {
         let mut epochs = Epochs::new(Duration::from_secs(1));
-        let intruder = Fault::Sequence("10071".into());
+        let foreign = Fault::Sequence("10071".into());
         for lsn in 0..20 {
             assert_eq!(
-                epochs.ended(&intruder, at(lsn), true, 0.5),
+                epochs.ended(&foreign, at(lsn), true, 0.5),
                 Ok(Duration::ZERO)
             );
         }

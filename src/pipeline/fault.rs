@@ -111,16 +111,16 @@ impl From<RowError> for Stop {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Wait with growing pauses, for ever.
-    Passing,
+    Transient,
     /// Start again at once: the stream's tail has the answer.
     Resync,
     /// The row is at fault and would be refused again: it becomes a dead letter, or halts.
     Row,
     /// Would repeat for every row: after [`STUCK_EPOCHS`] epochs at one position the relay halts.
-    Repeating,
+    Permanent,
 }
 
-/// So many epochs may end at one position with a repeating refusal.
+/// So many epochs may end at one position with a permanent refusal.
 pub const STUCK_EPOCHS: u32 = 3;
 
 /// JetStream error codes (server/errors.json of nats-server) that are about one message.
@@ -137,7 +137,7 @@ const SEQUENCE_CODES: [u16; 5] = [
     10208, // batch publish: unknown batch, after a restart, a gap or 10 s of idleness
 ];
 /// Error codes that get better by waiting: full, overloaded, without a leader or without resources for the moment.
-const PASSING_CODES: [u16; 11] = [
+const TRANSIENT_CODES: [u16; 11] = [
     10002, // resource limits exceeded for account
     10008, // JetStream system temporarily unavailable
     10009, // cluster not available
@@ -169,7 +169,7 @@ fn refused_frame(oldest: Position, in_flight: u64) -> String {
 }
 
 impl Fault {
-    /// What to do about it; what is not known repeats.
+    /// What to do about it; what is not known is permanent.
     pub fn class(&self) -> Class {
         match self {
             Fault::Postgres(_)
@@ -177,7 +177,7 @@ impl Fault {
             | Fault::Unready(_)
             | Fault::SlotActive { .. }
             | Fault::AckTimeout(_)
-            | Fault::NoResponders(_) => Class::Passing,
+            | Fault::NoResponders(_) => Class::Transient,
             Fault::Carrier
             | Fault::Sequence(_)
             | Fault::StreamLost(_)
@@ -186,13 +186,13 @@ impl Fault {
             Fault::Refused { code, err_code, .. } => match err_code {
                 code if ROW_CODES.contains(code) => Class::Row,
                 code if SEQUENCE_CODES.contains(code) => Class::Resync,
-                code if PASSING_CODES.contains(code) => Class::Passing,
-                _ if *code == 429 || *code == 503 => Class::Passing,
-                _ => Class::Repeating,
+                code if TRANSIENT_CODES.contains(code) => Class::Transient,
+                _ if *code == 429 || *code == 503 => Class::Transient,
+                _ => Class::Permanent,
             },
             // Alone in flight, it is the row's.
             Fault::Frame { in_flight: 1, .. } => Class::Row,
-            Fault::Frame { .. } | Fault::Protocol(_) | Fault::Row(_) => Class::Repeating,
+            Fault::Frame { .. } | Fault::Protocol(_) | Fault::Row(_) => Class::Permanent,
         }
     }
 }

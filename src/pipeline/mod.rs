@@ -3,7 +3,7 @@
 //! | stage | in | out |
 //! |---|---|---|
 //! | [`copy_both`] | CopyData payloads | XLogData, keepalives; status updates |
-//! | [`skim`] | an oversized payload in pieces | the payload without its oversized columns |
+//! | [`oversized`] | an oversized payload in pieces | the payload without its oversized columns |
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
@@ -32,6 +32,7 @@ pub mod fault;
 pub mod fields;
 pub mod history;
 pub mod opening;
+pub mod oversized;
 pub mod pgoutput;
 pub mod position;
 pub mod progress;
@@ -42,7 +43,6 @@ pub mod request;
 pub mod row;
 pub mod shared_tail;
 pub mod silence;
-pub mod skim;
 pub mod subject;
 pub mod tail;
 

@@ -79,14 +79,14 @@ pub enum Column<'a> {
     Text(&'a [u8]),
     /// The value in the type's binary format, which walrelay does not ask for.
     Binary(&'a [u8]),
-    /// The value was longer than the relay may gather, and was skipped while it was read (see `skim`).
+    /// The value was longer than the relay may gather, and was skipped while it was read (see `oversized`).
     Skipped {
         /// Its length in bytes.
         len: u32,
     },
 }
 
-/// Tag of a column that `skim` has left out; not part of Postgres' protocol.
+/// Tag of a column that `oversized` has left out; not part of Postgres' protocol.
 pub(super) const SKIPPED_COLUMN: u8 = b'!';
 
 /// Reads the data of one XLogData.

@@ -371,14 +371,14 @@ impl Status {
 }
 
 /// Every class has its series from the start, so that a first fault is a change from 0.
-pub(crate) const CLASS_NAMES: [&str; 4] = ["passing", "resync", "row", "repeating"];
+pub(crate) const CLASS_NAMES: [&str; 4] = ["transient", "resync", "row", "permanent"];
 
 fn class_name(fault: &Fault) -> &'static str {
     match fault.class() {
-        Class::Passing => CLASS_NAMES[0],
+        Class::Transient => CLASS_NAMES[0],
         Class::Resync => CLASS_NAMES[1],
         Class::Row => CLASS_NAMES[2],
-        Class::Repeating => CLASS_NAMES[3],
+        Class::Permanent => CLASS_NAMES[3],
     }
 }
 
@@ -459,6 +459,6 @@ mod tests {
         assert_eq!(status.state, State::Waiting);
         assert_eq!(status.last_faults.len(), FAULTS_MAX);
         assert_eq!(status.last_faults[0].times, 1);
-        assert_eq!(status.totals.faults["passing"], 14);
+        assert_eq!(status.totals.faults["transient"], 14);
     }
 }

@@ -8,9 +8,9 @@ use crate::nats::protocol::{Msg, Op};
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Stop};
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::oversized::ColumnFilter;
 use crate::pipeline::request::Request;
 use crate::pipeline::silence::Silence;
-use crate::pipeline::skim::Skim;
 use crate::postgres::copy_both::Frame;
 use crate::postgres::error::{
     Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
@@ -93,7 +93,7 @@ pub struct Turn<W, B> {
     pub broker: B,
     limits: Limits,
     /// An oversized frame on its way: what has been kept of it, and how many bytes are still to come.
-    skim: Option<(Skim, usize)>,
+    filter: Option<(ColumnFilter, usize)>,
     /// What the answer to the request on its way is; none where none is.
     expects: Option<Expects>,
     ping_at: Duration,
@@ -112,7 +112,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
             wal,
             broker,
             limits,
-            skim: None,
+            filter: None,
             expects: None,
             ping_at: now + PING_INTERVAL,
             ping_unanswered: false,
@@ -254,16 +254,19 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
                     frame_bytes_max,
                     ..
                 } = self.limits;
-                self.skim = Some((Skim::new(column_bytes_max, frame_bytes_max), total_len));
+                self.filter = Some((
+                    ColumnFilter::new(column_bytes_max, frame_bytes_max),
+                    total_len,
+                ));
             }
             Frame::Chunk(piece) => {
-                if let Some((mut skim, left)) = self.skim.take() {
-                    skim.chunk(piece);
+                if let Some((mut filter, left)) = self.filter.take() {
+                    filter.chunk(piece);
                     let left = left - piece.len();
                     if left > 0 {
-                        self.skim = Some((skim, left));
+                        self.filter = Some((filter, left));
                     } else {
-                        let payload = skim.finish();
+                        let payload = filter.finish();
                         engine.handle_payload(&payload, self.broker.outgoing(), now)?;
                     }
                 }

@@ -14,7 +14,7 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use crate::process::Paused;
 use crate::proxy::Mode;
 use crate::servers::WAL_SENDER_TIMEOUT;
-use crate::strikes::{PARTS, Part, fork, intrude, running, sleep, span, strike};
+use crate::strikes::{PARTS, Part, fork, publish_foreign, running, sleep, span, strike};
 use crate::verdict::id_of;
 use crate::world::{Lane, STREAM, World};
 
@@ -48,7 +48,7 @@ async fn attack(world: &World, random: &mut StdRng) -> anyhow::Result<()> {
         "rollback" => 2,
         "tail" => 4,
         "rivals" => 5,
-        "intruder" => return intrude(world, random).await,
+        "foreign" => return publish_foreign(world, random).await,
         _ => 7,
     };
     match drawn {
@@ -250,7 +250,7 @@ async fn remove_tail(world: &World, random: &mut StdRng) -> anyhow::Result<()> {
                 world.removed.lock().expect("no holder panics").insert(id);
             }
             None if message.subject.starts_with("walrelay.fence.") => {}
-            // An intruder's: how far the lane came could not be known without it.
+            // A foreign message's: how far the lane came could not be known without it.
             None => break,
         }
         let deleted = stream.delete_message(sequence).await;

@@ -240,12 +240,12 @@ fn tell(
         count(&tally.rolled_back_events),
     ));
     history.note(format!(
-        "{} events committed, {} messages in the stream, {} dead letters ({} expected), {} intruders, {} removed by the test",
+        "{} events committed, {} messages in the stream, {} dead letters ({} expected), {} foreign, {} removed by the test",
         verdict.committed,
         verdict.in_the_stream,
         verdict.dead_letters,
         verdict.dead_letters_expected,
-        verdict.intruders,
+        verdict.foreign,
         verdict.removed,
     ));
     history.note(format!(

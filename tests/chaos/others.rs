@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
-use crate::verdict::INTRUDER_SUBJECT;
+use crate::verdict::FOREIGN_SUBJECT;
 
 const INTERVAL: Duration = Duration::from_millis(15);
 const RETRY: Duration = Duration::from_millis(200);
@@ -41,7 +41,7 @@ async fn publish(url: &str, gate: &RwLock<()>) -> anyhow::Result<()> {
     loop {
         {
             let _open = gate.read().await;
-            client.publish(INTRUDER_SUBJECT, "another's".into()).await?;
+            client.publish(FOREIGN_SUBJECT, "another's".into()).await?;
         }
         tokio::time::sleep(INTERVAL).await;
     }

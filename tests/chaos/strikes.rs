@@ -13,7 +13,7 @@ use walrelay::local::Mode as StopMode;
 
 use crate::process::{Paused, signal};
 use crate::proxy::{Mode, Proxy};
-use crate::verdict::INTRUDER_SUBJECT;
+use crate::verdict::FOREIGN_SUBJECT;
 use crate::world::{STREAM, World};
 
 /// What a fault strikes.
@@ -215,7 +215,7 @@ async fn strike_broker(world: &World, random: &mut StdRng) -> anyhow::Result<()>
             Ok(())
         }
         9 if broker.size() > 1 => step_down(world).await,
-        _ => intrude(world, random).await,
+        _ => publish_foreign(world, random).await,
     }
 }
 
@@ -231,9 +231,9 @@ async fn step_down(world: &World) -> anyhow::Result<()> {
 }
 
 /// Somebody else writes into the stream.
-pub async fn intrude(world: &World, random: &mut StdRng) -> anyhow::Result<()> {
+pub async fn publish_foreign(world: &World, random: &mut StdRng) -> anyhow::Result<()> {
     let count = random.random_range(1..6);
-    world.history.fault("intruder", format!("{count} messages"));
+    world.history.fault("foreign", format!("{count} messages"));
     let Ok(client) = world.broker.connect().await else {
         return Ok(());
     };
@@ -245,7 +245,7 @@ pub async fn intrude(world: &World, random: &mut StdRng) -> anyhow::Result<()> {
             _ => copied_headers(&client, random).await.unwrap_or_default(),
         };
         let _ = client
-            .request_with_headers(INTRUDER_SUBJECT, headers, body.into())
+            .request_with_headers(FOREIGN_SUBJECT, headers, body.into())
             .await;
         sleep(random, 0..100).await;
     }

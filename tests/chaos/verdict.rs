@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::event::{self, Row};
 
 /// Subject of the messages that the test puts between the relay's.
-pub const INTRUDER_SUBJECT: &str = "outbox.intruder";
+pub const FOREIGN_SUBJECT: &str = "outbox.foreign";
 /// How many examples of each defect are told.
 const EXAMPLES_MAX: usize = 5;
 
@@ -28,7 +28,7 @@ pub struct Verdict {
     pub in_the_stream: usize,
     pub dead_letters: usize,
     pub dead_letters_expected: usize,
-    pub intruders: usize,
+    pub foreign: usize,
     /// Removed from the stream by the test.
     pub removed: usize,
     pub lost: usize,
@@ -91,8 +91,8 @@ impl<'a> Checker<'a> {
         headers: Option<&HeaderMap>,
         body: &[u8],
     ) {
-        if subject == INTRUDER_SUBJECT {
-            self.verdict.intruders += 1;
+        if subject == FOREIGN_SUBJECT {
+            self.verdict.foreign += 1;
             return;
         }
         if subject.starts_with("walrelay.fence.") {

@@ -26,7 +26,7 @@ pub const STREAM: &str = "OUTBOX";
 /// How long the relay may take to catch up once nothing is broken any more.
 const CATCH_UP_MAX: Duration = Duration::from_secs(60);
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// How far from the stream's end the last event may stand: intruders may stand behind it.
+/// How far from the stream's end the last event may stand: foreign messages may stand behind it.
 const SEARCH_MAX: u64 = 1_000;
 
 /// Everything.

@@ -7,12 +7,12 @@ use rustix::process::Signal;
 use tokio_postgres::Client;
 use walrelay::local::LocalNatsCluster;
 
+use crate::foreign::ForeignPublisher;
 use crate::lane::{
     by_hand, chain, event_count, events, jetstream, judge, logs_from, more_events, move_to_cluster,
     share,
 };
 use crate::proxy::{Mode, Proxy};
-use crate::stranger::Stranger;
 use crate::support::{Fixture, Relay, Writer, binaries, eventually};
 
 const EVENTS_BETWEEN: u64 = 300;
@@ -159,9 +159,9 @@ async fn on_a_stream_of_its_own_without_fast_ingest() {
 async fn on_a_shared_stream() {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
-    let stranger = Stranger::start(&fixture);
+    let foreign = ForeignPublisher::start(&fixture);
     freeze_and_thaw(&mut fixture).await;
-    stranger.stop().await;
+    foreign.stop().await;
 }
 
 #[tokio::test]
@@ -181,7 +181,7 @@ async fn on_three_replicas() {
     let mut shared = Fixture::bare().await;
     move_to_cluster(&mut shared, &cluster).await;
     share(&mut [&mut shared], 3).await;
-    let stranger = Stranger::start(&shared);
+    let foreign = ForeignPublisher::start(&shared);
     freeze_and_thaw(&mut shared).await;
-    stranger.stop().await;
+    foreign.stop().await;
 }

@@ -248,7 +248,7 @@ async fn a_message_by_hand_costs_a_line() {
         fixture.insert(n, n).await;
         fixture.holds(2 * n).await;
     }
-    // The end of an epoch, the stranger's message, the beginning of the next.
+    // The end of an epoch, the foreign message, the beginning of the next.
     let lines = relay.log().lines().count() - logged;
     assert!(lines as u64 <= 3 * BY_HAND, "{}", relay.log());
     assert!(

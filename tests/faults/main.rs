@@ -7,6 +7,7 @@ mod broker_loses;
 mod broker_says_no;
 mod dead_letters;
 mod fencing;
+mod foreign;
 mod hold_back;
 mod lane;
 mod postgres_says_no;
@@ -17,7 +18,6 @@ mod row_security;
 mod shared_streams;
 mod silence;
 mod standby;
-mod stranger;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;

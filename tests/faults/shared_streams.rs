@@ -18,10 +18,10 @@ use walrelay::relay::lane_store::Answer;
 use walrelay::relay::open_error::OpenError;
 use walrelay::relay::settings::NatsSettings;
 
+use crate::foreign::ForeignPublisher;
 use crate::lane::{
     events, holds_events, jetstream, judge, judge_events, more_events, share, stream_of,
 };
-use crate::stranger::Stranger;
 use crate::support::{Fixture, Stored, Writer, assert_exactly_once, eventually, uuid};
 
 const EVENTS_BETWEEN: u64 = 200;
@@ -29,10 +29,10 @@ const EVENTS_BETWEEN: u64 = 200;
 const LIMIT: Duration = Duration::from_secs(30);
 
 #[tokio::test]
-async fn two_relays_and_a_stranger_interleave() {
+async fn two_relays_and_a_foreign_publisher_interleave() {
     let (mut one, mut two) = (Fixture::bare().await, Fixture::bare().await);
     share(&mut [&mut one, &mut two], 1).await;
-    let stranger = Stranger::start(&one);
+    let foreign = ForeignPublisher::start(&one);
     let (mut first, mut second) = (one.run(), two.run());
     let (first_writer, second_writer) = (Writer::start(&one).await, Writer::start(&two).await);
     for _ in 0..4 {
@@ -51,7 +51,7 @@ async fn two_relays_and_a_stranger_interleave() {
     second.stop().await;
 
     // They did interleave, and nobody's messages pushed out another's.
-    let foreign = stranger.stop().await;
+    let foreign = foreign.stop().await;
     let stored = one.stored().await;
     let of = |root: &str| {
         stored
@@ -111,7 +111,7 @@ async fn resume_does_not_read_the_stream() {
 async fn a_large_transaction_goes_through_in_several_batches() {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
-    let stranger = Stranger::start(&fixture);
+    let foreign = ForeignPublisher::start(&fixture);
     let mut relay = fixture.run();
     relay.streams().await;
     fixture.insert(1, 5_000).await;
@@ -122,7 +122,7 @@ async fn a_large_transaction_goes_through_in_several_batches() {
     fixture.insert(5_001, 5_010).await;
     judge_events(&fixture, &(1..=5_010).map(uuid).collect::<Vec<_>>()).await;
     relay.stop().await;
-    stranger.stop().await;
+    foreign.stop().await;
 }
 
 /// Takes away everything that tells the lane's place in the stream.
@@ -140,7 +140,7 @@ async fn purge(fixture: &Fixture) {
 async fn the_fence_is_purged_while_the_relay_is_stopped() {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
-    let stranger = Stranger::start(&fixture);
+    let foreign = ForeignPublisher::start(&fixture);
     // Nothing confirmed: all comes again from the slot.
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     let relay = fixture.run();
@@ -152,7 +152,7 @@ async fn the_fence_is_purged_while_the_relay_is_stopped() {
     fixture.insert(51, 60).await;
     judge_events(&fixture, &(1..=60).map(uuid).collect::<Vec<_>>()).await;
     relay.stop().await;
-    stranger.stop().await;
+    foreign.stop().await;
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn the_fence_is_purged_while_the_relay_is_dead() {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    let stranger = Stranger::start(&fixture);
+    let foreign = ForeignPublisher::start(&fixture);
     let mut relay = fixture.run();
     fixture.insert(1, 50).await;
     holds_events(&fixture, 50).await;
@@ -178,7 +178,7 @@ async fn the_fence_is_purged_while_the_relay_is_dead() {
     fixture.insert(51, 60).await;
     judge_events(&fixture, &(1..=60).map(uuid).collect::<Vec<_>>()).await;
     relay.stop().await;
-    stranger.stop().await;
+    foreign.stop().await;
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 use walrelay::nats::connection::LaneConnection;
 
 use crate::experiments::{
-    answers, commit, create_stream, err_code, intrude, intrude_on, last_seq, print, push, seq,
-    update_stream,
+    answers, commit, create_stream, err_code, last_seq, print, publish_foreign, publish_foreign_on,
+    push, seq, update_stream,
 };
 use crate::server::Server;
 
@@ -90,19 +90,22 @@ async fn a_batch_is_fenced_by_the_lane_subject_that_it_commits_on() {
 #[tokio::test]
 async fn other_writers_do_not_break_a_batch() {
     let server = Server::start("").await;
-    let (mut ours, mut intruder) = (server.connect().await, server.connect().await);
+    let (mut ours, mut foreign) = (server.connect().await, server.connect().await);
     create_stream(&mut ours).await;
     push_message(&mut ours, "b", 1, 0);
     assert_eq!(answers(&mut ours).await.len(), 1);
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     push_message(&mut ours, "b", 2, 0);
     push_message(&mut ours, "b", 3, 0);
     let between = answers(&mut ours).await;
-    print("(d) an intruder between the messages of a batch", &between);
+    print(
+        "(d) a foreign message between the messages of a batch",
+        &between,
+    );
     assert_eq!(
         between[1],
         commit("b-3", 3, 4),
-        "the batch lies together behind the intruder"
+        "the batch lies together behind the foreign message"
     );
 }
 
@@ -113,7 +116,7 @@ async fn another_relays_fence_refuses_all_pipelined_batches() {
     create_stream(&mut ours).await;
     push_batch(&mut ours, "a", 0);
     assert_eq!(answers(&mut ours).await, accepted("a", 3));
-    intrude_on(&mut other, "walrelay.lane.s").await;
+    publish_foreign_on(&mut other, "walrelay.lane.s").await;
     push_batch(&mut ours, "b", 3);
     push_batch(&mut ours, "c", 6);
     let refused = answers(&mut ours).await;
@@ -126,18 +129,18 @@ async fn another_relays_fence_refuses_all_pipelined_batches() {
 }
 
 #[tokio::test]
-async fn a_predicted_fence_meets_an_intruder_on_a_shared_stream() {
+async fn a_predicted_fence_meets_a_foreign_message_on_a_shared_stream() {
     let server = Server::start("").await;
-    let (mut ours, mut intruder) = (server.connect().await, server.connect().await);
+    let (mut ours, mut foreign) = (server.connect().await, server.connect().await);
     create_stream(&mut ours).await;
     push_batch(&mut ours, "a", 0);
     assert_eq!(answers(&mut ours).await, accepted("a", 3));
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     // Predicted from 3: the lane's subject is then at 7, not at 6.
     push_batch(&mut ours, "b", 3);
     push_batch(&mut ours, "c", 6);
     let answers = answers(&mut ours).await;
-    print("(d) a predicted fence behind an intruder", &answers);
+    print("(d) a predicted fence behind a foreign message", &answers);
     assert_eq!(seq(&answers, "b-3"), Some(7));
     assert_eq!(
         err_code(&answers, "c-3"),
@@ -155,9 +158,9 @@ async fn a_predicted_fence_lets_a_batch_through_behind_a_refused_one() {
     push_batch(&mut ours, "a", 0);
     assert_eq!(answers(&mut ours).await, accepted("a", 3));
     // The other relay's record has just the sequence that ours was predicted to have.
-    intrude(&mut other, &[]).await;
-    intrude(&mut other, &[]).await;
-    intrude_on(&mut other, "walrelay.lane.s").await;
+    publish_foreign(&mut other, &[]).await;
+    publish_foreign(&mut other, &[]).await;
+    publish_foreign_on(&mut other, "walrelay.lane.s").await;
     push_batch(&mut ours, "b", 3);
     push_batch(&mut ours, "c", 6);
     let answers = answers(&mut ours).await;

@@ -101,14 +101,14 @@ pub(crate) fn print(title: &str, answers: &[(String, Value)]) {
 }
 
 /// One message of somebody else's.
-pub(crate) async fn intrude(connection: &mut LaneConnection, pairs: &[(&str, &str)]) {
-    push(connection, "intruder", "outbox.intruder", pairs);
+pub(crate) async fn publish_foreign(connection: &mut LaneConnection, pairs: &[(&str, &str)]) {
+    push(connection, "foreign", "outbox.foreign", pairs);
     assert!(answers(connection).await[0].1["seq"].is_u64());
 }
 
 /// One message of somebody else's on `subject`.
-pub(crate) async fn intrude_on(connection: &mut LaneConnection, subject: &str) {
-    push(connection, "intruder", subject, &[]);
+pub(crate) async fn publish_foreign_on(connection: &mut LaneConnection, subject: &str) {
+    push(connection, "foreign", subject, &[]);
     assert!(answers(connection).await[0].1["seq"].is_u64());
 }
 
@@ -141,25 +141,28 @@ pub(crate) fn seq(answers: &[(String, Value)], token: &str) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn a_chained_sequence_alone_skips_one_message_behind_an_intruder() {
+async fn a_chained_sequence_alone_skips_one_message_behind_a_foreign_message() {
     let server = Server::start("").await;
-    let (mut ours, mut intruder) = (server.connect().await, server.connect().await);
+    let (mut ours, mut foreign) = (server.connect().await, server.connect().await);
     create_stream(&mut ours).await;
     for last in 0..3 {
         push_chained(&mut ours, &format!("m{}", last + 1), last);
     }
-    print("(a) chain, before the intruder", &answers(&mut ours).await);
-    intrude(&mut intruder, &[]).await;
+    print(
+        "(a) chain, before the foreign message",
+        &answers(&mut ours).await,
+    );
+    publish_foreign(&mut foreign, &[]).await;
     for last in 3..6 {
         push_chained(&mut ours, &format!("m{}", last + 1), last);
     }
     let answers = answers(&mut ours).await;
-    print("(a) chain, behind the intruder at 4", &answers);
+    print("(a) chain, behind the foreign message at 4", &answers);
     assert_eq!(err_code(&answers, "m4"), Some(10071));
     assert_eq!(
         seq(&answers, "m5"),
         Some(5),
-        "its expectation is the intruder's sequence"
+        "its expectation is the foreign message's sequence"
     );
     assert_eq!(seq(&answers, "m6"), Some(6));
 }
@@ -179,28 +182,28 @@ fn push_twice_chained(connection: &mut LaneConnection, n: u64, previous: Option<
 }
 
 #[tokio::test]
-async fn a_chain_of_ids_besides_refuses_everything_behind_an_intruder() {
-    for intruders_id in [None, Some("other.1")] {
+async fn a_chain_of_ids_besides_refuses_everything_behind_a_foreign_message() {
+    for foreign_id in [None, Some("other.1")] {
         let server = Server::start("").await;
-        let (mut ours, mut intruder) = (server.connect().await, server.connect().await);
+        let (mut ours, mut foreign) = (server.connect().await, server.connect().await);
         create_stream(&mut ours).await;
         push_twice_chained(&mut ours, 1, None);
         push_twice_chained(&mut ours, 2, Some(1));
         push_twice_chained(&mut ours, 3, Some(2));
         let before = answers(&mut ours).await;
-        print("(b) both chains, before the intruder", &before);
+        print("(b) both chains, before the foreign message", &before);
         assert_eq!(seq(&before, "m3"), Some(3));
-        let pairs: Vec<_> = intruders_id
+        let pairs: Vec<_> = foreign_id
             .map(|id| ("Nats-Msg-Id", id))
             .into_iter()
             .collect();
-        intrude(&mut intruder, &pairs).await;
+        publish_foreign(&mut foreign, &pairs).await;
         for n in 4..8 {
             push_twice_chained(&mut ours, n, Some(n - 1));
         }
         let behind = answers(&mut ours).await;
         print(
-            &format!("(b) both chains, behind an intruder with id {intruders_id:?}"),
+            &format!("(b) both chains, behind a foreign message with id {foreign_id:?}"),
             &behind,
         );
         assert_eq!(err_code(&behind, "m4"), Some(10071));
@@ -215,17 +218,20 @@ async fn a_chain_of_ids_besides_refuses_everything_behind_an_intruder() {
 }
 
 #[tokio::test]
-async fn the_first_of_an_epoch_may_be_an_intruders_victim_too() {
+async fn the_first_of_an_epoch_may_be_displaced_by_a_foreign_message() {
     let server = Server::start("").await;
-    let (mut ours, mut intruder) = (server.connect().await, server.connect().await);
+    let (mut ours, mut foreign) = (server.connect().await, server.connect().await);
     create_stream(&mut ours).await;
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     // An epoch that read the tail as 0: its first message has no id to expect.
     push_twice_chained(&mut ours, 1, None);
     push_twice_chained(&mut ours, 2, Some(1));
     push_twice_chained(&mut ours, 3, Some(2));
     let answers = answers(&mut ours).await;
-    print("(b) an intruder before the first of the epoch", &answers);
+    print(
+        "(b) a foreign message before the first of the epoch",
+        &answers,
+    );
     assert_eq!(err_code(&answers, "m1"), Some(10071));
     assert!(err_code(&answers, "m2").is_some() && err_code(&answers, "m3").is_some());
     assert_eq!(last_seq(&mut ours).await, 1);

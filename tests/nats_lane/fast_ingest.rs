@@ -8,7 +8,7 @@ use walrelay::nats::connection::LaneConnection;
 use walrelay::pipeline::tail::Lookup;
 
 use crate::experiments::{
-    answers, commit, create_stream, err_code, intrude, last_seq, print, push, seq, stream,
+    answers, commit, create_stream, err_code, last_seq, print, publish_foreign, push, seq, stream,
 };
 use crate::server::{Messages as _, SOON, Server};
 
@@ -204,9 +204,9 @@ async fn a_second_publisher_changes_the_flow() {
 }
 
 #[tokio::test]
-async fn an_intruder_ends_a_batch() {
+async fn a_foreign_message_ends_a_batch() {
     let (server, mut ours) = open().await;
-    let mut intruder = server.connect().await;
+    let mut foreign = server.connect().await;
     push_fast(&mut ours, "b", 100, 1, 0, Some(0));
     push_fast(&mut ours, "b", 100, 2, 1, Some(1));
     push_fast(&mut ours, "b", 100, 3, 1, Some(2));
@@ -214,13 +214,13 @@ async fn an_intruder_ends_a_batch() {
         answers(&mut ours).await,
         [flow_ack("b.100.fail.1.0.$FI", 100, 0)]
     );
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     push_fast(&mut ours, "b", 100, 4, 1, Some(3));
     push_fast(&mut ours, "b", 100, 5, 1, Some(4));
     push_fast(&mut ours, "b", 100, 6, 1, Some(5));
     push_fast(&mut ours, "b", 100, 7, 2, Some(6));
     let answers = answers(&mut ours).await;
-    print("(c) an intruder at 4, expectation on each", &answers);
+    print("(c) a foreign message at 4, expectation on each", &answers);
     let error = json!({ "code": 400, "err_code": 10071, "description": "wrong last sequence: 4" });
     let refused = json!({ "type": "err", "seq": 4, "error": error });
     assert_eq!(answers[0], ("b.100.fail.4.1.$FI".to_owned(), refused));
@@ -240,13 +240,13 @@ async fn an_intruder_ends_a_batch() {
     assert_eq!(
         last_seq(&mut ours).await,
         4,
-        "nothing of ours behind the intruder"
+        "nothing of ours behind the foreign message"
     );
     let last = stream()
         .message(&mut ours, Lookup::Message(4), SOON)
         .await
         .expect("an answer");
-    assert_eq!(last.expect("stored").subject, "outbox.intruder");
+    assert_eq!(last.expect("stored").subject, "outbox.foreign");
 }
 
 #[tokio::test]
@@ -265,24 +265,24 @@ async fn a_second_batch_may_follow_a_commit_at_once() {
 }
 
 #[tokio::test]
-async fn a_batch_sent_behind_an_unanswered_commit_skips_one_message_behind_an_intruder() {
+async fn a_batch_sent_behind_an_unanswered_commit_skips_one_message_behind_a_foreign_message() {
     let (server, mut ours) = open().await;
-    let mut intruder = server.connect().await;
+    let mut foreign = server.connect().await;
     push_fast(&mut ours, "b1", 100, 1, 0, Some(0));
     assert_eq!(answers(&mut ours).await.len(), 1);
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     push_fast(&mut ours, "b1", 100, 2, 2, Some(1));
     push_fast(&mut ours, "b2", 100, 1, 2, Some(2));
     let answers = answers(&mut ours).await;
     print(
-        "(c) an intruder before the commit, the next batch already sent",
+        "(c) a foreign message before the commit, the next batch already sent",
         &answers,
     );
     assert_eq!(err_code(&answers, "b1.100.fail.2.2.$FI"), Some(10071));
     assert_eq!(
         seq(&answers, "b2.100.fail.1.2.$FI"),
         Some(3),
-        "it expects the intruder's sequence"
+        "it expects the foreign message's sequence"
     );
 }
 
@@ -294,14 +294,14 @@ fn push_linked(connection: &mut LaneConnection, token: &str, last: u64, link: (&
 }
 
 #[tokio::test]
-async fn an_id_that_links_two_batches_refuses_the_second_behind_an_intruder() {
-    for intruded in [false, true] {
+async fn an_id_that_links_two_batches_refuses_the_second_behind_a_foreign_message() {
+    for is_foreign in [false, true] {
         let (server, mut ours) = open().await;
-        let mut intruder = server.connect().await;
+        let mut foreign = server.connect().await;
         push_fast(&mut ours, "b1", 100, 1, 0, Some(0));
         assert_eq!(answers(&mut ours).await.len(), 1);
-        if intruded {
-            intrude(&mut intruder, &[]).await;
+        if is_foreign {
+            publish_foreign(&mut foreign, &[]).await;
         }
         push_linked(
             &mut ours,
@@ -330,10 +330,10 @@ async fn an_id_that_links_two_batches_refuses_the_second_behind_an_intruder() {
         );
         let answers = answers(&mut ours).await;
         print(
-            &format!("(c) batches linked by an id, intruder: {intruded}"),
+            &format!("(c) batches linked by an id, foreign message: {is_foreign}"),
             &answers,
         );
-        if intruded {
+        if is_foreign {
             assert_eq!(
                 answers[1],
                 commit("b1.100.fail.2.2.$FI", 1, 1),
@@ -346,7 +346,7 @@ async fn an_id_that_links_two_batches_refuses_the_second_behind_an_intruder() {
             assert_eq!(
                 last_seq(&mut ours).await,
                 2,
-                "nothing of ours behind the intruder"
+                "nothing of ours behind the foreign message"
             );
         } else {
             assert_eq!(seq(&answers, "b3.100.fail.1.2.$FI"), Some(6));
@@ -357,8 +357,8 @@ async fn an_id_that_links_two_batches_refuses_the_second_behind_an_intruder() {
 #[tokio::test]
 async fn a_batch_whose_first_message_is_refused_takes_no_second() {
     let (server, mut ours) = open().await;
-    let mut intruder = server.connect().await;
-    intrude(&mut intruder, &[]).await;
+    let mut foreign = server.connect().await;
+    publish_foreign(&mut foreign, &[]).await;
     push_fast(&mut ours, "b", 100, 1, 0, Some(0));
     push_fast(&mut ours, "b", 100, 2, 1, Some(1));
     push_fast(&mut ours, "b", 100, 3, 1, Some(2));
@@ -384,8 +384,8 @@ async fn a_batch_whose_first_message_is_refused_takes_no_second() {
 #[tokio::test]
 async fn a_batch_whose_first_message_is_refused_by_its_id_stays_open() {
     let (server, mut ours) = open().await;
-    let mut intruder = server.connect().await;
-    intrude(&mut intruder, &[]).await;
+    let mut foreign = server.connect().await;
+    publish_foreign(&mut foreign, &[]).await;
     push_linked(
         &mut ours,
         "b.100.fail.1.0.$FI",
@@ -395,24 +395,27 @@ async fn a_batch_whose_first_message_is_refused_by_its_id_stays_open() {
     let first = answers(&mut ours).await;
     print("(c) the first message refused by its id", &first);
     assert_eq!(first[1].1["error"]["err_code"], 10070);
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     push_fast(&mut ours, "b", 100, 2, 1, Some(2));
     push_fast(&mut ours, "b", 100, 3, 2, Some(3));
     let rest = answers(&mut ours).await;
-    print("(c) another intruder, then the second and third", &rest);
+    print(
+        "(c) another foreign message, then the second and third",
+        &rest,
+    );
     // The commit has the predicted count and sequence, and the first message is missing.
     assert_eq!(rest, [commit("b.100.fail.3.2.$FI", 3, 4)]);
     let first = stream()
         .message(&mut ours, Lookup::Message(2), SOON)
         .await
         .expect("an answer");
-    assert_eq!(first.expect("stored").subject, "outbox.intruder");
+    assert_eq!(first.expect("stored").subject, "outbox.foreign");
 }
 
 #[tokio::test]
 async fn a_message_that_is_too_large_ends_a_batch() {
     let (server, mut ours) = open().await;
-    let mut intruder = server.connect().await;
+    let mut foreign = server.connect().await;
     let config = json!({ "name": "S", "subjects": ["outbox.>", "walrelay.>"], "storage": "file", "num_replicas": 1,
         "allow_batched": true, "allow_atomic": true, "allow_direct": true, "max_msg_size": 200 });
     let update = config.to_string();
@@ -428,11 +431,11 @@ async fn a_message_that_is_too_large_ends_a_batch() {
         (first.len(), err_code(&first, "b.100.fail.1.0.$FI")),
         (1, Some(10054))
     );
-    intrude(&mut intruder, &[]).await;
+    publish_foreign(&mut foreign, &[]).await;
     push_fast(&mut ours, "b", 100, 2, 1, Some(1));
     push_fast(&mut ours, "b", 100, 3, 2, Some(2));
     let rest = answers(&mut ours).await;
-    print("(c) an intruder, then the second and third", &rest);
+    print("(c) a foreign message, then the second and third", &rest);
     assert_eq!(
         err_code(&rest, "b.100.fail.2.1.$FI"),
         Some(10208),

@@ -19,7 +19,7 @@ use walrelay::pipeline::position::{self, Position};
 pub(crate) const STREAM: &str = "OUTBOX";
 pub(crate) const RECORDS: &str = "WALRELAY";
 /// What others publish to.
-const INTRUDER: &str = "outbox.intruder";
+const FOREIGN: &str = "outbox.foreign";
 const BATCH_IDLE: Duration = Duration::from_secs(10);
 
 /// A published message.
@@ -38,7 +38,7 @@ impl Frame {
 
     /// The lane's position, of a first publication only.
     pub(crate) fn position(&self) -> Option<Position> {
-        let is_copy = self.subject == INTRUDER;
+        let is_copy = self.subject == FOREIGN;
         if is_copy || self.header(position::KIND_HEADER) == Some(position::KIND_REPLAY) {
             return None;
         }
@@ -254,8 +254,8 @@ impl Broker {
         self.events = Stream::new(STREAM, self.events.created + 1);
     }
 
-    pub(crate) fn intrude(&mut self) {
-        self.intrude_with("");
+    pub(crate) fn publish_foreign(&mut self) {
+        self.publish_foreign_with("");
     }
 
     /// A consumer publishes the `nth` event again as it came, but for NATS' own headers.
@@ -267,12 +267,12 @@ impl Broker {
             .nth(nth as usize)
             .and_then(|frame| frame.header(position::POSITION_HEADER))
             .map(|value| format!("{}: {value}\r\n", position::POSITION_HEADER));
-        self.intrude_with(&header.unwrap_or_default());
+        self.publish_foreign_with(&header.unwrap_or_default());
     }
 
-    fn intrude_with(&mut self, headers: &str) {
+    fn publish_foreign_with(&mut self, headers: &str) {
         self.events.store(Frame {
-            subject: INTRUDER.into(),
+            subject: FOREIGN.into(),
             headers: format!("NATS/1.0\r\n{headers}\r\n").into_bytes(),
             data: b"{\"id\":\"by hand\"}".to_vec(),
             ..Frame::default()

@@ -96,7 +96,7 @@ fn the_row_that_the_broker_refuses_becomes_the_dead_letter_and_no_other() {
     assert_eq!(lane.world.failure, None);
 }
 
-/// The broker loses its unsynced end, strangers write as many messages, the rest is purged. Seed 1741.
+/// The broker loses its unsynced end, others write as many messages, the rest is purged. Seed 1741.
 #[test]
 fn a_removal_does_not_hide_a_loss() {
     let mut lane = lane(Settings {
@@ -108,7 +108,7 @@ fn a_removal_does_not_hide_a_loss() {
     lane.kill();
     lane.world.broker.lose((7, u64::MAX));
     for _ in 0..3 {
-        lane.world.broker.intrude();
+        lane.world.broker.publish_foreign();
     }
     lane.world.broker.events.remove(1..=7);
     lane.start_relay(Duration::ZERO);
@@ -128,8 +128,8 @@ fn silently_shortened() -> Simulation {
     lane.commit(5);
     lane.pause(Duration::from_secs(12));
     lane.world.broker.lose((8, u64::MAX));
-    lane.world.broker.intrude();
-    lane.world.broker.intrude();
+    lane.world.broker.publish_foreign();
+    lane.world.broker.publish_foreign();
     lane
 }
 
@@ -146,7 +146,7 @@ fn a_silent_loss_is_seen_while_the_lane_is_idle() {
 #[test]
 fn a_silent_loss_that_events_have_hidden_is_never_confirmed() {
     let mut lane = silently_shortened();
-    // It fits behind the strangers' messages.
+    // It fits behind the foreign messages.
     lane.commit(1);
     let until = lane.world.now + Duration::from_secs(120);
     assert!(lane.run(until, |lane| lane.relays[0].outcome().is_some()));
@@ -158,9 +158,9 @@ fn a_silent_loss_that_events_have_hidden_is_never_confirmed() {
         matches!(halt, Halt::Replaced { sequence: 10, .. }),
         "{halt:?}"
     );
-    // Nor after any number of starts, nor where a stranger ends the epoch first.
+    // Nor after any number of starts, nor where a foreign message ends the epoch first.
     lane.relays.clear();
-    lane.world.broker.intrude();
+    lane.world.broker.publish_foreign();
     lane.start_relay(Duration::ZERO);
     lane.commit(1);
     lane.pause(Duration::from_secs(200));
@@ -192,8 +192,8 @@ fn a_second_relay_does_not_pass_what_the_first_has_halted_for() {
     // The record before names a message that is still there.
     let records = lane.world.broker.records.last_seq;
     lane.world.broker.lose((11, records - 1));
-    lane.world.broker.intrude();
-    // They fit behind the stranger's message.
+    lane.world.broker.publish_foreign();
+    // They fit behind the foreign message.
     lane.commit(3);
     let until = lane.world.now + Duration::from_secs(200);
     let all_halted = lane.run(until, |lane| {
@@ -207,7 +207,7 @@ fn a_second_relay_does_not_pass_what_the_first_has_halted_for() {
 /// Somebody recreates the stream, and somebody publishes: what stands in the place of the message that the record names says
 /// nothing about a lane that has nothing there. Seed 4205.
 #[test]
-fn a_recreated_stream_with_a_strangers_message_is_filled_again() {
+fn a_recreated_stream_with_a_foreign_message_is_filled_again() {
     let mut lane = lane(Settings {
         hold_back: Duration::from_secs(60),
         ..settings()
@@ -220,7 +220,7 @@ fn a_recreated_stream_with_a_strangers_message_is_filled_again() {
     }
     lane.world.broker.recreate();
     for _ in 0..5 {
-        lane.world.broker.intrude();
+        lane.world.broker.publish_foreign();
     }
     lane.pause(Duration::from_secs(2));
     lane.rest();
@@ -246,7 +246,7 @@ fn a_replay_is_done_once() {
     lane.pause(Duration::from_secs(10));
     assert_eq!(lane.world.broker.events.last_seq, published * 2 + 2);
     for _ in 0..3 {
-        lane.world.broker.intrude();
+        lane.world.broker.publish_foreign();
         lane.commit(1);
         lane.pause(Duration::from_secs(5));
     }
@@ -306,7 +306,7 @@ fn a_replay_skips_nothing_where_the_stream_has_nothing() {
         lane.start_relay(Duration::ZERO);
         lane.pause(Duration::from_secs(1));
         // Nothing of it comes a second time later on.
-        lane.world.broker.intrude();
+        lane.world.broker.publish_foreign();
         lane.commit(1);
         lane.rest();
         lane.world.verify(true);

@@ -154,7 +154,7 @@ impl Simulation {
             return;
         }
         if self.settings.shared && world.broker.up && world.random.one_in(3) {
-            world.intrude();
+            world.publish_foreign();
         }
         match world.random.below(10) {
             0 => world.postgres.write_other(&mut world.random),

@@ -40,31 +40,31 @@ fn several_refused_rows_of_one_batch_become_dead_letters() {
 /// From a stream from which nothing was ever removed a missing fence was lost; what survived of its batch counts.
 /// Seed 2554.
 #[test]
-fn a_power_failure_takes_fences_and_strangers_come() {
+fn a_power_failure_takes_fences_and_foreign_messages_come() {
     for survive in 0..=5 {
-        for strangers in [0, 1, 7] {
+        for foreign in [0, 1, 7] {
             let mut lane = shared_lane();
             lane.commit(3);
             lane.pause(Duration::from_secs(2));
             lane.kill();
             lane.world.broker.lose((survive, u64::MAX));
-            for _ in 0..strangers {
-                lane.world.broker.intrude();
+            for _ in 0..foreign {
+                lane.world.broker.publish_foreign();
             }
             lane.start_relay(Duration::ZERO);
             lane.rest();
             lane.world.verify(true);
-            assert_eq!(lane.world.failure, None, "{survive} {strangers}");
+            assert_eq!(lane.world.failure, None, "{survive} {foreign}");
         }
     }
 }
 
 /// What the record tells lies behind the end of the stream, which was set back; what there was before was removed. Once all
-/// of it was published again. Seed 2762. And the record's message was once taken for removed where a stranger's stands, with
+/// of it was published again. Seed 2762. And the record's message was once taken for removed where a foreign one stands, with
 /// nothing behind it. Seed 5525.
 #[test]
 fn a_power_failure_behind_a_purge_halts() {
-    for strangers in [0, 1, 2, 7] {
+    for foreign in [0, 1, 2, 7] {
         let mut lane = shared_lane();
         lane.commit(3);
         lane.pause(Duration::from_secs(2));
@@ -72,8 +72,8 @@ fn a_power_failure_behind_a_purge_halts() {
         let last = lane.world.broker.events.last_seq;
         lane.world.broker.events.remove(1..last);
         lane.world.broker.lose((last - 1, u64::MAX));
-        for _ in 0..strangers {
-            lane.world.broker.intrude();
+        for _ in 0..foreign {
+            lane.world.broker.publish_foreign();
         }
         lane.start_relay(Duration::ZERO);
         lane.commit(1);
@@ -85,7 +85,7 @@ fn a_power_failure_behind_a_purge_halts() {
                 Halt::TailRemoved { .. } | Halt::Replaced { .. }
             ))
         );
-        assert!(is_right, "{strangers}: {outcome:?}");
+        assert!(is_right, "{foreign}: {outcome:?}");
         assert_eq!(lane.world.failure, None);
     }
 }
@@ -95,7 +95,7 @@ fn a_power_failure_behind_a_purge_halts() {
 #[test]
 fn a_stream_of_the_lanes_own_that_becomes_shared() {
     for removed in [0, 3] {
-        for strangers in [0, 2, 300] {
+        for foreign in [0, 2, 300] {
             let mut lane = shared_lane();
             for is_shared in [false, true, false, true] {
                 lane.settings.shared = is_shared;
@@ -109,15 +109,15 @@ fn a_stream_of_the_lanes_own_that_becomes_shared() {
                 if is_shared {
                     continue;
                 }
-                for _ in 0..strangers {
-                    lane.world.broker.intrude();
+                for _ in 0..foreign {
+                    lane.world.broker.publish_foreign();
                 }
             }
-            assert_eq!(lane.world.failure, None, "{removed} {strangers}");
+            assert_eq!(lane.world.failure, None, "{removed} {foreign}");
             lane.start_relay(Duration::ZERO);
             lane.rest();
             lane.world.verify(true);
-            assert_eq!(lane.world.failure, None, "{removed} {strangers}");
+            assert_eq!(lane.world.failure, None, "{removed} {foreign}");
         }
     }
 }

@@ -67,7 +67,7 @@ impl Narrator {
     }
 
     pub(super) fn verdict(self, verdict: &Verdict) {
-        let platform = verdict.platform;
+        let application = verdict.application;
         self.line("");
         let number = |name: &str, count: usize, note: &str| {
             self.line(&format!(
@@ -83,7 +83,10 @@ impl Narrator {
         number(
             "committed",
             verdict.committed,
-            &format!("events, in {} transactions", grouped(platform.transactions)),
+            &format!(
+                "events, in {} transactions",
+                grouped(application.transactions)
+            ),
         );
         number("in the stream", verdict.in_the_stream, "");
         defect("lost", verdict.lost, "");
@@ -95,8 +98,8 @@ impl Narrator {
         );
         let taken_back = format!(
             "{} events were rolled back, in {} transactions",
-            grouped(platform.rolled_back_events),
-            grouped(platform.rollbacks)
+            grouped(application.rolled_back_events),
+            grouped(application.rollbacks)
         );
         defect("phantom", verdict.phantom, &taken_back);
         defect(

@@ -12,7 +12,7 @@ use tokio_postgres::Client;
 use tokio_postgres::types::PgLsn;
 use uuid::Uuid;
 
-use super::platform::Tally;
+use super::application::Tally;
 use crate::cli::tail::entry::{Class, Entry};
 use crate::cli::tail::reader::{Read, Reader, Since};
 use crate::relay::settings::NatsSettings;
@@ -53,14 +53,14 @@ pub(super) struct Verdict {
     pub(super) server_lsn: PgLsn,
     /// From the commit to the stream while nothing was disturbed, median and 99th percentile.
     pub(super) latency_ms: [f64; 2],
-    pub(super) platform: Tally,
+    pub(super) application: Tally,
 }
 
 impl Verdict {
     pub(super) fn new(
         committed: &[Event],
         stored: &[Event],
-        platform: Tally,
+        application: Tally,
         [confirmed_lsn, server_lsn]: [PgLsn; 2],
         latency_ms: [f64; 2],
     ) -> Self {
@@ -101,7 +101,7 @@ impl Verdict {
             confirmed_lsn,
             server_lsn,
             latency_ms,
-            platform,
+            application,
         }
     }
 

@@ -170,7 +170,7 @@ pub(super) fn owner(config: &StreamConfig) -> Option<&str> {
 }
 
 /// Subjects that the stream does not store. `owner` is the slot of another relay that has the stream for itself: merely
-/// to add the subjects would let two relays write into one stream, each of which takes the other's events for strays.
+/// to add the subjects would let two relays write into one stream, each of which takes the other's events for foreign ones.
 fn missing_subjects(findings: &mut Findings<'_>, wanted: &[String], owner: Option<&str>) {
     let held = &findings.config.subjects;
     let is_held = |subject: &&String| held.iter().any(|filter| covers(filter, subject));

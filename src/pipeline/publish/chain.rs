@@ -14,7 +14,7 @@ pub(super) struct Chain;
 
 impl Publisher for Chain {
     /// A chain on a stream with replicas has one message in flight: nats-server (2.15.0) checks the expected message id
-    /// there only when it applies the log, and a stranger's message in the middle of the chain then stops the stream on
+    /// there only when it applies the log, and a foreign message in the middle of the chain then stops the stream on
     /// all nodes for good ("critical write error: last msgid mismatch"). Without the ids a pipelined chain could leave a
     /// gap.
     fn preparation() -> Preparation {

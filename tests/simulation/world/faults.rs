@@ -22,7 +22,7 @@ pub(crate) enum FaultKind {
     Overload,
     Full,
     Poison,
-    Intrude,
+    Foreign,
     Purge,
     DeleteTail,
     Expire,
@@ -46,7 +46,7 @@ pub(crate) const ALL_FAULTS: [FaultKind; 21] = [
     FaultKind::Overload,
     FaultKind::Full,
     FaultKind::Poison,
-    FaultKind::Intrude,
+    FaultKind::Foreign,
     FaultKind::Purge,
     FaultKind::DeleteTail,
     FaultKind::Expire,
@@ -215,7 +215,7 @@ impl World {
                 self.healed_at = Some(stall);
             }
             FaultKind::Poison => self.poison(),
-            FaultKind::Intrude => self.intrude(),
+            FaultKind::Foreign => self.publish_foreign(),
             FaultKind::Purge | FaultKind::DeleteTail | FaultKind::Expire => self.remove(fault),
             FaultKind::Recreate => {
                 self.forget_late_frames();
@@ -236,10 +236,10 @@ impl World {
     }
 
     /// Others publish: something of their own, or a copy of an event.
-    pub(crate) fn intrude(&mut self) {
+    pub(crate) fn publish_foreign(&mut self) {
         for _ in 0..self.random.between(1, 3) {
             match self.random.one_in(2) {
-                true => self.broker.intrude(),
+                true => self.broker.publish_foreign(),
                 false => {
                     let count = self.broker.events.messages.len().max(1);
                     self.broker.redrive(self.random.below(count as u64));

@@ -28,7 +28,7 @@ enum Stage {
 
 /// One oversized frame on its way through.
 #[derive(Debug)]
-pub struct Skim {
+pub struct ColumnFilter {
     stage: Stage,
     head: Vec<u8>,
     gathered: BytesMut,
@@ -36,10 +36,10 @@ pub struct Skim {
     gathered_bytes_max: usize,
 }
 
-impl Skim {
+impl ColumnFilter {
     /// Begins a frame.
     pub fn new(column_bytes_max: usize, gathered_bytes_max: usize) -> Self {
-        Skim {
+        ColumnFilter {
             stage: Stage::Prefix,
             head: Vec::with_capacity(PREFIX_BYTES),
             gathered: BytesMut::new(),
@@ -183,9 +183,9 @@ mod tests {
         let big = vec![b'x'; 1_000];
         let frame = frame(&[Some(b"id"), None, Some(&big), Some(b""), Some(b"end")]);
         for size in [1, 2, 3, 7, 100, frame.len()] {
-            let mut skim = Skim::new(100, 10_000);
-            frame.chunks(size).for_each(|piece| skim.chunk(piece));
-            let found = columns(&skim.finish());
+            let mut filter = ColumnFilter::new(100, 10_000);
+            frame.chunks(size).for_each(|piece| filter.chunk(piece));
+            let found = columns(&filter.finish());
             assert_eq!(found[2], "Skipped { len: 1000 }");
             let mut expected = columns(&frame);
             expected[2].clone_from(&found[2]);
@@ -198,9 +198,9 @@ mod tests {
         let value = [b'x'; 90];
         let values: Vec<Option<&[u8]>> = (0..1_000).map(|_| Some(&value[..])).collect();
         let frame = frame(&values);
-        let mut skim = Skim::new(100, 1_000);
-        skim.chunk(&frame);
-        let found = columns(&skim.finish());
+        let mut filter = ColumnFilter::new(100, 1_000);
+        filter.chunk(&frame);
+        let found = columns(&filter.finish());
         assert_eq!(found.len(), 1_000);
         assert!(found[0].starts_with("Text"));
         assert_eq!(found[999], "Skipped { len: 90 }");

@@ -12,15 +12,15 @@ use crate::support::Fixture;
 const PAUSE: Duration = Duration::from_millis(3);
 
 /// Publishes until it is stopped or dropped.
-pub(crate) struct Stranger {
+pub(crate) struct ForeignPublisher {
     stop: Arc<AtomicBool>,
     published: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
-impl Stranger {
+impl ForeignPublisher {
     /// Begins to publish into the lane's shared stream.
-    pub(crate) fn start(fixture: &Fixture) -> Stranger {
+    pub(crate) fn start(fixture: &Fixture) -> ForeignPublisher {
         let stop = Arc::new(AtomicBool::new(false));
         let published = Arc::new(AtomicU64::new(0));
         let context = jetstream(fixture);
@@ -28,7 +28,7 @@ impl Stranger {
         let (stopped, count) = (stop.clone(), published.clone());
         let task = tokio::spawn(async move {
             while !stopped.load(Ordering::Relaxed) {
-                let sent = context.publish(subject.clone(), "stranger".into()).await;
+                let sent = context.publish(subject.clone(), "foreign".into()).await;
                 if let Ok(sent) = sent
                     && sent.await.is_ok()
                 {
@@ -37,7 +37,7 @@ impl Stranger {
                 tokio::time::sleep(PAUSE).await;
             }
         });
-        Stranger {
+        ForeignPublisher {
             stop,
             published,
             task,
@@ -52,7 +52,7 @@ impl Stranger {
     }
 }
 
-impl Drop for Stranger {
+impl Drop for ForeignPublisher {
     fn drop(&mut self) {
         self.task.abort();
     }

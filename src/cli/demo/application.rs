@@ -1,4 +1,4 @@
-//! The sample application: a live-teaching platform that publishes lessons and takes erasure requests.
+//! The sample application: it publishes lessons of live teaching and takes erasure requests.
 //!
 //! In: connections to its database. Out: transactions of all kinds, and a tally. Guarantee: the database itself records
 //! in which order they committed: each one takes its number from `last_commit` as its last act, and the lock on that row
@@ -42,7 +42,7 @@ const TITLES: [&str; 6] = [
     "«Le Petit Prince»",
 ];
 
-/// Makes the platform's tables, the outbox among them.
+/// Makes the application's tables, the outbox among them.
 pub(super) async fn create_tables(client: &Client) -> anyhow::Result<()> {
     client
         .batch_execute(SCHEMA_SQL)
@@ -54,7 +54,7 @@ pub(super) async fn create_tables(client: &Client) -> anyhow::Result<()> {
         .context("cannot create the application's tables")
 }
 
-/// What the platform did.
+/// What the application did.
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub(super) struct Tally {
     pub(super) transactions: u64,
@@ -66,14 +66,14 @@ pub(super) struct Tally {
 }
 
 /// The application, running or not.
-pub(super) struct Platform {
+pub(super) struct Application {
     clients: Vec<Client>,
     sessions: Vec<JoinHandle<anyhow::Result<()>>>,
     stop: Arc<AtomicBool>,
     tally: Arc<Mutex<Tally>>,
 }
 
-impl Platform {
+impl Application {
     pub(super) fn new(clients: Vec<Client>) -> Self {
         Self {
             clients,
@@ -125,7 +125,7 @@ impl Platform {
     }
 }
 
-impl Drop for Platform {
+impl Drop for Application {
     fn drop(&mut self) {
         for session in &self.sessions {
             session.abort();
