@@ -11,7 +11,7 @@ use super::exit::Exit;
 use super::flags::{AllFlags, KeyFlags as _};
 use super::stdout;
 use crate::config::keys::KEYS;
-use crate::config::origin::Origin;
+use crate::config::origin::ValueOrigin;
 use crate::config::{Key, Loaded, Shown};
 
 const EXAMPLES: &str = "\
@@ -132,14 +132,16 @@ fn as_json(loaded: &Loaded) -> Json {
     })
 }
 
-fn source_json(source: &Origin) -> Json {
+fn source_json(source: &ValueOrigin) -> Json {
     match source {
-        Origin::Default => json!({ "kind": "default" }),
-        Origin::FromName => json!({ "kind": "default", "from": "name" }),
-        Origin::File { path, line } => {
+        ValueOrigin::Default => json!({ "kind": "default" }),
+        ValueOrigin::FromName => json!({ "kind": "default", "from": "name" }),
+        ValueOrigin::File { path, line } => {
             json!({ "kind": "file", "path": path.display().to_string(), "line": line })
         }
-        Origin::Fallback(name) | Origin::Variable(name) => json!({ "kind": "env", "name": name }),
-        Origin::Flag(flag) => json!({ "kind": "flag", "name": flag }),
+        ValueOrigin::Fallback(name) | ValueOrigin::Variable(name) => {
+            json!({ "kind": "env", "name": name })
+        }
+        ValueOrigin::Flag(flag) => json!({ "kind": "flag", "name": flag }),
     }
 }

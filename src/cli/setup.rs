@@ -305,7 +305,7 @@ fn print_blockers(blockers: &[Blocker]) {
 struct Streams {
     plans: Vec<(String, StreamPlan)>,
     /// Other streams in the way.
-    taken: Vec<stream::Finding>,
+    taken: Vec<stream::StreamFinding>,
 }
 
 async fn plan_streams(
@@ -346,17 +346,17 @@ fn refused_streams(streams: &Streams) -> Option<Exit> {
                     stream_severity(finding.severity),
                     finding.message
                 ));
-                refused |= finding.severity == stream::Severity::Blocks;
+                refused |= finding.severity == stream::StreamSeverity::Blocks;
             }
         }
     }
     refused.then_some(Exit::Failed)
 }
 
-fn stream_severity(severity: stream::Severity) -> &'static str {
+fn stream_severity(severity: stream::StreamSeverity) -> &'static str {
     match severity {
-        stream::Severity::Blocks => "error",
-        stream::Severity::Warns => "warning",
+        stream::StreamSeverity::Blocks => "error",
+        stream::StreamSeverity::Warns => "warning",
     }
 }
 

@@ -35,7 +35,7 @@ mod table;
 use compare::{Group, Verdict, Whole, verdict};
 use lane::LaneReading;
 use oldest::OldestFirst;
-use report::{Finding, Report};
+use report::{Example, Report};
 use slot::{Held, Settled};
 use sort::{Entries, Entry, Kind, Merge};
 
@@ -375,7 +375,7 @@ impl Comparison<'_> {
         let present = table::present(self.client, &self.settings.postgres, &ids).await?;
         for group in phantoms.drain(..) {
             if !present.contains(&group.id) {
-                report.phantom.add(1, Finding::of_event(&group));
+                report.phantom.add(1, Example::of_event(&group));
             }
         }
         Ok(())

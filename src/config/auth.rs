@@ -9,7 +9,7 @@ use std::path::Path;
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Value, read_secret_file};
-use super::origin::Origin;
+use super::origin::ValueOrigin;
 use crate::nats::address::NatsAuth;
 use crate::secret::Secret;
 
@@ -144,7 +144,7 @@ fn between_marks<'a>(text: &'a str, what: &str) -> Option<&'a str> {
         .filter(|line| !line.starts_with("---"))
 }
 
-fn failure(key: Key, origin: &Origin, problem: &str) -> ConfigError {
+fn failure(key: Key, origin: &ValueOrigin, problem: &str) -> ConfigError {
     ConfigError::SecretFile {
         key: key.path(),
         origin: origin.clone(),

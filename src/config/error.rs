@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::origin::Origin;
+use super::origin::ValueOrigin;
 use crate::nats::address::NatsAddress;
 use crate::pipeline::subject::TemplateError;
 use crate::postgres::conninfo::ConninfoError;
@@ -62,7 +62,7 @@ pub enum ConfigError {
         /// The value, masked.
         shown: String,
         /// Where it was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// The range or the syntax.
         expected: String,
     },
@@ -72,7 +72,7 @@ pub enum ConfigError {
         /// The template.
         shown: String,
         /// Where it was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// What is wrong with it.
         source: TemplateError,
     },
@@ -80,7 +80,7 @@ pub enum ConfigError {
     #[error("postgres.url ({origin})")]
     Conninfo {
         /// Where the string was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// What is wrong with it.
         source: ConninfoError,
     },
@@ -90,7 +90,7 @@ pub enum ConfigError {
     )]
     NatsTls {
         /// Where the URL was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// The server.
         server: NatsAddress,
     },
@@ -106,7 +106,7 @@ pub enum ConfigError {
         /// With its section.
         key: String,
         /// Where the file's name was given.
-        origin: Origin,
+        origin: ValueOrigin,
         /// What is wrong with it.
         problem: String,
     },

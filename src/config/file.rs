@@ -13,7 +13,7 @@ use toml::de::{DeTable, DeValue};
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key};
 use super::layers::Layers;
-use super::origin::Origin;
+use super::origin::ValueOrigin;
 use crate::nearest::nearest;
 
 /// Where the file is looked for when none is asked for; the first that is there is taken.
@@ -130,7 +130,7 @@ impl File<'_> {
         layers.set(
             entry.key,
             text,
-            Origin::File {
+            ValueOrigin::File {
                 path: self.path.to_owned(),
                 line,
             },

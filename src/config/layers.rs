@@ -10,7 +10,7 @@ use std::path::Path;
 
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key, Secrecy};
-use super::origin::Origin;
+use super::origin::ValueOrigin;
 use crate::environment::Environment;
 use crate::nats::address::mask_urls;
 use crate::nearest::nearest;
@@ -29,7 +29,7 @@ pub struct Value {
     /// As it was written; a list of URLs is joined by commas.
     pub text: String,
     /// Where.
-    pub source: Origin,
+    pub source: ValueOrigin,
 }
 
 /// For each key the value of the highest layer that has one, defaults included.
@@ -46,7 +46,7 @@ impl Layers {
                 entry.key,
                 Value {
                     text: entry.default?.to_owned(),
-                    source: Origin::Default,
+                    source: ValueOrigin::Default,
                 },
             ))
         });
@@ -61,7 +61,7 @@ impl Layers {
     }
 
     /// Sets a value unless a higher layer already has.
-    pub fn set(&mut self, key: Key, text: String, source: Origin) {
+    pub fn set(&mut self, key: Key, text: String, source: ValueOrigin) {
         if self
             .values
             .get(&key)
@@ -84,10 +84,10 @@ impl Layers {
             if let Some(fallback) = entry.fallback
                 && let Some((text, variable)) = read_variable(entry, fallback, environment)?
             {
-                self.set(entry.key, text, Origin::Fallback(variable));
+                self.set(entry.key, text, ValueOrigin::Fallback(variable));
             }
             if let Some((text, variable)) = read_variable(entry, &entry.variable(), environment)? {
-                self.set(entry.key, text, Origin::Variable(variable));
+                self.set(entry.key, text, ValueOrigin::Variable(variable));
             }
         }
         warn_of_unknown(environment, warnings);
@@ -126,7 +126,7 @@ fn read_variable(
         }),
         (Some(text), None) => Ok(Some((text.to_owned(), variable.to_owned()))),
         (None, Some(path)) => {
-            let origin = Origin::Variable(file_variable.clone());
+            let origin = ValueOrigin::Variable(file_variable.clone());
             let text = read_secret_file(entry.key, Path::new(path), &origin)?;
             Ok(Some((text, file_variable)))
         }
@@ -138,7 +138,7 @@ fn read_variable(
 pub(super) fn read_secret_file(
     key: Key,
     path: &Path,
-    origin: &Origin,
+    origin: &ValueOrigin,
 ) -> Result<String, ConfigError> {
     const BYTES_MAX: u64 = 64 * 1024;
     let failure = |problem: String| ConfigError::SecretFile {

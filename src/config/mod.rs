@@ -26,7 +26,7 @@ use std::path::PathBuf;
 pub use error::ConfigError;
 pub use keys::Key;
 use layers::Layers;
-use origin::Origin;
+use origin::ValueOrigin;
 
 use crate::environment::Environment;
 use crate::relay::settings::Settings;
@@ -72,7 +72,7 @@ pub struct Shown {
     /// Its text, masked.
     pub text: String,
     /// Where it was given.
-    pub source: Origin,
+    pub source: ValueOrigin,
 }
 
 /// Loads the configuration from the file that `--config` or `WALRELAY_CONFIG` names, else from the
@@ -110,7 +110,7 @@ pub fn load_from(
             .entry()
             .flag
             .expect("only keys with a flag of their own can be given by one");
-        layers.set(*key, text.clone(), Origin::Flag(flag));
+        layers.set(*key, text.clone(), ValueOrigin::Flag(flag));
     }
     let (settings, http) = resolve::resolve(&mut layers, environment, &mut warnings)?;
     let values = keys::KEYS.iter().filter_map(|entry| {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Where a value was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum ValueOrigin {
     /// Nowhere.
     Default,
     /// Nowhere, but `name` was, or has its default.
@@ -25,27 +25,29 @@ pub enum Origin {
     Flag(&'static str),
 }
 
-impl Origin {
+impl ValueOrigin {
     /// Which of two sources goes before the other.
     pub fn rank(&self) -> u8 {
         match self {
-            Origin::Default | Origin::FromName => 0,
-            Origin::Fallback(_) => 1,
-            Origin::File { .. } => 2,
-            Origin::Variable(_) => 3,
-            Origin::Flag(_) => 4,
+            ValueOrigin::Default | ValueOrigin::FromName => 0,
+            ValueOrigin::Fallback(_) => 1,
+            ValueOrigin::File { .. } => 2,
+            ValueOrigin::Variable(_) => 3,
+            ValueOrigin::Flag(_) => 4,
         }
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for ValueOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Origin::Default => f.write_str("default"),
-            Origin::FromName => f.write_str("default, from name"),
-            Origin::Fallback(variable) | Origin::Variable(variable) => write!(f, "env {variable}"),
-            Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
-            Origin::Flag(flag) => write!(f, "flag {flag}"),
+            ValueOrigin::Default => f.write_str("default"),
+            ValueOrigin::FromName => f.write_str("default, from name"),
+            ValueOrigin::Fallback(variable) | ValueOrigin::Variable(variable) => {
+                write!(f, "env {variable}")
+            }
+            ValueOrigin::File { path, line } => write!(f, "{}:{line}", path.display()),
+            ValueOrigin::Flag(flag) => write!(f, "flag {flag}"),
         }
     }
 }

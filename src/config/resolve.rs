@@ -9,7 +9,7 @@ use super::auth;
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Value, mask};
-use super::origin::Origin;
+use super::origin::ValueOrigin;
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
 use super::{HttpSettings, syntax};
 use crate::environment::Environment;
@@ -40,7 +40,7 @@ pub(super) fn resolve(
     )?;
     for key in [Key::PostgresSlot, Key::PostgresPublication] {
         if layers.get(key).is_none() {
-            layers.set(key, syntax::slot_of_name(&name), Origin::FromName);
+            layers.set(key, syntax::slot_of_name(&name), ValueOrigin::FromName);
         }
     }
     let postgres = resolve_postgres(layers, environment, warnings)?;
@@ -54,7 +54,7 @@ pub(super) fn resolve(
     )?;
     let http = HttpSettings {
         listen,
-        chosen: required(layers, Key::HttpListen).source != Origin::Default,
+        chosen: required(layers, Key::HttpListen).source != ValueOrigin::Default,
     };
     let settings = Settings {
         name,
@@ -84,7 +84,7 @@ fn resolve_postgres(
     let (conninfo, conninfo_warnings) =
         Conninfo::resolve(url.map(|url| url.text.as_str()), password, environment).map_err(
             |source| ConfigError::Conninfo {
-                origin: url.map_or(Origin::Default, |url| url.source.clone()),
+                origin: url.map_or(ValueOrigin::Default, |url| url.source.clone()),
                 source,
             },
         )?;

@@ -158,7 +158,7 @@ fn flag_over_environment_over_file_over_fallback_over_default() {
         host(&case),
         (
             "fallback".to_owned(),
-            Some(Origin::Fallback("DATABASE_URL".to_owned()))
+            Some(ValueOrigin::Fallback("DATABASE_URL".to_owned()))
         )
     );
     let path = case.write(
@@ -167,20 +167,20 @@ fn flag_over_environment_over_file_over_fallback_over_default() {
     );
     assert_eq!(
         host(&case),
-        ("file".to_owned(), Some(Origin::File { path, line: 3 }))
+        ("file".to_owned(), Some(ValueOrigin::File { path, line: 3 }))
     );
     case = case.env("WALRELAY_POSTGRES_URL", &url("env"));
     assert_eq!(
         host(&case),
         (
             "env".to_owned(),
-            Some(Origin::Variable("WALRELAY_POSTGRES_URL".to_owned()))
+            Some(ValueOrigin::Variable("WALRELAY_POSTGRES_URL".to_owned()))
         )
     );
     case = case.flag(Key::PostgresUrl, &url("flag"));
     assert_eq!(
         host(&case),
-        ("flag".to_owned(), Some(Origin::Flag("--database-url")))
+        ("flag".to_owned(), Some(ValueOrigin::Flag("--database-url")))
     );
 }
 
@@ -205,14 +205,14 @@ fn every_key_can_be_given_by_file_and_environment() {
         };
         let by_file = Case::new(&line).load().unwrap();
         assert!(
-            matches!(shown(&by_file, entry.key).source, Origin::File { .. }),
+            matches!(shown(&by_file, entry.key).source, ValueOrigin::File { .. }),
             "{}",
             entry.path()
         );
         let by_variable = Case::new("").env(&entry.variable(), &text).load().unwrap();
         assert_eq!(
             shown(&by_variable, entry.key).source,
-            Origin::Variable(entry.variable())
+            ValueOrigin::Variable(entry.variable())
         );
         assert_eq!(by_variable.warnings, Vec::<String>::new());
     }
@@ -226,7 +226,10 @@ fn slot_and_publication_take_the_name() {
     assert_eq!(loaded.settings.name, "My-App");
     assert_eq!(loaded.settings.postgres.slot, "my_app");
     assert_eq!(loaded.settings.postgres.publication, "Other One");
-    assert_eq!(shown(&loaded, Key::PostgresSlot).source, Origin::FromName);
+    assert_eq!(
+        shown(&loaded, Key::PostgresSlot).source,
+        ValueOrigin::FromName
+    );
 }
 
 #[test]
@@ -345,7 +348,7 @@ fn values_out_of_range_name_key_value_source_and_range() {
                 Err(ConfigError::Value {
                     key,
                     shown,
-                    origin: Origin::File { .. },
+                    origin: ValueOrigin::File { .. },
                     ..
                 }) => {
                     assert_eq!((key, shown.as_str()), (key_expected.path(), *value));
@@ -372,7 +375,7 @@ fn values_out_of_range_name_key_value_source_and_range() {
             matches!(
                 error,
                 ConfigError::Subject {
-                    origin: Origin::Flag("--subject"),
+                    origin: ValueOrigin::Flag("--subject"),
                     ..
                 }
             ),
@@ -478,7 +481,7 @@ fn a_connection_string_is_an_error_with_its_source() {
         .unwrap_err();
     match error {
         ConfigError::Conninfo { origin, source } => {
-            assert_eq!(origin, Origin::Fallback("DATABASE_URL".to_owned()));
+            assert_eq!(origin, ValueOrigin::Fallback("DATABASE_URL".to_owned()));
             assert!(matches!(source, ConninfoError::Tls { .. }));
         }
         other => panic!("{other:?}"),

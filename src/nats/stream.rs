@@ -1,7 +1,7 @@
 //! Streams for `setup`, `doctor` and `teardown`: plan, create, delete.
 //!
 //! In: an administrative client (async-nats) and what the configuration wants. Out: a plan; and, when told, a new stream.
-//! Guarantee: a stream that exists is never edited; what does not fit is a [`Finding`] with the command that mends it.
+//! Guarantee: a stream that exists is never edited; what does not fit is a [`StreamFinding`] with the command that mends it.
 //!
 //! Two streams: the events' own, and [`LANE_RECORD_STREAM`], where each lane keeps its last record.
 
@@ -22,7 +22,7 @@ use super::settings::ConnectionSettings;
 mod fit;
 mod taken;
 
-pub use fit::{Finding, Severity, mode};
+pub use fit::{StreamFinding, StreamSeverity, mode};
 pub use taken::taken;
 
 /// The stream of the lanes' records.
@@ -66,7 +66,7 @@ pub enum StreamPlan {
         /// The stream.
         info: Box<StreamInfo>,
         /// What does not fit, the worst first; empty where all is well.
-        findings: Vec<Finding>,
+        findings: Vec<StreamFinding>,
     },
     /// There is no such stream: [`create`] makes it.
     Create(Box<Config>),
@@ -209,7 +209,7 @@ pub fn findings(
     config: &StreamConfig,
     settings: &StreamSettings,
     version: ServerVersion,
-) -> Vec<Finding> {
+) -> Vec<StreamFinding> {
     fit::findings(config, &settings.subjects, settings.shared, version)
 }
 

@@ -6,7 +6,7 @@
 use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StreamInfo};
 use crate::nats::connection::LaneConnection;
 use crate::nats::stream::{
-    self, LANE_RECORD_STREAM, Severity, StreamSettings, lane_records_config,
+    self, LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
 };
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
@@ -77,10 +77,10 @@ impl Broker {
     /// What of the stream's configuration is a risk, or slow.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        self.findings(Severity::Warns)
+        self.findings(StreamSeverity::Warns)
     }
 
-    fn findings(&self, severity: Severity) -> Vec<String> {
+    fn findings(&self, severity: StreamSeverity) -> Vec<String> {
         let Some(info) = &self.info else {
             return Vec::new();
         };
@@ -117,7 +117,7 @@ impl Broker {
             Err(Unanswered::Other(error)) => Err(error),
             Ok(Answer::Stream(info)) => {
                 self.info = Some((*info).clone());
-                match self.findings(Severity::Blocks) {
+                match self.findings(StreamSeverity::Blocks) {
                     refused if refused.is_empty() => Ok(Answer::Stream(info)),
                     refused => Err(OpenError::Permanent(anyhow::anyhow!(refused.join("; ")))),
                 }

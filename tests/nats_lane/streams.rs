@@ -2,8 +2,8 @@
 
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::stream::{
-    LANE_RECORD_STREAM, Severity, StreamError, StreamPlan, StreamSettings, connect_admin, create,
-    delete, find, plan, plan_lane_records,
+    LANE_RECORD_STREAM, StreamError, StreamPlan, StreamSettings, StreamSeverity, connect_admin,
+    create, delete, find, plan, plan_lane_records,
 };
 
 use crate::authentication::settings;
@@ -55,7 +55,7 @@ async fn creates_what_is_missing_and_never_edits() {
     };
     assert_eq!(
         (findings.len(), findings[0].severity),
-        (1, Severity::Blocks)
+        (1, StreamSeverity::Blocks)
     );
     assert!(
         findings[0]

@@ -20,7 +20,7 @@ const PENDING_MAX: Duration = Duration::from_secs(5);
 
 /// One example.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub(super) struct Finding {
+pub(super) struct Example {
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<Uuid>,
     /// In the stream.
@@ -36,38 +36,38 @@ pub(super) struct Finding {
     behind: Option<String>,
 }
 
-impl Finding {
+impl Example {
     fn of_row(group: &Group) -> Self {
-        Finding {
+        Example {
             id: Some(Uuid::from_u128(group.id)),
-            ..Finding::default()
+            ..Example::default()
         }
     }
 
     pub(super) fn of_event(group: &Group) -> Self {
-        Finding {
+        Example {
             sequence: Some(group.sequence),
-            ..Finding::of_row(group)
+            ..Example::of_row(group)
         }
     }
 
     fn of_copies(group: &Group) -> Self {
-        Finding {
+        Example {
             sequence: group.copies.map(|(first, _)| first),
             last_sequence: group.copies.map(|(_, last)| last),
-            ..Finding::of_row(group)
+            ..Example::of_row(group)
         }
     }
 
     fn of_dead_letter(group: &Group) -> Self {
-        Finding {
+        Example {
             sequence: Some(group.dead_letter_sequence),
-            ..Finding::of_row(group)
+            ..Example::of_row(group)
         }
     }
 }
 
-impl std::fmt::Display for Finding {
+impl std::fmt::Display for Example {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut between = "";
         if let Some(id) = self.id {
@@ -91,11 +91,11 @@ impl std::fmt::Display for Finding {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Findings {
     count: u64,
-    examples: Vec<Finding>,
+    examples: Vec<Example>,
 }
 
 impl Findings {
-    pub(super) fn add(&mut self, count: u64, example: Finding) {
+    pub(super) fn add(&mut self, count: u64, example: Example) {
         self.count += count;
         if self.examples.len() < SAMPLES_MAX {
             self.examples.push(example);
@@ -177,11 +177,11 @@ impl Report {
                 examples: lane
                     .misplaced
                     .iter()
-                    .map(|misplaced| Finding {
+                    .map(|misplaced| Example {
                         sequence: Some(misplaced.sequence),
                         position: Some(misplaced.position.to_string()),
                         behind: Some(misplaced.behind.to_string()),
-                        ..Finding::default()
+                        ..Example::default()
                     })
                     .collect(),
             },
@@ -204,17 +204,17 @@ impl Report {
         self.ambiguous += verdict.ambiguous;
         let unjudged = verdict.unjudged + verdict.ambiguous;
         for (findings, count, example) in [
-            (&mut self.missing, verdict.missing, Finding::of_row(group)),
-            (&mut self.unjudged, unjudged, Finding::of_row(group)),
+            (&mut self.missing, verdict.missing, Example::of_row(group)),
+            (&mut self.unjudged, unjudged, Example::of_row(group)),
             (
                 &mut self.doubled,
                 verdict.doubled,
-                Finding::of_copies(group),
+                Example::of_copies(group),
             ),
             (
                 &mut self.dead_lettered,
                 verdict.dead_lettered,
-                Finding::of_dead_letter(group),
+                Example::of_dead_letter(group),
             ),
         ] {
             if count > 0 {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::{Case, shown};
-use crate::config::origin::Origin;
+use crate::config::origin::ValueOrigin;
 use crate::config::{ConfigError, Key};
 use crate::nats::address::NatsAuth;
 
@@ -26,7 +26,7 @@ fn secrets_come_from_files_too() {
     );
     assert_eq!(
         shown(&loaded, Key::PostgresUrl).source,
-        Origin::Fallback("DATABASE_URL_FILE".to_owned())
+        ValueOrigin::Fallback("DATABASE_URL_FILE".to_owned())
     );
 
     let case = case.env("WALRELAY_NATS_TOKEN", "again");

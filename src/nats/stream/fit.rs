@@ -8,7 +8,7 @@ use crate::pipeline::publish::{Mode, NoMode, Offer};
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
+pub enum StreamSeverity {
     /// The relay cannot work with this stream, or would lose events.
     Blocks,
     /// It works, with a risk or more slowly.
@@ -17,16 +17,16 @@ pub enum Severity {
 
 /// Something about a stream that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
+pub struct StreamFinding {
     /// How bad it is.
-    pub severity: Severity,
+    pub severity: StreamSeverity,
     /// What is wrong, and why it matters.
     pub message: String,
     /// What mends it: a shell command, or the keys to set; `None` where only another stream does.
     pub command: Option<String>,
 }
 
-impl std::fmt::Display for Finding {
+impl std::fmt::Display for StreamFinding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.command {
             Some(command) => write!(f, "{}: {command}", self.message),
@@ -38,16 +38,16 @@ impl std::fmt::Display for Finding {
 /// Gathers findings about one stream.
 struct Findings<'a> {
     config: &'a StreamConfig,
-    found: Vec<Finding>,
+    found: Vec<StreamFinding>,
 }
 
 impl Findings<'_> {
-    fn add(&mut self, severity: Severity, message: impl Into<String>, flags: Option<&str>) {
+    fn add(&mut self, severity: StreamSeverity, message: impl Into<String>, flags: Option<&str>) {
         self.found
             .push(finding(self.config, severity, message, flags));
     }
 
-    fn sorted(mut self) -> Vec<Finding> {
+    fn sorted(mut self) -> Vec<StreamFinding> {
         self.found.sort_by_key(|finding| finding.severity);
         self.found
     }
@@ -55,11 +55,11 @@ impl Findings<'_> {
 
 fn finding(
     config: &StreamConfig,
-    severity: Severity,
+    severity: StreamSeverity,
     message: impl Into<String>,
     flags: Option<&str>,
-) -> Finding {
-    Finding {
+) -> StreamFinding {
+    StreamFinding {
         severity,
         message: message.into(),
         command: flags.map(|flags| format!("nats stream edit {} {flags}", config.name)),
@@ -70,7 +70,11 @@ fn finding(
 ///
 /// # Errors
 /// What blocks every way.
-pub fn mode(config: &StreamConfig, shared: bool, version: ServerVersion) -> Result<Mode, Finding> {
+pub fn mode(
+    config: &StreamConfig,
+    shared: bool,
+    version: ServerVersion,
+) -> Result<Mode, StreamFinding> {
     let offer = Offer {
         server: (version.major, version.minor),
         allow_batched: config.allow_batched,
@@ -82,7 +86,7 @@ pub fn mode(config: &StreamConfig, shared: bool, version: ServerVersion) -> Resu
             NoMode::ServerTooOld { .. } => None,
             NoMode::AtomicOff => Some("--allow-batch"),
         };
-        finding(config, Severity::Blocks, error.to_string(), flags)
+        finding(config, StreamSeverity::Blocks, error.to_string(), flags)
     })
 }
 
@@ -92,7 +96,7 @@ pub(super) fn findings(
     subjects: &[String],
     shared: bool,
     version: ServerVersion,
-) -> Vec<Finding> {
+) -> Vec<StreamFinding> {
     let mut findings = Findings {
         config,
         found: Vec::new(),
@@ -111,33 +115,33 @@ pub(super) fn findings(
     {
         let message =
             "the stream takes walrelay.lane.>, which the stream of the lanes' records needs";
-        findings.add(Severity::Blocks, message, None);
+        findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.storage == "memory" {
         let message = "storage is memory: a restart of the server loses events that Postgres may have forgotten";
-        findings.add(Severity::Warns, message, None);
+        findings.add(StreamSeverity::Warns, message, None);
     }
     if !config.sources.is_empty() {
         let message = "the stream has sources: what they bring arrives between our events and ends an epoch each time";
-        findings.add(Severity::Warns, message, None);
+        findings.add(StreamSeverity::Warns, message, None);
     }
     if let Some(transform) = &config.subject_transform {
         let message = format!(
             "subjects {:?} are stored as {:?}: consumers must ask for those",
             transform.src, transform.dest
         );
-        findings.add(Severity::Warns, message, Some("--no-transform"));
+        findings.add(StreamSeverity::Warns, message, Some("--no-transform"));
     }
     if !shared && version.at_least(2, 14) && !config.allow_batched {
         let message = "fast ingest is off: each event needs an answer of its own, which is slower";
-        findings.add(Severity::Warns, message, Some("--allow-fast"));
+        findings.add(StreamSeverity::Warns, message, Some("--allow-fast"));
     }
     findings.found.extend(mode(config, shared, version).err());
     findings.sorted()
 }
 
 /// The findings about an existing stream of the lanes' records.
-pub(super) fn lane_record_findings(config: &StreamConfig, subjects: &str) -> Vec<Finding> {
+pub(super) fn lane_record_findings(config: &StreamConfig, subjects: &str) -> Vec<StreamFinding> {
     let mut findings = Findings {
         config,
         found: Vec::new(),
@@ -146,19 +150,23 @@ pub(super) fn lane_record_findings(config: &StreamConfig, subjects: &str) -> Vec
     writable(&mut findings);
     if !config.max_age.is_zero() {
         let message = "max_age lets records expire: a lane without its record cannot resume";
-        findings.add(Severity::Blocks, message, Some("--max-age=-1"));
+        findings.add(StreamSeverity::Blocks, message, Some("--max-age=-1"));
     }
     if config.retention != "limits" {
         let message = format!("retention is {}: records vanish", config.retention);
-        findings.add(Severity::Blocks, message, None);
+        findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.storage == "memory" {
         let message = "storage is memory: a restart of the server loses the lanes' records";
-        findings.add(Severity::Blocks, message, None);
+        findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.max_msgs_per_subject != 1 {
         let message = "more than the last record of each lane is kept: the stream grows";
-        findings.add(Severity::Warns, message, Some("--max-msgs-per-subject=1"));
+        findings.add(
+            StreamSeverity::Warns,
+            message,
+            Some("--max-msgs-per-subject=1"),
+        );
     }
     findings.sorted()
 }
@@ -194,7 +202,7 @@ fn missing_subjects(findings: &mut Findings<'_>, wanted: &[String], owner: Optio
              relay's own, or nats.shared = true for both; only where slot {owner} is no more"
         ));
     }
-    findings.add(Severity::Blocks, message, Some(&flags.join(" ")));
+    findings.add(StreamSeverity::Blocks, message, Some(&flags.join(" ")));
 }
 
 /// Whether publishing works at all, and an acknowledgement means what it says.
@@ -202,25 +210,25 @@ fn writable(findings: &mut Findings<'_>) {
     let config = findings.config;
     if config.sealed {
         let message = "the stream is sealed: it takes nothing any more, and that cannot be undone; use another stream";
-        findings.add(Severity::Blocks, message, None);
+        findings.add(StreamSeverity::Blocks, message, None);
     }
     if let Some(mirror) = &config.mirror {
         let message = format!(
             "the stream mirrors {}: nobody can publish to it; use that one",
             mirror.name
         );
-        findings.add(Severity::Blocks, message, None);
+        findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.no_ack {
         findings.add(
-            Severity::Blocks,
+            StreamSeverity::Blocks,
             "the stream does not acknowledge what it stores",
             Some("--ack"),
         );
     }
     if config.persist_mode.as_deref() == Some("async") {
         let message = "persist_mode is async: it acknowledges before it writes; use another stream";
-        findings.add(Severity::Blocks, message, None);
+        findings.add(StreamSeverity::Blocks, message, None);
     }
 }
 
@@ -230,18 +238,18 @@ fn retention(findings: &mut Findings<'_>) {
     match config.retention.as_str() {
         "interest" => {
             let message = "retention is interest: without a consumer it acknowledges events and stores nothing";
-            findings.add(Severity::Blocks, message, Some("--retention=limits"));
+            findings.add(StreamSeverity::Blocks, message, Some("--retention=limits"));
         }
         "workqueue" => {
             let message = "retention is workqueue: events vanish when consumed, so nothing tells where to resume, and it cannot be changed; use another stream";
-            findings.add(Severity::Blocks, message, None);
+            findings.add(StreamSeverity::Blocks, message, None);
         }
         _ => {}
     }
     if config.discard == "new" && config.discard_new_per_subject {
         let message = "a subject that is full refuses new events, which halts the whole lane";
         findings.add(
-            Severity::Warns,
+            StreamSeverity::Warns,
             message,
             Some("--no-discard-per-subject --discard=old"),
         );
@@ -251,7 +259,11 @@ fn retention(findings: &mut Findings<'_>) {
             "only the last {} events of each subject are kept: a slow consumer misses others",
             config.max_msgs_per_subject
         );
-        findings.add(Severity::Warns, message, Some("--max-msgs-per-subject=-1"));
+        findings.add(
+            StreamSeverity::Warns,
+            message,
+            Some("--max-msgs-per-subject=-1"),
+        );
     }
 }
 
@@ -309,7 +321,7 @@ mod tests {
         }
     }
 
-    fn found(change: impl FnOnce(&mut StreamConfig)) -> Vec<Finding> {
+    fn found(change: impl FnOnce(&mut StreamConfig)) -> Vec<StreamFinding> {
         let mut config = fitting();
         change(&mut config);
         findings(
@@ -320,7 +332,7 @@ mod tests {
         )
     }
 
-    fn severities(change: impl FnOnce(&mut StreamConfig)) -> Vec<Severity> {
+    fn severities(change: impl FnOnce(&mut StreamConfig)) -> Vec<StreamSeverity> {
         found(change)
             .iter()
             .map(|finding| finding.severity)
@@ -334,7 +346,7 @@ mod tests {
 
     #[test]
     fn what_loses_events_blocks() {
-        use Severity::Blocks;
+        use StreamSeverity::Blocks;
         assert_eq!(
             severities(|config| config.retention = "workqueue".into()),
             [Blocks]
@@ -362,7 +374,7 @@ mod tests {
 
     #[test]
     fn risks_warn() {
-        use Severity::Warns;
+        use StreamSeverity::Warns;
         assert_eq!(
             severities(|config| config.storage = "memory".into()),
             [Warns]
@@ -392,7 +404,7 @@ mod tests {
         config.allow_atomic = false;
         let found = findings(&config, &config.subjects, true, VERSION);
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].severity, Severity::Blocks);
+        assert_eq!(found[0].severity, StreamSeverity::Blocks);
         assert_eq!(
             found[0].command.as_deref(),
             Some("nats stream edit OUTBOX --allow-batch")
@@ -405,7 +417,7 @@ mod tests {
         };
         let found = findings(&config, &config.subjects, true, old);
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].severity, Severity::Blocks);
+        assert_eq!(found[0].severity, StreamSeverity::Blocks);
         assert_eq!(found[0].command, None);
         assert!(found[0].message.contains("2.11"), "{}", found[0]);
     }
@@ -416,7 +428,10 @@ mod tests {
             config.storage = "memory".into();
             config.subjects.pop();
         };
-        assert_eq!(severities(both), [Severity::Blocks, Severity::Warns]);
+        assert_eq!(
+            severities(both),
+            [StreamSeverity::Blocks, StreamSeverity::Warns]
+        );
     }
 
     #[test]
@@ -440,7 +455,7 @@ mod tests {
         };
         let wanted = ["outbox.>".into(), "walrelay.dead.s".into()];
         let found = findings(&others, &wanted, false, VERSION);
-        assert_eq!(found[0].severity, Severity::Blocks);
+        assert_eq!(found[0].severity, StreamSeverity::Blocks);
         for word in ["slot other", "nats.stream and nats.subject", "nats.shared"] {
             assert!(found[0].message.contains(word), "{}", found[0]);
         }
@@ -467,7 +482,7 @@ mod tests {
         };
         assert_eq!(
             lane_record_findings(&config, "walrelay.lane.>")[0].severity,
-            Severity::Blocks
+            StreamSeverity::Blocks
         );
     }
 

@@ -6,7 +6,8 @@ use serde::Deserialize;
 
 use super::fit::{overlaps, owner};
 use super::{
-    DEFAULT_PREFIX, Finding, Severity, StreamError, StreamSettings, answer_error, find, request,
+    DEFAULT_PREFIX, StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find,
+    request,
 };
 use crate::nats::api::{StreamConfig, refuse};
 
@@ -17,7 +18,7 @@ use crate::nats::api::{StreamConfig, refuse};
 pub async fn taken(
     client: &async_nats::Client,
     settings: &StreamSettings,
-) -> Result<Vec<Finding>, StreamError> {
+) -> Result<Vec<StreamFinding>, StreamError> {
     let mut found = Vec::new();
     for (index, subject) in settings.subjects_to_create.iter().enumerate() {
         for name in names(client, settings, subject).await? {
@@ -37,7 +38,7 @@ fn finding(
     subject: &str,
     is_events: bool,
     other: &StreamConfig,
-) -> Option<Finding> {
+) -> Option<StreamFinding> {
     let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
     let (name, slot) = (&other.name, &settings.slot);
     let message = if held == subject {
@@ -56,8 +57,8 @@ fn finding(
                 .to_owned()
         }
     };
-    Some(Finding {
-        severity: Severity::Blocks,
+    Some(StreamFinding {
+        severity: StreamSeverity::Blocks,
         message,
         command: Some(mend),
     })
