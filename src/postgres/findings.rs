@@ -160,7 +160,8 @@ fn server(server: &Server, found: &mut Vec<Finding>) {
     if server.encoding == "SQL_ASCII" {
         found.push(warn(
             Kind::Encoding,
-            "the database's encoding is SQL_ASCII, which does not promise that text is UTF-8; such rows are rejected",
+            "the database's encoding is SQL_ASCII, which does not promise that text is UTF-8: the server cannot send a row of \
+             the outbox that is not, and the relay stands still in front of it",
             "dump the database and restore it into one made with ENCODING 'UTF8'",
         ));
     }
