@@ -732,3 +732,48 @@ fn behind_many_foreign_messages_what_is_settled_is_looked_for() {
         Tail::TooFar { .. }
     ));
 }
+
+#[test]
+fn any_number_of_messages_of_our_own_is_one_look() {
+    let last = 50 + 2 * FOREIGN_MESSAGES_MAX;
+    let expected = (last - 1).to_string();
+    let backfilled = stored(&expected, None, Some("s 40"));
+    // The search goes on at the sequence that the last one names.
+    let ours = stored("39", Some("s 0/28:1"), None);
+    let stream = [(last, backfilled), (40, ours)];
+    assert_eq!(search(&stream, None, None), found(40, 40, Some("e50")));
+    let removed = Tail::Removed { sequence: 40 };
+    assert_eq!(
+        search(&[(last, backfilled), (40, None)], None, None),
+        removed
+    );
+    let first = stored(&expected, None, Some("s 0"));
+    assert_eq!(search(&[(last, first)], None, None), Tail::Nothing);
+    // What is known to stand behind that sequence is looked at.
+    let known = stored("44", Some("s 0/2D:1"), None);
+    let stream = [(last, backfilled), (45, known)];
+    let settled = memory(CREATED, 45, 40);
+    assert_eq!(search(&stream, None, settled), found(45, 45, Some("e50")));
+    // A copy, another slot's, and a sequence that does not lead back say nothing.
+    for (expected, tail) in [("", "s 0"), ("2", "t 0"), ("2", "s 9")] {
+        let other = stored(expected, None, Some(tail));
+        let ours = stored("1", Some("s 0/32:1"), None);
+        let stream = [(3, other), (2, ours)];
+        assert_eq!(search(&stream, None, None), found(2, 50, Some("e50")));
+    }
+}
+
+#[test]
+fn a_search_tells_how_far_back_there_is_nothing() {
+    let behind = |message: Option<StoredMessage<'_>>| {
+        let mut search = TailSearch::new("s", 3, CREATED, None, None);
+        search.take(message);
+        search.none_behind()
+    };
+    assert_eq!(behind(stranger()), 2);
+    assert_eq!(behind(None), 3);
+    // A copy must be met again.
+    assert_eq!(behind(stored("", Some("s 0/10:1"), None)), 3);
+    let skipped = stored("2", None, Some("s 0"));
+    assert_eq!(behind(skipped), 0);
+}

@@ -146,9 +146,7 @@ impl<'a> Republish<'a> {
             }
         };
         headers.insert(EXPECTED_HEADER, end.last_sequence.to_string());
-        if let Some(tail) = &end.tail {
-            headers.insert(TAIL_HEADER, tail.as_str());
-        }
+        headers.insert(TAIL_HEADER, end.tail.as_str());
         self.end.replace(Some(end));
         Ok(headers)
     }

@@ -14,6 +14,7 @@ pub const KIND_HEADER: &str = "Walrelay-Kind";
 /// Header of a dead letter: why the row could not be published.
 pub const REASON_HEADER: &str = "Walrelay-Reason";
 /// Header of a replayed event: the lane's last position when it was sent, so that resume finds it behind a replay.
+/// What is published outside the lane has it too, with the sequence behind which the lane has no message where it has none.
 pub const TAIL_HEADER: &str = "Walrelay-Tail";
 /// NATS' own header: the sequence that a message of a stream of our own was to follow. Stored with the message.
 pub const EXPECTED_HEADER: &str = "Nats-Expected-Last-Sequence";

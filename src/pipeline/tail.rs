@@ -160,6 +160,11 @@ impl<'a> TailSearch<'a> {
         (self.next > self.floor).then_some(Lookup::Message(self.next))
     }
 
+    /// Behind this sequence the search has seen no message of the slot: where another search may go on at once.
+    pub fn none_behind(&self) -> u64 {
+        self.copy.unwrap_or(self.next)
+    }
+
     /// What the search has found where [`Self::wanted`] names no further message.
     pub fn end(self) -> Tail {
         match self.copy {
@@ -197,6 +202,10 @@ impl<'a> TailSearch<'a> {
                     slot: slot.to_owned(),
                 });
             }
+        }
+        if let Some(sequence) = message.none_behind(self.slot) {
+            self.skip_to(sequence);
+            return None;
         }
         self.pass()
     }
@@ -240,6 +249,13 @@ impl<'a> TailSearch<'a> {
         }
     }
 
+    /// What lies between was searched when the message in hand was stored. What record or memory know is looked at all
+    /// the same: a broker may have lost it.
+    fn skip_to(&mut self, sequence: u64) {
+        let settled = self.settled.as_ref().map_or(0, |tail| tail.sequence);
+        self.next = sequence.max(settled).min(self.next - 1);
+    }
+
     /// Goes on to the message before, or to the settled one where that is too far away.
     fn pass(&mut self) -> Option<Tail> {
         self.next -= 1;
@@ -281,6 +297,14 @@ impl<'m> StoredMessage<'m> {
         self.kind != Some(position::KIND_REPLAY)
     }
 
+    /// The sequence behind which `slot` had no message when this one was stored, if it says so: see [`none_behind_header`].
+    fn none_behind(&self, slot: &str) -> Option<u64> {
+        let (of_slot, sequence) = self.tail?.split_once(' ')?;
+        (of_slot == slot && self.is_in_place())
+            .then(|| sequence.parse().ok())
+            .flatten()
+    }
+
     /// Whether it stands where a relay put it in a stream of our own.
     pub fn is_in_place(&self) -> bool {
         self.is_fence || is_in_place(self.expected_sequence, self.sequence)
@@ -301,6 +325,12 @@ fn is_in_place(expected_sequence: Option<&str>, sequence: u64) -> bool {
     expected_sequence
         .and_then(|text| text.parse::<u64>().ok())
         .is_some_and(|expected| Some(expected) == sequence.checked_sub(1))
+}
+
+/// The value of [`position::TAIL_HEADER`] where the lane's last message is not known: `<slot> <sequence>`, no message of the
+/// lane stands behind that sequence.
+pub fn none_behind_header(slot: &str, sequence: u64) -> String {
+    format!("{slot} {sequence}")
 }
 
 /// `<slot> <position> <event id>` as position header and id; the id is `-` where there is none.

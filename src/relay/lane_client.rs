@@ -10,7 +10,7 @@ use crate::pipeline::fault::Fault;
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::{Request, StoredRecord};
-use crate::pipeline::tail::{Lookup, Tail, TailSearch};
+use crate::pipeline::tail::{Lookup, Tail, TailSearch, none_behind_header};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use async_nats::{Client, HeaderMap, RequestErrorKind};
 
@@ -46,9 +46,8 @@ pub enum LaneError {
 pub struct LaneEnd {
     /// The stream's last sequence.
     pub last_sequence: u64,
-    /// The lane's place as [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER) has it; none where the stream does not
-    /// tell it.
-    pub tail: Option<String>,
+    /// The lane's place as [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER) has it, or how far back it is not.
+    pub tail: String,
 }
 
 /// A lane over the administrative connection.
@@ -174,8 +173,8 @@ impl LaneClient {
             }
         }
         let tail = match found {
-            Tail::Found(tail) => Some(tail_header(slot, tail.position, tail.event_id.as_deref())),
-            _ => None,
+            Tail::Found(tail) => tail_header(slot, tail.position, tail.event_id.as_deref()),
+            _ => none_behind_header(slot, search.none_behind()),
         };
         Ok(LaneEnd {
             last_sequence,

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use crate::lane::{holds_events, stream_of};
+use walrelay::pipeline::tail::FOREIGN_MESSAGES_MAX;
+
 use crate::support::{Fixture, assert_exactly_once, uuid};
 
 /// Rows from before the slot was made.
@@ -97,5 +99,25 @@ async fn an_expired_retry_is_no_doubt() {
     fixture.insert(4, 5).await;
     fixture.holds(2).await;
     assert_exactly_once(&[uuid(4), uuid(5)], &fixture.stored_ids().await);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_lane_without_an_event_begins_behind_any_number_of_backfilled_rows() {
+    let mut fixture = Fixture::bare().await;
+    fixture
+        .sql
+        .batch_execute(walrelay::outbox::SCHEMA_SQL)
+        .await
+        .unwrap();
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let old = FOREIGN_MESSAGES_MAX + 10;
+    fixture.insert(1, old).await;
+    fixture.setup().await;
+    fixture.walrelay(&["backfill"]).await.success();
+    let relay = fixture.run();
+    fixture.insert(old + 1, old + 1).await;
+    fixture.holds(old as usize + 1).await;
+    assert_eq!(fixture.stored_ids().await.last(), Some(&uuid(old + 1)));
     relay.stop().await;
 }
