@@ -734,6 +734,35 @@ fn behind_many_foreign_messages_what_is_settled_is_looked_for() {
 }
 
 #[test]
+fn behind_many_strangers_the_search_goes_on_to_what_is_recorded() {
+    let last = 50 + FOREIGN_MESSAGES_MAX;
+    let strangers: Vec<_> = (0..=FOREIGN_MESSAGES_MAX)
+        .map(|back| (last - back, foreign()))
+        .collect();
+    let with = |messages: &[_]| [strangers.as_slice(), messages].concat();
+    let known = active(40);
+    // The lane had gone on behind what the record knows.
+    let ours = stored("48", Some("s 0/31:1"), None);
+    let recorded = stored("39", Some("s 0/28:1"), None);
+    let stream = with(&[(49, ours), (40, recorded)]);
+    assert_eq!(
+        search(&stream, Some(&known), None),
+        found(49, 49, Some("e50"))
+    );
+    // The broker lost the recorded one too: nothing says how much further it is.
+    let lost: Vec<_> = (40..50).rev().map(|seq| (seq, foreign())).collect();
+    assert!(matches!(
+        search(&with(&lost), Some(&known), None),
+        Tail::TooFar { .. }
+    ));
+    let adopted = LaneRecord {
+        adopted_sequence: 49,
+        ..record(0, 40)
+    };
+    assert_eq!(search(&strangers, Some(&adopted), None), Tail::Nothing);
+}
+
+#[test]
 fn any_number_of_messages_of_our_own_is_one_look() {
     let last = 50 + 2 * FOREIGN_MESSAGES_MAX;
     let expected = (last - 1).to_string();
@@ -767,10 +796,13 @@ fn any_number_of_messages_of_our_own_is_one_look() {
 fn a_search_tells_how_far_back_there_is_nothing() {
     let behind = |message: Option<StoredMessage<'_>>| {
         let mut search = TailSearch::new("s", 3, CREATED, None, None);
-        search.take(message);
+        search.take(message.map(|message| StoredMessage {
+            sequence: 3,
+            ..message
+        }));
         search.none_behind()
     };
-    assert_eq!(behind(stranger()), 2);
+    assert_eq!(behind(foreign()), 2);
     assert_eq!(behind(None), 3);
     // A copy must be met again.
     assert_eq!(behind(stored("", Some("s 0/10:1"), None)), 3);

@@ -9,7 +9,8 @@ use super::continuity::{Memory, settled_tail};
 use super::position::{self, Position};
 use super::record::LaneRecord;
 
-/// How many messages that are not the lane's may stand at the end of a stream before the search for its own ends.
+/// How many messages that are not the lane's may stand at the end of a stream before the search for its own ends, unless
+/// record or memory know where it must end.
 pub const FOREIGN_MESSAGES_MAX: u64 = 10_000;
 
 /// The last message of the lane in the stream.
@@ -268,10 +269,16 @@ impl<'a> TailSearch<'a> {
                 self.next = settled.sequence;
                 None
             }
+            _ if self.is_bounded() => None,
             _ => Some(Tail::TooFar {
                 scanned: self.scanned,
             }),
         }
+    }
+
+    /// A message of the lane stands further back, or the lane's adoption: the way there is long, but it has an end.
+    fn is_bounded(&self) -> bool {
+        self.floor > 0 || self.left.iter().any(|sequence| *sequence <= self.next)
     }
 }
 

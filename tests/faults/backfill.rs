@@ -117,7 +117,7 @@ async fn a_lane_without_an_event_begins_behind_any_number_of_backfilled_rows() {
     fixture.walrelay(&["backfill"]).await.success();
     let relay = fixture.run();
     fixture.insert(old + 1, old + 1).await;
-    fixture.holds(old as usize + 1).await;
+    fixture.holds(old + 1).await;
     assert_eq!(fixture.stored_ids().await.last(), Some(&uuid(old + 1)));
     relay.stop().await;
 }
