@@ -26,6 +26,7 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	@scripts/toolchain.sh rustfmt clippy
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
+	@scripts/library.sh
 	$(CARGO) test
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps

@@ -54,13 +54,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// Imports that are on their way out. One that is gone must leave this list.
-const REMAINING: &[(&str, &str)] = &[
-    ("nats::stream::fit", "pipeline::publish"),
-    ("pipeline::publish::publisher", "pipeline::publish::atomic"),
-    ("pipeline::publish::publisher", "pipeline::publish::chain"),
-    ("pipeline::publish::publisher", "pipeline::publish::fast"),
-    ("pipeline::tail", "pipeline::continuity"),
-];
+const REMAINING: &[(&str, &str)] = &[("pipeline::tail", "pipeline::continuity")];
 
 type Graph = BTreeMap<String, BTreeSet<String>>;
 

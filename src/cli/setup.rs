@@ -21,6 +21,7 @@ use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot,
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
+use crate::relay::stream_fit;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -317,7 +318,7 @@ async fn plan_streams(
     if let Some(replicas) = args.replicas {
         wanted.num_replicas = usize::from(replicas);
     }
-    let events = stream::plan(nats, &wanted).await?;
+    let events = stream_fit::plan(nats, &wanted).await?;
     let records = stream::plan_lane_records(nats, wanted.num_replicas).await?;
     let taken = stream::taken(nats, &wanted).await?;
     Ok(Streams {

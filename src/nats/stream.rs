@@ -22,7 +22,7 @@ use super::settings::ConnectionSettings;
 mod fit;
 mod taken;
 
-pub use fit::{StreamFinding, StreamSeverity, mode};
+pub use fit::{StreamFinding, StreamSeverity};
 pub use taken::taken;
 
 /// The stream of the lanes' records.
@@ -181,7 +181,7 @@ fn with_auth(
     })
 }
 
-/// Looks whether the events' stream exists, and how it fits.
+/// Looks whether the events' stream exists, and how it fits, whatever the way of publishing.
 ///
 /// # Errors
 /// [`StreamError`].
@@ -333,7 +333,11 @@ async fn request(
     }
 }
 
-fn server_version(client: &async_nats::Client) -> Result<ServerVersion, StreamError> {
+/// The version of the server that the client is connected to.
+///
+/// # Errors
+/// [`StreamError::Version`].
+pub fn server_version(client: &async_nats::Client) -> Result<ServerVersion, StreamError> {
     ServerVersion::try_from(client.server_info().version).map_err(StreamError::Version)
 }
 

@@ -25,10 +25,12 @@ mod chain;
 mod fast;
 mod flight;
 mod frame;
+mod mode;
 mod publisher;
 
 pub use frame::Body;
-pub use publisher::{Mode, NoMode, Offer, Preparation};
+pub use mode::{Mode, NoMode, Offer};
+pub use publisher::Preparation;
 
 use super::fault::Fault;
 use super::position::Position;

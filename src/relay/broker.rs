@@ -6,12 +6,13 @@
 use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StreamInfo};
 use crate::nats::connection::LaneConnection;
 use crate::nats::stream::{
-    self, LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
+    LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
 };
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::NatsSettings;
+use crate::relay::stream_fit;
 use std::time::Duration;
 
 /// A connection to the broker, and what it said about the stream.
@@ -85,7 +86,7 @@ impl Broker {
             return Vec::new();
         };
         let version = self.connection.info().version;
-        stream::findings(&info.config, &self.wanted, version)
+        stream_fit::findings(&info.config, &self.wanted, version)
             .iter()
             .filter(|finding| finding.severity == severity)
             .map(|finding| format!("stream {}: {finding}", info.config.name))

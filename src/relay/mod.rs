@@ -14,6 +14,7 @@ pub mod open_error;
 pub mod settings;
 mod shutdown;
 pub mod status;
+pub mod stream_fit;
 pub mod turn;
 pub mod watch;
 

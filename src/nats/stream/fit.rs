@@ -4,7 +4,6 @@
 
 use crate::nats::api::StreamConfig;
 use crate::nats::protocol::ServerVersion;
-use crate::pipeline::publish::{Mode, NoMode, Offer};
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,6 +25,22 @@ pub struct StreamFinding {
     pub command: Option<String>,
 }
 
+impl StreamFinding {
+    /// One that `nats stream edit` with these flags mends; without flags, only another stream does.
+    pub fn new(
+        config: &StreamConfig,
+        severity: StreamSeverity,
+        message: impl Into<String>,
+        flags: Option<&str>,
+    ) -> Self {
+        StreamFinding {
+            severity,
+            message: message.into(),
+            command: flags.map(|flags| format!("nats stream edit {} {flags}", config.name)),
+        }
+    }
+}
+
 impl std::fmt::Display for StreamFinding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.command {
@@ -44,50 +59,13 @@ struct Findings<'a> {
 impl Findings<'_> {
     fn add(&mut self, severity: StreamSeverity, message: impl Into<String>, flags: Option<&str>) {
         self.found
-            .push(finding(self.config, severity, message, flags));
+            .push(StreamFinding::new(self.config, severity, message, flags));
     }
 
     fn sorted(mut self) -> Vec<StreamFinding> {
         self.found.sort_by_key(|finding| finding.severity);
         self.found
     }
-}
-
-fn finding(
-    config: &StreamConfig,
-    severity: StreamSeverity,
-    message: impl Into<String>,
-    flags: Option<&str>,
-) -> StreamFinding {
-    StreamFinding {
-        severity,
-        message: message.into(),
-        command: flags.map(|flags| format!("nats stream edit {} {flags}", config.name)),
-    }
-}
-
-/// How the relay publishes to this stream; `shared` with other relays.
-///
-/// # Errors
-/// What blocks every way.
-pub fn mode(
-    config: &StreamConfig,
-    shared: bool,
-    version: ServerVersion,
-) -> Result<Mode, StreamFinding> {
-    let offer = Offer {
-        server: (version.major, version.minor),
-        allow_batched: config.allow_batched,
-        allow_atomic: config.allow_atomic,
-        shared,
-    };
-    Mode::pick(&offer).map_err(|error| {
-        let flags = match error {
-            NoMode::ServerTooOld { .. } => None,
-            NoMode::AtomicOff => Some("--allow-batch"),
-        };
-        finding(config, StreamSeverity::Blocks, error.to_string(), flags)
-    })
 }
 
 /// The findings about an events' stream that must hold `subjects`; `shared` with other relays.
@@ -136,7 +114,6 @@ pub(super) fn findings(
         let message = "fast ingest is off: each event needs an answer of its own, which is slower";
         findings.add(StreamSeverity::Warns, message, Some("--allow-fast"));
     }
-    findings.found.extend(mode(config, shared, version).err());
     findings.sorted()
 }
 
@@ -396,30 +373,6 @@ mod tests {
             severities(|config| config.sources.push(StreamSource::default())),
             [Warns]
         );
-    }
-
-    #[test]
-    fn a_shared_stream_without_atomic_batches_blocks() {
-        let mut config = fitting();
-        config.allow_atomic = false;
-        let found = findings(&config, &config.subjects, true, VERSION);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].severity, StreamSeverity::Blocks);
-        assert_eq!(
-            found[0].command.as_deref(),
-            Some("nats stream edit OUTBOX --allow-batch")
-        );
-        assert_eq!(mode(&config, true, VERSION), Err(found[0].clone()));
-        config.allow_atomic = true;
-        let old = ServerVersion {
-            minor: 11,
-            ..VERSION
-        };
-        let found = findings(&config, &config.subjects, true, old);
-        assert_eq!(found.len(), 1);
-        assert_eq!(found[0].severity, StreamSeverity::Blocks);
-        assert_eq!(found[0].command, None);
-        assert!(found[0].message.contains("2.11"), "{}", found[0]);
     }
 
     #[test]

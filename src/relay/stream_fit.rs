@@ -1,0 +1,100 @@
+//! How an existing stream fits the relay, and whether there is a way to publish to it.
+//!
+//! In: its configuration, the settings, the server's version. Out: findings, the worst first. `setup` and `run` ask here, so
+//! that both refuse the same.
+
+use crate::nats::api::StreamConfig;
+use crate::nats::protocol::ServerVersion;
+use crate::nats::stream::{
+    self, StreamError, StreamFinding, StreamPlan, StreamSettings, StreamSeverity,
+};
+use crate::pipeline::publish::{Mode, NoMode, Offer};
+
+/// What of an existing stream does not fit the settings.
+pub fn findings(
+    config: &StreamConfig,
+    settings: &StreamSettings,
+    version: ServerVersion,
+) -> Vec<StreamFinding> {
+    let mut found = stream::findings(config, settings, version);
+    found.extend(no_way(config, settings.shared, version));
+    found.sort_by_key(|finding| finding.severity);
+    found
+}
+
+/// Looks whether the events' stream exists, and how it fits.
+///
+/// # Errors
+/// See [`stream::plan`].
+pub async fn plan(
+    client: &async_nats::Client,
+    settings: &StreamSettings,
+) -> Result<StreamPlan, StreamError> {
+    let mut plan = stream::plan(client, settings).await?;
+    if let StreamPlan::Exists { info, findings } = &mut plan {
+        let version = stream::server_version(client)?;
+        *findings = self::findings(&info.config, settings, version);
+    }
+    Ok(plan)
+}
+
+/// Why no way of publishing serves.
+fn no_way(config: &StreamConfig, shared: bool, version: ServerVersion) -> Option<StreamFinding> {
+    let offer = Offer {
+        server: (version.major, version.minor),
+        allow_batched: config.allow_batched,
+        allow_atomic: config.allow_atomic,
+        shared,
+    };
+    let error = Mode::pick(&offer).err()?;
+    let flags = match error {
+        NoMode::ServerTooOld { .. } => None,
+        NoMode::AtomicOff => Some("--allow-batch"),
+    };
+    let message = error.to_string();
+    Some(StreamFinding::new(
+        config,
+        StreamSeverity::Blocks,
+        message,
+        flags,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_way_of(shared: bool, allow_atomic: bool, minor: u16) -> Option<StreamFinding> {
+        let config = StreamConfig {
+            name: "OUTBOX".into(),
+            allow_atomic,
+            ..StreamConfig::default()
+        };
+        let version = ServerVersion {
+            major: 2,
+            minor,
+            patch: 0,
+        };
+        no_way(&config, shared, version)
+    }
+
+    #[test]
+    fn a_shared_stream_without_atomic_batches_blocks() {
+        let off = no_way_of(true, false, 15).expect("a finding");
+        assert_eq!(off.severity, StreamSeverity::Blocks);
+        assert_eq!(
+            off.command.as_deref(),
+            Some("nats stream edit OUTBOX --allow-batch")
+        );
+        let old = no_way_of(true, true, 11).expect("a finding");
+        assert_eq!(old.severity, StreamSeverity::Blocks);
+        assert_eq!(old.command, None);
+        assert!(old.message.contains("2.11"), "{old}");
+    }
+
+    #[test]
+    fn a_stream_of_its_own_can_always_be_published_to() {
+        assert_eq!(no_way_of(false, false, 10), None);
+        assert_eq!(no_way_of(true, true, 15), None);
+    }
+}
