@@ -39,14 +39,17 @@
 // It panics where standard output is closed or full: `cli::stdout` writes there.
 #![warn(clippy::print_stdout)]
 
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
 pub mod environment;
 pub mod event;
+#[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod local;
 pub mod nats;
 mod nearest;
+#[cfg(feature = "cli")]
 pub mod ops;
 pub mod outbox;
 pub mod pipeline;
