@@ -7,7 +7,7 @@ use walrelay::pipeline::continuity::{
     Memory, Plan, Refusal, StartView, plan, provisional_start_lsn,
 };
 use walrelay::pipeline::fault::Halt;
-use walrelay::pipeline::history::History;
+use walrelay::pipeline::history::{History, Switch};
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::tail::{
@@ -79,7 +79,7 @@ fn usual() -> Case {
         record: Some(record(50, 40)),
         memory: None,
         from: None,
-        history: History::first(1),
+        history: History::first(),
     }
 }
 
@@ -121,7 +121,7 @@ fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
         epoch: 1,
         settled: true,
         confirmed_lsn: confirmed_lsn.into(),
-        timeline: 1,
+        history: History::first(),
     })
 }
 
@@ -411,15 +411,16 @@ fn another_timelines_lsns_explain_nothing_behind_the_switch() {
             switched_at: Some(60.into()),
         }
     );
-    let remembering = |timeline| Case {
-        memory: memory(CREATED, 30, 90).map(|memory| Memory { timeline, ..memory }),
+    let remembering = |history| Case {
+        memory: memory(CREATED, 30, 90).map(|memory| Memory { history, ..memory }),
         ..case(61)
     };
-    assert!(remembering(1).plan().is_err());
-    assert!(remembering(2).plan().is_ok());
+    assert!(remembering(History::first()).plan().is_err());
+    assert!(remembering(case(61).history).plan().is_ok());
     // Of a timeline that the server does not come from.
     let elsewhere = LaneRecord {
         timeline: 3,
+        switches: None,
         ..record(30, 90)
     };
     assert!(
@@ -430,6 +431,39 @@ fn another_timelines_lsns_explain_nothing_behind_the_switch() {
         .plan()
         .is_err()
     );
+}
+
+/// Standby A was promoted, confirmed, and was lost; B, which never followed A, was promoted and took the same number.
+#[test]
+fn the_number_of_a_timeline_explains_nothing() {
+    let recorded = |switches: Option<Vec<Switch>>| Case {
+        confirmed: 70,
+        tail: Tail::Found(message(30)),
+        record: Some(LaneRecord {
+            timeline: 2,
+            switches,
+            ..record(30, 90)
+        }),
+        history: History::parse(2, "1 0/3C standby promoted").expect("a history"),
+        ..usual()
+    };
+    let left_at = |lsn: u64| Switch {
+        timeline: 1,
+        lsn: lsn.into(),
+    };
+    for (lost, shared) in [(50, 50), (61, 60)] {
+        let halt = recorded(Some(vec![left_at(lost)])).halt();
+        assert!(
+            matches!(halt, Halt::ConfirmedUnexplained { switched_at: Some(at), .. } if at == PgLsn::from(shared)),
+            "{halt:?}"
+        );
+    }
+    assert_eq!(
+        recorded(Some(vec![left_at(60)])).good().start_lsn,
+        PgLsn::from(70)
+    );
+    // An older walrelay has recorded no more than the number.
+    assert_eq!(recorded(None).good().start_lsn, PgLsn::from(70));
 }
 
 #[test]

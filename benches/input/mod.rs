@@ -139,7 +139,7 @@ impl Lane1 {
                 database: "app".into(),
                 slot: "walrelay".into(),
             },
-            timeline: 1,
+            history: walrelay::pipeline::history::History::first(),
             created: "2026-11-23T04:40:52Z".into(),
             epoch: 1,
             record: None,

@@ -21,6 +21,7 @@ use crate::cli::verify::slot::{Held, peek};
 use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
+use crate::pipeline::history::History;
 use crate::pipeline::position::{
     EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, KIND_REPLAY, Lane, POSITION_HEADER, Position,
     TAIL_HEADER, parse_header,
@@ -71,7 +72,7 @@ pub struct Args {
 /// What was found.
 struct View {
     lane: Lane,
-    timeline: u32,
+    history: History,
     confirmed_lsn: PgLsn,
     server_lsn: PgLsn,
     stream: StreamInfo,
@@ -134,7 +135,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let written = LaneRecord {
         version: LaneRecord::VERSION,
         system_identifier: view.lane.system_identifier,
-        timeline: view.timeline,
+        timeline: view.history.timeline(),
+        switches: view.history.switches().map(<[_]>::to_vec),
         database: view.lane.database.clone(),
         slot: view.lane.slot.clone(),
         stream: settings.nats.stream.clone(),
@@ -191,10 +193,10 @@ async fn look(
     let record = LaneClient::new(nats, &settings.nats.stream, name)?
         .record()
         .await?;
-    let identity = startup::connect(&settings.postgres.conninfo, &SessionSettings::default())
-        .await?
-        .identify_system()
-        .await?;
+    let conninfo = &settings.postgres.conninfo;
+    let mut session = startup::connect(conninfo, &SessionSettings::default()).await?;
+    let identity = session.identify_system().await?;
+    let history = session.timeline_history(identity.timeline).await?;
     let lane = identity.lane(name);
     let mut in_stream = stream_positions(nats, settings, &stream, confirmed_lsn).await?;
     // What the stream had and has removed; what it has lost counts lower than the record.
@@ -235,7 +237,7 @@ async fn look(
     };
     let view = View {
         lane,
-        timeline: identity.timeline,
+        history,
         confirmed_lsn,
         server_lsn,
         stream,

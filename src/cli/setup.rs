@@ -11,6 +11,7 @@ use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::nats::stream::{self, StreamPlan};
+use crate::pipeline::history::History;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Column, Inspection, Slot, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
@@ -244,7 +245,7 @@ async fn record_slot(
              events in between",
             record.confirmed_lsn
         ));
-        let lane = identify(settings).await?.lane(slot);
+        let lane = identify(settings).await?.0.lane(slot);
         if record.is_of(&lane) {
             // Nothing explains where the new slot stands, also where a server that was set back has used LSNs again.
             let unexplained = LaneRecord {
@@ -262,11 +263,12 @@ async fn record_slot(
     let Some(confirmed_lsn) = made_lsn.or(unused.and_then(|slot| slot.confirmed_flush_lsn)) else {
         return Ok(());
     };
-    let identity = identify(settings).await?;
+    let (identity, history) = identify(settings).await?;
     let first = LaneRecord {
         version: LaneRecord::VERSION,
         system_identifier: identity.system_identifier,
         timeline: identity.timeline,
+        switches: history.switches().map(<[_]>::to_vec),
         database: identity.dbname,
         slot: slot.clone(),
         stream: name.clone(),
@@ -287,10 +289,12 @@ async fn record_slot(
     Ok(())
 }
 
-async fn identify(settings: &Settings) -> anyhow::Result<SystemIdentity> {
+async fn identify(settings: &Settings) -> anyhow::Result<(SystemIdentity, History)> {
     let conninfo = &settings.postgres.conninfo;
     let mut session = startup::connect(conninfo, &SessionSettings::default()).await?;
-    Ok(session.identify_system().await?)
+    let identity = session.identify_system().await?;
+    let history = session.timeline_history(identity.timeline).await?;
+    Ok((identity, history))
 }
 
 fn print_blockers(blockers: &[Blocker]) {

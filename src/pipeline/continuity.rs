@@ -52,8 +52,8 @@ pub struct Memory {
     pub recorded_sequence: Option<u64>,
     /// What the slot was told.
     pub confirmed_lsn: PgLsn,
-    /// On which timeline.
-    pub timeline: u32,
+    /// Where the server's WAL came from.
+    pub history: History,
     /// The epoch that this comes from, as in its lane record.
     pub epoch: u64,
     /// Nothing that this process has sent may be in the stream behind `tail`.
@@ -366,7 +366,7 @@ fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(
     // What commits below the stream's last row is published, whoever moved the slot there.
     let is_published = tail.is_some_and(|tail| tail.position.commit_lsn >= confirmed);
     let explains =
-        |lsn: PgLsn, timeline| confirmed <= lsn.min(view.history.shared_through(timeline));
+        |lsn: PgLsn, history: &History| confirmed <= lsn.min(view.history.shared_with(history));
     // Until another relay has begun an epoch.
     let is_remembered = view
         .memory
@@ -374,10 +374,10 @@ fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(
             view.record
                 .is_none_or(|record| record.epoch <= memory.epoch)
         })
-        .is_some_and(|memory| explains(memory.confirmed_lsn, memory.timeline));
+        .is_some_and(|memory| explains(memory.confirmed_lsn, &memory.history));
     let explained = match view.record {
         _ if is_published || is_remembered => true,
-        Some(record) => explains(record.confirmed_lsn, record.timeline),
+        Some(record) => explains(record.confirmed_lsn, &record.history()),
         // Without a record: a lane that has published nothing.
         None => tail.is_none(),
     };
@@ -390,8 +390,8 @@ fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(
         recorded_lsn: view.record.map(|record| record.confirmed_lsn),
         switched_at: view
             .record
-            .filter(|record| record.timeline != view.history.timeline())
-            .map(|record| view.history.shared_through(record.timeline)),
+            .map(|record| view.history.shared_with(&record.history()))
+            .filter(|shared| *shared < u64::MAX.into()),
     })
 }
 

@@ -19,6 +19,7 @@ use super::dead_letter;
 use super::envelope::Reject;
 use super::epochs::Refused;
 use super::fault::{Fault, Halt, is_about_frame};
+use super::history::History;
 use super::position::{Lane, Position};
 use super::progress::Progress;
 use super::publish::{Window, WindowSettings};
@@ -36,8 +37,8 @@ use std::time::Duration;
 pub struct EngineSettings {
     /// Who the lane is.
     pub lane: Lane,
-    /// The server's timeline.
-    pub timeline: u32,
+    /// Where the server's WAL comes from.
+    pub history: History,
     /// When the stream was created, as the server writes it.
     pub created: String,
     /// Number of this epoch, for the record.
@@ -401,7 +402,7 @@ impl Engine {
             tail: self.tail().cloned(),
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),
-            timeline: self.settings.timeline,
+            history: self.settings.history.clone(),
             epoch: self.settings.epoch,
             settled: self.window.is_settled(),
         }
@@ -410,11 +411,6 @@ impl Engine {
     /// Messages without an acknowledgement.
     pub fn in_flight(&self) -> u64 {
         self.window.in_flight()
-    }
-
-    /// The server's timeline.
-    pub fn timeline(&self) -> u32 {
-        self.settings.timeline
     }
 
     /// Number of this epoch.

@@ -45,5 +45,6 @@ pub mod shared_tail;
 pub mod silence;
 pub mod subject;
 pub mod tail;
+mod text;
 
 pub use reader::DecodeError;

@@ -511,12 +511,12 @@ impl<'a> Opening<'a> {
         let mut record = stored.record;
         if let Some(record) = &mut record {
             // What lies behind the switch is another timeline's, and is not carried over into this one's record.
-            let shared_lsn = place.history.shared_through(record.timeline);
+            let shared_lsn = place.history.shared_with(&record.history());
             record.confirmed_lsn = record.confirmed_lsn.min(shared_lsn);
         }
         EngineSettings {
             lane: place.lane,
-            timeline: place.history.timeline(),
+            history: place.history,
             created: stream.created,
             epoch: record.as_ref().map_or(1, |record| record.epoch + 1),
             skips: record

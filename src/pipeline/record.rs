@@ -4,7 +4,9 @@
 //! limits nor a purge of that stream takes it away. It trails the stream by up to a confirmation interval, hence it
 //! never overrules a tail that is there; it explains the slot's confirmed LSN and stands in for a removed tail.
 
+use super::history::{History, Switch};
 use super::position::{Lane, Position};
+use super::text;
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +19,9 @@ pub struct LaneRecord {
     pub system_identifier: u64,
     /// Its timeline when the record was written.
     pub timeline: u32,
+    /// The timelines before that one; none in the record of an older walrelay.
+    #[serde(default)]
+    pub switches: Option<Vec<Switch>>,
     /// The database.
     pub database: String,
     /// The slot.
@@ -109,6 +114,11 @@ impl LaneRecord {
             && self.slot == lane.slot
     }
 
+    /// Where the WAL came from that it speaks of.
+    pub fn history(&self) -> History {
+        History::new(self.timeline, self.switches.clone())
+    }
+
     /// Whose record it is.
     pub fn lane(&self) -> Lane {
         Lane {
@@ -155,22 +165,6 @@ pub enum RecordError {
     /// Written by a later walrelay.
     #[error("the lane record has form {0}, this walrelay knows form {known}", known = LaneRecord::VERSION)]
     Version(u32),
-}
-
-mod text {
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    pub(super) fn serialize<T: Display, S: Serializer>(value: &T, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(value)
-    }
-
-    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(d: D) -> Result<T, D::Error> {
-        let text = String::deserialize(d)?;
-        text.parse()
-            .map_err(|_| D::Error::custom(format!("{text:?} cannot be read")))
-    }
 }
 
 mod text_option {

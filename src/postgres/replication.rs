@@ -159,13 +159,13 @@ impl Session {
     pub async fn timeline_history(&mut self, timeline: u32) -> Result<History, ReplicationError> {
         // The first timeline has no history file.
         if timeline <= 1 {
-            return Ok(History::first(timeline));
+            return Ok(History::first());
         }
         let query = format!("TIMELINE_HISTORY {timeline}");
         let rows = match self.simple_query(&query).await {
             Ok(rows) => rows,
             // A server without the file shares nothing with another timeline, as far as can be told.
-            Err(ReplicationError::Server(_)) => return Ok(History::first(timeline)),
+            Err(ReplicationError::Server(_)) => return Ok(History::new(timeline, None)),
             Err(error) => return Err(error),
         };
         let bad = |problem| Reader::new("TIMELINE_HISTORY", &[]).error("content", problem);

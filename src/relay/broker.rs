@@ -101,10 +101,10 @@ impl Broker {
         match self.ask_once(request).await {
             Err(Unanswered::NoStream) if *request == Request::Record => {
                 self.create_records().await?;
-                Ok(Answer::Record(StoredRecord {
+                Ok(Answer::Record(Box::new(StoredRecord {
                     record: None,
                     sequence: 0,
-                }))
+                })))
             }
             Err(Unanswered::NoStream) => {
                 let stream = match request {

@@ -121,7 +121,7 @@ impl LaneClient {
     /// [`LaneError`].
     pub async fn record(&self) -> Result<StoredRecord, LaneError> {
         match self.ask(&Request::Record).await? {
-            Answer::Record(stored) => Ok(stored),
+            Answer::Record(stored) => Ok(*stored),
             answer => unreachable!("{answer:?} to a request for the record"),
         }
     }

@@ -66,7 +66,7 @@ pub enum Answer {
     /// Configuration and state of the stream.
     Stream(Box<StreamInfo>),
     /// The lane record.
-    Record(StoredRecord),
+    Record(Box<StoredRecord>),
     /// A message; none where there is none.
     Message(Option<StoredMessage>),
     /// Stored with this sequence.
@@ -158,7 +158,7 @@ impl LaneStore {
     pub fn read(&self, expects: Expects, payload: &[u8]) -> Result<Answer, StoreError> {
         Ok(match expects {
             Expects::Stream => Answer::Stream(Box::new(StreamInfo::parse(payload)?)),
-            Expects::Record => Answer::Record(match StoredMessage::parse(payload)? {
+            Expects::Record => Answer::Record(Box::new(match StoredMessage::parse(payload)? {
                 Some(message) => StoredRecord {
                     record: Some(LaneRecord::from_json(&message.data)?),
                     sequence: message.seq,
@@ -167,7 +167,7 @@ impl LaneStore {
                     record: None,
                     sequence: 0,
                 },
-            }),
+            })),
             Expects::Message => Answer::Message(StoredMessage::parse(payload)?),
             Expects::StoredRecord => Answer::Stored(
                 stored_sequence(payload, LANE_RECORD_STREAM, Fault::RecordTaken)
@@ -187,7 +187,7 @@ impl Answer {
     pub fn reply(&self) -> Reply<'_> {
         match self {
             Answer::Stream(info) => Reply::Stream(stream_view(info)),
-            Answer::Record(stored) => Reply::Record(Box::new(stored.clone())),
+            Answer::Record(stored) => Reply::Record(stored.clone()),
             Answer::Message(message) => {
                 Reply::Message(message.as_ref().map(StoredMessage::for_search))
             }

@@ -8,6 +8,7 @@ pub fn fresh(created: &str) -> LaneRecord {
         version: LaneRecord::VERSION,
         system_identifier: 7,
         timeline: 1,
+        switches: Some(Vec::new()),
         database: "app".into(),
         slot: "s".into(),
         stream: "S".into(),

@@ -164,6 +164,34 @@ fn a_slot_that_was_made_on_another_timeline() {
     lane.rest();
 }
 
+/// Two standbys are promoted in turn, the second of them never followed the first: both are on timeline 2.
+#[test]
+fn a_slot_of_a_second_standby_that_took_the_same_timeline() {
+    let (mut lane, _) = stopped_lane();
+    let history = |switch: u64| {
+        let file = format!("1\t{}\tpromoted", PgLsn::from(switch));
+        History::parse(2, &file).expect("a history")
+    };
+    let stopped_at = lane.world.postgres.end_lsn;
+    lane.world.postgres.history = history(stopped_at);
+    lane.start_relay(Duration::ZERO);
+    let world = &mut lane.world;
+    world.postgres.write_other(&mut world.random);
+    lane.rest();
+    lane.stop();
+    let switch = stopped_at + 8;
+    lane.world.postgres.restore(switch, switch);
+    lane.world.postgres.history = history(switch);
+    lane.world.postgres.start();
+    lane.commit(3);
+    lane.world.postgres.confirmed_lsn = Some(lane.world.postgres.end_lsn);
+    let halt = lane.halt();
+    assert!(
+        matches!(halt, Halt::ConfirmedUnexplained { switched_at: Some(at), .. } if at == PgLsn::from(stopped_at)),
+        "{halt:?}"
+    );
+}
+
 #[test]
 fn a_database_that_lacks_what_was_published() {
     let (mut lane, first) = stopped_lane();

@@ -93,7 +93,7 @@ impl Postgres {
             incarnation: 0,
             system_identifier: 7_000_000_000_000_000_001,
             database: "app".into(),
-            history: History::first(1),
+            history: History::first(),
             wal: Vec::new(),
             end_lsn: start,
             confirmed_lsn: Some(start),

@@ -55,7 +55,8 @@ impl Engine {
         LaneRecord {
             version: LaneRecord::VERSION,
             system_identifier: settings.lane.system_identifier,
-            timeline: settings.timeline,
+            timeline: settings.history.timeline(),
+            switches: settings.history.switches().map(<[_]>::to_vec),
             database: settings.lane.database.clone(),
             slot: settings.lane.slot.clone(),
             stream: settings.window.stream.clone(),
