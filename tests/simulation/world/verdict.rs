@@ -91,10 +91,11 @@ impl World {
         match outcome {
             Outcome::Stopped => true,
             Outcome::Halted(Halt::TailRemoved { .. }) => self.removed || self.fences_lost,
-            // Somebody else's message had come before anybody looked.
+            // Somebody else's message had come before anybody looked: in place of an event, or, on a shared stream, of the
+            // lane's only fence. Seed 109867.
             Outcome::Halted(Halt::Replaced { .. }) => {
                 self.halted_replaced = true;
-                self.messages_lost
+                self.messages_lost || self.fences_lost
             }
             // Without a hold-back the slot has forgotten what a power failure of the broker takes; and the record of idle
             // WAL is used at once, so that a power failure may take it too. Only a relay that lived on remembers.
