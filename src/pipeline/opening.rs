@@ -9,8 +9,9 @@
 //!                    look: stream, record, lane end, stream again
 //! ```
 
+mod look;
+
 use super::continuity::{self, Memory, Plan, Refusal, StartView};
-use super::dead_letter;
 use super::engine::{Engine, EngineSettings};
 use super::epochs::Refused;
 use super::fault::{Fault, Halt};
@@ -20,9 +21,10 @@ use super::publish::{Mode, NoMode, Offer, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::request::{Reply, Request, StoredRecord, StreamView};
 use super::row::Source;
-use super::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_subject};
+use super::shared_tail::fence_subject;
 use super::subject::SubjectTemplate;
-use super::tail::{Lookup, StoredMessage, Tail, TailSearch};
+use super::tail::StoredMessage;
+use look::{Search, View};
 use postgres_types::PgLsn;
 use std::time::Duration;
 
@@ -141,50 +143,6 @@ pub struct EpochSettings {
     pub halt_on_reject: bool,
     /// The rows that the broker refused in epochs before.
     pub refused: Refused,
-}
-
-#[derive(Debug)]
-enum Search<'a> {
-    Own(TailSearch<'a>),
-    Shared(SharedTailSearch<'a>),
-}
-
-impl Search<'_> {
-    fn wanted(&self) -> Option<Lookup<'_>> {
-        match self {
-            Search::Own(search) => search.wanted(),
-            Search::Shared(search) => search.wanted(),
-        }
-    }
-
-    fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
-        match self {
-            Search::Own(search) => search.take(message),
-            Search::Shared(search) => search.take(message),
-        }
-    }
-
-    fn end(self) -> Tail {
-        match self {
-            Search::Own(search) => search.end(),
-            Search::Shared(search) => search.end(),
-        }
-    }
-
-    fn fence_sequence(&self) -> u64 {
-        match self {
-            Search::Own(_) => 0,
-            Search::Shared(search) => search.fence_sequence(),
-        }
-    }
-}
-
-/// What the broker says, at one look.
-#[derive(Debug)]
-struct View {
-    stream: StreamView,
-    stored: StoredRecord,
-    tail: Tail,
 }
 
 #[derive(Debug)]
@@ -312,37 +270,8 @@ impl<'a> Opening<'a> {
         Ok(())
     }
 
-    fn search(&self, stream: StreamView, mut stored: StoredRecord) -> Step<'a> {
-        let slot = self.known.slot;
-        let memory = self.known.memory.as_ref();
-        if let Some(record) = &mut stored.record
-            && record.created == stream.created
-        {
-            // A stream that was set back below the adoption: what comes there now is the lane's own.
-            record.adopted_sequence = record.adopted_sequence.min(stream.last_sequence);
-        }
-        let record = stored.record.as_ref();
-        let search = if self.known.shared {
-            let subjects = SharedSubjects {
-                fence: fence_subject(self.known.stream, slot),
-                filters: [self.known.template.filter(), dead_letter::subject(slot)],
-            };
-            let end = StreamEnd {
-                created: &stream.created,
-                last_sequence: stream.last_sequence,
-                messages: stream.messages,
-            };
-            Search::Shared(SharedTailSearch::new(slot, subjects, end, record, memory))
-        } else {
-            let (last_sequence, created) = (stream.last_sequence, &stream.created);
-            Search::Own(TailSearch::new(
-                slot,
-                last_sequence,
-                created,
-                record,
-                memory,
-            ))
-        };
+    fn search(&self, stream: StreamView, stored: StoredRecord) -> Step<'a> {
+        let (stored, search) = Search::begin(&self.known, &stream, stored);
         match search.wanted() {
             Some(_) => Step::LaneEnd(stream, stored, search),
             None => Step::Again(View {
@@ -471,7 +400,7 @@ impl<'a> Opening<'a> {
             mode,
         } = *decided;
         let mut warnings = Vec::new();
-        warnings.extend(removed_end(&view, self.known.stream));
+        warnings.extend(view.removed_end(self.known.stream));
         let carried = view.stored.record.as_ref();
         let carried = carried.and_then(|record| record.carrier.as_ref());
         warnings.extend(
@@ -582,22 +511,4 @@ fn keep_halt<'a>(halt: Halt, view: &View) -> Result<Step<'a>, NotOpened> {
         Some(record) => Ok(Step::KeepHalt(halt, Box::new(record), stored.sequence)),
         None => Err(NotOpened::Halt(halt)),
     }
-}
-
-/// What to say of a lane's last message that is gone while older ones are there. Age, limits and purges take the oldest
-/// first. A person may have deleted it; but nats-server, too, says so of what a power failure took from its files where
-/// the index that it keeps beside them (`index.db`) survived: by `last_seq` and `created` the two are the same.
-fn removed_end(view: &View, stream: &str) -> Option<String> {
-    let sequence = match view.tail {
-        Tail::Removed { sequence } => sequence,
-        Tail::FenceRemoved => view.stored.record.as_ref()?.sequence,
-        _ => return None,
-    };
-    (view.stream.first_sequence <= sequence).then(|| {
-        format!(
-            "message {sequence} at the lane's end in stream {stream} is gone, and older ones are there: somebody deleted it, or \
-             nats-server lost it in a crash; `walrelay verify` names the events that are missing, `walrelay backfill` publishes \
-             them"
-        )
-    })
 }

@@ -1,0 +1,118 @@
+//! One look at the broker: the stream, the lane record, the lane end.
+//!
+//! In: what the stream and the record say, then stored messages as asked for. Out: a [`View`]. A start takes two, one before
+//! the slot is its own and one behind it.
+
+use super::Known;
+use crate::pipeline::dead_letter;
+use crate::pipeline::request::{StoredRecord, StreamView};
+use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_subject};
+use crate::pipeline::tail::{Lookup, StoredMessage, Tail, TailSearch};
+
+/// The search for the lane end, in a stream of its own or in a shared one.
+#[derive(Debug)]
+pub(super) enum Search<'a> {
+    Own(TailSearch<'a>),
+    Shared(SharedTailSearch<'a>),
+}
+
+impl<'a> Search<'a> {
+    /// Begins behind what stream and record say; the record comes back as it counts for this stream.
+    pub(super) fn begin(
+        known: &Known<'a>,
+        stream: &StreamView,
+        mut stored: StoredRecord,
+    ) -> (StoredRecord, Self) {
+        let slot = known.slot;
+        let memory = known.memory.as_ref();
+        if let Some(record) = &mut stored.record
+            && record.created == stream.created
+        {
+            // A stream that was set back below the adoption: what comes there now is the lane's own.
+            record.adopted_sequence = record.adopted_sequence.min(stream.last_sequence);
+        }
+        let record = stored.record.as_ref();
+        let (last_sequence, created) = (stream.last_sequence, &*stream.created);
+        let search = if known.shared {
+            let subjects = SharedSubjects {
+                fence: fence_subject(known.stream, slot),
+                filters: [known.template.filter(), dead_letter::subject(slot)],
+            };
+            let end = StreamEnd {
+                created,
+                last_sequence,
+                messages: stream.messages,
+            };
+            Search::Shared(SharedTailSearch::new(slot, subjects, end, record, memory))
+        } else {
+            Search::Own(TailSearch::new(
+                slot,
+                last_sequence,
+                created,
+                record,
+                memory,
+            ))
+        };
+        (stored, search)
+    }
+
+    /// What to look up next; none where the search is at its end.
+    pub(super) fn wanted(&self) -> Option<Lookup<'_>> {
+        match self {
+            Search::Own(search) => search.wanted(),
+            Search::Shared(search) => search.wanted(),
+        }
+    }
+
+    /// Takes the message that was looked up.
+    pub(super) fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+        match self {
+            Search::Own(search) => search.take(message),
+            Search::Shared(search) => search.take(message),
+        }
+    }
+
+    /// What it has found where there is nothing more to look up.
+    pub(super) fn end(self) -> Tail {
+        match self {
+            Search::Own(search) => search.end(),
+            Search::Shared(search) => search.end(),
+        }
+    }
+
+    /// Of the lane's fence in a shared stream; 0 for none.
+    pub(super) fn fence_sequence(&self) -> u64 {
+        match self {
+            Search::Own(_) => 0,
+            Search::Shared(search) => search.fence_sequence(),
+        }
+    }
+}
+
+/// What the broker says, at one look.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) stream: StreamView,
+    pub(super) stored: StoredRecord,
+    pub(super) tail: Tail,
+}
+
+impl View {
+    /// What to say of a lane's last message that is gone while older ones are there. Age, limits and purges take the oldest
+    /// first. A person may have deleted it; but nats-server, too, says so of what a power failure took from its files where
+    /// the index that it keeps beside them (`index.db`) survived: by `last_seq` and `created` the two are the same.
+    pub(super) fn removed_end(&self, stream: &str) -> Option<String> {
+        let sequence = match self.tail {
+            Tail::Removed { sequence } => sequence,
+            Tail::FenceRemoved => self.stored.record.as_ref()?.sequence,
+            _ => return None,
+        };
+        (self.stream.first_sequence <= sequence).then(|| {
+            format!(
+                "message {sequence} at the lane's end in stream {stream} is gone, and older ones are there: somebody deleted it, or \
+                 nats-server lost it in a crash; `walrelay verify` names the events that are missing, `walrelay backfill` publishes \
+                 them"
+            )
+        })
+    }
+}
