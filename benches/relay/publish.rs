@@ -106,7 +106,7 @@ async fn publish(
         let now = begin.elapsed();
         while let Some(op) = connection.next_op()? {
             if let Op::Msg(msg) = op {
-                let token = connection.inbox_token(&msg).context("an answer")?;
+                let token = msg.below(connection.inbox()).context("an answer")?;
                 acknowledged = window.answer(token, msg.status(), &msg.payload, now, |_| {})?;
             }
         }

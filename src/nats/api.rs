@@ -1,7 +1,7 @@
 //! The JetStream API requests of the relay: what a stream is, and what it holds.
 //!
-//! In: the name of a stream. Out: request subjects and bodies, and typed answers; both pure, so that the streaming loop can
-//! send them with [`LaneConnection::queue_request`]; and helpers that wait, for the time before streaming.
+//! In: the name of a stream. Out: request subjects and bodies, and typed answers; both pure, so that any connection can send
+//! them.
 //! Messages are always read by STREAM.MSG.GET, which goes to the stream's leader; Direct Get may answer from a stale replica.
 //! Reference: <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
 
@@ -9,10 +9,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use serde::{Deserialize, Deserializer};
 
-use super::connection::{LaneConnection, RequestError};
 use super::headers::Headers;
 
 /// Where the JetStream API listens, unless a domain or an import moves it.
@@ -75,38 +73,6 @@ pub enum AnswerError {
         /// `data` or `hdrs`.
         field: &'static str,
     },
-}
-
-/// Why a call of the API failed.
-#[derive(Debug, thiserror::Error)]
-pub enum CallError {
-    /// No answer.
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    /// The answer is an error.
-    #[error(transparent)]
-    Answer(#[from] AnswerError),
-}
-
-impl CallError {
-    /// Whether waiting or a new connection may cure it.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Self::Request(error) => error.is_transient(),
-            Self::Answer(AnswerError::Api(error)) => error.is_transient(),
-            Self::Answer(_) => false,
-        }
-    }
-
-    /// The error that the API answered, if that is what it is.
-    #[must_use]
-    pub fn api(&self) -> Option<&ApiError> {
-        match self {
-            Self::Answer(AnswerError::Api(error)) => Some(error),
-            _ => None,
-        }
-    }
 }
 
 /// A request: where to, and with which body.
@@ -185,30 +151,6 @@ impl StreamApi {
             payload: body.to_string().into_bytes(),
         }
     }
-
-    /// What the stream is and holds. Before streaming only, see [`LaneConnection::request`].
-    ///
-    /// # Errors
-    /// [`CallError`]; [`ApiError::is_stream_not_found`] where there is none.
-    pub async fn info(
-        &self,
-        connection: &mut LaneConnection,
-        after: Duration,
-    ) -> Result<StreamInfo, CallError> {
-        let answer = call(connection, self.info_request(), after).await?;
-        Ok(StreamInfo::parse(&answer)?)
-    }
-}
-
-async fn call(
-    connection: &mut LaneConnection,
-    request: ApiRequest,
-    after: Duration,
-) -> Result<Bytes, RequestError> {
-    let msg = connection
-        .request(&request.subject, None, &request.payload, after)
-        .await?;
-    Ok(msg.payload)
 }
 
 /// What a stream is and holds.

@@ -196,14 +196,6 @@ impl LaneConnection {
         &self.inbox
     }
 
-    /// What follows `<inbox>.` in the subject of a message: the token of [`Self::queue_request`], or the rest of an ack's subject.
-    #[must_use]
-    pub fn inbox_token<'m>(&self, msg: &'m Msg) -> Option<&'m [u8]> {
-        msg.subject
-            .strip_prefix(self.inbox.as_bytes())?
-            .strip_prefix(b".")
-    }
-
     /// The frames that wait to be written; the pipeline appends whole frames here.
     pub fn outgoing(&mut self) -> &mut BytesMut {
         &mut self.outgoing
@@ -218,23 +210,6 @@ impl LaneConnection {
     /// Appends a PING; [`Op::Pong`] comes when the server has handled everything before it.
     pub fn queue_ping(&mut self) {
         encode::ping(&mut self.outgoing);
-    }
-
-    /// Appends a request whose answer arrives from [`Self::next_op`] on `<inbox>.<token>`.
-    ///
-    /// `token` must differ from those of acks; a 503 answer has [`Msg::status`] and no payload; `headers` is a whole block.
-    ///
-    /// # Panics
-    /// Where the subject or the token holds a blank or a control character.
-    pub fn queue_request(
-        &mut self,
-        token: &str,
-        subject: &str,
-        headers: Option<&[u8]>,
-        payload: &[u8],
-    ) {
-        let reply = format!("{}.{token}", self.inbox);
-        encode::request(&mut self.outgoing, subject, &reply, headers, payload);
     }
 
     /// The next operation that was received, without waiting; PING is answered here and not returned.

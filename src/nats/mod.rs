@@ -3,7 +3,7 @@
 //! - [`address`]: where a server is and how to authenticate there.
 //! - [`protocol`], [`headers`], [`encode`]: bytes ↔ operations of the NATS client protocol; pure.
 //! - [`connection`]: one socket of one epoch, without reconnection.
-//! - [`api`]: the JetStream API requests that the relay needs; pure bodies and answers, and helpers over [`connection`].
+//! - [`api`]: the JetStream API requests that the relay needs; pure bodies and answers.
 //! - [`stream`]: plans, creates and deletes streams for setup and teardown; on async-nats.
 
 pub mod address;

@@ -63,6 +63,14 @@ impl Msg {
     pub fn status(&self) -> Option<u16> {
         Headers::parse(&self.headers)?.status()
     }
+
+    /// What follows `<inbox>.` in the subject: which request it answers, or which published message.
+    #[must_use]
+    pub fn below(&self, inbox: &str) -> Option<&[u8]> {
+        self.subject
+            .strip_prefix(inbox.as_bytes())?
+            .strip_prefix(b".")
+    }
 }
 
 // Lengths only: payloads are users' events and may hold anything.

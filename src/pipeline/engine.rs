@@ -413,16 +413,6 @@ impl Engine {
         self.window.in_flight()
     }
 
-    /// Number of this epoch.
-    pub fn epoch(&self) -> u64 {
-        self.settings.epoch
-    }
-
-    /// Whether the fate of everything sent is known: acknowledged, or refused as a whole.
-    pub fn is_settled(&self) -> bool {
-        self.window.is_settled()
-    }
-
     /// What has happened in this epoch.
     pub fn counters(&self) -> Counters {
         self.counters

@@ -7,7 +7,7 @@
 use crate::nats::api::{
     AnswerError, ApiError, ApiRequest, StoredMessage, StreamApi, StreamInfo, StreamNameError,
 };
-use crate::nats::stream::LANE_RECORD_STREAM;
+use crate::nats::stream::{LANE_RECORD_STREAM, lane_record_subject};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::{LaneRecord, RecordError};
 use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
@@ -17,12 +17,6 @@ use crate::pipeline::{position, tail};
 
 /// `err_code` of a wrong last sequence, on one server and in a cluster.
 const OVERTAKEN_CODES: [u16; 2] = [10071, 10164];
-
-/// The subject of a lane's record: `walrelay.lane.<stream>.<slot>`.
-#[must_use]
-pub fn record_subject(stream: &str, slot: &str) -> String {
-    crate::nats::stream::lane_record_subject(stream, slot)
-}
 
 /// A lane's place in the broker.
 #[derive(Debug, Clone)]
@@ -121,7 +115,7 @@ impl LaneStore {
             payload: payload.to_vec(),
             expects,
         };
-        let record_subject = || record_subject(self.stream(), &self.slot);
+        let record_subject = || lane_record_subject(self.stream(), &self.slot);
         match request {
             Request::Stream => plain(self.events.info_request(), Expects::Stream),
             Request::Record => plain(

@@ -48,21 +48,13 @@ impl From<StoreError> for OpenError {
 
 impl From<ConnectError> for OpenError {
     fn from(error: ConnectError) -> Self {
-        if error.is_transient() {
-            OpenError::Fault(Fault::Broker(with_cause(&error)))
-        } else {
-            OpenError::Permanent(error.into())
-        }
+        OpenError::of_broker(error.is_transient(), error)
     }
 }
 
 impl From<RequestError> for OpenError {
     fn from(error: RequestError) -> Self {
-        if error.is_transient() {
-            OpenError::Fault(Fault::Broker(with_cause(&error)))
-        } else {
-            OpenError::Permanent(error.into())
-        }
+        OpenError::of_broker(error.is_transient(), error)
     }
 }
 
@@ -93,6 +85,16 @@ impl From<ReplicationError> for OpenError {
 }
 
 impl OpenError {
+    fn of_broker(
+        is_transient: bool,
+        error: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        match is_transient {
+            true => OpenError::Fault(Fault::Broker(with_cause(&error))),
+            false => OpenError::Permanent(error.into()),
+        }
+    }
+
     /// The same of an attempt to connect to Postgres: says where.
     pub(super) fn of_connecting(self, conninfo: &Conninfo) -> Self {
         match self {

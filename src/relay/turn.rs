@@ -193,12 +193,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     }
 
     fn take_answer(&mut self, msg: &Msg, now: Duration) -> Result<(), Stop> {
-        let inbox = self.broker.inbox().as_bytes();
-        let Some(token) = msg
-            .subject
-            .strip_prefix(inbox)
-            .and_then(|rest| rest.strip_prefix(b"."))
-        else {
+        let Some(token) = msg.below(self.broker.inbox()) else {
             return Ok(());
         };
         if token != REQUEST_TOKEN.as_bytes() {

@@ -11,7 +11,7 @@ use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::{Msg, Op};
 use walrelay::nats::{encode, headers};
 
-use crate::server::{SOON, Server};
+use crate::server::{Calls as _, SOON, Server};
 
 /// How long must pass without an answer before we take it that there is none.
 const QUIET: Duration = Duration::from_millis(400);
@@ -86,7 +86,7 @@ pub(crate) async fn answers(connection: &mut LaneConnection) -> Vec<(String, Val
 }
 
 fn answer(connection: &LaneConnection, msg: &Msg) -> (String, Value) {
-    let token = connection.inbox_token(msg).expect("below our inbox");
+    let token = msg.below(connection.inbox()).expect("below our inbox");
     let token = String::from_utf8(token.to_vec()).expect("text");
     let body =
         serde_json::from_slice(&msg.payload).unwrap_or_else(|_| json!({"status": msg.status()}));

@@ -10,7 +10,7 @@ use walrelay::pipeline::tail::Lookup;
 use crate::experiments::{
     answers, commit, create_stream, err_code, last_seq, print, publish_foreign, push, seq, stream,
 };
-use crate::server::{Messages as _, SOON, Server};
+use crate::server::{Calls as _, SOON, Server};
 
 /// One message of a fast batch; `last` is its expected sequence.
 fn push_fast(

@@ -13,7 +13,7 @@ use walrelay::nats::{encode, headers};
 use walrelay::pipeline::tail::Lookup;
 
 use crate::experiments::{create_stream, stream};
-use crate::server::{Messages as _, SOON, Server};
+use crate::server::{CallError, Calls as _, SOON, Server, queue};
 
 /// The next operation within [`SOON`], other than the INFO that every client gets again behind its CONNECT.
 async fn next(connection: &mut LaneConnection) -> Op {
@@ -133,7 +133,11 @@ async fn asks_the_api_and_reads_messages() {
         .info(&mut lane, SOON)
         .await
         .expect_err("no stream yet");
-    assert!(error.api().is_some_and(|error| error.is_stream_not_found()) && !error.is_transient());
+    assert!(
+        error
+            .api()
+            .is_some_and(|error| error.is_stream_not_found() && !error.is_transient())
+    );
     create_stream(&mut lane).await;
     let created = stream().info(&mut lane, SOON).await.expect("an answer");
     assert_eq!(created.config.subjects, ["outbox.>", "walrelay.>"]);
@@ -197,9 +201,9 @@ async fn asks_while_streaming() {
     let mut lane = server.connect().await;
     create_stream(&mut lane).await;
     let request = stream().info_request();
-    lane.queue_request("probe", &request.subject, None, &request.payload);
+    queue(&mut lane, "probe", &request.subject, &request.payload);
     let msg = next_msg(&mut lane).await;
-    assert_eq!(lane.inbox_token(&msg), Some(&b"probe"[..]));
+    assert_eq!(msg.below(lane.inbox()), Some(&b"probe"[..]));
     assert!(walrelay::nats::api::StreamInfo::parse(&msg.payload).is_ok());
     lane.queue_ping();
     assert_eq!(next(&mut lane).await, Op::Pong);
@@ -214,10 +218,10 @@ async fn says_when_nobody_answers() {
         .await
         .expect_err("nobody");
     assert!(matches!(error, RequestError::NoResponders { .. }));
-    lane.queue_request("again", "nobody.listens", None, b"");
+    queue(&mut lane, "again", "nobody.listens", b"");
     let msg = next_msg(&mut lane).await;
     assert_eq!(
-        (lane.inbox_token(&msg), msg.status()),
+        (msg.below(lane.inbox()), msg.status()),
         (Some(&b"again"[..]), Some(503))
     );
     let other = StreamApi::new(DEFAULT_PREFIX, "ABSENT").expect("a legal name");
@@ -236,7 +240,10 @@ async fn a_request_to_a_paused_server_times_out() {
     server.pause();
     let limit = Duration::from_millis(100);
     let error = stream().info(&mut lane, limit).await.expect_err("silence");
-    assert!(error.is_transient(), "{error:?}");
+    assert!(
+        matches!(&error, CallError::Request(request) if request.is_transient()),
+        "{error:?}"
+    );
     server.resume();
     // The late answer of the first request is not taken for the second one's.
     let last = stream()
@@ -268,7 +275,7 @@ async fn partial_writes_to_a_paused_server_lose_nothing() {
     server.resume();
     for n in 0..MESSAGES {
         let msg = next_msg(&mut lane).await;
-        assert_eq!(lane.inbox_token(&msg), Some(n.to_string().as_bytes()));
+        assert_eq!(msg.below(lane.inbox()), Some(n.to_string().as_bytes()));
     }
     assert_eq!(lane.pending_bytes(), 0);
     let message = stream()

@@ -2,12 +2,16 @@
 
 use std::process::Command;
 use std::time::Duration;
-use walrelay::nats::api::{CallError, StoredMessage, StreamApi};
+use walrelay::nats::api::{
+    AnswerError, ApiError, ApiRequest, StoredMessage, StreamApi, StreamInfo,
+};
 use walrelay::pipeline::tail::Lookup;
 
 use walrelay::local::{LocalNats, NatsOptions, ServerBinaries};
 use walrelay::nats::address::{NatsAddress, NatsAuth};
-use walrelay::nats::connection::{ConnectError, LaneConnection};
+use walrelay::nats::connection::{ConnectError, LaneConnection, RequestError};
+use walrelay::nats::encode;
+use walrelay::nats::protocol::Msg;
 
 /// Longest wait for anything that the server does at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -67,8 +71,36 @@ impl Server {
     }
 }
 
-/// Reads single messages as the start of an epoch does.
-pub(crate) trait Messages {
+/// Why a call of the API failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// No answer.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The answer is an error.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+}
+
+impl CallError {
+    /// The error that the API answered, if that is what it is.
+    pub(crate) fn api(&self) -> Option<&ApiError> {
+        match self {
+            Self::Answer(AnswerError::Api(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Asks for streams and messages over the lane's own connection.
+pub(crate) trait Calls {
+    /// What the stream is and holds.
+    async fn info(
+        &self,
+        lane: &mut LaneConnection,
+        after: Duration,
+    ) -> Result<StreamInfo, CallError>;
+
     /// A message; `None` where there is none.
     async fn message(
         &self,
@@ -78,17 +110,38 @@ pub(crate) trait Messages {
     ) -> Result<Option<StoredMessage>, CallError>;
 }
 
-impl Messages for StreamApi {
+impl Calls for StreamApi {
+    async fn info(
+        &self,
+        lane: &mut LaneConnection,
+        after: Duration,
+    ) -> Result<StreamInfo, CallError> {
+        let answer = call(lane, self.info_request(), after).await?;
+        Ok(StreamInfo::parse(&answer.payload)?)
+    }
+
     async fn message(
         &self,
         lane: &mut LaneConnection,
         lookup: Lookup<'_>,
         after: Duration,
     ) -> Result<Option<StoredMessage>, CallError> {
-        let request = self.lookup_request(lookup);
-        let answer = lane
-            .request(&request.subject, None, &request.payload, after)
-            .await?;
+        let answer = call(lane, self.lookup_request(lookup), after).await?;
         Ok(StoredMessage::parse(&answer.payload)?)
     }
+}
+
+async fn call(
+    lane: &mut LaneConnection,
+    request: ApiRequest,
+    after: Duration,
+) -> Result<Msg, RequestError> {
+    lane.request(&request.subject, None, &request.payload, after)
+        .await
+}
+
+/// Appends a request whose answer comes to `<inbox>.<token>`.
+pub(crate) fn queue(lane: &mut LaneConnection, token: &str, subject: &str, payload: &[u8]) {
+    let reply = format!("{}.{token}", lane.inbox());
+    encode::request(lane.outgoing(), subject, &reply, None, payload);
 }
