@@ -72,6 +72,17 @@ async fn found(client: &Client, settings: &PostgresSettings) -> Vec<(Severity, K
         .collect()
 }
 
+/// Makes table and publication; returns the step that makes the slot.
+async fn up_to_slot(client: &Client, settings: &PostgresSettings) -> Step {
+    let inspection = inspect(client, settings).await.unwrap();
+    let steps = plan(&inspection, settings, false).unwrap();
+    let [table, publication, make_slot]: [Step; 3] = steps.try_into().expect("three steps");
+    for step in [table, publication] {
+        apply(client, &step).await.unwrap();
+    }
+    make_slot
+}
+
 /// Runs every step that setup plans.
 async fn make(client: &Client, server: &LocalPostgres, settings: &PostgresSettings) -> Vec<Part> {
     let steps = plan(&inspect(client, settings).await.unwrap(), settings, false).unwrap();
@@ -372,15 +383,7 @@ async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
     let settings = postgres_settings(&server);
     let client = connect(&settings.conninfo).await.unwrap();
     let observer = connect(&settings.conninfo).await.unwrap();
-    let steps = plan(
-        &inspect(&client, &settings).await.unwrap(),
-        &settings,
-        false,
-    )
-    .unwrap();
-    for step in &steps[..2] {
-        apply(&client, step).await.unwrap();
-    }
+    let make_slot = up_to_slot(&client, &settings).await;
     writer
         .batch_execute("BEGIN; CREATE TABLE held (i int)")
         .await
@@ -395,7 +398,7 @@ async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
     let cancelled = create_slot(
         &client,
         &observer,
-        &steps[2],
+        &make_slot,
         |blockers| told.send(blockers.to_vec()).unwrap(),
         async {
             let blockers = hear.recv().await.unwrap();
@@ -413,7 +416,7 @@ async fn creating_a_slot_tells_what_it_waits_for_and_can_be_cancelled() {
     assert!(inspect(&client, &settings).await.unwrap().slot.is_none());
 
     writer.batch_execute("COMMIT").await.unwrap();
-    run(&client, &server, &steps[2]).await;
+    run(&client, &server, &make_slot).await;
     assert_eq!(found(&client, &settings).await, []);
 }
 
@@ -483,19 +486,11 @@ async fn a_role_that_becomes_another_one_at_login() {
     settings.conninfo.user = "relay".to_owned();
     let client = connect(&settings.conninfo).await.unwrap();
     let observer = connect(&settings.conninfo).await.unwrap();
-    let steps = plan(
-        &inspect(&client, &settings).await.unwrap(),
-        &settings,
-        false,
-    )
-    .unwrap();
-    for step in &steps[..2] {
-        apply(&client, step).await.unwrap();
-    }
+    let make_slot = up_to_slot(&client, &settings).await;
     create_slot(
         &client,
         &observer,
-        &steps[2],
+        &make_slot,
         |_| (),
         std::future::pending(),
     )
@@ -524,20 +519,12 @@ async fn creating_a_slot_behind_a_forgotten_prepared_transaction_names_it() {
     let settings = postgres_settings(&server);
     let client = connect(&settings.conninfo).await.unwrap();
     let observer = connect(&settings.conninfo).await.unwrap();
-    let steps = plan(
-        &inspect(&client, &settings).await.unwrap(),
-        &settings,
-        false,
-    )
-    .unwrap();
-    for step in &steps[..2] {
-        apply(&client, step).await.unwrap();
-    }
+    let make_slot = up_to_slot(&client, &settings).await;
     let (told, mut hear) = tokio::sync::mpsc::unbounded_channel::<Blocker>();
     let created = create_slot(
         &client,
         &observer,
-        &steps[2],
+        &make_slot,
         |blockers| told.send(blockers[0].clone()).unwrap(),
         std::future::pending(),
     );
@@ -565,10 +552,7 @@ async fn creating_a_slot_on_an_idle_standby_says_what_it_waits_for() {
     if before.server.version_num < 160_000 {
         return;
     }
-    let steps = plan(&before, &settings, false).unwrap();
-    for step in &steps[..2] {
-        apply(&client, step).await.unwrap();
-    }
+    let make_slot = up_to_slot(&client, &settings).await;
     server.stop(walrelay::local::Mode::Fast).await.unwrap();
     std::fs::write(server.data_dir().join("standby.signal"), "").unwrap();
     server.start_again().await.unwrap();
@@ -578,7 +562,7 @@ async fn creating_a_slot_on_an_idle_standby_says_what_it_waits_for() {
     let cancelled = create_slot(
         &client,
         &observer,
-        &steps[2],
+        &make_slot,
         |blockers| told.send(blockers.to_vec()).unwrap(),
         async { assert_eq!(hear.recv().await.unwrap(), [Blocker::RunningTransactions]) },
     );

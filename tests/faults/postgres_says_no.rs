@@ -117,14 +117,7 @@ async fn a_publication_that_was_away_for_some_rows() {
     // For good, and what the message says is a way out.
     let mut relay = fixture.run();
     halts(&mut relay, &["publication", "walrelay teardown"]).await;
-    for command in [
-        &["teardown", "--yes"][..],
-        &["setup"],
-        &["adopt", "--yes"],
-        &["backfill"],
-    ] {
-        fixture.walrelay(command).await.success();
-    }
+    fixture.begin_again().await;
     let relay = fixture.run();
     fixture.insert(15, 20).await;
     judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;

@@ -108,14 +108,7 @@ async fn a_slot_made_with_two_phase_is_refused_and_replaced() {
         assert_eq!(refused.code, Some(1), "{}", refused.stderr);
         assert!(refused.stderr.contains("two_phase"), "{}", refused.stderr);
     }
-    for command in [
-        &["teardown", "--yes"][..],
-        &["setup"],
-        &["adopt", "--yes"],
-        &["backfill"],
-    ] {
-        fixture.walrelay(command).await.success();
-    }
+    fixture.begin_again().await;
     let relay = fixture.run();
     fixture.insert(6, 10).await;
     fixture.holds(10).await;

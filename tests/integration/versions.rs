@@ -90,14 +90,7 @@ async fn every_supported_version_tells_of_rows_that_are_never_sent() {
             "{major}: {}",
             verified.stderr
         );
-        for command in [
-            &["teardown", "--yes"][..],
-            &["setup"],
-            &["adopt", "--yes"],
-            &["backfill"],
-        ] {
-            fixture.walrelay(command).await.success();
-        }
+        fixture.begin_again().await;
         let relay = fixture.run();
         fixture.insert(14, 14).await;
         fixture.holds(14).await;

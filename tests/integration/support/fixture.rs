@@ -182,6 +182,18 @@ impl Fixture {
         self.walrelay(&["setup"]).await.success();
     }
 
+    /// What a halt names where the slot can give nothing more: a new slot behind the lane, and what is missing from the table.
+    pub(crate) async fn begin_again(&self) {
+        for command in [
+            &["teardown", "--yes"][..],
+            &["setup"],
+            &["adopt", "--yes"],
+            &["backfill"],
+        ] {
+            self.walrelay(command).await.success();
+        }
+    }
+
     /// Starts `walrelay run`.
     pub(crate) fn run(&mut self) -> Relay {
         self.run_with(&[])
