@@ -53,9 +53,6 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
 ];
 
-/// Imports that are on their way out. One that is gone must leave this list.
-const REMAINING: &[(&str, &str)] = &[("pipeline::tail", "pipeline::continuity")];
-
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 /// A source file's module, such as `nats::stream::fit`, and its text without comments and tests.
@@ -178,16 +175,6 @@ fn file_graph() -> Graph {
         .collect()
 }
 
-fn without_remaining(graph: &Graph) -> Graph {
-    let mut graph = graph.clone();
-    for (from, to) in REMAINING {
-        if let Some(targets) = graph.get_mut(*from) {
-            targets.remove(*to);
-        }
-    }
-    graph
-}
-
 /// The folder, or the file beside the folders, that a module is in.
 fn folder(module: &str) -> &str {
     module.split("::").next().unwrap_or(module)
@@ -217,9 +204,8 @@ fn reaches(graph: &Graph, from: &str, to: &str) -> bool {
 
 #[test]
 fn folders_import_only_those_below_them() {
-    let graph = file_graph();
     let mut refused = Vec::new();
-    for (module, targets) in without_remaining(&graph) {
+    for (module, targets) in file_graph() {
         let from = folder(&module);
         let (_, may) = MAY_IMPORT
             .iter()
@@ -232,16 +218,6 @@ fn folders_import_only_those_below_them() {
         }
     }
     assert!(refused.is_empty(), "not allowed: {refused:#?}");
-}
-
-#[test]
-fn what_remains_is_still_there() {
-    println!("imports that are to go: {REMAINING:#?}");
-    let graph = file_graph();
-    let is_gone =
-        |(from, to): &&(&str, &str)| !graph.get(*from).is_some_and(|to_all| to_all.contains(*to));
-    let gone: Vec<_> = REMAINING.iter().filter(is_gone).collect();
-    assert!(gone.is_empty(), "take out of REMAINING: {gone:#?}");
 }
 
 #[test]
@@ -262,7 +238,7 @@ fn what_folders_may_import_has_no_circle() {
 
 #[test]
 fn files_do_not_import_each_other_in_a_circle() {
-    let mut graph = without_remaining(&file_graph());
+    let mut graph = file_graph();
     for (module, targets) in &mut graph {
         targets.retain(|target| !is_family(module, target));
     }

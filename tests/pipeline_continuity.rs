@@ -3,16 +3,13 @@
 mod lane_record;
 
 use postgres_types::PgLsn;
-use walrelay::pipeline::continuity::{
-    Memory, Plan, Refusal, StartView, plan, provisional_start_lsn,
-};
+use walrelay::pipeline::continuity::{Plan, Refusal, StartView, plan, provisional_start_lsn};
 use walrelay::pipeline::fault::Halt;
 use walrelay::pipeline::history::{History, Switch};
+use walrelay::pipeline::lane_end::{Memory, TailMessage};
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::record::LaneRecord;
-use walrelay::pipeline::tail::{
-    FOREIGN_MESSAGES_MAX, Lookup, StoredMessage, Tail, TailMessage, TailSearch,
-};
+use walrelay::pipeline::tail::{FOREIGN_MESSAGES_MAX, Lookup, StoredMessage, Tail, TailSearch};
 
 const CREATED: &str = "2026-11-23T00:00:00Z";
 

@@ -2,10 +2,11 @@
 
 mod lane_record;
 
+use walrelay::pipeline::lane_end::TailMessage;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
-use walrelay::pipeline::tail::{Lookup, StoredMessage, Tail, TailMessage};
+use walrelay::pipeline::tail::{Lookup, StoredMessage, Tail};
 
 const FENCE: &str = "walrelay.fence.S.s";
 const EVENTS: &str = "outbox.>";

@@ -16,7 +16,9 @@ use std::time::Duration;
 use walrelay::nats::protocol::{Op, Parser};
 use walrelay::pipeline::fault::Fault;
 use walrelay::pipeline::position::Position;
-use walrelay::pipeline::publish::{Body, EventId, Mode, Origin, Window, WindowSettings};
+use walrelay::pipeline::publish::{
+    Body, EventId, Mode, Origin, Window, WindowLimits, WindowSettings,
+};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -55,13 +57,15 @@ impl Bench {
             stream: STREAM.into(),
             slot: "s".to_owned(),
             fence_subject: String::new(),
-            inbox: "_INBOX.x".into(),
-            epoch_token: "e1".into(),
-            messages_max,
-            one_by_one: 0,
-            bytes_max: 1 << 20,
-            message_bytes_max: 10_000,
-            ack_timeout: Duration::from_secs(5),
+            limits: WindowLimits {
+                inbox: "_INBOX.x".into(),
+                epoch_token: "e1".into(),
+                messages_max,
+                one_by_one: 0,
+                bytes_max: 1 << 20,
+                message_bytes_max: 10_000,
+                ack_timeout: Duration::from_secs(5),
+            },
         };
         Bench {
             window: Window::new(settings, 0),

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use walrelay::pipeline::continuity::Plan;
-use walrelay::pipeline::engine::{Engine, EngineSettings};
+use walrelay::pipeline::engine::{Engine, EngineSettings, EpochSettings};
 use walrelay::pipeline::epochs::Refused;
 use walrelay::pipeline::position::Lane;
-use walrelay::pipeline::publish::{Mode, WindowSettings};
+use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
 use walrelay::pipeline::row::Source;
 use walrelay::postgres::settings::default_columns;
 
@@ -102,13 +102,8 @@ pub fn source() -> Source {
     }
 }
 
-/// A window on a stream of the lane's own, large enough never to be full here.
-pub fn window(mode: Mode) -> WindowSettings {
-    WindowSettings {
-        mode,
-        stream: "OUTBOX".into(),
-        slot: "walrelay".into(),
-        fence_subject: String::new(),
+fn limits() -> WindowLimits {
+    WindowLimits {
         inbox: "_INBOX.abcdefghijklmnopqrstuv".into(),
         epoch_token: "abcdefghijklmnopqrstuv".into(),
         messages_max: 100_000,
@@ -116,6 +111,17 @@ pub fn window(mode: Mode) -> WindowSettings {
         bytes_max: 1 << 30,
         message_bytes_max: 1 << 20,
         ack_timeout: Duration::from_secs(5),
+    }
+}
+
+/// A window on a stream of the lane's own, large enough never to be full here.
+pub fn window(mode: Mode) -> WindowSettings {
+    WindowSettings {
+        mode,
+        stream: "OUTBOX".into(),
+        slot: "walrelay".into(),
+        fence_subject: String::new(),
+        limits: limits(),
     }
 }
 
@@ -141,19 +147,23 @@ impl Lane1 {
             },
             history: walrelay::pipeline::history::History::first(),
             created: "2026-11-23T04:40:52Z".into(),
-            epoch: 1,
+            number: 1,
             record: None,
-            source: source(),
             template: "outbox.{event_type}".parse().expect("a template"),
-            window: window(Mode::FastIngest),
+            mode: Mode::FastIngest,
+            stream: "OUTBOX".into(),
             confirmed_flush_lsn: 1_u64.into(),
-            hold_back: Duration::from_secs(130),
-            held_bytes_max: 1 << 30,
-            status_interval: Duration::from_secs(10),
-            halt_on_reject: false,
             skips: Vec::new(),
-            refused: Refused::new(),
-            carrier: None,
+            epoch: EpochSettings {
+                source: source(),
+                carrier: None,
+                limits: limits(),
+                hold_back: Duration::from_secs(130),
+                held_bytes_max: 1 << 30,
+                status_interval: Duration::from_secs(10),
+                halt_on_reject: false,
+                refused: Refused::new(),
+            },
         };
         let plan = Plan {
             start_lsn: 1_u64.into(),

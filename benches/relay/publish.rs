@@ -9,7 +9,9 @@ use walrelay::nats::address::NatsAuth;
 use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::Op;
 use walrelay::pipeline::position::Position;
-use walrelay::pipeline::publish::{Body, EventId, Mode, Origin, Window, WindowSettings};
+use walrelay::pipeline::publish::{
+    Body, EventId, Mode, Origin, Window, WindowLimits, WindowSettings,
+};
 use walrelay::pipeline::shared_tail::fence_subject;
 
 use crate::lane::Lane;
@@ -88,13 +90,15 @@ async fn publish(
             stream: stream.to_owned(),
             slot: slot.to_owned(),
             fence_subject: fence_subject(stream, slot),
-            inbox: connection.inbox().to_owned(),
-            epoch_token: "0123456789abcdef".into(),
-            messages_max: 8_192,
-            one_by_one: 0,
-            bytes_max: 8 << 20,
-            message_bytes_max: 1 << 20,
-            ack_timeout: Duration::from_secs(30),
+            limits: WindowLimits {
+                inbox: connection.inbox().to_owned(),
+                epoch_token: "0123456789abcdef".into(),
+                messages_max: 8_192,
+                one_by_one: 0,
+                bytes_max: 8 << 20,
+                message_bytes_max: 1 << 20,
+                ack_timeout: Duration::from_secs(30),
+            },
         },
         0,
     );

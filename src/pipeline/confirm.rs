@@ -9,9 +9,10 @@
 //! connection to another node stays up, and then nothing but a look tells, before somebody else's messages hide it.
 
 use super::fault::{Fault, Halt, Stop};
+use super::lane_end::TailMessage;
 use super::position;
 use super::progress::Confirmable;
-use super::tail::{StoredMessage, TailMessage};
+use super::tail::StoredMessage;
 use postgres_types::PgLsn;
 use std::time::Duration;
 

@@ -8,9 +8,10 @@
 
 use super::fault::Halt;
 use super::history::History;
+use super::lane_end::{Memory, TailMessage, of_stream, recorded_tail, settled_tail};
 use super::position::{Lane, Position};
 use super::record::LaneRecord;
-use super::tail::{Tail, TailMessage};
+use super::tail::Tail;
 use postgres_types::PgLsn;
 
 /// Everything that decides where a lane goes on.
@@ -39,42 +40,6 @@ pub struct StartView<'a> {
     pub memory: Option<&'a Memory>,
     /// Publish again from here on (`run --from`).
     pub from: Option<PgLsn>,
-}
-
-/// What a running relay knows of its lane by itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Memory {
-    /// When the stream was created.
-    pub created: String,
-    /// The lane's last acknowledged message.
-    pub tail: Option<TailMessage>,
-    /// The message that its last record named; a broker that was set back may have lost that record.
-    pub recorded_sequence: Option<u64>,
-    /// What the slot was told.
-    pub confirmed_lsn: PgLsn,
-    /// Where the server's WAL came from.
-    pub history: History,
-    /// The epoch that this comes from, as in its lane record.
-    pub epoch: u64,
-    /// Nothing that this process has sent may be in the stream behind `tail`.
-    pub settled: bool,
-}
-
-impl Memory {
-    /// Whether it still tells where the lane is: it is about the stream created at `created`, and no other relay has begun
-    /// an epoch since.
-    pub fn is_current(&self, created: &str, record: Option<&LaneRecord>) -> bool {
-        self.created == created
-            && record
-                .filter(|record| record.created == created)
-                .is_none_or(|record| record.epoch <= self.epoch)
-    }
-
-    /// Whether it is about the stream created at `created`, and that still reaches what was acknowledged.
-    pub fn is_of(&self, created: &str, last_sequence: u64) -> bool {
-        let tail = self.tail.as_ref();
-        self.created == created && tail.is_none_or(|tail| tail.sequence <= last_sequence)
-    }
 }
 
 /// The row at the stream's last position must arrive, and carry this id.
@@ -295,33 +260,6 @@ fn tail_before(view: &StartView<'_>, removed: u64) -> Result<TailMessage, Halt> 
         })
 }
 
-/// The record, provided that it is of this very stream, and that still reaches it.
-fn of_stream<'r>(
-    record: Option<&'r LaneRecord>,
-    created: &str,
-    last_sequence: u64,
-) -> Option<&'r LaneRecord> {
-    record.filter(|record| record.created == created && record.sequence <= last_sequence)
-}
-
-/// The lane's last message as somebody knew it when nothing of the lane could stand behind it any more: the record of a
-/// relay that has said that it has stopped; or what this process knows, as long as no other relay has begun an epoch.
-pub fn settled_tail(
-    record: Option<&LaneRecord>,
-    memory: Option<&Memory>,
-    created: &str,
-    last_sequence: u64,
-) -> Option<TailMessage> {
-    let memory = memory.filter(|memory| memory.is_current(created, record));
-    let record = of_stream(record, created, last_sequence);
-    if let Some(record) = record.filter(|record| !record.active) {
-        return recorded_tail(record);
-    }
-    memory
-        .filter(|memory| memory.settled && memory.is_of(created, last_sequence))
-        .and_then(|memory| memory.tail.clone())
-}
-
 /// Sequences tell nothing where others publish too: what is settled does, or a record that nobody has published behind.
 /// A lane that is known to have published nothing has no last message.
 fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
@@ -347,14 +285,6 @@ fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt>
         sequence: recorded + 1,
         last_sequence: view.last_sequence,
         recorded,
-    })
-}
-
-fn recorded_tail(record: &LaneRecord) -> Option<TailMessage> {
-    record.position.map(|position| TailMessage {
-        sequence: record.sequence,
-        position,
-        event_id: record.event_id.clone(),
     })
 }
 

@@ -14,45 +14,34 @@ mod wal;
 pub use super::fault::Stop;
 
 use super::confirm::{self, Confirm};
-use super::continuity::{Memory, Overlap, Plan};
+use super::continuity::{Overlap, Plan};
 use super::dead_letter;
 use super::envelope::Reject;
 use super::epochs::Refused;
 use super::fault::{Fault, Halt, is_about_frame};
 use super::history::History;
+use super::lane_end::{Memory, TailMessage};
 use super::position::{Lane, Position};
 use super::progress::Progress;
-use super::publish::{Window, WindowSettings};
+use super::publish::{Mode, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Relations, Source};
+use super::shared_tail::fence_subject;
 use super::subject::SubjectTemplate;
-use super::tail::TailMessage;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// What an epoch needs to know.
-#[derive(Debug, Clone)]
-pub struct EngineSettings {
-    /// Who the lane is.
-    pub lane: Lane,
-    /// Where the server's WAL comes from.
-    pub history: History,
-    /// When the stream was created, as the server writes it.
-    pub created: String,
-    /// Number of this epoch, for the record.
-    pub epoch: u64,
-    /// The lane record found at the start.
-    pub record: Option<LaneRecord>,
+/// What is settled before an epoch's start, and the start does not decide.
+#[derive(Debug)]
+pub struct EpochSettings {
     /// The outbox table.
     pub source: Source,
-    /// The events' subject.
-    pub template: SubjectTemplate,
-    /// The messages in flight.
-    pub window: WindowSettings,
-    /// The slot's confirmed LSN at the start.
-    pub confirmed_flush_lsn: PgLsn,
+    /// What carries the table's rows, for the record.
+    pub carrier: Option<Carrier>,
+    /// The connection to the broker, and what may be in flight on it.
+    pub limits: WindowLimits,
     /// How long an acknowledged event stays in the slot.
     pub hold_back: Duration,
     /// Most WAL in bytes that the hold-back may keep.
@@ -61,12 +50,47 @@ pub struct EngineSettings {
     pub status_interval: Duration,
     /// A row that cannot be published halts the relay instead of becoming a dead letter.
     pub halt_on_reject: bool,
-    /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
-    pub skips: Vec<Position>,
     /// The rows that the broker refused in epochs before, and would refuse again.
     pub refused: Refused,
-    /// What carries the table's rows, for the record.
-    pub carrier: Option<Carrier>,
+}
+
+/// All that an epoch runs by.
+#[derive(Debug)]
+pub struct EngineSettings {
+    /// Who the lane is.
+    pub lane: Lane,
+    /// Where the server's WAL comes from.
+    pub history: History,
+    /// When the stream was created, as the server writes it.
+    pub created: String,
+    /// Number of this epoch, for the record.
+    pub number: u64,
+    /// The lane record found at the start.
+    pub record: Option<LaneRecord>,
+    /// The events' subject.
+    pub template: SubjectTemplate,
+    /// How to publish.
+    pub mode: Mode,
+    /// The stream that takes the events.
+    pub stream: String,
+    /// The slot's confirmed LSN at the start.
+    pub confirmed_flush_lsn: PgLsn,
+    /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
+    pub skips: Vec<Position>,
+    /// What was settled before.
+    pub epoch: EpochSettings,
+}
+
+impl EngineSettings {
+    fn window(&self) -> WindowSettings {
+        WindowSettings {
+            mode: self.mode,
+            stream: self.stream.clone(),
+            slot: self.lane.slot.clone(),
+            fence_subject: fence_subject(&self.stream, &self.lane.slot),
+            limits: self.epoch.limits.clone(),
+        }
+    }
 }
 
 /// Something for the log.
@@ -164,28 +188,28 @@ impl Engine {
             settings.lane.slot
         );
         Engine {
-            relations: Relations::new(settings.source.clone()),
+            relations: Relations::new(settings.epoch.source.clone()),
             transaction: None,
             published_through: plan.tail.as_ref().map(|tail| tail.position),
             overlap: plan.overlap.clone(),
             replay_from: plan.replay_from,
             replayed: None,
             replay_reached: None,
-            window: Window::new(settings.window.clone(), plan.last_sequence),
+            window: Window::new(settings.window(), plan.last_sequence),
             progress: Progress::new(
                 settings.confirmed_flush_lsn,
-                settings.hold_back,
-                settings.held_bytes_max,
+                settings.epoch.hold_back,
+                settings.epoch.held_bytes_max,
             ),
             confirm: Confirm::new(
                 confirm::Start {
-                    stream: settings.window.stream.clone(),
+                    stream: settings.stream.clone(),
                     created: settings.created.clone(),
                     confirmed_lsn: settings.confirmed_flush_lsn,
                     recorded_lsn,
                     tail: plan.tail.clone(),
-                    chained: settings.window.mode.preparation().chained,
-                    timeout: settings.window.ack_timeout,
+                    chained: settings.mode.preparation().chained,
+                    timeout: settings.epoch.limits.ack_timeout,
                 },
                 now,
             ),
@@ -311,7 +335,7 @@ impl Engine {
     pub fn next_time(&mut self, now: Duration) -> Duration {
         let confirmable = self.progress.confirmable(now);
         [
-            Some(self.status_at + self.settings.status_interval),
+            Some(self.status_at + self.settings.epoch.status_interval),
             self.window.ack_deadline(),
             self.progress.next_due(),
             self.confirm.next_time(confirmable, self.stopping),
@@ -403,7 +427,7 @@ impl Engine {
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),
             history: self.settings.history.clone(),
-            epoch: self.settings.epoch,
+            epoch: self.settings.number,
             settled: self.window.is_settled(),
         }
     }

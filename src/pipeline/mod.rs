@@ -7,7 +7,7 @@
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
-//! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one |
+//! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
 //! | [`opening`], [`request`] | all of that, step by step | an engine that may stream, or why there is none |
 //! | [`envelope`], [`subject`] | a row | JSON and subject, or why it can be none |
@@ -31,6 +31,7 @@ pub mod epochs;
 pub mod fault;
 pub mod fields;
 pub mod history;
+pub mod lane_end;
 pub mod opening;
 pub mod oversized;
 pub mod pgoutput;

@@ -11,17 +11,15 @@
 
 mod look;
 
-use super::continuity::{self, Memory, Plan, Refusal, StartView};
-use super::engine::{Engine, EngineSettings};
-use super::epochs::Refused;
+use super::continuity::{self, Plan, Refusal, StartView};
+use super::engine::{Engine, EngineSettings, EpochSettings};
 use super::fault::{Fault, Halt};
 use super::history::History;
+use super::lane_end::Memory;
 use super::position::Lane;
-use super::publish::{Mode, NoMode, Offer, WindowSettings};
-use super::record::{Carrier, LaneRecord};
+use super::publish::{Mode, NoMode, Offer};
+use super::record::LaneRecord;
 use super::request::{Reply, Request, StoredRecord, StreamView};
-use super::row::Source;
-use super::shared_tail::fence_subject;
 use super::subject::SubjectTemplate;
 use super::tail::StoredMessage;
 use look::{Search, View};
@@ -110,39 +108,6 @@ pub struct Opened {
     pub mode: &'static str,
     /// What a person should know.
     pub warnings: Vec<String>,
-}
-
-/// What of an epoch's settings its start does not decide.
-#[derive(Debug)]
-pub struct EpochSettings {
-    /// The outbox table.
-    pub source: Source,
-    /// What carries the table's rows.
-    pub carrier: Option<Carrier>,
-    /// Prefix of reply subjects, new for each connection.
-    pub inbox: String,
-    /// Random, new for each epoch.
-    pub epoch_token: String,
-    /// Most messages in flight.
-    pub messages_max: usize,
-    /// So many rows at the epoch's beginning go one at a time.
-    pub one_by_one: u64,
-    /// Most bytes in flight.
-    pub bytes_max: usize,
-    /// Largest message that server and stream take, in bytes.
-    pub message_bytes_max: usize,
-    /// How long an acknowledgement may take.
-    pub ack_timeout: Duration,
-    /// How long an acknowledged event stays in the slot.
-    pub hold_back: Duration,
-    /// Most WAL in bytes that the hold-back may keep.
-    pub held_bytes_max: u64,
-    /// Longest time between two status updates.
-    pub status_interval: Duration,
-    /// A row that cannot be published halts the relay instead of becoming a dead letter.
-    pub halt_on_reject: bool,
-    /// The rows that the broker refused in epochs before.
-    pub refused: Refused,
 }
 
 #[derive(Debug)]
@@ -433,49 +398,32 @@ impl<'a> Opening<'a> {
         place: SlotPlace,
         view: View,
         mode: Mode,
-        settings: EpochSettings,
+        mut epoch: EpochSettings,
     ) -> EngineSettings {
         let View { stream, stored, .. } = view;
-        let slot = self.known.slot;
         let mut record = stored.record;
         if let Some(record) = &mut record {
             // What lies behind the switch is another timeline's, and is not carried over into this one's record.
             let shared_lsn = place.history.shared_with(&record.history());
             record.confirmed_lsn = record.confirmed_lsn.min(shared_lsn);
         }
+        epoch.limits.messages_max = mode
+            .preparation()
+            .messages_max(stream.num_replicas, epoch.limits.messages_max);
         EngineSettings {
             lane: place.lane,
             history: place.history,
             created: stream.created,
-            epoch: record.as_ref().map_or(1, |record| record.epoch + 1),
+            number: record.as_ref().map_or(1, |record| record.epoch + 1),
             skips: record
                 .as_ref()
                 .map_or_else(Vec::new, |record| record.skips.clone()),
             record,
-            source: settings.source,
             template: self.known.template.clone(),
-            window: WindowSettings {
-                mode,
-                stream: self.known.stream.to_owned(),
-                slot: slot.to_owned(),
-                fence_subject: fence_subject(self.known.stream, slot),
-                inbox: settings.inbox,
-                epoch_token: settings.epoch_token,
-                messages_max: mode
-                    .preparation()
-                    .messages_max(stream.num_replicas, settings.messages_max),
-                one_by_one: settings.one_by_one,
-                bytes_max: settings.bytes_max,
-                message_bytes_max: settings.message_bytes_max,
-                ack_timeout: settings.ack_timeout,
-            },
+            mode,
+            stream: self.known.stream.to_owned(),
             confirmed_flush_lsn: place.confirmed_flush_lsn,
-            hold_back: settings.hold_back,
-            held_bytes_max: settings.held_bytes_max,
-            status_interval: settings.status_interval,
-            halt_on_reject: settings.halt_on_reject,
-            refused: settings.refused,
-            carrier: settings.carrier,
+            epoch,
         }
     }
 

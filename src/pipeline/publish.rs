@@ -33,15 +33,15 @@ pub use mode::{Mode, NoMode, Offer};
 pub use publisher::Preparation;
 
 use super::fault::Fault;
+use super::lane_end::TailMessage;
 use super::position::Position;
-use super::tail::TailMessage;
 use bytes::BytesMut;
 use flight::{Flight, Reply};
 use frame::{Frames, HEADER_VERSION};
 use publisher::{Publisher, TurnEnd};
 use std::time::Duration;
 
-/// What the window may hold and where answers go.
+/// How and where the window publishes.
 #[derive(Debug, Clone)]
 pub struct WindowSettings {
     /// How to publish.
@@ -52,6 +52,13 @@ pub struct WindowSettings {
     pub slot: String,
     /// The lane's own subject in a shared stream, for [`Mode::Atomic`].
     pub fence_subject: String,
+    /// What may be in flight.
+    pub limits: WindowLimits,
+}
+
+/// One connection to the broker, and what may be in flight on it.
+#[derive(Debug, Clone)]
+pub struct WindowLimits {
     /// Prefix of reply subjects, subscribed as `<inbox>.>`, new for each connection.
     pub inbox: String,
     /// Random, new for each epoch, at most 32 characters: no batch or message id is ever used again.
@@ -207,7 +214,7 @@ impl Window {
             .write_headers(&self.flight, &mut self.headers);
         self.headers.extend_from_slice(b"\r\n");
         let bytes = self.headers.len() + body.len();
-        if bytes > self.flight.settings.message_bytes_max {
+        if bytes > self.flight.settings.limits.message_bytes_max {
             return Err(TooLarge {
                 bytes: bytes as u64,
             });

@@ -3,8 +3,9 @@
 //! In: nothing. Out: one type of request and one of reply, for the start of an epoch and for the confirmations while it
 //! streams. A transport turns a request into bytes and bytes into a reply, and decides nothing.
 
+use super::lane_end::TailMessage;
 use super::record::LaneRecord;
-use super::tail::{Lookup, StoredMessage, TailMessage};
+use super::tail::{Lookup, StoredMessage};
 
 /// A request to the broker. At most one is on its way at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]

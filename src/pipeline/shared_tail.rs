@@ -4,11 +4,11 @@
 //! the search asks for the fence, for a later one that is known, and for what a crash of the broker may have left of the
 //! batch behind it; never beyond the stream's end as it was before.
 
-use super::continuity::Memory;
+use super::lane_end::{Memory, TailMessage};
 use super::position::{self, Position, TAIL_HEADER};
 use super::publish::tail_header;
 use super::record::LaneRecord;
-use super::tail::{Lookup, StoredMessage, Tail, TailMessage, split_tail};
+use super::tail::{Lookup, StoredMessage, Tail, split_tail};
 
 /// Most messages of others on the lane's subjects that are read behind its fence in search of its own: an answer each,
 /// at every start.

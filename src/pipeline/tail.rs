@@ -5,24 +5,13 @@
 //! (`Nats-Expected-Last-Sequence`, which nats-server stores with it), so a copy, as a consumer's redrive leaves it with
 //! all headers of ours, is told from the message itself.
 
-use super::continuity::{Memory, settled_tail};
+use super::lane_end::{Memory, TailMessage, settled_tail};
 use super::position::{self, Position};
 use super::record::LaneRecord;
 
 /// How many messages that are not the lane's may stand at the end of a stream before the search for its own ends, unless
 /// record or memory know where it must end.
 pub const FOREIGN_MESSAGES_MAX: u64 = 10_000;
-
-/// The last message of the lane in the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TailMessage {
-    /// Its stream sequence.
-    pub sequence: u64,
-    /// The lane's position that it tells.
-    pub position: Position,
-    /// The event's id at that position; none where it had none (a dead letter of a row without id).
-    pub event_id: Option<String>,
-}
 
 /// What the end of the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]

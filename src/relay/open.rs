@@ -3,12 +3,15 @@
 //! In: settings. Out: an [`Epoch`] that streams. Guarantee: what decides where the lane goes on was read after the slot
 //! became ours; before that another relay may still have been publishing.
 
-use crate::pipeline::continuity::{Memory, Plan};
+use crate::pipeline::continuity::Plan;
+use crate::pipeline::engine::EpochSettings;
 use crate::pipeline::engine::Note;
 use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::history::History;
-use crate::pipeline::opening::{EpochSettings, Known, Opening, SlotPlace, Wanted};
+use crate::pipeline::lane_end::Memory;
+use crate::pipeline::opening::{Known, Opening, SlotPlace, Wanted};
+use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::row::Source;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal};
 use crate::postgres::client::{self, Client, SqlError};
@@ -259,13 +262,15 @@ fn epoch_settings(
             &settings.postgres,
         ),
         carrier: inspection.carrier.clone(),
-        inbox: broker.connection.inbox().to_owned(),
-        epoch_token: format!("e{:016x}", rand::random::<u64>()),
-        messages_max: settings.relay.window_messages_max,
-        one_by_one: inherited.one_by_one,
-        bytes_max: settings.relay.window_bytes_max,
-        message_bytes_max: broker.message_bytes_max(),
-        ack_timeout: settings.relay.ack_timeout,
+        limits: WindowLimits {
+            inbox: broker.connection.inbox().to_owned(),
+            epoch_token: format!("e{:016x}", rand::random::<u64>()),
+            messages_max: settings.relay.window_messages_max,
+            one_by_one: inherited.one_by_one,
+            bytes_max: settings.relay.window_bytes_max,
+            message_bytes_max: broker.message_bytes_max(),
+            ack_timeout: settings.relay.ack_timeout,
+        },
         hold_back: settings.relay.hold_back,
         held_bytes_max: watch::wal_room(inspection).held_bytes_max(0),
         status_interval: status_interval(settings, inspection),

@@ -9,12 +9,15 @@ use walrelay::nats::api::DEFAULT_PREFIX;
 use walrelay::nats::encode;
 use walrelay::nats::protocol::Op;
 use walrelay::nats::stream::lane_record_subject;
-use walrelay::pipeline::continuity::{Memory, Plan};
+use walrelay::pipeline::continuity::Plan;
+use walrelay::pipeline::engine::EpochSettings;
 use walrelay::pipeline::engine::Stop;
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
-use walrelay::pipeline::opening::{EpochSettings, Known, NotOpened, Opening, SlotPlace, Wanted};
+use walrelay::pipeline::lane_end::Memory;
+use walrelay::pipeline::opening::{Known, NotOpened, Opening, SlotPlace, Wanted};
 use walrelay::pipeline::position::Lane;
+use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Source;
 use walrelay::postgres::settings::default_columns;
@@ -381,13 +384,15 @@ impl Relay {
                 columns: default_columns(),
             },
             carrier: None,
-            inbox: inbox.to_owned(),
-            epoch_token: format!("e{:016x}", world.random.next()),
-            messages_max: settings.messages_max,
-            one_by_one: self.epochs.one_by_one(),
-            bytes_max: settings.bytes_max,
-            message_bytes_max: MESSAGE_BYTES_MAX,
-            ack_timeout: settings.ack_timeout,
+            limits: WindowLimits {
+                inbox: inbox.to_owned(),
+                epoch_token: format!("e{:016x}", world.random.next()),
+                messages_max: settings.messages_max,
+                one_by_one: self.epochs.one_by_one(),
+                bytes_max: settings.bytes_max,
+                message_bytes_max: MESSAGE_BYTES_MAX,
+                ack_timeout: settings.ack_timeout,
+            },
             hold_back: settings.hold_back,
             held_bytes_max: settings.held_bytes_max,
             status_interval: settings.status_interval,

@@ -59,9 +59,9 @@ impl Engine {
             switches: settings.history.switches().map(<[_]>::to_vec),
             database: settings.lane.database.clone(),
             slot: settings.lane.slot.clone(),
-            stream: settings.window.stream.clone(),
+            stream: settings.stream.clone(),
             created: settings.created.clone(),
-            epoch: settings.epoch,
+            epoch: settings.number,
             sequence: tail.map_or(
                 previous.map_or(0, |record| record.adopted_sequence),
                 |tail| tail.sequence,
@@ -78,13 +78,13 @@ impl Engine {
                 .filter(|skip| tail.is_none_or(|tail| *skip > tail.position))
                 .collect(),
             replaced: None,
-            carrier: settings.carrier.clone(),
+            carrier: settings.epoch.carrier.clone(),
         }
     }
 
     /// Somebody has looked at the catalog, and what carries the table's rows is still the same.
     pub fn carried(&mut self, carrier: Carrier) {
-        self.settings.carrier = Some(carrier);
+        self.settings.epoch.carrier = Some(carrier);
     }
 
     /// Somebody has looked how much WAL the slot may keep.
@@ -118,7 +118,9 @@ impl Engine {
         let write_lsn = self.progress.received_lsn();
         let confirmed = self.confirm.confirmed_lsn();
         let confirms = confirmed > self.told_lsn;
-        if !confirms && !self.status_wanted && now < self.status_at + self.settings.status_interval
+        if !confirms
+            && !self.status_wanted
+            && now < self.status_at + self.settings.epoch.status_interval
         {
             return None;
         }

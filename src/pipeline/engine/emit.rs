@@ -61,10 +61,10 @@ impl Engine {
         out: &mut BytesMut,
         now: Duration,
     ) -> Result<(), Reject> {
-        if let Some(why) = self.settings.refused.get(&origin.position) {
+        if let Some(why) = self.settings.epoch.refused.get(&origin.position) {
             return Err(Reject::Refused(why.clone()));
         }
-        let bytes_max = self.settings.window.message_bytes_max as u64;
+        let bytes_max = self.settings.epoch.limits.message_bytes_max as u64;
         let envelope = Envelope::of(row).map_err(|reject| match reject {
             Reject::TooLarge { bytes, .. } => Reject::TooLarge { bytes, bytes_max },
             reject => reject,
@@ -130,7 +130,8 @@ impl Engine {
             Column::Text(id) => shown(id),
             _ => "-".to_owned(),
         };
-        let may_pass = !self.settings.halt_on_reject || self.settings.skips.contains(&position);
+        let may_pass =
+            !self.settings.epoch.halt_on_reject || self.settings.skips.contains(&position);
         self.headers
             .extend_from_slice(dead_letter::headers(&reject).as_bytes());
         let body = dead_letter::body(row, position, &reject);

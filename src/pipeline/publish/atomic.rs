@@ -10,8 +10,8 @@ use super::frame::{Frames, HEADER_VERSION, push_number_header};
 use super::publisher::{Preparation, Publisher, TurnEnd};
 use super::{Body, tail_header};
 use crate::pipeline::fault::{Class, Fault};
+use crate::pipeline::lane_end::TailMessage;
 use crate::pipeline::position::TAIL_HEADER;
-use crate::pipeline::tail::TailMessage;
 
 /// Most events in an atomic batch: the server takes 1,000 messages, and the last one is the lane's own.
 const EVENTS_MAX: u64 = 999;
@@ -71,7 +71,7 @@ impl Publisher for Atomic {
     fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
         let place = self.batches.next(flight.published);
         headers.extend_from_slice(b"Nats-Batch-Id: ");
-        headers.extend_from_slice(flight.settings.epoch_token.as_bytes());
+        headers.extend_from_slice(flight.settings.limits.epoch_token.as_bytes());
         push_number_header(headers, b"-", place.batch);
         push_number_header(headers, b"Nats-Batch-Sequence: ", place.sequence);
         if place.sequence == 1 {
@@ -110,7 +110,7 @@ impl Publisher for Atomic {
     fn answer(&mut self, flight: &Flight, reply: &Reply<'_>) -> Result<u64, Fault> {
         let answered = self
             .batches
-            .answered(reply.token, &flight.settings.epoch_token)?;
+            .answered(reply.token, &flight.settings.limits.epoch_token)?;
         let (before, committing) = (answered.batch.before, answered.batch.committing);
         if reply.payload.is_empty() && reply.status.is_none() {
             // Taken into the batch, not stored yet.
@@ -180,7 +180,10 @@ fn write_reply(flight: &Flight, place: Place, reply: &mut Vec<u8>) {
     reply.extend_from_slice(
         format!(
             "{}.{}-{}.{}",
-            flight.settings.inbox, flight.settings.epoch_token, place.batch, place.sequence
+            flight.settings.limits.inbox,
+            flight.settings.limits.epoch_token,
+            place.batch,
+            place.sequence
         )
         .as_bytes(),
     );

@@ -28,9 +28,9 @@ impl Publisher for Chain {
 
     fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
         expect_last_sequence(headers, flight);
-        let token = flight.settings.epoch_token.as_bytes();
+        let token = flight.settings.limits.epoch_token.as_bytes();
         // With one in flight the sequence says it all.
-        if flight.published > 0 && flight.settings.messages_max > 1 {
+        if flight.published > 0 && flight.settings.limits.messages_max > 1 {
             headers.extend_from_slice(b"Nats-Expected-Last-Msg-Id: ");
             headers.extend_from_slice(token);
             push_number_header(headers, b".", flight.published);
@@ -42,7 +42,7 @@ impl Publisher for Chain {
 
     fn take_in(&mut self, flight: &Flight, _subject: &[u8], reply: &mut Vec<u8>) {
         reply.clear();
-        reply.extend_from_slice(flight.settings.inbox.as_bytes());
+        reply.extend_from_slice(flight.settings.limits.inbox.as_bytes());
         reply.push(b'.');
         reply.extend_from_slice(itoa::Buffer::new().format(flight.published + 1).as_bytes());
     }

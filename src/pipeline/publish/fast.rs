@@ -96,7 +96,7 @@ impl Publisher for FastIngest {
     fn answer(&mut self, flight: &Flight, reply: &Reply<'_>) -> Result<u64, Fault> {
         let answered = self
             .batches
-            .answered(reply.token, &flight.settings.epoch_token)?;
+            .answered(reply.token, &flight.settings.limits.epoch_token)?;
         let before = answered.batch.before;
         // Each answer comes on the reply subject of the message that caused it: <batch>.<flow>.fail.<seq>.<op>.$FI
         let caused_by = reply
@@ -153,9 +153,9 @@ impl Publisher for FastIngest {
 fn write_reply(flight: &Flight, place: Place, operation: Operation, reply: &mut Vec<u8>) {
     let mut digits = itoa::Buffer::new();
     reply.clear();
-    reply.extend_from_slice(flight.settings.inbox.as_bytes());
+    reply.extend_from_slice(flight.settings.limits.inbox.as_bytes());
     reply.push(b'.');
-    reply.extend_from_slice(flight.settings.epoch_token.as_bytes());
+    reply.extend_from_slice(flight.settings.limits.epoch_token.as_bytes());
     reply.push(b'-');
     reply.extend_from_slice(digits.format(place.batch).as_bytes());
     reply.push(b'.');

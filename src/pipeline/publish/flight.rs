@@ -56,10 +56,10 @@ impl Flight {
 
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        let alone = self.acknowledged < self.settings.one_by_one;
-        self.sent.len() < self.settings.messages_max
+        let alone = self.acknowledged < self.settings.limits.one_by_one;
+        self.sent.len() < self.settings.limits.messages_max
             && (!alone || self.sent.is_empty())
-            && self.bytes < self.settings.bytes_max
+            && self.bytes < self.settings.limits.bytes_max
     }
 
     /// Messages without an acknowledgement.
@@ -113,7 +113,7 @@ impl Flight {
     /// When the epoch is over unless an acknowledgement comes before.
     pub(super) fn ack_deadline(&self, has_open_batch: bool) -> Option<Duration> {
         (!self.sent.is_empty() || has_open_batch)
-            .then(|| self.waiting_since + self.settings.ack_timeout)
+            .then(|| self.waiting_since + self.settings.limits.ack_timeout)
     }
 
     /// The row with this number of the epoch, from 1; the oldest in flight where the number tells nothing.

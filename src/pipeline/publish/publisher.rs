@@ -5,7 +5,7 @@
 use super::flight::{Flight, Reply};
 use super::frame::Frames;
 use crate::pipeline::fault::Fault;
-use crate::pipeline::tail::TailMessage;
+use crate::pipeline::lane_end::TailMessage;
 use std::fmt::Debug;
 
 /// A way of publishing: how the broker is made to keep the order, and to leave no gap.

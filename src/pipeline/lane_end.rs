@@ -1,0 +1,91 @@
+//! The lane end: the lane's last message in its stream, as the record and the process itself know it.
+//!
+//! Both may be behind: what they say stands only for the stream that they are about, and as long as nobody else has begun
+//! an epoch since.
+
+use super::history::History;
+use super::position::Position;
+use super::record::LaneRecord;
+use postgres_types::PgLsn;
+
+/// The last message of the lane in the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TailMessage {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// The lane's position that it tells.
+    pub position: Position,
+    /// The event's id at that position; none where it had none (a dead letter of a row without id).
+    pub event_id: Option<String>,
+}
+
+/// What a running relay knows of its lane by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// When the stream was created.
+    pub created: String,
+    /// The lane's last acknowledged message.
+    pub tail: Option<TailMessage>,
+    /// The message that its last record named; a broker that was set back may have lost that record.
+    pub recorded_sequence: Option<u64>,
+    /// What the slot was told.
+    pub confirmed_lsn: PgLsn,
+    /// Where the server's WAL came from.
+    pub history: History,
+    /// The epoch that this comes from, as in its lane record.
+    pub epoch: u64,
+    /// Nothing that this process has sent may be in the stream behind `tail`.
+    pub settled: bool,
+}
+
+impl Memory {
+    /// Whether it still tells where the lane is: it is about the stream created at `created`, and no other relay has begun
+    /// an epoch since.
+    pub fn is_current(&self, created: &str, record: Option<&LaneRecord>) -> bool {
+        self.created == created
+            && record
+                .filter(|record| record.created == created)
+                .is_none_or(|record| record.epoch <= self.epoch)
+    }
+
+    /// Whether it is about the stream created at `created`, and that still reaches what was acknowledged.
+    pub fn is_of(&self, created: &str, last_sequence: u64) -> bool {
+        let tail = self.tail.as_ref();
+        self.created == created && tail.is_none_or(|tail| tail.sequence <= last_sequence)
+    }
+}
+
+/// The record, provided that it is of this very stream, and that still reaches it.
+pub(super) fn of_stream<'r>(
+    record: Option<&'r LaneRecord>,
+    created: &str,
+    last_sequence: u64,
+) -> Option<&'r LaneRecord> {
+    record.filter(|record| record.created == created && record.sequence <= last_sequence)
+}
+
+pub(super) fn recorded_tail(record: &LaneRecord) -> Option<TailMessage> {
+    record.position.map(|position| TailMessage {
+        sequence: record.sequence,
+        position,
+        event_id: record.event_id.clone(),
+    })
+}
+
+/// The lane's last message as somebody knew it when nothing of the lane could stand behind it any more: the record of a
+/// relay that has said that it has stopped; or what this process knows, as long as no other relay has begun an epoch.
+pub(super) fn settled_tail(
+    record: Option<&LaneRecord>,
+    memory: Option<&Memory>,
+    created: &str,
+    last_sequence: u64,
+) -> Option<TailMessage> {
+    let memory = memory.filter(|memory| memory.is_current(created, record));
+    let record = of_stream(record, created, last_sequence);
+    if let Some(record) = record.filter(|record| !record.active) {
+        return recorded_tail(record);
+    }
+    memory
+        .filter(|memory| memory.settled && memory.is_of(created, last_sequence))
+        .and_then(|memory| memory.tail.clone())
+}
