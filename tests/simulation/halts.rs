@@ -134,6 +134,34 @@ fn a_restored_snapshot_with_other_events_at_the_very_same_positions() {
     assert!(matches!(lane.halt(), Halt::OverlapMiss { .. }));
 }
 
+/// What `run --from` publishes again lies in front of the overlap: the slot still has it when the overlap shows another
+/// database, however short the hold-back.
+#[test]
+fn what_lies_in_front_of_the_overlap_is_not_confirmed_before_that_is_proven() {
+    let mut lane = lane(settings());
+    lane.commit(1);
+    lane.rest();
+    let postgres = &lane.world.postgres;
+    let (end_lsn, confirmed_lsn) = (postgres.end_lsn, postgres.confirmed_lsn.expect("a slot"));
+    lane.commit(100);
+    lane.rest();
+    lane.stop();
+    let wal = lane.world.postgres.wal.clone();
+    lane.world.postgres.restore(end_lsn, confirmed_lsn);
+    lane.world.postgres.start();
+    lane.world.postgres.wal = wal;
+    lane.world.postgres.salt(end_lsn);
+    lane.settings.from = Some(confirmed_lsn);
+    lane.settings.messages_max = 1;
+    lane.start_relay(Duration::ZERO);
+    lane.pause(Duration::from_secs(20));
+    assert!(matches!(
+        lane.relays[0].outcome(),
+        Some(Outcome::Halted(Halt::OverlapMiss { .. }))
+    ));
+    assert_eq!(lane.world.postgres.confirmed_lsn, Some(confirmed_lsn));
+}
+
 #[test]
 fn a_slot_that_was_made_on_another_timeline() {
     let (mut lane, _) = stopped_lane();

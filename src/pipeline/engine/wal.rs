@@ -82,11 +82,7 @@ impl Engine {
             return Err(self.overlap_miss("has a transaction there that ends before it"));
         }
         self.counters.transactions += 1;
-        if transaction.events {
-            self.progress.committed(end_lsn, now);
-        } else {
-            self.passed_without_events(end_lsn, now);
-        }
+        self.passed(end_lsn, transaction.events, now);
         Ok(())
     }
 
@@ -106,17 +102,19 @@ impl Engine {
         {
             return Err(self.overlap_miss("has no event there"));
         }
-        self.passed_without_events(wal_end, now);
+        self.passed(wal_end, false, now);
         Ok(())
     }
 
-    /// WAL without events may be confirmed at once, except in front of the stream's end after a start: published events
-    /// that the broker may not have synced yet lie between the slot and that end without being read again. There it may be
-    /// confirmed only together with the row at the end, which is held back.
-    fn passed_without_events(&mut self, lsn: PgLsn, now: Duration) {
-        match self.overlap {
-            Some(_) => self.progress.received(lsn),
-            None => self.progress.idle(lsn, now),
+    /// All WAL below `lsn` has come: the one place that lets it be confirmed, once its events are acknowledged and old
+    /// enough. In front of the stream's end after a start nothing may be: published events that the broker may not have
+    /// synced yet lie there without being read again, and whether this WAL continues the stream is not proven. It is
+    /// confirmed together with the row at the end, which is held back.
+    fn passed(&mut self, lsn: PgLsn, events: bool, now: Duration) {
+        match (&self.overlap, events) {
+            (Some(_), _) => self.progress.received(lsn),
+            (None, true) => self.progress.committed(lsn, now),
+            (None, false) => self.progress.idle(lsn, now),
         }
     }
 
