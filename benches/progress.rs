@@ -36,7 +36,7 @@ fn marks(bencher: Bencher<'_, '_>, rows: u64) {
                 progress.committed(end_lsn.into(), now);
             }
             published += EVENTS;
-            progress.acknowledged(published, now);
+            progress.acknowledged(published, Some(published), now);
             black_box(progress.confirmable(now));
         });
 }

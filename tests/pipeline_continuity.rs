@@ -8,6 +8,7 @@ use walrelay::pipeline::fault::Halt;
 use walrelay::pipeline::history::{History, Switch};
 use walrelay::pipeline::lane_end::{Memory, TailMessage};
 use walrelay::pipeline::position::{Lane, Position};
+use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::tail::{FOREIGN_MESSAGES_MAX, Lookup, StoredMessage, Tail, TailSearch};
 
@@ -117,6 +118,8 @@ fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
         recorded_sequence: None,
         epoch: 1,
         settled: true,
+        server_id: None,
+        held: HeldMarks::default(),
         confirmed_lsn: confirmed_lsn.into(),
         history: History::first(),
     })

@@ -5,6 +5,8 @@ use std::time::Duration;
 use walrelay::pipeline::progress::{Progress, WalRoom};
 
 const START: u64 = 1_000;
+/// The stream's last sequence before the first row.
+const BASE: u64 = 70;
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -64,6 +66,13 @@ impl Model {
             .map_or(START, |mark| mark.end_lsn)
     }
 
+    /// Whether a mark there ends with the row that is stored under `sequence`.
+    fn covers(&self, end_lsn: u64, sequence: Option<u64>) -> bool {
+        let row = |mark: &Mark| (mark.rows > 0).then_some(BASE + mark.rows);
+        let mut marks = self.marks.iter().filter(|mark| mark.end_lsn == end_lsn);
+        end_lsn == START || marks.any(|mark| row(mark) == sequence)
+    }
+
     /// The last mark that may be confirmed: every one up to it acknowledged, and its events so old.
     fn confirmable(&self, now: Duration, age: Duration) -> u64 {
         self.marks
@@ -120,12 +129,14 @@ proptest! {
                 }
                 Step::Acknowledge(percent) => {
                     model.acknowledged += (rows - model.acknowledged) * percent / 100;
-                    progress.acknowledged(model.acknowledged, now);
+                    progress.acknowledged(model.acknowledged, Some(BASE + model.acknowledged), now);
                 }
                 Step::Wait(milliseconds) => now += Duration::from_millis(milliseconds),
             }
             model.settle(now);
-            let found = u64::from(progress.confirmable(now).end_lsn);
+            let confirmable = progress.confirmable(now);
+            let found = u64::from(confirmable.end_lsn);
+            prop_assert!(model.covers(found, confirmable.sequence), "{found} covers {:?}", confirmable.sequence);
             prop_assert!(found >= confirmed, "back from {confirmed} to {found}");
             prop_assert!(found <= model.confirmable(now, hold_back), "too early: {found}");
             prop_assert!(found >= model.due(now, hold_back + slack), "too late: {found}");
@@ -134,7 +145,7 @@ proptest! {
             }
             confirmed = found;
         }
-        progress.acknowledged(rows, now);
+        progress.acknowledged(rows, Some(BASE + rows), now);
         now += hold_back * 2;
         prop_assert_eq!(u64::from(progress.confirmable(now).end_lsn), lsn);
     }
@@ -150,7 +161,7 @@ proptest! {
         if published > 0 {
             progress.committed((START + 8).into(), Duration::ZERO);
         }
-        progress.acknowledged(acknowledged.min(published), Duration::ZERO);
+        progress.acknowledged(acknowledged.min(published), None, Duration::ZERO);
         let now = Duration::from_millis(age);
         progress.idle((START + 100).into(), now);
         let free = published == 0 || (acknowledged >= published && now >= hold_back);
@@ -167,7 +178,7 @@ proptest! {
             progress.committed((START + n * 16).into(), Duration::from_secs(n * 20));
         }
         let acknowledged = acknowledged.min(transactions);
-        progress.acknowledged(acknowledged, Duration::from_secs(2_000));
+        progress.acknowledged(acknowledged, None, Duration::from_secs(2_000));
         let found = u64::from(progress.confirmable(Duration::from_secs(2_000)).end_lsn);
         prop_assert!(found <= START + acknowledged * 16);
         let held = START + transactions * 16 - found;

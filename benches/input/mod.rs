@@ -11,6 +11,7 @@ use walrelay::pipeline::continuity::Plan;
 use walrelay::pipeline::engine::{Engine, EngineSettings, EpochSettings};
 use walrelay::pipeline::epochs::Refused;
 use walrelay::pipeline::position::Lane;
+use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
 use walrelay::pipeline::row::Source;
 use walrelay::postgres::settings::default_columns;
@@ -164,6 +165,8 @@ impl Lane1 {
                 halt_on_reject: false,
                 refused: Refused::new(),
             },
+            server_id: None,
+            held: HeldMarks::default(),
         };
         let plan = Plan {
             start_lsn: 1_u64.into(),

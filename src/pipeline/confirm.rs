@@ -63,14 +63,11 @@ enum State {
     },
 }
 
-/// How far the slot may be confirmed, and the last message of this epoch that this covers.
+/// How far the slot may be confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Due {
     /// How far.
     pub confirmable: Confirmable,
-    /// Sequence of the message; none where it covers none of this epoch, or in a shared stream, where each batch
-    /// is stored behind the lane's last one only.
-    pub sequence: Option<u64>,
     /// More WAL is held back than may be: no pause between two confirmations.
     pub pressing: bool,
 }
@@ -184,7 +181,7 @@ impl Confirm {
             return None;
         }
         self.asked_at = Some(now);
-        self.covered = due.sequence.filter(|_| may_confirm);
+        self.covered = due.confirmable.sequence.filter(|_| may_confirm);
         if stale || target > self.recorded_lsn {
             self.recorded_lsn = self.recorded_lsn.max(acknowledged_lsn).max(target);
             let left = self.recorded.as_ref().filter(|_| self.chained);

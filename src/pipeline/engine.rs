@@ -22,7 +22,7 @@ use super::fault::{Fault, Halt, is_about_frame};
 use super::history::History;
 use super::lane_end::{Memory, TailMessage};
 use super::position::{Lane, Position};
-use super::progress::Progress;
+use super::progress::{HeldMarks, Progress};
 use super::publish::{Mode, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Relations, Source};
@@ -77,6 +77,10 @@ pub struct EngineSettings {
     pub confirmed_flush_lsn: PgLsn,
     /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
     pub skips: Vec<Position>,
+    /// Which process of the broker answers; none where that does not tell who stores.
+    pub server_id: Option<String>,
+    /// Marks of the epoch before that still stand, once the WAL is seen to go on.
+    pub held: HeldMarks,
     /// What was settled before.
     pub epoch: EpochSettings,
 }
@@ -267,7 +271,9 @@ impl Engine {
         })?;
         self.replayed = replayed;
         if rows > before {
-            self.progress.acknowledged(rows, now);
+            let chained = self.settings.mode.preparation().chained;
+            let sequence = chained.then(|| self.window.last_sequence());
+            self.progress.acknowledged(rows, sequence, now);
             self.tell_dead_letters(rows);
             if let Some((position, event_id)) = latest {
                 self.confirm.acknowledged(TailMessage {
@@ -429,6 +435,11 @@ impl Engine {
             history: self.settings.history.clone(),
             epoch: self.settings.number,
             settled: self.window.is_settled(),
+            server_id: self.settings.server_id.clone(),
+            held: match self.overlap {
+                Some(_) => self.settings.held.clone(),
+                None => self.progress.held(),
+            },
         }
     }
 

@@ -5,6 +5,7 @@
 
 use super::history::History;
 use super::position::Position;
+use super::progress::HeldMarks;
 use super::record::LaneRecord;
 use postgres_types::PgLsn;
 
@@ -36,6 +37,10 @@ pub struct Memory {
     pub epoch: u64,
     /// Nothing that this process has sent may be in the stream behind `tail`.
     pub settled: bool,
+    /// Which process of the broker has acknowledged; none where that does not tell who stores.
+    pub server_id: Option<String>,
+    /// What waited for the hold-back.
+    pub held: HeldMarks,
 }
 
 impl Memory {
@@ -46,6 +51,28 @@ impl Memory {
             && record
                 .filter(|record| record.created == created)
                 .is_none_or(|record| record.epoch <= self.epoch)
+    }
+
+    /// The held marks, where all that they cover is still where it was: the same stream reaches up to `tail` at least, no
+    /// other relay has written to it, the WAL is the same. A broker that was started anew may not have synced what it had
+    /// acknowledged before, and never will by itself: there the hold-back begins anew.
+    pub fn standing_marks(
+        &self,
+        created: &str,
+        record: Option<&LaneRecord>,
+        tail: Option<&TailMessage>,
+        history: &History,
+        server_id: Option<&str>,
+    ) -> HeldMarks {
+        let position = |tail: &TailMessage| tail.position;
+        let stands = self.is_current(created, record)
+            && tail.map(position) >= self.tail.as_ref().map(position)
+            && self.history == *history
+            && self.server_id.as_deref() == server_id;
+        match stands {
+            true => self.held.clone(),
+            false => HeldMarks::default(),
+        }
     }
 
     /// Whether it is about the stream created at `created`, and that still reaches what was acknowledged.

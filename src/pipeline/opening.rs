@@ -17,6 +17,7 @@ use super::fault::{Fault, Halt};
 use super::history::History;
 use super::lane_end::Memory;
 use super::position::Lane;
+use super::progress::HeldMarks;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::LaneRecord;
 use super::request::{Reply, Request, StoredRecord, StreamView};
@@ -60,6 +61,15 @@ pub enum Wanted<'o> {
     Settings,
     /// Nothing: [`Opening::finish`].
     Nothing,
+}
+
+/// Who answers at the broker.
+#[derive(Debug, Clone, Default)]
+pub struct Server {
+    /// nats-server's version: major, minor.
+    pub version: (u16, u16),
+    /// Of its process; none in a cluster, where another server may store.
+    pub id: Option<String>,
 }
 
 /// Where slot and server stand, seen after the slot became ours.
@@ -147,8 +157,7 @@ struct Decided {
 pub struct Opening<'a> {
     known: Known<'a>,
     step: Step<'a>,
-    /// nats-server's version: major, minor.
-    server: (u16, u16),
+    server: Server,
     /// Of the lane's fence in a shared stream, at the last look; 0 for none.
     fence_sequence: u64,
     /// Replication was started here; none before the slot was taken.
@@ -161,7 +170,7 @@ impl<'a> Opening<'a> {
         Opening {
             known,
             step: Step::Catalog,
-            server: (0, 0),
+            server: Server::default(),
             fence_sequence: 0,
             started_at: None,
         }
@@ -199,8 +208,8 @@ impl<'a> Opening<'a> {
         self.step = Step::Broker;
     }
 
-    /// The broker is there; `server` is its version: major, minor.
-    pub fn connected(&mut self, server: (u16, u16)) {
+    /// The broker is there.
+    pub fn connected(&mut self, server: Server) {
         self.server = server;
         self.step = Step::Stream;
     }
@@ -330,7 +339,7 @@ impl<'a> Opening<'a> {
             ))));
         }
         let mode = Mode::pick(&Offer {
-            server: self.server,
+            server: self.server.version,
             allow_batched: view.stream.allow_batched,
             allow_atomic: view.stream.allow_atomic,
             shared: self.known.shared,
@@ -366,8 +375,8 @@ impl<'a> Opening<'a> {
         } = *decided;
         let mut warnings = Vec::new();
         warnings.extend(view.removed_end(self.known.stream));
-        let carried = view.stored.record.as_ref();
-        let carried = carried.and_then(|record| record.carrier.as_ref());
+        let stored = view.stored.record.as_ref();
+        let carried = stored.and_then(|record| record.carrier.as_ref());
         warnings.extend(
             carried
                 .zip(settings.carrier.as_ref())
@@ -375,7 +384,20 @@ impl<'a> Opening<'a> {
         );
         let behind = view.stored.sequence;
         let confirmed_flush_lsn = place.confirmed_flush_lsn;
-        let engine_settings = self.engine_settings(place, view, mode, settings);
+        let held = self.known.memory.as_ref().map(|memory| {
+            let server_id = self.server.id.as_deref();
+            memory.standing_marks(
+                &view.stream.created,
+                stored,
+                plan.tail.as_ref(),
+                &place.history,
+                server_id,
+            )
+        });
+        let engine_settings = EngineSettings {
+            held: held.unwrap_or_default(),
+            ..self.engine_settings(place, view, mode, settings)
+        };
         let recorded = engine_settings
             .record
             .as_ref()
@@ -423,6 +445,8 @@ impl<'a> Opening<'a> {
             mode,
             stream: self.known.stream.to_owned(),
             confirmed_flush_lsn: place.confirmed_flush_lsn,
+            server_id: self.server.id.clone(),
+            held: HeldMarks::default(),
             epoch,
         }
     }

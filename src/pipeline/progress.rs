@@ -6,7 +6,7 @@
 //!
 //! Events are held back for `hold_back` after their acknowledgement, since JetStream acknowledges before it syncs;
 //! WAL without events of ours is not. Memory is bounded: one mark for each row in flight, and held marks are merged
-//! into about a hundred steps of the hold-back time.
+//! into about a hundred steps of the hold-back time. Held marks outlive the epoch: their time goes on.
 
 use postgres_types::PgLsn;
 use std::collections::VecDeque;
@@ -52,22 +52,28 @@ struct Mark {
     events: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Held {
-    rows: u64,
+    /// Of the last message before it; see [`Confirmable`].
+    sequence: Option<u64>,
     end_lsn: PgLsn,
     /// When the first of the merged marks came.
     opened: Duration,
     due: Duration,
 }
 
-/// How far the slot may be confirmed, and through which row of this epoch.
+/// Acknowledged marks that wait for their time, as one epoch leaves them to the next.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldMarks(VecDeque<Held>);
+
+/// How far the slot may be confirmed, and through which message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Confirmable {
     /// All WAL below it is either without events, or its events are acknowledged and old enough.
     pub end_lsn: PgLsn,
-    /// Rows of this epoch that this covers.
-    pub rows: u64,
+    /// Stream sequence of the last message that this covers; none where only the broker knows it, or where none of this
+    /// process' own is covered.
+    pub sequence: Option<u64>,
 }
 
 /// The marks of one epoch.
@@ -79,6 +85,8 @@ pub struct Progress {
     acknowledged_lsn: PgLsn,
     published: u64,
     acknowledged: u64,
+    /// Of the last acknowledged row, where that is known.
+    last_sequence: Option<u64>,
     in_flight: VecDeque<Mark>,
     held: VecDeque<Held>,
     confirmable: Confirmable,
@@ -95,14 +103,34 @@ impl Progress {
             acknowledged_lsn: confirmed_flush_lsn,
             published: 0,
             acknowledged: 0,
+            last_sequence: None,
             in_flight: VecDeque::new(),
             held: VecDeque::new(),
             confirmable: Confirmable {
                 end_lsn: confirmed_flush_lsn,
-                rows: 0,
+                sequence: None,
             },
             held_cut_short: 0,
         }
+    }
+
+    /// The marks that wait for their time.
+    pub fn held(&self) -> HeldMarks {
+        HeldMarks(self.held.clone())
+    }
+
+    /// Goes on with the held marks of the epoch before, at their own times. The caller has seen that what they cover still
+    /// stands. An epoch that has marks already keeps its own.
+    pub fn adopt(&mut self, HeldMarks(mut held): HeldMarks) {
+        if !self.held.is_empty() || !self.in_flight.is_empty() {
+            return;
+        }
+        held.retain(|mark| mark.end_lsn > self.acknowledged_lsn);
+        if let Some(last) = held.back() {
+            self.acknowledged_lsn = last.end_lsn;
+            self.received(last.end_lsn);
+        }
+        self.held = held;
     }
 
     /// The slot may keep so much WAL from now on. What an outage has filled is free again once it is confirmed, and a
@@ -166,18 +194,21 @@ impl Progress {
             .map_or(self.acknowledged_lsn, |mark| mark.end_lsn)
     }
 
-    /// The first `count` rows of this epoch are acknowledged.
+    /// The first `count` rows of this epoch are acknowledged, the last of them as the message with this sequence, if that is
+    /// known; those that were not acknowledged before stand right before it.
     ///
     /// # Panics
     /// When more rows are acknowledged than were published: then no mark could be trusted any more.
     #[inline]
-    pub fn acknowledged(&mut self, count: u64, now: Duration) {
+    pub fn acknowledged(&mut self, count: u64, sequence: Option<u64>, now: Duration) {
         assert!(
             count <= self.published,
             "{count} rows acknowledged of {} published",
             self.published
         );
-        self.acknowledged = self.acknowledged.max(count);
+        if count > self.acknowledged {
+            (self.acknowledged, self.last_sequence) = (count, sequence);
+        }
         self.settle(now);
     }
 
@@ -208,8 +239,11 @@ impl Progress {
             now
         };
         let step = self.hold_back / HELD_MARKS_MAX;
+        let behind = self.acknowledged - mark.rows;
+        let sequence = self.last_sequence.filter(|_| mark.rows > 0);
+        let earlier = self.held.back().and_then(|last| last.sequence);
         let held = Held {
-            rows: mark.rows,
+            sequence: sequence.map(|last| last - behind).or(earlier),
             end_lsn: mark.end_lsn,
             opened: now,
             due,
@@ -217,7 +251,7 @@ impl Progress {
         match self.held.back_mut() {
             // WAL without events waits only for the events before it.
             Some(last) if !mark.events => {
-                (last.rows, last.end_lsn) = (mark.rows, mark.end_lsn);
+                (last.sequence, last.end_lsn) = (held.sequence, held.end_lsn);
             }
             // Merging delays the older events by at most a step; it confirms none early.
             Some(last) if now.saturating_sub(last.opened) < step => {
@@ -241,10 +275,10 @@ impl Progress {
                 self.held_cut_short += 1;
             }
             self.held.pop_front();
-            assert!(held.end_lsn >= self.confirmable.end_lsn && held.rows <= self.acknowledged);
+            assert!(held.end_lsn >= self.confirmable.end_lsn);
             self.confirmable = Confirmable {
                 end_lsn: held.end_lsn,
-                rows: held.rows,
+                sequence: held.sequence,
             };
         }
         self.confirmable

@@ -170,11 +170,6 @@ impl Window {
         self.publisher.last_sequence(&self.flight)
     }
 
-    /// Stream sequence of the epoch's row with this number, from 1; none in a shared stream, where only the broker knows.
-    pub fn sequence_of(&self, row: u64) -> Option<u64> {
-        self.publisher.sequence_of(&self.flight, row)
-    }
-
     /// Messages without an acknowledgement.
     pub fn in_flight(&self) -> u64 {
         self.flight.len()

@@ -8,6 +8,7 @@ use crate::nats::connection::LaneConnection;
 use crate::nats::stream::{
     LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
 };
+use crate::pipeline::opening::Server;
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use crate::relay::open_error::OpenError;
@@ -57,11 +58,14 @@ impl Broker {
         })
     }
 
-    /// nats-server's version: major, minor.
+    /// The server that answers.
     #[must_use]
-    pub fn version(&self) -> (u16, u16) {
-        let version = self.connection.info().version;
-        (version.major, version.minor)
+    pub fn server(&self) -> Server {
+        let info = self.connection.info();
+        Server {
+            version: (info.version.major, info.version.minor),
+            id: (info.cluster.is_none()).then(|| info.server_id.clone()),
+        }
     }
 
     /// Largest message that server and stream take, in bytes.

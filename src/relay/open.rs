@@ -106,7 +106,7 @@ pub async fn open(
     let mut postgres = PostgresSide::look(settings, inherited, board).await?;
     opening.catalog_seen();
     let mut broker = Broker::connect(&settings.nats, &settings.name, slot, API_TIMEOUT).await?;
-    opening.connected(broker.version());
+    opening.connected(broker.server());
     loop {
         match opening.wanted() {
             Wanted::Ask(request) => {

@@ -186,6 +186,8 @@ pub(crate) type Reply = (String, Option<u16>, Value);
 #[derive(Debug)]
 pub(crate) struct Broker {
     pub(crate) up: bool,
+    /// How often its process was started.
+    pub(crate) starts: u64,
     pub(crate) events: Stream,
     pub(crate) records: Stream,
     batches: HashMap<String, Batch>,
@@ -207,6 +209,7 @@ impl Broker {
     pub(crate) fn new(allow_batched: bool, granted_max: u64) -> Self {
         Broker {
             up: true,
+            starts: 1,
             events: Stream::new(STREAM, 1),
             records: Stream::new(RECORDS, 1),
             batches: HashMap::new(),
@@ -228,6 +231,7 @@ impl Broker {
     /// The process is gone; `cut` are the sequences that its streams come back with.
     pub(crate) fn crash(&mut self, cut: (u64, u64)) {
         self.up = false;
+        self.starts += 1;
         self.lose(cut);
     }
 

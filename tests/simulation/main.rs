@@ -11,6 +11,7 @@ mod postgres;
 mod random;
 mod regressions;
 mod relay;
+mod resync;
 mod run;
 mod shared;
 mod transport;

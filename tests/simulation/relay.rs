@@ -15,7 +15,7 @@ use walrelay::pipeline::engine::Stop;
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::lane_end::Memory;
-use walrelay::pipeline::opening::{Known, NotOpened, Opening, SlotPlace, Wanted};
+use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::LaneRecord;
@@ -320,7 +320,10 @@ impl Relay {
                 }
                 let store = LaneStore::new(DEFAULT_PREFIX, STREAM, SLOT).expect("a name");
                 start.broker = Some(Broker::new(world.net.open(To::Nats), store));
-                start.opening.connected((2, 14));
+                start.opening.connected(Server {
+                    version: (2, 14),
+                    id: Some(world.broker.starts.to_string()),
+                });
             }
             Wanted::Ask(request) => {
                 let outgoing = match start.asked {

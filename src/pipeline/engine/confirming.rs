@@ -19,7 +19,6 @@ impl Engine {
         let acknowledged_lsn = self.progress.acknowledged_lsn();
         let due = Due {
             confirmable,
-            sequence: self.window.sequence_of(confirmable.rows),
             pressing: self.progress.keeps_too_much(self.confirm.confirmed_lsn()),
         };
         let ask = self

@@ -202,6 +202,7 @@ impl Engine {
             return Err(self.overlap_miss(&format!("has {found}")));
         }
         self.overlap = None;
+        self.progress.adopt(std::mem::take(&mut self.settings.held));
         self.notes.push_back(Note::Continued(position));
         Ok(())
     }

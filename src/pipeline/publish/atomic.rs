@@ -162,10 +162,6 @@ impl Publisher for Atomic {
         self.fence_sequence
     }
 
-    fn sequence_of(&self, _flight: &Flight, _row: u64) -> Option<u64> {
-        None
-    }
-
     fn has_open_batch(&self) -> bool {
         self.batches.open().is_some()
     }

@@ -71,10 +71,6 @@ impl Publisher for Chain {
         flight.base_sequence + flight.acknowledged
     }
 
-    fn sequence_of(&self, flight: &Flight, row: u64) -> Option<u64> {
-        (row > 0).then_some(flight.base_sequence + row)
-    }
-
     fn has_open_batch(&self) -> bool {
         false
     }

@@ -136,10 +136,6 @@ impl Publisher for FastIngest {
         flight.base_sequence + flight.acknowledged
     }
 
-    fn sequence_of(&self, flight: &Flight, row: u64) -> Option<u64> {
-        (row > 0).then_some(flight.base_sequence + row)
-    }
-
     fn has_open_batch(&self) -> bool {
         self.batches.open().is_some()
     }

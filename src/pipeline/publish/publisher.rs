@@ -42,9 +42,6 @@ pub(super) trait Publisher: Debug + Send + Sync {
     /// Sequence of the last acknowledged message; in a shared stream that of the lane's fence.
     fn last_sequence(&self, flight: &Flight) -> u64;
 
-    /// Stream sequence of the epoch's row with this number, from 1; none where only the broker knows.
-    fn sequence_of(&self, flight: &Flight, row: u64) -> Option<u64>;
-
     /// Whether a batch is open, or its commit has no answer yet.
     fn has_open_batch(&self) -> bool;
 
