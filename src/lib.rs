@@ -22,6 +22,7 @@
 //! | [`config`] | flags, environment and file → settings |
 //! | [`cli`] | the commands, one file each |
 //! | [`ops`] | logs, metrics, health, status page |
+//! | [`tls`] | files of certificates → TLS as a client, for Postgres and NATS |
 //! | [`secret`], [`environment`] | a value that is never printed; the process' environment as a value |
 //! | [`local`] | servers of one's own, for the demo, the tests and the benches |
 //!
@@ -56,3 +57,4 @@ pub mod pipeline;
 pub mod postgres;
 pub mod relay;
 pub mod secret;
+pub mod tls;
