@@ -17,7 +17,7 @@ use walrelay::nats::protocol::{Op, Parser};
 use walrelay::pipeline::fault::Fault;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
-    Body, EventId, Mode, Origin, Window, WindowLimits, WindowSettings,
+    Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
 };
 
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ enum Step {
     /// So many answers arrive.
     Answer(usize),
     Foreign,
+    /// A new connection, which the relay opens behind the stream's end; so much of what the old one had sent arrives yet.
+    Reconnect(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -37,13 +39,51 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (1..40_usize).prop_map(Step::Serve),
         4 => (1..20_usize).prop_map(Step::Answer),
         1 => Just(Step::Foreign),
+        1 => (0..2_000_usize).prop_map(Step::Reconnect),
     ]
 }
 
+fn settings(mode: Mode, messages_max: usize, connection: u64) -> WindowSettings {
+    WindowSettings {
+        mode,
+        stream: STREAM.into(),
+        slot: "s".to_owned(),
+        fence_subject: String::new(),
+        limits: WindowLimits {
+            inbox: format!("_INBOX.x{connection}"),
+            epoch_token: format!("e{connection}"),
+            messages_max,
+            one_by_one: 0,
+            bytes_max: 1 << 20,
+            message_bytes_max: 10_000,
+            ack_timeout: Duration::from_secs(5),
+        },
+    }
+}
+
+fn position(row: u64) -> Position {
+    Position {
+        commit_lsn: (row * 8).into(),
+        ordinal: 1,
+    }
+}
+
+fn body(row: u64) -> String {
+    format!(
+        r#"{{"row":{row},"text":"{}"}}"#,
+        "x".repeat(row as usize % 40)
+    )
+}
+
 struct Bench {
+    mode: Mode,
+    messages_max: usize,
+    connections: u64,
     window: Window,
     broker: Broker,
     sent: Vec<u8>,
+    /// What older connections have sent and has not arrived yet.
+    late: Vec<Vec<u8>>,
     answers: VecDeque<Vec<u8>>,
     published: u64,
     acknowledged: u64,
@@ -52,23 +92,12 @@ struct Bench {
 
 impl Bench {
     fn new(mode: Mode, messages_max: usize, granted: u64) -> Self {
-        let settings = WindowSettings {
-            mode,
-            stream: STREAM.into(),
-            slot: "s".to_owned(),
-            fence_subject: String::new(),
-            limits: WindowLimits {
-                inbox: "_INBOX.x".into(),
-                epoch_token: "e1".into(),
-                messages_max,
-                one_by_one: 0,
-                bytes_max: 1 << 20,
-                message_bytes_max: 10_000,
-                ack_timeout: Duration::from_secs(5),
-            },
-        };
         Bench {
-            window: Window::new(settings, 0),
+            mode,
+            messages_max,
+            connections: 1,
+            window: Window::new(settings(mode, messages_max, 1), 0),
+            late: Vec::new(),
             broker: Broker::new(true, granted),
             sent: Vec::new(),
             answers: VecDeque::new(),
@@ -78,16 +107,39 @@ impl Bench {
         }
     }
 
+    fn reconnect(&mut self, arrives: usize) {
+        self.connections += 1;
+        let mut late = std::mem::take(&mut self.sent);
+        late.truncate(arrives);
+        self.late.push(late);
+        self.answers.clear();
+        self.fault = None;
+        let stored = self.stored().last().map(|row| position(*row));
+        let settings = settings(self.mode, self.messages_max, self.connections);
+        let mut found = Vec::new();
+        let rows = self
+            .window
+            .reopen(settings, self.broker.events.last_seq, stored, |row| {
+                found.push(u64::from(row.position.commit_lsn) / 8);
+            });
+        let expected: Vec<u64> = (self.acknowledged + 1..=rows).collect();
+        assert_eq!(found, expected, "each row once, in order");
+        self.acknowledged = rows;
+        assert_eq!(rows, self.stored().len() as u64);
+    }
+
     fn turn(&mut self, rows: u64, more: bool) {
         let mut out = BytesMut::new();
+        while self
+            .window
+            .send_again(&mut out, Duration::ZERO)
+            .expect("small")
+        {}
         let mut taken = 0;
-        while self.window.has_room() && taken < rows {
+        while self.window.has_room() && !self.window.has_waiting() && taken < rows {
             taken += 1;
             self.published += 1;
-            let position = Position {
-                commit_lsn: (self.published * 8).into(),
-                ordinal: 1,
-            };
+            let position = position(self.published);
             let headers = format!("Walrelay-Position: sim {position}\r\n");
             let row = Origin {
                 position,
@@ -97,9 +149,11 @@ impl Bench {
             self.window
                 .publish(
                     &mut out,
-                    b"outbox.a",
-                    headers.as_bytes(),
-                    &Body::Bytes(b"{}"),
+                    &Message {
+                        subject: b"outbox.a",
+                        headers: headers.as_bytes(),
+                        body: Body::Bytes(body(self.published).as_bytes()),
+                    },
                     row,
                     Duration::ZERO,
                 )
@@ -111,6 +165,11 @@ impl Bench {
     }
 
     fn serve(&mut self, frames: usize) {
+        for late in &mut self.late {
+            if let Some(ClientOp::Publish(frame)) = take_frame(late) {
+                self.broker.handle(frame, Duration::ZERO);
+            }
+        }
         for _ in 0..frames {
             let Some(ClientOp::Publish(frame)) = take_frame(&mut self.sent) else {
                 return;
@@ -132,7 +191,7 @@ impl Bench {
             };
             let token = msg
                 .subject
-                .strip_prefix(b"_INBOX.x.")
+                .strip_prefix(format!("_INBOX.x{}.", self.connections).as_bytes())
                 .expect("our inbox")
                 .to_vec();
             let mut positions = Vec::new();
@@ -165,6 +224,9 @@ impl Bench {
         let stored = self.stored();
         let expected: Vec<u64> = (1..=stored.len() as u64).collect();
         assert_eq!(stored, expected, "a prefix, in order");
+        for (row, (_, _, frame)) in expected.iter().zip(self.broker.events.published()) {
+            assert_eq!(frame.data, body(*row).as_bytes());
+        }
         assert!(
             self.acknowledged <= stored.len() as u64,
             "acknowledged and not stored"
@@ -187,7 +249,7 @@ proptest! {
     ) {
         let mode = if fast { Mode::FastIngest } else { Mode::Chain };
         let mut bench = Bench::new(mode, messages_max, granted);
-        let mut is_foreign = false;
+        let mut is_disturbed = false;
         for step in steps {
             match step {
                 Step::Turn(rows, more) if bench.fault.is_none() => bench.turn(rows, more),
@@ -195,8 +257,12 @@ proptest! {
                 Step::Serve(frames) => bench.serve(frames),
                 Step::Answer(count) => bench.answer(count),
                 Step::Foreign => {
-                    is_foreign = true;
+                    is_disturbed = true;
                     bench.broker.publish_foreign();
+                }
+                Step::Reconnect(arrives) => {
+                    is_disturbed = true;
+                    bench.reconnect(arrives);
                 }
             }
             bench.check();
@@ -211,8 +277,19 @@ proptest! {
         }
         bench.check();
         prop_assert!(bench.window.in_flight() == 0 || bench.fault.is_some());
-        prop_assert!(is_foreign || bench.fault.is_none(), "{:?}", bench.fault);
+        prop_assert!(is_disturbed || bench.fault.is_none(), "{:?}", bench.fault);
         prop_assert!(bench.fault.is_some() || bench.window.ack_deadline().is_none());
+        // On a connection that nothing disturbs all of it gets there, once.
+        bench.late.clear();
+        bench.reconnect(0);
+        for _ in 0..2_000 {
+            bench.turn(0, false);
+            bench.serve(usize::MAX);
+            bench.answer(usize::MAX);
+        }
+        bench.check();
+        prop_assert_eq!(&bench.fault, &None);
+        prop_assert_eq!(bench.stored().len() as u64, bench.published);
     }
 
     /// Whatever the broker or somebody else answers, the window does not panic and acknowledges no more than was sent.

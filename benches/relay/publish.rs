@@ -10,7 +10,7 @@ use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::Op;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
-    Body, EventId, Mode, Origin, Window, WindowLimits, WindowSettings,
+    Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
 };
 use walrelay::pipeline::shared_tail::fence_subject;
 
@@ -124,9 +124,11 @@ async fn publish(
             };
             window.publish(
                 connection.outgoing(),
-                subject.as_bytes(),
-                headers.as_bytes(),
-                &Body::Bytes(&body),
+                &Message {
+                    subject: subject.as_bytes(),
+                    headers: headers.as_bytes(),
+                    body: Body::Bytes(&body),
+                },
                 Origin {
                     position,
                     event_id: Some(EventId::Uuid(uuid::Uuid::nil())),

@@ -239,7 +239,10 @@ impl Engine {
     /// Whether further WAL may be handed over now.
     #[inline]
     pub fn wants_wal(&self) -> bool {
-        self.window.has_room() && self.halt.is_none() && !self.stopping
+        self.window.has_room()
+            && !self.window.has_waiting()
+            && self.halt.is_none()
+            && !self.stopping
     }
 
     /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
@@ -288,10 +291,10 @@ impl Engine {
 
     /// Takes a -ERR of the broker: which kind of end it is.
     pub fn handle_error(&self, text: &str) -> Fault {
-        match self.window.oldest_in_flight() {
+        match self.window.oldest_sent() {
             Some(oldest) if is_about_frame(text) => Fault::Frame {
                 oldest,
-                in_flight: self.window.in_flight(),
+                in_flight: self.window.sent(),
                 text: text.to_owned(),
             },
             _ => Fault::Broker(format!("the server answers -ERR {text}")),
@@ -362,6 +365,7 @@ impl Engine {
     pub fn is_stopped(&mut self, now: Duration) -> bool {
         let confirmable = self.progress.confirmable(now);
         self.stopping
+            && self.window.in_flight() == 0
             && self.window.ack_deadline().is_none()
             && self.confirm.is_idle()
             && self.confirm.confirmed_lsn() >= confirmable.end_lsn

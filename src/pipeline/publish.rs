@@ -25,6 +25,7 @@ mod chain;
 mod fast;
 mod flight;
 mod frame;
+mod kept;
 mod mode;
 mod publisher;
 
@@ -84,6 +85,17 @@ pub struct Origin {
     pub event_id: Option<EventId>,
     /// Whether it is the lane's own publication of the row, not a replay.
     pub first_publication: bool,
+}
+
+/// What a row's message is made of, but for what belongs to its place in the stream.
+#[derive(Debug)]
+pub struct Message<'a> {
+    /// Where it goes.
+    pub subject: &'a [u8],
+    /// Whole lines, each with its CR LF.
+    pub headers: &'a [u8],
+    /// What it carries.
+    pub body: Body<'a>,
 }
 
 /// A message larger than server or stream take.
@@ -170,13 +182,64 @@ impl Window {
         self.publisher.last_sequence(&self.flight)
     }
 
-    /// Messages without an acknowledgement.
+    /// Goes on with a new connection, behind the stream's last sequence or the lane's fence. Rows up to `through` are stored
+    /// and handed to `each`; the others wait to be sent again. Returns how many rows of the epoch are acknowledged.
+    pub fn reopen(
+        &mut self,
+        settings: WindowSettings,
+        base_sequence: u64,
+        through: Option<Position>,
+        each: impl FnMut(&Origin),
+    ) -> u64 {
+        self.publisher = settings.mode.publisher(base_sequence);
+        self.flight.reopen(settings, base_sequence, through, each);
+        self.flight.acknowledged
+    }
+
+    /// Sends again the next row that waits for it, if there is one and room for it; false where not.
+    ///
+    /// # Errors
+    /// It has more than `message_bytes_max` now.
+    pub fn send_again(&mut self, out: &mut BytesMut, now: Duration) -> Result<bool, TooLarge> {
+        if !self.has_room() {
+            return Ok(false);
+        }
+        let Some(row) = self.flight.next_waiting() else {
+            return Ok(false);
+        };
+        let mut frames = Frames {
+            out,
+            headers: &mut self.headers,
+            reply: &mut self.reply,
+        };
+        let bytes = write(&mut *self.publisher, &self.flight, &mut frames, &row)?;
+        self.flight.sent_again(bytes, now);
+        Ok(true)
+    }
+
+    /// Whether rows wait to be sent again: nothing else may leave before them.
+    #[inline]
+    pub fn has_waiting(&self) -> bool {
+        self.flight.waiting() > 0
+    }
+
+    /// Whether the lane's message at `tail` can be a row without an acknowledgement.
+    pub fn has(&self, tail: &TailMessage) -> bool {
+        self.flight.has(tail.position, tail.event_id.as_deref())
+    }
+
+    /// Rows without an acknowledgement.
     pub fn in_flight(&self) -> u64 {
+        self.sent() + self.flight.waiting()
+    }
+
+    /// Of these, sent on this connection.
+    pub fn sent(&self) -> u64 {
         self.flight.len()
     }
 
-    /// The oldest row without an acknowledgement.
-    pub fn oldest_in_flight(&self) -> Option<Position> {
+    /// The oldest row that was sent on this connection and has no acknowledgement.
+    pub fn oldest_sent(&self) -> Option<Position> {
         self.flight.oldest()
     }
 
@@ -185,45 +248,29 @@ impl Window {
         self.in_flight() == 0 || self.publisher.is_refused_whole()
     }
 
-    /// Appends the frame of one row to the turn's frames. `headers` are whole lines, each with its CR LF.
+    /// Appends the frame of one row to the turn's frames, and keeps the row.
     ///
     /// # Errors
     /// Headers and body have more than `message_bytes_max`; then nothing is appended.
     ///
     /// # Panics
-    /// Behind a commit under way: the caller would be reordering.
+    /// Behind a commit under way, or in front of rows that wait to be sent again: the caller would be reordering.
     #[inline]
     pub fn publish(
         &mut self,
         out: &mut BytesMut,
-        subject: &[u8],
-        headers: &[u8],
-        body: &Body<'_>,
+        row: &Message<'_>,
         origin: Origin,
         now: Duration,
     ) -> Result<(), TooLarge> {
-        self.headers.clear();
-        self.headers.extend_from_slice(HEADER_VERSION);
-        self.headers.extend_from_slice(headers);
-        self.publisher
-            .write_headers(&self.flight, &mut self.headers);
-        self.headers.extend_from_slice(b"\r\n");
-        let bytes = self.headers.len() + body.len();
-        if bytes > self.flight.settings.limits.message_bytes_max {
-            return Err(TooLarge {
-                bytes: bytes as u64,
-            });
-        }
-        self.publisher
-            .take_in(&self.flight, subject, &mut self.reply);
+        assert!(!self.has_waiting(), "a row in front of an older one");
         let mut frames = Frames {
             out,
             headers: &mut self.headers,
             reply: &mut self.reply,
         };
-        let reply_end = frames.write(subject, body);
-        self.publisher.framed(reply_end);
-        self.flight.push(origin, bytes, now);
+        let bytes = write(&mut *self.publisher, &self.flight, &mut frames, row)?;
+        self.flight.push(row, out, origin, bytes, now);
         Ok(())
     }
 
@@ -269,4 +316,29 @@ impl Window {
         let through = self.publisher.answer(&self.flight, &reply)?;
         self.flight.acknowledge(through, now, each)
     }
+}
+
+/// Appends the frame of one row, and returns the size of its message in bytes.
+#[inline]
+fn write(
+    publisher: &mut dyn Publisher,
+    flight: &Flight,
+    frames: &mut Frames<'_>,
+    row: &Message<'_>,
+) -> Result<usize, TooLarge> {
+    frames.headers.clear();
+    frames.headers.extend_from_slice(HEADER_VERSION);
+    frames.headers.extend_from_slice(row.headers);
+    publisher.write_headers(flight, frames.headers);
+    frames.headers.extend_from_slice(b"\r\n");
+    let bytes = frames.headers.len() + row.body.len();
+    if bytes > flight.settings.limits.message_bytes_max {
+        return Err(TooLarge {
+            bytes: bytes as u64,
+        });
+    }
+    publisher.take_in(flight, row.subject, frames.reply);
+    let reply_end = frames.write(row.subject, &row.body);
+    publisher.framed(reply_end);
+    Ok(bytes)
 }

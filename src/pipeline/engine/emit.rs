@@ -10,7 +10,7 @@ use crate::pipeline::fault::Halt;
 use crate::pipeline::fields::Field;
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{self, Position};
-use crate::pipeline::publish::{Body, EventId, Origin, TooLarge, tail_header};
+use crate::pipeline::publish::{Body, EventId, Message, Origin, TooLarge, tail_header};
 use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use std::time::Duration;
@@ -84,9 +84,11 @@ impl Engine {
         self.window
             .publish(
                 out,
-                &self.subject,
-                &self.headers,
-                &Body::Envelope(&envelope),
+                &Message {
+                    subject: &self.subject,
+                    headers: &self.headers,
+                    body: Body::Envelope(&envelope),
+                },
                 origin,
                 now,
             )
@@ -140,9 +142,11 @@ impl Engine {
                 .window
                 .publish(
                     out,
-                    self.dead_letter_subject.as_bytes(),
-                    &self.headers,
-                    &Body::Bytes(&body),
+                    &Message {
+                        subject: self.dead_letter_subject.as_bytes(),
+                        headers: &self.headers,
+                        body: Body::Bytes(&body),
+                    },
                     Origin {
                         position,
                         event_id: EventId::of(event_id.as_bytes()),

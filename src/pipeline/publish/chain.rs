@@ -27,10 +27,10 @@ impl Publisher for Chain {
     }
 
     fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
-        expect_last_sequence(headers, flight);
+        expect_last_sequence(headers, flight.sequence_of(flight.published));
         let token = flight.settings.limits.epoch_token.as_bytes();
         // With one in flight the sequence says it all.
-        if flight.published > 0 && flight.settings.limits.messages_max > 1 {
+        if flight.published > flight.begun && flight.settings.limits.messages_max > 1 {
             headers.extend_from_slice(b"Nats-Expected-Last-Msg-Id: ");
             headers.extend_from_slice(token);
             push_number_header(headers, b".", flight.published);
@@ -68,7 +68,7 @@ impl Publisher for Chain {
     }
 
     fn last_sequence(&self, flight: &Flight) -> u64 {
-        flight.base_sequence + flight.acknowledged
+        flight.sequence_of(flight.acknowledged)
     }
 
     fn has_open_batch(&self) -> bool {

@@ -47,7 +47,7 @@ impl Publisher for FastIngest {
 
     /// Acknowledgements within a batch do not name the stream, so its first message does.
     fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
-        expect_last_sequence(headers, flight);
+        expect_last_sequence(headers, flight.sequence_of(flight.published));
         if self.batches.open().is_none() {
             headers.extend_from_slice(b"Nats-Expected-Stream: ");
             headers.extend_from_slice(flight.settings.stream.as_bytes());
@@ -133,7 +133,7 @@ impl Publisher for FastIngest {
     }
 
     fn last_sequence(&self, flight: &Flight) -> u64 {
-        flight.base_sequence + flight.acknowledged
+        flight.sequence_of(flight.acknowledged)
     }
 
     fn has_open_batch(&self) -> bool {

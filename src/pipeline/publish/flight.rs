@@ -1,10 +1,11 @@
-//! The messages in flight: counted, not judged.
+//! The messages in flight: counted and kept, not judged.
 //!
-//! In: rows that have left, how many are stored. Out: room, deadlines, positions; and what any way of publishing reads out
-//! of an answer.
+//! In: rows that have left, how many are stored, the end of a connection. Out: room, deadlines, positions, what is to be sent
+//! again; and what any way of publishing reads out of an answer.
 
 use super::answer::{Answer, excerpt};
-use super::{Origin, WindowSettings};
+use super::kept::{Kept, Parts};
+use super::{Message, Origin, WindowSettings};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::Position;
 use std::collections::VecDeque;
@@ -14,21 +15,32 @@ use std::time::Duration;
 #[derive(Debug)]
 struct Sent {
     origin: Origin,
+    /// Size of its message.
     bytes: usize,
+    parts: Parts,
 }
 
-/// The messages in flight of one epoch.
+/// The messages in flight of one epoch, on one connection after the other.
 #[derive(Debug)]
 pub(super) struct Flight {
     pub(super) settings: WindowSettings,
-    /// The stream's last sequence before the epoch's first message.
-    pub(super) base_sequence: u64,
-    /// Rows of the epoch.
+    /// The stream's last sequence before the connection's first message.
+    base_sequence: u64,
+    /// Rows of the epoch before that message.
+    pub(super) begun: u64,
+    /// Rows of the epoch, but for those that wait.
     pub(super) published: u64,
     /// Of these, acknowledged.
     pub(super) acknowledged: u64,
     sent: VecDeque<Sent>,
+    /// Rows that an earlier connection has sent, to be sent again behind all of `sent`.
+    waiting: VecDeque<Sent>,
+    /// Of the rows sent and, behind them, the waiting ones.
+    kept: Kept,
+    /// Bytes of the messages sent.
     bytes: usize,
+    /// Of `kept`, the bytes of the rows sent.
+    kept_sent: usize,
     waiting_since: Duration,
 }
 
@@ -46,28 +58,78 @@ impl Flight {
         Flight {
             settings,
             base_sequence,
+            begun: 0,
             published: 0,
             acknowledged: 0,
             sent: VecDeque::new(),
+            waiting: VecDeque::new(),
+            kept: Kept::default(),
             bytes: 0,
+            kept_sent: 0,
             waiting_since: Duration::ZERO,
         }
     }
 
+    /// Goes on with another connection, behind `base_sequence`: rows up to `through` are stored, which is handed to `each`,
+    /// the rest waits to be sent again.
+    pub(super) fn reopen(
+        &mut self,
+        settings: WindowSettings,
+        base_sequence: u64,
+        through: Option<Position>,
+        mut each: impl FnMut(&Origin),
+    ) {
+        self.sent.append(&mut self.waiting);
+        std::mem::swap(&mut self.sent, &mut self.waiting);
+        let is_stored = |row: &Sent| through.is_some_and(|through| row.origin.position <= through);
+        while self.waiting.front().is_some_and(is_stored)
+            && let Some(stored) = self.waiting.pop_front()
+        {
+            self.kept.pop(stored.parts);
+            self.acknowledged += 1;
+            each(&stored.origin);
+        }
+        self.settings = settings;
+        self.base_sequence = base_sequence;
+        (self.begun, self.published) = (self.acknowledged, self.acknowledged);
+        (self.bytes, self.kept_sent) = (0, 0);
+    }
+
     #[inline]
     pub(super) fn has_room(&self) -> bool {
-        let alone = self.acknowledged < self.settings.limits.one_by_one;
+        let alone = self.acknowledged - self.begun < self.settings.limits.one_by_one;
         self.sent.len() < self.settings.limits.messages_max
             && (!alone || self.sent.is_empty())
             && self.bytes < self.settings.limits.bytes_max
     }
 
-    /// Messages without an acknowledgement.
+    /// Messages on their way.
     pub(super) fn len(&self) -> u64 {
         self.published - self.acknowledged
     }
 
-    /// The oldest row without an acknowledgement.
+    /// Rows to be sent again.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting.len() as u64
+    }
+
+    /// Whether the row at `position`, with this id as far as it is known, is on its way or waits.
+    pub(super) fn has(&self, position: Position, event_id: Option<&str>) -> bool {
+        let mut rows = self.sent.iter().chain(&self.waiting);
+        rows.find(|row| row.origin.position == position)
+            .is_some_and(|row| {
+                let own = row.origin.event_id.as_ref().map(ToString::to_string);
+                event_id.is_none() || own.as_deref() == event_id
+            })
+    }
+
+    /// Stream sequence of the row with this number of the epoch, sent on this connection.
+    pub(super) fn sequence_of(&self, number: u64) -> u64 {
+        let sent = number.saturating_sub(self.begun);
+        self.base_sequence.saturating_add(sent)
+    }
+
+    /// The oldest row on its way.
     pub(super) fn oldest(&self) -> Option<Position> {
         self.sent.front().map(|sent| sent.origin.position)
     }
@@ -79,13 +141,48 @@ impl Flight {
     }
 
     #[inline]
-    pub(super) fn push(&mut self, origin: Origin, bytes: usize, now: Duration) {
+    pub(super) fn push(
+        &mut self,
+        row: &Message<'_>,
+        frame: &[u8],
+        origin: Origin,
+        bytes: usize,
+        now: Duration,
+    ) {
+        let parts = Parts::of(row);
+        self.kept
+            .push(row.subject, row.headers, row.body.len(), frame);
+        self.count(
+            Sent {
+                origin,
+                bytes,
+                parts,
+            },
+            now,
+        );
+    }
+
+    fn count(&mut self, sent: Sent, now: Duration) {
         if self.sent.is_empty() {
             self.waiting_since = now;
         }
         self.published += 1;
-        self.bytes += bytes;
-        self.sent.push_back(Sent { origin, bytes });
+        self.bytes += sent.bytes;
+        self.kept_sent += sent.parts.len();
+        self.sent.push_back(sent);
+    }
+
+    /// The next row to be sent again.
+    pub(super) fn next_waiting(&self) -> Option<Message<'_>> {
+        let row = self.waiting.front()?;
+        Some(self.kept.at(self.kept_sent, row.parts))
+    }
+
+    /// That row has been sent.
+    pub(super) fn sent_again(&mut self, bytes: usize, now: Duration) {
+        if let Some(row) = self.waiting.pop_front() {
+            self.count(Sent { bytes, ..row }, now);
+        }
     }
 
     /// So many rows of the epoch are stored; hands the newly acknowledged ones to `each`.
@@ -95,15 +192,17 @@ impl Flight {
         now: Duration,
         mut each: impl FnMut(&Origin),
     ) -> Result<u64, Fault> {
-        while self.acknowledged < through {
-            let Some(sent) = self.sent.pop_front() else {
-                return Err(Fault::Answer(format!(
-                    "row {through} of {}",
-                    self.published
-                )));
-            };
+        if through > self.published {
+            let text = format!("row {through} of {}", self.published);
+            return Err(Fault::Answer(text));
+        }
+        while self.acknowledged < through
+            && let Some(sent) = self.sent.pop_front()
+        {
             self.acknowledged += 1;
             self.bytes -= sent.bytes;
+            self.kept_sent -= sent.parts.len();
+            self.kept.pop(sent.parts);
             each(&sent.origin);
         }
         self.waiting_since = now;
@@ -152,7 +251,7 @@ impl Flight {
 
     /// The row with this number must be stored in the lane's own stream, right behind the one before.
     pub(super) fn check_stored(&self, answer: &Answer, number: u64) -> Result<(), Fault> {
-        let expected = self.base_sequence + number;
+        let expected = self.sequence_of(number);
         if answer.stream.as_deref() == Some(&self.settings.stream)
             && answer.seq == Some(expected)
             && !answer.duplicate

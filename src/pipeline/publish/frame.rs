@@ -2,7 +2,6 @@
 //!
 //! In: subject, reply subject, header block, body. Out: the frame, appended. Documentation: NATS client protocol, HPUB.
 
-use super::flight::Flight;
 use crate::pipeline::envelope::Envelope;
 use bytes::BytesMut;
 
@@ -57,12 +56,8 @@ pub(super) fn push_number_header(headers: &mut Vec<u8>, name: &[u8], number: u64
 }
 
 /// The message is stored only right behind the lane's message before it.
-pub(super) fn expect_last_sequence(headers: &mut Vec<u8>, flight: &Flight) {
-    push_number_header(
-        headers,
-        b"Nats-Expected-Last-Sequence: ",
-        flight.base_sequence + flight.published,
-    );
+pub(super) fn expect_last_sequence(headers: &mut Vec<u8>, sequence: u64) {
+    push_number_header(headers, b"Nats-Expected-Last-Sequence: ", sequence);
 }
 
 /// Appends one HPUB frame; returns where its reply subject ends.
