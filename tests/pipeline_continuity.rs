@@ -697,6 +697,10 @@ fn a_copy_of_a_message_is_not_the_tail() {
             Tail::Copied { sequence: 3 }
         );
     }
+    // Of what the lane published behind its end: the broker has lost that, or the stream was made from another one.
+    let further = stored("", Some("s 0/33:1"), None);
+    let stream = [(4, copy), (3, further), (2, foreign()), (1, ours)];
+    assert_eq!(search(&stream, None, None), Tail::Copied { sequence: 4 });
     // The fence of a time when others wrote to the stream too.
     let fence = stored("", None, Some("s 0/32:1 e50")).map(|fence| StoredMessage {
         is_fence: true,

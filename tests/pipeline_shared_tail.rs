@@ -9,15 +9,13 @@ use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEn
 use walrelay::pipeline::tail::{Lookup, StoredMessage, Tail};
 
 const FENCE: &str = "walrelay.fence.S.s";
+const FENCES: &str = "walrelay.fence.*.s";
 const EVENTS: &str = "outbox.>";
 const DEAD: &str = "walrelay.dead.s";
 const LAST_SEQUENCE: u64 = 50;
 
 fn search(messages: u64, record: Option<&LaneRecord>) -> SharedTailSearch<'static> {
-    let subjects = SharedSubjects {
-        fence: FENCE.into(),
-        filters: [EVENTS.into(), DEAD.into()],
-    };
+    let subjects = SharedSubjects::new("S", "s", EVENTS.into());
     let stream = StreamEnd {
         created: "then",
         last_sequence: LAST_SEQUENCE,
@@ -120,7 +118,8 @@ fn the_fence_tells_and_what_is_left_of_a_later_batch_counts() {
     let survived = [
         at_40,
         (events_from(41), Some(event(41, "s 0/B:1"))),
-        (events_from(42), Some(copy(44, "s 0/F:1"))),
+        // A redrive of it.
+        (events_from(42), Some(copy(44, "s 0/B:1"))),
         (events_from(45), None),
         (dead_from(41), Some(event(43, "s 0/B:2"))),
         (dead_from(44), None),
@@ -196,6 +195,7 @@ fn a_stream_that_was_the_lanes_own_has_no_fence_yet() {
     // The same without a record that names it.
     let answers = [
         (Lookup::Last(FENCE), None),
+        (Lookup::Last(FENCES), None),
         (events_from(1), Some(foreign(7))),
         (events_from(8), Some(own)),
     ];
@@ -204,14 +204,54 @@ fn a_stream_that_was_the_lanes_own_has_no_fence_yet() {
 
 #[test]
 fn a_lane_that_was_never_here_has_nothing() {
-    assert_eq!(
-        ask(search(20, None), &[(Lookup::Last(FENCE), None)]),
-        Tail::Nothing
-    );
+    let new = [
+        (Lookup::Last(FENCE), None),
+        (Lookup::Last(FENCES), None),
+        (events_from(1), Some(foreign(7))),
+        (events_from(8), None),
+        (dead_from(1), None),
+    ];
+    assert_eq!(ask(search(20, None), &new), Tail::Nothing);
     let adopted = LaneRecord {
         adopted_sequence: 45,
         ..record(45)
     };
     let old = (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e")));
     assert_eq!(ask(search(20, Some(&adopted)), &[old]), Tail::Nothing);
+}
+
+#[test]
+fn a_stream_that_was_made_from_another_one_tells_nothing_by_itself() {
+    let at_40 = (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e")));
+    let none = (Lookup::Last(FENCE), None);
+    // The middle of a batch, as a mirror takes it; the fence behind it did not come.
+    let cut = [at_40, (events_from(41), Some(copy(41, "s 0/B:1")))];
+    assert_eq!(ask(search(20, None), &cut), Tail::Copied { sequence: 41 });
+    // Under another name, the fences tell the old one.
+    let renamed = [none, (Lookup::Last(FENCES), Some(fence(40, "s 0/A:1 e")))];
+    assert_eq!(
+        ask(search(20, None), &renamed),
+        Tail::Copied { sequence: 40 }
+    );
+    // Events alone.
+    let filtered = [
+        none,
+        (Lookup::Last(FENCES), None),
+        (events_from(1), Some(foreign(3))),
+        (events_from(4), Some(copy(9, "s 0/A:1"))),
+    ];
+    assert_eq!(
+        ask(search(20, None), &filtered),
+        Tail::Copied { sequence: 9 }
+    );
+}
+
+#[test]
+fn a_lane_whose_fences_were_removed_and_that_no_record_knows_was_there() {
+    let removed = [
+        (Lookup::Last(FENCE), None),
+        (Lookup::Last(FENCES), None),
+        (events_from(1), Some(event(9, "s 0/A:1"))),
+    ];
+    assert_eq!(ask(search(20, None), &removed), Tail::FenceRemoved);
 }

@@ -5,9 +5,9 @@
 //! not written over one that came in between.
 //!
 //! What slot and stream both have at the same position with the same id counts as published, so that the hold-back's
-//! events do not come twice; everything else that the slot holds is published.
+//! events do not come twice; everything behind the last such event is published.
 
-use std::collections::BTreeMap;
+mod in_stream;
 
 use anyhow::{Context as _, bail};
 use async_nats::HeaderMap;
@@ -18,28 +18,24 @@ use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::{Held, peek};
-use crate::nats::api::{StoredMessage, StreamInfo};
+use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
 use crate::pipeline::history::History;
 use crate::pipeline::position::{
-    EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, KIND_REPLAY, Lane, POSITION_HEADER, Position,
-    TAIL_HEADER, parse_header,
+    EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, Lane, POSITION_HEADER, Position, TAIL_HEADER,
 };
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::Lookup;
-use crate::pipeline::tail::event_id;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
-
-/// How far back the stream is compared with the slot.
-const COMPARED_MESSAGES_MAX: u64 = 200_000;
+use in_stream::{InStream, Published};
 
 /// How long a relay that was just stopped or killed may take to let go of the slot.
 pub(super) const RELEASE_LIMIT: std::time::Duration = std::time::Duration::from_secs(3);
@@ -51,8 +47,8 @@ Examples:
   walrelay adopt --position 16/B374D848:3      rows at or below this position count as published
 
 It is the way past a halt (exit code 4 of run): a slot that was advanced, dropped or made again, a restored or
-upgraded database, a stream whose end was removed. Find out first what happened. Afterwards walrelay verify tells
-what is missing or doubled, and walrelay backfill publishes what is missing.
+upgraded database, a stream whose end was removed or that was made from another one. Find out first what happened.
+Afterwards walrelay verify tells what is missing or doubled, and walrelay backfill publishes what is missing.
 
 Exit code 0: adopted. 1: a relay reads from the slot, or slot or stream is not there. 2: nobody agreed.";
 
@@ -77,19 +73,11 @@ struct View {
     server_lsn: PgLsn,
     stream: StreamInfo,
     record: StoredRecord,
-    /// The last message of the slot in the stream.
-    tail: Option<Published>,
+    in_stream: InStream,
+    /// Rows that the slot has in front of where the relay will go on, and the stream has not.
+    absent: u64,
     /// Sequence of the lane's fence in a shared stream, 0 for none.
     fence_sequence: u64,
-}
-
-/// A place up to which everything counts as published.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Published {
-    position: Position,
-    event_id: Option<String>,
-    /// Its message, where that is the lane's last.
-    sequence: Option<u64>,
 }
 
 /// Runs the command.
@@ -198,42 +186,36 @@ async fn look(
     let identity = session.identify_system().await?;
     let history = session.timeline_history(identity.timeline).await?;
     let lane = identity.lane(name);
-    let mut in_stream = stream_positions(nats, settings, &stream, confirmed_lsn).await?;
+    let mut in_stream = in_stream::read(nats, settings, &stream, confirmed_lsn).await?;
     // What the stream had and has removed; what it has lost counts lower than the record.
     if let Some(record) = &record.record
         && record.is_of(&lane)
         && record.created == stream.created
         && record.sequence <= stream.state.last_seq
         && let Some(position) = record.position
-        && still_stands(nats, settings, record.sequence, position).await?
+        && in_stream::still_stands(nats, settings, record.sequence, position).await?
     {
         let event_id = || record.event_id.clone();
         in_stream.ids.entry(position).or_insert_with(event_id);
     }
     let oid = inspection.table.as_ref().map_or(0, |table| table.oid);
     let server_lsn = inspection.server.current_lsn;
-    let published = match args.position {
+    let (published, absent) = match args.position {
         Some(position) if position.commit_lsn >= server_lsn => {
             return Err(UsageError(format!(
                 "--position {position} is above the end of the server's WAL, {server_lsn}"
             ))
             .into());
         }
-        Some(position) => Some(Published {
-            position,
-            event_id: None,
-            sequence: None,
-        }),
-        None => {
-            common(
-                sql,
-                settings,
-                oid,
-                inspection.server.current_lsn,
-                &in_stream,
-            )
-            .await?
+        Some(position) => {
+            let given = Published {
+                position,
+                event_id: None,
+                sequence: None,
+            };
+            (Some(given), 0)
         }
+        None => common(sql, settings, oid, server_lsn, &in_stream).await?,
     };
     let view = View {
         lane,
@@ -242,7 +224,8 @@ async fn look(
         server_lsn,
         stream,
         record,
-        tail: in_stream.tail,
+        in_stream,
+        absent,
         fence_sequence: fence_sequence(nats, settings).await?,
     };
     Ok((view, published))
@@ -251,80 +234,6 @@ async fn look(
 fn in_use(slot: &str, pid: Option<i32>) -> String {
     let process = pid.map_or_else(String::new, |pid| format!(" by process {pid} of Postgres"));
     format!("replication slot \"{slot}\" is in use{process}: stop the relay first")
-}
-
-/// The lane's messages at the stream's end.
-#[derive(Default)]
-struct InStream {
-    tail: Option<Published>,
-    ids: BTreeMap<Position, Option<String>>,
-}
-
-/// The positions that the slot may still hold, with their event ids.
-async fn stream_positions(
-    nats: &async_nats::Client,
-    settings: &Settings,
-    info: &StreamInfo,
-    confirmed_lsn: PgLsn,
-) -> anyhow::Result<InStream> {
-    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let last = info.state.last_seq;
-    let first = info
-        .state
-        .first_seq
-        .max(last.saturating_sub(COMPARED_MESSAGES_MAX))
-        .max(1);
-    let mut found = InStream::default();
-    for sequence in (first..=last).rev() {
-        let Some(message) = lane.message(Lookup::Message(sequence)).await? else {
-            continue;
-        };
-        let Some((slot, position)) = lane_position(&message, settings.nats.shared) else {
-            continue;
-        };
-        let again = matches!(
-            message.header_text(KIND_HEADER),
-            Some(KIND_REPLAY | KIND_ADOPTED)
-        );
-        if slot != settings.postgres.slot || again {
-            continue;
-        }
-        let event_id = event_id(&message.data);
-        if found.tail.is_none() {
-            found.tail = Some(Published {
-                position,
-                event_id: event_id.clone(),
-                sequence: Some(sequence),
-            });
-        }
-        if position.commit_lsn < confirmed_lsn {
-            break;
-        }
-        found.ids.entry(position).or_insert(event_id);
-    }
-    Ok(found)
-}
-
-/// Slot and position of an event's message; none for a copy, which does not stand where a relay put it.
-fn lane_position(message: &StoredMessage, shared: bool) -> Option<(&str, Position)> {
-    let told = parse_header(message.header_text(POSITION_HEADER)?).ok()?;
-    (shared || message.for_search().is_in_place()).then_some(told)
-}
-
-/// Whether the recorded message is there or was removed. A foreign message in its place says that the broker lost it.
-async fn still_stands(
-    nats: &async_nats::Client,
-    settings: &Settings,
-    sequence: u64,
-    position: Position,
-) -> anyhow::Result<bool> {
-    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let found = lane.message(Lookup::Message(sequence)).await?;
-    let slot = &settings.postgres.slot;
-    Ok(found.is_none_or(|message| {
-        let told = message.for_search().told_by(slot);
-        told.is_some_and(|(told, _)| told == position)
-    }))
 }
 
 async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyhow::Result<u64> {
@@ -337,18 +246,20 @@ async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyho
     Ok(found.map_or(0, |message| message.seq))
 }
 
-/// The last row that both slot and stream have, at the same position with the same id. The relay published in order, so
-/// it has passed everything before that row, even where the stream has removed some of it.
+/// The last row that both slot and stream have, at the same position with the same id, and how many rows that the slot has
+/// before it the stream has not. The relay published in order, so it has passed everything before that row, even where the
+/// stream has removed some of it.
 async fn common(
     sql: &Client,
     settings: &Settings,
     table_oid: u32,
     server_lsn: PgLsn,
     in_stream: &InStream,
-) -> anyhow::Result<Option<Published>> {
+) -> anyhow::Result<(Option<Published>, u64)> {
     let mut common: Option<Published> = None;
+    let (mut absent, mut absent_since) = (0, 0);
     if in_stream.ids.is_empty() {
-        return Ok(None);
+        return Ok((None, 0));
     }
     let free = peek(
         sql,
@@ -357,17 +268,16 @@ async fn common(
         server_lsn,
         |Held { position, id, .. }| {
             let known = in_stream.ids.get(&position).and_then(Option::as_deref);
-            if id.is_some() && known == id {
-                common = Some(Published {
-                    position,
-                    event_id: id.map(str::to_owned),
-                    sequence: in_stream
-                        .tail
-                        .as_ref()
-                        .filter(|tail| tail.position == position)
-                        .and_then(|tail| tail.sequence),
-                });
+            if id.is_none() || known != id {
+                absent_since += 1;
+                return Ok(());
             }
+            absent += std::mem::take(&mut absent_since);
+            common = Some(Published {
+                position,
+                event_id: id.map(str::to_owned),
+                sequence: in_stream.sequence_of(position),
+            });
             Ok(())
         },
     )
@@ -375,7 +285,7 @@ async fn common(
     if !free {
         bail!(in_use(&settings.postgres.slot, None));
     }
-    Ok(common)
+    Ok((common, absent))
 }
 
 /// Puts a message with the adopted position at the stream's end, where the next start finds it as it finds an event.
@@ -433,10 +343,7 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, is
     ));
     account.line(format_args!(
         "stream         last sequence {}, this slot's last event {}",
-        view.stream.state.last_seq,
-        view.tail
-            .as_ref()
-            .map_or_else(|| "none".to_owned(), |tail| tail.position.to_string())
+        view.stream.state.last_seq, view.in_stream
     ));
     account.line(match published {
         Some(published) if is_given => format!(
@@ -452,6 +359,12 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, is
             view.confirmed_lsn
         ),
     });
+    if view.absent > 0 {
+        account.line(format_args!(
+            "Before it the slot has {} events that the stream has not: walrelay backfill publishes those that are missing.",
+            view.absent
+        ));
+    }
     account.line(format_args!(
         "Events that committed before {} and are not in the stream may be missing; events that the stream has at another\n\
          place may be doubled. walrelay verify names both.",

@@ -61,6 +61,8 @@ pub struct Positions {
     pub stream_sequence: Option<u64>,
     /// Its commit_lsn and ordinal, as in its header.
     pub position: Option<String>,
+    /// The same of the last copy of an event that no message in its place stands behind: what a mirror or a source leaves.
+    pub copied_position: Option<String>,
     /// Whether the slot exists.
     #[serde(skip)]
     pub has_slot: bool,
@@ -125,13 +127,15 @@ pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
     let stream = &settings.nats.stream;
     let nats = stream::connect_admin(&settings.nats.connection).await?;
     let found = stream::find(&nats, stream).await?;
-    let last = match &found {
+    let (last, copied) = match &found {
         Some(info) => match last_of_slot(&nats, settings, info.state.last_seq).await? {
-            Some(last) => Some(last),
-            None => recorded(&nats, settings, &info.created).await?,
+            (Some(last), copied) => (Some(last), copied),
+            (None, copied) => (recorded(&nats, settings, &info.created).await?, copied),
         },
-        None => None,
+        None => (None, None),
     };
+    let at = |last: Option<(u64, Position)>| last.map(|(_, position)| position);
+    let copied_position = at(copied).filter(|_| at(copied) > at(last));
     let text = |lsn: PgLsn| lsn.to_string();
     Ok(Positions {
         slot: settings.postgres.slot.clone(),
@@ -145,6 +149,7 @@ pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
         stream: stream.clone(),
         stream_sequence: last.map(|(sequence, _)| sequence),
         position: last.map(|(_, position)| position.to_string()),
+        copied_position: copied_position.map(|position| position.to_string()),
         has_slot: inspection.slot.is_some(),
         has_stream: found.is_some(),
     })
@@ -160,8 +165,14 @@ pub(super) fn text(positions: &Positions) -> String {
         Some(sequence) => format!("sequence {sequence}"),
         None => "no event of this slot at its end".to_owned(),
     };
+    let copied = match &positions.copied_position {
+        Some(position) => format!(
+            ", and a copy of the one at {position}: where a mirror or a source became the stream, walrelay adopt compares them"
+        ),
+        None => String::new(),
+    };
     format!(
-        "slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}",
+        "slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}{copied}",
         positions.slot,
         or_none(&positions.position),
         or_none(&positions.confirmed_lsn),
@@ -170,15 +181,16 @@ pub(super) fn text(positions: &Positions) -> String {
     )
 }
 
-/// Sequence and position of the slot's last message, looking back from the stream's end. Removed messages are passed
-/// over.
+/// Sequence and position of the slot's last message and of its last copy behind that, looking back from the stream's end.
+/// Removed messages are passed over.
 async fn last_of_slot(
     nats: &async_nats::Client,
     settings: &Settings,
     last_seq: u64,
-) -> Result<Option<(u64, Position)>, anyhow::Error> {
+) -> Result<(Option<(u64, Position)>, Option<(u64, Position)>), anyhow::Error> {
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let end = last_seq.saturating_sub(SCAN_MESSAGES_MAX);
+    let mut copied = None;
     for sequence in (end + 1..=last_seq).rev() {
         let message = lane
             .message(Lookup::Message(sequence))
@@ -189,13 +201,16 @@ async fn last_of_slot(
                     settings.nats.stream
                 )
             })?;
-        if let Some(position) = message.as_ref().and_then(|message| {
-            lane_position(message, &settings.postgres.slot, settings.nats.shared)
-        }) {
-            return Ok(Some((sequence, position)));
+        let place = message
+            .as_ref()
+            .and_then(|message| lane_place(message, &settings.postgres.slot, settings.nats.shared));
+        match place {
+            Some(Place::Own(position)) => return Ok((Some((sequence, position)), copied)),
+            Some(Place::Copied(position)) => copied = copied.or(Some((sequence, position))),
+            None => {}
         }
     }
-    Ok(None)
+    Ok((None, copied))
 }
 
 /// The lane record's word where the stream itself has no message of the slot left: age and limits remove messages.
@@ -219,16 +234,30 @@ async fn recorded(
         .map(|position| (record.sequence, position)))
 }
 
-/// Where the lane stood at this message, if a relay of the slot put it there; a copy of one says nothing.
-fn lane_position(message: &StoredMessage, slot: &str, shared: bool) -> Option<Position> {
+/// Where the lane stood at a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// A relay of the slot put it there.
+    Own(Position),
+    /// Somebody copied it there.
+    Copied(Position),
+}
+
+fn lane_place(message: &StoredMessage, slot: &str, shared: bool) -> Option<Place> {
     let message = message.for_search();
+    // The fence behind a batch is no event.
+    if shared && message.is_fence {
+        return None;
+    }
     let is_own = match shared {
-        // The fence behind a batch is no event.
-        true => message.in_batch && !message.is_fence,
+        true => message.in_batch,
         false => message.is_in_place(),
     };
-    let (of_slot, position, _) = message.told()?;
-    (is_own && of_slot == slot).then_some(position)
+    let (_, position, _) = message.told().filter(|(of_slot, ..)| *of_slot == slot)?;
+    Some(match is_own {
+        true => Place::Own(position),
+        false => Place::Copied(position),
+    })
 }
 
 #[cfg(test)]
@@ -256,6 +285,7 @@ mod tests {
                 stream: "S".to_owned(),
                 stream_sequence: None,
                 position: None,
+                copied_position: None,
                 has_slot: true,
                 has_stream: true,
             };
@@ -277,40 +307,41 @@ mod tests {
             stream: "S".to_owned(),
             stream_sequence: Some(7),
             position: Some("1/2:1".to_owned()),
+            copied_position: None,
             has_slot: true,
             has_stream: true,
         };
         assert_eq!(
             serde_json::to_string(&positions).unwrap(),
-            r#"{"slot":"a","acknowledged_lsn":"1/2","confirmed_lsn":null,"server_lsn":"1/3","stream":"S","stream_sequence":7,"position":"1/2:1"}"#
+            r#"{"slot":"a","acknowledged_lsn":"1/2","confirmed_lsn":null,"server_lsn":"1/3","stream":"S","stream_sequence":7,"position":"1/2:1","copied_position":null}"#
         );
     }
 
     #[test]
     fn only_the_lanes_own_place_counts() {
-        let at = |headers: &str, shared| {
-            let position = lane_position(&message(headers), "a", shared);
-            position.map(|position| position.to_string())
-        };
+        let place = |headers: &str, shared| lane_place(&message(headers), "a", shared);
+        let position = |text: &str| text.parse::<Position>().expect("a position");
+        let at = position("16/B374D848:3");
         let own = "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Position: a 16/B374D848:3";
-        assert_eq!(at(own, false).as_deref(), Some("16/B374D848:3"));
+        assert_eq!(place(own, false), Some(Place::Own(at)));
         for (headers, shared) in [
             ("Walrelay-Position: a 16/B374D848:3", false),
             ("Walrelay-Position: a 16/B374D848:3", true),
             (&own.replace(": 0", ": 7"), false),
-            (&own.replace(": a ", ": b "), false),
-            ("Nats-Expected-Last-Sequence: 0\r\nOther: x", false),
-            (
-                "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Position: nonsense",
-                false,
-            ),
         ] {
-            assert_eq!(at(headers, shared), None, "{headers}");
+            assert_eq!(place(headers, shared), Some(Place::Copied(at)), "{headers}");
+        }
+        for headers in [
+            &own.replace(": a ", ": b "),
+            "Nats-Expected-Last-Sequence: 0\r\nOther: x",
+            "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Position: nonsense",
+        ] {
+            assert_eq!(place(headers, false), None, "{headers}");
         }
         let replay = "Nats-Expected-Last-Sequence: 0\r\nWalrelay-Kind: replay\r\n\
                       Walrelay-Position: a 1/1:1\r\nWalrelay-Tail: a 2/2:2 -";
-        assert_eq!(at(replay, false).as_deref(), Some("2/2:2"));
+        assert_eq!(place(replay, false), Some(Place::Own(position("2/2:2"))));
         let batched = "Nats-Batch-Id: b\r\nWalrelay-Position: a 1/1:1";
-        assert_eq!(at(batched, true).as_deref(), Some("1/1:1"));
+        assert_eq!(place(batched, true), Some(Place::Own(position("1/1:1"))));
     }
 }

@@ -241,11 +241,12 @@ pub enum Halt {
         /// Sequence that the record reaches.
         recorded: u64,
     },
-    /// Messages with this slot's positions stand where the relay did not put them.
+    /// Messages with this slot's positions stand where the relay did not put them, further on than what it did put.
     #[error(
         "message {sequence} of stream {stream} has a position of this slot but does not stand where a relay put it: it was \
-         copied here, or the stream was made from another one. How far the lane came cannot be known from it. `walrelay verify` \
-         compares table and stream; then `walrelay adopt --position …` says where to go on"
+         copied here, or the stream was made from another one (a mirror, a source). `walrelay adopt` compares such messages \
+         with the slot by position and id, and goes on behind the last one that both have; `walrelay verify` then names what is \
+         missing"
     )]
     TailCopied {
         /// The stream.

@@ -4,6 +4,7 @@
 //! the search asks for the fence, for a later one that is known, and for what a crash of the broker may have left of the
 //! batch behind it; never beyond the stream's end as it was before.
 
+use super::dead_letter;
 use super::lane_end::{Memory, TailMessage};
 use super::position::{self, Position, TAIL_HEADER};
 use super::publish::tail_header;
@@ -31,6 +32,8 @@ pub fn fence_subject(stream: &str, slot: &str) -> String {
 pub struct SharedSubjects {
     /// Of the fence, the lane's alone.
     pub fence: String,
+    /// Of the slot's fences in streams of any name.
+    pub fences: String,
     /// Of everything else: events and dead letters. Others may publish there too.
     pub filters: [String; 2],
 }
@@ -44,6 +47,18 @@ pub struct StreamEnd<'s> {
     pub last_sequence: u64,
     /// How many messages it holds.
     pub messages: u64,
+}
+
+impl SharedSubjects {
+    /// Those of `slot`, whose events match `filter`.
+    #[must_use]
+    pub fn new(stream: &str, slot: &str, filter: String) -> Self {
+        SharedSubjects {
+            fence: fence_subject(stream, slot),
+            fences: fence_subject("*", slot),
+            filters: [filter, dead_letter::subject(slot)],
+        }
+    }
 }
 
 /// The search for the lane's last message on its own subjects, one message a step.
@@ -69,6 +84,8 @@ pub struct SharedTailSearch<'a> {
 #[derive(Debug)]
 enum Step {
     Fence,
+    /// There is none: is there one from a stream of another name, which this one was made from?
+    OtherFence,
     /// A later fence is known: is it gone, or another's message in its place?
     Known(u64),
     Behind {
@@ -128,6 +145,7 @@ impl<'a> SharedTailSearch<'a> {
     pub fn wanted(&self) -> Option<Lookup<'_>> {
         match self.step {
             Step::Fence => Some(Lookup::Last(&self.subjects.fence)),
+            Step::OtherFence => Some(Lookup::Last(&self.subjects.fences)),
             Step::Known(sequence) => Some(Lookup::Message(sequence)),
             Step::Behind { filter, from, .. } => {
                 let filter = self.subjects.filters.get(filter)?;
@@ -140,6 +158,7 @@ impl<'a> SharedTailSearch<'a> {
     pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
         match self.step {
             Step::Fence => self.take_fence(message),
+            Step::OtherFence => self.take_other_fence(message),
             Step::Known(sequence) => self.take_known(message, sequence),
             Step::Behind { filter, others, .. } => self.take_behind(message, filter, others),
         }
@@ -176,12 +195,16 @@ impl<'a> SharedTailSearch<'a> {
 
     /// It was removed, or the broker has lost it and the one before was removed.
     fn without_fence(&mut self) -> Option<Tail> {
-        match self.known_sequence {
-            Some(known) => self.step = Step::Known(known),
+        self.step = self.known_sequence.map_or(Step::OtherFence, Step::Known);
+        None
+    }
+
+    fn take_other_fence(&mut self, fence: Option<StoredMessage<'_>>) -> Option<Tail> {
+        match fence.filter(|fence| fence.sequence > self.adopted_sequence) {
+            Some(StoredMessage { sequence, .. }) => return Some(Tail::Copied { sequence }),
+            None if self.was_here && !self.is_whole => return Some(Tail::FenceRemoved),
             // Then there was none, or it was lost.
-            None if self.is_whole => self.go_behind(0),
-            None if self.was_here => return Some(Tail::FenceRemoved),
-            None => return Some(Tail::Nothing),
+            None => self.go_behind(0),
         }
         None
     }
@@ -222,6 +245,14 @@ impl<'a> SharedTailSearch<'a> {
         };
     }
 
+    /// A consumer copies what was published: such a message tells that the stream was made from another one, which takes
+    /// NATS' headers away, or has lost the message itself.
+    fn is_copied_from_further_on(&self, message: &StoredMessage<'_>) -> bool {
+        let last = self.last.as_ref().map(|last| last.position);
+        let told = message.told().filter(|(slot, ..)| *slot == self.slot);
+        told.is_some_and(|(_, position, _)| last < Some(position))
+    }
+
     fn take_behind(
         &mut self,
         message: Option<StoredMessage<'_>>,
@@ -236,6 +267,10 @@ impl<'a> SharedTailSearch<'a> {
         match message.told_by(self.slot) {
             // Of a time when the stream was the lane's own, later than the fence.
             Some(_) if !message.in_batch => return Some(Tail::FenceRemoved),
+            // Of a time when the lane had a fence, or of a relay that was never heard of.
+            Some(_) if self.fence_sequence == 0 && !self.is_whole => {
+                return Some(Tail::FenceRemoved);
+            }
             Some((position, event_id)) => {
                 let last = self.last.as_ref();
                 if last.is_none_or(|last| last.position < position) {
@@ -245,6 +280,11 @@ impl<'a> SharedTailSearch<'a> {
                         event_id,
                     });
                 }
+            }
+            None if self.is_copied_from_further_on(&message) => {
+                return Some(Tail::Copied {
+                    sequence: message.sequence,
+                });
             }
             None => others += 1,
         }

@@ -39,7 +39,8 @@ pub enum Tail {
         /// Its sequence.
         sequence: u64,
     },
-    /// No message of the lane in its place, but one that was copied here, or whose stream was made from another one.
+    /// Behind what stands in its place, a message of the lane that was copied here, or whose stream was made from another
+    /// one.
     Copied {
         /// Its sequence.
         sequence: u64,
@@ -78,6 +79,8 @@ pub struct TailSearch<'a> {
     settled: Option<TailMessage>,
     /// The newest message of the slot that does not stand where it was put.
     copy: Option<u64>,
+    /// The furthest position that such messages tell.
+    copied: Option<Position>,
     /// Messages that the lane is known to have gone on behind: a broker that lost one of them, and has another's in its
     /// place, does not tell that by its end any more.
     left: Vec<u64>,
@@ -130,6 +133,7 @@ impl<'a> TailSearch<'a> {
             scanned: 0,
             settled,
             copy: None,
+            copied: None,
             left: recorded
                 .map(|record| record.sequence)
                 .into_iter()
@@ -175,18 +179,17 @@ impl<'a> TailSearch<'a> {
         };
         // What cannot be read as a position was not written by a relay, whatever its header is called.
         if let Some((slot, position, event_id)) = message.told() {
-            if !message.is_in_place() {
-                self.copy = self.copy.or((slot == self.slot).then_some(sequence));
-            } else if slot == self.slot {
-                return self.found(
+            let is_own = slot == self.slot;
+            if is_own && message.is_in_place() {
+                return self.found_own(TailMessage {
                     sequence,
-                    Tail::Found(TailMessage {
-                        sequence,
-                        position,
-                        event_id,
-                    }),
-                );
-            } else {
+                    position,
+                    event_id,
+                });
+            } else if is_own {
+                self.copy = self.copy.or(Some(sequence));
+                self.copied = self.copied.max(Some(position));
+            } else if message.is_in_place() {
                 return Some(Tail::OtherSlot {
                     sequence,
                     slot: slot.to_owned(),
@@ -198,6 +201,15 @@ impl<'a> TailSearch<'a> {
             return None;
         }
         self.pass()
+    }
+
+    /// A message in its place. What a consumer copies was published: a copy from further on tells that the stream was made
+    /// from another one, or has lost the message itself.
+    fn found_own(&mut self, tail: TailMessage) -> Option<Tail> {
+        match self.copy {
+            Some(sequence) if self.copied > Some(tail.position) => Some(Tail::Copied { sequence }),
+            _ => self.found(tail.sequence, Tail::Found(tail)),
+        }
     }
 
     /// It is the lane's end, unless a message that is known to stand before it was lost.

@@ -131,9 +131,14 @@ impl Platform {
     /// The same, by the number of events on their own subjects, for a stream with other messages too.
     pub async fn relay_until_events(&self, count: usize) {
         let relay = self.relay();
+        self.holds_events(count).await;
+        relay.stop().await;
+    }
+
+    pub async fn holds_events(&self, count: usize) {
         let reached = async {
             loop {
-                let stream = self.jetstream.get_stream("OUTBOX").await.expect("a stream");
+                let stream = self.stream().await;
                 let subjects = stream
                     .info_with_subjects("outbox.lesson.>")
                     .await
@@ -151,11 +156,18 @@ impl Platform {
         tokio::time::timeout(LIMIT, reached)
             .await
             .expect("the stream gets there in time");
-        relay.stop().await;
+    }
+
+    /// The events' stream.
+    pub async fn stream(&self) -> jetstream::stream::Stream {
+        let set = |(name, _): &&(&str, String)| *name == "WALRELAY_NATS_STREAM";
+        let name = self.environment.iter().find(set);
+        let name = name.map_or("OUTBOX", |(_, value)| value);
+        self.jetstream.get_stream(name).await.expect("a stream")
     }
 
     pub async fn last_sequence(&self) -> u64 {
-        let stream = self.jetstream.get_stream("OUTBOX").await.expect("a stream");
+        let stream = self.stream().await;
         stream.cached_info().state.last_sequence
     }
 
@@ -178,7 +190,7 @@ impl Platform {
 
     /// A stored message's body, and walrelay's own headers.
     pub async fn message(&self, sequence: u64) -> (HeaderMap, Vec<u8>) {
-        let stream = self.jetstream.get_stream("OUTBOX").await.expect("a stream");
+        let stream = self.stream().await;
         let message = stream.get_raw_message(sequence).await.expect("a message");
         let mut headers = HeaderMap::new();
         for (name, values) in message.headers.iter() {
@@ -199,7 +211,7 @@ impl Platform {
     }
 
     pub async fn delete_message(&self, sequence: u64) {
-        let stream = self.jetstream.get_stream("OUTBOX").await.expect("a stream");
+        let stream = self.stream().await;
         assert!(stream.delete_message(sequence).await.expect("deleted"));
     }
 }

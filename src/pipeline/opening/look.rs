@@ -4,9 +4,8 @@
 //! the slot is its own and one behind it.
 
 use super::Known;
-use crate::pipeline::dead_letter;
 use crate::pipeline::request::{StoredRecord, StreamView};
-use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd, fence_subject};
+use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
 use crate::pipeline::tail::{Lookup, StoredMessage, Tail, TailSearch};
 
 /// The search for the lane end, in a stream of its own or in a shared one.
@@ -34,10 +33,7 @@ impl<'a> Search<'a> {
         let record = stored.record.as_ref();
         let (last_sequence, created) = (stream.last_sequence, &*stream.created);
         let search = if known.shared {
-            let subjects = SharedSubjects {
-                fence: fence_subject(known.stream, slot),
-                filters: [known.template.filter(), dead_letter::subject(slot)],
-            };
+            let subjects = SharedSubjects::new(known.stream, slot, known.template.filter());
             let end = StreamEnd {
                 created,
                 last_sequence,
