@@ -37,19 +37,29 @@ async fn promoted() -> Fixture {
         .with_file_name("standby");
     restart_with(&mut fixture, |data| copy(data, &standby)).await;
     let relay = fixture.run();
+    goes_on_without_events(&fixture).await;
+    relay.stop().await;
+    promote(&mut fixture, &standby).await;
+    fixture
+}
+
+/// Writes 10 MB of WAL of another table, and waits until it is confirmed.
+async fn goes_on_without_events(fixture: &Fixture) {
     let other = "CREATE TABLE other AS SELECT repeat('x', 500) FROM generate_series(1, 20000)";
     fixture.sql.batch_execute(other).await.unwrap();
     fixture.confirms(fixture.server_lsn().await).await;
-    relay.stop().await;
-    restart_with(&mut fixture, |data| {
-        copy(&standby, data);
+}
+
+/// The server's place is taken by a standby with this data, which is promoted.
+async fn promote(fixture: &mut Fixture, standby: &Path) {
+    restart_with(fixture, |data| {
+        copy(standby, data);
         std::fs::write(data.join("standby.signal"), "").unwrap();
     })
     .await;
     let promote = "SELECT pg_promote()";
     fixture.sql.query(promote, &[]).await.unwrap();
-    is_promoted(&fixture).await;
-    fixture
+    is_promoted(fixture).await;
 }
 
 async fn is_promoted(fixture: &Fixture) {
@@ -194,9 +204,14 @@ async fn a_slot_that_was_made_after_the_promotion_is_looked_at_by_a_person() {
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     assert!(relay.log().contains("timeline"), "{}", relay.log());
     assert_eq!(fixture.message_count().await, 10, "nothing was published");
+    goes_on_with_the_rest(&mut fixture, 13).await;
+}
+
+/// Of a slot that was made behind five or seven events: `adopt`, `run` and `backfill` bring all of them, each once.
+async fn goes_on_with_the_rest(fixture: &mut Fixture, count: u64) {
     fixture.walrelay(&["adopt", "--yes"]).await.success();
     let relay = fixture.run();
-    fixture.holds(13).await;
+    fixture.holds(count).await;
     relay.stop().await;
     fixture.walrelay(&["backfill"]).await.success();
     let verified = fixture.walrelay(&["verify", "--json"]).await;
@@ -206,4 +221,65 @@ async fn a_slot_that_was_made_after_the_promotion_is_looked_at_by_a_person() {
         (&0.into(), &0.into()),
         "{report}"
     );
+}
+
+/// A is promoted and lost, then B, which never followed A: both call their timeline 2.
+#[tokio::test]
+async fn a_second_standby_that_took_the_same_timeline_is_looked_at_by_a_person() {
+    let mut fixture = Fixture::own().await;
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let data = fixture.servers().postgres.data_dir();
+    let (first, second) = (data.with_file_name("a"), data.with_file_name("b"));
+    restart_with(&mut fixture, |data| copy(data, &second)).await;
+    let some = "CREATE TABLE a_little AS SELECT repeat('x', 500) FROM generate_series(1, 100)";
+    fixture.sql.batch_execute(some).await.unwrap();
+    restart_with(&mut fixture, |data| copy(data, &first)).await;
+    promote(&mut fixture, &first).await;
+    let relay = fixture.run();
+    goes_on_without_events(&fixture).await;
+    relay.stop().await;
+
+    promote(&mut fixture, &second).await;
+    fixture.insert(11, 17).await;
+    let again = format!(
+        "SELECT pg_drop_replication_slot('{0}'); \
+         SELECT pg_create_logical_replication_slot('{0}', 'pgoutput')",
+        fixture.name
+    );
+    fixture.sql.batch_execute(&again).await.unwrap();
+    fixture.insert(18, 20).await;
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    assert!(
+        relay.log().contains("on another timeline"),
+        "{}",
+        relay.log()
+    );
+    assert_eq!(fixture.message_count().await, 10, "nothing was published");
+    goes_on_with_the_rest(&mut fixture, 13).await;
+}
+
+/// The same, where B kept the slot, from before A's promotion.
+#[tokio::test]
+async fn a_second_standby_with_the_lanes_slot_goes_on() {
+    let mut fixture = Fixture::own().await;
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let second = fixture.servers().postgres.data_dir().with_file_name("b");
+    restart_with(&mut fixture, |data| copy(data, &second)).await;
+    promote(&mut fixture, &second).await;
+    let relay = fixture.run();
+    goes_on_without_events(&fixture).await;
+    relay.stop().await;
+    promote(&mut fixture, &second).await;
+    fixture.insert(11, 15).await;
+    let relay = fixture.run();
+    judge_events(&fixture, &(1..=15).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
 }
