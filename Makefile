@@ -24,6 +24,7 @@ demo: toolchain servers ## See it work: Postgres, NATS and walrelay on this mach
 
 test: toolchain servers ## Format, lints, all tests against real servers, documentation
 	@scripts/toolchain.sh rustfmt clippy
+	@scripts/servers.sh --tls
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	@scripts/library.sh

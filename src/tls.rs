@@ -4,23 +4,29 @@
 //! files are read at each call, so that a renewed certificate counts from the next connection on; a private key that
 //! others may read is refused, as libpq does; an error names the file and what mends it, and never shows a key.
 
+mod certificate;
+mod explain;
 #[cfg(all(test, unix))]
 mod tests;
+mod verifier;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
-use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, CertificateRevocationListDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+};
 use tokio_rustls::rustls::{
     ALL_VERSIONS, ClientConfig, Error, RootCertStore, SupportedProtocolVersion,
 };
 
 use crate::secret::Secret;
+pub(crate) use certificate::Certificate;
+pub(crate) use explain::{Terms, explained};
+pub(crate) use verifier::Verifier;
 
 /// Largest file of certificates or keys that is read, in bytes: the whole store of a system has a quarter of it.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -82,6 +88,11 @@ pub enum TlsError {
         /// The key's file.
         key: PathBuf,
     },
+    /// No root certificates are named, and the server is to be checked against some.
+    #[error(
+        "there are no root certificates to check the server against: name their file with sslrootcert, or use sslrootcert=system"
+    )]
+    NoRoots,
     /// The operating system trusts nobody.
     #[error(
         "the operating system has no trusted root certificates: install them (on Debian: apt-get install ca-certificates), set SSL_CERT_FILE, or name a file"
@@ -100,16 +111,40 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// [`TlsError`], of the first file that cannot be used.
 pub fn client_config(roots: &Roots, identity: Option<&Identity>) -> Result<ClientConfig, TlsError> {
-    let store = Arc::new(roots.load()?);
-    let verifier = WebPkiServerVerifier::builder_with_provider(store, provider())
-        .build()
-        .expect("a store that has been loaded is not empty, and there is no revocation list");
-    client_config_with(verifier, ALL_VERSIONS, identity)
+    client_config_with(verifier(roots, None, true)?, ALL_VERSIONS, identity)
+}
+
+/// What checks a server's certificate against `roots` and the lists in the file `revocations`, and whether it has the
+/// server's name if `name`.
+pub(crate) fn verifier(
+    roots: &Roots,
+    revocations: Option<&Path>,
+    name: bool,
+) -> Result<Verifier, TlsError> {
+    let (certificates, store) = roots.load()?;
+    let Some(path) = revocations else {
+        return Ok(Verifier::of_roots(certificates, store, Vec::new(), name)
+            .expect("a store that has been loaded is not empty, and there is no list"));
+    };
+    let what = "revocation list";
+    let content = |problem: String| TlsError::Content {
+        what,
+        path: path.to_owned(),
+        problem,
+    };
+    let text = read(what, path)?;
+    let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(text.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| content(error.to_string()))?;
+    if lists.is_empty() {
+        return Err(content("it must be PEM, with BEGIN X509 CRL".to_owned()));
+    }
+    Verifier::of_roots(certificates, store, lists, name).map_err(content)
 }
 
 /// As [`client_config`], with what checks the server, and the protocol versions that may be spoken.
 pub(crate) fn client_config_with(
-    verifier: Arc<dyn ServerCertVerifier>,
+    verifier: Verifier,
     versions: &[&'static SupportedProtocolVersion],
     identity: Option<&Identity>,
 ) -> Result<ClientConfig, TlsError> {
@@ -117,7 +152,7 @@ pub(crate) fn client_config_with(
         .with_protocol_versions(versions)
         .expect("the provider has cipher suites for each of the versions")
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
+        .with_custom_certificate_verifier(Arc::new(verifier));
     let Some(identity) = identity else {
         return Ok(builder.with_no_client_auth());
     };
@@ -129,12 +164,10 @@ pub(crate) fn client_config_with(
 }
 
 impl Roots {
-    /// Reads the certificates; there is at least one.
-    ///
-    /// # Errors
-    /// [`TlsError`], where there is none, or one that cannot be read.
-    pub fn load(&self) -> Result<RootCertStore, TlsError> {
+    /// The certificates of the file, and all of them as rustls wants them; there is at least one.
+    fn load(&self) -> Result<(Vec<CertificateDer<'static>>, RootCertStore), TlsError> {
         let mut store = RootCertStore::empty();
+        let mut of_file = Vec::new();
         match self {
             Roots::System => {
                 // One bad certificate among a hundred is no reason to trust none.
@@ -144,16 +177,19 @@ impl Roots {
                 }
             }
             Roots::File(path) => {
-                for certificate in certificates("root certificate", path)? {
-                    store.add(certificate).map_err(|error| TlsError::Content {
-                        what: "root certificate",
-                        path: path.clone(),
-                        problem: error.to_string(),
-                    })?;
+                of_file = certificates("root certificate", path)?;
+                for certificate in &of_file {
+                    store
+                        .add(certificate.clone())
+                        .map_err(|error| TlsError::Content {
+                            what: "root certificate",
+                            path: path.clone(),
+                            problem: error.to_string(),
+                        })?;
                 }
             }
         }
-        Ok(store)
+        Ok((of_file, store))
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 use clap::FromArgMatches;
 use walrelay::cli::exit::Exit;
 use walrelay::cli::{position, setup, teardown};
+use walrelay::environment::Environment;
 use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
 use walrelay::postgres::catalog::inspect;
-use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
+use walrelay::postgres::conninfo::Conninfo;
 use walrelay::postgres::settings::{PostgresSettings, default_columns};
 use walrelay::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 
@@ -17,21 +18,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
     PostgresSettings {
-        conninfo: Conninfo {
-            hosts: vec![HostPort {
-                host: Host::Tcp("127.0.0.1".to_owned()),
-                hostaddr: None,
-                port: server.port(),
-            }],
-            user: "postgres".to_owned(),
-            password: None,
-            dbname: "postgres".to_owned(),
-            sslmode: SslMode::Prefer,
-            connect_timeout: LIMIT,
-            application_name: None,
-            options: None,
-            target_session_attrs: TargetSessionAttrs::Any,
-        },
+        conninfo: Conninfo::resolve(Some(&server.url("postgres")), None, &Environment::default())
+            .unwrap()
+            .0,
         slot: "walrelay".to_owned(),
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use postgres_types::PgLsn;
 use tokio_postgres::Client;
+use walrelay::environment::Environment;
 use walrelay::local::{LocalPostgres, Mode, PostgresOptions, ServerBinaries};
 use walrelay::pipeline::copy_both::StatusUpdate;
 use walrelay::postgres::client;
-use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
+use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, TargetSessionAttrs};
 use walrelay::postgres::copy_both::{CopyBoth, Frame};
 use walrelay::postgres::error::{AuthenticationError, ReplicationError};
 use walrelay::postgres::replication::Session;
@@ -39,17 +40,14 @@ fn tcp(port: u16) -> HostPort {
 }
 
 fn conninfo(server: &LocalPostgres, user: &str, password: Option<&str>) -> Conninfo {
-    Conninfo {
-        hosts: vec![tcp(server.port())],
-        user: user.to_owned(),
-        password: password.map(Secret::from),
-        dbname: "postgres".to_owned(),
-        sslmode: SslMode::Prefer,
-        connect_timeout: LIMIT,
-        application_name: None,
-        options: None,
-        target_session_attrs: TargetSessionAttrs::Any,
-    }
+    let text = format!(
+        "host=127.0.0.1 port={} user={user} dbname=postgres connect_timeout={}",
+        server.port(),
+        LIMIT.as_secs()
+    );
+    let password = password.map(|password| Secret::from(password).into());
+    let resolved = Conninfo::resolve(Some(&text), password, &Environment::default());
+    resolved.unwrap().0
 }
 
 async fn session(conninfo: &Conninfo) -> Result<Session, ReplicationError> {

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use postgres_types::PgLsn;
+use walrelay::environment::Environment;
 use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::client::{Client, connect};
-use walrelay::postgres::conninfo::{Conninfo, Host, HostPort, SslMode, TargetSessionAttrs};
+use walrelay::postgres::conninfo::Conninfo;
 use walrelay::postgres::findings::{Kind, Severity, findings};
 use walrelay::postgres::settings::{PostgresSettings, default_columns};
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
@@ -31,21 +32,9 @@ async fn server(settings: &[(&str, &str)]) -> LocalPostgres {
 
 fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
     PostgresSettings {
-        conninfo: Conninfo {
-            hosts: vec![HostPort {
-                host: Host::Tcp("127.0.0.1".to_owned()),
-                hostaddr: None,
-                port: server.port(),
-            }],
-            user: "postgres".to_owned(),
-            password: None,
-            dbname: "postgres".to_owned(),
-            sslmode: SslMode::Prefer,
-            connect_timeout: LIMIT,
-            application_name: None,
-            options: None,
-            target_session_attrs: TargetSessionAttrs::Any,
-        },
+        conninfo: Conninfo::resolve(Some(&server.url("postgres")), None, &Environment::default())
+            .unwrap()
+            .0,
         slot: "walrelay".to_owned(),
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),

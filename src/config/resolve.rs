@@ -15,7 +15,7 @@ use super::{HttpSettings, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
-use crate::postgres::conninfo::{self, Conninfo};
+use crate::postgres::conninfo::{self, Conninfo, PasswordSource};
 use crate::postgres::settings::{PostgresSettings, default_columns};
 use crate::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
@@ -80,7 +80,7 @@ fn resolve_postgres(
             }
             _ => true,
         });
-    let password = password.map(|password| Secret::new(&*password.text));
+    let password = password.map(|password| password_source(password, environment));
     let (conninfo, conninfo_warnings) =
         Conninfo::resolve(url.map(|url| url.text.as_str()), password, environment).map_err(
             |source| ConfigError::Conninfo {
@@ -111,6 +111,18 @@ fn resolve_postgres(
         )?,
         columns: default_columns(),
     })
+}
+
+/// A password that comes from a file is read again at each connect.
+fn password_source(password: &Value, environment: &Environment) -> PasswordSource {
+    let file = match &password.source {
+        ValueOrigin::Variable(variable) if variable.ends_with("_FILE") => environment.get(variable),
+        _ => None,
+    };
+    match file {
+        Some(path) => PasswordSource::File(path.into()),
+        None => Secret::new(&*password.text).into(),
+    }
 }
 
 fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {

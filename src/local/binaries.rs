@@ -82,6 +82,27 @@ impl ServerBinaries {
         })
     }
 
+    /// The same nats-server with a Postgres that has TLS, as `scripts/servers.sh --tls` fetches.
+    ///
+    /// # Errors
+    /// [`LocalError::Missing`] where it is not there.
+    pub fn with_postgres_tls(&self) -> Result<ServerBinaries, LocalError> {
+        let own = self
+            .servers
+            .as_ref()
+            .map(|folder| folder.join("postgres-tls"));
+        let postgres_home = own
+            .filter(|home| home.join("bin").join("initdb").is_file())
+            .ok_or_else(|| LocalError::Missing {
+                server: "Postgres with TLS".to_owned(),
+                looked_in: "`.servers` (scripts/servers.sh --tls fetches it)".to_owned(),
+            })?;
+        Ok(ServerBinaries {
+            postgres_home,
+            ..self.clone()
+        })
+    }
+
     /// The path of one of Postgres' programs, such as `psql`; whether it is there is the caller's to see.
     pub fn postgres(&self, program: &str) -> PathBuf {
         self.postgres_home.join("bin").join(program)

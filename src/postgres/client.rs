@@ -6,12 +6,13 @@
 use std::ops::Deref;
 
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{NoTls, Row, SimpleQueryMessage};
+use tokio_postgres::{Row, SimpleQueryMessage};
 
+use crate::postgres::attempts::{Peer, reopen};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::pins;
 pub use crate::postgres::session::SqlError;
-use crate::postgres::session::session;
+use crate::postgres::session::{self, session};
 use crate::postgres::silence;
 
 /// A session for plain SQL.
@@ -20,6 +21,7 @@ use crate::postgres::silence;
 pub struct Client {
     client: tokio_postgres::Client,
     conninfo: Conninfo,
+    peer: Peer,
     pid: i32,
 }
 
@@ -67,10 +69,13 @@ impl Client {
     pub async fn cancel(&self) -> Result<(), SqlError> {
         let after = self.conninfo.connect_timeout;
         let token = self.client.cancel_token();
-        match tokio::time::timeout(after, token.cancel_query(NoTls)).await {
-            Ok(cancelled) => Ok(cancelled?),
-            Err(_) => Err(SqlError::Timeout { after }),
-        }
+        let cancelled = async {
+            let socket = reopen(&self.conninfo, &self.peer).await?;
+            session::cancel(token, socket).await
+        };
+        tokio::time::timeout(after, cancelled)
+            .await
+            .unwrap_or(Err(SqlError::Timeout { after }))
     }
 
     /// As tokio-postgres' own, through [`Client::answer`]; so are the following.
@@ -124,7 +129,7 @@ impl Client {
 /// # Errors
 /// [`SqlError`], the last host's.
 pub async fn connect(conninfo: &Conninfo) -> Result<Client, SqlError> {
-    let client = session(conninfo).await?;
+    let (client, peer) = session(conninfo).await?;
     let pinned = silence::answer(conninfo, 0, client.simple_query(pins::SET_AND_PID)).await;
     let pid = pinned
         .ok_or(SqlError::Silent)??
@@ -136,6 +141,7 @@ pub async fn connect(conninfo: &Conninfo) -> Result<Client, SqlError> {
     Ok(Client {
         client,
         conninfo: conninfo.clone(),
+        peer,
         // No process has this number, so that silence is never taken for work.
         pid: pid.unwrap_or(0),
     })

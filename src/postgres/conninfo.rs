@@ -8,20 +8,27 @@ mod error;
 mod mask;
 mod parameters;
 mod passfile;
+mod password;
 mod resolve;
+mod service;
 mod syntax;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::secret::{MASK, Secret};
+use crate::secret::MASK;
 pub use error::ConninfoError;
 pub(crate) use mask::has_password;
 pub use mask::mask;
+pub use password::{PasswordCommand, PasswordError, PasswordSource};
+pub use tls::{
+    AuthenticationRules, ChannelBinding, FileChoice, Method, RootChoice, SslMode, TlsSettings,
+};
 
 /// Postgres' registered port.
 pub const DEFAULT_PORT: u16 = 5432;
@@ -37,13 +44,19 @@ pub struct Conninfo {
     /// Role.
     pub user: String,
     /// For the servers that ask for one.
-    pub password: Option<Secret>,
+    pub password: PasswordSource,
     /// Database.
     pub dbname: String,
-    /// Whether TLS is wanted; only those modes that permit plain text can be resolved today.
-    pub sslmode: SslMode,
-    /// Limit of one attempt at one host, never zero.
+    /// Whether TLS is wanted, and how.
+    pub tls: TlsSettings,
+    /// What the server must ask of us.
+    pub authentication: AuthenticationRules,
+    /// Limit of one attempt at one address, never zero.
     pub connect_timeout: Duration,
+    /// How the loss of the peer is noticed.
+    pub tcp: TcpSettings,
+    /// Try hosts and their addresses in random order.
+    pub load_balance_hosts: bool,
     /// `application_name` as configured; who connects adds its own where there is none.
     pub application_name: Option<String>,
     /// `options`, such as `-c statement_timeout=5s`.
@@ -72,93 +85,65 @@ pub enum Host {
     Unix(PathBuf),
 }
 
-/// libpq's `sslmode`.
+/// libpq's `keepalives…` and `tcp_user_timeout`, with a relay's defaults: libpq leaves them to the system, which notices
+/// a vanished peer after hours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// Plain text.
-    Disable,
-    /// Plain text, TLS where the server insists.
-    Allow,
-    /// TLS where the server offers it, else plain text.
-    Prefer,
-    /// TLS, whoever the server is.
-    Require,
-    /// TLS with a certificate of a known authority.
-    VerifyCa,
-    /// As `VerifyCa`, and the certificate names the host.
-    VerifyFull,
+pub struct TcpSettings {
+    /// Whether probes are sent at all.
+    pub keepalives: bool,
+    /// Idle time before the first probe; zero leaves it to the system, as with the following.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Unanswered probes after which the connection is given up.
+    pub count: u32,
+    /// How long sent bytes may stay unacknowledged.
+    pub user_timeout: Duration,
 }
 
-/// libpq's `target_session_attrs`, as far as tokio-postgres has it.
+impl Default for TcpSettings {
+    fn default() -> TcpSettings {
+        TcpSettings {
+            keepalives: true,
+            // Under the five minutes after which common NAT gateways and load balancers forget a connection.
+            idle: Duration::from_secs(60),
+            interval: Duration::from_secs(10),
+            count: 3,
+            // Probes do not run while a status update is under way, and Linux would send that again for a quarter of an
+            // hour before it gives a vanished peer up.
+            user_timeout: Duration::from_secs(90),
+        }
+    }
+}
+
+/// libpq's `target_session_attrs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum TargetSessionAttrs {
     /// The first that answers.
     #[default]
     Any,
-    /// One that takes writes (`read-write`, `primary`).
+    /// One whose transactions may write.
     ReadWrite,
-    /// One that does not (`read-only`, `standby`).
+    /// One whose transactions may not.
     ReadOnly,
+    /// One that is not in recovery.
+    Primary,
+    /// One in recovery.
+    Standby,
+    /// One in recovery, else any.
+    PreferStandby,
 }
 
-impl Conninfo {
-    /// The same for tokio-postgres, password included.
-    pub fn to_tokio_postgres(&self) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
-        for host in &self.hosts {
-            match (&host.host, host.hostaddr) {
-                // Without TLS the name has no use beside the address.
-                (_, Some(address)) => config.host(address.to_string()),
-                (Host::Tcp(name), None) => config.host(name),
-                (Host::Unix(dir), None) => config.host_path(dir),
-            };
-            config.port(host.port);
-        }
-        config
-            .user(&self.user)
-            .dbname(&self.dbname)
-            .connect_timeout(self.connect_timeout);
-        config.ssl_mode(match self.sslmode {
-            SslMode::Disable | SslMode::Allow => tokio_postgres::config::SslMode::Disable,
-            SslMode::Prefer => tokio_postgres::config::SslMode::Prefer,
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => {
-                tokio_postgres::config::SslMode::Require
-            }
-        });
-        config.target_session_attrs(match self.target_session_attrs {
-            TargetSessionAttrs::Any => tokio_postgres::config::TargetSessionAttrs::Any,
-            TargetSessionAttrs::ReadWrite => tokio_postgres::config::TargetSessionAttrs::ReadWrite,
-            TargetSessionAttrs::ReadOnly => tokio_postgres::config::TargetSessionAttrs::ReadOnly,
-        });
-        if let Some(password) = &self.password {
-            config.password(password.expose());
-        }
-        if let Some(name) = &self.application_name {
-            config.application_name(name);
-        }
-        if let Some(options) = &self.options {
-            config.options(options);
-        }
-        config
-    }
-}
-
-impl HostPort {
-    /// What a TCP connection dials; `None` for a socket.
-    pub fn tcp_host(&self) -> Option<String> {
-        match (&self.host, self.hostaddr) {
-            (_, Some(address)) => Some(address.to_string()),
-            (Host::Tcp(name), None) => Some(name.clone()),
-            (Host::Unix(_), None) => None,
-        }
-    }
-
-    /// The socket's file; `None` for TCP.
-    pub fn socket_path(&self) -> Option<PathBuf> {
-        match (&self.host, self.hostaddr) {
-            (Host::Unix(dir), None) => Some(dir.join(format!(".s.PGSQL.{}", self.port))),
-            _ => None,
-        }
+impl fmt::Display for TargetSessionAttrs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TargetSessionAttrs::Any => "any",
+            TargetSessionAttrs::ReadWrite => "read-write",
+            TargetSessionAttrs::ReadOnly => "read-only",
+            TargetSessionAttrs::Primary => "primary",
+            TargetSessionAttrs::Standby => "standby",
+            TargetSessionAttrs::PreferStandby => "prefer-standby",
+        })
     }
 }
 
@@ -172,24 +157,14 @@ impl fmt::Display for HostPort {
     }
 }
 
-impl fmt::Display for SslMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            SslMode::Disable => "disable",
-            SslMode::Allow => "allow",
-            SslMode::Prefer => "prefer",
-            SslMode::Require => "require",
-            SslMode::VerifyCa => "verify-ca",
-            SslMode::VerifyFull => "verify-full",
-        })
-    }
-}
-
 impl fmt::Display for Conninfo {
     /// For messages: `postgres://user:***@host:5432/dbname`, the password masked.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "postgres://{}", self.user)?;
-        if self.password.is_some() {
+        if !matches!(
+            self.password,
+            PasswordSource::None | PasswordSource::PasswordFile(_)
+        ) {
             write!(f, ":{MASK}")?;
         }
         for (index, host) in self.hosts.iter().enumerate() {

@@ -264,7 +264,7 @@ mod tests {
 
     fn stream(frame_bytes_max: usize) -> (CopyBoth, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut wire = Wire::new(Socket::Unix(ours));
+        let mut wire = Wire::new(Socket::unix(ours));
         wire.set_message_bytes_max(frame_bytes_max);
         (CopyBoth::new(wire, frame_bytes_max, 1), theirs)
     }

@@ -7,6 +7,9 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use crate::postgres::conninfo::{Method, PasswordError, SslMode, TargetSessionAttrs};
+use crate::tls::TlsError;
+
 /// What to say where an answer does not come any more.
 pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hangs, or the network between has lost the connection";
 
@@ -142,17 +145,74 @@ pub enum Problem {
     Value,
 }
 
-/// Why a replication connection could not be made, used or kept.
+/// Why no connection could be made on which to begin a session.
 #[derive(Debug, thiserror::Error)]
-pub enum ReplicationError {
-    /// No host could be reached.
+pub enum ConnectError {
+    /// The server cannot be reached.
     #[error("cannot reach Postgres at {host}: {source}")]
-    Connect {
+    Reach {
         /// host:port or the socket's path.
         host: String,
         /// The socket's error.
         source: io::Error,
     },
+    /// The server is not of the kind that was asked for.
+    #[error("Postgres at {host} {found}, and target_session_attrs is {wanted}")]
+    Kind {
+        /// host:port or the socket's path.
+        host: String,
+        /// What it is.
+        found: &'static str,
+        /// What was asked for.
+        wanted: TargetSessionAttrs,
+    },
+    /// The server has no TLS, and there must be some.
+    #[error(
+        "Postgres at {host} offers no TLS, and sslmode is {mode}: turn it on there (ssl = on, ssl_cert_file, ssl_key_file), or use sslmode=prefer on a network that you trust"
+    )]
+    NotOffered {
+        /// host:port.
+        host: String,
+        /// What was asked for.
+        mode: SslMode,
+    },
+    /// TLS could not be made with this server.
+    #[error("TLS with Postgres at {host} failed: {source}")]
+    Handshake {
+        /// host:port.
+        host: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] TlsError),
+    /// There is no password.
+    #[error(transparent)]
+    Password(#[from] PasswordError),
+}
+
+impl ConnectError {
+    /// Whether trying again later can help without anybody's doing.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            ConnectError::Reach { source, .. } | ConnectError::Handshake { source, .. } => {
+                io_is_transient(source)
+            }
+            // A promotion, or its end, makes it one.
+            ConnectError::Kind { .. } => true,
+            ConnectError::Password(error) => error.is_transient(),
+            ConnectError::NotOffered { .. } | ConnectError::Tls(_) => false,
+        }
+    }
+}
+
+/// Why a replication connection could not be made, used or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicationError {
+    /// No host could be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// A step took longer than it may.
     #[error("Postgres did not answer within {after:?} during {during}")]
     Timeout {
@@ -179,7 +239,7 @@ pub enum ReplicationError {
     },
     /// The socket failed later on.
     #[error("the replication connection failed: {0}")]
-    Io(#[from] io::Error),
+    Io(#[source] io::Error),
     /// Authentication cannot succeed as configured.
     #[error("cannot authenticate to Postgres: {0}")]
     Authentication(#[from] AuthenticationError),
@@ -215,6 +275,15 @@ impl From<ServerError> for ReplicationError {
     }
 }
 
+impl From<io::Error> for ReplicationError {
+    fn from(error: io::Error) -> Self {
+        match error.downcast::<AuthenticationError>() {
+            Ok(error) => ReplicationError::Authentication(error),
+            Err(error) => ReplicationError::Io(error),
+        }
+    }
+}
+
 fn pid_text(pid: &Option<i32>) -> String {
     pid.map(|pid| format!(" by the server process {pid}"))
         .unwrap_or_default()
@@ -239,6 +308,25 @@ pub enum AuthenticationError {
         /// The method's name.
         method: String,
     },
+    /// A method that `require_auth` rules out.
+    #[error("{}, which require_auth rules out: allow it there, or change the method in pg_hba.conf", asks(.method))]
+    NotAllowed {
+        /// The server's.
+        method: Method,
+    },
+    /// A server that binds nothing to the channel, where that is required.
+    #[error(
+        "{}, and channel_binding=require takes SCRAM-SHA-256-PLUS alone: set scram-sha-256 in pg_hba.conf and the password anew, or use channel_binding=prefer", asks(.method)
+    )]
+    NotBound {
+        /// The server's method.
+        method: Method,
+    },
+    /// A connection that nothing can be bound to.
+    #[error(
+        "channel_binding=require takes TLS, and a server's certificate whose signature has a hash (RSA or ECDSA, not Ed25519): use sslmode=require, or channel_binding=prefer"
+    )]
+    CannotBind,
     /// The server could not prove that it knows the password: not the server that it claims to be.
     #[error(
         "the server's SCRAM proof is wrong ({0}): this may not be the server that it claims to be"
@@ -246,13 +334,19 @@ pub enum AuthenticationError {
     Scram(String),
 }
 
+fn asks(method: &Method) -> String {
+    match method {
+        Method::None => "the server asks for no proof of who we are".to_owned(),
+        method => format!("the server asks for {method}"),
+    }
+}
+
 impl ReplicationError {
     /// Whether trying again later can help without anybody's doing. What is unknown is permanent.
     pub fn is_transient(&self) -> bool {
         match self {
-            ReplicationError::Connect { source, .. } | ReplicationError::Io(source) => {
-                io_is_transient(source)
-            }
+            ReplicationError::Connect(error) => error.is_transient(),
+            ReplicationError::Io(source) => io_is_transient(source),
             ReplicationError::Timeout { .. }
             | ReplicationError::Silent
             | ReplicationError::SlotActive { .. } => true,
@@ -284,16 +378,15 @@ impl ReplicationError {
 }
 
 /// Whether a socket's error may pass. Input that we made ourselves (a NUL in a name) and a missing right to a unix
-/// socket will not; a permission that the system did not refuse is tokio-postgres' word for a standby where a primary
-/// was wanted, and a promotion ends that.
+/// socket will not.
 pub(crate) fn io_is_transient(error: &io::Error) -> bool {
-    match error.kind() {
-        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData | io::ErrorKind::Unsupported => {
-            false
-        }
-        io::ErrorKind::PermissionDenied => error.raw_os_error().is_none(),
-        _ => true,
-    }
+    !matches!(
+        error.kind(),
+        io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidData
+            | io::ErrorKind::Unsupported
+            | io::ErrorKind::PermissionDenied
+    )
 }
 
 #[cfg(test)]

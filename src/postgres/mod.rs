@@ -6,7 +6,9 @@
 //!
 //! | file | in | out |
 //! |---|---|---|
-//! | [`socket`] | a host | bytes of a TCP or unix socket |
+//! | [`socket`] | an address | bytes of a TCP or unix socket, encrypted or not |
+//! | [`encryption`] | a TCP connection | TLS on it, or that the server has none |
+//! | [`auth_watch`] | what the server sends at start-up | that it asks for no more than it may |
 //! | [`wire`] | those bytes | whole messages, bounded buffers |
 //! | [`backend`] | a message | its fields, bounds-checked |
 //! | [`startup`] | a [`conninfo`] | an authenticated replication session |
@@ -16,6 +18,7 @@
 //! | [`attempts`] | the hosts of a [`conninfo`] | the first session that can be made |
 //! | [`session`] | a [`conninfo`] | a bare session for plain SQL |
 //! | [`silence`] | an answer that is awaited | that it comes, or never will |
+//! | [`server_kind`] | a new session | whether the server is of the kind that is wanted |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`processes`] | that client | what our walsender does, its end |
@@ -25,17 +28,20 @@
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
 
 pub mod attempts;
+pub mod auth_watch;
 pub mod backend;
 pub mod catalog;
 pub mod client;
 pub mod conninfo;
 pub mod copy_both;
+pub mod encryption;
 pub mod error;
 pub mod findings;
 pub mod pins;
 pub mod processes;
 pub mod replication;
 pub mod row_security;
+pub mod server_kind;
 pub mod session;
 pub mod settings;
 pub mod setup;

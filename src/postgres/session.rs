@@ -6,11 +6,16 @@
 
 use std::time::Duration;
 
-use tokio_postgres::NoTls;
+use tokio_postgres::SimpleQueryMessage;
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-use crate::postgres::attempts::first_host;
-use crate::postgres::conninfo::{Conninfo, HostPort};
-use crate::postgres::error::{AuthenticationError, SILENT, ServerError, io_is_transient};
+use crate::postgres::attempts::{Failure, Opened, Peer, first_host};
+use crate::postgres::conninfo::{self, Conninfo};
+use crate::postgres::error::{
+    AuthenticationError, ConnectError, SILENT, ServerError, io_is_transient,
+};
+use crate::postgres::server_kind;
+use crate::postgres::socket::Socket;
 use crate::postgres::table_name::quote_identifier;
 
 const APPLICATION_NAME: &str = "walrelay";
@@ -29,6 +34,9 @@ pub enum SqlError {
         /// What mends it.
         mend: String,
     },
+    /// No connection could be made on which to begin a session.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// Authentication cannot succeed as configured.
     #[error("cannot authenticate to Postgres: {0}")]
     Authentication(#[from] AuthenticationError),
@@ -61,6 +69,7 @@ impl SqlError {
         match self {
             SqlError::Server(error) | SqlError::Session { error, .. } => error.is_transient(),
             SqlError::Timeout { .. } | SqlError::Silent => true,
+            SqlError::Connect(error) => error.is_transient(),
             SqlError::Authentication(_) | SqlError::Catalog { .. } => false,
             SqlError::Client(error) => {
                 let io = error
@@ -97,10 +106,7 @@ impl SqlError {
                 None => SqlError::Server(error),
             },
             // tokio-postgres has no kind for it.
-            SqlError::Client(error)
-                if conninfo.password.is_none()
-                    && with_cause(&error).ends_with("password missing") =>
-            {
+            SqlError::Client(error) if with_cause(&error).ends_with("password missing") => {
                 let user = conninfo.user.clone();
                 AuthenticationError::PasswordMissing { user }.into()
             }
@@ -111,6 +117,13 @@ impl SqlError {
 
 impl From<tokio_postgres::Error> for SqlError {
     fn from(error: tokio_postgres::Error) -> Self {
+        // What the socket refused to let pass.
+        let ruled_out = std::error::Error::source(&error)
+            .and_then(|source| source.downcast_ref::<std::io::Error>()?.get_ref())
+            .and_then(|inner| inner.downcast_ref::<AuthenticationError>());
+        if let Some(error) = ruled_out {
+            return SqlError::Authentication(error.clone());
+        }
         match error.as_db_error() {
             Some(refusal) => SqlError::Server(Box::new(ServerError {
                 severity: refusal.severity().to_owned(),
@@ -154,35 +167,122 @@ fn with_cause(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// A session with nothing set.
+impl Failure for SqlError {
+    fn timed_out(after: Duration) -> SqlError {
+        SqlError::Timeout { after }
+    }
+
+    fn gives_way(&self) -> bool {
+        self.is_transient() || self.connect().is_some()
+    }
+
+    fn refusal(&self) -> Option<&ServerError> {
+        match self {
+            SqlError::Server(error) | SqlError::Session { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+
+    fn connect(&self) -> Option<&ConnectError> {
+        match self {
+            SqlError::Connect(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Hands tokio-postgres a socket that is encrypted already.
+struct Handed;
+
+impl TlsConnect<Socket> for Handed {
+    type Stream = Socket;
+    type Error = std::convert::Infallible;
+    type Future = std::future::Ready<Result<Socket, Self::Error>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        std::future::ready(Ok(socket))
+    }
+}
+
+impl TlsStream for Socket {
+    fn channel_binding(&self) -> ChannelBinding {
+        match self.end_point() {
+            Some(hash) => ChannelBinding::tls_server_end_point(hash.to_vec()),
+            None => ChannelBinding::none(),
+        }
+    }
+}
+
+/// A session with nothing set, and where it leads.
 ///
 /// # Errors
 /// [`SqlError`], the last host's.
-pub(crate) async fn session(conninfo: &Conninfo) -> Result<tokio_postgres::Client, SqlError> {
-    let attempt = async |host: HostPort| {
-        let mut config = Conninfo {
-            hosts: vec![host],
-            ..conninfo.clone()
-        }
-        .to_tokio_postgres();
-        if conninfo.application_name.is_none() {
-            config.application_name(APPLICATION_NAME);
-        }
-        config.connect(NoTls).await.map_err(SqlError::from)
-    };
-    let (client, connection) = first_host(
-        conninfo,
-        attempt,
-        |_| true,
-        |after| SqlError::Timeout { after },
-    )
-    .await
-    .map_err(|error| error.of_connecting(conninfo))?;
+pub(crate) async fn session(
+    conninfo: &Conninfo,
+) -> Result<(tokio_postgres::Client, Peer), SqlError> {
+    first_host(conninfo, |opened| begin(conninfo, opened))
+        .await
+        .map_err(|error| error.of_connecting(conninfo))
+}
+
+async fn begin(
+    conninfo: &Conninfo,
+    opened: Opened,
+) -> Result<(tokio_postgres::Client, Peer), SqlError> {
+    let config = configuration(conninfo, &opened);
+    let (client, connection) = config.connect_raw(opened.socket, Handed).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             // Whoever uses the client gets the error too.
             tracing::debug!(error = %SqlError::from(error), "a connection to Postgres ended");
         }
     });
-    Ok(client)
+    if let Some(query) = server_kind::query(opened.wanted) {
+        let messages = client.simple_query(query).await?;
+        let found = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        server_kind::check(opened.wanted, found, &opened.peer.server)?;
+    }
+    Ok((client, opened.peer))
+}
+
+/// Asks a server to cancel what a session does.
+///
+/// # Errors
+/// [`SqlError`], where it cannot be reached.
+pub(crate) async fn cancel(
+    token: tokio_postgres::CancelToken,
+    socket: Socket,
+) -> Result<(), SqlError> {
+    Ok(token.cancel_query_raw(socket, Handed).await?)
+}
+
+fn configuration(conninfo: &Conninfo, opened: &Opened) -> tokio_postgres::Config {
+    use tokio_postgres::config::{self, SslMode, SslNegotiation};
+    let mut config = tokio_postgres::Config::new();
+    let name = conninfo.application_name.as_deref();
+    config
+        .user(&conninfo.user)
+        .dbname(&conninfo.dbname)
+        .application_name(name.unwrap_or(APPLICATION_NAME))
+        // What is encrypted is so already.
+        .ssl_negotiation(SslNegotiation::Direct)
+        .ssl_mode(match opened.peer.is_encrypted {
+            true => SslMode::Require,
+            false => SslMode::Disable,
+        })
+        .channel_binding(match conninfo.authentication.channel_binding {
+            conninfo::ChannelBinding::Disable => config::ChannelBinding::Disable,
+            conninfo::ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+            conninfo::ChannelBinding::Require => config::ChannelBinding::Require,
+        });
+    if let Some(password) = &opened.password {
+        config.password(password.expose());
+    }
+    if let Some(options) = &conninfo.options {
+        config.options(options);
+    }
+    config
 }

@@ -60,7 +60,7 @@ async fn work(conninfo: &Conninfo, pid: i32) -> Result<Option<&'static str>, Sql
     // As the login role: another one may not see what the role's own sessions do.
     let query = "SET ROLE NONE; SELECT wait_event_type FROM pg_catalog.pg_stat_activity \
                  WHERE state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' AND pid = ";
-    let session = session(conninfo).await?;
+    let (session, _) = session(conninfo).await?;
     let answer = session.simple_query(&format!("{query}{pid}")).await?;
     Ok(answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) if row.get(0) == Some("Lock") => {

@@ -1,69 +1,119 @@
-//! A connected socket to a Postgres server: TCP or unix.
+//! A connected socket to a Postgres server: TCP with or without TLS, or unix.
 //!
-//! In: one host of a `Conninfo`. Out: a byte stream. Guarantees: small writes leave at once (`TCP_NODELAY`), and a
-//! peer that has vanished is noticed within about 90 s, whether or not something is sent.
+//! In: one address of a `Conninfo`. Out: a byte stream. Guarantees: small writes leave at once (`TCP_NODELAY`), and a
+//! peer that has vanished is noticed within about 90 s, whether or not something is sent, unless the URL says otherwise.
 
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::postgres::conninfo::{Host, HostPort};
-
-/// Idle time before the first keepalive probe: under the five minutes after which common NAT gateways and load
-/// balancers forget a connection.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
-/// Time between probes.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// Unanswered probes after which the kernel gives the connection up.
-const KEEPALIVE_RETRIES: u32 = 3;
-/// How long sent bytes may stay unacknowledged. Keepalive probes do not run while a status update is under way, and
-/// Linux would send that again for a quarter of an hour before it gives a vanished peer up.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(90);
+use crate::postgres::auth_watch::AuthWatch;
+use crate::postgres::conninfo::{AuthenticationRules, ChannelBinding, Host, HostPort, TcpSettings};
+use crate::postgres::encryption::{self, Encrypted};
+use crate::tls::{self, Certificate};
 
 /// A byte stream to the server.
 #[derive(Debug)]
-pub enum Socket {
-    /// A TCP connection.
+pub struct Socket {
+    stream: Stream,
+    watch: Option<AuthWatch>,
+    /// What a channel binding binds to (`tls-server-end-point`).
+    end_point: Option<Vec<u8>>,
+}
+
+#[derive(Debug)]
+enum Stream {
     Tcp(TcpStream),
-    /// A connection over a unix socket.
     Unix(UnixStream),
+    Tls(Box<Encrypted>),
 }
 
 impl Socket {
-    /// Connects to one host; a name with several addresses is tried address by address.
-    ///
-    /// # Errors
-    /// The last address' error.
-    pub async fn connect(server: &HostPort) -> io::Result<Socket> {
-        match (&server.host, server.hostaddr) {
-            (_, Some(address)) => Socket::tcp(TcpStream::connect((address, server.port)).await?),
-            (Host::Tcp(name), None) => {
-                Socket::tcp(TcpStream::connect((name.as_str(), server.port)).await?)
-            }
-            (Host::Unix(_), None) => {
-                Ok(Socket::Unix(UnixStream::connect(unix_path(server)).await?))
-            }
+    /// Plain text over TCP.
+    pub(crate) fn tcp(stream: TcpStream) -> Socket {
+        Socket::of(Stream::Tcp(stream))
+    }
+
+    /// Plain text over a unix socket.
+    pub(crate) fn unix(stream: UnixStream) -> Socket {
+        Socket::of(Stream::Unix(stream))
+    }
+
+    /// TLS over TCP.
+    pub(crate) fn tls(stream: Box<Encrypted>) -> Socket {
+        let (_, session) = stream.get_ref();
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let end_point = certificate.and_then(|der| Certificate::read(der)?.end_point_hash(der));
+        Socket {
+            end_point,
+            ..Socket::of(Stream::Tls(stream))
         }
     }
 
-    fn tcp(stream: TcpStream) -> io::Result<Socket> {
-        stream.set_nodelay(true)?;
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(KEEPALIVE_IDLE)
-            .with_interval(KEEPALIVE_INTERVAL)
-            .with_retries(KEEPALIVE_RETRIES);
-        let socket = socket2::SockRef::from(&stream);
-        socket.set_tcp_keepalive(&keepalive)?;
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX))?;
-        Ok(Socket::Tcp(stream))
+    fn of(stream: Stream) -> Socket {
+        Socket {
+            stream,
+            watch: None,
+            end_point: None,
+        }
     }
+
+    /// Watches over the start-up that begins now, and binds it to the channel unless that is not wanted.
+    pub(crate) fn keep(mut self, rules: AuthenticationRules) -> Socket {
+        if rules.channel_binding == ChannelBinding::Disable {
+            self.end_point = None;
+        }
+        self.watch = AuthWatch::new(rules, self.end_point.is_some());
+        self
+    }
+
+    /// Whether nobody between can read along.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self.stream, Stream::Tls(_))
+    }
+
+    /// What a channel binding binds to, where there can be one.
+    pub(crate) fn end_point(&self) -> Option<&[u8]> {
+        self.end_point.as_deref()
+    }
+}
+
+/// A TCP connection to `server`, whose `hostaddr` is set.
+pub(crate) async fn connect_tcp(
+    server: &HostPort,
+    address: std::net::IpAddr,
+    settings: &TcpSettings,
+) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((address, server.port)).await?;
+    stream.set_nodelay(true)?;
+    let socket = socket2::SockRef::from(&stream);
+    if settings.keepalives {
+        let mut keepalive = socket2::TcpKeepalive::new();
+        if !settings.idle.is_zero() {
+            keepalive = keepalive.with_time(settings.idle);
+        }
+        if !settings.interval.is_zero() {
+            keepalive = keepalive.with_interval(settings.interval);
+        }
+        if settings.count > 0 {
+            keepalive = keepalive.with_retries(settings.count);
+        }
+        socket.set_tcp_keepalive(&keepalive)?;
+    }
+    #[cfg(target_os = "linux")]
+    if !settings.user_timeout.is_zero() {
+        socket.set_tcp_user_timeout(Some(settings.user_timeout))?;
+    }
+    Ok(stream)
+}
+
+/// A connection to the unix socket of `server`.
+pub(crate) async fn connect_unix(server: &HostPort) -> io::Result<UnixStream> {
+    UnixStream::connect(unix_path(server)).await
 }
 
 /// host:port, or the socket's path: what a message about this server shows.
@@ -87,16 +137,54 @@ fn unix_path(server: &HostPort) -> PathBuf {
     }
 }
 
+/// Fills `buf` as far as there is something: a record of the walsender has one row, and one read of rustls one record.
+fn poll_read_records(
+    stream: &mut Encrypted,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<()>> {
+    let before = buf.filled().len();
+    while buf.remaining() > 0 {
+        let filled = buf.filled().len();
+        match Pin::new(&mut *stream).poll_read(cx, buf) {
+            Poll::Ready(Ok(())) if buf.filled().len() > filled => {}
+            // What is wrong now is wrong at the next read too.
+            _ if filled > before => break,
+            other => return other,
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+impl Stream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => poll_read_records(stream, cx, buf)
+                .map_err(|error| tls::explained(error, "this host", encryption::TERMS)),
+        }
+    }
+}
+
 impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        ready!(this.stream.poll_read(cx, buf))?;
+        if let Some(watch) = &mut this.watch {
+            let is_over = watch
+                .observe(&buf.filled()[before..])
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            if is_over {
+                this.watch = None;
+            }
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -106,23 +194,26 @@ impl AsyncWrite for Socket {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.get_mut().stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

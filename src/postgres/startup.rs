@@ -10,18 +10,21 @@
 use std::time::Duration;
 
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
+use postgres_protocol::authentication::sasl::{
+    ChannelBinding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
 use postgres_protocol::message::frontend;
 
-use crate::postgres::attempts::first_host;
+use crate::postgres::attempts::{Failure, Opened, first_host};
 use crate::postgres::backend::{Reader, tag};
-use crate::postgres::conninfo::{Conninfo, HostPort, TargetSessionAttrs};
+use crate::postgres::conninfo::Conninfo;
 use crate::postgres::error::{
-    AuthenticationError, Problem, ReplicationError, ServerError, log_notice,
+    AuthenticationError, ConnectError, Problem, ReplicationError, ServerError, log_notice,
 };
 use crate::postgres::replication::Session;
-use crate::postgres::socket::{Socket, address_text};
+use crate::postgres::server_kind;
 use crate::postgres::wire::Wire;
+use crate::secret::Secret;
 
 /// What the server appends to its process title and to `pg_stat_replication`, where the URL names nothing else.
 const APPLICATION_NAME: &str = "walrelay";
@@ -56,30 +59,39 @@ pub async fn connect(
     conninfo: &Conninfo,
     settings: &SessionSettings,
 ) -> Result<Session, ReplicationError> {
-    first_host(
-        conninfo,
-        |host| connect_host(host, conninfo, settings),
-        |error| error.is_transient() || matches!(error, ReplicationError::Connect { .. }),
-        |after| ReplicationError::Timeout {
-            during: "start-up",
-            after,
-        },
-    )
-    .await
+    first_host(conninfo, |opened| begin(opened, conninfo, settings)).await
 }
 
-async fn connect_host(
-    server: HostPort,
+impl Failure for ReplicationError {
+    fn timed_out(after: Duration) -> ReplicationError {
+        ReplicationError::Timeout {
+            during: "start-up",
+            after,
+        }
+    }
+
+    fn gives_way(&self) -> bool {
+        self.is_transient() || self.connect().is_some()
+    }
+
+    fn refusal(&self) -> Option<&ServerError> {
+        self.server()
+    }
+
+    fn connect(&self) -> Option<&ConnectError> {
+        match self {
+            ReplicationError::Connect(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+async fn begin(
+    opened: Opened,
     conninfo: &Conninfo,
     settings: &SessionSettings,
 ) -> Result<Session, ReplicationError> {
-    let socket = Socket::connect(&server)
-        .await
-        .map_err(|source| ReplicationError::Connect {
-            host: address_text(&server),
-            source,
-        })?;
-    let mut wire = Wire::new(socket);
+    let mut wire = Wire::new(opened.socket);
     let options = session_options(conninfo.options.as_deref(), settings);
     let parameters = [
         ("user", conninfo.user.as_str()),
@@ -96,39 +108,36 @@ async fn connect_host(
         ("options", options.as_str()),
     ];
     frontend::startup_message(parameters, &mut wire.outbox)?;
-    authenticate(&mut wire, conninfo).await?;
+    let credentials = Credentials {
+        user: &conninfo.user,
+        password: opened.password.as_ref(),
+    };
+    authenticate(&mut wire, &credentials).await?;
     let mut session = Session::new(wire, conninfo.clone());
     session.wait_until_ready().await?;
-    check_kind(&mut session, &server, conninfo.target_session_attrs).await?;
+    if let Some(query) = server_kind::query(opened.wanted) {
+        let rows = session.simple_query(query).await?;
+        let found = rows.first().and_then(|row| row.first()?.as_deref());
+        server_kind::check(opened.wanted, found, &opened.peer.server)?;
+    }
     session.pin().await?;
     Ok(session)
 }
 
-/// Passes over a server that is not of the kind that `target_session_attrs` asks for, as plain SQL does, so that both
-/// connections end at the same one.
-async fn check_kind(
-    session: &mut Session,
-    server: &HostPort,
-    wanted: TargetSessionAttrs,
-) -> Result<(), ReplicationError> {
-    let (read_only, problem) = match wanted {
-        TargetSessionAttrs::Any => return Ok(()),
-        TargetSessionAttrs::ReadWrite => (
-            "off",
-            "the server is read-only, and target_session_attrs is read-write",
-        ),
-        TargetSessionAttrs::ReadOnly => (
-            "on",
-            "the server is read-write, and target_session_attrs is read-only",
-        ),
-    };
-    let rows = session.simple_query("SHOW transaction_read_only").await?;
-    match rows.first().and_then(|row| row.first()) {
-        Some(Some(value)) if value == read_only => Ok(()),
-        _ => Err(ReplicationError::Connect {
-            host: address_text(server),
-            source: std::io::Error::other(problem),
-        }),
+/// Who we are, and what proves it.
+struct Credentials<'a> {
+    user: &'a str,
+    password: Option<&'a Secret>,
+}
+
+impl Credentials<'_> {
+    fn password(&self) -> Result<&str, AuthenticationError> {
+        match self.password {
+            Some(password) => Ok(password.expose()),
+            None => Err(AuthenticationError::PasswordMissing {
+                user: self.user.to_owned(),
+            }),
+        }
     }
 }
 
@@ -153,29 +162,37 @@ fn session_options(configured: Option<&str>, settings: &SessionSettings) -> Stri
 enum Request {
     Ok,
     Cleartext,
-    Md5 { salt: [u8; 4] },
-    Sasl { scram: bool, mechanisms: String },
+    Md5 {
+        salt: [u8; 4],
+    },
+    Sasl {
+        scram: bool,
+        plus: bool,
+        mechanisms: String,
+    },
     SaslContinue(Vec<u8>),
     SaslFinal(Vec<u8>),
     Other(String),
 }
 
-async fn authenticate(wire: &mut Wire, conninfo: &Conninfo) -> Result<(), ReplicationError> {
+async fn authenticate(
+    wire: &mut Wire,
+    credentials: &Credentials<'_>,
+) -> Result<(), ReplicationError> {
     match request(wire).await? {
         Request::Ok => return Ok(()),
         Request::Cleartext => {
-            let password = password(conninfo)?;
+            let password = credentials.password()?;
             frontend::password_message(password.as_bytes(), &mut wire.outbox)?;
         }
         Request::Md5 { salt } => {
-            let hash = md5_hash(
-                conninfo.user.as_bytes(),
-                password(conninfo)?.as_bytes(),
-                salt,
-            );
+            let password = credentials.password()?;
+            let hash = md5_hash(credentials.user.as_bytes(), password.as_bytes(), salt);
             frontend::password_message(hash.as_bytes(), &mut wire.outbox)?;
         }
-        Request::Sasl { scram: true, .. } => scram(wire, password(conninfo)?).await?,
+        Request::Sasl { scram, plus, .. } if scram || plus => {
+            self::scram(wire, credentials.password()?, plus).await?;
+        }
         Request::Sasl { mechanisms, .. } => return Err(unsupported(mechanisms)),
         Request::SaslContinue(_) | Request::SaslFinal(_) => return Err(out_of_turn()),
         Request::Other(method) => return Err(unsupported(method)),
@@ -187,11 +204,20 @@ async fn authenticate(wire: &mut Wire, conninfo: &Conninfo) -> Result<(), Replic
     }
 }
 
-/// SCRAM-SHA-256 without channel binding, which only TLS has.
-async fn scram(wire: &mut Wire, password: &str) -> Result<(), ReplicationError> {
+/// SCRAM-SHA-256, bound to the channel where both sides can (`plus`: the server can). A server that is said to offer no
+/// binding, by somebody between, finds out by what the first message says of us.
+async fn scram(wire: &mut Wire, password: &str, plus: bool) -> Result<(), ReplicationError> {
     let failed = |error: std::io::Error| AuthenticationError::Scram(error.to_string());
-    let mut scram = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
-    frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), &mut wire.outbox)?;
+    let (binding, mechanism) = match wire.end_point() {
+        Some(hash) if plus => (
+            ChannelBinding::tls_server_end_point(hash.to_vec()),
+            SCRAM_SHA_256_PLUS,
+        ),
+        Some(_) => (ChannelBinding::unrequested(), SCRAM_SHA_256),
+        None => (ChannelBinding::unsupported(), SCRAM_SHA_256),
+    };
+    let mut scram = ScramSha256::new(password.as_bytes(), binding);
+    frontend::sasl_initial_response(mechanism, scram.message(), &mut wire.outbox)?;
     let Request::SaslContinue(challenge) = request(wire).await? else {
         return Err(out_of_turn());
     };
@@ -202,15 +228,6 @@ async fn scram(wire: &mut Wire, password: &str) -> Result<(), ReplicationError> 
     };
     scram.finish(&proof).map_err(failed)?;
     Ok(())
-}
-
-fn password(conninfo: &Conninfo) -> Result<&str, AuthenticationError> {
-    match &conninfo.password {
-        Some(password) => Ok(password.expose()),
-        None => Err(AuthenticationError::PasswordMissing {
-            user: conninfo.user.clone(),
-        }),
-    }
 }
 
 fn unsupported(method: String) -> ReplicationError {
@@ -267,6 +284,7 @@ fn parse_request(body: &[u8]) -> Result<Request, crate::postgres::error::Protoco
             }
             Request::Sasl {
                 scram: mechanisms.contains(&SCRAM_SHA_256),
+                plus: mechanisms.contains(&SCRAM_SHA_256_PLUS),
                 mechanisms: mechanisms.join(", "),
             }
         }
@@ -279,6 +297,7 @@ fn parse_request(body: &[u8]) -> Result<Request, crate::postgres::error::Protoco
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::socket::Socket;
 
     #[test]
     fn what_is_configured_comes_after_what_the_user_set() {
@@ -308,20 +327,6 @@ mod tests {
         }
     }
 
-    fn conninfo() -> Conninfo {
-        Conninfo {
-            hosts: Vec::new(),
-            user: "walrelay".to_owned(),
-            password: Some("pencil".into()),
-            dbname: "app".to_owned(),
-            sslmode: crate::postgres::conninfo::SslMode::Disable,
-            connect_timeout: Duration::from_secs(5),
-            application_name: None,
-            options: None,
-            target_session_attrs: TargetSessionAttrs::Any,
-        }
-    }
-
     /// What authentication makes of a server that sends these requests whatever it is told.
     fn against(requests: &[&[u8]]) -> Result<(), ReplicationError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -338,7 +343,12 @@ mod tests {
                     .await
                     .unwrap();
             }
-            authenticate(&mut Wire::new(Socket::Unix(ours)), &conninfo()).await
+            let password = Secret::from("pencil");
+            let credentials = Credentials {
+                user: "walrelay",
+                password: Some(&password),
+            };
+            authenticate(&mut Wire::new(Socket::unix(ours)), &credentials).await
         })
     }
 

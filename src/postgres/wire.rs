@@ -146,6 +146,11 @@ impl Wire {
         }
     }
 
+    /// What a channel binding binds to, where there can be one.
+    pub(crate) fn end_point(&self) -> Option<&[u8]> {
+        self.socket.end_point()
+    }
+
     pub(crate) fn set_message_bytes_max(&mut self, message_bytes_max: usize) {
         self.inbox.resize(message_bytes_max.max(CONTROL_BYTES_MAX));
     }
@@ -178,7 +183,8 @@ impl Wire {
             }
             self.outbox.advance(count);
         }
-        Poll::Ready(Ok(()))
+        // TLS may still hold what it has taken.
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     /// Sends what waits, reads, and is ready when something has been read. A failed write counts only when nothing

@@ -1,5 +1,7 @@
 //! Why a connection string cannot be used.
 
+use std::path::PathBuf;
+
 use super::SslMode;
 
 /// Why a connection string, or the environment beside it, cannot be used. None of them shows a
@@ -65,16 +67,39 @@ pub enum ConninfoError {
         /// What it takes.
         expected: &'static str,
     },
-    /// A mode that forbids plain text.
-    #[error(
-        "TLS is not built in yet, so `{origin}={sslmode}` cannot be kept; \
-         use sslmode=disable or sslmode=prefer on a network that you trust"
-    )]
-    Tls {
-        /// What was asked for.
-        sslmode: SslMode,
+    /// A value that is none of those that its parameter takes.
+    #[error("`{parameter}` must be one of {expected}")]
+    Choice {
         /// The parameter's or the variable's name.
-        origin: &'static str,
+        parameter: &'static str,
+        /// What it takes.
+        expected: String,
+    },
+    /// A mode that would not keep what another parameter promises.
+    #[error("sslmode={mode} may not be used with {with}: use {needed}")]
+    WeakSslMode {
+        /// What was asked for.
+        mode: SslMode,
+        /// The other parameter.
+        with: &'static str,
+        /// Modes that it goes with.
+        needed: &'static str,
+    },
+    /// A service that is in no file.
+    #[error("the service `{name}` is not in {}: add a section [{name}] to that file, or name another file with PGSERVICEFILE", path.display())]
+    Service {
+        /// Its name.
+        name: String,
+        /// Where it was looked for first.
+        path: PathBuf,
+    },
+    /// A service file that cannot be used.
+    #[error("the service file {}: {why}", path.display())]
+    ServiceFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it.
+        why: String,
     },
     /// No user anywhere.
     #[error(

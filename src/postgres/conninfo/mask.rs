@@ -73,8 +73,7 @@ mod tests {
 
     use super::*;
     use crate::environment::Environment;
-    use crate::postgres::conninfo::Conninfo;
-    use crate::secret::Secret;
+    use crate::postgres::conninfo::{Conninfo, PasswordSource};
 
     #[test]
     fn hides_passwords_and_nothing_else() {
@@ -120,7 +119,7 @@ mod tests {
             format!("host=h dbname=d user={} password={}", quote(&user), quote(&marked)),
         ] {
             let conninfo = Conninfo::resolve(Some(&text), None, &Environment::default()).unwrap().0;
-            prop_assert_eq!(conninfo.password.as_ref().map(Secret::expose), Some(marked.as_str()));
+            prop_assert_eq!(&conninfo.password, &PasswordSource::Given(marked.as_str().into()));
             prop_assert_eq!(&conninfo.user, &user);
             let shown = format!("{conninfo} {conninfo:?} {}", mask(&text));
             prop_assert!(!shown.contains("q7"));

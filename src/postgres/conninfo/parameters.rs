@@ -33,38 +33,42 @@ pub(super) const USED: &[&str] = &[
     "fallback_application_name",
     "options",
     "target_session_attrs",
+    "load_balance_hosts",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "tcp_user_timeout",
+    "service",
+    "servicefile",
+    "channel_binding",
+    "require_auth",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcrl",
+    "sslkey",
+    "sslnegotiation",
+    "sslpassword",
+    "sslrootcert",
+    "sslsni",
 ];
 
 /// libpq's parameters (manual, 32.1.2) that are taken and ignored.
 const UNUSED: &[&str] = &[
     "client_encoding",
     "gssdelegation",
+    "gssencmode",
     "gsslib",
-    "keepalives",
-    "keepalives_count",
-    "keepalives_idle",
-    "keepalives_interval",
     "krbsrvname",
-    "load_balance_hosts",
     "max_protocol_version",
     "min_protocol_version",
     "replication",
-    "requirepeer",
     "scram_client_key",
     "scram_server_key",
-    "ssl_max_protocol_version",
-    "ssl_min_protocol_version",
-    "sslcert",
-    "sslcertmode",
     "sslcompression",
-    "sslcrl",
-    "sslcrldir",
-    "sslkey",
     "sslkeylogfile",
-    "sslpassword",
-    "sslrootcert",
-    "sslsni",
-    "tcp_user_timeout",
 ];
 
 /// Parameters of Prisma, SQLAlchemy, asyncpg, pgx, lib/pq, GORM, node-postgres, Rails, Django,
@@ -147,22 +151,20 @@ const FOREIGN: &[&str] = &[
 
 /// What is done with the parameter of this name and value.
 pub(super) fn treatment(name: &str, value: &str) -> Treatment {
-    if USED.contains(&name) {
-        return Treatment::Used;
-    }
     match (name, value) {
-        ("service" | "servicefile", _) => Treatment::Refused(
-            "walrelay does not read pg_service.conf: give host, user and dbname themselves",
+        ("gssencmode", "require") => {
+            Treatment::Refused("walrelay has no GSSAPI: use sslmode=require, or verify-full")
+        }
+        ("requirepeer", _) => Treatment::Refused(
+            "walrelay cannot check who runs the server behind a socket: remove it",
         ),
-        ("channel_binding" | "gssencmode", "require") => {
-            Treatment::Refused("it needs encryption, which is not built in yet")
-        }
-        ("channel_binding" | "gssencmode", _) => Treatment::Unused,
-        ("sslnegotiation", "direct") => {
-            Treatment::Refused("it needs TLS, which is not built in yet")
-        }
-        ("sslnegotiation", _) => Treatment::Unused,
-        ("require_auth", _) => Treatment::Refused("walrelay cannot enforce it yet: remove it"),
+        ("sslcrldir", _) => Treatment::Refused(
+            "walrelay reads revocation lists from one file: put them into it and name it with sslcrl",
+        ),
+        ("sslcertmode", "require") => Treatment::Refused(
+            "walrelay cannot tell whether the server has asked for the certificate: remove it",
+        ),
+        _ if USED.contains(&name) => Treatment::Used,
         _ if UNUSED.contains(&name) => Treatment::Unused,
         _ if FOREIGN.contains(&name.to_ascii_lowercase().as_str()) => Treatment::Foreign,
         _ => Treatment::Unknown,
@@ -192,7 +194,8 @@ mod tests {
     fn sorts_parameters_by_what_is_done_with_them() {
         for (name, value, expected) in [
             ("host", "h", Treatment::Used),
-            ("sslrootcert", "/x", Treatment::Unused),
+            ("sslrootcert", "/x", Treatment::Used),
+            ("krbsrvname", "x", Treatment::Unused),
             ("gssencmode", "prefer", Treatment::Unused),
             ("pgbouncer", "true", Treatment::Foreign),
             ("connection_limit", "1", Treatment::Foreign),
@@ -203,10 +206,13 @@ mod tests {
             assert_eq!(treatment(name, value), expected, "{name}");
         }
         assert!(matches!(
-            treatment("channel_binding", "require"),
+            treatment("gssencmode", "require"),
             Treatment::Refused(_)
         ));
-        assert!(matches!(treatment("service", "x"), Treatment::Refused(_)));
+        assert!(matches!(
+            treatment("requirepeer", "x"),
+            Treatment::Refused(_)
+        ));
         assert_eq!(nearest("hots"), Some("host"));
         assert_eq!(nearest("zzzzzzzz"), None);
     }

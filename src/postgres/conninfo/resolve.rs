@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::parameters::{Treatment, treatment};
-use super::passfile::{self, Wanted};
 use super::syntax::{self, Parsed};
 use super::{
-    Conninfo, ConninfoError, DEFAULT_PORT, DEFAULT_SOCKET_DIR, Host, HostPort, SslMode,
-    TargetSessionAttrs,
+    Conninfo, ConninfoError, DEFAULT_PORT, DEFAULT_SOCKET_DIR, Host, HostPort, PasswordSource,
+    TargetSessionAttrs, TcpSettings, passfile, service,
 };
 use crate::environment::Environment;
 use crate::secret::Secret;
@@ -40,15 +39,28 @@ const VARIABLES: &[(&str, &str)] = &[
     ("application_name", "PGAPPNAME"),
     ("options", "PGOPTIONS"),
     ("target_session_attrs", "PGTARGETSESSIONATTRS"),
+    ("load_balance_hosts", "PGLOADBALANCEHOSTS"),
+    ("service", "PGSERVICE"),
+    ("channel_binding", "PGCHANNELBINDING"),
+    ("require_auth", "PGREQUIREAUTH"),
+    ("ssl_max_protocol_version", "PGSSLMAXPROTOCOLVERSION"),
+    ("ssl_min_protocol_version", "PGSSLMINPROTOCOLVERSION"),
+    ("sslcert", "PGSSLCERT"),
+    ("sslcertmode", "PGSSLCERTMODE"),
+    ("sslcrl", "PGSSLCRL"),
+    ("sslkey", "PGSSLKEY"),
+    ("sslnegotiation", "PGSSLNEGOTIATION"),
+    ("sslrootcert", "PGSSLROOTCERT"),
+    ("sslsni", "PGSSLSNI"),
 ];
 
 /// Variables that have no effect here, but must not be ignored in silence when they ask for more
 /// safety or another server than the connection would have.
 const REFUSABLE: &[(&str, &str)] = &[
-    ("channel_binding", "PGCHANNELBINDING"),
     ("gssencmode", "PGGSSENCMODE"),
-    ("sslnegotiation", "PGSSLNEGOTIATION"),
-    ("require_auth", "PGREQUIREAUTH"),
+    ("requirepeer", "PGREQUIREPEER"),
+    ("sslcrldir", "PGSSLCRLDIR"),
+    ("sslcertmode", "PGSSLCERTMODE"),
 ];
 
 impl Conninfo {
@@ -60,44 +72,49 @@ impl Conninfo {
     /// [`ConninfoError`], which never shows a password.
     pub fn resolve(
         text: Option<&str>,
-        password: Option<Secret>,
+        password: Option<PasswordSource>,
         environment: &Environment,
     ) -> Result<(Conninfo, Vec<String>), ConninfoError> {
         let parsed = text.map_or_else(|| Ok(Parsed::default()), syntax::parse)?;
-        check_refusable(text.is_some(), environment)?;
+        check_refusable(environment)?;
         let mut warnings = parsed.warnings.clone();
-        let source = Parameters {
+        let no_service = Parsed::default();
+        let mut source = Parameters {
             parsed: &parsed,
+            service: &no_service,
             environment,
         };
+        let service = match source.get("service") {
+            Some(name) => service::read(name, source.get("servicefile"), environment)?,
+            None => Parsed::default(),
+        };
+        warnings.extend(service.warnings.iter().cloned());
+        source.service = &service;
 
-        let (sslmode, sslmode_origin) = source.sslmode()?;
-        if matches!(
-            sslmode,
-            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull
-        ) {
-            return Err(ConninfoError::Tls {
-                sslmode,
-                origin: sslmode_origin,
-            });
-        }
         let hosts = source.hosts()?;
         let user = match source.get("user").or(environment.os_user()) {
             Some(user) => user.to_owned(),
             None => return Err(ConninfoError::User),
         };
         let dbname = source.get("dbname").unwrap_or(&user).to_owned();
-        let password = match password.or_else(|| source.get("password").map(Secret::from)) {
-            Some(password) => Some(password),
-            None => source.password_of_file(&hosts, &dbname, &user, &mut warnings),
-        };
+        let password = password
+            .or_else(|| Some(Secret::from(source.get("password")?).into()))
+            .unwrap_or_else(|| source.password_file(&mut warnings));
         let application_name = source
             .get("application_name")
             .or(source.get("fallback_application_name"));
         let conninfo = Conninfo {
             password,
-            sslmode,
+            tls: source.tls()?,
+            authentication: source.authentication()?,
             connect_timeout: source.connect_timeout()?,
+            tcp: source.tcp()?,
+            load_balance_hosts: source
+                .choice(
+                    "load_balance_hosts",
+                    &[("disable", false), ("random", true)],
+                )?
+                .unwrap_or(false),
             application_name: application_name.map(str::to_owned),
             options: source.get("options").map(str::to_owned),
             target_session_attrs: source.target_session_attrs()?,
@@ -109,14 +126,13 @@ impl Conninfo {
     }
 }
 
-fn check_refusable(has_text: bool, environment: &Environment) -> Result<(), ConninfoError> {
-    let service = (!has_text).then_some(("service", "PGSERVICE"));
-    for (name, variable) in REFUSABLE.iter().copied().chain(service) {
+fn check_refusable(environment: &Environment) -> Result<(), ConninfoError> {
+    for (name, variable) in REFUSABLE {
         if let Some(value) = environment.get(variable)
             && let Treatment::Refused(why) = treatment(name, value)
         {
             return Err(ConninfoError::Refused {
-                name: variable.to_owned(),
+                name: (*variable).to_owned(),
                 why,
             });
         }
@@ -124,27 +140,55 @@ fn check_refusable(has_text: bool, environment: &Environment) -> Result<(), Conn
     Ok(())
 }
 
-/// Parameters of the string, else of the environment.
-struct Parameters<'a> {
+/// Parameters of the string, else of the service file, else of the environment.
+pub(super) struct Parameters<'a> {
     parsed: &'a Parsed,
+    service: &'a Parsed,
     environment: &'a Environment,
 }
 
 impl<'a> Parameters<'a> {
     /// A value that is not empty.
-    fn get(&self, name: &'static str) -> Option<&'a str> {
+    pub(super) fn get(&self, name: &'static str) -> Option<&'a str> {
         self.get_with_origin(name).map(|(value, _)| value)
     }
 
     /// A value with what to call it in an error: the parameter's or the variable's name.
-    fn get_with_origin(&self, name: &'static str) -> Option<(&'a str, &'static str)> {
-        match self.parsed.parameters.get(name) {
+    pub(super) fn get_with_origin(&self, name: &'static str) -> Option<(&'a str, &'static str)> {
+        let own = self.parsed.parameters.get(name);
+        match own.or_else(|| self.service.parameters.get(name)) {
             Some(value) => Some((value.as_str(), name)).filter(|(value, _)| !value.is_empty()),
             None => {
                 let (_, variable) = VARIABLES.iter().find(|(parameter, _)| *parameter == name)?;
                 Some((self.environment.get(variable)?, variable))
             }
         }
+    }
+
+    /// What the value stands for among those that the parameter takes.
+    pub(super) fn choice<T: Copy>(
+        &self,
+        name: &'static str,
+        values: &[(&'static str, T)],
+    ) -> Result<Option<T>, ConninfoError> {
+        let Some((value, origin)) = self.get_with_origin(name) else {
+            return Ok(None);
+        };
+        match values.iter().find(|(known, _)| *known == value) {
+            Some((_, meaning)) => Ok(Some(*meaning)),
+            None => {
+                let known: Vec<&str> = values.iter().map(|(known, _)| *known).collect();
+                Err(ConninfoError::Choice {
+                    parameter: origin,
+                    expected: known.join(", "),
+                })
+            }
+        }
+    }
+
+    /// The user's folder.
+    pub(super) fn home(&self) -> Option<&'a Path> {
+        self.environment.get("HOME").map(Path::new)
     }
 
     fn hosts(&self) -> Result<Vec<HostPort>, ConninfoError> {
@@ -205,27 +249,6 @@ impl<'a> Parameters<'a> {
             .collect()
     }
 
-    fn sslmode(&self) -> Result<(SslMode, &'static str), ConninfoError> {
-        let Some((value, origin)) = self.get_with_origin("sslmode") else {
-            return Ok((SslMode::Prefer, "sslmode"));
-        };
-        let mode = match value {
-            "disable" => SslMode::Disable,
-            "allow" => SslMode::Allow,
-            "prefer" => SslMode::Prefer,
-            "require" => SslMode::Require,
-            "verify-ca" => SslMode::VerifyCa,
-            "verify-full" => SslMode::VerifyFull,
-            _ => {
-                return Err(invalid(
-                    origin,
-                    "disable, allow, prefer, require, verify-ca or verify-full",
-                ));
-            }
-        };
-        Ok((mode, origin))
-    }
-
     fn connect_timeout(&self) -> Result<Duration, ConninfoError> {
         let Some((value, origin)) = self.get_with_origin("connect_timeout") else {
             return Ok(CONNECT_TIMEOUT_DEFAULT);
@@ -240,59 +263,52 @@ impl<'a> Parameters<'a> {
     }
 
     fn target_session_attrs(&self) -> Result<TargetSessionAttrs, ConninfoError> {
-        match self.get_with_origin("target_session_attrs") {
-            None | Some(("any", _)) => Ok(TargetSessionAttrs::Any),
-            Some(("read-write" | "primary", _)) => Ok(TargetSessionAttrs::ReadWrite),
-            Some(("read-only" | "standby", _)) => Ok(TargetSessionAttrs::ReadOnly),
-            Some((_, origin)) => Err(invalid(
-                origin,
-                "any, read-write, primary, read-only or standby",
-            )),
-        }
+        let wanted = self.choice(
+            "target_session_attrs",
+            &[
+                ("any", TargetSessionAttrs::Any),
+                ("read-write", TargetSessionAttrs::ReadWrite),
+                ("read-only", TargetSessionAttrs::ReadOnly),
+                ("primary", TargetSessionAttrs::Primary),
+                ("standby", TargetSessionAttrs::Standby),
+                ("prefer-standby", TargetSessionAttrs::PreferStandby),
+            ],
+        )?;
+        Ok(wanted.unwrap_or_default())
     }
 
-    /// The password file's answer for the first host that it knows.
-    fn password_of_file(
-        &self,
-        hosts: &[HostPort],
-        dbname: &str,
-        user: &str,
-        warnings: &mut Vec<String>,
-    ) -> Option<Secret> {
-        let path = match self.get("passfile") {
-            Some(path) => PathBuf::from(path),
-            None => Path::new(self.environment.get("HOME")?).join(".pgpass"),
+    fn tcp(&self) -> Result<TcpSettings, ConninfoError> {
+        let default = TcpSettings::default();
+        let number = |name| match self.get_with_origin(name) {
+            None => Ok(None),
+            Some((value, origin)) => match value.trim().parse::<u32>() {
+                // The system takes no more.
+                Ok(number) if number <= 32_767 || name == "tcp_user_timeout" => Ok(Some(number)),
+                _ => Err(invalid(origin, "a whole number from 0 to 32767")),
+            },
         };
-        let text = passfile::read(&path, warnings)?;
-        let mut passwords = hosts.iter().filter_map(|host| {
-            let name = match &host.host {
-                Host::Tcp(name) => name.clone(),
-                // As libpq: the default directory is called localhost in the file.
-                Host::Unix(dir)
-                    if dir == Path::new(DEFAULT_SOCKET_DIR) || dir == Path::new("/tmp") =>
-                {
-                    "localhost".to_owned()
-                }
-                Host::Unix(dir) => dir.display().to_string(),
-            };
-            passfile::find(
-                &text,
-                Wanted {
-                    host: &name,
-                    port: host.port,
-                    dbname,
-                    user,
-                },
-            )
-        });
-        let password = passwords.next()?;
-        if passwords.any(|other| other != password) {
-            warnings.push(format!(
-                "password file {} has different passwords for the hosts: that of the first is used for all",
-                path.display()
-            ));
-        }
-        Some(password)
+        let seconds = |name| Ok(number(name)?.map(|number| Duration::from_secs(number.into())));
+        let user_timeout = number("tcp_user_timeout")?;
+        Ok(TcpSettings {
+            keepalives: number("keepalives")?.map_or(default.keepalives, |number| number != 0),
+            idle: seconds("keepalives_idle")?.unwrap_or(default.idle),
+            interval: seconds("keepalives_interval")?.unwrap_or(default.interval),
+            count: number("keepalives_count")?.unwrap_or(default.count),
+            user_timeout: user_timeout.map_or(default.user_timeout, |number| {
+                Duration::from_millis(number.into())
+            }),
+        })
+    }
+
+    /// The password file; what keeps it from being used becomes a warning.
+    fn password_file(&self, warnings: &mut Vec<String>) -> PasswordSource {
+        let path = match (self.get("passfile"), self.home()) {
+            (Some(path), _) => PathBuf::from(path),
+            (None, Some(home)) => home.join(".pgpass"),
+            (None, None) => return PasswordSource::None,
+        };
+        passfile::read(&path, warnings);
+        PasswordSource::PasswordFile(path)
     }
 }
 
@@ -315,7 +331,7 @@ fn default_host(port: u16) -> Host {
         )
 }
 
-fn invalid(parameter: &'static str, expected: &'static str) -> ConninfoError {
+pub(super) fn invalid(parameter: &'static str, expected: &'static str) -> ConninfoError {
     ConninfoError::Value {
         parameter,
         expected,

@@ -167,7 +167,7 @@ impl Parsed {
         self.set(name, decode(value, name)?)
     }
 
-    fn set(&mut self, name: &str, value: String) -> Result<(), ConninfoError> {
+    pub(super) fn set(&mut self, name: &str, value: String) -> Result<(), ConninfoError> {
         match treatment(name, &value) {
             Treatment::Used => {
                 self.parameters.insert(name.to_owned(), value);

@@ -157,9 +157,12 @@ fn refuses_what_libpq_refuses() {
         ("connect_timeout=soon", "connect_timeout"),
         ("sslmode=no-verify", "sslmode"),
         (
-            "target_session_attrs=prefer-standby",
-            "target_session_attrs",
+            "ssl_max_protocol_version=TLSv1.1",
+            "ssl_max_protocol_version",
         ),
+        ("require_auth=md5,!password", "require_auth"),
+        ("require_auth=ldap", "require_auth"),
+        ("keepalives_idle=soon", "keepalives_idle"),
     ] {
         assert!(
             matches!(resolve(text), Err(E::Value { parameter, .. }) if parameter == name),
@@ -167,11 +170,19 @@ fn refuses_what_libpq_refuses() {
         );
     }
     for text in [
-        "service=x",
-        "channel_binding=require",
+        "target_session_attrs=some",
+        "load_balance_hosts=1",
+        "sslsni=yes",
+        "channel_binding=on",
+        "ssl_min_protocol_version=SSLv3",
+    ] {
+        assert!(matches!(resolve(text), Err(E::Choice { .. })), "{text}");
+    }
+    for text in [
         "gssencmode=require",
-        "sslnegotiation=direct",
-        "require_auth=scram-sha-256",
+        "requirepeer=postgres",
+        "sslcrldir=/x",
+        "sslcertmode=require",
     ] {
         assert!(matches!(resolve(text), Err(E::Refused { .. })), "{text}");
     }
@@ -182,7 +193,7 @@ fn no_error_shows_a_password() {
     for text in [
         "postgres://u:hunter2@h@i/d",
         "postgres://u:hunter2@h:x/d",
-        "postgres://u:hunter2@h/d?sslmode=require",
+        "postgres://u:hunter2@h/d?sslmode=maybe",
         "postgres://u:hunter2@h/d?hots=1",
         "postgres://u:hunter2/@h",
         "postgres://u:hunter2%@h",
@@ -207,8 +218,12 @@ fn fills_in_defaults() {
         (conninfo.user.as_str(), conninfo.dbname.as_str()),
         ("os", "os")
     );
-    assert_eq!(conninfo.password, None);
-    assert_eq!(conninfo.sslmode, SslMode::Prefer);
+    assert_eq!(conninfo.password, PasswordSource::None);
+    assert_eq!(conninfo.tls.mode, SslMode::Prefer);
+    assert_eq!(conninfo.tls.roots, RootChoice::File(FileChoice::None));
+    assert!((conninfo.tls.tls12, conninfo.tls.tls13, conninfo.tls.sni) == (true, true, true));
+    assert!(conninfo.authentication.allow_all());
+    assert_eq!(conninfo.tcp, TcpSettings::default());
     assert_eq!(conninfo.connect_timeout, Duration::from_secs(10));
     assert_eq!(resolve("host=h user=u").unwrap().dbname, "u");
     let nobody = Conninfo::resolve(None, None, &Environment::default());
@@ -252,16 +267,6 @@ fn reads_hosts_ports_and_addresses() {
         1,
         "the socket's directory, or localhost"
     );
-    let socket = unix("/run/pg", 5433);
-    assert_eq!(
-        socket.socket_path().unwrap().to_str(),
-        Some("/run/pg/.s.PGSQL.5433")
-    );
-    assert_eq!(socket.tcp_host(), None);
-    assert_eq!(
-        with_address("a", "10.0.0.1").tcp_host().as_deref(),
-        Some("10.0.0.1")
-    );
 }
 
 #[test]
@@ -284,26 +289,27 @@ fn the_environment_fills_what_the_string_leaves_open() {
         (all.user.as_str(), all.dbname.as_str()),
         ("envuser", "envdb")
     );
-    assert_eq!(all.password, Some("envpass".into()));
+    let given = |password: &str| PasswordSource::Given(password.into());
+    assert_eq!(all.password, given("envpass"));
     assert_eq!(all.connect_timeout, Duration::from_secs(3));
     assert_eq!(all.application_name.as_deref(), Some("envapp"));
     assert_eq!(all.options.as_deref(), Some("-c x=y"));
-    assert_eq!(all.sslmode, SslMode::Disable);
+    assert_eq!(all.tls.mode, SslMode::Disable);
     assert_eq!(all.target_session_attrs, TargetSessionAttrs::ReadWrite);
 
     let url = "postgres://u:p@h:1/d?application_name=a&connect_timeout=0";
     let (own, _) = Conninfo::resolve(Some(url), None, &environment).unwrap();
     assert_eq!(own.hosts, [tcp("h", 1)]);
     assert_eq!((own.user.as_str(), own.dbname.as_str()), ("u", "d"));
-    assert_eq!(own.password, Some("p".into()));
+    assert_eq!(own.password, given("p"));
     assert_eq!(own.application_name.as_deref(), Some("a"));
     assert!(
         own.connect_timeout >= Duration::from_secs(3600),
         "0 is as good as for ever"
     );
 
-    let (given, _) = Conninfo::resolve(Some(url), Some("given".into()), &environment).unwrap();
-    assert_eq!(given.password, Some("given".into()));
+    let (own, _) = Conninfo::resolve(Some(url), Some(given("given")), &environment).unwrap();
+    assert_eq!(own.password, given("given"));
     let port = Environment::new([("PGPORT", "x"), ("PGUSER", "u")]);
     let error = Conninfo::resolve(None, None, &port).unwrap_err();
     assert!(matches!(
@@ -313,47 +319,107 @@ fn the_environment_fills_what_the_string_leaves_open() {
             ..
         }
     ));
-    let service = Environment::new([("PGSERVICE", "x"), ("PGUSER", "u")]);
-    assert!(matches!(
-        Conninfo::resolve(None, None, &service),
-        Err(ConninfoError::Refused { .. })
-    ));
-    assert!(Conninfo::resolve(Some("host=h"), None, &service).is_ok());
 }
 
 #[test]
-fn tls_that_must_be_is_refused_and_tls_that_may_be_is_not() {
-    for mode in ["disable", "allow", "prefer"] {
-        assert_eq!(
-            resolve(&format!("host=h sslmode={mode}"))
-                .unwrap()
-                .sslmode
-                .to_string(),
-            mode
-        );
-    }
-    for mode in ["require", "verify-ca", "verify-full"] {
-        let error = resolve(&format!("postgres://h?sslmode={mode}")).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                ConninfoError::Tls {
-                    origin: "sslmode",
-                    ..
-                }
-            ),
-            "{mode}"
-        );
-    }
-    let environment = Environment::new([("PGSSLMODE", "require"), ("PGUSER", "u")]);
-    let error = Conninfo::resolve(None, None, &environment).unwrap_err();
-    assert!(matches!(
-        error,
-        ConninfoError::Tls {
-            origin: "PGSSLMODE",
-            ..
+fn a_service_fills_what_the_string_leaves_open_before_the_environment_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join(".pg_service.conf");
+    std::fs::write(
+        &file,
+        "[app]\nhost=s.example\nport=7\nsslmode=verify-full\n",
+    )
+    .unwrap();
+    let home = folder.path().to_str().unwrap();
+    let base = [("HOME", home), ("PGUSER", "u"), ("PGPORT", "9")];
+    let environment = Environment::new(base);
+    let resolve = |text, environment| Conninfo::resolve(text, None, environment);
+    let (conninfo, _) = resolve(Some("service=app sslmode=require"), &environment).unwrap();
+    assert_eq!(conninfo.hosts, [tcp("s.example", 7)]);
+    assert_eq!(conninfo.tls.mode, SslMode::Require);
+
+    let named = Environment::new(base.into_iter().chain([("PGSERVICE", "app")]));
+    let (conninfo, _) = resolve(Some("postgres://own/d"), &named).unwrap();
+    assert_eq!(conninfo.hosts, [tcp("own", 7)]);
+    assert_eq!(conninfo.tls.mode, SslMode::VerifyFull);
+
+    let elsewhere = Environment::new([
+        ("PGUSER", "u"),
+        ("PGSERVICEFILE", file.to_str().unwrap()),
+        ("PGSYSCONFDIR", home),
+    ]);
+    assert!(resolve(Some("service=app"), &elsewhere).is_ok());
+    let missing = resolve(Some("service=nope"), &elsewhere).unwrap_err();
+    assert_eq!(
+        missing,
+        ConninfoError::Service {
+            name: "nope".to_owned(),
+            path: file.clone(),
         }
+    );
+    assert!(missing.to_string().contains("[nope]"));
+    std::fs::write(&file, "[app]\nhost\n").unwrap();
+    assert!(matches!(
+        resolve(Some("service=app"), &elsewhere),
+        Err(ConninfoError::ServiceFile { .. })
     ));
+}
+
+#[test]
+fn tls_is_as_the_parameters_say_or_as_libpq_has_it() {
+    for mode in [
+        "disable",
+        "allow",
+        "prefer",
+        "require",
+        "verify-ca",
+        "verify-full",
+    ] {
+        let conninfo = resolve(&format!("host=h sslmode={mode}")).unwrap();
+        assert_eq!(conninfo.tls.mode.to_string(), mode);
+    }
+    let tls = |text: &str| resolve(text).unwrap().tls;
+    let of_system = tls("host=h sslrootcert=system");
+    assert_eq!(
+        (of_system.mode, of_system.roots),
+        (SslMode::VerifyFull, RootChoice::System)
+    );
+    let versions = |text: &str| (tls(text).tls12, tls(text).tls13);
+    assert_eq!(versions("ssl_min_protocol_version=TLSv1"), (true, true));
+    assert_eq!(versions("ssl_min_protocol_version=TLSv1.3"), (false, true));
+    assert_eq!(versions("ssl_max_protocol_version=TLSv1.2"), (true, false));
+    assert!(!tls("sslsni=0").sni);
+    assert!(tls("sslmode=require sslnegotiation=direct").direct);
+    assert_eq!(
+        tls("sslcertmode=disable sslcert=/c sslkey=/k").certificate,
+        FileChoice::None
+    );
+    for text in [
+        "sslrootcert=system sslmode=verify-ca",
+        "sslnegotiation=direct",
+        "sslnegotiation=direct sslmode=prefer",
+    ] {
+        assert!(
+            matches!(resolve(text), Err(ConninfoError::WeakSslMode { .. })),
+            "{text}"
+        );
+    }
+    let environment = Environment::new([
+        ("HOME", "/home/u"),
+        ("PGUSER", "u"),
+        ("PGSSLMODE", "require"),
+        ("PGSSLROOTCERT", "/r.crt"),
+    ]);
+    let tls = Conninfo::resolve(None, None, &environment).unwrap().0.tls;
+    assert_eq!(tls.mode, SslMode::Require);
+    assert_eq!(
+        tls.roots,
+        RootChoice::File(FileChoice::Named("/r.crt".into()))
+    );
+    assert_eq!(
+        tls.key,
+        FileChoice::Default("/home/u/.postgresql/postgresql.key".into())
+    );
 }
 
 #[test]
@@ -373,7 +439,7 @@ fn parameters_of_poolers_and_orms_are_ignored_with_a_warning() {
             3,
         ),
         ("host=h TimeZone=UTC client_encoding=UTF8", 2),
-        ("postgres://h/d?pool_max_conns=4&keepalives_idle=3", 2),
+        ("postgres://h/d?pool_max_conns=4&keepalives_idle=3", 1),
         ("postgres://h/d?application_name=x", 0),
     ] {
         let (_, warnings) = Conninfo::resolve(Some(text), None, &environment()).unwrap();
@@ -397,8 +463,14 @@ fn the_password_file_is_asked_last() {
     let passfile = Environment::new([("PGPASSFILE", path.to_str().unwrap())]);
     let password = |text: &str, environment: &Environment| {
         let (conninfo, _) = Conninfo::resolve(Some(text), None, environment).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let passwords = runtime.block_on(conninfo.password.read()).unwrap();
         conninfo
-            .password
+            .hosts
+            .iter()
+            .find_map(|host| passwords.of(host, &conninfo.dbname, &conninfo.user))
             .map(|password| password.expose().to_owned())
     };
     for environment in [&home, &passfile] {
@@ -435,24 +507,6 @@ fn display_and_debug_hide_passwords() {
     let conninfo = resolve("postgres://u:hunter2@a:1,[::1]:2/d").unwrap();
     assert_eq!(conninfo.to_string(), "postgres://u:***@a:1,[::1]:2/d");
     assert!(!format!("{conninfo:?}").contains("hunter2"));
-}
-
-#[test]
-fn tokio_postgres_gets_the_same() {
-    let text = "postgres://u:p@a:1,b:2/d?connect_timeout=7&application_name=n&options=-c%20x%3Dy";
-    let config = resolve(text).unwrap().to_tokio_postgres();
-    assert_eq!(config.get_user(), Some("u"));
-    assert_eq!(config.get_password(), Some(&b"p"[..]));
-    assert_eq!(config.get_dbname(), Some("d"));
-    assert_eq!(config.get_ports(), [1, 2]);
-    assert_eq!(config.get_hosts().len(), 2);
-    assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(7)));
-    assert_eq!(config.get_application_name(), Some("n"));
-    assert_eq!(config.get_options(), Some("-c x=y"));
-    let socket = resolve("host=/run/pg").unwrap().to_tokio_postgres();
-    assert!(
-        matches!(&socket.get_hosts()[0], tokio_postgres::config::Host::Unix(dir) if dir.to_str() == Some("/run/pg"))
-    );
 }
 
 proptest! {
