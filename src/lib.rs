@@ -19,6 +19,7 @@
 //! | [`pipeline`] | everything that decides, without I/O, one file a stage |
 //! | [`nats`] | the lane's connection, JetStream's API, streams |
 //! | [`relay`] | the one loop that joins them: epochs, back-off, shutdown |
+//! | [`bulk`] | what is published outside of a lane: backfill, retry |
 //! | [`config`] | flags, environment and file → settings |
 //! | [`cli`] | the commands, one file each |
 //! | [`ops`] | logs, metrics, health, status page |
@@ -40,6 +41,8 @@
 // It panics where standard output is closed or full: `cli::stdout` writes there.
 #![warn(clippy::print_stdout)]
 
+#[cfg(feature = "cli")]
+pub mod bulk;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;

@@ -22,6 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("outbox", &["event", "postgres"]),
     ("relay", &["nats", "pipeline", "postgres"]),
+    ("bulk", &["nats", "pipeline", "relay"]),
     ("ops", &["pipeline", "relay"]),
     (
         "config",
@@ -39,6 +40,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
+            "bulk",
             "config",
             "environment",
             "event",

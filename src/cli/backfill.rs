@@ -10,12 +10,15 @@ use anyhow::Context as _;
 use indicatif::ProgressBar;
 
 use super::exit::{Exit, message};
-use super::republish::Republish;
+use super::republish::{Outcome, Republish};
 use super::stdout::Account;
-use super::verify;
+use super::verify::{self, Missing};
+use crate::bulk::fence::Fence;
+use crate::bulk::lease::Lease;
 use crate::cli::stderr;
 use crate::nats::stream;
 use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER};
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// So long it publishes, and so long it then lets the relay.
@@ -57,11 +60,29 @@ pub struct Args {
 /// # Errors
 /// Table and stream cannot be compared.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    if args.dry_run {
+        let mut account = Account::default();
+        missing(args, settings, &mut account).await?;
+        account.close()?;
+        return Ok(Exit::Done);
+    }
+    let lease = Lease::take(&lane, "backfill").await?;
+    let done = backfill(args, settings, &nats, &lane, &lease).await;
+    lease.release().await;
+    done
+}
+
+/// What is to be published; says how much that is where nothing will be done about it.
+async fn missing(
+    args: Args,
+    settings: &Settings,
+    account: &mut Account,
+) -> anyhow::Result<Missing> {
     let found = verify::missing(settings, args.since, args.unjudged)
         .await
         .context("table and stream cannot be compared")?;
-    let mut missing = found.rows;
-    let mut account = Account::default();
     if found.unjudged > 0 && !args.unjudged {
         account.line(format_args!(
             "{} rows cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
@@ -69,27 +90,46 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
             found.unjudged
         ));
     }
-    if args.dry_run || missing.is_empty() {
-        account.line(format_args!("{} rows are not in the stream", missing.len()));
+    if args.dry_run || found.rows.is_empty() {
+        account.line(format_args!(
+            "{} rows are not in the stream",
+            found.rows.len()
+        ));
+    }
+    Ok(found)
+}
+
+async fn backfill(
+    args: Args,
+    settings: &Settings,
+    nats: &async_nats::Client,
+    lane: &LaneClient,
+    lease: &Lease,
+) -> anyhow::Result<Exit> {
+    let version = stream::server_version(nats)?;
+    let mut fence = Fence::raise(lane, lease, settings, version).await?;
+    let mut account = Account::default();
+    let found = missing(args, settings, &mut account).await?;
+    fence.has_read(found.read_through);
+    let mut rows = found.rows;
+    if rows.is_empty() {
         account.close()?;
         return Ok(Exit::Done);
     }
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
-    let republish = Republish::open(&nats, settings).await?;
+    let mut republish = Republish::open(nats, settings, lease, fence).await?;
     let bar = if std::io::stderr().is_terminal() {
-        ProgressBar::new(missing.len() as u64)
+        ProgressBar::new(rows.len() as u64)
     } else {
         ProgressBar::hidden()
     };
     let mut published = 0_u64;
     let mut burst = Instant::now();
-    for id in missing.ids()? {
+    for id in rows.ids()? {
         let id = id?;
         let marks = [(KIND_HEADER, KIND_BACKFILL.to_owned())];
-        let message_id = format!("walrelay-backfill {id}");
-        match republish.publish(&id.to_string(), message_id, &marks).await {
-            Ok(_) => published += 1,
-            Err(error) => bar.suspend(|| {
+        match republish.publish(&id.to_string(), &marks).await? {
+            Outcome::Published(_) => published += 1,
+            Outcome::Rejected(error) => bar.suspend(|| {
                 stderr::line(format_args!(
                     "{id} cannot be published: {}",
                     message(&error)
@@ -106,10 +146,10 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     bar.finish_and_clear();
     account.line(format_args!(
         "{published} of {} rows that were not in the stream are published",
-        missing.len()
+        rows.len()
     ));
     account.close()?;
-    Ok(if published == missing.len() as u64 {
+    Ok(if published == rows.len() as u64 {
         Exit::Done
     } else {
         Exit::Failed

@@ -1,15 +1,19 @@
 //! A row of the table, published behind the stream's end outside the lane: what `dead-letters retry` and `backfill` do.
 //!
-//! In: an event's id. Out: the message, built by the relay's own code from the row as the table has it now. Guarantee: it
-//! carries no position of its own, so it moves no relay's place; a relay that runs on a stream of its own pays a resync.
+//! In: an event's id, a lease and its fence. Out: the message, built by the relay's own code from the row as the table has it
+//! now. Guarantees: it carries no position of its own, so it moves no relay's place; a relay that runs on a stream of its own
+//! pays a resync; a command that has lost its lease publishes nothing more.
 
-use std::cell::RefCell;
+use std::error::Error;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use async_nats::HeaderMap;
-use async_nats::jetstream::{self, context::PublishErrorKind};
-use bytes::BytesMut;
+use async_nats::jetstream::{self, ErrorCode, context::PublishError};
+use bytes::{Bytes, BytesMut};
 
+use crate::bulk::fence::{Fence, Place};
+use crate::bulk::lease::Lease;
 use crate::nats::stream;
 use crate::pipeline::envelope::Envelope;
 use crate::pipeline::fields::{Field, Fields};
@@ -20,7 +24,6 @@ use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
-use crate::relay::lane_client::{LaneClient, LaneEnd};
 use crate::relay::settings::Settings;
 
 /// What it takes to publish rows again.
@@ -29,18 +32,33 @@ pub(super) struct Republish<'a> {
     sql: Client,
     settings: &'a Settings,
     payload_unchecked: bool,
-    /// As of the last look or publication.
-    end: RefCell<Option<LaneEnd>>,
+    /// Largest message that the stream takes, in bytes.
+    bytes_max: usize,
+    lease: &'a Lease,
+    fence: Fence,
+    /// What the next message is to expect, as long as none was refused.
+    place: Option<Place>,
 }
 
-/// So often may a relay publish between the look at the stream's end and the message that is to stand behind it.
-const PLACES_MAX: u32 = 10;
+/// A relay that never rests is tried to be met in a pause for so long.
+const PLACE_LIMIT: Duration = Duration::from_secs(30);
+
+/// What has become of a row.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It is published, with this sequence.
+    Published(u64),
+    /// It cannot be.
+    Rejected(anyhow::Error),
+}
 
 impl<'a> Republish<'a> {
-    /// Connects to the table.
+    /// Connects to the table. `fence` was raised before the command has read what it goes by.
     pub(super) async fn open(
         nats: &'a async_nats::Client,
         settings: &'a Settings,
+        lease: &'a Lease,
+        fence: Fence,
     ) -> anyhow::Result<Self> {
         let sql = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&sql, &settings.postgres).await?;
@@ -54,23 +72,74 @@ impl<'a> Republish<'a> {
             .iter()
             .find(|column| column.name == *payload)
             .is_none_or(|column| !JSON_OIDS.contains(&column.type_oid));
+        let name = &settings.nats.stream;
+        let info = stream::find(nats, name)
+            .await?
+            .with_context(|| format!("there is no stream {name}"))?;
+        let server = nats.server_info().max_payload;
         Ok(Republish {
             nats,
             sql,
             settings,
             payload_unchecked,
-            end: RefCell::new(None),
+            bytes_max: usize::try_from(info.config.max_msg_size)
+                .ok()
+                .filter(|bytes| *bytes > 0)
+                .map_or(server, |bytes| bytes.min(server)),
+            lease,
+            fence,
+            place: None,
         })
     }
 
-    /// Publishes the row with this id, marked by `marks`; returns its sequence. `message_id` keeps two commands of the
-    /// same moment apart.
+    /// Publishes the row with this id, marked by `marks`.
+    ///
+    /// # Errors
+    /// Nothing more can be published by this command.
     pub(super) async fn publish(
-        &self,
+        &mut self,
         id: &str,
-        message_id: String,
         marks: &[(&'static str, String)],
-    ) -> anyhow::Result<u64> {
+    ) -> anyhow::Result<Outcome> {
+        let message = match self.message(id, marks).await {
+            Ok(message) => message,
+            Err(error) => return Ok(Outcome::Rejected(error)),
+        };
+        let begin = Instant::now();
+        loop {
+            let headers = self.with_place(message.headers.clone()).await?;
+            let bytes = bytes(&headers, &message.body);
+            if bytes > self.bytes_max {
+                // A message over the server's limit would end the connection instead of being refused.
+                return Ok(Outcome::Rejected(anyhow!(
+                    "{bytes} bytes with its headers for {}, and at most {} can be published",
+                    message.subject,
+                    self.bytes_max
+                )));
+            }
+            let published = jetstream::new(self.nats.clone())
+                .publish_with_headers(message.subject.clone(), headers, message.body.clone())
+                .await?
+                .await;
+            match published {
+                Ok(ack) => {
+                    self.published(ack.sequence);
+                    return Ok(Outcome::Published(ack.sequence));
+                }
+                Err(error) if is_overtaken(&error) => {
+                    self.place = None;
+                    ensure!(
+                        begin.elapsed() < PLACE_LIMIT,
+                        "the relay has published before each attempt for {PLACE_LIMIT:?}: run this again when fewer events come"
+                    );
+                }
+                Err(error) => return Ok(Outcome::Rejected(error.into())),
+            }
+        }
+    }
+
+    /// The row's message, as the relay would write it.
+    async fn message(&self, id: &str, marks: &[(&'static str, String)]) -> anyhow::Result<Message> {
         let values = self.row(id).await?;
         let columns = values.as_ref().map(|value| match value {
             Some(text) => Column::Text(text.as_bytes()),
@@ -91,104 +160,47 @@ impl<'a> Republish<'a> {
         )?;
         let mut body = BytesMut::new();
         envelope.write(&mut body);
-        let body = body.freeze();
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", self.settings.nats.stream.as_str());
-        headers.insert("Nats-Msg-Id", message_id);
         for (name, value) in marks {
             headers.insert(*name, value.as_str());
         }
-        let subject = String::from_utf8(subject)?;
-        self.check_size(&subject, &self.with_place(headers.clone()).await?, &body)
-            .await?;
-        for attempt in 0.. {
-            // Behind a lane that never rests the message says nothing of its place.
-            let headers = match attempt < PLACES_MAX {
-                true => self.with_place(headers.clone()).await?,
-                false => headers.clone(),
-            };
-            let published = jetstream::new(self.nats.clone())
-                .publish_with_headers(subject.clone(), headers, body.clone())
-                .await?
-                .await;
-            match published {
-                Ok(ack) if ack.duplicate => bail!("another command has just published it"),
-                Ok(ack) => {
-                    self.published(ack.sequence);
-                    return Ok(ack.sequence);
-                }
-                Err(error)
-                    if error.kind() == PublishErrorKind::WrongLastSequence
-                        && attempt < PLACES_MAX =>
-                {
-                    self.end.borrow_mut().take();
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-        unreachable!("a message without an expected sequence is never overtaken")
+        Ok(Message {
+            subject: String::from_utf8(subject)?,
+            headers,
+            body: body.freeze(),
+        })
     }
 
-    /// In a stream of the lane's own the message says where the lane stands, so that a relay need not look behind it, and
-    /// is stored only where that is true. A shared stream has its fence for that.
-    async fn with_place(&self, mut headers: HeaderMap) -> anyhow::Result<HeaderMap> {
-        let (nats, slot) = (&self.settings.nats, &self.settings.postgres.slot);
-        if nats.shared {
-            return Ok(headers);
-        }
-        let known = self.end.borrow().clone();
-        let end = match known {
-            Some(end) => end,
-            None => {
-                LaneClient::new(self.nats, &nats.stream, slot)?
-                    .end()
-                    .await?
-            }
+    /// Adds what the message is to expect of the stream. In one of the lane's own it also says where the lane stands, so
+    /// that a relay need not look behind it.
+    async fn with_place(&mut self, mut headers: HeaderMap) -> anyhow::Result<HeaderMap> {
+        let place = match self.place.take() {
+            Some(place) => place,
+            None => self.fence.place(self.lease).await?,
         };
-        headers.insert(EXPECTED_HEADER, end.last_sequence.to_string());
-        headers.insert(TAIL_HEADER, end.tail.as_str());
-        self.end.replace(Some(end));
+        match &place {
+            Place::Behind(end) => {
+                headers.insert(EXPECTED_HEADER, end.last_sequence.to_string());
+                headers.insert(TAIL_HEADER, end.tail.as_str());
+            }
+            Place::Fenced { subject, sequence } => {
+                headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
+                headers.insert(
+                    "Nats-Expected-Last-Subject-Sequence-Subject",
+                    subject.as_str(),
+                );
+            }
+        }
+        self.place = Some(place);
         Ok(headers)
     }
 
-    fn published(&self, sequence: u64) {
-        if let Some(end) = self.end.borrow_mut().as_mut() {
+    fn published(&mut self, sequence: u64) {
+        self.fence.begun();
+        if let Some(Place::Behind(end)) = &mut self.place {
             end.last_sequence = sequence;
         }
-    }
-
-    /// A message over the server's limit would end the connection instead of being refused.
-    async fn check_size(
-        &self,
-        subject: &str,
-        headers: &HeaderMap,
-        body: &[u8],
-    ) -> anyhow::Result<()> {
-        let name = &self.settings.nats.stream;
-        let info = stream::find(self.nats, name)
-            .await?
-            .with_context(|| format!("there is no stream {name}"))?;
-        let server = self.nats.server_info().max_payload;
-        let limit = usize::try_from(info.config.max_msg_size)
-            .ok()
-            .filter(|bytes| *bytes > 0)
-            .map_or(server, |bytes| bytes.min(server));
-        let headers_len: usize = headers
-            .iter()
-            .map(|(name, values)| {
-                let values = values.iter().map(|value| value.as_str().len());
-                values
-                    .map(|len| len + name.to_string().len() + 4)
-                    .sum::<usize>()
-            })
-            .sum();
-        let bytes = "NATS/1.0\r\n\r\n".len() + headers_len + body.len();
-        if bytes > limit {
-            bail!(
-                "{bytes} bytes with its headers for {subject}, and at most {limit} can be published"
-            );
-        }
-        Ok(())
     }
 
     /// The row's columns as text, as the table has them now.
@@ -220,4 +232,37 @@ impl<'a> Republish<'a> {
         }
         Ok(values)
     }
+}
+
+struct Message {
+    subject: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// Size of a message.
+fn bytes(headers: &HeaderMap, body: &Bytes) -> usize {
+    let headers_len: usize = headers
+        .iter()
+        .map(|(name, values)| {
+            let values = values.iter().map(|value| value.as_str().len());
+            values
+                .map(|len| len + name.to_string().len() + 4)
+                .sum::<usize>()
+        })
+        .sum();
+    "NATS/1.0\r\n\r\n".len() + headers_len + body.len()
+}
+
+/// Whether something else was stored since the place was read, by one server's word or a cluster's.
+fn is_overtaken(error: &PublishError) -> bool {
+    std::iter::successors(Some(error as &dyn Error), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<jetstream::Error>())
+        .any(|error| {
+            [
+                ErrorCode::STREAM_WRONG_LAST_SEQUENCE,
+                ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT,
+            ]
+            .contains(&error.error_code())
+        })
 }

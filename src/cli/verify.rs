@@ -112,7 +112,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         check(&args, settings, &client, &inspection, |_, _| Ok(())).await
     };
     let report = match checked.await {
-        Ok(report) => report,
+        Ok((report, _)) => report,
         Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
         Err(error) => {
             stderr::line(format_args!(
@@ -132,6 +132,8 @@ pub(in crate::cli) struct Missing {
     pub(in crate::cli) rows: OldestFirst,
     /// Rows that cannot be judged, whether they are among `rows` or not.
     pub(in crate::cli) unjudged: u64,
+    /// The stream was read up to this sequence.
+    pub(in crate::cli) read_through: u64,
 }
 
 /// The rows that the stream does not have although the relay has passed them; `with_unjudged` also those whose messages
@@ -158,7 +160,7 @@ pub(in crate::cli) async fn missing(
     );
     let mut rows = OldestFirst::default();
     let mut unjudged = 0;
-    let report = check(&args, settings, &client, &inspection, |group, verdict| {
+    let (report, read_through) = check(&args, settings, &client, &inspection, |group, verdict| {
         unjudged += verdict.unjudged + verdict.ambiguous;
         let is_wanted =
             verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
@@ -172,7 +174,11 @@ pub(in crate::cli) async fn missing(
         !report.may_come(),
         "what is missing cannot be told from what is still to come: the relay is too far behind"
     );
-    Ok(Missing { rows, unjudged })
+    Ok(Missing {
+        rows,
+        unjudged,
+        read_through,
+    })
 }
 
 async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
@@ -182,13 +188,14 @@ async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
     Ok((client, inspection))
 }
 
+/// Returns also up to which sequence the stream was read.
 async fn check(
     args: &Args,
     settings: &Settings,
     client: &Client,
     inspection: &Inspection,
     each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
-) -> Result<Report, anyhow::Error> {
+) -> Result<(Report, u64), anyhow::Error> {
     let postgres = &settings.postgres;
     let found = inspection
         .table
@@ -241,8 +248,9 @@ async fn check(
     comparison.read_stream().await?;
     let settled = comparison.settle(args.wait).await?;
     let lane = &comparison.lane;
+    let read_through = lane.read_through();
     let report = Report::new(&table, lane, settled, comparison.pending_for);
-    comparison.judge(report, each).await
+    Ok((comparison.judge(report, each).await?, read_through))
 }
 
 /// Table and stream, while they are brought together.

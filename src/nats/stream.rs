@@ -382,5 +382,11 @@ pub fn lane_record_subject(stream: &str, slot: &str) -> String {
     format!("walrelay.lane.{stream}.{slot}")
 }
 
+/// The subject of a lane's lease, in the same stream: `walrelay.lane.<stream>.<slot>.lease`.
+#[must_use]
+pub fn lane_lease_subject(stream: &str, slot: &str) -> String {
+    format!("{}.lease", lane_record_subject(stream, slot))
+}
+
 #[cfg(test)]
 mod tests;

@@ -27,6 +27,13 @@ pub fn fence_subject(stream: &str, slot: &str) -> String {
     format!("{FENCE_PREFIX}{stream}.{slot}")
 }
 
+/// The subject of the fences behind which backfills and retries of a slot publish in a shared stream, beside its relay:
+/// `walrelay.fence.<stream>.<slot>-bulk`. No slot has such a name, and `walrelay.fence.<stream>.*` takes it too.
+#[must_use]
+pub fn bulk_fence_subject(stream: &str, slot: &str) -> String {
+    format!("{FENCE_PREFIX}{stream}.{slot}-bulk")
+}
+
 /// What the lane's own messages in a shared stream are published on.
 #[derive(Debug, Clone)]
 pub struct SharedSubjects {

@@ -4,14 +4,14 @@
 //! was read, so whoever came in between is not overwritten; what is published behind exactly the end that
 //! [`LaneClient::end`] has found may tell the same place, since the lane cannot have moved between.
 
-use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StoredMessage, StreamNameError};
+use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::pipeline::tail::{Lookup, Tail, TailSearch, none_behind_header};
-use crate::relay::lane_store::{Answer, LaneStore, StoreError};
+use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
 use async_nats::{Client, HeaderMap, RequestErrorKind};
 
 /// Why the lane's store did not answer.
@@ -33,6 +33,9 @@ pub enum LaneError {
         "another process has written the lane record in the meantime; check that no relay runs, and try again"
     )]
     Taken,
+    /// The lease cannot be read.
+    #[error("the lane's lease in stream {LANE_RECORD_STREAM} cannot be read: {0}")]
+    Lease(String),
     /// The answer is an error or cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -78,7 +81,14 @@ impl LaneClient {
             Request::Record | Request::StoreRecord { .. } => LANE_RECORD_STREAM,
             _ => self.store.stream(),
         };
-        let outgoing = self.store.outgoing(request);
+        self.send(self.store.outgoing(request), stream).await
+    }
+
+    async fn send(&self, outgoing: Outgoing, stream: &str) -> Result<Answer, LaneError> {
+        let stores = matches!(
+            outgoing.expects,
+            Expects::StoredRecord | Expects::StoredFence
+        );
         let (subject, payload) = (outgoing.subject, outgoing.payload.into());
         let answered = match outgoing.headers {
             Some(block) => {
@@ -91,14 +101,7 @@ impl LaneClient {
         };
         let answer = answered.map_err(|source| match source.kind() {
             // Nothing listens where a message is to be stored.
-            RequestErrorKind::NoResponders
-                if matches!(
-                    request,
-                    Request::StoreRecord { .. } | Request::StoreFence { .. }
-                ) =>
-            {
-                LaneError::NoStream(stream.to_owned())
-            }
+            RequestErrorKind::NoResponders if stores => LaneError::NoStream(stream.to_owned()),
             _ => LaneError::Request {
                 stream: stream.to_owned(),
                 source,
@@ -135,9 +138,46 @@ impl LaneClient {
             record: Box::new(record),
             behind,
         };
-        match self.ask(&request).await? {
-            Answer::Stored(sequence) => Ok(sequence),
-            answer => unreachable!("{answer:?} to a record"),
+        stored(self.ask(&request).await?)
+    }
+
+    /// The lane's lease as it is stored; none before the first.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn lease(&self) -> Result<Option<StoredMessage>, LaneError> {
+        match self.send(self.store.lease(), LANE_RECORD_STREAM).await? {
+            Answer::Message(message) => Ok(message),
+            answer => unreachable!("{answer:?} to a request for the lease"),
+        }
+    }
+
+    /// Stores the lane's lease behind the one at `behind`; returns its sequence.
+    ///
+    /// # Errors
+    /// [`LaneError`]; [`LaneError::Taken`] where it is not the last one any more.
+    pub async fn store_lease(&self, lease: Vec<u8>, behind: u64) -> Result<u64, LaneError> {
+        let outgoing = self.store.store_lease(lease, behind);
+        stored(self.send(outgoing, LANE_RECORD_STREAM).await?)
+    }
+
+    /// Stores a fence for what is published outside of the lane, behind the one at `behind`; returns its sequence.
+    ///
+    /// # Errors
+    /// [`LaneError`]; [`Fault::Sequence`] where it is not the last one any more.
+    pub async fn store_bulk_fence(&self, behind: u64) -> Result<u64, LaneError> {
+        let outgoing = self.store.store_bulk_fence(behind);
+        stored(self.send(outgoing, self.store.stream()).await?)
+    }
+
+    /// The stream as it is.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn stream(&self) -> Result<StreamInfo, LaneError> {
+        match self.ask(&Request::Stream).await? {
+            Answer::Stream(info) => Ok(*info),
+            answer => unreachable!("{answer:?} to a request for the stream"),
         }
     }
 
@@ -157,9 +197,7 @@ impl LaneClient {
     /// # Errors
     /// [`LaneError`].
     pub async fn end(&self) -> Result<LaneEnd, LaneError> {
-        let Answer::Stream(info) = self.ask(&Request::Stream).await? else {
-            unreachable!("a stream's state is asked for");
-        };
+        let info = self.stream().await?;
         let record = self.record().await?.record;
         let slot = self.store.slot();
         let last_sequence = info.state.last_seq;
@@ -180,6 +218,13 @@ impl LaneClient {
             last_sequence,
             tail,
         })
+    }
+}
+
+fn stored(answer: Answer) -> Result<u64, LaneError> {
+    match answer {
+        Answer::Stored(sequence) => Ok(sequence),
+        answer => unreachable!("{answer:?} to a message to be stored"),
     }
 }
 

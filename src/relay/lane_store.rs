@@ -7,11 +7,13 @@
 use crate::nats::api::{
     AnswerError, ApiError, ApiRequest, StoredMessage, StreamApi, StreamInfo, StreamNameError,
 };
-use crate::nats::stream::{LANE_RECORD_STREAM, lane_record_subject};
+use crate::nats::stream::{LANE_RECORD_STREAM, lane_lease_subject, lane_record_subject};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::{LaneRecord, RecordError};
 use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
-use crate::pipeline::shared_tail::{FENCE_PREFIX, fence_headers, fence_subject};
+use crate::pipeline::shared_tail::{
+    FENCE_PREFIX, bulk_fence_subject, fence_headers, fence_subject,
+};
 use crate::pipeline::tail::Lookup;
 use crate::pipeline::{position, tail};
 
@@ -109,12 +111,6 @@ impl LaneStore {
     /// A request as it is sent.
     #[must_use]
     pub fn outgoing(&self, request: &Request<'_>) -> Outgoing {
-        let plain = |ApiRequest { subject, payload }, expects| Outgoing {
-            subject,
-            headers: None,
-            payload: payload.to_vec(),
-            expects,
-        };
         let record_subject = || lane_record_subject(self.stream(), &self.slot);
         match request {
             Request::Stream => plain(self.events.info_request(), Expects::Stream),
@@ -142,6 +138,39 @@ impl LaneStore {
                 payload: Vec::new(),
                 expects: Expects::StoredFence,
             },
+        }
+    }
+
+    /// Asks for the lane's lease; answer: [`Answer::Message`].
+    #[must_use]
+    pub fn lease(&self) -> Outgoing {
+        let subject = lane_lease_subject(self.stream(), &self.slot);
+        plain(
+            self.records.last_by_subject_request(&subject),
+            Expects::Message,
+        )
+    }
+
+    /// Stores the lane's lease, provided that it is still the one at `behind`; answer: [`Answer::Stored`].
+    #[must_use]
+    pub fn store_lease(&self, lease: Vec<u8>, behind: u64) -> Outgoing {
+        Outgoing {
+            subject: lane_lease_subject(self.stream(), &self.slot),
+            headers: Some(record_headers(behind)),
+            payload: lease,
+            expects: Expects::StoredRecord,
+        }
+    }
+
+    /// Stores a fence for what is published outside of the lane in a shared stream, provided that the last one is still the
+    /// one at `behind`; answer: [`Answer::Stored`].
+    #[must_use]
+    pub fn store_bulk_fence(&self, behind: u64) -> Outgoing {
+        Outgoing {
+            subject: bulk_fence_subject(self.stream(), &self.slot),
+            headers: Some(fence_headers(self.stream(), &self.slot, None, behind)),
+            payload: Vec::new(),
+            expects: Expects::StoredFence,
         }
     }
 
@@ -231,7 +260,16 @@ impl StoredMessage {
     }
 }
 
-/// Headers of a lane record: stored only behind the one that this relay knows.
+fn plain(ApiRequest { subject, payload }: ApiRequest, expects: Expects) -> Outgoing {
+    Outgoing {
+        subject,
+        headers: None,
+        payload,
+        expects,
+    }
+}
+
+/// Headers of a lane record or lease: stored only behind the one that is known.
 fn record_headers(behind: u64) -> Vec<u8> {
     format!(
         "NATS/1.0\r\nNats-Expected-Stream: {LANE_RECORD_STREAM}\r\n\

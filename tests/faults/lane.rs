@@ -43,6 +43,7 @@ pub(crate) fn subjects(fixture: &Fixture, stream: &str) -> Vec<String> {
         format!("{name}.>"),
         format!("walrelay.dead.{name}"),
         format!("walrelay.fence.{stream}.{name}"),
+        format!("walrelay.fence.{stream}.{name}-bulk"),
     ]
 }
 

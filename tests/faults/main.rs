@@ -10,6 +10,7 @@ mod fencing;
 mod foreign;
 mod hold_back;
 mod lane;
+mod lease;
 mod postgres_says_no;
 #[path = "../chaos/proxy.rs"]
 #[allow(dead_code)] // The chaos tests use the rest of it.

@@ -1,12 +1,11 @@
 //! A dead letter's event, published after all.
 //!
 //! In: dead letters. Out: their rows, as the table has them now, behind the stream's end. Guarantees: the same envelope as
-//! the relay's; no position of the lane; not twice for one dead letter, unless two commands do it within the same
-//! moment on a stream without a window for duplicates.
+//! the relay's; no position of the lane; not twice for one dead letter.
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, pull::OrderedConfig},
@@ -14,11 +13,15 @@ use async_nats::jetstream::{
 use futures_util::StreamExt as _;
 
 use super::{Letter, find, next};
+use crate::bulk::fence::Fence;
+use crate::bulk::lease::Lease;
 use crate::cli::exit::{Exit, message};
-use crate::cli::republish::Republish;
+use crate::cli::republish::{Outcome, Republish};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
+use crate::nats::stream;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// How long the broker may keep us waiting for a message that it has.
@@ -29,6 +32,24 @@ pub(super) async fn retry(
     nats: &async_nats::Client,
     settings: &Settings,
     position: Option<Position>,
+) -> Result<Exit, anyhow::Error> {
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let lease = Lease::take(&lane, "dead-letters retry").await?;
+    let fence = Fence::raise(&lane, &lease, settings, stream::server_version(nats)?).await;
+    let done = match fence {
+        Ok(fence) => retry_leased(nats, settings, position, &lease, fence).await,
+        Err(error) => Err(error),
+    };
+    lease.release().await;
+    done
+}
+
+async fn retry_leased(
+    nats: &async_nats::Client,
+    settings: &Settings,
+    position: Option<Position>,
+    lease: &Lease,
+    fence: Fence,
 ) -> Result<Exit, anyhow::Error> {
     let mut letters = Vec::new();
     match position {
@@ -48,7 +69,7 @@ pub(super) async fn retry(
         return Ok(Exit::Done);
     };
     let retried = retried(nats, settings, first).await?;
-    let republish = Republish::open(nats, settings).await?;
+    let mut republish = Republish::open(nats, settings, lease, fence).await?;
     let mut account = Account::default();
     let mut failed = false;
     for (at, letter) in letters {
@@ -57,9 +78,11 @@ pub(super) async fn retry(
             failed |= position.is_some();
             continue;
         }
-        match publish(&republish, &settings.postgres.slot, at, &letter).await {
-            Ok(sequence) => account.line(format_args!("{at} published at sequence {sequence}")),
-            Err(error) => {
+        match publish(&mut republish, &settings.postgres.slot, at, &letter).await? {
+            Outcome::Published(sequence) => {
+                account.line(format_args!("{at} published at sequence {sequence}"));
+            }
+            Outcome::Rejected(error) => {
                 failed = true;
                 stderr::line(format_args!(
                     "{at} cannot be published: {}",
@@ -121,20 +144,18 @@ async fn retried(
 }
 
 async fn publish(
-    republish: &Republish<'_>,
+    republish: &mut Republish<'_>,
     slot: &str,
     position: Position,
     letter: &Letter,
-) -> anyhow::Result<u64> {
-    let id = letter
-        .body
-        .id
-        .as_ref()
-        .context("its row has no id, so it cannot be found in the table")?;
+) -> anyhow::Result<Outcome> {
+    let Some(id) = &letter.body.id else {
+        let why = anyhow!("its row has no id, so it cannot be found in the table");
+        return Ok(Outcome::Rejected(why));
+    };
     let marks = [
         (KIND_HEADER, KIND_RETRY.to_owned()),
         (RETRY_HEADER, format!("{slot} {position}")),
     ];
-    let message_id = format!("walrelay-retry {slot} {position}");
-    republish.publish(id, message_id, &marks).await
+    republish.publish(id, &marks).await
 }

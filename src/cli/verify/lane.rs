@@ -22,7 +22,7 @@ use crate::pipeline::position::{
     KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
     Position, parse_header,
 };
-use crate::pipeline::shared_tail::fence_subject;
+use crate::pipeline::shared_tail::{bulk_fence_subject, fence_subject};
 use crate::pipeline::tail::event_id;
 
 /// How long the broker may keep us waiting for a message that it has.
@@ -218,6 +218,11 @@ impl LaneReading {
         Ok(())
     }
 
+    /// Sequence of the last message that was read; what is behind it was not looked at.
+    pub(super) fn read_through(&self) -> u64 {
+        self.next - 1
+    }
+
     /// Most messages that retention may have removed before they were read. Where it removes only from the front, what is
     /// absent behind a message that was read was deleted or lost.
     pub(super) fn removed_max(&self) -> u64 {
@@ -301,7 +306,9 @@ impl LaneReading {
             }
             (None, None) => {
                 // In a shared stream each epoch and each batch has a message of its own there.
-                if subject == fence_subject(&self.name, &self.slot) {
+                if subject == fence_subject(&self.name, &self.slot)
+                    || subject == bulk_fence_subject(&self.name, &self.slot)
+                {
                     self.marks += 1;
                 } else {
                     self.foreign += 1;

@@ -1,0 +1,180 @@
+//! What each message outside of a lane must expect of the stream, so that the server refuses it once another command has
+//! published.
+//!
+//! In: a lease, how far the command has seen the stream. Out: a [`Place`]. Guarantee: what another command has published is
+//! either seen by this one before it decides what to publish, or nothing of this one is stored any more.
+//!
+//! On a stream of its own, a message expects the stream's last sequence, which is read *before* the lease is made sure of. So
+//! whoever lost the lease expects a sequence from before the next holder's first message. That first message alone needs a
+//! look at what came since the stream was read: a former holder's last may be there.
+//! On a stream that others write to, a message expects the last fence of its kind. A holder stores one before it reads.
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::lease::Lease;
+use crate::nats::protocol::ServerVersion;
+use crate::nats::stream::StreamSeverity;
+use crate::pipeline::fault::Fault;
+use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER, KIND_RETRY};
+use crate::pipeline::shared_tail::bulk_fence_subject;
+use crate::pipeline::tail::Lookup;
+use crate::relay::lane_client::{LaneClient, LaneEnd, LaneError};
+use crate::relay::lane_store::StoreError;
+use crate::relay::settings::Settings;
+use crate::relay::stream_fit;
+
+/// What the next message is to expect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// Behind this end of a stream of its own; and what it tells of the lane.
+    Behind(LaneEnd),
+    /// No other fence on `subject` than the one at `sequence`.
+    Fenced {
+        /// Of the fences.
+        subject: String,
+        /// Of the last one.
+        sequence: u64,
+    },
+}
+
+/// The fence of one command.
+#[derive(Debug)]
+pub struct Fence {
+    lane: LaneClient,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Own {
+        /// The stream was seen up to here when the command decided what to publish.
+        seen: u64,
+        /// A message of this command is stored.
+        begun: bool,
+    },
+    Shared {
+        subject: String,
+        sequence: u64,
+    },
+}
+
+impl Fence {
+    /// Puts up the fence: what is read from the stream behind this has all that former holders have published.
+    ///
+    /// # Errors
+    /// The stream cannot be published to, or the lease is lost.
+    pub async fn raise(
+        lane: &LaneClient,
+        lease: &Lease,
+        settings: &Settings,
+        version: ServerVersion,
+    ) -> anyhow::Result<Self> {
+        let (nats, slot) = (&settings.nats, &settings.postgres.slot);
+        let info = lane.stream().await?;
+        let mut wanted = nats.stream_settings(slot);
+        let subject = bulk_fence_subject(&nats.stream, slot);
+        if nats.shared {
+            wanted.subjects.push(subject.clone());
+        }
+        let refused: Vec<String> = stream_fit::findings(&info.config, &wanted, version)
+            .iter()
+            .filter(|finding| finding.severity == StreamSeverity::Blocks)
+            .map(ToString::to_string)
+            .collect();
+        ensure!(
+            refused.is_empty(),
+            "stream {}: {}",
+            nats.stream,
+            refused.join("; ")
+        );
+        let state = match nats.shared {
+            false => State::Own {
+                seen: info.state.last_seq,
+                begun: false,
+            },
+            true => State::Shared {
+                sequence: store_fence(lane, lease, &subject).await?,
+                subject,
+            },
+        };
+        Ok(Fence {
+            lane: lane.clone(),
+            state,
+        })
+    }
+
+    /// The command has read the stream up to this sequence, and decides by what it has read.
+    pub fn has_read(&mut self, through: u64) {
+        if let State::Own { seen, begun: false } = &mut self.state {
+            *seen = through.max(*seen);
+        }
+    }
+
+    /// A message of the command is stored.
+    pub fn begun(&mut self) {
+        if let State::Own { begun, .. } = &mut self.state {
+            *begun = true;
+        }
+    }
+
+    /// What the next message is to expect: at first, and wherever one was refused for that.
+    ///
+    /// # Errors
+    /// The lease is lost, or another command has published since this one has read the stream.
+    pub async fn place(&mut self, lease: &Lease) -> anyhow::Result<Place> {
+        match &mut self.state {
+            State::Own { seen, begun } => {
+                let end = self.lane.end().await?;
+                ensure!(
+                    end.last_sequence >= *seen,
+                    "the stream was deleted and made anew meanwhile: run this again"
+                );
+                if !*begun {
+                    look(&self.lane, *seen + 1, end.last_sequence).await?;
+                    *seen = end.last_sequence;
+                }
+                // Not before the end was read: see the head of this file.
+                lease.renew().await?;
+                Ok(Place::Behind(end))
+            }
+            State::Shared { subject, sequence } => {
+                lease.renew().await?;
+                Ok(Place::Fenced {
+                    subject: subject.clone(),
+                    sequence: *sequence,
+                })
+            }
+        }
+    }
+}
+
+/// Looks for what another command has published from `from` on, up to `through`.
+async fn look(lane: &LaneClient, mut from: u64, through: u64) -> anyhow::Result<()> {
+    while from <= through {
+        let Some(message) = lane.message(Lookup::Next { from, filter: ">" }).await? else {
+            return Ok(());
+        };
+        if let Some(kind @ (KIND_BACKFILL | KIND_RETRY)) = message.header_text(KIND_HEADER) {
+            bail!(
+                "another command has published a {kind} at sequence {} since this one has read the stream: run this again",
+                message.seq
+            );
+        }
+        from = message.seq + 1;
+    }
+    Ok(())
+}
+
+/// Stores a fence behind the last one.
+async fn store_fence(lane: &LaneClient, lease: &Lease, subject: &str) -> anyhow::Result<u64> {
+    loop {
+        let last = lane.message(Lookup::Last(subject)).await?;
+        // Who stores one behind ours has taken the lease before.
+        lease.renew().await?;
+        let behind = last.map_or(0, |message| message.seq);
+        match lane.store_bulk_fence(behind).await {
+            Err(LaneError::Store(StoreError::NotStored(Fault::Sequence(_)))) => {}
+            stored => return stored.context("the stream takes no fence"),
+        }
+    }
+}

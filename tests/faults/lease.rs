@@ -1,0 +1,82 @@
+//! Commands that publish for a lane by themselves, two at once and frozen for a while: nothing is there twice.
+
+use rustix::process::Signal;
+
+use crate::lane::{LANES, Lane, events, set_up};
+use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
+
+/// Rows from before the slot was made.
+const OLD: u64 = 3_000;
+
+/// A lane with rows that its relay will not bring.
+async fn with_old_rows(lane: Lane) -> Fixture {
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.insert(1, OLD).await;
+    set_up(&mut fixture, lane).await;
+    fixture
+}
+
+/// A command that runs beside the test.
+fn start(fixture: &Fixture, arguments: &[&str], log: &str) -> Relay {
+    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
+    Relay::start(fixture.command(arguments), folder.join(log))
+}
+
+/// Waits until the stream has some of the old rows.
+async fn publishes(fixture: &Fixture) {
+    eventually("the backfill publishes", async || {
+        (!events(fixture).await.is_empty()).then_some(())
+    })
+    .await;
+}
+
+/// Every old row is there once, in the stream and by `verify`.
+async fn all_once(fixture: &Fixture) {
+    let mut ids: Vec<_> = events(fixture).await.iter().map(Stored::id).collect();
+    ids.sort_unstable();
+    assert_exactly_once(&(1..=OLD).map(uuid).collect::<Vec<_>>(), &ids);
+    fixture.walrelay(&["verify"]).await.success();
+}
+
+#[tokio::test]
+async fn a_second_backfill_is_refused_while_the_first_is_heard() {
+    let fixture = with_old_rows(Lane::FastIngest).await;
+    let mut first = start(&fixture, &["backfill"], "first.log");
+    publishes(&fixture).await;
+    let second = fixture.walrelay(&["backfill"]).await;
+    assert_eq!(second.code, Some(1), "{}", second.stderr);
+    assert!(
+        second.stderr.contains("walrelay backfill publishes"),
+        "{}",
+        second.stderr
+    );
+    let retry = fixture.walrelay(&["dead-letters", "retry", "--all"]).await;
+    assert_eq!(retry.code, Some(1), "{}", retry.stderr);
+    assert_eq!(first.ends().await, Some(0), "{}", first.log());
+    all_once(&fixture).await;
+    // It has given the lease back.
+    let again = fixture.walrelay(&["backfill"]).await.success();
+    assert!(again.stdout.starts_with("0 rows"), "{}", again.stdout);
+}
+
+#[tokio::test]
+async fn a_frozen_backfill_publishes_nothing_behind_another() {
+    for lane in LANES {
+        let fixture = with_old_rows(lane).await;
+        let mut frozen = start(&fixture, &["backfill"], "frozen.log");
+        publishes(&fixture).await;
+        frozen.signal(Signal::STOP);
+        // It is given a while to be heard.
+        fixture.walrelay(&["backfill"]).await.success();
+        frozen.signal(Signal::CONT);
+        assert_eq!(frozen.ends().await, Some(1), "{lane:?}: {}", frozen.log());
+        assert!(
+            frozen.log().contains("run this again"),
+            "{lane:?}: {}",
+            frozen.log()
+        );
+        all_once(&fixture).await;
+    }
+}
