@@ -296,6 +296,12 @@ fn stored_sequence(
             "stream {stream} does not store the lane's own message: {what}"
         ))
     };
+    // nats-server's answer in the place of a stream that does not listen: a status and nothing else.
+    if answer.is_empty() {
+        return Err(other(
+            &"it has no leader for the moment, or does not take the subject",
+        ));
+    }
     let ack: Ack = serde_json::from_slice(answer).map_err(|error| other(&error))?;
     match ack {
         Ack {
@@ -310,5 +316,26 @@ fn stored_sequence(
             ..
         } if found == stream => Ok(seq),
         _ => Err(other(&"another stream acknowledges it")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_does_not_listen_is_said_to_be_none() {
+        let stored = |answer: &[u8]| stored_sequence(answer, "S", Fault::Sequence);
+        assert_eq!(stored(br#"{"stream":"S","seq":7}"#), Ok(7));
+        for (answer, says) in [
+            (b"".as_slice(), "has no leader"),
+            (br#"{"stream":"T","seq":7}"#, "another stream"),
+            (b"no JSON", "expected ident"),
+        ] {
+            let Err(Fault::Broker(text)) = stored(answer) else {
+                panic!("{answer:?} is a fault of the broker");
+            };
+            assert!(text.contains(says), "{text}");
+        }
     }
 }

@@ -5,6 +5,7 @@ mod backfill;
 mod broker_accounts;
 mod broker_loses;
 mod broker_says_no;
+mod by_hand;
 mod dead_letters;
 mod fencing;
 mod foreign;

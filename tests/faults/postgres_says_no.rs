@@ -240,10 +240,12 @@ async fn a_table_that_is_dropped_and_made_again() {
     fixture.sql.batch_execute(&publication).await.unwrap();
     fixture.setup().await;
     let mut relay = running(&mut fixture).await;
-    // In one go, and with the relay away.
+    // In one go; and with the relay away, behind an event that nobody has decoded.
     for round in 0..2 {
+        let first = 11 + 2 * round;
         if round == 1 {
             relay.kill();
+            fixture.insert(first, first).await;
         }
         fixture
             .sql
@@ -251,13 +253,13 @@ async fn a_table_that_is_dropped_and_made_again() {
             .await
             .unwrap();
         fixture.sql.batch_execute(table).await.unwrap();
-        fixture.insert(11 + round, 11 + round).await;
+        fixture.insert(first + round, first + 1).await;
         if round == 1 {
             relay = fixture.run();
         }
-        holds_events(&fixture, 11 + round).await;
+        holds_events(&fixture, first + 1).await;
     }
-    judge_events(&fixture, &(1..=12).map(uuid).collect::<Vec<_>>()).await;
+    judge_events(&fixture, &(1..=14).map(uuid).collect::<Vec<_>>()).await;
     relay.stop().await;
 }
 

@@ -1,0 +1,239 @@
+//! What people do by hand to streams, tables and nodes beside a relay: tried, and held.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use uuid::Uuid;
+use walrelay::local::LocalNatsCluster;
+
+use crate::lane::{
+    LANES, Lane, by_hand, events, holds_events, jetstream, judge, judge_events, logs_from,
+    more_events, move_to_cluster, set_up, share, stream_of,
+};
+use crate::support::{Fixture, Stored, Writer, assert_exactly_once, binaries, eventually, uuid};
+
+const EVENTS_BETWEEN: u64 = 100;
+
+/// What a person removes from a stream.
+#[derive(Debug, Clone, Copy)]
+enum Removal {
+    Middle,
+    AllButTheNewest,
+    BySubject,
+}
+
+impl Removal {
+    /// Removes, of the lane's events 1 to 20 or of ten more; which are left.
+    async fn from(self, fixture: &Fixture) -> Vec<Uuid> {
+        let stream = stream_of(fixture).await;
+        match self {
+            Removal::Middle => {
+                for stored in events(fixture).await {
+                    if (5..=14).any(|number| uuid(number) == stored.id()) {
+                        assert!(stream.delete_message(stored.sequence).await.unwrap());
+                    }
+                }
+            }
+            Removal::AllButTheNewest => {
+                stream.purge().keep(8).await.unwrap();
+            }
+            Removal::BySubject => {
+                let all = format!("{}.>", fixture.name);
+                stream.purge().filter(all).await.unwrap();
+            }
+        }
+        events(fixture).await.iter().map(Stored::id).collect()
+    }
+}
+
+/// Everything is still in the slot, so that what is taken for a loss would come again.
+async fn removed_from(lane: Lane, is_running: bool) {
+    let mut fixture = Fixture::bare().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    set_up(&mut fixture, lane).await;
+    let mut relay = Some(fixture.run());
+    let mut last = 20;
+    fixture.insert(1, last).await;
+    holds_events(&fixture, last).await;
+    for removal in [
+        Removal::Middle,
+        Removal::AllButTheNewest,
+        Removal::BySubject,
+    ] {
+        let running = relay.take().expect("one runs");
+        let running = match is_running {
+            true => Some(running),
+            false => {
+                running.stop().await;
+                None
+            }
+        };
+        let mut wanted = removal.from(&fixture).await;
+        let running = running.unwrap_or_else(|| fixture.run());
+        fixture.insert(last + 1, last + 10).await;
+        wanted.extend((last + 1..=last + 10).map(uuid));
+        last += 10;
+        eventually("the lane has come so far", async || {
+            let ids: Vec<Uuid> = events(&fixture).await.iter().map(Stored::id).collect();
+            (ids.last() == wanted.last()).then(|| assert_exactly_once(&wanted, &ids))
+        })
+        .await;
+        let log = running.log();
+        assert!(!log.contains("has lost"), "{removal:?}: {log}");
+        relay = Some(running);
+    }
+    relay.expect("one runs").stop().await;
+}
+
+#[tokio::test]
+async fn messages_are_removed_under_a_running_relay() {
+    for lane in LANES {
+        removed_from(lane, true).await;
+    }
+}
+
+#[tokio::test]
+async fn messages_are_removed_while_the_relay_is_stopped() {
+    for lane in LANES {
+        removed_from(lane, false).await;
+    }
+}
+
+/// The records expire: a running relay knows its place by itself, and a new one asks a person, who changes nothing.
+#[tokio::test]
+async fn the_stream_of_the_records_is_given_an_age() {
+    let servers = crate::support::Servers::own().await;
+    let mut fixture = Fixture::bare_on(servers).await;
+    fixture.setup().await;
+    let records = jetstream(&fixture).get_stream("WALRELAY").await.unwrap();
+    let mut config = records.cached_info().config.clone();
+    config.max_age = Duration::from_millis(200);
+    config.duplicate_window = config.max_age;
+    jetstream(&fixture).update_stream(config).await.unwrap();
+    let mut relay = fixture.run();
+    for round in 0..3 {
+        fixture.insert(round * 10 + 1, round * 10 + 10).await;
+        fixture.confirms(fixture.server_lsn().await).await;
+        eventually("the records have expired", async || {
+            let records = jetstream(&fixture).get_stream("WALRELAY").await.ok()?;
+            (records.cached_info().state.messages == 0).then_some(())
+        })
+        .await;
+    }
+    relay.kill();
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    assert!(
+        relay.log().contains("has no record of it"),
+        "{}",
+        relay.log()
+    );
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let relay = fixture.run();
+    fixture.insert(31, 40).await;
+    judge_events(&fixture, &(1..=40).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+}
+
+/// Each is frozen for longer than any time-out while the other has the slot, again and again.
+#[tokio::test]
+async fn two_relays_are_frozen_in_turn() {
+    for lane in LANES {
+        let mut fixture = Fixture::bare().await;
+        fixture.set("WALRELAY_RELAY_ACK_TIMEOUT", "1s");
+        set_up(&mut fixture, lane).await;
+        let impatient = format!(
+            "ALTER DATABASE {} SET wal_sender_timeout = '1s'",
+            fixture.name
+        );
+        fixture.sql.batch_execute(&impatient).await.unwrap();
+        let writer = Writer::start(&fixture).await;
+        let mut publishing = fixture.run();
+        publishing.streams().await;
+        let mut waiting = fixture.run();
+        waiting.logs("is in use").await;
+        for _ in 0..4 {
+            more_events(&fixture, EVENTS_BETWEEN).await;
+            publishing.signal(Signal::STOP);
+            // Only once Postgres has given the frozen one up does the other have the slot.
+            more_events(&fixture, EVENTS_BETWEEN).await;
+            let logged = publishing.log().len();
+            publishing.signal(Signal::CONT);
+            logs_from(&mut publishing, logged, "is in use").await;
+            std::mem::swap(&mut publishing, &mut waiting);
+        }
+        judge(&fixture, writer).await;
+        publishing.kill();
+        waiting.stop().await;
+    }
+}
+
+/// Waits until every replica of these streams is current.
+async fn caught_up(fixture: &Fixture, streams: &[&str]) {
+    for name in streams {
+        eventually(
+            format!("the replicas of {name} have caught up"),
+            async || {
+                let stream = jetstream(fixture).get_stream(*name).await.ok()?;
+                let cluster = stream.cached_info().cluster.clone()?;
+                let current = cluster.replicas.iter().filter(|peer| peer.current);
+                (cluster.leader.is_some() && current.count() == 2).then_some(())
+            },
+        )
+        .await;
+    }
+}
+
+/// A follower stands still while another node comes back with an empty disk: the third alone has everything.
+#[tokio::test]
+async fn a_disk_is_wiped_beside_a_frozen_follower() {
+    let mut cluster = LocalNatsCluster::start(&binaries(), 3).await.unwrap();
+    let (mut own, mut shared) = (Fixture::bare().await, Fixture::bare().await);
+    for fixture in [&mut own, &mut shared] {
+        move_to_cluster(fixture, &cluster).await;
+    }
+    let subjects = [
+        format!("{}.>", own.name),
+        format!("walrelay.dead.{}", own.name),
+    ];
+    let config = by_hand(own.stream_name(), &subjects, 3);
+    jetstream(&own).create_stream(config).await.unwrap();
+    own.setup().await;
+    share(&mut [&mut shared], 3).await;
+    let relays = (own.run(), shared.run());
+    let mut last = 0;
+    for round in 0..2 {
+        last += EVENTS_BETWEEN;
+        commits(&[&own, &shared], last).await;
+        for fixture in [&own, &shared] {
+            holds_events(fixture, last).await;
+        }
+        let leader = cluster.wait_for_leader().await.unwrap();
+        let (frozen, wiped) = match round {
+            0 => ((leader + 1) % 3, (leader + 2) % 3),
+            _ => ((leader + 2) % 3, (leader + 1) % 3),
+        };
+        cluster.node(frozen).pause();
+        // They reach two nodes at most.
+        last += EVENTS_BETWEEN;
+        commits(&[&own, &shared], last).await;
+        let wiped = cluster.node(wiped);
+        wiped.kill();
+        std::fs::remove_dir_all(wiped.store_dir().join("jetstream")).unwrap();
+        wiped.start_again().await.unwrap();
+        cluster.node(frozen).resume();
+        // Else the next disk may be the only one that has something.
+        caught_up(&own, &[own.stream_name(), shared.stream_name(), "WALRELAY"]).await;
+    }
+    for (fixture, relay) in [(&own, relays.0), (&shared, relays.1)] {
+        judge_events(fixture, &(1..=last).map(uuid).collect::<Vec<_>>()).await;
+        relay.stop().await;
+    }
+}
+
+/// Commits the last [`EVENTS_BETWEEN`] events up to `last` on both lanes.
+async fn commits(fixtures: &[&Fixture], last: u64) {
+    for fixture in fixtures {
+        fixture.insert(last + 1 - EVENTS_BETWEEN, last).await;
+    }
+}
