@@ -6,6 +6,7 @@
 
 use std::fmt::{self, Write as _};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ pub struct PostgresOptions {
     pub authentication: Authentication,
     /// The whole of `pg_hba.conf`, instead of what initdb writes for `authentication`.
     pub hba: Option<String>,
+    /// Files for the data folder, by name and content, which only the server may read: certificates and keys.
+    pub files: Vec<(String, String)>,
     /// Whether commits reach the disk; on by default, as in production. Off is quicker, and loses nothing in a
     /// [`LocalPostgres::kill`], only in a power failure.
     pub fsync: bool,
@@ -49,6 +52,7 @@ impl Default for PostgresOptions {
             settings: Vec::new(),
             authentication: Authentication::Trust,
             hba: None,
+            files: Vec::new(),
             fsync: true,
             own_identity: false,
         }
@@ -188,6 +192,13 @@ impl LocalPostgres {
         if let Some(hba) = &options.hba {
             let file = data.join("pg_hba.conf");
             fs::write(&file, hba).map_err(LocalError::io(format!("write {}", file.display())))?;
+        }
+        for (name, content) in &options.files {
+            let file = data.join(name);
+            let failed = || LocalError::io(format!("write {}", file.display()));
+            fs::write(&file, content).map_err(failed())?;
+            fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).map_err(failed())?;
+            give(&file, user)?;
         }
         Ok((folder, home, user, options.authentication))
     }

@@ -9,8 +9,8 @@ use der::asn1::ObjectIdentifier;
 use der::{Decode, Encode};
 use sha2::{Digest, Sha224, Sha256, Sha384, Sha512};
 use tokio_rustls::rustls::pki_types::UnixTime;
-use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints, SubjectAltName};
 use x509_cert::spki::AlgorithmIdentifierOwned;
 
 /// id-at-commonName.
@@ -63,6 +63,12 @@ impl Certificate {
             return Some(true);
         }
         (now < validity.not_before.to_unix_duration().as_secs()).then_some(false)
+    }
+
+    /// Whether it calls itself an authority's.
+    pub(crate) fn is_authority(&self) -> bool {
+        let constraints = self.0.tbs_certificate.get::<BasicConstraints>();
+        constraints.is_ok_and(|found| found.is_some_and(|(_, constraints)| constraints.ca))
     }
 
     /// X.509 version 1 to 3.

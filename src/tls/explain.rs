@@ -4,7 +4,7 @@ use std::io;
 
 use tokio_rustls::rustls::{AlertDescription, CertificateError, Error};
 
-use super::verifier::{OldVersion, WrongName};
+use super::verifier::{OfAuthority, OldVersion, WrongName};
 
 /// What the settings are called where a person sets them.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,11 @@ fn explain_certificate(error: &CertificateError, host: &str, terms: Terms) -> St
             if let Some(WrongName(names)) = other.0.downcast_ref() {
                 return format!(
                     "the server's certificate names {names}, not {host}: connect by a name that it has, or make it anew with this one as subjectAltName"
+                );
+            }
+            if other.0.is::<OfAuthority>() {
+                return format!(
+                    "the server's certificate is an authority's (CA:TRUE) and not trusted here: name its own file with {roots}, or give the server one without CA:TRUE"
                 );
             }
             if let Some(OldVersion(version)) = other.0.downcast_ref() {

@@ -42,6 +42,12 @@ struct Trust {
 #[error("it is X.509 version {0}")]
 pub(crate) struct OldVersion(pub(crate) u8);
 
+/// A server that shows an authority's certificate, which is none of the roots. OpenSSL takes one that another authority
+/// has signed, webpki does not.
+#[derive(Debug, thiserror::Error)]
+#[error("it is an authority's")]
+pub(crate) struct OfAuthority;
+
 /// A certificate that names others, in words.
 #[derive(Debug, thiserror::Error)]
 #[error("it names {0}")]
@@ -129,6 +135,7 @@ impl Trust {
             Some(certificate) if certificate.version() < 3 => {
                 return Err(other(OldVersion(certificate.version())));
             }
+            Some(certificate) if certificate.is_authority() => return Err(other(OfAuthority)),
             // The name comes last: an error about it says that the chain is good.
             _ => match self.chain.verify_server_cert(
                 end_entity,
