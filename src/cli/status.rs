@@ -19,7 +19,7 @@ use crate::cli::stdout::Account;
 use crate::config::Loaded;
 use crate::ops::http::STATUS_PATH;
 use crate::relay::settings::Settings;
-use crate::relay::status::{State, Status};
+use crate::relay::status::Status;
 
 /// How long the relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,7 +37,7 @@ server         the end of the write-ahead log, looked at every few seconds
 acknowledged   what the broker has taken, and how far that is behind the server's end
 confirmed      what Postgres may forget; behind acknowledged by hold_back
 
-Exit code 0: a relay is streaming. 1: it is not, or none answers.";
+Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers.";
 
 /// Show what the relay is doing.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -90,10 +90,8 @@ pub async fn execute(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error>
         account.line(position::text(positions));
     }
     account.close()?;
-    let streams = answer
-        .relay
-        .is_some_and(|relay| relay.state == State::Streaming);
-    Ok(if streams { Exit::Done } else { Exit::Failed })
+    let is_ready = answer.relay.as_ref().is_some_and(Status::is_ready);
+    Ok(if is_ready { Exit::Done } else { Exit::Failed })
 }
 
 /// Asks the relay that should listen there.

@@ -5,7 +5,7 @@
 
 use super::metrics::Metrics;
 use super::page;
-use crate::relay::status::{Board, State};
+use crate::relay::status::Board;
 use anyhow::Context as _;
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
@@ -91,9 +91,9 @@ async fn live() -> &'static str {
 
 async fn ready(Shared(site): Served) -> (StatusCode, String) {
     let status = site.board.status();
-    let code = match status.state {
-        State::Streaming => StatusCode::OK,
-        State::Starting | State::Waiting | State::Halted => StatusCode::SERVICE_UNAVAILABLE,
+    let code = match status.is_ready() {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
     };
     let name = status.state.name();
     let text = match status.reason {

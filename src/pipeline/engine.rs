@@ -46,6 +46,8 @@ pub struct EpochSettings {
     pub hold_back: Duration,
     /// Most WAL in bytes that the hold-back may keep.
     pub held_bytes_max: u64,
+    /// The server is a standby, which may leave its timeline while it is read: WAL up to here is on the epoch's.
+    pub on_timeline: Option<PgLsn>,
     /// Longest time between two status updates.
     pub status_interval: Duration,
     /// A row that cannot be published halts the relay instead of becoming a dead letter.
@@ -342,7 +344,7 @@ impl Engine {
 
     /// When [`Self::handle_time`], [`Self::poll_request`] and [`Self::poll_status`] must be called at the latest.
     pub fn next_time(&mut self, now: Duration) -> Duration {
-        let confirmable = self.progress.confirmable(now);
+        let confirmable = self.confirmable(now);
         [
             Some(self.status_at + self.settings.epoch.status_interval),
             self.window.ack_deadline(),
@@ -363,7 +365,7 @@ impl Engine {
 
     /// Whether a stop is complete: nothing in flight, and confirmed what may be.
     pub fn is_stopped(&mut self, now: Duration) -> bool {
-        let confirmable = self.progress.confirmable(now);
+        let confirmable = self.confirmable(now);
         self.stopping
             && self.window.in_flight() == 0
             && self.window.ack_deadline().is_none()

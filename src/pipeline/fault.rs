@@ -24,6 +24,14 @@ pub enum Fault {
     /// Something that carries the table's rows was changed; the next start says since when.
     #[error("publication or table was changed")]
     Carrier,
+    /// The server has left the timeline that the lane's record speaks of.
+    #[error("the server has gone over from timeline {before} to {now}: a standby was promoted")]
+    Promoted {
+        /// The epoch's timeline.
+        before: u32,
+        /// The server's now.
+        now: u32,
+    },
     /// Another process reads from the slot.
     #[error("slot {slot} is in use by process {pid} of Postgres; waiting for it to go")]
     SlotActive {
@@ -179,6 +187,7 @@ impl Fault {
             | Fault::AckTimeout(_)
             | Fault::NoResponders(_) => Class::Transient,
             Fault::Carrier
+            | Fault::Promoted { .. }
             | Fault::Sequence(_)
             | Fault::StreamLost(_)
             | Fault::RecordTaken(_)

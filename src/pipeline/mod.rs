@@ -17,6 +17,7 @@
 //! | [`confirm`] | that, and the broker's answers | the LSN to confirm, once record and probe allow it |
 //! | [`engine`] | all of the above joined | one epoch as a state machine |
 //! | [`silence`] | when something was heard | when to ask for a sign of life, and when to give up |
+//! | [`sight`] | looks at the catalog | that nothing has been seen for too long, and that it is over |
 //! | [`fault`], [`epochs`] | how an epoch ended | a pause, or a halt |
 //!
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
@@ -43,6 +44,7 @@ pub mod record;
 pub mod request;
 pub mod row;
 pub mod shared_tail;
+pub mod sight;
 pub mod silence;
 pub mod subject;
 pub mod tail;

@@ -8,6 +8,7 @@ use crate::pipeline::continuity::Plan;
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::sight::{self, Sight};
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{Notice, ReplicationError, log_notice};
 use crate::relay::Shutdown;
@@ -18,7 +19,7 @@ use crate::relay::log::{StandbyWait, StartLine};
 use crate::relay::open::Epoch;
 use crate::relay::status::{Board, EpochMarks};
 use crate::relay::turn::{BrokerTransport, Turn, WalTransport, postgres_gone};
-use crate::relay::watch::Look;
+use crate::relay::watch::{Look, Looked};
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use std::io;
@@ -36,6 +37,7 @@ pub(super) struct Drive<'a> {
     epoch: Epoch,
     clock: Clock,
     standby: StandbyWait,
+    sight: Sight,
     board: &'a Board,
     reported: EpochMarks,
     report_at: Duration,
@@ -60,6 +62,7 @@ impl<'a> Drive<'a> {
             start_line: Some(start_line),
             began,
             standby: StandbyWait::default(),
+            sight: Sight::new(began),
             epoch,
             clock,
             board,
@@ -102,10 +105,14 @@ impl<'a> Drive<'a> {
                 return Ok(());
             }
             let mut until = self.epoch.turn.next_time(now);
-            for at in [self.report(now), self.say_start(now)]
-                .into_iter()
-                .flatten()
-            {
+            let change = self.sight.poll(now);
+            self.tell(change);
+            let times = [
+                self.report(now),
+                self.say_start(now),
+                self.sight.next_time(),
+            ];
+            for at in times.into_iter().flatten() {
                 until = until.min(at);
             }
             let reads = self.engine().wants_wal();
@@ -118,21 +125,7 @@ impl<'a> Drive<'a> {
                     moved.map_err(|error| postgres_gone(error.into()))?;
                     turn.heard(self.clock.now());
                 }
-                look = watch.look() => {
-                    let Look {
-                        carrier,
-                        room,
-                        is_decoding,
-                        server_lsn,
-                        confirmed_lsn,
-                    } = look?;
-                    if is_decoding {
-                        turn.heard(self.clock.now());
-                    }
-                    self.board.looked(server_lsn, confirmed_lsn);
-                    turn.engine.carried(carrier);
-                    turn.engine.may_keep(room);
-                }
+                looked = watch.look() => self.take_look(looked?),
                 () = clock::sleep_until(self.clock, until) => {}
                 () = shutdown.wait(), if !stopping => {
                     let in_flight = turn.engine.in_flight();
@@ -141,6 +134,51 @@ impl<'a> Drive<'a> {
                     stopping = true;
                 }
             }
+        }
+    }
+
+    fn take_look(&mut self, looked: Looked) {
+        let now = self.clock.now();
+        let look = match looked {
+            Looked::Seen(look) => look,
+            Looked::Missed(reason) => return self.sight.missed(reason),
+        };
+        let Look {
+            carrier,
+            room,
+            is_decoding,
+            server_lsn,
+            confirmed_lsn,
+        } = look;
+        let turn = &mut self.epoch.turn;
+        if is_decoding {
+            turn.heard(now);
+        }
+        turn.engine.carried(carrier);
+        turn.engine.may_keep(room);
+        turn.engine.on_timeline(server_lsn);
+        self.board.looked(server_lsn, confirmed_lsn);
+        let change = self.sight.seen(now);
+        self.tell(change);
+    }
+
+    /// Tells a person that the catalog is out of sight, or that it no longer is.
+    fn tell(&self, change: Option<sight::Change>) {
+        match change {
+            Some(sight::Change::Blind(reason)) => {
+                let text = format!(
+                    "the catalog has not been seen for {:?}: {reason}. Rows of a table that leaves the publication meanwhile are \
+                     passed over by Postgres; what was changed is told once it is seen again",
+                    sight::BLIND_AFTER
+                );
+                tracing::warn!("{text}");
+                self.board.blind(Some(text));
+            }
+            Some(sight::Change::Sees) => {
+                tracing::info!("the catalog is seen again");
+                self.board.blind(None);
+            }
+            None => {}
         }
     }
 

@@ -26,7 +26,7 @@ use crate::relay::open_error::OpenError;
 use crate::relay::settings::{OnReject, Settings};
 use crate::relay::status::Board;
 use crate::relay::turn::{Limits, Turn};
-use crate::relay::watch::{self, Watch};
+use crate::relay::watch::{self, First, Watch};
 use postgres_types::PgLsn;
 use std::time::{Duration, Instant};
 
@@ -153,8 +153,11 @@ pub async fn open(
         watch: Watch::start(
             postgres.sql,
             settings.postgres.clone(),
-            postgres.inspection,
-            replication.walsender_pid,
+            First {
+                inspection: postgres.inspection,
+                walsender_pid: replication.walsender_pid,
+                timeline: replication.identity.timeline,
+            },
         ),
     })
 }
@@ -273,6 +276,10 @@ fn epoch_settings(
         },
         hold_back: settings.relay.hold_back,
         held_bytes_max: watch::wal_room(inspection).held_bytes_max(0),
+        on_timeline: inspection
+            .server
+            .in_recovery
+            .then_some(inspection.server.current_lsn),
         status_interval: status_interval(settings, inspection),
         halt_on_reject: settings.relay.on_reject == OnReject::Halt,
         refused: inherited.refused.clone(),

@@ -125,7 +125,7 @@ pub struct Status {
     pub stream: String,
     /// What it is doing.
     pub state: State,
-    /// Why it waits or has halted.
+    /// Why it waits or has halted, or what it cannot see while it streams.
     pub reason: Option<String>,
     /// How messages are published: fast-ingest, chain or atomic.
     pub mode: Option<String>,
@@ -153,6 +153,11 @@ pub struct Status {
 }
 
 impl Status {
+    /// Whether events flow, and nothing that would keep them from it can go unseen.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Streaming && self.reason.is_none()
+    }
+
     /// WAL of the server that is not yet acknowledged, received or not, in bytes.
     pub fn lag_bytes(&self) -> u64 {
         let marks = self.marks;
@@ -289,6 +294,14 @@ impl Board {
     /// The epoch streams: what commits is published.
     pub fn streaming(&self) {
         self.lock().status.set_state(State::Streaming, None);
+    }
+
+    /// The catalog is out of sight for this reason, or no longer.
+    pub fn blind(&self, reason: Option<String>) {
+        let mut inner = self.lock();
+        if inner.status.state == State::Streaming {
+            inner.status.reason = reason;
+        }
     }
 
     /// Takes over how far the epoch is.

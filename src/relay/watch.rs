@@ -1,17 +1,20 @@
 //! The catalog while an epoch streams: does the publication still carry the table, and how much WAL may the slot keep?
 //!
-//! In: what the epoch found at its start. Out: a [`Look`] every five seconds, or the [`Fault`] that ends the epoch.
-//! Needed because Postgres passes over the rows of a table that is not in the publication, and says nothing in the WAL.
-//! A look that fails says nothing either: whether the server is there is the replication connection's business.
+//! In: what the epoch found at its start. Out: every five seconds a [`Look`], or why there is none; or the [`Fault`] that
+//! ends the epoch. Needed because Postgres passes over the rows of a table that is not in the publication, and says nothing
+//! in the WAL. A look that fails does not end the epoch: whether the server is there is the replication connection's
+//! business. How long nothing may be seen is [`crate::pipeline::sight`]'s.
 
 use crate::pipeline::fault::Fault;
 use crate::pipeline::progress::WalRoom;
 use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection};
-use crate::postgres::client::{self, Client, SqlError};
+use crate::postgres::client::{self, Client};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::processes;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::startup::{self, SessionSettings};
+use crate::relay::open_error::with_cause;
 use postgres_types::PgLsn;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -48,24 +51,39 @@ pub fn wal_room(inspection: &Inspection) -> WalRoom {
     }
 }
 
+/// How a look ended that ends nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Looked {
+    /// With everything in order.
+    Seen(Look),
+    /// Without seeing what carries the rows; why.
+    Missed(String),
+}
+
+/// What the epoch found at its start.
+#[derive(Debug)]
+pub struct First {
+    /// The catalog.
+    pub inspection: Inspection,
+    /// The server's process that sends the WAL.
+    pub walsender_pid: i32,
+    /// The server's timeline.
+    pub timeline: u32,
+}
+
 /// Looks from a task of its own, which ends with this value.
 #[derive(Debug)]
 pub struct Watch {
-    looks: mpsc::Receiver<Result<Look, Fault>>,
+    looks: mpsc::Receiver<Result<Looked, Fault>>,
 }
 
 impl Watch {
     /// Begins to look, through `sql`, for changes since `first`, and at the walsender.
-    pub fn start(
-        sql: Client,
-        settings: PostgresSettings,
-        first: Inspection,
-        walsender_pid: i32,
-    ) -> Watch {
+    pub fn start(sql: Client, settings: PostgresSettings, first: First) -> Watch {
         let (sender, looks) = mpsc::channel(1);
         tokio::spawn(async move {
             tokio::select! {
-                () = look_on(sql, &settings, &first, walsender_pid, &sender) => {}
+                () = look_on(sql, &settings, &first, &sender) => {}
                 () = sender.closed() => {}
             }
         });
@@ -75,10 +93,10 @@ impl Watch {
     /// The next look. Safe to drop and call again.
     ///
     /// # Errors
-    /// The rows are no longer carried, or something that carries them was changed.
-    pub async fn look(&mut self) -> Result<Look, Fault> {
+    /// The rows are no longer carried, something that carries them was changed, or the server was promoted.
+    pub async fn look(&mut self) -> Result<Looked, Fault> {
         match self.looks.recv().await {
-            Some(look) => look,
+            Some(looked) => looked,
             None => std::future::pending().await,
         }
     }
@@ -87,35 +105,26 @@ impl Watch {
 async fn look_on(
     sql: Client,
     settings: &PostgresSettings,
-    first: &Inspection,
-    walsender_pid: i32,
-    sender: &mpsc::Sender<Result<Look, Fault>>,
+    first: &First,
+    sender: &mpsc::Sender<Result<Looked, Fault>>,
 ) {
     let mut sql = Some(sql);
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let looking = view(&mut sql, settings, first, walsender_pid);
-        let viewed = tokio::time::timeout(LOOK_LIMIT, looking).await;
-        let view = match viewed {
-            Ok(Ok(view)) => view,
-            failed => {
-                sql = None;
-                tracing::debug!(?failed, "could not look at the catalog");
-                continue;
-            }
+        let viewed = tokio::time::timeout(LOOK_LIMIT, view(&mut sql, settings, first)).await;
+        let looked = match viewed {
+            Ok(Ok(view)) => judge(first, &view, settings),
+            Ok(Err(error)) => Ok(Looked::Missed(with_cause(error.as_ref()))),
+            Err(_) => Ok(Looked::Missed(format!(
+                "a look took longer than {LOOK_LIMIT:?}; a lock on the table or the publication does that"
+            ))),
         };
-        let look = judge(first, &view, settings).map(|verdict| {
-            verdict.map(|carrier| Look {
-                carrier,
-                room: wal_room(&view.inspection),
-                is_decoding: view.is_decoding,
-                server_lsn: view.inspection.server.current_lsn,
-                confirmed_lsn: view.inspection.confirmed_lsn(),
-            })
-        });
-        if let Some(look) = look
-            && sender.send(look).await.is_err()
-        {
+        if let Ok(Looked::Missed(reason)) = &looked {
+            tracing::debug!(reason, "could not look at the catalog");
+            // Another session may come to where the walsender is.
+            sql = None;
+        }
+        if sender.send(looked).await.is_err() {
             return;
         }
     }
@@ -128,43 +137,65 @@ struct View {
     /// The table of the epoch's start is there, if under another name.
     has_table: bool,
     is_decoding: bool,
+    /// The server's timeline; none where it cannot change.
+    timeline: Option<u32>,
 }
 
 async fn view(
     sql: &mut Option<Client>,
     settings: &PostgresSettings,
-    first: &Inspection,
-    walsender_pid: i32,
-) -> Result<View, SqlError> {
+    first: &First,
+) -> anyhow::Result<View> {
     let client = match sql.take() {
         Some(client) => client,
         None => client::connect(&settings.conninfo).await?,
     };
     let inspection = catalog::inspect(&client, settings).await?;
-    let has_table = match (&inspection.table, &first.table) {
+    let has_table = match (&inspection.table, &first.inspection.table) {
         (None, Some(table)) => catalog::has_relation(&client, table.oid).await?,
         (table, _) => table.is_some(),
     };
-    let is_decoding = processes::is_decoding(&client, walsender_pid).await?;
+    let is_decoding = processes::is_decoding(&client, first.walsender_pid).await?;
     *sql = Some(client);
+    let timeline = match first.inspection.server.in_recovery {
+        true => Some(timeline(settings).await?),
+        false => None,
+    };
     Ok(View {
         inspection,
         has_table,
         is_decoding,
+        timeline,
     })
 }
 
-/// What a look says; `None` where it says nothing: the table has another name for the moment (its rows are known by the
-/// table's oid), or the session came to another server of the list, a standby that may be behind.
-fn judge(
-    first: &Inspection,
-    view: &View,
-    settings: &PostgresSettings,
-) -> Option<Result<Carrier, Fault>> {
+/// The timeline that the server is on. A standby changes it when it is promoted, and when it follows one that was; only a
+/// replication session may ask without further rights.
+async fn timeline(settings: &PostgresSettings) -> anyhow::Result<u32> {
+    let mut session = startup::connect(&settings.conninfo, &SessionSettings::default()).await?;
+    Ok(session.identify_system().await?.timeline)
+}
+
+fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Looked, Fault> {
     let now = &view.inspection;
-    let is_renamed = now.table.is_none() && view.has_table;
-    if is_renamed || now.server.in_recovery != first.server.in_recovery {
-        return None;
+    let reader = now.slot.as_ref().and_then(|slot| slot.active_pid);
+    if reader != Some(first.walsender_pid) {
+        // Its catalog may be that of a standby that is behind.
+        return Ok(Looked::Missed(format!(
+            "the session does not see process {} read from slot {}: it has come to another server of postgres.url",
+            first.walsender_pid, settings.slot
+        )));
+    }
+    if let Some(now) = view.timeline.filter(|now| *now != first.timeline) {
+        let before = first.timeline;
+        return Err(Fault::Promoted { before, now });
+    }
+    if now.table.is_none() && view.has_table {
+        // Its rows are known by the table's oid.
+        return Ok(Looked::Missed(format!(
+            "there is no table {}, the one that it was has another name",
+            settings.table
+        )));
     }
     let hides_rows = |kind| {
         matches!(
@@ -181,11 +212,20 @@ fn judge(
         .map(ToString::to_string)
         .collect();
     if !refusals.is_empty() {
-        return Some(Err(Fault::Unready(refusals.join("; "))));
+        return Err(Fault::Unready(refusals.join("; ")));
     }
-    let (before, now) = (first.carrier.as_ref()?, now.carrier.as_ref()?);
-    Some(match before.change(now) {
-        Some(_) => Err(Fault::Carrier),
-        None => Ok(now.clone()),
-    })
+    let (Some(before), Some(carrier)) = (&first.inspection.carrier, &now.carrier) else {
+        // Made or dropped between two questions of one look.
+        return Err(Fault::Carrier);
+    };
+    if before.change(carrier).is_some() {
+        return Err(Fault::Carrier);
+    }
+    Ok(Looked::Seen(Look {
+        carrier: carrier.clone(),
+        room: wal_room(now),
+        is_decoding: view.is_decoding,
+        server_lsn: now.server.current_lsn,
+        confirmed_lsn: now.confirmed_lsn(),
+    }))
 }

@@ -1,6 +1,7 @@
 //! Postgres loses, refuses or changes what the relay reads from: it halts and says so, or goes on, and never passes
 //! over rows in silence where Postgres lets it know.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -387,5 +388,35 @@ async fn a_standby_that_postgres_waits_for_is_down() {
     let said = log(&relay);
     assert_eq!(said.matches("sends nothing more").count(), 2, "{said}");
     assert_eq!(said.matches("Postgres sends on").count(), 1, "{said}");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_catalog_that_is_out_of_sight_is_told() {
+    let mut fixture = Fixture::new().await;
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listen = port.local_addr().unwrap().to_string();
+    drop(port);
+    fixture.set("WALRELAY_HTTP_LISTEN", listen);
+    let mut relay = running(&mut fixture).await;
+    fixture.walrelay(&["status"]).await.success();
+    let logged = relay.log().len();
+    fixture
+        .sql
+        .batch_execute("BEGIN; LOCK TABLE outbox_events")
+        .await
+        .unwrap();
+    logs_from(&mut relay, logged, "has not been seen for 30s").await;
+    let status = fixture.walrelay(&["status"]).await;
+    assert_eq!(status.code, Some(1), "{}", status.stdout);
+    assert!(status.stdout.contains("streaming since"), "{status:?}");
+    assert!(status.stdout.contains("a lock on the table"), "{status:?}");
+    fixture.insert(11, 20).await;
+    fixture.sql.batch_execute("COMMIT").await.unwrap();
+    logs_from(&mut relay, logged, "the catalog is seen again").await;
+    fixture.walrelay(&["status"]).await.success();
+    judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;
+    let log = relay.log();
+    assert_eq!(log.matches("has not been seen").count(), 1, "{log}");
     relay.stop().await;
 }

@@ -1,7 +1,16 @@
-//! A lane whose slot is on a hot standby: the commands that compare its table with the stream.
+//! A lane whose slot is on a hot standby: the commands that compare its table with the stream, and a promotion under a
+//! relay that streams.
 
-use crate::support::Fixture;
-use crate::timelines::restart_with;
+use crate::lane::{judge_events, logs_from};
+use crate::support::{Fixture, Relay, uuid};
+use crate::timelines::{is_promoted, restart_with};
+
+async fn becomes_a_standby(fixture: &mut Fixture) {
+    restart_with(fixture, |data| {
+        std::fs::write(data.join("standby.signal"), "").unwrap();
+    })
+    .await;
+}
 
 #[tokio::test]
 async fn table_and_stream_are_compared_on_a_standby() {
@@ -13,10 +22,7 @@ async fn table_and_stream_are_compared_on_a_standby() {
     fixture.insert(11, 15).await;
     let stream = crate::lane::stream_of(&fixture).await;
     assert!(stream.delete_message(3).await.unwrap());
-    restart_with(&mut fixture, |data| {
-        std::fs::write(data.join("standby.signal"), "").unwrap();
-    })
-    .await;
+    becomes_a_standby(&mut fixture).await;
     let recovery = fixture
         .sql
         .query_one("SELECT pg_is_in_recovery()", &[])
@@ -59,4 +65,68 @@ async fn table_and_stream_are_compared_on_a_standby() {
         "{}",
         refused.stderr
     );
+}
+
+/// A lane on a standby that is promoted while its relay streams, and goes on with five events.
+async fn promoted_under() -> (Fixture, Relay) {
+    let mut fixture = Fixture::own().await;
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    becomes_a_standby(&mut fixture).await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture
+        .sql
+        .batch_execute("SELECT pg_promote()")
+        .await
+        .unwrap();
+    is_promoted(&fixture).await;
+    fixture.insert(11, 15).await;
+    (fixture, relay)
+}
+
+#[tokio::test]
+async fn a_standby_is_promoted_under_the_relay() {
+    let (mut fixture, mut relay) = promoted_under().await;
+    let logged = logs_from(&mut relay, 0, "from timeline 1 to 2").await.len();
+    logs_from(&mut relay, logged, "streaming, behind").await;
+
+    // It sees what happens to the publication.
+    let alter = |what: &str| {
+        format!(
+            "ALTER PUBLICATION {} {what} TABLE outbox_events",
+            fixture.name
+        )
+    };
+    for sql in [alter("DROP"), alter("ADD")] {
+        fixture.sql.batch_execute(&sql).await.unwrap();
+    }
+    logs_from(&mut relay, logged, "publication or table was changed").await;
+    fixture.insert(16, 20).await;
+    judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;
+
+    // What it confirms there is explained to the next start, also without an event.
+    let other = "CREATE TABLE other AS SELECT repeat('x', 500) FROM generate_series(1, 2000)";
+    fixture.sql.batch_execute(other).await.unwrap();
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    relay.stop().await;
+}
+
+/// Before it has seen the promotion.
+#[tokio::test]
+async fn a_relay_is_killed_right_behind_a_promotion() {
+    let (mut fixture, mut relay) = promoted_under().await;
+    fixture.holds(15).await;
+    fixture.receives(fixture.server_lsn().await).await;
+    relay.kill();
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(16, 20).await;
+    judge_events(&fixture, &(1..=20).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
 }

@@ -62,7 +62,7 @@ async fn promote(fixture: &mut Fixture, standby: &Path) {
     is_promoted(fixture).await;
 }
 
-async fn is_promoted(fixture: &Fixture) {
+pub(crate) async fn is_promoted(fixture: &Fixture) {
     eventually("the server is promoted", async || {
         let row = fixture
             .sql

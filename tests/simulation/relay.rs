@@ -398,6 +398,7 @@ impl Relay {
             },
             hold_back: settings.hold_back,
             held_bytes_max: settings.held_bytes_max,
+            on_timeline: None,
             status_interval: settings.status_interval,
             halt_on_reject: settings.halt_on_reject,
             refused: self.epochs.refused().clone(),

@@ -5,7 +5,7 @@
 use super::{Engine, Stop};
 use crate::pipeline::confirm::{Ask, Due};
 use crate::pipeline::copy_both::StatusUpdate;
-use crate::pipeline::progress::WalRoom;
+use crate::pipeline::progress::{Confirmable, WalRoom};
 use crate::pipeline::record::{Carrier, LaneRecord};
 use crate::pipeline::request::{Reply, Request};
 use crate::pipeline::tail::Lookup;
@@ -15,7 +15,7 @@ use std::time::Duration;
 impl Engine {
     /// The next request to the broker, if one is due.
     pub fn poll_request(&mut self, now: Duration) -> Option<Request<'static>> {
-        let confirmable = self.progress.confirmable(now);
+        let confirmable = self.confirmable(now);
         let acknowledged_lsn = self.progress.acknowledged_lsn();
         let due = Due {
             confirmable,
@@ -25,6 +25,20 @@ impl Engine {
             .confirm
             .poll(due, acknowledged_lsn, now, self.stopping)?;
         Some(self.request(ask))
+    }
+
+    /// How far the slot may be confirmed now. On a standby not beyond what is known to be on the epoch's timeline: the lane
+    /// record names that one, and explains no LSN of another. But the slot must not be lost to it.
+    pub(super) fn confirmable(&mut self, now: Duration) -> Confirmable {
+        let confirmable = self.progress.confirmable(now);
+        let known = self.settings.epoch.on_timeline;
+        match known.filter(|_| !self.progress.keeps_too_much(self.confirm.confirmed_lsn())) {
+            Some(lsn) => Confirmable {
+                end_lsn: confirmable.end_lsn.min(lsn),
+                ..confirmable
+            },
+            None => confirmable,
+        }
     }
 
     fn request(&self, ask: Ask) -> Request<'static> {
@@ -84,6 +98,13 @@ impl Engine {
     /// Somebody has looked at the catalog, and what carries the table's rows is still the same.
     pub fn carried(&mut self, carrier: Carrier) {
         self.settings.epoch.carrier = Some(carrier);
+    }
+
+    /// Somebody has seen that the server was on the epoch's timeline when its WAL ended there.
+    pub fn on_timeline(&mut self, lsn: PgLsn) {
+        if let Some(known) = &mut self.settings.epoch.on_timeline {
+            *known = lsn;
+        }
     }
 
     /// Somebody has looked how much WAL the slot may keep.
