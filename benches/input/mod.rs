@@ -161,6 +161,7 @@ impl Lane1 {
                 limits: limits(),
                 hold_back: Duration::from_secs(130),
                 held_bytes_max: 1 << 30,
+                on_timeline: None,
                 status_interval: Duration::from_secs(10),
                 halt_on_reject: false,
                 refused: Refused::new(),
