@@ -154,7 +154,6 @@ impl Lane1 {
             mode: Mode::FastIngest,
             stream: "OUTBOX".into(),
             confirmed_flush_lsn: 1_u64.into(),
-            skips: Vec::new(),
             epoch: EpochSettings {
                 source: source(),
                 carrier: None,

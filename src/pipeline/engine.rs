@@ -9,9 +9,11 @@
 
 mod confirming;
 mod emit;
+mod resync;
 mod wal;
 
 pub use super::fault::Stop;
+pub use resync::Resumed;
 
 use super::confirm::{self, Confirm};
 use super::continuity::{Overlap, Plan};
@@ -77,8 +79,6 @@ pub struct EngineSettings {
     pub stream: String,
     /// The slot's confirmed LSN at the start.
     pub confirmed_flush_lsn: PgLsn,
-    /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
-    pub skips: Vec<Position>,
     /// Which process of the broker answers; none where that does not tell who stores.
     pub server_id: Option<String>,
     /// Marks of the epoch before that still stand, once the WAL is seen to go on.
@@ -88,6 +88,26 @@ pub struct EngineSettings {
 }
 
 impl EngineSettings {
+    /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
+    fn skips(&self) -> &[Position] {
+        self.record.as_ref().map_or(&[], |record| &record.skips)
+    }
+
+    /// The confirmations on a new connection to the broker.
+    fn confirm(&self, confirmed_lsn: PgLsn, tail: Option<TailMessage>, now: Duration) -> Confirm {
+        let record = self.record.as_ref();
+        let start = confirm::Start {
+            stream: self.stream.clone(),
+            created: self.created.clone(),
+            confirmed_lsn,
+            recorded_lsn: record.map_or(0.into(), |record| record.confirmed_lsn),
+            tail,
+            chained: self.mode.preparation().chained,
+            timeout: self.epoch.limits.ack_timeout,
+        };
+        Confirm::new(start, now)
+    }
+
     fn window(&self) -> WindowSettings {
         WindowSettings {
             mode: self.mode,
@@ -162,6 +182,8 @@ pub struct Engine {
     confirm: Confirm,
     stopping: bool,
     halt: Option<Halt>,
+    /// Rows acknowledged before this connection to the broker.
+    acknowledged_before: u64,
     dead_letter_subject: String,
     told_lsn: PgLsn,
     status_wanted: bool,
@@ -184,10 +206,6 @@ pub struct Engine {
 impl Engine {
     /// Begins an epoch by its plan.
     pub fn new(settings: EngineSettings, plan: &Plan, now: Duration) -> Self {
-        let recorded_lsn = settings
-            .record
-            .as_ref()
-            .map_or(0.into(), |record| record.confirmed_lsn);
         let slot_prefix = format!(
             "{}: {} ",
             super::position::POSITION_HEADER,
@@ -207,18 +225,8 @@ impl Engine {
                 settings.epoch.hold_back,
                 settings.epoch.held_bytes_max,
             ),
-            confirm: Confirm::new(
-                confirm::Start {
-                    stream: settings.stream.clone(),
-                    created: settings.created.clone(),
-                    confirmed_lsn: settings.confirmed_flush_lsn,
-                    recorded_lsn,
-                    tail: plan.tail.clone(),
-                    chained: settings.mode.preparation().chained,
-                    timeout: settings.epoch.limits.ack_timeout,
-                },
-                now,
-            ),
+            confirm: settings.confirm(settings.confirmed_flush_lsn, plan.tail.clone(), now),
+            acknowledged_before: 0,
             stopping: false,
             halt: None,
             dead_letter_subject: dead_letter::subject(&settings.lane.slot),
@@ -312,9 +320,13 @@ impl Engine {
         }
     }
 
-    /// The dead letters in flight: where the next epoch finds one stored, nobody has told of it.
-    pub fn dead_letters_in_flight(&self) -> impl Iterator<Item = &Note> {
-        self.dead_letters.iter().map(|(_, note)| note)
+    /// The dead letters that nobody has told of: where the next epoch finds one stored, it does.
+    pub fn untold_dead_letters(&self) -> impl Iterator<Item = &Note> {
+        let stored = self
+            .notes
+            .iter()
+            .filter(|note| matches!(note, Note::DeadLetter { .. }));
+        stored.chain(self.dead_letters.iter().map(|(_, note)| note))
     }
 
     /// A rejected row halts once everything before it is acknowledged.
@@ -346,7 +358,7 @@ impl Engine {
     pub fn next_time(&mut self, now: Duration) -> Duration {
         let confirmable = self.confirmable(now);
         [
-            Some(self.status_at + self.settings.epoch.status_interval),
+            Some(self.status_due()),
             self.window.ack_deadline(),
             self.progress.next_due(),
             self.confirm.next_time(confirmable, self.stopping),
@@ -409,11 +421,11 @@ impl Engine {
     }
 
     /// What of a replay the next epoch has still to do; none when there was none, or it is done.
-    pub fn replay_left(&self, plan: &Plan) -> Option<PgLsn> {
+    pub fn replay_left(&self) -> Option<PgLsn> {
         // Never below what the slot has been told meanwhile: that would be refused as too old.
-        let from = plan.replay_from?.max(self.told_lsn);
+        let from = self.replay_from?.max(self.told_lsn);
         // Nothing was published before this epoch: nothing can come again.
-        let end = plan.tail.as_ref()?.position;
+        let end = self.published_through?;
         let replayed = self.replayed();
         // Whatever follows the lane's old end was published behind the whole replay.
         let is_done = self.tail().is_some_and(|tail| tail.position > end)
@@ -449,7 +461,12 @@ impl Engine {
         }
     }
 
-    /// Messages without an acknowledgement.
+    /// Whether anything was acknowledged on this connection to the broker.
+    pub fn has_progressed(&self) -> bool {
+        self.progress.acknowledged_rows() > self.acknowledged_before
+    }
+
+    /// Rows without an acknowledgement.
     pub fn in_flight(&self) -> u64 {
         self.window.in_flight()
     }

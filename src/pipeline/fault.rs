@@ -86,6 +86,9 @@ pub enum Fault {
     /// Somebody else has written the lane's record.
     #[error("the lane record was written by another relay: {0}")]
     RecordTaken(String),
+    /// What is kept of the WAL cannot go on behind the stream's end: it is read again from there.
+    #[error("what is in flight cannot go on at the stream's end: {0}")]
+    Reread(&'static str),
 }
 
 /// Why an epoch cannot go on.
@@ -177,6 +180,30 @@ fn refused_frame(oldest: Position, in_flight: u64) -> String {
 }
 
 impl Fault {
+    /// Whether it is a doubt about the broker alone: a new connection there clears it, and the WAL need not be read again. A
+    /// row at fault is not kept as it has to leave then, and whoever has written the record may read the slot as well.
+    pub fn is_of_broker(&self) -> bool {
+        match self {
+            Fault::Broker(_)
+            | Fault::AckTimeout(_)
+            | Fault::NoResponders(_)
+            | Fault::Sequence(_)
+            | Fault::Answer(_) => true,
+            Fault::Refused { .. } => self.class() != Class::Row,
+            Fault::Postgres(_)
+            | Fault::Unready(_)
+            | Fault::Carrier
+            | Fault::Promoted { .. }
+            | Fault::SlotActive { .. }
+            | Fault::Protocol(_)
+            | Fault::Row(_)
+            | Fault::Frame { .. }
+            | Fault::StreamLost(_)
+            | Fault::RecordTaken(_)
+            | Fault::Reread(_) => false,
+        }
+    }
+
     /// What to do about it; what is not known is permanent.
     pub fn class(&self) -> Class {
         match self {
@@ -191,6 +218,7 @@ impl Fault {
             | Fault::Sequence(_)
             | Fault::StreamLost(_)
             | Fault::RecordTaken(_)
+            | Fault::Reread(_)
             | Fault::Answer(_) => Class::Resync,
             Fault::Refused { code, err_code, .. } => match err_code {
                 code if ROW_CODES.contains(code) => Class::Row,

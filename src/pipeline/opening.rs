@@ -1,23 +1,27 @@
-//! The start of an epoch as a state machine: the order of looks, the plan, the fence, the record of the epoch.
+//! The start of an epoch as a state machine, or of its broker's side alone: the order of looks, the plan, the fence, the record.
 //!
 //! In: what the servers say, step by step, as [`Opening::wanted`] asks for it. Out: an [`Engine`] that may stream, or why
 //! there is none. Guarantee: what decides where the lane goes on was read after the slot became ours, since before that
 //! another relay may still have been publishing; and nothing is published before the record of this epoch is stored.
 //!
 //! ```text
-//! catalog → broker → look → take the slot → look again → see the slot → plan → (fence) → begin → record → open
-//!                    look: stream, record, lane end, stream again
+//! start   catalog → broker → look → take the slot → look again → see the slot → plan → (fence) → begin → record → open
+//! resync            broker →                        look →       keep the slot → plan → (fence) → resume → record → open
+//!                            look: stream, record, lane end, stream again
 //! ```
+//!
+//! A resync differs from a start in that the slot has been ours all the time, and so has what it has sent: one look is enough,
+//! and the engine must be able to go on behind what that finds.
 
+mod begin;
 mod look;
 
 use super::continuity::{self, Plan, Refusal, StartView};
-use super::engine::{Engine, EngineSettings, EpochSettings};
+use super::engine::Engine;
 use super::fault::{Fault, Halt};
 use super::history::History;
 use super::lane_end::Memory;
 use super::position::Lane;
-use super::progress::HeldMarks;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::LaneRecord;
 use super::request::{Reply, Request, StoredRecord, StreamView};
@@ -25,7 +29,6 @@ use super::subject::SubjectTemplate;
 use super::tail::StoredMessage;
 use look::{Search, View};
 use postgres_types::PgLsn;
-use std::time::Duration;
 
 /// What a start knows before it asks anybody.
 #[derive(Debug, Clone)]
@@ -55,9 +58,9 @@ pub enum Wanted<'o> {
     Ask(Request<'o>),
     /// Start replication at this LSN at the latest; then [`Opening::slot_taken`].
     Slot(PgLsn),
-    /// Look where the slot stands; then [`Opening::slot_seen`].
+    /// Look where the slot stands; then [`Opening::slot_seen`], or in a resync [`Opening::slot_kept`].
     SlotPlace,
-    /// The epoch's settings; then [`Opening::begin`].
+    /// The epoch's settings; then [`Opening::begin`], or in a resync [`Opening::resume`].
     Settings,
     /// Nothing: [`Opening::finish`].
     Nothing,
@@ -107,11 +110,9 @@ impl From<Refusal> for NotOpened {
     }
 }
 
-/// An epoch's start that has come to its end.
+/// A start that has come to its end.
 #[derive(Debug)]
 pub struct Opened {
-    /// The decisions.
-    pub engine: Box<Engine>,
     /// Where the lane goes on.
     pub plan: Plan,
     /// How messages are published, for the log.
@@ -138,7 +139,8 @@ enum Step<'a> {
     Fence(Box<Decided>),
     Settings(Box<Decided>),
     Recording(Box<Opened>, Box<LaneRecord>, u64),
-    Open(Box<Opened>),
+    /// Behind the record with this sequence.
+    Open(Box<Opened>, u64),
     /// Between two steps, and after a refusal.
     Over,
 }
@@ -176,6 +178,15 @@ impl<'a> Opening<'a> {
         }
     }
 
+    /// Begins a resync: the slot was taken before, and what it has sent is kept.
+    pub fn resync(known: Known<'a>) -> Self {
+        Opening {
+            step: Step::Broker,
+            started_at: Some(0.into()),
+            ..Opening::new(known)
+        }
+    }
+
     /// What is needed next.
     pub fn wanted(&self) -> Wanted<'_> {
         match &self.step {
@@ -199,7 +210,7 @@ impl<'a> Opening<'a> {
                 behind: self.fence_sequence,
             }),
             Step::Settings(_) => Wanted::Settings,
-            Step::Open(_) | Step::Over => Wanted::Nothing,
+            Step::Open(..) | Step::Over => Wanted::Nothing,
         }
     }
 
@@ -235,10 +246,7 @@ impl<'a> Opening<'a> {
                 decided.plan.foreign_messages = 0;
                 Step::Settings(decided)
             }
-            (Step::Recording(mut opened, ..), Reply::Stored(sequence)) => {
-                opened.engine.record_stored_at(sequence);
-                Step::Open(opened)
-            }
+            (Step::Recording(opened, ..), Reply::Stored(sequence)) => Step::Open(opened, sequence),
             (step, reply) => panic!("{reply:?} is no reply to what {step:?} asks for"),
         };
         Ok(())
@@ -308,23 +316,8 @@ impl<'a> Opening<'a> {
     /// # Panics
     /// Before the second look.
     pub fn slot_seen(&mut self, place: SlotPlace) -> Result<(), NotOpened> {
-        let Step::SlotPlace(view) = std::mem::replace(&mut self.step, Step::Over) else {
-            panic!("the slot's place is asked for behind the second look");
-        };
-        let planned = continuity::plan(&StartView {
-            lane: &place.lane,
-            confirmed_flush_lsn: place.confirmed_flush_lsn,
-            server_lsn: place.server_lsn,
-            history: &place.history,
-            stream: self.known.stream,
-            created: &view.stream.created,
-            last_sequence: view.stream.last_sequence,
-            tail: &view.tail,
-            record: view.stored.record.as_ref(),
-            memory: self.known.memory.as_ref(),
-            from: self.known.from,
-        });
-        let plan = match planned {
+        let view = self.view();
+        let plan = match self.plan(&view, &place) {
             Err(Refusal::Halt(halt)) => {
                 self.step = keep_halt(halt, &view)?;
                 return Ok(());
@@ -338,6 +331,62 @@ impl<'a> Opening<'a> {
                 plan.start_lsn
             ))));
         }
+        self.prepare(place, view, plan)
+    }
+
+    /// As [`Self::slot_seen`] in a resync, where the slot has been ours all the time. Where this engine cannot go on, a start
+    /// asks Postgres again and decides: so a resync halts for nothing that it finds.
+    ///
+    /// # Errors
+    /// [`NotOpened`]; a fault that is not the broker's where this engine cannot go on.
+    ///
+    /// # Panics
+    /// Before the look.
+    pub fn slot_kept(&mut self, engine: &Engine) -> Result<(), NotOpened> {
+        let view = self.view();
+        let place = SlotPlace {
+            lane: engine.lane().clone(),
+            history: engine.history().clone(),
+            confirmed_flush_lsn: engine.confirmed_lsn(),
+            // Nobody has asked.
+            server_lsn: u64::MAX.into(),
+        };
+        let record = view.stored.record.as_ref();
+        let plan = engine.check_record(record).and_then(|()| {
+            let planned = self.plan(&view, &place);
+            let plan =
+                planned.map_err(|_| Fault::Reread("it does not tell where the lane goes on"))?;
+            engine.check_goes_on(&view.stream.created, &plan)?;
+            Ok(plan)
+        });
+        self.prepare(place, view, plan.map_err(NotOpened::Fault)?)
+    }
+
+    /// The last look.
+    fn view(&mut self) -> View {
+        match std::mem::replace(&mut self.step, Step::Over) {
+            Step::SlotPlace(view) => view,
+            step => panic!("the slot's place comes behind the last look, and it is at {step:?}"),
+        }
+    }
+
+    fn plan(&self, view: &View, place: &SlotPlace) -> Result<Plan, Refusal> {
+        continuity::plan(&StartView {
+            lane: &place.lane,
+            confirmed_flush_lsn: place.confirmed_flush_lsn,
+            server_lsn: place.server_lsn,
+            history: &place.history,
+            stream: self.known.stream,
+            created: &view.stream.created,
+            last_sequence: view.stream.last_sequence,
+            tail: &view.tail,
+            record: view.stored.record.as_ref(),
+            memory: self.known.memory.as_ref(),
+            from: self.known.from,
+        })
+    }
+
+    fn prepare(&mut self, place: SlotPlace, view: View, plan: Plan) -> Result<(), NotOpened> {
         let mode = Mode::pick(&Offer {
             server: self.server.version,
             allow_batched: view.stream.allow_batched,
@@ -351,115 +400,11 @@ impl<'a> Opening<'a> {
             plan,
             mode,
         });
-        self.step = match mode.preparation().fenced {
+        self.step = match decided.mode.preparation().fenced {
             true => Step::Fence(decided),
             false => Step::Settings(decided),
         };
         Ok(())
-    }
-
-    /// Begins the epoch: its record is stored next, before its first message, so that a relay that was frozen meanwhile
-    /// cannot write its own.
-    ///
-    /// # Panics
-    /// Where [`Self::wanted`] has not asked for the settings.
-    pub fn begin(&mut self, settings: EpochSettings, now: Duration) {
-        let Step::Settings(decided) = std::mem::replace(&mut self.step, Step::Over) else {
-            panic!("the settings come behind the plan");
-        };
-        let Decided {
-            place,
-            view,
-            plan,
-            mode,
-        } = *decided;
-        let mut warnings = Vec::new();
-        warnings.extend(view.removed_end(self.known.stream));
-        let stored = view.stored.record.as_ref();
-        let carried = stored.and_then(|record| record.carrier.as_ref());
-        warnings.extend(
-            carried
-                .zip(settings.carrier.as_ref())
-                .and_then(|(before, now)| before.change(now)),
-        );
-        let behind = view.stored.sequence;
-        let confirmed_flush_lsn = place.confirmed_flush_lsn;
-        let held = self.known.memory.as_ref().map(|memory| {
-            let server_id = self.server.id.as_deref();
-            memory.standing_marks(
-                &view.stream.created,
-                stored,
-                plan.tail.as_ref(),
-                &place.history,
-                server_id,
-            )
-        });
-        let engine_settings = EngineSettings {
-            held: held.unwrap_or_default(),
-            ..self.engine_settings(place, view, mode, settings)
-        };
-        let recorded = engine_settings
-            .record
-            .as_ref()
-            .map_or(confirmed_flush_lsn, |record| {
-                record.confirmed_lsn.max(confirmed_flush_lsn)
-            });
-        let engine = Box::new(Engine::new(engine_settings, &plan, now));
-        let record = Box::new(engine.lane_record(recorded));
-        let opened = Box::new(Opened {
-            engine,
-            plan,
-            mode: mode.preparation().name,
-            warnings,
-        });
-        self.step = Step::Recording(opened, record, behind);
-    }
-
-    fn engine_settings(
-        &self,
-        place: SlotPlace,
-        view: View,
-        mode: Mode,
-        mut epoch: EpochSettings,
-    ) -> EngineSettings {
-        let View { stream, stored, .. } = view;
-        let mut record = stored.record;
-        if let Some(record) = &mut record {
-            // What lies behind the switch is another timeline's, and is not carried over into this one's record.
-            let shared_lsn = place.history.shared_with(&record.history());
-            record.confirmed_lsn = record.confirmed_lsn.min(shared_lsn);
-        }
-        epoch.limits.messages_max = mode
-            .preparation()
-            .messages_max(stream.num_replicas, epoch.limits.messages_max);
-        EngineSettings {
-            lane: place.lane,
-            history: place.history,
-            created: stream.created,
-            number: record.as_ref().map_or(1, |record| record.epoch + 1),
-            skips: record
-                .as_ref()
-                .map_or_else(Vec::new, |record| record.skips.clone()),
-            record,
-            template: self.known.template.clone(),
-            mode,
-            stream: self.known.stream.to_owned(),
-            confirmed_flush_lsn: place.confirmed_flush_lsn,
-            server_id: self.server.id.clone(),
-            held: HeldMarks::default(),
-            epoch,
-        }
-    }
-
-    /// The epoch, once [`Self::wanted`] wants nothing more.
-    ///
-    /// # Panics
-    /// Before.
-    pub fn finish(self) -> Opened {
-        match self.step {
-            Step::Open(opened) => *opened,
-            step => panic!("the start is at {step:?}"),
-        }
     }
 }
 

@@ -133,6 +133,13 @@ impl Progress {
         self.held = held;
     }
 
+    /// All that is held is held from now on: what has acknowledged it is gone, and may not have synced it.
+    pub fn hold_anew(&mut self, now: Duration) {
+        for held in &mut self.held {
+            (held.opened, held.due) = (now, now + self.hold_back);
+        }
+    }
+
     /// The slot may keep so much WAL from now on. What an outage has filled is free again once it is confirmed, and a
     /// person may have changed the limit.
     pub fn may_keep(&mut self, room: WalRoom) {

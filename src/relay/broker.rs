@@ -8,7 +8,7 @@ use crate::nats::connection::LaneConnection;
 use crate::nats::stream::{
     LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
 };
-use crate::pipeline::opening::Server;
+use crate::pipeline::opening::{Opening, Server, Wanted};
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use crate::relay::open_error::OpenError;
@@ -95,6 +95,18 @@ impl Broker {
             .filter(|finding| finding.severity == severity)
             .map(|finding| format!("stream {}: {finding}", info.config.name))
             .collect()
+    }
+
+    /// Answers all that a start asks for, until it wants something else.
+    ///
+    /// # Errors
+    /// As [`Self::ask`], and why the start comes to nothing.
+    pub async fn answer(&mut self, opening: &mut Opening<'_>) -> Result<(), OpenError> {
+        while let Wanted::Ask(request) = opening.wanted() {
+            let answer = self.ask(&request).await?;
+            opening.take(answer.reply())?;
+        }
+        Ok(())
     }
 
     /// Asks, and waits for the answer. A record stream that is missing is made.

@@ -4,7 +4,6 @@
 //! and tells the time. It is one task: nothing here waits for one side without listening to the other.
 
 use crate::nats::protocol::Op;
-use crate::pipeline::continuity::Plan;
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::{Fault, Halt};
@@ -36,14 +35,19 @@ const KEEP_HALT_PAUSE: Duration = Duration::from_millis(250);
 pub(super) struct Drive<'a> {
     epoch: Epoch,
     clock: Clock,
-    standby: StandbyWait,
-    sight: Sight,
+    told: Told,
     board: &'a Board,
     reported: EpochMarks,
     report_at: Duration,
     /// The line of the start, until it is said.
     start_line: Option<StartLine>,
     began: Duration,
+}
+
+/// What a person has been told of Postgres; it outlives a connection to the broker.
+pub(super) struct Told {
+    standby: StandbyWait,
+    sight: Sight,
 }
 
 /// How the loop ended.
@@ -61,8 +65,7 @@ impl<'a> Drive<'a> {
         Drive {
             start_line: Some(start_line),
             began,
-            standby: StandbyWait::default(),
-            sight: Sight::new(began),
+            told: Told::new(began),
             epoch,
             clock,
             board,
@@ -75,8 +78,14 @@ impl<'a> Drive<'a> {
         &self.epoch.turn.engine
     }
 
-    pub(super) fn plan(&self) -> &Plan {
-        &self.epoch.summary.plan
+    /// The epoch, and what a person has been told in it.
+    pub(super) fn into_epoch(self) -> (Epoch, Told) {
+        (self.epoch, self.told)
+    }
+
+    /// Goes on with what a person has been told before.
+    pub(super) fn with_told(self, told: Told) -> Self {
+        Drive { told, ..self }
     }
 
     /// Whether the epoch is known to have got over what ended the one before.
@@ -105,12 +114,12 @@ impl<'a> Drive<'a> {
                 return Ok(());
             }
             let mut until = self.epoch.turn.next_time(now);
-            let change = self.sight.poll(now);
-            self.tell(change);
+            let change = self.told.sight.poll(now);
+            tell(self.board, change);
             let times = [
                 self.report(now),
                 self.say_start(now),
-                self.sight.next_time(),
+                self.told.sight.next_time(),
             ];
             for at in times.into_iter().flatten() {
                 until = until.min(at);
@@ -139,46 +148,15 @@ impl<'a> Drive<'a> {
 
     fn take_look(&mut self, looked: Looked) {
         let now = self.clock.now();
-        let look = match looked {
-            Looked::Seen(look) => look,
-            Looked::Missed(reason) => return self.sight.missed(reason),
-        };
-        let Look {
-            carrier,
-            room,
-            is_decoding,
-            server_lsn,
-            confirmed_lsn,
-        } = look;
         let turn = &mut self.epoch.turn;
-        if is_decoding {
-            turn.heard(now);
-        }
-        turn.engine.carried(carrier);
-        turn.engine.may_keep(room);
-        turn.engine.on_timeline(server_lsn);
-        self.board.looked(server_lsn, confirmed_lsn);
-        let change = self.sight.seen(now);
-        self.tell(change);
-    }
-
-    /// Tells a person that the catalog is out of sight, or that it no longer is.
-    fn tell(&self, change: Option<sight::Change>) {
-        match change {
-            Some(sight::Change::Blind(reason)) => {
-                let text = format!(
-                    "the catalog has not been seen for {:?}: {reason}. Rows of a table that leaves the publication meanwhile are \
-                     passed over by Postgres; what was changed is told once it is seen again",
-                    sight::BLIND_AFTER
-                );
-                tracing::warn!("{text}");
-                self.board.blind(Some(text));
+        match looked {
+            Looked::Seen(look) => {
+                if look.is_decoding {
+                    turn.heard(now);
+                }
+                self.told.take_look(look, &mut turn.engine, self.board, now);
             }
-            Some(sight::Change::Sees) => {
-                tracing::info!("the catalog is seen again");
-                self.board.blind(None);
-            }
-            None => {}
+            Looked::Missed(reason) => self.told.sight.missed(reason),
         }
     }
 
@@ -198,11 +176,11 @@ impl<'a> Drive<'a> {
         let transactions = self.engine().counters().transactions;
         while let Some(notice) = self.epoch.turn.poll_notice() {
             match notice.notice() {
-                Notice::StandbyAwaited => self.standby.awaited(&notice, transactions),
+                Notice::StandbyAwaited => self.told.standby.awaited(&notice, transactions),
                 Notice::PublicationSkipped | Notice::Other => log_notice(&notice),
             }
         }
-        self.standby.passed(transactions);
+        self.told.standby.passed(transactions);
         while let Some(note) = self.epoch.turn.engine.poll_note() {
             self.log(note);
         }
@@ -253,7 +231,7 @@ impl<'a> Drive<'a> {
     fn say_start(&mut self, now: Duration) -> Option<Duration> {
         let line = self.start_line.as_ref()?;
         if let Some(patience) = line.patience
-            && self.engine().progress().acknowledged_rows() == 0
+            && !self.engine().has_progressed()
         {
             let quiet_at = self.began + patience;
             if now < quiet_at {
@@ -346,8 +324,53 @@ impl BrokerTransport for Broker {
     }
 }
 
+impl Told {
+    fn new(now: Duration) -> Self {
+        Told {
+            standby: StandbyWait::default(),
+            sight: Sight::new(now),
+        }
+    }
+
+    /// Takes over what a look at the catalog has found.
+    pub(super) fn take_look(
+        &mut self,
+        look: Look,
+        engine: &mut Engine,
+        board: &Board,
+        now: Duration,
+    ) {
+        engine.carried(look.carrier);
+        engine.may_keep(look.room);
+        engine.on_timeline(look.server_lsn);
+        board.looked(look.server_lsn, look.confirmed_lsn);
+        let change = self.sight.seen(now);
+        tell(board, change);
+    }
+}
+
+/// Tells a person that the catalog is out of sight, or that it no longer is.
+fn tell(board: &Board, change: Option<sight::Change>) {
+    match change {
+        Some(sight::Change::Blind(reason)) => {
+            let text = format!(
+                "the catalog has not been seen for {:?}: {reason}. Rows of a table that leaves the publication meanwhile are \
+                 passed over by Postgres; what was changed is told once it is seen again",
+                sight::BLIND_AFTER
+            );
+            tracing::warn!("{text}");
+            board.blind(Some(text));
+        }
+        Some(sight::Change::Sees) => {
+            tracing::info!("the catalog is seen again");
+            board.blind(None);
+        }
+        None => {}
+    }
+}
+
 /// Reads WAL where there is room for it, and sends what waits for Postgres in any case.
-async fn move_wal(wal: &mut CopyBoth, reads: bool) -> std::io::Result<()> {
+pub(super) async fn move_wal(wal: &mut CopyBoth, reads: bool) -> std::io::Result<()> {
     if reads {
         wal.fill().await.map(|_| ())
     } else {

@@ -1,7 +1,8 @@
 //! The relay: epochs one after the other, each begun the same way, until somebody stops it or has to look.
 //!
-//! In: [`Settings`], a [`Shutdown`]. Out: an [`Outcome`]. Crash-only: any doubt ends the epoch, all its state and both
-//! its connections with it, and the next one asks stream and slot where to go on.
+//! In: [`Settings`], a [`Shutdown`]. Out: an [`Outcome`]. Crash-only: a doubt about Postgres ends the epoch, all its state and
+//! both its connections with it, and the next one asks stream and slot where to go on. A doubt about the broker ends the
+//! connection there, and a new one asks the stream.
 
 pub mod broker;
 pub mod clock;
@@ -11,6 +12,7 @@ pub mod lane_store;
 mod log;
 pub mod open;
 pub mod open_error;
+mod resync;
 pub mod settings;
 mod shutdown;
 pub mod status;
@@ -20,16 +22,17 @@ pub mod watch;
 
 pub use shutdown::{Shutdown, ShutdownHandle};
 
-use crate::pipeline::engine::Stop;
+use crate::pipeline::engine::{Engine, Stop};
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::relay::status::{Board, EpochMarks, EpochStart};
 use clock::Clock;
 use drive::{Drive, Ended};
 use log::Log;
-use open::{Inherited, Summary};
+use open::{Epoch, Inherited, Summary};
 use open_error::OpenError;
 use postgres_types::PgLsn;
+use resync::{Left, Waiting};
 use settings::Settings;
 use std::time::Duration;
 
@@ -44,6 +47,8 @@ pub enum Outcome {
 
 /// An epoch that has streamed for so long counts as progress even without an event.
 const STEADY: Duration = Duration::from_secs(10);
+/// A halt waits so long for Postgres to say good-bye.
+const HALT_LIMIT: Duration = Duration::from_secs(1);
 
 /// The relay between two epochs.
 struct Relay<'a> {
@@ -151,71 +156,150 @@ enum Next {
     End(Outcome),
 }
 
-impl Relay<'_> {
+impl<'a> Relay<'a> {
+    /// A start, and then as many connections to the broker as it takes while the one to Postgres stays.
     async fn epoch(&mut self, shutdown: &mut Shutdown) -> anyhow::Result<Next> {
+        let mut drive = match self.start(shutdown).await? {
+            Ok(drive) => drive,
+            Err(next) => return Ok(next),
+        };
+        loop {
+            let resumed = match self.stream(drive, shutdown).await {
+                Ok((waiting, pause)) => self.resync(waiting, pause, shutdown).await,
+                Err(next) => return Ok(next),
+            };
+            drive = match resumed {
+                Ok(drive) => drive,
+                Err(next) => return Ok(next),
+            };
+        }
+    }
+
+    async fn start(&mut self, shutdown: &mut Shutdown) -> anyhow::Result<Result<Drive<'a>, Next>> {
         let opened = tokio::select! {
             opened = open::open(self.settings, &mut self.inherited, self.board, self.clock.now()) => opened,
-            () = shutdown.wait() => return Ok(Next::End(self.stopped())),
+            () = shutdown.wait() => return Ok(Err(Next::End(self.stopped()))),
         };
         let epoch = match opened {
             Ok(epoch) => epoch,
-            Err(OpenError::Halt(halt)) => return Ok(self.halted(halt)),
+            Err(OpenError::Halt(halt)) => return Ok(Err(self.halted(halt))),
             Err(OpenError::Permanent(error)) if !self.has_streamed => return Err(error),
             // A relay that has been running waits: a password may be rotating, a server moving.
             Err(OpenError::Permanent(error)) => {
-                return Ok(self.not_begun(&Fault::Unready(open_error::with_cause(error.as_ref()))));
+                let fault = Fault::Unready(open_error::with_cause(error.as_ref()));
+                return Ok(Err(self.not_begun(&fault)));
             }
-            Err(OpenError::Fault(fault)) => return Ok(self.not_begun(&fault)),
+            Err(OpenError::Fault(fault)) => return Ok(Err(self.not_begun(&fault))),
         };
         self.board.begun(&epoch_start(&epoch.summary));
+        self.has_streamed = true;
+        let drive = self.drive(epoch);
+        drive.log_stored(std::mem::take(&mut self.inherited.dead_letters));
+        Ok(Ok(drive))
+    }
+
+    fn drive(&mut self, epoch: Epoch) -> Drive<'a> {
         let postgres = &self.settings.postgres;
         let nats = &self.settings.nats;
         let line = self.log.begun(&epoch.summary, &postgres.slot, &nats.stream);
-        self.has_streamed = true;
+        Drive::new(epoch, line, self.clock, self.board)
+    }
+
+    /// Streams until something ends it. Where that is about the broker alone, the WAL's side is left, and how long to pause.
+    async fn stream(
+        &mut self,
+        mut drive: Drive<'a>,
+        shutdown: &mut Shutdown,
+    ) -> Result<(Waiting<'a>, Duration), Next> {
         let began = self.clock.now();
-        let mut drive = Drive::new(epoch, line, self.clock, self.board);
-        drive.log_stored(std::mem::take(&mut self.inherited.dead_letters));
-        let ended = drive
-            .run(shutdown, self.settings.relay.shutdown_timeout)
-            .await;
+        let limit = self.settings.relay.shutdown_timeout;
+        let ended = drive.run(shutdown, limit).await;
         self.board.report(&EpochMarks::of(drive.engine()));
         if drive.is_well() {
             self.log.is_well();
         }
         let lasted = self.clock.now().saturating_sub(began);
-        let progressed = self.inherit(&drive) || lasted >= STEADY;
-        match ended {
+        let progressed = self.inherit(drive.engine()) || lasted >= STEADY;
+        let fault = match ended {
             Ended::Stopped => {
-                drive.finish(self.settings.relay.shutdown_timeout).await;
-                Ok(Next::End(self.stopped()))
+                drive.finish(limit).await;
+                return Err(Next::End(self.stopped()));
             }
             Ended::Stop(Stop::Halt(halt)) => {
                 drive.keep_halt(&halt).await;
-                drive.finish(Duration::from_secs(1)).await;
-                Ok(self.halted(halt))
+                drive.finish(HALT_LIMIT).await;
+                return Err(self.halted(halt));
             }
-            Ended::Stop(Stop::Fault(fault)) if shutdown.is_sent() => {
-                drop(drive);
-                self.board.fault(&fault);
-                tracing::warn!("what is in flight is not waited for any longer: {fault}");
-                Ok(Next::End(self.stopped()))
+            Ended::Stop(Stop::Fault(fault)) => fault,
+        };
+        if shutdown.is_sent() {
+            drop(drive);
+            self.board.fault(&fault);
+            tracing::warn!("what is in flight is not waited for any longer: {fault}");
+            return Err(Next::End(self.stopped()));
+        }
+        self.log.ended(&fault, progressed, lasted);
+        if !fault.is_of_broker() || !drive.engine().can_resync() {
+            drop(drive);
+            return Err(self.next(&fault, progressed));
+        }
+        let waiting = Waiting::leave(drive, self.clock, self.board);
+        match self.next(&fault, progressed) {
+            Next::Pause(pause) => Ok((waiting, pause)),
+            end => {
+                waiting.finish(HALT_LIMIT).await;
+                Err(end)
             }
-            Ended::Stop(Stop::Fault(fault)) => {
-                drop(drive);
-                self.log.ended(&fault, progressed, lasted);
-                Ok(self.next(&fault, progressed))
+        }
+    }
+
+    /// Makes the broker's side anew, however long that takes.
+    async fn resync(
+        &mut self,
+        mut waiting: Waiting<'a>,
+        mut pause: Duration,
+        shutdown: &mut Shutdown,
+    ) -> Result<Drive<'a>, Next> {
+        loop {
+            let reopened = waiting.reopen(self.settings, &self.inherited, pause, shutdown);
+            let left = match reopened.await {
+                Ok((broker, opened)) => {
+                    let (epoch, told) = waiting.join(broker, opened);
+                    self.board.resumed(&epoch_start(&epoch.summary));
+                    return Ok(self.drive(epoch).with_told(told));
+                }
+                Err(left) => left,
+            };
+            let (next, limit) = match left {
+                Left::Stopped => {
+                    let limit = self.settings.relay.shutdown_timeout;
+                    (Next::End(self.stopped()), limit)
+                }
+                Left::Halt(halt) => (self.halted(halt), HALT_LIMIT),
+                Left::Broker(fault) => (self.not_begun(&fault), HALT_LIMIT),
+                Left::Both(fault) => {
+                    self.inherit(waiting.engine());
+                    drop(waiting);
+                    return Err(self.not_begun(&fault));
+                }
+            };
+            match next {
+                Next::Pause(again) => pause = again,
+                end => {
+                    waiting.finish(limit).await;
+                    return Err(end);
+                }
             }
         }
     }
 
     /// Takes over what the next epoch needs to know; returns whether there was progress.
-    fn inherit(&mut self, drive: &Drive<'_>) -> bool {
-        let engine = drive.engine();
-        self.inherited.from = engine.replay_left(drive.plan());
-        self.inherited.dead_letters = engine.dead_letters_in_flight().cloned().collect();
+    fn inherit(&mut self, engine: &Engine) -> bool {
+        self.inherited.from = engine.replay_left();
+        self.inherited.dead_letters = engine.untold_dead_letters().cloned().collect();
         self.inherited.memory = Some(engine.memory());
         self.unacknowledged = engine.in_flight();
-        engine.progress().acknowledged_rows() > 0
+        engine.has_progressed()
     }
 
     /// The last line, whatever the relay was doing when the signal came.

@@ -95,24 +95,14 @@ pub async fn open(
     now: Duration,
 ) -> Result<Epoch, OpenError> {
     let slot = &settings.postgres.slot;
-    let mut opening = Opening::new(Known {
-        slot,
-        stream: &settings.nats.stream,
-        template: settings.nats.subject.clone(),
-        shared: settings.nats.shared,
-        memory: inherited.memory.clone(),
-        from: inherited.from,
-    });
+    let mut opening = Opening::new(known(settings, inherited));
     let mut postgres = PostgresSide::look(settings, inherited, board).await?;
     opening.catalog_seen();
-    let mut broker = Broker::connect(&settings.nats, &settings.name, slot, API_TIMEOUT).await?;
+    let mut broker = connect(settings).await?;
     opening.connected(broker.server());
-    loop {
+    let mut engine = loop {
+        broker.answer(&mut opening).await?;
         match opening.wanted() {
-            Wanted::Ask(request) => {
-                let answer = broker.ask(&request).await?;
-                opening.take(answer.reply())?;
-            }
             Wanted::Slot(start_lsn) => {
                 let frame_bytes_max = broker.message_bytes_max() + FRAME_OVERHEAD_BYTES;
                 postgres
@@ -123,13 +113,13 @@ pub async fn open(
             Wanted::SlotPlace => opening.slot_seen(postgres.slot_place(slot).await?)?,
             Wanted::Settings => {
                 let epoch_settings = epoch_settings(settings, inherited, &postgres, &broker);
-                opening.begin(epoch_settings, now);
+                break opening.begin(epoch_settings, now);
             }
-            Wanted::Catalog | Wanted::Broker => unreachable!("both come first"),
-            Wanted::Nothing => break,
+            wanted => unreachable!("{wanted:?} comes before or behind"),
         }
-    }
-    let opened = opening.finish();
+    };
+    broker.answer(&mut opening).await?;
+    let opened = opening.finish(&mut engine);
     let replication = postgres.replication.expect("an epoch opens with its slot");
     let mut warnings = postgres.warnings;
     warnings.extend(broker.warnings());
@@ -149,7 +139,7 @@ pub async fn open(
             plan: opened.plan,
             warnings,
         },
-        turn: Turn::new(*opened.engine, replication.wal, broker, limits, now),
+        turn: Turn::new(*engine, replication.wal, broker, limits, now),
         watch: Watch::start(
             postgres.sql,
             settings.postgres.clone(),
@@ -160,6 +150,24 @@ pub async fn open(
             },
         ),
     })
+}
+
+/// What a start knows by itself.
+pub(super) fn known<'s>(settings: &'s Settings, inherited: &Inherited) -> Known<'s> {
+    Known {
+        slot: &settings.postgres.slot,
+        stream: &settings.nats.stream,
+        template: settings.nats.subject.clone(),
+        shared: settings.nats.shared,
+        memory: inherited.memory.clone(),
+        from: inherited.from,
+    }
+}
+
+/// Connects to the broker.
+pub(super) async fn connect(settings: &Settings) -> Result<Broker, OpenError> {
+    let slot = &settings.postgres.slot;
+    Broker::connect(&settings.nats, &settings.name, slot, API_TIMEOUT).await
 }
 
 /// Postgres' side of a start.
@@ -265,15 +273,7 @@ fn epoch_settings(
             &settings.postgres,
         ),
         carrier: inspection.carrier.clone(),
-        limits: WindowLimits {
-            inbox: broker.connection.inbox().to_owned(),
-            epoch_token: format!("e{:016x}", rand::random::<u64>()),
-            messages_max: settings.relay.window_messages_max,
-            one_by_one: inherited.one_by_one,
-            bytes_max: settings.relay.window_bytes_max,
-            message_bytes_max: broker.message_bytes_max(),
-            ack_timeout: settings.relay.ack_timeout,
-        },
+        limits: window_limits(settings, inherited, broker),
         hold_back: settings.relay.hold_back,
         held_bytes_max: watch::wal_room(inspection).held_bytes_max(0),
         on_timeline: inspection
@@ -283,6 +283,23 @@ fn epoch_settings(
         status_interval: status_interval(settings, inspection),
         halt_on_reject: settings.relay.on_reject == OnReject::Halt,
         refused: inherited.refused.clone(),
+    }
+}
+
+/// A connection to the broker, and what may be in flight on it.
+pub(super) fn window_limits(
+    settings: &Settings,
+    inherited: &Inherited,
+    broker: &Broker,
+) -> WindowLimits {
+    WindowLimits {
+        inbox: broker.connection.inbox().to_owned(),
+        epoch_token: format!("e{:016x}", rand::random::<u64>()),
+        messages_max: settings.relay.window_messages_max,
+        one_by_one: inherited.one_by_one,
+        bytes_max: settings.relay.window_bytes_max,
+        message_bytes_max: broker.message_bytes_max(),
+        ack_timeout: settings.relay.ack_timeout,
     }
 }
 

@@ -280,8 +280,13 @@ impl Board {
 
     /// An epoch has begun.
     pub fn begun(&self, start: &EpochStart) {
+        self.lock().epoch = EpochMarks::default();
+        self.resumed(start);
+    }
+
+    /// An epoch goes on with a new connection to the broker: its marks do too.
+    pub fn resumed(&self, start: &EpochStart) {
         let mut inner = self.lock();
-        inner.epoch = EpochMarks::default();
         let status = &mut inner.status;
         status.mode = Some(start.mode.to_owned());
         status.postgres = Some(start.postgres.clone());

@@ -82,6 +82,43 @@ pub struct Limits {
     pub wal_sender_timeout: Option<Duration>,
 }
 
+/// The WAL's side of an epoch while the broker's is made anew: nothing is read, and Postgres is told that we are there.
+#[derive(Debug)]
+pub struct Kept<W> {
+    /// The decisions.
+    pub engine: Engine,
+    /// The WAL.
+    pub wal: W,
+    limits: Limits,
+    /// An oversized frame on its way: what has been kept of it, and how many bytes are still to come.
+    filter: Option<(ColumnFilter, usize)>,
+    notices: VecDeque<Box<ServerError>>,
+}
+
+impl<W: WalTransport> Kept<W> {
+    /// When [`Self::send_status`] must be called at the latest.
+    pub fn next_time(&self) -> Duration {
+        self.engine.status_due()
+    }
+
+    /// Hands out the status updates that are due.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn send_status(&mut self, now: Duration) -> Result<(), Stop> {
+        send_status(&mut self.engine, &mut self.wal, now)
+    }
+
+    /// Streams, with a broker.
+    pub fn join<B: BrokerTransport>(self, broker: B, now: Duration) -> Turn<W, B> {
+        Turn {
+            filter: self.filter,
+            notices: self.notices,
+            ..Turn::new(self.engine, self.wal, broker, self.limits, now)
+        }
+    }
+}
+
 /// An epoch that streams, without its waiting.
 #[derive(Debug)]
 pub struct Turn<W, B> {
@@ -120,6 +157,18 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
             notices: VecDeque::new(),
             stop_by: None,
         }
+    }
+
+    /// Leaves the broker, which is given back to be closed.
+    pub fn part(self) -> (Kept<W>, B) {
+        let kept = Kept {
+            engine: self.engine,
+            wal: self.wal,
+            limits: self.limits,
+            filter: self.filter,
+            notices: self.notices,
+        };
+        (kept, self.broker)
     }
 
     /// Takes what is at hand on both sides and hands out what is due; true when a stop is complete.
@@ -167,12 +216,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     /// # Errors
     /// The connection is gone.
     pub fn send_status(&mut self, now: Duration) -> Result<(), Stop> {
-        while let Some(update) = self.engine.poll_status(now) {
-            self.wal.queue_status(update);
-        }
-        self.wal
-            .write()
-            .map_err(|error| postgres_gone(error.into()))
+        send_status(&mut self.engine, &mut self.wal, now)
     }
 
     fn take_answers(&mut self, now: Duration) -> Result<(), Stop> {
@@ -215,10 +259,13 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         Ok(())
     }
 
-    /// Hands over what WAL is at hand, at most a turn's worth, and ends the turn.
+    /// Hands over what is to be sent again and what WAL is at hand, at most a turn's worth, and ends the turn.
     fn take_wal(&mut self, now: Duration) -> Result<(), Stop> {
+        let turn_bytes_max = self.limits.turn_bytes_max;
+        self.engine
+            .send_again(self.broker.outgoing(), turn_bytes_max, now)?;
         let mut dry = false;
-        while self.engine.wants_wal() && self.broker.outgoing().len() < self.limits.turn_bytes_max {
+        while self.engine.wants_wal() && self.broker.outgoing().len() < turn_bytes_max {
             if self.take_frame(now)? {
                 continue;
             }
@@ -330,6 +377,17 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         self.ping_at = now + PING_INTERVAL;
         Ok(())
     }
+}
+
+fn send_status(
+    engine: &mut Engine,
+    wal: &mut impl WalTransport,
+    now: Duration,
+) -> Result<(), Stop> {
+    while let Some(update) = engine.poll_status(now) {
+        wal.queue_status(update);
+    }
+    wal.write().map_err(|error| postgres_gone(error.into()))
 }
 
 fn lost(error: StoreError) -> Stop {

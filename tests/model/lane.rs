@@ -28,6 +28,10 @@ pub enum Rule {
     HoldBack,
     /// The stream is probed before a confirmation.
     Probe,
+    /// A resync goes on only behind the last acknowledged row or one in flight.
+    ResyncInFlight,
+    /// A resync goes on only where no other relay has written the record.
+    ResyncRecord,
 }
 
 /// How often what may happen, and what is left out.
@@ -54,6 +58,8 @@ pub struct Budget {
     pub freezes: u8,
     pub foreign_messages: u8,
     pub purges: u8,
+    /// Of the broker's, with a relay that looks for it again.
+    pub lost_connections: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +75,7 @@ pub enum Action {
     Probe(u8),
     Confirm(u8),
     NoticeLostSlot(u8),
+    Resync(u8),
     Crash(u8),
     Freeze(u8),
     Thaw(u8),
@@ -173,6 +180,7 @@ impl Model for Case {
                 }
             }
             Action::NoticeLostSlot(relay) => next.end_epoch(relay),
+            Action::Resync(relay) => next.resync(self, relay),
             Action::Crash(relay) => {
                 next.budget.relay_crashes -= 1;
                 next.end_epoch(relay);

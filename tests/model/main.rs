@@ -60,6 +60,7 @@ const QUIET: Budget = Budget {
     freezes: 0,
     foreign_messages: 0,
     purges: 0,
+    lost_connections: 0,
 };
 
 fn case(way: Way, budget: Budget) -> Case {
@@ -196,6 +197,73 @@ fn fast_ingest_keeps_through_a_takeover() {
         rows: 2,
         ..case(Way::FastIngest, TAKEOVER)
     });
+}
+
+const LOST_CONNECTION: Budget = Budget {
+    lost_connections: 1,
+    ..QUIET
+};
+
+#[test]
+fn a_resync_keeps_through_a_foreign_message_and_a_crash() {
+    for way in [Way::Chain, Way::FastIngest] {
+        let budget = Budget {
+            foreign_messages: 1,
+            relay_crashes: 1,
+            ..LOST_CONNECTION
+        };
+        keeps(Case {
+            rows: 2,
+            ..case(way, budget)
+        });
+    }
+}
+
+#[test]
+fn a_resync_keeps_through_a_power_failure() {
+    for way in [Way::Chain, Way::FastIngest] {
+        let budget = Budget {
+            power_failures: 1,
+            ..LOST_CONNECTION
+        };
+        keeps(Case {
+            rows: 2,
+            ..case(way, budget)
+        });
+    }
+}
+
+#[test]
+fn a_resync_keeps_through_a_purge() {
+    let budget = Budget {
+        purges: 1,
+        ..LOST_CONNECTION
+    };
+    keeps(case(Way::Chain, budget));
+}
+
+#[test]
+fn a_resync_keeps_through_a_takeover() {
+    let budget = Budget {
+        freezes: 1,
+        ..LOST_CONNECTION
+    };
+    keeps(Case {
+        rows: 2,
+        ..case(Way::Chain, budget)
+    });
+}
+
+#[test]
+fn a_resync_behind_what_is_not_kept_skips_a_row() {
+    let budget = Budget {
+        power_failures: 1,
+        ..LOST_CONNECTION
+    };
+    breaks(
+        ONCE_IN_ORDER,
+        without(Rule::ResyncInFlight, Way::Chain, budget),
+    );
 }
 
 #[test]

@@ -33,6 +33,8 @@ pub struct Record {
     pub sequence: u8,
     pub tail: Tail,
     pub confirmed_lsn: u8,
+    /// How many epochs have begun with one.
+    pub epoch: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,8 +57,13 @@ pub struct Relay {
     pub phase: Phase,
     pub frozen: bool,
     pub memory: Option<Memory>,
+    /// As in its record; it outlives a resync.
+    pub epoch: u8,
+    /// Of the connection.
     pub token: u8,
     pub batch: u8,
+    /// Rows that have come from the WAL.
+    pub read: u8,
     /// The stream's last sequence at the start of the epoch, and the last row before its first.
     pub base_sequence: u8,
     pub base_row: u8,
@@ -87,8 +94,10 @@ impl Relay {
             phase: Phase::Down,
             frozen: false,
             memory: None,
+            epoch: 0,
             token: 0,
             batch: 0,
+            read: 0,
             base_sequence: 0,
             base_row: 0,
             record_sequence: 0,

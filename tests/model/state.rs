@@ -38,7 +38,7 @@ impl State {
     }
 
     /// `continuity::plan`: where the lane goes on; `None` halts.
-    pub fn plan(&self, memory: Option<Memory>) -> Option<Tail> {
+    pub fn plan(&self, memory: Option<Memory>, confirmed: u8) -> Option<Tail> {
         let mut found = Tail::default();
         for sequence in (1..=self.last_sequence()).rev() {
             if sequence <= self.purged {
@@ -54,7 +54,6 @@ impl State {
                 break;
             }
         }
-        let confirmed = self.confirmed_lsn;
         let explained = (found.row > 0 && found.row * 2 >= confirmed)
             || memory.is_some_and(|memory| confirmed <= memory.confirmed_lsn)
             || match self.record {
@@ -66,7 +65,7 @@ impl State {
 
     pub fn open(&mut self, relay: u8) {
         let memory = self.relays[relay as usize].memory;
-        let plan = self.plan(memory);
+        let plan = self.plan(memory, self.confirmed_lsn);
         let (base_sequence, confirmed) = (self.last_sequence(), self.confirmed_lsn);
         let record = self.record.unwrap_or_default();
         self.tokens += 1;
@@ -81,7 +80,9 @@ impl State {
         *r = Relay {
             phase: Phase::Opened,
             memory,
+            epoch: record.epoch + 1,
             token,
+            read: base_row,
             base_sequence,
             base_row,
             record_sequence: record.sequence,
@@ -99,6 +100,60 @@ impl State {
         };
     }
 
+    /// `Engine::resume`: a new connection, behind which what was in flight is sent again. The WAL is not asked again, nor the
+    /// slot whether it is still the relay's.
+    pub fn resync(&mut self, case: &Case, relay: u8) {
+        let without = |rule| case.without == Some(rule);
+        let r = &self.relays[relay as usize];
+        if !r.refused {
+            self.budget.lost_connections -= 1;
+        }
+        let known = Memory {
+            tail: r.tail,
+            confirmed_lsn: r.told_lsn,
+        };
+        let record = self.record.unwrap_or_default();
+        let overtaken = record.epoch > r.epoch && !without(Rule::ResyncRecord);
+        let found = self.plan(Some(known), r.told_lsn).filter(|found| {
+            let in_flight = r.tail.row < found.row && found.row <= r.read;
+            let unmoved = found.row == r.tail.row && found.sequence >= r.tail.sequence;
+            in_flight || unmoved || without(Rule::ResyncInFlight)
+        });
+        let Some(tail) = found.filter(|_| !overtaken) else {
+            self.end_epoch(relay);
+            return;
+        };
+        let base_sequence = self.last_sequence();
+        self.tokens += 1;
+        let token = self.tokens;
+        let r = &mut self.relays[relay as usize];
+        let mut left_behind = std::mem::take(&mut r.on_the_way);
+        if left_behind.is_empty() {
+            left_behind = std::mem::take(&mut r.left_behind);
+        }
+        // Only what was in flight is kept.
+        let base_row = tail.row.clamp(r.tail.row.min(r.read), r.read);
+        *r = Relay {
+            phase: Phase::Opened,
+            token,
+            base_sequence,
+            base_row,
+            record_sequence: record.sequence,
+            recorded_lsn: record.confirmed_lsn.max(r.told_lsn),
+            recorded_tail: tail,
+            tail,
+            sent: base_row,
+            answered: base_row,
+            acknowledged: r.acknowledged.max(if r.overlap { 0 } else { base_row }),
+            left_behind,
+            commit: None,
+            batch_open: false,
+            refused: false,
+            probed_lsn: 0,
+            ..r.clone()
+        };
+    }
+
     /// Stores a record behind the one that the relay knows; false when somebody else has.
     pub fn write_record(&mut self, relay: u8, confirmed_lsn: u8) -> bool {
         let r = &mut self.relays[relay as usize];
@@ -113,6 +168,7 @@ impl State {
             sequence: current + 1,
             tail: r.tail,
             confirmed_lsn,
+            epoch: r.epoch,
         });
         true
     }
@@ -185,6 +241,7 @@ impl State {
             batch: r.batch,
         });
         r.sent += 1;
+        r.read = r.read.max(r.sent);
         r.batch_open = !commits;
         if commits {
             r.commit = Some(r.sent);
@@ -283,6 +340,9 @@ impl State {
                     });
                 }
             }
+        }
+        if r.refused || self.budget.lost_connections > 0 {
+            actions.push(Action::Resync(relay));
         }
         if r.refused || r.answered > r.base_row.max(r.acknowledged) {
             actions.push(Action::ReadAnswers(relay));

@@ -76,6 +76,8 @@ pub(crate) struct Postgres {
     pub(crate) confirmed_lsn: Option<u64>,
     saved_lsn: u64,
     pub(crate) walsender: Option<Walsender>,
+    /// How many there were.
+    pub(crate) walsenders: u64,
     columns: Vec<usize>,
     events: u64,
     salt: u64,
@@ -99,6 +101,7 @@ impl Postgres {
             confirmed_lsn: Some(start),
             saved_lsn: start,
             walsender: None,
+            walsenders: 0,
             columns,
             events: 0,
             salt: 0,
@@ -224,6 +227,7 @@ impl Postgres {
             .iter()
             .position(|record| record.end_lsn() > confirmed)
             .unwrap_or(self.wal.len());
+        self.walsenders += 1;
         self.walsender = Some(Walsender {
             link,
             start_lsn,

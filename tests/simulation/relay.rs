@@ -9,9 +9,8 @@ use walrelay::nats::api::DEFAULT_PREFIX;
 use walrelay::nats::encode;
 use walrelay::nats::protocol::Op;
 use walrelay::nats::stream::lane_record_subject;
-use walrelay::pipeline::continuity::Plan;
 use walrelay::pipeline::engine::EpochSettings;
-use walrelay::pipeline::engine::Stop;
+use walrelay::pipeline::engine::{Engine, Stop};
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::lane_end::Memory;
@@ -22,7 +21,7 @@ use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Source;
 use walrelay::postgres::settings::default_columns;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
-use walrelay::relay::turn::{BrokerTransport, Limits, Turn};
+use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
 
 pub(crate) const SLOT: &str = "sim";
 const API_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +58,8 @@ pub(crate) enum Outcome {
 /// The start of an epoch, and what it has opened so far.
 struct Start {
     opening: Opening<'static>,
+    /// Once it has begun.
+    engine: Option<Box<Engine>>,
     incarnation: u64,
     broker: Option<Broker>,
     wal: Option<Wal>,
@@ -79,9 +80,38 @@ impl Start {
 /// An epoch that streams.
 struct Streaming {
     turn: Turn<Wal, Broker>,
-    plan: Plan,
+    /// Of Postgres, at the start.
+    incarnation: u64,
     began: Duration,
     stopping: bool,
+}
+
+/// The WAL's side while the broker's is made anew.
+struct Waiting {
+    kept: Kept<Wal>,
+    incarnation: u64,
+}
+
+impl Waiting {
+    /// Tells Postgres that it is there, and looks whether that still is.
+    fn serve(&mut self, world: &mut World) -> Result<(), Fault> {
+        let gone = |text: &str| Fault::Postgres(text.into());
+        // As the look at the catalog does.
+        if !world.postgres.up || world.postgres.incarnation != self.incarnation {
+            return Err(gone("gone"));
+        }
+        while let Some(note) = self.kept.engine.poll_note() {
+            world.note(|| format!("{note:?}"));
+        }
+        let told = self.kept.send_status(world.now);
+        told.map_err(|_| gone("closed"))?;
+        let wal = &mut self.kept.wal;
+        if wal.has_output() && !world.net.links[wal.link].server_open {
+            return Err(gone("closed"));
+        }
+        wal.flush(&mut world.net, world.now, &mut world.random);
+        Ok(())
+    }
 }
 
 enum State {
@@ -96,6 +126,8 @@ pub(crate) struct Relay {
     pub(crate) id: u64,
     settings: Settings,
     state: State,
+    /// In a pause or an opening that is about the broker alone.
+    waiting: Option<Box<Waiting>>,
     pub(crate) wake: Duration,
     pub(crate) frozen_until: Duration,
     epochs: Epochs,
@@ -115,6 +147,7 @@ impl Relay {
             from: settings.from,
             settings,
             state: State::Pause,
+            waiting: None,
             wake: now,
             frozen_until: Duration::ZERO,
             epochs_begun: 0,
@@ -150,13 +183,20 @@ impl Relay {
 
     /// The connections that it has open.
     pub(crate) fn links(&self) -> Vec<usize> {
-        match &self.state {
+        let mut links = match &self.state {
             State::Opening(start) => start.links().collect(),
             State::Streaming(streaming) => {
                 vec![streaming.turn.broker.link, streaming.turn.wal.link]
             }
             _ => Vec::new(),
-        }
+        };
+        links.extend(self.waiting.as_ref().map(|waiting| waiting.kept.wal.link));
+        links
+    }
+
+    /// The broker's side is made anew, and the WAL's has stayed.
+    pub(crate) fn is_resyncing(&self) -> bool {
+        self.waiting.is_some()
     }
 
     /// SIGKILL: the process and all its state are gone, its connections closed by the kernel.
@@ -164,6 +204,7 @@ impl Relay {
         for link in self.links() {
             world.close(link);
         }
+        self.waiting = None;
         self.state = State::Ended(Outcome::Stopped);
     }
 
@@ -173,6 +214,9 @@ impl Relay {
             return None;
         }
         let mut at = self.wake;
+        if let Some(waiting) = &self.waiting {
+            at = at.min(waiting.kept.next_time());
+        }
         let (nats, wal) = match &self.state {
             State::Opening(start) => (start.broker.as_ref(), None),
             State::Streaming(streaming) => {
@@ -195,15 +239,28 @@ impl Relay {
     /// Runs until it waits.
     pub(crate) fn advance(&mut self, world: &mut World) {
         self.count_turn(world);
+        if let Some(waiting) = &mut self.waiting
+            && let Err(fault) = waiting.serve(world)
+        {
+            self.leave(world);
+            self.state = self.ended(&fault, false, world);
+            return;
+        }
         let state = std::mem::replace(&mut self.state, State::Pause);
         self.state = match state {
-            State::Pause if self.stopping => State::Ended(Outcome::Stopped),
+            State::Pause if self.stopping => {
+                self.leave(world);
+                State::Ended(Outcome::Stopped)
+            }
+            // Only the WAL's side had something to do.
+            State::Pause if world.now < self.wake => State::Pause,
             State::Pause => {
                 self.epochs_begun += 1;
                 State::Opening(Box::new(self.start()))
             }
             State::Opening(start) if self.stopping => {
                 start.links().for_each(|link| world.close(link));
+                self.leave(world);
                 State::Ended(Outcome::Stopped)
             }
             State::Opening(start) => self.open(start, world),
@@ -223,16 +280,32 @@ impl Relay {
         }
     }
 
+    /// Closes what a resync has kept.
+    fn leave(&mut self, world: &mut World) {
+        if let State::Opening(start) = &self.state {
+            start.links().for_each(|link| world.close(link));
+        }
+        if let Some(waiting) = self.waiting.take() {
+            self.inherit(&waiting.kept.engine);
+            world.close(waiting.kept.wal.link);
+        }
+    }
+
     fn start(&self) -> Start {
+        let known = Known {
+            slot: SLOT,
+            stream: STREAM,
+            template: "outbox.{event_type}".parse().expect("a template"),
+            shared: self.settings.shared,
+            memory: self.memory.clone(),
+            from: self.from.map(Into::into),
+        };
         Start {
-            opening: Opening::new(Known {
-                slot: SLOT,
-                stream: STREAM,
-                template: "outbox.{event_type}".parse().expect("a template"),
-                shared: self.settings.shared,
-                memory: self.memory.clone(),
-                from: self.from.map(Into::into),
-            }),
+            opening: match self.is_resyncing() {
+                true => Opening::resync(known),
+                false => Opening::new(known),
+            },
+            engine: None,
             incarnation: 0,
             broker: None,
             wal: None,
@@ -251,30 +324,7 @@ impl Relay {
             return self.refused("no slot".into(), world);
         }
         match self.step(&mut start, world) {
-            Ok(()) if start.opening.wanted() == Wanted::Nothing => {
-                self.has_streamed = true;
-                let Start {
-                    opening,
-                    broker,
-                    wal,
-                    ..
-                } = *start;
-                let opened = opening.finish();
-                let (wal, broker) = (wal.expect("taken"), broker.expect("connected"));
-                let limits = Limits {
-                    turn_bytes_max: world.random.pick(&[500, 20_000, TURN_BYTES_MAX]),
-                    column_bytes_max: MESSAGE_BYTES_MAX,
-                    frame_bytes_max: MESSAGE_BYTES_MAX + FRAME_OVERHEAD_BYTES,
-                    wal_sender_timeout: Some(crate::postgres::WAL_SENDER_TIMEOUT),
-                };
-                let turn = Turn::new(*opened.engine, wal, broker, limits, world.now);
-                State::Streaming(Box::new(Streaming {
-                    turn,
-                    plan: opened.plan,
-                    began: world.now,
-                    stopping: false,
-                }))
-            }
+            Ok(()) if start.opening.wanted() == Wanted::Nothing => self.streams(*start, world),
             Ok(()) => {
                 let written = start.broker.as_ref().is_none_or(|b| !b.is_busy());
                 if let Some((_, deadline)) = start.asked.filter(|_| written) {
@@ -284,6 +334,14 @@ impl Relay {
             }
             Err(stop) => {
                 start.links().for_each(|link| world.close(link));
+                let is_of_broker = match &stop {
+                    NotOpened::Fault(fault) => fault.is_of_broker(),
+                    NotOpened::NoMode(_) => true,
+                    NotOpened::Halt(_) | NotOpened::Refusal(_) => false,
+                };
+                if !is_of_broker {
+                    self.leave(world);
+                }
                 match stop {
                     NotOpened::Halt(halt) => self.halted(halt, world),
                     NotOpened::Fault(fault) => self.ended(&fault, false, world),
@@ -292,6 +350,37 @@ impl Relay {
                 }
             }
         }
+    }
+
+    /// The opening has come to its end.
+    fn streams(&mut self, start: Start, world: &mut World) -> State {
+        self.has_streamed = true;
+        let broker = start.broker.expect("connected");
+        let (turn, incarnation) = match self.waiting.take() {
+            Some(mut waiting) => {
+                start.opening.finish(&mut waiting.kept.engine);
+                (waiting.kept.join(broker, world.now), waiting.incarnation)
+            }
+            None => {
+                let mut engine = start.engine.expect("begun");
+                start.opening.finish(&mut engine);
+                let limits = Limits {
+                    turn_bytes_max: world.random.pick(&[500, 20_000, TURN_BYTES_MAX]),
+                    column_bytes_max: MESSAGE_BYTES_MAX,
+                    frame_bytes_max: MESSAGE_BYTES_MAX + FRAME_OVERHEAD_BYTES,
+                    wal_sender_timeout: Some(crate::postgres::WAL_SENDER_TIMEOUT),
+                };
+                let wal = start.wal.expect("taken");
+                let turn = Turn::new(*engine, wal, broker, limits, world.now);
+                (turn, start.incarnation)
+            }
+        };
+        State::Streaming(Box::new(Streaming {
+            turn,
+            incarnation,
+            began: world.now,
+            stopping: false,
+        }))
     }
 
     fn refused(&mut self, error: String, world: &mut World) -> State {
@@ -303,9 +392,22 @@ impl Relay {
     }
 
     /// Gives the opening what it wants, as far as it is at hand.
-    fn step(&self, start: &mut Start, world: &mut World) -> Result<(), NotOpened> {
+    fn step(&mut self, start: &mut Start, world: &mut World) -> Result<(), NotOpened> {
         let gone = |what: &str| NotOpened::Fault(Fault::Postgres(what.into()));
         let sql_gone = !world.postgres.up || world.postgres.incarnation != start.incarnation;
+        if let Some(waiting) = &mut self.waiting {
+            let engine = &mut waiting.kept.engine;
+            match start.opening.wanted() {
+                Wanted::SlotPlace => return start.opening.slot_kept(engine),
+                Wanted::Settings => {
+                    let broker = start.broker.as_ref().expect("connected");
+                    let limits = self.limits(broker.inbox(), world);
+                    let engine = &mut self.waiting.as_mut().expect("above").kept.engine;
+                    return start.opening.resume(engine, limits, world.now);
+                }
+                _ => {}
+            }
+        }
         match start.opening.wanted() {
             Wanted::Catalog => {
                 if !world.postgres.up {
@@ -370,7 +472,7 @@ impl Relay {
             Wanted::Settings => {
                 let broker = start.broker.as_ref().expect("connected");
                 let settings = self.epoch_settings(broker.inbox(), world);
-                start.opening.begin(settings, world.now);
+                start.engine = Some(start.opening.begin(settings, world.now));
             }
             Wanted::Nothing => {}
         }
@@ -387,15 +489,7 @@ impl Relay {
                 columns: default_columns(),
             },
             carrier: None,
-            limits: WindowLimits {
-                inbox: inbox.to_owned(),
-                epoch_token: format!("e{:016x}", world.random.next()),
-                messages_max: settings.messages_max,
-                one_by_one: self.epochs.one_by_one(),
-                bytes_max: settings.bytes_max,
-                message_bytes_max: MESSAGE_BYTES_MAX,
-                ack_timeout: settings.ack_timeout,
-            },
+            limits: self.limits(inbox, world),
             hold_back: settings.hold_back,
             held_bytes_max: settings.held_bytes_max,
             on_timeline: None,
@@ -405,8 +499,22 @@ impl Relay {
         }
     }
 
+    fn limits(&self, inbox: &str, world: &mut World) -> WindowLimits {
+        let settings = &self.settings;
+        WindowLimits {
+            inbox: inbox.to_owned(),
+            epoch_token: format!("e{:016x}", world.random.next()),
+            messages_max: settings.messages_max,
+            one_by_one: self.epochs.one_by_one(),
+            bytes_max: settings.bytes_max,
+            message_bytes_max: MESSAGE_BYTES_MAX,
+            ack_timeout: settings.ack_timeout,
+        }
+    }
+
     fn halted(&mut self, halt: Halt, world: &mut World) -> State {
         world.note(|| format!("relay {} halts: {halt}", self.id));
+        self.leave(world);
         State::Ended(Outcome::Halted(halt))
     }
 
@@ -438,31 +546,37 @@ impl Relay {
             Err(stop) => Some(stop),
         };
         let steady = world.now.saturating_sub(streaming.began) >= STEADY;
-        let progressed = self.inherit(&streaming) || steady;
+        let progressed = self.inherit(&streaming.turn.engine) || steady;
         let turn = &mut streaming.turn;
         if let Some(Stop::Halt(halt)) = &stop {
             keep_halt(halt, turn, world);
         }
-        match stop {
-            None | Some(Stop::Halt(_)) => finish(turn, world),
-            Some(Stop::Fault(_)) => {
-                for link in [turn.broker.link, turn.wal.link] {
-                    world.close(link);
-                }
+        let stop = match stop {
+            Some(Stop::Fault(fault)) => fault,
+            Some(Stop::Halt(halt)) => {
+                finish(turn, world);
+                return self.halted(halt, world);
             }
+            None => {
+                finish(turn, world);
+                return State::Ended(Outcome::Stopped);
+            }
+        };
+        world.close(turn.broker.link);
+        if stop.is_of_broker() && turn.engine.can_resync() && !self.stopping {
+            let incarnation = streaming.incarnation;
+            let (kept, _) = streaming.turn.part();
+            self.waiting = Some(Box::new(Waiting { kept, incarnation }));
+        } else {
+            world.close(turn.wal.link);
         }
-        match stop {
-            None => State::Ended(Outcome::Stopped),
-            Some(Stop::Halt(halt)) => self.halted(halt, world),
-            Some(Stop::Fault(fault)) => self.ended(&fault, progressed, world),
-        }
+        self.ended(&stop, progressed, world)
     }
 
-    fn inherit(&mut self, streaming: &Streaming) -> bool {
-        let engine = &streaming.turn.engine;
-        self.from = engine.replay_left(&streaming.plan).map(Into::into);
+    fn inherit(&mut self, engine: &Engine) -> bool {
+        self.from = engine.replay_left().map(Into::into);
         self.memory = Some(engine.memory());
-        engine.progress().acknowledged_rows() > 0
+        engine.has_progressed()
     }
 }
 

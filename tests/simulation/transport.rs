@@ -64,6 +64,11 @@ impl Wal {
         !self.arrived.is_empty()
     }
 
+    /// Whether status updates wait.
+    pub(crate) fn has_output(&self) -> bool {
+        !self.statuses.is_empty()
+    }
+
     /// Sends the status updates that wait.
     pub(crate) fn flush(&mut self, net: &mut Net, now: Duration, random: &mut Random) {
         let link = &mut net.links[self.link];
@@ -136,7 +141,7 @@ pub(crate) struct Broker {
     received: BytesMut,
     outgoing: BytesMut,
     store: LaneStore,
-    has_read: bool,
+    has_moved: bool,
 }
 
 impl Broker {
@@ -148,13 +153,13 @@ impl Broker {
             received: BytesMut::new(),
             outgoing: BytesMut::new(),
             store,
-            has_read: false,
+            has_moved: false,
         }
     }
 
     /// Whether the next exchange moves something at once.
     pub(crate) fn is_busy(&self) -> bool {
-        self.has_read || !self.outgoing.is_empty()
+        self.has_moved || !self.outgoing.is_empty()
     }
 
     /// Writes some or all, reads some; false at the end of the connection.
@@ -163,6 +168,7 @@ impl Broker {
         if !link.server_open && !self.outgoing.is_empty() {
             return false;
         }
+        self.has_moved = false;
         if !self.outgoing.is_empty() {
             let len = self.outgoing.len() as u64;
             let cut = if random.one_in(8) {
@@ -172,13 +178,15 @@ impl Broker {
             };
             let bytes = self.outgoing.split_to(cut as usize);
             link.up.send(&bytes, now, random);
+            self.has_moved = true;
         }
-        self.has_read = false;
+        let mut has_read = false;
         while let Some(bytes) = link.down.receive(now) {
             self.received.extend_from_slice(&bytes);
-            self.has_read = true;
+            has_read = true;
         }
-        self.has_read || !link.is_at_end()
+        self.has_moved |= has_read;
+        has_read || !link.is_at_end()
     }
 }
 

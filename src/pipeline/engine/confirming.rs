@@ -57,6 +57,15 @@ impl Engine {
         self.record_sequence = sequence;
     }
 
+    /// The record that is stored before the first message on a connection to the broker.
+    pub fn first_record(&self) -> LaneRecord {
+        let recorded = self.settings.record.as_ref();
+        let confirmed_lsn = self.confirm.confirmed_lsn();
+        self.lane_record(recorded.map_or(confirmed_lsn, |record| {
+            record.confirmed_lsn.max(confirmed_lsn)
+        }))
+    }
+
     /// The record that says where the lane is, and how far the slot may have been confirmed.
     pub fn lane_record(&self, confirmed_lsn: PgLsn) -> LaneRecord {
         let settings = &self.settings;
@@ -85,7 +94,7 @@ impl Engine {
             active: !(self.stopping && self.window.in_flight() == 0),
             adopted_sequence: previous.map_or(0, |record| record.adopted_sequence),
             skips: settings
-                .skips
+                .skips()
                 .iter()
                 .copied()
                 .filter(|skip| tail.is_none_or(|tail| *skip > tail.position))
@@ -132,16 +141,18 @@ impl Engine {
         Ok(ask.map(|ask| self.request(ask)))
     }
 
+    /// When [`Self::poll_status`] is worth calling again.
+    pub fn status_due(&self) -> Duration {
+        self.status_at + self.settings.epoch.status_interval
+    }
+
     /// The next status update, if one is due. After one that confirms, one with flush 0 follows at once: the server
     /// then waits for nothing of ours, in a shutdown or as for a synchronous standby.
     pub fn poll_status(&mut self, now: Duration) -> Option<StatusUpdate> {
         let write_lsn = self.progress.received_lsn();
         let confirmed = self.confirm.confirmed_lsn();
         let confirms = confirmed > self.told_lsn;
-        if !confirms
-            && !self.status_wanted
-            && now < self.status_at + self.settings.epoch.status_interval
-        {
+        if !confirms && !self.status_wanted && now < self.status_due() {
             return None;
         }
         self.status_at = now;

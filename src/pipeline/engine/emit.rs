@@ -133,7 +133,7 @@ impl Engine {
             _ => "-".to_owned(),
         };
         let may_pass =
-            !self.settings.epoch.halt_on_reject || self.settings.skips.contains(&position);
+            !self.settings.epoch.halt_on_reject || self.settings.skips().contains(&position);
         self.headers
             .extend_from_slice(dead_letter::headers(&reject).as_bytes());
         let body = dead_letter::body(row, position, &reject);

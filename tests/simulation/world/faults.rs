@@ -17,6 +17,7 @@ pub(crate) enum FaultKind {
     StallWal,
     DoubleAnswer,
     BrokerRestart,
+    BrokerAway,
     BrokerCrash,
     SilentLoss,
     Overload,
@@ -33,7 +34,7 @@ pub(crate) enum FaultKind {
     PostgresCrash,
 }
 
-pub(crate) const ALL_FAULTS: [FaultKind; 21] = [
+pub(crate) const ALL_FAULTS: [FaultKind; 22] = [
     FaultKind::CutNats,
     FaultKind::CutPostgres,
     FaultKind::StallRequests,
@@ -41,6 +42,7 @@ pub(crate) const ALL_FAULTS: [FaultKind; 21] = [
     FaultKind::StallWal,
     FaultKind::DoubleAnswer,
     FaultKind::BrokerRestart,
+    FaultKind::BrokerAway,
     FaultKind::BrokerCrash,
     FaultKind::SilentLoss,
     FaultKind::Overload,
@@ -196,6 +198,8 @@ impl World {
                 self.broker.crash(end);
                 self.broker_down(3_000);
             }
+            // Longer than Postgres waits for a sign of life.
+            FaultKind::BrokerAway => self.broker_down(90_000),
             FaultKind::BrokerCrash => {
                 let cut = self.crash_cut();
                 self.lose(false, |broker| broker.crash(cut));
