@@ -118,6 +118,14 @@ pub enum ConfigError {
         /// With its source.
         second: String,
     },
+    /// Two sources of the Postgres password.
+    #[error("{first} and {second} both give the password of Postgres: remove one")]
+    PasswordTwice {
+        /// With its source.
+        first: String,
+        /// With its source.
+        second: String,
+    },
     /// Half of a user and password.
     #[error("{given} is given without {missing}")]
     AuthHalf {

@@ -144,6 +144,12 @@ fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
     match (key, value) {
         (_, DeValue::String(text)) => Ok(text.to_string()),
         (_, DeValue::Integer(number)) if number.radix() == 10 => Ok(number.as_str().to_owned()),
+        (Key::PostgresPasswordCommand, DeValue::Array(words)) => {
+            let words: Option<Vec<&str>> =
+                words.iter().map(|word| word.get_ref().as_str()).collect();
+            let words = words.ok_or("text or a list of texts")?;
+            Ok(serde_json::to_string(&words).expect("texts are JSON"))
+        }
         (Key::NatsShared, DeValue::Boolean(is_shared)) => Ok(is_shared.to_string()),
         (Key::NatsShared, _) => Err("true or false"),
         (Key::NatsUrl, DeValue::Array(urls)) => {

@@ -10,6 +10,7 @@ pub enum Key {
     Name,
     PostgresUrl,
     PostgresPassword,
+    PostgresPasswordCommand,
     PostgresSlot,
     PostgresPublication,
     PostgresTable,
@@ -116,6 +117,14 @@ pub const KEYS: &[Entry] = &[
         )
     },
     secret(Key::PostgresPassword, "postgres", "password"),
+    // A program and its arguments, for passwords that live for minutes.
+    open(
+        Key::PostgresPasswordCommand,
+        "postgres",
+        "password_command",
+        None,
+        None,
+    ),
     // Slot and publication are derived from the name.
     open(Key::PostgresSlot, "postgres", "slot", None, Some("--slot")),
     open(

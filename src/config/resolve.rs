@@ -15,7 +15,7 @@ use super::{HttpSettings, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
-use crate::postgres::conninfo::{self, Conninfo, PasswordSource};
+use crate::postgres::conninfo::{self, Conninfo, PasswordCommand, PasswordSource};
 use crate::postgres::settings::{PostgresSettings, default_columns};
 use crate::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
@@ -71,16 +71,7 @@ fn resolve_postgres(
     warnings: &mut Vec<String>,
 ) -> Result<PostgresSettings, ConfigError> {
     let url = layers.get(Key::PostgresUrl);
-    let password = layers
-        .get(Key::PostgresPassword)
-        .filter(|password| match url {
-            // The URL's own password goes before one from a lower layer.
-            Some(url) if conninfo::has_password(&url.text) => {
-                password.source.rank() >= url.source.rank()
-            }
-            _ => true,
-        });
-    let password = password.map(|password| password_source(password, environment));
+    let password = password_source(layers, environment)?;
     let (conninfo, conninfo_warnings) =
         Conninfo::resolve(url.map(|url| url.text.as_str()), password, environment).map_err(
             |source| ConfigError::Conninfo {
@@ -113,16 +104,69 @@ fn resolve_postgres(
     })
 }
 
-/// A password that comes from a file is read again at each connect.
-fn password_source(password: &Value, environment: &Environment) -> PasswordSource {
-    let file = match &password.source {
-        ValueOrigin::Variable(variable) if variable.ends_with("_FILE") => environment.get(variable),
-        _ => None,
+/// The password's source from the highest layer that has one; `None` leaves it to the connection string and what libpq
+/// reads beside it.
+fn password_source(
+    layers: &Layers,
+    environment: &Environment,
+) -> Result<Option<PasswordSource>, ConfigError> {
+    let url = layers
+        .get(Key::PostgresUrl)
+        .filter(|url| conninfo::has_password(&url.text))
+        .map(|url| (Key::PostgresUrl, url));
+    let own = |key| layers.get(key).map(|value| (key, value));
+    let password = own(Key::PostgresPassword);
+    let command = own(Key::PostgresPasswordCommand);
+    let rank = |given: &Option<(Key, &Value)>| given.map(|(_, value)| value.source.rank());
+    // A password of its own goes with a URL of the same layer.
+    let fixed = if rank(&password) >= rank(&url) {
+        password
+    } else {
+        url
     };
-    match file {
-        Some(path) => PasswordSource::File(path.into()),
-        None => Secret::new(&*password.text).into(),
+    match (fixed, command) {
+        (Some((first, fixed)), Some((second, command)))
+            if fixed.source.rank() == command.source.rank() =>
+        {
+            let name = |key: Key, value: &Value| format!("{} ({})", key.path(), value.source);
+            Err(ConfigError::PasswordTwice {
+                first: name(first, fixed),
+                second: name(second, command),
+            })
+        }
+        (_, Some((_, command)))
+            if rank(&Some((Key::PostgresPasswordCommand, command))) > rank(&fixed) =>
+        {
+            let expected =
+                "a program and its arguments, such as [\"cat\", \"/run/secrets/password\"]";
+            password_command(&command.text)
+                .map(|command| Some(PasswordSource::Command(command)))
+                .ok_or_else(|| invalid(Key::PostgresPasswordCommand, command, expected.to_owned()))
+        }
+        (Some((Key::PostgresPassword, password)), _) => {
+            // One that comes from a file is read again at each connect.
+            let file = match &password.source {
+                ValueOrigin::Variable(variable) if variable.ends_with("_FILE") => {
+                    environment.get(variable)
+                }
+                _ => None,
+            };
+            Ok(Some(match file {
+                Some(path) => PasswordSource::File(path.into()),
+                None => Secret::new(&*password.text).into(),
+            }))
+        }
+        _ => Ok(None),
     }
+}
+
+/// A list as in JSON and TOML, else words.
+fn password_command(text: &str) -> Option<PasswordCommand> {
+    let words = match text.trim_start().starts_with('[') {
+        true => serde_json::from_str(text).ok()?,
+        false => text.split_whitespace().map(str::to_owned).collect(),
+    };
+    PasswordCommand::new(words)
 }
 
 fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {

@@ -196,6 +196,7 @@ fn every_key_can_be_given_by_file_and_environment() {
             Key::NatsNkeySeed => seed_path.display().to_string(),
             Key::NatsCredentials | Key::NatsUser | Key::NatsPassword => continue,
             Key::NatsToken | Key::PostgresPassword => "s3cr3t".to_owned(),
+            Key::PostgresPasswordCommand => "cat file".to_owned(),
             Key::PostgresSlot | Key::PostgresPublication => "other".to_owned(),
             key => key.entry().default.unwrap().to_owned(),
         };

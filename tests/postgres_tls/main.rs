@@ -3,5 +3,8 @@
 
 mod bind;
 mod certificates;
+mod hosts;
+mod password;
 mod support;
 mod table;
+mod tampering;

@@ -6,7 +6,7 @@ use super::{Case, shown};
 use crate::config::origin::ValueOrigin;
 use crate::config::{ConfigError, Key};
 use crate::nats::address::NatsAuth;
-use crate::postgres::conninfo::PasswordSource;
+use crate::postgres::conninfo::{PasswordCommand, PasswordSource};
 
 #[test]
 fn secrets_come_from_files_too() {
@@ -44,6 +44,43 @@ fn secrets_come_from_files_too() {
         .unwrap()
         .warnings;
     assert_eq!(warnings.len(), 1, "only secrets have a _FILE");
+}
+
+#[test]
+fn a_command_gives_the_password_where_nothing_higher_does() {
+    let source = |case: Case| case.load().unwrap().settings.postgres.conninfo.password;
+    let command = |words: &[&str]| {
+        let words = words.iter().map(|word| (*word).to_owned()).collect();
+        PasswordSource::Command(PasswordCommand::new(words).unwrap())
+    };
+    let file = "[postgres]\npassword_command = ['token', '--for', 'a b']";
+    assert_eq!(source(Case::new(file)), command(&["token", "--for", "a b"]));
+    let variable = "WALRELAY_POSTGRES_PASSWORD_COMMAND";
+    for (text, words) in [
+        ("other token", &["other", "token"]),
+        ("[\"other\", \"token\"]", &["other", "token"]),
+    ] {
+        assert_eq!(source(Case::new(file).env(variable, text)), command(words));
+    }
+    let higher = Case::new(file).flag(Key::PostgresUrl, "postgres://u:flag@h/d");
+    // The connection string keeps its own.
+    assert_eq!(source(higher), PasswordSource::Given("flag".into()));
+    let lower = Case::new(file).env("PGPASSWORD", "pg");
+    assert_eq!(source(lower), command(&["token", "--for", "a b"]));
+    for other in ["password = 'p'", "url = 'postgres://u:p@h/d'"] {
+        let error = Case::new(&format!("{file}\n{other}")).load().unwrap_err();
+        assert!(
+            matches!(error, ConfigError::PasswordTwice { .. }),
+            "{error}"
+        );
+    }
+    for wrong in ["[]", "[1]", "[\"\"]", "[", " "] {
+        let error = Case::new("").env(variable, wrong).load().unwrap_err();
+        assert!(
+            matches!(error, ConfigError::Value { .. }),
+            "{wrong}: {error}"
+        );
+    }
 }
 
 #[test]
