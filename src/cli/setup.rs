@@ -195,7 +195,7 @@ async fn rows_before(
     settings: &Settings,
 ) -> Result<Option<String>, anyhow::Error> {
     let table = &settings.postgres.table;
-    if !before.table.as_ref().is_some_and(|table| table.may_select) {
+    if before.table.is_none() || row_security::missing_grants(before, table).is_some() {
         return Ok(None);
     }
     if let Err(hidden) = row_security::check(before, table) {

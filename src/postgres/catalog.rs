@@ -147,8 +147,10 @@ pub struct Table {
     pub relkind: char,
     /// `p` permanent, `u` unlogged, `t` temporary.
     pub relpersistence: char,
-    /// Whether the role may read it.
+    /// Whether the role may read it, once it may use the schema.
     pub may_select: bool,
+    /// Whether the role may use its schema.
+    pub may_use_schema: bool,
     /// Whether policies hide rows from the role.
     pub row_security: bool,
     /// The role may publish and drop it.
@@ -287,7 +289,8 @@ FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";
 const TABLE: &str = "\
 SELECT jsonb_build_object(
   'oid', c.oid::int8, 'relkind', c.relkind::text, 'relpersistence', c.relpersistence::text,
-  'may_select', has_table_privilege(c.oid, 'SELECT'), 'row_security', row_security_active(c.oid),
+  'may_select', has_table_privilege(c.oid, 'SELECT'),
+  'may_use_schema', has_schema_privilege(c.relnamespace, 'USAGE'), 'row_security', row_security_active(c.oid),
   'owned', pg_has_role(c.relowner, 'USAGE'),
   'columns', coalesce((
      SELECT jsonb_agg(jsonb_build_object(

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::postgres::catalog::{Inspection, Publication, Server, Slot, Table};
+use crate::postgres::row_security::missing_grants;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
@@ -298,12 +299,12 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
     }
     heirs(table, settings, found);
     partition_keys(table, settings, found);
-    if !table.may_select {
+    if let Some(grants) = missing_grants(inspection, name) {
         let role = quote_identifier(&inspection.server.role);
         found.push(warn(
             Kind::Privilege,
             format!("role {role} may not read {name}, which backfill and verify need"),
-            format!("run GRANT SELECT ON {name} TO {role};"),
+            format!("run {grants}"),
         ));
     }
     columns::columns(table, settings, found);

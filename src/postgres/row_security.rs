@@ -1,4 +1,4 @@
-//! Row security, which hides rows of a table from a role.
+//! Rows that a role may not see: row security hides them, or a right is missing.
 //!
 //! In: an [`Inspection`]. Out: [`RowsHidden`], with what mends it, for commands that compare, count or publish rows. Their
 //! sessions have `row_security = off`, so that Postgres refuses a statement instead of leaving rows out.
@@ -6,15 +6,43 @@
 use crate::postgres::catalog::Inspection;
 use crate::postgres::table_name::{TableName, quote_identifier};
 
-/// A policy hides rows of the table from the session's role.
+/// The session's role does not see every row of the table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "row security hides rows of {table} from role {role}, so that nothing can be said of them: run ALTER ROLE {role} \
-     BYPASSRLS; as a superuser, or name another role in postgres.url"
-)]
-pub struct RowsHidden {
-    table: TableName,
-    role: String,
+pub enum RowsHidden {
+    /// A policy hides some.
+    #[error(
+        "row security hides rows of {table} from role {role}, so that nothing can be said of them: run ALTER ROLE {role} \
+         BYPASSRLS; as a superuser, or name another role in postgres.url"
+    )]
+    Policy {
+        /// The table.
+        table: TableName,
+        /// As SQL.
+        role: String,
+    },
+    /// It may read none.
+    #[error("role {role} may not read {table}: as the table's owner, run {grants}")]
+    Rights {
+        /// The table.
+        table: TableName,
+        /// As SQL.
+        role: String,
+        /// What it lacks, as SQL.
+        grants: String,
+    },
+}
+
+/// What the session's role lacks to read the table, as SQL; `None` where nothing.
+pub fn missing_grants(inspection: &Inspection, table: &TableName) -> Option<String> {
+    let found = inspection.table.as_ref()?;
+    let role = quote_identifier(&inspection.server.role);
+    let schema = quote_identifier(&table.schema);
+    let grants = [
+        (!found.may_use_schema).then(|| format!("GRANT USAGE ON SCHEMA {schema} TO {role};")),
+        (!found.may_select).then(|| format!("GRANT SELECT ON {table} TO {role};")),
+    ];
+    let grants: Vec<String> = grants.into_iter().flatten().collect();
+    (!grants.is_empty()).then(|| grants.join(" "))
 }
 
 /// Makes sure that every row of the table is seen.
@@ -22,14 +50,19 @@ pub struct RowsHidden {
 /// # Errors
 /// [`RowsHidden`].
 pub fn check(inspection: &Inspection, table: &TableName) -> Result<(), RowsHidden> {
-    if inspection
-        .table
-        .as_ref()
-        .is_some_and(|found| found.row_security)
-    {
-        return Err(RowsHidden {
+    let role = quote_identifier(&inspection.server.role);
+    if let Some(grants) = missing_grants(inspection, table) {
+        return Err(RowsHidden::Rights {
             table: table.clone(),
-            role: quote_identifier(&inspection.server.role),
+            role,
+            grants,
+        });
+    }
+    let found = inspection.table.as_ref();
+    if found.is_some_and(|found| found.row_security) {
+        return Err(RowsHidden::Policy {
+            table: table.clone(),
+            role,
         });
     }
     Ok(())

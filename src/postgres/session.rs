@@ -151,8 +151,11 @@ fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
             "let role {role} into database {database} by a line in pg_hba.conf, and run SELECT pg_reload_conf();"
         ),
         "28000" => format!(
-            "name another role in postgres.url, or run CREATE ROLE {role} LOGIN REPLICATION; (ALTER ROLE where it exists)"
+            "name another role in postgres.url, or run CREATE ROLE {role} LOGIN REPLICATION; or, where it exists, ALTER ROLE {role} LOGIN REPLICATION;"
         ),
+        "42501" => {
+            format!("run GRANT CONNECT ON DATABASE {database} TO {role}; as the database's owner")
+        }
         "3D000" => {
             format!("name another database in postgres.url, or run CREATE DATABASE {database};")
         }

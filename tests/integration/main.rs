@@ -8,6 +8,7 @@ mod authentication;
 mod crashes;
 mod delivery;
 mod idle;
+mod least_privilege;
 mod logs;
 mod refusals;
 mod rejects;
