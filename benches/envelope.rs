@@ -2,10 +2,13 @@
 
 mod input;
 
+use std::borrow::Cow;
+
 use bytes::BytesMut;
 use divan::{AllocProfiler, Bencher, black_box};
 use walrelay::pipeline::envelope::Envelope;
 use walrelay::pipeline::fields::Fields;
+use walrelay::pipeline::kind::Kind;
 use walrelay::pipeline::pgoutput::Column;
 use walrelay::pipeline::row::Row;
 use walrelay::pipeline::subject::SubjectTemplate;
@@ -34,7 +37,13 @@ fn write(bencher: Bencher<'_, '_>, payload_bytes: usize) {
             occurred_at: Column::Text(b"2026-11-23 04:40:52.84613+00"),
             payload: Column::Text(payload.as_bytes()),
         },
-        false,
+        Fields {
+            occurred_at: Kind::Time,
+            payload: Kind::Json,
+            ..Fields::default()
+        },
+        Vec::new(),
+        0,
     );
     let mut out = BytesMut::with_capacity(payload_bytes + 1_000);
     bencher
@@ -54,7 +63,10 @@ fn subject(bencher: Bencher<'_, '_>) {
     let mut subject = Vec::with_capacity(256);
     bencher.bench_local(|| {
         template
-            .render(black_box(b"lesson.published.v1"), b"", b"1", &mut subject)
+            .render(
+                |_| Some(Cow::Borrowed(black_box(b"lesson.published.v1"))),
+                &mut subject,
+            )
             .expect("a subject");
         black_box(&subject);
     });

@@ -22,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("outbox", &["event", "postgres"]),
     ("relay", &["nats", "pipeline", "postgres"]),
-    ("bulk", &["nats", "pipeline", "relay"]),
+    ("bulk", &["nats", "pipeline", "postgres", "relay"]),
     ("ops", &["pipeline", "relay"]),
     (
         "config",

@@ -617,6 +617,7 @@ fn stored<'a>(
         expected_sequence: (!expected.is_empty()).then_some(expected),
         is_fence: false,
         in_batch: false,
+        id: [None; 2],
         kind: None,
         body: br#"{"id":"e50","payload_json":{}}"#,
     })

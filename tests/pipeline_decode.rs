@@ -7,10 +7,10 @@ mod wire;
 use proptest::prelude::*;
 use walrelay::pipeline::DecodeError;
 use walrelay::pipeline::copy_both::{self, ReplicationMessage};
+use walrelay::pipeline::mapping::{Mapping, default_columns};
 use walrelay::pipeline::oversized::ColumnFilter;
 use walrelay::pipeline::pgoutput::{self, Column, Message};
-use walrelay::pipeline::row::{Described, Relations, Source};
-use walrelay::postgres::settings::default_columns;
+use walrelay::pipeline::row::{Relations, Source};
 
 /// Everything that reads a payload.
 fn read(payload: &[u8]) -> Result<(), DecodeError> {
@@ -28,7 +28,8 @@ fn source() -> Source {
         schema: "public".into(),
         table: "outbox_events".into(),
         oid: 0,
-        columns: default_columns(),
+        domains: Vec::new(),
+        mapping: Mapping::default(),
     }
 }
 
@@ -116,7 +117,7 @@ proptest! {
         let Ok(Message::Relation(relation)) = pgoutput::decode(&relation) else {
             panic!("not a relation");
         };
-        prop_assert_eq!(relations.describe(&relation), Ok(Described::Outbox));
+        prop_assert_eq!(relations.describe(&relation), Ok(()));
         let insert = wire::insert(oid, &ordered);
         let Ok(Message::Insert { relation_oid, row }) = pgoutput::decode(&insert) else {
             panic!("not an insert");

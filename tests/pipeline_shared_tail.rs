@@ -43,6 +43,7 @@ fn foreign(sequence: u64) -> StoredMessage<'static> {
         expected_sequence: None,
         is_fence: false,
         in_batch: false,
+        id: [None; 2],
         kind: None,
         body: b"{}",
     }
@@ -68,6 +69,7 @@ fn copy(sequence: u64, position: &'static str) -> StoredMessage<'static> {
 fn event(sequence: u64, position: &'static str) -> StoredMessage<'static> {
     StoredMessage {
         in_batch: true,
+        id: [None; 2],
         kind: None,
         ..copy(sequence, position)
     }

@@ -9,9 +9,10 @@ use walrelay::environment::Environment;
 use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
+use walrelay::pipeline::mapping::default_columns;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::conninfo::Conninfo;
-use walrelay::postgres::settings::{PostgresSettings, default_columns};
+use walrelay::postgres::settings::PostgresSettings;
 use walrelay::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -25,6 +26,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),
         columns: default_columns(),
+        extra_columns: Vec::new(),
     }
 }
 
@@ -58,6 +60,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,
         },
+        message: walrelay::pipeline::mapping::MessageSettings::default(),
         relay: RelaySettings {
             hold_back: Duration::ZERO,
             on_reject: OnReject::DeadLetter,

@@ -10,11 +10,11 @@ use bytes::BytesMut;
 use walrelay::pipeline::continuity::Plan;
 use walrelay::pipeline::engine::{Engine, EngineSettings, EpochSettings};
 use walrelay::pipeline::epochs::Refused;
+use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
 use walrelay::pipeline::row::Source;
-use walrelay::postgres::settings::default_columns;
 
 /// OID of the outbox table.
 pub const OID: u32 = 16_384;
@@ -99,7 +99,8 @@ pub fn source() -> Source {
         schema: "public".into(),
         table: "outbox_events".into(),
         oid: OID,
-        columns: default_columns(),
+        domains: Vec::new(),
+        mapping: Mapping::default(),
     }
 }
 
@@ -150,7 +151,6 @@ impl Lane1 {
             created: "2026-11-23T04:40:52Z".into(),
             number: 1,
             record: None,
-            template: "outbox.{event_type}".parse().expect("a template"),
             mode: Mode::FastIngest,
             stream: "OUTBOX".into(),
             confirmed_flush_lsn: 1_u64.into(),

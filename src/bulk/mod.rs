@@ -5,3 +5,4 @@
 
 pub mod fence;
 pub mod lease;
+pub mod rows;

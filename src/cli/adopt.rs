@@ -28,12 +28,14 @@ use crate::pipeline::position::{
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
+use crate::pipeline::row::Source;
 use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::tail::Lookup;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open::source;
 use crate::relay::settings::Settings;
 use in_stream::{InStream, Published};
 
@@ -198,7 +200,6 @@ async fn look(
         let event_id = || record.event_id.clone();
         in_stream.ids.entry(position).or_insert_with(event_id);
     }
-    let oid = inspection.table.as_ref().map_or(0, |table| table.oid);
     let server_lsn = inspection.server.current_lsn;
     let (published, absent) = match args.position {
         Some(position) if position.commit_lsn >= server_lsn => {
@@ -215,7 +216,10 @@ async fn look(
             };
             (Some(given), 0)
         }
-        None => common(sql, settings, oid, server_lsn, &in_stream).await?,
+        None => {
+            let source = source(inspection.table.as_ref(), settings);
+            common(sql, settings, source, server_lsn, &in_stream).await?
+        }
     };
     let view = View {
         lane,
@@ -252,7 +256,7 @@ async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyho
 async fn common(
     sql: &Client,
     settings: &Settings,
-    table_oid: u32,
+    source: Source,
     server_lsn: PgLsn,
     in_stream: &InStream,
 ) -> anyhow::Result<(Option<Published>, u64)> {
@@ -264,7 +268,7 @@ async fn common(
     let free = peek(
         sql,
         &settings.postgres,
-        table_oid,
+        source,
         server_lsn,
         |Held { position, id, .. }| {
             let known = in_stream.ids.get(&position).and_then(Option::as_deref);

@@ -127,7 +127,7 @@ async fn backfill(
     for id in rows.ids()? {
         let id = id?;
         let marks = [(KIND_HEADER, KIND_BACKFILL.to_owned())];
-        match republish.publish(&id.to_string(), &marks).await? {
+        match republish.publish(&id, &marks).await? {
             Outcome::Published(_) => published += 1,
             Outcome::Rejected(error) => bar.suspend(|| {
                 stderr::line(format_args!(

@@ -136,6 +136,7 @@ fn source_json(source: &ValueOrigin) -> Json {
     match source {
         ValueOrigin::Default => json!({ "kind": "default" }),
         ValueOrigin::FromName => json!({ "kind": "default", "from": "name" }),
+        ValueOrigin::FromPreset => json!({ "kind": "default", "from": "preset" }),
         ValueOrigin::File { path, line } => {
             json!({ "kind": "file", "path": path.display().to_string(), "line": line })
         }

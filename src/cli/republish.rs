@@ -7,31 +7,23 @@
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow, bail, ensure};
+use anyhow::{Context as _, anyhow, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, ErrorCode, context::PublishError};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use crate::bulk::fence::{Fence, Place};
 use crate::bulk::lease::Lease;
+use crate::bulk::rows::Rows;
 use crate::nats::stream;
-use crate::pipeline::envelope::Envelope;
-use crate::pipeline::fields::{Field, Fields};
-use crate::pipeline::pgoutput::Column;
 use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
-use crate::pipeline::row::{JSON_OIDS, Row};
-use crate::postgres::catalog::inspect;
-use crate::postgres::client::{Client, connect};
-use crate::postgres::row_security;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::settings::Settings;
 
 /// What it takes to publish rows again.
 pub(super) struct Republish<'a> {
     nats: &'a async_nats::Client,
-    sql: Client,
+    rows: Rows,
     settings: &'a Settings,
-    payload_unchecked: bool,
     /// Largest message that the stream takes, in bytes.
     bytes_max: usize,
     lease: &'a Lease,
@@ -60,18 +52,7 @@ impl<'a> Republish<'a> {
         lease: &'a Lease,
         fence: Fence,
     ) -> anyhow::Result<Self> {
-        let sql = connect(&settings.postgres.conninfo).await?;
-        let inspection = inspect(&sql, &settings.postgres).await?;
-        row_security::check(&inspection, &settings.postgres.table)?;
-        let table = inspection
-            .table
-            .with_context(|| format!("there is no table {}", settings.postgres.table))?;
-        let payload = &settings.postgres.columns.payload;
-        let payload_unchecked = table
-            .columns
-            .iter()
-            .find(|column| column.name == *payload)
-            .is_none_or(|column| !JSON_OIDS.contains(&column.type_oid));
+        let rows = Rows::open(settings).await?;
         let name = &settings.nats.stream;
         let info = stream::find(nats, name)
             .await?
@@ -79,9 +60,8 @@ impl<'a> Republish<'a> {
         let server = nats.server_info().max_payload;
         Ok(Republish {
             nats,
-            sql,
+            rows,
             settings,
-            payload_unchecked,
             bytes_max: usize::try_from(info.config.max_msg_size)
                 .ok()
                 .filter(|bytes| *bytes > 0)
@@ -140,35 +120,19 @@ impl<'a> Republish<'a> {
 
     /// The row's message, as the relay would write it.
     async fn message(&self, id: &str, marks: &[(&'static str, String)]) -> anyhow::Result<Message> {
-        let values = self.row(id).await?;
-        let columns = values.as_ref().map(|value| match value {
-            Some(text) => Column::Text(text.as_bytes()),
-            None => Column::Null,
-        });
-        let row = Row::new(columns, self.payload_unchecked);
-        let envelope = Envelope::of(&row)?;
-        let value = |field: Field| match row.get(field) {
-            Column::Text(text) => text,
-            _ => b"".as_slice(),
-        };
-        let mut subject = Vec::new();
-        self.settings.nats.subject.render(
-            value(Field::EventType),
-            value(Field::AggregateId),
-            value(Field::EventVersion),
-            &mut subject,
-        )?;
-        let mut body = BytesMut::new();
-        envelope.write(&mut body);
+        let parts = self.rows.parts(id).await?;
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", self.settings.nats.stream.as_str());
         for (name, value) in marks {
             headers.insert(*name, value.as_str());
         }
+        for (name, value) in parts.headers {
+            headers.insert(name, value);
+        }
         Ok(Message {
-            subject: String::from_utf8(subject)?,
+            subject: parts.subject,
             headers,
-            body: body.freeze(),
+            body: parts.body,
         })
     }
 
@@ -201,36 +165,6 @@ impl<'a> Republish<'a> {
         if let Some(Place::Behind(end)) = &mut self.place {
             end.last_sequence = sequence;
         }
-    }
-
-    /// The row's columns as text, as the table has them now.
-    async fn row(&self, id: &str) -> anyhow::Result<Fields<Option<String>>> {
-        let postgres = &self.settings.postgres;
-        let columns = &postgres.columns;
-        let list: Vec<String> = columns
-            .as_ref()
-            .into_iter()
-            .map(|(_, name)| format!("{}::text", quote_identifier(name)))
-            .collect();
-        let list = list.join(", ");
-        let query = format!(
-            "SELECT {list} FROM {} WHERE {} = '{}'",
-            postgres.table,
-            quote_identifier(&columns.id),
-            // A literal takes the column's type, whichever that is, and its index.
-            id.replace('\'', "''")
-        );
-        let rows = self.sql.query(&query, &[]).await?;
-        let row = match rows.as_slice() {
-            [row] => row,
-            [] => bail!("event {id} is no longer in {}", postgres.table),
-            rows => bail!("{} has {} rows with id {id}", postgres.table, rows.len()),
-        };
-        let mut values = Fields::default();
-        for (index, (field, _)) in columns.as_ref().into_iter().enumerate() {
-            *values.get_mut(field) = row.try_get(index)?;
-        }
-        Ok(values)
     }
 }
 

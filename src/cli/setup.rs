@@ -128,10 +128,12 @@ pub async fn execute_until(
 
 /// What a wider column may hold and an event may not.
 fn tell_versions(found: &Inspection, settings: &Settings) -> Result<(), anyhow::Error> {
-    let name = &settings.postgres.columns.event_version;
+    let Some(name) = settings.postgres.columns.event_version.column() else {
+        return Ok(());
+    };
     let mut columns = found.table.iter().flat_map(|table| &table.columns);
     let wide = |column: &Column| {
-        column.name == *name && matches!(column.base_type.as_str(), "int4" | "int8")
+        column.name == name && matches!(column.base_type.as_str(), "int4" | "int8")
     };
     if columns.any(wide) {
         stdout::write(&format!(

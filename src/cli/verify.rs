@@ -12,19 +12,22 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
-use uuid::Uuid;
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
+use crate::pipeline::row::Source;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::id_column::IdColumn;
 use crate::postgres::row_security;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open::source;
 use crate::relay::settings::Settings;
 
 mod compare;
+pub(in crate::cli) mod key;
 mod lane;
 mod oldest;
 mod report;
@@ -219,12 +222,16 @@ async fn check(
         .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);
 
     let mut entries = Entries::default();
+    let id_column = IdColumn::of(found, postgres);
     let bar = bar("table", table::estimate(client, postgres).await?);
     let table = table::read(
         client,
         postgres,
-        inspection.row_filter(),
-        args.since.as_deref(),
+        table::Selection {
+            id_column: &id_column,
+            row_filter: inspection.row_filter(),
+            since: args.since.as_deref(),
+        },
         inspection.server.in_recovery,
         &mut entries,
         |rows| tick(&bar, rows, None),
@@ -238,7 +245,8 @@ async fn check(
         settings,
         client,
         nats: &nats,
-        table_oid: found.oid,
+        source: source(Some(found), settings),
+        id_column,
         snapshot_lsn,
         lane: LaneReading::new(&info, name, &postgres.slot, adopted_sequence, snapshot_lsn),
         recorded: record.and_then(|record| record.position),
@@ -258,7 +266,8 @@ struct Comparison<'a> {
     settings: &'a Settings,
     client: &'a Client,
     nats: &'a async_nats::Client,
-    table_oid: u32,
+    source: Source,
+    id_column: IdColumn,
     snapshot_lsn: PgLsn,
     lane: LaneReading,
     /// How far the lane's record says that the lane was.
@@ -305,10 +314,10 @@ impl Comparison<'_> {
         let mut entries = Entries::default();
         let mut oldest: Option<Duration> = None;
         let take = |held: Held<'_>| -> anyhow::Result<()> {
-            let id = held.id.and_then(|id| Uuid::try_parse(id).ok());
+            let id = held.id.and_then(key::key);
             let kind = self.lane.held(held.position, self.recorded);
             if let (Some(kind), Some(id)) = (kind, id) {
-                entries.push(Entry::new(id.as_u128(), kind, 0))?;
+                entries.push(Entry::new(id, kind, 0))?;
                 // A replication origin may have set no time, which is 0.
                 if kind == Kind::Pending && held.committed_at_us > 0 {
                     let us = now_us.saturating_sub(held.committed_at_us).max(0);
@@ -321,7 +330,7 @@ impl Comparison<'_> {
         let is_whole = slot::peek(
             self.client,
             postgres,
-            self.table_oid,
+            self.source.clone(),
             self.snapshot_lsn,
             take,
         )
@@ -380,7 +389,8 @@ impl Comparison<'_> {
             return Ok(());
         }
         let ids: Vec<u128> = phantoms.iter().map(|group| group.id).collect();
-        let present = table::present(self.client, &self.settings.postgres, &ids).await?;
+        let present =
+            table::present(self.client, &self.settings.postgres, &self.id_column, &ids).await?;
         for group in phantoms.drain(..) {
             if !present.contains(&group.id) {
                 report.phantom.add(1, Example::of_event(&group));

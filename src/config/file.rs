@@ -158,8 +158,29 @@ fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
                 .ok_or("text or a list of texts")
         }
         (Key::NatsUrl, _) => Err("text or a list of texts"),
+        (Key::MessageHeaders | Key::MessageFields, DeValue::Table(table)) => {
+            inline(table).ok_or("a table of names and columns")
+        }
+        (_, DeValue::Table(table)) if key.entry().section == Some("columns") => {
+            inline(table).ok_or("a column's name, or { value = … }")
+        }
         _ => Err("text in quotes or a whole number"),
     }
+}
+
+/// A table of texts and whole numbers as an inline one, which is how the other layers write it.
+fn inline(table: &DeTable<'_>) -> Option<String> {
+    let mut pairs = Vec::new();
+    for (name, value) in table {
+        let value = match value.get_ref() {
+            DeValue::String(text) => toml::Value::from(&**text).to_string(),
+            DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
+            _ => return None,
+        };
+        let name = toml::Value::from(&**name.get_ref());
+        pairs.push(format!("{name} = {value}"));
+    }
+    Some(format!("{{{}}}", pairs.join(", ")))
 }
 
 /// The key that an unknown one was probably meant to be: of the same section, else the same name

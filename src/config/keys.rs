@@ -8,6 +8,7 @@
 #[allow(missing_docs, reason = "each is documented by its entry in KEYS")]
 pub enum Key {
     Name,
+    Preset,
     PostgresUrl,
     PostgresPassword,
     PostgresPasswordCommand,
@@ -24,6 +25,16 @@ pub enum Key {
     NatsCredentials,
     NatsNkeySeed,
     NatsConnectTimeout,
+    ColumnsId,
+    ColumnsAggregateId,
+    ColumnsEventType,
+    ColumnsEventVersion,
+    ColumnsOccurredAt,
+    ColumnsPayload,
+    MessageFormat,
+    MessageHeaders,
+    MessageFields,
+    MessageSource,
     RelayHoldBack,
     RelayOnReject,
     RelayWindowMessages,
@@ -85,6 +96,10 @@ const fn open(
     }
 }
 
+const fn column(key: Key, name: &'static str, default: &'static str) -> Entry {
+    open(key, "columns", name, Some(default), None)
+}
+
 const fn secret(key: Key, section: &'static str, name: &'static str) -> Entry {
     Entry {
         secrecy: Secrecy::Secret,
@@ -102,6 +117,16 @@ pub const KEYS: &[Entry] = &[
         default: Some("walrelay"),
         secrecy: Secrecy::Open,
         flag: Some("--name"),
+        fallback: None,
+    },
+    // Defaults for columns, subject and format.
+    Entry {
+        key: Key::Preset,
+        section: None,
+        name: "preset",
+        default: Some("walrelay"),
+        secrecy: Secrecy::Open,
+        flag: None,
         fallback: None,
     },
     // Without a URL, PG* variables and libpq's defaults say where the database is.
@@ -182,6 +207,23 @@ pub const KEYS: &[Entry] = &[
         Some("5s"),
         None,
     ),
+    column(Key::ColumnsId, "id", "id"),
+    column(Key::ColumnsAggregateId, "aggregate_id", "aggregate_id"),
+    column(Key::ColumnsEventType, "event_type", "event_type"),
+    column(Key::ColumnsEventVersion, "event_version", "event_version"),
+    column(Key::ColumnsOccurredAt, "occurred_at", "occurred_at"),
+    column(Key::ColumnsPayload, "payload", "payload_json"),
+    open(
+        Key::MessageFormat,
+        "message",
+        "format",
+        Some("envelope"),
+        None,
+    ),
+    open(Key::MessageHeaders, "message", "headers", Some("{}"), None),
+    open(Key::MessageFields, "message", "fields", Some("{}"), None),
+    // A CloudEvent's source is derived from the name.
+    open(Key::MessageSource, "message", "source", None, None),
     // A little over the two minutes after which JetStream syncs what it has acknowledged.
     open(
         Key::RelayHoldBack,

@@ -9,10 +9,12 @@
 //! given, [`Settings`] is what the relay and the commands take.
 
 mod auth;
+mod checked;
 pub mod error;
 pub mod file;
 pub mod keys;
 pub mod layers;
+mod mapping;
 pub mod origin;
 pub mod quantity;
 mod resolve;

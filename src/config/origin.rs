@@ -10,6 +10,8 @@ pub enum ValueOrigin {
     Default,
     /// Nowhere, but `name` was, or has its default.
     FromName,
+    /// Nowhere, but `preset` was.
+    FromPreset,
     /// A variable that serves where nothing else is set, and the file that it names, if it does.
     Fallback(String),
     /// The configuration file.
@@ -29,7 +31,7 @@ impl ValueOrigin {
     /// Which of two sources goes before the other.
     pub fn rank(&self) -> u8 {
         match self {
-            ValueOrigin::Default | ValueOrigin::FromName => 0,
+            ValueOrigin::Default | ValueOrigin::FromName | ValueOrigin::FromPreset => 0,
             ValueOrigin::Fallback(_) => 1,
             ValueOrigin::File { .. } => 2,
             ValueOrigin::Variable(_) => 3,
@@ -43,6 +45,7 @@ impl fmt::Display for ValueOrigin {
         match self {
             ValueOrigin::Default => f.write_str("default"),
             ValueOrigin::FromName => f.write_str("default, from name"),
+            ValueOrigin::FromPreset => f.write_str("default, from preset"),
             ValueOrigin::Fallback(variable) | ValueOrigin::Variable(variable) => {
                 write!(f, "env {variable}")
             }

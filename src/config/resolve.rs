@@ -6,17 +6,18 @@
 use std::time::Duration;
 
 use super::auth;
+use super::checked::{checked, required};
 use super::error::ConfigError;
 use super::keys::Key;
-use super::layers::{Layers, Value, mask};
+use super::layers::{Layers, Value};
 use super::origin::ValueOrigin;
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
-use super::{HttpSettings, syntax};
+use super::{HttpSettings, mapping, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
 use crate::postgres::conninfo::{self, Conninfo, PasswordCommand, PasswordSource};
-use crate::postgres::settings::{PostgresSettings, default_columns};
+use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
 
@@ -43,8 +44,14 @@ pub(super) fn resolve(
             layers.set(key, syntax::slot_of_name(&name), ValueOrigin::FromName);
         }
     }
+    if layers.get(Key::MessageSource).is_none() {
+        let source = format!("/walrelay/{name}");
+        layers.set(Key::MessageSource, source, ValueOrigin::FromName);
+    }
+    mapping::apply_preset(layers)?;
     let postgres = resolve_postgres(layers, environment, warnings)?;
     let nats = resolve_nats(layers)?;
+    let message = mapping::message(layers, &postgres.columns, &nats.subject)?;
     let relay = resolve_relay(layers)?;
     let listen = checked(
         layers,
@@ -56,12 +63,14 @@ pub(super) fn resolve(
         listen,
         chosen: required(layers, Key::HttpListen).source != ValueOrigin::Default,
     };
-    let settings = Settings {
+    let mut settings = Settings {
         name,
         postgres,
         nats,
+        message,
         relay,
     };
+    settings.postgres.extra_columns = settings.mapping().extras().to_vec();
     Ok((settings, http))
 }
 
@@ -100,7 +109,8 @@ fn resolve_postgres(
             "a table as in SQL, such as public.outbox_events",
             |text| text.parse().ok(),
         )?,
-        columns: default_columns(),
+        columns: mapping::columns(layers)?,
+        extra_columns: Vec::new(),
     })
 }
 
@@ -252,23 +262,6 @@ fn resolve_relay(layers: &Layers) -> Result<RelaySettings, ConfigError> {
     })
 }
 
-/// The value of a key that has a default, or was derived.
-fn required(layers: &Layers, key: Key) -> &Value {
-    layers
-        .get(key)
-        .expect("the key has a default, or resolve() derived it")
-}
-
-fn checked<T>(
-    layers: &Layers,
-    key: Key,
-    expected: &str,
-    parse: impl FnOnce(&str) -> Option<T>,
-) -> Result<T, ConfigError> {
-    let value = required(layers, key);
-    parse(&value.text).ok_or_else(|| invalid(key, value, expected.to_owned()))
-}
-
 fn duration(
     layers: &Layers,
     key: Key,
@@ -296,13 +289,4 @@ fn bytes(layers: &Layers, key: Key, min: u64, max: u64) -> Result<usize, ConfigE
         let value = parse_bytes(text).filter(|value| (min..=max).contains(value))?;
         usize::try_from(value).ok()
     })
-}
-
-fn invalid(key: Key, value: &Value, expected: String) -> ConfigError {
-    ConfigError::Value {
-        key: key.path(),
-        shown: mask(key, &value.text),
-        origin: value.source.clone(),
-        expected,
-    }
 }

@@ -1,5 +1,6 @@
 //! Precedence, sources, ranges, masks: the configuration as users see it.
 
+mod mapping;
 mod secrets;
 
 use std::fs;
@@ -198,6 +199,7 @@ fn every_key_can_be_given_by_file_and_environment() {
             Key::NatsToken | Key::PostgresPassword => "s3cr3t".to_owned(),
             Key::PostgresPasswordCommand => "cat file".to_owned(),
             Key::PostgresSlot | Key::PostgresPublication => "other".to_owned(),
+            Key::MessageSource => "/app".to_owned(),
             key => key.entry().default.unwrap().to_owned(),
         };
         let line = match entry.section {
@@ -326,6 +328,33 @@ fn values_out_of_range_name_key_value_source_and_range() {
         (Key::NatsUrl, &["http://h", "nats://h:0"]),
         (Key::NatsStream, &["", "a.b", "a b", "a>"]),
         (Key::NatsConnectTimeout, &["0s", "6m", "5"]),
+        (Key::Preset, &["", "Debezium", "wal-listener"]),
+        (Key::ColumnsId, &["", "{value = 1}", "{value"]),
+        (Key::ColumnsPayload, &["", "{value = 1}"]),
+        (
+            Key::ColumnsEventVersion,
+            &["{value = 256}", "{value = []}", "{}"],
+        ),
+        (Key::ColumnsOccurredAt, &["{value = 1}"]),
+        (Key::MessageFormat, &["", "json", "Envelope"]),
+        (Key::MessageSource, &["", "a b"]),
+        (
+            Key::MessageHeaders,
+            &[
+                "",
+                "{",
+                "{a = 1}",
+                r#"{a = ""}"#,
+                r#"{nats-msg-id = "a"}"#,
+                r#"{Walrelay-Kind = "a"}"#,
+                r#"{"a b" = "c"}"#,
+                r#"{a = "b", A = "c"}"#,
+            ],
+        ),
+        (
+            Key::MessageFields,
+            &[r#"{id = "a"}"#, r#"{payload_base64 = "a"}"#],
+        ),
         (Key::RelayHoldBack, &["25h", "-1s", "130", "soon"]),
         (Key::RelayOnReject, &["skip", "Halt", ""]),
         (Key::RelayWindowMessages, &["0", "1000001", "many", "-1"]),
@@ -363,7 +392,7 @@ fn values_out_of_range_name_key_value_source_and_range() {
         "$JS.x",
         "walrelay.x",
         "a..b",
-        "a.{type}",
+        "a.{type:slug}",
         "{event_type}",
         "outbox-{event_type}",
         "",

@@ -43,7 +43,7 @@ pub fn body(row: &Row<'_>, position: Position, reject: &Reject) -> Vec<u8> {
         _ => None,
     };
     let letter = DeadLetter {
-        id: value(Field::Id),
+        id: row.id().map(|id| shown(&id)),
         aggregate_id: value(Field::AggregateId),
         event_type: value(Field::EventType),
         event_version: value(Field::EventVersion),

@@ -29,7 +29,6 @@ use super::publish::{Mode, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Relations, Source};
 use super::shared_tail::fence_subject;
-use super::subject::SubjectTemplate;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
 use std::collections::VecDeque;
@@ -71,8 +70,6 @@ pub struct EngineSettings {
     pub number: u64,
     /// The lane record found at the start.
     pub record: Option<LaneRecord>,
-    /// The events' subject.
-    pub template: SubjectTemplate,
     /// How to publish.
     pub mode: Mode,
     /// The stream that takes the events.
@@ -159,6 +156,7 @@ pub struct Counters {
 #[derive(Debug)]
 struct Transaction {
     commit_lsn: PgLsn,
+    committed_at_us: i64,
     ordinal: u64,
     /// Rows of the outbox were in it.
     events: bool,
@@ -195,6 +193,7 @@ pub struct Engine {
     hold_back_cut: bool,
     subject: Vec<u8>,
     headers: Vec<u8>,
+    body: Vec<u8>,
     /// `Walrelay-Position: <slot> <commit_lsn>:` of the open transaction.
     position_prefix: Vec<u8>,
     /// Where the lane record is stored; 0 for nowhere.
@@ -239,6 +238,7 @@ impl Engine {
             hold_back_cut: false,
             subject: Vec::with_capacity(256),
             headers: Vec::with_capacity(512),
+            body: Vec::new(),
             record_sequence: 0,
             slot_prefix_bytes: slot_prefix.len(),
             position_prefix: slot_prefix.into_bytes(),

@@ -20,6 +20,9 @@ pub enum Reject {
     /// A value in a form that walrelay did not ask for.
     #[error("{0} came in an unexpected form")]
     Form(Field),
+    /// The same of a column that is none of an event's own.
+    #[error("column {0} came in an unexpected form")]
+    ColumnForm(String),
     /// Larger than the server or the stream takes.
     #[error("{bytes} bytes with its headers, and at most {bytes_max} can be published")]
     TooLarge {
@@ -42,9 +45,9 @@ pub enum Reject {
         /// What the values gave, at most 200 characters.
         subject: String,
     },
-    /// A text column whose value is no JSON.
-    #[error("payload is not JSON: {0}")]
-    NotJson(String),
+    /// A value that would end the line of its header.
+    #[error("the value of header {0} has a line break")]
+    Header(String),
     /// The broker refused just this message, and would refuse it again.
     #[error("the broker refuses it: {0}")]
     Refused(String),
@@ -55,12 +58,12 @@ impl Reject {
     pub fn reason(&self) -> &'static str {
         match self {
             Reject::Null(_) => "null",
-            Reject::Form(_) => "form",
+            Reject::Form(_) | Reject::ColumnForm(_) => "form",
             Reject::TooLarge { .. } => "too-large",
             Reject::EventVersion(_) => "event-version",
             Reject::OccurredAt(_) => "occurred-at",
             Reject::Subject { .. } => "subject",
-            Reject::NotJson(_) => "not-json",
+            Reject::Header(_) => "header",
             Reject::Refused(_) => "refused",
         }
     }
@@ -77,7 +80,7 @@ pub struct Envelope<'a> {
     payload: &'a [u8],
 }
 
-const OCCURRED_AT_LEN: usize = "2026-11-23T04:40:52.846130Z".len();
+pub(super) const OCCURRED_AT_LEN: usize = "2026-11-23T04:40:52.846130Z".len();
 /// What is written before each value.
 const KEYS: Fields<&[u8]> = Fields {
     id: br#"{"id":""#,
@@ -97,24 +100,19 @@ const KEYS_LEN: usize = KEYS.id.len()
     + END.len();
 
 impl<'a> Envelope<'a> {
-    /// Makes the envelope of a row.
+    /// Makes the envelope of a row whose columns are those of the table that `setup` makes.
     ///
     /// # Errors
     /// Why the row can be no event.
     #[inline]
     pub fn of(row: &Row<'a>) -> Result<Self, Reject> {
-        let payload = text(row, Field::Payload)?;
-        if row.payload_unchecked {
-            serde_json::from_slice::<serde::de::IgnoredAny>(payload)
-                .map_err(|error| Reject::NotJson(error.to_string()))?;
-        }
         Ok(Envelope {
             id: escaped(text(row, Field::Id)?),
             aggregate_id: escaped(text(row, Field::AggregateId)?),
             event_type: escaped(text(row, Field::EventType)?),
             event_version: event_version(text(row, Field::EventVersion)?)?,
             occurred_at: occurred_at(text(row, Field::OccurredAt)?)?,
-            payload,
+            payload: text(row, Field::Payload)?,
         })
     }
 
@@ -182,7 +180,7 @@ pub(super) fn escaped(value: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(quoted[1..quoted.len() - 1].to_vec())
 }
 
-fn event_version(value: &[u8]) -> Result<&[u8], Reject> {
+pub(super) fn event_version(value: &[u8]) -> Result<&[u8], Reject> {
     let in_range = std::str::from_utf8(value)
         .ok()
         .and_then(|text| text.parse::<u8>().ok())
@@ -195,7 +193,7 @@ fn event_version(value: &[u8]) -> Result<&[u8], Reject> {
 }
 
 /// `2026-11-23 04:40:52.84613+00` (DateStyle ISO, TimeZone UTC) → `2026-11-23T04:40:52.846130Z`.
-fn occurred_at(value: &[u8]) -> Result<[u8; OCCURRED_AT_LEN], Reject> {
+pub(super) fn occurred_at(value: &[u8]) -> Result<[u8; OCCURRED_AT_LEN], Reject> {
     let local = value.strip_suffix(b"+00").unwrap_or(value);
     let mut written = *b"0000-00-00T00:00:00.000000Z";
     let shape_fits = local.len() >= 19

@@ -10,7 +10,8 @@
 //! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
 //! | [`opening`], [`request`] | all of that, step by step | an engine that may stream, or why there is none |
-//! | [`envelope`], [`subject`] | a row | JSON and subject, or why it can be none |
+//! | [`mapping`], [`kind`], [`value`] | the configuration | what of a row becomes what of a message |
+//! | [`message`], [`envelope`], [`subject`] | a row | subject, headers and body, or why it can be none |
 //! | [`dead_letter`] | a rejected row | the message that takes its place |
 //! | [`publish`] | messages and answers | frames; a contiguous prefix of acknowledged rows |
 //! | [`progress`] | transactions, keepalives, acknowledgements | how far the slot may be confirmed |
@@ -22,6 +23,7 @@
 //!
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
 
+pub mod bytes;
 pub mod confirm;
 pub mod continuity;
 pub mod copy_both;
@@ -29,10 +31,14 @@ pub mod dead_letter;
 pub mod engine;
 pub mod envelope;
 pub mod epochs;
+pub mod event_id;
 pub mod fault;
 pub mod fields;
 pub mod history;
+pub mod kind;
 pub mod lane_end;
+pub mod mapping;
+pub mod message;
 pub mod opening;
 pub mod oversized;
 pub mod pgoutput;
@@ -49,5 +55,6 @@ pub mod silence;
 pub mod subject;
 pub mod tail;
 mod text;
+pub mod value;
 
 pub use reader::DecodeError;

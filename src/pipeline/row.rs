@@ -3,9 +3,13 @@
 //! In: Relation messages and tuples. Out: [`Row`], whose values are slices of the read buffer. A Relation replaces the one before
 //! it, so ALTER TABLE while running is followed at the very row where it takes effect.
 
+use super::bytes::id_of_bytes;
 use super::fields::{Field, Fields};
+use super::kind::Kind;
+use super::mapping::Mapping;
 use super::pgoutput::{Column, Relation, Tuple};
 use super::reader::DecodeError;
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The table to relay: how it and its columns are called.
@@ -17,31 +21,72 @@ pub struct Source {
     pub table: String,
     /// OID of the table as the catalog has it now; rows from before a renaming are known by it. 0 for none.
     pub oid: u32,
-    /// Names of its columns.
-    pub columns: Fields<String>,
+    /// What its columns' domains stand on: OIDs of domain and type. The WAL names a domain only by its OID.
+    pub domains: Vec<(u32, u32)>,
+    /// What of its rows becomes what of a message.
+    pub mapping: Mapping,
+}
+
+impl Source {
+    fn kind_of(&self, type_oid: u32) -> Kind {
+        let domain = self.domains.iter().find(|(oid, _)| *oid == type_oid);
+        Kind::of_type(domain.map_or(type_oid, |(_, base)| *base))
+    }
 }
 
 /// One row, its values as the server sent them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row<'a> {
     values: Fields<Column<'a>>,
-    /// The payload is of a type whose text need not be JSON.
-    pub payload_unchecked: bool,
+    kinds: Fields<Kind>,
+    /// Those of [`Mapping::extras`].
+    extras: Vec<(Kind, Column<'a>)>,
+    /// When its transaction was committed, in µs since 2000-01-01 UTC.
+    pub committed_at_us: i64,
 }
 
 impl<'a> Row<'a> {
-    /// A row from its values as the table has them now.
-    pub fn new(values: Fields<Column<'a>>, payload_unchecked: bool) -> Self {
+    /// A row from its values as the table has them now, and their types' kinds.
+    pub fn new(
+        values: Fields<Column<'a>>,
+        kinds: Fields<Kind>,
+        extras: Vec<(Kind, Column<'a>)>,
+        committed_at_us: i64,
+    ) -> Self {
         Row {
             values,
-            payload_unchecked,
+            kinds,
+            extras,
+            committed_at_us,
         }
     }
 
-    /// The value of one field.
+    /// The value of one field; null where no column has it.
     #[inline]
     pub fn get(&self, field: Field) -> Column<'a> {
         *self.values.get(field)
+    }
+
+    /// The event's id as text: 16 bytes as a UUID; none where it has none.
+    #[inline]
+    pub fn id(&self) -> Option<Cow<'a, [u8]>> {
+        match (self.values.id, self.kinds.id) {
+            (Column::Text(id), Kind::Bytes) => Some(Cow::Owned(id_of_bytes(id))),
+            (Column::Text(id), _) => Some(Cow::Borrowed(id)),
+            _ => None,
+        }
+    }
+
+    /// What the text of one field is.
+    #[inline]
+    pub fn kind(&self, field: Field) -> Kind {
+        *self.kinds.get(field)
+    }
+
+    /// The columns beyond the event's own, as [`Mapping::extras`] names them.
+    #[inline]
+    pub fn extras(&self) -> &[(Kind, Column<'a>)] {
+        &self.extras
     }
 }
 
@@ -74,39 +119,34 @@ pub enum RowError {
     },
 }
 
-/// OIDs of the types whose text Postgres has checked to be JSON: json, jsonb.
-pub(crate) const JSON_OIDS: [u32; 2] = [114, 3802];
-
-/// OID of char(n), whose values are padded with spaces that do not count (manual, 8.3).
-const BPCHAR_OID: u32 = 1042;
-
 #[derive(Debug)]
-enum Mapping {
-    Outbox {
-        /// What each column is; `None` for one that no event has.
-        fields: Vec<Option<Field>>,
-        payload_unchecked: bool,
-        /// Those of type char(n).
-        padded: Vec<Field>,
-    },
+enum Described {
+    Outbox(Columns),
     /// Another table of the publication: its name, until its first row has come.
-    Foreign { unseen: Option<String> },
+    Foreign {
+        unseen: Option<String>,
+    },
+}
+
+/// Where a relation's rows have what.
+#[derive(Debug)]
+struct Columns {
+    /// What each column is; `None` for one that no field has for its own.
+    fields: Vec<Option<Field>>,
+    kinds: Fields<Kind>,
+    /// Fields that share the column of another one.
+    shared: Vec<(Field, Field)>,
+    /// The columns of [`Mapping::extras`], by their index.
+    extras: Vec<(Kind, usize)>,
+    /// Fields of type char(n).
+    padded: Vec<Field>,
 }
 
 /// The relations that the server has described on this connection.
 #[derive(Debug)]
 pub struct Relations {
     source: Source,
-    mappings: HashMap<u32, Mapping>,
-}
-
-/// What a Relation message turned out to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Described {
-    /// The outbox table.
-    Outbox,
-    /// Another table, whose rows are passed over.
-    Foreign,
+    described: HashMap<u32, Described>,
 }
 
 impl Relations {
@@ -114,7 +154,7 @@ impl Relations {
     pub fn new(source: Source) -> Self {
         Relations {
             source,
-            mappings: HashMap::new(),
+            described: HashMap::new(),
         }
     }
 
@@ -122,57 +162,30 @@ impl Relations {
     ///
     /// # Errors
     /// [`RowError::MissingColumn`] when it is the outbox table without a needed column.
-    pub fn describe(&mut self, relation: &Relation) -> Result<Described, RowError> {
+    pub fn describe(&mut self, relation: &Relation) -> Result<(), RowError> {
         let source = &self.source;
         let ours = (relation.schema == source.schema && relation.name == source.table)
             || (source.oid != 0 && relation.oid == source.oid);
-        if !ours {
-            if !matches!(
-                self.mappings.get(&relation.oid),
-                Some(Mapping::Foreign { .. })
-            ) {
-                let unseen = Some(format!("{}.{}", relation.schema, relation.name));
-                self.mappings
-                    .insert(relation.oid, Mapping::Foreign { unseen });
-            }
-            return Ok(Described::Foreign);
+        if ours {
+            let columns = Columns::find(source, relation)?;
+            self.described
+                .insert(relation.oid, Described::Outbox(columns));
+        } else if !matches!(
+            self.described.get(&relation.oid),
+            Some(Described::Foreign { .. })
+        ) {
+            let unseen = Some(format!("{}.{}", relation.schema, relation.name));
+            self.described
+                .insert(relation.oid, Described::Foreign { unseen });
         }
-        let mut fields = vec![None; relation.columns.len()];
-        let mut payload_unchecked = false;
-        let mut padded = Vec::new();
-        for (field, name) in source.columns.as_ref() {
-            let index = relation
-                .columns
-                .iter()
-                .position(|column| column.name == *name)
-                .ok_or_else(|| RowError::MissingColumn {
-                    table: format!("{}.{}", relation.schema, relation.name),
-                    column: name.clone(),
-                })?;
-            fields[index] = Some(field);
-            if relation.columns[index].type_oid == BPCHAR_OID {
-                padded.push(field);
-            }
-            if field == Field::Payload {
-                payload_unchecked = !JSON_OIDS.contains(&relation.columns[index].type_oid);
-            }
-        }
-        self.mappings.insert(
-            relation.oid,
-            Mapping::Outbox {
-                fields,
-                payload_unchecked,
-                padded,
-            },
-        );
-        Ok(Described::Outbox)
+        Ok(())
     }
 
     /// The name of a table that is not the outbox, when asked behind its first row in this epoch. A Relation message alone
     /// says nothing: partitions of the outbox have theirs too, and their rows come under the root's.
     pub fn first_row_of(&mut self, oid: u32) -> Option<String> {
-        match self.mappings.get_mut(&oid) {
-            Some(Mapping::Foreign { unseen }) => unseen.take(),
+        match self.described.get_mut(&oid) {
+            Some(Described::Foreign { unseen }) => unseen.take(),
             _ => None,
         }
     }
@@ -183,37 +196,107 @@ impl Relations {
     /// See [`RowError`].
     #[inline]
     pub fn read<'a>(&self, oid: u32, tuple: &Tuple<'a>) -> Result<Option<Row<'a>>, RowError> {
-        let (fields, payload_unchecked, padded) = match self.mappings.get(&oid) {
+        let columns = match self.described.get(&oid) {
             None => return Err(RowError::UnknownRelation(oid)),
-            Some(Mapping::Foreign { .. }) => return Ok(None),
-            Some(Mapping::Outbox {
-                fields,
-                payload_unchecked,
-                padded,
-            }) => (fields, *payload_unchecked, padded),
+            Some(Described::Foreign { .. }) => return Ok(None),
+            Some(Described::Outbox(columns)) => columns,
         };
-        if fields.len() != tuple.len() {
+        if columns.fields.len() != tuple.len() {
             return Err(RowError::Width {
                 oid,
-                expected: fields.len(),
+                expected: columns.fields.len(),
                 found: tuple.len(),
             });
         }
         let mut values = Fields::default();
         tuple.for_each(|index, column| {
-            if let Some(field) = fields[index] {
+            if let Some(field) = columns.fields[index] {
                 *values.get_mut(field) = column;
             }
         })?;
-        for field in padded {
-            if let Column::Text(text) = values.get_mut(*field) {
-                let end = text.iter().rposition(|byte| *byte != b' ');
-                *text = &text[..end.map_or(0, |last| last + 1)];
+        for (field, of) in &columns.shared {
+            *values.get_mut(*field) = *values.get(*of);
+        }
+        for field in &columns.padded {
+            let value = values.get_mut(*field);
+            *value = unpadded(*value);
+        }
+        let extras = match columns.extras.is_empty() {
+            true => Vec::new(),
+            false => columns.extras_of(tuple)?,
+        };
+        Ok(Some(Row::new(values, columns.kinds, extras, 0)))
+    }
+}
+
+impl Columns {
+    fn find(source: &Source, relation: &Relation) -> Result<Self, RowError> {
+        let index_of = |name: &str| {
+            relation
+                .columns
+                .iter()
+                .position(|column| column.name == name)
+                .ok_or_else(|| RowError::MissingColumn {
+                    table: format!("{}.{}", relation.schema, relation.name),
+                    column: name.to_owned(),
+                })
+        };
+        let kind_of = |index: usize| source.kind_of(relation.columns[index].type_oid);
+        let mut found = Columns {
+            fields: vec![None; relation.columns.len()],
+            kinds: Fields::default(),
+            shared: Vec::new(),
+            extras: Vec::new(),
+            padded: Vec::new(),
+        };
+        for (field, value) in source.mapping.columns.as_ref() {
+            let Some(name) = value.column() else {
+                continue;
+            };
+            let index = index_of(name)?;
+            *found.kinds.get_mut(field) = kind_of(index);
+            match found.fields[index] {
+                Some(other) => found.shared.push((field, other)),
+                None => found.fields[index] = Some(field),
+            }
+            if kind_of(index) == Kind::Padded {
+                found.padded.push(field);
             }
         }
-        Ok(Some(Row {
-            values,
-            payload_unchecked,
-        }))
+        for name in source.mapping.extras() {
+            let index = index_of(name)?;
+            found.extras.push((kind_of(index), index));
+        }
+        Ok(found)
+    }
+
+    fn extras_of<'a>(&self, tuple: &Tuple<'a>) -> Result<Vec<(Kind, Column<'a>)>, DecodeError> {
+        let mut values: Vec<_> = self
+            .extras
+            .iter()
+            .map(|(kind, _)| (*kind, Column::Null))
+            .collect();
+        tuple.for_each(|index, column| {
+            for ((kind, value), (_, wanted)) in values.iter_mut().zip(&self.extras) {
+                if *wanted == index {
+                    *value = match kind {
+                        Kind::Padded => unpadded(column),
+                        _ => column,
+                    };
+                }
+            }
+        })?;
+        Ok(values)
+    }
+}
+
+/// Without the padding of char(n), which does not count.
+fn unpadded(column: Column<'_>) -> Column<'_> {
+    match column {
+        Column::Text(text) => {
+            let last = text.iter().rposition(|byte| *byte != b' ');
+            Column::Text(&text[..last.map_or(0, |last| last + 1)])
+        }
+        column => column,
     }
 }

@@ -1,8 +1,9 @@
 //! The subject of an event: a template filled from the row.
 //!
-//! In: the row's event_type, aggregate_id, event_version. Out: a subject that NATS takes, or why it is none.
+//! In: the row's values. Out: a subject that NATS takes, or why it is none.
 //! A value of a row never becomes a subject of NATS' (`$…`) or of walrelay's own (`walrelay.…`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -16,23 +17,45 @@ const TEMPLATE_BYTES_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
     Literal(String),
+    /// A value of the row; as one token where `token` says so.
+    Value {
+        of: Placeholder,
+        token: bool,
+    },
+}
+
+/// What a placeholder stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placeholder {
+    /// `{id}`
+    Id,
+    /// `{event_type}`
     EventType,
+    /// `{aggregate_id}`
     AggregateId,
+    /// `{event_version}`
     EventVersion,
+    /// Any other name: the column with this index in [`SubjectTemplate::columns`].
+    Column(usize),
 }
 
 /// A subject template such as `outbox.{event_type}`. It begins with a fixed token, and `Display` gives its text.
+///
+/// A placeholder is one of the event's fields, or a column of the table. `{name:token}` makes one token of a value: each
+/// run of characters other than letters, digits, `_` and `-` becomes one `_`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectTemplate {
     parts: Vec<Part>,
+    columns: Vec<String>,
 }
 
 /// A template that cannot become a subject.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// A placeholder that is none of the known ones.
+    /// A placeholder without a name, or with an unknown form behind the colon.
     #[error(
-        "{{{0}}} is not a placeholder: use {{event_type}}, {{aggregate_id}} or {{event_version}}"
+        "{{{0}}} is not a placeholder: use {{event_type}}, {{aggregate_id}}, {{event_version}}, {{id}} or a column of the \
+         table, each also as {{name:token}}"
     )]
     UnknownPlaceholder(String),
     /// A brace without its partner.
@@ -63,6 +86,9 @@ pub enum SubjectError {
     /// `*` or `>`.
     #[error("the subject has a wildcard")]
     Wildcard,
+    /// NULL in a column that the template names.
+    #[error("a column of the subject is null")]
+    Null,
     /// Longer than [`SUBJECT_BYTES_MAX`].
     #[error("the subject is longer than {SUBJECT_BYTES_MAX} bytes")]
     TooLong,
@@ -80,6 +106,7 @@ impl FromStr for SubjectTemplate {
             return Err(SubjectError::WhiteSpace.into());
         }
         let mut parts = Vec::new();
+        let mut columns = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find(['{', '}']) {
             if !rest[open..].starts_with('{') {
@@ -90,38 +117,61 @@ impl FromStr for SubjectTemplate {
             }
             let inner = &rest[open + 1..];
             let close = inner.find('}').ok_or(TemplateError::UnbalancedBrace)?;
-            parts.push(match &inner[..close] {
-                "event_type" => Part::EventType,
-                "aggregate_id" => Part::AggregateId,
-                "event_version" => Part::EventVersion,
-                other => return Err(TemplateError::UnknownPlaceholder(other.to_owned())),
-            });
+            parts.push(placeholder(&inner[..close], &mut columns)?);
             rest = &inner[close + 1..];
         }
         if !rest.is_empty() {
             parts.push(Part::Literal(rest.to_owned()));
         }
-        let template = SubjectTemplate { parts };
+        let template = SubjectTemplate { parts, columns };
         template.check()?;
         Ok(template)
     }
+}
+
+fn placeholder(text: &str, columns: &mut Vec<String>) -> Result<Part, TemplateError> {
+    let unknown = || TemplateError::UnknownPlaceholder(text.to_owned());
+    let (name, token) = match text.split_once(':') {
+        Some((name, "token")) => (name, true),
+        Some(_) => return Err(unknown()),
+        None => (text, false),
+    };
+    let of = match name {
+        name if name.is_empty() || name.contains('{') => return Err(unknown()),
+        "id" => Placeholder::Id,
+        "event_type" => Placeholder::EventType,
+        "aggregate_id" => Placeholder::AggregateId,
+        "event_version" => Placeholder::EventVersion,
+        column => {
+            columns.push(column.to_owned());
+            Placeholder::Column(columns.len() - 1)
+        }
+    };
+    Ok(Part::Value { of, token })
 }
 
 impl fmt::Display for SubjectTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.parts.iter().try_for_each(|part| match part {
             Part::Literal(literal) => f.write_str(literal),
-            Part::EventType => f.write_str("{event_type}"),
-            Part::AggregateId => f.write_str("{aggregate_id}"),
-            Part::EventVersion => f.write_str("{event_version}"),
+            Part::Value { of, token } => {
+                let name = match *of {
+                    Placeholder::Id => "id",
+                    Placeholder::EventType => "event_type",
+                    Placeholder::AggregateId => "aggregate_id",
+                    Placeholder::EventVersion => "event_version",
+                    Placeholder::Column(index) => &self.columns[index],
+                };
+                let form = if *token { ":token" } else { "" };
+                write!(f, "{{{name}{form}}}")
+            }
         })
     }
 }
 
 impl SubjectTemplate {
     fn check(&self) -> Result<(), TemplateError> {
-        let mut sample = Vec::new();
-        self.render(b"x", b"x", b"1", &mut sample)?;
+        self.render(|_| Some(Cow::Borrowed(b"x")), &mut Vec::new())?;
         // The first token must be fixed: it is the root under which the stream takes the events.
         match self.parts.first() {
             Some(Part::Literal(first))
@@ -134,6 +184,17 @@ impl SubjectTemplate {
             }
             _ => Err(TemplateError::Root),
         }
+    }
+
+    /// The table's columns that it names, one for each [`Placeholder::Column`].
+    pub fn columns(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(String::as_str)
+    }
+
+    /// Whether it names this field of the event.
+    pub fn names(&self, placeholder: Placeholder) -> bool {
+        let named = |part: &Part| matches!(part, Part::Value { of, .. } if *of == placeholder);
+        self.parts.iter().any(named)
     }
 
     /// The subjects that the template can produce, as a filter: `outbox.>`.
@@ -150,28 +211,45 @@ impl SubjectTemplate {
         }
     }
 
-    /// Replaces `subject` by the row's subject.
+    /// Replaces `subject` by the row's subject. `value` gives what a placeholder stands for, none for NULL.
     ///
     /// # Errors
     /// The row's values give no subject to publish on; `subject` then holds what they gave.
     #[inline]
-    pub fn render(
+    pub fn render<'v>(
         &self,
-        event_type: &[u8],
-        aggregate_id: &[u8],
-        event_version: &[u8],
+        value: impl Fn(Placeholder) -> Option<Cow<'v, [u8]>>,
         subject: &mut Vec<u8>,
     ) -> Result<(), SubjectError> {
         subject.clear();
         for part in &self.parts {
-            subject.extend_from_slice(match part {
-                Part::Literal(literal) => literal.as_bytes(),
-                Part::EventType => event_type,
-                Part::AggregateId => aggregate_id,
-                Part::EventVersion => event_version,
-            });
+            match part {
+                Part::Literal(literal) => subject.extend_from_slice(literal.as_bytes()),
+                Part::Value { of, token } => {
+                    let value = value(*of).ok_or(SubjectError::Null)?;
+                    match token {
+                        false => subject.extend_from_slice(&value),
+                        true => push_token(subject, &value),
+                    }
+                }
+            }
         }
         check(subject)
+    }
+}
+
+/// A value as one token. Letters beyond ASCII stay: NATS takes them.
+fn push_token(subject: &mut Vec<u8>, value: &[u8]) {
+    let begin = subject.len();
+    for &byte in value {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte >= 0x80 {
+            subject.push(byte);
+        } else if subject.len() == begin || subject.last() != Some(&b'_') || byte == b'_' {
+            subject.push(b'_');
+        }
+    }
+    if subject.len() == begin {
+        subject.push(b'_');
     }
 }
 
@@ -202,8 +280,17 @@ mod tests {
     fn render(template: &str, event_type: &str) -> Result<String, SubjectError> {
         let template: SubjectTemplate = template.parse().expect("a template");
         let mut subject = Vec::new();
+        let value = |of| {
+            Some(Cow::Borrowed(match of {
+                Placeholder::Id => b"i".as_slice(),
+                Placeholder::EventType => event_type.as_bytes(),
+                Placeholder::AggregateId => b"a1",
+                Placeholder::EventVersion => b"7",
+                Placeholder::Column(_) => return None,
+            }))
+        };
         template
-            .render(event_type.as_bytes(), b"a1", b"7", &mut subject)
+            .render(value, &mut subject)
             .map(|()| String::from_utf8(subject).expect("UTF-8"))
     }
 
@@ -218,6 +305,25 @@ mod tests {
             Ok("a.a1.t-7")
         );
         assert_eq!(render("fixed.one", "t").as_deref(), Ok("fixed.one"));
+    }
+
+    #[test]
+    fn a_value_becomes_one_token_where_it_is_to() {
+        let token = |value: &str| render("a.{event_type:token}", value);
+        for (value, expected) in [
+            ("lesson.published v1", "a.lesson_published_v1"),
+            ("a-b_c", "a.a-b_c"),
+            ("  >*.", "a._"),
+            ("", "a._"),
+            ("prüfung!", "a.prüfung_"),
+        ] {
+            assert_eq!(token(value).as_deref(), Ok(expected), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn a_null_column_gives_no_subject() {
+        assert_eq!(render("a.{tenant}", "t"), Err(SubjectError::Null));
     }
 
     #[test]
@@ -248,7 +354,8 @@ mod tests {
             ("$JS.{event_type}", TemplateError::Root),
             ("walrelay.{event_type}", TemplateError::Root),
             ("walrelay", TemplateError::Root),
-            ("a.{b}", placeholder("b")),
+            ("a.{event_type:slug}", placeholder("event_type:slug")),
+            ("a.{:token}", placeholder(":token")),
             ("a.{}", placeholder("")),
             ("a.{{event_type}}", placeholder("{event_type")),
             ("a.{event_type", TemplateError::UnbalancedBrace),
@@ -273,6 +380,7 @@ mod tests {
             "walrelays.x",
             "a$b",
             "a.{aggregate_id}.{event_type}-v{event_version}",
+            "a.{aggregatetype}.{id}.{kind:token}",
         ] {
             let template: SubjectTemplate = text.parse().expect("a template");
             assert_eq!(template.to_string(), text);

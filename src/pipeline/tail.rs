@@ -5,6 +5,7 @@
 //! (`Nats-Expected-Last-Sequence`, which nats-server stores with it), so a copy, as a consumer's redrive leaves it with
 //! all headers of ours, is told from the message itself.
 
+use super::event_id;
 use super::lane_end::{Memory, TailMessage, settled_tail};
 use super::position::{self, Position};
 use super::record::LaneRecord;
@@ -107,6 +108,8 @@ pub struct StoredMessage<'a> {
     pub in_batch: bool,
     /// Value of [`position::KIND_HEADER`].
     pub kind: Option<&'a str>,
+    /// Values of [`event_id::ID_HEADERS`].
+    pub id: [Option<&'a str>; 2],
     /// The body.
     pub body: &'a [u8],
 }
@@ -284,11 +287,16 @@ impl<'a> TailSearch<'a> {
 }
 
 impl<'m> StoredMessage<'m> {
+    /// The id of the event that it carries.
+    pub fn event_id(&self) -> Option<String> {
+        event_id::of_headers(self.id).or_else(|| event_id::of_body(self.body))
+    }
+
     /// Slot, the lane's position behind this message, and the event's id there.
     pub fn told(&self) -> Option<(&'m str, Position, Option<String>)> {
         let (header, event_id) = match self.tail {
             Some(tail) => split_tail(tail)?,
-            None => (self.position?, event_id(self.body)),
+            None => (self.position?, self.event_id()),
         };
         let (slot, position) = position::parse_header(header).ok()?;
         Some((slot, position, event_id))
@@ -346,13 +354,4 @@ pub fn split_tail(tail: &str) -> Option<(&str, Option<String>)> {
     let (at, _) = tail.match_indices(' ').nth(1)?;
     let id = &tail[at + 1..];
     Some((&tail[..at], (id != "-").then(|| id.to_owned())))
-}
-
-/// The `id` of an envelope or a dead letter.
-pub fn event_id(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Id {
-        id: Option<String>,
-    }
-    serde_json::from_slice::<Id>(body).ok()?.id
 }

@@ -161,6 +161,8 @@ pub struct Table {
     pub silent_leaves: Vec<String>,
     /// Tables that inherit from it and are no partitions, as SQL names.
     pub heirs: Vec<String>,
+    /// It holds rows, or has held some.
+    pub has_rows: bool,
     /// Columns that decide about a row's partition.
     pub partition_keys: Vec<String>,
 }
@@ -185,6 +187,17 @@ impl Inspection {
     }
 }
 
+impl Table {
+    /// OIDs of its columns' domains, and of the types that those stand on.
+    pub fn domains(&self) -> Vec<(u32, u32)> {
+        let columns = self.columns.iter();
+        let domains = columns.filter(|column| column.type_oid != column.base_oid);
+        domains
+            .map(|column| (column.type_oid, column.base_oid))
+            .collect()
+    }
+}
+
 /// A column of the outbox table.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Column {
@@ -196,6 +209,8 @@ pub struct Column {
     pub type_name: String,
     /// The declared type.
     pub type_oid: u32,
+    /// The type, or what a domain, or a domain over domains, stands on.
+    pub base_oid: u32,
     /// `typname` of the type, or of what a domain, or a domain over domains, stands on.
     pub base_type: String,
     /// `typcategory` of that type: `S` string, `E` enum, ….
@@ -292,17 +307,19 @@ SELECT jsonb_build_object(
   'may_select', has_table_privilege(c.oid, 'SELECT'),
   'may_use_schema', has_schema_privilege(c.relnamespace, 'USAGE'), 'row_security', row_security_active(c.oid),
   'owned', pg_has_role(c.relowner, 'USAGE'),
+  'has_rows', pg_catalog.pg_relation_size(c.oid) > 0
+     OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) WHERE pg_catalog.pg_relation_size(relid) > 0),
   'columns', coalesce((
      SELECT jsonb_agg(jsonb_build_object(
        'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
-       'type_oid', a.atttypid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
+       'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
        'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
      CROSS JOIN LATERAL (
        WITH RECURSIVE base AS (
-         SELECT typtype, typbasetype, typname, typcategory, typnotnull FROM pg_catalog.pg_type WHERE oid = a.atttypid
+         SELECT oid, typtype, typbasetype, typname, typcategory, typnotnull FROM pg_catalog.pg_type WHERE oid = a.atttypid
          UNION ALL
-         SELECT t.typtype, t.typbasetype, t.typname, t.typcategory, base.typnotnull OR t.typnotnull
+         SELECT t.oid, t.typtype, t.typbasetype, t.typname, t.typcategory, base.typnotnull OR t.typnotnull
          FROM base JOIN pg_catalog.pg_type t ON t.oid = base.typbasetype WHERE base.typtype = 'd')
        SELECT * FROM base WHERE typtype <> 'd') b
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),

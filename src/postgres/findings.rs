@@ -11,6 +11,8 @@ use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
 mod columns;
+mod needs;
+mod proposal;
 
 /// How grave a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -334,8 +336,9 @@ fn heirs(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
 /// they were inserted; others are there to be changed.
 fn partition_keys(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
     let is_of_event = |key: &String| {
-        let columns = settings.columns.as_ref();
-        columns.into_iter().any(|(_, name)| name == key)
+        columns::wanted(settings)
+            .iter()
+            .any(|(_, name)| name == key)
     };
     for key in table.partition_keys.iter().filter(|key| !is_of_event(key)) {
         found.push(warn(
@@ -412,18 +415,18 @@ fn published_columns(
         return;
     };
     let publication_name = quote_identifier(&settings.publication);
-    for (_, need) in columns::needs(settings) {
-        let Some(column) = table.columns.iter().find(|column| column.name == need.name) else {
+    for (_, name) in columns::wanted(settings) {
+        let Some(column) = table.columns.iter().find(|column| column.name == name) else {
             continue;
         };
         let published = match &entry.attnames {
-            Some(names) => names.iter().any(|name| name == need.name),
+            Some(names) => names.iter().any(|published| published == name),
             None => !column.generated,
         };
         if !published {
             found.push(refuse(
                 Kind::PublicationMismatch,
-                format!("publication {publication_name} does not send column {}", quote_identifier(need.name)),
+                format!("publication {publication_name} does not send column {}", quote_identifier(name)),
                 format!("run ALTER PUBLICATION {publication_name} SET TABLE {}; (without a list of columns)", settings.table),
             ));
         }

@@ -5,6 +5,7 @@
 use super::conninfo::Conninfo;
 use super::table_name::TableName;
 use crate::pipeline::fields::Fields;
+use crate::pipeline::mapping::Value;
 
 /// `[postgres]`: which database, and what is read from it.
 #[derive(Debug, Clone)]
@@ -17,19 +18,18 @@ pub struct PostgresSettings {
     pub publication: String,
     /// The outbox table.
     pub table: TableName,
-    /// The names of the outbox table's columns.
-    pub columns: Fields<String>,
+    /// Where an event's fields come from.
+    pub columns: Fields<Value>,
+    /// Further columns that messages are made of, each once.
+    pub extra_columns: Vec<String>,
 }
 
-/// The names of the columns in the table that `walrelay setup` makes.
-pub fn default_columns() -> Fields<String> {
-    Fields {
-        id: "id",
-        aggregate_id: "aggregate_id",
-        event_type: "event_type",
-        event_version: "event_version",
-        occurred_at: "occurred_at",
-        payload: "payload_json",
+impl PostgresSettings {
+    /// The column that holds the event's id.
+    ///
+    /// # Panics
+    /// Where the id comes from no column; the configuration refuses that.
+    pub fn id_column(&self) -> &str {
+        self.columns.id.column().expect("the id is a column")
     }
-    .map(str::to_owned)
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use postgres_types::PgLsn;
 
+use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::replication::quote_literal;
-use crate::postgres::settings::{PostgresSettings, default_columns};
+use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
 mod rights;

@@ -15,7 +15,7 @@ use crate::pipeline::shared_tail::{
     FENCE_PREFIX, bulk_fence_subject, fence_headers, fence_subject,
 };
 use crate::pipeline::tail::Lookup;
-use crate::pipeline::{position, tail};
+use crate::pipeline::{event_id, position, tail};
 
 /// `err_code` of a wrong last sequence, on one server and in a cluster.
 const OVERTAKEN_CODES: [u16; 2] = [10071, 10164];
@@ -255,6 +255,7 @@ impl StoredMessage {
             is_fence: self.subject.starts_with(FENCE_PREFIX),
             in_batch: self.header(position::BATCH_HEADER).is_some(),
             kind: self.header_text(position::KIND_HEADER),
+            id: event_id::ID_HEADERS.map(|name| self.header_text(name)),
             body: &self.data,
         }
     }

@@ -13,7 +13,7 @@ use crate::pipeline::lane_end::Memory;
 use crate::pipeline::opening::{Known, Opening, SlotPlace, Wanted};
 use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::row::Source;
-use crate::postgres::catalog::{self, Inspection, SlotAndWal};
+use crate::postgres::catalog::{self, Inspection, SlotAndWal, Table};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::findings::{Kind, Severity, findings};
@@ -268,10 +268,7 @@ fn epoch_settings(
 ) -> EpochSettings {
     let inspection = &postgres.inspection;
     EpochSettings {
-        source: source(
-            inspection.table.as_ref().map_or(0, |table| table.oid),
-            &settings.postgres,
-        ),
+        source: source(inspection.table.as_ref(), settings),
         carrier: inspection.carrier.clone(),
         limits: window_limits(settings, inherited, broker),
         hold_back: settings.relay.hold_back,
@@ -389,12 +386,13 @@ fn check_postgres(
 }
 
 /// The outbox table as the engine knows it; `oid` 0 for none.
-pub(crate) fn source(oid: u32, settings: &PostgresSettings) -> Source {
+pub(crate) fn source(table: Option<&Table>, settings: &Settings) -> Source {
     Source {
-        schema: settings.table.schema.clone(),
-        table: settings.table.table.clone(),
-        oid,
-        columns: settings.columns.clone(),
+        schema: settings.postgres.table.schema.clone(),
+        table: settings.postgres.table.table.clone(),
+        oid: table.map_or(0, |table| table.oid),
+        domains: table.map_or_else(Vec::new, Table::domains),
+        mapping: settings.mapping(),
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::nats::settings::ConnectionSettings;
 use crate::nats::stream::StreamSettings;
 use crate::pipeline::dead_letter;
+use crate::pipeline::mapping::{Mapping, MessageSettings};
 use crate::pipeline::shared_tail::fence_subject;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::settings::PostgresSettings;
@@ -21,8 +22,21 @@ pub struct Settings {
     pub postgres: PostgresSettings,
     /// `[nats]`
     pub nats: NatsSettings,
+    /// `[message]`: what becomes of a row, beside its subject.
+    pub message: MessageSettings,
     /// `[relay]`
     pub relay: RelaySettings,
+}
+
+impl Settings {
+    /// What of a row becomes what of a message.
+    pub fn mapping(&self) -> Mapping {
+        Mapping::new(
+            self.postgres.columns.clone(),
+            self.nats.subject.clone(),
+            self.message.clone(),
+        )
+    }
 }
 
 /// `[nats]`: which servers, and where the events go.

@@ -10,6 +10,7 @@ mod delivery;
 mod idle;
 mod least_privilege;
 mod logs;
+mod mapping;
 mod refusals;
 mod rejects;
 mod replay;

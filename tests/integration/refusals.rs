@@ -195,19 +195,19 @@ async fn a_table_that_cannot_serve() {
             "ALTER TABLE outbox_events RENAME kind TO event_type",
         ),
         (
-            "ALTER TABLE outbox_events ALTER id TYPE bytea USING ''",
+            "ALTER TABLE outbox_events ALTER id TYPE boolean USING true",
             "ALTER TABLE public.outbox_events ALTER COLUMN id TYPE uuid",
             "ALTER TABLE outbox_events ALTER id TYPE uuid USING gen_random_uuid()",
         ),
         (
-            "ALTER TABLE outbox_events ALTER payload_json TYPE bytea USING ''",
+            "ALTER TABLE outbox_events ALTER payload_json TYPE int USING 1",
             "ALTER TABLE public.outbox_events ALTER COLUMN payload_json TYPE jsonb",
             "ALTER TABLE outbox_events ALTER payload_json TYPE jsonb USING '{}'",
         ),
         (
-            "ALTER TABLE outbox_events ALTER occurred_at DROP DEFAULT, ALTER occurred_at TYPE date",
+            "ALTER TABLE outbox_events ALTER occurred_at DROP DEFAULT, ALTER occurred_at TYPE text",
             "ALTER TABLE public.outbox_events ALTER COLUMN occurred_at TYPE timestamptz",
-            "ALTER TABLE outbox_events ALTER occurred_at TYPE timestamptz",
+            "ALTER TABLE outbox_events ALTER occurred_at TYPE timestamptz USING now()",
         ),
         (
             "ALTER TABLE outbox_events ALTER event_version DROP DEFAULT, ALTER event_version TYPE boolean USING true",

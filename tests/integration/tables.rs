@@ -181,35 +181,6 @@ async fn payloads_of_type_json_and_text() {
 }
 
 #[tokio::test]
-async fn a_text_payload_that_is_no_json_becomes_a_dead_letter() {
-    let mut fixture = Fixture::bare().await;
-    let sql = concat!(
-        include_str!("../../sql/0001_outbox_events.sql"),
-        "ALTER TABLE outbox_events ALTER payload_json TYPE text"
-    );
-    fixture.sql.batch_execute(sql).await.unwrap();
-    fixture.setup().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
-    for payload in ["{\"n\": 1}", "no JSON", "{\"n\": 3}"] {
-        let sql = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) VALUES (gen_random_uuid(), gen_random_uuid(), 'a.b', $1)";
-        fixture.sql.execute(sql, &[&payload]).await.unwrap();
-    }
-    fixture.holds(3).await;
-    relay.stop().await;
-    let stored = fixture.stored().await;
-    assert_eq!(stored[1].kind.as_deref(), Some("dead-letter"));
-    assert_eq!(stored[1].subject, format!("walrelay.dead.{}", fixture.name));
-    for index in [0, 2] {
-        assert_eq!(stored[index].kind, None);
-        assert_eq!(
-            stored[index].field("payload_json"),
-            json!({ "n": index + 1 })
-        );
-    }
-}
-
-#[tokio::test]
 async fn a_partitioned_table() {
     let mut fixture = Fixture::bare().await;
     let sql = include_str!("../../sql/outbox_events_partitioned.sql");

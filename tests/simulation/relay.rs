@@ -14,12 +14,12 @@ use walrelay::pipeline::engine::{Engine, Stop};
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::lane_end::Memory;
+use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Source;
-use walrelay::postgres::settings::default_columns;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
 use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
 
@@ -486,7 +486,8 @@ impl Relay {
                 schema: "public".into(),
                 table: "outbox_events".into(),
                 oid: crate::postgres::OUTBOX_OID,
-                columns: default_columns(),
+                domains: Vec::new(),
+                mapping: Mapping::default(),
             },
             carrier: None,
             limits: self.limits(inbox, world),

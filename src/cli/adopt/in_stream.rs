@@ -10,7 +10,7 @@ use postgres_types::PgLsn;
 
 use crate::nats::api::StreamInfo;
 use crate::pipeline::position::{KIND_ADOPTED, KIND_REPLAY, Position, parse_header};
-use crate::pipeline::tail::{Lookup, event_id};
+use crate::pipeline::tail::Lookup;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -110,7 +110,7 @@ pub(super) async fn read(
             found
                 .ids
                 .entry(position)
-                .or_insert_with(|| event_id(stored.body));
+                .or_insert_with(|| stored.event_id());
         }
     }
     Ok(found)

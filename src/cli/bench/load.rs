@@ -27,8 +27,10 @@ impl Load {
             &columns.event_type,
             &columns.payload,
         ]
-        .map(|name| crate::postgres::table_name::quote_identifier(name))
-        .into();
+        .into_iter()
+        .filter_map(|value| value.column())
+        .map(crate::postgres::table_name::quote_identifier)
+        .collect();
         // One statement is one transaction.
         let insert = format!(
             "INSERT INTO {} ({}) SELECT id, id, 'walrelay.bench.v1', $2::text::jsonb FROM unnest($1::uuid[]) AS id",

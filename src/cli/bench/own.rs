@@ -7,9 +7,9 @@ use async_nats::jetstream;
 use tokio::sync::oneshot;
 
 use crate::nats::stream::{self, StreamPlan};
+use crate::pipeline::mapping::{MessageSettings, default_columns};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
-use crate::postgres::settings::default_columns;
 use crate::postgres::setup::{apply, plan, teardown_plan};
 use crate::postgres::table_name::TableName;
 use crate::relay::settings::Settings;
@@ -38,6 +38,8 @@ impl Own {
         settings.postgres.slot = NAME.to_owned();
         settings.postgres.publication = NAME.to_owned();
         settings.postgres.columns = default_columns();
+        settings.postgres.extra_columns = Vec::new();
+        settings.message = MessageSettings::default();
         settings.postgres.table = TableName {
             schema: "public".to_owned(),
             table: NAME.to_owned(),

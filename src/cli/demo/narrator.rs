@@ -55,7 +55,7 @@ impl Narrator {
             .map(human_milliseconds)
             .unwrap_or_default();
         // The end of a version 7 UUID is what differs between events of one moment.
-        let id = entry.id.map(|id| id.to_string()).unwrap_or_default();
+        let id = entry.id.clone().unwrap_or_default();
         let position = entry.position.as_deref().unwrap_or("-");
         self.line(&columns(
             &entry.sequence.to_string(),

@@ -173,8 +173,12 @@ pub(super) async fn stored(settings: &NatsSettings) -> anyhow::Result<Vec<Event>
 fn event(entry: Entry) -> anyhow::Result<Event> {
     let missing = || format!("message {} is not a complete event", entry.sequence);
     Ok(Event {
-        id: entry.id.with_context(missing)?,
-        aggregate_id: entry.aggregate_id.with_context(missing)?,
+        id: entry.uuid().with_context(missing)?,
+        aggregate_id: entry
+            .aggregate_id
+            .as_deref()
+            .with_context(missing)?
+            .parse()?,
         event_version: entry.event_version.with_context(missing)?.into(),
         occurred_at: entry.occurred_at.with_context(missing)?,
         payload_json: entry

@@ -128,7 +128,7 @@ impl Seen {
         if entry.class != Class::Event {
             return false;
         }
-        self.stored.extend(entry.id.zip(entry.stored_at));
+        self.stored.extend(entry.uuid().zip(entry.stored_at));
         let due = self
             .last_line
             .is_none_or(|last| last.elapsed() >= self.line_interval);

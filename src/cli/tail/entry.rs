@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::event::EventEnvelope;
+use crate::pipeline::event_id;
 use crate::pipeline::position::{KIND_HEADER, POSITION_HEADER, REASON_HEADER};
 
 /// Subjects of walrelay's own; of these only dead letters are something to look at.
@@ -37,6 +38,72 @@ struct DeadLetter {
     detail: Option<String>,
 }
 
+/// What a message says of its event, whatever its format.
+#[derive(Debug, Default)]
+struct Event {
+    id: Option<String>,
+    aggregate_id: Option<String>,
+    event_type: Option<String>,
+    event_version: Option<u8>,
+    occurred_at: Option<DateTime<Utc>>,
+    payload: Option<Box<RawValue>>,
+}
+
+/// The keys of an envelope, and of a CloudEvent in structured mode.
+#[derive(Default, Deserialize)]
+struct Body<'b> {
+    #[serde(borrow, alias = "subject")]
+    aggregate_id: Option<&'b RawValue>,
+    #[serde(borrow, alias = "type")]
+    event_type: Option<&'b RawValue>,
+    #[serde(borrow, alias = "eventversion")]
+    event_version: Option<&'b RawValue>,
+    #[serde(borrow, alias = "time")]
+    occurred_at: Option<&'b RawValue>,
+    #[serde(
+        borrow,
+        alias = "payload_base64",
+        alias = "data",
+        alias = "data_base64"
+    )]
+    payload_json: Option<&'b RawValue>,
+}
+
+impl Event {
+    /// `header` gives a header's value.
+    fn read(header: impl Fn(&str) -> Option<String>, body: &[u8]) -> Self {
+        let headers = event_id::ID_HEADERS.map(&header);
+        let own = event_id::of_headers(headers.each_ref().map(Option::as_deref));
+        // A payload alone may have keys of the same names.
+        let keys: Body<'_> = match own {
+            Some(_) => Body::default(),
+            None => serde_json::from_slice(body).unwrap_or_default(),
+        };
+        let attribute = |name: &str, key: Option<&RawValue>| -> Option<String> {
+            let of_key = || {
+                let text = key?.get();
+                serde_json::from_str::<String>(text)
+                    .ok()
+                    .or_else(|| Some(text.to_owned()))
+            };
+            header(&format!("ce-{name}")).or_else(of_key)
+        };
+        let time = attribute("time", keys.occurred_at);
+        Event {
+            aggregate_id: attribute("subject", keys.aggregate_id),
+            event_type: attribute("type", keys.event_type),
+            event_version: attribute("eventversion", keys.event_version)
+                .and_then(|version| version.parse().ok()),
+            occurred_at: time.and_then(|time| time.parse().ok()),
+            payload: match keys.payload_json {
+                Some(payload) => Some(payload.to_owned()),
+                None => serde_json::from_slice(body).ok(),
+            },
+            id: own.or_else(|| event_id::of_body(body)),
+        }
+    }
+}
+
 /// A message, taken apart.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry {
@@ -48,8 +115,8 @@ pub(crate) struct Entry {
     pub(crate) slot: Option<String>,
     /// Commit LSN and ordinal, `16/B374D848:3`.
     pub(crate) position: Option<String>,
-    pub(crate) id: Option<Uuid>,
-    pub(crate) aggregate_id: Option<Uuid>,
+    pub(crate) id: Option<String>,
+    pub(crate) aggregate_id: Option<String>,
     pub(crate) event_type: Option<String>,
     pub(crate) event_version: Option<u8>,
     #[serde(serialize_with = "micros")]
@@ -86,23 +153,37 @@ impl Entry {
         reply: &str,
         now: DateTime<Utc>,
     ) -> Self {
-        let header = |name| {
+        let header = |name: &str| {
             headers
                 .and_then(|headers| headers.get(name))
                 .map(|value| value.as_str().to_owned())
         };
         let delivery = read_reply(reply).unwrap_or_default();
         let stored_at = delivery.stored_at;
-        let envelope = EventEnvelope::from_slice(body).ok();
         let kind = header(KIND_HEADER);
         let letter: DeadLetter = match subject.starts_with(DEAD_ROOT) {
             true => serde_json::from_slice(body).unwrap_or_default(),
             false => DeadLetter::default(),
         };
-        let class = match envelope {
+        let event = Event::read(header, body);
+        let published = header(POSITION_HEADER).is_some() || kind.is_some();
+        let class = match subject {
             _ if subject.starts_with(DEAD_ROOT) => Class::DeadLetter,
-            Some(_) if !subject.starts_with(OWN_ROOT) => Class::Event,
+            _ if subject.starts_with(OWN_ROOT) => Class::Other,
+            _ if published || EventEnvelope::from_slice(body).is_ok() => Class::Event,
             _ => Class::Other,
+        };
+        let event = match class {
+            Class::Event => event,
+            Class::DeadLetter => Event {
+                id: letter.id,
+                payload: event.payload,
+                ..Event::default()
+            },
+            Class::Other => Event {
+                payload: event.payload,
+                ..Event::default()
+            },
         };
         let (slot, position) = match header(POSITION_HEADER) {
             Some(text) => match text.split_once(' ') {
@@ -111,7 +192,7 @@ impl Entry {
             },
             None => (None, None),
         };
-        let occurred_at = envelope.as_ref().map(|envelope| envelope.occurred_at);
+        let occurred_at = event.occurred_at;
         let since = |end: Option<DateTime<Utc>>| Some(milliseconds(end? - occurred_at?));
         Self {
             sequence: delivery.sequence,
@@ -127,25 +208,22 @@ impl Entry {
             kind,
             reason: header(REASON_HEADER),
             detail: letter.detail,
-            id: match &envelope {
-                Some(envelope) => Some(envelope.id),
-                None => letter.id.and_then(|id| id.parse().ok()),
-            },
-            aggregate_id: envelope.as_ref().map(|envelope| envelope.aggregate_id),
-            event_type: envelope
-                .as_ref()
-                .map(|envelope| envelope.event_type.clone()),
-            event_version: envelope.as_ref().map(|envelope| envelope.event_version),
-            payload_json: match envelope {
-                Some(envelope) => Some(envelope.payload_json),
-                None => serde_json::from_slice(body).ok(),
-            },
+            id: event.id,
+            aggregate_id: event.aggregate_id,
+            event_type: event.event_type,
+            event_version: event.event_version,
+            payload_json: event.payload,
         }
     }
 
     /// Whether this is the relay's own bookkeeping, which says nothing to a reader of events.
     pub(crate) fn is_control(&self) -> bool {
         self.class == Class::Other && self.subject.starts_with(OWN_ROOT)
+    }
+
+    /// Its id where that is a UUID, as in the demo's table.
+    pub(crate) fn uuid(&self) -> Option<Uuid> {
+        self.id.as_deref()?.parse().ok()
     }
 
     /// One JSON object, without the line's end.
@@ -163,7 +241,7 @@ impl Entry {
             &latency(self.stored_latency_ms),
             &printable(&self.subject),
         );
-        let id = self.id.map_or_else(|| "-".to_owned(), |id| id.to_string());
+        let id = self.id.as_deref().map_or_else(|| "-".to_owned(), printable);
         line.push_str(&match (self.class, &self.kind) {
             (Class::Event, None) => id,
             (Class::Event, Some(kind)) => format!("{id} ({})", printable(kind)),

@@ -15,15 +15,16 @@ use futures_util::StreamExt as _;
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
+use super::key::key;
 use super::sort::{Entries, Entry, Kind};
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamInfo};
 use crate::nats::stream;
+use crate::pipeline::event_id;
 use crate::pipeline::position::{
     KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
     Position, parse_header,
 };
 use crate::pipeline::shared_tail::{bulk_fence_subject, fence_subject};
-use crate::pipeline::tail::event_id;
 
 /// How long the broker may keep us waiting for a message that it has.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -284,7 +285,7 @@ impl LaneReading {
             .and_then(|value| parse_header(value).ok())
             .filter(|(slot, _)| *slot == self.slot)
             .map(|(_, position)| position);
-        let id = id(body);
+        let id = id(event_id::ID_HEADERS.map(header), body);
         let (kind, position) = match (kind, position) {
             (None, Some(position)) => (Kind::Event, position),
             (Some(KIND_DEAD_LETTER), Some(position)) => (Kind::DeadLetter, position),
@@ -339,7 +340,7 @@ impl LaneReading {
                 entries.push(Entry::new(id, kind, sequence))?;
             }
             (_, None) => bail!(
-                "message {sequence} of stream {} carries position {position} and no UUID as its id",
+                "message {sequence} of stream {} carries position {position} and neither a UUID nor a whole number as its id",
                 self.name
             ),
         }
@@ -370,9 +371,12 @@ impl LaneReading {
     }
 }
 
-/// The event's id: in an envelope it stands first, whatever the payload's size.
-fn id(body: &[u8]) -> Option<u128> {
+/// The key of the event's id: in an envelope it stands first, whatever the payload's size.
+fn id(headers: [Option<&str>; 2], body: &[u8]) -> Option<u128> {
     const BEGIN: &[u8] = b"{\"id\":\"";
+    if let Some(id) = event_id::of_headers(headers) {
+        return key(&id);
+    }
     let begun = body
         .strip_prefix(BEGIN)
         .and_then(|rest| rest.get(..37))
@@ -380,9 +384,7 @@ fn id(body: &[u8]) -> Option<u128> {
         .and_then(|rest| Uuid::try_parse_ascii(&rest[..36]).ok());
     match begun {
         Some(id) => Some(id.as_u128()),
-        None => Uuid::try_parse(&event_id(body)?)
-            .ok()
-            .map(|id| id.as_u128()),
+        None => key(&event_id::of_body(body)?),
     }
 }
 
@@ -391,19 +393,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_found_in_envelopes_and_in_other_json() {
+    fn ids_are_found_in_headers_envelopes_and_other_json() {
         let uuid = "0190b6a0-0000-7000-8000-000000000001";
         let expected = Some(Uuid::try_parse(uuid).unwrap().as_u128());
+        let of_body = |body: &str| id([None; 2], body.as_bytes());
+        assert_eq!(of_body(&format!("{{\"id\":\"{uuid}\",\"x\":1}}")), expected);
         assert_eq!(
-            id(format!("{{\"id\":\"{uuid}\",\"x\":1}}").as_bytes()),
+            of_body(&format!("{{\"x\":1, \"id\": \"{uuid}\"}}")),
             expected
         );
-        assert_eq!(
-            id(format!("{{\"x\":1, \"id\": \"{uuid}\"}}").as_bytes()),
-            expected
-        );
-        assert_eq!(id(b"{\"id\":null}"), None);
-        assert_eq!(id(b"{\"id\":\"short\"}"), None);
-        assert_eq!(id(b"\xff"), None);
+        assert_eq!(of_body("{\"id\":7}"), key("7"));
+        assert_eq!(of_body("{\"id\":null}"), None);
+        assert_eq!(of_body("{\"id\":\"short\"}"), None);
+        assert_eq!(id([None; 2], b"\xff"), None);
+        assert_eq!(id([Some("8"), None], b"{\"id\":7}"), key("8"));
     }
 }

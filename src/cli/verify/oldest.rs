@@ -4,8 +4,7 @@
 
 use std::io;
 
-use uuid::Uuid;
-
+use super::key;
 use super::sort::{Entries, Entry, Kind, Merge, NUMBER_BITS};
 
 /// An entry sorts by 128 bits and a number; age and id together are as long: the age, then the id, the oldest first.
@@ -54,16 +53,16 @@ impl OldestFirst {
 pub(in crate::cli) struct Ids(Merge);
 
 impl Iterator for Ids {
-    type Item = io::Result<Uuid>;
+    type Item = io::Result<String>;
 
-    fn next(&mut self) -> Option<io::Result<Uuid>> {
+    fn next(&mut self) -> Option<io::Result<String>> {
         let entry = match self.0.next_entry() {
             Ok(entry) => entry?,
             Err(error) => return Some(Err(error)),
         };
         // What the age takes up is shifted out.
         let id = entry.id << NUMBER_BITS | u128::from(entry.number());
-        Some(Ok(Uuid::from_u128(id)))
+        Some(Ok(key::text(id)))
     }
 }
 
@@ -81,12 +80,8 @@ mod tests {
         }
         assert_eq!(oldest.len(), 4);
         for _ in 0..2 {
-            let found: Vec<u128> = oldest
-                .ids()
-                .unwrap()
-                .map(|id| id.unwrap().as_u128())
-                .collect();
-            assert_eq!(found, ids);
+            let found: Vec<String> = oldest.ids().unwrap().map(Result::unwrap).collect();
+            assert_eq!(found, ids.map(key::text));
         }
     }
 }

@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
+use super::key;
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::compare::{Group, Verdict};
 use super::lane::{LaneReading, SAMPLES_MAX};
@@ -22,7 +22,7 @@ const PENDING_MAX: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Example {
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<Uuid>,
+    id: Option<String>,
     /// In the stream.
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
@@ -39,7 +39,7 @@ pub(super) struct Example {
 impl Example {
     fn of_row(group: &Group) -> Self {
         Example {
-            id: Some(Uuid::from_u128(group.id)),
+            id: Some(key::text(group.id)),
             ..Example::default()
         }
     }
@@ -70,7 +70,7 @@ impl Example {
 impl std::fmt::Display for Example {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut between = "";
-        if let Some(id) = self.id {
+        if let Some(id) = &self.id {
             write!(f, "{id}")?;
             between = "  ";
         }

@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
 
-use crate::pipeline::fields::Field;
-use crate::pipeline::pgoutput::{self, Column, Message};
+use crate::pipeline::pgoutput::{self, Message};
 use crate::pipeline::position::Position;
-use crate::pipeline::row::Relations;
+use crate::pipeline::row::{Relations, Source};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::postgres::settings::PostgresSettings;
-use crate::relay::open::source;
 
 /// SQLSTATE object_in_use.
 const OBJECT_IN_USE: &str = "55006";
@@ -86,7 +84,7 @@ pub(in crate::cli) struct Held<'a> {
 pub(in crate::cli) async fn peek(
     client: &Client,
     settings: &PostgresSettings,
-    table_oid: u32,
+    source: Source,
     lsn: PgLsn,
     mut each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
@@ -100,7 +98,7 @@ pub(in crate::cli) async fn peek(
         Err(error) => return Err(refused(error)),
     };
     pin_mut!(rows);
-    let mut relations = Relations::new(source(table_oid, settings));
+    let mut relations = Relations::new(source);
     let mut position = Position {
         commit_lsn: 0.into(),
         ordinal: 0,
@@ -131,10 +129,8 @@ pub(in crate::cli) async fn peek(
             Message::Insert { relation_oid, row } => {
                 if let Some(row) = relations.read(relation_oid, &row)? {
                     position.ordinal += 1;
-                    let id = match row.get(Field::Id) {
-                        Column::Text(id) => std::str::from_utf8(id).ok(),
-                        _ => None,
-                    };
+                    let id = row.id();
+                    let id = id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
                     each(Held {
                         position,
                         committed_at_us,

@@ -6,10 +6,11 @@
 use anyhow::{Context as _, bail};
 use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
-use uuid::Uuid;
 
+use super::key::{self, key};
 use super::sort::{Entries, Entry, Kind};
 use crate::postgres::client::Client;
+use crate::postgres::id_column::IdColumn;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
@@ -28,16 +29,24 @@ pub(super) struct Table {
     pub(super) in_recovery: bool,
 }
 
-/// Reads the ids. `row_filter` leaves out rows that another publication shares out to another stream. Rows whose
-/// occurred_at is older than `since` are read too, as what they are: one may share its id with a younger one.
+/// Which rows count.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Selection<'a> {
+    pub(super) id_column: &'a IdColumn,
+    /// Leaves out rows that another publication shares out to another stream.
+    pub(super) row_filter: Option<&'a str>,
+    /// Rows whose occurred_at is older are read too, as what they are: one may share its id with a younger one.
+    pub(super) since: Option<&'a str>,
+}
+
+/// Reads the ids.
 ///
 /// # Errors
-/// Postgres refuses, or an id is no UUID.
+/// Postgres refuses, or an id is neither a UUID nor a whole number.
 pub(super) async fn read(
     client: &Client,
     settings: &PostgresSettings,
-    row_filter: Option<&str>,
-    since: Option<&str>,
+    selection: Selection<'_>,
     in_recovery: bool,
     entries: &mut Entries,
     mut progress: impl FnMut(u64),
@@ -54,14 +63,20 @@ pub(super) async fn read(
         snapshot_lsn: end_lsn(client).await?,
         in_recovery,
     };
-    let id = quote_identifier(&settings.columns.id);
-    let is_older = since.map_or_else(
-        || "false".to_owned(),
-        |since| {
-            let occurred_at = quote_identifier(&settings.columns.occurred_at);
-            format!("coalesce({occurred_at} < '{since}'::timestamptz, false)")
-        },
-    );
+    let Selection {
+        id_column,
+        row_filter,
+        since,
+    } = selection;
+    let id = id_column.text();
+    let is_older = match (since, settings.columns.occurred_at.column()) {
+        (Some(since), Some(occurred_at)) => format!(
+            "coalesce({} < '{since}'::timestamptz, false)",
+            quote_identifier(occurred_at)
+        ),
+        (Some(_), None) => bail!("--since needs a column in columns.occurred_at"),
+        (None, _) => "false".to_owned(),
+    };
     let copy = format!(
         "COPY (SELECT {id}, age(xmin), {is_older} FROM {} WHERE {}) TO STDOUT",
         settings.table,
@@ -81,21 +96,21 @@ pub(super) async fn read(
             table.rows_without_id += 1;
             continue;
         }
-        let Ok(id) = Uuid::try_parse(id) else {
+        let Some(id) = key(id) else {
             bail!(
-                "id {id:?} in {} is no UUID, and verify compares UUIDs",
+                "id {id:?} in {} is neither a UUID nor a whole number, and verify compares these",
                 settings.table
             );
         };
         progress(table.rows + table.older_rows);
         if is_older == "t" {
-            entries.push(Entry::new(id.as_u128(), Kind::OlderRow, 0))?;
+            entries.push(Entry::new(id, Kind::OlderRow, 0))?;
             table.older_rows += 1;
             continue;
         }
         // A frozen xmin of an upgraded cluster is 2^31 - 1 old; none is negative.
         let age = age.parse::<i64>()?.max(0).unsigned_abs();
-        entries.push(Entry::new(id.as_u128(), Kind::Row, age))?;
+        entries.push(Entry::new(id, Kind::Row, age))?;
         table.rows += 1;
     }
     if in_recovery {
@@ -135,25 +150,18 @@ pub(super) async fn estimate(client: &Client, settings: &PostgresSettings) -> an
 pub(super) async fn present(
     client: &Client,
     settings: &PostgresSettings,
+    id_column: &IdColumn,
     ids: &[u128],
 ) -> anyhow::Result<Vec<u128>> {
-    let id = quote_identifier(&settings.columns.id);
-    let wanted: Vec<String> = ids
-        .iter()
-        .map(|&id| Uuid::from_u128(id).to_string())
-        .collect();
-    // In the column's own type, for its index.
+    let ids: Vec<String> = ids.iter().map(|&id| key::text(id)).collect();
     let query = format!(
-        "SELECT {id}::text FROM {} WHERE {id} IN ({})",
+        "SELECT {}::text FROM {} WHERE {}",
+        id_column.text(),
         settings.table,
-        wanted
-            .iter()
-            .map(|id| format!("'{id}'"))
-            .collect::<Vec<_>>()
-            .join(",")
+        id_column.is_one_of(ids.iter().map(String::as_str))
     );
     let rows = client.query(&query, &[]).await?;
-    rows.iter()
-        .map(|row| Ok(Uuid::try_parse(row.try_get(0)?)?.as_u128()))
-        .collect()
+    let keys = rows.iter().map(|row| Ok(key::key(row.try_get(0)?)));
+    let keys: anyhow::Result<Vec<Option<u128>>> = keys.collect();
+    Ok(keys?.into_iter().flatten().collect())
 }

@@ -5,10 +5,10 @@
 
 use super::{Engine, Note, Stop};
 use crate::pipeline::dead_letter;
-use crate::pipeline::envelope::{Envelope, Reject, shown, text};
+use crate::pipeline::envelope::{Reject, shown};
 use crate::pipeline::fault::Halt;
-use crate::pipeline::fields::Field;
-use crate::pipeline::pgoutput::Column;
+use crate::pipeline::message::{Composed, compose};
+
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::publish::{Body, EventId, Message, Origin, TooLarge, tail_header};
 use crate::pipeline::row::Row;
@@ -35,17 +35,19 @@ impl Engine {
         }
         let origin = Origin {
             position,
-            event_id: match row.get(Field::Id) {
-                Column::Text(id) => EventId::of(id),
-                _ => None,
-            },
+            event_id: row.id().and_then(|id| EventId::of(&id)),
             first_publication,
         };
+        let own = self.headers.len();
         match self.try_emit(row, origin, out, now) {
             Ok(()) => {}
             // A replay brings again what was published; its dead letters are in the stream already.
             Err(_) if !first_publication => return Ok(()),
-            Err(reject) => return self.reject(row, position, reject, out, now),
+            Err(reject) => {
+                // What the message would have had stays out of its dead letter.
+                self.headers.truncate(own);
+                return self.reject(row, position, reject, out, now);
+            }
         }
         self.counters.published += 1;
         self.counters.replayed += u64::from(!first_publication);
@@ -65,29 +67,29 @@ impl Engine {
             return Err(Reject::Refused(why.clone()));
         }
         let bytes_max = self.settings.epoch.limits.message_bytes_max as u64;
-        let envelope = Envelope::of(row).map_err(|reject| match reject {
+        let composed = compose(
+            row,
+            &self.settings.epoch.source.mapping,
+            &mut self.subject,
+            &mut self.headers,
+            &mut self.body,
+        )
+        .map_err(|reject| match reject {
             Reject::TooLarge { bytes, .. } => Reject::TooLarge { bytes, bytes_max },
             reject => reject,
         })?;
-        self.settings
-            .template
-            .render(
-                text(row, Field::EventType)?,
-                text(row, Field::AggregateId)?,
-                text(row, Field::EventVersion)?,
-                &mut self.subject,
-            )
-            .map_err(|error| Reject::Subject {
-                error,
-                subject: shown(&self.subject),
-            })?;
+        let body = match &composed {
+            Composed::Envelope(envelope) => Body::Envelope(envelope),
+            Composed::Payload(payload) => Body::Bytes(payload),
+            Composed::Written => Body::Bytes(&self.body),
+        };
         self.window
             .publish(
                 out,
                 &Message {
                     subject: &self.subject,
                     headers: &self.headers,
-                    body: Body::Envelope(&envelope),
+                    body,
                 },
                 origin,
                 now,
@@ -128,10 +130,7 @@ impl Engine {
         out: &mut BytesMut,
         now: Duration,
     ) -> Result<(), Stop> {
-        let event_id = match row.get(Field::Id) {
-            Column::Text(id) => shown(id),
-            _ => "-".to_owned(),
-        };
+        let event_id = row.id().map_or_else(|| "-".to_owned(), |id| shown(&id));
         let may_pass =
             !self.settings.epoch.halt_on_reject || self.settings.skips().contains(&position);
         self.headers

@@ -7,8 +7,7 @@ use super::{Engine, Note, Stop, Transaction};
 use crate::pipeline::copy_both::{self, ReplicationMessage};
 use crate::pipeline::envelope::shown;
 use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::fields::Field;
-use crate::pipeline::pgoutput::{self, Column, Message, Tuple};
+use crate::pipeline::pgoutput::{self, Message, Tuple};
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::reader::DecodeError;
 use crate::pipeline::row::Row;
@@ -31,7 +30,11 @@ impl Engine {
         match copy_both::decode(payload)? {
             ReplicationMessage::XLogData { data, .. } => match pgoutput::decode(data)? {
                 Message::Insert { relation_oid, row } => self.insert(relation_oid, &row, out, now),
-                Message::Begin { commit_lsn, .. } => self.begin(commit_lsn),
+                Message::Begin {
+                    commit_lsn,
+                    committed_at_us,
+                    ..
+                } => self.begin(commit_lsn, committed_at_us),
                 Message::Commit {
                     commit_lsn,
                     end_lsn,
@@ -49,7 +52,7 @@ impl Engine {
         }
     }
 
-    fn begin(&mut self, commit_lsn: PgLsn) -> Result<(), Stop> {
+    fn begin(&mut self, commit_lsn: PgLsn, committed_at_us: i64) -> Result<(), Stop> {
         if self.transaction.is_some() {
             return Err(misplaced("Begin", "inside a transaction"));
         }
@@ -63,6 +66,7 @@ impl Engine {
         self.position_prefix.push(b':');
         self.transaction = Some(Transaction {
             commit_lsn,
+            committed_at_us,
             ordinal: 0,
             events: false,
         });
@@ -141,7 +145,7 @@ impl Engine {
         let Some(transaction) = &mut self.transaction else {
             return Err(misplaced("Insert", "outside a transaction"));
         };
-        let Some(row) = self.relations.read(relation_oid, tuple)? else {
+        let Some(mut row) = self.relations.read(relation_oid, tuple)? else {
             self.counters.other_rows += 1;
             if let Some(table) = self.relations.first_row_of(relation_oid) {
                 self.notes.push_back(Note::OtherTable(table));
@@ -150,6 +154,7 @@ impl Engine {
         };
         // Another table's rows do not count: whether the publication has that table may change between two decodings of
         // one transaction.
+        row.committed_at_us = transaction.committed_at_us;
         transaction.ordinal += 1;
         transaction.events = true;
         let position = Position {
@@ -186,10 +191,8 @@ impl Engine {
         else {
             return Ok(());
         };
-        let id = match row.get(Field::Id) {
-            Column::Text(id) => Some(id),
-            _ => None,
-        };
+        let id = row.id();
+        let id = id.as_deref();
         // A dead letter tells a long id only as far as it is shown.
         let is_same = overlap.event_id.as_ref().is_none_or(|expected| {
             id.is_some_and(|id| expected.as_bytes() == id || *expected == shown(id))

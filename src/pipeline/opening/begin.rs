@@ -54,7 +54,6 @@ impl Opening<'_> {
             created: stream.created,
             number: record.as_ref().map_or(1, |record| record.epoch + 1),
             record,
-            template: self.known.template.clone(),
             mode,
             stream: self.known.stream.to_owned(),
             confirmed_flush_lsn: place.confirmed_flush_lsn,

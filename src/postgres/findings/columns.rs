@@ -1,134 +1,139 @@
-//! Whether the table's columns can serve, and the SQL that makes them.
+//! Whether the table's columns can serve, and how they could.
 //!
-//! In: the table, the names of its columns. Out: findings. Guarantee: pure.
+//! In: the table, what the configuration says of its columns. Out: findings. Guarantee: pure; nobody is told to alter
+//! a table that has rows because its columns have other names or types.
 
-use super::{Finding, Kind, refuse, warn};
-use crate::pipeline::fields::{Field, Fields};
+use super::needs::needs;
+use super::{Finding, Kind, proposal, refuse, warn};
+use crate::nearest::nearest;
+use crate::pipeline::fields::Field;
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
 
-/// OID of char(n). Its padding is taken off; of a domain the WAL does not tell what it is over.
-const BPCHAR_OID: u32 = 1042;
-
-/// What a column may be.
-pub(super) struct Need<'a> {
-    pub(super) name: &'a str,
-    fits: fn(&Column) -> bool,
-    wanted: &'static str,
-}
-
-pub(super) fn needs(settings: &PostgresSettings) -> Fields<Need<'_>> {
-    let names = &settings.columns;
-    let uuid_or_text = |column: &Column| column.base_type == "uuid" || column.category == 'S';
-    Fields {
-        id: Need {
-            name: &names.id,
-            fits: uuid_or_text,
-            wanted: "uuid",
-        },
-        aggregate_id: Need {
-            name: &names.aggregate_id,
-            fits: uuid_or_text,
-            wanted: "uuid",
-        },
-        event_type: Need {
-            name: &names.event_type,
-            fits: |column| matches!(column.category, 'S' | 'E'),
-            wanted: "text",
-        },
-        event_version: Need {
-            name: &names.event_version,
-            fits: |column| matches!(column.base_type.as_str(), "int2" | "int4" | "int8"),
-            wanted: "smallint",
-        },
-        occurred_at: Need {
-            name: &names.occurred_at,
-            fits: |column| matches!(column.base_type.as_str(), "timestamptz" | "timestamp"),
-            wanted: "timestamptz",
-        },
-        payload: Need {
-            name: &names.payload,
-            fits: |column| matches!(column.base_type.as_str(), "jsonb" | "json" | "text"),
-            wanted: "jsonb",
-        },
-    }
+/// The names of all columns that messages are made of, each with its field if it has one.
+pub(super) fn wanted(settings: &PostgresSettings) -> Vec<(Option<Field>, &str)> {
+    let own = settings.columns.as_ref().into_iter();
+    let own = own.filter_map(|(field, value)| Some((Some(field), value.column()?)));
+    let extra = settings.extra_columns.iter();
+    own.chain(extra.map(|name| (None, name.as_str()))).collect()
 }
 
 pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
-    let name = &settings.table;
-    for (field, need) in needs(settings) {
-        let sql_name = quote_identifier(need.name);
-        let Some(column) = table.columns.iter().find(|column| column.name == need.name) else {
-            found.push(refuse(
-                Kind::Column,
-                format!("table {name} has no column {sql_name}"),
-                format!(
-                    "run ALTER TABLE {name} ADD COLUMN {sql_name} {};",
-                    need.wanted
-                ),
-            ));
-            continue;
-        };
-        if !(need.fits)(column) {
-            found.push(refuse(
-                Kind::Column,
-                format!(
-                    "column {sql_name} of {name} is {}, which cannot serve as one",
-                    column.type_name
-                ),
-                format!("run {}", retype(settings, field, &need, column)),
-            ));
-        } else if column.base_type == "timestamp" {
-            found.push(warn(
-                Kind::Column,
-                format!("column {sql_name} of {name} is timestamp without time zone and is taken as UTC"),
-                format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE timestamptz USING {sql_name} AT TIME ZONE 'UTC';"),
-            ));
-        }
-        if column.base_type == "bpchar" && column.type_oid != BPCHAR_OID {
-            found.push(warn(
-                Kind::Column,
-                format!(
-                    "column {sql_name} of {name} is a domain over char(n): its padding is taken for a part of the value"
-                ),
-                format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE text USING {sql_name}::text;"),
-            ));
-        }
-        if !column.not_null {
-            found.push(warn(
-                Kind::Column,
-                format!("column {sql_name} of {name} may be null, and a row with a null there is rejected"),
-                format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} SET NOT NULL;"),
-            ));
+    let needs = needs();
+    let misfits: Vec<Misfit<'_>> = wanted(settings)
+        .into_iter()
+        .filter_map(|(field, name)| {
+            let column = table.columns.iter().find(|column| column.name == name);
+            let fits = match (column, field) {
+                (None, _) => false,
+                (Some(_), None) => true,
+                (Some(column), Some(field)) => (needs.get(field).fits)(column),
+            };
+            (!fits).then_some(Misfit {
+                field,
+                name,
+                column,
+            })
+        })
+        .collect();
+    if table.has_rows && misfits.iter().any(|misfit| misfit.field.is_some()) {
+        found.push(map(table, settings, &misfits));
+    } else {
+        found.extend(misfits.iter().map(|misfit| misfit.alter(table, settings)));
+    }
+    for (field, name) in wanted(settings) {
+        let column = table.columns.iter().find(|column| column.name == name);
+        if let (Some(field), Some(column)) = (field, column) {
+            values(column, field, settings, found);
         }
     }
 }
 
-/// SQL that makes the column one that can serve. A type without a cast to the one that is wanted needs more than TYPE,
-/// and an identity or serial column cannot become a uuid at all: the id gets a column of its own.
-fn retype(settings: &PostgresSettings, field: Field, need: &Need<'_>, column: &Column) -> String {
-    let (table, name, wanted) = (&settings.table, quote_identifier(need.name), need.wanted);
-    let value = match (wanted, column.base_type.as_str()) {
-        ("uuid", "bytea") => format!("encode({name}, 'hex')::uuid"),
-        // From the value that is there: the same row must not become another event.
-        ("uuid", base) if field == Field::Id => {
-            let old = quote_identifier(&format!("{}_before", need.name));
-            let value = match base {
-                "int2" | "int4" | "int8" => format!("lpad(to_hex({old}::int8), 32, '0')::uuid"),
-                _ => format!("md5({old}::text)::uuid"),
-            };
-            return format!(
-                "ALTER TABLE {table} RENAME COLUMN {name} TO {old}; \
-                 ALTER TABLE {table} ADD COLUMN {name} uuid; \
-                 UPDATE {table} SET {name} = {value}; \
-                 ALTER TABLE {table} ALTER COLUMN {name} SET NOT NULL, ALTER COLUMN {name} SET DEFAULT gen_random_uuid();"
-            );
+/// What a column that can serve may still hold.
+fn values(column: &Column, field: Field, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+    let (name, sql_name) = (&settings.table, quote_identifier(&column.name));
+    if column.base_type == "timestamp" && field == Field::OccurredAt {
+        found.push(warn(
+            Kind::Column,
+            format!("column {sql_name} of {name} is timestamp without time zone and is taken as UTC"),
+            format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE timestamptz USING {sql_name} AT TIME ZONE 'UTC';"),
+        ));
+    }
+    if !column.not_null {
+        found.push(warn(
+            Kind::Column,
+            format!(
+                "column {sql_name} of {name} may be null, and a row with a null there is rejected"
+            ),
+            format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} SET NOT NULL;"),
+        ));
+    }
+}
+
+/// A column that is missing, or cannot serve.
+struct Misfit<'a> {
+    /// None for one that only subject, header or further field names.
+    field: Option<Field>,
+    name: &'a str,
+    column: Option<&'a Column>,
+}
+
+impl Misfit<'_> {
+    fn what(&self, settings: &PostgresSettings) -> String {
+        let (table, name) = (&settings.table, quote_identifier(self.name));
+        match self.column {
+            None => format!("table {table} has no column {name}"),
+            Some(column) => format!(
+                "column {name} of {table} is {}, which cannot serve as one",
+                column.type_name
+            ),
         }
-        ("uuid", "int2" | "int4" | "int8") => {
-            format!("lpad(to_hex({name}::int8), 32, '0')::uuid")
-        }
-        _ => format!("{name}::text::{wanted}"),
-    };
-    format!("ALTER TABLE {table} ALTER COLUMN {name} TYPE {wanted} USING {value};")
+    }
+
+    /// For a table that has no rows yet.
+    fn alter(&self, table: &Table, settings: &PostgresSettings) -> Finding {
+        let (name, sql_name) = (&settings.table, quote_identifier(self.name));
+        let needs = needs();
+        let mend = match (self.field, self.column) {
+            (None, _) => {
+                let names = table.columns.iter().map(|column| column.name.as_str());
+                let near = nearest(self.name, names)
+                    .map(|near| format!("; did you mean {}?", quote_identifier(near)));
+                format!(
+                    "name a column of the table in nats.subject and [message]{}",
+                    near.unwrap_or_default()
+                )
+            }
+            (Some(field), None) => format!(
+                "run ALTER TABLE {name} ADD COLUMN {sql_name} {};",
+                needs.get(field).wanted
+            ),
+            (Some(field), Some(_)) => {
+                let wanted = needs.get(field).wanted;
+                format!(
+                    "run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE {wanted} USING {sql_name}::text::{wanted};"
+                )
+            }
+        };
+        refuse(Kind::Column, self.what(settings), mend)
+    }
+}
+
+/// For a table that has rows: the configuration follows the table.
+fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Finding {
+    let whats: Vec<String> = misfits.iter().map(|misfit| misfit.what(settings)).collect();
+    let mend = proposal::of(table).unwrap_or_else(|| {
+        let needs = needs();
+        let types: Vec<String> = misfits
+            .iter()
+            .filter_map(|misfit| misfit.field)
+            .map(|field| format!("{field} ({})", needs.get(field).types))
+            .collect();
+        format!(
+            "name the columns that hold {} in [columns], or set postgres.table to a table of walrelay's own",
+            types.join(", ")
+        )
+    });
+    refuse(Kind::Column, whats.join("; "), mend)
 }

@@ -1,5 +1,7 @@
 //! What the stream holds, read with the ordinary client library, not with walrelay's own.
 
+use std::collections::BTreeMap;
+
 use async_nats::jetstream::consumer::{DeliverPolicy, pull};
 use async_nats::jetstream::{self};
 use futures_util::StreamExt as _;
@@ -18,6 +20,8 @@ pub(crate) struct Stored {
     pub(crate) position: String,
     /// `Walrelay-Kind`.
     pub(crate) kind: Option<String>,
+    /// All headers but NATS' own, in alphabetical order.
+    pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: String,
 }
 
@@ -96,10 +100,19 @@ pub(super) async fn read(nats: &async_nats::Client, name: &str) -> Vec<Stored> {
             subject: message.subject.to_string(),
             position: position.rsplit(' ').next().unwrap_or_default().to_owned(),
             kind: header("Walrelay-Kind"),
+            headers: own_headers(message.headers.as_ref()),
             body: String::from_utf8(message.payload.to_vec()).expect("UTF-8"),
         });
         if pending == 0 {
             return stored;
         }
     }
+}
+
+fn own_headers(headers: Option<&async_nats::HeaderMap>) -> BTreeMap<String, String> {
+    let headers = headers.into_iter().flat_map(async_nats::HeaderMap::iter);
+    headers
+        .filter(|(name, _)| !name.to_string().starts_with("Nats-"))
+        .map(|(name, values)| (name.to_string(), values[0].as_str().to_owned()))
+        .collect()
 }

@@ -1,0 +1,264 @@
+//! Which columns make an event, and what becomes of it: `preset`, `[columns]`, `[message]`.
+//!
+//! In: the text of each key; a constant and a table of names are TOML inline tables. Out: the pipeline's types.
+//! Guarantee: what passes here fails later only for what the table has.
+
+use toml::Table;
+
+use super::checked::{checked, invalid, required};
+use super::error::ConfigError;
+use super::keys::Key;
+use super::layers::{Layers, Value as Text};
+use super::origin::ValueOrigin;
+use crate::pipeline::event_id::ID_HEADERS;
+use crate::pipeline::fields::{Field, Fields};
+use crate::pipeline::mapping::{Extra, Format, MessageSettings, Value};
+use crate::pipeline::subject::{Placeholder, SubjectTemplate};
+
+const KEYS: Fields<Key> = Fields {
+    id: Key::ColumnsId,
+    aggregate_id: Key::ColumnsAggregateId,
+    event_type: Key::ColumnsEventType,
+    event_version: Key::ColumnsEventVersion,
+    occurred_at: Key::ColumnsOccurredAt,
+    payload: Key::ColumnsPayload,
+};
+
+/// The keys of an envelope, which no further field may take.
+const ENVELOPE: [&str; 7] = [
+    "id",
+    "aggregate_id",
+    "event_type",
+    "event_version",
+    "occurred_at",
+    "payload_json",
+    "payload_base64",
+];
+
+/// The names of a CloudEvent that are taken (CloudEvents 1.0.2, 3.1), with the one for the version.
+const CLOUD_EVENT: [&str; 11] = [
+    "specversion",
+    "id",
+    "source",
+    "type",
+    "time",
+    "subject",
+    "datacontenttype",
+    "dataschema",
+    "data",
+    "database64",
+    "eventversion",
+];
+
+/// What a preset changes: keys that nothing else sets.
+const DEBEZIUM: [(Key, &str); 8] = [
+    (Key::ColumnsId, "id"),
+    (Key::ColumnsAggregateId, "aggregateid"),
+    (Key::ColumnsEventType, "type"),
+    (Key::ColumnsEventVersion, ""),
+    (Key::ColumnsOccurredAt, ""),
+    (Key::ColumnsPayload, "payload"),
+    (Key::NatsSubject, "outbox.event.{aggregatetype}"),
+    (Key::MessageFormat, "payload"),
+];
+
+/// Sets what the preset says where nothing else has.
+///
+/// # Errors
+/// A preset that there is not.
+pub(super) fn apply_preset(layers: &mut Layers) -> Result<(), ConfigError> {
+    let preset = checked(
+        layers,
+        Key::Preset,
+        "walrelay or debezium",
+        |text| match text {
+            "walrelay" => Some(&[][..]),
+            "debezium" => Some(&DEBEZIUM[..]),
+            _ => None,
+        },
+    )?;
+    for (key, text) in preset {
+        layers.set(*key, (*text).to_owned(), ValueOrigin::FromPreset);
+    }
+    Ok(())
+}
+
+/// Where an event's fields come from.
+///
+/// # Errors
+/// Neither a name nor a constant, or none where there must be one.
+pub(super) fn columns(layers: &Layers) -> Result<Fields<Value>, ConfigError> {
+    let mut columns = Fields::<()>::default().map(|()| Value::Absent);
+    for (field, key) in KEYS {
+        let text = required(layers, key);
+        let value = match text.text.strip_prefix('{') {
+            None if text.text.is_empty() => Value::Absent,
+            None => Value::Column(text.text.clone()),
+            Some(_) => Value::Constant(constant(&text.text).ok_or_else(|| {
+                let expected =
+                    "a column's name, { value = … } with a text or a whole number, or \"\"";
+                invalid(key, text, expected.to_owned())
+            })?),
+        };
+        check_value(field, key, text, &value)?;
+        *columns.get_mut(field) = value;
+    }
+    Ok(columns)
+}
+
+fn constant(text: &str) -> Option<String> {
+    let table = inline(text)?;
+    let value = table.get("value").filter(|_| table.len() == 1)?;
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
+/// `{ a = "b" }` by itself is no document.
+fn inline(text: &str) -> Option<Table> {
+    let document: Table = format!("it = {text}").parse().ok()?;
+    document.get("it")?.as_table().cloned()
+}
+
+fn check_value(field: Field, key: Key, text: &Text, value: &Value) -> Result<(), ConfigError> {
+    let expected = match (field, value) {
+        (Field::Id | Field::Payload, Value::Constant(_) | Value::Absent) => "a column's name",
+        (Field::OccurredAt, Value::Constant(_)) => {
+            "a column's name, or \"\" for the time of the commit"
+        }
+        (Field::EventVersion, Value::Constant(version)) if version.parse::<u8>().is_err() => {
+            "a column's name, { value = … } with 0 to 255, or \"\""
+        }
+        _ => return Ok(()),
+    };
+    Err(invalid(key, text, expected.to_owned()))
+}
+
+/// What becomes of an event. `columns` and `subject` must fit it.
+///
+/// # Errors
+/// An unknown format, a name that is taken or that NATS or the format does not permit, a field that the subject or the
+/// format needs and no column has.
+pub(super) fn message(
+    layers: &Layers,
+    columns: &Fields<Value>,
+    subject: &SubjectTemplate,
+) -> Result<MessageSettings, ConfigError> {
+    let names = Format::NAMES.map(|(name, _)| name).join(", ");
+    let format = checked(layers, Key::MessageFormat, &names, |text| {
+        let found = Format::NAMES.iter().find(|(name, _)| *name == text);
+        found.map(|(_, format)| *format)
+    })?;
+    let is_absent = |field| *columns.get(field) == Value::Absent;
+    for (field, placeholder) in [
+        (Field::EventType, Placeholder::EventType),
+        (Field::AggregateId, Placeholder::AggregateId),
+        (Field::EventVersion, Placeholder::EventVersion),
+    ] {
+        if is_absent(field) && subject.names(placeholder) {
+            let expected = format!("without {{{field}}}, since columns.{field} is \"\"");
+            return Err(invalid(
+                Key::NatsSubject,
+                required(layers, Key::NatsSubject),
+                expected,
+            ));
+        }
+    }
+    if is_absent(Field::EventType)
+        && matches!(format, Format::CloudEvents | Format::CloudEventsJson)
+    {
+        let expected = "set: a CloudEvent has a type".to_owned();
+        let key = Key::ColumnsEventType;
+        return Err(invalid(key, required(layers, key), expected));
+    }
+    Ok(MessageSettings {
+        format,
+        headers: extras(layers, Key::MessageHeaders, |name| {
+            header_problem(name, format)
+        })?,
+        fields: extras(layers, Key::MessageFields, |name| {
+            field_problem(name, format)
+        })?,
+        source: checked(
+            layers,
+            Key::MessageSource,
+            "a URI or a path, without spaces",
+            |text| {
+                let fits = |byte: u8| byte.is_ascii_graphic();
+                (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
+            },
+        )?,
+    })
+}
+
+fn extras(
+    layers: &Layers,
+    key: Key,
+    problem: impl Fn(&str) -> Option<&'static str>,
+) -> Result<Vec<Extra>, ConfigError> {
+    let text = required(layers, key);
+    let wrong = |expected: String| invalid(key, text, expected);
+    let table = inline(&text.text).ok_or_else(|| {
+        wrong("a table of names and columns, such as { traceparent = \"trace_parent\" }".to_owned())
+    })?;
+    let mut extras: Vec<Extra> = Vec::new();
+    for (name, column) in table {
+        let column = column
+            .as_str()
+            .filter(|column| !column.is_empty())
+            .ok_or_else(|| wrong(format!("a column's name for {name}")))?;
+        if let Some(problem) = problem(&name) {
+            return Err(wrong(format!("without {name}: {problem}")));
+        }
+        if extras
+            .iter()
+            .any(|other| other.name.eq_ignore_ascii_case(&name))
+        {
+            return Err(wrong(format!("without a second {name}")));
+        }
+        extras.push(Extra {
+            name,
+            column: column.to_owned(),
+        });
+    }
+    Ok(extras)
+}
+
+fn header_problem(name: &str, format: Format) -> Option<&'static str> {
+    let lower = name.to_ascii_lowercase();
+    let is_token = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+    match format {
+        _ if name.is_empty() || !name.bytes().all(is_token) => {
+            Some("a header's name is ASCII without spaces and colons")
+        }
+        _ if lower.starts_with("nats-") => Some("Nats- is NATS' own"),
+        _ if lower.starts_with("walrelay-") => Some("Walrelay- is walrelay's own"),
+        _ if ID_HEADERS.contains(&&*lower) => Some("it tells the event's id"),
+        Format::CloudEvents if lower.starts_with("ce-") => {
+            Some("ce- belongs to the attributes; use message.fields")
+        }
+        Format::CloudEvents | Format::CloudEventsJson if lower == "content-type" => {
+            Some("it tells the two modes of CloudEvents apart")
+        }
+        _ => None,
+    }
+}
+
+fn field_problem(name: &str, format: Format) -> Option<&'static str> {
+    match format {
+        Format::Payload => Some("a payload alone has no further fields; use message.headers"),
+        Format::Envelope => ENVELOPE.contains(&name).then_some("the envelope has it"),
+        Format::CloudEvents | Format::CloudEventsJson => {
+            let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            match name {
+                _ if CLOUD_EVENT.contains(&name) => Some("a CloudEvent has it"),
+                _ if !(1..=20).contains(&name.len()) || !name.bytes().all(fits) => {
+                    Some("an attribute's name is 1 to 20 of a-z and 0-9")
+                }
+                _ => None,
+            }
+        }
+    }
+}

@@ -1,0 +1,391 @@
+//! From a row to the parts of its message: subject, headers, body.
+//!
+//! In: a [`Row`] and the [`Mapping`]. Out: the parts, or a [`Reject`]. The six columns in their envelope go the short way,
+//! [`Envelope`]; every other mapping is written here.
+
+use super::bytes::{bytes_of, id_of_bytes};
+use super::envelope::{Envelope, Reject, escaped, event_version, shown};
+use super::fields::Field;
+use super::kind::Kind;
+use super::mapping::{Format, Mapping, Value};
+use super::pgoutput::Column;
+use super::row::Row;
+use super::subject::Placeholder;
+use super::value::{
+    is_json, push_commit_time, push_header, push_id, push_json, push_moment, push_string,
+};
+use std::borrow::Cow;
+
+/// A message's body.
+#[derive(Debug)]
+pub enum Composed<'a> {
+    /// To be written by itself.
+    Envelope(Envelope<'a>),
+    /// The payload as it is.
+    Payload(&'a [u8]),
+    /// What stands in the buffer now.
+    Written,
+}
+
+/// Makes the parts of a row's message: replaces `subject`, appends whole lines to `headers`, and replaces `body` where that
+/// is the answer.
+///
+/// # Errors
+/// Why the row can be no event. What stands in the buffers is then only to be shown.
+#[inline]
+pub fn compose<'a>(
+    row: &Row<'a>,
+    mapping: &Mapping,
+    subject: &mut Vec<u8>,
+    headers: &mut Vec<u8>,
+    body: &mut Vec<u8>,
+) -> Result<Composed<'a>, Reject> {
+    let composed = if mapping.is_plain() && is_plain(row) {
+        Composed::Envelope(Envelope::of(row)?)
+    } else {
+        let event = Event { row, mapping };
+        event.compose(headers, body)?
+    };
+    let event = Event { row, mapping };
+    mapping
+        .subject
+        .render(|placeholder| event.placeholder(placeholder), subject)
+        .map_err(|error| Reject::Subject {
+            error,
+            subject: shown(subject),
+        })?;
+    if !mapping.message.headers.is_empty() {
+        event.push_headers(headers)?;
+    }
+    Ok(composed)
+}
+
+/// Whether each value goes into the envelope as it is, in quotes or not.
+#[inline]
+fn is_plain(row: &Row<'_>) -> bool {
+    let is_text = |field| matches!(row.kind(field), Kind::Text | Kind::Padded);
+    row.kind(Field::Payload) == Kind::Json
+        && row.kind(Field::OccurredAt) == Kind::Time
+        && is_text(Field::Id)
+        && is_text(Field::AggregateId)
+}
+
+/// A value with what it is.
+type Typed<'a> = (Kind, Cow<'a, [u8]>);
+
+struct Event<'r, 'a> {
+    row: &'r Row<'a>,
+    mapping: &'r Mapping,
+}
+
+impl<'a> Event<'_, 'a> {
+    /// Kind and text of a field; none where the message does without it.
+    fn get(&self, field: Field) -> Result<Option<Typed<'a>>, Reject> {
+        match self.mapping.columns.get(field) {
+            Value::Absent => Ok(None),
+            Value::Constant(text) => Ok(Some((Kind::Text, Cow::Owned(text.clone().into_bytes())))),
+            Value::Column(_) => {
+                let text = super::envelope::text(self.row, field)?;
+                Ok(Some((self.row.kind(field), Cow::Borrowed(text))))
+            }
+        }
+    }
+
+    fn placeholder(&self, placeholder: Placeholder) -> Option<Cow<'a, [u8]>> {
+        let (kind, text) = match placeholder {
+            Placeholder::Column(index) => {
+                let (kind, column) = self.row.extras()[index];
+                (kind, Cow::Borrowed(column_text(column)?))
+            }
+            Placeholder::Id => self.get(Field::Id).ok()??,
+            Placeholder::EventType => self.get(Field::EventType).ok()??,
+            Placeholder::AggregateId => self.get(Field::AggregateId).ok()??,
+            Placeholder::EventVersion => self.get(Field::EventVersion).ok()??,
+        };
+        Some(match kind {
+            Kind::Bytes => Cow::Owned(id_of_bytes(&text)),
+            _ => text,
+        })
+    }
+
+    fn push_headers(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
+        let first = self.mapping.first_header();
+        for (index, extra) in self.mapping.message.headers.iter().enumerate() {
+            let (kind, column) = self.row.extras()[first + index];
+            if let Some(text) = not_null(column, &extra.column)? {
+                headers.extend_from_slice(extra.name.as_bytes());
+                headers.extend_from_slice(b": ");
+                push_header(headers, &extra.name, kind, text)?;
+                headers.extend_from_slice(b"\r\n");
+            }
+        }
+        Ok(())
+    }
+
+    fn compose(&self, headers: &mut Vec<u8>, body: &mut Vec<u8>) -> Result<Composed<'a>, Reject> {
+        body.clear();
+        match self.mapping.message.format {
+            Format::Envelope => self.envelope(body)?,
+            Format::CloudEventsJson => {
+                headers.extend_from_slice(b"content-type: application/cloudevents+json\r\n");
+                self.cloud_event(body)?;
+            }
+            Format::Payload => {
+                let (kind, id) = self.id()?;
+                header(headers, "id", &id_text(kind, &id))?;
+                return self.data(body);
+            }
+            Format::CloudEvents => {
+                self.attributes(headers)?;
+                return self.data(body);
+            }
+        }
+        Ok(Composed::Written)
+    }
+
+    fn id(&self) -> Result<Typed<'a>, Reject> {
+        self.get(Field::Id)?.ok_or(Reject::Null(Field::Id))
+    }
+
+    /// The payload by itself.
+    fn data(&self, body: &mut Vec<u8>) -> Result<Composed<'a>, Reject> {
+        let (kind, text) = self.payload()?;
+        match (kind, text) {
+            (Kind::Bytes, text) => {
+                body.extend_from_slice(&bytes_of(&text));
+                Ok(Composed::Written)
+            }
+            (_, Cow::Borrowed(text)) => Ok(Composed::Payload(text)),
+            (_, Cow::Owned(text)) => {
+                body.extend_from_slice(&text);
+                Ok(Composed::Written)
+            }
+        }
+    }
+
+    fn payload(&self) -> Result<Typed<'a>, Reject> {
+        self.get(Field::Payload)?
+            .ok_or(Reject::Null(Field::Payload))
+    }
+
+    fn envelope(&self, body: &mut Vec<u8>) -> Result<(), Reject> {
+        let mut object = Object::open(body);
+        let (kind, id) = self.id()?;
+        push_id(object.key("id"), kind, &id);
+        if let Some((kind, id)) = self.get(Field::AggregateId)? {
+            push_id(object.key("aggregate_id"), kind, &id);
+        }
+        if let Some((_, text)) = self.get(Field::EventType)? {
+            push_string(object.key("event_type"), &text);
+        }
+        if let Some((_, text)) = self.get(Field::EventVersion)? {
+            let version = event_version(&text)?;
+            object.key("event_version").extend_from_slice(version);
+        }
+        self.moment(object.key("occurred_at"))?;
+        self.push_payload(&mut object, "payload_json", "payload_base64")?;
+        self.push_fields(&mut object)?;
+        object.close();
+        Ok(())
+    }
+
+    /// When it happened, as a JSON string.
+    fn moment(&self, out: &mut Vec<u8>) -> Result<(), Reject> {
+        out.push(b'"');
+        self.push_moment(out)?;
+        out.push(b'"');
+        Ok(())
+    }
+
+    fn push_moment(&self, out: &mut Vec<u8>) -> Result<(), Reject> {
+        match self.get(Field::OccurredAt)? {
+            Some((kind, text)) => push_moment(out, kind, &text),
+            None => push_commit_time(out, self.row.committed_at_us),
+        }
+    }
+
+    /// JSON as it is, a text that is no JSON as a string, bytes in base64 under a name of their own.
+    fn push_payload(
+        &self,
+        object: &mut Object<'_>,
+        json: &str,
+        base64: &str,
+    ) -> Result<(), Reject> {
+        let (kind, text) = self.payload()?;
+        match kind {
+            Kind::Bytes => push_json(object.key(base64), kind, &text),
+            Kind::Json => object.key(json).extend_from_slice(&text),
+            _ if is_json(&text) => object.key(json).extend_from_slice(&text),
+            _ => push_string(object.key(json), &text),
+        }
+        Ok(())
+    }
+
+    fn push_fields(&self, object: &mut Object<'_>) -> Result<(), Reject> {
+        let first = self.mapping.first_field();
+        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
+            let (kind, column) = self.row.extras()[first + index];
+            if let Some(text) = not_null(column, &extra.column)? {
+                push_json(object.key(&extra.name), kind, text);
+            }
+        }
+        Ok(())
+    }
+
+    /// Structured mode. CloudEvents 1.0.2, JSON event format.
+    fn cloud_event(&self, body: &mut Vec<u8>) -> Result<(), Reject> {
+        let mut object = Object::open(body);
+        push_string(object.key("specversion"), b"1.0");
+        let (kind, id) = self.id()?;
+        push_string(object.key("id"), &id_text(kind, &id));
+        push_string(object.key("source"), self.mapping.message.source.as_bytes());
+        let (_, text) = self.event_type()?;
+        push_string(object.key("type"), &text);
+        self.moment(object.key("time"))?;
+        if let Some((kind, id)) = self.get(Field::AggregateId)? {
+            push_string(object.key("subject"), &id_text(kind, &id));
+        }
+        if let Some((_, text)) = self.get(Field::EventVersion)? {
+            let version = event_version(&text)?;
+            object.key("eventversion").extend_from_slice(version);
+        }
+        self.push_fields(&mut object)?;
+        push_string(object.key("datacontenttype"), self.content_type()?);
+        self.push_payload(&mut object, "data", "data_base64")?;
+        object.close();
+        Ok(())
+    }
+
+    fn event_type(&self) -> Result<Typed<'a>, Reject> {
+        self.get(Field::EventType)?
+            .ok_or(Reject::Null(Field::EventType))
+    }
+
+    fn content_type(&self) -> Result<&'static [u8], Reject> {
+        Ok(match self.payload()?.0 {
+            Kind::Bytes => b"application/octet-stream",
+            Kind::Json => b"application/json",
+            _ => b"text/plain",
+        })
+    }
+
+    /// Binary mode: each attribute in a header of its own (CloudEvents, NATS protocol binding, working draft).
+    fn attributes(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
+        headers.extend_from_slice(b"ce-specversion: 1.0\r\n");
+        let (kind, id) = self.id()?;
+        attribute(headers, "id", &id_text(kind, &id));
+        attribute(headers, "source", self.mapping.message.source.as_bytes());
+        attribute(headers, "type", &self.event_type()?.1);
+        headers.extend_from_slice(b"ce-time: ");
+        self.push_moment(headers)?;
+        headers.extend_from_slice(b"\r\n");
+        if let Some((kind, id)) = self.get(Field::AggregateId)? {
+            attribute(headers, "subject", &id_text(kind, &id));
+        }
+        if let Some((_, text)) = self.get(Field::EventVersion)? {
+            attribute(headers, "eventversion", event_version(&text)?);
+        }
+        let first = self.mapping.first_field();
+        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
+            let (kind, column) = self.row.extras()[first + index];
+            if let Some(text) = not_null(column, &extra.column)? {
+                let mut value = Vec::new();
+                push_header(&mut value, &extra.name, kind, text)?;
+                attribute(headers, &extra.name, &value);
+            }
+        }
+        attribute(headers, "datacontenttype", self.content_type()?);
+        Ok(())
+    }
+}
+
+/// The text of an id.
+fn id_text<'a>(kind: Kind, text: &'a [u8]) -> Cow<'a, [u8]> {
+    match kind {
+        Kind::Bytes => Cow::Owned(id_of_bytes(text)),
+        _ => Cow::Borrowed(text),
+    }
+}
+
+fn column_text(column: Column<'_>) -> Option<&[u8]> {
+    match column {
+        Column::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The text of a column beyond the event's own; none for NULL.
+fn not_null<'a>(column: Column<'a>, name: &str) -> Result<Option<&'a [u8]>, Reject> {
+    match column {
+        Column::Text(text) => Ok(Some(text)),
+        Column::Null => Ok(None),
+        Column::Skipped { len } => Err(Reject::TooLarge {
+            bytes: len.into(),
+            bytes_max: 0,
+        }),
+        Column::Unchanged | Column::Binary(_) => Err(Reject::ColumnForm(name.to_owned())),
+    }
+}
+
+fn header(headers: &mut Vec<u8>, name: &str, text: &[u8]) -> Result<(), Reject> {
+    headers.extend_from_slice(name.as_bytes());
+    headers.extend_from_slice(b": ");
+    push_header(headers, name, Kind::Text, text)?;
+    headers.extend_from_slice(b"\r\n");
+    Ok(())
+}
+
+/// `ce-<name>: <value>`. What is no printable ASCII, and space, `"` and `%`, is percent-encoded (HTTP protocol binding, 3.1.3.2).
+fn attribute(headers: &mut Vec<u8>, name: &str, text: &[u8]) {
+    headers.extend_from_slice(b"ce-");
+    headers.extend_from_slice(name.as_bytes());
+    headers.extend_from_slice(b": ");
+    for &byte in text {
+        match byte {
+            b'"' | b'%' => percent(headers, byte),
+            b'!'..=b'~' => headers.push(byte),
+            _ => percent(headers, byte),
+        }
+    }
+    headers.extend_from_slice(b"\r\n");
+}
+
+fn percent(out: &mut Vec<u8>, byte: u8) {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    out.extend_from_slice(&[
+        b'%',
+        DIGITS[usize::from(byte >> 4)],
+        DIGITS[usize::from(byte & 15)],
+    ]);
+}
+
+/// A JSON object that is written key by key.
+struct Object<'o> {
+    out: &'o mut Vec<u8>,
+    is_empty: bool,
+}
+
+impl<'o> Object<'o> {
+    fn open(out: &'o mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Object {
+            out,
+            is_empty: true,
+        }
+    }
+
+    /// Writes a key; its value is to be appended to what is returned.
+    fn key(&mut self, name: &str) -> &mut Vec<u8> {
+        if !std::mem::replace(&mut self.is_empty, false) {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(&escaped(name.as_bytes()));
+        self.out.extend_from_slice(b"\":");
+        self.out
+    }
+
+    fn close(self) {
+        self.out.push(b'}');
+    }
+}

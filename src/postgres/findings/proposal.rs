@@ -1,0 +1,124 @@
+//! Which of a table's columns an event is probably made of, by their names and types.
+//!
+//! In: the table. Out: the configuration to paste, or none where id or payload are not to be told. Guarantee: pure; what
+//! is proposed is accepted.
+
+use super::needs::needs;
+use crate::pipeline::fields::{Field, Fields};
+use crate::postgres::catalog::{Column, Table};
+
+/// What outbox tables call each field, the likeliest first.
+const NAMES: Fields<&[&str]> = Fields {
+    id: &[
+        "id",
+        "event_id",
+        "eventid",
+        "message_id",
+        "messageid",
+        "uuid",
+        "guid",
+        "outbox_id",
+        "offset",
+        "position",
+        "sequence_number",
+    ],
+    aggregate_id: &[
+        "aggregate_id",
+        "aggregateid",
+        "entity_id",
+        "stream_id",
+        "correlation_id",
+        "partition_key",
+        "message_key",
+        "key",
+    ],
+    event_type: &[
+        "event_type",
+        "eventtype",
+        "type",
+        "message_type",
+        "event_name",
+        "topic",
+        "name",
+        "subject",
+        "routing_key",
+        "destination",
+        "event",
+        "queue",
+    ],
+    event_version: &["event_version", "version", "schema_version"],
+    occurred_at: &[
+        "occurred_at",
+        "occurred_on",
+        "created_at",
+        "createdat",
+        "created_on",
+        "created",
+        "inserted_at",
+        "sent_time",
+        "enqueue_time",
+        "timestamp",
+        "time",
+    ],
+    payload: &[
+        "payload_json",
+        "payload",
+        "event_data",
+        "data",
+        "body",
+        "content",
+        "message",
+        "value",
+    ],
+};
+
+/// The columns of Debezium's outbox event router.
+const DEBEZIUM: [&str; 5] = ["id", "aggregatetype", "aggregateid", "type", "payload"];
+
+/// What to paste.
+pub(super) fn of(table: &Table) -> Option<String> {
+    let has = |name: &str| table.columns.iter().any(|column| column.name == name);
+    if DEBEZIUM.iter().all(|name| has(name)) {
+        return Some(
+            "this is the table of Debezium's outbox event router: begin the configuration with preset = \"debezium\""
+                .to_owned(),
+        );
+    }
+    let needs = needs();
+    let find = |field: Field| -> Option<&Column> {
+        let fits = needs.get(field).fits;
+        let by_name = NAMES.get(field).iter().find_map(|name| {
+            let named = |column: &&Column| column.name.eq_ignore_ascii_case(name) && fits(column);
+            table.columns.iter().find(named)
+        });
+        // The payload is the only column that can be one, however it is called.
+        let is_json = |column: &&Column| matches!(column.base_type.as_str(), "jsonb" | "json");
+        let mut json = table.columns.iter().filter(is_json);
+        match (by_name, field) {
+            (None, Field::Payload) => json.next().filter(|_| json.next().is_none()),
+            (by_name, _) => by_name,
+        }
+    };
+    find(Field::Id)?;
+    find(Field::Payload)?;
+    let mut lines = vec!["put this into the configuration, as far as it is right:".to_owned()];
+    lines.push("[columns]".to_owned());
+    for (field, ()) in Fields::<()>::default() {
+        let (name, remark) = match find(field) {
+            Some(column) => (column.name.as_str(), format!("  # {}", column.type_name)),
+            None if field == Field::OccurredAt => ("", "  # the time of the commit".to_owned()),
+            None => ("", String::new()),
+        };
+        let name = serde_json::to_string(name).expect("a string always has a JSON form");
+        lines.push(format!("{field} = {name}{remark}"));
+    }
+    if find(Field::EventType).is_none() {
+        let subject = match find(Field::AggregateId) {
+            Some(_) => "outbox.{aggregate_id:token}",
+            None => "outbox.events",
+        };
+        lines.push("[nats]".to_owned());
+        lines.push(format!("subject = \"{subject}\""));
+    }
+    Some(lines.join("\n"))
+}

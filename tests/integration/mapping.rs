@@ -1,0 +1,323 @@
+//! Tables of other layouts: what each column becomes, and that every command reads what was published.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::support::{Fixture, Stored};
+
+/// Publishes the rows that `insert` makes, one in front of the slot and one behind it, and checks that every command
+/// agrees: the relay publishes the second, `verify` misses the first, `backfill` brings it, then all is there.
+async fn round_trip(mut fixture: Fixture, insert: [&str; 2]) -> [Stored; 2] {
+    fixture.sql.batch_execute(insert[0]).await.unwrap();
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.sql.batch_execute(insert[1]).await.unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    let verify = fixture.walrelay(&["verify", "--json"]).await;
+    assert_eq!(verify.code, Some(1), "{verify:?}");
+    let report: Value = serde_json::from_str(&verify.stdout).unwrap();
+    assert_eq!(report["missing"]["count"], 1, "{report}");
+    fixture.walrelay(&["backfill"]).await.success();
+    let verify = fixture.walrelay(&["verify"]).await;
+    assert_eq!(verify.code, Some(0), "{verify:?}");
+    // The next start meets its own last event again.
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture
+        .sql
+        .batch_execute("SELECT pg_switch_wal()")
+        .await
+        .unwrap();
+    relay.stop().await;
+    let tail = fixture
+        .walrelay(&["tail", "--since", "all", "--count", "2", "--json"])
+        .await;
+    for line in tail.stdout.lines() {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(entry["class"], "event", "{line}");
+        assert!(entry["id"].is_string(), "{line}");
+    }
+    fixture.stored().await.try_into().expect("two messages")
+}
+
+async fn with_table(table: &str, settings: &[(&'static str, &str)]) -> Fixture {
+    let mut fixture = Fixture::bare().await;
+    fixture.sql.batch_execute(table).await.unwrap();
+    fixture.set("WALRELAY_POSTGRES_TABLE", "public.events");
+    for (name, value) in settings {
+        let value = value.replace("NAME", &fixture.name);
+        fixture.set(name, value);
+    }
+    fixture
+}
+
+fn headers(message: &Stored) -> BTreeMap<&str, &str> {
+    let headers = message.headers.iter();
+    headers
+        .filter(|(name, _)| !name.starts_with("Walrelay-"))
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_serial_id_text_key_and_no_version() {
+    let fixture = with_table(
+        "CREATE TABLE events (id bigserial PRIMARY KEY, topic text NOT NULL, key text NOT NULL,
+             body jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT '2026-11-28 07:05:32Z')",
+        &[
+            ("WALRELAY_COLUMNS_AGGREGATE_ID", "key"),
+            ("WALRELAY_COLUMNS_EVENT_TYPE", "topic"),
+            ("WALRELAY_COLUMNS_EVENT_VERSION", "{ value = 2 }"),
+            ("WALRELAY_COLUMNS_OCCURRED_AT", "created_at"),
+            ("WALRELAY_COLUMNS_PAYLOAD", "body"),
+        ],
+    )
+    .await;
+    let name = fixture.name.clone();
+    let stored = round_trip(
+        fixture,
+        [
+            r#"INSERT INTO events (topic, key, body) VALUES ('order.made', 'k-1', '{"n": 1}')"#,
+            r#"INSERT INTO events (topic, key, body) VALUES ('order.made', 'k"2', '{"n": 2}')"#,
+        ],
+    )
+    .await;
+    assert_eq!(
+        stored[0].body,
+        r#"{"id":2,"aggregate_id":"k\"2","event_type":"order.made","event_version":2,"occurred_at":"2026-11-28T07:05:32.000000Z","payload_json":{"n": 2}}"#
+    );
+    assert_eq!(
+        stored[1].body,
+        r#"{"id":1,"aggregate_id":"k-1","event_type":"order.made","event_version":2,"occurred_at":"2026-11-28T07:05:32.000000Z","payload_json":{"n": 1}}"#
+    );
+    assert_eq!(stored[1].subject, format!("{name}.order.made"));
+}
+
+#[tokio::test]
+async fn bytes_for_id_and_payload_a_date_and_domains() {
+    let fixture = with_table(
+        "CREATE DOMAIN key16 AS bytea CHECK (length(value) = 16);
+         CREATE DOMAIN code AS char(8);
+         CREATE TABLE events (id key16 PRIMARY KEY, owner bigint NOT NULL, kind code NOT NULL, day date NOT NULL,
+             body bytea NOT NULL)",
+        &[
+            ("WALRELAY_COLUMNS_AGGREGATE_ID", "owner"),
+            ("WALRELAY_COLUMNS_EVENT_TYPE", "kind"),
+            ("WALRELAY_COLUMNS_EVENT_VERSION", ""),
+            ("WALRELAY_COLUMNS_OCCURRED_AT", "day"),
+            ("WALRELAY_COLUMNS_PAYLOAD", "body"),
+        ],
+    )
+    .await;
+    let insert = |n: u8| {
+        format!("INSERT INTO events VALUES ('\\x{n:032x}', 7, 'a.b', '2026-11-28', '\\x00ff0{n}')")
+    };
+    let stored = round_trip(fixture, [&insert(1), &insert(2)]).await;
+    assert_eq!(
+        stored[0].body,
+        r#"{"id":"00000000-0000-0000-0000-000000000002","aggregate_id":7,"event_type":"a.b","occurred_at":"2026-11-28T00:00:00.000000Z","payload_base64":"AP8C"}"#
+    );
+    assert_eq!(
+        stored[1].body,
+        r#"{"id":"00000000-0000-0000-0000-000000000001","aggregate_id":7,"event_type":"a.b","occurred_at":"2026-11-28T00:00:00.000000Z","payload_base64":"AP8B"}"#
+    );
+}
+
+#[tokio::test]
+async fn further_columns_in_headers_fields_and_subject() {
+    let fixture = with_table(
+        "CREATE TABLE events (id uuid PRIMARY KEY, aggregate_id uuid NOT NULL, event_type text NOT NULL,
+             event_version smallint NOT NULL DEFAULT 1, occurred_at bigint NOT NULL, payload_json text NOT NULL,
+             tenant text NOT NULL, traceparent text, amount numeric, paid boolean, meta json, at timestamptz)",
+        &[
+            ("WALRELAY_NATS_SUBJECT", "NAME.{tenant:token}.{event_type}"),
+            (
+                "WALRELAY_MESSAGE_HEADERS",
+                "{ traceparent = 'traceparent', Tenant = 'tenant' }",
+            ),
+            (
+                "WALRELAY_MESSAGE_FIELDS",
+                "{ amount = 'amount', paid = 'paid', meta = 'meta', at = 'at', trace = 'traceparent' }",
+            ),
+        ],
+    )
+    .await;
+    let name = fixture.name.clone();
+    let stored = round_trip(
+        fixture,
+        [
+            "INSERT INTO events VALUES ('00000000-0000-0000-0000-000000000001', '00000000-0000-0000-0000-00000000000a', 'a.b', 1,
+                 1795849532123, 'no JSON \"', 'A & B', '00-abc', 123456789012345678901234567890.5, true, '{\"x\": 1}',
+                 '2026-11-28 07:05:32Z')",
+            "INSERT INTO events VALUES ('00000000-0000-0000-0000-000000000002', '00000000-0000-0000-0000-00000000000a', 'a.b', 1,
+                 1795849532123, '[1, 2]', 'c.d', NULL, 'NaN', NULL, NULL, NULL)",
+        ],
+    )
+    .await;
+    let begin = |n| {
+        format!(
+            r#"{{"id":"00000000-0000-0000-0000-00000000000{n}","aggregate_id":"00000000-0000-0000-0000-00000000000a","event_type":"a.b","event_version":1,"occurred_at":"2026-11-28T07:05:32.123000Z","payload_json":"#
+        )
+    };
+    assert_eq!(stored[0].body, begin(2) + r#"[1, 2],"amount":"NaN"}"#);
+    assert_eq!(headers(&stored[0]), BTreeMap::from([("Tenant", "c.d")]));
+    assert_eq!(stored[0].subject, format!("{name}.c_d.a.b"));
+    assert_eq!(
+        stored[1].body,
+        begin(1)
+            + r#""no JSON \"","amount":123456789012345678901234567890.5,"at":"2026-11-28T07:05:32.000000Z","meta":{"x": 1},"paid":true,"trace":"00-abc"}"#
+    );
+    assert_eq!(
+        headers(&stored[1]),
+        BTreeMap::from([("Tenant", "A & B"), ("traceparent", "00-abc")])
+    );
+    assert_eq!(stored[1].subject, format!("{name}.A_B.a.b"));
+}
+
+/// The table, the subject, the body and the header of Debezium's outbox event router.
+#[tokio::test]
+async fn the_preset_for_debezium() {
+    let fixture = with_table(
+        "CREATE TABLE events (id uuid PRIMARY KEY, aggregatetype varchar(255) NOT NULL, aggregateid varchar(255) NOT NULL,
+             type varchar(255) NOT NULL, payload jsonb)",
+        &[
+            ("WALRELAY_PRESET", "debezium"),
+            ("WALRELAY_NATS_SUBJECT", "NAME.event.{aggregatetype}"),
+        ],
+    )
+    .await;
+    let name = fixture.name.clone();
+    let insert = |n: u8| {
+        format!(
+            "INSERT INTO events VALUES ('00000000-0000-0000-0000-00000000000{n}', 'Order', '7', 'OrderMade', '{{\"id\": \"own\", \"n\": {n}}}')"
+        )
+    };
+    let stored = round_trip(fixture, [&insert(1), &insert(2)]).await;
+    for (message, n) in stored.iter().zip([2, 1]) {
+        assert_eq!(message.body, format!(r#"{{"n": {n}, "id": "own"}}"#));
+        let id = format!("00000000-0000-0000-0000-00000000000{n}");
+        assert_eq!(headers(message), BTreeMap::from([("id", id.as_str())]));
+        assert_eq!(message.subject, format!("{name}.event.Order"));
+    }
+}
+
+#[tokio::test]
+async fn cloud_events_in_both_modes() {
+    let table = "CREATE TABLE events (id uuid PRIMARY KEY, aggregate_id text NOT NULL, event_type text NOT NULL,
+        event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT '2026-11-28 07:05:32Z',
+        payload_json jsonb NOT NULL, tenant text)";
+    let insert = |n: u8| {
+        format!(
+            "INSERT INTO events (id, aggregate_id, event_type, payload_json, tenant)
+             VALUES ('00000000-0000-0000-0000-00000000000{n}', 'ä 1', 'a.b', '{{\"n\": {n}}}', 'acme')"
+        )
+    };
+    let settings = |format| {
+        [
+            ("WALRELAY_MESSAGE_FORMAT", format),
+            ("WALRELAY_MESSAGE_SOURCE", "/shop"),
+            ("WALRELAY_MESSAGE_FIELDS", "{ tenant = 'tenant' }"),
+        ]
+    };
+    let fixture = with_table(table, &settings("cloudevents")).await;
+    let stored = round_trip(fixture, [&insert(1), &insert(2)]).await;
+    for (message, n) in stored.iter().zip([2, 1]) {
+        assert_eq!(message.body, format!(r#"{{"n": {n}}}"#));
+        let id = format!("00000000-0000-0000-0000-00000000000{n}");
+        let expected = BTreeMap::from([
+            ("ce-specversion", "1.0"),
+            ("ce-id", id.as_str()),
+            ("ce-source", "/shop"),
+            ("ce-type", "a.b"),
+            ("ce-time", "2026-11-28T07:05:32.000000Z"),
+            ("ce-subject", "%C3%A4%201"),
+            ("ce-eventversion", "1"),
+            ("ce-tenant", "acme"),
+            ("ce-datacontenttype", "application/json"),
+        ]);
+        assert_eq!(headers(message), expected);
+    }
+    let fixture = with_table(table, &settings("cloudevents_json")).await;
+    let stored = round_trip(fixture, [&insert(1), &insert(2)]).await;
+    for (message, n) in stored.iter().zip([2, 1]) {
+        let content_type = ("content-type", "application/cloudevents+json");
+        assert_eq!(headers(message), BTreeMap::from([content_type]));
+        assert_eq!(
+            message.body,
+            format!(
+                r#"{{"specversion":"1.0","id":"00000000-0000-0000-0000-00000000000{n}","source":"/shop","type":"a.b","time":"2026-11-28T07:05:32.000000Z","subject":"ä 1","eventversion":1,"tenant":"acme","datacontenttype":"application/json","data":{{"n": {n}}}}}"#
+            )
+        );
+    }
+}
+
+/// The commit's time, which only the WAL has.
+#[tokio::test]
+async fn without_a_time_of_its_own_an_event_has_that_of_its_commit() {
+    let mut fixture = with_table(
+        "CREATE TABLE events (id uuid PRIMARY KEY, payload_json jsonb NOT NULL)",
+        &[
+            ("WALRELAY_COLUMNS_AGGREGATE_ID", ""),
+            ("WALRELAY_COLUMNS_EVENT_TYPE", "{ value = \"made\" }"),
+            ("WALRELAY_COLUMNS_EVENT_VERSION", ""),
+            ("WALRELAY_COLUMNS_OCCURRED_AT", ""),
+        ],
+    )
+    .await;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let now = async |fixture: &Fixture| -> String {
+        let sql = "SELECT to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+        fixture.sql.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    let before = now(&fixture).await;
+    let sql = "INSERT INTO events VALUES (gen_random_uuid(), '{}')";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    let after = now(&fixture).await;
+    fixture.holds(1).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let committed = stored[0].field("occurred_at");
+    let committed = committed.as_str().unwrap();
+    assert!(
+        *before <= *committed && *committed <= *after,
+        "{before} {committed} {after}"
+    );
+    assert_eq!(stored[0].field("event_type"), "made");
+    assert_eq!(stored[0].field("aggregate_id"), Value::Null);
+}
+
+/// Nothing leaves without what it is to have.
+#[tokio::test]
+async fn a_further_column_that_goes_halts_and_one_that_never_was_is_refused() {
+    let mut fixture = with_table(
+        "CREATE TABLE events (id uuid PRIMARY KEY, aggregate_id uuid NOT NULL, event_type text NOT NULL,
+             event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(),
+             payload_json jsonb NOT NULL, tenant text NOT NULL)",
+        &[("WALRELAY_MESSAGE_HEADERS", "{ Tenant = 'tennant' }")],
+    )
+    .await;
+    let setup = fixture.walrelay(&["setup"]).await;
+    assert_eq!(setup.code, Some(1), "{setup:?}");
+    for words in ["no column tennant", "did you mean tenant?"] {
+        assert!(
+            setup.stderr.contains(words) || setup.stdout.contains(words),
+            "{setup:?}"
+        );
+    }
+    fixture.set("WALRELAY_MESSAGE_HEADERS", "{ Tenant = 'tenant' }");
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let sql = "ALTER TABLE events RENAME tenant TO customer;
+        INSERT INTO events (id, aggregate_id, event_type, payload_json, customer)
+        VALUES (gen_random_uuid(), gen_random_uuid(), 'a.b', '{}', 'x')";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    assert_eq!(relay.ends().await, Some(4));
+    assert!(relay.log().contains("tenant"), "{}", relay.log());
+    assert_eq!(fixture.message_count().await, 0);
+}
