@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::auth;
-use super::checked::{checked, required};
+use super::checked::{checked, invalid, required};
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Value};
