@@ -3,8 +3,10 @@
 
 use std::fs::{File, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use walrelay::local::Mode;
 
@@ -280,6 +282,75 @@ async fn a_second_standby_with_the_lanes_slot_goes_on() {
     fixture.insert(11, 15).await;
     let relay = fixture.run();
     judge_events(&fixture, &(1..=15).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
+}
+
+/// A program of Postgres, run as the user of its data.
+fn as_owner(data: &Path, program: &Path) -> Command {
+    let owner = std::fs::metadata(data).unwrap();
+    let mut command = Command::new(program);
+    command.current_dir(data);
+    if rustix::process::geteuid().is_root() {
+        command.uid(owner.uid()).gid(owner.gid());
+    }
+    command
+}
+
+/// The old primary is rewound to follow the new one, and is promoted again later. `pg_rewind` takes all of its slots.
+#[tokio::test]
+async fn a_primary_that_was_rewound_has_no_slot_and_goes_on_with_a_new_one() {
+    let mut fixture = Fixture::with_settings(&[("wal_keep_size", "1GB")]).await;
+    let relay = fixture.run();
+    fixture.insert(1, 10).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let data = fixture.servers().postgres.data_dir();
+    let (standby, old) = (data.with_file_name("standby"), data.with_file_name("old"));
+    restart_with(&mut fixture, |data| copy(data, &standby)).await;
+    let relay = fixture.run();
+    goes_on_without_events(&fixture).await;
+    relay.stop().await;
+    restart_with(&mut fixture, |data| copy(data, &old)).await;
+    promote(&mut fixture, &standby).await;
+    let relay = fixture.run();
+    fixture.insert(11, 15).await;
+    judge_events(&fixture, &(1..=15).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+    fixture.insert(16, 20).await;
+    let rewind = fixture.servers().postgres.bin("pg_rewind");
+    restart_with(&mut fixture, |data| {
+        let done = as_owner(data, &rewind)
+            .arg("--source-pgdata")
+            .arg(data)
+            .arg("--target-pgdata")
+            .arg(&old)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{said}");
+    })
+    .await;
+    promote(&mut fixture, &old).await;
+    fixture.insert(21, 25).await;
+
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(1), "{}", relay.log());
+    assert!(
+        relay.log().contains("run walrelay setup"),
+        "{}",
+        relay.log()
+    );
+    fixture.walrelay(&["setup"]).await.success();
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    assert_eq!(fixture.message_count().await, 15, "nothing was published");
+    for command in [&["adopt", "--yes"][..], &["backfill"]] {
+        fixture.walrelay(command).await.success();
+    }
+    let relay = fixture.run();
+    fixture.insert(26, 27).await;
+    fixture.holds(27).await;
     relay.stop().await;
     fixture.walrelay(&["verify"]).await.success();
 }
