@@ -47,6 +47,8 @@ pub struct Server {
     pub wal_sender_timeout: Option<Duration>,
     /// WAL that a slot may hold before it is lost, in bytes; `None` is without limit.
     pub max_slot_wal_keep_bytes: Option<u64>,
+    /// How long a slot that nobody reads may live, as the server writes it (18); `None` is for ever.
+    pub idle_slot_timeout: Option<String>,
     /// The encoding of the database.
     pub encoding: String,
     /// The database.
@@ -290,7 +292,7 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
                   AND pg_has_role(session_user, oid, 'MEMBER')),
        CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END,
        current_setting('synchronous_standby_names'), current_setting('application_name'),
-       session_user::text";
+       session_user::text, nullif(current_setting('idle_replication_slot_timeout', true), '0')";
 
 const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
@@ -368,6 +370,7 @@ async fn server(client: &Client) -> Result<Server, SqlError> {
         synchronous_standby_names: row.try_get(10)?,
         application_name: row.try_get(11)?,
         login_role: row.try_get(12)?,
+        idle_slot_timeout: row.try_get(13)?,
     })
 }
 

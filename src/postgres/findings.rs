@@ -42,6 +42,8 @@ pub enum Kind {
     SlotMismatch,
     /// The slot is lost, or about to be.
     SlotLost,
+    /// The server gives up slots that nobody reads.
+    IdleSlotTimeout,
     /// Somebody reads the slot.
     SlotActive,
     /// There is no publication of this name.
@@ -158,6 +160,16 @@ fn server(server: &Server, found: &mut Vec<Finding>) {
                 server.synchronous_standby_names
             ),
             "name the standbys there, such as FIRST 1 (standby1, standby2), and run SELECT pg_reload_conf();",
+        ));
+    }
+    if let Some(timeout) = &server.idle_slot_timeout {
+        found.push(warn(
+            Kind::IdleSlotTimeout,
+            format!(
+                "idle_replication_slot_timeout is {timeout}: a slot that nobody reads for so long is given up, and with it what \
+                 commits while the relay is stopped"
+            ),
+            "run ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         ));
     }
     if server.encoding == "SQL_ASCII" {

@@ -420,3 +420,27 @@ async fn a_catalog_that_is_out_of_sight_is_told() {
     assert_eq!(log.matches("has not been seen").count(), 1, "{log}");
     relay.stop().await;
 }
+
+#[tokio::test]
+async fn a_time_out_for_slots_that_nobody_reads_is_warned_of() {
+    let settings = [("idle_replication_slot_timeout", "3min")];
+    let mut fixture = Fixture::with_settings(&settings).await;
+    let warning = "idle_replication_slot_timeout is 3min";
+    let said = fixture.walrelay(&["setup"]).await.success();
+    let said = format!("{}{}", said.stdout, said.stderr);
+    assert!(said.contains(warning), "{said}");
+    let mut relay = fixture.run();
+    relay.logs(warning).await;
+    relay.stop().await;
+    let (_, remedy) = said.split_once("so long").unwrap();
+    let (_, remedy) = remedy.split_once("run ").unwrap();
+    let remedy = remedy.lines().next().unwrap();
+    for statement in remedy.split_inclusive(';') {
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    eventually("the server has read it", async || {
+        let said = fixture.walrelay(&["setup"]).await.success();
+        (!format!("{}{}", said.stdout, said.stderr).contains(warning)).then_some(())
+    })
+    .await;
+}
