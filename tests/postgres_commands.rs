@@ -77,7 +77,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
         .unwrap();
     let exists = async || {
         let inspection = inspect(&client, &settings.postgres).await.unwrap();
-        let admin = walrelay::nats::stream::connect_admin(&settings.nats.connection)
+        let admin = walrelay::nats::admin::Admin::connect(&settings.nats.connection)
             .await
             .unwrap();
         let stream = walrelay::nats::stream::find(&admin, "OUTBOX")
@@ -103,11 +103,10 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
     assert_eq!(printed, Exit::Done);
     let empty = position::read(&settings).await.unwrap();
     assert!(empty.confirmed_lsn.is_some() && empty.position.is_none());
-    let admin = async_nats::jetstream::new(
-        walrelay::nats::stream::connect_admin(&settings.nats.connection)
-            .await
-            .unwrap(),
-    );
+    let admin = walrelay::nats::admin::Admin::connect(&settings.nats.connection)
+        .await
+        .unwrap()
+        .jetstream();
     // The last two are another slot's, and a copy.
     for (subject, position, expected) in [
         ("outbox.a", "walrelay 0/1A:1", Some("0")),

@@ -18,6 +18,7 @@ use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::{Held, peek};
+use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
@@ -88,7 +89,7 @@ struct View {
 /// Postgres or NATS cannot be reached or refuses, or a relay is running.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let sql = connect(&settings.postgres.conninfo).await?;
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
     let (view, published) = look(&args, settings, &sql, &nats).await?;
     let mut account = Account::default();
     explain(
@@ -154,7 +155,7 @@ async fn look(
     args: &Args,
     settings: &Settings,
     sql: &Client,
-    nats: &async_nats::Client,
+    nats: &Admin,
 ) -> anyhow::Result<(View, Option<Published>)> {
     let name = &settings.postgres.slot;
     let inspection = inspect_released(sql, &settings.postgres, RELEASE_LIMIT).await?;
@@ -240,7 +241,7 @@ fn in_use(slot: &str, pid: Option<i32>) -> String {
     format!("replication slot \"{slot}\" is in use{process}: stop the relay first")
 }
 
-async fn fence_sequence(nats: &async_nats::Client, settings: &Settings) -> anyhow::Result<u64> {
+async fn fence_sequence(nats: &Admin, settings: &Settings) -> anyhow::Result<u64> {
     if !settings.nats.shared {
         return Ok(0);
     }
@@ -295,7 +296,7 @@ async fn common(
 /// Puts a message with the adopted position at the stream's end, where the next start finds it as it finds an event.
 /// Nothing is stored if somebody has published since the look.
 async fn mark(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     published: &Published,
     view: &View,
@@ -320,9 +321,13 @@ async fn mark(
         TAIL_HEADER,
         tail_header(slot, published.position, published.event_id.as_deref()),
     );
-    let ack = async_nats::jetstream::new(nats.clone())
-        .publish_with_headers(subject, headers, "{}".into())
-        .await?
+    let jetstream = nats.jetstream();
+    let publish = async {
+        let published = jetstream.publish_with_headers(subject, headers, "{}".into());
+        Ok(published.await?.await?)
+    };
+    let ack = nats
+        .allowed(publish)
         .await
         .context("the stream refuses the message that marks the adopted position")?;
     Ok(ack.sequence)

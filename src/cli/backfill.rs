@@ -16,7 +16,7 @@ use super::verify::{self, Missing};
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::cli::stderr;
-use crate::nats::stream;
+use crate::nats::admin::Admin;
 use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -60,7 +60,7 @@ pub struct Args {
 /// # Errors
 /// Table and stream cannot be compared.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
     if args.dry_run {
         let mut account = Account::default();
@@ -102,11 +102,11 @@ async fn missing(
 async fn backfill(
     args: Args,
     settings: &Settings,
-    nats: &async_nats::Client,
+    nats: &Admin,
     lane: &LaneClient,
     lease: &Lease,
 ) -> anyhow::Result<Exit> {
-    let version = stream::server_version(nats)?;
+    let version = nats.server_version()?;
     let mut fence = Fence::raise(lane, lease, settings, version).await?;
     let mut account = Account::default();
     let found = missing(args, settings, &mut account).await?;

@@ -12,8 +12,8 @@ use crate::cli::adopt::RELEASE_LIMIT;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout;
+use crate::nats::admin::Admin;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage};
-use crate::nats::stream;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{
     KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
@@ -109,7 +109,7 @@ struct Body {
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
     match args.action {
         Action::List { json } => list(&nats, settings, json).await,
         Action::Show { position, json } => show(&nats, settings, position, json).await,
@@ -118,11 +118,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     }
 }
 
-async fn list(
-    nats: &async_nats::Client,
-    settings: &Settings,
-    json: bool,
-) -> Result<Exit, anyhow::Error> {
+async fn list(nats: &Admin, settings: &Settings, json: bool) -> Result<Exit, anyhow::Error> {
     let mut from = 1;
     let mut count = 0_u64;
     while let Some((_, letter)) = next(nats, settings, &mut from).await? {
@@ -157,7 +153,7 @@ async fn list(
 }
 
 async fn show(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     position: Position,
     json: bool,
@@ -177,11 +173,7 @@ async fn show(
     Ok(Exit::Done)
 }
 
-async fn find(
-    nats: &async_nats::Client,
-    settings: &Settings,
-    position: Position,
-) -> anyhow::Result<Letter> {
+async fn find(nats: &Admin, settings: &Settings, position: Position) -> anyhow::Result<Letter> {
     let mut from = 1;
     while let Some((at, letter)) = next(nats, settings, &mut from).await? {
         if at == position {
@@ -197,7 +189,7 @@ async fn find(
 
 /// The next dead letter at or behind sequence `from`, which is moved behind it.
 async fn next(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     from: &mut u64,
 ) -> anyhow::Result<Option<(Position, Letter)>> {
@@ -242,7 +234,7 @@ async fn next(
 
 /// Writes into the lane record that the row may become a dead letter.
 async fn skip(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     position: Position,
 ) -> Result<Exit, anyhow::Error> {

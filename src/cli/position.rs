@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
+use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
@@ -125,7 +126,7 @@ pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let inspection = inspect(&client, &settings.postgres).await?;
     let stream = &settings.nats.stream;
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
     let found = stream::find(&nats, stream).await?;
     let (last, copied) = match &found {
         Some(info) => match last_of_slot(&nats, settings, info.state.last_seq).await? {
@@ -184,7 +185,7 @@ pub(super) fn text(positions: &Positions) -> String {
 /// Sequence and position of the slot's last message and of its last copy behind that, looking back from the stream's end.
 /// Removed messages are passed over.
 async fn last_of_slot(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     last_seq: u64,
 ) -> Result<(Option<(u64, Position)>, Option<(u64, Position)>), anyhow::Error> {
@@ -215,7 +216,7 @@ async fn last_of_slot(
 
 /// The lane record's word where the stream itself has no message of the slot left: age and limits remove messages.
 async fn recorded(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     created: &str,
 ) -> Result<Option<(u64, Position)>, anyhow::Error> {

@@ -15,13 +15,15 @@ use bytes::Bytes;
 use crate::bulk::fence::{Fence, Place};
 use crate::bulk::lease::Lease;
 use crate::bulk::rows::Rows;
+use crate::nats::admin::Admin;
+use crate::nats::denial::Denial;
 use crate::nats::stream;
 use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
 use crate::relay::settings::Settings;
 
 /// What it takes to publish rows again.
 pub(super) struct Republish<'a> {
-    nats: &'a async_nats::Client,
+    nats: &'a Admin,
     rows: Rows,
     settings: &'a Settings,
     /// Largest message that the stream takes, in bytes.
@@ -47,7 +49,7 @@ pub(super) enum Outcome {
 impl<'a> Republish<'a> {
     /// Connects to the table. `fence` was raised before the command has read what it goes by.
     pub(super) async fn open(
-        nats: &'a async_nats::Client,
+        nats: &'a Admin,
         settings: &'a Settings,
         lease: &'a Lease,
         fence: Fence,
@@ -57,7 +59,7 @@ impl<'a> Republish<'a> {
         let info = stream::find(nats, name)
             .await?
             .with_context(|| format!("there is no stream {name}"))?;
-        let server = nats.server_info().max_payload;
+        let server = nats.client().server_info().max_payload;
         Ok(Republish {
             nats,
             rows,
@@ -97,10 +99,13 @@ impl<'a> Republish<'a> {
                     self.bytes_max
                 )));
             }
-            let published = jetstream::new(self.nats.clone())
+            let sent = self
+                .nats
+                .jetstream()
                 .publish_with_headers(message.subject.clone(), headers, message.body.clone())
-                .await?
-                .await;
+                .await?;
+            let published = self.nats.allowed(async { Ok(sent.await) }).await;
+            let published = published.map_err(|error| self.of_events(error))?;
             match published {
                 Ok(ack) => {
                     self.published(ack.sequence);
@@ -134,6 +139,14 @@ impl<'a> Republish<'a> {
             headers,
             body: parts.body,
         })
+    }
+
+    /// A denial names one permission for all events.
+    fn of_events(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.downcast::<Denial>() {
+            Ok(denial) => denial.among(&self.settings.nats.subject.filter()).into(),
+            Err(error) => error,
+        }
     }
 
     /// Adds what the message is to expect of the stream. In one of the lane's own it also says where the lane stands, so

@@ -10,6 +10,7 @@ use postgres_types::PgLsn;
 use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
+use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::history::History;
 use crate::pipeline::record::LaneRecord;
@@ -90,7 +91,7 @@ pub async fn execute_until(
             stdout::write(&format!("{}\n\n", step.sql.trim()))?;
         }
     }
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
     let streams = plan_streams(&nats, settings, &args).await?;
     if let Some(exit) = refused_streams(&streams) {
         return Ok(exit);
@@ -192,7 +193,7 @@ async fn make_slot(
 /// What to say of the rows that are in the table before the slot is made, and so lie before its first position.
 async fn rows_before(
     client: &Client,
-    nats: &async_nats::Client,
+    nats: &Admin,
     before: &Inspection,
     settings: &Settings,
 ) -> Result<Option<String>, anyhow::Error> {
@@ -228,7 +229,7 @@ async fn rows_before(
 /// other, the lane's last event tells `run` more than this record, which says not to look for it: what is held back
 /// would be published twice.
 async fn record_slot(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     found: Option<&Slot>,
     made_lsn: Option<PgLsn>,
@@ -316,7 +317,7 @@ struct Streams {
 }
 
 async fn plan_streams(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     args: &Args,
 ) -> Result<Streams, anyhow::Error> {
@@ -378,7 +379,7 @@ fn print_streams(streams: &[(String, StreamPlan)]) -> Result<(), anyhow::Error> 
 }
 
 async fn make_streams(
-    nats: &async_nats::Client,
+    nats: &Admin,
     streams: &[(String, StreamPlan)],
     account: &mut Account,
 ) -> Result<(), anyhow::Error> {

@@ -10,6 +10,7 @@ use crate::cli::exit::Exit;
 use crate::cli::setup::refused;
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
+use crate::nats::admin::Admin;
 use crate::nats::stream;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::connect;
@@ -73,7 +74,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     }
     // Before the first step: it must not be the last that can be done.
     let nats = match stream {
-        Some(_) => Some(stream::connect_admin(&settings.nats.connection).await?),
+        Some(_) => Some(Admin::connect(&settings.nats.connection).await?),
         None => None,
     };
     for step in &steps {

@@ -15,6 +15,7 @@ use postgres_types::PgLsn;
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
+use crate::nats::admin::Admin;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
 use crate::pipeline::row::Source;
@@ -210,7 +211,7 @@ async fn check(
          has the slot in postgres.url",
         postgres.slot
     );
-    let nats = stream::connect_admin(&settings.nats.connection).await?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
     let name = &settings.nats.stream;
     let info = stream::find(&nats, name)
         .await?
@@ -265,7 +266,7 @@ async fn check(
 struct Comparison<'a> {
     settings: &'a Settings,
     client: &'a Client,
-    nats: &'a async_nats::Client,
+    nats: &'a Admin,
     source: Source,
     id_column: IdColumn,
     snapshot_lsn: PgLsn,

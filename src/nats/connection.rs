@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::address::{NatsAddress, NatsAuth};
+use super::denial::Denial;
 use super::encode;
 use super::headers::STATUS_NO_RESPONDERS;
 use super::protocol::{Msg, Op, Parser, ProtocolError, ServerInfo};
@@ -82,7 +83,10 @@ pub enum RequestError {
         /// How long was waited.
         after: Duration,
     },
-    /// The server complained of the connection, for example a permission.
+    /// The user may not ask, or may not hear the answer.
+    #[error(transparent)]
+    Denied(#[from] Denial),
+    /// The server complained of the connection.
     #[error("the server answered -ERR to a request on {subject}: {text}")]
     Server {
         /// Subject of the request.
@@ -320,6 +324,9 @@ impl LaneConnection {
                         return Ok(msg);
                     }
                     Op::Err(text) => {
+                        if let Some(denial) = Denial::parse(&text) {
+                            return Err(denial.into());
+                        }
                         let subject = subject.to_owned();
                         return Err(RequestError::Server { subject, text });
                     }

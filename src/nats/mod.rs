@@ -2,13 +2,17 @@
 //!
 //! - [`address`]: where a server is and how to authenticate there.
 //! - [`protocol`], [`headers`], [`encode`]: bytes ↔ operations of the NATS client protocol; pure.
+//! - [`denial`]: what the user may not do, and the permission to add.
 //! - [`connection`]: one socket of one epoch, without reconnection.
 //! - [`api`]: the JetStream API requests that the relay needs; pure bodies and answers.
-//! - [`stream`]: plans, creates and deletes streams for setup and teardown; on async-nats.
+//! - [`admin`]: the connection of the commands; on async-nats.
+//! - [`stream`]: plans, creates and deletes streams for setup and teardown.
 
 pub mod address;
+pub mod admin;
 pub mod api;
 pub mod connection;
+pub mod denial;
 pub mod encode;
 pub mod headers;
 pub mod protocol;

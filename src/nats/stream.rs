@@ -1,23 +1,20 @@
 //! Streams for `setup`, `doctor` and `teardown`: plan, create, delete.
 //!
-//! In: an administrative client (async-nats) and what the configuration wants. Out: a plan; and, when told, a new stream.
+//! In: an administrative connection and what the configuration wants. Out: a plan; and, when told, a new stream.
 //! Guarantee: a stream that exists is never edited; what does not fit is a [`StreamFinding`] with the command that mends it.
 //!
 //! Two streams: the events' own, and [`LANE_RECORD_STREAM`], where each lane keeps its last record.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
 use bytes::Bytes;
-use nkeys::KeyPair;
 
-use super::address::NatsAuth;
+use super::admin::{Admin, AdminRequestError, VersionError};
 use super::api::{
     AnswerError, DEFAULT_PREFIX, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse,
 };
 use super::protocol::ServerVersion;
-use super::settings::ConnectionSettings;
 
 mod fit;
 mod taken;
@@ -37,9 +34,6 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(1);
 
 /// The shortest window that nats-server takes; records are fenced by expected sequences.
 const DUPLICATE_WINDOW_MIN: Duration = Duration::from_millis(100);
-
-/// A half-open link is noticed after a few of these; async-nats' own 60 s are minutes.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What the configuration wants of the events' stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +86,7 @@ pub enum StreamError {
         /// Subject of the request.
         subject: String,
         /// Why.
-        source: async_nats::RequestError,
+        source: AdminRequestError,
     },
     /// The answer is an error.
     #[error("JetStream refuses {action} of stream {stream}")]
@@ -105,91 +99,16 @@ pub enum StreamError {
         source: AnswerError,
     },
     /// The server's version cannot be read.
-    #[error("the server's version: {0}")]
-    Version(String),
-}
-
-/// Why there is no administrative connection.
-#[derive(Debug, thiserror::Error)]
-pub enum AdminError {
-    /// A seed that is no user seed.
-    #[error("the nkey seed cannot be read: a user's seed begins with SU and has 58 characters")]
-    Seed,
-    /// The server refused the credentials.
-    #[error(
-        "NATS at {servers} refused the credentials: check user, password, token or credentials file"
-    )]
-    Auth {
-        /// Addresses tried.
-        servers: String,
-    },
-    /// No server could be reached.
-    #[error("cannot connect to NATS at {servers}")]
-    Connect {
-        /// Addresses tried.
-        servers: String,
-        /// Why.
-        source: async_nats::ConnectError,
-    },
-}
-
-/// Connects for administration, with all kinds of credentials that the lane has too.
-///
-/// # Errors
-/// [`AdminError`].
-pub async fn connect_admin(
-    settings: &ConnectionSettings,
-) -> Result<async_nats::Client, AdminError> {
-    let servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
-    let options = with_auth(async_nats::ConnectOptions::new(), &settings.auth)?
-        .name("walrelay")
-        .ping_interval(PING_INTERVAL)
-        .connection_timeout(settings.connect_timeout);
-    let result = options.connect(servers.as_slice()).await;
-    result.map_err(|source| {
-        let servers = servers.join(", ");
-        match source.kind() {
-            async_nats::ConnectErrorKind::AuthorizationViolation => AdminError::Auth { servers },
-            _ => AdminError::Connect { servers, source },
-        }
-    })
-}
-
-fn with_auth(
-    options: async_nats::ConnectOptions,
-    auth: &NatsAuth,
-) -> Result<async_nats::ConnectOptions, AdminError> {
-    // The library's error could hold part of the seed and is dropped.
-    let key_pair = |seed: &str| KeyPair::from_seed(seed.trim()).map_err(|_| AdminError::Seed);
-    Ok(match auth {
-        NatsAuth::None => options,
-        NatsAuth::Token(token) => options.token(token.expose().to_owned()),
-        NatsAuth::UserPassword { user, password } => {
-            options.user_and_password(user.clone(), password.expose().to_owned())
-        }
-        NatsAuth::NKey { seed } => {
-            key_pair(seed.expose())?;
-            options.nkey(seed.expose().trim().to_owned())
-        }
-        NatsAuth::Jwt { jwt, seed } => {
-            let pair = Arc::new(key_pair(seed.expose())?);
-            options.jwt(jwt.expose().to_owned(), move |nonce| {
-                let pair = pair.clone();
-                async move { pair.sign(&nonce).map_err(async_nats::AuthError::new) }
-            })
-        }
-    })
+    #[error(transparent)]
+    Version(#[from] VersionError),
 }
 
 /// Looks whether the events' stream exists, and how it fits, whatever the way of publishing.
 ///
 /// # Errors
 /// [`StreamError`].
-pub async fn plan(
-    client: &async_nats::Client,
-    settings: &StreamSettings,
-) -> Result<StreamPlan, StreamError> {
-    let version = server_version(client)?;
+pub async fn plan(client: &Admin, settings: &StreamSettings) -> Result<StreamPlan, StreamError> {
+    let version = client.server_version()?;
     Ok(match find(client, &settings.name).await? {
         Some(info) => {
             let findings =
@@ -220,7 +139,7 @@ pub fn findings(
 /// # Errors
 /// [`StreamError`].
 pub async fn plan_lane_records(
-    client: &async_nats::Client,
+    client: &Admin,
     num_replicas: usize,
 ) -> Result<StreamPlan, StreamError> {
     Ok(match find(client, LANE_RECORD_STREAM).await? {
@@ -239,10 +158,7 @@ pub async fn plan_lane_records(
 ///
 /// # Errors
 /// [`StreamError`]; subjects that another stream has are an API error that says so.
-pub async fn create(
-    client: &async_nats::Client,
-    config: &Config,
-) -> Result<StreamInfo, StreamError> {
+pub async fn create(client: &Admin, config: &Config) -> Result<StreamInfo, StreamError> {
     let body = serde_json::to_vec(config).expect("a configuration always serializes");
     let payload = call(client, "CREATE", &config.name, body.into()).await?;
     StreamInfo::parse(&payload).map_err(answer_error("creation", &config.name))
@@ -252,7 +168,7 @@ pub async fn create(
 ///
 /// # Errors
 /// [`StreamError`].
-pub async fn delete(client: &async_nats::Client, name: &str) -> Result<bool, StreamError> {
+pub async fn delete(client: &Admin, name: &str) -> Result<bool, StreamError> {
     StreamApi::new(DEFAULT_PREFIX, name)?;
     let payload = call(client, "DELETE", name, Bytes::new()).await?;
     match refuse(&payload) {
@@ -268,7 +184,7 @@ pub async fn delete(client: &async_nats::Client, name: &str) -> Result<bool, Str
 /// # Errors
 /// [`StreamError`].
 pub async fn delete_lane_record(
-    client: &async_nats::Client,
+    client: &Admin,
     stream: &str,
     slot: &str,
 ) -> Result<(), StreamError> {
@@ -284,10 +200,7 @@ pub async fn delete_lane_record(
 ///
 /// # Errors
 /// [`StreamError`].
-pub async fn find(
-    client: &async_nats::Client,
-    name: &str,
-) -> Result<Option<StreamInfo>, StreamError> {
+pub async fn find(client: &Admin, name: &str) -> Result<Option<StreamInfo>, StreamError> {
     StreamApi::new(DEFAULT_PREFIX, name)?;
     let payload = call(client, "INFO", name, Bytes::new()).await?;
     match StreamInfo::parse(&payload) {
@@ -310,7 +223,7 @@ fn answer_error(
 }
 
 async fn call(
-    client: &async_nats::Client,
+    client: &Admin,
     action: &str,
     stream: &str,
     body: Bytes,
@@ -319,26 +232,12 @@ async fn call(
     request(client, subject, body).await
 }
 
-async fn request(
-    client: &async_nats::Client,
-    subject: String,
-    body: Bytes,
-) -> Result<Bytes, StreamError> {
+async fn request(client: &Admin, subject: String, body: Bytes) -> Result<Bytes, StreamError> {
     match client.request(subject.clone(), body).await {
         Ok(answer) => Ok(answer.payload),
-        Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => {
-            Err(StreamError::NoResponders { subject })
-        }
+        Err(error) if error.is_no_responders() => Err(StreamError::NoResponders { subject }),
         Err(source) => Err(StreamError::Request { subject, source }),
     }
-}
-
-/// The version of the server that the client is connected to.
-///
-/// # Errors
-/// [`StreamError::Version`].
-pub fn server_version(client: &async_nats::Client) -> Result<ServerVersion, StreamError> {
-    ServerVersion::try_from(client.server_info().version).map_err(StreamError::Version)
 }
 
 /// The configuration of a new events' stream.

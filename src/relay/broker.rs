@@ -5,9 +5,11 @@
 
 use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StreamInfo};
 use crate::nats::connection::LaneConnection;
+use crate::nats::denial::Denial;
 use crate::nats::stream::{
     LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
 };
+use crate::pipeline::fault::Fault;
 use crate::pipeline::opening::{Opening, Server, Wanted};
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
@@ -83,6 +85,13 @@ impl Broker {
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         self.findings(StreamSeverity::Warns)
+    }
+
+    /// What to say of a -ERR that is about a permission: somebody adds it while the relay waits.
+    pub(super) fn denied(&self, text: &str) -> Option<Fault> {
+        let denial = Denial::parse(text)?;
+        let events = self.wanted.subjects.first().map_or("", String::as_str);
+        Some(Fault::Broker(denial.among(events).to_string()))
     }
 
     fn findings(&self, severity: StreamSeverity) -> Vec<String> {

@@ -308,7 +308,13 @@ impl WalTransport for CopyBoth {
 impl BrokerTransport for Broker {
     fn next_op(&mut self) -> Result<Option<Op>, Fault> {
         let op = self.connection.next_op();
-        op.map_err(|error| Fault::Broker(error.to_string()))
+        match op.map_err(|error| Fault::Broker(error.to_string()))? {
+            Some(Op::Err(text)) => match self.denied(&text) {
+                Some(fault) => Err(fault),
+                None => Ok(Some(Op::Err(text))),
+            },
+            op => Ok(op),
+        }
     }
 
     fn inbox(&self) -> &str {

@@ -4,6 +4,7 @@
 //! was read, so whoever came in between is not overwritten; what is published behind exactly the end that
 //! [`LaneClient::end`] has found may tell the same place, since the lane cannot have moved between.
 
+use crate::nats::admin::{Admin, AdminRequestError};
 use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::fault::Fault;
@@ -12,7 +13,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::pipeline::tail::{Lookup, Tail, TailSearch, none_behind_header};
 use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
-use async_nats::{Client, HeaderMap, RequestErrorKind};
+use async_nats::HeaderMap;
 
 /// Why the lane's store did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -26,7 +27,7 @@ pub enum LaneError {
         /// The stream that was asked.
         stream: String,
         /// Why.
-        source: async_nats::RequestError,
+        source: AdminRequestError,
     },
     /// Somebody else has written the record since it was read.
     #[error(
@@ -56,7 +57,7 @@ pub struct LaneEnd {
 /// A lane over the administrative connection.
 #[derive(Debug, Clone)]
 pub struct LaneClient {
-    client: Client,
+    client: Admin,
     store: LaneStore,
 }
 
@@ -65,7 +66,7 @@ impl LaneClient {
     ///
     /// # Errors
     /// The stream's name is none.
-    pub fn new(client: &Client, stream: &str, slot: &str) -> Result<Self, LaneError> {
+    pub fn new(client: &Admin, stream: &str, slot: &str) -> Result<Self, LaneError> {
         Ok(LaneClient {
             client: client.clone(),
             store: LaneStore::new(DEFAULT_PREFIX, stream, slot)?,
@@ -99,10 +100,10 @@ impl LaneClient {
             }
             None => self.client.request(subject, payload).await,
         };
-        let answer = answered.map_err(|source| match source.kind() {
+        let answer = answered.map_err(|source| match source.is_no_responders() && stores {
             // Nothing listens where a message is to be stored.
-            RequestErrorKind::NoResponders if stores => LaneError::NoStream(stream.to_owned()),
-            _ => LaneError::Request {
+            true => LaneError::NoStream(stream.to_owned()),
+            false => LaneError::Request {
                 stream: stream.to_owned(),
                 source,
             },

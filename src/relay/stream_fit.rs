@@ -3,6 +3,7 @@
 //! In: its configuration, the settings, the server's version. Out: findings, the worst first. `setup` and `run` ask here, so
 //! that both refuse the same.
 
+use crate::nats::admin::Admin;
 use crate::nats::api::StreamConfig;
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::{
@@ -26,13 +27,10 @@ pub fn findings(
 ///
 /// # Errors
 /// See [`stream::plan`].
-pub async fn plan(
-    client: &async_nats::Client,
-    settings: &StreamSettings,
-) -> Result<StreamPlan, StreamError> {
+pub async fn plan(client: &Admin, settings: &StreamSettings) -> Result<StreamPlan, StreamError> {
     let mut plan = stream::plan(client, settings).await?;
     if let StreamPlan::Exists { info, findings } = &mut plan {
-        let version = stream::server_version(client)?;
+        let version = client.server_version()?;
         *findings = self::findings(&info.config, settings, version);
     }
     Ok(plan)

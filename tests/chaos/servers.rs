@@ -11,6 +11,9 @@ use tokio::sync::Mutex;
 use walrelay::local::{
     LocalNats, LocalNatsCluster, LocalPostgres, Mode, NatsOptions, PostgresOptions, ServerBinaries,
 };
+use walrelay::nats::address::NatsAddress;
+use walrelay::nats::admin::Admin;
+use walrelay::nats::settings::ConnectionSettings;
 
 use crate::event::MAX_PAYLOAD_BYTES;
 use crate::process::{Paused, children};
@@ -173,6 +176,17 @@ impl Broker {
             .map(|port| format!("nats://127.0.0.1:{port}"))
             .collect();
         urls.join(",")
+    }
+
+    /// As the commands connect.
+    pub async fn admin(&self) -> anyhow::Result<Admin> {
+        let (servers, auth) = NatsAddress::parse_urls(&self.url())?;
+        let settings = ConnectionSettings {
+            servers,
+            auth,
+            connect_timeout: Duration::from_secs(2),
+        };
+        Ok(Admin::connect(&settings).await?)
     }
 
     pub async fn connect(&self) -> anyhow::Result<async_nats::Client> {

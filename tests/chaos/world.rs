@@ -311,7 +311,7 @@ async fn create_streams(broker: &Broker, shape: &Shape) -> anyhow::Result<()> {
     let begin = Instant::now();
     loop {
         let result = async {
-            let client = broker.connect().await?;
+            let client = broker.admin().await?;
             for plan in [
                 stream::plan(&client, &settings).await?,
                 stream::plan_lane_records(&client, num_replicas).await?,

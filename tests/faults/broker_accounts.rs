@@ -74,7 +74,7 @@ async fn publishing_is_forbidden_for_a_while() {
     );
     reload(&mut fixture, "enabled", &denied).await;
     fixture.insert(11, 20).await;
-    let log = logs_from(&mut relay, logged, "Permissions Violation").await;
+    let log = logs_from(&mut relay, logged, "permission denied to publish to").await;
     assert!(log.contains("waiting: "), "{log}");
     waits(&mut relay, logged).await;
     reload(&mut fixture, "enabled", "").await;

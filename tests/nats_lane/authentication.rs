@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use walrelay::nats::address::{NatsAddress, NatsAuth};
+use walrelay::nats::admin::{Admin, AdminError};
 use walrelay::nats::connection::{ConnectError, LaneConnection};
 use walrelay::nats::settings::ConnectionSettings;
-use walrelay::nats::stream::{AdminError, connect_admin};
 use walrelay::secret::Secret;
 
 use crate::server::{SOON, Server};
@@ -27,10 +27,10 @@ async fn enters(server: &Server, auth: &NatsAuth) {
     let mut lane = server.open(auth).await.expect("the lane gets in");
     lane.queue_ping();
     lane.exchange().await.expect("an open connection");
-    let client = connect_admin(&settings(server, auth))
+    let client = Admin::connect(&settings(server, auth))
         .await
         .expect("the administrator gets in");
-    client.flush().await.expect("an open connection");
+    client.client().flush().await.expect("an open connection");
 }
 
 /// Both ways in are closed, for good.
@@ -41,7 +41,7 @@ async fn is_refused(server: &Server, auth: &NatsAuth) {
         "{error:?}"
     );
     assert!(!format!("{error} {error:?}").contains("wrong"), "{error:?}");
-    let error = connect_admin(&settings(server, auth))
+    let error = Admin::connect(&settings(server, auth))
         .await
         .expect_err("refused");
     assert!(matches!(error, AdminError::Auth { .. }), "{error:?}");
@@ -94,7 +94,7 @@ async fn nkey() {
     };
     assert!(matches!(server.open(&auth).await, Err(ConnectError::Seed)));
     assert!(matches!(
-        connect_admin(&settings(&server, &auth)).await,
+        Admin::connect(&settings(&server, &auth)).await,
         Err(AdminError::Seed)
     ));
 }

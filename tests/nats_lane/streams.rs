@@ -1,9 +1,10 @@
 //! Streams as setup and teardown see them.
 
 use walrelay::nats::address::NatsAuth;
+use walrelay::nats::admin::Admin;
 use walrelay::nats::stream::{
-    LANE_RECORD_STREAM, StreamError, StreamPlan, StreamSettings, StreamSeverity, connect_admin,
-    create, delete, find, plan, plan_lane_records,
+    LANE_RECORD_STREAM, StreamError, StreamPlan, StreamSettings, StreamSeverity, create, delete,
+    find, plan, plan_lane_records,
 };
 
 use crate::authentication::settings;
@@ -24,7 +25,7 @@ fn wanted(slot: &str) -> StreamSettings {
 #[tokio::test]
 async fn creates_what_is_missing_and_never_edits() {
     let server = Server::start("").await;
-    let client = connect_admin(&settings(&server, &NatsAuth::None))
+    let client = Admin::connect(&settings(&server, &NatsAuth::None))
         .await
         .expect("connected");
     let StreamPlan::Create(config) = plan(&client, &wanted("s")).await.expect("a plan") else {
@@ -69,7 +70,7 @@ async fn creates_what_is_missing_and_never_edits() {
 #[tokio::test]
 async fn the_records_have_a_stream_of_their_own() {
     let server = Server::start("").await;
-    let client = connect_admin(&settings(&server, &NatsAuth::None))
+    let client = Admin::connect(&settings(&server, &NatsAuth::None))
         .await
         .expect("connected");
     let StreamPlan::Create(config) = plan_lane_records(&client, 1).await.expect("a plan") else {
@@ -107,7 +108,7 @@ async fn the_records_have_a_stream_of_their_own() {
 #[tokio::test]
 async fn names_that_no_stream_has_are_refused() {
     let server = Server::start("").await;
-    let client = connect_admin(&settings(&server, &NatsAuth::None))
+    let client = Admin::connect(&settings(&server, &NatsAuth::None))
         .await
         .expect("connected");
     assert!(matches!(

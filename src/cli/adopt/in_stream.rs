@@ -8,6 +8,7 @@ use std::fmt;
 
 use postgres_types::PgLsn;
 
+use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::pipeline::position::{KIND_ADOPTED, KIND_REPLAY, Position, parse_header};
 use crate::pipeline::tail::Lookup;
@@ -65,7 +66,7 @@ impl fmt::Display for InStream {
 
 /// Reads the stream from its end back to where the slot was confirmed.
 pub(super) async fn read(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     info: &StreamInfo,
     confirmed_lsn: PgLsn,
@@ -118,7 +119,7 @@ pub(super) async fn read(
 
 /// Whether the recorded message is there or was removed. A foreign message in its place says that the broker lost it.
 pub(super) async fn still_stands(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     sequence: u64,
     position: Position,

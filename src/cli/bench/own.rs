@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
-use async_nats::jetstream;
 use tokio::sync::oneshot;
 
+use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::mapping::{MessageSettings, default_columns};
 use crate::postgres::catalog::inspect;
@@ -69,8 +69,8 @@ impl Own {
                 &[&self.settings.postgres.table.to_string()],
             )
             .await?;
-        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
-        let stream_exists = jetstream::new(nats).get_stream(STREAM).await.is_ok();
+        let nats = Admin::connect(&self.settings.nats.connection).await?;
+        let stream_exists = nats.jetstream().get_stream(STREAM).await.is_ok();
         match found {
             Some(row) if row.get::<_, Option<String>>(0).as_deref() == Some(MARK) => {
                 self.remove().await
@@ -114,7 +114,7 @@ impl Own {
                 client.batch_execute(&comment).await?;
             }
         }
-        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
+        let nats = Admin::connect(&self.settings.nats.connection).await?;
         let wanted = self.settings.nats.stream_settings(NAME);
         let plans = [
             stream::plan(&nats, &wanted).await?,
@@ -142,10 +142,11 @@ impl Own {
                 .await
                 .with_context(|| format!("cannot remove the {}: {}", step.part, step.sql))?;
         }
-        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
+        let nats = Admin::connect(&self.settings.nats.connection).await?;
         stream::delete(&nats, STREAM).await?;
         // The lane's record in the stream that all lanes share; another lane's is not touched.
-        let records = jetstream::new(nats)
+        let records = nats
+            .jetstream()
             .get_stream(stream::LANE_RECORD_STREAM)
             .await?;
         records
@@ -161,8 +162,8 @@ impl Own {
         messages: u64,
         silence_max: Duration,
     ) -> Result<(), anyhow::Error> {
-        let nats = stream::connect_admin(&self.settings.nats.connection).await?;
-        let mut stream = jetstream::new(nats).get_stream(STREAM).await?;
+        let nats = Admin::connect(&self.settings.nats.connection).await?;
+        let mut stream = nats.jetstream().get_stream(STREAM).await?;
         let (mut found, mut since) = (0, Instant::now());
         while found < messages {
             let now = stream.info().await?.state.messages;

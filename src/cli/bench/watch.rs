@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use futures_util::StreamExt as _;
@@ -14,7 +13,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use crate::nats::stream::connect_admin;
+use crate::nats::admin::Admin;
 use crate::relay::settings::NatsSettings;
 
 /// The last event of each transaction that is under way, and when its INSERT was due.
@@ -47,8 +46,9 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) async fn start(settings: &NatsSettings) -> Result<Watch, anyhow::Error> {
-        let client = connect_admin(&settings.connection).await?;
-        let stream = jetstream::new(client)
+        let client = Admin::connect(&settings.connection).await?;
+        let stream = client
+            .jetstream()
             .get_stream(&settings.stream)
             .await
             .with_context(|| format!("cannot read the stream {}", settings.stream))?;

@@ -6,10 +6,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use async_nats::jetstream::{
-    self,
-    consumer::{DeliverPolicy, pull::OrderedConfig},
-};
+use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures_util::StreamExt as _;
 
 use super::{Letter, find, next};
@@ -19,7 +16,7 @@ use crate::cli::exit::{Exit, message};
 use crate::cli::republish::{Outcome, Republish};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
-use crate::nats::stream;
+use crate::nats::admin::Admin;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -29,13 +26,13 @@ const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Retries one dead letter, or all.
 pub(super) async fn retry(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     position: Option<Position>,
 ) -> Result<Exit, anyhow::Error> {
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let lease = Lease::take(&lane, "dead-letters retry").await?;
-    let fence = Fence::raise(&lane, &lease, settings, stream::server_version(nats)?).await;
+    let fence = Fence::raise(&lane, &lease, settings, nats.server_version()?).await;
     let done = match fence {
         Ok(fence) => retry_leased(nats, settings, position, &lease, fence).await,
         Err(error) => Err(error),
@@ -45,7 +42,7 @@ pub(super) async fn retry(
 }
 
 async fn retry_leased(
-    nats: &async_nats::Client,
+    nats: &Admin,
     settings: &Settings,
     position: Option<Position>,
     lease: &Lease,
@@ -96,11 +93,7 @@ async fn retry_leased(
 }
 
 /// The dead letters that have a retry behind sequence `from`.
-async fn retried(
-    nats: &async_nats::Client,
-    settings: &Settings,
-    from: u64,
-) -> anyhow::Result<Vec<Position>> {
+async fn retried(nats: &Admin, settings: &Settings, from: u64) -> anyhow::Result<Vec<Position>> {
     let name = &settings.nats.stream;
     let config = OrderedConfig {
         deliver_policy: DeliverPolicy::ByStartSequence {
@@ -109,20 +102,25 @@ async fn retried(
         headers_only: true,
         ..OrderedConfig::default()
     };
-    let consumer = jetstream::new(nats.clone())
-        .get_stream(name)
-        .await?
-        .create_consumer(config)
+    let consume = async {
+        let stream = nats.jetstream().get_stream(name).await?;
+        Ok(stream.create_consumer(config).await?.messages().await?)
+    };
+    let mut messages = nats
+        .allowed(consume)
         .await
         .with_context(|| format!("cannot read stream {name}"))?;
-    let mut messages = consumer.messages().await?;
     let mut found = Vec::new();
     loop {
         // The dead letter itself is there, so there is at least one message.
-        let message = tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
-            .await
-            .with_context(|| format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}"))?
-            .context("the consumer ended")??;
+        let next = async {
+            tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
+                .await
+                .with_context(|| format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}"))?
+                .context("the consumer ended")?
+                .with_context(|| format!("cannot read stream {name}"))
+        };
+        let message = nats.allowed(next).await?;
         let header = |name| {
             let headers = message.headers.as_ref()?;
             headers.get(name).map(async_nats::HeaderValue::as_str)

@@ -5,6 +5,7 @@
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::setup;
+use crate::nats::admin::AdminRequestError;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::Fault;
 use crate::postgres::client::SqlError;
@@ -79,7 +80,7 @@ fn may_pass(error: &anyhow::Error) -> bool {
             matches!(error.kind(), Connect::Dns | Connect::TimedOut | Connect::Io)
         } else {
             // The server went away, or the cluster has no leader yet.
-            cause.is::<async_nats::RequestError>()
+            matches!(cause.downcast_ref(), Some(AdminRequestError::Request(_)))
         }
     })
 }

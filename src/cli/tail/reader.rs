@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
-use async_nats::Client;
 use async_nats::connection::State;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
@@ -17,7 +16,8 @@ use chrono::Utc;
 use futures_util::StreamExt as _;
 
 use super::entry::Entry;
-use crate::nats::stream::connect_admin;
+use crate::nats::admin::Admin;
+use crate::nats::denial::Denial;
 use crate::relay::settings::NatsSettings;
 
 /// How often the connection is looked at: an ordered consumer alone needs two missed heartbeats, half a minute, to
@@ -71,7 +71,7 @@ impl Cursor {
 
 /// A consumer, and the connection that it lives on.
 struct Feed {
-    client: Client,
+    admin: Admin,
     messages: Ordered,
 }
 
@@ -96,9 +96,9 @@ impl Reader {
         filter: Option<&str>,
         since: Since,
     ) -> anyhow::Result<Self> {
-        let client = connect_admin(&settings.connection).await?;
+        let client = Admin::connect(&settings.connection).await?;
         let name = &settings.stream;
-        let stream = jetstream::new(client).get_stream(name).await;
+        let stream = get_stream(&client, name).await;
         let stream = stream.with_context(|| {
             format!(
                 "cannot read the stream {name}; `walrelay setup` creates it where it is missing"
@@ -148,18 +148,19 @@ impl Reader {
             },
         };
         let next = tokio::select! {
-            next = feed.messages.next() => next,
-            () = disconnected(&feed.client) => None,
+            next = feed.admin.allowed(next_message(&mut feed.messages)) => next,
+            () = disconnected(&feed.admin) => Ok(None),
         };
         let message = match next {
-            Some(Ok(message)) => message,
-            Some(Err(error)) => {
-                self.feed = None;
-                return Ok(away(&error.to_string()));
-            }
-            None => {
+            Ok(Some(message)) => message,
+            Ok(None) => {
                 self.feed = None;
                 return Ok(away("the connection was lost"));
+            }
+            Err(error) if error.is::<Denial>() => return Err(error),
+            Err(error) => {
+                self.feed = None;
+                return Ok(away(&error.to_string()));
             }
         };
         self.backoff = BACKOFF_MIN;
@@ -194,14 +195,13 @@ impl Reader {
     /// A new connection and a consumer at the cursor; the inner error is one that may pass. A client that reconnects
     /// by itself does so after pauses of its own, and forgets the consumer all the same.
     async fn subscribe(&mut self) -> anyhow::Result<Result<Feed, String>> {
-        let client = match connect_admin(&self.settings.connection).await {
+        let client = match Admin::connect(&self.settings.connection).await {
             Ok(client) => client,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let jetstream = jetstream::new(client.clone());
-        let stream = match jetstream.get_stream(&self.settings.stream).await {
+        let stream = match get_stream(&client, &self.settings.stream).await {
             Ok(stream) => stream,
-            Err(error) => return Ok(Err(error.to_string())),
+            Err(error) => return passing(error),
         };
         if stream.cached_info().created != self.first_info.created {
             bail!(
@@ -214,14 +214,32 @@ impl Reader {
             filter_subject: self.filter.clone(),
             ..OrderedConfig::default()
         };
-        let consumer = match stream.create_consumer(config).await {
-            Ok(consumer) => consumer,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let messages = consumer.messages().await;
-        Ok(messages
-            .map(|messages| Feed { client, messages })
-            .map_err(|error| error.to_string()))
+        let consume = async { Ok(stream.create_consumer(config).await?.messages().await?) };
+        match client.allowed(consume).await {
+            Ok(messages) => Ok(Ok(Feed {
+                admin: client,
+                messages,
+            })),
+            Err(error) => passing(error),
+        }
+    }
+}
+
+async fn get_stream(admin: &Admin, name: &str) -> anyhow::Result<stream::Stream> {
+    let jetstream = admin.jetstream();
+    let get = async { Ok(jetstream.get_stream(name).await?) };
+    admin.allowed(get).await
+}
+
+async fn next_message(messages: &mut Ordered) -> anyhow::Result<Option<jetstream::Message>> {
+    Ok(messages.next().await.transpose()?)
+}
+
+/// What waiting does not mend ends the command.
+fn passing<T>(error: anyhow::Error) -> anyhow::Result<Result<T, String>> {
+    match error.is::<Denial>() {
+        true => Err(error),
+        false => Ok(Err(error.to_string())),
     }
 }
 
@@ -230,7 +248,8 @@ fn away(reason: &str) -> Read {
 }
 
 /// Returns when the client's connection is not the one that it began with.
-async fn disconnected(client: &Client) {
+async fn disconnected(admin: &Admin) {
+    let client = admin.client();
     let mut watch = tokio::time::interval(WATCH_INTERVAL);
     while client.connection_state() == State::Connected
         && client.statistics().connects.load(Ordering::Relaxed) == 1

@@ -7,16 +7,14 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use async_nats::HeaderMap;
-use async_nats::jetstream::{
-    self,
-    consumer::{DeliverPolicy, pull::OrderedConfig},
-};
+use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures_util::StreamExt as _;
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
+use crate::nats::admin::Admin;
 use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamInfo};
 use crate::nats::stream;
 use crate::pipeline::event_id;
@@ -126,7 +124,7 @@ impl LaneReading {
     /// The broker cannot be reached, or the stream was made anew meanwhile.
     pub(super) async fn read_on(
         &mut self,
-        nats: &async_nats::Client,
+        nats: &Admin,
         entries: &mut Entries,
         server_lsn: impl Future<Output = anyhow::Result<PgLsn>>,
         mut progress: impl FnMut(u64, u64),
@@ -148,7 +146,7 @@ impl LaneReading {
         Ok(())
     }
 
-    async fn info(&self, nats: &async_nats::Client) -> anyhow::Result<StreamInfo> {
+    async fn info(&self, nats: &Admin) -> anyhow::Result<StreamInfo> {
         let info = stream::find(nats, &self.name)
             .await?
             .with_context(|| format!("there is no stream {}", self.name))?;
@@ -161,7 +159,7 @@ impl LaneReading {
     async fn read_to(
         &mut self,
         end: u64,
-        nats: &async_nats::Client,
+        nats: &Admin,
         entries: &mut Entries,
         progress: &mut impl FnMut(u64, u64),
     ) -> anyhow::Result<()> {
@@ -171,24 +169,26 @@ impl LaneReading {
             },
             ..OrderedConfig::default()
         };
-        let consumer = jetstream::new(nats.clone())
-            .get_stream(&self.name)
-            .await?
-            .create_consumer(config)
+        let name = self.name.clone();
+        let consume = async {
+            let stream = nats.jetstream().get_stream(&name).await?;
+            Ok(stream.create_consumer(config).await?.messages().await?)
+        };
+        let mut messages = nats
+            .allowed(consume)
             .await
-            .with_context(|| format!("cannot read stream {}", self.name))?;
-        let mut messages = consumer.messages().await?;
+            .with_context(|| format!("cannot read stream {name}"))?;
         loop {
-            let message = tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
-                .await
-                .with_context(|| {
-                    format!(
-                        "no message of stream {} within {MESSAGE_TIMEOUT:?}",
-                        self.name
-                    )
-                })?
-                .context("the consumer ended")?
-                .with_context(|| format!("cannot read stream {}", self.name))?;
+            let next = async {
+                tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
+                    .await
+                    .with_context(|| {
+                        format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}")
+                    })?
+                    .context("the consumer ended")?
+                    .with_context(|| format!("cannot read stream {name}"))
+            };
+            let message = nats.allowed(next).await?;
             let (sequence, pending) = message
                 .info()
                 .map(|info| (info.stream_sequence, info.pending))
@@ -255,7 +255,7 @@ impl LaneReading {
     }
 
     /// Whether the stream still holds anything at or behind the place to read on.
-    async fn has_next(&self, nats: &async_nats::Client) -> anyhow::Result<bool> {
+    async fn has_next(&self, nats: &Admin) -> anyhow::Result<bool> {
         let request = serde_json::json!({"seq": self.next, "next_by_subj": ">"}).to_string();
         let answer = nats
             .request(

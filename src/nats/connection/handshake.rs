@@ -12,6 +12,7 @@ use nkeys::KeyPair;
 
 use super::{INBOX_SID, LaneConnection};
 use crate::nats::address::{NatsAddress, NatsAuth};
+use crate::nats::denial::Denial;
 use crate::nats::encode::{self, Connect};
 use crate::nats::protocol::{Op, ProtocolError, ServerInfo};
 use crate::secret::Secret;
@@ -68,12 +69,12 @@ pub enum ConnectError {
         server: NatsAddress,
     },
     /// The user may not receive answers.
-    #[error("NATS at {server} refuses the inbox: {text}; allow the user to subscribe to _INBOX.>")]
+    #[error("{denial}; {server} says so")]
     Inbox {
         /// Address.
         server: NatsAddress,
-        /// The server's text.
-        text: String,
+        /// What is denied.
+        denial: Denial,
     },
     /// A server without headers cannot carry positions.
     #[error("NATS at {server} (version {version}) has no headers: walrelay needs 2.10 or later")]
@@ -163,6 +164,9 @@ async fn next(connection: &mut LaneConnection) -> Result<Op, ConnectError> {
 
 /// Sorts the server's -ERR texts, as nats-server's `errors.go` and `client.go` write them.
 fn refusal(server: NatsAddress, text: String) -> ConnectError {
+    if let Some(denial) = Denial::parse(&text) {
+        return ConnectError::Inbox { server, denial };
+    }
     let lower = text.to_ascii_lowercase();
     if lower.contains("authentication timeout") {
         ConnectError::Refused { server, text }
@@ -170,8 +174,6 @@ fn refusal(server: NatsAddress, text: String) -> ConnectError {
         ConnectError::Auth { server, text }
     } else if lower.contains("tls required") {
         ConnectError::TlsRequired { server }
-    } else if lower.contains("permissions violation") {
-        ConnectError::Inbox { server, text }
     } else {
         ConnectError::Refused { server, text }
     }

@@ -9,6 +9,7 @@ use super::{
     DEFAULT_PREFIX, StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find,
     request,
 };
+use crate::nats::admin::Admin;
 use crate::nats::api::{StreamConfig, refuse};
 
 /// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream.
@@ -16,7 +17,7 @@ use crate::nats::api::{StreamConfig, refuse};
 /// # Errors
 /// [`StreamError`].
 pub async fn taken(
-    client: &async_nats::Client,
+    client: &Admin,
     settings: &StreamSettings,
 ) -> Result<Vec<StreamFinding>, StreamError> {
     let mut found = Vec::new();
@@ -66,7 +67,7 @@ fn finding(
 
 /// The streams with subjects that overlap; none where nobody may ask, since the server itself refuses to make another.
 async fn names(
-    client: &async_nats::Client,
+    client: &Admin,
     settings: &StreamSettings,
     subject: &str,
 ) -> Result<Vec<String>, StreamError> {

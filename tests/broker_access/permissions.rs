@@ -1,0 +1,245 @@
+//! The permissions of `deploy/nats-permissions.conf`: enough for each command, and each of them needed and named where it
+//! is missing.
+
+use std::path::Path;
+
+use crate::support::{Fixture, Output, Servers, eventually, insert_sql};
+
+/// A permission of the file.
+#[derive(Debug, Clone)]
+struct Permission {
+    line: usize,
+    user: String,
+    list: &'static str,
+    subject: String,
+}
+
+fn file() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/nats-permissions.conf");
+    std::fs::read_to_string(path).expect("the file is in the repository")
+}
+
+/// What the file gives that cannot be left out.
+fn permissions(text: &str) -> Vec<Permission> {
+    let (mut user, mut list) = ("", "publish");
+    let mut found = Vec::new();
+    for (line, text) in text.lines().enumerate() {
+        let text = text.trim();
+        if let Some(rest) = text.strip_prefix("{ user: ") {
+            user = rest.split(',').next().expect("a name");
+        } else if text.starts_with("publish:") {
+            list = "publish";
+        } else if text.starts_with("subscribe:") {
+            list = "subscribe";
+        } else if let Some(subject) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) {
+            found.push(Permission {
+                line,
+                user: user.to_owned(),
+                list,
+                subject: subject.to_owned(),
+            });
+        }
+    }
+    found
+}
+
+/// The file without one of its lines, beside a user of the test's own who may do everything and needs no name.
+fn configuration(without: Option<usize>) -> String {
+    let text = file();
+    // An empty list would allow everything.
+    let lines = text.lines().enumerate();
+    let kept: Vec<&str> = lines
+        .map(|(line, text)| match Some(line) == without {
+            true => "\"nothing\"",
+            false => text,
+        })
+        .collect();
+    let mut text = kept
+        .join("\n")
+        .replace("users: [", "users: [ { user: tester, password: p }");
+    for permission in permissions(&file()) {
+        let variable = format!("${}_PASSWORD", permission.user.to_uppercase());
+        text = text.replace(&variable, "p");
+    }
+    format!("{text}\nno_auth_user: tester\n")
+}
+
+/// A lane with the default names, which the file has, on servers of its own.
+async fn fixture() -> Fixture {
+    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    fixture.set("WALRELAY_NAME", "walrelay");
+    fixture.set("WALRELAY_NATS_STREAM", "OUTBOX");
+    fixture.set("WALRELAY_NATS_SUBJECT", "outbox.{event_type}");
+    let nats = &mut fixture.own_servers().nats;
+    nats.stop().await.unwrap();
+    nats.reload(configuration(None)).await.unwrap();
+    nats.start_again().await.unwrap();
+    fixture.nats = async_nats::connect(fixture.servers().nats.url())
+        .await
+        .unwrap();
+    fixture
+}
+
+async fn reload(fixture: &mut Fixture, without: Option<usize>) {
+    let text = configuration(without);
+    let nats = &mut fixture.own_servers().nats;
+    nats.reload(text).await.unwrap();
+    let log = nats.log_tail();
+    assert!(!log.contains("Failed to reload"), "{log}");
+}
+
+fn log_in(fixture: &mut Fixture, user: &str) {
+    fixture.set("WALRELAY_NATS_USER", user);
+    fixture.set("WALRELAY_NATS_PASSWORD", "p");
+}
+
+fn names(text: &str, missing: &Permission) {
+    let said = format!("add \"{}\" to {}.allow", missing.subject, missing.list);
+    assert!(
+        text.contains(&said),
+        "{missing:?} is taken away, and this is said:\n{text}"
+    );
+    for wrong in ["timed out", "time out", "no answer within", "away"] {
+        assert!(!text.contains(wrong), "{missing:?} is told so:\n{text}");
+    }
+}
+
+/// Runs the command with all permissions of its user, and once without each.
+async fn needs_each(
+    fixture: &mut Fixture,
+    user: &str,
+    arguments: &[&str],
+    mut before: impl AsyncFnMut(&mut Fixture),
+) -> Output {
+    let all = permissions(&file());
+    let own: Vec<Permission> = all.into_iter().filter(|own| own.user == user).collect();
+    assert!(own.len() > 1, "{user}");
+    for missing in &own {
+        log_in(fixture, "tester");
+        before(fixture).await;
+        log_in(fixture, user);
+        reload(fixture, Some(missing.line)).await;
+        let output = fixture.walrelay(arguments).await;
+        assert!(
+            matches!(output.code, Some(1 | 3)),
+            "{missing:?}: {output:?}"
+        );
+        names(&output.stderr, missing);
+    }
+    log_in(fixture, "tester");
+    before(fixture).await;
+    log_in(fixture, user);
+    reload(fixture, None).await;
+    fixture.walrelay(arguments).await
+}
+
+async fn nothing(_: &mut Fixture) {}
+
+async fn tear_down(fixture: &mut Fixture) {
+    let all = ["teardown", "--yes", "--drop-stream"];
+    fixture.walrelay(&all).await.success();
+    let jetstream = async_nats::jetstream::new(
+        async_nats::connect(fixture.servers().nats.url())
+            .await
+            .unwrap(),
+    );
+    let _ = jetstream.delete_stream("WALRELAY").await;
+}
+
+#[tokio::test]
+async fn setup_and_teardown_need_what_the_file_gives_them() {
+    let mut fixture = fixture().await;
+    log_in(&mut fixture, "tester");
+    fixture.setup().await;
+    needs_each(&mut fixture, "setup", &["setup"], tear_down)
+        .await
+        .success();
+    let teardown = ["teardown", "--yes", "--drop-stream"];
+    let set_up = async |fixture: &mut Fixture| fixture.setup().await;
+    needs_each(&mut fixture, "teardown", &teardown, set_up)
+        .await
+        .success();
+}
+
+/// One event, and one that can only be a dead letter.
+async fn insert_both(fixture: &Fixture, number: u64) {
+    fixture.insert(number, number).await;
+    let bad = insert_sql(number + 1, number + 1).replace("lesson.published.v1", "has a space");
+    fixture.sql.batch_execute(&bad).await.unwrap();
+}
+
+#[tokio::test]
+async fn run_needs_what_the_file_gives_it() {
+    let mut fixture = fixture().await;
+    log_in(&mut fixture, "setup");
+    fixture.setup().await;
+    log_in(&mut fixture, "run");
+    let mut number = 1;
+    for missing in permissions(&file()) {
+        if missing.user != "run" {
+            continue;
+        }
+        reload(&mut fixture, Some(missing.line)).await;
+        insert_both(&fixture, number).await;
+        number += 2;
+        let mut relay = fixture.run();
+        let said = format!("to {}.allow", missing.list);
+        eventually(format!("a relay without {missing:?} says so"), async || {
+            relay.log().contains(&said).then_some(())
+        })
+        .await;
+        names(&relay.log(), &missing);
+        if relay.runs() {
+            // Somebody adds it.
+            reload(&mut fixture, None).await;
+            fixture.holds(number - 1).await;
+            relay.stop().await;
+        }
+    }
+    reload(&mut fixture, None).await;
+    let relay = fixture.run();
+    fixture.holds(number - 1).await;
+    relay.stop().await;
+    let ids: Vec<_> = fixture
+        .stored()
+        .await
+        .iter()
+        .map(|m| m.subject.clone())
+        .collect();
+    assert_eq!(ids.len() as u64, number - 1, "{ids:?}");
+}
+
+#[tokio::test]
+async fn commands_need_what_the_file_gives_them() {
+    let mut fixture = fixture().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    // Adoption marks what slot and stream have in common.
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    // From before the slot, so that there is something to backfill.
+    fixture.insert(7, 7).await;
+    log_in(&mut fixture, "setup");
+    fixture.setup().await;
+    log_in(&mut fixture, "run");
+    let relay = fixture.run();
+    insert_both(&fixture, 1).await;
+    fixture.holds(2).await;
+    relay.stop().await;
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+
+    for (user, arguments, code) in [
+        ("position", &["position"][..], 0),
+        ("verify", &["verify"], 1),
+        ("tail", &["tail", "--since", "all", "--count", "1"], 0),
+        ("backfill", &["backfill"], 0),
+        ("dead_letters", &["dead-letters", "retry", "--all"], 0),
+        ("adopt", &["adopt", "--yes"], 0),
+    ] {
+        let output = needs_each(&mut fixture, user, arguments, nothing).await;
+        assert_eq!(output.code, Some(code), "{user}: {output:?}");
+    }
+    log_in(&mut fixture, "verify");
+    let verified = fixture.walrelay(&["verify"]).await;
+    assert!(verified.stdout.contains("clean"), "{verified:?}");
+}
