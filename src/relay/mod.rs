@@ -276,7 +276,11 @@ impl<'a> Relay<'a> {
                     (Next::End(self.stopped()), limit)
                 }
                 Left::Halt(halt) => (self.halted(halt), HALT_LIMIT),
-                Left::Broker(fault) => (self.not_begun(&fault), HALT_LIMIT),
+                Left::Broker(fault) => {
+                    // It may have found what was stored before it was gone.
+                    self.inherit(waiting.engine());
+                    (self.not_begun(&fault), HALT_LIMIT)
+                }
                 Left::Both(fault) => {
                     self.inherit(waiting.engine());
                     drop(waiting);

@@ -16,11 +16,13 @@ use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::open_error::with_cause;
 use postgres_types::PgLsn;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// It is noticed so soon that the server has ended the session.
+const CLOSED_INTERVAL: Duration = Duration::from_millis(500);
 /// A look that takes longer is given up, its connection too.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
@@ -110,7 +112,7 @@ async fn look_on(
 ) {
     let mut sql = Some(sql);
     loop {
-        tokio::time::sleep(INTERVAL).await;
+        rest(sql.as_ref()).await;
         let viewed = tokio::time::timeout(LOOK_LIMIT, view(&mut sql, settings, first)).await;
         let looked = match viewed {
             Ok(Ok(view)) => judge(first, &view, settings),
@@ -127,6 +129,15 @@ async fn look_on(
         if sender.send(looked).await.is_err() {
             return;
         }
+    }
+}
+
+/// Until the next look is due. A session that the server has ended is a reason to look at once: it is shutting down, and may be
+/// waiting for a relay that reads nothing while its broker is away.
+async fn rest(sql: Option<&Client>) {
+    let begin = Instant::now();
+    while begin.elapsed() < INTERVAL && !sql.is_some_and(|sql| sql.is_closed()) {
+        tokio::time::sleep(CLOSED_INTERVAL).await;
     }
 }
 

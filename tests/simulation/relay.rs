@@ -339,8 +339,12 @@ impl Relay {
                     NotOpened::NoMode(_) => true,
                     NotOpened::Halt(_) | NotOpened::Refusal(_) => false,
                 };
-                if !is_of_broker {
-                    self.leave(world);
+                match &self.waiting {
+                    Some(waiting) if is_of_broker => {
+                        let memory = waiting.kept.engine.memory();
+                        self.memory = Some(memory);
+                    }
+                    _ => self.leave(world),
                 }
                 match stop {
                     NotOpened::Halt(halt) => self.halted(halt, world),
