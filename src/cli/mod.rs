@@ -11,6 +11,7 @@ pub mod config;
 mod consent;
 pub mod dead_letters;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 mod flags;
 pub mod position;
@@ -97,6 +98,7 @@ enum Command {
     Backfill(Configured<backfill::Args, AllFlags>),
     Adopt(Configured<adopt::Args, AllFlags>),
     DeadLetters(Configured<dead_letters::Args, AllFlags>),
+    Doctor(Configured<doctor::Args, AllFlags>),
     Config(config::Args),
     Demo(demo::Args),
     Bench(Configured<bench::Args, AllFlags>),
@@ -124,6 +126,9 @@ impl Cli {
             }
             Command::Status(Configured { args, keys }) => {
                 block_on(status::execute(args, &load(keys.given())?))
+            }
+            Command::Doctor(Configured { args, keys }) => {
+                block_on(doctor::execute(args, &load(keys.given())?.settings))
             }
             Command::Position(Configured { args, keys }) => {
                 block_on(position::execute(args, &load(keys.given())?.settings))

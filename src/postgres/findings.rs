@@ -58,6 +58,74 @@ pub enum Kind {
     TableMismatch,
     /// A column is missing or of a type that cannot serve.
     Column,
+    /// A relay that is away loses its slot, or fills the disk.
+    SlotLimit,
+    /// Slots, WAL senders or connections are taken.
+    Places,
+    /// A relay that has vanished keeps the slot for long.
+    SenderTimeout,
+    /// Standbys that hold back what is sent to the relay.
+    StandbySlots,
+    /// A transaction that somebody has forgotten.
+    OldTransaction,
+    /// Transactions larger than decoding may keep in memory.
+    Spill,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Kind; 22] = [
+        Kind::WalLevel,
+        Kind::Standby,
+        Kind::SynchronousStandby,
+        Kind::Encoding,
+        Kind::Privilege,
+        Kind::SlotMissing,
+        Kind::SlotMismatch,
+        Kind::SlotLost,
+        Kind::IdleSlotTimeout,
+        Kind::SlotActive,
+        Kind::PublicationMissing,
+        Kind::PublicationMismatch,
+        Kind::RowFilter,
+        Kind::TableMissing,
+        Kind::TableMismatch,
+        Kind::Column,
+        Kind::SlotLimit,
+        Kind::Places,
+        Kind::SenderTimeout,
+        Kind::StandbySlots,
+        Kind::OldTransaction,
+        Kind::Spill,
+    ];
+
+    /// The name in `walrelay doctor --json` and in docs/doctor.md; it stays.
+    pub fn code(self) -> &'static str {
+        match self {
+            Kind::WalLevel => "wal-level",
+            Kind::Standby => "standby",
+            Kind::SynchronousStandby => "synchronous-standby",
+            Kind::Encoding => "encoding",
+            Kind::Privilege => "privilege",
+            Kind::SlotMissing => "slot-missing",
+            Kind::SlotMismatch => "slot-mismatch",
+            Kind::SlotLost => "slot-lost",
+            Kind::IdleSlotTimeout => "idle-slot-timeout",
+            Kind::SlotActive => "slot-active",
+            Kind::PublicationMissing => "publication-missing",
+            Kind::PublicationMismatch => "publication-mismatch",
+            Kind::RowFilter => "row-filter",
+            Kind::TableMissing => "table-missing",
+            Kind::TableMismatch => "table-mismatch",
+            Kind::Column => "column",
+            Kind::SlotLimit => "slot-limit",
+            Kind::Places => "places",
+            Kind::SenderTimeout => "sender-timeout",
+            Kind::StandbySlots => "standby-slots",
+            Kind::OldTransaction => "old-transaction",
+            Kind::Spill => "spill",
+        }
+    }
 }
 
 /// One thing that is wrong, and how to mend it.
@@ -88,7 +156,7 @@ fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Findi
     }
 }
 
-fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
+pub(super) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
     Finding {
         severity: Severity::Warn,
         kind,

@@ -37,6 +37,7 @@ pub mod copy_both;
 pub mod encryption;
 pub mod error;
 pub mod findings;
+pub mod health;
 pub(crate) mod id_column;
 pub mod pins;
 pub mod processes;

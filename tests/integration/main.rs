@@ -7,6 +7,7 @@ mod absent_servers;
 mod authentication;
 mod crashes;
 mod delivery;
+mod doctor;
 mod idle;
 mod least_privilege;
 mod logs;

@@ -1,0 +1,325 @@
+//! What of a server does not stand in the relay's way today and will hurt later.
+//!
+//! In: a client. Out: a [`Health`], plain data, and the findings about it. Guarantees: reads only; what the role may not
+//! see is `None` and not taken for well.
+//!
+//! Manual: 19.6 "Replication", 53.20 "pg_replication_slots", 27.2 "The Cumulative Statistics System".
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::postgres::catalog::Inspection;
+use crate::postgres::client::{Client, SqlError};
+use crate::postgres::findings::{Finding, Kind, warn};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::table_name::quote_identifier;
+
+/// A transaction older than this is somebody's forgotten one.
+const OLD: Duration = Duration::from_secs(300);
+
+/// What Kubernetes, a deployment or a weekend may keep a relay away.
+const AWAY: Duration = Duration::from_secs(12 * 3600);
+
+/// Silence after which a walsender whose relay has vanished lets go of the slot, at most.
+const TAKEOVER_MAX: Duration = Duration::from_secs(60);
+
+/// What the server says of itself.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Health {
+    /// `max_replication_slots`, and how many there are.
+    pub slots: [i64; 2],
+    /// `max_wal_senders`, and how many run.
+    pub senders: [i64; 2],
+    /// Connections that the login role may have; -1 for any number.
+    pub connection_limit: i64,
+    /// `synchronized_standby_slots` (Postgres 17).
+    pub standby_slots: String,
+    /// Bytes of WAL that the slot holds.
+    pub retained_bytes: Option<i64>,
+    /// What decoding has written to disk for the slot, in bytes, and what it was allowed to keep in memory.
+    pub spilled_bytes: Option<i64>,
+    /// `logical_decoding_work_mem`, as the server shows it.
+    pub work_mem: String,
+    /// The oldest open transaction of a client; none where the role may not see others' (pg_read_all_stats).
+    pub oldest_transaction: Option<OldTransaction>,
+    /// The oldest prepared transaction.
+    pub oldest_prepared: Option<Prepared>,
+    /// The server's clock, in seconds since 1970.
+    pub clock_s: f64,
+    /// End of the WAL in bytes.
+    pub wal_bytes: i64,
+}
+
+/// An open transaction.
+#[derive(Debug, Clone, Deserialize)]
+pub struct OldTransaction {
+    /// Server process.
+    pub pid: i32,
+    /// Its age.
+    pub seconds: i64,
+    /// The role.
+    pub usename: Option<String>,
+    /// `application_name`.
+    pub application_name: String,
+}
+
+/// A transaction between PREPARE TRANSACTION and its end.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Prepared {
+    /// What COMMIT PREPARED takes.
+    pub gid: String,
+    /// Its age.
+    pub seconds: i64,
+    /// The role.
+    pub owner: String,
+}
+
+const HEALTH: &str = "\
+SELECT jsonb_build_object(
+  'slots', jsonb_build_array(current_setting('max_replication_slots')::int8, (SELECT count(*) FROM pg_catalog.pg_replication_slots)),
+  'senders', jsonb_build_array(current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_catalog.pg_stat_replication)),
+  'connection_limit', (SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = session_user),
+  'standby_slots', coalesce(current_setting('synchronized_standby_slots', true), ''),
+  'retained_bytes', (SELECT pg_catalog.pg_wal_lsn_diff(
+       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
+       restart_lsn)::int8 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text),
+  'spilled_bytes', (SELECT spill_bytes FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = $1::text),
+  'work_mem', current_setting('logical_decoding_work_mem'),
+  'oldest_transaction', (SELECT jsonb_build_object('pid', pid, 'usename', usename, 'application_name', coalesce(application_name, ''),
+       'seconds', extract(epoch FROM clock_timestamp() - xact_start)::int8) FROM pg_catalog.pg_stat_activity
+     WHERE xact_start IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() AND backend_type = 'client backend'
+     ORDER BY xact_start LIMIT 1),
+  'oldest_prepared', (SELECT jsonb_build_object('gid', gid, 'owner', owner,
+       'seconds', extract(epoch FROM clock_timestamp() - prepared)::int8) FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 1),
+  'clock_s', extract(epoch FROM clock_timestamp())::float8,
+  'wal_bytes', pg_catalog.pg_wal_lsn_diff(
+     CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
+     '0/0')::int8)::text";
+
+/// Reads it.
+///
+/// # Errors
+/// A failed query.
+pub async fn health(client: &Client, settings: &PostgresSettings) -> Result<Health, SqlError> {
+    let row = client.query_one(HEALTH, &[&settings.slot]).await?;
+    let text: &str = row.try_get(0)?;
+    Ok(serde_json::from_str(text).expect("the query builds what Health reads"))
+}
+
+/// What will hurt. `wal_rate` is in bytes a second.
+pub fn findings(
+    inspection: &Inspection,
+    health: &Health,
+    settings: &PostgresSettings,
+    wal_rate: f64,
+) -> Vec<Finding> {
+    let mut found = Vec::new();
+    limit(inspection, health, wal_rate, &mut found);
+    places(inspection, health, &mut found);
+    waits(inspection, health, &mut found);
+    transactions(health, &mut found);
+    if let Some(bytes) = health.spilled_bytes.filter(|bytes| *bytes > 0) {
+        found.push(warn(
+            Kind::Spill,
+            format!(
+                "decoding for slot \"{}\" has written {} to disk, since a transaction was larger than logical_decoding_work_mem \
+                 ({}): large transactions arrive later",
+                settings.slot,
+                size(bytes as f64),
+                health.work_mem
+            ),
+            "run ALTER SYSTEM SET logical_decoding_work_mem = '256MB'; and SELECT pg_reload_conf(); where there is memory for it",
+        ));
+    }
+    found
+}
+
+/// How long the relay may be away.
+fn limit(inspection: &Inspection, health: &Health, wal_rate: f64, found: &mut Vec<Finding>) {
+    let Some(limit) = inspection.server.max_slot_wal_keep_bytes else {
+        found.push(warn(
+            Kind::SlotLimit,
+            "max_slot_wal_keep_size is not set: while the relay is away, its slot keeps WAL until the disk is full, and the \
+             database stops",
+            "run ALTER SYSTEM SET max_slot_wal_keep_size = '64GB'; (less than the disk has free) and SELECT pg_reload_conf();",
+        ));
+        return;
+    };
+    let slot = inspection.slot.as_ref();
+    let safe = slot.and_then(|slot| slot.safe_wal_size);
+    let left = safe.map_or(limit as f64, |bytes| bytes.max(0) as f64);
+    let seconds = left / wal_rate.max(1.0);
+    if wal_rate > 1.0 && seconds < AWAY.as_secs_f64() {
+        found.push(warn(
+            Kind::SlotLimit,
+            format!(
+                "the slot may hold {} more of WAL, and {}/s are written now: a relay that is away loses its slot after {}",
+                size(left),
+                size(wal_rate),
+                span(seconds)
+            ),
+            "raise max_slot_wal_keep_size, as far as the disk has free, and run SELECT pg_reload_conf();",
+        ));
+    }
+    let retained = health.retained_bytes.unwrap_or(0).max(0) as f64;
+    if retained > limit as f64 / 2.0 {
+        found.push(warn(
+            Kind::SlotLimit,
+            format!(
+                "the slot holds {} of WAL, more than half of max_slot_wal_keep_size ({})",
+                size(retained),
+                size(limit as f64)
+            ),
+            "see with walrelay status whether the relay runs and what it waits for; raise max_slot_wal_keep_size meanwhile",
+        ));
+    }
+}
+
+/// Places that the relay needs and somebody else may take.
+fn places(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
+    let [max, used] = health.slots;
+    if inspection.slot.is_none() && used >= max {
+        found.push(warn(
+            Kind::Places,
+            format!("all {max} replication slots are taken, and walrelay setup needs one"),
+            format!(
+                "drop one that nobody uses (pg_replication_slots), or run ALTER SYSTEM SET max_replication_slots = {}; and \
+                 restart Postgres",
+                max + 2
+            ),
+        ));
+    }
+    let [max, used] = health.senders;
+    let runs = inspection
+        .slot
+        .as_ref()
+        .is_some_and(|slot| slot.active_pid.is_some());
+    if !runs && used >= max {
+        found.push(warn(
+            Kind::Places,
+            format!("all {max} WAL senders are taken, and the relay needs one"),
+            format!(
+                "run ALTER SYSTEM SET max_wal_senders = {}; and restart Postgres",
+                max + 2
+            ),
+        ));
+    }
+    let role = quote_identifier(&inspection.server.login_role);
+    // The relay itself, its SQL sessions, and a command beside it.
+    if (0..4).contains(&health.connection_limit) {
+        found.push(warn(
+            Kind::Places,
+            format!(
+                "role {role} may have {} connections: the relay has up to 3, and each command beside it needs one more",
+                health.connection_limit
+            ),
+            format!("run ALTER ROLE {role} CONNECTION LIMIT 8;"),
+        ));
+    }
+}
+
+/// Time-outs and standbys that the slot depends on.
+fn waits(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
+    let timeout = inspection.server.wal_sender_timeout;
+    if timeout.is_none_or(|timeout| timeout > TAKEOVER_MAX) {
+        let is = timeout.map_or_else(
+            || "0, which is never".to_owned(),
+            |timeout| span(timeout.as_secs_f64()),
+        );
+        found.push(warn(
+            Kind::SenderTimeout,
+            format!(
+                "wal_sender_timeout is {is}: so long a relay whose machine has vanished may keep the slot from the next one"
+            ),
+            "run ALTER SYSTEM SET wal_sender_timeout = '60s'; and SELECT pg_reload_conf();",
+        ));
+    }
+    if !health.standby_slots.is_empty() {
+        found.push(warn(
+            Kind::StandbySlots,
+            format!(
+                "synchronized_standby_slots is {:?}: while one of these standbys is down, nothing is sent to the relay",
+                health.standby_slots
+            ),
+            "watch these standbys, or take one that stays away out of it: ALTER SYSTEM SET synchronized_standby_slots, and SELECT \
+             pg_reload_conf();",
+        ));
+    }
+}
+
+/// What holds WAL, and the making of a slot.
+fn transactions(health: &Health, found: &mut Vec<Finding>) {
+    let old = OLD.as_secs().cast_signed();
+    if let Some(open) = &health.oldest_transaction
+        && open.seconds > old
+    {
+        found.push(warn(
+            Kind::OldTransaction,
+            format!(
+                "process {} ({}, {:?}) has had a transaction open for {}: the slot keeps its WAL, and no slot can be made before \
+                 it ends",
+                open.pid,
+                open.usename.as_deref().unwrap_or("-"),
+                open.application_name,
+                span(open.seconds as f64)
+            ),
+            format!("end it there, or run SELECT pg_terminate_backend({});", open.pid),
+        ));
+    }
+    if let Some(prepared) = &health.oldest_prepared
+        && prepared.seconds > old
+    {
+        found.push(warn(
+            Kind::OldTransaction,
+            format!(
+                "transaction {:?} of {} was prepared {} ago: the slot keeps its WAL, and no slot can be made before it ends",
+                prepared.gid,
+                prepared.owner,
+                span(prepared.seconds as f64)
+            ),
+            format!(
+                "run COMMIT PREPARED '{0}'; or ROLLBACK PREPARED '{0}'; whichever its owner meant",
+                prepared.gid.replace('\'', "''")
+            ),
+        ));
+    }
+}
+
+/// Bytes for a person.
+fn size(bytes: f64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < units.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.0} {}", units[unit])
+}
+
+/// Seconds for a person.
+fn span(seconds: f64) -> String {
+    match seconds {
+        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 7_200.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.0} h", s / 3_600.0),
+        s => format!("{:.0} d", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_spans_are_short() {
+        assert_eq!(size(900.0), "900 B");
+        assert_eq!(size(3.0 * 1024.0 * 1024.0), "3 MiB");
+        assert_eq!(size(5e15), "4547 TiB");
+        assert_eq!(span(90.0), "90 s");
+        assert_eq!(span(3_600.0), "60 min");
+        assert_eq!(span(100_000.0), "28 h");
+        assert_eq!(span(1e6), "12 d");
+    }
+}

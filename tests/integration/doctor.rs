@@ -1,0 +1,136 @@
+//! `walrelay doctor` against servers that are well, that will hurt, that are away, and with half of the rights.
+
+use serde_json::Value;
+use walrelay::postgres::findings::Kind;
+
+use crate::support::{Fixture, Output};
+
+async fn doctor(fixture: &Fixture) -> (Output, Value) {
+    let output = fixture.walrelay(&["doctor", "--json"]).await;
+    let report =
+        serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    (output, report)
+}
+
+fn codes(report: &Value) -> Vec<&str> {
+    let findings = report["findings"].as_array().expect("a list");
+    findings
+        .iter()
+        .map(|finding| finding["code"].as_str().expect("a code"))
+        .collect()
+}
+
+/// The one remedy of a code, as SQL.
+fn sql<'r>(report: &'r Value, code: &str) -> &'r str {
+    let findings = report["findings"].as_array().expect("a list");
+    let of_code = |finding: &&Value| finding["code"] == code;
+    let found = findings.iter().find(of_code).expect(code);
+    found["mend"].as_str().expect("a remedy")
+}
+
+#[tokio::test]
+async fn a_server_that_is_well_and_one_that_will_hurt() {
+    let mut fixture = Fixture::with_settings(&[("max_slot_wal_keep_size", "64GB")]).await;
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(codes(&report), Vec::<&str>::new(), "{report}");
+    assert_eq!(output.code, Some(0));
+    // A relay that runs reads its slot: that is no finding.
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!((output.code, codes(&report)), (Some(0), vec![]), "{report}");
+    relay.stop().await;
+
+    // Which of them a server knows depends on its version.
+    let mut expected = vec!["column"];
+    for (code, name, value) in [
+        ("slot-limit", "max_slot_wal_keep_size", "-1"),
+        ("idle-slot-timeout", "idle_replication_slot_timeout", "'1d'"),
+        ("sender-timeout", "wal_sender_timeout", "0"),
+        ("standby-slots", "synchronized_standby_slots", "'standby1'"),
+    ] {
+        let is_known = "SELECT current_setting($1, true) IS NOT NULL";
+        let is_known = fixture.sql.query_one(is_known, &[&name]).await.unwrap();
+        if is_known.get(0) {
+            expected.push(code);
+            let sql = format!("ALTER SYSTEM SET {name} = {value}");
+            fixture.sql.batch_execute(&sql).await.unwrap();
+        }
+    }
+    let harm = "ALTER TABLE outbox_events ALTER event_type DROP NOT NULL; SELECT pg_reload_conf()";
+    fixture.sql.batch_execute(harm).await.unwrap();
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(codes(&report), expected, "{report}");
+    assert_eq!(output.code, Some(1));
+    // What is printed for a person has the same.
+    let text = fixture.walrelay(&["doctor"]).await;
+    for code in &expected {
+        assert!(text.stdout.contains(&format!("[{code}]")), "{text:?}");
+    }
+    // And each remedy, typed as it is printed, cures.
+    expected.retain(|code| *code != "standby-slots");
+    for code in expected {
+        let mend = sql(&report, code);
+        for statement in mend.split(';') {
+            let begins = ["ALTER ", "SELECT "].iter();
+            let begin = begins.filter_map(|word| statement.find(word)).min();
+            if let Some(begin) = begin {
+                let statement = &statement[begin..];
+                fixture.sql.batch_execute(statement).await.expect(statement);
+            }
+        }
+    }
+    let (_, report) = doctor(&fixture).await;
+    let left = codes(&report);
+    assert!(left.iter().all(|code| *code == "standby-slots"), "{report}");
+}
+
+#[tokio::test]
+async fn nothing_is_there_yet() {
+    let fixture = Fixture::bare().await;
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(output.code, Some(1), "{report}");
+    let codes = codes(&report);
+    assert!(codes.contains(&"slot-missing"), "{report}");
+    assert!(codes.contains(&"stream"), "{report}");
+}
+
+/// It says what it could not look at, and does not hang.
+#[tokio::test]
+async fn servers_that_are_away_and_a_role_that_sees_little() {
+    let mut fixture = Fixture::new().await;
+    fixture.set("WALRELAY_NATS_URL", "nats://127.0.0.1:1");
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(output.code, Some(3), "{report}");
+    let unseen = report["not_seen"][0].as_str().expect("one");
+    assert!(unseen.starts_with("NATS: "), "{unseen}");
+    assert!(!report["looked_at"].as_array().expect("a list").is_empty());
+
+    let name = fixture.name.clone();
+    let sql = format!("CREATE ROLE {name}_small LOGIN REPLICATION");
+    fixture.sql.batch_execute(&sql).await.unwrap();
+    fixture.set(
+        "WALRELAY_POSTGRES_URL",
+        fixture
+            .servers()
+            .postgres
+            .url(&name)
+            .replacen("postgres@", &format!("{name}_small@"), 1),
+    );
+    fixture.set("WALRELAY_NATS_URL", fixture.servers().nats.url());
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(output.code, Some(3), "{report}");
+    assert!(codes(&report).contains(&"privilege"), "{report}");
+    let unseen = report["not_seen"][0].as_str().expect("one");
+    assert!(unseen.contains("pg_read_all_stats"), "{unseen}");
+}
+
+#[test]
+fn each_code_has_its_place_in_the_documents() {
+    let page = include_str!("../../docs/doctor.md");
+    let own = ["stream", "clock"];
+    let codes = Kind::ALL.iter().map(|kind| kind.code()).chain(own);
+    for code in codes {
+        assert!(page.contains(&format!("| `{code}` |")), "{code}");
+    }
+}
