@@ -22,7 +22,7 @@ fn main() {
 /// Marks alone.
 #[divan::bench(args = [1, 10, 400])]
 fn marks(bencher: Bencher<'_, '_>, rows: u64) {
-    let mut progress = Progress::new(0_u64.into(), Duration::from_secs(130), 1 << 40);
+    let mut progress = Progress::new(0_u64.into(), Duration::from_secs(180), 1 << 40);
     let (mut end_lsn, mut published) = (0_u64, 0);
     bencher
         .counter(divan::counter::ItemsCount::new(EVENTS))

@@ -158,7 +158,7 @@ impl Lane1 {
                 source: source(),
                 carrier: None,
                 limits: limits(),
-                hold_back: Duration::from_secs(130),
+                hold_back: Duration::from_secs(180),
                 held_bytes_max: 1 << 30,
                 on_timeline: None,
                 status_interval: Duration::from_secs(10),

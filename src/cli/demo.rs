@@ -277,7 +277,7 @@ async fn settle(stage: &mut Stage) -> anyhow::Result<Verdict> {
         "The application has stopped; every commit of its database is compared with the stream.",
     );
     narrator.say(&format!(
-        "The confirmed LSN follows {HOLD_BACK} behind the acks (130s by default), since JetStream acks before it syncs."
+        "The confirmed LSN follows {HOLD_BACK} behind the acks (180s by default), since JetStream acks before it syncs."
     ));
     let confirmed_lsn = stage.wait_for_confirmation(server_lsn).await?;
     let exit_code = stage.relay.stop().await?;

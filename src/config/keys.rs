@@ -224,12 +224,12 @@ pub const KEYS: &[Entry] = &[
     open(Key::MessageFields, "message", "fields", Some("{}"), None),
     // A CloudEvent's source is derived from the name.
     open(Key::MessageSource, "message", "source", None, None),
-    // A little over the two minutes after which JetStream syncs what it has acknowledged.
+    // Half as long again as JetStream's pause between two passes of syncs, two minutes: a pass takes its time too.
     open(
         Key::RelayHoldBack,
         "relay",
         "hold_back",
-        Some("130s"),
+        Some("180s"),
         Some("--hold-back"),
     ),
     open(

@@ -92,7 +92,7 @@ fn defaults_are_the_documented_ones() {
     );
     assert_eq!(settings.nats.connection.auth, NatsAuth::None);
     let relay = RelaySettings {
-        hold_back: Duration::from_secs(130),
+        hold_back: Duration::from_secs(180),
         on_reject: OnReject::DeadLetter,
         window_messages_max: 8192,
         window_bytes_max: 8 << 20,

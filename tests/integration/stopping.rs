@@ -24,8 +24,8 @@ async fn a_clean_stop_and_start_publishes_nothing_again() {
     // With a hold-back the slot brings all of it again, and the stream's end tells what is there.
     for (signal, hold_back) in [
         (Signal::TERM, "0s"),
-        (Signal::INT, "130s"),
-        (Signal::TERM, "130s"),
+        (Signal::INT, "180s"),
+        (Signal::TERM, "180s"),
         (Signal::TERM, "0s"),
     ] {
         fixture.set("WALRELAY_RELAY_HOLD_BACK", hold_back);
