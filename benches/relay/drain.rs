@@ -87,7 +87,7 @@ pub async fn by_pg_recvlogical(lane: &mut Lane<'_>) -> anyhow::Result<(f64, Opti
             "/dev/null",
             "--fsync-interval=0",
         ])
-        .args(["--dbname", &lane.servers.postgres.url(&lane.name)])
+        .args(["--dbname", &lane.url()])
         .args(["--slot", &slot, "--endpos", &lane.end_lsn])
         .args([
             "-o",
@@ -101,14 +101,14 @@ pub async fn by_pg_recvlogical(lane: &mut Lane<'_>) -> anyhow::Result<(f64, Opti
 }
 
 /// Of each round, so that what the machine did in it falls on both.
-fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
+pub fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
     ours.iter()
         .zip(theirs)
         .map(|(ours, theirs)| ours / theirs)
         .collect()
 }
 
-fn per_event(values: &[Drained], events: u64, of: impl Fn(&Drained) -> Option<f64>) -> Cell {
+pub fn per_event(values: &[Drained], events: u64, of: impl Fn(&Drained) -> Option<f64>) -> Cell {
     let values: Option<Vec<f64>> = values.iter().map(of).collect();
     Cell::maybe(values.map(|values| median(&values) / events as f64), 2)
 }

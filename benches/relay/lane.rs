@@ -35,6 +35,8 @@ pub struct Lane<'a> {
     pub sql: Client,
     /// The end of the backlog.
     pub end_lsn: String,
+    /// Of the connections to Postgres.
+    pub sslmode: &'static str,
     slots: u32,
 }
 
@@ -72,8 +74,18 @@ impl<'a> Lane<'a> {
             name: name.to_owned(),
             sql,
             end_lsn: String::new(),
+            sslmode: "prefer",
             slots: 0,
         })
+    }
+
+    /// The database, with the lane's sslmode.
+    pub fn url(&self) -> String {
+        format!(
+            "{}?sslmode={}",
+            self.servers.postgres.url(&self.name),
+            self.sslmode
+        )
     }
 
     /// Commits a backlog. Only the filling goes without waiting for the disk.
@@ -144,10 +156,7 @@ impl<'a> Lane<'a> {
             .args(arguments)
             .args(["--config", "/dev/null"])
             .current_dir(self.servers.folder.path())
-            .env(
-                "WALRELAY_POSTGRES_URL",
-                self.servers.postgres.url(&self.name),
-            )
+            .env("WALRELAY_POSTGRES_URL", self.url())
             .env("WALRELAY_NATS_URL", self.servers.nats.url())
             .env("WALRELAY_NAME", &self.name)
             .env("WALRELAY_POSTGRES_SLOT", slot)

@@ -1,7 +1,7 @@
 //! The whole relay beside its limits, on servers of its own; docs/performance.md says what is measured and how.
 //!
 //! In: the number of events of a backlog, and which parts to run. Out: a table and a plot in `benches/results/`.
-//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,polling,latency,memory,sizes,start] [--out FOLDER]`
+//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,polling,latency,memory,sizes,start,tls] [--out FOLDER]`
 
 mod child;
 mod drain;
@@ -14,6 +14,7 @@ mod polling;
 mod publish;
 mod report;
 mod servers;
+mod tls;
 
 use std::path::PathBuf;
 
@@ -101,6 +102,10 @@ async fn run(choice: &Choice) -> anyhow::Result<()> {
     }
     if choice.wants("sizes") {
         drain::sizes(&servers, events, rounds.min(2), &mut report).await?;
+    }
+    if choice.wants("tls") {
+        let with_tls = Servers::start_with_tls().await?;
+        tls::backlog(&with_tls, events, rounds, &mut report).await?;
     }
     report.machine.close();
     let written = report.write(&choice.folder)?;

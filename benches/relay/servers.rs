@@ -19,13 +19,30 @@ pub const SETTINGS: [(&str, &str); 2] = [("max_wal_size", "8GB"), ("checkpoint_t
 
 impl Servers {
     pub async fn start() -> anyhow::Result<Servers> {
-        let binaries = ServerBinaries::find()?;
+        Servers::start_as(ServerBinaries::find()?, PostgresOptions::default()).await
+    }
+
+    /// The same with a Postgres that has TLS.
+    pub async fn start_with_tls() -> anyhow::Result<Servers> {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
         let options = PostgresOptions {
-            settings: SETTINGS
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
+            settings: vec![("ssl".to_owned(), "on".to_owned())],
+            files: vec![
+                ("server.crt".to_owned(), own.cert.pem()),
+                ("server.key".to_owned(), own.signing_key.serialize_pem()),
+            ],
             ..PostgresOptions::default()
         };
+        let binaries = ServerBinaries::find()?.with_postgres_tls()?;
+        Servers::start_as(binaries, options).await
+    }
+
+    async fn start_as(
+        binaries: ServerBinaries,
+        mut options: PostgresOptions,
+    ) -> anyhow::Result<Servers> {
+        let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        options.settings.extend(settings);
         let postgres = LocalPostgres::start(&binaries, options).await?;
         let nats = LocalNats::start(&binaries, NatsOptions::default()).await?;
         let client = async_nats::connect(nats.url())
