@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help servers build demo test versions bench chaos clean toolchain
+.PHONY: help servers build demo test tls versions bench chaos clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,10 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 
+tls: toolchain servers ## The integration tests with a relay that connects to Postgres over TLS alone
+	@scripts/servers.sh --tls
+	WALRELAY_TEST_TLS=1 $(CARGO) test --test integration
+
 versions: toolchain servers ## Stream from Postgres 14 to 17 too, through kills; fetches them with npm, on Linux
 	@scripts/servers.sh --all-postgres
 	$(CARGO) test --test integration versions:: -- --include-ignored
@@ -40,6 +44,7 @@ versions: toolchain servers ## Stream from Postgres 14 to 17 too, through kills;
 EVENTS ?= 1000000
 
 bench: toolchain servers ## Measure decoding, envelopes, marks, and the whole relay beside its limits: EVENTS=100000
+	@scripts/servers.sh --tls
 	$(CARGO) bench --bench decode --bench envelope --bench progress
 	$(CARGO) bench --bench relay -- $(EVENTS)
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use rcgen::{CertificateParams, KeyPair};
 use tempfile::TempDir;
+use tokio_rustls::rustls::pki_types::UnixTime;
 
 use super::*;
 
@@ -114,4 +115,50 @@ fn roots_that_cannot_be_read_are_told_by_their_file() {
     assert!(matches!(load("broken.crt"), Err(TlsError::Content { .. })));
     assert!(matches!(load("missing.crt"), Err(TlsError::File { .. })));
     assert!(matches!(load("."), Err(TlsError::File { .. })));
+}
+
+#[test]
+fn a_certificate_with_any_byte_changed_never_panics() {
+    let folder = folder("rsa");
+    let (certificates, _) = Roots::File(folder.path().join("own.crt")).load().unwrap();
+    let good = certificates[0].to_vec();
+    let read = |der: &[u8]| {
+        let certificate = Certificate::read(der)?;
+        certificate.public_key();
+        certificate.expired(UnixTime::now());
+        certificate.is_authority();
+        certificate.end_point_hash(der);
+        Some(certificate.names().to_string())
+    };
+    assert_eq!(read(&good).as_deref(), Some("localhost"));
+    for at in 0..good.len() {
+        assert_eq!(read(&good[..at]), None, "cut at {at}");
+        for flip in [0x01, 0x80, 0xff] {
+            let mut bad = good.clone();
+            bad[at] ^= flip;
+            read(&bad);
+        }
+    }
+}
+
+#[test]
+fn the_names_of_a_certificate_count_as_in_libpq() {
+    let names = |dns: &[&str], ip: &[&str], common: &str| certificate::Names {
+        dns: dns.iter().map(|name| (*name).to_owned()).collect(),
+        ip: ip.iter().map(|ip| ip.parse().unwrap()).collect(),
+        common: Some(common.to_owned()),
+    };
+    for (names, host, also) in [
+        (names(&[], &[], "db.example"), "DB.example", true),
+        (names(&[], &[], "*.example"), "db.example", true),
+        (names(&[], &[], "*.example"), "a.db.example", false),
+        (names(&[], &[], "*.example"), "example", false),
+        (names(&["other"], &[], "db.example"), "db.example", false),
+        (names(&[], &["10.0.0.1"], "db.example"), "db.example", true),
+        (names(&[], &[], "10.0.0.1"), "10.0.0.1", true),
+        (names(&["10.0.0.1"], &[], "x"), "10.0.0.1", true),
+        (names(&[], &["10.0.0.2"], "10.0.0.1"), "10.0.0.1", false),
+    ] {
+        assert_eq!(names.also_name(host), also, "{names:?} {host}");
+    }
 }

@@ -8,7 +8,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use walrelay::local::LocalPostgres;
 
-use crate::support::{Fixture, Servers, assert_exactly_once, binaries, options, uuid};
+use crate::support::{Fixture, Servers, assert_exactly_once, binaries, encrypted, options, uuid};
 
 /// A port that leads to one of two servers.
 struct Switch {
@@ -60,7 +60,7 @@ async fn sessions_on_different_servers_are_no_verdict() {
     relay.stop().await;
 
     // It has all that the relay asks for, under the same names.
-    let other = LocalPostgres::start(&binaries(), options(&[]))
+    let other = LocalPostgres::start(&binaries(), encrypted(options(&[])))
         .await
         .unwrap();
     let admin = other.connect("postgres").await.unwrap();

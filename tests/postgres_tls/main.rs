@@ -6,5 +6,6 @@ mod certificates;
 mod hosts;
 mod password;
 mod support;
+mod system;
 mod table;
 mod tampering;

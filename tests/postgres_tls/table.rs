@@ -358,3 +358,17 @@ async fn a_server_that_takes_one_of_both_only() {
     )
     .await;
 }
+
+#[tokio::test]
+async fn a_certificate_of_version_1() {
+    let pair = Pair {
+        certificate: include_str!("../keys/version1.crt").to_owned(),
+        key: include_str!("../keys/rsa.key").to_owned(),
+    };
+    for settings in [&[][..], &[("ssl_max_protocol_version", "TLSv1.2")]] {
+        let server = server(Some(&pair), ANYHOW, settings, None).await;
+        check("not checked", &server, &[], "", "--TTxx", "sslrootcert").await;
+        let itself: Files<'_> = &[("root.crt", &pair.certificate)];
+        check("trusted itself", &server, itself, ROOT, "--TTTT", "").await;
+    }
+}

@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::relay::{Output, Relay};
-use super::servers::{Servers, options};
+use super::servers::{Servers, options, over_tls};
 use super::stream::{self, Stored};
 use super::wait::eventually;
 
@@ -85,7 +85,7 @@ impl Fixture {
             .batch_execute(&format!("CREATE DATABASE {name}"))
             .await
             .expect("the name is free");
-        let environment = BTreeMap::from([
+        let mut environment = BTreeMap::from([
             ("WALRELAY_NAME", name.clone()),
             ("WALRELAY_POSTGRES_URL", there.postgres.url(&name)),
             ("WALRELAY_NATS_URL", there.nats.url()),
@@ -96,6 +96,9 @@ impl Fixture {
             // So that Postgres soon knows what has been received.
             ("WALRELAY_RELAY_STATUS_INTERVAL", "1s".to_owned()),
         ]);
+        if over_tls() {
+            environment.insert("PGSSLMODE", "require".to_owned());
+        }
         Fixture {
             sql: there.postgres.connect(&name).await.expect("connects"),
             nats: async_nats::connect(there.nats.url())

@@ -11,7 +11,7 @@ mod writer;
 
 pub(crate) use fixture::{Fixture, insert_sql, uuid};
 pub(crate) use relay::{Output, Relay};
-pub(crate) use servers::{Servers, binaries, options};
+pub(crate) use servers::{Servers, binaries, encrypted, options};
 pub(crate) use stream::Stored;
 pub(crate) use verdict::assert_exactly_once;
 pub(crate) use wait::eventually;

@@ -31,7 +31,7 @@ impl Servers {
 
     /// New ones of these programs.
     pub(crate) async fn of(binaries: ServerBinaries, postgres: PostgresOptions) -> Servers {
-        let postgres = LocalPostgres::start(&binaries, postgres)
+        let postgres = LocalPostgres::start(&binaries, encrypted(postgres))
             .await
             .expect("Postgres starts");
         let nats = LocalNats::start(&binaries, NatsOptions::default())
@@ -42,7 +42,30 @@ impl Servers {
 }
 
 pub(crate) fn binaries() -> ServerBinaries {
-    ServerBinaries::find().expect("Postgres and nats-server are there")
+    let binaries = ServerBinaries::find().expect("Postgres and nats-server are there");
+    match over_tls() {
+        true => binaries
+            .with_postgres_tls()
+            .expect("scripts/servers.sh --tls"),
+        false => binaries,
+    }
+}
+
+/// `WALRELAY_TEST_TLS=1` runs the whole suite with a relay that connects to Postgres over TLS alone.
+pub(crate) fn over_tls() -> bool {
+    std::env::var_os("WALRELAY_TEST_TLS").is_some()
+}
+
+/// The same with TLS, where the suite runs over it.
+pub(crate) fn encrypted(mut postgres: PostgresOptions) -> PostgresOptions {
+    if over_tls() {
+        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let mut file = |name: &str, content| postgres.files.push((name.to_owned(), content));
+        file("server.crt", own.cert.pem());
+        file("server.key", own.signing_key.serialize_pem());
+        postgres.settings.push(("ssl".to_owned(), "on".to_owned()));
+    }
+    postgres
 }
 
 /// Options of a Postgres with these settings; without fsync, since no test here pulls the plug.
