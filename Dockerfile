@@ -9,6 +9,8 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 # Not root: nothing here needs a right.
 FROM debian:bookworm-slim
+# Whom sslrootcert=system trusts.
+RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates && rm -rf /var/lib/apt/lists/*
 USER 65532:65532
 COPY --from=build /walrelay /usr/local/bin/walrelay
 # Inside a container loopback is nobody's: metrics, health and the status page have to be reachable.

@@ -41,7 +41,7 @@ pub(crate) async fn answer<T>(
         }
         let work = tokio::select! {
             answer = &mut answer => return Some(answer),
-            look = timeout(LOOK_LIMIT, work(conninfo, pid)) => look.ok().and_then(Result::ok).flatten(),
+            work = look(conninfo, pid) => work,
         };
         let Some(work) = work else {
             return timeout(LAST_WORDS, &mut answer).await.ok();
@@ -53,6 +53,16 @@ pub(crate) async fn answer<T>(
         }
         pause = (pause * 2).min(LOOK_PAUSE_MAX);
     }
+}
+
+/// One look at the process; `None` where it does not work, or nothing can be seen. A command for the password may take
+/// longer than a look, and says nothing about the server.
+async fn look(conninfo: &Conninfo, pid: i32) -> Option<&'static str> {
+    let conninfo = Conninfo {
+        password: conninfo.password.settled().await.ok()?,
+        ..conninfo.clone()
+    };
+    timeout(LOOK_LIMIT, work(&conninfo, pid)).await.ok()?.ok()?
 }
 
 /// What the process does where it works on a statement, and not on sending what nobody takes.

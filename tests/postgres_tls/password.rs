@@ -75,6 +75,18 @@ async fn a_changed_password_counts_from_the_next_connect_on() {
 }
 
 #[tokio::test]
+async fn a_slow_command_is_no_silence_of_the_server() {
+    let server = password_server().await;
+    // Longer than a look at a server process may take, and a statement that is looked at meanwhile.
+    let conninfo = with(&server, command(&["sh", "-c", "sleep 6; echo first"]));
+    let client = walrelay::postgres::client::connect(&conninfo)
+        .await
+        .unwrap();
+    let row = client.query_one("SELECT pg_sleep(9)::text", &[]).await;
+    assert!(row.is_ok(), "{row:?}");
+}
+
+#[tokio::test]
 async fn a_command_that_fails_is_told_without_what_it_prints() {
     let server = password_server().await;
     let script = "echo hunter2; echo hunter2 >&2; exit 3";

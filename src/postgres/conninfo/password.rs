@@ -152,6 +152,16 @@ impl PasswordSource {
     }
 }
 
+impl PasswordSource {
+    /// The same with what the command prints in the command's place, for a connection that has less time.
+    pub(crate) async fn settled(&self) -> Result<PasswordSource, PasswordError> {
+        match self {
+            PasswordSource::Command(command) => Ok(command.run().await?.into()),
+            other => Ok(other.clone()),
+        }
+    }
+}
+
 impl Passwords {
     pub(crate) fn of(&self, server: &HostPort, dbname: &str, user: &str) -> Option<Secret> {
         let text = match self {
