@@ -169,10 +169,11 @@ pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> 
 /// The inside of a JSON string. The database's encoding is UTF-8 by the connection's `client_encoding`.
 #[inline]
 pub(super) fn escaped(value: &[u8]) -> Cow<'_, [u8]> {
-    if value
-        .iter()
-        .all(|&byte| byte >= b' ' && byte != b'"' && byte != b'\\')
-    {
+    // Each byte, without an early end: the compiler takes 16 at a time.
+    let needs_it = value.iter().fold(false, |needs_it, &byte| {
+        needs_it | (byte < b' ') | (byte == b'"') | (byte == b'\\')
+    });
+    if !needs_it {
         return Cow::Borrowed(value);
     }
     let quoted = serde_json::to_vec(&String::from_utf8_lossy(value))

@@ -258,16 +258,17 @@ fn check(subject: &[u8]) -> Result<(), SubjectError> {
     if subject.len() > SUBJECT_BYTES_MAX {
         return Err(SubjectError::TooLong);
     }
-    let mut previous = b'.';
-    for &byte in subject {
-        match byte {
-            b'.' if previous == b'.' => return Err(SubjectError::EmptyToken),
-            0..=b' ' | 0x7f => return Err(SubjectError::WhiteSpace),
-            b'*' | b'>' => return Err(SubjectError::Wildcard),
-            _ => previous = byte,
-        }
+    // Each byte, without an early end: the compiler takes 16 at a time.
+    let any = |is: fn(u8) -> bool| subject.iter().fold(false, |any, &byte| any | is(byte));
+    if any(|byte| (byte <= b' ') | (byte == 0x7f)) {
+        return Err(SubjectError::WhiteSpace);
     }
-    if previous == b'.' {
+    if any(|byte| (byte == b'*') | (byte == b'>')) {
+        return Err(SubjectError::Wildcard);
+    }
+    let pairs = subject.iter().zip(subject.iter().skip(1));
+    let empty = pairs.fold(false, |empty, (&a, &b)| empty | ((a == b'.') & (b == b'.')));
+    if empty || subject.first().is_none_or(|&byte| byte == b'.') || subject.last() == Some(&b'.') {
         return Err(SubjectError::EmptyToken);
     }
     Ok(())
