@@ -36,8 +36,9 @@ tls: toolchain servers ## The integration tests with a relay that connects to Po
 	@scripts/servers.sh --tls
 	WALRELAY_TEST_TLS=1 $(CARGO) test --test integration
 
-versions: toolchain servers ## Stream from Postgres 14 to 17 too, through kills; fetches them with npm, on Linux
+versions: toolchain servers ## Stream from Postgres 14 to 17, and to NATS 2.10 to 2.15, through kills; fetches them, on Linux
 	@scripts/servers.sh --all-postgres
+	@scripts/servers.sh --all-nats
 	$(CARGO) test --test integration versions:: -- --include-ignored
 
 # How many events the backlog has; fewer for a first look: EVENTS=100000

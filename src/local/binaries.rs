@@ -82,6 +82,25 @@ impl ServerBinaries {
         })
     }
 
+    /// The same Postgres with nats-server 2.`minor`, as `scripts/servers.sh --all-nats` fetches.
+    ///
+    /// # Errors
+    /// [`LocalError::Missing`] where that version is not there.
+    pub fn with_nats_minor(&self, minor: u32) -> Result<ServerBinaries, LocalError> {
+        let servers = self.servers.as_ref();
+        let server = servers.map(|servers| servers.join(format!("nats-2.{minor}/nats-server")));
+        match server.filter(|server| server.is_file()) {
+            Some(nats_server) => Ok(ServerBinaries {
+                nats_server,
+                ..self.clone()
+            }),
+            None => Err(LocalError::Missing {
+                server: format!("nats-server 2.{minor}"),
+                looked_in: "`.servers` (scripts/servers.sh --all-nats fetches it)".to_owned(),
+            }),
+        }
+    }
+
     /// The same nats-server with a Postgres that has TLS, as `scripts/servers.sh --tls` fetches.
     ///
     /// # Errors

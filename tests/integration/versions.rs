@@ -1,4 +1,4 @@
-//! The older versions of Postgres that are supported; `make versions` fetches them.
+//! The other versions of Postgres and nats-server that are supported; `make versions` fetches them.
 
 use crate::support::{
     Fixture, Servers, Writer, assert_exactly_once, binaries, insert_sql, options, uuid,
@@ -98,5 +98,51 @@ async fn every_supported_version_tells_of_rows_that_are_never_sent() {
         let committed: Vec<_> = (1..=14).map(uuid).collect();
         assert_exactly_once(&committed, &fixture.stored_ids().await);
         fixture.walrelay(&["verify"]).await.success();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs nats-server 2.10 to 2.15: make versions"]
+async fn every_supported_version_of_nats_is_streamed_to_through_kills() {
+    for (minor, publish) in [
+        (10, "chain"),
+        (11, "chain"),
+        (12, "chain"),
+        (14, "fast-ingest"),
+        (15, "fast-ingest"),
+    ] {
+        let binaries = binaries().with_nats_minor(minor).expect("it is there");
+        let mut fixture = Fixture::bare_on(Servers::of(binaries, options(&[])).await).await;
+        fixture.setup().await;
+        fixture.setup().await;
+        let mut relay = fixture.run();
+        relay.streams().await;
+        for said in [
+            format!("nats=\"2.{minor}."),
+            format!("publish=\"{publish}\""),
+        ] {
+            assert!(relay.log().contains(&said), "{}", relay.log());
+        }
+        let writer = Writer::start(&fixture).await;
+        fixture.holds(500).await;
+        relay.kill();
+        let mut relay = fixture.run();
+        fixture.holds(fixture.message_count().await + 500).await;
+        let nats = &mut fixture.own_servers().nats;
+        nats.kill();
+        nats.start_again().await.expect("it recovers");
+        let committed = writer.stop(&fixture).await;
+        fixture.holds(committed.len() as u64).await;
+        assert!(relay.runs());
+        relay.stop().await;
+        assert_exactly_once(&committed, &fixture.stored_ids().await);
+        for command in [
+            &["position"][..],
+            &["verify"],
+            &["tail", "--since", "all", "--count", "1"],
+            &["teardown", "--yes"],
+        ] {
+            fixture.walrelay(command).await.success();
+        }
     }
 }
