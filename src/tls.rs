@@ -6,6 +6,7 @@
 
 mod certificate;
 mod explain;
+mod records;
 #[cfg(all(test, unix))]
 mod tests;
 mod verifier;
@@ -26,6 +27,7 @@ use tokio_rustls::rustls::{
 use crate::secret::Secret;
 pub(crate) use certificate::Certificate;
 pub(crate) use explain::{Terms, explained};
+pub(crate) use records::poll_read_records;
 pub(crate) use verifier::Verifier;
 
 /// Largest file of certificates or keys that is read, in bytes: the whole store of a system has a quarter of it.

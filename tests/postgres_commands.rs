@@ -51,11 +51,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
         name: "walrelay".to_owned(),
         postgres: postgres_settings(&server),
         nats: NatsSettings {
-            connection: ConnectionSettings {
-                servers: vec![nats.url().parse().unwrap()],
-                auth: NatsAuth::None,
-                connect_timeout: LIMIT,
-            },
+            connection: ConnectionSettings::new(vec![nats.url().parse().unwrap()], NatsAuth::None),
             stream: "OUTBOX".to_owned(),
             subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,

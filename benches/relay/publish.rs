@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::Op;
+use walrelay::nats::settings::ConnectionSettings;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
     Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
@@ -82,8 +83,8 @@ async fn publish(
     body_bytes: usize,
 ) -> anyhow::Result<f64> {
     let address = servers.nats.url().parse().context("the server's address")?;
-    let mut connection =
-        LaneConnection::open(&[address], &NatsAuth::None, "bench", Duration::from_secs(5)).await?;
+    let settings = ConnectionSettings::new(vec![address], NatsAuth::None);
+    let mut connection = LaneConnection::open(&settings, "bench", &[]).await?;
     let mut window = Window::new(
         WindowSettings {
             mode,

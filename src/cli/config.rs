@@ -140,6 +140,9 @@ fn source_json(source: &ValueOrigin) -> Json {
         ValueOrigin::File { path, line } => {
             json!({ "kind": "file", "path": path.display().to_string(), "line": line })
         }
+        ValueOrigin::Context(path) => {
+            json!({ "kind": "context", "path": path.display().to_string() })
+        }
         ValueOrigin::Fallback(name) | ValueOrigin::Variable(name) => {
             json!({ "kind": "env", "name": name })
         }

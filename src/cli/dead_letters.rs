@@ -13,7 +13,7 @@ use crate::cli::exit::Exit;
 use crate::cli::stderr;
 use crate::cli::stdout;
 use crate::nats::admin::Admin;
-use crate::nats::api::{DEFAULT_PREFIX, StoredMessage};
+use crate::nats::api::StoredMessage;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{
     KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
@@ -199,7 +199,11 @@ async fn next(
             "seq": *from,
             "next_by_subj": dead_letter::subject(slot),
         });
-        let subject = format!("{DEFAULT_PREFIX}.STREAM.MSG.GET.{}", settings.nats.stream);
+        let subject = format!(
+            "{}.STREAM.MSG.GET.{}",
+            nats.api_prefix(),
+            settings.nats.stream
+        );
         let answer = nats
             .request(subject, request.to_string().into())
             .await

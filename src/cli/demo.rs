@@ -150,11 +150,7 @@ async fn set_the_stage(narrator: Narrator) -> anyhow::Result<Stage> {
     ));
 
     let nats_settings = NatsSettings {
-        connection: ConnectionSettings {
-            servers: vec![nats.url().parse()?],
-            auth: NatsAuth::None,
-            connect_timeout: Duration::from_secs(5),
-        },
+        connection: ConnectionSettings::new(vec![nats.url().parse()?], NatsAuth::None),
         stream: "OUTBOX".to_owned(),
         subject: "outbox.{event_type}".parse()?,
         shared: false,

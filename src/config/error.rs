@@ -4,7 +4,6 @@ use std::io;
 use std::path::PathBuf;
 
 use super::origin::ValueOrigin;
-use crate::nats::address::NatsAddress;
 use crate::pipeline::subject::TemplateError;
 use crate::postgres::conninfo::ConninfoError;
 
@@ -84,15 +83,23 @@ pub enum ConfigError {
         /// What is wrong with it.
         source: ConninfoError,
     },
-    /// A server that is only to be reached by TLS.
-    #[error(
-        "nats.url ({origin}): TLS is not built in yet, so {server} cannot be kept; use nats:// on a network that you trust"
-    )]
-    NatsTls {
-        /// Where the URL was given.
+    /// A context of the NATS command line.
+    #[error("nats.context = \"{name}\" ({origin}): {problem}")]
+    Context {
+        /// Its name, or its file.
+        name: String,
+        /// Where it was named.
         origin: ValueOrigin,
-        /// The server.
-        server: NatsAddress,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two keys that say the same.
+    #[error("{first} and {second} both say where the JetStream API listens: remove one")]
+    ApiTwice {
+        /// With its source.
+        first: String,
+        /// With its source.
+        second: String,
     },
     /// A variable and its `…_FILE` are both set.
     #[error("{variable} and {variable}_FILE are both set: remove one")]

@@ -24,6 +24,14 @@ pub enum Key {
     NatsToken,
     NatsCredentials,
     NatsNkeySeed,
+    NatsContext,
+    NatsTlsCa,
+    NatsTlsCert,
+    NatsTlsKey,
+    NatsTlsFirst,
+    NatsDomain,
+    NatsApiPrefix,
+    NatsInboxPrefix,
     NatsConnectTimeout,
     ColumnsId,
     ColumnsAggregateId,
@@ -199,6 +207,22 @@ pub const KEYS: &[Entry] = &[
     // Paths of files: they hold the secret, their names do not.
     open(Key::NatsCredentials, "nats", "credentials", None, None),
     open(Key::NatsNkeySeed, "nats", "nkey_seed", None, None),
+    // A context of the NATS command line, by name or path.
+    open(Key::NatsContext, "nats", "context", None, None),
+    open(Key::NatsTlsCa, "nats", "tls_ca", None, None),
+    open(Key::NatsTlsCert, "nats", "tls_cert", None, None),
+    open(Key::NatsTlsKey, "nats", "tls_key", None, None),
+    open(Key::NatsTlsFirst, "nats", "tls_first", Some("false"), None),
+    // Both say where the JetStream API listens.
+    open(Key::NatsDomain, "nats", "domain", None, None),
+    open(Key::NatsApiPrefix, "nats", "api_prefix", None, None),
+    open(
+        Key::NatsInboxPrefix,
+        "nats",
+        "inbox_prefix",
+        Some("_INBOX"),
+        None,
+    ),
     // Several times a round trip across the world with TLS and a signature.
     open(
         Key::NatsConnectTimeout,

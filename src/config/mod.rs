@@ -10,11 +10,13 @@
 
 mod auth;
 mod checked;
+mod context;
 pub mod error;
 pub mod file;
 pub mod keys;
 pub mod layers;
 mod mapping;
+mod nats_way;
 pub mod origin;
 pub mod quantity;
 mod resolve;
@@ -114,6 +116,7 @@ pub fn load_from(
             .expect("only keys with a flag of their own can be given by one");
         layers.set(*key, text.clone(), ValueOrigin::Flag(flag));
     }
+    context::add(&mut layers, environment)?;
     let (settings, http) = resolve::resolve(&mut layers, environment, &mut warnings)?;
     let values = keys::KEYS.iter().filter_map(|entry| {
         let value = layers.get(entry.key)?;

@@ -14,6 +14,8 @@ pub enum ValueOrigin {
     FromPreset,
     /// A variable that serves where nothing else is set, and the file that it names, if it does.
     Fallback(String),
+    /// The file of a context of the NATS command line.
+    Context(PathBuf),
     /// The configuration file.
     File {
         /// As it was found.
@@ -33,9 +35,10 @@ impl ValueOrigin {
         match self {
             ValueOrigin::Default | ValueOrigin::FromName | ValueOrigin::FromPreset => 0,
             ValueOrigin::Fallback(_) => 1,
-            ValueOrigin::File { .. } => 2,
-            ValueOrigin::Variable(_) => 3,
-            ValueOrigin::Flag(_) => 4,
+            ValueOrigin::Context(_) => 2,
+            ValueOrigin::File { .. } => 3,
+            ValueOrigin::Variable(_) => 4,
+            ValueOrigin::Flag(_) => 5,
         }
     }
 }
@@ -49,6 +52,7 @@ impl fmt::Display for ValueOrigin {
             ValueOrigin::Fallback(variable) | ValueOrigin::Variable(variable) => {
                 write!(f, "env {variable}")
             }
+            ValueOrigin::Context(path) => write!(f, "NATS context {}", path.display()),
             ValueOrigin::File { path, line } => write!(f, "{}:{line}", path.display()),
             ValueOrigin::Flag(flag) => write!(f, "flag {flag}"),
         }

@@ -12,7 +12,7 @@ use super::keys::Key;
 use super::layers::{Layers, Value};
 use super::origin::ValueOrigin;
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
-use super::{HttpSettings, mapping, syntax};
+use super::{HttpSettings, mapping, nats_way, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
@@ -50,7 +50,7 @@ pub(super) fn resolve(
     }
     mapping::apply_preset(layers)?;
     let postgres = resolve_postgres(layers, environment, warnings)?;
-    let nats = resolve_nats(layers)?;
+    let nats = resolve_nats(layers, environment)?;
     let message = mapping::message(layers, &postgres.columns, &nats.subject)?;
     let relay = resolve_relay(layers)?;
     let listen = checked(
@@ -179,7 +179,7 @@ fn password_command(text: &str) -> Option<PasswordCommand> {
     PasswordCommand::new(words)
 }
 
-fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
+fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettings, ConfigError> {
     let url = required(layers, Key::NatsUrl);
     let (servers, of_url) =
         NatsAddress::parse_urls(&url.text).map_err(|error| ConfigError::Value {
@@ -193,17 +193,14 @@ fn resolve_nats(layers: &Layers) -> Result<NatsSettings, ConfigError> {
             origin: url.source.clone(),
             expected: format!("one or more NATS URLs such as nats://localhost:4222: {error}"),
         })?;
-    if let Some(server) = servers.iter().find(|server| server.tls) {
-        return Err(ConfigError::NatsTls {
-            origin: url.source.clone(),
-            server: server.clone(),
-        });
-    }
     let subject = required(layers, Key::NatsSubject);
     Ok(NatsSettings {
         connection: ConnectionSettings {
+            login: auth::choose(layers, of_url, environment)?,
+            tls: nats_way::tls(layers, &servers)?,
             servers,
-            auth: auth::choose(layers, of_url)?,
+            api_prefix: nats_way::api_prefix(layers)?,
+            inbox_prefix: nats_way::inbox_prefix(layers)?,
             connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
         },
         stream: checked(

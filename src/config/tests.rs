@@ -1,6 +1,7 @@
 //! Precedence, sources, ranges, masks: the configuration as users see it.
 
 mod mapping;
+mod nats_way;
 mod secrets;
 
 use std::fs;
@@ -90,7 +91,7 @@ fn defaults_are_the_documented_ones() {
         ),
         ("OUTBOX", "outbox.{event_type}")
     );
-    assert_eq!(settings.nats.connection.auth, NatsAuth::None);
+    assert_eq!(settings.nats.connection.login.read(), Ok(NatsAuth::None));
     let relay = RelaySettings {
         hold_back: Duration::from_secs(180),
         on_reject: OnReject::DeadLetter,
@@ -196,6 +197,10 @@ fn every_key_can_be_given_by_file_and_environment() {
             Key::PostgresUrl => "host=h".to_owned(),
             Key::NatsNkeySeed => seed_path.display().to_string(),
             Key::NatsCredentials | Key::NatsUser | Key::NatsPassword => continue,
+            // Files that must be there, and halves.
+            Key::NatsContext | Key::NatsTlsCert | Key::NatsTlsKey => continue,
+            Key::NatsTlsCa => "ca.crt".to_owned(),
+            Key::NatsDomain | Key::NatsApiPrefix => "hub".to_owned(),
             Key::NatsToken | Key::PostgresPassword => "s3cr3t".to_owned(),
             Key::PostgresPasswordCommand => "cat file".to_owned(),
             Key::PostgresSlot | Key::PostgresPublication => "other".to_owned(),
@@ -445,7 +450,10 @@ fn an_empty_variable_is_not_set_but_an_empty_listener_is_off() {
         .env("WALRELAY_NATS_TOKEN", "")
         .env("WALRELAY_NATS_STREAM", "");
     let loaded = case.env("WALRELAY_HTTP_LISTEN", "").load().unwrap();
-    assert_eq!(loaded.settings.nats.connection.auth, NatsAuth::None);
+    assert_eq!(
+        loaded.settings.nats.connection.login.read(),
+        Ok(NatsAuth::None)
+    );
     assert_eq!(loaded.settings.nats.stream, "OUTBOX");
     assert_eq!(loaded.http.listen, None);
 }

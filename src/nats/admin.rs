@@ -5,18 +5,22 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::io;
 use std::time::Duration;
 
-use async_nats::{Client, Event, HeaderMap, Message, RequestErrorKind, jetstream};
+use async_nats::{
+    Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, HeaderMap, Message,
+    RequestErrorKind, jetstream,
+};
 use bytes::Bytes;
-use nkeys::KeyPair;
 use tokio::sync::watch;
 
 use super::address::NatsAuth;
 use super::denial::Denial;
+use super::login::{Login, LoginError, Signed};
 use super::protocol::ServerVersion;
-use super::settings::ConnectionSettings;
+use super::settings::{ConnectionSettings, NatsTls, TERMS};
+use crate::tls::{self, TlsError};
 
 /// A half-open link is noticed after a few of these; async-nats' own 60 s are minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -24,9 +28,20 @@ const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// Why there is no administrative connection.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
-    /// A seed that is no user seed.
-    #[error("the nkey seed cannot be read: a user's seed begins with SU and has 58 characters")]
-    Seed,
+    /// The credentials cannot be read.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    TlsFiles(#[from] TlsError),
+    /// Certificates, ours or the server's.
+    #[error("no TLS with NATS at {servers}")]
+    Tls {
+        /// Addresses tried.
+        servers: String,
+        /// Why, in words.
+        source: io::Error,
+    },
     /// The server refused the credentials.
     #[error(
         "NATS at {servers} refused the credentials: check user, password, token or credentials file"
@@ -74,6 +89,7 @@ impl AdminRequestError {
 pub struct Admin {
     client: Client,
     denials: watch::Receiver<Option<Denial>>,
+    api_prefix: String,
 }
 
 impl Admin {
@@ -83,10 +99,15 @@ impl Admin {
     /// [`AdminError`].
     pub async fn connect(settings: &ConnectionSettings) -> Result<Self, AdminError> {
         let servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
+        // What cannot be read is told by its file, and not as a refusal.
+        Signed::new(&settings.login.read()?, None)?;
         let (denied, denials) = watch::channel(None);
-        let denied = Arc::new(denied);
-        let options = with_auth(async_nats::ConnectOptions::new(), &settings.auth)?
+        let login = settings.login.clone();
+        let options =
+            ConnectOptions::with_auth_callback(move |nonce| authenticate(login.clone(), nonce));
+        let options = with_tls(options, &settings.tls)?
             .name("walrelay")
+            .custom_inbox_prefix(&settings.inbox_prefix)
             .ping_interval(PING_INTERVAL)
             .connection_timeout(settings.connect_timeout)
             .event_callback(move |event| {
@@ -98,13 +119,18 @@ impl Admin {
                 std::future::ready(())
             });
         match options.connect(servers.as_slice()).await {
-            Ok(client) => Ok(Self { client, denials }),
+            Ok(client) => Ok(Self {
+                client,
+                denials,
+                api_prefix: settings.api_prefix.clone(),
+            }),
             Err(source) => {
+                let host = settings.servers.first().map_or("", |server| &server.host);
+                let of_tls = of_tls(&source, host);
                 let servers = servers.join(", ");
-                Err(match source.kind() {
-                    async_nats::ConnectErrorKind::AuthorizationViolation => {
-                        AdminError::Auth { servers }
-                    }
+                Err(match (source.kind(), of_tls) {
+                    (_, Some(source)) => AdminError::Tls { servers, source },
+                    (ConnectErrorKind::AuthorizationViolation, _) => AdminError::Auth { servers },
                     _ => AdminError::Connect { servers, source },
                 })
             }
@@ -120,7 +146,13 @@ impl Admin {
     /// JetStream over this connection. What it is denied, only [`Self::allowed`] tells.
     #[must_use]
     pub fn jetstream(&self) -> jetstream::Context {
-        jetstream::new(self.client.clone())
+        jetstream::with_prefix(self.client.clone(), &self.api_prefix)
+    }
+
+    /// Where the JetStream API listens.
+    #[must_use]
+    pub fn api_prefix(&self) -> &str {
+        &self.api_prefix
     }
 
     /// Asks, and waits for the answer.
@@ -205,28 +237,54 @@ impl fmt::Debug for Admin {
     }
 }
 
-fn with_auth(
-    options: async_nats::ConnectOptions,
-    auth: &NatsAuth,
-) -> Result<async_nats::ConnectOptions, AdminError> {
-    // The library's error could hold part of the seed and is dropped.
-    let key_pair = |seed: &str| KeyPair::from_seed(seed.trim()).map_err(|_| AdminError::Seed);
-    Ok(match auth {
-        NatsAuth::None => options,
-        NatsAuth::Token(token) => options.token(token.expose().to_owned()),
-        NatsAuth::UserPassword { user, password } => {
-            options.user_and_password(user.clone(), password.expose().to_owned())
-        }
-        NatsAuth::NKey { seed } => {
-            key_pair(seed.expose())?;
-            options.nkey(seed.expose().trim().to_owned())
-        }
-        NatsAuth::Jwt { jwt, seed } => {
-            let pair = Arc::new(key_pair(seed.expose())?);
-            options.jwt(jwt.expose().to_owned(), move |nonce| {
-                let pair = pair.clone();
-                async move { pair.sign(&nonce).map_err(async_nats::AuthError::new) }
-            })
-        }
+fn with_tls(options: ConnectOptions, tls: &NatsTls) -> Result<ConnectOptions, TlsError> {
+    let config = match tls.client_config() {
+        Ok(config) => config,
+        // A server without TLS needs none.
+        Err(TlsError::NoSystemRoots) if !tls.required => return Ok(options),
+        Err(error) => return Err(error),
+    };
+    let options = options.tls_client_config(config).require_tls(tls.required);
+    Ok(match tls.first {
+        true => options.tls_first(),
+        false => options,
     })
+}
+
+/// Asked at each connect, so that what was rotated is read again.
+async fn authenticate(login: Login, nonce: Vec<u8>) -> Result<Auth, AuthError> {
+    let auth = login.read().map_err(AuthError::new)?;
+    let nonce = (!nonce.is_empty()).then_some(nonce.as_slice());
+    let signed = Signed::new(&auth, nonce).map_err(AuthError::new)?;
+    let mut told = Auth::new();
+    told.nkey = signed.public_key;
+    told.signature = signed.signature;
+    match auth {
+        NatsAuth::None | NatsAuth::NKey { .. } => {}
+        NatsAuth::Token(token) => told.token = Some(token.expose().to_owned()),
+        NatsAuth::UserPassword { user, password } => {
+            told.username = Some(user);
+            told.password = Some(password.expose().to_owned());
+        }
+        NatsAuth::Jwt { jwt, .. } => told.jwt = Some(jwt.expose().to_owned()),
+    }
+    Ok(told)
+}
+
+/// The error of TLS in it, in words.
+fn of_tls(error: &async_nats::ConnectError, host: &str) -> Option<io::Error> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(source) = cause {
+        let inner = match source.downcast_ref::<io::Error>() {
+            Some(error) => error.get_ref().and_then(|inner| inner.downcast_ref()),
+            None => source.downcast_ref(),
+        };
+        if let Some(inner) = inner {
+            let error: &tokio_rustls::rustls::Error = inner;
+            let error = io::Error::new(io::ErrorKind::InvalidData, error.clone());
+            return Some(tls::explained(error, host, TERMS));
+        }
+        cause = source.source();
+    }
+    None
 }

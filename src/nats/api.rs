@@ -107,6 +107,12 @@ impl StreamApi {
         })
     }
 
+    /// Where the API listens.
+    #[must_use]
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// Name of the stream.
     #[must_use]
     pub fn stream(&self) -> &str {

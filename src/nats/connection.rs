@@ -11,26 +11,30 @@
 use std::fmt;
 use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::{Pin, pin};
+use std::net::IpAddr;
+use std::pin::pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use rand::Rng;
 use rand::distr::Alphanumeric;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use super::address::{NatsAddress, NatsAuth};
+use super::address::NatsAddress;
 use super::denial::Denial;
 use super::encode;
 use super::headers::STATUS_NO_RESPONDERS;
 use super::protocol::{Msg, Op, Parser, ProtocolError, ServerInfo};
+use super::settings::ConnectionSettings;
 
 mod handshake;
+mod socket;
 
 pub use handshake::ConnectError;
+use handshake::Greeting;
+use socket::Socket;
 
 /// Room made for one read: an ack has about 100 bytes, so this takes hundreds of them at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -43,8 +47,10 @@ const INBOX_SID: u64 = 1;
 
 /// An open, authenticated connection with its inbox subscribed.
 pub struct LaneConnection {
-    stream: TcpStream,
+    socket: Socket,
     server: NatsAddress,
+    /// Name of the server for its certificate.
+    tls_name: String,
     info: ServerInfo,
     inbox: String,
     received: BytesMut,
@@ -53,6 +59,15 @@ pub struct LaneConnection {
     requests: u64,
     /// Set by [`LaneConnection::close`]; otherwise drop resets the socket.
     closed: bool,
+}
+
+/// A server that another one, or the configuration, has named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advertised {
+    /// Where it is.
+    pub address: NatsAddress,
+    /// The name that its certificate must have.
+    pub tls_name: String,
 }
 
 /// What one [`LaneConnection::exchange`] moved, in bytes.
@@ -117,30 +132,36 @@ impl RequestError {
 impl LaneConnection {
     /// Connects to the first server that lets us in, and subscribes to a fresh inbox.
     ///
-    /// Tries the servers in turn; `connect_timeout` limits each attempt, handshake included.
+    /// Tries the servers of the settings in turn, then those that were `advertised` by one of them; `connect_timeout` limits
+    /// each attempt, handshake included. Credentials and certificates are read anew.
     ///
     /// # Errors
     /// [`ConnectError`]: a refusal of the credentials at once; else a transient error of any server where there was one,
     /// since waiting may help; else the last error.
     pub async fn open(
-        servers: &[NatsAddress],
-        auth: &NatsAuth,
+        settings: &ConnectionSettings,
         name: &str,
-        connect_timeout: Duration,
+        advertised: &[Advertised],
     ) -> Result<Self, ConnectError> {
+        let auth = settings.login.read()?;
+        let given = settings.servers.iter().map(|server| Advertised {
+            address: server.clone(),
+            tls_name: server.host.clone(),
+        });
         let mut failure = ConnectError::NoServer;
-        for server in servers {
-            let attempt = Self::open_one(server, auth, name);
-            let result = timeout(connect_timeout, attempt).await;
-            let error = match result {
+        for server in given.chain(advertised.iter().cloned()) {
+            let address = server.address.clone();
+            let attempt = handshake::run(server, settings, &auth, name);
+            let after = settings.connect_timeout;
+            let error = match timeout(after, attempt).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => error,
                 Err(_) => ConnectError::Timeout {
-                    server: server.clone(),
-                    after: connect_timeout,
+                    server: address,
+                    after,
                 },
             };
-            if matches!(error, ConnectError::Auth { .. } | ConnectError::Seed) {
+            if matches!(error, ConnectError::Auth { .. } | ConnectError::Login(_)) {
                 return Err(error);
             }
             if error.is_transient() || !failure.is_transient() {
@@ -150,36 +171,42 @@ impl LaneConnection {
         Err(failure)
     }
 
-    async fn open_one(
-        server: &NatsAddress,
-        auth: &NatsAuth,
-        name: &str,
-    ) -> Result<Self, ConnectError> {
-        if server.tls {
-            return Err(ConnectError::TlsRequired {
-                server: server.clone(),
-            });
-        }
-        let unreachable = |source| ConnectError::Unreachable {
-            server: server.clone(),
-            source,
-        };
-        let address = (server.host.as_str(), server.port);
-        let stream = TcpStream::connect(address).await.map_err(unreachable)?;
-        stream.set_nodelay(true).map_err(unreachable)?;
-        let mut connection = Self {
-            stream,
-            server: server.clone(),
-            info: ServerInfo::default(),
-            inbox: fresh_inbox(),
-            received: BytesMut::with_capacity(READ_BYTES),
-            parser: Parser::default(),
+    /// A connection on which the server has said what it is.
+    fn greeted(socket: Socket, server: Advertised, greeting: Greeting, inbox_prefix: &str) -> Self {
+        Self {
+            socket,
+            server: server.address,
+            tls_name: server.tls_name,
+            info: greeting.info,
+            inbox: fresh_inbox(inbox_prefix),
+            received: greeting.received,
+            parser: greeting.parser,
             outgoing: BytesMut::new(),
             requests: 0,
             closed: false,
-        };
-        handshake::run(&mut connection, auth, name).await?;
-        Ok(connection)
+        }
+    }
+
+    /// The servers of the cluster, as the server tells of them: for when those of the settings are gone.
+    #[must_use]
+    pub fn advertised(&self) -> Vec<Advertised> {
+        let urls = self.info.connect_urls.iter();
+        urls.filter_map(|url| url.parse::<NatsAddress>().ok())
+            .map(|address| Advertised {
+                // A cluster tells addresses, and its certificates have names.
+                tls_name: match address.host.parse::<IpAddr>() {
+                    Ok(_) => self.tls_name.clone(),
+                    Err(_) => address.host.clone(),
+                },
+                address,
+            })
+            .collect()
+    }
+
+    /// Whether nobody between can read along.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.socket.is_encrypted()
     }
 
     /// The server that we are connected to.
@@ -340,8 +367,7 @@ impl LaneConnection {
     /// Closes in good order: the server still gets what the kernel took. What is pending here is lost.
     pub async fn close(mut self) {
         self.closed = true;
-        // A failure means that the socket is gone already, which is what was asked for.
-        let _ = self.stream.shutdown().await;
+        self.socket.close().await;
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -354,15 +380,17 @@ impl LaneConnection {
         }
         // Made anew for each poll: it holds no state. After a short read tokio knows that the socket is empty,
         // so that the next poll waits without asking the kernel.
-        pin!(self.stream.read_buf(&mut self.received)).poll(context)
+        pin!(self.socket.read_buf(&mut self.received)).poll(context)
     }
 
     /// Pending with nothing to write: only a read can wake the caller then.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.outgoing.is_empty() {
+            // TLS may have taken more than it has sent.
+            ready!(self.socket.poll_flush(context))?;
             return Poll::Pending;
         }
-        let written = ready!(Pin::new(&mut self.stream).poll_write(context, &self.outgoing))?;
+        let written = ready!(self.socket.poll_write(context, &self.outgoing))?;
         self.outgoing.advance(written);
         Poll::Ready(Ok(written))
     }
@@ -371,9 +399,8 @@ impl LaneConnection {
 impl Drop for LaneConnection {
     fn drop(&mut self) {
         if !self.closed {
-            // Resets the connection instead of sending the rest in the background: an abandoned epoch must not
-            // publish any more. Where it fails the socket is gone already.
-            let _ = self.stream.set_zero_linger();
+            // An abandoned epoch must not publish any more.
+            self.socket.reset();
         }
     }
 }
@@ -389,11 +416,11 @@ impl fmt::Debug for LaneConnection {
     }
 }
 
-/// `_INBOX.` and 22 random letters and digits: about 131 bits, as many as a nuid's.
-fn fresh_inbox() -> String {
+/// The prefix and 22 random letters and digits: about 131 bits, as many as a nuid's.
+fn fresh_inbox(prefix: &str) -> String {
     let token = rand::rng()
         .sample_iter(Alphanumeric)
         .take(22)
         .map(char::from);
-    "_INBOX.".chars().chain(token).collect()
+    prefix.chars().chain(['.']).chain(token).collect()
 }

@@ -1,6 +1,7 @@
 //! What touches NATS: addresses and authentication, the hot lane's own connection, the JetStream API, streams.
 //!
 //! - [`address`]: where a server is and how to authenticate there.
+//! - [`login`]: where the credentials come from, read at each connect.
 //! - [`protocol`], [`headers`], [`encode`]: bytes ↔ operations of the NATS client protocol; pure.
 //! - [`denial`]: what the user may not do, and the permission to add.
 //! - [`connection`]: one socket of one epoch, without reconnection.
@@ -15,6 +16,7 @@ pub mod connection;
 pub mod denial;
 pub mod encode;
 pub mod headers;
+pub mod login;
 pub mod protocol;
 pub mod settings;
 pub mod stream;

@@ -1,16 +1,89 @@
-//! Which servers, and how to authenticate there.
+//! Which servers, how to authenticate there, and by which subjects JetStream is reached.
 
 use std::time::Duration;
 
-use super::address::{NatsAddress, NatsAuth};
+use tokio_rustls::rustls::ClientConfig;
 
-/// How to reach one server of a cluster.
+use super::address::NatsAddress;
+use super::api::DEFAULT_PREFIX;
+use super::login::Login;
+use crate::tls::{self, Identity, Roots, Terms, TlsError};
+
+/// Where inboxes begin, unless a user has others of its own.
+pub const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
+
+/// What the settings of TLS are called in the configuration.
+pub(super) const TERMS: Terms = Terms {
+    roots: "nats.tls_ca",
+    identity: "nats.tls_cert and nats.tls_key",
+};
+
+/// How to reach one server of a cluster, and JetStream there.
 #[derive(Debug, Clone)]
 pub struct ConnectionSettings {
     /// At least one server of one cluster.
     pub servers: Vec<NatsAddress>,
     /// How to authenticate at any of them.
-    pub auth: NatsAuth,
+    pub login: Login,
+    /// How to encrypt.
+    pub tls: NatsTls,
     /// Limit of one attempt to connect, the handshake included.
     pub connect_timeout: Duration,
+    /// Where the JetStream API listens: `$JS.API`, or a domain's or an import's.
+    pub api_prefix: String,
+    /// Where answers come to.
+    pub inbox_prefix: String,
+}
+
+/// How to encrypt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NatsTls {
+    /// Never without TLS, whatever the server says.
+    pub required: bool,
+    /// TLS before the server's first word (`handshake_first`).
+    pub first: bool,
+    /// Whom to trust.
+    pub roots: Roots,
+    /// Our own certificate.
+    pub identity: Option<Identity>,
+}
+
+impl Default for NatsTls {
+    fn default() -> Self {
+        Self {
+            required: false,
+            first: false,
+            roots: Roots::System,
+            identity: None,
+        }
+    }
+}
+
+impl NatsTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub(super) fn client_config(&self) -> Result<ClientConfig, TlsError> {
+        tls::client_config(&self.roots, self.identity.as_ref())
+    }
+}
+
+impl ConnectionSettings {
+    /// These servers with this login, everything else as by default.
+    #[must_use]
+    pub fn new(servers: Vec<NatsAddress>, login: impl Into<Login>) -> Self {
+        let required = servers.iter().any(|server| server.tls);
+        Self {
+            servers,
+            login: login.into(),
+            tls: NatsTls {
+                required,
+                ..NatsTls::default()
+            },
+            connect_timeout: Duration::from_secs(5),
+            api_prefix: DEFAULT_PREFIX.to_owned(),
+            inbox_prefix: DEFAULT_INBOX_PREFIX.to_owned(),
+        }
+    }
 }

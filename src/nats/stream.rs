@@ -11,9 +11,7 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use bytes::Bytes;
 
 use super::admin::{Admin, AdminRequestError, VersionError};
-use super::api::{
-    AnswerError, DEFAULT_PREFIX, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse,
-};
+use super::api::{AnswerError, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse};
 use super::protocol::ServerVersion;
 
 mod fit;
@@ -169,7 +167,7 @@ pub async fn create(client: &Admin, config: &Config) -> Result<StreamInfo, Strea
 /// # Errors
 /// [`StreamError`].
 pub async fn delete(client: &Admin, name: &str) -> Result<bool, StreamError> {
-    StreamApi::new(DEFAULT_PREFIX, name)?;
+    StreamApi::new(client.api_prefix(), name)?;
     let payload = call(client, "DELETE", name, Bytes::new()).await?;
     match refuse(&payload) {
         Ok(()) => Ok(true),
@@ -201,7 +199,7 @@ pub async fn delete_lane_record(
 /// # Errors
 /// [`StreamError`].
 pub async fn find(client: &Admin, name: &str) -> Result<Option<StreamInfo>, StreamError> {
-    StreamApi::new(DEFAULT_PREFIX, name)?;
+    StreamApi::new(client.api_prefix(), name)?;
     let payload = call(client, "INFO", name, Bytes::new()).await?;
     match StreamInfo::parse(&payload) {
         Ok(info) => Ok(Some(info)),
@@ -228,7 +226,7 @@ async fn call(
     stream: &str,
     body: Bytes,
 ) -> Result<Bytes, StreamError> {
-    let subject = format!("{DEFAULT_PREFIX}.STREAM.{action}.{stream}");
+    let subject = format!("{}.STREAM.{action}.{stream}", client.api_prefix());
     request(client, subject, body).await
 }
 

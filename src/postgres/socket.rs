@@ -137,31 +137,12 @@ fn unix_path(server: &HostPort) -> PathBuf {
     }
 }
 
-/// Fills `buf` as far as there is something: a record of the walsender has one row, and one read of rustls one record.
-fn poll_read_records(
-    stream: &mut Encrypted,
-    cx: &mut Context<'_>,
-    buf: &mut ReadBuf<'_>,
-) -> Poll<io::Result<()>> {
-    let before = buf.filled().len();
-    while buf.remaining() > 0 {
-        let filled = buf.filled().len();
-        match Pin::new(&mut *stream).poll_read(cx, buf) {
-            Poll::Ready(Ok(())) if buf.filled().len() > filled => {}
-            // What is wrong now is wrong at the next read too.
-            _ if filled > before => break,
-            other => return other,
-        }
-    }
-    Poll::Ready(Ok(()))
-}
-
 impl Stream {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => poll_read_records(stream, cx, buf)
+            Stream::Tls(stream) => tls::poll_read_records(stream, cx, buf)
                 .map_err(|error| tls::explained(error, "this host", encryption::TERMS)),
         }
     }

@@ -3,8 +3,8 @@
 //! In: settings, [`Request`]s. Out: [`Answer`]s. Guarantees: the connection is new, so nothing of an earlier epoch is on its
 //! way any more; a stream that would lose or change messages by its configuration is refused.
 
-use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StreamInfo};
-use crate::nats::connection::LaneConnection;
+use crate::nats::api::{AnswerError, StreamInfo};
+use crate::nats::connection::{Advertised, LaneConnection};
 use crate::nats::denial::Denial;
 use crate::nats::stream::{
     LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
@@ -42,17 +42,12 @@ impl Broker {
         name: &str,
         slot: &str,
         timeout: Duration,
+        advertised: &[Advertised],
     ) -> Result<Self, OpenError> {
-        let connection = LaneConnection::open(
-            &settings.connection.servers,
-            &settings.connection.auth,
-            name,
-            settings.connection.connect_timeout,
-        )
-        .await?;
+        let connection = LaneConnection::open(&settings.connection, name, advertised).await?;
         Ok(Broker {
             connection,
-            store: LaneStore::new(DEFAULT_PREFIX, &settings.stream, slot)
+            store: LaneStore::new(&settings.connection.api_prefix, &settings.stream, slot)
                 .map_err(|error| OpenError::Permanent(error.into()))?,
             wanted: settings.stream_settings(slot),
             timeout,
@@ -203,7 +198,10 @@ impl Broker {
             .map_or(1, |info| info.config.num_replicas);
         let config = serde_json::to_vec(&lane_records_config(num_replicas))
             .expect("a configuration always serializes");
-        let subject = format!("{DEFAULT_PREFIX}.STREAM.CREATE.{LANE_RECORD_STREAM}");
+        let subject = format!(
+            "{}.STREAM.CREATE.{LANE_RECORD_STREAM}",
+            self.store.api_prefix()
+        );
         // A refusal may come as an error, or as silence where the server may not even say so.
         let answer = self
             .connection

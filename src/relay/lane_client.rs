@@ -5,7 +5,7 @@
 //! [`LaneClient::end`] has found may tell the same place, since the lane cannot have moved between.
 
 use crate::nats::admin::{Admin, AdminRequestError};
-use crate::nats::api::{AnswerError, DEFAULT_PREFIX, StoredMessage, StreamInfo, StreamNameError};
+use crate::nats::api::{AnswerError, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::publish::tail_header;
@@ -69,7 +69,7 @@ impl LaneClient {
     pub fn new(client: &Admin, stream: &str, slot: &str) -> Result<Self, LaneError> {
         Ok(LaneClient {
             client: client.clone(),
-            store: LaneStore::new(DEFAULT_PREFIX, stream, slot)?,
+            store: LaneStore::new(client.api_prefix(), stream, slot)?,
         })
     }
 

@@ -96,6 +96,12 @@ impl LaneStore {
         })
     }
 
+    /// Where the JetStream API listens.
+    #[must_use]
+    pub fn api_prefix(&self) -> &str {
+        self.events.prefix()
+    }
+
     /// The events' stream.
     #[must_use]
     pub fn stream(&self) -> &str {

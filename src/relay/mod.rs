@@ -201,6 +201,7 @@ impl<'a> Relay<'a> {
     fn drive(&mut self, epoch: Epoch) -> Drive<'a> {
         let postgres = &self.settings.postgres;
         let nats = &self.settings.nats;
+        self.inherited.advertised = epoch.turn.broker.connection.advertised();
         let line = self.log.begun(&epoch.summary, &postgres.slot, &nats.stream);
         Drive::new(epoch, line, self.clock, self.board)
     }

@@ -3,6 +3,7 @@
 //! In: settings. Out: an [`Epoch`] that streams. Guarantee: what decides where the lane goes on was read after the slot
 //! became ours; before that another relay may still have been publishing.
 
+use crate::nats::connection::Advertised;
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::engine::EpochSettings;
 use crate::pipeline::engine::Note;
@@ -56,6 +57,8 @@ pub struct Inherited {
     /// The server's end of the last replication connection. Where the network has lost that one, the server does not
     /// know, and keeps the slot for it.
     pub walsender: Option<Process>,
+    /// The cluster's servers, as the last one told of them.
+    pub advertised: Vec<Advertised>,
 }
 
 /// An epoch that streams.
@@ -98,7 +101,7 @@ pub async fn open(
     let mut opening = Opening::new(known(settings, inherited));
     let mut postgres = PostgresSide::look(settings, inherited, board).await?;
     opening.catalog_seen();
-    let mut broker = connect(settings).await?;
+    let mut broker = connect(settings, inherited).await?;
     opening.connected(broker.server());
     let mut engine = loop {
         broker.answer(&mut opening).await?;
@@ -165,9 +168,20 @@ pub(super) fn known<'s>(settings: &'s Settings, inherited: &Inherited) -> Known<
 }
 
 /// Connects to the broker.
-pub(super) async fn connect(settings: &Settings) -> Result<Broker, OpenError> {
+pub(super) async fn connect(
+    settings: &Settings,
+    inherited: &Inherited,
+) -> Result<Broker, OpenError> {
     let slot = &settings.postgres.slot;
-    Broker::connect(&settings.nats, &settings.name, slot, API_TIMEOUT).await
+    let advertised = &inherited.advertised;
+    Broker::connect(
+        &settings.nats,
+        &settings.name,
+        slot,
+        API_TIMEOUT,
+        advertised,
+    )
+    .await
 }
 
 /// Postgres' side of a start.

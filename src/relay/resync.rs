@@ -94,7 +94,7 @@ impl<'a> Waiting<'a> {
         let mut opening = Opening::resync(open::known(settings, inherited));
         let connecting = async {
             tokio::time::sleep(pause).await;
-            open::connect(settings).await
+            open::connect(settings, inherited).await
         };
         let mut broker = tokio::select! {
             connected = connecting => connected?,

@@ -114,11 +114,7 @@ mod tests {
     #[test]
     fn a_stream_stores_events_dead_letters_and_fences() {
         let mut nats = NatsSettings {
-            connection: ConnectionSettings {
-                servers: Vec::new(),
-                auth: NatsAuth::None,
-                connect_timeout: Duration::ZERO,
-            },
+            connection: ConnectionSettings::new(Vec::new(), NatsAuth::None),
             stream: "OUTBOX".to_owned(),
             subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,

@@ -181,12 +181,7 @@ impl Broker {
     /// As the commands connect.
     pub async fn admin(&self) -> anyhow::Result<Admin> {
         let (servers, auth) = NatsAddress::parse_urls(&self.url())?;
-        let settings = ConnectionSettings {
-            servers,
-            auth,
-            connect_timeout: Duration::from_secs(2),
-        };
-        Ok(Admin::connect(&settings).await?)
+        Ok(Admin::connect(&ConnectionSettings::new(servers, auth)).await?)
     }
 
     pub async fn connect(&self) -> anyhow::Result<async_nats::Client> {

@@ -212,11 +212,10 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
     let settings = NatsSettings {
-        connection: ConnectionSettings {
-            servers: vec![fixture.servers().nats.url().parse().unwrap()],
-            auth: NatsAuth::None,
-            connect_timeout: LIMIT,
-        },
+        connection: ConnectionSettings::new(
+            vec![fixture.servers().nats.url().parse().unwrap()],
+            NatsAuth::None,
+        ),
         stream: fixture.stream_name().to_owned(),
         subject: format!("{}.{{event_type}}", fixture.name)
             .parse()
@@ -230,7 +229,7 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
     };
     let mut brokers = Vec::new();
     for _ in 0..2 {
-        let broker = Broker::connect(&settings, "test", slot, LIMIT).await;
+        let broker = Broker::connect(&settings, "test", slot, LIMIT, &[]).await;
         brokers.push(broker.unwrap());
     }
     // What the one has published meanwhile, the other's fence would hide.

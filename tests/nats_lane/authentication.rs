@@ -4,22 +4,17 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
-use walrelay::nats::address::{NatsAddress, NatsAuth};
+use walrelay::nats::address::NatsAuth;
 use walrelay::nats::admin::{Admin, AdminError};
-use walrelay::nats::connection::{ConnectError, LaneConnection};
+use walrelay::nats::connection::ConnectError;
+use walrelay::nats::login::LoginError;
 use walrelay::nats::settings::ConnectionSettings;
 use walrelay::secret::Secret;
 
-use crate::server::{SOON, Server};
+use crate::server::Server;
 
 pub(crate) fn settings(server: &Server, auth: &NatsAuth) -> ConnectionSettings {
-    ConnectionSettings {
-        servers: vec![server.address()],
-        auth: auth.clone(),
-        connect_timeout: SOON,
-    }
+    ConnectionSettings::new(vec![server.address()], auth.clone())
 }
 
 /// Both ways in are open.
@@ -92,10 +87,13 @@ async fn nkey() {
     let auth = NatsAuth::NKey {
         seed: Secret::new("SUwrong"),
     };
-    assert!(matches!(server.open(&auth).await, Err(ConnectError::Seed)));
+    assert!(matches!(
+        server.open(&auth).await,
+        Err(ConnectError::Login(LoginError::Seed))
+    ));
     assert!(matches!(
         Admin::connect(&settings(&server, &auth)).await,
-        Err(AdminError::Seed)
+        Err(AdminError::Login(LoginError::Seed))
     ));
 }
 
@@ -159,31 +157,6 @@ async fn a_user_without_an_inbox_is_told_so() {
         matches!(error, ConnectError::Inbox { .. }) && !error.is_transient(),
         "{error:?}"
     );
-}
-
-#[tokio::test]
-async fn tls_comes_later() {
-    let address: NatsAddress = "tls://127.0.0.1:1".parse().expect("an address");
-    let opened = LaneConnection::open(&[address], &NatsAuth::None, "t", SOON).await;
-    assert!(matches!(opened, Err(ConnectError::TlsRequired { .. })));
-    // A server that has a certificate needs one; its INFO is all that matters here.
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let port = listener.local_addr().expect("bound").port();
-    let info = b"INFO {\"version\":\"2.15.0\",\"headers\":true,\"tls_required\":true} \r\n";
-    let serve = async {
-        let (mut socket, _) = listener.accept().await.expect("a client");
-        socket.write_all(info).await.expect("a client that reads");
-        socket
-    };
-    let address = NatsAddress {
-        host: "127.0.0.1".into(),
-        port,
-        tls: false,
-    };
-    let servers = [address];
-    let open = LaneConnection::open(&servers, &NatsAuth::None, "t", SOON);
-    let (opened, _socket) = tokio::join!(open, serve);
-    assert!(matches!(opened, Err(ConnectError::TlsRequired { .. })));
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use walrelay::nats::address::{NatsAddress, NatsAuth};
 use walrelay::nats::api::{DEFAULT_PREFIX, StreamApi};
 use walrelay::nats::connection::{ConnectError, LaneConnection, RequestError};
 use walrelay::nats::protocol::{Msg, Op};
+use walrelay::nats::settings::ConnectionSettings;
 use walrelay::nats::{encode, headers};
 use walrelay::pipeline::tail::Lookup;
 
@@ -60,6 +61,12 @@ async fn opens_with_a_fresh_inbox_each_time() {
     one.close().await;
 }
 
+async fn open(servers: &[NatsAddress], limit: Duration) -> Result<LaneConnection, ConnectError> {
+    let mut settings = ConnectionSettings::new(servers.to_vec(), NatsAuth::None);
+    settings.connect_timeout = limit;
+    LaneConnection::open(&settings, "t", &[]).await
+}
+
 #[tokio::test]
 async fn tries_the_servers_in_turn() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -70,19 +77,14 @@ async fn tries_the_servers_in_turn() {
         port,
         tls: false,
     };
-    let error = LaneConnection::open(std::slice::from_ref(&dead), &NatsAuth::None, "t", SOON).await;
+    let error = open(std::slice::from_ref(&dead), SOON).await;
     let error = error.expect_err("nobody listens");
     assert!(matches!(error, ConnectError::Unreachable { .. }) && error.is_transient());
     let server = Server::start("").await;
     let servers = [dead, server.address()];
-    let lane = LaneConnection::open(&servers, &NatsAuth::None, "t", SOON)
-        .await
-        .expect("the second");
+    let lane = open(&servers, SOON).await.expect("the second");
     assert_eq!(lane.server(), &server.address());
-    assert!(matches!(
-        LaneConnection::open(&[], &NatsAuth::None, "t", SOON).await,
-        Err(ConnectError::NoServer)
-    ));
+    assert!(matches!(open(&[], SOON).await, Err(ConnectError::NoServer)));
 }
 
 #[tokio::test]
@@ -95,9 +97,7 @@ async fn a_silent_server_is_a_timeout() {
         tls: false,
     };
     let limit = Duration::from_millis(50);
-    let error = LaneConnection::open(&[address], &NatsAuth::None, "t", limit)
-        .await
-        .expect_err("silence");
+    let error = open(&[address], limit).await.expect_err("silence");
     assert!(matches!(error, ConnectError::Timeout { .. }) && error.is_transient());
 }
 

@@ -12,6 +12,7 @@ use walrelay::nats::address::{NatsAddress, NatsAuth};
 use walrelay::nats::connection::{ConnectError, LaneConnection, RequestError};
 use walrelay::nats::encode;
 use walrelay::nats::protocol::Msg;
+use walrelay::nats::settings::ConnectionSettings;
 
 /// Longest wait for anything that the server does at once.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -60,7 +61,8 @@ impl Server {
     }
 
     pub(crate) async fn open(&self, auth: &NatsAuth) -> Result<LaneConnection, ConnectError> {
-        LaneConnection::open(&[self.address()], auth, "nats_lane", SOON).await
+        let settings = ConnectionSettings::new(vec![self.address()], auth.clone());
+        LaneConnection::open(&settings, "nats_lane", &[]).await
     }
 
     /// A connection without credentials.

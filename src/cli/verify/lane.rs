@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
 use crate::nats::admin::Admin;
-use crate::nats::api::{DEFAULT_PREFIX, StoredMessage, StreamInfo};
+use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::stream;
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
@@ -259,7 +259,7 @@ impl LaneReading {
         let request = serde_json::json!({"seq": self.next, "next_by_subj": ">"}).to_string();
         let answer = nats
             .request(
-                format!("{DEFAULT_PREFIX}.STREAM.MSG.GET.{}", self.name),
+                format!("{}.STREAM.MSG.GET.{}", nats.api_prefix(), self.name),
                 request.into(),
             )
             .await?;

@@ -1,6 +1,6 @@
-//! Opens a connection: INFO, CONNECT with credentials, the inbox' subscription, PING and PONG.
+//! Opens a connection: INFO, TLS, CONNECT with credentials, the inbox' subscription, PING and PONG.
 //!
-//! In: a fresh socket, the credentials. Out: nothing but the right to go on, or a [`ConnectError`] that says whether waiting helps.
+//! In: a server, the settings, the credentials. Out: an open connection, or a [`ConnectError`] that says whether waiting helps.
 //! Credentials are written to the socket only, and no error repeats them.
 
 use std::io;
@@ -8,14 +8,19 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use nkeys::KeyPair;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::TcpStream;
 
-use super::{INBOX_SID, LaneConnection};
+use super::socket::{Socket, is_of_tls};
+use super::{Advertised, INBOX_SID, LaneConnection, READ_BYTES};
 use crate::nats::address::{NatsAddress, NatsAuth};
 use crate::nats::denial::Denial;
 use crate::nats::encode::{self, Connect};
-use crate::nats::protocol::{Op, ProtocolError, ServerInfo};
-use crate::secret::Secret;
+use crate::nats::login::{LoginError, Signed};
+use crate::nats::protocol::{Op, Parser, ProtocolError, ServerInfo};
+use crate::nats::settings::{ConnectionSettings, NatsTls, TERMS};
+use crate::tls::{self, TlsError};
 
 /// Why no connection could be opened.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +37,9 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// No whole handshake in time.
-    #[error("NATS at {server} did not finish the handshake within {after:?}")]
+    #[error(
+        "NATS at {server} did not finish the handshake within {after:?} (one that begins with TLS needs nats.tls_first)"
+    )]
     Timeout {
         /// Address.
         server: NatsAddress,
@@ -57,13 +64,39 @@ pub enum ConnectError {
         /// The server's text.
         text: String,
     },
-    /// A seed that is no user seed.
-    #[error("the nkey seed cannot be read: a user's seed begins with SU and has 58 characters")]
-    Seed,
-    /// The server or the address asks for TLS.
+    /// The credentials cannot be read.
+    #[error(transparent)]
+    Login(#[from] LoginError),
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    TlsFiles(#[from] TlsError),
+    /// The settings ask for TLS.
     #[error(
-        "NATS at {server} requires TLS, which walrelay does not speak yet: use a plain nats:// listener"
+        "NATS at {server} has no TLS: give it a certificate, or connect by nats:// without nats.tls_ca, nats.tls_cert and \
+         nats.tls_first"
     )]
+    NoTls {
+        /// Address.
+        server: NatsAddress,
+    },
+    /// Bytes behind INFO.
+    #[error(
+        "NATS at {server} goes on before TLS has begun: somebody between may have put that there"
+    )]
+    BeforeTls {
+        /// Address.
+        server: NatsAddress,
+    },
+    /// Certificates, ours or the server's.
+    #[error("no TLS with NATS at {server}")]
+    Tls {
+        /// Address.
+        server: NatsAddress,
+        /// Why, in words.
+        source: io::Error,
+    },
+    /// The server wants TLS, and did not say so before.
+    #[error("NATS at {server} requires TLS: connect by tls://")]
     TlsRequired {
         /// Address.
         server: NatsAddress,
@@ -105,34 +138,152 @@ impl ConnectError {
     }
 }
 
-/// Runs the handshake on a fresh socket.
+/// What a server has said of itself, and what of its bytes is left.
+pub(super) struct Greeting {
+    pub(super) info: ServerInfo,
+    pub(super) received: BytesMut,
+    pub(super) parser: Parser,
+}
+
+/// Connects, encrypts where that is wanted, and logs in.
 pub(super) async fn run(
-    connection: &mut LaneConnection,
+    server: Advertised,
+    settings: &ConnectionSettings,
     auth: &NatsAuth,
     name: &str,
-) -> Result<(), ConnectError> {
-    loop {
-        if let Op::Info(_) = next(connection).await? {
-            break;
-        }
-    }
-    let server = connection.server.clone();
-    if connection.info.tls_required {
-        return Err(ConnectError::TlsRequired { server });
-    }
+) -> Result<LaneConnection, ConnectError> {
+    let (socket, greeting) = greeted(&server, &settings.tls).await?;
+    let encrypted = socket.is_encrypted();
+    let mut connection = LaneConnection::greeted(socket, server, greeting, &settings.inbox_prefix);
     if !connection.info.headers {
         return Err(ConnectError::NoHeaders {
-            server,
+            server: connection.server.clone(),
             version: connection.info.version,
         });
     }
-    let signed = Signed::new(auth, &connection.info)?;
-    encode::connect(&mut connection.outgoing, &signed.options(auth, name));
+    let nonce = connection.info.nonce.as_deref();
+    let signed = Signed::new(auth, nonce.map(str::as_bytes))?;
+    let signature = signed.signature.map(|bytes| URL_SAFE_NO_PAD.encode(bytes));
+    let mut options = options(auth, name);
+    options.tls_required = encrypted;
+    options.nkey = signed.public_key.as_deref();
+    options.sig = signature.as_deref();
+    encode::connect(&mut connection.outgoing, &options);
     let inbox = format!("{}.>", connection.inbox);
     encode::subscribe(&mut connection.outgoing, &inbox, INBOX_SID);
     connection.queue_ping();
-    while next(connection).await? != Op::Pong {}
-    Ok(())
+    while next(&mut connection).await? != Op::Pong {}
+    Ok(connection)
+}
+
+/// A connection on which the server has said what it is, encrypted where server, address or settings ask for it.
+async fn greeted(server: &Advertised, tls: &NatsTls) -> Result<(Socket, Greeting), ConnectError> {
+    let address = &server.address;
+    let unreachable = |source| ConnectError::Unreachable {
+        server: address.clone(),
+        source,
+    };
+    let tcp = TcpStream::connect((address.host.as_str(), address.port))
+        .await
+        .map_err(unreachable)?;
+    tcp.set_nodelay(true).map_err(unreachable)?;
+    if tls.first {
+        let mut socket = encrypt(tcp, server, tls).await?;
+        let greeting = greet(&mut socket, server).await?;
+        return Ok((socket, greeting));
+    }
+    let mut tcp = tcp;
+    let greeting = greet(&mut tcp, server).await?;
+    let required = tls.required || address.tls;
+    if !required && !greeting.info.tls_required {
+        return Ok((Socket::Plain(tcp), greeting));
+    }
+    if !greeting.info.tls_required && !greeting.info.tls_available {
+        return Err(ConnectError::NoTls {
+            server: address.clone(),
+        });
+    }
+    // Whoever sits between could have put them there.
+    if !greeting.received.is_empty() {
+        return Err(ConnectError::BeforeTls {
+            server: address.clone(),
+        });
+    }
+    Ok((encrypt(tcp, server, tls).await?, greeting))
+}
+
+async fn encrypt(
+    tcp: TcpStream,
+    server: &Advertised,
+    tls: &NatsTls,
+) -> Result<Socket, ConnectError> {
+    let config = tls.client_config()?;
+    Socket::encrypt(tcp, &server.tls_name, config)
+        .await
+        .map_err(|error| lost(error, &server.address, &server.tls_name))
+}
+
+/// The network's error, or that of TLS.
+fn lost(source: io::Error, server: &NatsAddress, tls_name: &str) -> ConnectError {
+    let server = server.clone();
+    match is_of_tls(&source) {
+        true => ConnectError::Tls {
+            server,
+            source: tls::explained(source, tls_name, TERMS),
+        },
+        false => ConnectError::Unreachable { server, source },
+    }
+}
+
+/// Waits for INFO.
+async fn greet(
+    stream: &mut (impl AsyncRead + Unpin),
+    server: &Advertised,
+) -> Result<Greeting, ConnectError> {
+    let address = &server.address;
+    let mut received = BytesMut::with_capacity(READ_BYTES);
+    let mut parser = Parser::default();
+    loop {
+        let op = parser.next(&mut received);
+        match op.map_err(|source| ConnectError::Protocol {
+            server: address.clone(),
+            source,
+        })? {
+            Some(Op::Info(info)) => {
+                return Ok(Greeting {
+                    info: *info,
+                    received,
+                    parser,
+                });
+            }
+            Some(Op::Err(text)) => return Err(refusal(address.clone(), text)),
+            Some(_) => {}
+            None => match stream.read_buf(&mut received).await {
+                Ok(0) => {
+                    return Err(ConnectError::Unreachable {
+                        server: address.clone(),
+                        source: io::ErrorKind::UnexpectedEof.into(),
+                    });
+                }
+                Ok(_) => {}
+                Err(error) => return Err(lost(error, address, &server.tls_name)),
+            },
+        }
+    }
+}
+
+fn options<'a>(auth: &'a NatsAuth, name: &'a str) -> Connect<'a> {
+    let mut options = Connect::new(name);
+    match auth {
+        NatsAuth::None | NatsAuth::NKey { .. } => {}
+        NatsAuth::Token(token) => options.auth_token = Some(token.expose()),
+        NatsAuth::UserPassword { user, password } => {
+            options.user = Some(user);
+            options.pass = Some(password.expose());
+        }
+        NatsAuth::Jwt { jwt, .. } => options.jwt = Some(jwt.expose()),
+    }
+    options
 }
 
 /// The next operation; -ERR and a lost connection are errors.
@@ -154,10 +305,7 @@ async fn next(connection: &mut LaneConnection) -> Result<Op, ConnectError> {
             if let Ok(Some(Op::Err(text))) = connection.next_op() {
                 return Err(refusal(connection.server.clone(), text));
             }
-            return Err(ConnectError::Unreachable {
-                server: connection.server.clone(),
-                source,
-            });
+            return Err(lost(source, &connection.server, &connection.tls_name));
         }
     }
 }
@@ -177,55 +325,6 @@ fn refusal(server: NatsAddress, text: String) -> ConnectError {
     } else {
         ConnectError::Refused { server, text }
     }
-}
-
-/// The answer to the server's nonce.
-#[derive(Default)]
-struct Signed {
-    public_key: Option<String>,
-    signature: Option<String>,
-}
-
-impl Signed {
-    fn new(auth: &NatsAuth, info: &ServerInfo) -> Result<Self, ConnectError> {
-        let (NatsAuth::NKey { seed } | NatsAuth::Jwt { seed, .. }) = auth else {
-            return Ok(Self::default());
-        };
-        let pair = key_pair(seed)?;
-        // A server that knows no nkeys offers no nonce; what it makes of the key alone is its affair.
-        let signature = match info.nonce.as_deref() {
-            Some(nonce) => Some(
-                pair.sign(nonce.as_bytes())
-                    .map_err(|_| ConnectError::Seed)?,
-            ),
-            None => None,
-        };
-        Ok(Self {
-            public_key: matches!(auth, NatsAuth::NKey { .. }).then(|| pair.public_key()),
-            signature: signature.map(|bytes| URL_SAFE_NO_PAD.encode(bytes)),
-        })
-    }
-
-    fn options<'a>(&'a self, auth: &'a NatsAuth, name: &'a str) -> Connect<'a> {
-        let mut options = Connect::new(name);
-        match auth {
-            NatsAuth::None => {}
-            NatsAuth::Token(token) => options.auth_token = Some(token.expose()),
-            NatsAuth::UserPassword { user, password } => {
-                options.user = Some(user);
-                options.pass = Some(password.expose());
-            }
-            NatsAuth::NKey { .. } => options.nkey = self.public_key.as_deref(),
-            NatsAuth::Jwt { jwt, .. } => options.jwt = Some(jwt.expose()),
-        }
-        options.sig = self.signature.as_deref();
-        options
-    }
-}
-
-/// The user's key pair; the library's error could hold part of the seed and is dropped.
-fn key_pair(seed: &Secret) -> Result<KeyPair, ConnectError> {
-    KeyPair::from_seed(seed.expose().trim()).map_err(|_| ConnectError::Seed)
 }
 
 #[cfg(test)]
@@ -262,43 +361,5 @@ mod tests {
         let permission = r#"Permissions Violation for Subscription to "_INBOX.a.>""#;
         assert!(matches!(sorted(permission), E::Inbox { .. }));
         assert!(!sorted(permission).is_transient());
-    }
-
-    #[test]
-    fn signs_the_nonce() {
-        let pair = KeyPair::new_user();
-        let seed = Secret::new(pair.seed().expect("a private key"));
-        let info = ServerInfo {
-            nonce: Some("abc".into()),
-            ..ServerInfo::default()
-        };
-        let auth = NatsAuth::NKey { seed: seed.clone() };
-        let signed = Signed::new(&auth, &info).expect("a legal seed");
-        let signature = URL_SAFE_NO_PAD.decode(signed.signature.as_deref().expect("signed"));
-        pair.verify(b"abc", &signature.expect("base64"))
-            .expect("a true signature");
-        assert_eq!(
-            signed.options(&auth, "n").nkey,
-            Some(pair.public_key().as_str())
-        );
-        let auth = NatsAuth::Jwt {
-            jwt: Secret::new("a.b.c"),
-            seed,
-        };
-        let signed = Signed::new(&auth, &info).expect("a legal seed");
-        let options = signed.options(&auth, "n");
-        assert!(options.jwt == Some("a.b.c") && options.nkey.is_none() && options.sig.is_some());
-    }
-
-    #[test]
-    fn a_bad_seed_is_not_repeated() {
-        let auth = NatsAuth::NKey {
-            seed: Secret::new("SUNOSEED"),
-        };
-        let error = Signed::new(&auth, &ServerInfo::default())
-            .err()
-            .expect("refused");
-        assert!(matches!(error, ConnectError::Seed));
-        assert!(!format!("{error} {error:?}").contains("SUNOSEED"));
     }
 }

@@ -6,8 +6,7 @@ use serde::Deserialize;
 
 use super::fit::{overlaps, owner};
 use super::{
-    DEFAULT_PREFIX, StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find,
-    request,
+    StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find, request,
 };
 use crate::nats::admin::Admin;
 use crate::nats::api::{StreamConfig, refuse};
@@ -77,7 +76,7 @@ async fn names(
     }
     let failed = |source| answer_error("a search for the subjects", &settings.name)(source);
     let body = serde_json::json!({ "subject": subject }).to_string();
-    let api = format!("{DEFAULT_PREFIX}.STREAM.NAMES");
+    let api = format!("{}.STREAM.NAMES", client.api_prefix());
     let answer = match request(client, api, body.into()).await {
         Ok(answer) => answer,
         Err(StreamError::Request { .. }) => return Ok(Vec::new()),

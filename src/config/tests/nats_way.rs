@@ -1,0 +1,103 @@
+//! TLS, JetStream's subjects and contexts of the NATS command line.
+
+use super::*;
+use crate::nats::address::NatsAuth;
+use crate::nats::login::Login;
+use crate::nats::settings::ConnectionSettings;
+use crate::secret::Secret;
+use crate::tls::Roots;
+
+fn connection(case: &Case) -> ConnectionSettings {
+    case.load().unwrap().settings.nats.connection
+}
+
+#[test]
+fn whoever_names_what_tls_needs_has_it() {
+    let required = |case: Case| connection(&case).tls.required;
+    assert!(!required(Case::new("")));
+    assert!(required(
+        Case::new("").env("NATS_URL", "nats://a, tls://t@b")
+    ));
+    assert!(required(Case::new("[nats]\ntls_ca = \"ca.crt\"\n")));
+    assert!(required(Case::new("[nats]\ntls_first = true\n")));
+    let system = Case::new("[nats]\ntls_ca = \"system\"\n");
+    assert_eq!(connection(&system).tls.roots, Roots::System);
+    let half = Case::new("[nats]\ntls_key = \"client.key\"\n");
+    assert!(matches!(half.load(), Err(ConfigError::AuthHalf { .. })));
+}
+
+#[test]
+fn the_api_is_where_domain_or_prefix_say() {
+    let prefix = |text: &str| connection(&Case::new(text)).api_prefix;
+    assert_eq!(prefix(""), "$JS.API");
+    assert_eq!(prefix("[nats]\ndomain = \"hub\"\n"), "$JS.hub.API");
+    assert_eq!(prefix("[nats]\napi_prefix = \"js.from.a\"\n"), "js.from.a");
+    let both = Case::new("[nats]\ndomain = \"hub\"\napi_prefix = \"js\"\n");
+    assert!(matches!(both.load(), Err(ConfigError::ApiTwice { .. })));
+    let higher = Case::new("[nats]\ndomain = \"hub\"\n").env("WALRELAY_NATS_API_PREFIX", "js");
+    assert_eq!(connection(&higher).api_prefix, "js");
+}
+
+#[test]
+fn a_context_stands_below_the_file_and_above_the_fallback() {
+    let context = r#"{"description": "x", "url": "tls://ctx:4333", "user": "alice", "password": "hunter2",
+        "ca": "~/ca.crt", "jetstream_domain": "hub", "inbox_prefix": "mine", "cert": "", "unknown": 1}"#;
+    let mut case = Case::new("[nats]\ncontext = \"prod\"\ninbox_prefix = \"file\"\n")
+        .env("NATS_URL", "nats://fallback");
+    let home = case.folder.path().display().to_string();
+    fs::create_dir_all(case.folder.path().join("nats/context")).unwrap();
+    case.write("nats/context/prod.json", context);
+    case = case.env("XDG_CONFIG_HOME", &home).env("HOME", &home);
+    let found = connection(&case);
+    assert_eq!(found.servers[0].host, "ctx");
+    assert_eq!(found.inbox_prefix, "file");
+    assert_eq!(found.api_prefix, "$JS.hub.API");
+    assert_eq!(
+        found.tls.roots,
+        Roots::File(case.folder.path().join("ca.crt"))
+    );
+    assert_eq!(
+        found.login,
+        Login::Given(NatsAuth::UserPassword {
+            user: "alice".to_owned(),
+            password: Secret::new("hunter2"),
+        })
+    );
+    let loaded = case.load().unwrap();
+    let password = shown(&loaded, Key::NatsPassword);
+    assert_eq!(password.text, "***");
+    assert!(password.source.to_string().contains("prod.json"));
+}
+
+#[test]
+fn a_context_that_cannot_be_used_says_why() {
+    let refused = |text: &str| {
+        let case = Case::new("");
+        let path = case.write("ctx.json", text);
+        let case = case.env("WALRELAY_NATS_CONTEXT", &path.display().to_string());
+        let error = case.load().err().expect(text);
+        assert!(matches!(error, ConfigError::Context { .. }), "{error}");
+        error.to_string()
+    };
+    let text = refused(r#"{"nsc": "nsc://o/a/u", "password": "hunter2"}"#);
+    assert!(text.contains("uses nsc"), "{text}");
+    let text = refused("{\"password\": \"hunter2\",\n oops}");
+    assert!(
+        text.contains("ctx.json:2") && !text.contains("hunter2"),
+        "{text}"
+    );
+    let missing = Case::new("[nats]\ncontext = \"none\"\n").env("HOME", "/nowhere");
+    let text = missing.load().unwrap_err().to_string();
+    assert!(
+        text.contains("/nowhere/.config/nats/context/none.json"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_secret_of_a_file_is_read_at_each_connect() {
+    let case = Case::new("");
+    let path = case.write("token", "t0k3n\n");
+    let case = case.env("WALRELAY_NATS_TOKEN_FILE", &path.display().to_string());
+    assert_eq!(connection(&case).login, Login::TokenFile(path));
+}

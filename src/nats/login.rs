@@ -1,0 +1,216 @@
+//! Where the credentials come from, and the answer to the server's nonce.
+//!
+//! In: a [`Login`]. Out: [`NatsAuth`], read at each connect, so that what was rotated counts from the next connection on.
+//! Guarantee: an error names the file, and never shows what is in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nkeys::KeyPair;
+
+use super::address::NatsAuth;
+use crate::secret::Secret;
+
+/// Largest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
+
+/// How to authenticate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Login {
+    /// By what is given here.
+    Given(NatsAuth),
+    /// By a credentials file as `nsc` writes it: a user JWT and its seed.
+    Credentials(PathBuf),
+    /// By a file that holds a user's seed.
+    NkeySeed(PathBuf),
+    /// By a file that holds a token.
+    TokenFile(PathBuf),
+    /// By a name, and a file that holds its password.
+    PasswordFile {
+        /// The account's user.
+        user: String,
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Why there are no credentials.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    /// The file cannot be used.
+    #[error("{} {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A seed that is no user seed.
+    #[error("the nkey seed cannot be read: a user's seed begins with SU and has 58 characters")]
+    Seed,
+}
+
+impl From<NatsAuth> for Login {
+    fn from(auth: NatsAuth) -> Self {
+        Login::Given(auth)
+    }
+}
+
+impl Login {
+    /// Reads what is in a file.
+    ///
+    /// # Errors
+    /// [`LoginError`].
+    pub fn read(&self) -> Result<NatsAuth, LoginError> {
+        match self {
+            Login::Given(auth) => Ok(auth.clone()),
+            Login::Credentials(path) => credentials(path),
+            Login::NkeySeed(path) => nkey_seed(path),
+            Login::TokenFile(path) => Ok(NatsAuth::Token(secret(path)?)),
+            Login::PasswordFile { user, path } => Ok(NatsAuth::UserPassword {
+                user: user.clone(),
+                password: secret(path)?,
+            }),
+        }
+    }
+}
+
+fn credentials(path: &Path) -> Result<NatsAuth, LoginError> {
+    let text = read(path)?;
+    match (
+        between_marks(&text, "NATS USER JWT"),
+        between_marks(&text, "USER NKEY SEED"),
+    ) {
+        (Some(jwt), Some(seed)) if is_user_seed(seed) => Ok(NatsAuth::Jwt {
+            jwt: Secret::new(jwt),
+            seed: Secret::new(seed),
+        }),
+        _ => Err(problem(
+            path,
+            "is no credentials file: it has no NATS USER JWT or no valid USER NKEY SEED",
+        )),
+    }
+}
+
+fn nkey_seed(path: &Path) -> Result<NatsAuth, LoginError> {
+    let text = read(path)?;
+    let seed = between_marks(&text, "USER NKEY SEED").unwrap_or(text.trim());
+    match is_user_seed(seed) {
+        true => Ok(NatsAuth::NKey {
+            seed: Secret::new(seed),
+        }),
+        false => Err(problem(path, "holds no seed of a user (SU…)")),
+    }
+}
+
+/// All of a file, without the line end that editors add.
+fn secret(path: &Path) -> Result<Secret, LoginError> {
+    let text = read(path)?;
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(problem(path, "is empty")),
+        text => Ok(Secret::new(text)),
+    }
+}
+
+/// Whether this is the seed of a user.
+#[must_use]
+pub fn is_user_seed(text: &str) -> bool {
+    text.starts_with("SU") && KeyPair::from_seed(text).is_ok()
+}
+
+/// The line between `-----BEGIN <what>-----` and `------END <what>------`.
+fn between_marks<'a>(text: &'a str, what: &str) -> Option<&'a str> {
+    let mut lines = text.lines().map(str::trim);
+    lines.find(|line| line.starts_with("---") && line.contains(&format!("BEGIN {what}")))?;
+    lines
+        .find(|line| !line.is_empty())
+        .filter(|line| !line.starts_with("---"))
+}
+
+fn read(path: &Path) -> Result<String, LoginError> {
+    let unreadable = |error| problem(path, &format!("cannot be read: {error}"));
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if metadata.len() > FILE_BYTES_MAX {
+        return Err(problem(
+            path,
+            &format!("has more than {FILE_BYTES_MAX} bytes"),
+        ));
+    }
+    fs::read_to_string(path).map_err(unreadable)
+}
+
+fn problem(path: &Path, problem: &str) -> LoginError {
+    LoginError::File {
+        path: path.to_owned(),
+        problem: problem.to_owned(),
+    }
+}
+
+/// The answer to the server's nonce; empty where the login needs none.
+#[derive(Debug, Default)]
+pub(super) struct Signed {
+    /// Of the key that signs, where it alone says who we are.
+    pub(super) public_key: Option<String>,
+    pub(super) signature: Option<Vec<u8>>,
+}
+
+impl Signed {
+    /// Signs. A server that knows no nkeys offers no nonce; what it makes of the key alone is its affair.
+    pub(super) fn new(auth: &NatsAuth, nonce: Option<&[u8]>) -> Result<Self, LoginError> {
+        let (NatsAuth::NKey { seed } | NatsAuth::Jwt { seed, .. }) = auth else {
+            return Ok(Self::default());
+        };
+        // The library's error could hold part of the seed and is dropped.
+        let pair = KeyPair::from_seed(seed.expose().trim()).map_err(|_| LoginError::Seed)?;
+        let signature = nonce
+            .map(|nonce| pair.sign(nonce))
+            .transpose()
+            .map_err(|_| LoginError::Seed)?;
+        Ok(Self {
+            public_key: matches!(auth, NatsAuth::NKey { .. }).then(|| pair.public_key()),
+            signature,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signs_the_nonce() {
+        let pair = KeyPair::new_user();
+        let seed = Secret::new(pair.seed().expect("a private key"));
+        let signed = Signed::new(&NatsAuth::NKey { seed: seed.clone() }, Some(b"abc"));
+        let signed = signed.expect("a legal seed");
+        pair.verify(b"abc", &signed.signature.expect("signed"))
+            .expect("a true signature");
+        assert_eq!(signed.public_key, Some(pair.public_key()));
+        let jwt = Secret::new("a.b.c");
+        let signed = Signed::new(&NatsAuth::Jwt { jwt, seed }, Some(b"abc"));
+        let signed = signed.expect("a legal seed");
+        assert!(signed.public_key.is_none() && signed.signature.is_some());
+    }
+
+    #[test]
+    fn a_bad_seed_is_not_repeated() {
+        let seed = Secret::new("SUNOSEED");
+        let error = Signed::new(&NatsAuth::NKey { seed }, None).expect_err("refused");
+        assert_eq!(error, LoginError::Seed);
+        assert!(!format!("{error} {error:?}").contains("SUNOSEED"));
+    }
+
+    #[test]
+    fn a_file_is_read_anew_each_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("user.nk");
+        let login = Login::NkeySeed(path.clone());
+        assert!(matches!(login.read(), Err(LoginError::File { .. })));
+        for _ in 0..2 {
+            let seed = KeyPair::new_user().seed().expect("a private key");
+            fs::write(&path, &seed).expect("writable");
+            let seed = Secret::new(seed);
+            assert_eq!(login.read(), Ok(NatsAuth::NKey { seed }));
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! JetStream that is reached by another way: a leaf node, another account.
+
+use std::net::TcpListener;
+
+use async_nats::jetstream;
+use walrelay::local::{LocalNats, NatsOptions};
+
+use crate::support::{Fixture, binaries, eventually, uuid};
+
+async fn server(config_extra: String, jetstream_extra: &str) -> LocalNats {
+    let options = NatsOptions {
+        config_extra,
+        jetstream_extra: jetstream_extra.to_owned(),
+    };
+    LocalNats::start(&binaries(), options).await.unwrap()
+}
+
+async fn stored_ids(jetstream: &jetstream::Context, name: &str, count: u64) -> Vec<String> {
+    let mut stream = jetstream.get_stream(name).await.unwrap();
+    eventually(format!("{name} holds {count} messages"), async || {
+        let info = stream.info().await.ok()?;
+        (info.state.messages >= count).then_some(())
+    })
+    .await;
+    let mut ids = Vec::new();
+    for sequence in 1..=stream.info().await.unwrap().state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        let event: serde_json::Value = serde_json::from_slice(&message.payload).unwrap();
+        ids.push(event["id"].as_str().unwrap().to_owned());
+    }
+    ids
+}
+
+/// Sets up and relays by this way, through a kill; all commands work.
+async fn relays(fixture: &mut Fixture, at_the_stream: &jetstream::Context, publish: &str) {
+    const LAST: u64 = 400;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.logs(&format!("publish=\"{publish}\"")).await;
+    fixture.insert(1, LAST / 2).await;
+    stored_ids(at_the_stream, fixture.stream_name(), LAST / 2).await;
+    relay.kill();
+    let relay = fixture.run();
+    fixture.insert(LAST / 2 + 1, LAST).await;
+    let ids = stored_ids(at_the_stream, fixture.stream_name(), LAST).await;
+    let all: Vec<String> = (1..=LAST).map(|n| uuid(n).to_string()).collect();
+    assert_eq!(ids, all);
+    relay.stop().await;
+    for command in [
+        &["position"][..],
+        &["verify"],
+        &["tail", "--since", "all", "--count", "1"],
+        &["teardown", "--yes", "--drop-stream"],
+    ] {
+        fixture.walrelay(command).await.success();
+    }
+}
+
+#[tokio::test]
+async fn a_stream_of_the_hub_is_reached_from_a_leaf_node() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let hub = server(
+        format!("leafnodes {{ listen: \"127.0.0.1:{port}\" }}"),
+        "domain: hub",
+    )
+    .await;
+    let remote = format!("leafnodes {{ remotes: [{{ url: \"nats://127.0.0.1:{port}\" }}] }}");
+    let leaf = server(remote, "domain: leaf").await;
+    let at_the_hub = jetstream::new(async_nats::connect(hub.url()).await.unwrap());
+    let from_the_leaf = async_nats::connect(leaf.url()).await.unwrap();
+    eventually("the leaf node is connected", async || {
+        let info = from_the_leaf.request("$JS.hub.API.INFO", "".into()).await;
+        info.ok()
+    })
+    .await;
+    let mut fixture = Fixture::bare().await;
+    fixture.set("WALRELAY_NATS_URL", leaf.url());
+    fixture.set("WALRELAY_NATS_DOMAIN", "hub");
+    relays(&mut fixture, &at_the_hub, "fast-ingest").await;
+}
