@@ -113,6 +113,14 @@ impl StreamApi {
         &self.prefix
     }
 
+    /// Whether the API is another account's, by an import: neither `$JS.API` nor that of a domain.
+    #[must_use]
+    pub fn is_imported(&self) -> bool {
+        let domain = self.prefix.strip_prefix("$JS.");
+        let domain = domain.and_then(|rest| rest.strip_suffix(".API"));
+        self.prefix != DEFAULT_PREFIX && domain.is_none_or(|domain| domain.contains('.'))
+    }
+
     /// Name of the stream.
     #[must_use]
     pub fn stream(&self) -> &str {

@@ -186,7 +186,13 @@ impl LaneStore {
     /// [`StoreError`].
     pub fn read(&self, expects: Expects, payload: &[u8]) -> Result<Answer, StoreError> {
         Ok(match expects {
-            Expects::Stream => Answer::Stream(Box::new(StreamInfo::parse(payload)?)),
+            Expects::Stream => {
+                let mut info = StreamInfo::parse(payload)?;
+                // Where another account's API is imported, its subjects are too. Each message of a batch that gets no answer
+                // of its own would stay in nats-server's memory for minutes.
+                info.config.allow_batched &= !self.events.is_imported();
+                Answer::Stream(Box::new(info))
+            }
             Expects::Record => Answer::Record(Box::new(match StoredMessage::parse(payload)? {
                 Some(message) => StoredRecord {
                     record: Some(LaneRecord::from_json(&message.data)?),

@@ -80,3 +80,27 @@ async fn a_stream_of_the_hub_is_reached_from_a_leaf_node() {
     fixture.set("WALRELAY_NATS_DOMAIN", "hub");
     relays(&mut fixture, &at_the_hub, "fast-ingest").await;
 }
+
+/// Fast ingest would go through the import too, and leave each message of a batch in the memory of nats-server.
+#[tokio::test]
+async fn a_stream_of_another_account_is_reached_through_imports_by_the_chain() {
+    let mut fixture = Fixture::bare().await;
+    let events = format!("{}.>", fixture.name);
+    let accounts = format!(
+        "accounts {{
+           A {{ jetstream: enabled, users: [{{ user: a, password: a }}], exports: [
+             {{ service: \"$JS.API.>\", response_type: stream }}, {{ service: \"{events}\" }}, {{ service: \"walrelay.>\" }} ] }}
+           B {{ users: [{{ user: b, password: b }}], imports: [
+             {{ service: {{ account: A, subject: \"$JS.API.>\" }}, to: \"js.of.a.>\" }},
+             {{ service: {{ account: A, subject: \"{events}\" }} }}, {{ service: {{ account: A, subject: \"walrelay.>\" }} }} ] }}
+         }}"
+    );
+    let nats = server(accounts, "").await;
+    let own = async_nats::ConnectOptions::with_user_and_password("a".into(), "a".into());
+    let at_the_stream = jetstream::new(own.connect(nats.url()).await.unwrap());
+    fixture.set("WALRELAY_NATS_URL", nats.url());
+    fixture.set("WALRELAY_NATS_USER", "b");
+    fixture.set("WALRELAY_NATS_PASSWORD", "b");
+    fixture.set("WALRELAY_NATS_API_PREFIX", "js.of.a");
+    relays(&mut fixture, &at_the_stream, "chain").await;
+}

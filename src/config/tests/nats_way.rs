@@ -75,7 +75,9 @@ fn a_context_that_cannot_be_used_says_why() {
         let case = Case::new("");
         let path = case.write("ctx.json", text);
         let case = case.env("WALRELAY_NATS_CONTEXT", &path.display().to_string());
-        let error = case.load().err().expect(text);
+        let Err(error) = case.load() else {
+            panic!("{text} is taken");
+        };
         assert!(matches!(error, ConfigError::Context { .. }), "{error}");
         error.to_string()
     };

@@ -98,6 +98,13 @@ fn writes_requests() {
     }
 }
 
+#[test]
+fn an_api_that_is_neither_ours_nor_a_domains_is_imported() {
+    let is_imported = |prefix| StreamApi::new(prefix, "S").unwrap().is_imported();
+    assert!(!is_imported(DEFAULT_PREFIX) && !is_imported("$JS.hub.API"));
+    assert!(is_imported("js.of.a") && is_imported("$JS.a.b.API") && is_imported("$JS.API.x"));
+}
+
 proptest! {
     #[test]
     fn damaged_answers_never_panic(at in 0..INFO.len(), byte in any::<u8>()) {
