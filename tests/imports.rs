@@ -34,6 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "postgres",
             "relay",
             "secret",
+            "tls",
         ],
     ),
     ("local", &[]),
