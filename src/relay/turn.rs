@@ -24,7 +24,8 @@ use std::time::Duration;
 /// An idle connection to the broker is asked for an answer this often, and given up after as long again.
 pub const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reply token of requests that are not published events; one is on its way at a time.
+/// Begins the reply token of requests that are not published events, and a number follows: an answer that comes twice is not
+/// the next one's.
 const REQUEST_TOKEN: &str = "q";
 
 /// WAL in, status updates out. Nothing waits.
@@ -133,6 +134,8 @@ pub struct Turn<W, B> {
     filter: Option<(ColumnFilter, usize)>,
     /// What the answer to the request on its way is; none where none is.
     expects: Option<Expects>,
+    /// How many were sent.
+    requests: u64,
     ping_at: Duration,
     ping_unanswered: bool,
     silence: Silence,
@@ -151,6 +154,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
             limits,
             filter: None,
             expects: None,
+            requests: 0,
             ping_at: now + PING_INTERVAL,
             ping_unanswered: false,
             silence: Silence::new(limits.wal_sender_timeout, now),
@@ -240,12 +244,16 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         let Some(token) = msg.below(self.broker.inbox()) else {
             return Ok(());
         };
-        if token != REQUEST_TOKEN.as_bytes() {
+        let number = token.strip_prefix(REQUEST_TOKEN.as_bytes());
+        let Some(number) = number else {
             // `r`: an answer to a request of the start, too late to matter.
             if token.first() != Some(&b'r') {
                 self.engine
                     .handle_answer(token, msg.status(), &msg.payload, now)?;
             }
+            return Ok(());
+        };
+        if number != itoa::Buffer::new().format(self.requests).as_bytes() {
             return Ok(());
         }
         let Some(expects) = self.expects.take() else {
@@ -332,7 +340,8 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     fn send(&mut self, request: &Request<'_>) {
         let outgoing = self.broker.store().outgoing(request);
         self.expects = Some(outgoing.expects);
-        let reply = format!("{}.{REQUEST_TOKEN}", self.broker.inbox());
+        self.requests += 1;
+        let reply = format!("{}.{REQUEST_TOKEN}{}", self.broker.inbox(), self.requests);
         crate::nats::encode::request(
             self.broker.outgoing(),
             &outgoing.subject,
