@@ -147,6 +147,8 @@ const SEQUENCE_CODES: [u16; 5] = [
     10176, // atomic publish: batch incomplete, after a restart, another leader or 10 s of idleness
     10208, // batch publish: unknown batch, after a restart, a gap or 10 s of idleness
 ];
+/// Of these, those that say so of the message alone.
+const LAST_SEQUENCE_CODES: [u16; 2] = [10071, 10164];
 /// Error codes that get better by waiting: full, overloaded, without a leader or without resources for the moment.
 const TRANSIENT_CODES: [u16; 11] = [
     10002, // resource limits exceeded for account
@@ -202,6 +204,11 @@ impl Fault {
             | Fault::RecordTaken(_)
             | Fault::Reread(_) => false,
         }
+    }
+
+    /// The broker refuses a message since it does not follow what it was to follow: it is not stored.
+    pub(super) fn is_out_of_sequence(&self) -> bool {
+        matches!(self, Fault::Refused { err_code, .. } if LAST_SEQUENCE_CODES.contains(err_code))
     }
 
     /// What to do about it; what is not known is permanent.

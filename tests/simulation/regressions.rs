@@ -334,3 +334,24 @@ fn a_batch_is_committed_on_a_subject_that_the_stream_takes() {
     assert_eq!(lane.world.failure, None);
     assert_eq!(lane.relays[0].epochs_begun, 1);
 }
+
+/// Somebody else's message behind the lane's last, all of it purged, and then an event: it was refused, and no other was on
+/// its way, so the relay knows that the removed message was not the lane's.
+#[test]
+fn a_foreign_message_and_a_purge_behind_a_lane_at_rest_halt_nobody() {
+    for allow_batched in [false, true] {
+        let mut lane = lane(settings());
+        lane.world.broker.allow_batched = allow_batched;
+        lane.commit(3);
+        lane.rest();
+        lane.pause(Duration::from_secs(3));
+        lane.world.broker.publish_foreign();
+        let all: Vec<u64> = lane.world.broker.events.messages.keys().copied().collect();
+        lane.world.broker.events.remove(all.into_iter());
+        lane.commit(3);
+        lane.rest();
+        assert_eq!(lane.relays[0].outcome(), None, "batched: {allow_batched}");
+        lane.world.verify(true);
+        assert_eq!(lane.world.failure, None);
+    }
+}

@@ -9,8 +9,11 @@ use super::frame::{Frames, expect_last_sequence, push_number_header};
 use super::publisher::{Preparation, Publisher, TurnEnd};
 use crate::pipeline::fault::Fault;
 
-#[derive(Debug)]
-pub(super) struct Chain;
+#[derive(Debug, Default)]
+pub(super) struct Chain {
+    /// The oldest message in flight did not follow what it was to follow; so none behind it does.
+    refused: bool,
+}
 
 impl Publisher for Chain {
     /// A chain on a stream with replicas has one message in flight: nats-server (2.15.0) checks the expected message id
@@ -62,7 +65,9 @@ impl Publisher for Chain {
             .and_then(|token| token.parse::<u64>().ok())
             .filter(|number| (1..=flight.published).contains(number))
             .ok_or_else(|| Fault::Answer(excerpt(reply.token)))?;
-        let answer = flight.read_answer(reply, number)?;
+        let answer = flight.read_answer(reply, number).inspect_err(|fault| {
+            self.refused |= number == flight.acknowledged + 1 && fault.is_out_of_sequence();
+        })?;
         flight.check_stored(&answer, number)?;
         Ok(number)
     }
@@ -76,6 +81,6 @@ impl Publisher for Chain {
     }
 
     fn is_refused_whole(&self) -> bool {
-        false
+        self.refused
     }
 }

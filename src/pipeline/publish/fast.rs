@@ -33,6 +33,8 @@ pub(super) struct FastIngest {
     latest_operation_at: Option<usize>,
     /// Subject of the open batch's first message: one that the stream takes.
     batch_subject: Vec<u8>,
+    /// The open batch's first message did not follow what it was to follow, with nothing older in flight: there is no batch.
+    refused: bool,
 }
 
 impl Publisher for FastIngest {
@@ -106,7 +108,10 @@ impl Publisher for FastIngest {
             .and_then(|seq| std::str::from_utf8(seq).ok()?.parse::<u64>().ok())
             .unwrap_or(1);
         let number = before.saturating_add(caused_by);
-        let answer = flight.read_answer(reply, number)?;
+        let answer = flight.read_answer(reply, number).inspect_err(|fault| {
+            let is_first = caused_by == 1 && before == flight.acknowledged;
+            self.refused |= is_first && fault.is_out_of_sequence();
+        })?;
         match answer.kind.as_deref() {
             // All messages of the batch up to seq are stored, in order: that is what gap `fail` says.
             Some("ack") => {
@@ -141,7 +146,7 @@ impl Publisher for FastIngest {
     }
 
     fn is_refused_whole(&self) -> bool {
-        false
+        self.refused
     }
 }
 

@@ -86,7 +86,7 @@ impl Mode {
     pub(super) fn publisher(self, base_sequence: u64) -> Box<dyn Publisher> {
         match self {
             Mode::FastIngest => Box::new(FastIngest::default()),
-            Mode::Chain => Box::new(Chain),
+            Mode::Chain => Box::new(Chain::default()),
             Mode::Atomic => Box::new(Atomic::new(base_sequence)),
         }
     }
