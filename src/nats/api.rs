@@ -240,6 +240,8 @@ pub struct StreamConfig {
     pub allow_rollup_hdrs: bool,
     /// Whether messages with a TTL of their own are taken (2.11).
     pub allow_msg_ttl: bool,
+    /// Whether it takes nothing but counters (2.12).
+    pub allow_msg_counter: bool,
     /// Whether messages cannot be deleted.
     pub deny_delete: bool,
     /// Whether the stream cannot be purged.
@@ -272,6 +274,17 @@ pub struct SubjectMapping {
     pub src: String,
     /// What becomes of them.
     pub dest: String,
+}
+
+impl SubjectMapping {
+    /// The subjects concerned, which none means all.
+    #[must_use]
+    pub fn filter(&self) -> &str {
+        match self.src.as_str() {
+            "" => ">",
+            src => src,
+        }
+    }
 }
 
 /// The contents of a stream.

@@ -16,6 +16,7 @@ use super::protocol::ServerVersion;
 
 mod fit;
 mod taken;
+mod transform;
 
 pub use fit::{StreamFinding, StreamSeverity};
 pub use taken::taken;
@@ -128,6 +129,12 @@ pub fn findings(
     version: ServerVersion,
 ) -> Vec<StreamFinding> {
     fit::findings(config, &settings.subjects, settings.shared, version)
+}
+
+/// The filters under which the events are stored beside their own subjects, where the stream transforms those.
+#[must_use]
+pub fn stored_as(config: &StreamConfig, settings: &StreamSettings) -> Vec<String> {
+    transform::stored_as(config, &settings.subjects)
 }
 
 /// Looks whether the stream of the lanes' records exists, and how it fits.

@@ -42,7 +42,7 @@ pub struct SharedSubjects {
     /// Of the slot's fences in streams of any name.
     pub fences: String,
     /// Of everything else: events and dead letters. Others may publish there too.
-    pub filters: [String; 2],
+    pub filters: Vec<String>,
 }
 
 /// The stream, as it was before the first look at its messages.
@@ -63,7 +63,7 @@ impl SharedSubjects {
         SharedSubjects {
             fence: fence_subject(stream, slot),
             fences: fence_subject("*", slot),
-            filters: [filter, dead_letter::subject(slot)],
+            filters: vec![filter, dead_letter::subject(slot)],
         }
     }
 }

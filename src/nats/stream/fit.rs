@@ -103,12 +103,14 @@ pub(super) fn findings(
         let message = "the stream has sources: what they bring arrives between our events and ends an epoch each time";
         findings.add(StreamSeverity::Warns, message, None);
     }
-    if let Some(transform) = &config.subject_transform {
+    transform(&mut findings, subjects);
+    if let Some(republish) = &config.republish {
         let message = format!(
-            "subjects {:?} are stored as {:?}: consumers must ask for those",
-            transform.src, transform.dest
+            "the stream republishes to {:?} with all headers of ours: another stream that takes those subjects drops every message \
+             for its Nats-Expected-Last-Sequence; give that stream this one as a source instead",
+            republish.dest
         );
-        findings.add(StreamSeverity::Warns, message, Some("--no-transform"));
+        findings.add(StreamSeverity::Warns, message, None);
     }
     if !shared && version.at_least(2, 14) && !config.allow_batched {
         let message = "fast ingest is off: each event needs an answer of its own, which is slower";
@@ -182,6 +184,25 @@ fn missing_subjects(findings: &mut Findings<'_>, wanted: &[String], owner: Optio
     findings.add(StreamSeverity::Blocks, message, Some(&flags.join(" ")));
 }
 
+/// Whether what is looked for by its subject is stored under it.
+fn transform(findings: &mut Findings<'_>, subjects: &[String]) {
+    let Some(transform) = &findings.config.subject_transform else {
+        return;
+    };
+    let (from, to) = (transform.filter(), &transform.dest);
+    for own in subjects.iter().filter(|own| own.starts_with("walrelay.")) {
+        if overlaps(from, own) {
+            let message = format!(
+                "subjects {from:?} are stored as {to:?}: of {own} the stream must store what the relay publishes, or it is not \
+                 found again"
+            );
+            findings.add(StreamSeverity::Blocks, message, Some("--no-transform"));
+        }
+    }
+    let message = format!("subjects {from:?} are stored as {to:?}: consumers must ask for those");
+    findings.add(StreamSeverity::Warns, message, Some("--no-transform"));
+}
+
 /// Whether publishing works at all, and an acknowledgement means what it says.
 fn writable(findings: &mut Findings<'_>) {
     let config = findings.config;
@@ -194,6 +215,10 @@ fn writable(findings: &mut Findings<'_>) {
             "the stream mirrors {}: nobody can publish to it; use that one",
             mirror.name
         );
+        findings.add(StreamSeverity::Blocks, message, None);
+    }
+    if config.allow_msg_counter {
+        let message = "the stream takes counters alone (allow_msg_counter), which cannot be changed; use another stream";
         findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.no_ack {
@@ -276,7 +301,7 @@ pub(super) fn overlaps(one: &str, other: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nats::api::StreamSource;
+    use crate::nats::api::{StreamSource, SubjectMapping};
 
     const VERSION: ServerVersion = ServerVersion {
         major: 2,
@@ -335,6 +360,10 @@ mod tests {
         assert_eq!(severities(|config| config.sealed = true), [Blocks]);
         assert_eq!(severities(|config| config.no_ack = true), [Blocks]);
         assert_eq!(
+            severities(|config| config.allow_msg_counter = true),
+            [Blocks]
+        );
+        assert_eq!(
             severities(|config| config.persist_mode = Some("async".into())),
             [Blocks]
         );
@@ -373,6 +402,25 @@ mod tests {
             severities(|config| config.sources.push(StreamSource::default())),
             [Warns]
         );
+    }
+
+    fn mapping(src: &str, dest: &str) -> Option<SubjectMapping> {
+        Some(SubjectMapping {
+            src: src.into(),
+            dest: dest.into(),
+        })
+    }
+
+    #[test]
+    fn what_is_looked_for_by_its_subject_is_not_transformed() {
+        use StreamSeverity::{Blocks, Warns};
+        let moved = |src: &str| severities(|config| config.subject_transform = mapping(src, "a.>"));
+        assert_eq!(moved("outbox.>"), [Warns]);
+        assert_eq!(moved("walrelay.dead.>"), [Blocks, Warns]);
+        assert_eq!(moved(">"), [Blocks, Warns]);
+        assert_eq!(moved(""), [Blocks, Warns]);
+        let republished = severities(|config| config.republish = mapping(">", "copy.>"));
+        assert_eq!(republished, [Warns]);
     }
 
     #[test]
