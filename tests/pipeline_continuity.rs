@@ -115,6 +115,8 @@ fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
     Some(Memory {
         created: created.into(),
         tail: Some(message(sequence)),
+        sound: Some(message(sequence)),
+        doubted: false,
         recorded_sequence: None,
         epoch: 1,
         settled: true,

@@ -143,6 +143,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         active: false,
         skips: Vec::new(),
         replaced: None,
+        doubted: false,
         carrier: None,
     };
     lane_client.store_record(written, recorded).await?;

@@ -285,6 +285,7 @@ async fn record_slot(
         adopted_sequence: stream.state.last_seq,
         skips: Vec::new(),
         replaced: None,
+        doubted: false,
         carrier: None,
     };
     store.store_record(first, stored.sequence).await?;
@@ -345,16 +346,16 @@ fn refused_streams(streams: &Streams) -> Option<Exit> {
     for (name, plan) in &streams.plans {
         if let StreamPlan::Exists { findings, .. } = plan {
             for finding in findings {
-                let command = finding
-                    .command
-                    .as_deref()
-                    .unwrap_or("choose another name for nats.stream");
+                let blocks = finding.severity == stream::StreamSeverity::Blocks;
+                let otherwise = match blocks && finding.command.is_none() {
+                    true => ": choose another name for nats.stream",
+                    false => "",
+                };
                 stderr::line(format_args!(
-                    "{}: stream {name}: {}: {command}",
+                    "{}: stream {name}: {finding}{otherwise}",
                     stream_severity(finding.severity),
-                    finding.message
                 ));
-                refused |= finding.severity == stream::StreamSeverity::Blocks;
+                refused |= blocks;
             }
         }
     }

@@ -26,6 +26,7 @@ use crate::postgres::row_security;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
+use crate::relay::stream_fit;
 
 mod compare;
 pub(in crate::cli) mod key;
@@ -61,6 +62,7 @@ dead-lettered  could not be published, and no retry has succeeded
 phantom        in the stream, not in the table, though the table still has rows of earlier events
 pending        in the slot, and still to be published; found where the oldest has waited for more than 5 seconds and
                nobody reads from the slot: the lane stands still
+unfit          the stream as it is configured loses events or takes none; the command that mends it is named
 
 Rows that share an id need a message each, also where --since leaves one of them out.
 
@@ -118,6 +120,10 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let report = match checked.await {
         Ok((report, _)) => report,
         Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
+        Err(error) if error.is::<Unreadable>() => {
+            stderr::line(format_args!("error: {error}"));
+            return Ok(Exit::Failed);
+        }
         Err(error) => {
             stderr::line(format_args!(
                 "error: the check could not be made: {}",
@@ -129,6 +135,11 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     report.print(args.json)?;
     Ok(report.exit())
 }
+
+/// A stream of which to read is to remove.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; nothing was compared: to read such a stream removes what is read")]
+struct Unreadable(String);
 
 /// Rows to be published again.
 pub(in crate::cli) struct Missing {
@@ -216,6 +227,11 @@ async fn check(
     let info = stream::find(&nats, name)
         .await?
         .with_context(|| format!("there is no stream {name}"))?;
+    let wanted = settings.nats.stream_settings(&postgres.slot);
+    let unfit = stream_fit::unfit(&info.config, &wanted, nats.server_version()?);
+    if let Some(unfit) = unfit.as_ref().filter(|unfit| unfit.drops) {
+        return Err(Unreadable(unfit.reason.clone()).into());
+    }
     let record = LaneClient::new(&nats, name, &postgres.slot)?
         .record()
         .await?
@@ -258,7 +274,13 @@ async fn check(
     let settled = comparison.settle(args.wait).await?;
     let lane = &comparison.lane;
     let read_through = lane.read_through();
-    let report = Report::new(&table, lane, settled, comparison.pending_for);
+    let report = Report::new(
+        &table,
+        lane,
+        settled,
+        comparison.pending_for,
+        unfit.map(|unfit| unfit.reason),
+    );
     Ok((comparison.judge(report, each).await?, read_through))
 }
 

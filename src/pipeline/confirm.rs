@@ -1,9 +1,12 @@
-//! The steps before the slot is told to forget: write the lane record, probe the stream, then confirm.
+//! The steps before the slot is told to forget: judge the stream, write the lane record, probe the stream, then confirm.
 //!
 //! In: how far the slot may be confirmed, the broker's answers to record and probes, the time. Out: what to ask the
 //! broker next, and the LSN to confirm. Guarantee: an LSN comes out only after a record that names it was stored and
 //! the stream was then seen to be the one that acknowledged: same `created`, last sequence not below, our last
 //! message there or removed, and so the last one that the LSN covers.
+//!
+//! A record names only what was acknowledged before the stream was last seen to fit: an edited one may acknowledge what it
+//! does not keep.
 //!
 //! An idle lane is looked at as well: a stream without replicas can come back without what it had while the relay's
 //! connection to another node stays up, and then nothing but a look tells, before somebody else's messages hide it.
@@ -12,6 +15,7 @@ use super::fault::{Fault, Halt, Stop};
 use super::lane_end::TailMessage;
 use super::position;
 use super::progress::Confirmable;
+use super::request::StreamView;
 use super::tail::StoredMessage;
 use postgres_types::PgLsn;
 use std::time::Duration;
@@ -38,6 +42,11 @@ pub enum Ask {
 #[derive(Debug)]
 enum State {
     Idle,
+    /// Before the record: does the stream still fit? It may acknowledge what it does not keep.
+    Judging {
+        target: PgLsn,
+        sequence: u64,
+    },
     /// Before the record leaves a message behind: the broker must still have it, or nobody would ever miss it.
     Leaving {
         target: PgLsn,
@@ -86,6 +95,12 @@ pub struct Confirm {
     record_wanted: bool,
     looked_at: Duration,
     tail: Option<TailMessage>,
+    /// The last message that was acknowledged before the stream was last seen to fit.
+    sound: Option<TailMessage>,
+    /// The last acknowledged one when the STREAM.INFO under way was asked for.
+    asked: Option<TailMessage>,
+    /// The stream was seen to acknowledge what it does not keep.
+    doubted: bool,
     /// The last message of which the confirmation under way gives up the WAL.
     covered: Option<u64>,
     chained: bool,
@@ -125,6 +140,9 @@ impl Confirm {
             record_wanted: false,
             // The start has just looked.
             looked_at: now,
+            sound: start.tail.clone(),
+            asked: None,
+            doubted: false,
             tail: start.tail,
             covered: None,
             chained: start.chained,
@@ -141,6 +159,16 @@ impl Confirm {
     /// The lane's last acknowledged message.
     pub fn tail(&self) -> Option<&TailMessage> {
         self.tail.as_ref()
+    }
+
+    /// The lane's last message that was acknowledged before the stream was last seen to fit.
+    pub fn sound(&self) -> Option<&TailMessage> {
+        self.sound.as_ref()
+    }
+
+    /// The stream was seen to acknowledge what it does not keep.
+    pub fn is_doubted(&self) -> bool {
+        self.doubted
     }
 
     /// The message that the record names.
@@ -182,25 +210,31 @@ impl Confirm {
         }
         self.asked_at = Some(now);
         self.covered = due.confirmable.sequence.filter(|_| may_confirm);
+        self.looked_at = now;
         if stale || target > self.recorded_lsn {
             self.recorded_lsn = self.recorded_lsn.max(acknowledged_lsn).max(target);
-            let left = self.recorded.as_ref().filter(|_| self.chained);
-            if let Some(sequence) = left
-                .map(|left| left.sequence)
-                .filter(|sequence| !self.is_tail(*sequence))
-            {
-                self.state = State::Leaving { target, sequence };
-                return Some(Ask::Message(sequence));
-            }
-            return Some(self.record(target));
+            return Some(self.inform(|sequence| State::Judging { target, sequence }));
         }
-        self.state = self.informing(target);
-        self.looked_at = now;
-        Some(Ask::Info)
+        Some(self.inform(|sequence| State::Informing { target, sequence }))
+    }
+
+    /// The stream fits: the record may say how far the lane came.
+    fn judged(&mut self, target: PgLsn) -> Ask {
+        let left = self.recorded.as_ref().filter(|_| self.chained);
+        match left
+            .filter(|left| Some(left.sequence) != self.sound.as_ref().map(|sound| sound.sequence))
+        {
+            Some(left) => {
+                let sequence = left.sequence;
+                self.state = State::Leaving { target, sequence };
+                Ask::Message(sequence)
+            }
+            None => self.record(target),
+        }
     }
 
     fn record(&mut self, target: PgLsn) -> Ask {
-        self.recorded = self.tail.clone();
+        self.recorded = self.sound.clone();
         self.record_wanted = false;
         self.state = State::Recording { target };
         Ask::Record(self.recorded_lsn)
@@ -221,9 +255,10 @@ impl Confirm {
         self.record_wanted || self.tail != self.recorded
     }
 
-    fn informing(&self, target: PgLsn) -> State {
-        let sequence = self.tail.as_ref().map_or(0, |tail| tail.sequence);
-        State::Informing { target, sequence }
+    fn inform(&mut self, state: impl FnOnce(u64) -> State) -> Ask {
+        self.asked = self.tail.clone();
+        self.state = state(self.tail.as_ref().map_or(0, |tail| tail.sequence));
+        Ask::Info
     }
 
     /// When [`Self::poll`] is worth calling again.
@@ -262,18 +297,26 @@ impl Confirm {
             self.state = State::Idle;
             return None;
         }
-        self.state = self.informing(target);
-        Some(Ask::Info)
+        Some(self.inform(|sequence| State::Informing { target, sequence }))
     }
 
     /// The answer to STREAM.INFO.
     ///
     /// # Errors
-    /// [`Fault::StreamLost`] when it is not the stream that acknowledged.
-    pub fn informed(&mut self, created: &str, last_sequence: u64) -> Result<Option<Ask>, Fault> {
-        let State::Informing { target, sequence } = self.state else {
+    /// [`Fault::StreamLost`] when it is not the stream that acknowledged; [`Fault::Unready`] when it no longer fits: the
+    /// next start says the same.
+    pub fn informed(&mut self, stream: StreamView) -> Result<Option<Ask>, Fault> {
+        let (State::Judging { target, sequence } | State::Informing { target, sequence }) =
+            self.state
+        else {
             return Ok(None);
         };
+        let StreamView {
+            created,
+            last_sequence,
+            unfit,
+            ..
+        } = stream;
         if created != self.created {
             return Err(Fault::StreamLost(format!(
                 "stream {} was created at {created}, not at {}",
@@ -285,6 +328,14 @@ impl Confirm {
                 "stream {} ends at sequence {last_sequence}, and {sequence} was acknowledged",
                 self.stream
             )));
+        }
+        if let Some(unfit) = unfit {
+            self.doubted = unfit.drops;
+            return Err(Fault::Unready(unfit.reason));
+        }
+        self.sound = self.asked.take();
+        if let State::Judging { .. } = self.state {
+            return Ok(Some(self.judged(target)));
         }
         match &self.tail {
             Some(tail) => {
@@ -335,7 +386,10 @@ impl Confirm {
                     .into(),
                 });
             }
-            State::Idle | State::Recording { .. } | State::Informing { .. } => {}
+            State::Idle
+            | State::Judging { .. }
+            | State::Recording { .. }
+            | State::Informing { .. } => {}
         }
         Ok(None)
     }

@@ -8,7 +8,7 @@
 
 use super::fault::Halt;
 use super::history::History;
-use super::lane_end::{Memory, TailMessage, of_stream, recorded_tail, settled_tail};
+use super::lane_end::{Doubt, Memory, TailMessage, of_stream, recorded_tail, settled_tail};
 use super::position::{Lane, Position};
 use super::record::LaneRecord;
 use super::tail::Tail;
@@ -263,6 +263,9 @@ fn tail_before(view: &StartView<'_>, removed: u64) -> Result<TailMessage, Halt> 
 /// Sequences tell nothing where others publish too: what is settled does, or a record that nobody has published behind.
 /// A lane that is known to have published nothing has no last message.
 fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
+    if let Some(doubt) = Doubt::of(view.record, view.memory, view.created, view.last_sequence) {
+        return Ok(doubt.tail);
+    }
     let record = of_stream(view.record, view.created, view.last_sequence);
     if let Some(record) = record
         && (!record.active || record.sequence == view.last_sequence)

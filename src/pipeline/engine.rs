@@ -445,9 +445,11 @@ impl Engine {
 
     /// What a relay knows of the lane by itself once the epoch has ended.
     pub fn memory(&self) -> Memory {
-        Memory {
+        let mut memory = Memory {
             created: self.settings.created.clone(),
             tail: self.tail().cloned(),
+            sound: self.confirm.sound().cloned(),
+            doubted: false,
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),
             history: self.settings.history.clone(),
@@ -458,7 +460,11 @@ impl Engine {
                 Some(_) => self.settings.held.clone(),
                 None => self.progress.held(),
             },
+        };
+        if self.confirm.is_doubted() {
+            memory.doubt();
         }
+        memory
     }
 
     /// Whether anything was acknowledged on this connection to the broker.

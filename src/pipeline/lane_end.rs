@@ -27,6 +27,10 @@ pub struct Memory {
     pub created: String,
     /// The lane's last acknowledged message.
     pub tail: Option<TailMessage>,
+    /// The last one that was acknowledged before the stream was last seen to fit.
+    pub sound: Option<TailMessage>,
+    /// The stream was seen to acknowledge what it does not keep, and `tail` says no more than `sound`.
+    pub doubted: bool,
     /// The message that its last record named; a broker that was set back may have lost that record.
     pub recorded_sequence: Option<u64>,
     /// What the slot was told.
@@ -44,6 +48,13 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Takes back what was acknowledged since the stream was last seen to fit: it may never have been stored.
+    pub fn doubt(&mut self) {
+        self.tail = self.sound.clone();
+        self.doubted = true;
+        self.held = HeldMarks::default();
+    }
+
     /// Whether it still tells where the lane is: it is about the stream created at `created`, and no other relay has begun
     /// an epoch since.
     pub fn is_current(&self, created: &str, record: Option<&LaneRecord>) -> bool {
@@ -79,6 +90,41 @@ impl Memory {
     pub fn is_of(&self, created: &str, last_sequence: u64) -> bool {
         let tail = self.tail.as_ref();
         self.created == created && tail.is_none_or(|tail| tail.sequence <= last_sequence)
+    }
+}
+
+/// The stream was seen to acknowledge what it does not keep. What was acknowledged before it was last seen to fit stands;
+/// a message behind that, which the stream does not have, was never stored: it was not removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Doubt {
+    /// The lane's last message before it; none where the lane had none.
+    pub tail: Option<TailMessage>,
+}
+
+impl Doubt {
+    /// What record and memory say, of the later of the two.
+    pub fn of(
+        record: Option<&LaneRecord>,
+        memory: Option<&Memory>,
+        created: &str,
+        last_sequence: u64,
+    ) -> Option<Self> {
+        let memory = memory.filter(|memory| {
+            memory.doubted
+                && memory.is_current(created, record)
+                && memory.is_of(created, last_sequence)
+        });
+        let record = of_stream(record, created, last_sequence).filter(|record| record.doubted);
+        let remembered = memory.map(|memory| memory.tail.clone());
+        let recorded = record.map(recorded_tail);
+        let tails = remembered.into_iter().chain(recorded);
+        let tail = tails.max_by_key(|tail| tail.as_ref().map(|tail| tail.sequence))?;
+        Some(Doubt { tail })
+    }
+
+    /// Sequence of that message; 0 for none.
+    pub fn sequence(&self) -> u64 {
+        self.tail.as_ref().map_or(0, |tail| tail.sequence)
     }
 }
 

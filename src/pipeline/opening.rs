@@ -20,11 +20,11 @@ use super::continuity::{self, Plan, Refusal, StartView};
 use super::engine::Engine;
 use super::fault::{Fault, Halt};
 use super::history::History;
-use super::lane_end::Memory;
+use super::lane_end::{Memory, recorded_tail};
 use super::position::Lane;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::LaneRecord;
-use super::request::{Reply, Request, StoredRecord, StreamView};
+use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
 use super::subject::SubjectTemplate;
 use super::tail::StoredMessage;
 use look::{Search, View};
@@ -99,6 +99,8 @@ pub enum NotOpened {
     Refusal(Refusal),
     /// The stream cannot be published to in order.
     NoMode(NoMode),
+    /// The stream is configured in a way that loses events, or takes none.
+    Unfit(Unfit),
 }
 
 impl From<Refusal> for NotOpened {
@@ -126,8 +128,11 @@ enum Step<'a> {
     Catalog,
     Broker,
     Stream,
+    /// The stream acknowledges what it does not keep. The lane record is to tell that once it no longer does.
+    Unfit(Unfit, String),
+    KeepDoubt(Unfit, Box<LaneRecord>, u64),
     Record(StreamView),
-    LaneEnd(StreamView, StoredRecord, Search<'a>),
+    LaneEnd(StreamView, StoredRecord, Box<Search<'a>>),
     /// The stream once more: it must not have changed meanwhile.
     Again(View),
     Slot(PgLsn),
@@ -193,18 +198,18 @@ impl<'a> Opening<'a> {
             Step::Catalog => Wanted::Catalog,
             Step::Broker => Wanted::Broker,
             Step::Stream | Step::Again(_) => Wanted::Ask(Request::Stream),
-            Step::Record(_) => Wanted::Ask(Request::Record),
+            Step::Record(_) | Step::Unfit(..) => Wanted::Ask(Request::Record),
             Step::LaneEnd(_, _, search) => Wanted::Ask(Request::Message(
                 search.wanted().expect("a search that has ended is left"),
             )),
             Step::Slot(start_lsn) => Wanted::Slot(*start_lsn),
             Step::SlotPlace(_) => Wanted::SlotPlace,
-            Step::KeepHalt(_, record, behind) | Step::Recording(_, record, behind) => {
-                Wanted::Ask(Request::StoreRecord {
-                    record: record.clone(),
-                    behind: *behind,
-                })
-            }
+            Step::KeepHalt(_, record, behind)
+            | Step::KeepDoubt(_, record, behind)
+            | Step::Recording(_, record, behind) => Wanted::Ask(Request::StoreRecord {
+                record: record.clone(),
+                behind: *behind,
+            }),
             Step::Fence(decided) => Wanted::Ask(Request::StoreFence {
                 tail: decided.plan.tail.clone(),
                 behind: self.fence_sequence,
@@ -234,8 +239,26 @@ impl<'a> Opening<'a> {
     /// A reply to another request.
     pub fn take(&mut self, reply: Reply<'_>) -> Result<(), NotOpened> {
         self.step = match (std::mem::replace(&mut self.step, Step::Over), reply) {
+            (
+                Step::Stream | Step::Again(_),
+                Reply::Stream(StreamView {
+                    created,
+                    unfit: Some(unfit),
+                    ..
+                }),
+            ) => match unfit.drops {
+                true => Step::Unfit(unfit, created),
+                false => return Err(NotOpened::Unfit(unfit)),
+            },
+            (Step::Unfit(unfit, created), Reply::Record(stored)) => {
+                doubt(unfit, &created, *stored)?
+            }
+            (Step::KeepDoubt(unfit, ..), Reply::Stored(_)) => return Err(NotOpened::Unfit(unfit)),
             (Step::Stream, Reply::Stream(stream)) => Step::Record(stream),
-            (Step::Record(stream), Reply::Record(stored)) => self.search(stream, *stored),
+            (Step::Record(stream), Reply::Record(stored)) => {
+                self.share_doubt(&stream, &stored);
+                self.search(stream, *stored)
+            }
             (Step::LaneEnd(stream, stored, search), Reply::Message(message)) => {
                 self.search_on(stream, stored, search, message)
             }
@@ -252,15 +275,27 @@ impl<'a> Opening<'a> {
         Ok(())
     }
 
+    /// What another relay has seen of the stream goes for what this one remembers too.
+    fn share_doubt(&mut self, stream: &StreamView, stored: &StoredRecord) {
+        let Some(record) = stored.record.as_ref().filter(|record| record.doubted) else {
+            return;
+        };
+        if let Some(memory) = &mut self.known.memory
+            && record.created == stream.created
+            && memory.is_current(&stream.created, Some(record))
+            && !memory.doubted
+        {
+            // What this one has seen since may be the stream that was mended: the record is from before.
+            memory.sound = recorded_tail(record);
+            memory.doubt();
+        }
+    }
+
     fn search(&self, stream: StreamView, stored: StoredRecord) -> Step<'a> {
         let (stored, search) = Search::begin(&self.known, &stream, stored);
         match search.wanted() {
-            Some(_) => Step::LaneEnd(stream, stored, search),
-            None => Step::Again(View {
-                stream,
-                stored,
-                tail: search.end(),
-            }),
+            Some(_) => Step::LaneEnd(stream, stored, Box::new(search)),
+            None => Step::Again(View::new(&self.known, stream, stored, search.end())),
         }
     }
 
@@ -268,7 +303,7 @@ impl<'a> Opening<'a> {
         &mut self,
         stream: StreamView,
         stored: StoredRecord,
-        mut search: Search<'a>,
+        mut search: Box<Search<'a>>,
         message: Option<StoredMessage<'_>>,
     ) -> Step<'a> {
         let found = search.take(message);
@@ -278,11 +313,7 @@ impl<'a> Opening<'a> {
             None if search.wanted().is_some() => return Step::LaneEnd(stream, stored, search),
             None => search.end(),
         };
-        Step::Again(View {
-            stream,
-            stored,
-            tail,
-        })
+        Step::Again(View::new(&self.known, stream, stored, tail))
     }
 
     fn looked(&self, view: View, again: &StreamView) -> Result<Step<'a>, NotOpened> {
@@ -405,6 +436,15 @@ impl<'a> Opening<'a> {
             false => Step::Settings(decided),
         };
         Ok(())
+    }
+}
+
+/// The refusal at once, or the step that keeps what it says of the lane.
+fn doubt<'a>(unfit: Unfit, created: &str, stored: StoredRecord) -> Result<Step<'a>, NotOpened> {
+    let record = stored.record.and_then(|record| record.doubted_in(created));
+    match record {
+        Some(record) => Ok(Step::KeepDoubt(unfit, Box::new(record), stored.sequence)),
+        None => Err(NotOpened::Unfit(unfit)),
     }
 }
 

@@ -55,6 +55,9 @@ pub struct LaneRecord {
     /// The message that somebody else's has replaced, when a relay halted for that: each start does, until an adoption.
     #[serde(default)]
     pub replaced: Option<u64>,
+    /// Since this record, the stream was seen to acknowledge what it does not keep: see [`super::lane_end::Doubt`].
+    #[serde(default)]
+    pub doubted: bool,
     /// What carried the table's rows into the WAL when somebody last looked; none where nobody has.
     #[serde(default)]
     pub carrier: Option<Carrier>,
@@ -134,6 +137,16 @@ impl LaneRecord {
         let is_about = self.created == created && self.adopted_sequence < sequence;
         is_about.then(|| LaneRecord {
             replaced: Some(sequence),
+            ..self.clone()
+        })
+    }
+
+    /// The same, once the stream created at `created` was seen to acknowledge what it does not keep; none where that is no
+    /// news.
+    pub fn doubted_in(&self, created: &str) -> Option<LaneRecord> {
+        let is_news = self.created == created && !self.doubted;
+        is_news.then(|| LaneRecord {
+            doubted: true,
             ..self.clone()
         })
     }

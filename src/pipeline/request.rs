@@ -62,6 +62,28 @@ pub struct StreamView {
     pub allow_batched: bool,
     /// It takes atomic batches.
     pub allow_atomic: bool,
+    /// Filters under which it stores the lane's messages beside their own subjects.
+    pub stored_as: Vec<String>,
+    /// Why nothing may be published to it as it is configured now; none where it fits.
+    pub unfit: Option<Unfit>,
+}
+
+impl StreamView {
+    /// Nothing of what it stored behind that sequence was removed.
+    #[must_use]
+    pub fn is_whole_behind(&self, sequence: u64) -> bool {
+        self.first_sequence <= sequence + 1
+            && self.first_sequence + self.messages == self.last_sequence + 1
+    }
+}
+
+/// Why a stream cannot serve.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// What is wrong, and what mends it.
+    pub reason: String,
+    /// It may acknowledge what it does not keep.
+    pub drops: bool,
 }
 
 /// The lane record and where it is stored.

@@ -6,7 +6,7 @@
 //! all headers of ours, is told from the message itself.
 
 use super::event_id;
-use super::lane_end::{Memory, TailMessage, settled_tail};
+use super::lane_end::{Doubt, Memory, TailMessage, settled_tail};
 use super::position::{self, Position};
 use super::record::LaneRecord;
 
@@ -89,6 +89,10 @@ pub struct TailSearch<'a> {
     found: Option<Tail>,
     /// Nothing of the lane is missed where no message of its own is found.
     may_be_empty: bool,
+    /// The stream was seen to acknowledge what it does not keep.
+    doubt: Option<Doubt>,
+    /// A removed message stands behind the doubt: has the stream anything between the two?
+    doubting: bool,
 }
 
 /// A stored message as the search needs it.
@@ -125,6 +129,7 @@ impl<'a> TailSearch<'a> {
         memory: Option<&Memory>,
     ) -> Self {
         let settled = settled_tail(record, memory, created, last_sequence);
+        let doubt = Doubt::of(record, memory, created, last_sequence);
         let memory = memory.filter(|memory| memory.is_current(created, record));
         let record = record.filter(|record| record.created == created);
         let recorded = record.filter(|record| record.position.is_some());
@@ -146,6 +151,8 @@ impl<'a> TailSearch<'a> {
             found: None,
             may_be_empty: record
                 .is_some_and(|record| record.adopted_sequence > 0 && record.position.is_none()),
+            doubt,
+            doubting: false,
         }
     }
 
@@ -153,6 +160,10 @@ impl<'a> TailSearch<'a> {
     pub fn wanted(&self) -> Option<Lookup<'static>> {
         if self.found.is_some() {
             return self.left.last().copied().map(Lookup::Message);
+        }
+        if let Some(doubt) = self.doubt.as_ref().filter(|_| self.doubting) {
+            let from = doubt.sequence() + 1;
+            return Some(Lookup::Next { from, filter: ">" });
         }
         (self.next > self.floor).then_some(Lookup::Message(self.next))
     }
@@ -177,6 +188,9 @@ impl<'a> TailSearch<'a> {
             return self.take_left(message);
         }
         let sequence = self.next;
+        if self.doubting {
+            return self.take_doubted(message);
+        }
         let Some(message) = message else {
             return self.pass_removed();
         };
@@ -245,6 +259,14 @@ impl<'a> TailSearch<'a> {
     /// A message that was removed is none of the lane's where it stands behind a settled one.
     fn pass_removed(&mut self) -> Option<Tail> {
         let sequence = self.next;
+        if self
+            .doubt
+            .as_ref()
+            .is_some_and(|doubt| doubt.sequence() < sequence)
+        {
+            self.doubting = true;
+            return None;
+        }
         match self.settled.take() {
             Some(settled) if settled.sequence < sequence => {
                 self.next = settled.sequence;
@@ -252,6 +274,19 @@ impl<'a> TailSearch<'a> {
             }
             _ => self.found(sequence, Tail::Removed { sequence }),
         }
+    }
+
+    /// The first message behind the doubt. None up to the removed one: all of them were never stored. Else, some were and
+    /// some were not, and only a person can tell which.
+    fn take_doubted(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+        let doubt = self.doubt.take()?;
+        self.doubting = false;
+        let sequence = self.next;
+        if message.is_some_and(|message| message.sequence < sequence) {
+            return self.found(sequence, Tail::Removed { sequence });
+        }
+        self.next = doubt.tail.map_or(self.floor, |tail| tail.sequence);
+        None
     }
 
     /// What lies between was searched when the message in hand was stored. What record or memory know is looked at all

@@ -1,21 +1,18 @@
 //! The broker's side of an epoch: a connection, and the lane's requests over it.
 //!
 //! In: settings, [`Request`]s. Out: [`Answer`]s. Guarantees: the connection is new, so nothing of an earlier epoch is on its
-//! way any more; a stream that would lose or change messages by its configuration is refused.
+//! way any more.
 
 use crate::nats::api::{AnswerError, StreamInfo};
 use crate::nats::connection::{Advertised, LaneConnection};
 use crate::nats::denial::Denial;
-use crate::nats::stream::{
-    LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
-};
+use crate::nats::stream::{LANE_RECORD_STREAM, lane_records_config};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::opening::{Opening, Server, Wanted};
-use crate::pipeline::request::{Request, StoredRecord};
+use crate::pipeline::request::{Request, StoredRecord, Unfit};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::NatsSettings;
-use crate::relay::stream_fit;
 use std::time::Duration;
 
 /// A connection to the broker, and what it said about the stream.
@@ -25,11 +22,11 @@ pub struct Broker {
     pub connection: LaneConnection,
     /// Turns requests into bytes.
     pub store: LaneStore,
-    /// What the stream must be.
-    wanted: StreamSettings,
     timeout: Duration,
     /// The stream as it was last seen.
     info: Option<StreamInfo>,
+    /// Why it does not fit.
+    unfit: Option<Unfit>,
 }
 
 impl Broker {
@@ -45,13 +42,15 @@ impl Broker {
         advertised: &[Advertised],
     ) -> Result<Self, OpenError> {
         let connection = LaneConnection::open(&settings.connection, name, advertised).await?;
+        let store = LaneStore::new(&settings.connection.api_prefix, &settings.stream, slot)
+            .map_err(|error| OpenError::Permanent(error.into()))?
+            .judging(settings.stream_settings(slot), connection.info().version);
         Ok(Broker {
             connection,
-            store: LaneStore::new(&settings.connection.api_prefix, &settings.stream, slot)
-                .map_err(|error| OpenError::Permanent(error.into()))?,
-            wanted: settings.stream_settings(slot),
+            store,
             timeout,
             info: None,
+            unfit: None,
         })
     }
 
@@ -79,26 +78,15 @@ impl Broker {
     /// What of the stream's configuration is a risk, or slow.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
-        self.findings(StreamSeverity::Warns)
+        let info = self.info.as_ref();
+        info.map_or_else(Vec::new, |info| self.store.warnings(info))
     }
 
     /// What to say of a -ERR that is about a permission: somebody adds it while the relay waits.
     pub(super) fn denied(&self, text: &str) -> Option<Fault> {
         let denial = Denial::parse(text)?;
-        let events = self.wanted.subjects.first().map_or("", String::as_str);
+        let events = self.store.events_filter();
         Some(Fault::Broker(denial.among(events).to_string()))
-    }
-
-    fn findings(&self, severity: StreamSeverity) -> Vec<String> {
-        let Some(info) = &self.info else {
-            return Vec::new();
-        };
-        let version = self.connection.info().version;
-        stream_fit::findings(&info.config, &self.wanted, version)
-            .iter()
-            .filter(|finding| finding.severity == severity)
-            .map(|finding| format!("stream {}: {finding}", info.config.name))
-            .collect()
     }
 
     /// Answers all that a start asks for, until it wants something else.
@@ -119,6 +107,10 @@ impl Broker {
     /// No answer, or one that is none; a stream that is not there, or is refused.
     pub async fn ask(&mut self, request: &Request<'_>) -> Result<Answer, OpenError> {
         match self.ask_once(request).await {
+            // There is no record that could tell of it.
+            Err(Unanswered::NoStream) if self.unfit.is_some() => {
+                Err(OpenError::Unfit(self.unfit.clone().expect("some")))
+            }
             Err(Unanswered::NoStream) if *request == Request::Record => {
                 self.create_records().await?;
                 Ok(Answer::Record(Box::new(StoredRecord {
@@ -136,14 +128,13 @@ impl Broker {
                 )))
             }
             Err(Unanswered::Other(error)) => Err(error),
-            Ok(Answer::Stream(info)) => {
-                self.info = Some((*info).clone());
-                match self.findings(StreamSeverity::Blocks) {
-                    refused if refused.is_empty() => Ok(Answer::Stream(info)),
-                    refused => Err(OpenError::Permanent(anyhow::anyhow!(refused.join("; ")))),
+            Ok(answer) => {
+                if let Answer::Stream(info, view) = &answer {
+                    self.info = Some((**info).clone());
+                    self.unfit.clone_from(&view.unfit);
                 }
+                Ok(answer)
             }
-            Ok(answer) => Ok(answer),
         }
     }
 

@@ -177,7 +177,7 @@ impl LaneClient {
     /// [`LaneError`].
     pub async fn stream(&self) -> Result<StreamInfo, LaneError> {
         match self.ask(&Request::Stream).await? {
-            Answer::Stream(info) => Ok(*info),
+            Answer::Stream(info, _) => Ok(*info),
             answer => unreachable!("{answer:?} to a request for the stream"),
         }
     }

@@ -7,7 +7,11 @@
 use crate::nats::api::{
     AnswerError, ApiError, ApiRequest, StoredMessage, StreamApi, StreamInfo, StreamNameError,
 };
-use crate::nats::stream::{LANE_RECORD_STREAM, lane_lease_subject, lane_record_subject};
+use crate::nats::protocol::ServerVersion;
+use crate::nats::stream::{
+    self, LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_lease_subject,
+    lane_record_subject,
+};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::{LaneRecord, RecordError};
 use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
@@ -16,6 +20,7 @@ use crate::pipeline::shared_tail::{
 };
 use crate::pipeline::tail::Lookup;
 use crate::pipeline::{event_id, position, tail};
+use crate::relay::stream_fit;
 
 /// `err_code` of a wrong last sequence, on one server and in a cluster.
 const OVERTAKEN_CODES: [u16; 2] = [10071, 10164];
@@ -26,6 +31,8 @@ pub struct LaneStore {
     events: StreamApi,
     records: StreamApi,
     slot: String,
+    /// What the events' stream must be, and the version of the server that has it; none where nobody publishes.
+    judge: Option<(StreamSettings, ServerVersion)>,
 }
 
 /// A request as it is sent.
@@ -59,8 +66,8 @@ pub enum Expects {
 /// An answer that was read.
 #[derive(Debug)]
 pub enum Answer {
-    /// Configuration and state of the stream.
-    Stream(Box<StreamInfo>),
+    /// Configuration and state of the stream, and what the relay decides by.
+    Stream(Box<StreamInfo>, StreamView),
     /// The lane record.
     Record(Box<StoredRecord>),
     /// A message; none where there is none.
@@ -93,6 +100,7 @@ impl LaneStore {
             events: StreamApi::new(prefix, stream)?,
             records: StreamApi::new(prefix, LANE_RECORD_STREAM)?,
             slot: slot.to_owned(),
+            judge: None,
         })
     }
 
@@ -100,6 +108,52 @@ impl LaneStore {
     #[must_use]
     pub fn api_prefix(&self) -> &str {
         self.events.prefix()
+    }
+
+    /// The same, which says of the stream each time whether it fits.
+    #[must_use]
+    pub fn judging(self, wanted: StreamSettings, version: ServerVersion) -> Self {
+        LaneStore {
+            judge: Some((wanted, version)),
+            ..self
+        }
+    }
+
+    /// The events' subjects; empty where nobody publishes.
+    #[must_use]
+    pub fn events_filter(&self) -> &str {
+        let judge = self.judge.as_ref();
+        judge
+            .and_then(|(wanted, _)| wanted.subjects.first())
+            .map_or("", String::as_str)
+    }
+
+    /// What of the stream's configuration is a risk, or slow.
+    #[must_use]
+    pub fn warnings(&self, info: &StreamInfo) -> Vec<String> {
+        self.judge
+            .as_ref()
+            .map_or_else(Vec::new, |(wanted, version)| {
+                stream_fit::texts(&info.config, wanted, *version, StreamSeverity::Warns)
+            })
+    }
+
+    fn stream_view(&self, info: &StreamInfo) -> StreamView {
+        let judge = self.judge.as_ref();
+        StreamView {
+            created: info.created.clone(),
+            first_sequence: info.state.first_seq,
+            last_sequence: info.state.last_seq,
+            messages: info.state.messages,
+            num_replicas: info.config.num_replicas,
+            allow_batched: info.config.allow_batched,
+            allow_atomic: info.config.allow_atomic,
+            stored_as: judge.map_or_else(Vec::new, |(wanted, _)| {
+                stream::stored_as(&info.config, wanted)
+            }),
+            unfit: judge
+                .and_then(|(wanted, version)| stream_fit::unfit(&info.config, wanted, *version)),
+        }
     }
 
     /// The events' stream.
@@ -191,7 +245,8 @@ impl LaneStore {
                 // Where another account's API is imported, its subjects are too. Each message of a batch that gets no answer
                 // of its own would stay in nats-server's memory for minutes.
                 info.config.allow_batched &= !self.events.is_imported();
-                Answer::Stream(Box::new(info))
+                let view = self.stream_view(&info);
+                Answer::Stream(Box::new(info), view)
             }
             Expects::Record => Answer::Record(Box::new(match StoredMessage::parse(payload)? {
                 Some(message) => StoredRecord {
@@ -221,25 +276,13 @@ impl Answer {
     #[must_use]
     pub fn reply(&self) -> Reply<'_> {
         match self {
-            Answer::Stream(info) => Reply::Stream(stream_view(info)),
+            Answer::Stream(_, view) => Reply::Stream(view.clone()),
             Answer::Record(stored) => Reply::Record(stored.clone()),
             Answer::Message(message) => {
                 Reply::Message(message.as_ref().map(StoredMessage::for_search))
             }
             Answer::Stored(sequence) => Reply::Stored(*sequence),
         }
-    }
-}
-
-fn stream_view(info: &StreamInfo) -> StreamView {
-    StreamView {
-        created: info.created.clone(),
-        first_sequence: info.state.first_seq,
-        last_sequence: info.state.last_seq,
-        messages: info.state.messages,
-        num_replicas: info.config.num_replicas,
-        allow_batched: info.config.allow_batched,
-        allow_atomic: info.config.allow_atomic,
     }
 }
 

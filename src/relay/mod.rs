@@ -25,6 +25,7 @@ pub use shutdown::{Shutdown, ShutdownHandle};
 use crate::pipeline::engine::{Engine, Stop};
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::request::Unfit;
 use crate::relay::status::{Board, EpochMarks, EpochStart};
 use clock::Clock;
 use drive::{Drive, Ended};
@@ -189,6 +190,13 @@ impl<'a> Relay<'a> {
                 let fault = Fault::Unready(open_error::with_cause(error.as_ref()));
                 return Ok(Err(self.not_begun(&fault)));
             }
+            Err(OpenError::Unfit(unfit)) => {
+                self.doubt(&unfit);
+                if !self.has_streamed {
+                    return Err(anyhow::anyhow!(unfit.reason));
+                }
+                return Ok(Err(self.not_begun(&Fault::Unready(unfit.reason))));
+            }
             Err(OpenError::Fault(fault)) => return Ok(Err(self.not_begun(&fault))),
         };
         self.board.begun(&epoch_start(&epoch.summary));
@@ -287,6 +295,12 @@ impl<'a> Relay<'a> {
                     drop(waiting);
                     return Err(self.not_begun(&fault));
                 }
+                Left::Unfit(unfit) => {
+                    self.inherit(waiting.engine());
+                    drop(waiting);
+                    self.doubt(&unfit);
+                    return Err(self.not_begun(&Fault::Unready(unfit.reason)));
+                }
             };
             match next {
                 Next::Pause(again) => pause = again,
@@ -295,6 +309,13 @@ impl<'a> Relay<'a> {
                     return Err(end);
                 }
             }
+        }
+    }
+
+    /// What a stream that drops has acknowledged since it was last seen to fit is not what this relay remembers.
+    fn doubt(&mut self, unfit: &Unfit) {
+        if let Some(memory) = self.inherited.memory.as_mut().filter(|_| unfit.drops) {
+            memory.doubt();
         }
     }
 

@@ -5,6 +5,7 @@ use crate::nats::connection::{ConnectError, RequestError};
 use crate::pipeline::continuity::Refusal;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::opening::NotOpened;
+use crate::pipeline::request::Unfit;
 use crate::postgres::client::SqlError;
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::error::ReplicationError;
@@ -19,6 +20,8 @@ pub enum OpenError {
     Permanent(anyhow::Error),
     /// A person has to look.
     Halt(Halt),
+    /// As [`OpenError::Permanent`], and what was acknowledged may be in doubt.
+    Unfit(Unfit),
 }
 
 impl From<NotOpened> for OpenError {
@@ -30,6 +33,7 @@ impl From<NotOpened> for OpenError {
             }
             NotOpened::Refusal(refusal) => OpenError::Permanent(refusal.into()),
             NotOpened::NoMode(no_mode) => OpenError::Permanent(no_mode.into()),
+            NotOpened::Unfit(unfit) => OpenError::Unfit(unfit),
         }
     }
 }

@@ -7,6 +7,7 @@
 use crate::pipeline::engine::{Engine, Stop};
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::opening::{Opened, Opening, Wanted};
+use crate::pipeline::request::Unfit;
 use crate::postgres::copy_both::CopyBoth;
 use crate::relay::Shutdown;
 use crate::relay::broker::Broker;
@@ -41,6 +42,8 @@ pub(super) enum Left {
     Broker(Fault),
     /// Both sides have to begin anew.
     Both(Fault),
+    /// As [`Left::Both`], and what was acknowledged is in doubt.
+    Unfit(Unfit),
 }
 
 impl From<Stop> for Left {
@@ -58,6 +61,8 @@ impl From<OpenError> for Left {
             OpenError::Halt(halt) => Left::Halt(halt),
             OpenError::Fault(fault) if fault.is_of_broker() => Left::Broker(fault),
             OpenError::Fault(fault) => Left::Both(fault),
+            OpenError::Unfit(unfit) if unfit.drops => Left::Unfit(unfit),
+            OpenError::Unfit(unfit) => Left::Broker(Fault::Unready(unfit.reason)),
             OpenError::Permanent(error) => Left::Broker(Fault::Unready(with_cause(error.as_ref()))),
         }
     }

@@ -10,6 +10,7 @@ use crate::nats::stream::{
     self, StreamError, StreamFinding, StreamPlan, StreamSettings, StreamSeverity,
 };
 use crate::pipeline::publish::{Mode, NoMode, Offer};
+use crate::pipeline::request::Unfit;
 
 /// What of an existing stream does not fit the settings.
 pub fn findings(
@@ -21,6 +22,33 @@ pub fn findings(
     found.extend(no_way(config, settings.shared, version));
     found.sort_by_key(|finding| finding.severity);
     found
+}
+
+/// The findings of one severity, as a running relay tells them.
+pub fn texts(
+    config: &StreamConfig,
+    settings: &StreamSettings,
+    version: ServerVersion,
+    severity: StreamSeverity,
+) -> Vec<String> {
+    findings(config, settings, version)
+        .iter()
+        .filter(|finding| finding.severity == severity)
+        .map(|finding| format!("stream {}: {finding}", config.name))
+        .collect()
+}
+
+/// Why the relay must not publish to the stream as it is configured now, or confirm by what it answers.
+pub fn unfit(
+    config: &StreamConfig,
+    settings: &StreamSettings,
+    version: ServerVersion,
+) -> Option<Unfit> {
+    let refused = texts(config, settings, version, StreamSeverity::Blocks);
+    (!refused.is_empty()).then(|| Unfit {
+        reason: refused.join("; "),
+        drops: config.retention == "interest",
+    })
 }
 
 /// Looks whether the events' stream exists, and how it fits.

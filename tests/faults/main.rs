@@ -21,6 +21,7 @@ mod row_security;
 mod shared_streams;
 mod silence;
 mod standby;
+mod stream_edited;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;

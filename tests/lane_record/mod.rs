@@ -22,6 +22,7 @@ pub fn fresh(created: &str) -> LaneRecord {
         adopted_sequence: 0,
         skips: Vec::new(),
         replaced: None,
+        doubted: false,
         carrier: None,
     }
 }

@@ -4,11 +4,13 @@
 //! of sequence and message id, fast ingest with gap `fail`, atomic batches, removals that keep `last_seq`, a crash that does not.
 
 mod atomic;
+mod edits;
 mod fast;
 
 use crate::relay::SLOT;
 use atomic::AtomicBatch;
 use base64::Engine as _;
+pub(crate) use edits::{Edit, subjects};
 use fast::Batch;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -66,6 +68,10 @@ pub(crate) struct Stream {
     ids: HashSet<String>,
     /// Positions of first publications, stored now or removed since.
     pub(crate) positions: BTreeSet<Position>,
+    /// What an edit of the stream has removed: some of it may come again.
+    swept: BTreeSet<Position>,
+    /// It acknowledges what it does not keep.
+    drops: bool,
     /// What must never happen.
     pub(crate) violation: Option<String>,
 }
@@ -132,7 +138,16 @@ impl Stream {
         self.last_seq += 1;
         self.last_id = frame.header("Nats-Msg-Id").map(str::to_owned);
         self.ids.extend(self.last_id.clone());
+        if self.drops {
+            return self.last_seq;
+        }
         if let Some(position) = frame.position() {
+            if self.swept.contains(&position) {
+                let again = self.swept.split_off(&position);
+                self.positions.retain(|position| !again.contains(position));
+                self.removed
+                    .retain(|_, frame| frame.position().is_none_or(|at| !again.contains(&at)));
+            }
             if self.positions.last().is_some_and(|last| *last >= position) {
                 let last = self.positions.last().expect("not empty");
                 self.violation = Some(format!("{position} is stored behind {last}"));
@@ -203,6 +218,8 @@ pub(crate) struct Broker {
     pub(crate) granted_max: u64,
     /// The stream also takes the dead letters' subject.
     pub(crate) takes_dead_letters: bool,
+    /// Somebody has edited the stream.
+    pub(crate) edit: Option<Edit>,
 }
 
 impl Broker {
@@ -220,6 +237,7 @@ impl Broker {
             poison: Vec::new(),
             granted_max,
             takes_dead_letters: true,
+            edit: None,
         }
     }
 
@@ -248,6 +266,9 @@ impl Broker {
             self.records
                 .messages
                 .extend(before.map(|frame| (records, frame)));
+            if self.events.drops {
+                self.sweep();
+            }
         }
     }
 
@@ -307,16 +328,23 @@ impl Broker {
         }
         let is_own = (subject.starts_with("walrelay.dead.") && self.takes_dead_letters)
             || (subject.starts_with("walrelay.fence.") && self.shared);
+        if self.edit == Some(Edit::Subjects) && subject.starts_with("outbox.") {
+            return vec![(reply, Some(503), Value::Null)];
+        }
         if !subject.starts_with("outbox.") && !is_own {
             return vec![(reply, Some(503), Value::Null)];
         }
-        if frame.header(position::BATCH_HEADER).is_some() {
-            return self.atomic(frame, now);
+        let mut answers = if frame.header(position::BATCH_HEADER).is_some() {
+            self.atomic(frame, now)
+        } else if reply.ends_with(".$FI") {
+            self.fast(frame, now)
+        } else {
+            one(self.publish(frame))
+        };
+        if self.edit == Some(Edit::NoAck) {
+            answers.clear();
         }
-        if reply.ends_with(".$FI") {
-            return self.fast(frame, now);
-        }
-        one(self.publish(frame))
+        answers
     }
 
     /// What refuses a message before its expectations are looked at.
@@ -374,8 +402,13 @@ impl Broker {
         json!({
             "created": format!("2026-11-23T00:00:00.{:09}Z", stream.created),
             "config": {
-                "name": name, "retention": "limits", "max_msg_size": -1, "allow_batched": self.allow_batched,
-                "allow_atomic": self.shared,
+                "name": name, "max_msg_size": -1, "allow_batched": self.allow_batched, "allow_atomic": self.shared,
+                "subjects": match self.edit {
+                    Some(Edit::Subjects) => subjects(self.shared).split_off(1),
+                    _ => subjects(self.shared),
+                },
+                "retention": if self.events.drops { "interest" } else { "limits" },
+                "no_ack": self.edit == Some(Edit::NoAck),
             },
             "state": {"messages": stream.messages.len(), "first_seq": first, "last_seq": stream.last_seq},
         })

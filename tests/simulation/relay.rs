@@ -1,14 +1,14 @@
 //! A relay process in the simulation: the relay's own opening and turns, on simulated connections.
 
-use crate::broker::{Frame, STREAM};
+use crate::broker::{self, Frame, STREAM};
 use crate::net::To;
 use crate::transport::{Broker, Wal};
 use crate::world::World;
 use std::time::Duration;
 use walrelay::nats::api::DEFAULT_PREFIX;
 use walrelay::nats::encode;
-use walrelay::nats::protocol::Op;
-use walrelay::nats::stream::lane_record_subject;
+use walrelay::nats::protocol::{Op, ServerVersion};
+use walrelay::nats::stream::{StreamSettings, lane_record_subject};
 use walrelay::pipeline::engine::EpochSettings;
 use walrelay::pipeline::engine::{Engine, Stop};
 use walrelay::pipeline::epochs::Epochs;
@@ -19,6 +19,7 @@ use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, 
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::LaneRecord;
+use walrelay::pipeline::request::Unfit;
 use walrelay::pipeline::row::Source;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
 use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
@@ -30,6 +31,25 @@ const TURN_BYTES_MAX: usize = 1 << 20;
 /// Room beside the largest message, smaller than the real one so that oversized frames come by.
 const FRAME_OVERHEAD_BYTES: usize = 1_024;
 const MESSAGE_BYTES_MAX: usize = 3_000;
+
+const SERVER_VERSION: ServerVersion = ServerVersion {
+    major: 2,
+    minor: 14,
+    patch: 0,
+};
+
+/// What the relay wants of its stream.
+fn stream_settings(shared: bool) -> StreamSettings {
+    let subjects: Vec<String> = broker::subjects(shared);
+    StreamSettings {
+        name: STREAM.into(),
+        subjects_to_create: subjects.clone(),
+        subjects,
+        slot: SLOT.into(),
+        num_replicas: 1,
+        shared,
+    }
+}
 
 /// What a relay is configured with.
 #[derive(Debug, Clone)]
@@ -337,6 +357,7 @@ impl Relay {
                 let is_of_broker = match &stop {
                     NotOpened::Fault(fault) => fault.is_of_broker(),
                     NotOpened::NoMode(_) => true,
+                    NotOpened::Unfit(unfit) => !unfit.drops,
                     NotOpened::Halt(_) | NotOpened::Refusal(_) => false,
                 };
                 match &self.waiting {
@@ -351,6 +372,13 @@ impl Relay {
                     NotOpened::Fault(fault) => self.ended(&fault, false, world),
                     NotOpened::Refusal(refusal) => self.refused(refusal.to_string(), world),
                     NotOpened::NoMode(no_mode) => self.refused(no_mode.to_string(), world),
+                    NotOpened::Unfit(Unfit { reason, drops }) => {
+                        if let Some(memory) = self.memory.as_mut().filter(|_| drops) {
+                            memory.doubt();
+                        }
+                        world.edit_seen = true;
+                        self.refused(reason, world)
+                    }
                 }
             }
         }
@@ -424,10 +452,12 @@ impl Relay {
                 if !world.broker.up {
                     return Err(NotOpened::Fault(Fault::Broker("cannot connect".into())));
                 }
-                let store = LaneStore::new(DEFAULT_PREFIX, STREAM, SLOT).expect("a name");
+                let store = LaneStore::new(DEFAULT_PREFIX, STREAM, SLOT)
+                    .expect("a name")
+                    .judging(stream_settings(self.settings.shared), SERVER_VERSION);
                 start.broker = Some(Broker::new(world.net.open(To::Nats), store));
                 start.opening.connected(Server {
-                    version: (2, 14),
+                    version: (SERVER_VERSION.major, SERVER_VERSION.minor),
                     id: Some(world.broker.starts.to_string()),
                 });
             }

@@ -115,6 +115,8 @@ impl Simulation {
         for relay in &self.relays {
             match relay.outcome() {
                 Some(Outcome::Stopped) => dead += 1,
+                // A supervisor starts it again until somebody has mended the stream.
+                Some(Outcome::Failed(_)) if self.world.edit_seen => dead += 1,
                 Some(outcome) => {
                     if !self.world.explains(outcome) {
                         self.world

@@ -48,6 +48,13 @@ pub(crate) struct World {
     messages_lost: bool,
     /// Up to here the broker had stored when it lost some of that.
     lost_seq: u64,
+    /// When an edit of the stream is taken back: not before a relay has seen it.
+    mended_at: Duration,
+    pub(crate) edit_seen: bool,
+    /// The stream has acknowledged what it did not keep, and this is over.
+    pub(crate) dropped: bool,
+    /// The stream has stored without an acknowledgement.
+    pub(crate) unanswered: bool,
     /// A relay has halted where somebody else's message stands in the place of one of the lane's.
     halted_replaced: bool,
 }
@@ -79,6 +86,10 @@ impl World {
             fences_lost: false,
             messages_lost: false,
             lost_seq: 0,
+            mended_at: Duration::ZERO,
+            edit_seen: false,
+            dropped: false,
+            unanswered: false,
             halted_replaced: false,
             random,
         }
@@ -111,7 +122,13 @@ impl World {
     /// When something happens next.
     pub(crate) fn next_time(&mut self) -> Duration {
         let mut at = self.sync_at.min(self.checkpoint_at);
-        for time in [self.broker_up_at, self.postgres_up_at, self.healed_at] {
+        let mended_at = (self.edit_seen && self.broker.edit.is_some()).then_some(self.mended_at);
+        for time in [
+            self.broker_up_at,
+            self.postgres_up_at,
+            self.healed_at,
+            mended_at,
+        ] {
             at = time.map_or(at, |time| at.min(time));
         }
         for link in self.net.live() {
@@ -158,6 +175,12 @@ impl World {
             self.healed_at = None;
             self.broker.refusal = None;
             self.note(|| "the broker takes messages again".into());
+        }
+        if self.broker.edit.is_some() && self.edit_seen && self.now >= self.mended_at {
+            self.broker.edit(None);
+            // What the relay has said of it is not to be lost as well.
+            self.broker.sync();
+            self.note(|| "the stream is as it was".into());
         }
         for at in self.net.live() {
             match self.net.links[at].to {

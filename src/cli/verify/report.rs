@@ -137,6 +137,8 @@ pub(super) struct Report {
     removed: u64,
     /// The relay had not passed the snapshot: what is missing may still come.
     is_behind: bool,
+    /// Why the stream cannot serve as it is configured now, if it cannot.
+    unfit: Option<String>,
     #[serde(skip)]
     has_slot: bool,
     /// Unjudged only for an older row of the same id.
@@ -153,6 +155,7 @@ impl Report {
         lane: &LaneReading,
         settled: Settled,
         pending_for: Option<Duration>,
+        unfit: Option<String>,
     ) -> Self {
         let dead_lettered = Findings {
             count: lane.dead_letters_without_id,
@@ -191,6 +194,7 @@ impl Report {
             pending_seconds: pending_for.map(|age| age.as_secs()),
             removed: 0,
             is_behind: settled == Settled::Behind,
+            unfit,
             has_slot: settled != Settled::NoSlot,
             ambiguous: 0,
             unnamed: 0,
@@ -266,7 +270,7 @@ impl Report {
         .into_iter()
         .any(|kind| kind.count > 0);
         let is_missing = self.missing.count > 0 && !self.may_come();
-        if found || is_missing || self.stands_still() {
+        if found || is_missing || self.stands_still() || self.unfit.is_some() {
             Exit::Failed
         } else if self.may_come() || self.unjudged.count > 0 {
             Exit::Unchecked
@@ -348,6 +352,9 @@ impl Report {
                 self.pending,
                 humantime::format_duration(Duration::from_secs(self.pending_seconds.unwrap_or(0)))
             ));
+        }
+        if let Some(unfit) = &self.unfit {
+            text.push_str(&format!("unfit          {unfit}\n"));
         }
         if self.on_standby {
             text.push_str("note: the table was read on a standby: rows that it has not replayed yet are not seen\n");

@@ -69,7 +69,8 @@ impl Engine {
     /// The record that says where the lane is, and how far the slot may have been confirmed.
     pub fn lane_record(&self, confirmed_lsn: PgLsn) -> LaneRecord {
         let settings = &self.settings;
-        let tail = self.confirm.tail();
+        // What was acknowledged since the stream was last seen to fit may not be there.
+        let tail = self.confirm.sound();
         let previous = settings
             .record
             .as_ref()
@@ -91,7 +92,7 @@ impl Engine {
             position: tail.map(|tail| tail.position),
             event_id: tail.and_then(|tail| tail.event_id.clone()),
             confirmed_lsn,
-            active: !(self.stopping && self.window.in_flight() == 0),
+            active: !(self.stopping && self.window.in_flight() == 0 && tail == self.confirm.tail()),
             adopted_sequence: previous.map_or(0, |record| record.adopted_sequence),
             skips: settings
                 .skips()
@@ -100,6 +101,7 @@ impl Engine {
                 .filter(|skip| tail.is_none_or(|tail| *skip > tail.position))
                 .collect(),
             replaced: None,
+            doubted: false,
             carrier: settings.epoch.carrier.clone(),
         }
     }
@@ -131,9 +133,7 @@ impl Engine {
                 self.record_sequence = sequence;
                 self.confirm.recorded()
             }
-            Reply::Stream(stream) => self
-                .confirm
-                .informed(&stream.created, stream.last_sequence)?,
+            Reply::Stream(stream) => self.confirm.informed(stream)?,
             Reply::Message(found) => self.confirm.seen(found.as_ref())?,
             // Nothing of this epoch asks for it.
             Reply::Record(_) => None,

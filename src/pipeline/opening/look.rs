@@ -4,6 +4,7 @@
 //! the slot is its own and one behind it.
 
 use super::Known;
+use crate::pipeline::lane_end::{Doubt, TailMessage};
 use crate::pipeline::request::{StoredRecord, StreamView};
 use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
 use crate::pipeline::tail::{Lookup, StoredMessage, Tail, TailSearch};
@@ -33,7 +34,8 @@ impl<'a> Search<'a> {
         let record = stored.record.as_ref();
         let (last_sequence, created) = (stream.last_sequence, &*stream.created);
         let search = if known.shared {
-            let subjects = SharedSubjects::new(known.stream, slot, known.template.filter());
+            let mut subjects = SharedSubjects::new(known.stream, slot, known.template.filter());
+            subjects.filters.extend(stream.stored_as.iter().cloned());
             let end = StreamEnd {
                 created,
                 last_sequence,
@@ -94,6 +96,36 @@ pub(super) struct View {
 }
 
 impl View {
+    /// A lane that goes on behind a doubt may have left out what was not stored, unless the stream has all.
+    pub(super) fn new(
+        known: &Known<'_>,
+        stream: StreamView,
+        stored: StoredRecord,
+        tail: Tail,
+    ) -> Self {
+        let doubt = Doubt::of(
+            stored.record.as_ref(),
+            known.memory.as_ref(),
+            &stream.created,
+            stream.last_sequence,
+        );
+        let position = |tail: &TailMessage| tail.position;
+        let sequence = match (doubt, &tail) {
+            (Some(doubt), Tail::Found(found))
+                if doubt.tail.as_ref().map(position) < Some(found.position)
+                    && !stream.is_whole_behind(doubt.sequence()) =>
+            {
+                Some(doubt.sequence() + 1)
+            }
+            _ => None,
+        };
+        View {
+            stream,
+            stored,
+            tail: sequence.map_or(tail, |sequence| Tail::Removed { sequence }),
+        }
+    }
+
     /// What to say of a lane's last message that is gone while older ones are there. Age, limits and purges take the oldest
     /// first. A person may have deleted it; but nats-server, too, says so of what a power failure took from its files where
     /// the index that it keeps beside them (`index.db`) survived: by `last_seq` and `created` the two are the same.

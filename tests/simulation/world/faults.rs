@@ -1,7 +1,7 @@
 //! What goes wrong, and the healing of it.
 
 use super::*;
-use crate::broker::STREAM;
+use crate::broker::{Edit, STREAM};
 use walrelay::pipeline::shared_tail::fence_subject;
 
 /// An answer on its way, what follows from it, and the way of that.
@@ -32,9 +32,10 @@ pub(crate) enum FaultKind {
     Freeze,
     Stop,
     PostgresCrash,
+    Edit(Edit),
 }
 
-pub(crate) const ALL_FAULTS: [FaultKind; 22] = [
+pub(crate) const ALL_FAULTS: [FaultKind; 25] = [
     FaultKind::CutNats,
     FaultKind::CutPostgres,
     FaultKind::StallRequests,
@@ -57,6 +58,9 @@ pub(crate) const ALL_FAULTS: [FaultKind; 22] = [
     FaultKind::Freeze,
     FaultKind::Stop,
     FaultKind::PostgresCrash,
+    FaultKind::Edit(Edit::Interest),
+    FaultKind::Edit(Edit::Subjects),
+    FaultKind::Edit(Edit::NoAck),
 ];
 
 impl World {
@@ -235,6 +239,15 @@ impl World {
                 relay.frozen_until = self.now + self.random.millis(1, 60_000);
             }
             FaultKind::Stop => relay.stop(self.now),
+            FaultKind::Edit(edit) => {
+                if self.broker.edit.is_none() {
+                    self.broker.edit(Some(edit));
+                    self.edit_seen = false;
+                    self.dropped |= edit == Edit::Interest;
+                    self.unanswered |= edit == Edit::NoAck;
+                    self.mended_at = stall;
+                }
+            }
             FaultKind::PostgresCrash => {
                 self.postgres.crash();
                 self.cut_all(To::Postgres);
@@ -325,6 +338,7 @@ impl World {
     pub(crate) fn heal(&mut self, relays: &mut [Relay]) {
         self.note(|| "healed".into());
         self.broker.refusal = None;
+        self.mended_at = self.now;
         if self.broker_up_at.take().is_some() {
             self.broker.up = true;
         }

@@ -1,0 +1,47 @@
+//! The events' stream as somebody edits it under a relay.
+
+use super::*;
+use walrelay::nats::stream::lane_record_subject;
+use walrelay::pipeline::record::LaneRecord;
+use walrelay::pipeline::shared_tail::fence_subject;
+
+/// What somebody may edit in a stream that is in use, and the relay must see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Edit {
+    /// Retention `interest`, and nobody is interested: everything is removed, what comes is acknowledged and not kept.
+    Interest,
+    /// It no longer takes the events' subjects.
+    Subjects,
+    /// It no longer acknowledges what it stores.
+    NoAck,
+}
+
+/// The subjects of a stream that fits.
+pub(crate) fn subjects(shared: bool) -> Vec<String> {
+    let mut subjects = vec!["outbox.>".to_owned(), format!("walrelay.dead.{SLOT}")];
+    subjects.extend(shared.then(|| fence_subject(STREAM, SLOT)));
+    subjects
+}
+
+impl Broker {
+    /// Somebody edits the stream, or takes the edit back.
+    pub(crate) fn edit(&mut self, edit: Option<Edit>) {
+        self.edit = edit;
+        self.events.drops = edit == Some(Edit::Interest);
+        if self.events.drops {
+            self.sweep();
+            let all: Vec<u64> = self.events.messages.keys().copied().collect();
+            self.events.remove(all.into_iter());
+        }
+    }
+
+    /// What the record names is never published again; what it does not, as an edit has removed it, may be.
+    pub(super) fn sweep(&mut self) {
+        let record = self.records.last_of(&lane_record_subject(STREAM, SLOT));
+        let record = record.map(|(_, frame)| LaneRecord::from_json(&frame.data));
+        let recorded = record.and_then(|record| record.expect("a record").position);
+        let behind = |position: &&Position| Some(**position) > recorded;
+        let swept = self.events.positions.iter().filter(behind);
+        self.events.swept = swept.copied().collect();
+    }
+}
