@@ -7,6 +7,7 @@ mod wire;
 use proptest::prelude::*;
 use walrelay::pipeline::DecodeError;
 use walrelay::pipeline::copy_both::{self, ReplicationMessage};
+use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::mapping::{Mapping, default_columns};
 use walrelay::pipeline::oversized::ColumnFilter;
 use walrelay::pipeline::pgoutput::{self, Column, Message};
@@ -29,6 +30,7 @@ fn source() -> Source {
         table: "outbox_events".into(),
         oid: 0,
         domains: Vec::new(),
+        encoding: Encoding::Utf8,
         mapping: Mapping::default(),
     }
 }

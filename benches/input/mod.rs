@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use walrelay::pipeline::continuity::Plan;
+use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::engine::{Engine, EngineSettings, EpochSettings};
 use walrelay::pipeline::epochs::Refused;
 use walrelay::pipeline::mapping::Mapping;
@@ -100,6 +101,7 @@ pub fn source() -> Source {
         table: "outbox_events".into(),
         oid: OID,
         domains: Vec::new(),
+        encoding: Encoding::Utf8,
         mapping: Mapping::default(),
     }
 }

@@ -6,6 +6,7 @@
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
 
+use crate::pipeline::encoding::Encoding;
 use crate::pipeline::fields::Fields;
 use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
@@ -14,6 +15,7 @@ use crate::pipeline::pgoutput::Column;
 use crate::pipeline::row::Row;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
+use crate::postgres::encoding;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
@@ -28,6 +30,7 @@ const COMMITTED_AT_US: &str = "(extract(epoch FROM coalesce(CASE WHEN pg_catalog
 pub(crate) struct Rows {
     sql: Client,
     table: String,
+    encoding: Encoding,
     mapping: Mapping,
     id_column: IdColumn,
     kinds: Fields<Kind>,
@@ -61,8 +64,10 @@ impl Rows {
         };
         let mapping = settings.mapping();
         let own = mapping.columns.as_ref();
+        let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(Rows {
             sql,
+            encoding,
             table: settings.postgres.table.to_string(),
             id_column: IdColumn::of(&table, &settings.postgres),
             kinds: own.map(|value| value.column().map_or(Kind::Text, kind_of)),
@@ -82,9 +87,14 @@ impl Rows {
             .filter_map(|(_, value)| value.column())
             .chain(self.mapping.extras().iter().map(String::as_str))
             .collect();
+        // SQL_ASCII: as it is stored.
+        let bytes_of = match self.encoding {
+            Encoding::Utf8 => "UTF8",
+            Encoding::Unchecked | Encoding::SingleByte(_) => "SQL_ASCII",
+        };
         let list: Vec<String> = names
             .iter()
-            .map(|name| format!("{}::text", quote_identifier(name)))
+            .map(|name| format!("convert_to({}::text, '{bytes_of}')", quote_identifier(name)))
             .collect();
         let query = format!(
             "SELECT {}, {COMMITTED_AT_US} FROM {} WHERE {}",
@@ -99,8 +109,8 @@ impl Rows {
             rows => bail!("{} has {} rows with id {id}", self.table, rows.len()),
         };
         let mut texts = (0..names.len()).map(|index| {
-            let text: Option<&str> = row.try_get(index)?;
-            Ok(text.map_or(Column::Null, |text| Column::Text(text.as_bytes())))
+            let text: Option<&[u8]> = row.try_get(index)?;
+            Ok(text.map_or(Column::Null, Column::Text))
         });
         let mut next = || texts.next().expect("a column for each name") as anyhow::Result<_>;
         let mut values = Fields::default();
@@ -114,7 +124,8 @@ impl Rows {
             extras.push((*kind, next()?));
         }
         let row = Row::new(values, self.kinds, extras, row.try_get(names.len())?);
-        Parts::of(&row, &self.mapping)
+        let mut converted = Vec::new();
+        Parts::of(&self.encoding.convert(row, &mut converted), &self.mapping)
     }
 }
 

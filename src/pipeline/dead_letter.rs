@@ -39,7 +39,7 @@ pub fn headers(reject: &Reject) -> String {
 /// The body. Values are cut after 200 bytes: what identifies the row, not the row.
 pub fn body(row: &Row<'_>, position: Position, reject: &Reject) -> Vec<u8> {
     let value = |field| match row.get(field) {
-        Column::Text(text) => Some(shown(text)),
+        Column::Text(text) | Column::NoText(text) => Some(shown(text)),
         _ => None,
     };
     let letter = DeadLetter {
@@ -49,7 +49,7 @@ pub fn body(row: &Row<'_>, position: Position, reject: &Reject) -> Vec<u8> {
         event_version: value(Field::EventVersion),
         occurred_at: value(Field::OccurredAt),
         payload_bytes: match row.get(Field::Payload) {
-            Column::Text(text) => Some(text.len() as u64),
+            Column::Text(text) | Column::NoText(text) => Some(text.len() as u64),
             Column::Skipped { len } => Some(len.into()),
             _ => None,
         },

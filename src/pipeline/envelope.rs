@@ -23,6 +23,11 @@ pub enum Reject {
     /// The same of a column that is none of an event's own.
     #[error("column {0} came in an unexpected form")]
     ColumnForm(String),
+    /// Bytes that are no text.
+    #[error(
+        "{0} has bytes that are no text in the database's encoding, or none that UTF-8 can write"
+    )]
+    NoText(String),
     /// Larger than the server or the stream takes.
     #[error("{bytes} bytes with its headers, and at most {bytes_max} can be published")]
     TooLarge {
@@ -59,6 +64,7 @@ impl Reject {
         match self {
             Reject::Null(_) => "null",
             Reject::Form(_) | Reject::ColumnForm(_) => "form",
+            Reject::NoText(_) => "no-text",
             Reject::TooLarge { .. } => "too-large",
             Reject::EventVersion(_) => "event-version",
             Reject::OccurredAt(_) => "occurred-at",
@@ -158,6 +164,7 @@ pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> 
     match row.get(field) {
         Column::Text(value) => Ok(value),
         Column::Null => Err(Reject::Null(field)),
+        Column::NoText(_) => Err(Reject::NoText(field.to_string())),
         Column::Unchanged | Column::Binary(_) => Err(Reject::Form(field)),
         Column::Skipped { len } => Err(Reject::TooLarge {
             bytes: len.into(),
@@ -166,7 +173,7 @@ pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> 
     }
 }
 
-/// The inside of a JSON string. The database's encoding is UTF-8 by the connection's `client_encoding`.
+/// The inside of a JSON string. The value is UTF-8, see `encoding`.
 #[inline]
 pub(super) fn escaped(value: &[u8]) -> Cow<'_, [u8]> {
     // Each byte, without an early end: the compiler takes 16 at a time.

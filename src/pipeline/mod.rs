@@ -6,6 +6,7 @@
 //! | [`oversized`] | an oversized payload in pieces | the payload without its oversized columns |
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
+//! | [`encoding`] | their text, as the database stores it | the same in UTF-8 |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
 //! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
@@ -28,6 +29,7 @@ pub mod confirm;
 pub mod continuity;
 pub mod copy_both;
 pub mod dead_letter;
+pub mod encoding;
 pub mod engine;
 pub mod envelope;
 pub mod epochs;

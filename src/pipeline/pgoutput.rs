@@ -43,10 +43,10 @@ pub enum Message<'a> {
 pub struct Relation {
     /// OID of the table.
     pub oid: u32,
-    /// Its schema; `pg_catalog` is sent as an empty string.
-    pub schema: String,
-    /// Its name.
-    pub name: String,
+    /// Its schema, in the session's encoding; `pg_catalog` is sent as an empty string.
+    pub schema: Vec<u8>,
+    /// Its name, in the session's encoding.
+    pub name: Vec<u8>,
     /// Its columns, in the order of the rows.
     pub columns: Vec<RelationColumn>,
 }
@@ -54,8 +54,8 @@ pub struct Relation {
 /// One column of a [`Relation`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RelationColumn {
-    /// Its name.
-    pub name: String,
+    /// Its name, in the session's encoding.
+    pub name: Vec<u8>,
     /// OID of its type.
     pub type_oid: u32,
 }
@@ -77,6 +77,8 @@ pub enum Column<'a> {
     Unchanged,
     /// The value in the type's text format.
     Text(&'a [u8]),
+    /// As that, in bytes that are no text (see `encoding`).
+    NoText(&'a [u8]),
     /// The value in the type's binary format, which walrelay does not ask for.
     Binary(&'a [u8]),
     /// The value was longer than the relay may gather, and was skipped while it was read (see `oversized`).
@@ -130,14 +132,14 @@ fn commit(mut reader: Reader<'_>) -> Result<Message<'_>, DecodeError> {
 
 fn relation(mut reader: Reader<'_>) -> Result<Message<'_>, DecodeError> {
     let oid = reader.u32("oid")?;
-    let schema = reader.string("schema")?.to_owned();
-    let name = reader.string("name")?.to_owned();
+    let schema = reader.string("schema")?.to_vec();
+    let name = reader.string("name")?.to_vec();
     reader.u8("replica_identity")?;
     let count = column_count(&mut reader)?;
     let mut columns = Vec::with_capacity(count.min(1_600));
     for _ in 0..count {
         reader.u8("column flags")?;
-        let name = reader.string("column name")?.to_owned();
+        let name = reader.string("column name")?.to_vec();
         let type_oid = reader.u32("column type")?;
         reader.i32("column typmod")?;
         columns.push(RelationColumn { name, type_oid });

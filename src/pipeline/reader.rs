@@ -31,16 +31,6 @@ pub enum DecodeError {
         /// Where the string begins.
         offset: usize,
     },
-    /// A string that is not UTF-8, which the start-up message asks for.
-    #[error("{message}: {field} at byte {offset} is not UTF-8")]
-    NotUtf8 {
-        /// Name of the message.
-        message: &'static str,
-        /// Name of the field.
-        field: &'static str,
-        /// Where the string begins.
-        offset: usize,
-    },
     /// A tag or a length that the protocol does not know.
     #[error("{message}: {field} at byte {offset} has the unknown value {found}")]
     Unknown {
@@ -174,7 +164,8 @@ impl<'a> Reader<'a> {
         usize::try_from(value).map_err(|_| self.unknown(field, offset, value))
     }
 
-    pub(crate) fn string(&mut self, field: &'static str) -> Result<&'a str, DecodeError> {
+    /// A string without its closing zero byte, in the session's encoding.
+    pub(crate) fn string(&mut self, field: &'static str) -> Result<&'a [u8], DecodeError> {
         let offset = self.offset;
         let rest = self.rest();
         let end = memchr::memchr(0, rest).ok_or(DecodeError::Unterminated {
@@ -183,11 +174,7 @@ impl<'a> Reader<'a> {
             offset,
         })?;
         self.offset += end + 1;
-        std::str::from_utf8(&rest[..end]).map_err(|_| DecodeError::NotUtf8 {
-            message: self.message,
-            field,
-            offset,
-        })
+        Ok(&rest[..end])
     }
 
     pub(crate) fn unknown(&self, field: &'static str, offset: usize, found: i64) -> DecodeError {

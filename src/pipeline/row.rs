@@ -4,6 +4,7 @@
 //! it, so ALTER TABLE while running is followed at the very row where it takes effect.
 
 use super::bytes::id_of_bytes;
+use super::encoding::Encoding;
 use super::fields::{Field, Fields};
 use super::kind::Kind;
 use super::mapping::Mapping;
@@ -23,6 +24,8 @@ pub struct Source {
     pub oid: u32,
     /// What its columns' domains stand on: OIDs of domain and type. The WAL names a domain only by its OID.
     pub domains: Vec<(u32, u32)>,
+    /// How its text comes.
+    pub encoding: Encoding,
     /// What of its rows becomes what of a message.
     pub mapping: Mapping,
 }
@@ -65,6 +68,28 @@ impl<'a> Row<'a> {
     #[inline]
     pub fn get(&self, field: Field) -> Column<'a> {
         *self.values.get(field)
+    }
+
+    /// Every value, to be changed.
+    pub(super) fn columns_mut(&mut self) -> impl Iterator<Item = &mut Column<'a>> {
+        let Fields {
+            id,
+            aggregate_id,
+            event_type,
+            event_version,
+            occurred_at,
+            payload,
+        } = &mut self.values;
+        let own = [
+            id,
+            aggregate_id,
+            event_type,
+            event_version,
+            occurred_at,
+            payload,
+        ];
+        own.into_iter()
+            .chain(self.extras.iter_mut().map(|(_, column)| column))
     }
 
     /// The event's id as text: 16 bytes as a UUID; none where it has none.
@@ -164,7 +189,9 @@ impl Relations {
     /// [`RowError::MissingColumn`] when it is the outbox table without a needed column.
     pub fn describe(&mut self, relation: &Relation) -> Result<(), RowError> {
         let source = &self.source;
-        let ours = (relation.schema == source.schema && relation.name == source.table)
+        let schema = source.encoding.name(&relation.schema);
+        let table = source.encoding.name(&relation.name);
+        let ours = (schema == source.schema && table == source.table)
             || (source.oid != 0 && relation.oid == source.oid);
         if ours {
             let columns = Columns::find(source, relation)?;
@@ -174,7 +201,7 @@ impl Relations {
             self.described.get(&relation.oid),
             Some(Described::Foreign { .. })
         ) {
-            let unseen = Some(format!("{}.{}", relation.schema, relation.name));
+            let unseen = Some(format!("{schema}.{table}"));
             self.described
                 .insert(relation.oid, Described::Foreign { unseen });
         }
@@ -190,7 +217,13 @@ impl Relations {
         }
     }
 
-    /// Reads a tuple; `None` for a table that is not the outbox.
+    /// How the table's text comes.
+    #[inline]
+    pub fn encoding(&self) -> &Encoding {
+        &self.source.encoding
+    }
+
+    /// Reads a tuple, its text as it comes; `None` for a table that is not the outbox.
     ///
     /// # Errors
     /// See [`RowError`].
@@ -231,13 +264,14 @@ impl Relations {
 
 impl Columns {
     fn find(source: &Source, relation: &Relation) -> Result<Self, RowError> {
+        let name_of = |name: &[u8]| source.encoding.name(name);
         let index_of = |name: &str| {
             relation
                 .columns
                 .iter()
-                .position(|column| column.name == name)
+                .position(|column| name_of(&column.name) == name)
                 .ok_or_else(|| RowError::MissingColumn {
-                    table: format!("{}.{}", relation.schema, relation.name),
+                    table: format!("{}.{}", name_of(&relation.schema), name_of(&relation.name)),
                     column: name.to_owned(),
                 })
         };

@@ -243,8 +243,22 @@ fn server(server: &Server, found: &mut Vec<Finding>) {
     if server.encoding == "SQL_ASCII" {
         found.push(warn(
             Kind::Encoding,
-            "the database's encoding is SQL_ASCII, which does not promise that text is UTF-8: the server cannot send a row of \
-             the outbox that is not, and the relay stands still in front of it",
+            "the database's encoding is SQL_ASCII, which does not promise that text is UTF-8: a row of the outbox that is not \
+             becomes a dead letter",
+            "dump the database and restore it into one made with ENCODING 'UTF8'",
+        ));
+    }
+    if ["EUC_", "MULE_INTERNAL", "JOHAB"]
+        .iter()
+        .any(|name| server.encoding.starts_with(name))
+    {
+        found.push(warn(
+            Kind::Encoding,
+            format!(
+                "the database's encoding is {}: a row with a character that UTF-8 cannot write, of any table of the publication, \
+                 stops the relay in front of it",
+                server.encoding
+            ),
             "dump the database and restore it into one made with ENCODING 'UTF8'",
         ));
     }

@@ -21,6 +21,7 @@
 //! | [`server_kind`] | a new session | whether the server is of the kind that is wanted |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | [`encoding`] | that client | how the text of its database is to be read |
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
@@ -34,6 +35,7 @@ pub mod catalog;
 pub mod client;
 pub mod conninfo;
 pub mod copy_both;
+pub mod encoding;
 pub mod encryption;
 pub mod error;
 pub mod findings;

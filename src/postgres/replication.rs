@@ -14,6 +14,7 @@ use crate::pipeline::position::Lane;
 use crate::postgres::backend::{Reader, data_row, tag};
 use crate::postgres::conninfo::Conninfo;
 use crate::postgres::copy_both::CopyBoth;
+use crate::postgres::encoding::SEND_BYTES;
 use crate::postgres::error::{Problem, ProtocolError, ReplicationError, ServerError, log_notice};
 use crate::postgres::pins;
 use crate::postgres::silence;
@@ -106,6 +107,14 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// Text comes from now on as the database stores it.
+    ///
+    /// # Errors
+    /// The server's refusal, or a broken connection.
+    pub async fn send_bytes(&mut self) -> Result<(), ReplicationError> {
+        self.simple_query(SEND_BYTES).await.map(|_| ())
     }
 
     /// What the server reported during start-up.

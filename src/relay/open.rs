@@ -5,6 +5,7 @@
 
 use crate::nats::connection::Advertised;
 use crate::pipeline::continuity::Plan;
+use crate::pipeline::encoding::Encoding;
 use crate::pipeline::engine::EpochSettings;
 use crate::pipeline::engine::Note;
 use crate::pipeline::epochs::Refused;
@@ -17,6 +18,7 @@ use crate::pipeline::row::Source;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal, Table};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::copy_both::CopyBoth;
+use crate::postgres::encoding;
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::processes::{self, Process};
 use crate::postgres::replication::SystemIdentity;
@@ -188,6 +190,7 @@ pub(super) async fn connect(
 struct PostgresSide {
     sql: Client,
     inspection: Inspection,
+    encoding: Encoding,
     warnings: Vec<String>,
     replication: Option<Replication>,
 }
@@ -214,8 +217,10 @@ impl PostgresSide {
         let inspection = catalog::inspect(&sql, &settings.postgres).await?;
         board.looked(inspection.server.current_lsn, inspection.confirmed_lsn());
         let warnings = check_postgres(&inspection, &settings.postgres, inherited.memory.is_some())?;
+        let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(PostgresSide {
             sql,
+            encoding,
             inspection,
             warnings,
             replication: None,
@@ -245,6 +250,9 @@ impl PostgresSide {
         let walsender_pid = session.server().backend_pid;
         inherited.walsender = processes::process(&self.sql, walsender_pid).await?;
         let server_version = session.server().server_version.clone();
+        if self.encoding != Encoding::Utf8 {
+            session.send_bytes().await?;
+        }
         let wal = session
             .start_replication(slot, start_lsn, &[publication], frame_bytes_max)
             .await?;
@@ -282,7 +290,10 @@ fn epoch_settings(
 ) -> EpochSettings {
     let inspection = &postgres.inspection;
     EpochSettings {
-        source: source(inspection.table.as_ref(), settings),
+        source: Source {
+            encoding: postgres.encoding.clone(),
+            ..source(inspection.table.as_ref(), settings)
+        },
         carrier: inspection.carrier.clone(),
         limits: window_limits(settings, inherited, broker),
         hold_back: settings.relay.hold_back,
@@ -399,13 +410,14 @@ fn check_postgres(
     Ok(warnings.map(ToString::to_string).collect())
 }
 
-/// The outbox table as the engine knows it; `oid` 0 for none.
+/// The outbox table as the engine knows it, in a database of UTF-8; `oid` 0 for none.
 pub(crate) fn source(table: Option<&Table>, settings: &Settings) -> Source {
     Source {
         schema: settings.postgres.table.schema.clone(),
         table: settings.postgres.table.table.clone(),
         oid: table.map_or(0, |table| table.oid),
         domains: table.map_or_else(Vec::new, Table::domains),
+        encoding: Encoding::Utf8,
         mapping: settings.mapping(),
     }
 }

@@ -7,6 +7,7 @@ mod broker_loses;
 mod broker_says_no;
 mod by_hand;
 mod dead_letters;
+mod encodings;
 mod fencing;
 mod foreign;
 mod hold_back;

@@ -129,14 +129,14 @@ fn told(payload: &[u8], marks: &mut Marks) -> Result<String, Box<dyn Error>> {
                 .iter()
                 .map(|column| match column.type_oid {
                     // An enum's OID is the first one that a user's object may have, or a later one.
-                    16_384.. => format!("{}:enum", column.name),
-                    oid => format!("{}:{oid}", column.name),
+                    16_384.. => format!("{}:enum", text(&column.name)),
+                    oid => format!("{}:{oid}", text(&column.name)),
                 })
                 .collect();
             format!(
                 "Relation {}.{} {}",
-                relation.schema,
-                relation.name,
+                text(&relation.schema),
+                text(&relation.name),
                 columns.join(" ")
             )
         }
@@ -227,4 +227,8 @@ fn decode_all(payload: &[u8]) -> Result<(), Box<dyn Error>> {
         Message::Insert { row, .. } => Ok(row.for_each(|_, _| ())?),
         _ => Ok(()),
     }
+}
+
+fn text(name: &[u8]) -> &str {
+    std::str::from_utf8(name).expect("of a UTF-8 database")
 }

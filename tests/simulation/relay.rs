@@ -9,6 +9,7 @@ use walrelay::nats::api::DEFAULT_PREFIX;
 use walrelay::nats::encode;
 use walrelay::nats::protocol::{Op, ServerVersion};
 use walrelay::nats::stream::{StreamSettings, lane_record_subject};
+use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::engine::EpochSettings;
 use walrelay::pipeline::engine::{Engine, Stop};
 use walrelay::pipeline::epochs::Epochs;
@@ -521,6 +522,7 @@ impl Relay {
                 table: "outbox_events".into(),
                 oid: crate::postgres::OUTBOX_OID,
                 domains: Vec::new(),
+                encoding: Encoding::Utf8,
                 mapping: Mapping::default(),
             },
             carrier: None,

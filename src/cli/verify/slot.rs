@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
 
+use crate::pipeline::encoding::Encoding;
 use crate::pipeline::pgoutput::{self, Message};
 use crate::pipeline::position::Position;
 use crate::pipeline::row::{Relations, Source};
 use crate::postgres::client::{Client, SqlError};
+use crate::postgres::encoding::{self, SEND_BYTES, SEND_UTF8};
 use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
 use crate::postgres::settings::PostgresSettings;
 
@@ -86,6 +88,24 @@ pub(in crate::cli) async fn peek(
     settings: &PostgresSettings,
     source: Source,
     lsn: PgLsn,
+    each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let encoding = encoding::of_database(client, &settings.publication).await?;
+    if encoding == Encoding::Utf8 {
+        return peek_as(client, settings, source, lsn, each).await;
+    }
+    client.batch_execute(SEND_BYTES).await?;
+    let source = Source { encoding, ..source };
+    let peeked = peek_as(client, settings, source, lsn, each).await;
+    client.batch_execute(SEND_UTF8).await?;
+    peeked
+}
+
+async fn peek_as(
+    client: &Client,
+    settings: &PostgresSettings,
+    source: Source,
+    lsn: PgLsn,
     mut each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
     let query = "SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, $2, NULL, \
@@ -129,6 +149,8 @@ pub(in crate::cli) async fn peek(
             Message::Insert { relation_oid, row } => {
                 if let Some(row) = relations.read(relation_oid, &row)? {
                     position.ordinal += 1;
+                    let mut converted = Vec::new();
+                    let row = relations.encoding().convert(row, &mut converted);
                     let id = row.id();
                     let id = id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
                     each(Held {

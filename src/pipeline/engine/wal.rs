@@ -145,13 +145,15 @@ impl Engine {
         let Some(transaction) = &mut self.transaction else {
             return Err(misplaced("Insert", "outside a transaction"));
         };
-        let Some(mut row) = self.relations.read(relation_oid, tuple)? else {
+        let Some(row) = self.relations.read(relation_oid, tuple)? else {
             self.counters.other_rows += 1;
             if let Some(table) = self.relations.first_row_of(relation_oid) {
                 self.notes.push_back(Note::OtherTable(table));
             }
             return Ok(());
         };
+        let mut converted = Vec::new();
+        let mut row = self.relations.encoding().convert(row, &mut converted);
         // Another table's rows do not count: whether the publication has that table may change between two decodings of
         // one transaction.
         row.committed_at_us = transaction.committed_at_us;
