@@ -125,7 +125,7 @@ impl Rows {
         }
         let row = Row::new(values, self.kinds, extras, row.try_get(names.len())?);
         let mut converted = Vec::new();
-        Parts::of(&self.encoding.convert(row, &mut converted), &self.mapping)
+        Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
     }
 }
 

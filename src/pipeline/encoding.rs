@@ -4,8 +4,6 @@
 //! converts, one value that it cannot convert ends the stream in front of its row, at each attempt; here that row alone is
 //! rejected. Text of a UTF-8 database is passed on as it is.
 
-use super::pgoutput::Column;
-use super::row::Row;
 use std::ops::Range;
 
 /// How the database's text comes.
@@ -20,44 +18,19 @@ pub enum Encoding {
 }
 
 /// What a value is in UTF-8.
-enum Converted {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Converted {
+    /// What it was.
     Same,
     /// This part of the buffer.
     At(Range<usize>),
+    /// No text.
     Not,
 }
 
 impl Encoding {
-    /// The row with all its text in UTF-8, of which `buffer` keeps what had to be written anew. What is no text becomes
-    /// [`Column::NoText`].
-    #[inline]
-    pub fn convert<'a>(&self, row: Row<'a>, buffer: &'a mut Vec<u8>) -> Row<'a> {
-        match self {
-            Encoding::Utf8 => row,
-            _ => self.convert_values(row, buffer),
-        }
-    }
-
-    fn convert_values<'a>(&self, mut row: Row<'a>, buffer: &'a mut Vec<u8>) -> Row<'a> {
-        let converted: Vec<Converted> = row
-            .columns_mut()
-            .map(|column| match column {
-                Column::Text(text) => self.utf8(text, buffer),
-                _ => Converted::Same,
-            })
-            .collect();
-        let buffer: &'a [u8] = buffer;
-        for (column, converted) in row.columns_mut().zip(converted) {
-            match (converted, *column) {
-                (Converted::At(range), _) => *column = Column::Text(&buffer[range]),
-                (Converted::Not, Column::Text(bytes)) => *column = Column::NoText(bytes),
-                _ => {}
-            }
-        }
-        row
-    }
-
-    fn utf8(&self, text: &[u8], buffer: &mut Vec<u8>) -> Converted {
+    /// A text in UTF-8, written to the end of `buffer` where it is another one then.
+    pub fn utf8(&self, text: &[u8], buffer: &mut Vec<u8>) -> Converted {
         if text.is_ascii() {
             return Converted::Same;
         }
@@ -102,31 +75,7 @@ fn character(table: &[Option<char>; 128], byte: u8) -> Option<char> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fields::{Field, Fields};
-    use super::super::kind::Kind;
     use super::*;
-
-    fn row(payload: &[u8]) -> Row<'_> {
-        let values = Fields {
-            payload: Column::Text(payload),
-            id: Column::Text(b"1"),
-            ..Fields::default()
-        };
-        let extras = vec![(Kind::Text, Column::Text(payload))];
-        Row::new(values, Fields::default(), extras, 0)
-    }
-
-    fn converted<'a>(
-        encoding: &Encoding,
-        payload: &'a [u8],
-        buffer: &'a mut Vec<u8>,
-    ) -> Column<'a> {
-        let row = encoding.convert(row(payload), buffer);
-        assert_eq!(row.get(Field::Id), Column::Text(b"1"));
-        assert_eq!(row.get(Field::AggregateId), Column::Null);
-        assert_eq!(row.extras()[0].1, row.get(Field::Payload));
-        row.get(Field::Payload)
-    }
 
     #[test]
     fn only_what_is_no_text_is_rejected() {
@@ -134,17 +83,22 @@ mod tests {
         table[0] = Some('€');
         table[0x7c] = Some('ü');
         let windows = Encoding::SingleByte(Box::new(table));
-        let (bern, zueri) = (b"Bern".as_slice(), "Züri €".as_bytes());
+        let zueri = "Züri €";
+        let written = Converted::At(1..1 + zueri.len());
         for (encoding, bytes, expected) in [
-            (&Encoding::Utf8, zueri, Column::Text(zueri)),
-            (&Encoding::Unchecked, zueri, Column::Text(zueri)),
-            (&Encoding::Unchecked, b"Z\xfcri", Column::NoText(b"Z\xfcri")),
-            (&windows, bern, Column::Text(bern)),
-            (&windows, b"Z\xfcri \x80", Column::Text(zueri)),
-            (&windows, b"Z\xfcri \x81", Column::NoText(b"Z\xfcri \x81")),
+            (&Encoding::Utf8, zueri.as_bytes(), Converted::Same),
+            (&Encoding::Unchecked, zueri.as_bytes(), Converted::Same),
+            (&Encoding::Unchecked, b"Z\xfcri", Converted::Not),
+            (&windows, b"Bern", Converted::Same),
+            (&windows, b"Z\xfcri \x80", written.clone()),
+            (&windows, b"Z\xfcri \x81", Converted::Not),
         ] {
-            let mut buffer = Vec::new();
-            assert_eq!(converted(encoding, bytes, &mut buffer), expected);
+            let mut buffer = b"-".to_vec();
+            assert_eq!(encoding.utf8(bytes, &mut buffer), expected);
+            match expected {
+                Converted::At(range) => assert_eq!(&buffer[range], zueri.as_bytes()),
+                _ => assert_eq!(buffer, b"-"),
+            }
         }
         assert_eq!(windows.name(b"Gr\xfc\x81e"), "Grü\u{fffd}e");
     }

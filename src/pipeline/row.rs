@@ -4,7 +4,7 @@
 //! it, so ALTER TABLE while running is followed at the very row where it takes effect.
 
 use super::bytes::id_of_bytes;
-use super::encoding::Encoding;
+use super::encoding::{Converted, Encoding};
 use super::fields::{Field, Fields};
 use super::kind::Kind;
 use super::mapping::Mapping;
@@ -70,8 +70,37 @@ impl<'a> Row<'a> {
         *self.values.get(field)
     }
 
+    /// The row with all its text in UTF-8, of which `buffer` keeps what had to be written anew. What is no text becomes
+    /// [`Column::NoText`].
+    #[inline]
+    pub fn in_utf8(self, encoding: &Encoding, buffer: &'a mut Vec<u8>) -> Self {
+        match encoding {
+            Encoding::Utf8 => self,
+            _ => self.converted(encoding, buffer),
+        }
+    }
+
+    fn converted(mut self, encoding: &Encoding, buffer: &'a mut Vec<u8>) -> Self {
+        let converted: Vec<Converted> = self
+            .columns_mut()
+            .map(|column| match column {
+                Column::Text(text) => encoding.utf8(text, buffer),
+                _ => Converted::Same,
+            })
+            .collect();
+        let buffer: &'a [u8] = buffer;
+        for (column, converted) in self.columns_mut().zip(converted) {
+            match (converted, *column) {
+                (Converted::At(range), _) => *column = Column::Text(&buffer[range]),
+                (Converted::Not, Column::Text(bytes)) => *column = Column::NoText(bytes),
+                _ => {}
+            }
+        }
+        self
+    }
+
     /// Every value, to be changed.
-    pub(super) fn columns_mut(&mut self) -> impl Iterator<Item = &mut Column<'a>> {
+    fn columns_mut(&mut self) -> impl Iterator<Item = &mut Column<'a>> {
         let Fields {
             id,
             aggregate_id,

@@ -150,7 +150,7 @@ async fn peek_as(
                 if let Some(row) = relations.read(relation_oid, &row)? {
                     position.ordinal += 1;
                     let mut converted = Vec::new();
-                    let row = relations.encoding().convert(row, &mut converted);
+                    let row = row.in_utf8(relations.encoding(), &mut converted);
                     let id = row.id();
                     let id = id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
                     each(Held {

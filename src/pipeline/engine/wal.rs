@@ -153,7 +153,7 @@ impl Engine {
             return Ok(());
         };
         let mut converted = Vec::new();
-        let mut row = self.relations.encoding().convert(row, &mut converted);
+        let mut row = row.in_utf8(self.relations.encoding(), &mut converted);
         // Another table's rows do not count: whether the publication has that table may change between two decodings of
         // one transaction.
         row.committed_at_us = transaction.committed_at_us;
