@@ -124,6 +124,7 @@ fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
         held: HeldMarks::default(),
         confirmed_lsn: confirmed_lsn.into(),
         history: History::first(),
+        tables: Vec::new(),
     })
 }
 

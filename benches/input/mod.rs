@@ -16,6 +16,7 @@ use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
 use walrelay::pipeline::row::Source;
+use walrelay::pipeline::tables::Tables;
 
 /// OID of the outbox table.
 pub const OID: u32 = 16_384;
@@ -97,9 +98,7 @@ fn xlog_data(data: &[u8]) -> Vec<u8> {
 /// The outbox table as the relay is configured for it.
 pub fn source() -> Source {
     Source {
-        schema: "public".into(),
-        table: "outbox_events".into(),
-        oid: OID,
+        tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
         domains: Vec::new(),
         encoding: Encoding::Utf8,
         mapping: Mapping::default(),
@@ -159,6 +158,7 @@ impl Lane1 {
             epoch: EpochSettings {
                 source: source(),
                 carrier: None,
+                catalog_lsn: 0.into(),
                 limits: limits(),
                 hold_back: Duration::from_secs(180),
                 held_bytes_max: 1 << 30,

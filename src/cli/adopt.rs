@@ -145,6 +145,12 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         replaced: None,
         doubted: false,
         carrier: None,
+        tables: view
+            .record
+            .record
+            .as_ref()
+            .filter(|record| record.is_of(&view.lane))
+            .map_or_else(Vec::new, |record| record.tables.clone()),
     };
     lane_client.store_record(written, recorded).await?;
     account.line("adopted; walrelay run goes on, and walrelay verify compares table and stream");
@@ -160,7 +166,7 @@ async fn look(
 ) -> anyhow::Result<(View, Option<Published>)> {
     let name = &settings.postgres.slot;
     let inspection = inspect_released(sql, &settings.postgres, RELEASE_LIMIT).await?;
-    let slot = inspection.slot.with_context(|| {
+    let slot = inspection.slot.as_ref().with_context(|| {
         format!("there is no replication slot \"{name}\": run walrelay setup first")
     })?;
     if let Some(pid) = slot.active_pid {
@@ -219,7 +225,10 @@ async fn look(
             (Some(given), 0)
         }
         None => {
-            let source = source(inspection.table.as_ref(), settings);
+            let recorded = record.record.as_ref().filter(|record| record.is_of(&lane));
+            let recorded = recorded.map_or(&[][..], |record| &record.tables);
+            let mut source = source(&inspection, settings);
+            source.tables = source.tables.continued(recorded, confirmed_lsn);
             common(sql, settings, source, server_lsn, &in_stream).await?
         }
     };

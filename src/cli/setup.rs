@@ -287,6 +287,7 @@ async fn record_slot(
         replaced: None,
         doubted: false,
         carrier: None,
+        tables: Vec::new(),
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");

@@ -258,11 +258,15 @@ async fn check(
 
     let adopted_sequence = record.as_ref().map_or(0, |record| record.adopted_sequence);
     let snapshot_lsn = table.snapshot_lsn;
+    let mut outbox = source(&inspection, settings);
+    if let Some(record) = &record {
+        outbox.tables = outbox.tables.continued(&record.tables, 0.into());
+    }
     let mut comparison = Comparison {
         settings,
         client,
         nats: &nats,
-        source: source(Some(found), settings),
+        source: outbox,
         id_column,
         snapshot_lsn,
         lane: LaneReading::new(&info, name, &postgres.slot, adopted_sequence, snapshot_lsn),

@@ -27,7 +27,7 @@ use super::position::{Lane, Position};
 use super::progress::{HeldMarks, Progress};
 use super::publish::{Mode, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
-use super::row::{Relations, Source};
+use super::row::{Foreign, Relations, Source};
 use super::shared_tail::fence_subject;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
@@ -41,6 +41,8 @@ pub struct EpochSettings {
     pub source: Source,
     /// What carries the table's rows, for the record.
     pub carrier: Option<Carrier>,
+    /// Here the table was seen to have all columns that the event needs.
+    pub catalog_lsn: PgLsn,
     /// The connection to the broker, and what may be in flight on it.
     pub limits: WindowLimits,
     /// How long an acknowledged event stays in the slot.
@@ -129,7 +131,7 @@ pub enum Note {
         reject: Reject,
     },
     /// The publication also holds another table, whose rows are passed over.
-    OtherTable(String),
+    OtherTable(Foreign),
     /// The row at the stream's last position arrived: the WAL continues the stream.
     Continued(Position),
     /// The hold-back keeps more WAL than it may, and confirms early.
@@ -453,6 +455,7 @@ impl Engine {
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),
             history: self.settings.history.clone(),
+            tables: self.relations.tables().periods().to_vec(),
             epoch: self.settings.number,
             settled: self.window.is_settled(),
             server_id: self.settings.server_id.clone(),

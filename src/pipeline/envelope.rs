@@ -28,6 +28,9 @@ pub enum Reject {
         "{0} has bytes that are no text in the database's encoding, or none that UTF-8 can write"
     )]
     NoText(String),
+    /// A column that the table did not have.
+    #[error("the table had no column for {0} when the row was inserted")]
+    NoColumn(String),
     /// Larger than the server or the stream takes.
     #[error("{bytes} bytes with its headers, and at most {bytes_max} can be published")]
     TooLarge {
@@ -65,6 +68,7 @@ impl Reject {
             Reject::Null(_) => "null",
             Reject::Form(_) | Reject::ColumnForm(_) => "form",
             Reject::NoText(_) => "no-text",
+            Reject::NoColumn(_) => "no-column",
             Reject::TooLarge { .. } => "too-large",
             Reject::EventVersion(_) => "event-version",
             Reject::OccurredAt(_) => "occurred-at",
@@ -165,6 +169,7 @@ pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> 
         Column::Text(value) => Ok(value),
         Column::Null => Err(Reject::Null(field)),
         Column::NoText(_) => Err(Reject::NoText(field.to_string())),
+        Column::Absent => Err(Reject::NoColumn(field.to_string())),
         Column::Unchanged | Column::Binary(_) => Err(Reject::Form(field)),
         Column::Skipped { len } => Err(Reject::TooLarge {
             bytes: len.into(),

@@ -32,6 +32,22 @@ pub enum Fault {
         /// The server's now.
         now: u32,
     },
+    /// A row without a column that the event needs; the next start says whether the table has it again.
+    #[error("the table had no column {column:?} when the row at {position} was inserted")]
+    Column {
+        /// The row.
+        position: Position,
+        /// The column.
+        column: String,
+    },
+    /// Another table has taken the outbox's name. The lane record must know of it before a row of that one leaves.
+    #[error("another table is called {table} from the transaction on that commits at {from}")]
+    Successor {
+        /// The name, with its schema.
+        table: String,
+        /// Where in the WAL.
+        from: PgLsn,
+    },
     /// Another process reads from the slot.
     #[error("slot {slot} is in use by process {pid} of Postgres; waiting for it to go")]
     SlotActive {
@@ -111,7 +127,6 @@ impl From<DecodeError> for Stop {
 impl From<RowError> for Stop {
     fn from(error: RowError) -> Self {
         match error {
-            RowError::MissingColumn { .. } => Stop::Halt(Halt::Column(error)),
             RowError::Decode(error) => Stop::Fault(Fault::Protocol(error)),
             error => Stop::Fault(Fault::Row(error)),
         }
@@ -196,6 +211,8 @@ impl Fault {
             | Fault::Unready(_)
             | Fault::Carrier
             | Fault::Promoted { .. }
+            | Fault::Column { .. }
+            | Fault::Successor { .. }
             | Fault::SlotActive { .. }
             | Fault::Protocol(_)
             | Fault::Row(_)
@@ -222,6 +239,8 @@ impl Fault {
             | Fault::NoResponders(_) => Class::Transient,
             Fault::Carrier
             | Fault::Promoted { .. }
+            | Fault::Column { .. }
+            | Fault::Successor { .. }
             | Fault::Sequence(_)
             | Fault::StreamLost(_)
             | Fault::RecordTaken(_)
@@ -376,15 +395,9 @@ pub enum Halt {
         /// Why.
         reject: Reject,
     },
-    /// The table lost a column that the event needs.
-    #[error("{0}. Bring the column back under its name")]
-    Column(RowError),
     /// The slot can no longer be read, or is gone.
     #[error("{0}")]
     Slot(String),
-    /// The stream can never take what the lane has, as it is configured now.
-    #[error("{0}")]
-    Stream(String),
     /// The same refusal again and again.
     #[error("{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {0}")]
     Stuck(Fault),

@@ -7,6 +7,7 @@ use super::history::History;
 use super::position::Position;
 use super::progress::HeldMarks;
 use super::record::LaneRecord;
+use super::tables::Period;
 use postgres_types::PgLsn;
 
 /// The last message of the lane in the stream.
@@ -37,6 +38,8 @@ pub struct Memory {
     pub confirmed_lsn: PgLsn,
     /// Where the server's WAL came from.
     pub history: History,
+    /// Which table was the outbox, where in the WAL.
+    pub tables: Vec<Period>,
     /// The epoch that this comes from, as in its lane record.
     pub epoch: u64,
     /// Nothing that this process has sent may be in the stream behind `tail`.
@@ -62,6 +65,18 @@ impl Memory {
             && record
                 .filter(|record| record.created == created)
                 .is_none_or(|record| record.epoch <= self.epoch)
+    }
+
+    /// Which table was the outbox, where in the WAL: as the process knows it, or another relay since.
+    pub fn tables<'r>(
+        memory: Option<&'r Memory>,
+        created: &str,
+        record: Option<&'r LaneRecord>,
+    ) -> &'r [Period] {
+        match memory.filter(|memory| memory.is_current(created, record)) {
+            Some(memory) => &memory.tables,
+            None => record.map_or(&[], |record| &record.tables),
+        }
     }
 
     /// The held marks, where all that they cover is still where it was: the same stream reaches up to `tail` at least, no

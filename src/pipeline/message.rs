@@ -323,6 +323,7 @@ fn not_null<'a>(column: Column<'a>, name: &str) -> Result<Option<&'a [u8]>, Reje
             bytes: len.into(),
             bytes_max: 0,
         }),
+        Column::Absent => Err(Reject::NoColumn(format!("column {name}"))),
         Column::NoText(_) => Err(Reject::NoText(format!("column {name}"))),
         Column::Unchanged | Column::Binary(_) => Err(Reject::ColumnForm(name.to_owned())),
     }

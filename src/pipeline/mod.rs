@@ -6,6 +6,7 @@
 //! | [`oversized`] | an oversized payload in pieces | the payload without its oversized columns |
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
+//! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
 //! | [`encoding`] | their text, as the database stores it | the same in UTF-8 |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
 //! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
@@ -55,6 +56,7 @@ pub mod shared_tail;
 pub mod sight;
 pub mod silence;
 pub mod subject;
+pub mod tables;
 pub mod tail;
 mod text;
 pub mod value;

@@ -79,6 +79,8 @@ pub enum Column<'a> {
     Text(&'a [u8]),
     /// As that, in bytes that are no text (see `encoding`).
     NoText(&'a [u8]),
+    /// The table had no such column when the row was inserted; not part of Postgres' protocol.
+    Absent,
     /// The value in the type's binary format, which walrelay does not ask for.
     Binary(&'a [u8]),
     /// The value was longer than the relay may gather, and was skipped while it was read (see `oversized`).

@@ -6,6 +6,7 @@
 
 use super::history::{History, Switch};
 use super::position::{Lane, Position};
+use super::tables::Period;
 use super::text;
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
@@ -61,6 +62,9 @@ pub struct LaneRecord {
     /// What carried the table's rows into the WAL when somebody last looked; none where nobody has.
     #[serde(default)]
     pub carrier: Option<Carrier>,
+    /// Which table was the outbox, where in the WAL; none where nobody has looked.
+    #[serde(default)]
+    pub tables: Vec<Period>,
 }
 
 /// What carries the table's rows into the replication stream, as the catalog had it at one moment. Postgres passes

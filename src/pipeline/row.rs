@@ -8,20 +8,18 @@ use super::encoding::{Converted, Encoding};
 use super::fields::{Field, Fields};
 use super::kind::Kind;
 use super::mapping::Mapping;
-use super::pgoutput::{Column, Relation, Tuple};
+use super::pgoutput::{Column, Relation, RelationColumn, Tuple};
 use super::reader::DecodeError;
+use super::tables::{Tables, Verdict};
+use postgres_types::PgLsn;
 use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// The table to relay: how it and its columns are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Schema of the table.
-    pub schema: String,
-    /// Name of the table.
-    pub table: String,
-    /// OID of the table as the catalog has it now; rows from before a renaming are known by it. 0 for none.
-    pub oid: u32,
+    /// Which table it is, where in the WAL.
+    pub tables: Tables,
     /// What its columns' domains stand on: OIDs of domain and type. The WAL names a domain only by its OID.
     pub domains: Vec<(u32, u32)>,
     /// How its text comes.
@@ -153,14 +151,6 @@ pub enum RowError {
     /// A row of a relation that no Relation message has described.
     #[error("a row of relation {0}, which no Relation message has described")]
     UnknownRelation(u32),
-    /// The table no longer has a column that the event needs.
-    #[error("table {table} has no column {column:?} at this point of the WAL")]
-    MissingColumn {
-        /// The table, with its schema.
-        table: String,
-        /// The column.
-        column: String,
-    },
     /// A row with more or fewer columns than its relation.
     #[error("a row of relation {oid} has {found} columns, its Relation message {expected}")]
     Width {
@@ -176,10 +166,19 @@ pub enum RowError {
 #[derive(Debug)]
 enum Described {
     Outbox(Columns),
-    /// Another table of the publication: its name, until its first row has come.
+    /// Another table of the publication: until its first row has come, what to say of it.
     Foreign {
-        unseen: Option<String>,
+        unseen: Option<Foreign>,
     },
+}
+
+/// A table whose rows are passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// Its name, with its schema.
+    pub table: String,
+    /// It is the outbox elsewhere in the WAL.
+    pub was_outbox: bool,
 }
 
 /// Where a relation's rows have what.
@@ -191,16 +190,24 @@ struct Columns {
     /// Fields that share the column of another one.
     shared: Vec<(Field, Field)>,
     /// The columns of [`Mapping::extras`], by their index.
-    extras: Vec<(Kind, usize)>,
+    extras: Vec<(Kind, Option<usize>)>,
     /// Fields of type char(n).
     padded: Vec<Field>,
+    /// Fields whose column the table does not have here.
+    absent: Vec<Field>,
+    /// The first column that it does not have.
+    missing: Option<String>,
 }
 
 /// The relations that the server has described on this connection.
 #[derive(Debug)]
 pub struct Relations {
     source: Source,
-    described: HashMap<u32, Described>,
+    described: HashMap<u32, (Relation, Described)>,
+    /// Where the transaction commits that is read.
+    commit_lsn: PgLsn,
+    /// A relation of the outbox lacks a column.
+    lacks_columns: bool,
 }
 
 impl Relations {
@@ -209,39 +216,73 @@ impl Relations {
         Relations {
             source,
             described: HashMap::new(),
+            commit_lsn: 0.into(),
+            lacks_columns: false,
         }
     }
 
-    /// Takes a Relation message.
-    ///
-    /// # Errors
-    /// [`RowError::MissingColumn`] when it is the outbox table without a needed column.
-    pub fn describe(&mut self, relation: &Relation) -> Result<(), RowError> {
-        let source = &self.source;
+    /// A transaction begins that commits at `commit_lsn`.
+    #[inline]
+    pub fn begin(&mut self, commit_lsn: PgLsn) {
+        let before = std::mem::replace(&mut self.commit_lsn, commit_lsn);
+        if self.source.tables.changes_between(before, commit_lsn) {
+            // The server describes a relation again only where it has changed itself.
+            for (_, (relation, _)) in std::mem::take(&mut self.described) {
+                self.describe(relation);
+            }
+        }
+    }
+
+    /// The outbox's tables, as far as the WAL has told.
+    pub fn tables(&self) -> &Tables {
+        &self.source.tables
+    }
+
+    /// Takes a Relation message; true where another table has taken the outbox's name, and is the outbox from then on.
+    pub fn describe(&mut self, relation: Relation) -> bool {
+        let source = &mut self.source;
+        let oid = relation.oid;
         let schema = source.encoding.name(&relation.schema);
         let table = source.encoding.name(&relation.name);
-        let ours = (schema == source.schema && table == source.table)
-            || (source.oid != 0 && relation.oid == source.oid);
-        if ours {
-            let columns = Columns::find(source, relation)?;
-            self.described
-                .insert(relation.oid, Described::Outbox(columns));
-        } else if !matches!(
-            self.described.get(&relation.oid),
-            Some(Described::Foreign { .. })
-        ) {
-            let unseen = Some(format!("{schema}.{table}"));
-            self.described
-                .insert(relation.oid, Described::Foreign { unseen });
+        let verdict = source.tables.verdict(&schema, &table, oid, self.commit_lsn);
+        if verdict == Verdict::Successor {
+            source.tables.succeed(oid, self.commit_lsn);
         }
-        Ok(())
+        let described = match (verdict, self.described.remove(&oid)) {
+            (Verdict::Outbox | Verdict::Successor, _) => {
+                let columns = Columns::find(source, &relation);
+                self.lacks_columns |= columns.missing.is_some();
+                Described::Outbox(columns)
+            }
+            (Verdict::Other, Some((_, foreign @ Described::Foreign { .. }))) => foreign,
+            (Verdict::Other, _) => Described::Foreign {
+                unseen: Some(Foreign {
+                    table: format!("{schema}.{table}"),
+                    was_outbox: source.tables.knows(oid),
+                }),
+            },
+        };
+        self.described.insert(oid, (relation, described));
+        verdict == Verdict::Successor
     }
 
-    /// The name of a table that is not the outbox, when asked behind its first row in this epoch. A Relation message alone
-    /// says nothing: partitions of the outbox have theirs too, and their rows come under the root's.
-    pub fn first_row_of(&mut self, oid: u32) -> Option<String> {
+    /// A table that is not the outbox, when asked behind its first row in this epoch. A Relation message alone says nothing:
+    /// partitions of the outbox have theirs too, and their rows come under the root's.
+    pub fn first_row_of(&mut self, oid: u32) -> Option<Foreign> {
         match self.described.get_mut(&oid) {
-            Some(Described::Foreign { unseen }) => unseen.take(),
+            Some((_, Described::Foreign { unseen })) => unseen.take(),
+            _ => None,
+        }
+    }
+
+    /// A column that the outbox lacks in the rows of this relation.
+    #[inline]
+    pub fn missing_column(&self, oid: u32) -> Option<&str> {
+        if !self.lacks_columns {
+            return None;
+        }
+        match self.described.get(&oid) {
+            Some((_, Described::Outbox(columns))) => columns.missing.as_deref(),
             _ => None,
         }
     }
@@ -260,8 +301,8 @@ impl Relations {
     pub fn read<'a>(&self, oid: u32, tuple: &Tuple<'a>) -> Result<Option<Row<'a>>, RowError> {
         let columns = match self.described.get(&oid) {
             None => return Err(RowError::UnknownRelation(oid)),
-            Some(Described::Foreign { .. }) => return Ok(None),
-            Some(Described::Outbox(columns)) => columns,
+            Some((_, Described::Foreign { .. })) => return Ok(None),
+            Some((_, Described::Outbox(columns))) => columns,
         };
         if columns.fields.len() != tuple.len() {
             return Err(RowError::Width {
@@ -276,6 +317,9 @@ impl Relations {
                 *values.get_mut(field) = column;
             }
         })?;
+        for field in &columns.absent {
+            *values.get_mut(*field) = Column::Absent;
+        }
         for (field, of) in &columns.shared {
             *values.get_mut(*field) = *values.get(*of);
         }
@@ -292,17 +336,15 @@ impl Relations {
 }
 
 impl Columns {
-    fn find(source: &Source, relation: &Relation) -> Result<Self, RowError> {
-        let name_of = |name: &[u8]| source.encoding.name(name);
-        let index_of = |name: &str| {
-            relation
-                .columns
-                .iter()
-                .position(|column| name_of(&column.name) == name)
-                .ok_or_else(|| RowError::MissingColumn {
-                    table: format!("{}.{}", name_of(&relation.schema), name_of(&relation.name)),
-                    column: name.to_owned(),
-                })
+    fn find(source: &Source, relation: &Relation) -> Self {
+        let mut missing = None;
+        let mut index_of = |name: &str| {
+            let has_name = |column: &RelationColumn| source.encoding.name(&column.name) == name;
+            let index = relation.columns.iter().position(has_name);
+            if index.is_none() {
+                missing.get_or_insert_with(|| name.to_owned());
+            }
+            index
         };
         let kind_of = |index: usize| source.kind_of(relation.columns[index].type_oid);
         let mut found = Columns {
@@ -311,12 +353,17 @@ impl Columns {
             shared: Vec::new(),
             extras: Vec::new(),
             padded: Vec::new(),
+            absent: Vec::new(),
+            missing: None,
         };
         for (field, value) in source.mapping.columns.as_ref() {
             let Some(name) = value.column() else {
                 continue;
             };
-            let index = index_of(name)?;
+            let Some(index) = index_of(name) else {
+                found.absent.push(field);
+                continue;
+            };
             *found.kinds.get_mut(field) = kind_of(index);
             match found.fields[index] {
                 Some(other) => found.shared.push((field, other)),
@@ -327,21 +374,27 @@ impl Columns {
             }
         }
         for name in source.mapping.extras() {
-            let index = index_of(name)?;
-            found.extras.push((kind_of(index), index));
+            let index = index_of(name);
+            found
+                .extras
+                .push((index.map_or(Kind::Text, kind_of), index));
         }
-        Ok(found)
+        found.missing = missing;
+        found
     }
 
     fn extras_of<'a>(&self, tuple: &Tuple<'a>) -> Result<Vec<(Kind, Column<'a>)>, DecodeError> {
         let mut values: Vec<_> = self
             .extras
             .iter()
-            .map(|(kind, _)| (*kind, Column::Null))
+            .map(|(kind, index)| match index {
+                Some(_) => (*kind, Column::Null),
+                None => (*kind, Column::Absent),
+            })
             .collect();
         tuple.for_each(|index, column| {
             for ((kind, value), (_, wanted)) in values.iter_mut().zip(&self.extras) {
-                if *wanted == index {
+                if *wanted == Some(index) {
                     *value = match kind {
                         Kind::Padded => unpadded(column),
                         _ => column,

@@ -7,6 +7,7 @@ use crate::nats::protocol::Op;
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::row::Foreign;
 use crate::pipeline::sight::{self, Sight};
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{Notice, ReplicationError, log_notice};
@@ -198,9 +199,21 @@ impl<'a> Drive<'a> {
                     %position, event_id, reason = reject.reason(), "a row cannot be published and became a dead letter: {reject}"
                 );
             }
-            Note::OtherTable(table) => tracing::warn!(
+            Note::OtherTable(Foreign {
+                table,
+                was_outbox: false,
+            }) => tracing::warn!(
                 table,
                 "the publication also holds another table; its rows are passed over"
+            ),
+            Note::OtherTable(Foreign {
+                table,
+                was_outbox: true,
+            }) => tracing::warn!(
+                table,
+                "a table has rows that is the outbox elsewhere in the WAL and is not here, since another one has its name or it \
+                 has another name: they are passed over. What of them is to be published must be inserted into the table that \
+                 postgres.table names"
             ),
             Note::HoldBackCut => tracing::warn!(
                 "the slot keeps more WAL for the hold-back than it may; confirming early: a power failure of the broker now \

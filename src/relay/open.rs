@@ -15,6 +15,7 @@ use crate::pipeline::lane_end::Memory;
 use crate::pipeline::opening::{Known, Opening, SlotPlace, Wanted};
 use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::row::Source;
+use crate::pipeline::tables::Tables;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal, Table};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::copy_both::CopyBoth;
@@ -292,9 +293,10 @@ fn epoch_settings(
     EpochSettings {
         source: Source {
             encoding: postgres.encoding.clone(),
-            ..source(inspection.table.as_ref(), settings)
+            ..source(inspection, settings)
         },
         carrier: inspection.carrier.clone(),
+        catalog_lsn: inspection.server.current_lsn,
         limits: window_limits(settings, inherited, broker),
         hold_back: settings.relay.hold_back,
         held_bytes_max: watch::wal_room(inspection).held_bytes_max(0),
@@ -410,12 +412,17 @@ fn check_postgres(
     Ok(warnings.map(ToString::to_string).collect())
 }
 
-/// The outbox table as the engine knows it, in a database of UTF-8; `oid` 0 for none.
-pub(crate) fn source(table: Option<&Table>, settings: &Settings) -> Source {
+/// The outbox table as the engine knows it, in a database of UTF-8.
+pub(crate) fn source(inspection: &Inspection, settings: &Settings) -> Source {
+    let table = inspection.table.as_ref();
+    let name = &settings.postgres.table;
     Source {
-        schema: settings.postgres.table.schema.clone(),
-        table: settings.postgres.table.table.clone(),
-        oid: table.map_or(0, |table| table.oid),
+        tables: Tables::new(
+            name.schema.clone(),
+            name.table.clone(),
+            table.map_or(0, |table| table.oid),
+            inspection.server.current_lsn,
+        ),
         domains: table.map_or_else(Vec::new, Table::domains),
         encoding: Encoding::Utf8,
         mapping: settings.mapping(),

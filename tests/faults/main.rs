@@ -26,6 +26,7 @@ mod stream_edited;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;
+mod tables;
 mod timelines;
 mod two_services;
 mod unlogged;

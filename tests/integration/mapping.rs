@@ -293,7 +293,7 @@ async fn without_a_time_of_its_own_an_event_has_that_of_its_commit() {
 
 /// Nothing leaves without what it is to have.
 #[tokio::test]
-async fn a_further_column_that_goes_halts_and_one_that_never_was_is_refused() {
+async fn a_further_column_that_goes_is_waited_for_and_one_that_never_was_is_refused() {
     let mut fixture = with_table(
         "CREATE TABLE events (id uuid PRIMARY KEY, aggregate_id uuid NOT NULL, event_type text NOT NULL,
              event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(),
@@ -317,7 +317,12 @@ async fn a_further_column_that_goes_halts_and_one_that_never_was_is_refused() {
         INSERT INTO events (id, aggregate_id, event_type, payload_json, customer)
         VALUES (gen_random_uuid(), gen_random_uuid(), 'a.b', '{}', 'x')";
     fixture.sql.batch_execute(sql).await.unwrap();
-    assert_eq!(relay.ends().await, Some(4));
+    relay.logs("waiting: ").await;
     assert!(relay.log().contains("tenant"), "{}", relay.log());
     assert_eq!(fixture.message_count().await, 0);
+    let sql = "ALTER TABLE events RENAME customer TO tenant";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored().await[0].field("reason"), "no-column");
 }

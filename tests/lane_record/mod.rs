@@ -24,5 +24,6 @@ pub fn fresh(created: &str) -> LaneRecord {
         replaced: None,
         doubted: false,
         carrier: None,
+        tables: Vec::new(),
     }
 }

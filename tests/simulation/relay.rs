@@ -22,6 +22,7 @@ use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::request::Unfit;
 use walrelay::pipeline::row::Source;
+use walrelay::pipeline::tables::Tables;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
 use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
 
@@ -518,14 +519,18 @@ impl Relay {
         let settings = &self.settings;
         EpochSettings {
             source: Source {
-                schema: "public".into(),
-                table: "outbox_events".into(),
-                oid: crate::postgres::OUTBOX_OID,
+                tables: Tables::new(
+                    "public".into(),
+                    "outbox_events".into(),
+                    crate::postgres::OUTBOX_OID,
+                    0.into(),
+                ),
                 domains: Vec::new(),
                 encoding: Encoding::Utf8,
                 mapping: Mapping::default(),
             },
             carrier: None,
+            catalog_lsn: 0.into(),
             limits: self.limits(inbox, world),
             hold_back: settings.hold_back,
             held_bytes_max: settings.held_bytes_max,

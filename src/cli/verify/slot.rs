@@ -137,6 +137,7 @@ async fn peek_as(
                 committed_at_us: at_us,
                 ..
             } => {
+                relations.begin(commit_lsn);
                 position = Position {
                     commit_lsn,
                     ordinal: 0,
@@ -144,7 +145,7 @@ async fn peek_as(
                 committed_at_us = at_us;
             }
             Message::Relation(relation) => {
-                relations.describe(&relation)?;
+                relations.describe(relation);
             }
             Message::Insert { relation_oid, row } => {
                 if let Some(row) = relations.read(relation_oid, &row)? {

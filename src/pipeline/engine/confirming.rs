@@ -103,6 +103,7 @@ impl Engine {
             replaced: None,
             doubted: false,
             carrier: settings.epoch.carrier.clone(),
+            tables: self.relations.tables().periods().to_vec(),
         }
     }
 

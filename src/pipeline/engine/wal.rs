@@ -7,7 +7,7 @@ use super::{Engine, Note, Stop, Transaction};
 use crate::pipeline::copy_both::{self, ReplicationMessage};
 use crate::pipeline::envelope::shown;
 use crate::pipeline::fault::{Fault, Halt};
-use crate::pipeline::pgoutput::{self, Message, Tuple};
+use crate::pipeline::pgoutput::{self, Message, Relation, Tuple};
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::reader::DecodeError;
 use crate::pipeline::row::Row;
@@ -39,10 +39,7 @@ impl Engine {
                     commit_lsn,
                     end_lsn,
                 } => self.commit(commit_lsn, end_lsn, now),
-                Message::Relation(relation) => {
-                    self.relations.describe(&relation)?;
-                    Ok(())
-                }
+                Message::Relation(relation) => self.describe(relation),
                 Message::Other(_) => Ok(()),
             },
             ReplicationMessage::Keepalive {
@@ -61,6 +58,7 @@ impl Engine {
         {
             return Err(self.overlap_miss("goes on with the transaction that commits behind it"));
         }
+        self.relations.begin(commit_lsn);
         self.position_prefix.truncate(self.slot_prefix_bytes);
         position::push_lsn(&mut self.position_prefix, commit_lsn);
         self.position_prefix.push(b':');
@@ -71,6 +69,18 @@ impl Engine {
             events: false,
         });
         Ok(())
+    }
+
+    fn describe(&mut self, relation: Relation) -> Result<(), Stop> {
+        if !self.relations.describe(relation) {
+            return Ok(());
+        }
+        let now = self.relations.tables().current();
+        Err(Fault::Successor {
+            table: format!("{}.{}", now.schema, now.table),
+            from: now.from,
+        }
+        .into())
     }
 
     fn commit(&mut self, commit_lsn: PgLsn, end_lsn: PgLsn, now: Duration) -> Result<(), Stop> {
@@ -181,6 +191,13 @@ impl Engine {
         }
         if self.overlap.is_some() {
             return Err(self.overlap_miss("goes on behind it"));
+        }
+        // What the table lacked before it was looked at, and had then, no wait brings to this row.
+        if let Some(column) = self.relations.missing_column(relation_oid)
+            && position.commit_lsn > self.settings.epoch.catalog_lsn
+        {
+            let column = column.to_owned();
+            return Err(Fault::Column { position, column }.into());
         }
         self.emit(&row, position, true, out, now)
     }

@@ -8,6 +8,7 @@ use super::{Decided, NotOpened, Opened, Opening, Step};
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::engine::{Engine, EngineSettings, EpochSettings, Resumed};
 use crate::pipeline::history::History;
+use crate::pipeline::lane_end::Memory;
 use crate::pipeline::publish::{Mode, WindowLimits};
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StreamView;
@@ -48,6 +49,11 @@ impl Opening<'_> {
         });
         let record = usable_record(stored.record, &place.history);
         epoch.limits = limits_of(mode, &stream, epoch.limits);
+        let tables = Memory::tables(self.known.memory.as_ref(), &stream.created, record.as_ref());
+        epoch.source.tables = epoch
+            .source
+            .tables
+            .continued(tables, place.confirmed_flush_lsn);
         let settings = EngineSettings {
             lane: place.lane,
             history: place.history,

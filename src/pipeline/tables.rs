@@ -1,0 +1,204 @@
+//! Which table is the outbox: told by the WAL, remembered in the lane record, never by what the catalog says today.
+//!
+//! In: names and OIDs of relations, as they were at an LSN. Out: whether a relation's rows are the outbox's there. Guarantee: a
+//! row that was the outbox's once is so each time it is decoded, whatever was renamed, dropped or made since.
+//!
+//! The outbox is the table of the configured name. It stays the outbox under any other name, as long as no other table has
+//! taken the name: the first rows of that one begin a new [`Period`]. So a table that is renamed and renamed back loses no
+//! row; and of a copy that takes the name, what was copied before is not published again.
+
+use super::text;
+use postgres_types::PgLsn;
+use serde::{Deserialize, Serialize};
+
+/// From where on a table is the outbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Period {
+    /// Schema of the table.
+    pub schema: String,
+    /// The name that was configured.
+    pub table: String,
+    /// OID of the table; 0 for none.
+    pub oid: u32,
+    /// Behind the transaction that commits here. In that one, and in front of the first period, the name alone tells.
+    #[serde(with = "text")]
+    pub from: PgLsn,
+}
+
+impl Period {
+    fn has_name(&self, schema: &str, table: &str) -> bool {
+        self.schema == schema && self.table == table
+    }
+}
+
+/// The outbox's tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tables {
+    /// In the order of the WAL; never empty.
+    periods: Vec<Period>,
+}
+
+/// What a relation is at an LSN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The outbox.
+    Outbox,
+    /// Another table that has the outbox's name now.
+    Successor,
+    /// Another table.
+    Other,
+}
+
+impl Tables {
+    /// The table as configured and as the catalog has it, with the WAL's end: `oid` 0 for none.
+    pub fn new(schema: String, table: String, oid: u32, server_lsn: PgLsn) -> Self {
+        let period = Period {
+            schema,
+            table,
+            oid,
+            from: server_lsn,
+        };
+        Tables {
+            periods: vec![period],
+        }
+    }
+
+    /// Goes on with what is recorded, of which nothing is needed any more that ends at or below `confirmed_lsn`. Another
+    /// name in the configuration is a new period from the WAL's end on, of the same table or of another one.
+    pub fn continued(self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
+        let mut periods = recorded.to_vec();
+        let now = self.current();
+        let is_known = |last: &Period| last.has_name(&now.schema, &now.table);
+        if !periods.last().is_some_and(is_known) {
+            periods.push(now.clone());
+        }
+        let needless = periods
+            .windows(2)
+            .take_while(|pair| pair[1].from < confirmed_lsn)
+            .count();
+        periods.drain(..needless);
+        Tables { periods }
+    }
+
+    /// What is to be recorded.
+    pub fn periods(&self) -> &[Period] {
+        &self.periods
+    }
+
+    /// The last period.
+    pub fn current(&self) -> &Period {
+        self.periods.last().expect("there is one at least")
+    }
+
+    /// What a relation is in a transaction that commits at `lsn`.
+    pub fn verdict(&self, schema: &str, table: &str, oid: u32, lsn: PgLsn) -> Verdict {
+        let by_name = |period: &Period| match period.has_name(schema, table) {
+            true => Verdict::Outbox,
+            false => Verdict::Other,
+        };
+        if let Some(begins) = self.periods.iter().rfind(|period| period.from == lsn) {
+            return by_name(begins);
+        }
+        match self.periods.iter().rfind(|period| period.from < lsn) {
+            None => by_name(&self.periods[0]),
+            Some(period) if period.oid == 0 => by_name(period),
+            Some(period) if period.oid == oid => Verdict::Outbox,
+            Some(period) if period.has_name(schema, table) => Verdict::Successor,
+            Some(_) => Verdict::Other,
+        }
+    }
+
+    /// Whether a verdict may change between a transaction that commits at `before` and one at `lsn` behind it.
+    #[inline]
+    pub fn changes_between(&self, before: PgLsn, lsn: PgLsn) -> bool {
+        let changes = |period: &Period| before <= period.from && period.from <= lsn;
+        self.periods.iter().any(changes)
+    }
+
+    /// Another table has taken the name, in a transaction that commits at `lsn`.
+    pub fn succeed(&mut self, oid: u32, lsn: PgLsn) {
+        let last = self.current().clone();
+        self.periods.push(Period {
+            oid,
+            from: lsn,
+            ..last
+        });
+    }
+
+    /// Whether this table is the outbox at any LSN, under whatever name.
+    pub fn knows(&self, oid: u32) -> bool {
+        self.periods.iter().any(|period| period.oid == oid)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Table 1 is the outbox from 0/64 on.
+    fn tables() -> Tables {
+        Tables::new("public".into(), "outbox".into(), 1, 100.into())
+    }
+
+    fn verdict(tables: &Tables, table: &str, oid: u32, lsn: u64) -> Verdict {
+        tables.verdict("public", table, oid, lsn.into())
+    }
+
+    #[test]
+    fn a_name_tells_until_a_table_is_known() {
+        let tables = tables();
+        assert_eq!(verdict(&tables, "outbox", 7, 99), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "outbox_new", 1, 99), Verdict::Other);
+        assert_eq!(verdict(&tables, "outbox", 7, 100), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "outbox", 7, 101), Verdict::Successor);
+    }
+
+    #[test]
+    fn a_table_stays_the_outbox_until_another_takes_its_name() {
+        let mut tables = tables();
+        assert_eq!(verdict(&tables, "away", 1, 150), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "copy", 2, 150), Verdict::Other);
+        assert_eq!(verdict(&tables, "outbox", 2, 200), Verdict::Successor);
+        tables.succeed(2, 200.into());
+        // In the very transaction of the change both have been it, each under the name.
+        assert_eq!(verdict(&tables, "outbox", 1, 200), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "copy", 2, 200), Verdict::Other);
+        assert_eq!(verdict(&tables, "outbox", 2, 200), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "outbox", 2, 201), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "away", 1, 201), Verdict::Other);
+        // What was before stays as it was.
+        assert_eq!(verdict(&tables, "away", 1, 150), Verdict::Outbox);
+        assert_eq!(verdict(&tables, "copy", 2, 150), Verdict::Other);
+        // And back.
+        assert_eq!(verdict(&tables, "outbox", 1, 300), Verdict::Successor);
+        assert!(tables.changes_between(150.into(), 200.into()));
+        assert!(tables.changes_between(200.into(), 201.into()));
+        assert!(!tables.changes_between(201.into(), 900.into()));
+    }
+
+    #[test]
+    fn a_new_name_in_the_configuration_begins_at_the_end_of_the_wal() {
+        let recorded = tables();
+        let renamed = |oid| Tables::new("public".into(), "events".into(), oid, 500.into());
+        let same = renamed(1).continued(recorded.periods(), 100.into());
+        for (table, lsn) in [("outbox", 300), ("events", 300), ("events", 501)] {
+            assert_eq!(verdict(&same, table, 1, lsn), Verdict::Outbox, "{table}");
+        }
+        let other = renamed(2).continued(recorded.periods(), 100.into());
+        assert_eq!(verdict(&other, "outbox", 1, 300), Verdict::Outbox);
+        assert_eq!(verdict(&other, "events", 2, 300), Verdict::Other);
+        assert_eq!(verdict(&other, "outbox", 1, 501), Verdict::Other);
+        assert_eq!(verdict(&other, "events", 2, 501), Verdict::Outbox);
+        // What the slot no longer has needs no memory; what the catalog says now changes nothing.
+        assert_eq!(
+            other
+                .clone()
+                .continued(other.periods(), 501.into())
+                .periods()
+                .len(),
+            1
+        );
+        let swapped = Tables::new("public".into(), "outbox".into(), 9, 900.into());
+        assert_eq!(swapped.continued(recorded.periods(), 100.into()), recorded);
+    }
+}
