@@ -258,7 +258,7 @@ async fn check(
 
     let adopted_sequence = record.as_ref().map_or(0, |record| record.adopted_sequence);
     let snapshot_lsn = table.snapshot_lsn;
-    let mut outbox = source(&inspection, settings);
+    let mut outbox = source(inspection, settings);
     if let Some(record) = &record {
         outbox.tables = outbox.tables.continued(&record.tables, 0.into());
     }
