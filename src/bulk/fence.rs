@@ -9,13 +9,16 @@
 //! look at what came since the stream was read: a former holder's last may be there.
 //! On a stream that others write to, a message expects the last fence of its kind. A holder stores one before it reads.
 
+use std::collections::VecDeque;
+
 use anyhow::{Context as _, bail, ensure};
 
+use super::Queued;
 use super::lease::Lease;
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::StreamSeverity;
 use crate::pipeline::fault::Fault;
-use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER, KIND_RETRY};
+use crate::pipeline::position::{BATCH_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY};
 use crate::pipeline::shared_tail::bulk_fence_subject;
 use crate::pipeline::tail::Lookup;
 use crate::relay::lane_client::{LaneClient, LaneEnd, LaneError};
@@ -35,6 +38,15 @@ pub enum Place {
         /// Of the last one.
         sequence: u64,
     },
+}
+
+/// Messages of which nobody knows whether they are stored: the first so many, or none.
+#[derive(Debug)]
+pub(super) struct Doubt {
+    /// The last sequence before them; on a shared stream that of the fence.
+    pub(super) last_sequence: u64,
+    /// In their order.
+    pub(super) items: VecDeque<Queued>,
 }
 
 /// The fence of one command.
@@ -117,11 +129,30 @@ impl Fence {
         }
     }
 
+    /// The command's last message on a shared stream is a fence of its own.
+    pub fn moved(&mut self, to: u64) {
+        if let State::Shared { sequence, .. } = &mut self.state {
+            *sequence = to;
+        }
+    }
+
     /// What the next message is to expect: at first, and wherever one was refused for that.
     ///
     /// # Errors
     /// The lease is lost, or another command has published since this one has read the stream.
     pub async fn place(&mut self, lease: &Lease) -> anyhow::Result<Place> {
+        Ok(self.place_behind(lease, None).await?.0)
+    }
+
+    /// The same, and how many of those in doubt are stored. The others never will be, once the next message is.
+    ///
+    /// # Errors
+    /// The lease is lost, or another command has published since this one has read the stream.
+    pub(super) async fn place_behind(
+        &mut self,
+        lease: &Lease,
+        doubt: Option<&Doubt>,
+    ) -> anyhow::Result<(Place, usize)> {
         match &mut self.state {
             State::Own { seen, begun } => {
                 let end = self.lane.end().await?;
@@ -129,23 +160,91 @@ impl Fence {
                     end.last_sequence >= *seen,
                     "the stream was deleted and made anew meanwhile: run this again"
                 );
+                let stored = match doubt {
+                    Some(doubt) => stored(&self.lane, doubt, end.last_sequence).await?,
+                    None => 0,
+                };
                 if !*begun {
-                    look(&self.lane, *seen + 1, end.last_sequence).await?;
+                    look(&self.lane, *seen + 1 + stored as u64, end.last_sequence).await?;
                     *seen = end.last_sequence;
+                    *begun = stored > 0;
                 }
                 // Not before the end was read: see the head of this file.
                 lease.renew().await?;
-                Ok(Place::Behind(end))
+                Ok((Place::Behind(end), stored))
             }
             State::Shared { subject, sequence } => {
+                let mut in_doubt = 0;
+                if let Some(doubt) = doubt {
+                    let fence = settle(&self.lane, lease, subject, doubt.last_sequence).await?;
+                    if fence.ends_batch {
+                        in_doubt = doubt.items.len();
+                    }
+                    *sequence = fence.sequence;
+                }
                 lease.renew().await?;
-                Ok(Place::Fenced {
+                let place = Place::Fenced {
                     subject: subject.clone(),
                     sequence: *sequence,
-                })
+                };
+                Ok((place, in_doubt))
             }
         }
     }
+}
+
+/// How many of the messages in doubt are stored: they are chained, so only the first so many can be, one behind the other.
+async fn stored(lane: &LaneClient, doubt: &Doubt, last_sequence: u64) -> anyhow::Result<usize> {
+    let most = last_sequence.saturating_sub(doubt.last_sequence);
+    let (mut stored, mut above) = (0, doubt.items.len().min(usize::try_from(most)?));
+    while stored < above {
+        let middle = stored + (above - stored) / 2;
+        let sequence = doubt.last_sequence + 1 + middle as u64;
+        let message = lane.message(Lookup::Message(sequence)).await?;
+        let message = message.with_context(|| {
+            format!("message {sequence} was removed from the stream meanwhile: run this again")
+        })?;
+        let item = &doubt.items[middle].item;
+        match message.data == item.body && message.subject.as_bytes() == item.subject {
+            true => stored = middle + 1,
+            false => above = middle,
+        }
+    }
+    Ok(stored)
+}
+
+/// The last fence, behind which no batch of before is stored any more.
+struct Settled {
+    sequence: u64,
+    /// It ends the batch in doubt, which is stored whole.
+    ends_batch: bool,
+}
+
+/// Finds out whether a batch behind the fence at `behind` is stored, and makes sure that it will not be if it is not.
+async fn settle(
+    lane: &LaneClient,
+    lease: &Lease,
+    subject: &str,
+    behind: u64,
+) -> anyhow::Result<Settled> {
+    match lane.store_bulk_fence(behind).await {
+        Ok(sequence) => {
+            return Ok(Settled {
+                sequence,
+                ends_batch: false,
+            });
+        }
+        Err(LaneError::Store(StoreError::NotStored(Fault::Sequence(_)))) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let last = lane.message(Lookup::Last(subject)).await?;
+    let last = last.context("the fence was removed meanwhile: run this again")?;
+    // With the lease still ours, it is our own: of the batch, or one of here whose answer was lost.
+    lease.renew().await?;
+    Ok(Settled {
+        sequence: last.seq,
+        ends_batch: last.header(BATCH_HEADER).is_some(),
+    })
 }
 
 /// Looks for what another command has published from `from` on, up to `through`.

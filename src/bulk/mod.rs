@@ -1,8 +1,73 @@
-//! What is published outside of a lane: one command at a time, and nothing that another has published.
+//! What is published outside of a lane: one command at a time, in bulk, and nothing that another has published.
 //!
-//! In: a lane. Out: the right to publish for it, and what each message must expect of the stream. Guarantee: what a command
-//! publishes that has lost this right, frozen for however long, is refused by the server.
+//! In: a lane, a source of messages. Out: them in the stream, in the source's order. Guarantees: the same way of publishing as
+//! the lane's; memory does not grow with the number of messages; what a command publishes that has lost its lease, frozen for
+//! however long, is refused by the server; a command that was killed is done again from what the stream holds.
+//!
+//! ```text
+//! source (the table) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
+//! ```
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
 
 pub mod fence;
 pub mod lease;
+mod pace;
+pub mod publisher;
+mod queue;
 pub mod rows;
+mod stint;
+pub mod table;
+
+/// A message to be published.
+#[derive(Debug, Clone)]
+pub struct Item {
+    /// What people call it: the event's id.
+    pub name: String,
+    /// Where it goes.
+    pub subject: Vec<u8>,
+    /// Whole lines, each with its CR LF; without what belongs to its place.
+    pub headers: Vec<u8>,
+    /// What it carries.
+    pub body: Bytes,
+}
+
+/// One that was taken from its source.
+#[derive(Debug)]
+struct Queued {
+    /// Of the source's messages, from 1.
+    number: u64,
+    item: Item,
+}
+
+/// What a source yields.
+#[derive(Debug)]
+pub enum Sourced {
+    /// A message.
+    Item(Item),
+    /// It can be none.
+    Rejected {
+        /// What people call it.
+        name: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What has become of one that the source yielded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome<'a> {
+    /// The stream has it.
+    Published,
+    /// It cannot be published.
+    Rejected {
+        /// What people call it.
+        name: &'a str,
+        /// Why.
+        why: &'a str,
+    },
+}
+
+/// A source that reads ahead, a little.
+pub type Source = mpsc::Receiver<anyhow::Result<Sourced>>;

@@ -5,6 +5,7 @@
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
+use tokio_postgres::{Row as SqlRow, RowStream};
 
 use crate::pipeline::encoding::Encoding;
 use crate::pipeline::fields::Fields;
@@ -42,7 +43,8 @@ pub(crate) struct Rows {
 #[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) subject: String,
-    pub(crate) headers: Vec<(String, String)>,
+    /// Whole lines, each with its CR LF.
+    pub(crate) headers: String,
     pub(crate) body: Bytes,
 }
 
@@ -81,40 +83,79 @@ impl Rows {
     /// # Errors
     /// The row is gone, is there more than once, or can be no event.
     pub(crate) async fn parts(&self, id: &str) -> anyhow::Result<Parts> {
-        let own = self.mapping.columns.as_ref();
-        let names: Vec<&str> = own
-            .into_iter()
-            .filter_map(|(_, value)| value.column())
+        let query = format!(
+            "SELECT {} FROM {} WHERE {}",
+            self.columns(),
+            self.table,
+            self.id_column.is_one_of(std::iter::once(id))
+        );
+        match self.sql.query(&query, &[]).await?.as_slice() {
+            [row] => self.parts_of(row),
+            [] => bail!("event {id} is no longer in {}", self.table),
+            rows => bail!("{} has {} rows with id {id}", self.table, rows.len()),
+        }
+    }
+
+    /// Asks for the rows with these ids, the oldest transaction first, and within it by id. Behind the columns of
+    /// [`Self::parts_of`] come each row's id and how many rows have it.
+    ///
+    /// # Errors
+    /// As of tokio-postgres: who asks ahead of what is read says itself how long it waits.
+    pub(super) async fn ask(&self, ids: &[String]) -> Result<RowStream, tokio_postgres::Error> {
+        let id = self.id_column.text();
+        let query = format!(
+            "SELECT {}, ({id})::text AS event_id, count(*) OVER (PARTITION BY {id}) FROM {} WHERE {} \
+             ORDER BY age(xmin) DESC, {id}",
+            self.columns(),
+            self.table,
+            self.id_column.is_one_of(ids.iter().map(String::as_str)),
+        );
+        let nothing: [&str; 0] = [];
+        self.sql.query_raw(&query, nothing).await
+    }
+
+    pub(super) fn sql(&self) -> &Client {
+        &self.sql
+    }
+
+    pub(super) fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Names of the columns that a message is made of.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let own = self.mapping.columns.as_ref().into_iter();
+        own.filter_map(|(_, value)| value.column())
             .chain(self.mapping.extras().iter().map(String::as_str))
-            .collect();
+    }
+
+    fn columns(&self) -> String {
+        // Under names of their own: a column's own name would sort by its text.
         // SQL_ASCII: as it is stored.
         let bytes_of = match self.encoding {
             Encoding::Utf8 => "UTF8",
             Encoding::Unchecked | Encoding::SingleByte(_) => "SQL_ASCII",
         };
-        let list: Vec<String> = names
-            .iter()
-            .map(|name| format!("convert_to({}::text, '{bytes_of}')", quote_identifier(name)))
-            .collect();
-        let query = format!(
-            "SELECT {}, {COMMITTED_AT_US} FROM {} WHERE {}",
-            list.join(", "),
-            self.table,
-            self.id_column.is_one_of(std::iter::once(id))
-        );
-        let rows = self.sql.query(&query, &[]).await?;
-        let row = match rows.as_slice() {
-            [row] => row,
-            [] => bail!("event {id} is no longer in {}", self.table),
-            rows => bail!("{} has {} rows with id {id}", self.table, rows.len()),
-        };
-        let mut texts = (0..names.len()).map(|index| {
+        let texts = self.names().enumerate().map(|(number, name)| {
+            let name = quote_identifier(name);
+            format!("convert_to({name}::text, '{bytes_of}') AS value_{number}, ")
+        });
+        texts.collect::<String>() + COMMITTED_AT_US
+    }
+
+    /// The parts of a row's message, from a row that was selected for it.
+    ///
+    /// # Errors
+    /// The row can be no event.
+    pub(super) fn parts_of(&self, row: &SqlRow) -> anyhow::Result<Parts> {
+        let count = self.names().count();
+        let mut texts = (0..count).map(|index| {
             let text: Option<&[u8]> = row.try_get(index)?;
             Ok(text.map_or(Column::Null, Column::Text))
         });
         let mut next = || texts.next().expect("a column for each name") as anyhow::Result<_>;
         let mut values = Fields::default();
-        for (field, value) in own {
+        for (field, value) in self.mapping.columns.as_ref() {
             if value.column().is_some() {
                 *values.get_mut(field) = next()?;
             }
@@ -123,7 +164,7 @@ impl Rows {
         for kind in &self.extra_kinds {
             extras.push((*kind, next()?));
         }
-        let row = Row::new(values, self.kinds, extras, row.try_get(names.len())?);
+        let row = Row::new(values, self.kinds, extras, row.try_get(count)?);
         let mut converted = Vec::new();
         Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
     }
@@ -141,13 +182,9 @@ impl Parts {
             Composed::Payload(payload) => Bytes::copy_from_slice(payload),
             Composed::Written => written.into(),
         };
-        let headers = String::from_utf8(headers)?;
-        let lines = headers.lines().filter_map(|line| line.split_once(": "));
         Ok(Parts {
             subject: String::from_utf8(subject)?,
-            headers: lines
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .collect(),
+            headers: String::from_utf8(headers)?,
             body,
         })
     }

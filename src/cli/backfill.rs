@@ -3,38 +3,37 @@
 //! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
 //! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
 
-use std::io::IsTerminal as _;
-use std::time::{Duration, Instant};
-
 use anyhow::Context as _;
-use indicatif::ProgressBar;
 
-use super::exit::{Exit, message};
-use super::republish::{Outcome, Republish};
+use super::exit::Exit;
+use super::progress::{Counts, Progress};
 use super::stdout::Account;
 use super::verify::{self, Missing};
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
+use crate::bulk::publisher::Publisher;
+use crate::bulk::table;
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
-use crate::pipeline::position::{KIND_BACKFILL, KIND_HEADER};
+use crate::pipeline::position::KIND_BACKFILL;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
-
-/// So long it publishes, and so long it then lets the relay.
-const BURST: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
 Examples:
   walrelay backfill --dry-run                     how many rows it would publish
   walrelay backfill                               publish them
   walrelay backfill --since 2026-11-01T00:00:00Z  leave older rows out
+  walrelay backfill --json                        a line of progress each second, for programs
 
 It is for rows from before the slot was made, and for what a slot or a broker has lost: what `walrelay verify` calls
 missing. Rows that it calls unjudged are left out, since the stream may have had their messages and removed them; give
---unjudged where you know that it did not. The events come behind those that are in the stream already, with the header Walrelay-Kind: backfill and
-without a place in the lane. A relay that runs meanwhile looks at the stream's end anew, and goes on: it gets as much
-time as the backfill takes.
+--unjudged where you know that it did not. The events come behind those that are in the stream already, with the header
+Walrelay-Kind: backfill and without a place in the lane. A relay that runs meanwhile goes on: the backfill publishes at
+most a thousand events at once and then lets the relay.
+
+Where it was stopped or killed, run it again: it publishes what the stream still lacks. One command publishes for a lane
+at a time; one that was killed is waited for for 5 seconds.
 
 Exit code 0: done, or nothing was missing. 1: some could not be published. 3: row security hides rows of the table.";
 
@@ -50,6 +49,10 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = verify::parse_time)]
     since: Option<String>,
 
+    /// One JSON object a second on standard output, and one at the end, which says done.
+    #[arg(long)]
+    json: bool,
+
     /// Publish also rows that cannot be judged: the stream may have had their messages and removed them.
     #[arg(long)]
     unjudged: bool,
@@ -64,43 +67,50 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
     if args.dry_run {
         let mut account = Account::default();
-        missing(args, settings, &mut account).await?;
+        missing(&args, settings, &mut account).await?;
         account.close()?;
         return Ok(Exit::Done);
     }
     let lease = Lease::take(&lane, "backfill").await?;
-    let done = backfill(args, settings, &nats, &lane, &lease).await;
+    let done = backfill(&args, settings, &nats, &lane, &lease).await;
     lease.release().await;
     done
 }
 
 /// What is to be published; says how much that is where nothing will be done about it.
 async fn missing(
-    args: Args,
+    args: &Args,
     settings: &Settings,
     account: &mut Account,
 ) -> anyhow::Result<Missing> {
-    let found = verify::missing(settings, args.since, args.unjudged)
+    let found = verify::missing(settings, args.since.clone(), args.unjudged)
         .await
         .context("table and stream cannot be compared")?;
     if found.unjudged > 0 && !args.unjudged {
-        account.line(format_args!(
+        let text = format_args!(
             "{} rows cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
              verify names some, --unjudged publishes them too",
             found.unjudged
-        ));
+        );
+        match args.json {
+            true => stderr::line(text),
+            false => account.line(text),
+        }
     }
     if args.dry_run || found.rows.is_empty() {
-        account.line(format_args!(
-            "{} rows are not in the stream",
-            found.rows.len()
-        ));
+        let total = found.rows.len() as u64;
+        match args.json {
+            true => {
+                Progress::of(total, true).end(account);
+            }
+            false => account.line(format_args!("{total} rows are not in the stream")),
+        }
     }
     Ok(found)
 }
 
 async fn backfill(
-    args: Args,
+    args: &Args,
     settings: &Settings,
     nats: &Admin,
     lane: &LaneClient,
@@ -116,40 +126,21 @@ async fn backfill(
         account.close()?;
         return Ok(Exit::Done);
     }
-    let mut republish = Republish::open(nats, settings, lease, fence).await?;
-    let bar = if std::io::stderr().is_terminal() {
-        ProgressBar::new(rows.len() as u64)
-    } else {
-        ProgressBar::hidden()
-    };
-    let mut published = 0_u64;
-    let mut burst = Instant::now();
-    for id in rows.ids()? {
-        let id = id?;
-        let marks = [(KIND_HEADER, KIND_BACKFILL.to_owned())];
-        match republish.publish(&id, &marks).await? {
-            Outcome::Published(_) => published += 1,
-            Outcome::Rejected(error) => bar.suspend(|| {
-                stderr::line(format_args!(
-                    "{id} cannot be published: {}",
-                    message(&error)
-                ));
-            }),
-        }
-        bar.inc(1);
-        // Each message costs a relay that runs on this stream a fresh start: it gets as much time as the backfill takes.
-        if burst.elapsed() >= BURST {
-            tokio::time::sleep(BURST).await;
-            burst = Instant::now();
-        }
+    let total = rows.len() as u64;
+    let source = table::source(settings, KIND_BACKFILL, rows.ids()?).await?;
+    let mut publisher = Publisher::new(settings, lane, lease, fence, source).await?;
+    let mut progress = Progress::of(total, args.json);
+    let done = publisher.run(|outcome| progress.take(outcome, &mut account));
+    let done = done.await;
+    let Counts { published, .. } = progress.end(&mut account);
+    if !args.json {
+        account.line(format_args!(
+            "{published} of {total} rows that were not in the stream are published"
+        ));
     }
-    bar.finish_and_clear();
-    account.line(format_args!(
-        "{published} of {} rows that were not in the stream are published",
-        rows.len()
-    ));
     account.close()?;
-    Ok(if published == rows.len() as u64 {
+    done?;
+    Ok(if published == total {
         Exit::Done
     } else {
         Exit::Failed

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod exit;
 mod flags;
 pub mod position;
+mod progress;
 mod republish;
 pub mod run;
 pub mod setup;

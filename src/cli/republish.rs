@@ -131,7 +131,8 @@ impl<'a> Republish<'a> {
         for (name, value) in marks {
             headers.insert(*name, value.as_str());
         }
-        for (name, value) in parts.headers {
+        let lines = parts.headers.lines();
+        for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
             headers.insert(name, value);
         }
         Ok(Message {

@@ -83,7 +83,8 @@ impl Broker {
     }
 
     /// What to say of a -ERR that is about a permission: somebody adds it while the relay waits.
-    pub(super) fn denied(&self, text: &str) -> Option<Fault> {
+    #[must_use]
+    pub fn denied(&self, text: &str) -> Option<Fault> {
         let denial = Denial::parse(text)?;
         let events = self.store.events_filter();
         Some(Fault::Broker(denial.among(events).to_string()))

@@ -8,9 +8,9 @@ use walrelay::pipeline::tail::FOREIGN_MESSAGES_MAX;
 use crate::support::{Fixture, assert_exactly_once, uuid};
 
 /// Rows from before the slot was made.
-const OLD: u64 = 1_500;
+const OLD: u64 = 50_000;
 /// Between two live events.
-const BETWEEN: Duration = Duration::from_millis(20);
+const BETWEEN: Duration = Duration::from_millis(2);
 
 /// Commits an event again and again until the backfill has ended; the last one's number.
 async fn backfill_beside_inserts(fixture: &Fixture) -> u64 {

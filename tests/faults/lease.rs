@@ -2,11 +2,11 @@
 
 use rustix::process::Signal;
 
-use crate::lane::{LANES, Lane, events, set_up};
+use crate::lane::{LANES, Lane, event_count, events, set_up};
 use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
 
 /// Rows from before the slot was made.
-const OLD: u64 = 3_000;
+const OLD: u64 = 60_000;
 
 /// A lane with rows that its relay will not bring.
 async fn with_old_rows(lane: Lane) -> Fixture {
@@ -27,7 +27,7 @@ fn start(fixture: &Fixture, arguments: &[&str], log: &str) -> Relay {
 /// Waits until the stream has some of the old rows.
 async fn publishes(fixture: &Fixture) {
     eventually("the backfill publishes", async || {
-        (!events(fixture).await.is_empty()).then_some(())
+        (event_count(fixture).await > 0).then_some(())
     })
     .await;
 }
@@ -79,4 +79,44 @@ async fn a_frozen_backfill_publishes_nothing_behind_another() {
         );
         all_once(&fixture).await;
     }
+}
+
+#[tokio::test]
+async fn a_killed_backfill_is_done_again_from_what_the_stream_holds() {
+    for lane in [Lane::FastIngest, Lane::Shared] {
+        let fixture = with_old_rows(lane).await;
+        for round in 1..=2 {
+            let stored = event_count(&fixture).await;
+            let mut killed = start(&fixture, &["backfill"], "killed.log");
+            eventually("the backfill publishes", async || {
+                (event_count(&fixture).await > stored).then_some(())
+            })
+            .await;
+            killed.kill();
+            let stored = event_count(&fixture).await;
+            assert!(stored < OLD, "{lane:?}: it has ended before kill {round}");
+        }
+        fixture.walrelay(&["backfill"]).await.success();
+        all_once(&fixture).await;
+    }
+}
+
+#[tokio::test]
+async fn a_program_reads_how_far_it_is() {
+    let fixture = with_old_rows(Lane::FastIngest).await;
+    let told = fixture.walrelay(&["backfill", "--json"]).await.success();
+    let lines: Vec<serde_json::Value> = told
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let last = lines.last().unwrap();
+    assert_eq!(last["done"], true, "{}", told.stdout);
+    assert_eq!(last["published"], OLD, "{}", told.stdout);
+    assert_eq!(last["rejected"], 0, "{}", told.stdout);
+    assert!(
+        lines.iter().all(|line| line["total"] == OLD),
+        "{}",
+        told.stdout
+    );
 }

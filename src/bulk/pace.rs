@@ -1,0 +1,87 @@
+//! How a bulk of messages leaves room for the lane's relay on the same stream.
+//!
+//! In: the slot, how long a stint took. Out: how much the next one may publish, and a rest. On a stream of its own each stint
+//! costs a relay that has something to publish a resync, which fails as long as the stint goes on. So stints are shorter than
+//! that where a relay reads from the slot, and after each the relay is waited for. On a shared stream neither disturbs the
+//! other.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use crate::postgres::client::Client;
+use crate::relay::lane_client::LaneClient;
+
+/// Most messages of a stint beside a relay: fewer than are published while it resyncs.
+const STINT_MESSAGES: u64 = 500;
+/// A relay that has something to publish does so within this time.
+const REST_MAX: Duration = Duration::from_millis(15);
+/// Where it does, it gets so long for more.
+const GRACE: Duration = Duration::from_millis(2);
+const REST_LOOK_INTERVAL: Duration = Duration::from_millis(1);
+/// So often it is looked for a relay.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) struct Pace {
+    sql: Client,
+    slot: String,
+    shared: bool,
+    has_relay: bool,
+    looked: Option<Instant>,
+}
+
+/// What one stint may publish.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowance {
+    pub(super) messages: u64,
+    pub(super) until: Instant,
+    /// Others publish too: one message goes first, to see whether it finds its place.
+    pub(super) contended: bool,
+}
+
+impl Pace {
+    pub(super) fn new(sql: Client, slot: &str, shared: bool) -> Self {
+        Pace {
+            sql,
+            slot: slot.to_owned(),
+            shared,
+            has_relay: true,
+            looked: None,
+        }
+    }
+
+    /// Looks for a relay where that is due.
+    pub(super) async fn allowance(&mut self) -> anyhow::Result<Allowance> {
+        let now = Instant::now();
+        if !self.shared && self.looked.is_none_or(|at| now - at >= LOOK_INTERVAL) {
+            let query = "SELECT count(*) FROM pg_catalog.pg_replication_slots \
+                         WHERE slot_name = $1::text AND active_pid IS NOT NULL";
+            let row = self.sql.query_one(query, &[&self.slot]).await?;
+            self.has_relay = row.try_get::<_, i64>(0)? > 0;
+            self.looked = Some(now);
+        }
+        let contended = !self.shared && self.has_relay;
+        Ok(Allowance {
+            messages: if contended { STINT_MESSAGES } else { u64::MAX },
+            until: now + LOOK_INTERVAL,
+            contended,
+        })
+    }
+
+    /// Lets a relay publish what has come meanwhile, behind the stint's last sequence.
+    pub(super) async fn rest(&self, lane: &LaneClient, last_sequence: u64) -> anyhow::Result<()> {
+        if self.shared || !self.has_relay {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < REST_MAX {
+            sleep(REST_LOOK_INTERVAL).await;
+            if lane.stream().await?.state.last_seq > last_sequence {
+                sleep(GRACE).await;
+                break;
+            }
+        }
+        Ok(())
+    }
+}

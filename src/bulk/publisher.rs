@@ -1,0 +1,315 @@
+//! From a source into the stream: stint after stint of the lane's own window, each on what the fence tells.
+//!
+//! In: a source, a lease and its fence. Out: its messages in the stream, in its order, and what became of each. Guarantee: what
+//! is in doubt when a stint ends in a fault is looked up before anything else is published.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail};
+use tokio::time::Instant as TokioInstant;
+
+use super::fence::{Doubt, Fence};
+use super::lease::{Lease, LeaseError};
+use super::pace::{Allowance, Pace};
+use super::queue::Queue;
+use super::stint::{Ended, Stint, Target, position};
+use super::{Outcome, Source};
+use crate::pipeline::epochs::Epochs;
+use crate::pipeline::fault::{Class, Fault};
+use crate::pipeline::publish::{Mode, Offer};
+use crate::pipeline::request::Request;
+use crate::postgres::client::connect;
+use crate::relay::broker::Broker;
+use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::lane_store::Answer;
+use crate::relay::open_error::OpenError;
+use crate::relay::settings::Settings;
+
+/// For a single answer of the JetStream API.
+const API_TIMEOUT: Duration = Duration::from_secs(5);
+/// So long a batch is kept open for the source's next message.
+const FEED_LIMIT: Duration = Duration::from_millis(20);
+/// So long it is tried on without a message that is stored.
+const STUCK_LIMIT: Duration = Duration::from_secs(60);
+
+/// Publishes what a source yields.
+pub struct Publisher<'a> {
+    settings: &'a Settings,
+    lane: LaneClient,
+    lease: &'a Lease,
+    fence: Fence,
+    pace: Pace,
+    queue: Queue,
+    target: Option<Target>,
+    doubt: Option<Doubt>,
+    epochs: Epochs,
+    clock: Instant,
+    progress_at: Instant,
+    /// Number of the last message that is stored.
+    done: u64,
+}
+
+impl From<OpenError> for Ended {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Fault(fault) => Ended::Fault(fault),
+            OpenError::Permanent(error) => Ended::Failed(error),
+            OpenError::Halt(halt) => Ended::Failed(halt.into()),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        let unanswered = |error: &anyhow::Error| {
+            let lane = match error.downcast_ref::<LeaseError>() {
+                Some(LeaseError::Lane(lane)) => Some(lane),
+                _ => error.downcast_ref::<LaneError>(),
+            };
+            matches!(lane, Some(LaneError::Request { .. }))
+        };
+        match unanswered(&error) {
+            true => Ended::Fault(Fault::Broker(format!("{error:#}"))),
+            false => Ended::Failed(error),
+        }
+    }
+}
+
+impl<'a> Publisher<'a> {
+    /// Publishes what `source` yields behind `fence`, which was raised before the source was decided on.
+    ///
+    /// # Errors
+    /// Postgres cannot be reached.
+    pub async fn new(
+        settings: &'a Settings,
+        lane: &LaneClient,
+        lease: &'a Lease,
+        fence: Fence,
+        source: Source,
+    ) -> anyhow::Result<Self> {
+        let sql = connect(&settings.postgres.conninfo).await?;
+        Ok(Publisher {
+            settings,
+            lane: lane.clone(),
+            lease,
+            fence,
+            pace: Pace::new(sql, &settings.postgres.slot, settings.nats.shared),
+            queue: Queue::of(source),
+            target: None,
+            doubt: None,
+            epochs: Epochs::new(settings.relay.backoff_max),
+            clock: Instant::now(),
+            progress_at: Instant::now(),
+            done: 0,
+        })
+    }
+
+    /// Publishes all, and tells `each` what became of one after the other.
+    ///
+    /// # Errors
+    /// The source failed, the lease is lost, or the stream does not take messages; what is stored stays.
+    pub async fn run(&mut self, mut each: impl FnMut(Outcome<'_>)) -> anyhow::Result<()> {
+        loop {
+            if self.doubt.is_none() && !self.queue.has_next(&mut each).await? {
+                break;
+            }
+            let allowance = self.pace.allowance().await?;
+            if allowance.contended {
+                // What is not at hand by then would keep the relay waiting.
+                let bytes_max = self.settings.relay.window_bytes_max;
+                self.queue
+                    .gather(allowance.messages, bytes_max, &mut each)
+                    .await?;
+            }
+            let before = self.done;
+            match self.stint(allowance, &mut each).await {
+                Ok(last_sequence) => self.pace.rest(&self.lane, last_sequence).await?,
+                Err(Ended::Fault(fault)) => self.pause(&fault, before).await?,
+                Err(Ended::Failed(error)) => return Err(error),
+            }
+        }
+        if let Some(target) = self.target.take() {
+            target.broker.connection.close().await;
+        }
+        Ok(())
+    }
+
+    /// One window's life: behind its place, until its allowance is used up or the source has ended. Returns its last sequence.
+    async fn stint(
+        &mut self,
+        allowance: Allowance,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> Result<u64, Ended> {
+        let target = match self.target.take() {
+            Some(target) => target,
+            None => self.connect().await?,
+        };
+        let (place, stored) = self
+            .fence
+            .place_behind(self.lease, self.doubt.as_ref())
+            .await?;
+        if let Some(mut doubt) = self.doubt.take() {
+            for stored in doubt.items.drain(..stored) {
+                self.done = stored.number;
+                each(Outcome::Published);
+            }
+            self.queue.put_back(doubt.items);
+            if stored > 0 {
+                self.progress_at = Instant::now();
+            }
+        }
+        let mut stint = Stint::new(
+            self.settings,
+            target,
+            &place,
+            allowance,
+            self.one_by_one(allowance),
+        );
+        let ended = self.publish(&mut stint, each).await;
+        match ended {
+            Ok(()) => {
+                let last_sequence = stint.window.last_sequence();
+                self.fence.moved(last_sequence);
+                self.target = Some(stint.target);
+                Ok(last_sequence)
+            }
+            Err(ended) => {
+                self.doubt = Some(Doubt {
+                    last_sequence: stint.window.last_sequence(),
+                    items: stint.sent,
+                });
+                Err(ended)
+            }
+        }
+    }
+
+    fn one_by_one(&self, allowance: Allowance) -> u64 {
+        self.epochs.one_by_one().max(u64::from(allowance.contended))
+    }
+
+    async fn publish(
+        &mut self,
+        stint: &mut Stint,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> Result<(), Ended> {
+        loop {
+            let now = self.clock.elapsed();
+            let acknowledged = stint.take_answers(now)?;
+            for stored in stint.sent.drain(..acknowledged) {
+                self.done = stored.number;
+                each(Outcome::Published);
+            }
+            if acknowledged > 0 {
+                self.fence.begun();
+                self.progress_at = Instant::now();
+            }
+            self.fill(stint, now, each)?;
+            let deadline = stint.window.ack_deadline();
+            if deadline.is_none() && (stint.left == 0 || self.queue.is_done()) {
+                return Ok(());
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
+                return Err(Fault::AckTimeout(stint.window.in_flight()).into());
+            }
+            let mut until = deadline.map_or(stint.until, |deadline| self.clock + deadline);
+            if let Some(fed_at) = stint.fed_at {
+                until = until.min(fed_at + FEED_LIMIT);
+            }
+            let reads = stint.left > 0 && stint.window.has_room();
+            tokio::select! {
+                exchanged = stint.target.broker.connection.exchange() => {
+                    exchanged.map_err(|error| Fault::Broker(error.to_string()))?;
+                }
+                next = self.queue.next_of_source(), if reads => {
+                    self.queue.take(next, each)?;
+                }
+                () = tokio::time::sleep_until(TokioInstant::from_std(until)) => {}
+            }
+        }
+    }
+
+    /// Hands over what is at hand and has room.
+    fn fill(
+        &mut self,
+        stint: &mut Stint,
+        now: Duration,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> Result<(), Ended> {
+        if Instant::now() >= stint.until {
+            stint.left = 0;
+        }
+        while stint.left > 0 && stint.has_room() {
+            let Some(next) = self.queue.next_ready(each)? else {
+                break;
+            };
+            stint.fed_at = Some(Instant::now());
+            let refused = self.epochs.refused().get(&position(next.number));
+            let rejected = match refused {
+                Some(why) => Err((next.item.name, why.clone())),
+                None => stint.send(next, now),
+            };
+            if let Err((name, why)) = rejected {
+                each(Outcome::Rejected {
+                    name: &name,
+                    why: &why,
+                });
+            }
+        }
+        // A source that is slow for a moment ends no batch.
+        let is_starved = |fed_at: Instant| fed_at.elapsed() >= FEED_LIMIT;
+        let dry = stint.left == 0 || self.queue.is_done() || stint.fed_at.is_some_and(is_starved);
+        if dry {
+            stint.fed_at = None;
+        }
+        let out = stint.target.broker.connection.outgoing();
+        stint.window.end_turn(out, dry, None);
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<Target, Ended> {
+        let Settings {
+            nats,
+            postgres,
+            relay,
+            name,
+            ..
+        } = self.settings;
+        let mut broker = Broker::connect(nats, name, &postgres.slot, API_TIMEOUT).await?;
+        let Answer::Stream(info) = broker.ask(&Request::Stream).await? else {
+            unreachable!("the stream is asked for");
+        };
+        let mode = Mode::pick(&Offer {
+            server: broker.server().version,
+            allow_batched: info.config.allow_batched,
+            allow_atomic: info.config.allow_atomic,
+            shared: nats.shared,
+        });
+        let mode = mode.map_err(|no_mode| Ended::Failed(no_mode.into()))?;
+        let replicas = info.config.num_replicas;
+        Ok(Target {
+            broker,
+            mode,
+            messages_max: mode
+                .preparation()
+                .messages_max(replicas, relay.window_messages_max),
+        })
+    }
+
+    /// Waits before the next stint, where waiting helps.
+    async fn pause(&mut self, fault: &Fault, before: u64) -> anyhow::Result<()> {
+        tracing::debug!("the stint has ended: {fault}");
+        if self.progress_at.elapsed() > STUCK_LIMIT {
+            bail!("nothing could be published for {STUCK_LIMIT:?}: {fault}");
+        }
+        let progressed = self.done > before;
+        let pause = self
+            .epochs
+            .ended(fault, Some(position(self.done)), progressed, 1.0)
+            .map_err(|_| anyhow!("{fault}"))?;
+        // A place that another has taken is looked up again at once: the relay does not wait for us either.
+        if fault.class() != Class::Resync {
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! What waits to be published: messages of a source, and those that go out again before them.
+//!
+//! In: a source. Out: its messages in their order, numbered; what cannot be one is told at once. Nothing is decided here.
+
+use std::collections::VecDeque;
+
+use anyhow::Context as _;
+use tokio::sync::mpsc::error::TryRecvError;
+
+use super::{Outcome, Queued, Source, Sourced};
+
+/// What is to be published, the next one first.
+pub(super) struct Queue {
+    source: Source,
+    /// Messages that were taken from the source and are not in the stream.
+    ready: VecDeque<Queued>,
+    taken: u64,
+    ended: bool,
+}
+
+impl Queue {
+    pub(super) fn of(source: Source) -> Self {
+        Queue {
+            source,
+            ready: VecDeque::new(),
+            taken: 0,
+            ended: false,
+        }
+    }
+
+    /// The source's next message, to be handed to [`Self::take`]; waits for ever where one is at hand or the source has ended.
+    pub(super) async fn next_of_source(&mut self) -> Option<anyhow::Result<Sourced>> {
+        match self.ended || !self.ready.is_empty() {
+            true => std::future::pending().await,
+            false => self.source.recv().await,
+        }
+    }
+
+    /// Waits until there is a message, or the source has ended; whether there is one.
+    pub(super) async fn has_next(
+        &mut self,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> anyhow::Result<bool> {
+        while self.ready.is_empty() && !self.ended {
+            let next = self.source.recv().await;
+            self.take(next, each)?;
+        }
+        Ok(!self.ready.is_empty())
+    }
+
+    /// Reads ahead until so much is at hand, or the source has ended.
+    pub(super) async fn gather(
+        &mut self,
+        messages: u64,
+        bytes_max: usize,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> anyhow::Result<()> {
+        let mut bytes: usize = self.ready.iter().map(|queued| queued.item.body.len()).sum();
+        while (self.ready.len() as u64) < messages && bytes < bytes_max && !self.ended {
+            let before = self.ready.len();
+            let next = self.source.recv().await;
+            self.take(next, each)?;
+            bytes += self
+                .ready
+                .range(before..)
+                .map(|queued| queued.item.body.len())
+                .sum::<usize>();
+        }
+        Ok(())
+    }
+
+    /// A message that is at hand.
+    pub(super) fn next_ready(
+        &mut self,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> anyhow::Result<Option<Queued>> {
+        while self.ready.is_empty() && !self.ended {
+            match self.source.try_recv() {
+                Ok(next) => self.take(Some(next), each)?,
+                Err(TryRecvError::Empty) => break,
+                Err(TryRecvError::Disconnected) => self.ended = true,
+            }
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    /// Takes what the source has sent; nothing is its end.
+    pub(super) fn take(
+        &mut self,
+        next: Option<anyhow::Result<Sourced>>,
+        each: &mut impl FnMut(Outcome<'_>),
+    ) -> anyhow::Result<()> {
+        let Some(next) = next else {
+            self.ended = true;
+            return Ok(());
+        };
+        match next.context("the source failed")? {
+            Sourced::Item(item) => {
+                self.taken += 1;
+                self.ready.push_back(Queued {
+                    number: self.taken,
+                    item,
+                });
+            }
+            Sourced::Rejected { name, why } => each(Outcome::Rejected {
+                name: &name,
+                why: &why,
+            }),
+        }
+        Ok(())
+    }
+
+    pub(super) fn put_back(&mut self, mut items: VecDeque<Queued>) {
+        items.append(&mut self.ready);
+        self.ready = items;
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.ended && self.ready.is_empty()
+    }
+}

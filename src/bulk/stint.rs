@@ -1,0 +1,198 @@
+//! One window's life on a connection: from its place to its end.
+//!
+//! In: a connection, a place, messages, bytes of the broker. Out: frames, how many messages are stored, or why it ends. Nothing
+//! here waits.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use super::Queued;
+use super::fence::Place;
+use super::pace::Allowance;
+use crate::nats::protocol::{Msg, Op};
+use crate::pipeline::fault::{Fault, is_about_frame};
+use crate::pipeline::position::{Position, TAIL_HEADER};
+use crate::pipeline::publish::{
+    Body, Message, Mode, Origin, TooLarge, Window, WindowLimits, WindowSettings,
+};
+use crate::pipeline::shared_tail::bulk_fence_subject;
+use crate::relay::broker::Broker;
+use crate::relay::settings::Settings;
+
+/// Most bytes of frames that are made before the socket is looked at.
+const TURN_BYTES_MAX: usize = 1 << 20;
+
+/// A connection on which nothing is in flight.
+pub(super) struct Target {
+    pub(super) broker: Broker,
+    pub(super) mode: Mode,
+    pub(super) messages_max: usize,
+}
+
+/// Why a stint ended early.
+pub(super) enum Ended {
+    /// The next one may go on.
+    Fault(Fault),
+    /// Nothing can.
+    Failed(anyhow::Error),
+}
+
+impl From<Fault> for Ended {
+    fn from(fault: Fault) -> Self {
+        Ended::Fault(fault)
+    }
+}
+
+/// A window and what it has in flight.
+pub(super) struct Stint {
+    pub(super) target: Target,
+    pub(super) window: Window,
+    /// What tells the lane's place, in a stream of its own.
+    place_headers: Vec<u8>,
+    headers: Vec<u8>,
+    pub(super) sent: VecDeque<Queued>,
+    /// When a message left last, in the batch that is open.
+    pub(super) fed_at: Option<Instant>,
+    /// How many messages may still leave.
+    pub(super) left: u64,
+    pub(super) until: Instant,
+}
+
+impl Stint {
+    pub(super) fn new(
+        settings: &Settings,
+        target: Target,
+        place: &Place,
+        allowance: Allowance,
+        one_by_one: u64,
+    ) -> Self {
+        let slot = &settings.postgres.slot;
+        let (base_sequence, place_headers) = match place {
+            Place::Behind(end) => (
+                end.last_sequence,
+                format!("{TAIL_HEADER}: {}\r\n", end.tail).into_bytes(),
+            ),
+            Place::Fenced { sequence, .. } => (*sequence, Vec::new()),
+        };
+        let limits = WindowLimits {
+            inbox: target.broker.connection.inbox().to_owned(),
+            epoch_token: format!("b{:016x}", rand::random::<u64>()),
+            messages_max: target.messages_max,
+            one_by_one,
+            bytes_max: settings.relay.window_bytes_max,
+            message_bytes_max: target.broker.message_bytes_max(),
+            ack_timeout: settings.relay.ack_timeout,
+        };
+        let window = WindowSettings {
+            mode: target.mode,
+            stream: settings.nats.stream.clone(),
+            slot: slot.clone(),
+            fence_subject: bulk_fence_subject(&settings.nats.stream, slot),
+            limits,
+        };
+        Stint {
+            window: Window::new(window, base_sequence),
+            target,
+            place_headers,
+            headers: Vec::new(),
+            sent: VecDeque::new(),
+            fed_at: None,
+            left: allowance.messages,
+            until: allowance.until,
+        }
+    }
+
+    pub(super) fn has_room(&mut self) -> bool {
+        self.window.has_room() && self.target.broker.connection.outgoing().len() < TURN_BYTES_MAX
+    }
+
+    /// Puts a message into the window; its name and why not, where it cannot be sent.
+    pub(super) fn send(&mut self, next: Queued, now: Duration) -> Result<(), (String, String)> {
+        let Queued { number, item } = next;
+        self.headers.clear();
+        self.headers.extend_from_slice(&item.headers);
+        self.headers.extend_from_slice(&self.place_headers);
+        let message = Message {
+            subject: &item.subject,
+            headers: &self.headers,
+            body: Body::Bytes(&item.body),
+        };
+        let origin = Origin {
+            position: position(number),
+            event_id: None,
+            first_publication: false,
+        };
+        let out = self.target.broker.connection.outgoing();
+        match self.window.publish(out, &message, origin, now) {
+            Ok(()) => {
+                self.sent.push_back(Queued { number, item });
+                self.left -= 1;
+                Ok(())
+            }
+            Err(TooLarge { bytes }) => Err((
+                item.name,
+                format!(
+                    "{bytes} bytes with its headers, and at most {} can be published",
+                    self.target.broker.message_bytes_max()
+                ),
+            )),
+        }
+    }
+
+    /// Takes what answers are there; how many more messages are stored.
+    pub(super) fn take_answers(&mut self, now: Duration) -> Result<usize, Ended> {
+        let mut stored = 0;
+        loop {
+            let op = self.target.broker.connection.next_op();
+            match op.map_err(|error| Fault::Broker(error.to_string()))? {
+                Some(Op::Msg(msg)) => stored += self.take_answer(&msg, now)?,
+                Some(Op::Err(text)) => return Err(self.refused(&text)),
+                Some(Op::Info(info)) if info.lame_duck_mode => {
+                    let text = "the server is shutting down (lame duck)";
+                    return Err(Fault::Broker(text.into()).into());
+                }
+                Some(_) => {}
+                None => return Ok(stored),
+            }
+        }
+    }
+
+    fn take_answer(&mut self, msg: &Msg, now: Duration) -> Result<usize, Fault> {
+        let inbox = self.target.broker.connection.inbox();
+        // `r`: an answer to a request of the start, too late to matter.
+        let Some(token) = msg
+            .below(inbox)
+            .filter(|token| token.first() != Some(&b'r'))
+        else {
+            return Ok(0);
+        };
+        let mut stored = 0;
+        self.window
+            .answer(token, msg.status(), &msg.payload, now, |_| stored += 1)?;
+        Ok(stored)
+    }
+
+    fn refused(&self, text: &str) -> Ended {
+        // Nobody adds a permission while a command waits.
+        if let Some(denied) = self.target.broker.denied(text) {
+            return Ended::Failed(denied.into());
+        }
+        let fault = match self.window.oldest_sent() {
+            Some(oldest) if is_about_frame(text) => Fault::Frame {
+                oldest,
+                in_flight: self.window.sent(),
+                text: text.to_owned(),
+            },
+            _ => Fault::Broker(format!("the server answers -ERR {text}")),
+        };
+        fault.into()
+    }
+}
+
+/// Where a message stands among those of its source.
+pub(super) fn position(number: u64) -> Position {
+    Position {
+        commit_lsn: 0.into(),
+        ordinal: number,
+    }
+}

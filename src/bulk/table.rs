@@ -1,0 +1,151 @@
+//! Rows of the table as a source.
+//!
+//! In: ids, in order. Out: their messages in that order, built by the relay's own code from the rows as the table has them
+//! now. Guarantee: a chunk of ids at a time, and the rows as they come: memory does not grow with their number.
+
+use std::collections::HashSet;
+use std::io;
+
+use futures_util::future::{Either, select};
+use futures_util::{TryStreamExt as _, pin_mut};
+use tokio::sync::mpsc;
+use tokio_postgres::{Row as SqlRow, RowStream};
+use uuid::Uuid;
+
+use super::rows::Rows;
+use super::{Item, Source, Sourced};
+use crate::pipeline::position::KIND_HEADER;
+use crate::relay::settings::Settings;
+
+/// Rows that are asked for at once.
+const CHUNK_IDS: usize = 5_000;
+/// Messages read ahead.
+const AHEAD: usize = 64;
+
+/// Reads the rows with these ids, each to be marked as of this kind.
+///
+/// # Errors
+/// The table cannot be read.
+pub async fn source(
+    settings: &Settings,
+    kind: &str,
+    ids: impl Iterator<Item = io::Result<String>> + Send + 'static,
+) -> anyhow::Result<Source> {
+    let rows = Rows::open(settings).await?;
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let reader = Reader {
+        rows,
+        mark: format!("{KIND_HEADER}: {kind}\r\n"),
+        sender,
+    };
+    tokio::spawn(reader.run(ids));
+    Ok(receiver)
+}
+
+struct Reader {
+    rows: Rows,
+    mark: String,
+    sender: mpsc::Sender<anyhow::Result<Sourced>>,
+}
+
+/// The one who takes what is read has gone.
+struct Unwanted;
+
+impl Reader {
+    async fn run(self, ids: impl Iterator<Item = io::Result<String>>) {
+        if let Err(error) = self.read(ids).await {
+            // With nobody there to take it, nobody misses it.
+            let _ = self.sender.send(Err(error)).await;
+        }
+    }
+
+    /// The next chunk is asked for before the rows of the one in hand are taken.
+    async fn read(&self, ids: impl Iterator<Item = io::Result<String>>) -> anyhow::Result<()> {
+        let mut ids = ids;
+        let mut wanted = chunk(&mut ids)?;
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let mut rows = self.rows.sql().answer(self.rows.ask(&wanted)).await?;
+        loop {
+            let next = chunk(&mut ids)?;
+            if next.is_empty() {
+                // Nobody there to take them, nobody to miss them.
+                let _ = self.take(wanted, rows).await?;
+                return Ok(());
+            }
+            // Its answer may have to wait until the rows before are taken: that is no silence of the server.
+            let asked = Box::pin(self.rows.ask(&next));
+            let taking = Box::pin(self.take(wanted, rows));
+            let (taken, answer) = match select(taking, asked).await {
+                Either::Left((taken, asked)) => (taken?, self.rows.sql().answer(asked).await?),
+                Either::Right((answer, taking)) => (taking.await?, answer?),
+            };
+            if let Err(Unwanted) = taken {
+                return Ok(());
+            }
+            (wanted, rows) = (next, answer);
+        }
+    }
+
+    async fn take(
+        &self,
+        wanted: Vec<String>,
+        rows: RowStream,
+    ) -> anyhow::Result<Result<(), Unwanted>> {
+        let table = self.rows.table();
+        let mut absent: HashSet<String> = wanted.into_iter().collect();
+        pin_mut!(rows);
+        while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
+            let name: &str = row.try_get(row.len() - 2)?;
+            if !absent.remove(&canonical(name)) {
+                continue;
+            }
+            let sourced = match row.try_get::<_, i64>(row.len() - 1)? {
+                1 => self.sourced(name, &row),
+                count => Sourced::Rejected {
+                    name: name.to_owned(),
+                    why: format!("{table} has {count} rows with this id"),
+                },
+            };
+            if self.sender.send(Ok(sourced)).await.is_err() {
+                return Ok(Err(Unwanted));
+            }
+        }
+        for id in absent {
+            let gone = Sourced::Rejected {
+                name: id,
+                why: format!("it is no longer in {table}"),
+            };
+            if self.sender.send(Ok(gone)).await.is_err() {
+                return Ok(Err(Unwanted));
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    fn sourced(&self, name: &str, row: &SqlRow) -> Sourced {
+        let name = name.to_owned();
+        match self.rows.parts_of(row) {
+            Ok(parts) => Sourced::Item(Item {
+                name,
+                subject: parts.subject.into_bytes(),
+                headers: format!("{}{}", self.mark, parts.headers).into_bytes(),
+                body: parts.body,
+            }),
+            Err(why) => Sourced::Rejected {
+                name,
+                why: why.to_string(),
+            },
+        }
+    }
+}
+
+/// An id as those are written that are asked for, also where the column has its bytes.
+fn canonical(id: &str) -> String {
+    Uuid::try_parse(id).map_or_else(|_| id.to_owned(), |id| id.to_string())
+}
+
+fn chunk(ids: &mut impl Iterator<Item = io::Result<String>>) -> io::Result<Vec<String>> {
+    ids.take(CHUNK_IDS).collect()
+}

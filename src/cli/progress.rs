@@ -1,0 +1,111 @@
+//! How far long work is: a bar on a terminal, a JSON object a line for a program, else nothing.
+//!
+//! In: what became of one after the other. Out: a bar on standard error, or lines on standard output, at most one a second.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::stdout::Account;
+use crate::bulk::Outcome;
+use crate::cli::stderr;
+
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+/// A bar costs more than a message.
+const BAR_STEP: u64 = 500;
+
+/// How far it is; the names are the JSON keys.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub(super) struct Counts {
+    /// All that is to be published.
+    pub(super) total: u64,
+    /// What the stream has of it.
+    pub(super) published: u64,
+    /// What cannot be published.
+    pub(super) rejected: u64,
+    /// Since the first one, on average.
+    pub(super) rows_per_second: u64,
+    /// At that rate; none where nothing tells.
+    pub(super) seconds_left: Option<u64>,
+    /// Nothing more is done.
+    pub(super) done: bool,
+}
+
+/// The progress of one command.
+#[derive(Debug)]
+pub(super) struct Progress {
+    counts: Counts,
+    begun: Instant,
+    line_at: Instant,
+    json: bool,
+    bar: ProgressBar,
+}
+
+impl Progress {
+    pub(super) fn of(total: u64, json: bool) -> Self {
+        // Standard error that is no terminal draws nothing.
+        let target = match json {
+            true => ProgressDrawTarget::hidden(),
+            false => ProgressDrawTarget::stderr_with_hz(5),
+        };
+        let style =
+            ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} {per_sec} {eta}")
+                .expect("the template is a constant");
+        let now = Instant::now();
+        Progress {
+            counts: Counts {
+                total,
+                ..Counts::default()
+            },
+            begun: now,
+            line_at: now + LINE_INTERVAL,
+            json,
+            bar: ProgressBar::with_draw_target(Some(total), target).with_style(style),
+        }
+    }
+
+    /// Takes what became of the next one.
+    pub(super) fn take(&mut self, outcome: Outcome<'_>, account: &mut Account) {
+        match outcome {
+            Outcome::Published => self.counts.published += 1,
+            Outcome::Rejected { name, why } => {
+                self.counts.rejected += 1;
+                self.bar.suspend(|| {
+                    stderr::line(format_args!("{name} cannot be published: {why}"));
+                });
+            }
+        }
+        let behind = self.counts.published + self.counts.rejected;
+        if behind.is_multiple_of(BAR_STEP) {
+            self.bar.set_position(behind);
+            if self.json && Instant::now() >= self.line_at {
+                self.line(false, account);
+            }
+        }
+    }
+
+    /// What it came to.
+    pub(super) fn end(mut self, account: &mut Account) -> Counts {
+        self.bar.finish_and_clear();
+        if self.json {
+            self.line(true, account);
+        }
+        self.counts
+    }
+
+    fn line(&mut self, done: bool, account: &mut Account) {
+        let counts = &mut self.counts;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let rate = (counts.published + counts.rejected) as f64 / seconds.max(f64::MIN_POSITIVE);
+        let left = counts.total - counts.published - counts.rejected;
+        counts.rows_per_second = rate as u64;
+        counts.seconds_left = (rate >= 1.0).then(|| (left as f64 / rate) as u64);
+        counts.done = done;
+        match serde_json::to_string(counts) {
+            Ok(line) => account.line(line),
+            Err(error) => unreachable!("numbers always have a JSON form: {error}"),
+        }
+        self.line_at = Instant::now() + LINE_INTERVAL;
+    }
+}
