@@ -55,6 +55,7 @@ impl From<OpenError> for Ended {
             OpenError::Fault(fault) => Ended::Fault(fault),
             OpenError::Permanent(error) => Ended::Failed(error),
             OpenError::Halt(halt) => Ended::Failed(halt.into()),
+            OpenError::Unfit(unfit) => Ended::Failed(anyhow::anyhow!(unfit.reason)),
         }
     }
 }
@@ -274,10 +275,13 @@ impl<'a> Publisher<'a> {
             name,
             ..
         } = self.settings;
-        let mut broker = Broker::connect(nats, name, &postgres.slot, API_TIMEOUT).await?;
-        let Answer::Stream(info) = broker.ask(&Request::Stream).await? else {
+        let mut broker = Broker::connect(nats, name, &postgres.slot, API_TIMEOUT, &[]).await?;
+        let Answer::Stream(info, view) = broker.ask(&Request::Stream).await? else {
             unreachable!("the stream is asked for");
         };
+        if let Some(unfit) = view.unfit {
+            return Err(OpenError::Unfit(unfit).into());
+        }
         let mode = Mode::pick(&Offer {
             server: broker.server().version,
             allow_batched: info.config.allow_batched,
