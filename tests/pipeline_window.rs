@@ -15,6 +15,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 use walrelay::nats::protocol::{Op, Parser};
 use walrelay::pipeline::fault::Fault;
+use walrelay::pipeline::limit::SizeLimit;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
     Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
@@ -55,7 +56,7 @@ fn settings(mode: Mode, messages_max: usize, connection: u64) -> WindowSettings 
             messages_max,
             one_by_one: 0,
             bytes_max: 1 << 20,
-            message_bytes_max: 10_000,
+            message_limit: SizeLimit::smaller(10_000, None),
             ack_timeout: Duration::from_secs(5),
         },
     }

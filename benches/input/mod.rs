@@ -11,6 +11,7 @@ use walrelay::pipeline::continuity::Plan;
 use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::engine::{Engine, EngineSettings, EpochSettings};
 use walrelay::pipeline::epochs::Refused;
+use walrelay::pipeline::limit::SizeLimit;
 use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::progress::HeldMarks;
@@ -112,7 +113,7 @@ fn limits() -> WindowLimits {
         messages_max: 100_000,
         one_by_one: 0,
         bytes_max: 1 << 30,
-        message_bytes_max: 1 << 20,
+        message_limit: SizeLimit::smaller(1 << 20, None),
         ack_timeout: Duration::from_secs(5),
     }
 }

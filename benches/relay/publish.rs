@@ -9,6 +9,7 @@ use walrelay::nats::address::NatsAuth;
 use walrelay::nats::connection::LaneConnection;
 use walrelay::nats::protocol::Op;
 use walrelay::nats::settings::ConnectionSettings;
+use walrelay::pipeline::limit::SizeLimit;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
     Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
@@ -97,7 +98,7 @@ async fn publish(
                 messages_max: 8_192,
                 one_by_one: 0,
                 bytes_max: 8 << 20,
-                message_bytes_max: 1 << 20,
+                message_limit: SizeLimit::smaller(1 << 20, None),
                 ack_timeout: Duration::from_secs(30),
             },
         },

@@ -1,13 +1,15 @@
 //! Messages made of the table's rows as they are now, by the relay's own code.
 //!
-//! In: an event's id. Out: subject, headers and body. Guarantee: what the relay publishes of a row in the WAL, byte for byte,
+//! In: an event's id, or a row as a dead letter has it. Out: subject, headers and body. Guarantee: what the relay publishes of a row in the WAL, byte for byte,
 //! as long as the row has not changed.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
 use tokio_postgres::{Row as SqlRow, RowStream};
 
-use crate::pipeline::encoding::Encoding;
+use crate::pipeline::encoding::{Converted, Encoding};
 use crate::pipeline::fields::Fields;
 use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
@@ -37,6 +39,15 @@ pub(crate) struct Rows {
     kinds: Fields<Kind>,
     /// Of the columns of [`Mapping::extras`].
     extra_kinds: Vec<Kind>,
+}
+
+/// A row's columns as text, those of [`columns`] at least.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RowText {
+    /// By name.
+    pub(crate) columns: BTreeMap<String, Option<String>>,
+    /// In µs since 2000-01-01 UTC.
+    pub(crate) committed_at_us: i64,
 }
 
 /// What a message is made of.
@@ -78,22 +89,62 @@ impl Rows {
         })
     }
 
-    /// The parts of a row's message.
+    /// The table's row with this id; none where it is gone.
     ///
     /// # Errors
-    /// The row is gone, is there more than once, or can be no event.
-    pub(crate) async fn parts(&self, id: &str) -> anyhow::Result<Parts> {
+    /// It is there more than once, or the table cannot be read.
+    pub(crate) async fn find(&self, id: &str) -> anyhow::Result<Option<RowText>> {
         let query = format!(
             "SELECT {} FROM {} WHERE {}",
             self.columns(),
             self.table,
             self.id_column.is_one_of(std::iter::once(id))
         );
-        match self.sql.query(&query, &[]).await?.as_slice() {
-            [row] => self.parts_of(row),
-            [] => bail!("event {id} is no longer in {}", self.table),
+        let rows = self.sql.query(&query, &[]).await?;
+        let row = match rows.as_slice() {
+            [row] => row,
+            [] => return Ok(None),
             rows => bail!("{} has {} rows with id {id}", self.table, rows.len()),
+        };
+        let names = columns(&self.mapping);
+        let mut found = RowText {
+            columns: BTreeMap::new(),
+            committed_at_us: row.try_get(names.len())?,
+        };
+        for (index, name) in names.into_iter().enumerate() {
+            let bytes: Option<&[u8]> = row.try_get(index)?;
+            let text = bytes.map(|bytes| self.text(name, bytes)).transpose()?;
+            found.columns.insert(name.to_owned(), text);
         }
+        Ok(Some(found))
+    }
+
+    /// A value in UTF-8.
+    fn text(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
+        let mut converted = Vec::new();
+        let text = match self.encoding.utf8(bytes, &mut converted) {
+            Converted::Same => bytes,
+            Converted::At(range) => &converted[range],
+            Converted::Not => bail!("column {name} holds what is no text in the encoding of the database"),
+        };
+        Ok(String::from_utf8(text.to_vec())?)
+    }
+
+    /// The parts of a row's message.
+    ///
+    /// # Errors
+    /// The row can be no event.
+    pub(crate) fn parts(&self, row: &RowText) -> anyhow::Result<Parts> {
+        let column = |name: &str| match row.columns.get(name) {
+            Some(Some(text)) => Column::Text(text.as_bytes()),
+            _ => Column::Null,
+        };
+        let own = self.mapping.columns.as_ref();
+        let values = own.map(|value| value.column().map_or(Column::Null, column));
+        let extras = self.mapping.extras().iter().map(|name| column(name));
+        let extras = self.extra_kinds.iter().copied().zip(extras).collect();
+        let row = Row::new(values, self.kinds, extras, row.committed_at_us);
+        Parts::of(&row, &self.mapping)
     }
 
     /// Asks for the rows with these ids, the oldest transaction first, and within it by id. Behind the columns of
@@ -122,13 +173,6 @@ impl Rows {
         &self.table
     }
 
-    /// Names of the columns that a message is made of.
-    fn names(&self) -> impl Iterator<Item = &str> {
-        let own = self.mapping.columns.as_ref().into_iter();
-        own.filter_map(|(_, value)| value.column())
-            .chain(self.mapping.extras().iter().map(String::as_str))
-    }
-
     fn columns(&self) -> String {
         // Under names of their own: a column's own name would sort by its text.
         // SQL_ASCII: as it is stored.
@@ -136,7 +180,7 @@ impl Rows {
             Encoding::Utf8 => "UTF8",
             Encoding::Unchecked | Encoding::SingleByte(_) => "SQL_ASCII",
         };
-        let texts = self.names().enumerate().map(|(number, name)| {
+        let texts = columns(&self.mapping).into_iter().enumerate().map(|(number, name)| {
             let name = quote_identifier(name);
             format!("convert_to({name}::text, '{bytes_of}') AS value_{number}, ")
         });
@@ -148,7 +192,7 @@ impl Rows {
     /// # Errors
     /// The row can be no event.
     pub(super) fn parts_of(&self, row: &SqlRow) -> anyhow::Result<Parts> {
-        let count = self.names().count();
+        let count = columns(&self.mapping).len();
         let mut texts = (0..count).map(|index| {
             let text: Option<&[u8]> = row.try_get(index)?;
             Ok(text.map_or(Column::Null, Column::Text))
@@ -168,6 +212,17 @@ impl Rows {
         let mut converted = Vec::new();
         Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
     }
+}
+
+/// The columns that a message is made of.
+pub(crate) fn columns(mapping: &Mapping) -> Vec<&str> {
+    mapping
+        .columns
+        .as_ref()
+        .into_iter()
+        .filter_map(|(_, value)| value.column())
+        .chain(mapping.extras().iter().map(String::as_str))
+        .collect()
 }
 
 impl Parts {

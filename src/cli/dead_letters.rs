@@ -6,7 +6,7 @@
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::cli::adopt::RELEASE_LIMIT;
 use crate::cli::exit::Exit;
@@ -14,9 +14,9 @@ use crate::cli::stderr;
 use crate::cli::stdout;
 use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
-use crate::pipeline::dead_letter;
+use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::position::{
-    KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, parse_header,
+    KIND_DEAD_LETTER, KIND_HEADER, POSITION_HEADER, Position, REASON_HEADER, parse_header,
 };
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::connect;
@@ -29,7 +29,9 @@ const EXAMPLES: &str = "\
 Examples:
   walrelay dead-letters list                    all of the slot's that the stream still has
   walrelay dead-letters show 16/B374D848:3      one of them, whole
-  walrelay dead-letters retry 16/B374D848:3     publish its row as the table has it now
+  walrelay dead-letters retry 16/B374D848:3     publish its row, as the table has it now or else as the dead letter has it
+  walrelay dead-letters retry 16/B374D848:3 --set event_type=order.placed.v1
+                                                the same, with a column mended
   walrelay dead-letters retry --all             all that have not been retried yet
   walrelay dead-letters skip 16/B374D848:3      let the row at which run has halted become a dead letter
 
@@ -61,8 +63,8 @@ enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Publish the row as the table has it now, marked as a retry, behind the stream's end. A relay that is running on
-    /// the stream starts a new epoch for it.
+    /// Publish the row, as the table has it now or else as the dead letter has it, marked as a retry, behind the stream's
+    /// end. A relay that is running on the stream starts a new epoch for it.
     Retry {
         /// Where the dead letter stands.
         #[arg(value_name = "LSN:ORDINAL", required_unless_present = "all")]
@@ -70,8 +72,11 @@ enum Action {
         /// All that have not been retried yet.
         #[arg(long, conflicts_with = "position")]
         all: bool,
+        /// Another value of a column, for this publication alone.
+        #[arg(long, value_name = "COLUMN=VALUE", requires = "position", value_parser = assignment)]
+        set: Vec<(String, String)>,
     },
-    /// Let the row at which the relay halts, under relay.on_reject = "halt", become a dead letter.
+    /// Let the row at which the relay halts become a dead letter, whatever of it does not fit.
     Skip {
         /// The position that the halt names.
         #[arg(value_name = "LSN:ORDINAL")]
@@ -87,21 +92,15 @@ struct Letter {
     /// When the stream stored it.
     stored_at: String,
     #[serde(flatten)]
-    body: Body,
+    body: DeadLetter,
 }
 
-/// What the relay wrote, see [`dead_letter::body`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Body {
-    id: Option<String>,
-    aggregate_id: Option<String>,
-    event_type: Option<String>,
-    event_version: Option<String>,
-    occurred_at: Option<String>,
-    payload_bytes: Option<u64>,
-    position: String,
-    reason: String,
-    detail: String,
+fn assignment(text: &str) -> Result<(String, String), String> {
+    let parts = text
+        .split_once('=')
+        .filter(|(column, _)| !column.is_empty());
+    let (column, value) = parts.ok_or("write it as COLUMN=VALUE")?;
+    Ok((column.to_owned(), value.to_owned()))
 }
 
 /// Runs the command.
@@ -113,7 +112,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     match args.action {
         Action::List { json } => list(&nats, settings, json).await,
         Action::Show { position, json } => show(&nats, settings, position, json).await,
-        Action::Retry { position, .. } => retry::retry(&nats, settings, position).await,
+        Action::Retry { position, set, .. } => retry::retry(&nats, settings, position, &set).await,
         Action::Skip { position } => skip(&nats, settings, position).await,
     }
 }
@@ -224,8 +223,10 @@ async fn next(
         // Others may publish on the subject; only what a relay wrote is a dead letter.
         if header(KIND_HEADER) == Some(KIND_DEAD_LETTER)
             && let Some(position) = position
-            && let Ok(body) = serde_json::from_slice(&message.data)
+            && let Ok(mut body) = serde_json::from_slice::<DeadLetter>(&message.data)
         {
+            body.position = position.to_string();
+            body.reason = header(REASON_HEADER).unwrap_or_default().to_owned();
             let letter = Letter {
                 sequence: message.seq,
                 stored_at: message.time,

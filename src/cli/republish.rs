@@ -14,10 +14,11 @@ use bytes::Bytes;
 
 use crate::bulk::fence::{Fence, Place};
 use crate::bulk::lease::Lease;
-use crate::bulk::rows::Rows;
+use crate::bulk::rows::{RowText, Rows};
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
 use crate::nats::stream;
+use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::position::{EXPECTED_HEADER, TAIL_HEADER};
 use crate::relay::settings::Settings;
 
@@ -26,8 +27,8 @@ pub(super) struct Republish<'a> {
     nats: &'a Admin,
     rows: Rows,
     settings: &'a Settings,
-    /// Largest message that the stream takes, in bytes.
-    bytes_max: usize,
+    /// Largest message that server and stream take.
+    limit: SizeLimit,
     lease: &'a Lease,
     fence: Fence,
     /// What the next message is to expect, as long as none was refused.
@@ -64,17 +65,14 @@ impl<'a> Republish<'a> {
             nats,
             rows,
             settings,
-            bytes_max: usize::try_from(info.config.max_msg_size)
-                .ok()
-                .filter(|bytes| *bytes > 0)
-                .map_or(server, |bytes| bytes.min(server)),
+            limit: SizeLimit::smaller(server, info.config.message_bytes_max()),
             lease,
             fence,
             place: None,
         })
     }
 
-    /// Publishes the row with this id, marked by `marks`.
+    /// Publishes the table's row with this id, marked by `marks`.
     ///
     /// # Errors
     /// Nothing more can be published by this command.
@@ -83,20 +81,47 @@ impl<'a> Republish<'a> {
         id: &str,
         marks: &[(&'static str, String)],
     ) -> anyhow::Result<Outcome> {
-        let message = match self.message(id, marks).await {
-            Ok(message) => message,
-            Err(error) => return Ok(Outcome::Rejected(error)),
-        };
+        match self.rows.find(id).await {
+            Ok(Some(values)) => self.publish_row(&values, marks).await,
+            Ok(None) => Ok(Outcome::Rejected(anyhow!(
+                "event {id} is no longer in {}",
+                self.settings.postgres.table
+            ))),
+            Err(error) => Ok(Outcome::Rejected(error)),
+        }
+    }
+
+    /// The table.
+    pub(super) fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
+    /// As [`Self::publish`], with the row's columns as text.
+    ///
+    /// # Errors
+    /// As [`Self::publish`].
+    pub(super) async fn publish_row(
+        &mut self,
+        row: &RowText,
+        marks: &[(&'static str, String)],
+    ) -> anyhow::Result<Outcome> {
+        match self.message(row, marks) {
+            Ok(message) => self.send(&message).await,
+            Err(error) => Ok(Outcome::Rejected(error)),
+        }
+    }
+
+    async fn send(&mut self, message: &Message) -> anyhow::Result<Outcome> {
         let begin = Instant::now();
         loop {
             let headers = self.with_place(message.headers.clone()).await?;
             let bytes = bytes(&headers, &message.body);
-            if bytes > self.bytes_max {
+            if bytes > self.limit.bytes {
                 // A message over the server's limit would end the connection instead of being refused.
                 return Ok(Outcome::Rejected(anyhow!(
-                    "{bytes} bytes with its headers for {}, and at most {} can be published",
+                    "{bytes} bytes with its headers for {} are more than {}",
                     message.subject,
-                    self.bytes_max
+                    self.limit
                 )));
             }
             let sent = self
@@ -124,8 +149,8 @@ impl<'a> Republish<'a> {
     }
 
     /// The row's message, as the relay would write it.
-    async fn message(&self, id: &str, marks: &[(&'static str, String)]) -> anyhow::Result<Message> {
-        let parts = self.rows.parts(id).await?;
+    fn message(&self, row: &RowText, marks: &[(&'static str, String)]) -> anyhow::Result<Message> {
+        let parts = self.rows.parts(row)?;
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", self.settings.nats.stream.as_str());
         for (name, value) in marks {

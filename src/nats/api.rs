@@ -258,6 +258,15 @@ pub struct StreamConfig {
     pub subject_transform: Option<SubjectMapping>,
 }
 
+impl StreamConfig {
+    /// Largest message that the stream takes, in bytes; none where it takes any.
+    pub fn message_bytes_max(&self) -> Option<usize> {
+        usize::try_from(self.max_msg_size)
+            .ok()
+            .filter(|bytes| *bytes > 0)
+    }
+}
+
 /// A stream that feeds another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]

@@ -9,16 +9,17 @@
 
 mod confirming;
 mod emit;
+mod reject;
 mod resync;
 mod wal;
 
 pub use super::fault::Stop;
+pub use reject::{RowPresence, RowQuestion};
 pub use resync::Resumed;
 
 use super::confirm::{self, Confirm};
 use super::continuity::{Overlap, Plan};
-use super::dead_letter;
-use super::envelope::Reject;
+use super::dead_letter::{self, RejectedRow};
 use super::epochs::Refused;
 use super::fault::{Fault, Halt, is_about_frame};
 use super::history::History;
@@ -31,6 +32,7 @@ use super::row::{Foreign, Relations, Source};
 use super::shared_tail::fence_subject;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
+use reject::Pending;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -87,7 +89,7 @@ pub struct EngineSettings {
 }
 
 impl EngineSettings {
-    /// Rows that a person has allowed to pass as dead letters under `halt_on_reject`.
+    /// Rows that a person has allowed to pass as dead letters, whatever they lose.
     fn skips(&self) -> &[Position] {
         self.record.as_ref().map_or(&[], |record| &record.skips)
     }
@@ -122,14 +124,7 @@ impl EngineSettings {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
     /// A row became a dead letter, which is stored.
-    DeadLetter {
-        /// Where it stands.
-        position: Position,
-        /// The event's id, as far as it can be shown.
-        event_id: String,
-        /// Why.
-        reject: Reject,
-    },
+    DeadLetter(RejectedRow),
     /// The publication also holds another table, whose rows are passed over.
     OtherTable(Foreign),
     /// The row at the stream's last position arrived: the WAL continues the stream.
@@ -159,6 +154,7 @@ pub struct Counters {
 struct Transaction {
     commit_lsn: PgLsn,
     committed_at_us: i64,
+    xid: u32,
     ordinal: u64,
     /// Rows of the outbox were in it.
     events: bool,
@@ -184,6 +180,8 @@ pub struct Engine {
     halt: Option<Halt>,
     /// Rows acknowledged before this connection to the broker.
     acknowledged_before: u64,
+    /// A dead letter that waits for an answer about its row.
+    pending: Option<Pending>,
     dead_letter_subject: String,
     told_lsn: PgLsn,
     status_wanted: bool,
@@ -230,6 +228,7 @@ impl Engine {
             acknowledged_before: 0,
             stopping: false,
             halt: None,
+            pending: None,
             dead_letter_subject: dead_letter::subject(&settings.lane.slot),
             told_lsn: settings.confirmed_flush_lsn,
             status_wanted: true,
@@ -251,15 +250,18 @@ impl Engine {
     /// Whether further WAL may be handed over now.
     #[inline]
     pub fn wants_wal(&self) -> bool {
-        self.window.has_room()
-            && !self.window.has_waiting()
-            && self.halt.is_none()
-            && !self.stopping
+        self.window.has_room() && !self.window.has_waiting() && !self.is_at_an_end()
+    }
+
+    /// Whether no further WAL is taken, for now or for good.
+    #[inline]
+    fn is_at_an_end(&self) -> bool {
+        self.stopping || self.halt.is_some() || self.pending.is_some()
     }
 
     /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
     pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool) {
-        let dry = dry || self.stopping || self.halt.is_some();
+        let dry = dry || self.is_at_an_end();
         self.window.end_turn(out, dry, self.confirm.tail());
     }
 
@@ -374,6 +376,7 @@ impl Engine {
     /// Reads no more; what is in flight is still acknowledged, recorded and confirmed.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.pending = None;
         self.confirm.want_record();
     }
 

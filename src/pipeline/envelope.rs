@@ -5,6 +5,7 @@
 //! can be no event. No allocation for a row whose texts need no escaping.
 
 use super::fields::{Field, Fields};
+use super::limit::SizeLimit;
 use super::pgoutput::Column;
 use super::row::Row;
 use super::subject::SubjectError;
@@ -32,12 +33,12 @@ pub enum Reject {
     #[error("the table had no column for {0} when the row was inserted")]
     NoColumn(String),
     /// Larger than the server or the stream takes.
-    #[error("{bytes} bytes with its headers, and at most {bytes_max} can be published")]
+    #[error("{bytes} bytes with its headers are more than {limit}")]
     TooLarge {
-        /// Size of the message, in bytes.
+        /// Size of the message, in bytes; at least, where a column was not gathered.
         bytes: u64,
-        /// The smaller of the server's max_payload and the stream's max_msg_size, in bytes.
-        bytes_max: u64,
+        /// What was exceeded.
+        limit: SizeLimit,
     },
     /// Not in 0..=255.
     #[error("event_version {0:?} is not between 0 and 255")]
@@ -173,7 +174,7 @@ pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> 
         Column::Unchanged | Column::Binary(_) => Err(Reject::Form(field)),
         Column::Skipped { len } => Err(Reject::TooLarge {
             bytes: len.into(),
-            bytes_max: 0,
+            limit: SizeLimit::smaller(0, None),
         }),
     }
 }

@@ -3,7 +3,8 @@
 //! In: whatever went wrong on either side. Out: [`Fault`] (start again as at every start) or [`Halt`] (a person has
 //! to look), and for a fault its [`Class`].
 
-use super::envelope::Reject;
+use super::dead_letter::RejectedRow;
+use super::limit::SizeLimit;
 use super::position::{Lane, Position};
 use super::reader::DecodeError;
 use super::row::RowError;
@@ -382,18 +383,16 @@ pub enum Halt {
         /// What the WAL has there.
         found: String,
     },
-    /// A row that cannot be published, under `on_reject = "halt"`.
+    /// A row that cannot be published, and whose dead letter must wait for a person.
     #[error(
-        "the row at {position} (event {event_id}) cannot be published: {reject}. It blocks the lane as configured by \
-         relay.on_reject = \"halt\"; `walrelay dead-letters skip {position}` passes it"
+        "the row at {} (event {}) cannot be published: {}. {}",
+        .row.position, .row.event_id, .row.reject, .blocks.text(.row.position)
     )]
     Rejected {
-        /// Where it stands.
-        position: Position,
-        /// The event's id, as far as it can be shown.
-        event_id: String,
-        /// Why.
-        reject: Reject,
+        /// The row.
+        row: Box<RejectedRow>,
+        /// Why it has no dead letter.
+        blocks: Blocks,
     },
     /// The slot can no longer be read, or is gone.
     #[error("{0}")]
@@ -401,6 +400,46 @@ pub enum Halt {
     /// The same refusal again and again.
     #[error("{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {0}")]
     Stuck(Fault),
+}
+
+/// Why a rejected row halts the relay instead of becoming a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocks {
+    /// `on_reject = "halt"`.
+    Configured,
+    /// The dead letter would not hold the whole row, and the table may not either.
+    Loss {
+        /// What is known of the table's row.
+        why: String,
+        /// What the dead letter has to fit into.
+        limit: SizeLimit,
+    },
+    /// The smallest dead letter does not fit.
+    NoRoom {
+        /// Its size with headers, in bytes.
+        bytes: u64,
+        /// What it has to fit into.
+        limit: SizeLimit,
+    },
+}
+
+impl Blocks {
+    fn text(&self, position: Position) -> String {
+        match self {
+            Blocks::Configured => format!(
+                "It blocks the lane as configured by relay.on_reject = \"halt\"; `walrelay dead-letters skip {position}` \
+                 passes it"
+            ),
+            Blocks::Loss { why, limit } => format!(
+                "Its dead letter would not hold all of it either ({limit}), and {why}: what does not fit would be lost. Raise \
+                 that limit and start again, or `walrelay dead-letters skip {position}` passes it with as much as fits"
+            ),
+            Blocks::NoRoom { bytes, limit } => format!(
+                "Not even the smallest dead letter of it fits: {bytes} bytes are more than {limit}. Raise that limit to \
+                 {bytes} or more, and start again"
+            ),
+        }
+    }
 }
 
 fn recorded(lsn: &Option<PgLsn>, switched_at: &Option<PgLsn>) -> String {

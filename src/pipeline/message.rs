@@ -7,6 +7,7 @@ use super::bytes::{bytes_of, id_of_bytes};
 use super::envelope::{Envelope, Reject, escaped, event_version, shown};
 use super::fields::Field;
 use super::kind::Kind;
+use super::limit::SizeLimit;
 use super::mapping::{Format, Mapping, Value};
 use super::pgoutput::Column;
 use super::row::Row;
@@ -321,7 +322,7 @@ fn not_null<'a>(column: Column<'a>, name: &str) -> Result<Option<&'a [u8]>, Reje
         Column::Null => Ok(None),
         Column::Skipped { len } => Err(Reject::TooLarge {
             bytes: len.into(),
-            bytes_max: 0,
+            limit: SizeLimit::smaller(0, None),
         }),
         Column::Absent => Err(Reject::NoColumn(format!("column {name}"))),
         Column::NoText(_) => Err(Reject::NoText(format!("column {name}"))),

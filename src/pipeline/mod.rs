@@ -40,6 +40,7 @@ pub mod fields;
 pub mod history;
 pub mod kind;
 pub mod lane_end;
+pub mod limit;
 pub mod mapping;
 pub mod message;
 pub mod opening;

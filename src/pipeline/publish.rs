@@ -35,6 +35,7 @@ pub use publisher::Preparation;
 
 use super::fault::Fault;
 use super::lane_end::TailMessage;
+use super::limit::SizeLimit;
 use super::position::Position;
 use bytes::BytesMut;
 use flight::{Flight, Reply};
@@ -70,8 +71,8 @@ pub struct WindowLimits {
     pub one_by_one: u64,
     /// Most bytes in flight.
     pub bytes_max: usize,
-    /// Largest message in bytes, headers and body: the server's max_payload or the stream's max_msg_size.
-    pub message_bytes_max: usize,
+    /// Largest message.
+    pub message_limit: SizeLimit,
     /// An epoch without an acknowledgement for so long, with messages in flight, is over.
     pub ack_timeout: Duration,
 }
@@ -199,7 +200,7 @@ impl Window {
     /// Sends again the next row that waits for it, if there is one and room for it; false where not.
     ///
     /// # Errors
-    /// It has more than `message_bytes_max` now.
+    /// It has more than the limit now.
     pub fn send_again(&mut self, out: &mut BytesMut, now: Duration) -> Result<bool, TooLarge> {
         if !self.has_room() {
             return Ok(false);
@@ -248,10 +249,17 @@ impl Window {
         self.in_flight() == 0 || self.publisher.is_refused_whole()
     }
 
+    /// How many bytes the body of the next message may have behind these `headers`.
+    pub fn room(&mut self, headers: &[u8]) -> usize {
+        frame_headers(&*self.publisher, &self.flight, &mut self.headers, headers);
+        let bytes_max = self.flight.settings.limits.message_limit.bytes;
+        bytes_max.saturating_sub(self.headers.len())
+    }
+
     /// Appends the frame of one row to the turn's frames, and keeps the row.
     ///
     /// # Errors
-    /// Headers and body have more than `message_bytes_max`; then nothing is appended.
+    /// Headers and body have more than the limit; then nothing is appended.
     ///
     /// # Panics
     /// Behind a commit under way, or in front of rows that wait to be sent again: the caller would be reordering.
@@ -318,6 +326,16 @@ impl Window {
     }
 }
 
+/// Makes the header block of a message that brings these `headers`.
+#[inline]
+fn frame_headers(publisher: &dyn Publisher, flight: &Flight, block: &mut Vec<u8>, headers: &[u8]) {
+    block.clear();
+    block.extend_from_slice(HEADER_VERSION);
+    block.extend_from_slice(headers);
+    publisher.write_headers(flight, block);
+    block.extend_from_slice(b"\r\n");
+}
+
 /// Appends the frame of one row, and returns the size of its message in bytes.
 #[inline]
 fn write(
@@ -326,13 +344,9 @@ fn write(
     frames: &mut Frames<'_>,
     row: &Message<'_>,
 ) -> Result<usize, TooLarge> {
-    frames.headers.clear();
-    frames.headers.extend_from_slice(HEADER_VERSION);
-    frames.headers.extend_from_slice(row.headers);
-    publisher.write_headers(flight, frames.headers);
-    frames.headers.extend_from_slice(b"\r\n");
+    frame_headers(publisher, flight, frames.headers, row.headers);
     let bytes = frames.headers.len() + row.body.len();
-    if bytes > flight.settings.limits.message_bytes_max {
+    if bytes > flight.settings.limits.message_limit.bytes {
         return Err(TooLarge {
             bytes: bytes as u64,
         });

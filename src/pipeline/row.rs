@@ -197,6 +197,8 @@ struct Columns {
     absent: Vec<Field>,
     /// The first column that it does not have.
     missing: Option<String>,
+    /// Of all columns, with what they are.
+    names: Vec<(String, Kind)>,
 }
 
 /// The relations that the server has described on this connection.
@@ -333,9 +335,37 @@ impl Relations {
         };
         Ok(Some(Row::new(values, columns.kinds, extras, 0)))
     }
+
+    /// All columns of the outbox table's row with their names; none of another table.
+    ///
+    /// # Errors
+    /// See [`RowError`].
+    pub fn columns<'a>(
+        &self,
+        oid: u32,
+        tuple: &Tuple<'a>,
+    ) -> Result<Vec<(String, Column<'a>)>, RowError> {
+        match self.described.get(&oid) {
+            Some(Described::Outbox(columns)) => Ok(columns.all_of(tuple)?),
+            _ => Ok(Vec::new()),
+        }
+    }
 }
 
 impl Columns {
+    fn all_of<'a>(&self, tuple: &Tuple<'a>) -> Result<Vec<(String, Column<'a>)>, DecodeError> {
+        let mut columns = Vec::with_capacity(self.names.len());
+        tuple.for_each(|index, column| {
+            let (name, kind) = &self.names[index];
+            let column = match kind {
+                Kind::Padded => unpadded(column),
+                _ => column,
+            };
+            columns.push((name.clone(), column));
+        })?;
+        Ok(columns)
+    }
+
     fn find(source: &Source, relation: &Relation) -> Self {
         let mut missing = None;
         let mut index_of = |name: &str| {
@@ -355,6 +385,11 @@ impl Columns {
             padded: Vec::new(),
             absent: Vec::new(),
             missing: None,
+            names: relation
+                .columns
+                .iter()
+                .map(|column| (source.encoding.name(&column.name), source.kind_of(column.type_oid)))
+                .collect(),
         };
         for (field, value) in source.mapping.columns.as_ref() {
             let Some(name) = value.column() else {

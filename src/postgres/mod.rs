@@ -42,6 +42,7 @@ pub mod findings;
 pub mod health;
 pub(crate) mod id_column;
 pub mod pins;
+pub mod presence;
 pub mod processes;
 pub mod replication;
 pub mod row_security;

@@ -8,6 +8,7 @@ use crate::nats::connection::{Advertised, LaneConnection};
 use crate::nats::denial::Denial;
 use crate::nats::stream::{LANE_RECORD_STREAM, lane_records_config};
 use crate::pipeline::fault::Fault;
+use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Opening, Server, Wanted};
 use crate::pipeline::request::{Request, StoredRecord, Unfit};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
@@ -64,15 +65,14 @@ impl Broker {
         }
     }
 
-    /// Largest message that server and stream take, in bytes.
+    /// Largest message that server and stream take.
     #[must_use]
-    pub fn message_bytes_max(&self) -> usize {
-        let server = self.connection.info().max_payload;
-        self.info
+    pub fn message_limit(&self) -> SizeLimit {
+        let stream = self
+            .info
             .as_ref()
-            .and_then(|info| usize::try_from(info.config.max_msg_size).ok())
-            .filter(|bytes| *bytes > 0)
-            .map_or(server, |bytes| bytes.min(server))
+            .and_then(|info| info.config.message_bytes_max());
+        SizeLimit::smaller(self.connection.info().max_payload, stream)
     }
 
     /// What of the stream's configuration is a risk, or slow.

@@ -5,6 +5,7 @@
 
 use crate::nats::protocol::Op;
 use crate::pipeline::copy_both::StatusUpdate;
+use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::row::Foreign;
@@ -127,6 +128,9 @@ impl<'a> Drive<'a> {
             }
             let reads = self.engine().wants_wal();
             let Epoch { turn, watch, .. } = &mut self.epoch;
+            if let Some(question) = turn.engine.poll_question() {
+                watch.ask(question);
+            }
             tokio::select! {
                 exchanged = turn.broker.connection.exchange() => {
                     exchanged.map_err(|error| broker_gone(&error))?;
@@ -158,6 +162,7 @@ impl<'a> Drive<'a> {
                 self.told.take_look(look, &mut turn.engine, self.board, now);
             }
             Looked::Missed(reason) => self.told.sight.missed(reason),
+            Looked::Row(presence) => turn.engine.handle_row(&presence),
         }
     }
 
@@ -165,8 +170,8 @@ impl<'a> Drive<'a> {
     pub(super) fn log_stored(&self, dead_letters: Vec<Note>) {
         let tail = self.epoch.summary.plan.tail.as_ref();
         for note in dead_letters {
-            if let Note::DeadLetter { position, .. } = &note
-                && tail.is_some_and(|tail| *position <= tail.position)
+            if let Note::DeadLetter(row) = &note
+                && tail.is_some_and(|tail| row.position <= tail.position)
             {
                 self.log(note);
             }
@@ -189,11 +194,11 @@ impl<'a> Drive<'a> {
 
     fn log(&self, note: Note) {
         match note {
-            Note::DeadLetter {
+            Note::DeadLetter(RejectedRow {
                 position,
                 event_id,
                 reject,
-            } => {
+            }) => {
                 self.board.dead_letter(reject.reason());
                 tracing::error!(
                     %position, event_id, reason = reject.reason(), "a row cannot be published and became a dead letter: {reject}"

@@ -110,7 +110,7 @@ pub async fn open(
         broker.answer(&mut opening).await?;
         match opening.wanted() {
             Wanted::Slot(start_lsn) => {
-                let frame_bytes_max = broker.message_bytes_max() + FRAME_OVERHEAD_BYTES;
+                let frame_bytes_max = broker.message_limit().bytes + FRAME_OVERHEAD_BYTES;
                 postgres
                     .take_slot(settings, inherited, start_lsn, frame_bytes_max)
                     .await?;
@@ -130,7 +130,7 @@ pub async fn open(
     let mut warnings = postgres.warnings;
     warnings.extend(broker.warnings());
     warnings.extend(opened.warnings);
-    let column_bytes_max = broker.message_bytes_max();
+    let column_bytes_max = broker.message_limit().bytes;
     let limits = Limits {
         turn_bytes_max: TURN_BYTES_MAX,
         column_bytes_max,
@@ -322,7 +322,7 @@ pub(super) fn window_limits(
         messages_max: settings.relay.window_messages_max,
         one_by_one: inherited.one_by_one,
         bytes_max: settings.relay.window_bytes_max,
-        message_bytes_max: broker.message_bytes_max(),
+        message_limit: broker.message_limit(),
         ack_timeout: settings.relay.ack_timeout,
     }
 }

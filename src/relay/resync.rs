@@ -149,6 +149,7 @@ impl<'a> Waiting<'a> {
                         let text = format!("could not look at the catalog: {reason}");
                         return Left::Both(Fault::Postgres(text));
                     }
+                    Ok(Looked::Row(presence)) => self.kept.engine.handle_row(&presence),
                     Err(fault) => return Left::Both(fault),
                 },
                 () = clock::sleep_until(self.clock, until) => {}

@@ -273,6 +273,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         self.engine
             .send_again(self.broker.outgoing(), turn_bytes_max, now)?;
         let mut dry = false;
+        self.engine.place_pending(self.broker.outgoing(), now);
         while self.engine.wants_wal() && self.broker.outgoing().len() < turn_bytes_max {
             if self.take_frame(now)? {
                 continue;

@@ -1,16 +1,19 @@
 //! The catalog while an epoch streams: does the publication still carry the table, and how much WAL may the slot keep?
 //!
-//! In: what the epoch found at its start. Out: every five seconds a [`Look`], or why there is none; or the [`Fault`] that
-//! ends the epoch. Needed because Postgres passes over the rows of a table that is not in the publication, and says nothing
+//! In: what the epoch found at its start, rows to look for. Out: every five seconds a [`Look`], or why there is none; what the
+//! table has of a row; or the [`Fault`] that ends the epoch. Needed because Postgres passes over the rows of a table that is not in the publication, and says nothing
 //! in the WAL. A look that fails does not end the epoch: whether the server is there is the replication connection's
 //! business. How long nothing may be seen is [`crate::pipeline::sight`]'s.
 
+use crate::pipeline::engine::{RowPresence, RowQuestion};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::progress::WalRoom;
 use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection};
-use crate::postgres::client::{self, Client};
+use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::id_column::IdColumn;
+use crate::postgres::presence;
 use crate::postgres::processes;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
@@ -25,6 +28,9 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const CLOSED_INTERVAL: Duration = Duration::from_millis(500);
 /// A look that takes longer is given up, its connection too.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two tries to look for a row.
+const ROW_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a look has found, with everything in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +66,8 @@ pub enum Looked {
     Seen(Look),
     /// Without seeing what carries the rows; why.
     Missed(String),
+    /// For the row that was asked for.
+    Row(RowPresence),
 }
 
 /// What the epoch found at its start.
@@ -77,19 +85,28 @@ pub struct First {
 #[derive(Debug)]
 pub struct Watch {
     looks: mpsc::Receiver<Result<Looked, Fault>>,
+    questions: mpsc::UnboundedSender<RowQuestion>,
 }
 
 impl Watch {
     /// Begins to look, through `sql`, for changes since `first`, and at the walsender.
     pub fn start(sql: Client, settings: PostgresSettings, first: First) -> Watch {
         let (sender, looks) = mpsc::channel(1);
+        // One question waits at a time: the engine asks no other before it has the answer.
+        let (questions, asked) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             tokio::select! {
-                () = look_on(sql, &settings, &first, &sender) => {}
+                () = look_on(sql, &settings, &first, asked, &sender) => {}
                 () = sender.closed() => {}
             }
         });
-        Watch { looks }
+        Watch { looks, questions }
+    }
+
+    /// Looks for a row of the table as soon as may be.
+    pub fn ask(&self, question: RowQuestion) {
+        // The task ends only with this value.
+        let _sent = self.questions.send(question);
     }
 
     /// The next look. Safe to drop and call again.
@@ -108,11 +125,22 @@ async fn look_on(
     sql: Client,
     settings: &PostgresSettings,
     first: &First,
+    mut asked: mpsc::UnboundedReceiver<RowQuestion>,
     sender: &mpsc::Sender<Result<Looked, Fault>>,
 ) {
     let mut sql = Some(sql);
+    let mut next = Instant::now() + INTERVAL;
     loop {
-        rest(sql.as_ref()).await;
+        tokio::select! {
+            () = rest(sql.as_ref(), next) => next = Instant::now() + INTERVAL,
+            Some(question) = asked.recv() => {
+                let presence = presence(&mut sql, settings, first, &question).await;
+                if sender.send(Ok(Looked::Row(presence))).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        }
         let viewed = tokio::time::timeout(LOOK_LIMIT, view(&mut sql, settings, first)).await;
         let looked = match viewed {
             Ok(Ok(view)) => judge(first, &view, settings),
@@ -134,11 +162,45 @@ async fn look_on(
 
 /// Until the next look is due. A session that the server has ended is a reason to look at once: it is shutting down, and may be
 /// waiting for a relay that reads nothing while its broker is away.
-async fn rest(sql: Option<&Client>) {
-    let begin = Instant::now();
-    while begin.elapsed() < INTERVAL && !sql.is_some_and(|sql| sql.is_closed()) {
+async fn rest(sql: Option<&Client>, next: Instant) {
+    while Instant::now() < next && !sql.is_some_and(|sql| sql.is_closed()) {
         tokio::time::sleep(CLOSED_INTERVAL).await;
     }
+}
+
+/// What the table has of a row. A server that is away is asked again: while it is, the epoch has other troubles.
+async fn presence(
+    sql: &mut Option<Client>,
+    settings: &PostgresSettings,
+    first: &First,
+    question: &RowQuestion,
+) -> RowPresence {
+    let Some(table) = &first.inspection.table else {
+        return RowPresence::Unseen(format!("there was no table {}", settings.table));
+    };
+    let id_column = IdColumn::of(table, settings);
+    loop {
+        match try_presence(sql, settings, &id_column, question).await {
+            Ok(presence) => return presence,
+            Err(error) => tracing::debug!(%error, "could not look for a row in the table"),
+        }
+        tokio::time::sleep(ROW_PAUSE).await;
+    }
+}
+
+async fn try_presence(
+    sql: &mut Option<Client>,
+    settings: &PostgresSettings,
+    id_column: &IdColumn,
+    question: &RowQuestion,
+) -> Result<RowPresence, SqlError> {
+    let client = match sql.take() {
+        Some(client) => client,
+        None => client::connect(&settings.conninfo).await?,
+    };
+    let presence = presence::look(&client, &settings.table, id_column, question).await?;
+    *sql = Some(client);
+    Ok(presence)
 }
 
 /// The catalog at a look.

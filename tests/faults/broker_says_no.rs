@@ -205,7 +205,7 @@ async fn messages_that_become_too_large() {
         let logged = relay.log().len();
         fixture.insert(21, 21).await;
         if lane == Lane::Shared {
-            waits(&mut relay, logged, "the lane's own message").await;
+            waits(&mut relay, logged, "--max-msg-size=512").await;
             relay.kill();
         } else {
             assert_eq!(relay.ends().await, Some(4), "{}", relay.log());

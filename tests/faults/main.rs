@@ -8,6 +8,7 @@ mod broker_says_no;
 mod by_hand;
 mod dead_letters;
 mod encodings;
+mod dead_rows;
 mod fencing;
 mod foreign;
 mod hold_back;

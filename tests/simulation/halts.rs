@@ -6,7 +6,8 @@ use crate::run::Simulation;
 use crate::world::World;
 use postgres_types::PgLsn;
 use std::time::Duration;
-use walrelay::pipeline::fault::Halt;
+use walrelay::pipeline::engine::RowPresence;
+use walrelay::pipeline::fault::{Blocks, Halt};
 use walrelay::pipeline::history::History;
 
 pub(crate) fn settings() -> Settings {
@@ -334,10 +335,41 @@ fn a_row_that_cannot_be_published_where_that_must_halt() {
     assert_eq!(lane.world.broker.events.last_seq, 7);
     assert!(matches!(
         lane.relays[0].outcome(),
-        Some(Outcome::Halted(Halt::Rejected { position, .. })) if position.ordinal == 2
+        Some(Outcome::Halted(Halt::Rejected { row, .. })) if row.position.ordinal == 2
     ));
     lane.relays.clear();
-    assert!(matches!(lane.halt(), Halt::Rejected { position, .. } if position.ordinal == 2));
+    assert!(matches!(lane.halt(), Halt::Rejected { row, .. } if row.position.ordinal == 2));
+    lane.world.verify(false);
+    assert_eq!(lane.world.failure, None);
+}
+
+#[test]
+fn a_row_that_neither_dead_letter_nor_table_would_keep() {
+    let mut lane = lane(settings());
+    lane.commit(3);
+    lane.rest();
+    let mut row = lane.world.postgres.row(&mut lane.world.random, false);
+    row.values[5] = Some(format!("\"{}\"", "y".repeat(20_000)).into_bytes());
+    row.rejected = true;
+    let good = lane.world.postgres.row(&mut lane.world.random, false);
+    lane.world
+        .postgres
+        .commit(vec![good.clone(), row, good], &mut lane.world.random);
+    lane.world.row_presence = RowPresence::Gone;
+    // What stands before it is published, and the next start halts at the same place.
+    lane.pause(Duration::from_secs(5));
+    assert_eq!(lane.world.broker.events.last_seq, 7);
+    lane.relays.clear();
+    let halt = lane.halt();
+    assert!(
+        matches!(&halt, Halt::Rejected { row, blocks: Blocks::Loss { .. } } if row.position.ordinal == 2),
+        "{halt}"
+    );
+    lane.relays.clear();
+    lane.world.row_presence = RowPresence::Kept;
+    lane.start_relay(Duration::ZERO);
+    lane.rest();
+    assert_eq!(lane.world.broker.events.last_seq, 9);
     lane.world.verify(false);
     assert_eq!(lane.world.failure, None);
 }

@@ -15,6 +15,7 @@ use walrelay::pipeline::engine::{Engine, Stop};
 use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::lane_end::Memory;
+use walrelay::pipeline::limit::SizeLimit;
 use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
 use walrelay::pipeline::position::Lane;
@@ -150,6 +151,8 @@ pub(crate) struct Relay {
     state: State,
     /// In a pause or an opening that is about the broker alone.
     waiting: Option<Box<Waiting>>,
+    /// When the table answers about a row.
+    row_at: Option<Duration>,
     pub(crate) wake: Duration,
     pub(crate) frozen_until: Duration,
     epochs: Epochs,
@@ -170,6 +173,7 @@ impl Relay {
             settings,
             state: State::Pause,
             waiting: None,
+            row_at: None,
             wake: now,
             frozen_until: Duration::ZERO,
             epochs_begun: 0,
@@ -396,6 +400,7 @@ impl Relay {
                 (waiting.kept.join(broker, world.now), waiting.incarnation)
             }
             None => {
+                self.row_at = None;
                 let mut engine = start.engine.expect("begun");
                 start.opening.finish(&mut engine);
                 let limits = Limits {
@@ -549,7 +554,7 @@ impl Relay {
             messages_max: settings.messages_max,
             one_by_one: self.epochs.one_by_one(),
             bytes_max: settings.bytes_max,
-            message_bytes_max: MESSAGE_BYTES_MAX,
+            message_limit: SizeLimit::smaller(MESSAGE_BYTES_MAX, None),
             ack_timeout: settings.ack_timeout,
         }
     }
@@ -579,9 +584,11 @@ impl Relay {
             streaming.turn.stop(world.now + Duration::from_secs(10));
             streaming.stopping = true;
         }
+        look_for_row(&mut streaming.turn.engine, &mut self.row_at, world);
         let stop = match turn(&mut streaming.turn, world) {
             Ok(false) => {
                 self.wake = wake(&mut streaming.turn, world.now);
+                self.wake = self.row_at.map_or(self.wake, |at| at.min(self.wake));
                 return State::Streaming(streaming);
             }
             Ok(true) => None,
@@ -662,6 +669,16 @@ fn ask(start: &mut Start, outgoing: Option<Outgoing>, world: &mut World) -> Resu
         return Err(fault("no answer"));
     }
     Ok(())
+}
+
+/// As `relay::watch`: the table answers after a while.
+fn look_for_row(engine: &mut Engine, row_at: &mut Option<Duration>, world: &mut World) {
+    if engine.poll_question().is_some() {
+        *row_at = Some(world.now + world.random.micros(0, 50_000));
+    }
+    if row_at.take_if(|at| *at <= world.now).is_some() {
+        engine.handle_row(&world.row_presence);
+    }
 }
 
 /// One turn of the relay's loop between two looks at the network; true when stopped.

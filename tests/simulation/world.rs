@@ -11,6 +11,7 @@ use crate::postgres::Postgres;
 use crate::random::Random;
 use crate::relay::{Outcome, Relay, SLOT};
 use std::time::Duration;
+use walrelay::pipeline::engine::RowPresence;
 use walrelay::pipeline::fault::Halt;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::record::LaneRecord;
@@ -22,6 +23,8 @@ pub(crate) struct World {
     pub(crate) net: Net,
     pub(crate) postgres: Postgres,
     pub(crate) broker: Broker,
+    /// What the table has of a row that a dead letter cannot hold.
+    pub(crate) row_presence: RowPresence,
     /// Prints what happens.
     pub(crate) verbose: bool,
     pub(crate) failure: Option<String>,
@@ -68,6 +71,7 @@ impl World {
             postgres,
             net: Net::default(),
             broker: Broker::new(true, 500),
+            row_presence: RowPresence::Kept,
             verbose,
             failure: None,
             sync_interval: Duration::from_secs(2),

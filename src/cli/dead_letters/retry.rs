@@ -1,22 +1,25 @@
 //! A dead letter's event, published after all.
 //!
-//! In: dead letters. Out: their rows, as the table has them now, behind the stream's end. Guarantees: the same envelope as
-//! the relay's; no position of the lane; not twice for one dead letter.
+//! In: dead letters. Out: their rows, as the table has them now or else as the dead letter has them, behind the stream's
+//! end. Guarantees: the same envelope as the relay's; no position of the lane; not twice for one dead letter.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, bail};
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures_util::StreamExt as _;
 
-use super::{Letter, find, next};
+use super::{find, next};
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
-use crate::cli::exit::{Exit, message};
+use crate::bulk::rows::{RowText, Rows, columns};
+use crate::cli::exit::{Exit, UsageError, message};
 use crate::cli::republish::{Outcome, Republish};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::nats::admin::Admin;
+use crate::pipeline::dead_letter::DeadLetter;
+use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -29,12 +32,14 @@ pub(super) async fn retry(
     nats: &Admin,
     settings: &Settings,
     position: Option<Position>,
+    set: &[(String, String)],
 ) -> Result<Exit, anyhow::Error> {
+    check_set(&settings.mapping(), set)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let lease = Lease::take(&lane, "dead-letters retry").await?;
     let fence = Fence::raise(&lane, &lease, settings, nats.server_version()?).await;
     let done = match fence {
-        Ok(fence) => retry_leased(nats, settings, position, &lease, fence).await,
+        Ok(fence) => retry_leased(nats, settings, position, set, &lease, fence).await,
         Err(error) => Err(error),
     };
     lease.release().await;
@@ -45,6 +50,7 @@ async fn retry_leased(
     nats: &Admin,
     settings: &Settings,
     position: Option<Position>,
+    set: &[(String, String)],
     lease: &Lease,
     fence: Fence,
 ) -> Result<Exit, anyhow::Error> {
@@ -75,7 +81,7 @@ async fn retry_leased(
             failed |= position.is_some();
             continue;
         }
-        match publish(&mut republish, &settings.postgres.slot, at, &letter).await? {
+        match publish(&mut republish, settings, at, &letter.body, set).await? {
             Outcome::Published(sequence) => {
                 account.line(format_args!("{at} published at sequence {sequence}"));
             }
@@ -141,19 +147,87 @@ async fn retried(nats: &Admin, settings: &Settings, from: u64) -> anyhow::Result
     }
 }
 
+/// What `--set` says: other values for one publication.
+fn check_set(mapping: &Mapping, set: &[(String, String)]) -> Result<(), UsageError> {
+    let columns = columns(mapping);
+    match set
+        .iter()
+        .find(|(name, _)| !columns.contains(&name.as_str()))
+    {
+        Some((name, _)) => Err(UsageError(format!(
+            "--set: no message is made of a column {name:?}"
+        ))),
+        None => Ok(()),
+    }
+}
+
 async fn publish(
     republish: &mut Republish<'_>,
-    slot: &str,
+    settings: &Settings,
     position: Position,
-    letter: &Letter,
+    letter: &DeadLetter,
+    set: &[(String, String)],
 ) -> anyhow::Result<Outcome> {
-    let Some(id) = &letter.body.id else {
-        let why = anyhow!("its row has no id, so it cannot be found in the table");
-        return Ok(Outcome::Rejected(why));
+    let found = match in_table(republish.rows(), settings, letter).await {
+        Ok(Some(row)) => Ok(row),
+        Ok(None) => in_letter(&settings.mapping(), letter, set),
+        Err(error) => Err(error),
     };
+    let mut row = match found {
+        Ok(row) => row,
+        Err(error) => return Ok(Outcome::Rejected(error)),
+    };
+    for (name, value) in set {
+        row.columns.insert(name.clone(), Some(value.clone()));
+    }
     let marks = [
         (KIND_HEADER, KIND_RETRY.to_owned()),
-        (RETRY_HEADER, format!("{slot} {position}")),
+        (
+            RETRY_HEADER,
+            format!("{} {position}", settings.postgres.slot),
+        ),
     ];
-    republish.publish(id, &marks).await
+    republish.publish_row(&row, &marks).await
+}
+
+/// The row as the table has it now; none where it is gone, or has no id to find it by.
+async fn in_table(
+    rows: &Rows,
+    settings: &Settings,
+    letter: &DeadLetter,
+) -> anyhow::Result<Option<RowText>> {
+    let row = letter.row.as_ref();
+    // Beside it, long ones are cut, and bytes are told as a UUID.
+    let whole = row.and_then(|row| row.get(settings.postgres.id_column()));
+    let whole = whole.cloned().flatten().filter(|id| id.len() > 200);
+    match whole.or_else(|| letter.id.clone()) {
+        Some(id) => rows.find(&id).await,
+        None => Ok(None),
+    }
+}
+
+/// The row as the relay read it, where the dead letter has all of it that a message needs and that is not set anew.
+fn in_letter(
+    mapping: &Mapping,
+    letter: &DeadLetter,
+    set: &[(String, String)],
+) -> anyhow::Result<RowText> {
+    let gone = "the table no longer has its row, and the dead letter";
+    let row = letter.row.as_ref();
+    let row = row.with_context(|| format!("{gone} does not hold it"))?;
+    for name in columns(mapping) {
+        if set.iter().any(|(set, _)| set == name) {
+            continue;
+        }
+        let value = row.get(name);
+        let value = value.with_context(|| format!("{gone} has no column {name:?}"))?;
+        if let Some(bytes) = letter.truncated.get(name) {
+            let kept = value.as_ref().map_or(0, String::len);
+            bail!("{gone} has {kept} of the {bytes} bytes of {name:?}");
+        }
+    }
+    Ok(RowText {
+        columns: row.clone(),
+        committed_at_us: letter.committed_at_us,
+    })
 }

@@ -5,6 +5,9 @@
 use crate::nats::api::StreamConfig;
 use crate::nats::protocol::ServerVersion;
 
+/// A fence is all headers, and has less than this with any slot and a usual event id.
+const FENCE_BYTES_MAX: usize = 512;
+
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StreamSeverity {
@@ -111,6 +114,18 @@ pub(super) fn findings(
             republish.dest
         );
         findings.add(StreamSeverity::Warns, message, None);
+    }
+    if shared
+        && config
+            .message_bytes_max()
+            .is_some_and(|bytes| bytes < FENCE_BYTES_MAX)
+    {
+        let message = format!(
+            "max_msg_size is {}: the fences of the lanes in a shared stream may not fit",
+            config.max_msg_size
+        );
+        let flag = format!("--max-msg-size={FENCE_BYTES_MAX}");
+        findings.add(StreamSeverity::Blocks, message, Some(&flag));
     }
     if !shared && version.at_least(2, 14) && !config.allow_batched {
         let message = "fast ingest is off: each event needs an answer of its own, which is slower";
@@ -394,6 +409,10 @@ mod tests {
             findings(&config, &config.subjects, true, VERSION)
         };
         assert_eq!(shared(|config| config.allow_batched = false), []);
+        let small = shared(|config| config.max_msg_size = 511);
+        let command = small[0].command.as_deref();
+        assert_eq!(command, Some("nats stream edit OUTBOX --max-msg-size=512"));
+        assert_eq!(shared(|config| config.max_msg_size = 512), []);
         assert_eq!(
             severities(|config| config.max_msgs_per_subject = 5),
             [Warns]

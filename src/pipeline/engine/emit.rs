@@ -1,14 +1,10 @@
-//! How a row is emitted: as an event, as a replay, or as the dead letter that takes its place.
+//! How a row is emitted, as an event or as a replay.
 //!
-//! In: a row and its position. Out: a frame for the broker, or a halt that waits for what is in flight. Guarantee: a row
-//! that was due to leave never leaves nothing.
+//! In: a row and its position. Out: a frame for the broker, or why there can be none: see `reject`.
 
-use super::{Engine, Note, Stop};
-use crate::pipeline::dead_letter;
-use crate::pipeline::envelope::{Reject, shown};
-use crate::pipeline::fault::Halt;
+use super::Engine;
+use crate::pipeline::envelope::Reject;
 use crate::pipeline::message::{Composed, compose};
-
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::publish::{Body, EventId, Message, Origin, TooLarge, tail_header};
 use crate::pipeline::row::Row;
@@ -24,7 +20,7 @@ impl Engine {
         first_publication: bool,
         out: &mut BytesMut,
         now: Duration,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Reject> {
         self.headers.clear();
         self.headers.extend_from_slice(&self.position_prefix);
         self.headers
@@ -39,15 +35,10 @@ impl Engine {
             first_publication,
         };
         let own = self.headers.len();
-        match self.try_emit(row, origin, out, now) {
-            Ok(()) => {}
-            // A replay brings again what was published; its dead letters are in the stream already.
-            Err(_) if !first_publication => return Ok(()),
-            Err(reject) => {
-                // What the message would have had stays out of its dead letter.
-                self.headers.truncate(own);
-                return self.reject(row, position, reject, out, now);
-            }
+        if let Err(reject) = self.try_emit(row, origin, out, now) {
+            // What the message would have had stays out of its dead letter.
+            self.headers.truncate(own);
+            return Err(reject);
         }
         self.counters.published += 1;
         self.counters.replayed += u64::from(!first_publication);
@@ -66,7 +57,7 @@ impl Engine {
         if let Some(why) = self.settings.epoch.refused.get(&origin.position) {
             return Err(Reject::Refused(why.clone()));
         }
-        let bytes_max = self.settings.epoch.limits.message_bytes_max as u64;
+        let limit = self.settings.epoch.limits.message_limit;
         let composed = compose(
             row,
             &self.settings.epoch.source.mapping,
@@ -75,7 +66,7 @@ impl Engine {
             &mut self.body,
         )
         .map_err(|reject| match reject {
-            Reject::TooLarge { bytes, .. } => Reject::TooLarge { bytes, bytes_max },
+            Reject::TooLarge { bytes, .. } => Reject::TooLarge { bytes, limit },
             reject => reject,
         })?;
         let body = match &composed {
@@ -94,7 +85,7 @@ impl Engine {
                 origin,
                 now,
             )
-            .map_err(|TooLarge { bytes }| Reject::TooLarge { bytes, bytes_max })
+            .map_err(|TooLarge { bytes }| Reject::TooLarge { bytes, limit })
     }
 
     /// Says that this is a replay, and how far the lane is, so that a resume finds it behind any number of replays.
@@ -120,59 +111,5 @@ impl Engine {
                 tail.event_id.as_deref(),
             )
         })
-    }
-
-    fn reject(
-        &mut self,
-        row: &Row<'_>,
-        position: Position,
-        reject: Reject,
-        out: &mut BytesMut,
-        now: Duration,
-    ) -> Result<(), Stop> {
-        let event_id = row.id().map_or_else(|| "-".to_owned(), |id| shown(&id));
-        let may_pass =
-            !self.settings.epoch.halt_on_reject || self.settings.skips().contains(&position);
-        self.headers
-            .extend_from_slice(dead_letter::headers(&reject).as_bytes());
-        let body = dead_letter::body(row, position, &reject);
-        let placed = may_pass
-            && self
-                .window
-                .publish(
-                    out,
-                    &Message {
-                        subject: self.dead_letter_subject.as_bytes(),
-                        headers: &self.headers,
-                        body: Body::Bytes(&body),
-                    },
-                    Origin {
-                        position,
-                        event_id: EventId::of(event_id.as_bytes()),
-                        first_publication: true,
-                    },
-                    now,
-                )
-                .is_ok();
-        if !placed {
-            // What is in flight before it is still acknowledged; see `check_halt`.
-            self.halt = Some(Halt::Rejected {
-                position,
-                event_id,
-                reject,
-            });
-            return Ok(());
-        }
-        self.counters.published += 1;
-        self.counters.dead_letters += 1;
-        self.progress.published();
-        let note = Note::DeadLetter {
-            position,
-            event_id,
-            reject,
-        };
-        self.dead_letters
-            .push_back((self.progress.published_rows(), note));
-        Ok(())
     }
 }

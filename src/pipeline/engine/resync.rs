@@ -88,7 +88,7 @@ impl Engine {
     /// [`Fault::Reread`] where the rows were made for messages of another size.
     pub fn resume(&mut self, resumed: Resumed, plan: &Plan, now: Duration) -> Result<(), Fault> {
         let settings = &mut self.settings;
-        if resumed.limits.message_bytes_max != settings.epoch.limits.message_bytes_max {
+        if resumed.limits.message_limit != settings.epoch.limits.message_limit {
             return Err(Fault::Reread("it takes messages of another size"));
         }
         let is_started_anew = settings.server_id != resumed.server_id;

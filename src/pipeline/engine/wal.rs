@@ -5,6 +5,7 @@
 
 use super::{Engine, Note, Stop, Transaction};
 use crate::pipeline::copy_both::{self, ReplicationMessage};
+use crate::pipeline::dead_letter::Rejected;
 use crate::pipeline::envelope::shown;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::pgoutput::{self, Message, Relation, Tuple};
@@ -33,8 +34,8 @@ impl Engine {
                 Message::Begin {
                     commit_lsn,
                     committed_at_us,
-                    ..
-                } => self.begin(commit_lsn, committed_at_us),
+                    xid,
+                } => self.begin(commit_lsn, committed_at_us, xid),
                 Message::Commit {
                     commit_lsn,
                     end_lsn,
@@ -49,7 +50,7 @@ impl Engine {
         }
     }
 
-    fn begin(&mut self, commit_lsn: PgLsn, committed_at_us: i64) -> Result<(), Stop> {
+    fn begin(&mut self, commit_lsn: PgLsn, committed_at_us: i64, xid: u32) -> Result<(), Stop> {
         if self.transaction.is_some() {
             return Err(misplaced("Begin", "inside a transaction"));
         }
@@ -65,6 +66,7 @@ impl Engine {
         self.transaction = Some(Transaction {
             commit_lsn,
             committed_at_us,
+            xid,
             ordinal: 0,
             events: false,
         });
@@ -173,6 +175,7 @@ impl Engine {
             commit_lsn: transaction.commit_lsn,
             ordinal: transaction.ordinal,
         };
+        let xid = transaction.xid;
         if self
             .published_through
             .is_some_and(|through| position <= through)
@@ -182,7 +185,8 @@ impl Engine {
                 .replay_from
                 .is_some_and(|from| position.commit_lsn >= from)
             {
-                self.emit(&row, position, false, out, now)?;
+                // A replay brings again what was published; its dead letters are in the stream already.
+                let _published = self.emit(&row, position, false, out, now);
                 self.replay_reached = Some((position, self.progress.published_rows()));
                 return Ok(());
             }
@@ -199,7 +203,18 @@ impl Engine {
             let column = column.to_owned();
             return Err(Fault::Column { position, column }.into());
         }
-        self.emit(&row, position, true, out, now)
+        if let Err(reject) = self.emit(&row, position, true, out, now) {
+            let columns = self.relations.columns(relation_oid, tuple)?;
+            let rejected = Rejected {
+                row: &row,
+                columns: &columns,
+                position,
+                reject: &reject,
+                encoding: &self.settings.epoch.source.encoding,
+            };
+            self.reject(&rejected, xid, out, now);
+        }
+        Ok(())
     }
 
     fn check_overlap(&mut self, row: &Row<'_>, position: Position) -> Result<(), Stop> {

@@ -1,0 +1,251 @@
+//! The row in a dead letter: whole, or not lost; published from there when the table no longer has it.
+
+use async_nats::jetstream::stream;
+use serde_json::Value;
+
+use crate::lane::{LANES, Lane, jetstream, set_up, stream_of};
+use crate::support::{Fixture, Servers, Stored, eventually};
+
+/// A table that lets everything in, with a column that no event has.
+const TABLE: &str = "
+CREATE TABLE outbox_events (
+    tenant text, id text, aggregate_id text, event_type text, event_version int, occurred_at timestamptz, payload_json jsonb
+)";
+
+async fn on(servers: Option<Servers>, lane: Lane) -> Fixture {
+    let mut fixture = match servers {
+        Some(servers) => Fixture::bare_on(servers).await,
+        None => Fixture::bare().await,
+    };
+    fixture.sql.batch_execute(TABLE).await.unwrap();
+    set_up(&mut fixture, lane).await;
+    fixture
+}
+
+/// Inserts a row; deletes it in the same transaction where it is not `kept`.
+async fn insert(fixture: &Fixture, id: &str, event_type: &str, payload: &str, kept: bool) {
+    let delete = match kept {
+        true => String::new(),
+        false => format!("DELETE FROM outbox_events WHERE id = '{id}';"),
+    };
+    let sql = format!(
+        "BEGIN; INSERT INTO outbox_events VALUES
+             ('acme', '{id}', 'a', '{event_type}', 1, '2026-11-28 07:00+00', {payload}); {delete} COMMIT"
+    );
+    fixture.sql.batch_execute(&sql).await.unwrap();
+}
+
+/// The lane's messages, without the fences of a shared stream, once there are so many.
+async fn messages(fixture: &Fixture, count: usize) -> Vec<Stored> {
+    eventually(format!("{count} messages of the lane"), async || {
+        let mut stored = fixture.stored().await;
+        stored.retain(|message| !message.subject.starts_with("walrelay.fence."));
+        (stored.len() >= count).then_some(stored)
+    })
+    .await
+}
+
+async fn halted(fixture: &mut Fixture) -> String {
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    let log = relay.log();
+    let line = log.lines().find(|line| line.contains("halted: "));
+    line.unwrap_or_else(|| panic!("{log}")).to_owned()
+}
+
+/// What stands between the two texts.
+fn between<'a>(text: &'a str, before: &str, behind: &str) -> &'a str {
+    let (_, text) = text.split_once(before).unwrap_or_else(|| panic!("{text}"));
+    text.split_once(behind)
+        .unwrap_or_else(|| panic!("{text}"))
+        .0
+}
+
+#[tokio::test]
+async fn a_deleted_row_is_whole_in_it_and_published_from_it() {
+    let mut fixture = on(None, Lane::FastIngest).await;
+    let relay = fixture.run();
+    insert(&fixture, "e1", "has a space", "'{\"a\": \"é\\\\\"}'", false).await;
+    let letter = messages(&fixture, 1).await.remove(0);
+    let body: Value = serde_json::from_str(&letter.body).unwrap();
+    assert_eq!(body["truncated"], serde_json::json!({}));
+    let row = serde_json::json!({
+        "tenant": "acme", "id": "e1", "aggregate_id": "a", "event_type": "has a space", "event_version": "1",
+        "occurred_at": "2026-11-28 07:00:00+00", "payload_json": "{\"a\": \"é\\\\\"}"
+    });
+    assert_eq!(body["row"], row);
+
+    let retry = ["dead-letters", "retry", &letter.position];
+    let as_it_is = fixture.walrelay(&retry).await;
+    assert_eq!(as_it_is.code, Some(1), "{}", as_it_is.stderr);
+    let wrong = fixture
+        .walrelay(&[
+            "dead-letters",
+            "retry",
+            &letter.position,
+            "--set",
+            "tenant=x",
+        ])
+        .await;
+    assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
+    let mended = [
+        "dead-letters",
+        "retry",
+        &letter.position,
+        "--set",
+        "event_type=t.v1",
+    ];
+    fixture.walrelay(&mended).await.success();
+    let event = messages(&fixture, 2).await.remove(1);
+    assert_eq!(event.kind.as_deref(), Some("retry"));
+    assert_eq!(
+        event.body,
+        "{\"id\":\"e1\",\"aggregate_id\":\"a\",\"event_type\":\"t.v1\",\"event_version\":1,\
+         \"occurred_at\":\"2026-11-28T07:00:00.000000Z\",\"payload_json\":{\"a\": \"é\\\\\"}}"
+    );
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_would_be_lost_halts_and_is_passed() {
+    for lane in LANES {
+        let mut fixture = on(None, lane).await;
+        insert(&fixture, "before", "t", "'{}'", true).await;
+        insert(
+            &fixture,
+            "gone",
+            "t",
+            "to_jsonb(repeat('x', 1500000))",
+            false,
+        )
+        .await;
+        insert(&fixture, "behind", "t", "'{}'", true).await;
+        for _ in 0..2 {
+            let line = halted(&mut fixture).await;
+            for words in ["event gone", "max_payload of 1048576", "no longer has it"] {
+                assert!(line.contains(words), "{lane:?}: no {words:?} in {line}");
+            }
+            assert_eq!(messages(&fixture, 1).await.len(), 1, "{lane:?}");
+        }
+        let line = halted(&mut fixture).await;
+        let position = between(&line, "`walrelay dead-letters skip ", "`");
+        fixture
+            .walrelay(&["dead-letters", "skip", position])
+            .await
+            .success();
+        let relay = fixture.run();
+        let stored = messages(&fixture, 3).await;
+        let body: Value = serde_json::from_str(&stored[1].body).unwrap();
+        assert_eq!(
+            body["truncated"],
+            serde_json::json!({"payload_json": 1_500_002})
+        );
+        assert_eq!(body["row"]["id"], "gone");
+        let retry = fixture.walrelay(&["dead-letters", "retry", position]).await;
+        assert_eq!(retry.code, Some(1));
+        assert!(
+            retry.stderr.contains("of the 1500002 bytes"),
+            "{}",
+            retry.stderr
+        );
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn it_is_published_once_the_limit_that_the_halt_names_is_raised() {
+    let mut servers = Servers::own().await;
+    servers
+        .nats
+        .reload("max_payload: 10000".to_owned())
+        .await
+        .unwrap();
+    let mut fixture = on(Some(servers), Lane::FastIngest).await;
+    insert(&fixture, "gone", "t", "to_jsonb(repeat('x', 20000))", false).await;
+    let line = halted(&mut fixture).await;
+    assert!(line.contains("the server's max_payload of 10000"), "{line}");
+    let servers = fixture.own_servers();
+    servers
+        .nats
+        .reload("max_payload: 100000".to_owned())
+        .await
+        .unwrap();
+    let relay = fixture.run();
+    let event = messages(&fixture, 1).await.remove(0);
+    assert_eq!(
+        (event.kind.as_deref(), event.field("id")),
+        (None, "gone".into())
+    );
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_table_keeps_passes_however_little_the_stream_takes() {
+    for lane in LANES {
+        let mut fixture = on(None, lane).await;
+        limit(&fixture, 60).await;
+        insert(&fixture, "kept", "t", "to_jsonb(repeat('x', 1000))", true).await;
+        let least = if lane == Lane::Shared {
+            // There the lane's own messages have to fit, too.
+            let refused = fixture.walrelay(&["run"]).await;
+            assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+            let (_, command) = refused
+                .stderr
+                .split_once("--max-msg-size=")
+                .expect("a command");
+            command.trim().to_owned()
+        } else {
+            let line = halted(&mut fixture).await;
+            assert!(line.contains("the stream's max_msg_size of 60"), "{line}");
+            between(&line, "Raise that limit to ", " or more").to_owned()
+        };
+        limit(&fixture, least.parse().expect("a number")).await;
+        passes(fixture).await;
+    }
+}
+
+#[tokio::test]
+async fn a_row_that_the_table_keeps_passes_with_as_much_as_fits() {
+    let mut fixture = on(None, Lane::FastIngest).await;
+    limit(&fixture, 300).await;
+    insert(&fixture, "kept", "t", "to_jsonb(repeat('x', 1000))", true).await;
+    passes(fixture).await;
+    fixture = on(None, Lane::FastIngest).await;
+    limit(&fixture, 1_000).await;
+    insert(&fixture, "kept", "t", "to_jsonb(repeat('x', 1000))", true).await;
+    let letter = passes(fixture).await;
+    assert_eq!(
+        letter["truncated"],
+        serde_json::json!({"payload_json": 1_002})
+    );
+    assert_eq!(letter["row"]["tenant"], "acme");
+    let kept = letter["row"]["payload_json"].as_str().unwrap();
+    assert!(kept.starts_with("\"xxxx") && kept.len() < 1_000, "{kept}");
+}
+
+/// The row becomes a dead letter, whose body is returned, and an event once the stream takes it.
+async fn passes(mut fixture: Fixture) -> Value {
+    let relay = fixture.run();
+    let letter = messages(&fixture, 1).await.remove(0);
+    assert_eq!(letter.kind.as_deref(), Some("dead-letter"));
+    let list = fixture.walrelay(&["dead-letters", "list"]).await.success();
+    assert!(list.stdout.contains(&letter.position), "{}", list.stdout);
+    limit(&fixture, -1).await;
+    let retry = ["dead-letters", "retry", &letter.position];
+    // A letter without an id cannot say which row it was.
+    let body: Value = serde_json::from_str(&letter.body).unwrap();
+    let code = if body.get("id").is_some() { 0 } else { 1 };
+    let retried = fixture.walrelay(&retry).await;
+    assert_eq!(retried.code, Some(code), "{}", retried.stderr);
+    relay.stop().await;
+    body
+}
+
+async fn limit(fixture: &Fixture, bytes: i32) {
+    let config = stream_of(fixture).await.get_info().await.unwrap().config;
+    let config = stream::Config {
+        max_message_size: bytes,
+        ..config
+    };
+    jetstream(fixture).update_stream(config).await.unwrap();
+}
