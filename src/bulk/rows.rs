@@ -125,7 +125,9 @@ impl Rows {
         let text = match self.encoding.utf8(bytes, &mut converted) {
             Converted::Same => bytes,
             Converted::At(range) => &converted[range],
-            Converted::Not => bail!("column {name} holds what is no text in the encoding of the database"),
+            Converted::Not => {
+                bail!("column {name} holds what is no text in the encoding of the database")
+            }
         };
         Ok(String::from_utf8(text.to_vec())?)
     }
@@ -180,10 +182,13 @@ impl Rows {
             Encoding::Utf8 => "UTF8",
             Encoding::Unchecked | Encoding::SingleByte(_) => "SQL_ASCII",
         };
-        let texts = columns(&self.mapping).into_iter().enumerate().map(|(number, name)| {
-            let name = quote_identifier(name);
-            format!("convert_to({name}::text, '{bytes_of}') AS value_{number}, ")
-        });
+        let texts = columns(&self.mapping)
+            .into_iter()
+            .enumerate()
+            .map(|(number, name)| {
+                let name = quote_identifier(name);
+                format!("convert_to({name}::text, '{bytes_of}') AS value_{number}, ")
+            });
         texts.collect::<String>() + COMMITTED_AT_US
     }
 

@@ -80,7 +80,7 @@ impl Stint {
             messages_max: target.messages_max,
             one_by_one,
             bytes_max: settings.relay.window_bytes_max,
-            message_bytes_max: target.broker.message_bytes_max(),
+            message_limit: target.broker.message_limit(),
             ack_timeout: settings.relay.ack_timeout,
         };
         let window = WindowSettings {
@@ -132,8 +132,8 @@ impl Stint {
             Err(TooLarge { bytes }) => Err((
                 item.name,
                 format!(
-                    "{bytes} bytes with its headers, and at most {} can be published",
-                    self.target.broker.message_bytes_max()
+                    "{bytes} bytes with its headers, more than {}",
+                    self.target.broker.message_limit()
                 ),
             )),
         }

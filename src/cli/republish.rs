@@ -1,4 +1,4 @@
-//! A row of the table, published behind the stream's end outside the lane: what `dead-letters retry` and `backfill` do.
+//! A row of the table, published behind the stream's end outside the lane: what `dead-letters retry` does.
 //!
 //! In: an event's id, a lease and its fence. Out: the message, built by the relay's own code from the row as the table has it
 //! now. Guarantees: it carries no position of its own, so it moves no relay's place; a relay that runs on a stream of its own
@@ -72,35 +72,16 @@ impl<'a> Republish<'a> {
         })
     }
 
-    /// Publishes the table's row with this id, marked by `marks`.
-    ///
-    /// # Errors
-    /// Nothing more can be published by this command.
-    pub(super) async fn publish(
-        &mut self,
-        id: &str,
-        marks: &[(&'static str, String)],
-    ) -> anyhow::Result<Outcome> {
-        match self.rows.find(id).await {
-            Ok(Some(values)) => self.publish_row(&values, marks).await,
-            Ok(None) => Ok(Outcome::Rejected(anyhow!(
-                "event {id} is no longer in {}",
-                self.settings.postgres.table
-            ))),
-            Err(error) => Ok(Outcome::Rejected(error)),
-        }
-    }
-
     /// The table.
     pub(super) fn rows(&self) -> &Rows {
         &self.rows
     }
 
-    /// As [`Self::publish`], with the row's columns as text.
+    /// Publishes a row, marked by `marks`.
     ///
     /// # Errors
-    /// As [`Self::publish`].
-    pub(super) async fn publish_row(
+    /// Nothing more can be published by this command.
+    pub(super) async fn publish(
         &mut self,
         row: &RowText,
         marks: &[(&'static str, String)],

@@ -4,8 +4,8 @@
 //! whole where it fits, else as much as fits, and the columns named that are not whole. It stands at the row's position
 //! in the lane, in the same stream, under a subject outside the events' root.
 
-use super::envelope::{Reject, shown};
 use super::encoding::{Converted, Encoding};
+use super::envelope::{Reject, shown};
 use super::fields::Field;
 use super::pgoutput::Column;
 use super::position::{KIND_DEAD_LETTER, KIND_HEADER, Position, REASON_HEADER};
@@ -69,8 +69,6 @@ pub struct Rejected<'a> {
     pub position: Position,
     /// Why it cannot be published.
     pub reject: &'a Reject,
-    /// How the row's text came.
-    pub encoding: &'a Encoding,
 }
 
 /// What a person is told of a rejected row.
@@ -93,8 +91,8 @@ pub fn headers(reject: &Reject) -> String {
 }
 
 impl DeadLetter {
-    /// With the whole row, as far as it was read and is text.
-    pub fn of(rejected: &Rejected<'_>) -> Self {
+    /// With the whole row, as far as it was read and is text; `encoding` is how its text came.
+    pub fn of(rejected: &Rejected<'_>, encoding: &Encoding) -> Self {
         let row = rejected.row;
         let value = |field| match row.get(field) {
             Column::Text(text) | Column::NoText(text) => Some(shown(text)),
@@ -119,7 +117,7 @@ impl DeadLetter {
             truncated: BTreeMap::new(),
         };
         for (name, column) in rejected.columns {
-            letter.add(name, *column, rejected.encoding);
+            letter.add(name, *column, encoding);
         }
         letter
     }
@@ -127,7 +125,7 @@ impl DeadLetter {
     fn add(&mut self, name: &str, column: Column<'_>, encoding: &Encoding) {
         let mut converted = Vec::new();
         let (value, cut_bytes) = match column {
-            Column::Null => (None, None),
+            Column::Null | Column::Absent => (None, None),
             Column::Text(bytes) | Column::NoText(bytes) => {
                 let text = match encoding.utf8(bytes, &mut converted) {
                     Converted::At(range) => &converted[range],
@@ -260,9 +258,8 @@ mod tests {
             columns: &columns,
             position: "0/10:1".parse().expect("a position"),
             reject: &REJECT,
-            encoding: &Encoding::Utf8,
         };
-        let body = DeadLetter::of(&rejected).body(room);
+        let body = DeadLetter::of(&rejected, &Encoding::Utf8).body(room);
         let read = serde_json::from_slice(&body.bytes).expect("JSON");
         (read, body)
     }

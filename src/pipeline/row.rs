@@ -346,7 +346,7 @@ impl Relations {
         tuple: &Tuple<'a>,
     ) -> Result<Vec<(String, Column<'a>)>, RowError> {
         match self.described.get(&oid) {
-            Some(Described::Outbox(columns)) => Ok(columns.all_of(tuple)?),
+            Some((_, Described::Outbox(columns))) => Ok(columns.all_of(tuple)?),
             _ => Ok(Vec::new()),
         }
     }
@@ -388,7 +388,12 @@ impl Columns {
             names: relation
                 .columns
                 .iter()
-                .map(|column| (source.encoding.name(&column.name), source.kind_of(column.type_oid)))
+                .map(|column| {
+                    (
+                        source.encoding.name(&column.name),
+                        source.kind_of(column.type_oid),
+                    )
+                })
                 .collect(),
         };
         for (field, value) in source.mapping.columns.as_ref() {

@@ -187,7 +187,7 @@ async fn publish(
             format!("{} {position}", settings.postgres.slot),
         ),
     ];
-    republish.publish_row(&row, &marks).await
+    republish.publish(&row, &marks).await
 }
 
 /// The row as the table has it now; none where it is gone, or has no id to find it by.

@@ -72,7 +72,7 @@ impl Engine {
         }
         let mut headers = std::mem::take(&mut self.headers);
         headers.extend_from_slice(dead_letter::headers(rejected.reject).as_bytes());
-        let letter = DeadLetter::of(rejected);
+        let letter = DeadLetter::of(rejected, &self.settings.epoch.source.encoding);
         let body = letter.body(self.window.room(&headers));
         match id {
             _ if body.is_whole || is_allowed => self.place(headers, &body.bytes, row, out, now),

@@ -210,7 +210,6 @@ impl Engine {
                 columns: &columns,
                 position,
                 reject: &reject,
-                encoding: &self.settings.epoch.source.encoding,
             };
             self.reject(&rejected, xid, out, now);
         }
