@@ -30,6 +30,7 @@ impl IdColumn {
     }
 
     /// SQL for the id's text: of 16 bytes the digits of a UUID.
+    #[cfg(feature = "cli")]
     pub(crate) fn text(&self) -> String {
         match self.is_bytes {
             true => format!("encode({}, 'hex')", self.name),
