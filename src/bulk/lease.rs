@@ -1,7 +1,7 @@
 //! The lease of a lane: which command publishes for it by itself.
 //!
 //! In: a lane's store, the command's name. Out: the lease, or who has it. Guarantees: each change is stored only behind the
-//! one that was read, so two never have it at once by the store; a holder that is not heard for [`PATIENCE`] loses it to the
+//! one that was read, so two never have it at once by the store; a holder that is not heard for `PATIENCE` loses it to the
 //! next who asks. Time decides only who is asked to wait: what fences a message is [`super::fence`].
 
 use std::sync::Arc;
@@ -92,7 +92,7 @@ struct Held {
 }
 
 impl Lease {
-    /// Takes the lease for `command`. A holder that has not ended is given [`PATIENCE`] to be heard.
+    /// Takes the lease for `command`. A holder that has not ended is given `PATIENCE` to be heard.
     ///
     /// # Errors
     /// [`LeaseError::Held`] where it was heard.

@@ -1,7 +1,7 @@
 //! `walrelay doctor`: everything that the relay depends on, or that will hurt later.
 //!
 //! In: the settings. Out: what was found, why it matters, and what to paste. Guarantees: writes nothing, on no server; ends
-//! within [`LIMIT`], and says what could not be looked at instead of calling it well.
+//! within 15 seconds, and says what could not be looked at instead of calling it well.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -56,7 +56,7 @@ pub struct LaneRecord {
     /// The message that somebody else's has replaced, when a relay halted for that: each start does, until an adoption.
     #[serde(default)]
     pub replaced: Option<u64>,
-    /// Since this record, the stream was seen to acknowledge what it does not keep: see [`super::lane_end::Doubt`].
+    /// Since this record, the stream was seen to acknowledge what it does not keep: see `lane_end::Doubt`.
     #[serde(default)]
     pub doubted: bool,
     /// What carried the table's rows into the WAL when somebody last looked; none where nobody has.

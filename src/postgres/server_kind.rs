@@ -1,6 +1,6 @@
 //! Which kind of server `target_session_attrs` asks for, and which one this is (manual, 32.1.2).
 //!
-//! In: what is wanted, the answer to [`query`]. Out: that it will do, or an error that gives way to the next host.
+//! In: what is wanted, the answer to `query`. Out: that it will do, or an error that gives way to the next host.
 
 use crate::postgres::conninfo::{HostPort, TargetSessionAttrs};
 use crate::postgres::error::ConnectError;
