@@ -186,6 +186,7 @@ async fn caught_up(fixture: &Fixture, streams: &[&str]) {
 
 /// A follower stands still while another node comes back with an empty disk: the third alone has everything.
 #[tokio::test]
+#[ignore = "three servers catch up from a wiped disk, which takes minutes on a busy machine: run it with --ignored"]
 async fn a_disk_is_wiped_beside_a_frozen_follower() {
     let mut cluster = LocalNatsCluster::start(&binaries(), 3).await.unwrap();
     let (mut own, mut shared) = (Fixture::bare().await, Fixture::bare().await);
