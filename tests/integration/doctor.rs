@@ -14,10 +14,11 @@ async fn doctor(fixture: &Fixture) -> (Output, Value) {
 
 fn codes(report: &Value) -> Vec<&str> {
     let findings = report["findings"].as_array().expect("a list");
-    findings
-        .iter()
-        .map(|finding| finding["code"].as_str().expect("a code"))
-        .collect()
+    let codes = findings.iter();
+    let codes = codes.map(|finding| finding["code"].as_str().expect("a code"));
+    let mut codes: Vec<&str> = codes.collect();
+    codes.sort_unstable();
+    codes
 }
 
 /// The one remedy of a code, as SQL.
@@ -59,6 +60,7 @@ async fn a_server_that_is_well_and_one_that_will_hurt() {
     }
     let harm = "ALTER TABLE outbox_events ALTER event_type DROP NOT NULL; SELECT pg_reload_conf()";
     fixture.sql.batch_execute(harm).await.unwrap();
+    expected.sort_unstable();
     let (output, report) = doctor(&fixture).await;
     assert_eq!(codes(&report), expected, "{report}");
     assert_eq!(output.code, Some(1));
