@@ -97,9 +97,7 @@ async fn promote(platform: &mut Platform, origin: &str, name: &str) {
 /// `nats stream edit`, as the finding that a fence of the new name is not taken prints it.
 async fn takes_the_new_fence(platform: &Platform, name: &str) {
     let mut config = config(platform, name).await;
-    config
-        .subjects
-        .push(format!("walrelay.fence.{name}.walrelay"));
+    config.subjects.push(format!("walrelay.fence.{name}.*"));
     edit(platform, config).await;
 }
 
