@@ -196,7 +196,7 @@ async fn rows_that_share_an_id_need_a_message_each() {
     assert_eq!(report["missing"]["examples"][0]["id"], id.to_string());
     // Which of them is missing cannot be told, so none is published again.
     let said = platform.expect(&["backfill"], 1).await;
-    assert!(said.contains("has 3 rows with id"), "{said}");
+    assert!(said.contains("has 3 rows with this id"), "{said}");
 }
 
 #[tokio::test]
