@@ -15,7 +15,7 @@ pub struct Environment {
 
 impl Environment {
     /// The environment of this process. Variables that are not UTF-8 are left out.
-    pub fn of_process() -> Self {
+    pub(crate) fn of_process() -> Self {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();
@@ -40,7 +40,8 @@ impl Environment {
     }
 
     /// The same environment with another user.
-    pub fn with_os_user(mut self, user: &str) -> Self {
+    #[cfg(test)]
+    pub(crate) fn with_os_user(mut self, user: &str) -> Self {
         self.os_user = Some(user.to_owned());
         self
     }
@@ -54,7 +55,7 @@ impl Environment {
     }
 
     /// A variable's value, even an empty one.
-    pub fn get_even_empty(&self, name: &str) -> Option<&str> {
+    pub(crate) fn get_even_empty(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
     }
 
@@ -64,7 +65,7 @@ impl Environment {
     }
 
     /// The user that runs the process, by the operating system's name.
-    pub fn os_user(&self) -> Option<&str> {
+    pub(crate) fn os_user(&self) -> Option<&str> {
         self.os_user.as_deref()
     }
 }

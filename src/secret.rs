@@ -7,7 +7,7 @@
 use std::fmt;
 
 /// What is printed in a secret's place.
-pub const MASK: &str = "***";
+pub(crate) const MASK: &str = "***";
 
 /// A password, token or seed that prints as `***`.
 #[derive(Clone, PartialEq, Eq)]

@@ -112,7 +112,10 @@ pub fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 /// [`TlsError`], of the first file that cannot be used.
-pub fn client_config(roots: &Roots, identity: Option<&Identity>) -> Result<ClientConfig, TlsError> {
+pub(crate) fn client_config(
+    roots: &Roots,
+    identity: Option<&Identity>,
+) -> Result<ClientConfig, TlsError> {
     client_config_with(verifier(roots, None, true)?, ALL_VERSIONS, identity)
 }
 

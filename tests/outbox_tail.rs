@@ -69,13 +69,13 @@ async fn send(
 }
 
 /// A running `walrelay tail` with the settings of the test alone.
-struct Tail {
+struct FoundEnd {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
-impl Tail {
-    fn start(url: &str, arguments: &[&str]) -> Tail {
+impl FoundEnd {
+    fn start(url: &str, arguments: &[&str]) -> FoundEnd {
         let mut child = Command::new(env!("CARGO_BIN_EXE_walrelay"))
             .arg("tail")
             .args(arguments)
@@ -88,7 +88,7 @@ impl Tail {
             .spawn()
             .expect("the program starts");
         let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        Tail { child, lines }
+        FoundEnd { child, lines }
     }
 
     async fn line(&mut self) -> String {
@@ -114,7 +114,7 @@ async fn events_are_shown_once_across_a_restart_of_the_broker() {
     let mut nats = broker().await;
     let jetstream = stream(&nats).await;
     let first = publish(&jetstream, "0/1A2B3C8:1").await;
-    let mut tail = Tail::start(&nats.url(), &["--since", "all", "--count", "3", "--json"]);
+    let mut tail = FoundEnd::start(&nats.url(), &["--since", "all", "--count", "3", "--json"]);
     let shown = tail.json().await;
     assert_eq!(shown["id"], first.to_string());
     assert_eq!(shown["sequence"], 1);
@@ -161,7 +161,7 @@ async fn only_what_is_new_is_shown_until_a_signal() {
     let nats = broker().await;
     let jetstream = stream(&nats).await;
     publish(&jetstream, "0/1:1").await;
-    let mut tail = Tail::start(&nats.url(), &[]);
+    let mut tail = FoundEnd::start(&nats.url(), &[]);
     assert!(
         tail.line().await.contains("POSITION"),
         "the heading, when it reads"
@@ -180,9 +180,9 @@ async fn only_what_is_new_is_shown_until_a_signal() {
 #[tokio::test]
 async fn a_closed_pipe_is_no_failure_and_a_missing_stream_is_one() {
     let nats = broker().await;
-    assert_eq!(Tail::start(&nats.url(), &[]).exit_code().await, Some(1));
+    assert_eq!(FoundEnd::start(&nats.url(), &[]).exit_code().await, Some(1));
     stream(&nats).await;
-    let mut tail = Tail::start(&nats.url(), &["--since", "seq:2", "--subject", "outbox.>"]);
+    let mut tail = FoundEnd::start(&nats.url(), &["--since", "seq:2", "--subject", "outbox.>"]);
     tail.line().await;
     let (reader, mut child) = (tail.lines, tail.child);
     // Nothing is published: the end of the reader is enough.

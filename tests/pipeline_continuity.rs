@@ -4,13 +4,15 @@ mod lane_record;
 
 use postgres_types::PgLsn;
 use walrelay::pipeline::continuity::{Plan, Refusal, StartView, plan, provisional_start_lsn};
+use walrelay::pipeline::end_search::{
+    EndSearch, FOREIGN_MESSAGES_MAX, FoundEnd, Lookup, StoredMessage,
+};
 use walrelay::pipeline::fault::Halt;
 use walrelay::pipeline::history::{History, Switch};
-use walrelay::pipeline::lane_end::{Memory, TailMessage};
+use walrelay::pipeline::lane_end::{LaneEnd, Memory};
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::record::LaneRecord;
-use walrelay::pipeline::tail::{FOREIGN_MESSAGES_MAX, Lookup, StoredMessage, Tail, TailSearch};
 
 const CREATED: &str = "2026-11-23T00:00:00Z";
 
@@ -30,8 +32,8 @@ fn at(commit_lsn: u64) -> Position {
 }
 
 /// The message at `sequence` with the position of the same number.
-fn message(sequence: u64) -> TailMessage {
-    TailMessage {
+fn message(sequence: u64) -> LaneEnd {
+    LaneEnd {
         sequence,
         position: at(sequence),
         event_id: Some(format!("e{sequence}")),
@@ -60,7 +62,7 @@ struct Case {
     confirmed: u64,
     server: u64,
     last_sequence: u64,
-    tail: Tail,
+    lane_end: FoundEnd,
     record: Option<LaneRecord>,
     memory: Option<Memory>,
     from: Option<u64>,
@@ -73,7 +75,7 @@ fn usual() -> Case {
         confirmed: 40,
         server: 100,
         last_sequence: 50,
-        tail: Tail::Found(message(50)),
+        lane_end: FoundEnd::Found(message(50)),
         record: Some(record(50, 40)),
         memory: None,
         from: None,
@@ -92,7 +94,7 @@ impl Case {
             stream: "S",
             created: CREATED,
             last_sequence: self.last_sequence,
-            tail: &self.tail,
+            lane_end: &self.lane_end,
             record: self.record.as_ref(),
             memory: self.memory.as_ref(),
             from: self.from.map(Into::into),
@@ -114,7 +116,7 @@ impl Case {
 fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
     Some(Memory {
         created: created.into(),
-        tail: Some(message(sequence)),
+        lane_end: Some(message(sequence)),
         sound: Some(message(sequence)),
         doubted: false,
         recorded_sequence: None,
@@ -163,14 +165,14 @@ fn the_row_that_commits_exactly_where_the_slot_stands_is_met_again() {
 fn a_lane_that_has_published_nothing_begins_at_the_slot() {
     for record in [None, Some(record(0, 40))] {
         let plan = Case {
-            tail: Tail::Nothing,
+            lane_end: FoundEnd::Nothing,
             last_sequence: 3,
             record,
             ..usual()
         }
         .good();
         assert_eq!(
-            (plan.start_lsn, plan.tail, plan.overlap),
+            (plan.start_lsn, plan.lane_end, plan.overlap),
             (PgLsn::from(40), None, None)
         );
         assert_eq!(plan.last_sequence, 3);
@@ -193,36 +195,36 @@ fn foreign_messages_behind_the_tail_are_counted() {
 #[test]
 fn the_record_stands_in_for_the_removed_tail() {
     let plan = Case {
-        tail: Tail::Removed { sequence: 50 },
+        lane_end: FoundEnd::Removed { sequence: 50 },
         ..usual()
     }
     .good();
-    assert_eq!(plan.tail, Some(message(50)));
+    assert_eq!(plan.lane_end, Some(message(50)));
     assert!(plan.overlap.is_some());
 }
 
 #[test]
 fn a_relay_that_lived_on_remembers_what_the_record_does_not() {
     let case = Case {
-        tail: Tail::Removed { sequence: 50 },
+        lane_end: FoundEnd::Removed { sequence: 50 },
         record: Some(active(48)),
         memory: memory(CREATED, 50, 40),
         ..usual()
     };
-    assert_eq!(case.good().tail, Some(message(50)));
+    assert_eq!(case.good().lane_end, Some(message(50)));
     let other_stream = Case {
         memory: memory("another time", 50, 40),
         ..case
     };
     assert!(matches!(
         other_stream.halt(),
-        Halt::TailRemoved { recorded: 48, .. }
+        Halt::EndRemoved { recorded: 48, .. }
     ));
 }
 
 #[test]
 fn a_removed_tail_that_nothing_tells_halts() {
-    let removed = || Tail::Removed { sequence: 50 };
+    let removed = || FoundEnd::Removed { sequence: 50 };
     for record in [
         None,
         Some(active(49)),
@@ -232,16 +234,13 @@ fn a_removed_tail_that_nothing_tells_halts() {
         }),
     ] {
         let case = Case {
-            tail: removed(),
+            lane_end: removed(),
             record,
             memory: None,
             confirmed: 0,
             ..usual()
         };
-        assert!(matches!(
-            case.halt(),
-            Halt::TailRemoved { sequence: 50, .. }
-        ));
+        assert!(matches!(case.halt(), Halt::EndRemoved { sequence: 50, .. }));
     }
 }
 
@@ -249,7 +248,7 @@ fn a_removed_tail_that_nothing_tells_halts() {
 #[test]
 fn a_known_tail_that_was_overwritten_is_not_believed() {
     let case = Case {
-        tail: Tail::Removed { sequence: 50 },
+        lane_end: FoundEnd::Removed { sequence: 50 },
         last_sequence: 52,
         ..usual()
     };
@@ -257,13 +256,13 @@ fn a_known_tail_that_was_overwritten_is_not_believed() {
         record: Some(record(52, 40)),
         ..case
     };
-    assert!(matches!(recorded.halt(), Halt::TailRemoved { .. }));
+    assert!(matches!(recorded.halt(), Halt::EndRemoved { .. }));
     let remembered = Case {
         record: None,
         memory: memory(CREATED, 52, 40),
         ..recorded
     };
-    assert!(matches!(remembered.halt(), Halt::TailRemoved { .. }));
+    assert!(matches!(remembered.halt(), Halt::EndRemoved { .. }));
 }
 
 #[test]
@@ -286,22 +285,30 @@ fn another_lane_behind_the_record_halts() {
 
 #[test]
 fn another_slots_message_at_the_end_halts() {
-    let tail = Tail::OtherSlot {
+    let lane_end = FoundEnd::OtherSlot {
         sequence: 50,
         slot: "t".into(),
     };
     assert!(matches!(
-        Case { tail, ..usual() }.halt(),
+        Case {
+            lane_end,
+            ..usual()
+        }
+        .halt(),
         Halt::ForeignTail { sequence: 50, .. }
     ));
 }
 
 #[test]
 fn too_many_foreign_messages_halt() {
-    let tail = Tail::TooFar { scanned: 10_000 };
+    let lane_end = FoundEnd::TooFar { scanned: 10_000 };
     assert!(matches!(
-        Case { tail, ..usual() }.halt(),
-        Halt::TailUnknown { .. }
+        Case {
+            lane_end,
+            ..usual()
+        }
+        .halt(),
+        Halt::EndUnknown { .. }
     ));
 }
 
@@ -375,7 +382,7 @@ fn a_confirmed_lsn_must_be_explained() {
     assert!(
         Case {
             confirmed: 60,
-            tail: Tail::Nothing,
+            lane_end: FoundEnd::Nothing,
             record: Some(record(0, 40)),
             ..usual()
         }
@@ -385,7 +392,7 @@ fn a_confirmed_lsn_must_be_explained() {
     assert!(
         Case {
             confirmed: 60,
-            tail: Tail::Nothing,
+            lane_end: FoundEnd::Nothing,
             record: None,
             ..usual()
         }
@@ -398,7 +405,7 @@ fn a_confirmed_lsn_must_be_explained() {
 fn another_timelines_lsns_explain_nothing_behind_the_switch() {
     let case = |confirmed| Case {
         confirmed,
-        tail: Tail::Found(message(30)),
+        lane_end: FoundEnd::Found(message(30)),
         record: Some(record(30, 90)),
         history: History::parse(2, "1 0/3C standby promoted").expect("a history"),
         ..usual()
@@ -441,7 +448,7 @@ fn another_timelines_lsns_explain_nothing_behind_the_switch() {
 fn the_number_of_a_timeline_explains_nothing() {
     let recorded = |switches: Option<Vec<Switch>>| Case {
         confirmed: 70,
-        tail: Tail::Found(message(30)),
+        lane_end: FoundEnd::Found(message(30)),
         record: Some(LaneRecord {
             timeline: 2,
             switches,
@@ -493,7 +500,7 @@ fn a_server_behind_the_stream_halts() {
 fn what_the_broker_lost_is_named_and_published_again() {
     // 41 to 50 are gone, the slot has them from 40 on.
     let plan = Case {
-        tail: Tail::Found(message(40)),
+        lane_end: FoundEnd::Found(message(40)),
         last_sequence: 40,
         ..usual()
     }
@@ -506,7 +513,7 @@ fn what_the_broker_lost_is_named_and_published_again() {
     );
     // Below 40 the slot has nothing any more.
     let plan = Case {
-        tail: Tail::Found(message(30)),
+        lane_end: FoundEnd::Found(message(30)),
         last_sequence: 30,
         ..usual()
     }
@@ -522,7 +529,7 @@ fn a_recreated_stream_gets_what_the_slot_still_has() {
         ..record(50, 40)
     };
     let plan = Case {
-        tail: Tail::Nothing,
+        lane_end: FoundEnd::Nothing,
         last_sequence: 0,
         record: Some(record),
         ..usual()
@@ -556,7 +563,7 @@ fn a_replay_begins_no_later_than_the_lane_goes_on() {
     // Nothing in the stream, be the lane fresh or the stream made again: what the slot has is unpublished.
     for record in [None, Some(record(0, 40)), Some(record(50, 40))] {
         let empty = Case {
-            tail: Tail::Nothing,
+            lane_end: FoundEnd::Nothing,
             last_sequence: 0,
             record,
             from: Some(60),
@@ -568,20 +575,24 @@ fn a_replay_begins_no_later_than_the_lane_goes_on() {
 
 #[test]
 fn replication_starts_no_later_than_the_lane_goes_on() {
-    let start = |tail: &Tail, record: Option<&LaneRecord>, from: Option<u64>| {
-        u64::from(provisional_start_lsn(tail, record, from.map(Into::into)))
+    let start = |lane_end: &FoundEnd, record: Option<&LaneRecord>, from: Option<u64>| {
+        u64::from(provisional_start_lsn(
+            lane_end,
+            record,
+            from.map(Into::into),
+        ))
     };
     let recorded = record(50, 40);
-    let found = Tail::Found(message(50));
+    let found = FoundEnd::Found(message(50));
     assert_eq!(start(&found, None, None), 50);
     assert_eq!(start(&found, None, Some(45)), 45);
     assert_eq!(start(&found, None, Some(60)), 50);
-    for removed in [Tail::Removed { sequence: 50 }, Tail::FenceRemoved] {
+    for removed in [FoundEnd::Removed { sequence: 50 }, FoundEnd::FenceRemoved] {
         assert_eq!(start(&removed, Some(&recorded), Some(60)), 50);
         assert_eq!(start(&removed, None, Some(60)), 0);
     }
     for from in [None, Some(60)] {
-        assert_eq!(start(&Tail::Nothing, Some(&recorded), from), 0);
+        assert_eq!(start(&FoundEnd::Nothing, Some(&recorded), from), 0);
     }
 }
 
@@ -590,17 +601,17 @@ fn search(
     messages: &[(u64, Option<StoredMessage<'_>>)],
     record: Option<&LaneRecord>,
     memory: Option<Memory>,
-) -> Tail {
+) -> FoundEnd {
     let last_sequence = messages.first().map_or(0, |(seq, _)| *seq);
-    let mut search = TailSearch::new("s", last_sequence, CREATED, record, memory.as_ref());
+    let mut search = EndSearch::new("s", last_sequence, CREATED, record, memory.as_ref());
     for (sequence, message) in messages {
         assert_eq!(search.wanted(), Some(Lookup::Message(*sequence)));
         let message = message.map(|message| StoredMessage {
             sequence: *sequence,
             ..message
         });
-        if let Some(tail) = search.take(message) {
-            return tail;
+        if let Some(lane_end) = search.take(message) {
+            return lane_end;
         }
     }
     assert_eq!(search.wanted(), None);
@@ -626,8 +637,8 @@ fn stored<'a>(
     })
 }
 
-fn found(sequence: u64, commit_lsn: u64, id: Option<&str>) -> Tail {
-    Tail::Found(TailMessage {
+fn found(sequence: u64, commit_lsn: u64, id: Option<&str>) -> FoundEnd {
+    FoundEnd::Found(LaneEnd {
         sequence,
         position: at(commit_lsn),
         event_id: id.map(str::to_owned),
@@ -642,7 +653,7 @@ fn foreign<'a>() -> Option<StoredMessage<'a>> {
 #[test]
 fn the_search_for_the_tail() {
     let search = |messages: &[_], record| search(messages, record, None);
-    assert_eq!(search(&[], None), Tail::Nothing);
+    assert_eq!(search(&[], None), FoundEnd::Nothing);
     let ours = stored("2", Some("s 0/32:1"), None);
     assert_eq!(search(&[(3, ours)], None), found(3, 50, Some("e50")));
     // Foreign messages are passed over, also those with a header that no relay writes.
@@ -659,9 +670,9 @@ fn the_search_for_the_tail() {
     assert_eq!(search(&[(3, replay)], None), found(3, 50, None));
     assert_eq!(
         search(&[(3, foreign()), (2, None)], None),
-        Tail::Removed { sequence: 2 }
+        FoundEnd::Removed { sequence: 2 }
     );
-    let other = Tail::OtherSlot {
+    let other = FoundEnd::OtherSlot {
         sequence: 3,
         slot: "t".into(),
     };
@@ -672,7 +683,7 @@ fn the_search_for_the_tail() {
         adopted_sequence: 2,
         ..record(0, 40)
     };
-    assert_eq!(search(&[(3, foreign())], Some(&adopted)), Tail::Nothing);
+    assert_eq!(search(&[(3, foreign())], Some(&adopted)), FoundEnd::Nothing);
 }
 
 #[test]
@@ -685,12 +696,18 @@ fn a_copy_of_a_message_is_not_the_tail() {
         assert_eq!(search(&stream, None, None), found(1, 50, Some("e50")));
         // Nothing else tells how far the lane came.
         let stream = [(3, copy), (2, foreign()), (1, foreign())];
-        assert_eq!(search(&stream, None, None), Tail::Copied { sequence: 3 });
+        assert_eq!(
+            search(&stream, None, None),
+            FoundEnd::Copied { sequence: 3 }
+        );
         let adopted = LaneRecord {
             adopted_sequence: 2,
             ..record(0, 40)
         };
-        assert_eq!(search(&stream[..1], Some(&adopted), None), Tail::Nothing);
+        assert_eq!(
+            search(&stream[..1], Some(&adopted), None),
+            FoundEnd::Nothing
+        );
         // It had published behind the adoption.
         let went_on = LaneRecord {
             position: Some(at(50)),
@@ -698,13 +715,16 @@ fn a_copy_of_a_message_is_not_the_tail() {
         };
         assert_eq!(
             search(&stream[..1], Some(&went_on), None),
-            Tail::Copied { sequence: 3 }
+            FoundEnd::Copied { sequence: 3 }
         );
     }
     // Of what the lane published behind its end: the broker has lost that, or the stream was made from another one.
     let further = stored("", Some("s 0/33:1"), None);
     let stream = [(4, copy), (3, further), (2, foreign()), (1, ours)];
-    assert_eq!(search(&stream, None, None), Tail::Copied { sequence: 4 });
+    assert_eq!(
+        search(&stream, None, None),
+        FoundEnd::Copied { sequence: 4 }
+    );
     // The fence of a time when others wrote to the stream too.
     let fence = stored("", None, Some("s 0/32:1 e50")).map(|fence| StoredMessage {
         is_fence: true,
@@ -724,13 +744,13 @@ fn a_removed_message_behind_a_settled_one_is_none_of_the_lanes() {
     let stream = [(50, None), (48, ours)];
     assert_eq!(search(&stream, None, settled()), found(48, 48, Some("e50")));
     // Everything has expired.
-    let removed = Tail::Removed { sequence: 48 };
+    let removed = FoundEnd::Removed { sequence: 48 };
     assert_eq!(search(&[(50, None), (48, None)], None, settled()), removed);
     // The broker had lost it, and somebody else has its place: the search goes on to the true end.
     let before = stored("46", Some("s 0/2F:1"), None);
     let lost = [(50, None), (48, foreign()), (47, before)];
     assert_eq!(search(&lost, None, settled()), found(47, 47, Some("e50")));
-    let removed = Tail::Removed { sequence: 50 };
+    let removed = FoundEnd::Removed { sequence: 50 };
     assert_eq!(search(&[(50, None)], None, None), removed);
 }
 
@@ -741,11 +761,11 @@ fn a_message_that_the_lane_has_left_behind_must_still_be_its_own() {
     let known = record(48, 40);
     for intact in [left, None] {
         let stream = [(50, ours), (48, intact)];
-        let tail = search(&stream, Some(&known), memory(CREATED, 50, 40));
-        assert_eq!(tail, found(50, 50, Some("e50")));
+        let lane_end = search(&stream, Some(&known), memory(CREATED, 50, 40));
+        assert_eq!(lane_end, found(50, 50, Some("e50")));
     }
     let stream = [(50, ours), (48, foreign())];
-    let replaced = Tail::Replaced { sequence: 48 };
+    let replaced = FoundEnd::Replaced { sequence: 48 };
     assert_eq!(search(&stream, Some(&known), None), replaced);
     assert_eq!(search(&stream, None, memory(CREATED, 48, 40)), replaced);
 }
@@ -757,7 +777,7 @@ fn behind_many_foreign_messages_what_is_settled_is_looked_for() {
         .map(|back| (last - back, foreign()))
         .collect();
     let with = |messages: &[_]| [others.as_slice(), messages].concat();
-    let too_far = Tail::TooFar {
+    let too_far = FoundEnd::TooFar {
         scanned: FOREIGN_MESSAGES_MAX,
     };
     assert_eq!(search(&with(&[]), None, None), too_far);
@@ -765,13 +785,13 @@ fn behind_many_foreign_messages_what_is_settled_is_looked_for() {
     let settled = || memory(CREATED, 40, 40);
     let stream = with(&[(40, ours)]);
     assert_eq!(search(&stream, None, settled()), found(40, 40, Some("e50")));
-    let removed = Tail::Removed { sequence: 40 };
+    let removed = FoundEnd::Removed { sequence: 40 };
     assert_eq!(search(&with(&[(40, None)]), None, settled()), removed);
     // The broker lost it.
     let lost = with(&[(40, foreign())]);
     assert!(matches!(
         search(&lost, None, settled()),
-        Tail::TooFar { .. }
+        FoundEnd::TooFar { .. }
     ));
 }
 
@@ -795,13 +815,13 @@ fn behind_many_strangers_the_search_goes_on_to_what_is_recorded() {
     let lost: Vec<_> = (40..50).rev().map(|seq| (seq, foreign())).collect();
     assert!(matches!(
         search(&with(&lost), Some(&known), None),
-        Tail::TooFar { .. }
+        FoundEnd::TooFar { .. }
     ));
     let adopted = LaneRecord {
         adopted_sequence: 49,
         ..record(0, 40)
     };
-    assert_eq!(search(&strangers, Some(&adopted), None), Tail::Nothing);
+    assert_eq!(search(&strangers, Some(&adopted), None), FoundEnd::Nothing);
 }
 
 #[test]
@@ -813,21 +833,21 @@ fn any_number_of_messages_of_our_own_is_one_look() {
     let ours = stored("39", Some("s 0/28:1"), None);
     let stream = [(last, backfilled), (40, ours)];
     assert_eq!(search(&stream, None, None), found(40, 40, Some("e50")));
-    let removed = Tail::Removed { sequence: 40 };
+    let removed = FoundEnd::Removed { sequence: 40 };
     assert_eq!(
         search(&[(last, backfilled), (40, None)], None, None),
         removed
     );
     let first = stored(&expected, None, Some("s 0"));
-    assert_eq!(search(&[(last, first)], None, None), Tail::Nothing);
+    assert_eq!(search(&[(last, first)], None, None), FoundEnd::Nothing);
     // What is known to stand behind that sequence is looked at.
     let known = stored("44", Some("s 0/2D:1"), None);
     let stream = [(last, backfilled), (45, known)];
     let settled = memory(CREATED, 45, 40);
     assert_eq!(search(&stream, None, settled), found(45, 45, Some("e50")));
     // A copy, another slot's, and a sequence that does not lead back say nothing.
-    for (expected, tail) in [("", "s 0"), ("2", "t 0"), ("2", "s 9")] {
-        let other = stored(expected, None, Some(tail));
+    for (expected, lane_end) in [("", "s 0"), ("2", "t 0"), ("2", "s 9")] {
+        let other = stored(expected, None, Some(lane_end));
         let ours = stored("1", Some("s 0/32:1"), None);
         let stream = [(3, other), (2, ours)];
         assert_eq!(search(&stream, None, None), found(2, 50, Some("e50")));
@@ -837,7 +857,7 @@ fn any_number_of_messages_of_our_own_is_one_look() {
 #[test]
 fn a_search_tells_how_far_back_there_is_nothing() {
     let behind = |message: Option<StoredMessage<'_>>| {
-        let mut search = TailSearch::new("s", 3, CREATED, None, None);
+        let mut search = EndSearch::new("s", 3, CREATED, None, None);
         search.take(message.map(|message| StoredMessage {
             sequence: 3,
             ..message

@@ -173,7 +173,7 @@ impl Lane1 {
         };
         let plan = Plan {
             start_lsn: 1_u64.into(),
-            tail: None,
+            lane_end: None,
             overlap: None,
             last_sequence: 0,
             replay_from: None,

@@ -14,7 +14,7 @@ use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
     Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
 };
-use walrelay::pipeline::shared_tail::fence_subject;
+use walrelay::pipeline::shared_end_search::fence_subject;
 
 use crate::lane::Lane;
 use crate::report::{Cell, Report, median, spread};

@@ -17,11 +17,11 @@ use super::Queued;
 use super::lease::Lease;
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::StreamSeverity;
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{BATCH_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY};
-use crate::pipeline::shared_tail::bulk_fence_subject;
-use crate::pipeline::tail::Lookup;
-use crate::relay::lane_client::{LaneClient, LaneEnd, LaneError};
+use crate::pipeline::shared_end_search::bulk_fence_subject;
+use crate::relay::lane_client::{LaneClient, LaneError, StreamEnd};
 use crate::relay::lane_store::StoreError;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
@@ -30,7 +30,7 @@ use crate::relay::stream_fit;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
     /// Behind this end of a stream of its own; and what it tells of the lane.
-    Behind(LaneEnd),
+    Behind(StreamEnd),
     /// No other fence on `subject` than the one at `sequence`.
     Fenced {
         /// Of the fences.
@@ -75,7 +75,7 @@ impl Fence {
     ///
     /// # Errors
     /// The stream cannot be published to, or the lease is lost.
-    pub async fn raise(
+    pub(crate) async fn raise(
         lane: &LaneClient,
         lease: &Lease,
         settings: &Settings,

@@ -126,7 +126,7 @@ impl Lease {
     ///
     /// # Errors
     /// [`LeaseError::Lost`] where it is not.
-    pub async fn renew(&self) -> Result<(), LeaseError> {
+    pub(crate) async fn renew(&self) -> Result<(), LeaseError> {
         self.held.store(&self.held.holder).await
     }
 

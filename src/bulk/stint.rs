@@ -15,7 +15,7 @@ use crate::pipeline::position::{Position, TAIL_HEADER};
 use crate::pipeline::publish::{
     Body, Message, Mode, Origin, TooLarge, Window, WindowLimits, WindowSettings,
 };
-use crate::pipeline::shared_tail::bulk_fence_subject;
+use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::broker::Broker;
 use crate::relay::settings::Settings;
 
@@ -70,7 +70,7 @@ impl Stint {
         let (base_sequence, place_headers) = match place {
             Place::Behind(end) => (
                 end.last_sequence,
-                format!("{TAIL_HEADER}: {}\r\n", end.tail).into_bytes(),
+                format!("{TAIL_HEADER}: {}\r\n", end.lane_end).into_bytes(),
             ),
             Place::Fenced { sequence, .. } => (*sequence, Vec::new()),
         };

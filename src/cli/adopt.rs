@@ -22,6 +22,7 @@ use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::history::History;
 use crate::pipeline::position::{
     EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, Lane, POSITION_HEADER, Position, TAIL_HEADER,
@@ -30,8 +31,7 @@ use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::pipeline::row::Source;
-use crate::pipeline::shared_tail::fence_subject;
-use crate::pipeline::tail::Lookup;
+use crate::pipeline::shared_end_search::fence_subject;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::startup::{self, SessionSettings};

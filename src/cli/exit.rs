@@ -40,7 +40,7 @@ impl From<Exit> for ExitCode {
 impl Exit {
     /// The exit code of an error: 2 where usage or configuration is among its causes, 3 where rows are hidden, 0 where
     /// the reader of our output went away, which is no failure, else 1.
-    pub fn of_error(error: &anyhow::Error) -> Self {
+    pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         if error.chain().any(|cause| cause.is::<StdoutClosed>()) {
             Exit::Done
         } else if error

@@ -13,8 +13,8 @@ use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
 use crate::nats::stream;
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
-use crate::pipeline::tail::Lookup;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -63,13 +63,13 @@ pub struct Positions {
     /// Its commit_lsn and ordinal, as in its header.
     pub position: Option<String>,
     /// The same of the last copy of an event that no message in its place stands behind: what a mirror or a source leaves.
-    pub copied_position: Option<String>,
+    pub(crate) copied_position: Option<String>,
     /// Whether the slot exists.
     #[serde(skip)]
     pub has_slot: bool,
     /// Whether the stream exists.
     #[serde(skip)]
-    pub has_stream: bool,
+    pub(crate) has_stream: bool,
 }
 
 impl Positions {

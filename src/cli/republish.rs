@@ -166,7 +166,7 @@ impl<'a> Republish<'a> {
         match &place {
             Place::Behind(end) => {
                 headers.insert(EXPECTED_HEADER, end.last_sequence.to_string());
-                headers.insert(TAIL_HEADER, end.tail.as_str());
+                headers.insert(TAIL_HEADER, end.lane_end.as_str());
             }
             Place::Fenced { subject, sequence } => {
                 headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());

@@ -71,7 +71,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 ///
 /// # Errors
 /// As [`execute`].
-pub async fn execute_until(
+pub(crate) async fn execute_until(
     args: Args,
     settings: &Settings,
     cancel: impl Future<Output = ()>,

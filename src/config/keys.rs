@@ -79,11 +79,11 @@ pub struct Entry {
     /// The value where none is given; `None` where it is derived or may be absent.
     pub default: Option<&'static str>,
     /// How it may be shown, and whether `…_FILE` exists.
-    pub secrecy: Secrecy,
+    pub(crate) secrecy: Secrecy,
     /// The command line's flag.
     pub flag: Option<&'static str>,
     /// A variable that serves where nothing else is set.
-    pub fallback: Option<&'static str>,
+    pub(crate) fallback: Option<&'static str>,
 }
 
 const fn open(
@@ -349,7 +349,7 @@ impl Entry {
     }
 
     /// Whether `<variable>_FILE` names a file that holds the value.
-    pub fn has_file_variable(&self) -> bool {
+    pub(crate) fn has_file_variable(&self) -> bool {
         self.secrecy != Secrecy::Open
     }
 }

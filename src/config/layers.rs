@@ -40,7 +40,7 @@ pub struct Layers {
 
 impl Layers {
     /// The defaults alone.
-    pub fn of_defaults() -> Self {
+    pub(crate) fn of_defaults() -> Self {
         let defaults = KEYS.iter().filter_map(|entry| {
             Some((
                 entry.key,
@@ -75,7 +75,7 @@ impl Layers {
     ///
     /// # Errors
     /// A variable that is set twice, or a secret's file that cannot be read.
-    pub fn add_environment(
+    pub(crate) fn add_environment(
         &mut self,
         environment: &Environment,
         warnings: &mut Vec<String>,
@@ -96,7 +96,7 @@ impl Layers {
 }
 
 /// A value as it may be shown.
-pub fn mask(key: Key, text: &str) -> String {
+pub(crate) fn mask(key: Key, text: &str) -> String {
     match key.entry().secrecy {
         Secrecy::Open => text.to_owned(),
         Secrecy::Secret => MASK.to_owned(),

@@ -93,7 +93,7 @@ pub fn load(flags: &Flags, environment: &Environment) -> Result<Loaded, ConfigEr
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_from(
+pub(crate) fn load_from(
     flags: &Flags,
     environment: &Environment,
     places: &[PathBuf],

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 /// Reads a duration such as `130s`, `2m 10s` or `0s`; a bare `0` needs no unit.
-pub fn parse_duration(text: &str) -> Option<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     match text.trim() {
         "0" => Some(Duration::ZERO),
         text => humantime::parse_duration(text).ok(),
@@ -13,7 +13,7 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// Reads a size such as `8MiB`, `1 GB` or `65536`, in bytes.
-pub fn parse_bytes(text: &str) -> Option<u64> {
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let end = text
         .find(|c: char| !c.is_ascii_digit())
@@ -33,7 +33,7 @@ pub fn parse_bytes(text: &str) -> Option<u64> {
 }
 
 /// Writes a size in the largest binary unit that divides it.
-pub fn format_bytes(bytes: u64) -> String {
+pub(crate) fn format_bytes(bytes: u64) -> String {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units
         .iter()

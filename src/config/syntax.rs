@@ -12,7 +12,7 @@ const STREAM_BYTES_MAX: usize = 255;
 
 /// Whether a text can be the relay's name: 1 to 63 letters, digits, `_`, `-` and `.`, the first a
 /// letter or digit.
-pub fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     text.len() <= IDENTIFIER_BYTES_MAX
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text
@@ -22,12 +22,12 @@ pub fn is_name(text: &str) -> bool {
 
 /// The slot and publication of a relay of this name: lower case, `_` for `-` and `.`, since slots
 /// take nothing else. `my-app` gives `my_app`.
-pub fn slot_of_name(name: &str) -> String {
+pub(crate) fn slot_of_name(name: &str) -> String {
     name.to_ascii_lowercase().replace(['-', '.'], "_")
 }
 
 /// Whether Postgres takes a slot of this name (manual, 26.2.6.1).
-pub fn is_slot(text: &str) -> bool {
+pub(crate) fn is_slot(text: &str) -> bool {
     (1..=IDENTIFIER_BYTES_MAX).contains(&text.len())
         && text
             .chars()
@@ -35,12 +35,12 @@ pub fn is_slot(text: &str) -> bool {
 }
 
 /// Whether Postgres keeps a publication of this name as it is.
-pub fn is_publication(text: &str) -> bool {
+pub(crate) fn is_publication(text: &str) -> bool {
     (1..=IDENTIFIER_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 /// Whether JetStream takes a stream of this name (ADR-6).
-pub fn is_stream(text: &str) -> bool {
+pub(crate) fn is_stream(text: &str) -> bool {
     (1..=STREAM_BYTES_MAX).contains(&text.len())
         && !text
             .chars()
@@ -48,7 +48,7 @@ pub fn is_stream(text: &str) -> bool {
 }
 
 /// Reads where to listen; an empty text is `None`, off. `localhost` is 127.0.0.1.
-pub fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
+pub(crate) fn parse_listen(text: &str) -> Option<Option<SocketAddr>> {
     if text.is_empty() {
         return Some(None);
     }

@@ -49,7 +49,7 @@ impl ServerBinaries {
     ///
     /// # Errors
     /// [`LocalError::Missing`] where one of the executables is not there.
-    pub fn in_folder(folder: &Path) -> Result<ServerBinaries, LocalError> {
+    pub(crate) fn in_folder(folder: &Path) -> Result<ServerBinaries, LocalError> {
         let found = ServerBinaries {
             postgres_home: folder.join("postgres"),
             nats_server: folder.join("nats").join("nats-server"),
@@ -128,7 +128,7 @@ impl ServerBinaries {
     }
 
     /// The path of nats-server.
-    pub fn nats_server(&self) -> &Path {
+    pub(crate) fn nats_server(&self) -> &Path {
         &self.nats_server
     }
 

@@ -189,11 +189,6 @@ impl LocalNats {
         self.port
     }
 
-    /// The port of monitoring (`/varz`, `/jsz`, `/healthz`) on 127.0.0.1.
-    pub fn monitor_port(&self) -> u16 {
-        self.monitor_port
-    }
-
     /// The server's name; in a cluster `node-0`, `node-1`, …
     pub fn name(&self) -> &str {
         &self.name

@@ -13,7 +13,7 @@ use percent_encoding::percent_decode_str;
 use crate::secret::{MASK, Secret};
 
 /// NATS' registered client port.
-pub const DEFAULT_PORT: u16 = 4222;
+pub(crate) const DEFAULT_PORT: u16 = 4222;
 
 /// One server: what to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -89,7 +89,7 @@ impl NatsAddress {
     ///
     /// # Errors
     /// [`AddressError`] where the URL is not one of NATS.
-    pub fn parse_url(url: &str) -> Result<(NatsAddress, NatsAuth), AddressError> {
+    pub(crate) fn parse_url(url: &str) -> Result<(NatsAddress, NatsAuth), AddressError> {
         let url = url.trim();
         let (tls, rest) = match url.split_once("://") {
             Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
@@ -136,7 +136,7 @@ impl NatsAddress {
 }
 
 /// The same list of URLs with passwords and tokens as `***`.
-pub fn mask_urls(urls: &str) -> String {
+pub(crate) fn mask_urls(urls: &str) -> String {
     let masked = urls.split(',').map(|url| {
         let (scheme, rest) = match url.split_once("://") {
             Some((scheme, rest)) => (format!("{scheme}://"), rest),

@@ -79,7 +79,7 @@ pub enum AdminRequestError {
 impl AdminRequestError {
     /// Whether nobody listens on the subject.
     #[must_use]
-    pub fn is_no_responders(&self) -> bool {
+    pub(crate) fn is_no_responders(&self) -> bool {
         matches!(self, Self::Request(error) if error.kind() == RequestErrorKind::NoResponders)
     }
 }
@@ -151,7 +151,7 @@ impl Admin {
 
     /// Where the JetStream API listens.
     #[must_use]
-    pub fn api_prefix(&self) -> &str {
+    pub(crate) fn api_prefix(&self) -> &str {
         &self.api_prefix
     }
 

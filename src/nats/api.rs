@@ -115,7 +115,7 @@ impl StreamApi {
 
     /// Whether the API is another account's, by an import: neither `$JS.API` nor that of a domain.
     #[must_use]
-    pub fn is_imported(&self) -> bool {
+    pub(crate) fn is_imported(&self) -> bool {
         let domain = self.prefix.strip_prefix("$JS.");
         let domain = domain.and_then(|rest| rest.strip_suffix(".API"));
         self.prefix != DEFAULT_PREFIX && domain.is_none_or(|domain| domain.contains('.'))
@@ -139,7 +139,7 @@ impl StreamApi {
 
     /// STREAM.MSG.GET by sequence; answer: [`StoredMessage::parse`].
     #[must_use]
-    pub fn message_get_request(&self, seq: u64) -> ApiRequest {
+    pub(crate) fn message_get_request(&self, seq: u64) -> ApiRequest {
         self.message_request(&serde_json::json!({ "seq": seq }))
     }
 
@@ -147,14 +147,14 @@ impl StreamApi {
     ///
     /// Not `>`: that answers 404 when only the stream's very last message was deleted; `*.>` does not.
     #[must_use]
-    pub fn last_by_subject_request(&self, subject: &str) -> ApiRequest {
+    pub(crate) fn last_by_subject_request(&self, subject: &str) -> ApiRequest {
         self.message_request(&serde_json::json!({ "last_by_subj": subject }))
     }
 
     /// STREAM.MSG.GET of the first message at or behind this sequence whose subject matches; answer:
     /// [`StoredMessage::parse`].
     #[must_use]
-    pub fn next_by_subject_request(&self, seq: u64, subject: &str) -> ApiRequest {
+    pub(crate) fn next_by_subject_request(&self, seq: u64, subject: &str) -> ApiRequest {
         self.message_request(&serde_json::json!({ "next_by_subj": subject, "seq": seq }))
     }
 
@@ -207,7 +207,7 @@ pub struct StreamConfig {
     /// `old` or `new`.
     pub discard: String,
     /// Most bytes kept; -1 for any number.
-    pub max_bytes: i64,
+    pub(crate) max_bytes: i64,
     /// Most messages kept; -1 for any number.
     pub max_msgs: i64,
     /// Most messages kept per subject; -1 for any number.
@@ -225,7 +225,7 @@ pub struct StreamConfig {
     /// Replicas.
     pub num_replicas: usize,
     /// Whether the full subject refuses new messages instead of dropping its oldest.
-    pub discard_new_per_subject: bool,
+    pub(crate) discard_new_per_subject: bool,
     /// Whether nothing can be changed or added any more.
     pub sealed: bool,
     /// Whether publishes are not acknowledged.
@@ -237,15 +237,15 @@ pub struct StreamConfig {
     /// Whether atomic batches are on (2.12).
     pub allow_atomic: bool,
     /// Whether `Nats-Rollup` may remove messages.
-    pub allow_rollup_hdrs: bool,
+    pub(crate) allow_rollup_hdrs: bool,
     /// Whether messages with a TTL of their own are taken (2.11).
-    pub allow_msg_ttl: bool,
+    pub(crate) allow_msg_ttl: bool,
     /// Whether it takes nothing but counters (2.12).
     pub allow_msg_counter: bool,
     /// Whether messages cannot be deleted.
-    pub deny_delete: bool,
+    pub(crate) deny_delete: bool,
     /// Whether the stream cannot be purged.
-    pub deny_purge: bool,
+    pub(crate) deny_purge: bool,
     /// `default` or `async`; async may acknowledge before the write.
     pub persist_mode: Option<String>,
     /// The stream that this one mirrors: nothing can be published to it then.
@@ -253,14 +253,14 @@ pub struct StreamConfig {
     /// Streams that feed this one besides its subjects.
     pub sources: Vec<StreamSource>,
     /// Where stored messages are published again.
-    pub republish: Option<SubjectMapping>,
+    pub(crate) republish: Option<SubjectMapping>,
     /// How subjects are changed before they are stored.
-    pub subject_transform: Option<SubjectMapping>,
+    pub(crate) subject_transform: Option<SubjectMapping>,
 }
 
 impl StreamConfig {
     /// Largest message that the stream takes, in bytes; none where it takes any.
-    pub fn message_bytes_max(&self) -> Option<usize> {
+    pub(crate) fn message_bytes_max(&self) -> Option<usize> {
         usize::try_from(self.max_msg_size)
             .ok()
             .filter(|bytes| *bytes > 0)
@@ -282,7 +282,7 @@ pub struct SubjectMapping {
     /// Subjects concerned.
     pub src: String,
     /// What becomes of them.
-    pub dest: String,
+    pub(crate) dest: String,
 }
 
 impl SubjectMapping {
@@ -309,9 +309,9 @@ pub struct StreamState {
     /// Last sequence ever given, whether or not that message is still there.
     pub last_seq: u64,
     /// Messages removed between the first and the last.
-    pub num_deleted: u64,
+    pub(crate) num_deleted: u64,
     /// Consumers.
-    pub consumer_count: u64,
+    pub(crate) consumer_count: u64,
 }
 
 /// Where a stream runs.
@@ -392,7 +392,7 @@ impl StoredMessage {
 
     /// The same as text; `None` also where it is no UTF-8.
     #[must_use]
-    pub fn header_text(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header_text(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(self.header(name)?).ok()
     }
 }

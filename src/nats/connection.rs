@@ -67,7 +67,7 @@ pub struct Advertised {
     /// Where it is.
     pub address: NatsAddress,
     /// The name that its certificate must have.
-    pub tls_name: String,
+    pub(crate) tls_name: String,
 }
 
 /// What one [`LaneConnection::exchange`] moved, in bytes.

@@ -55,7 +55,7 @@ impl Denial {
 
     /// The same where `events` covers the subject: one permission for all events.
     #[must_use]
-    pub fn among(mut self, events: &str) -> Denial {
+    pub(crate) fn among(mut self, events: &str) -> Denial {
         if self.right == Right::Publish && covers(events, &self.subject) {
             self.permission = events.to_owned();
         }

@@ -12,13 +12,13 @@ pub struct Connect<'a> {
     /// Whether the server answers `+OK` to each operation; never.
     pub verbose: bool,
     /// Whether the server checks subjects strictly; never.
-    pub pedantic: bool,
+    pub(crate) pedantic: bool,
     /// Whether this connection insists on TLS.
     pub tls_required: bool,
     /// The client's name, shown by the server's monitoring.
     pub name: &'a str,
     /// The client's language.
-    pub lang: &'a str,
+    pub(crate) lang: &'a str,
     /// The client's version.
     pub version: &'a str,
     /// Level of the protocol; 1 asks for INFO while connected, which announces lame duck mode.
@@ -28,7 +28,7 @@ pub struct Connect<'a> {
     /// Whether we understand headers.
     pub headers: bool,
     /// Whether a request that nobody answers is answered with 503.
-    pub no_responders: bool,
+    pub(crate) no_responders: bool,
     /// User name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
@@ -37,7 +37,7 @@ pub struct Connect<'a> {
     pub pass: Option<&'a str>,
     /// Token.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub auth_token: Option<&'a str>,
+    pub(crate) auth_token: Option<&'a str>,
     /// User JWT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt: Option<&'a str>,
@@ -46,7 +46,7 @@ pub struct Connect<'a> {
     pub nkey: Option<&'a str>,
     /// The server's nonce, signed; base64 for URLs without padding.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sig: Option<&'a str>,
+    pub(crate) sig: Option<&'a str>,
 }
 
 impl<'a> Connect<'a> {
@@ -88,7 +88,7 @@ pub fn ping(out: &mut BytesMut) {
 }
 
 /// Appends `PONG`.
-pub fn pong(out: &mut BytesMut) {
+pub(crate) fn pong(out: &mut BytesMut) {
     out.extend_from_slice(b"PONG\r\n");
 }
 

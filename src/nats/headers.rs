@@ -16,7 +16,7 @@ use memchr::memchr;
 const VERSION: &[u8] = b"NATS/1.0";
 
 /// Status of an answer that says that nobody listens on the subject.
-pub const STATUS_NO_RESPONDERS: u16 = 503;
+pub(crate) const STATUS_NO_RESPONDERS: u16 = 503;
 
 /// A view of one header block.
 #[derive(Clone, Copy)]

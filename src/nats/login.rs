@@ -114,7 +114,7 @@ fn secret(path: &Path) -> Result<Secret, LoginError> {
 
 /// Whether this is the seed of a user.
 #[must_use]
-pub fn is_user_seed(text: &str) -> bool {
+pub(crate) fn is_user_seed(text: &str) -> bool {
     text.starts_with("SU") && KeyPair::from_seed(text).is_ok()
 }
 

@@ -48,7 +48,7 @@ pub struct Msg {
     /// Subject that it was published on.
     pub subject: Bytes,
     /// Our number of the subscription.
-    pub sid: u64,
+    pub(crate) sid: u64,
     /// Subject for the answer.
     pub reply: Option<Bytes>,
     /// Header block, empty for MSG; see [`Headers`].
@@ -93,7 +93,7 @@ pub struct ServerInfo {
     /// Unique id of the server process.
     pub server_id: String,
     /// Name of the server.
-    pub server_name: String,
+    pub(crate) server_name: String,
     /// Version of the server.
     pub version: ServerVersion,
     /// Largest message that it takes, headers included, in bytes.
@@ -103,13 +103,13 @@ pub struct ServerInfo {
     /// Whether JetStream is enabled.
     pub jetstream: bool,
     /// What an nkey must sign.
-    pub nonce: Option<String>,
+    pub(crate) nonce: Option<String>,
     /// Whether a client must authenticate.
-    pub auth_required: bool,
+    pub(crate) auth_required: bool,
     /// Whether a client must use TLS.
     pub tls_required: bool,
     /// Whether a client may use TLS.
-    pub tls_available: bool,
+    pub(crate) tls_available: bool,
     /// Whether the server is in lame duck mode: it will close this connection.
     #[serde(rename = "ldm")]
     pub lame_duck_mode: bool,
@@ -118,7 +118,7 @@ pub struct ServerInfo {
     /// JetStream domain.
     pub domain: Option<String>,
     /// Addresses of the cluster's servers.
-    pub connect_urls: Vec<String>,
+    pub(crate) connect_urls: Vec<String>,
 }
 
 /// Version of a server; a pre-release counts as its release.
@@ -288,7 +288,7 @@ impl Parser {
 
     /// Bytes still missing to the message whose line was read; 0 where none was.
     #[must_use]
-    pub fn missing_bytes(&self, received: &BytesMut) -> usize {
+    pub(crate) fn missing_bytes(&self, received: &BytesMut) -> usize {
         self.head.as_ref().map_or(0, |head| {
             (head.total_bytes + 2).saturating_sub(received.len())
         })

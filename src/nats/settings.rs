@@ -10,7 +10,7 @@ use super::login::Login;
 use crate::tls::{self, Identity, Roots, Terms, TlsError};
 
 /// Where inboxes begin, unless a user has others of its own.
-pub const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
+pub(crate) const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
 
 /// What the settings of TLS are called in the configuration.
 pub(super) const TERMS: Terms = Terms {
@@ -30,9 +30,9 @@ pub struct ConnectionSettings {
     /// Limit of one attempt to connect, the handshake included.
     pub connect_timeout: Duration,
     /// Where the JetStream API listens: `$JS.API`, or a domain's or an import's.
-    pub api_prefix: String,
+    pub(crate) api_prefix: String,
     /// Where answers come to.
-    pub inbox_prefix: String,
+    pub(crate) inbox_prefix: String,
 }
 
 /// How to encrypt.

@@ -133,7 +133,7 @@ pub fn findings(
 
 /// The filters under which the events are stored beside their own subjects, where the stream transforms those.
 #[must_use]
-pub fn stored_as(config: &StreamConfig, settings: &StreamSettings) -> Vec<String> {
+pub(crate) fn stored_as(config: &StreamConfig, settings: &StreamSettings) -> Vec<String> {
     transform::stored_as(config, &settings.subjects)
 }
 
@@ -288,7 +288,7 @@ pub fn lane_record_subject(stream: &str, slot: &str) -> String {
 
 /// The subject of a lane's lease, in the same stream: `walrelay.lane.<stream>.<slot>.lease`.
 #[must_use]
-pub fn lane_lease_subject(stream: &str, slot: &str) -> String {
+pub(crate) fn lane_lease_subject(stream: &str, slot: &str) -> String {
     format!("{}.lease", lane_record_subject(stream, slot))
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// Path of the status as JSON, which `walrelay status` reads.
-pub const STATUS_PATH: &str = "/status.json";
+pub(crate) const STATUS_PATH: &str = "/status.json";
 
 struct Site {
     board: Board,

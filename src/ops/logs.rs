@@ -91,7 +91,7 @@ static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
 /// Logs what ends a command, where whoever reads the log reads nothing else: as JSON. Returns whether it did; a person
 /// is told in plain words instead, and so is whoever has turned the log off.
-pub fn log_end(message: &str) -> bool {
+pub(crate) fn log_end(message: &str) -> bool {
     let logs = FORMAT.get() == Some(&LogFormat::Json) && tracing::enabled!(tracing::Level::ERROR);
     if logs {
         tracing::error!("{message}");
@@ -101,7 +101,7 @@ pub fn log_end(message: &str) -> bool {
 
 /// Starts the log, once in a process; a subscriber that is there already, as in an application that
 /// embeds the relay, stays.
-pub fn init(format: LogFormat, filter: &LogFilter) {
+pub(crate) fn init(format: LogFormat, filter: &LogFilter) {
     let colour = io::stderr().is_terminal()
         && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt()

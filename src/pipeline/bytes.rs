@@ -12,7 +12,7 @@ pub fn base64(text: &[u8]) -> Vec<u8> {
 }
 
 /// The bytes of a bytea, sent as `\x0102`; its text where `bytea_output` has another form.
-pub fn bytes_of(text: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn bytes_of(text: &[u8]) -> Cow<'_, [u8]> {
     let nibble = |digit: u8| (digit as char).to_digit(16);
     let bytes = text.strip_prefix(br"\x").and_then(|digits| {
         let pairs = digits.chunks_exact(2);
@@ -25,7 +25,7 @@ pub fn bytes_of(text: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// An id: a UUID's text where it has 16 bytes, else base64.
-pub fn id_of_bytes(text: &[u8]) -> Vec<u8> {
+pub(crate) fn id_of_bytes(text: &[u8]) -> Vec<u8> {
     match uuid::Uuid::from_slice(&bytes_of(text)) {
         Ok(id) => id.to_string().into_bytes(),
         Err(_) => base64(text),

@@ -11,12 +11,12 @@
 //! An idle lane is looked at as well: a stream without replicas can come back without what it had while the relay's
 //! connection to another node stays up, and then nothing but a look tells, before somebody else's messages hide it.
 
+use super::end_search::StoredMessage;
 use super::fault::{Fault, Halt, Stop};
-use super::lane_end::TailMessage;
+use super::lane_end::LaneEnd;
 use super::position;
 use super::progress::Confirmable;
 use super::request::StreamView;
-use super::tail::StoredMessage;
 use postgres_types::PgLsn;
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ pub struct Due {
     /// How far.
     pub confirmable: Confirmable,
     /// More WAL is held back than may be: no pause between two confirmations.
-    pub pressing: bool,
+    pub(crate) pressing: bool,
 }
 
 /// The confirmation under way.
@@ -91,14 +91,14 @@ pub struct Confirm {
     confirmed_lsn: PgLsn,
     recorded_lsn: PgLsn,
     /// The lane's message that the record names.
-    recorded: Option<TailMessage>,
+    recorded: Option<LaneEnd>,
     record_wanted: bool,
     looked_at: Duration,
-    tail: Option<TailMessage>,
+    lane_end: Option<LaneEnd>,
     /// The last message that was acknowledged before the stream was last seen to fit.
-    sound: Option<TailMessage>,
+    sound: Option<LaneEnd>,
     /// The last acknowledged one when the STREAM.INFO under way was asked for.
-    asked: Option<TailMessage>,
+    asked: Option<LaneEnd>,
     /// The stream was seen to acknowledge what it does not keep.
     doubted: bool,
     /// The last message of which the confirmation under way gives up the WAL.
@@ -119,9 +119,9 @@ pub struct Start {
     /// What the record allows the slot to be told.
     pub recorded_lsn: PgLsn,
     /// The lane's last message, which the record names.
-    pub tail: Option<TailMessage>,
+    pub lane_end: Option<LaneEnd>,
     /// Each message tells which one it was to follow: a stream of our own.
-    pub chained: bool,
+    pub(crate) chained: bool,
     /// Longest wait for an answer.
     pub timeout: Duration,
 }
@@ -136,14 +136,14 @@ impl Confirm {
             asked_at: None,
             confirmed_lsn: start.confirmed_lsn,
             recorded_lsn: start.recorded_lsn.max(start.confirmed_lsn),
-            recorded: start.tail.clone(),
+            recorded: start.lane_end.clone(),
             record_wanted: false,
             // The start has just looked.
             looked_at: now,
-            sound: start.tail.clone(),
+            sound: start.lane_end.clone(),
             asked: None,
             doubted: false,
-            tail: start.tail,
+            lane_end: start.lane_end,
             covered: None,
             chained: start.chained,
             timeout: start.timeout,
@@ -152,28 +152,28 @@ impl Confirm {
 
     /// A message of the lane was acknowledged.
     #[inline]
-    pub fn acknowledged(&mut self, tail: TailMessage) {
-        self.tail = Some(tail);
+    pub fn acknowledged(&mut self, lane_end: LaneEnd) {
+        self.lane_end = Some(lane_end);
     }
 
     /// The lane's last acknowledged message.
-    pub fn tail(&self) -> Option<&TailMessage> {
-        self.tail.as_ref()
+    pub fn lane_end(&self) -> Option<&LaneEnd> {
+        self.lane_end.as_ref()
     }
 
     /// The lane's last message that was acknowledged before the stream was last seen to fit.
-    pub fn sound(&self) -> Option<&TailMessage> {
+    pub fn sound(&self) -> Option<&LaneEnd> {
         self.sound.as_ref()
     }
 
     /// The stream was seen to acknowledge what it does not keep.
-    pub fn is_doubted(&self) -> bool {
+    pub(crate) fn is_doubted(&self) -> bool {
         self.doubted
     }
 
     /// The message that the record names.
     pub fn recorded_sequence(&self) -> Option<u64> {
-        self.recorded.as_ref().map(|tail| tail.sequence)
+        self.recorded.as_ref().map(|lane_end| lane_end.sequence)
     }
 
     /// What the slot has been told.
@@ -182,7 +182,7 @@ impl Confirm {
     }
 
     /// Nothing is being asked.
-    pub fn is_idle(&self) -> bool {
+    pub(crate) fn is_idle(&self) -> bool {
         matches!(self.state, State::Idle)
     }
 
@@ -241,23 +241,27 @@ impl Confirm {
     }
 
     fn is_tail(&self, sequence: u64) -> bool {
-        self.tail
+        self.lane_end
             .as_ref()
-            .is_some_and(|tail| tail.sequence == sequence)
+            .is_some_and(|lane_end| lane_end.sequence == sequence)
     }
 
     /// The record is to be written once more, with whatever it says then (a clean stop).
-    pub fn want_record(&mut self) {
+    pub(crate) fn want_record(&mut self) {
         self.record_wanted = true;
     }
 
     fn record_is_stale(&self) -> bool {
-        self.record_wanted || self.tail != self.recorded
+        self.record_wanted || self.lane_end != self.recorded
     }
 
     fn inform(&mut self, state: impl FnOnce(u64) -> State) -> Ask {
-        self.asked = self.tail.clone();
-        self.state = state(self.tail.as_ref().map_or(0, |tail| tail.sequence));
+        self.asked = self.lane_end.clone();
+        self.state = state(
+            self.lane_end
+                .as_ref()
+                .map_or(0, |lane_end| lane_end.sequence),
+        );
         Ask::Info
     }
 
@@ -279,7 +283,7 @@ impl Confirm {
     ///
     /// # Errors
     /// The broker has not answered a record or a probe in time.
-    pub fn check_time(&self, now: Duration) -> Result<(), Fault> {
+    pub(crate) fn check_time(&self, now: Duration) -> Result<(), Fault> {
         match self.asked_at {
             Some(at) if !self.is_idle() && now >= at + self.timeout => Err(Fault::Broker(
                 "no answer to the lane record or the probe before a confirmation".into(),
@@ -305,7 +309,7 @@ impl Confirm {
     /// # Errors
     /// [`Fault::StreamLost`] when it is not the stream that acknowledged; [`Fault::Unready`] when it no longer fits: the
     /// next start says the same.
-    pub fn informed(&mut self, stream: StreamView) -> Result<Option<Ask>, Fault> {
+    pub(crate) fn informed(&mut self, stream: StreamView) -> Result<Option<Ask>, Fault> {
         let (State::Judging { target, sequence } | State::Informing { target, sequence }) =
             self.state
         else {
@@ -337,10 +341,10 @@ impl Confirm {
         if let State::Judging { .. } = self.state {
             return Ok(Some(self.judged(target)));
         }
-        match &self.tail {
-            Some(tail) => {
+        match &self.lane_end {
+            Some(lane_end) => {
                 self.state = State::Seeing { target };
-                Ok(Some(Ask::Message(tail.sequence)))
+                Ok(Some(Ask::Message(lane_end.sequence)))
             }
             None => {
                 self.done(target);
@@ -372,7 +376,10 @@ impl Confirm {
             State::Covering { target, .. } => self.done(target),
             State::Leaving { sequence, .. } if is_replaced(found) => {
                 self.state = State::Replaced { sequence };
-                return Ok(self.tail.as_ref().map(|tail| Ask::Message(tail.sequence)));
+                return Ok(self
+                    .lane_end
+                    .as_ref()
+                    .map(|lane_end| Ask::Message(lane_end.sequence)));
             }
             State::Leaving { target, .. } => return Ok(Some(self.record(target))),
             State::Replaced { sequence } => {
@@ -409,15 +416,15 @@ impl Confirm {
             .told_position()
             .and_then(|header| position::parse_header(header).ok());
         // An answer for an older message than the newest is fine: the chain proves what came after it.
-        let Some(tail) = self
-            .tail
+        let Some(lane_end) = self
+            .lane_end
             .as_ref()
-            .filter(|tail| tail.sequence == found.sequence)
+            .filter(|lane_end| lane_end.sequence == found.sequence)
         else {
             return Ok(());
         };
         let is_ours = match found.is_first_publication() {
-            true => told.map(|(_, position)| position) == Some(tail.position),
+            true => told.map(|(_, position)| position) == Some(lane_end.position),
             false => told.is_some(),
         };
         if is_ours && (found.is_in_place() || !self.chained) {
@@ -425,7 +432,7 @@ impl Confirm {
         }
         Err(Fault::StreamLost(format!(
             "message {} of stream {} is not the event at {}",
-            found.sequence, self.stream, tail.position
+            found.sequence, self.stream, lane_end.position
         )))
     }
 

@@ -6,12 +6,12 @@
 //! Telling a loss from a removal: expiry, limits, purges and deletions keep a stream's `last_seq` and `created`, and
 //! only a broker that lost what it had acknowledged comes back with less of either.
 
+use super::end_search::FoundEnd;
 use super::fault::Halt;
 use super::history::History;
-use super::lane_end::{Doubt, Memory, TailMessage, of_stream, recorded_tail, settled_tail};
+use super::lane_end::{Doubt, LaneEnd, Memory, of_stream, recorded_end, settled_end};
 use super::position::{Lane, Position};
 use super::record::LaneRecord;
-use super::tail::Tail;
 use postgres_types::PgLsn;
 
 /// Everything that decides where a lane goes on.
@@ -32,7 +32,7 @@ pub struct StartView<'a> {
     /// Its last sequence.
     pub last_sequence: u64,
     /// What its end says.
-    pub tail: &'a Tail,
+    pub lane_end: &'a FoundEnd,
     /// The lane record.
     pub record: Option<&'a LaneRecord>,
     /// What this process itself has seen in earlier epochs. A broker that was set back may have lost the newest record
@@ -70,7 +70,7 @@ pub struct Plan {
     /// For START_REPLICATION.
     pub start_lsn: PgLsn,
     /// The lane's last message, from the stream or the record.
-    pub tail: Option<TailMessage>,
+    pub lane_end: Option<LaneEnd>,
     /// What must arrive first.
     pub overlap: Option<Overlap>,
     /// The stream's last sequence: the chain's beginning.
@@ -79,7 +79,7 @@ pub struct Plan {
     pub replay_from: Option<PgLsn>,
     /// What the broker lost.
     pub loss: Option<Loss>,
-    /// Messages of no lane behind the tail.
+    /// Messages of no lane behind the lane end.
     pub foreign_messages: u64,
 }
 
@@ -110,15 +110,17 @@ pub enum Refusal {
 }
 
 /// Where replication may start before it is known for sure where the lane goes on, since the stream is looked at again
-/// once the slot is taken: no later than at the tail as it is now. 0/0, the slot's confirmed LSN, where there is none.
+/// once the slot is taken: no later than at the lane end as it is now. 0/0, the slot's confirmed LSN, where there is none.
 pub fn provisional_start_lsn(
-    tail: &Tail,
+    lane_end: &FoundEnd,
     record: Option<&LaneRecord>,
     from: Option<PgLsn>,
 ) -> PgLsn {
-    let position = match tail {
-        Tail::Found(tail) => Some(tail.position),
-        Tail::Removed { .. } | Tail::FenceRemoved => record.and_then(|record| record.position),
+    let position = match lane_end {
+        FoundEnd::Found(lane_end) => Some(lane_end.position),
+        FoundEnd::Removed { .. } | FoundEnd::FenceRemoved => {
+            record.and_then(|record| record.position)
+        }
         _ => None,
     };
     let tail_lsn = position.map_or(0.into(), |position| position.commit_lsn);
@@ -131,40 +133,40 @@ pub fn provisional_start_lsn(
 /// Whatever cannot be proven to be the continuation.
 pub fn plan(view: &StartView<'_>) -> Result<Plan, Refusal> {
     check_identity(view)?;
-    let tail = known_tail(view)?;
-    check_confirmed(view, tail.as_ref())?;
+    let lane_end = known_end(view)?;
+    check_confirmed(view, lane_end.as_ref())?;
     let confirmed = view.confirmed_flush_lsn;
-    if let Some(tail) = &tail
-        && view.server_lsn < tail.position.commit_lsn
+    if let Some(lane_end) = &lane_end
+        && view.server_lsn < lane_end.position.commit_lsn
     {
         return Err(Halt::ServerBehind {
             server_lsn: view.server_lsn,
-            position: tail.position,
+            position: lane_end.position,
         }
         .into());
     }
-    let overlap = tail
+    let overlap = lane_end
         .as_ref()
-        .filter(|tail| tail.position.commit_lsn >= confirmed)
-        .map(|tail| Overlap {
-            position: tail.position,
-            event_id: tail.event_id.clone(),
+        .filter(|lane_end| lane_end.position.commit_lsn >= confirmed)
+        .map(|lane_end| Overlap {
+            position: lane_end.position,
+            event_id: lane_end.event_id.clone(),
         });
-    let resume_lsn = tail
-        .as_ref()
-        .map_or(confirmed, |tail| tail.position.commit_lsn.max(confirmed));
+    let resume_lsn = lane_end.as_ref().map_or(confirmed, |lane_end| {
+        lane_end.position.commit_lsn.max(confirmed)
+    });
     Ok(Plan {
         start_lsn: start_lsn(view, resume_lsn)?,
         overlap,
         last_sequence: view.last_sequence,
         replay_from: view.from,
-        loss: loss(view, tail.as_ref()),
-        foreign_messages: match view.tail {
+        loss: loss(view, lane_end.as_ref()),
+        foreign_messages: match view.lane_end {
             // Behind the look at the last sequence a further message may have come.
-            Tail::Found(found) => view.last_sequence.saturating_sub(found.sequence),
+            FoundEnd::Found(found) => view.last_sequence.saturating_sub(found.sequence),
             _ => 0,
         },
-        tail,
+        lane_end,
     })
 }
 
@@ -207,7 +209,7 @@ fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
             sequence,
         });
     }
-    if let Tail::OtherSlot { sequence, slot } = view.tail {
+    if let FoundEnd::OtherSlot { sequence, slot } = view.lane_end {
         return Err(Halt::ForeignTail {
             stream: view.stream.to_owned(),
             sequence: *sequence,
@@ -218,22 +220,22 @@ fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
 }
 
 /// The lane's last position: by the stream, or by record or memory where the stream's messages were removed.
-fn known_tail(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
-    match view.tail {
-        Tail::Found(found) => Ok(Some(found.clone())),
-        Tail::Nothing => Ok(None),
-        Tail::OtherSlot { .. } => unreachable!("check_identity has halted"),
-        Tail::FenceRemoved => tail_without_fence(view),
-        Tail::Removed { sequence } => tail_before(view, *sequence).map(Some),
-        Tail::Replaced { sequence } => Err(Halt::Replaced {
+fn known_end(view: &StartView<'_>) -> Result<Option<LaneEnd>, Halt> {
+    match view.lane_end {
+        FoundEnd::Found(found) => Ok(Some(found.clone())),
+        FoundEnd::Nothing => Ok(None),
+        FoundEnd::OtherSlot { .. } => unreachable!("check_identity has halted"),
+        FoundEnd::FenceRemoved => end_without_fence(view),
+        FoundEnd::Removed { sequence } => end_before(view, *sequence).map(Some),
+        FoundEnd::Replaced { sequence } => Err(Halt::Replaced {
             stream: view.stream.to_owned(),
             sequence: *sequence,
         }),
-        Tail::Copied { sequence } => Err(Halt::TailCopied {
+        FoundEnd::Copied { sequence } => Err(Halt::EndCopied {
             stream: view.stream.to_owned(),
             sequence: *sequence,
         }),
-        Tail::TooFar { scanned } => Err(Halt::TailUnknown {
+        FoundEnd::TooFar { scanned } => Err(Halt::EndUnknown {
             stream: view.stream.to_owned(),
             scanned: *scanned,
         }),
@@ -242,17 +244,17 @@ fn known_tail(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
 
 /// The lane's last message where the search met a removed one: it must be that very one. All behind it is of no lane, the
 /// search has read it: a known message further on was read too and is not the lane's any more, the broker lost it.
-fn tail_before(view: &StartView<'_>, removed: u64) -> Result<TailMessage, Halt> {
+fn end_before(view: &StartView<'_>, removed: u64) -> Result<LaneEnd, Halt> {
     let record = of_stream(view.record, view.created, view.last_sequence);
     let remembered = view
         .memory
         .filter(|memory| memory.is_of(view.created, view.last_sequence))
-        .and_then(|memory| memory.tail.clone());
-    [remembered, record.and_then(recorded_tail)]
+        .and_then(|memory| memory.lane_end.clone());
+    [remembered, record.and_then(recorded_end)]
         .into_iter()
         .flatten()
-        .find(|tail| tail.sequence == removed)
-        .ok_or_else(|| Halt::TailRemoved {
+        .find(|lane_end| lane_end.sequence == removed)
+        .ok_or_else(|| Halt::EndRemoved {
             stream: view.stream.to_owned(),
             sequence: removed,
             last_sequence: view.last_sequence,
@@ -262,20 +264,20 @@ fn tail_before(view: &StartView<'_>, removed: u64) -> Result<TailMessage, Halt> 
 
 /// Sequences tell nothing where others publish too: what is settled does, or a record that nobody has published behind.
 /// A lane that is known to have published nothing has no last message.
-fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt> {
+fn end_without_fence(view: &StartView<'_>) -> Result<Option<LaneEnd>, Halt> {
     if let Some(doubt) = Doubt::of(view.record, view.memory, view.created, view.last_sequence) {
-        return Ok(doubt.tail);
+        return Ok(doubt.lane_end);
     }
     let record = of_stream(view.record, view.created, view.last_sequence);
     if let Some(record) = record
         && (!record.active || record.sequence == view.last_sequence)
     {
-        return Ok(recorded_tail(record));
+        return Ok(recorded_end(record));
     }
-    let settled = settled_tail(view.record, view.memory, view.created, view.last_sequence);
+    let settled = settled_end(view.record, view.memory, view.created, view.last_sequence);
     let has_published_nothing = view.memory.is_some_and(|memory| {
         memory.settled
-            && memory.tail.is_none()
+            && memory.lane_end.is_none()
             && memory.is_of(view.created, view.last_sequence)
             && memory.is_current(view.created, view.record)
     });
@@ -283,7 +285,7 @@ fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt>
         return Ok(settled);
     }
     let recorded = record.map_or(0, |record| record.sequence);
-    Err(Halt::TailRemoved {
+    Err(Halt::EndRemoved {
         stream: view.stream.to_owned(),
         sequence: recorded + 1,
         last_sequence: view.last_sequence,
@@ -294,10 +296,10 @@ fn tail_without_fence(view: &StartView<'_>) -> Result<Option<TailMessage>, Halt>
 /// The slot may be confirmed only as far as this relay has recorded that it would, or as the stream itself reaches: a
 /// broker's power failure may take the newest records. What was confirmed on another timeline explains nothing behind
 /// the place where the server left it: there, other transactions have the same LSNs.
-fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(), Halt> {
+fn check_confirmed(view: &StartView<'_>, lane_end: Option<&LaneEnd>) -> Result<(), Halt> {
     let confirmed = view.confirmed_flush_lsn;
     // What commits below the stream's last row is published, whoever moved the slot there.
-    let is_published = tail.is_some_and(|tail| tail.position.commit_lsn >= confirmed);
+    let is_published = lane_end.is_some_and(|lane_end| lane_end.position.commit_lsn >= confirmed);
     let explains =
         |lsn: PgLsn, history: &History| confirmed <= lsn.min(view.history.shared_with(history));
     // Until another relay has begun an epoch.
@@ -312,7 +314,7 @@ fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(
         _ if is_published || is_remembered => true,
         Some(record) => explains(record.confirmed_lsn, &record.history()),
         // Without a record: a lane that has published nothing.
-        None => tail.is_none(),
+        None => lane_end.is_none(),
     };
     if explained {
         return Ok(());
@@ -329,24 +331,24 @@ fn check_confirmed(view: &StartView<'_>, tail: Option<&TailMessage>) -> Result<(
 }
 
 /// What record or memory say was acknowledged and the stream no longer has, and no removal explains.
-fn loss(view: &StartView<'_>, tail: Option<&TailMessage>) -> Option<Loss> {
+fn loss(view: &StartView<'_>, lane_end: Option<&LaneEnd>) -> Option<Loss> {
     let recorded = view
         .record
-        .and_then(|record| Some((recorded_tail(record)?, record.created.as_str())));
+        .and_then(|record| Some((recorded_end(record)?, record.created.as_str())));
     let remembered = view
         .memory
-        .and_then(|memory| Some((memory.tail.clone()?, memory.created.as_str())));
+        .and_then(|memory| Some((memory.lane_end.clone()?, memory.created.as_str())));
     let (through, created) = recorded
         .into_iter()
         .chain(remembered)
-        .max_by_key(|(tail, _)| tail.position)?;
-    let after = tail.map(|tail| tail.position);
+        .max_by_key(|(lane_end, _)| lane_end.position)?;
+    let after = lane_end.map(|lane_end| lane_end.position);
     if after.is_some_and(|after| after >= through.position) {
         return None;
     }
-    let kept = tail.map_or_else(
+    let kept = lane_end.map_or_else(
         || view.record.map_or(0, |record| record.adopted_sequence),
-        |tail| tail.sequence,
+        |lane_end| lane_end.sequence,
     );
     Some(Loss {
         after,

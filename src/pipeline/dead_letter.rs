@@ -41,7 +41,7 @@ pub struct DeadLetter {
     /// When the row's transaction was committed, in µs since 2000-01-01 UTC.
     pub committed_at_us: i64,
     /// Why the row cannot be published, for a person.
-    pub detail: String,
+    pub(crate) detail: String,
     /// Every column that the server has sent, as text; none in a letter without room for their names, or of an older
     /// walrelay.
     pub row: Option<BTreeMap<String, Option<String>>>,

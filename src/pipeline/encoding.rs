@@ -30,7 +30,7 @@ pub enum Converted {
 
 impl Encoding {
     /// A text in UTF-8, written to the end of `buffer` where it is another one then.
-    pub fn utf8(&self, text: &[u8], buffer: &mut Vec<u8>) -> Converted {
+    pub(crate) fn utf8(&self, text: &[u8], buffer: &mut Vec<u8>) -> Converted {
         if text.is_ascii() {
             return Converted::Same;
         }

@@ -2,7 +2,7 @@
 //!
 //! In: CopyData payloads, the broker's answers, the time. Out: HPUB frames appended to the caller's buffer, requests
 //! to the broker, status updates, notes for the log. Guarantees: rows leave in the order of the WAL; none at or below
-//! the stream's tail leaves again, unless asked for as a replay; the WAL is proven to continue the stream before the
+//! the lane end leaves again, unless asked for as a replay; the WAL is proven to continue the stream before the
 //! first row behind it leaves (replays come before that proof); the slot is confirmed only through acknowledged, recorded and probed rows.
 //!
 //! The caller's turn: hand over payloads while [`Engine::wants_wal`], then [`Engine::end_turn`], then write the frames.
@@ -23,13 +23,13 @@ use super::dead_letter::{self, RejectedRow};
 use super::epochs::Refused;
 use super::fault::{Fault, Halt, is_about_frame};
 use super::history::History;
-use super::lane_end::{Memory, TailMessage};
+use super::lane_end::{LaneEnd, Memory};
 use super::position::{Lane, Position};
 use super::progress::{HeldMarks, Progress};
 use super::publish::{Mode, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Foreign, Relations, Source};
-use super::shared_tail::fence_subject;
+use super::shared_end_search::fence_subject;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
 use reject::Pending;
@@ -95,14 +95,14 @@ impl EngineSettings {
     }
 
     /// The confirmations on a new connection to the broker.
-    fn confirm(&self, confirmed_lsn: PgLsn, tail: Option<TailMessage>, now: Duration) -> Confirm {
+    fn confirm(&self, confirmed_lsn: PgLsn, lane_end: Option<LaneEnd>, now: Duration) -> Confirm {
         let record = self.record.as_ref();
         let start = confirm::Start {
             stream: self.stream.clone(),
             created: self.created.clone(),
             confirmed_lsn,
             recorded_lsn: record.map_or(0.into(), |record| record.confirmed_lsn),
-            tail,
+            lane_end,
             chained: self.mode.preparation().chained,
             timeout: self.epoch.limits.ack_timeout,
         };
@@ -147,7 +147,7 @@ pub struct Counters {
     /// Rows that the stream had already.
     pub skipped: u64,
     /// Rows of other tables.
-    pub other_rows: u64,
+    pub(crate) other_rows: u64,
 }
 
 #[derive(Debug)]
@@ -213,7 +213,7 @@ impl Engine {
         Engine {
             relations: Relations::new(settings.epoch.source.clone()),
             transaction: None,
-            published_through: plan.tail.as_ref().map(|tail| tail.position),
+            published_through: plan.lane_end.as_ref().map(|lane_end| lane_end.position),
             overlap: plan.overlap.clone(),
             replay_from: plan.replay_from,
             replayed: None,
@@ -224,7 +224,7 @@ impl Engine {
                 settings.epoch.hold_back,
                 settings.epoch.held_bytes_max,
             ),
-            confirm: settings.confirm(settings.confirmed_flush_lsn, plan.tail.clone(), now),
+            confirm: settings.confirm(settings.confirmed_flush_lsn, plan.lane_end.clone(), now),
             acknowledged_before: 0,
             stopping: false,
             halt: None,
@@ -262,7 +262,7 @@ impl Engine {
     /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
     pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool) {
         let dry = dry || self.is_at_an_end();
-        self.window.end_turn(out, dry, self.confirm.tail());
+        self.window.end_turn(out, dry, self.confirm.lane_end());
     }
 
     /// Takes an answer to a published message; `token` is its reply subject behind `<inbox>.`.
@@ -293,7 +293,7 @@ impl Engine {
             self.progress.acknowledged(rows, sequence, now);
             self.tell_dead_letters(rows);
             if let Some((position, event_id)) = latest {
-                self.confirm.acknowledged(TailMessage {
+                self.confirm.acknowledged(LaneEnd {
                     sequence: self.window.last_sequence(),
                     position,
                     event_id: event_id.map(|id| id.to_string()),
@@ -304,7 +304,7 @@ impl Engine {
     }
 
     /// Takes a -ERR of the broker: which kind of end it is.
-    pub fn handle_error(&self, text: &str) -> Fault {
+    pub(crate) fn handle_error(&self, text: &str) -> Fault {
         match self.window.oldest_sent() {
             Some(oldest) if is_about_frame(text) => Fault::Frame {
                 oldest,
@@ -325,7 +325,7 @@ impl Engine {
     }
 
     /// The dead letters that nobody has told of: where the next epoch finds one stored, it does.
-    pub fn untold_dead_letters(&self) -> impl Iterator<Item = &Note> {
+    pub(crate) fn untold_dead_letters(&self) -> impl Iterator<Item = &Note> {
         let stored = self
             .notes
             .iter()
@@ -381,7 +381,7 @@ impl Engine {
     }
 
     /// Whether a stop is complete: nothing in flight, and confirmed what may be.
-    pub fn is_stopped(&mut self, now: Duration) -> bool {
+    pub(crate) fn is_stopped(&mut self, now: Duration) -> bool {
         let confirmable = self.confirmable(now);
         self.stopping
             && self.window.in_flight() == 0
@@ -416,8 +416,8 @@ impl Engine {
     }
 
     /// The lane's last acknowledged message.
-    pub fn tail(&self) -> Option<&TailMessage> {
-        self.confirm.tail()
+    pub fn lane_end(&self) -> Option<&LaneEnd> {
+        self.confirm.lane_end()
     }
 
     /// The message that the lane record names.
@@ -433,7 +433,9 @@ impl Engine {
         let end = self.published_through?;
         let replayed = self.replayed();
         // Whatever follows the lane's old end was published behind the whole replay.
-        let is_done = self.tail().is_some_and(|tail| tail.position > end)
+        let is_done = self
+            .lane_end()
+            .is_some_and(|lane_end| lane_end.position > end)
             || replayed.is_some_and(|replayed| replayed >= end)
             || from > end.commit_lsn;
         let next = replayed.map_or(from, |replayed| from.max(replayed.commit_lsn));
@@ -452,7 +454,7 @@ impl Engine {
     pub fn memory(&self) -> Memory {
         let mut memory = Memory {
             created: self.settings.created.clone(),
-            tail: self.tail().cloned(),
+            lane_end: self.lane_end().cloned(),
             sound: self.confirm.sound().cloned(),
             doubted: false,
             recorded_sequence: self.recorded_sequence(),
@@ -484,7 +486,7 @@ impl Engine {
     }
 
     /// What has happened in this epoch.
-    pub fn counters(&self) -> Counters {
+    pub(crate) fn counters(&self) -> Counters {
         self.counters
     }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
-/// Where the stream's tail has the answer, somebody may be publishing all the time: a relay that comes back too seldom
+/// Where the lane end has the answer, somebody may be publishing all the time: a relay that comes back too seldom
 /// never meets a gap in it.
 const RESYNC_PAUSE_MAX: Duration = Duration::from_millis(100);
 
@@ -52,7 +52,7 @@ impl Epochs {
         &self.refused
     }
 
-    /// An epoch ended. `tail` is the lane's last acknowledged position, `progressed` whether it moved in this epoch
+    /// An epoch ended. `lane_end` is the lane's last acknowledged position, `progressed` whether it moved in this epoch
     /// (or the epoch streamed for a while), `jitter` a random number in 0..1.
     ///
     /// # Errors
@@ -60,15 +60,15 @@ impl Epochs {
     pub fn ended(
         &mut self,
         fault: &Fault,
-        tail: Option<Position>,
+        lane_end: Option<Position>,
         progressed: bool,
         jitter: f64,
     ) -> Result<Duration, Halt> {
-        if progressed || tail != self.ended_at {
+        if progressed || lane_end != self.ended_at {
             self.attempts = 0;
             self.refusals = 0;
         }
-        self.ended_at = tail;
+        self.ended_at = lane_end;
         let class = fault.class();
         match fault {
             Fault::Frame { in_flight: 1, .. } => self.one_by_one = 0,
@@ -76,7 +76,7 @@ impl Epochs {
             _ if progressed => self.one_by_one = 0,
             _ => {}
         }
-        if self.refuses_again(fault, tail) || class == Class::Permanent {
+        if self.refuses_again(fault, lane_end) || class == Class::Permanent {
             self.refusals += 1;
             if self.refusals >= STUCK_EPOCHS {
                 return Err(Halt::Stuck(fault.clone()));
@@ -84,7 +84,7 @@ impl Epochs {
         }
         let attempts = self.attempts;
         self.attempts = self.attempts.saturating_add(1);
-        // The first resync needs no pause: the stream's tail has the answer.
+        // The first resync needs no pause: the lane end has the answer.
         if class == Class::Resync && attempts == 0 {
             return Ok(Duration::ZERO);
         }
@@ -100,9 +100,9 @@ impl Epochs {
 
     /// Remembers a row that was refused for its own sake; whether it had been already, so that even its dead letter
     /// was refused.
-    fn refuses_again(&mut self, fault: &Fault, tail: Option<Position>) -> bool {
-        if let Some(tail) = tail {
-            self.refused.retain(|position, _| *position > tail);
+    fn refuses_again(&mut self, fault: &Fault, lane_end: Option<Position>) -> bool {
+        if let Some(lane_end) = lane_end {
+            self.refused.retain(|position, _| *position > lane_end);
         }
         if fault.class() != Class::Row {
             return false;

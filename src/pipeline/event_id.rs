@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 pub const ID_HEADERS: [&str; 2] = ["id", "ce-id"];
 
 /// The id that the values of [`ID_HEADERS`] tell.
-pub fn of_headers(values: [Option<&str>; 2]) -> Option<String> {
+pub(crate) fn of_headers(values: [Option<&str>; 2]) -> Option<String> {
     match values {
         [Some(id), _] => Some(id.to_owned()),
         [None, Some(id)] => Some(percent_decode_str(id).decode_utf8_lossy().into_owned()),
@@ -19,7 +19,7 @@ pub fn of_headers(values: [Option<&str>; 2]) -> Option<String> {
 }
 
 /// The `id` of an envelope, a CloudEvent or a dead letter: a string, or a number as it is written.
-pub fn of_body(body: &[u8]) -> Option<String> {
+pub(crate) fn of_body(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Id<'b> {
         #[serde(borrow)]

@@ -139,7 +139,7 @@ impl From<RowError> for Stop {
 pub enum Class {
     /// Wait with growing pauses, for ever.
     Transient,
-    /// Start again at once: the stream's tail has the answer.
+    /// Start again at once: the lane end has the answer.
     Resync,
     /// The row is at fault and would be refused again: it becomes a dead letter, or halts.
     Row,
@@ -185,7 +185,7 @@ const TRANSIENT_CODES: [u16; 11] = [
 const FRAME_ERRORS: [&str; 2] = ["maximum control line", "maximum payload"];
 
 /// Whether the text of a -ERR is about a frame that would be refused again.
-pub fn is_about_frame(text: &str) -> bool {
+pub(crate) fn is_about_frame(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     FRAME_ERRORS.iter().any(|error| text.contains(error))
 }
@@ -295,7 +295,7 @@ pub enum Halt {
          {recorded}: how far the lane came cannot be known. `walrelay verify` compares table and stream; \
          then `walrelay adopt --position …` says where to go on"
     )]
-    TailRemoved {
+    EndRemoved {
         /// The stream.
         stream: String,
         /// First removed message, from the end.
@@ -312,7 +312,7 @@ pub enum Halt {
          with the slot by position and id, and goes on behind the last one that both have; `walrelay verify` then names what is \
          missing"
     )]
-    TailCopied {
+    EndCopied {
         /// The stream.
         stream: String,
         /// Sequence of the newest.
@@ -335,7 +335,7 @@ pub enum Halt {
         "the last {scanned} messages of stream {stream} were not written by a relay, and no lane record tells how far this one came. \
          Give the relay a stream of its own, or say where to go on with `walrelay adopt --position …`"
     )]
-    TailUnknown {
+    EndUnknown {
         /// The stream.
         stream: String,
         /// How many were read.

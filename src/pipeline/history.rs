@@ -81,7 +81,7 @@ impl History {
 
     /// Up to where WAL of `other` is this server's too. Where the switches of either are not known, the number of the other's
     /// timeline has to do.
-    pub fn shared_with(&self, other: &History) -> PgLsn {
+    pub(crate) fn shared_with(&self, other: &History) -> PgLsn {
         if self.switches.is_some() && other.switches.is_some() {
             let mut shared = 0.into();
             for (here, there) in self.stretches().zip(other.stretches()) {

@@ -28,7 +28,7 @@ pub enum Kind {
 
 impl Kind {
     /// By the OID of a type of Postgres' own (`pg_type.dat`).
-    pub fn of_type(oid: u32) -> Self {
+    pub(crate) fn of_type(oid: u32) -> Self {
         match oid {
             16 => Kind::Truth,
             17 => Kind::Bytes,

@@ -12,7 +12,7 @@ use postgres_types::PgLsn;
 
 /// The last message of the lane in the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TailMessage {
+pub struct LaneEnd {
     /// Its stream sequence.
     pub sequence: u64,
     /// The lane's position that it tells.
@@ -27,9 +27,9 @@ pub struct Memory {
     /// When the stream was created.
     pub created: String,
     /// The lane's last acknowledged message.
-    pub tail: Option<TailMessage>,
+    pub lane_end: Option<LaneEnd>,
     /// The last one that was acknowledged before the stream was last seen to fit.
-    pub sound: Option<TailMessage>,
+    pub sound: Option<LaneEnd>,
     /// The stream was seen to acknowledge what it does not keep, and `tail` says no more than `sound`.
     pub doubted: bool,
     /// The message that its last record named; a broker that was set back may have lost that record.
@@ -53,14 +53,14 @@ pub struct Memory {
 impl Memory {
     /// Takes back what was acknowledged since the stream was last seen to fit: it may never have been stored.
     pub fn doubt(&mut self) {
-        self.tail = self.sound.clone();
+        self.lane_end = self.sound.clone();
         self.doubted = true;
         self.held = HeldMarks::default();
     }
 
     /// Whether it still tells where the lane is: it is about the stream created at `created`, and no other relay has begun
     /// an epoch since.
-    pub fn is_current(&self, created: &str, record: Option<&LaneRecord>) -> bool {
+    pub(crate) fn is_current(&self, created: &str, record: Option<&LaneRecord>) -> bool {
         self.created == created
             && record
                 .filter(|record| record.created == created)
@@ -82,17 +82,17 @@ impl Memory {
     /// The held marks, where all that they cover is still where it was: the same stream reaches up to `tail` at least, no
     /// other relay has written to it, the WAL is the same. A broker that was started anew may not have synced what it had
     /// acknowledged before, and never will by itself: there the hold-back begins anew.
-    pub fn standing_marks(
+    pub(crate) fn standing_marks(
         &self,
         created: &str,
         record: Option<&LaneRecord>,
-        tail: Option<&TailMessage>,
+        lane_end: Option<&LaneEnd>,
         history: &History,
         server_id: Option<&str>,
     ) -> HeldMarks {
-        let position = |tail: &TailMessage| tail.position;
+        let position = |lane_end: &LaneEnd| lane_end.position;
         let stands = self.is_current(created, record)
-            && tail.map(position) >= self.tail.as_ref().map(position)
+            && lane_end.map(position) >= self.lane_end.as_ref().map(position)
             && self.history == *history
             && self.server_id.as_deref() == server_id;
         match stands {
@@ -102,9 +102,10 @@ impl Memory {
     }
 
     /// Whether it is about the stream created at `created`, and that still reaches what was acknowledged.
-    pub fn is_of(&self, created: &str, last_sequence: u64) -> bool {
-        let tail = self.tail.as_ref();
-        self.created == created && tail.is_none_or(|tail| tail.sequence <= last_sequence)
+    pub(crate) fn is_of(&self, created: &str, last_sequence: u64) -> bool {
+        let lane_end = self.lane_end.as_ref();
+        self.created == created
+            && lane_end.is_none_or(|lane_end| lane_end.sequence <= last_sequence)
     }
 }
 
@@ -113,7 +114,7 @@ impl Memory {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Doubt {
     /// The lane's last message before it; none where the lane had none.
-    pub tail: Option<TailMessage>,
+    pub lane_end: Option<LaneEnd>,
 }
 
 impl Doubt {
@@ -130,16 +131,19 @@ impl Doubt {
                 && memory.is_of(created, last_sequence)
         });
         let record = of_stream(record, created, last_sequence).filter(|record| record.doubted);
-        let remembered = memory.map(|memory| memory.tail.clone());
-        let recorded = record.map(recorded_tail);
+        let remembered = memory.map(|memory| memory.lane_end.clone());
+        let recorded = record.map(recorded_end);
         let tails = remembered.into_iter().chain(recorded);
-        let tail = tails.max_by_key(|tail| tail.as_ref().map(|tail| tail.sequence))?;
-        Some(Doubt { tail })
+        let lane_end =
+            tails.max_by_key(|lane_end| lane_end.as_ref().map(|lane_end| lane_end.sequence))?;
+        Some(Doubt { lane_end })
     }
 
     /// Sequence of that message; 0 for none.
     pub fn sequence(&self) -> u64 {
-        self.tail.as_ref().map_or(0, |tail| tail.sequence)
+        self.lane_end
+            .as_ref()
+            .map_or(0, |lane_end| lane_end.sequence)
     }
 }
 
@@ -152,8 +156,8 @@ pub(super) fn of_stream<'r>(
     record.filter(|record| record.created == created && record.sequence <= last_sequence)
 }
 
-pub(super) fn recorded_tail(record: &LaneRecord) -> Option<TailMessage> {
-    record.position.map(|position| TailMessage {
+pub(super) fn recorded_end(record: &LaneRecord) -> Option<LaneEnd> {
+    record.position.map(|position| LaneEnd {
         sequence: record.sequence,
         position,
         event_id: record.event_id.clone(),
@@ -162,18 +166,18 @@ pub(super) fn recorded_tail(record: &LaneRecord) -> Option<TailMessage> {
 
 /// The lane's last message as somebody knew it when nothing of the lane could stand behind it any more: the record of a
 /// relay that has said that it has stopped; or what this process knows, as long as no other relay has begun an epoch.
-pub(super) fn settled_tail(
+pub(super) fn settled_end(
     record: Option<&LaneRecord>,
     memory: Option<&Memory>,
     created: &str,
     last_sequence: u64,
-) -> Option<TailMessage> {
+) -> Option<LaneEnd> {
     let memory = memory.filter(|memory| memory.is_current(created, record));
     let record = of_stream(record, created, last_sequence);
     if let Some(record) = record.filter(|record| !record.active) {
-        return recorded_tail(record);
+        return recorded_end(record);
     }
     memory
         .filter(|memory| memory.settled && memory.is_of(created, last_sequence))
-        .and_then(|memory| memory.tail.clone())
+        .and_then(|memory| memory.lane_end.clone())
 }

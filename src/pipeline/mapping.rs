@@ -43,7 +43,7 @@ pub enum Format {
 
 impl Format {
     /// All of them, with their names in the configuration.
-    pub const NAMES: [(&str, Format); 4] = [
+    pub(crate) const NAMES: [(&str, Format); 4] = [
         ("envelope", Format::Envelope),
         ("payload", Format::Payload),
         ("cloudevents", Format::CloudEvents),
@@ -112,7 +112,7 @@ impl Mapping {
     }
 
     /// The columns beyond the event's own, in the order in which a row has them: the subject's, the headers', the fields'.
-    pub fn extras(&self) -> &[String] {
+    pub(crate) fn extras(&self) -> &[String] {
         &self.extras
     }
 

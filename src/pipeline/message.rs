@@ -34,7 +34,7 @@ pub enum Composed<'a> {
 /// # Errors
 /// Why the row can be no event. What stands in the buffers is then only to be shown.
 #[inline]
-pub fn compose<'a>(
+pub(crate) fn compose<'a>(
     row: &Row<'a>,
     mapping: &Mapping,
     subject: &mut Vec<u8>,

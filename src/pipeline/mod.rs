@@ -9,7 +9,7 @@
 //! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
 //! | [`encoding`] | their text, as the database stores it | the same in UTF-8 |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
-//! | [`tail`], [`shared_tail`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
+//! | [`end_search`], [`shared_end_search`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
 //! | [`opening`], [`request`] | all of that, step by step | an engine that may stream, or why there is none |
 //! | [`mapping`], [`kind`], [`value`] | the configuration | what of a row becomes what of a message |
@@ -31,6 +31,7 @@ pub mod continuity;
 pub mod copy_both;
 pub mod dead_letter;
 pub mod encoding;
+pub mod end_search;
 pub mod engine;
 pub mod envelope;
 pub mod epochs;
@@ -53,12 +54,11 @@ mod reader;
 pub mod record;
 pub mod request;
 pub mod row;
-pub mod shared_tail;
+pub mod shared_end_search;
 pub mod sight;
 pub mod silence;
 pub mod subject;
 pub mod tables;
-pub mod tail;
 mod text;
 pub mod value;
 

@@ -17,16 +17,16 @@ mod begin;
 mod look;
 
 use super::continuity::{self, Plan, Refusal, StartView};
+use super::end_search::StoredMessage;
 use super::engine::Engine;
 use super::fault::{Fault, Halt};
 use super::history::History;
-use super::lane_end::{Memory, recorded_tail};
+use super::lane_end::{Memory, recorded_end};
 use super::position::Lane;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::LaneRecord;
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
 use super::subject::SubjectTemplate;
-use super::tail::StoredMessage;
 use look::{Search, View};
 use postgres_types::PgLsn;
 
@@ -120,7 +120,7 @@ pub struct Opened {
     /// How messages are published, for the log.
     pub mode: &'static str,
     /// What a person should know.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -132,7 +132,7 @@ enum Step<'a> {
     Unfit(Unfit, String),
     KeepDoubt(Unfit, Box<LaneRecord>, u64),
     Record(StreamView),
-    LaneEnd(StreamView, StoredRecord, Box<Search<'a>>),
+    StreamEnd(StreamView, StoredRecord, Box<Search<'a>>),
     /// The stream once more: it must not have changed meanwhile.
     Again(View),
     Slot(PgLsn),
@@ -199,7 +199,7 @@ impl<'a> Opening<'a> {
             Step::Broker => Wanted::Broker,
             Step::Stream | Step::Again(_) => Wanted::Ask(Request::Stream),
             Step::Record(_) | Step::Unfit(..) => Wanted::Ask(Request::Record),
-            Step::LaneEnd(_, _, search) => Wanted::Ask(Request::Message(
+            Step::StreamEnd(_, _, search) => Wanted::Ask(Request::Message(
                 search.wanted().expect("a search that has ended is left"),
             )),
             Step::Slot(start_lsn) => Wanted::Slot(*start_lsn),
@@ -211,7 +211,7 @@ impl<'a> Opening<'a> {
                 behind: *behind,
             }),
             Step::Fence(decided) => Wanted::Ask(Request::StoreFence {
-                tail: decided.plan.tail.clone(),
+                lane_end: decided.plan.lane_end.clone(),
                 behind: self.fence_sequence,
             }),
             Step::Settings(_) => Wanted::Settings,
@@ -259,7 +259,7 @@ impl<'a> Opening<'a> {
                 self.share_doubt(&stream, &stored);
                 self.search(stream, *stored)
             }
-            (Step::LaneEnd(stream, stored, search), Reply::Message(message)) => {
+            (Step::StreamEnd(stream, stored, search), Reply::Message(message)) => {
                 self.search_on(stream, stored, search, message)
             }
             (Step::Again(view), Reply::Stream(again)) => self.looked(view, &again)?,
@@ -286,7 +286,7 @@ impl<'a> Opening<'a> {
             && !memory.doubted
         {
             // What this one has seen since may be the stream that was mended: the record is from before.
-            memory.sound = recorded_tail(record);
+            memory.sound = recorded_end(record);
             memory.doubt();
         }
     }
@@ -294,7 +294,7 @@ impl<'a> Opening<'a> {
     fn search(&self, stream: StreamView, stored: StoredRecord) -> Step<'a> {
         let (stored, search) = Search::begin(&self.known, &stream, stored);
         match search.wanted() {
-            Some(_) => Step::LaneEnd(stream, stored, Box::new(search)),
+            Some(_) => Step::StreamEnd(stream, stored, Box::new(search)),
             None => Step::Again(View::new(&self.known, stream, stored, search.end())),
         }
     }
@@ -308,12 +308,12 @@ impl<'a> Opening<'a> {
     ) -> Step<'a> {
         let found = search.take(message);
         self.fence_sequence = search.fence_sequence();
-        let tail = match found {
-            Some(tail) => tail,
-            None if search.wanted().is_some() => return Step::LaneEnd(stream, stored, search),
+        let lane_end = match found {
+            Some(lane_end) => lane_end,
+            None if search.wanted().is_some() => return Step::StreamEnd(stream, stored, search),
             None => search.end(),
         };
-        Step::Again(View::new(&self.known, stream, stored, tail))
+        Step::Again(View::new(&self.known, stream, stored, lane_end))
     }
 
     fn looked(&self, view: View, again: &StreamView) -> Result<Step<'a>, NotOpened> {
@@ -327,7 +327,7 @@ impl<'a> Opening<'a> {
         }
         // No later than the lane's end, so that WAL which is surely published is not even decoded.
         let record = view.stored.record.as_ref();
-        let start_lsn = continuity::provisional_start_lsn(&view.tail, record, self.known.from);
+        let start_lsn = continuity::provisional_start_lsn(&view.lane_end, record, self.known.from);
         Ok(Step::Slot(start_lsn))
     }
 
@@ -410,7 +410,7 @@ impl<'a> Opening<'a> {
             stream: self.known.stream,
             created: &view.stream.created,
             last_sequence: view.stream.last_sequence,
-            tail: &view.tail,
+            lane_end: &view.lane_end,
             record: view.stored.record.as_ref(),
             memory: self.known.memory.as_ref(),
             from: self.known.from,
@@ -456,9 +456,9 @@ fn keep_halt<'a>(halt: Halt, view: &View) -> Result<Step<'a>, NotOpened> {
             record.halted_for(*sequence, &view.stream.created)
         }
         (
-            Halt::TailRemoved { .. }
-            | Halt::TailUnknown { .. }
-            | Halt::TailCopied { .. }
+            Halt::EndRemoved { .. }
+            | Halt::EndUnknown { .. }
+            | Halt::EndCopied { .. }
             | Halt::ConfirmedUnexplained { .. },
             record,
         ) => record.clone(),

@@ -12,7 +12,7 @@ pub const POSITION_HEADER: &str = "Walrelay-Position";
 /// Header that tells what is not a plain event's first publication: `dead-letter`, `replay`.
 pub const KIND_HEADER: &str = "Walrelay-Kind";
 /// Header of a dead letter: why the row could not be published.
-pub const REASON_HEADER: &str = "Walrelay-Reason";
+pub(crate) const REASON_HEADER: &str = "Walrelay-Reason";
 /// Header of a replayed event: the lane's last position when it was sent, so that resume finds it behind a replay.
 /// What is published outside the lane has it too, with the sequence behind which the lane has no message where it has none.
 pub const TAIL_HEADER: &str = "Walrelay-Tail";
@@ -21,7 +21,7 @@ pub const EXPECTED_HEADER: &str = "Nats-Expected-Last-Sequence";
 /// NATS' own header: the atomic batch that a message was published in. Stored with the message.
 pub const BATCH_HEADER: &str = "Nats-Batch-Id";
 /// Value of [`KIND_HEADER`] on a row that could not be published.
-pub const KIND_DEAD_LETTER: &str = "dead-letter";
+pub(crate) const KIND_DEAD_LETTER: &str = "dead-letter";
 /// Value of [`KIND_HEADER`] on an event that the table had and the stream had not.
 pub const KIND_BACKFILL: &str = "backfill";
 /// Value of [`KIND_HEADER`] on an event that is published again on request.

@@ -134,7 +134,7 @@ impl Progress {
     }
 
     /// All that is held is held from now on: what has acknowledged it is gone, and may not have synced it.
-    pub fn hold_anew(&mut self, now: Duration) {
+    pub(crate) fn hold_anew(&mut self, now: Duration) {
         for held in &mut self.held {
             (held.opened, held.due) = (now, now + self.hold_back);
         }
@@ -292,7 +292,7 @@ impl Progress {
     }
 
     /// Whether the slot, confirmed up to `confirmed_lsn`, keeps more WAL than the hold-back may keep.
-    pub fn keeps_too_much(&self, confirmed_lsn: PgLsn) -> bool {
+    pub(crate) fn keeps_too_much(&self, confirmed_lsn: PgLsn) -> bool {
         u64::from(self.received_lsn).saturating_sub(confirmed_lsn.into()) > self.held_bytes_max
     }
 
@@ -302,7 +302,7 @@ impl Progress {
     }
 
     /// How much WAL has arrived.
-    pub fn received_lsn(&self) -> PgLsn {
+    pub(crate) fn received_lsn(&self) -> PgLsn {
         self.received_lsn
     }
 
@@ -312,17 +312,17 @@ impl Progress {
     }
 
     /// Rows handed to the broker in this epoch.
-    pub fn published_rows(&self) -> u64 {
+    pub(crate) fn published_rows(&self) -> u64 {
         self.published
     }
 
     /// Rows acknowledged in this epoch, a contiguous prefix.
-    pub fn acknowledged_rows(&self) -> u64 {
+    pub(crate) fn acknowledged_rows(&self) -> u64 {
         self.acknowledged
     }
 
     /// How often the hold-back was cut short because it held too much WAL.
-    pub fn held_cut_short(&self) -> u64 {
+    pub(crate) fn held_cut_short(&self) -> u64 {
         self.held_cut_short
     }
 }

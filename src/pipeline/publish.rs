@@ -34,7 +34,7 @@ pub use mode::{Mode, NoMode, Offer};
 pub use publisher::Preparation;
 
 use super::fault::Fault;
-use super::lane_end::TailMessage;
+use super::lane_end::LaneEnd;
 use super::limit::SizeLimit;
 use super::position::Position;
 use bytes::BytesMut;
@@ -143,7 +143,7 @@ const NO_ID: &str = "-";
 
 /// The value of [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER). An id that could end a header line, or is too long for one, is left out: the position
 /// alone must then be met at the next start.
-pub fn tail_header(slot: &str, position: Position, event_id: Option<&str>) -> String {
+pub(crate) fn tail_header(slot: &str, position: Position, event_id: Option<&str>) -> String {
     // Nor one that is nothing or ends in a space: header values lose theirs.
     let is_safe = |id: &&str| {
         id.len() <= 200 && id.bytes().all(|byte| (b'!'..=b'~').contains(&byte)) && !id.is_empty()
@@ -224,9 +224,10 @@ impl Window {
         self.flight.waiting() > 0
     }
 
-    /// Whether the lane's message at `tail` can be a row without an acknowledgement.
-    pub fn has(&self, tail: &TailMessage) -> bool {
-        self.flight.has(tail.position, tail.event_id.as_deref())
+    /// Whether the lane's message at `lane_end` can be a row without an acknowledgement.
+    pub fn has(&self, lane_end: &LaneEnd) -> bool {
+        self.flight
+            .has(lane_end.position, lane_end.event_id.as_deref())
     }
 
     /// Rows without an acknowledgement.
@@ -240,12 +241,12 @@ impl Window {
     }
 
     /// The oldest row that was sent on this connection and has no acknowledgement.
-    pub fn oldest_sent(&self) -> Option<Position> {
+    pub(crate) fn oldest_sent(&self) -> Option<Position> {
         self.flight.oldest()
     }
 
     /// Whether the fate of every message is known: acknowledged, or refused as a whole.
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.in_flight() == 0 || self.publisher.is_refused_whole()
     }
 
@@ -282,13 +283,13 @@ impl Window {
         Ok(())
     }
 
-    /// Ends a turn. `dry` says that no further row is at hand: then an open batch is committed. `tail` is the lane's last
+    /// Ends a turn. `dry` says that no further row is at hand: then an open batch is committed. `lane_end` is the lane's last
     /// acknowledged message, for a batch of replays alone.
-    pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool, tail: Option<&TailMessage>) {
+    pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool, lane_end: Option<&LaneEnd>) {
         let end = TurnEnd {
             dry,
             full: !self.has_room(),
-            tail,
+            lane_end,
         };
         let mut frames = Frames {
             out,

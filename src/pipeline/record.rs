@@ -1,8 +1,8 @@
-//! The lane record: what must be known when the stream's own tail no longer tells it.
+//! The lane record: what must be known when the stream's lane end no longer tells it.
 //!
 //! It is written before every confirmation, on a control subject outside the events' stream, so that neither age nor
 //! limits nor a purge of that stream takes it away. It trails the stream by up to a confirmation interval, hence it
-//! never overrules a tail that is there; it explains the slot's confirmed LSN and stands in for a removed tail.
+//! never overrules a lane end that is there; it explains the slot's confirmed LSN and stands in for a removed lane end.
 
 use super::history::{History, Switch};
 use super::position::{Lane, Position};
@@ -44,7 +44,7 @@ pub struct LaneRecord {
     #[serde(with = "text")]
     pub confirmed_lsn: PgLsn,
     /// A relay may have published behind this record: in a shared stream, where other writers move the last sequence,
-    /// it stands in for a removed tail only when the relay has said that it has stopped.
+    /// it stands in for a removed lane end only when the relay has said that it has stopped.
     #[serde(default)]
     pub active: bool,
     /// Messages up to this sequence are of a lane before an adoption and do not count.
@@ -75,10 +75,10 @@ pub struct Carrier {
     pub identity: String,
     /// Names what ALTER TABLE has rewritten, the table or partitions of it, and the rewrite: another one after each.
     #[serde(default)]
-    pub rewrites: Vec<String>,
+    pub(crate) rewrites: Vec<String>,
     /// End of the WAL at that moment.
     #[serde(with = "text")]
-    pub seen_lsn: PgLsn,
+    pub(crate) seen_lsn: PgLsn,
 }
 
 impl Carrier {
@@ -115,7 +115,7 @@ impl LaneRecord {
     pub const VERSION: u32 = 1;
 
     /// Whether the record is of this lane.
-    pub fn is_of(&self, lane: &Lane) -> bool {
+    pub(crate) fn is_of(&self, lane: &Lane) -> bool {
         self.system_identifier == lane.system_identifier
             && self.database == lane.database
             && self.slot == lane.slot
@@ -147,7 +147,7 @@ impl LaneRecord {
 
     /// The same, once the stream created at `created` was seen to acknowledge what it does not keep; none where that is no
     /// news.
-    pub fn doubted_in(&self, created: &str) -> Option<LaneRecord> {
+    pub(crate) fn doubted_in(&self, created: &str) -> Option<LaneRecord> {
         let is_news = self.created == created && !self.doubted;
         is_news.then(|| LaneRecord {
             doubted: true,

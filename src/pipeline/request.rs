@@ -3,9 +3,9 @@
 //! In: nothing. Out: one type of request and one of reply, for the start of an epoch and for the confirmations while it
 //! streams. A transport turns a request into bytes and bytes into a reply, and decides nothing.
 
-use super::lane_end::TailMessage;
+use super::end_search::{Lookup, StoredMessage};
+use super::lane_end::LaneEnd;
 use super::record::LaneRecord;
-use super::tail::{Lookup, StoredMessage};
 
 /// A request to the broker. At most one is on its way at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Request<'s> {
     /// Store a fence in a shared stream, provided that the lane has not moved since; reply: [`Reply::Stored`].
     StoreFence {
         /// The lane end that the fence tells.
-        tail: Option<TailMessage>,
+        lane_end: Option<LaneEnd>,
         /// Sequence of the fence that it is to replace; 0 for none.
         behind: u64,
     },
@@ -63,7 +63,7 @@ pub struct StreamView {
     /// It takes atomic batches.
     pub allow_atomic: bool,
     /// Filters under which it stores the lane's messages beside their own subjects.
-    pub stored_as: Vec<String>,
+    pub(crate) stored_as: Vec<String>,
     /// Why nothing may be published to it as it is configured now; none where it fits.
     pub unfit: Option<Unfit>,
 }
@@ -71,7 +71,7 @@ pub struct StreamView {
 impl StreamView {
     /// Nothing of what it stored behind that sequence was removed.
     #[must_use]
-    pub fn is_whole_behind(&self, sequence: u64) -> bool {
+    pub(crate) fn is_whole_behind(&self, sequence: u64) -> bool {
         self.first_sequence <= sequence + 1
             && self.first_sequence + self.messages == self.last_sequence + 1
     }

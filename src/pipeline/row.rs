@@ -71,7 +71,7 @@ impl<'a> Row<'a> {
     /// The row with all its text in UTF-8, of which `buffer` keeps what had to be written anew. What is no text becomes
     /// [`Column::NoText`].
     #[inline]
-    pub fn in_utf8(self, encoding: &Encoding, buffer: &'a mut Vec<u8>) -> Self {
+    pub(crate) fn in_utf8(self, encoding: &Encoding, buffer: &'a mut Vec<u8>) -> Self {
         match encoding {
             Encoding::Utf8 => self,
             _ => self.converted(encoding, buffer),
@@ -137,7 +137,7 @@ impl<'a> Row<'a> {
 
     /// The columns beyond the event's own, as [`Mapping::extras`] names them.
     #[inline]
-    pub fn extras(&self) -> &[(Kind, Column<'a>)] {
+    pub(crate) fn extras(&self) -> &[(Kind, Column<'a>)] {
         &self.extras
     }
 }
@@ -178,7 +178,7 @@ pub struct Foreign {
     /// Its name, with its schema.
     pub table: String,
     /// It is the outbox elsewhere in the WAL.
-    pub was_outbox: bool,
+    pub(crate) was_outbox: bool,
 }
 
 /// Where a relation's rows have what.
@@ -270,7 +270,7 @@ impl Relations {
 
     /// A table that is not the outbox, when asked behind its first row in this epoch. A Relation message alone says nothing:
     /// partitions of the outbox have theirs too, and their rows come under the root's.
-    pub fn first_row_of(&mut self, oid: u32) -> Option<Foreign> {
+    pub(crate) fn first_row_of(&mut self, oid: u32) -> Option<Foreign> {
         match self.described.get_mut(&oid) {
             Some((_, Described::Foreign { unseen })) => unseen.take(),
             _ => None,
@@ -279,7 +279,7 @@ impl Relations {
 
     /// A column that the outbox lacks in the rows of this relation.
     #[inline]
-    pub fn missing_column(&self, oid: u32) -> Option<&str> {
+    pub(crate) fn missing_column(&self, oid: u32) -> Option<&str> {
         if !self.lacks_columns {
             return None;
         }

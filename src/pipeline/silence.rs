@@ -42,7 +42,7 @@ impl Silence {
     }
 
     /// Whether the other side has not answered in time.
-    pub fn is_over(&self, now: Duration) -> bool {
+    pub(crate) fn is_over(&self, now: Duration) -> bool {
         now >= self.heard_at + self.limit
     }
 

@@ -65,7 +65,7 @@ impl Tables {
 
     /// Goes on with what is recorded, of which nothing is needed any more that ends at or below `confirmed_lsn`. Another
     /// name in the configuration is a new period from the WAL's end on, of the same table or of another one.
-    pub fn continued(self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
+    pub(crate) fn continued(self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
         let mut periods = recorded.to_vec();
         let now = self.current();
         let is_known = |last: &Period| last.has_name(&now.schema, &now.table);
@@ -81,7 +81,7 @@ impl Tables {
     }
 
     /// What is to be recorded.
-    pub fn periods(&self) -> &[Period] {
+    pub(crate) fn periods(&self) -> &[Period] {
         &self.periods
     }
 
@@ -110,13 +110,13 @@ impl Tables {
 
     /// Whether a verdict may change between a transaction that commits at `before` and one at `lsn` behind it.
     #[inline]
-    pub fn changes_between(&self, before: PgLsn, lsn: PgLsn) -> bool {
+    pub(crate) fn changes_between(&self, before: PgLsn, lsn: PgLsn) -> bool {
         let changes = |period: &Period| before <= period.from && period.from <= lsn;
         self.periods.iter().any(changes)
     }
 
     /// Another table has taken the name, in a transaction that commits at `lsn`.
-    pub fn succeed(&mut self, oid: u32, lsn: PgLsn) {
+    pub(crate) fn succeed(&mut self, oid: u32, lsn: PgLsn) {
         let last = self.current().clone();
         self.periods.push(Period {
             oid,

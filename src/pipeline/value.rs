@@ -11,7 +11,12 @@ use super::kind::Kind;
 ///
 /// # Errors
 /// A text that would end the header's line.
-pub fn push_header(out: &mut Vec<u8>, name: &str, kind: Kind, text: &[u8]) -> Result<(), Reject> {
+pub(crate) fn push_header(
+    out: &mut Vec<u8>,
+    name: &str,
+    kind: Kind,
+    text: &[u8],
+) -> Result<(), Reject> {
     if text.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
         return Err(Reject::Header(name.to_owned()));
     }
@@ -24,7 +29,7 @@ pub fn push_header(out: &mut Vec<u8>, name: &str, kind: Kind, text: &[u8]) -> Re
 }
 
 /// Appends the value as JSON.
-pub fn push_json(out: &mut Vec<u8>, kind: Kind, text: &[u8]) {
+pub(crate) fn push_json(out: &mut Vec<u8>, kind: Kind, text: &[u8]) {
     match kind {
         Kind::Json | Kind::Integer => out.extend_from_slice(text),
         // NaN and Infinity are no JSON numbers.
@@ -41,14 +46,14 @@ pub fn push_json(out: &mut Vec<u8>, kind: Kind, text: &[u8]) {
 }
 
 /// Appends a JSON string.
-pub fn push_string(out: &mut Vec<u8>, text: &[u8]) {
+pub(crate) fn push_string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
     out.extend_from_slice(&escaped(text));
     out.push(b'"');
 }
 
 /// Appends an id as JSON: as [`push_json`] has it, but 16 bytes are a UUID.
-pub fn push_id(out: &mut Vec<u8>, kind: Kind, text: &[u8]) {
+pub(crate) fn push_id(out: &mut Vec<u8>, kind: Kind, text: &[u8]) {
     match kind {
         Kind::Bytes => push_string(out, &id_of_bytes(text)),
         _ => push_json(out, kind, text),
@@ -59,7 +64,7 @@ pub fn push_id(out: &mut Vec<u8>, kind: Kind, text: &[u8]) {
 ///
 /// # Errors
 /// One that RFC 3339 cannot write, or that is none.
-pub fn push_moment(out: &mut Vec<u8>, kind: Kind, text: &[u8]) -> Result<(), Reject> {
+pub(crate) fn push_moment(out: &mut Vec<u8>, kind: Kind, text: &[u8]) -> Result<(), Reject> {
     match kind {
         Kind::Date => {
             let midnight = [text, b" 00:00:00"].concat();
@@ -81,7 +86,7 @@ pub fn push_moment(out: &mut Vec<u8>, kind: Kind, text: &[u8]) -> Result<(), Rej
 ///
 /// # Errors
 /// One that RFC 3339 cannot write.
-pub fn push_commit_time(out: &mut Vec<u8>, us: i64) -> Result<(), Reject> {
+pub(crate) fn push_commit_time(out: &mut Vec<u8>, us: i64) -> Result<(), Reject> {
     const EPOCHS_US: i64 = 946_684_800_000_000;
     let unix_us = us.checked_add(EPOCHS_US);
     push_unix_us(
@@ -114,7 +119,7 @@ fn is_number(text: &[u8]) -> bool {
 }
 
 /// Whether a text is JSON by itself.
-pub fn is_json(text: &[u8]) -> bool {
+pub(crate) fn is_json(text: &[u8]) -> bool {
     serde_json::from_slice::<serde::de::IgnoredAny>(text).is_ok()
 }
 

@@ -13,31 +13,31 @@ use crate::postgres::error::{Problem, ProtocolError, ServerError};
 /// Tags of the messages that a replication connection can get.
 pub mod tag {
     /// AuthenticationOk and its relatives.
-    pub const AUTHENTICATION: u8 = b'R';
+    pub(crate) const AUTHENTICATION: u8 = b'R';
     /// BackendKeyData.
-    pub const BACKEND_KEY_DATA: u8 = b'K';
+    pub(crate) const BACKEND_KEY_DATA: u8 = b'K';
     /// CommandComplete.
-    pub const COMMAND_COMPLETE: u8 = b'C';
+    pub(crate) const COMMAND_COMPLETE: u8 = b'C';
     /// CopyBothResponse.
-    pub const COPY_BOTH_RESPONSE: u8 = b'W';
+    pub(crate) const COPY_BOTH_RESPONSE: u8 = b'W';
     /// CopyData.
-    pub const COPY_DATA: u8 = b'd';
+    pub(crate) const COPY_DATA: u8 = b'd';
     /// CopyDone.
-    pub const COPY_DONE: u8 = b'c';
+    pub(crate) const COPY_DONE: u8 = b'c';
     /// DataRow.
-    pub const DATA_ROW: u8 = b'D';
+    pub(crate) const DATA_ROW: u8 = b'D';
     /// EmptyQueryResponse.
-    pub const EMPTY_QUERY_RESPONSE: u8 = b'I';
+    pub(crate) const EMPTY_QUERY_RESPONSE: u8 = b'I';
     /// ErrorResponse.
-    pub const ERROR_RESPONSE: u8 = b'E';
+    pub(crate) const ERROR_RESPONSE: u8 = b'E';
     /// NoticeResponse.
-    pub const NOTICE_RESPONSE: u8 = b'N';
+    pub(crate) const NOTICE_RESPONSE: u8 = b'N';
     /// ParameterStatus.
-    pub const PARAMETER_STATUS: u8 = b'S';
+    pub(crate) const PARAMETER_STATUS: u8 = b'S';
     /// ReadyForQuery.
-    pub const READY_FOR_QUERY: u8 = b'Z';
+    pub(crate) const READY_FOR_QUERY: u8 = b'Z';
     /// RowDescription.
-    pub const ROW_DESCRIPTION: u8 = b'T';
+    pub(crate) const ROW_DESCRIPTION: u8 = b'T';
 }
 
 /// Reads the fields of one message in turn.
@@ -149,7 +149,7 @@ impl<'a> Reader<'a> {
 ///
 /// # Errors
 /// [`ProtocolError`] if lengths and body disagree or a value is not UTF-8.
-pub fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, ProtocolError> {
+pub(crate) fn data_row(body: &[u8]) -> Result<Vec<Option<String>>, ProtocolError> {
     let mut reader = Reader::new("DataRow", body);
     let count = reader.i16("column count")?;
     let mut columns = Vec::new();

@@ -48,7 +48,7 @@ pub struct Server {
     /// WAL that a slot may hold before it is lost, in bytes; `None` is without limit.
     pub max_slot_wal_keep_bytes: Option<u64>,
     /// How long a slot that nobody reads may live, as the server writes it (18); `None` is for ever.
-    pub idle_slot_timeout: Option<String>,
+    pub(crate) idle_slot_timeout: Option<String>,
     /// The encoding of the database.
     pub encoding: String,
     /// The database.
@@ -56,7 +56,7 @@ pub struct Server {
     /// The role whose rights count for SQL.
     pub role: String,
     /// The role that logged in, another one where `ALTER ROLE … SET role` says so; its rights count for replication.
-    pub login_role: String,
+    pub(crate) login_role: String,
     /// Whether the login role may open a replication connection (REPLICATION, superuser, or the managed services' group).
     pub may_replicate: bool,
     /// End of the WAL: written on a primary, replayed on a standby.
@@ -71,18 +71,18 @@ pub struct Server {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rights {
     /// Publications.
-    pub create_in_database: bool,
+    pub(crate) create_in_database: bool,
     /// Tables in the schema of the outbox table; `None` where there is no such schema.
-    pub create_in_schema: Option<bool>,
+    pub(crate) create_in_schema: Option<bool>,
 }
 
 /// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Slot {
     /// Output plugin; `None` for a physical slot.
-    pub plugin: Option<String>,
+    pub(crate) plugin: Option<String>,
     /// logical or physical.
-    pub slot_type: String,
+    pub(crate) slot_type: String,
     /// Database of a logical slot.
     pub database: Option<String>,
     /// Who reads it now.
@@ -95,16 +95,13 @@ pub struct Slot {
     /// Up to where the relay has confirmed.
     #[serde(deserialize_with = "lsn")]
     pub confirmed_flush_lsn: Option<PgLsn>,
-    /// Oldest WAL that the slot holds.
-    #[serde(deserialize_with = "lsn")]
-    pub restart_lsn: Option<PgLsn>,
     /// reserved, extended, unreserved or lost.
     pub wal_status: Option<String>,
     /// Bytes that may still be written before the slot is in danger; `None` without a limit.
-    pub safe_wal_size: Option<i64>,
+    pub(crate) safe_wal_size: Option<i64>,
     /// Why it is lost (Postgres 17).
     #[serde(default)]
-    pub invalidation_reason: Option<String>,
+    pub(crate) invalidation_reason: Option<String>,
     /// Follows a failover (Postgres 17).
     #[serde(default)]
     pub failover: Option<bool>,
@@ -116,14 +113,14 @@ pub struct Publication {
     /// The role may drop it.
     pub owned: bool,
     /// Publishes inserts.
-    pub pubinsert: bool,
+    pub(crate) pubinsert: bool,
     /// Publishes updates.
-    pub pubupdate: bool,
+    pub(crate) pubupdate: bool,
     /// FOR ALL TABLES.
-    pub puballtables: bool,
+    pub(crate) puballtables: bool,
     /// Publishes partitions as their root.
     #[serde(default)]
-    pub pubviaroot: bool,
+    pub(crate) pubviaroot: bool,
     /// The outbox table's entry; `None` if the publication does not hold it under its own name.
     #[serde(default)]
     pub entry: Option<PublicationTable>,
@@ -134,10 +131,10 @@ pub struct Publication {
 pub struct PublicationTable {
     /// Published columns (Postgres 15).
     #[serde(default)]
-    pub attnames: Option<Vec<String>>,
+    pub(crate) attnames: Option<Vec<String>>,
     /// Row filter (Postgres 15).
     #[serde(default)]
-    pub rowfilter: Option<String>,
+    pub(crate) rowfilter: Option<String>,
 }
 
 /// The outbox table.
@@ -146,13 +143,13 @@ pub struct Table {
     /// `pg_class.oid`.
     pub oid: u32,
     /// `r` table, `p` partitioned, and others that cannot serve.
-    pub relkind: char,
+    pub(crate) relkind: char,
     /// `p` permanent, `u` unlogged, `t` temporary.
-    pub relpersistence: char,
+    pub(crate) relpersistence: char,
     /// Whether the role may read it, once it may use the schema.
-    pub may_select: bool,
+    pub(crate) may_select: bool,
     /// Whether the role may use its schema.
-    pub may_use_schema: bool,
+    pub(crate) may_use_schema: bool,
     /// Whether policies hide rows from the role.
     pub row_security: bool,
     /// The role may publish and drop it.
@@ -160,13 +157,13 @@ pub struct Table {
     /// In the order of the table.
     pub columns: Vec<Column>,
     /// Leaf partitions whose rows never reach the WAL (unlogged) or this server (foreign), as SQL names.
-    pub silent_leaves: Vec<String>,
+    pub(crate) silent_leaves: Vec<String>,
     /// Tables that inherit from it and are no partitions, as SQL names.
-    pub heirs: Vec<String>,
+    pub(crate) heirs: Vec<String>,
     /// It holds rows, or has held some.
-    pub has_rows: bool,
+    pub(crate) has_rows: bool,
     /// Columns that decide about a row's partition.
-    pub partition_keys: Vec<String>,
+    pub(crate) partition_keys: Vec<String>,
 }
 
 impl Inspection {
@@ -205,20 +202,18 @@ impl Table {
 pub struct Column {
     /// Its name.
     pub name: String,
-    /// `pg_attribute.attnum`.
-    pub attnum: i16,
     /// The type as declared, as `format_type` writes it.
-    pub type_name: String,
+    pub(crate) type_name: String,
     /// The declared type.
     pub type_oid: u32,
     /// The type, or what a domain, or a domain over domains, stands on.
-    pub base_oid: u32,
+    pub(crate) base_oid: u32,
     /// `typname` of the type, or of what a domain, or a domain over domains, stands on.
-    pub base_type: String,
+    pub(crate) base_type: String,
     /// `typcategory` of that type: `S` string, `E` enum, ….
-    pub category: char,
+    pub(crate) category: char,
     /// NOT NULL.
-    pub not_null: bool,
+    pub(crate) not_null: bool,
     /// Computed by the server.
     pub generated: bool,
 }
@@ -253,7 +248,7 @@ async fn rights(client: &Client, schema: &str) -> Result<Rights, SqlError> {
 ///
 /// # Errors
 /// A failed query.
-pub async fn has_relation(client: &Client, oid: u32) -> Result<bool, SqlError> {
+pub(crate) async fn has_relation(client: &Client, oid: u32) -> Result<bool, SqlError> {
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_class WHERE oid = $1)";
     Ok(client.query_one(query, &[&oid]).await?.try_get(0)?)
 }
@@ -313,7 +308,7 @@ SELECT jsonb_build_object(
      OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) WHERE pg_catalog.pg_relation_size(relid) > 0),
   'columns', coalesce((
      SELECT jsonb_agg(jsonb_build_object(
-       'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
+       'name', a.attname, 'type_name', format_type(a.atttypid, a.atttypmod),
        'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
        'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
@@ -501,7 +496,10 @@ pub struct SlotAndWal {
 ///
 /// # Errors
 /// A failed query.
-pub async fn slot_and_wal(client: &Client, slot: &str) -> Result<Option<SlotAndWal>, SqlError> {
+pub(crate) async fn slot_and_wal(
+    client: &Client,
+    slot: &str,
+) -> Result<Option<SlotAndWal>, SqlError> {
     let query = "SELECT confirmed_flush_lsn, active_pid, \
          CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END \
          FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text AND confirmed_flush_lsn IS NOT NULL";

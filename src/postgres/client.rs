@@ -66,7 +66,7 @@ impl Client {
     ///
     /// # Errors
     /// [`SqlError::Timeout`] where nobody takes the request.
-    pub async fn cancel(&self) -> Result<(), SqlError> {
+    pub(crate) async fn cancel(&self) -> Result<(), SqlError> {
         let after = self.conninfo.connect_timeout;
         let token = self.client.cancel_token();
         let cancelled = async {

@@ -31,10 +31,10 @@ pub use tls::{
 };
 
 /// Postgres' registered port.
-pub const DEFAULT_PORT: u16 = 5432;
+pub(crate) const DEFAULT_PORT: u16 = 5432;
 
 /// Where Debian's and most distributions' Postgres puts its socket.
-pub const DEFAULT_SOCKET_DIR: &str = "/var/run/postgresql";
+pub(crate) const DEFAULT_SOCKET_DIR: &str = "/var/run/postgresql";
 
 /// Everything that a connection needs to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub enum Host {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TcpSettings {
     /// Whether probes are sent at all.
-    pub keepalives: bool,
+    pub(crate) keepalives: bool,
     /// Idle time before the first probe; zero leaves it to the system, as with the following.
     pub idle: Duration,
     /// Time between probes.
@@ -98,7 +98,7 @@ pub struct TcpSettings {
     /// Unanswered probes after which the connection is given up.
     pub count: u32,
     /// How long sent bytes may stay unacknowledged.
-    pub user_timeout: Duration,
+    pub(crate) user_timeout: Duration,
 }
 
 impl Default for TcpSettings {

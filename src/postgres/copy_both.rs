@@ -150,7 +150,7 @@ impl CopyBoth {
     }
 
     /// Puts CopyDone in line, after the status update if one waits.
-    pub fn queue_copy_done(&mut self) {
+    pub(crate) fn queue_copy_done(&mut self) {
         self.copy_done_wanted = true;
     }
 

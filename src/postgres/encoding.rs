@@ -19,7 +19,7 @@ const NO_CHARACTER: [&str; 2] = ["22P05", "22021"];
 ///
 /// # Errors
 /// A failed query.
-pub async fn of_database(client: &Client, publication: &str) -> Result<Encoding, SqlError> {
+pub(crate) async fn of_database(client: &Client, publication: &str) -> Result<Encoding, SqlError> {
     let query = "SELECT current_setting('server_encoding'), \
          pg_encoding_max_length(pg_char_to_encoding(current_setting('server_encoding')))";
     let row = client.query_one(query, &[]).await?;

@@ -14,10 +14,10 @@ use crate::tls::TlsError;
 pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hangs, or the network between has lost the connection";
 
 /// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
-pub const PUBLICATION_MISSING: &str = "42704";
+pub(crate) const PUBLICATION_MISSING: &str = "42704";
 /// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made
 /// now is not in it.
-pub const PUBLICATION_MISSING_MEND: &str = "rows were not sent because the publication did not exist at this point of the WAL. \
+pub(crate) const PUBLICATION_MISSING_MEND: &str = "rows were not sent because the publication did not exist at this point of the WAL. \
     One that was made later does not help, and the slot never passes this point: run `walrelay teardown`, `walrelay setup` \
     and `walrelay adopt` for a slot behind it; then `walrelay backfill` publishes what the old one had not brought, and \
     `walrelay verify` names it";
@@ -34,11 +34,11 @@ pub struct ServerError {
     /// The primary message, in the server's language.
     pub message: String,
     /// A second line, if the server gave one.
-    pub detail: Option<String>,
+    pub(crate) detail: Option<String>,
     /// What the server suggests, if anything.
-    pub hint: Option<String>,
+    pub(crate) hint: Option<String>,
     /// The function of the server's source that says it; never translated.
-    pub routine: Option<String>,
+    pub(crate) routine: Option<String>,
 }
 
 /// What a notice in the replication stream is about, as far as somebody acts on it.
@@ -99,7 +99,7 @@ pub(crate) fn log_notice(notice: &ServerError) {
 /// Whether an SQLSTATE describes a state that passes by itself: a server that starts, stops or is full.
 ///
 /// Manual: appendix A. Unknown codes are permanent.
-pub fn sqlstate_is_transient(code: &str) -> bool {
+pub(crate) fn sqlstate_is_transient(code: &str) -> bool {
     // 08xxx: connection exceptions, except 08P01 (protocol violation), which will repeat.
     (code.starts_with("08") && code != "08P01")
         || matches!(

@@ -30,21 +30,21 @@ pub struct Health {
     /// `max_replication_slots`, and how many there are.
     pub slots: [i64; 2],
     /// `max_wal_senders`, and how many run.
-    pub senders: [i64; 2],
+    pub(crate) senders: [i64; 2],
     /// Connections that the login role may have; -1 for any number.
-    pub connection_limit: i64,
+    pub(crate) connection_limit: i64,
     /// `synchronized_standby_slots` (Postgres 17).
-    pub standby_slots: String,
+    pub(crate) standby_slots: String,
     /// Bytes of WAL that the slot holds.
-    pub retained_bytes: Option<i64>,
+    pub(crate) retained_bytes: Option<i64>,
     /// What decoding has written to disk for the slot, in bytes, and what it was allowed to keep in memory.
-    pub spilled_bytes: Option<i64>,
+    pub(crate) spilled_bytes: Option<i64>,
     /// `logical_decoding_work_mem`, as the server shows it.
-    pub work_mem: String,
+    pub(crate) work_mem: String,
     /// The oldest open transaction of a client; none where the role may not see others' (pg_read_all_stats).
-    pub oldest_transaction: Option<OldTransaction>,
+    pub(crate) oldest_transaction: Option<OldTransaction>,
     /// The oldest prepared transaction.
-    pub oldest_prepared: Option<Prepared>,
+    pub(crate) oldest_prepared: Option<Prepared>,
     /// The server's clock, in seconds since 1970.
     pub clock_s: f64,
     /// End of the WAL in bytes.
@@ -59,7 +59,7 @@ pub struct OldTransaction {
     /// Its age.
     pub seconds: i64,
     /// The role.
-    pub usename: Option<String>,
+    pub(crate) usename: Option<String>,
     /// `application_name`.
     pub application_name: String,
 }

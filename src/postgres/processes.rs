@@ -26,7 +26,7 @@ const DECODING_PAUSE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// A failed query.
-pub async fn is_decoding(client: &Client, pid: i32) -> Result<bool, SqlError> {
+pub(crate) async fn is_decoding(client: &Client, pid: i32) -> Result<bool, SqlError> {
     let Some(first) = walsender(client, pid).await?.filter(|first| !first.waits) else {
         return Ok(false);
     };
@@ -56,7 +56,7 @@ pub struct Process {
     /// As `pg_stat_activity` has it.
     pub pid: i32,
     /// When it began, as text.
-    pub backend_start: String,
+    pub(crate) backend_start: String,
 }
 
 /// The process with this number; `None` where there is none.
@@ -81,7 +81,7 @@ pub async fn process(client: &Client, pid: i32) -> Result<Option<Process>, SqlEr
 ///
 /// # Errors
 /// A failed query; 42501 where it is another role's.
-pub async fn end_process(
+pub(crate) async fn end_process(
     client: &Client,
     process: &Process,
     limit: Duration,

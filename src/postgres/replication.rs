@@ -113,7 +113,7 @@ impl Session {
     ///
     /// # Errors
     /// The server's refusal, or a broken connection.
-    pub async fn send_bytes(&mut self) -> Result<(), ReplicationError> {
+    pub(crate) async fn send_bytes(&mut self) -> Result<(), ReplicationError> {
         self.simple_query(SEND_BYTES).await.map(|_| ())
     }
 
@@ -165,7 +165,10 @@ impl Session {
     ///
     /// # Errors
     /// The server's refusal, a broken connection, or a file that cannot be read.
-    pub async fn timeline_history(&mut self, timeline: u32) -> Result<History, ReplicationError> {
+    pub(crate) async fn timeline_history(
+        &mut self,
+        timeline: u32,
+    ) -> Result<History, ReplicationError> {
         // The first timeline has no history file.
         if timeline <= 1 {
             return Ok(History::first());

@@ -33,7 +33,7 @@ pub enum RowsHidden {
 }
 
 /// What the session's role lacks to read the table, as SQL; `None` where nothing.
-pub fn missing_grants(inspection: &Inspection, table: &TableName) -> Option<String> {
+pub(crate) fn missing_grants(inspection: &Inspection, table: &TableName) -> Option<String> {
     let found = inspection.table.as_ref()?;
     let role = quote_identifier(&inspection.server.role);
     let schema = quote_identifier(&table.schema);

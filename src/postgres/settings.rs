@@ -29,7 +29,7 @@ impl PostgresSettings {
     ///
     /// # Panics
     /// Where the id comes from no column; the configuration refuses that.
-    pub fn id_column(&self) -> &str {
+    pub(crate) fn id_column(&self) -> &str {
         self.columns.id.column().expect("the id is a column")
     }
 }

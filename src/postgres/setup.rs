@@ -20,7 +20,7 @@ use crate::postgres::table_name::quote_identifier;
 mod rights;
 
 /// The outbox table as the first migration makes it.
-pub const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");
+pub(crate) const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");
 /// The table's name in [`OUTBOX_EVENTS_SQL`].
 const OUTBOX_EVENTS_NAME: &str = "public.outbox_events";
 
@@ -216,7 +216,7 @@ pub struct SessionBlocker {
     /// active, idle in transaction, …; `None` where the role may not see it.
     pub state: Option<String>,
     /// How long the transaction has been open, in seconds; `None` where the role may not see it.
-    pub open_seconds: Option<i64>,
+    pub(crate) open_seconds: Option<i64>,
 }
 
 impl Blocker {

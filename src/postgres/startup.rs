@@ -34,7 +34,7 @@ const APPLICATION_NAME: &str = "walrelay";
 pub struct SessionSettings {
     /// Memory of the server for one transaction before it spills to disk: most transactions of an outbox then never
     /// touch the disk (server's default: 64 MB). In MiB.
-    pub logical_decoding_work_mem_mib: u32,
+    pub(crate) logical_decoding_work_mem_mib: u32,
     /// After this long without a status update the server ends the connection. `None` leaves the server's own.
     pub wal_sender_timeout: Option<Duration>,
 }

@@ -8,10 +8,10 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The schema of a table that is given without one.
-pub const DEFAULT_SCHEMA: &str = "public";
+pub(crate) const DEFAULT_SCHEMA: &str = "public";
 
 /// Longest identifier that Postgres keeps, in bytes (`NAMEDATALEN` - 1).
-pub const IDENTIFIER_BYTES_MAX: usize = 63;
+pub(crate) const IDENTIFIER_BYTES_MAX: usize = 63;
 
 /// A table with its schema, both as the catalog has them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -93,7 +93,7 @@ impl fmt::Display for TableName {
 }
 
 /// An identifier as SQL wants it: in double quotes unless it is plain and not a reserved word.
-pub fn quote_identifier(name: &str) -> String {
+pub(crate) fn quote_identifier(name: &str) -> String {
     let plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name
             .chars()

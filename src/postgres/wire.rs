@@ -17,9 +17,9 @@ use crate::postgres::socket::Socket;
 
 /// Most bytes that one read takes: a quarter of a megabyte keeps the number of system calls small at full speed and
 /// stays in the processor's cache.
-pub const READ_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const READ_BYTES_MAX: usize = 256 * 1024;
 /// Largest message other than CopyData, in bytes: errors and rows of the catalog are far below.
-pub const CONTROL_BYTES_MAX: usize = 256 * 1024;
+pub(crate) const CONTROL_BYTES_MAX: usize = 256 * 1024;
 /// Tag and length.
 pub(crate) const HEADER_BYTES: usize = 5;
 

@@ -77,7 +77,7 @@ impl Broker {
 
     /// What of the stream's configuration is a risk, or slow.
     #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
+    pub(crate) fn warnings(&self) -> Vec<String> {
         let info = self.info.as_ref();
         info.map_or_else(Vec::new, |info| self.store.warnings(info))
     }

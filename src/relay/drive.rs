@@ -168,10 +168,10 @@ impl<'a> Drive<'a> {
 
     /// Tells of the dead letters that the epoch before had in flight, as far as the stream has them.
     pub(super) fn log_stored(&self, dead_letters: Vec<Note>) {
-        let tail = self.epoch.summary.plan.tail.as_ref();
+        let lane_end = self.epoch.summary.plan.lane_end.as_ref();
         for note in dead_letters {
             if let Note::DeadLetter(row) = &note
-                && tail.is_some_and(|tail| row.position <= tail.position)
+                && lane_end.is_some_and(|lane_end| row.position <= lane_end.position)
             {
                 self.log(note);
             }

@@ -7,11 +7,11 @@
 use crate::nats::admin::{Admin, AdminRequestError};
 use crate::nats::api::{AnswerError, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::stream::LANE_RECORD_STREAM;
+use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_header};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::{Request, StoredRecord};
-use crate::pipeline::tail::{Lookup, Tail, TailSearch, none_behind_header};
 use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
 use async_nats::HeaderMap;
 
@@ -47,11 +47,11 @@ pub enum LaneError {
 
 /// Where stream and lane end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LaneEnd {
+pub struct StreamEnd {
     /// The stream's last sequence.
     pub last_sequence: u64,
     /// The lane's place as [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER) has it, or how far back it is not.
-    pub tail: String,
+    pub lane_end: String,
 }
 
 /// A lane over the administrative connection.
@@ -197,27 +197,29 @@ impl LaneClient {
     ///
     /// # Errors
     /// [`LaneError`].
-    pub async fn end(&self) -> Result<LaneEnd, LaneError> {
+    pub async fn end(&self) -> Result<StreamEnd, LaneError> {
         let info = self.stream().await?;
         let record = self.record().await?.record;
         let slot = self.store.slot();
         let last_sequence = info.state.last_seq;
-        let mut search = TailSearch::new(slot, last_sequence, &info.created, record.as_ref(), None);
-        let mut found = Tail::Nothing;
+        let mut search = EndSearch::new(slot, last_sequence, &info.created, record.as_ref(), None);
+        let mut found = FoundEnd::Nothing;
         while let Some(lookup) = search.wanted() {
             let message = self.message(lookup).await?;
-            if let Some(tail) = search.take(message.as_ref().map(StoredMessage::for_search)) {
-                found = tail;
+            if let Some(lane_end) = search.take(message.as_ref().map(StoredMessage::for_search)) {
+                found = lane_end;
                 break;
             }
         }
-        let tail = match found {
-            Tail::Found(tail) => tail_header(slot, tail.position, tail.event_id.as_deref()),
+        let lane_end = match found {
+            FoundEnd::Found(lane_end) => {
+                tail_header(slot, lane_end.position, lane_end.event_id.as_deref())
+            }
             _ => none_behind_header(slot, search.none_behind()),
         };
-        Ok(LaneEnd {
+        Ok(StreamEnd {
             last_sequence,
-            tail,
+            lane_end,
         })
     }
 }

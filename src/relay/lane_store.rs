@@ -12,14 +12,14 @@ use crate::nats::stream::{
     self, LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_lease_subject,
     lane_record_subject,
 };
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::{LaneRecord, RecordError};
 use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
-use crate::pipeline::shared_tail::{
+use crate::pipeline::shared_end_search::{
     FENCE_PREFIX, bulk_fence_subject, fence_headers, fence_subject,
 };
-use crate::pipeline::tail::Lookup;
-use crate::pipeline::{event_id, position, tail};
+use crate::pipeline::{end_search, event_id, position};
 use crate::relay::stream_fit;
 
 /// `err_code` of a wrong last sequence, on one server and in a cluster.
@@ -106,7 +106,7 @@ impl LaneStore {
 
     /// Where the JetStream API listens.
     #[must_use]
-    pub fn api_prefix(&self) -> &str {
+    pub(crate) fn api_prefix(&self) -> &str {
         self.events.prefix()
     }
 
@@ -121,7 +121,7 @@ impl LaneStore {
 
     /// The events' subjects; empty where nobody publishes.
     #[must_use]
-    pub fn events_filter(&self) -> &str {
+    pub(crate) fn events_filter(&self) -> &str {
         let judge = self.judge.as_ref();
         judge
             .and_then(|(wanted, _)| wanted.subjects.first())
@@ -130,7 +130,7 @@ impl LaneStore {
 
     /// What of the stream's configuration is a risk, or slow.
     #[must_use]
-    pub fn warnings(&self, info: &StreamInfo) -> Vec<String> {
+    pub(crate) fn warnings(&self, info: &StreamInfo) -> Vec<String> {
         self.judge
             .as_ref()
             .map_or_else(Vec::new, |(wanted, version)| {
@@ -187,12 +187,12 @@ impl LaneStore {
                 payload: record.to_json(),
                 expects: Expects::StoredRecord,
             },
-            Request::StoreFence { tail, behind } => Outgoing {
+            Request::StoreFence { lane_end, behind } => Outgoing {
                 subject: fence_subject(self.stream(), &self.slot),
                 headers: Some(fence_headers(
                     self.stream(),
                     &self.slot,
-                    tail.as_ref(),
+                    lane_end.as_ref(),
                     *behind,
                 )),
                 payload: Vec::new(),
@@ -301,8 +301,8 @@ impl StreamApi {
 impl StoredMessage {
     /// As the search for the lane's last message and the probe before a confirmation take it.
     #[must_use]
-    pub fn for_search(&self) -> tail::StoredMessage<'_> {
-        tail::StoredMessage {
+    pub fn for_search(&self) -> end_search::StoredMessage<'_> {
+        end_search::StoredMessage {
             sequence: self.seq,
             position: self.header_text(position::POSITION_HEADER),
             tail: self.header_text(position::TAIL_HEADER),

@@ -148,9 +148,9 @@ fn is_same(last: &Fault, fault: &Fault) -> bool {
 impl StartLine {
     pub(super) fn log(&self) {
         let plan = &self.plan;
-        let resume = plan.tail.as_ref().map_or_else(
+        let resume = plan.lane_end.as_ref().map_or_else(
             || "the slot's beginning".to_owned(),
-            |tail| tail.position.to_string(),
+            |lane_end| lane_end.position.to_string(),
         );
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -169,9 +169,9 @@ impl StartLine {
 
 /// What of a plan's `--from` comes again.
 fn replay_text(plan: &Plan) -> String {
-    match (plan.replay_from, &plan.tail) {
+    match (plan.replay_from, &plan.lane_end) {
         (None, _) => String::new(),
-        (Some(from), Some(tail)) if from <= tail.position.commit_lsn => {
+        (Some(from), Some(lane_end)) if from <= lane_end.position.commit_lsn => {
             format!(
                 "; what committed from {from} on until there comes again first, marked as replay"
             )

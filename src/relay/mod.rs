@@ -85,7 +85,7 @@ pub async fn run(
 ///
 /// # Errors
 /// As [`run`].
-pub async fn run_watched(
+pub(crate) async fn run_watched(
     settings: &Settings,
     from: Option<PgLsn>,
     mut shutdown: Shutdown,
@@ -348,10 +348,10 @@ impl<'a> Relay<'a> {
     fn next(&mut self, fault: &Fault, progressed: bool) -> Next {
         self.board.fault(fault);
         let memory = self.inherited.memory.as_ref();
-        let tail = memory.and_then(|memory| memory.tail.as_ref());
+        let lane_end = memory.and_then(|memory| memory.lane_end.as_ref());
         match self.epochs.ended(
             fault,
-            tail.map(|tail| tail.position),
+            lane_end.map(|lane_end| lane_end.position),
             progressed,
             rand::random(),
         ) {

@@ -78,15 +78,15 @@ pub struct Epoch {
 #[derive(Debug, Clone)]
 pub struct Summary {
     /// Of Postgres.
-    pub postgres_version: String,
+    pub(crate) postgres_version: String,
     /// Of nats-server.
-    pub nats_version: String,
+    pub(crate) nats_version: String,
     /// How messages are published.
     pub mode: &'static str,
     /// Where the lane goes on.
     pub plan: Plan,
     /// What is a risk in catalog and stream.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Opens an epoch, and tells the board where the server is. `now` is the engine's time. What decides is

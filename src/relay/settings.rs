@@ -9,7 +9,7 @@ use crate::nats::settings::ConnectionSettings;
 use crate::nats::stream::StreamSettings;
 use crate::pipeline::dead_letter;
 use crate::pipeline::mapping::{Mapping, MessageSettings};
-use crate::pipeline::shared_tail::fence_subject;
+use crate::pipeline::shared_end_search::fence_subject;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::settings::PostgresSettings;
 

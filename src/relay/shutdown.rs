@@ -22,7 +22,7 @@ impl Shutdown {
     }
 
     /// Whether the signal was sent.
-    pub fn is_sent(&self) -> bool {
+    pub(crate) fn is_sent(&self) -> bool {
         *self.receiver.borrow()
     }
 

@@ -74,9 +74,9 @@ pub struct Totals {
     /// Faults by class.
     pub faults: BTreeMap<String, u64>,
     /// Marks confirmed before their time, since the hold-back kept too much WAL.
-    pub hold_back_cut_short: u64,
+    pub(crate) hold_back_cut_short: u64,
     /// Acknowledged messages that the broker lost, where sequences tell.
-    pub lost_messages: u64,
+    pub(crate) lost_messages: u64,
     /// Messages of no relay found at the stream's end.
     pub foreign_messages: u64,
 }
@@ -88,7 +88,7 @@ pub struct Marks {
     pub in_flight: u64,
     /// WAL that has arrived.
     #[serde(with = "lsn_text")]
-    pub received_lsn: u64,
+    pub(crate) received_lsn: u64,
     /// WAL of which all is acknowledged.
     #[serde(with = "lsn_text")]
     pub acknowledged_lsn: u64,
@@ -149,7 +149,7 @@ pub struct Status {
     /// Counts since the start.
     pub totals: Totals,
     /// The last faults, newest first.
-    pub last_faults: VecDeque<PastFault>,
+    pub(crate) last_faults: VecDeque<PastFault>,
 }
 
 impl Status {
@@ -190,7 +190,7 @@ impl EpochMarks {
             counters: engine.counters(),
             acknowledged: progress.acknowledged_rows(),
             cut_short: progress.held_cut_short(),
-            position: engine.tail().map(|tail| tail.position),
+            position: engine.lane_end().map(|lane_end| lane_end.position),
             marks: Marks {
                 in_flight: engine.in_flight(),
                 received_lsn: progress.received_lsn().into(),
@@ -213,7 +213,7 @@ pub struct EpochStart {
     /// Messages of no relay at the stream's end.
     pub foreign_messages: u64,
     /// Acknowledged messages that the broker has lost.
-    pub lost_messages: u64,
+    pub(crate) lost_messages: u64,
 }
 
 #[derive(Debug)]
@@ -285,7 +285,7 @@ impl Board {
     }
 
     /// An epoch goes on with a new connection to the broker: its marks do too.
-    pub fn resumed(&self, start: &EpochStart) {
+    pub(crate) fn resumed(&self, start: &EpochStart) {
         let mut inner = self.lock();
         let status = &mut inner.status;
         status.mode = Some(start.mode.to_owned());
@@ -302,7 +302,7 @@ impl Board {
     }
 
     /// The catalog is out of sight for this reason, or no longer.
-    pub fn blind(&self, reason: Option<String>) {
+    pub(crate) fn blind(&self, reason: Option<String>) {
         let mut inner = self.lock();
         if inner.status.state == State::Streaming {
             inner.status.reason = reason;

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// An idle connection to the broker is asked for an answer this often, and given up after as long again.
-pub const PING_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Begins the reply token of requests that are not published events, and a number follows: an answer that comes twice is not
 /// the next one's.
@@ -211,7 +211,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     }
 
     /// The next notice of Postgres.
-    pub fn poll_notice(&mut self) -> Option<Box<ServerError>> {
+    pub(crate) fn poll_notice(&mut self) -> Option<Box<ServerError>> {
         self.notices.pop_front()
     }
 

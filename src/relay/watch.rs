@@ -40,7 +40,7 @@ pub struct Look {
     /// What the slot may keep now.
     pub room: WalRoom,
     /// The walsender is in the middle of a transaction of which it sends nothing, and answers nothing meanwhile.
-    pub is_decoding: bool,
+    pub(crate) is_decoding: bool,
     /// End of the server's WAL.
     pub server_lsn: PgLsn,
     /// What the slot has confirmed.
@@ -48,7 +48,7 @@ pub struct Look {
 }
 
 /// What the slot may keep, by what the server says.
-pub fn wal_room(inspection: &Inspection) -> WalRoom {
+pub(crate) fn wal_room(inspection: &Inspection) -> WalRoom {
     let slot = inspection.slot.as_ref();
     WalRoom {
         limit_bytes: inspection.server.max_slot_wal_keep_bytes,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use walrelay::local::ServerBinaries;
 use walrelay::nats::stream::{self, StreamPlan, StreamSettings};
 use walrelay::pipeline::dead_letter;
-use walrelay::pipeline::shared_tail::fence_subject;
+use walrelay::pipeline::shared_end_search::fence_subject;
 
 use crate::history::History;
 use crate::others::Others;

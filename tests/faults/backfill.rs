@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::lane::{holds_events, stream_of};
-use walrelay::pipeline::tail::FOREIGN_MESSAGES_MAX;
+use walrelay::pipeline::end_search::FOREIGN_MESSAGES_MAX;
 
 use crate::support::{Fixture, assert_exactly_once, uuid};
 

@@ -9,11 +9,11 @@ use futures_util::StreamExt as _;
 
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
+use walrelay::pipeline::end_search::Lookup;
 use walrelay::pipeline::fault::Fault;
-use walrelay::pipeline::lane_end::TailMessage;
+use walrelay::pipeline::lane_end::LaneEnd;
 use walrelay::pipeline::request::Request;
-use walrelay::pipeline::shared_tail::fence_subject;
-use walrelay::pipeline::tail::Lookup;
+use walrelay::pipeline::shared_end_search::fence_subject;
 use walrelay::relay::broker::Broker;
 use walrelay::relay::lane_store::Answer;
 use walrelay::relay::open_error::OpenError;
@@ -223,8 +223,8 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         shared: true,
     };
     let slot = &fixture.name;
-    let fence = |tail: Option<&TailMessage>, behind| Request::StoreFence {
-        tail: tail.cloned(),
+    let fence = |lane_end: Option<&LaneEnd>, behind| Request::StoreFence {
+        lane_end: lane_end.cloned(),
         behind,
     };
     let mut brokers = Vec::new();
@@ -233,7 +233,7 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         brokers.push(broker.unwrap());
     }
     // What the one has published meanwhile, the other's fence would hide.
-    let published = TailMessage {
+    let published = LaneEnd {
         sequence: 0,
         position: "0/16B3748:3".parse().unwrap(),
         event_id: None,

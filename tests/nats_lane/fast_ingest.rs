@@ -5,7 +5,7 @@
 
 use serde_json::{Value, json};
 use walrelay::nats::connection::LaneConnection;
-use walrelay::pipeline::tail::Lookup;
+use walrelay::pipeline::end_search::Lookup;
 
 use crate::experiments::{
     answers, commit, create_stream, err_code, last_seq, print, publish_foreign, push, seq, stream,

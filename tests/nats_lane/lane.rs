@@ -11,7 +11,7 @@ use walrelay::nats::connection::{ConnectError, LaneConnection, RequestError};
 use walrelay::nats::protocol::{Msg, Op};
 use walrelay::nats::settings::ConnectionSettings;
 use walrelay::nats::{encode, headers};
-use walrelay::pipeline::tail::Lookup;
+use walrelay::pipeline::end_search::Lookup;
 
 use crate::experiments::{create_stream, stream};
 use crate::server::{CallError, Calls as _, SOON, Server, queue};

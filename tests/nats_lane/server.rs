@@ -5,7 +5,7 @@ use std::time::Duration;
 use walrelay::nats::api::{
     AnswerError, ApiError, ApiRequest, StoredMessage, StreamApi, StreamInfo,
 };
-use walrelay::pipeline::tail::Lookup;
+use walrelay::pipeline::end_search::Lookup;
 
 use walrelay::local::{LocalNats, NatsOptions, ServerBinaries};
 use walrelay::nats::address::{NatsAddress, NatsAuth};

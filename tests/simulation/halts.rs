@@ -291,7 +291,7 @@ fn the_last_message_removed_before_the_record_told_of_it() {
     lane.kill();
     lane.pause(Duration::from_secs(5));
     lane.world.broker.events.remove(std::iter::once(end));
-    assert!(matches!(lane.halt(), Halt::TailRemoved { sequence, .. } if sequence == end));
+    assert!(matches!(lane.halt(), Halt::EndRemoved { sequence, .. } if sequence == end));
 }
 
 #[test]

@@ -567,9 +567,12 @@ impl Relay {
 
     fn ended(&mut self, fault: &Fault, progressed: bool, world: &mut World) -> State {
         let jitter = world.random.fraction();
-        let tail = self.memory.as_ref().and_then(|memory| memory.tail.as_ref());
-        let tail = tail.map(|tail| tail.position);
-        match self.epochs.ended(fault, tail, progressed, jitter) {
+        let lane_end = self
+            .memory
+            .as_ref()
+            .and_then(|memory| memory.lane_end.as_ref());
+        let lane_end = lane_end.map(|lane_end| lane_end.position);
+        match self.epochs.ended(fault, lane_end, progressed, jitter) {
             Ok(pause) => {
                 world.note(|| format!("relay {} waits {pause:?}: {fault}", self.id));
                 self.wake = world.now + pause;

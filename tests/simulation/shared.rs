@@ -82,7 +82,7 @@ fn a_power_failure_behind_a_purge_halts() {
         let is_right = matches!(
             outcome,
             Some(Outcome::Halted(
-                Halt::TailRemoved { .. } | Halt::Replaced { .. }
+                Halt::EndRemoved { .. } | Halt::Replaced { .. }
             ))
         );
         assert!(is_right, "{foreign}: {outcome:?}");

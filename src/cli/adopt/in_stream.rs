@@ -10,8 +10,8 @@ use postgres_types::PgLsn;
 
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{KIND_ADOPTED, KIND_REPLAY, Position, parse_header};
-use crate::pipeline::tail::Lookup;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -35,7 +35,7 @@ pub(super) struct Published {
 #[derive(Debug, Default)]
 pub(super) struct InStream {
     /// The last one that stands where a relay put it: position and sequence.
-    tail: Option<(Position, u64)>,
+    lane_end: Option<(Position, u64)>,
     /// The furthest position of a copy.
     copied: Option<Position>,
     /// The event's id at each position.
@@ -45,20 +45,20 @@ pub(super) struct InStream {
 impl InStream {
     /// The message at this position, where it is the lane's last one.
     pub(super) fn sequence_of(&self, position: Position) -> Option<u64> {
-        let (at, sequence) = self.tail?;
+        let (at, sequence) = self.lane_end?;
         (at == position).then_some(sequence)
     }
 }
 
 impl fmt::Display for InStream {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let tail = self.tail.map(|(position, _)| position);
-        match (tail, self.copied) {
-            (tail, Some(copied)) if tail < Some(copied) => write!(
+        let lane_end = self.lane_end.map(|(position, _)| position);
+        match (lane_end, self.copied) {
+            (lane_end, Some(copied)) if lane_end < Some(copied) => write!(
                 formatter,
                 "{copied}, a copy: of a mirror, a source or a consumer"
             ),
-            (Some(tail), _) => write!(formatter, "{tail}"),
+            (Some(lane_end), _) => write!(formatter, "{lane_end}"),
             (None, _) => formatter.write_str("none"),
         }
     }
@@ -94,7 +94,7 @@ pub(super) async fn read(
         let is_old = position.commit_lsn < confirmed_lsn;
         match stored.told_by(slot) {
             Some(_) => {
-                found.tail = found.tail.or(Some((position, sequence)));
+                found.lane_end = found.lane_end.or(Some((position, sequence)));
                 if is_old {
                     break;
                 }

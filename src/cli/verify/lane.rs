@@ -22,7 +22,7 @@ use crate::pipeline::position::{
     KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
     Position, parse_header,
 };
-use crate::pipeline::shared_tail::{bulk_fence_subject, fence_subject};
+use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
 
 /// How long the broker may keep us waiting for a message that it has.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ pub(super) struct LaneReading {
     /// The first position of the lane's history in the stream.
     first: Option<Position>,
     /// The highest position of a first publication.
-    tail: Option<Position>,
+    lane_end: Option<Position>,
     first_sequence: u64,
     /// Messages that are between those that were read, or before them.
     unread: u64,
@@ -98,7 +98,7 @@ impl LaneReading {
             created: info.created.clone(),
             next: info.config.first_seq.max(1),
             first: None,
-            tail: None,
+            lane_end: None,
             first_sequence: info.state.first_seq,
             unread: 0,
             unread_front: 0,
@@ -241,7 +241,11 @@ impl LaneReading {
     /// What it means for a row without a message that the slot holds it at `position`, where a record says how far the
     /// lane was; none where that tells nothing.
     pub(super) fn held(&self, position: Position, recorded: Option<Position>) -> Option<Kind> {
-        if self.tail.max(recorded).is_none_or(|tail| position > tail) {
+        if self
+            .lane_end
+            .max(recorded)
+            .is_none_or(|lane_end| position > lane_end)
+        {
             return Some(Kind::Pending);
         }
         let is_before = self.first.is_none_or(|first| position < first);
@@ -352,21 +356,21 @@ impl LaneReading {
             // Another database's LSNs need not be higher.
             self.is_adopted = true;
             self.first = None;
-            self.tail = None;
+            self.lane_end = None;
         }
         self.first.get_or_insert(position);
-        match self.tail {
-            Some(tail) if position <= tail => {
+        match self.lane_end {
+            Some(lane_end) if position <= lane_end => {
                 self.out_of_order += 1;
                 if self.misplaced.len() < SAMPLES_MAX {
                     self.misplaced.push(Misplaced {
                         sequence,
                         position,
-                        behind: tail,
+                        behind: lane_end,
                     });
                 }
             }
-            _ => self.tail = Some(position),
+            _ => self.lane_end = Some(position),
         }
     }
 }

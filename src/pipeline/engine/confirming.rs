@@ -5,10 +5,10 @@
 use super::{Engine, Stop};
 use crate::pipeline::confirm::{Ask, Due};
 use crate::pipeline::copy_both::StatusUpdate;
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::progress::{Confirmable, WalRoom};
 use crate::pipeline::record::{Carrier, LaneRecord};
 use crate::pipeline::request::{Reply, Request};
-use crate::pipeline::tail::Lookup;
 use postgres_types::PgLsn;
 use std::time::Duration;
 
@@ -53,12 +53,12 @@ impl Engine {
     }
 
     /// The lane record is stored there: the next one must follow it.
-    pub fn record_stored_at(&mut self, sequence: u64) {
+    pub(crate) fn record_stored_at(&mut self, sequence: u64) {
         self.record_sequence = sequence;
     }
 
     /// The record that is stored before the first message on a connection to the broker.
-    pub fn first_record(&self) -> LaneRecord {
+    pub(crate) fn first_record(&self) -> LaneRecord {
         let recorded = self.settings.record.as_ref();
         let confirmed_lsn = self.confirm.confirmed_lsn();
         self.lane_record(recorded.map_or(confirmed_lsn, |record| {
@@ -70,7 +70,7 @@ impl Engine {
     pub fn lane_record(&self, confirmed_lsn: PgLsn) -> LaneRecord {
         let settings = &self.settings;
         // What was acknowledged since the stream was last seen to fit may not be there.
-        let tail = self.confirm.sound();
+        let lane_end = self.confirm.sound();
         let previous = settings
             .record
             .as_ref()
@@ -85,20 +85,22 @@ impl Engine {
             stream: settings.stream.clone(),
             created: settings.created.clone(),
             epoch: settings.number,
-            sequence: tail.map_or(
+            sequence: lane_end.map_or(
                 previous.map_or(0, |record| record.adopted_sequence),
-                |tail| tail.sequence,
+                |lane_end| lane_end.sequence,
             ),
-            position: tail.map(|tail| tail.position),
-            event_id: tail.and_then(|tail| tail.event_id.clone()),
+            position: lane_end.map(|lane_end| lane_end.position),
+            event_id: lane_end.and_then(|lane_end| lane_end.event_id.clone()),
             confirmed_lsn,
-            active: !(self.stopping && self.window.in_flight() == 0 && tail == self.confirm.tail()),
+            active: !(self.stopping
+                && self.window.in_flight() == 0
+                && lane_end == self.confirm.lane_end()),
             adopted_sequence: previous.map_or(0, |record| record.adopted_sequence),
             skips: settings
                 .skips()
                 .iter()
                 .copied()
-                .filter(|skip| tail.is_none_or(|tail| *skip > tail.position))
+                .filter(|skip| lane_end.is_none_or(|lane_end| *skip > lane_end.position))
                 .collect(),
             replaced: None,
             doubted: false,
@@ -108,7 +110,7 @@ impl Engine {
     }
 
     /// Somebody has looked at the catalog, and what carries the table's rows is still the same.
-    pub fn carried(&mut self, carrier: Carrier) {
+    pub(crate) fn carried(&mut self, carrier: Carrier) {
         self.settings.epoch.carrier = Some(carrier);
     }
 
@@ -128,7 +130,10 @@ impl Engine {
     ///
     /// # Errors
     /// The stream is not the one that acknowledged, or another message stands in the place of the lane's.
-    pub fn handle_reply(&mut self, reply: Reply<'_>) -> Result<Option<Request<'static>>, Stop> {
+    pub(crate) fn handle_reply(
+        &mut self,
+        reply: Reply<'_>,
+    ) -> Result<Option<Request<'static>>, Stop> {
         let ask = match reply {
             Reply::Stored(sequence) => {
                 self.record_sequence = sequence;
@@ -143,7 +148,7 @@ impl Engine {
     }
 
     /// When [`Self::poll_status`] is worth calling again.
-    pub fn status_due(&self) -> Duration {
+    pub(crate) fn status_due(&self) -> Duration {
         self.status_at + self.settings.epoch.status_interval
     }
 

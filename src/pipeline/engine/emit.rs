@@ -104,12 +104,14 @@ impl Engine {
 
     /// The lane's last acknowledged position, as [`position::TAIL_HEADER`] has it; empty before the first.
     pub(super) fn tail_header(&self) -> String {
-        self.confirm.tail().map_or_else(String::new, |tail| {
-            tail_header(
-                &self.settings.lane.slot,
-                tail.position,
-                tail.event_id.as_deref(),
-            )
-        })
+        self.confirm
+            .lane_end()
+            .map_or_else(String::new, |lane_end| {
+                tail_header(
+                    &self.settings.lane.slot,
+                    lane_end.position,
+                    lane_end.event_id.as_deref(),
+                )
+            })
     }
 }

@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Places the dead letter that has waited for its answer, once the window takes it.
-    pub fn place_pending(&mut self, out: &mut BytesMut, now: Duration) {
+    pub(crate) fn place_pending(&mut self, out: &mut BytesMut, now: Duration) {
         if !self.window.has_room() || self.window.has_waiting() {
             return;
         }

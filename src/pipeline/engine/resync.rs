@@ -47,7 +47,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Fault::RecordTaken`]
-    pub fn check_record(&self, record: Option<&LaneRecord>) -> Result<(), Fault> {
+    pub(crate) fn check_record(&self, record: Option<&LaneRecord>) -> Result<(), Fault> {
         match record.filter(|record| record.epoch > self.settings.number) {
             Some(record) => Err(Fault::RecordTaken(format!(
                 "it has begun epoch {}",
@@ -65,7 +65,7 @@ impl Engine {
         if created != self.settings.created {
             return Err(Fault::Reread("the stream is another one"));
         }
-        let goes_on = match (&plan.tail, self.tail()) {
+        let goes_on = match (&plan.lane_end, self.lane_end()) {
             (None, None) => true,
             (None, Some(_)) => false,
             // Behind the row others may tell its position too: a backfill does.
@@ -100,7 +100,7 @@ impl Engine {
             self.progress.hold_anew(now);
         }
         let before = self.progress.acknowledged_rows();
-        let through = plan.tail.as_ref().map(|tail| tail.position);
+        let through = plan.lane_end.as_ref().map(|lane_end| lane_end.position);
         let window = self.settings.window();
         let rows = self
             .window
@@ -108,15 +108,17 @@ impl Engine {
         if rows > before {
             // Only of the last one it is known where it stands.
             let chained = self.settings.mode.preparation().chained;
-            let tail = plan.tail.as_ref().filter(|_| chained);
+            let lane_end = plan.lane_end.as_ref().filter(|_| chained);
             self.progress.acknowledged(rows - 1, None, now);
             self.progress
-                .acknowledged(rows, tail.map(|tail| tail.sequence), now);
+                .acknowledged(rows, lane_end.map(|lane_end| lane_end.sequence), now);
             self.tell_dead_letters(rows);
         }
         self.acknowledged_before = rows;
         let confirmed_lsn = self.confirm.confirmed_lsn();
-        self.confirm = self.settings.confirm(confirmed_lsn, plan.tail.clone(), now);
+        self.confirm = self
+            .settings
+            .confirm(confirmed_lsn, plan.lane_end.clone(), now);
         Ok(())
     }
 

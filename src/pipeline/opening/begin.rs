@@ -42,7 +42,7 @@ impl Opening<'_> {
             memory.standing_marks(
                 &stream.created,
                 stored.record.as_ref(),
-                plan.tail.as_ref(),
+                plan.lane_end.as_ref(),
                 &place.history,
                 server_id.as_deref(),
             )

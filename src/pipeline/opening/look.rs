@@ -4,16 +4,16 @@
 //! the slot is its own and one behind it.
 
 use super::Known;
-use crate::pipeline::lane_end::{Doubt, TailMessage};
+use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, StoredMessage};
+use crate::pipeline::lane_end::{Doubt, LaneEnd};
 use crate::pipeline::request::{StoredRecord, StreamView};
-use crate::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
-use crate::pipeline::tail::{Lookup, StoredMessage, Tail, TailSearch};
+use crate::pipeline::shared_end_search::{SharedEndSearch, SharedSubjects, StreamEnd};
 
 /// The search for the lane end, in a stream of its own or in a shared one.
 #[derive(Debug)]
 pub(super) enum Search<'a> {
-    Own(TailSearch<'a>),
-    Shared(SharedTailSearch<'a>),
+    Own(EndSearch<'a>),
+    Shared(SharedEndSearch<'a>),
 }
 
 impl<'a> Search<'a> {
@@ -41,15 +41,9 @@ impl<'a> Search<'a> {
                 last_sequence,
                 messages: stream.messages,
             };
-            Search::Shared(SharedTailSearch::new(slot, subjects, end, record, memory))
+            Search::Shared(SharedEndSearch::new(slot, subjects, end, record, memory))
         } else {
-            Search::Own(TailSearch::new(
-                slot,
-                last_sequence,
-                created,
-                record,
-                memory,
-            ))
+            Search::Own(EndSearch::new(slot, last_sequence, created, record, memory))
         };
         (stored, search)
     }
@@ -63,7 +57,7 @@ impl<'a> Search<'a> {
     }
 
     /// Takes the message that was looked up.
-    pub(super) fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+    pub(super) fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         match self {
             Search::Own(search) => search.take(message),
             Search::Shared(search) => search.take(message),
@@ -71,7 +65,7 @@ impl<'a> Search<'a> {
     }
 
     /// What it has found where there is nothing more to look up.
-    pub(super) fn end(self) -> Tail {
+    pub(super) fn end(self) -> FoundEnd {
         match self {
             Search::Own(search) => search.end(),
             Search::Shared(search) => search.end(),
@@ -92,7 +86,7 @@ impl<'a> Search<'a> {
 pub(super) struct View {
     pub(super) stream: StreamView,
     pub(super) stored: StoredRecord,
-    pub(super) tail: Tail,
+    pub(super) lane_end: FoundEnd,
 }
 
 impl View {
@@ -101,7 +95,7 @@ impl View {
         known: &Known<'_>,
         stream: StreamView,
         stored: StoredRecord,
-        tail: Tail,
+        lane_end: FoundEnd,
     ) -> Self {
         let doubt = Doubt::of(
             stored.record.as_ref(),
@@ -109,10 +103,10 @@ impl View {
             &stream.created,
             stream.last_sequence,
         );
-        let position = |tail: &TailMessage| tail.position;
-        let sequence = match (doubt, &tail) {
-            (Some(doubt), Tail::Found(found))
-                if doubt.tail.as_ref().map(position) < Some(found.position)
+        let position = |lane_end: &LaneEnd| lane_end.position;
+        let sequence = match (doubt, &lane_end) {
+            (Some(doubt), FoundEnd::Found(found))
+                if doubt.lane_end.as_ref().map(position) < Some(found.position)
                     && !stream.is_whole_behind(doubt.sequence()) =>
             {
                 Some(doubt.sequence() + 1)
@@ -122,7 +116,7 @@ impl View {
         View {
             stream,
             stored,
-            tail: sequence.map_or(tail, |sequence| Tail::Removed { sequence }),
+            lane_end: sequence.map_or(lane_end, |sequence| FoundEnd::Removed { sequence }),
         }
     }
 
@@ -130,9 +124,9 @@ impl View {
     /// first. A person may have deleted it; but nats-server, too, says so of what a power failure took from its files where
     /// the index that it keeps beside them (`index.db`) survived: by `last_seq` and `created` the two are the same.
     pub(super) fn removed_end(&self, stream: &str) -> Option<String> {
-        let sequence = match self.tail {
-            Tail::Removed { sequence } => sequence,
-            Tail::FenceRemoved => self.stored.record.as_ref()?.sequence,
+        let sequence = match self.lane_end {
+            FoundEnd::Removed { sequence } => sequence,
+            FoundEnd::FenceRemoved => self.stored.record.as_ref()?.sequence,
             _ => return None,
         };
         (self.stream.first_sequence <= sequence).then(|| {

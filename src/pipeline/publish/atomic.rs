@@ -10,7 +10,7 @@ use super::frame::{Frames, HEADER_VERSION, push_number_header};
 use super::publisher::{Preparation, Publisher, TurnEnd};
 use super::{Body, tail_header};
 use crate::pipeline::fault::{Class, Fault};
-use crate::pipeline::lane_end::TailMessage;
+use crate::pipeline::lane_end::LaneEnd;
 use crate::pipeline::position::TAIL_HEADER;
 
 /// Most events in an atomic batch: the server takes 1,000 messages, and the last one is the lane's own.
@@ -40,10 +40,10 @@ impl Atomic {
     fn write_commit(
         &mut self,
         flight: &Flight,
-        tail: Option<&TailMessage>,
+        lane_end: Option<&LaneEnd>,
         frames: &mut Frames<'_>,
     ) {
-        let tail = lane_tail(flight, tail);
+        let tail = tail_value(flight, lane_end);
         frames.headers.clear();
         frames.headers.extend_from_slice(HEADER_VERSION);
         frames
@@ -103,7 +103,7 @@ impl Publisher for Atomic {
     /// A full window commits as well: nothing of a batch is acknowledged before.
     fn end_turn(&mut self, flight: &Flight, end: &TurnEnd<'_>, frames: &mut Frames<'_>) {
         if (end.dry || end.full) && self.batches.commit() {
-            self.write_commit(flight, end.tail, frames);
+            self.write_commit(flight, end.lane_end, frames);
         }
     }
 
@@ -187,13 +187,13 @@ fn write_reply(flight: &Flight, place: Place, reply: &mut Vec<u8>) {
 
 /// The lane's last position once everything published is stored, as its fence tells it; in a batch of replays alone the
 /// acknowledged one, empty before the first.
-fn lane_tail(flight: &Flight, acknowledged: Option<&TailMessage>) -> String {
+fn tail_value(flight: &Flight, acknowledged: Option<&LaneEnd>) -> String {
     let slot = &flight.settings.slot;
     if let Some(origin) = flight.last_first_publication() {
         let event_id = origin.event_id.as_ref().map(ToString::to_string);
         return tail_header(slot, origin.position, event_id.as_deref());
     }
-    acknowledged.map_or_else(String::new, |tail| {
-        tail_header(slot, tail.position, tail.event_id.as_deref())
+    acknowledged.map_or_else(String::new, |lane_end| {
+        tail_header(slot, lane_end.position, lane_end.event_id.as_deref())
     })
 }

@@ -5,7 +5,7 @@
 use super::flight::{Flight, Reply};
 use super::frame::Frames;
 use crate::pipeline::fault::Fault;
-use crate::pipeline::lane_end::TailMessage;
+use crate::pipeline::lane_end::LaneEnd;
 use std::fmt::Debug;
 
 /// A way of publishing: how the broker is made to keep the order, and to leave no gap.
@@ -57,7 +57,7 @@ pub(super) struct TurnEnd<'a> {
     /// The window takes no further row.
     pub(super) full: bool,
     /// The lane's last acknowledged message.
-    pub(super) tail: Option<&'a TailMessage>,
+    pub(super) lane_end: Option<&'a LaneEnd>,
 }
 
 /// What a way of publishing asks of the start of an epoch, and what it makes of the stream.
@@ -68,9 +68,9 @@ pub struct Preparation {
     /// A fence is written before the first message, and the epoch begins behind it.
     pub fenced: bool,
     /// Each message tells which one of the stream it follows: the stream is the lane's own.
-    pub chained: bool,
+    pub(crate) chained: bool,
     /// Most messages in flight on a stream with replicas, where that is fewer than configured.
-    pub replicated_messages_max: Option<usize>,
+    pub(crate) replicated_messages_max: Option<usize>,
 }
 
 impl Preparation {

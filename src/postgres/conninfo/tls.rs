@@ -37,7 +37,7 @@ pub struct TlsSettings {
     /// Whom to trust.
     pub roots: RootChoice,
     /// Certificates that are not trusted any more.
-    pub revocations: FileChoice,
+    pub(crate) revocations: FileChoice,
     /// Our own certificate.
     pub certificate: FileChoice,
     /// Its key.
@@ -45,11 +45,11 @@ pub struct TlsSettings {
     /// The key's password.
     pub key_password: Option<Secret>,
     /// TLS 1.2 may be spoken.
-    pub tls12: bool,
+    pub(crate) tls12: bool,
     /// TLS 1.3 may be spoken.
-    pub tls13: bool,
+    pub(crate) tls13: bool,
     /// The host's name is sent in the clear (SNI).
-    pub sni: bool,
+    pub(crate) sni: bool,
 }
 
 /// `sslrootcert`.
@@ -135,7 +135,7 @@ impl AuthenticationRules {
     }
 
     /// Whether nothing is ruled out.
-    pub fn allow_all(&self) -> bool {
+    pub(crate) fn allow_all(&self) -> bool {
         Method::NAMES.iter().all(|(method, _)| self.allow(*method))
     }
 }

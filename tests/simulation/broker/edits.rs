@@ -3,7 +3,7 @@
 use super::*;
 use walrelay::nats::stream::lane_record_subject;
 use walrelay::pipeline::record::LaneRecord;
-use walrelay::pipeline::shared_tail::fence_subject;
+use walrelay::pipeline::shared_end_search::fence_subject;
 
 /// What somebody may edit in a stream that is in use, and the relay must see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

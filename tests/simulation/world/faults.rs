@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::broker::{Edit, STREAM};
-use walrelay::pipeline::shared_tail::fence_subject;
+use walrelay::pipeline::shared_end_search::fence_subject;
 
 /// An answer on its way, what follows from it, and the way of that.
 const LATENCY_MAX: Duration = Duration::from_millis(20);

@@ -90,13 +90,13 @@ impl World {
     pub(crate) fn explains(&mut self, outcome: &Outcome) -> bool {
         match outcome {
             Outcome::Stopped => true,
-            Outcome::Halted(Halt::TailRemoved { .. }) => {
+            Outcome::Halted(Halt::EndRemoved { .. }) => {
                 // What the stream did not keep stands before what it kept again: the slot still has it.
                 self.halted_replaced |= self.dropped;
                 self.removed || self.fences_lost || self.dropped
             }
             // A message without an acknowledgement was copied, and removed.
-            Outcome::Halted(Halt::TailCopied { .. }) => self.removed && self.unanswered,
+            Outcome::Halted(Halt::EndCopied { .. }) => self.removed && self.unanswered,
             // Somebody else's message had come before anybody looked: in place of an event, or, on a shared stream, of the
             // lane's only fence. Seed 109867.
             Outcome::Halted(Halt::Replaced { .. }) => {

@@ -1,12 +1,12 @@
 //! The lane's last message in a stream of its own, searched from the end backwards.
 //!
-//! In: stored messages, the last one first; what record and memory know. Out: a [`Tail`]. Guarantee: only a message that
+//! In: stored messages, the last one first; what record and memory know. Out: a [`FoundEnd`]. Guarantee: only a message that
 //! stands where the relay put it counts. Each of the lane's messages carries the sequence that it was to follow
 //! (`Nats-Expected-Last-Sequence`, which nats-server stores with it), so a copy, as a consumer's redrive leaves it with
 //! all headers of ours, is told from the message itself.
 
 use super::event_id;
-use super::lane_end::{Doubt, Memory, TailMessage, settled_tail};
+use super::lane_end::{Doubt, LaneEnd, Memory, settled_end};
 use super::position::{self, Position};
 use super::record::LaneRecord;
 
@@ -16,9 +16,9 @@ pub const FOREIGN_MESSAGES_MAX: u64 = 10_000;
 
 /// What the end of the stream says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tail {
+pub enum FoundEnd {
     /// The lane's last message; only messages of no lane stand behind it.
-    Found(TailMessage),
+    Found(LaneEnd),
     /// No message of the lane, back to the stream's beginning or to the lane's adoption.
     Nothing,
     /// A message of another slot stands at the end.
@@ -71,13 +71,13 @@ pub enum Lookup<'s> {
 
 /// The search for the lane's last message, from the stream's end backwards, one message a step.
 #[derive(Debug)]
-pub struct TailSearch<'a> {
+pub struct EndSearch<'a> {
     slot: &'a str,
     floor: u64,
     next: u64,
     scanned: u64,
     /// Nothing of the lane can stand behind it: where the search looks when the way there is too long.
-    settled: Option<TailMessage>,
+    settled: Option<LaneEnd>,
     /// The newest message of the slot that does not stand where it was put.
     copy: Option<u64>,
     /// The furthest position that such messages tell.
@@ -86,7 +86,7 @@ pub struct TailSearch<'a> {
     /// place, does not tell that by its end any more.
     left: Vec<u64>,
     /// What the search has found, while those are looked at.
-    found: Option<Tail>,
+    found: Option<FoundEnd>,
     /// Nothing of the lane is missed where no message of its own is found.
     may_be_empty: bool,
     /// The stream was seen to acknowledge what it does not keep.
@@ -118,7 +118,7 @@ pub struct StoredMessage<'a> {
     pub body: &'a [u8],
 }
 
-impl<'a> TailSearch<'a> {
+impl<'a> EndSearch<'a> {
     /// Begins at the last sequence of the stream created at `created`; what is at or below the lane's adoption in
     /// that very stream does not count.
     pub fn new(
@@ -128,13 +128,13 @@ impl<'a> TailSearch<'a> {
         record: Option<&LaneRecord>,
         memory: Option<&Memory>,
     ) -> Self {
-        let settled = settled_tail(record, memory, created, last_sequence);
+        let settled = settled_end(record, memory, created, last_sequence);
         let doubt = Doubt::of(record, memory, created, last_sequence);
         let memory = memory.filter(|memory| memory.is_current(created, record));
         let record = record.filter(|record| record.created == created);
         let recorded = record.filter(|record| record.position.is_some());
-        let remembered = memory.and_then(|memory| memory.tail.as_ref());
-        TailSearch {
+        let remembered = memory.and_then(|memory| memory.lane_end.as_ref());
+        EndSearch {
             slot,
             floor: record.map_or(0, |record| record.adopted_sequence),
             next: last_sequence,
@@ -146,7 +146,7 @@ impl<'a> TailSearch<'a> {
                 .map(|record| record.sequence)
                 .into_iter()
                 .chain(memory.and_then(|memory| memory.recorded_sequence))
-                .chain(remembered.map(|tail| tail.sequence))
+                .chain(remembered.map(|lane_end| lane_end.sequence))
                 .collect(),
             found: None,
             may_be_empty: record
@@ -174,16 +174,16 @@ impl<'a> TailSearch<'a> {
     }
 
     /// What the search has found where [`Self::wanted`] names no further message.
-    pub fn end(self) -> Tail {
+    pub fn end(self) -> FoundEnd {
         match self.copy {
             // Behind an adoption it has published nothing yet, by its record.
-            Some(sequence) if !self.may_be_empty => Tail::Copied { sequence },
-            _ => Tail::Nothing,
+            Some(sequence) if !self.may_be_empty => FoundEnd::Copied { sequence },
+            _ => FoundEnd::Nothing,
         }
     }
 
     /// Takes the message that [`Self::wanted`] named, `None` when the stream no longer has it.
-    pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+    pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         if self.found.is_some() {
             return self.take_left(message);
         }
@@ -198,7 +198,7 @@ impl<'a> TailSearch<'a> {
         if let Some((slot, position, event_id)) = message.told() {
             let is_own = slot == self.slot;
             if is_own && message.is_in_place() {
-                return self.found_own(TailMessage {
+                return self.found_own(LaneEnd {
                     sequence,
                     position,
                     event_id,
@@ -207,7 +207,7 @@ impl<'a> TailSearch<'a> {
                 self.copy = self.copy.or(Some(sequence));
                 self.copied = self.copied.max(Some(position));
             } else if message.is_in_place() {
-                return Some(Tail::OtherSlot {
+                return Some(FoundEnd::OtherSlot {
                     sequence,
                     slot: slot.to_owned(),
                 });
@@ -222,34 +222,36 @@ impl<'a> TailSearch<'a> {
 
     /// A message in its place. What a consumer copies was published: a copy from further on tells that the stream was made
     /// from another one, or has lost the message itself.
-    fn found_own(&mut self, tail: TailMessage) -> Option<Tail> {
+    fn found_own(&mut self, lane_end: LaneEnd) -> Option<FoundEnd> {
         match self.copy {
-            Some(sequence) if self.copied > Some(tail.position) => Some(Tail::Copied { sequence }),
-            _ => self.found(tail.sequence, Tail::Found(tail)),
+            Some(sequence) if self.copied > Some(lane_end.position) => {
+                Some(FoundEnd::Copied { sequence })
+            }
+            _ => self.found(lane_end.sequence, FoundEnd::Found(lane_end)),
         }
     }
 
     /// It is the lane's end, unless a message that is known to stand before it was lost.
-    fn found(&mut self, sequence: u64, tail: Tail) -> Option<Tail> {
+    fn found(&mut self, sequence: u64, lane_end: FoundEnd) -> Option<FoundEnd> {
         let floor = self.floor;
         self.left
             .retain(|left| (floor + 1..sequence).contains(left));
         self.left.sort_unstable();
         self.left.dedup();
-        self.found = Some(tail);
+        self.found = Some(lane_end);
         self.found_unless_left()
     }
 
     /// A message that the lane has gone on behind.
-    fn take_left(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+    fn take_left(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         let sequence = self.left.pop()?;
         if message.is_some_and(|message| !message.is_in_place()) {
-            return Some(Tail::Replaced { sequence });
+            return Some(FoundEnd::Replaced { sequence });
         }
         self.found_unless_left()
     }
 
-    fn found_unless_left(&mut self) -> Option<Tail> {
+    fn found_unless_left(&mut self) -> Option<FoundEnd> {
         match self.left.is_empty() {
             true => self.found.take(),
             false => None,
@@ -257,7 +259,7 @@ impl<'a> TailSearch<'a> {
     }
 
     /// A message that was removed is none of the lane's where it stands behind a settled one.
-    fn pass_removed(&mut self) -> Option<Tail> {
+    fn pass_removed(&mut self) -> Option<FoundEnd> {
         let sequence = self.next;
         if self
             .doubt
@@ -272,32 +274,37 @@ impl<'a> TailSearch<'a> {
                 self.next = settled.sequence;
                 None
             }
-            _ => self.found(sequence, Tail::Removed { sequence }),
+            _ => self.found(sequence, FoundEnd::Removed { sequence }),
         }
     }
 
     /// The first message behind the doubt. None up to the removed one: all of them were never stored. Else, some were and
     /// some were not, and only a person can tell which.
-    fn take_doubted(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+    fn take_doubted(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         let doubt = self.doubt.take()?;
         self.doubting = false;
         let sequence = self.next;
         if message.is_some_and(|message| message.sequence < sequence) {
-            return self.found(sequence, Tail::Removed { sequence });
+            return self.found(sequence, FoundEnd::Removed { sequence });
         }
-        self.next = doubt.tail.map_or(self.floor, |tail| tail.sequence);
+        self.next = doubt
+            .lane_end
+            .map_or(self.floor, |lane_end| lane_end.sequence);
         None
     }
 
     /// What lies between was searched when the message in hand was stored. What record or memory know is looked at all
     /// the same: a broker may have lost it.
     fn skip_to(&mut self, sequence: u64) {
-        let settled = self.settled.as_ref().map_or(0, |tail| tail.sequence);
+        let settled = self
+            .settled
+            .as_ref()
+            .map_or(0, |lane_end| lane_end.sequence);
         self.next = sequence.max(settled).min(self.next - 1);
     }
 
     /// Goes on to the message before, or to the settled one where that is too far away.
-    fn pass(&mut self) -> Option<Tail> {
+    fn pass(&mut self) -> Option<FoundEnd> {
         self.next -= 1;
         self.scanned += 1;
         if self.scanned < FOREIGN_MESSAGES_MAX {
@@ -309,7 +316,7 @@ impl<'a> TailSearch<'a> {
                 None
             }
             _ if self.is_bounded() => None,
-            _ => Some(Tail::TooFar {
+            _ => Some(FoundEnd::TooFar {
                 scanned: self.scanned,
             }),
         }
@@ -338,13 +345,13 @@ impl<'m> StoredMessage<'m> {
     }
 
     /// The position header, or what a fence tells of its batch's last event.
-    pub fn told_position(&self) -> Option<&'m str> {
+    pub(crate) fn told_position(&self) -> Option<&'m str> {
         self.position
             .or_else(|| split_tail(self.tail?).map(|(position, _)| position))
     }
 
     /// Not a replay, whose header tells another place than the lane's.
-    pub fn is_first_publication(&self) -> bool {
+    pub(crate) fn is_first_publication(&self) -> bool {
         self.kind != Some(position::KIND_REPLAY)
     }
 
@@ -357,7 +364,7 @@ impl<'m> StoredMessage<'m> {
     }
 
     /// Whether it stands where a relay put it in a stream of our own.
-    pub fn is_in_place(&self) -> bool {
+    pub(crate) fn is_in_place(&self) -> bool {
         self.is_fence || is_in_place(self.expected_sequence, self.sequence)
     }
 
@@ -380,12 +387,12 @@ fn is_in_place(expected_sequence: Option<&str>, sequence: u64) -> bool {
 
 /// The value of [`position::TAIL_HEADER`] where the lane's last message is not known: `<slot> <sequence>`, no message of the
 /// lane stands behind that sequence.
-pub fn none_behind_header(slot: &str, sequence: u64) -> String {
+pub(crate) fn none_behind_header(slot: &str, sequence: u64) -> String {
     format!("{slot} {sequence}")
 }
 
 /// `<slot> <position> <event id>` as position header and id; the id is `-` where there is none.
-pub fn split_tail(tail: &str) -> Option<(&str, Option<String>)> {
+pub(crate) fn split_tail(tail: &str) -> Option<(&str, Option<String>)> {
     let (at, _) = tail.match_indices(' ').nth(1)?;
     let id = &tail[at + 1..];
     Some((&tail[..at], (id != "-").then(|| id.to_owned())))

@@ -2,11 +2,11 @@
 
 mod lane_record;
 
-use walrelay::pipeline::lane_end::TailMessage;
+use walrelay::pipeline::end_search::{FoundEnd, Lookup, StoredMessage};
+use walrelay::pipeline::lane_end::LaneEnd;
 use walrelay::pipeline::position::Position;
 use walrelay::pipeline::record::LaneRecord;
-use walrelay::pipeline::shared_tail::{SharedSubjects, SharedTailSearch, StreamEnd};
-use walrelay::pipeline::tail::{Lookup, StoredMessage, Tail};
+use walrelay::pipeline::shared_end_search::{SharedEndSearch, SharedSubjects, StreamEnd};
 
 const FENCE: &str = "walrelay.fence.S.s";
 const FENCES: &str = "walrelay.fence.*.s";
@@ -14,14 +14,14 @@ const EVENTS: &str = "outbox.>";
 const DEAD: &str = "walrelay.dead.s";
 const LAST_SEQUENCE: u64 = 50;
 
-fn search(messages: u64, record: Option<&LaneRecord>) -> SharedTailSearch<'static> {
+fn search(messages: u64, record: Option<&LaneRecord>) -> SharedEndSearch<'static> {
     let subjects = SharedSubjects::new("S", "s", EVENTS.into());
     let stream = StreamEnd {
         created: "then",
         last_sequence: LAST_SEQUENCE,
         messages,
     };
-    SharedTailSearch::new("s", subjects, stream, record, None)
+    SharedEndSearch::new("s", subjects, stream, record, None)
 }
 
 /// The record of a relay that may have gone on behind message `sequence`.
@@ -75,9 +75,9 @@ fn event(sequence: u64, position: &'static str) -> StoredMessage<'static> {
     }
 }
 
-fn found(sequence: u64, position: &str) -> Tail {
+fn found(sequence: u64, position: &str) -> FoundEnd {
     let position: Position = position.parse().expect("a position");
-    Tail::Found(TailMessage {
+    FoundEnd::Found(LaneEnd {
         sequence,
         position,
         event_id: Some("e".into()),
@@ -86,13 +86,13 @@ fn found(sequence: u64, position: &str) -> Tail {
 
 /// Answers as given, each to the question that it belongs to.
 fn ask<'a>(
-    mut search: SharedTailSearch<'_>,
+    mut search: SharedEndSearch<'_>,
     answers: &[(Lookup<'_>, Option<StoredMessage<'a>>)],
-) -> Tail {
+) -> FoundEnd {
     for (lookup, message) in answers {
         assert_eq!(search.wanted(), Some(*lookup));
-        if let Some(tail) = search.take(*message) {
-            return tail;
+        if let Some(lane_end) = search.take(*message) {
+            return lane_end;
         }
     }
     assert_eq!(search.wanted(), None);
@@ -114,8 +114,8 @@ fn dead_from(from: u64) -> Lookup<'static> {
 fn the_fence_tells_and_what_is_left_of_a_later_batch_counts() {
     let at_40 = (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e")));
     let nothing = [(events_from(41), None), (dead_from(41), None)];
-    let tail = ask(search(20, None), &[&[at_40], &nothing[..]].concat());
-    assert_eq!(tail, found(40, "0/A:1"));
+    let lane_end = ask(search(20, None), &[&[at_40], &nothing[..]].concat());
+    assert_eq!(lane_end, found(40, "0/A:1"));
 
     let survived = [
         at_40,
@@ -160,7 +160,7 @@ fn a_known_later_message_tells_lost_from_removed() {
     let nothing = |from| [(events_from(from), None), (dead_from(from), None)];
 
     let removed = ask(search(20, Some(&record)), &[older, known(None)]);
-    assert_eq!(removed, Tail::FenceRemoved);
+    assert_eq!(removed, FoundEnd::FenceRemoved);
     let lost = [&[older, known(Some(foreign(45)))], &nothing(41)[..]].concat();
     assert_eq!(ask(search(20, Some(&record)), &lost), found(40, "0/9:1"));
     // An older answer had hidden it.
@@ -173,10 +173,10 @@ fn a_known_later_message_tells_lost_from_removed() {
 
     let lost = [missing, known(Some(foreign(45)))];
     let halt = ask(search(20, Some(&record)), &lost);
-    assert_eq!(halt, Tail::Replaced { sequence: 45 });
+    assert_eq!(halt, FoundEnd::Replaced { sequence: 45 });
     // Nothing was ever removed, so there was no other fence.
     let lost = [&lost[..], &nothing(1)[..]].concat();
-    assert_eq!(ask(search(50, Some(&record)), &lost), Tail::Nothing);
+    assert_eq!(ask(search(50, Some(&record)), &lost), FoundEnd::Nothing);
 }
 
 #[test]
@@ -191,8 +191,8 @@ fn a_stream_that_was_the_lanes_own_has_no_fence_yet() {
             (Lookup::Last(FENCE), None),
             (Lookup::Message(45), Some(own)),
         ];
-        let tail = ask(search(messages, Some(&record)), &answers);
-        assert_eq!(tail, Tail::FenceRemoved, "the record tells");
+        let lane_end = ask(search(messages, Some(&record)), &answers);
+        assert_eq!(lane_end, FoundEnd::FenceRemoved, "the record tells");
     }
     // The same without a record that names it.
     let answers = [
@@ -201,7 +201,7 @@ fn a_stream_that_was_the_lanes_own_has_no_fence_yet() {
         (events_from(1), Some(foreign(7))),
         (events_from(8), Some(own)),
     ];
-    assert_eq!(ask(search(50, None), &answers), Tail::FenceRemoved);
+    assert_eq!(ask(search(50, None), &answers), FoundEnd::FenceRemoved);
 }
 
 #[test]
@@ -213,13 +213,13 @@ fn a_lane_that_was_never_here_has_nothing() {
         (events_from(8), None),
         (dead_from(1), None),
     ];
-    assert_eq!(ask(search(20, None), &new), Tail::Nothing);
+    assert_eq!(ask(search(20, None), &new), FoundEnd::Nothing);
     let adopted = LaneRecord {
         adopted_sequence: 45,
         ..record(45)
     };
     let old = (Lookup::Last(FENCE), Some(fence(40, "s 0/A:1 e")));
-    assert_eq!(ask(search(20, Some(&adopted)), &[old]), Tail::Nothing);
+    assert_eq!(ask(search(20, Some(&adopted)), &[old]), FoundEnd::Nothing);
 }
 
 #[test]
@@ -228,12 +228,15 @@ fn a_stream_that_was_made_from_another_one_tells_nothing_by_itself() {
     let none = (Lookup::Last(FENCE), None);
     // The middle of a batch, as a mirror takes it; the fence behind it did not come.
     let cut = [at_40, (events_from(41), Some(copy(41, "s 0/B:1")))];
-    assert_eq!(ask(search(20, None), &cut), Tail::Copied { sequence: 41 });
+    assert_eq!(
+        ask(search(20, None), &cut),
+        FoundEnd::Copied { sequence: 41 }
+    );
     // Under another name, the fences tell the old one.
     let renamed = [none, (Lookup::Last(FENCES), Some(fence(40, "s 0/A:1 e")))];
     assert_eq!(
         ask(search(20, None), &renamed),
-        Tail::Copied { sequence: 40 }
+        FoundEnd::Copied { sequence: 40 }
     );
     // Events alone.
     let filtered = [
@@ -244,7 +247,7 @@ fn a_stream_that_was_made_from_another_one_tells_nothing_by_itself() {
     ];
     assert_eq!(
         ask(search(20, None), &filtered),
-        Tail::Copied { sequence: 9 }
+        FoundEnd::Copied { sequence: 9 }
     );
 }
 
@@ -255,5 +258,5 @@ fn a_lane_whose_fences_were_removed_and_that_no_record_knows_was_there() {
         (Lookup::Last(FENCES), None),
         (events_from(1), Some(event(9, "s 0/A:1"))),
     ];
-    assert_eq!(ask(search(20, None), &removed), Tail::FenceRemoved);
+    assert_eq!(ask(search(20, None), &removed), FoundEnd::FenceRemoved);
 }

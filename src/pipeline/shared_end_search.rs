@@ -1,25 +1,25 @@
 //! The lane's last message in a stream that others write to, told by the lane's own message there: its fence.
 //!
-//! In: stored messages, as asked for; what record and memory know. Out: a [`Tail`]. Guarantee: however long the stream is,
+//! In: stored messages, as asked for; what record and memory know. Out: a [`FoundEnd`]. Guarantee: however long the stream is,
 //! the search asks for the fence, for a later one that is known, and for what a crash of the broker may have left of the
 //! batch behind it; never beyond the stream's end as it was before.
 
 use super::dead_letter;
-use super::lane_end::{Memory, TailMessage};
+use super::end_search::{FoundEnd, Lookup, StoredMessage, split_tail};
+use super::lane_end::{LaneEnd, Memory};
 use super::position::{self, Position, TAIL_HEADER};
 use super::publish::tail_header;
 use super::record::LaneRecord;
-use super::tail::{Lookup, StoredMessage, Tail, split_tail};
 
 /// Most messages of others on the lane's subjects that are read behind its fence in search of its own: an answer each,
 /// at every start.
-pub const BEHIND_FENCE_MAX: usize = 200;
+pub(crate) const BEHIND_FENCE_MAX: usize = 200;
 
 /// Value of [`TAIL_HEADER`] on the fence of a lane that has published nothing.
 const NO_TAIL: &str = "-";
 
 /// What the subjects of all fences begin with.
-pub const FENCE_PREFIX: &str = "walrelay.fence.";
+pub(crate) const FENCE_PREFIX: &str = "walrelay.fence.";
 
 /// The subject of a slot's own messages in a shared stream: `walrelay.fence.<stream>.<slot>`.
 #[must_use]
@@ -70,7 +70,7 @@ impl SharedSubjects {
 
 /// The search for the lane's last message on its own subjects, one message a step.
 #[derive(Debug)]
-pub struct SharedTailSearch<'a> {
+pub struct SharedEndSearch<'a> {
     slot: &'a str,
     subjects: SharedSubjects,
     last_sequence: u64,
@@ -84,7 +84,7 @@ pub struct SharedTailSearch<'a> {
     is_whole: bool,
     fence_sequence: u64,
     /// What has been found so far.
-    last: Option<TailMessage>,
+    last: Option<LaneEnd>,
     step: Step,
 }
 
@@ -103,7 +103,7 @@ enum Step {
     },
 }
 
-impl<'a> SharedTailSearch<'a> {
+impl<'a> SharedEndSearch<'a> {
     /// Begins with what the stream was before the first look at its messages.
     pub fn new(
         slot: &'a str,
@@ -120,15 +120,15 @@ impl<'a> SharedTailSearch<'a> {
         let memory = memory.filter(|memory| memory.is_current(created, record));
         let record = record.filter(|record| record.created == created);
         let recorded = record.filter(|record| record.position.is_some());
-        let remembered = memory.and_then(|memory| memory.tail.as_ref());
+        let remembered = memory.and_then(|memory| memory.lane_end.as_ref());
         let reaches = |sequence: &u64| *sequence <= last_sequence;
-        SharedTailSearch {
+        SharedEndSearch {
             slot,
             subjects,
             last_sequence,
             adopted_sequence: record.map_or(0, |record| record.adopted_sequence),
             known_sequence: remembered
-                .map(|tail| tail.sequence)
+                .map(|lane_end| lane_end.sequence)
                 .into_iter()
                 .chain(recorded.map(|record| record.sequence))
                 .filter(reaches)
@@ -144,7 +144,7 @@ impl<'a> SharedTailSearch<'a> {
     }
 
     /// Sequence of the fence that was found; 0 for none.
-    pub fn fence_sequence(&self) -> u64 {
+    pub(crate) fn fence_sequence(&self) -> u64 {
         self.fence_sequence
     }
 
@@ -162,7 +162,7 @@ impl<'a> SharedTailSearch<'a> {
     }
 
     /// Takes what [`Self::wanted`] asked for, `None` when the stream has no such message.
-    pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<Tail> {
+    pub fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         match self.step {
             Step::Fence => self.take_fence(message),
             Step::OtherFence => self.take_other_fence(message),
@@ -172,23 +172,23 @@ impl<'a> SharedTailSearch<'a> {
     }
 
     /// What the search has found where [`Self::wanted`] names no further message.
-    pub fn end(self) -> Tail {
-        self.last.map_or(Tail::Nothing, Tail::Found)
+    pub fn end(self) -> FoundEnd {
+        self.last.map_or(FoundEnd::Nothing, FoundEnd::Found)
     }
 
-    fn take_fence(&mut self, fence: Option<StoredMessage<'_>>) -> Option<Tail> {
+    fn take_fence(&mut self, fence: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         let Some(fence) = fence else {
             return self.without_fence();
         };
         self.fence_sequence = fence.sequence;
         if fence.sequence <= self.adopted_sequence {
-            return Some(Tail::Nothing);
+            return Some(FoundEnd::Nothing);
         }
         let Some(told) = fence.tail.and_then(read_tail) else {
             // Somebody's message stands in its place.
-            return Some(Tail::FenceRemoved);
+            return Some(FoundEnd::FenceRemoved);
         };
-        self.last = told.map(|(position, event_id)| TailMessage {
+        self.last = told.map(|(position, event_id)| LaneEnd {
             sequence: fence.sequence,
             position,
             event_id,
@@ -201,15 +201,15 @@ impl<'a> SharedTailSearch<'a> {
     }
 
     /// It was removed, or the broker has lost it and the one before was removed.
-    fn without_fence(&mut self) -> Option<Tail> {
+    fn without_fence(&mut self) -> Option<FoundEnd> {
         self.step = self.known_sequence.map_or(Step::OtherFence, Step::Known);
         None
     }
 
-    fn take_other_fence(&mut self, fence: Option<StoredMessage<'_>>) -> Option<Tail> {
+    fn take_other_fence(&mut self, fence: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         match fence.filter(|fence| fence.sequence > self.adopted_sequence) {
-            Some(StoredMessage { sequence, .. }) => return Some(Tail::Copied { sequence }),
-            None if self.was_here && !self.is_whole => return Some(Tail::FenceRemoved),
+            Some(StoredMessage { sequence, .. }) => return Some(FoundEnd::Copied { sequence }),
+            None if self.was_here && !self.is_whole => return Some(FoundEnd::FenceRemoved),
             // Then there was none, or it was lost.
             None => self.go_behind(0),
         }
@@ -217,21 +217,25 @@ impl<'a> SharedTailSearch<'a> {
     }
 
     /// What stands where record or memory know a message of the lane, later than the fence that was found.
-    fn take_known(&mut self, message: Option<StoredMessage<'_>>, sequence: u64) -> Option<Tail> {
+    fn take_known(
+        &mut self,
+        message: Option<StoredMessage<'_>>,
+        sequence: u64,
+    ) -> Option<FoundEnd> {
         let Some(message) = message else {
-            return Some(Tail::FenceRemoved);
+            return Some(FoundEnd::FenceRemoved);
         };
         if message.told_by(self.slot).is_some() {
             return match message.is_fence {
                 // An older answer has hidden it.
                 true => self.take_fence(Some(message)),
                 // Of a time when the stream was the lane's own: there are no fences from then, and the record tells.
-                false => Some(Tail::FenceRemoved),
+                false => Some(FoundEnd::FenceRemoved),
             };
         }
         // The broker lost it. What an older fence tells is the truth; without one, only where there never was any.
         if self.fence_sequence == 0 && !self.is_whole {
-            return Some(Tail::Replaced { sequence });
+            return Some(FoundEnd::Replaced { sequence });
         }
         self.go_behind(0);
         None
@@ -265,7 +269,7 @@ impl<'a> SharedTailSearch<'a> {
         message: Option<StoredMessage<'_>>,
         filter: usize,
         others: usize,
-    ) -> Option<Tail> {
+    ) -> Option<FoundEnd> {
         let Some(message) = message.filter(|message| message.sequence <= self.last_sequence) else {
             self.go_behind(filter + 1);
             return None;
@@ -273,15 +277,15 @@ impl<'a> SharedTailSearch<'a> {
         let mut others = others;
         match message.told_by(self.slot) {
             // Of a time when the stream was the lane's own, later than the fence.
-            Some(_) if !message.in_batch => return Some(Tail::FenceRemoved),
+            Some(_) if !message.in_batch => return Some(FoundEnd::FenceRemoved),
             // Of a time when the lane had a fence, or of a relay that was never heard of.
             Some(_) if self.fence_sequence == 0 && !self.is_whole => {
-                return Some(Tail::FenceRemoved);
+                return Some(FoundEnd::FenceRemoved);
             }
             Some((position, event_id)) => {
                 let last = self.last.as_ref();
                 if last.is_none_or(|last| last.position < position) {
-                    self.last = Some(TailMessage {
+                    self.last = Some(LaneEnd {
                         sequence: message.sequence,
                         position,
                         event_id,
@@ -289,7 +293,7 @@ impl<'a> SharedTailSearch<'a> {
                 }
             }
             None if self.is_copied_from_further_on(&message) => {
-                return Some(Tail::Copied {
+                return Some(FoundEnd::Copied {
                     sequence: message.sequence,
                 });
             }
@@ -318,15 +322,20 @@ fn read_tail(told: &str) -> Option<Option<(Position, Option<String>)>> {
     Some(Some((position, event_id)))
 }
 
-/// Headers of the fence that an epoch stores before it publishes: it tells the lane's tail, and is stored only behind the
+/// Headers of the fence that an epoch stores before it publishes: it tells the lane end, and is stored only behind the
 /// fence that the search has found (`after`, 0 for none). From there on no relay that knew an older one can write.
-pub fn fence_headers(stream: &str, slot: &str, tail: Option<&TailMessage>, after: u64) -> Vec<u8> {
-    let tail = tail.map_or_else(
+pub(crate) fn fence_headers(
+    stream: &str,
+    slot: &str,
+    lane_end: Option<&LaneEnd>,
+    after: u64,
+) -> Vec<u8> {
+    let lane_end = lane_end.map_or_else(
         || NO_TAIL.to_owned(),
-        |tail| tail_header(slot, tail.position, tail.event_id.as_deref()),
+        |lane_end| tail_header(slot, lane_end.position, lane_end.event_id.as_deref()),
     );
     format!(
-        "NATS/1.0\r\n{TAIL_HEADER}: {tail}\r\nNats-Expected-Stream: {stream}\r\n\
+        "NATS/1.0\r\n{TAIL_HEADER}: {lane_end}\r\nNats-Expected-Stream: {stream}\r\n\
          Nats-Expected-Last-Subject-Sequence: {after}\r\n\r\n"
     )
     .into_bytes()
