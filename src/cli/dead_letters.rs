@@ -206,7 +206,12 @@ async fn next(
         let answer = nats
             .request(subject, request.to_string().into())
             .await
-            .context("no answer about dead letters")?;
+            .with_context(|| {
+                format!(
+                    "cannot ask stream {} for dead letters",
+                    settings.nats.stream
+                )
+            })?;
         let Some(message) = StoredMessage::parse(&answer.payload)? else {
             return Ok(None);
         };

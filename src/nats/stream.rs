@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use super::admin::{Admin, AdminRequestError, VersionError};
 use super::api::{AnswerError, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse};
+use super::denial::Denial;
 use super::protocol::ServerVersion;
 
 mod fit;
@@ -79,6 +80,9 @@ pub enum StreamError {
         /// Subject of the request.
         subject: String,
     },
+    /// The user may not ask, or may not hear the answer.
+    #[error(transparent)]
+    Denied(Denial),
     /// No answer.
     #[error("no answer on {subject}")]
     Request {
@@ -241,6 +245,7 @@ async fn request(client: &Admin, subject: String, body: Bytes) -> Result<Bytes, 
     match client.request(subject.clone(), body).await {
         Ok(answer) => Ok(answer.payload),
         Err(error) if error.is_no_responders() => Err(StreamError::NoResponders { subject }),
+        Err(AdminRequestError::Denied(denial)) => Err(StreamError::Denied(denial)),
         Err(source) => Err(StreamError::Request { subject, source }),
     }
 }

@@ -6,6 +6,7 @@
 
 use crate::nats::admin::{Admin, AdminRequestError};
 use crate::nats::api::{AnswerError, StoredMessage, StreamInfo, StreamNameError};
+use crate::nats::denial::Denial;
 use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_header};
 use crate::pipeline::fault::Fault;
@@ -21,6 +22,9 @@ pub enum LaneError {
     /// There is no such stream.
     #[error("NATS has no stream {0}: run `walrelay setup`")]
     NoStream(String),
+    /// The user may not ask, or may not hear the answer.
+    #[error(transparent)]
+    Denied(Denial),
     /// No answer.
     #[error("no answer from stream {stream}")]
     Request {
@@ -100,10 +104,11 @@ impl LaneClient {
             }
             None => self.client.request(subject, payload).await,
         };
-        let answer = answered.map_err(|source| match source.is_no_responders() && stores {
+        let answer = answered.map_err(|source| match source {
+            AdminRequestError::Denied(denial) => LaneError::Denied(denial),
             // Nothing listens where a message is to be stored.
-            true => LaneError::NoStream(stream.to_owned()),
-            false => LaneError::Request {
+            source if source.is_no_responders() && stores => LaneError::NoStream(stream.to_owned()),
+            source => LaneError::Request {
                 stream: stream.to_owned(),
                 source,
             },

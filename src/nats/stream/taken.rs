@@ -79,7 +79,7 @@ async fn names(
     let api = format!("{}.STREAM.NAMES", client.api_prefix());
     let answer = match request(client, api, body.into()).await {
         Ok(answer) => answer,
-        Err(StreamError::Request { .. }) => return Ok(Vec::new()),
+        Err(StreamError::Request { .. } | StreamError::Denied(_)) => return Ok(Vec::new()),
         Err(error) => return Err(error),
     };
     refuse(&answer).map_err(failed)?;
