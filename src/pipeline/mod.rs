@@ -21,10 +21,12 @@
 //! | [`engine`] | all of the above joined | one epoch as a state machine |
 //! | [`silence`] | when something was heard | when to ask for a sign of life, and when to give up |
 //! | [`sight`] | looks at the catalog | that nothing has been seen for too long, and that it is over |
+//! | [`burst`] | many occurrences of one kind | which is told in full, and counts of the others |
 //! | [`fault`], [`epochs`] | how an epoch ended | a pause, or a halt |
 //!
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
 
+pub mod burst;
 pub mod bytes;
 pub mod confirm;
 pub mod continuity;

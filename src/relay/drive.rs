@@ -5,7 +5,6 @@
 
 use crate::nats::protocol::Op;
 use crate::pipeline::copy_both::StatusUpdate;
-use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::row::Foreign;
@@ -16,7 +15,7 @@ use crate::relay::Shutdown;
 use crate::relay::broker::Broker;
 use crate::relay::clock::{self, Clock};
 use crate::relay::lane_store::LaneStore;
-use crate::relay::log::{StandbyWait, StartLine};
+use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
 use crate::relay::open::Epoch;
 use crate::relay::status::{Board, EpochMarks};
 use crate::relay::turn::{BrokerTransport, Turn, WalTransport, postgres_gone};
@@ -46,8 +45,9 @@ pub(super) struct Drive<'a> {
     began: Duration,
 }
 
-/// What a person has been told of Postgres; it outlives a connection to the broker.
+/// What a person has been told; it outlives a connection to the broker.
 pub(super) struct Told {
+    dead_letters: DeadLetterLog,
     standby: StandbyWait,
     sight: Sight,
 }
@@ -122,6 +122,7 @@ impl<'a> Drive<'a> {
                 self.report(now),
                 self.say_start(now),
                 self.told.sight.next_time(),
+                self.told.dead_letters.poll(now),
             ];
             for at in times.into_iter().flatten() {
                 until = until.min(at);
@@ -167,11 +168,12 @@ impl<'a> Drive<'a> {
     }
 
     /// Tells of the dead letters that the epoch before had in flight, as far as the stream has them.
-    pub(super) fn log_stored(&self, dead_letters: Vec<Note>) {
+    pub(super) fn log_stored(&mut self, dead_letters: Vec<Note>) {
         let lane_end = self.epoch.summary.plan.lane_end.as_ref();
+        let lane_end = lane_end.map(|lane_end| lane_end.position);
         for note in dead_letters {
             if let Note::DeadLetter(row) = &note
-                && lane_end.is_some_and(|lane_end| row.position <= lane_end.position)
+                && lane_end.is_some_and(|lane_end| row.position <= lane_end)
             {
                 self.log(note);
             }
@@ -192,17 +194,11 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn log(&self, note: Note) {
+    fn log(&mut self, note: Note) {
         match note {
-            Note::DeadLetter(RejectedRow {
-                position,
-                event_id,
-                reject,
-            }) => {
-                self.board.dead_letter(reject.reason());
-                tracing::error!(
-                    %position, event_id, reason = reject.reason(), "a row cannot be published and became a dead letter: {reject}"
-                );
+            Note::DeadLetter(row) => {
+                self.board.dead_letter(row.reject.reason());
+                self.told.dead_letters.stored(&row, self.clock.now());
             }
             Note::OtherTable(Foreign {
                 table,
@@ -351,6 +347,7 @@ impl BrokerTransport for Broker {
 impl Told {
     fn new(now: Duration) -> Self {
         Told {
+            dead_letters: DeadLetterLog::default(),
             standby: StandbyWait::default(),
             sight: Sight::new(now),
         }

@@ -4,7 +4,9 @@
 //! An epoch that follows one which ended while it streamed would end like it as soon as it publishes: that it began is
 //! no news, that it gets further is.
 
+use crate::pipeline::burst::Burst;
 use crate::pipeline::continuity::{Loss, Plan};
+use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::fault::{Class, Fault};
 use crate::postgres::error::ServerError;
 use crate::relay::STEADY;
@@ -35,6 +37,53 @@ pub(super) struct StartLine {
     plan: Plan,
     /// How long to stay quiet before it is said; none for at once.
     pub(super) patience: Option<Duration>,
+}
+
+/// What the log says of dead letters: one deploy may make thousands of them.
+#[derive(Debug, Default)]
+pub(super) struct DeadLetterLog {
+    burst: Burst,
+}
+
+impl DeadLetterLog {
+    /// A row became a dead letter.
+    pub(super) fn stored(&mut self, row: &RejectedRow, now: Duration) {
+        let RejectedRow {
+            position,
+            event_id,
+            reject,
+        } = row;
+        let reason = reject.reason();
+        match self.burst.occurs(now) {
+            true => tracing::error!(
+                %position, event_id, reason, "a row cannot be published and became a dead letter: {reject}"
+            ),
+            false => tracing::debug!(
+                %position, event_id, reason, "another row cannot be published and is a dead letter: {reject}"
+            ),
+        }
+    }
+
+    /// Says what is due; returns when to come again.
+    pub(super) fn poll(&mut self, now: Duration) -> Option<Duration> {
+        say_more(self.burst.poll(now));
+        self.burst.next_time()
+    }
+}
+
+impl Drop for DeadLetterLog {
+    fn drop(&mut self) {
+        say_more(self.burst.end());
+    }
+}
+
+fn say_more(more: Option<u64>) {
+    if let Some(more) = more {
+        tracing::error!(
+            more,
+            "more rows became dead letters since: `walrelay dead-letters list` shows them"
+        );
+    }
 }
 
 /// What the log has said of a standby that Postgres waits for before it sends more.

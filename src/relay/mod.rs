@@ -201,7 +201,7 @@ impl<'a> Relay<'a> {
         };
         self.board.begun(&epoch_start(&epoch.summary));
         self.has_streamed = true;
-        let drive = self.drive(epoch);
+        let mut drive = self.drive(epoch);
         drive.log_stored(std::mem::take(&mut self.inherited.dead_letters));
         Ok(Ok(drive))
     }
