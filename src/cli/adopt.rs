@@ -5,9 +5,13 @@
 //! not written over one that came in between.
 //!
 //! What slot and stream both have at the same position with the same id counts as published, so that the hold-back's
-//! events do not come twice; everything behind the last such event is published.
+//! events do not come twice; everything behind the last such event is published. What Debezium has published has no
+//! position: there the id alone counts.
 
+mod debezium;
 mod in_stream;
+
+use std::collections::HashSet;
 
 use anyhow::{Context as _, bail};
 use async_nats::HeaderMap;
@@ -48,6 +52,7 @@ Examples:
   walrelay adopt                               go on with this database and slot, after asking
   walrelay adopt --yes                         without asking
   walrelay adopt --position 16/B374D848:3      rows at or below this position count as published
+  walrelay adopt --debezium                    go on where Debezium was stopped, with its slot and publication
 
 It is the way past a halt (exit code 4 of run): a slot that was advanced, dropped or made again, a restored or
 upgraded database, a stream whose end was removed or that was made from another one. Find out first what happened.
@@ -66,6 +71,10 @@ pub struct Args {
     /// Rows at or below this position count as published; a row must stand there if the slot still holds that place.
     #[arg(long, value_name = "LSN:ORDINAL")]
     position: Option<Position>,
+
+    /// Debezium wrote to this stream from this slot: rows whose ids its messages have in their headers count as published.
+    #[arg(long)]
+    debezium: bool,
 }
 
 /// What was found.
@@ -92,12 +101,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let nats = Admin::connect(&settings.nats.connection).await?;
     let (view, published) = look(&args, settings, &sql, &nats).await?;
     let mut account = Account::default();
-    explain(
-        &mut account,
-        &view,
-        published.as_ref(),
-        args.position.is_some(),
-    );
+    explain(&mut account, &view, published.as_ref(), &args);
     if !args.yes && !agreed("Adopt this database and slot?")? {
         stderr::line("nothing was changed: answer yes, or give --yes where nobody can be asked");
         return Ok(Exit::Usage);
@@ -141,6 +145,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         confirmed_lsn: view.confirmed_lsn,
         adopted_sequence: sequence.map_or(view.stream.state.last_seq, |sequence| sequence - 1),
         active: false,
+        taken_over_sequence: taken_over_sequence(&args, &view),
         skips: Vec::new(),
         replaced: None,
         doubted: false,
@@ -156,6 +161,17 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     account.line("adopted; walrelay run goes on, and walrelay verify compares table and stream");
     account.close()?;
     Ok(Exit::Done)
+}
+
+/// Up to where ids alone tell what was published.
+fn taken_over_sequence(args: &Args, view: &View) -> u64 {
+    let record = view.record.record.as_ref();
+    match args.debezium {
+        true => view.stream.state.last_seq,
+        false => record
+            .filter(|record| record.created == view.stream.created)
+            .map_or(0, |record| record.taken_over_sequence),
+    }
 }
 
 async fn look(
@@ -229,7 +245,11 @@ async fn look(
             let recorded = recorded.map_or(&[][..], |record| &record.tables);
             let mut source = source(&inspection, settings);
             source.tables = source.tables.continued(recorded, confirmed_lsn);
-            common(sql, settings, source, server_lsn, &in_stream).await?
+            let ids = match args.debezium {
+                true => debezium::ids(nats, settings, &stream).await?,
+                false => HashSet::new(),
+            };
+            common(sql, settings, source, server_lsn, &in_stream, &ids).await?
         }
     };
     let view = View {
@@ -261,8 +281,8 @@ async fn fence_sequence(nats: &Admin, settings: &Settings) -> anyhow::Result<u64
     Ok(found.map_or(0, |message| message.seq))
 }
 
-/// The last row that both slot and stream have, at the same position with the same id, and how many rows that the slot has
-/// before it the stream has not. The relay published in order, so it has passed everything before that row, even where the
+/// The last row that both slot and stream have, at the same position with the same id or with one of `ids`, and how many
+/// rows that the slot has before it the stream has not. The relay published in order, so it has passed everything before that row, even where the
 /// stream has removed some of it.
 async fn common(
     sql: &Client,
@@ -270,10 +290,11 @@ async fn common(
     source: Source,
     server_lsn: PgLsn,
     in_stream: &InStream,
+    ids: &HashSet<String>,
 ) -> anyhow::Result<(Option<Published>, u64)> {
     let mut common: Option<Published> = None;
     let (mut absent, mut absent_since) = (0, 0);
-    if in_stream.ids.is_empty() {
+    if in_stream.ids.is_empty() && ids.is_empty() {
         return Ok((None, 0));
     }
     let free = peek(
@@ -283,7 +304,7 @@ async fn common(
         server_lsn,
         |Held { position, id, .. }| {
             let known = in_stream.ids.get(&position).and_then(Option::as_deref);
-            if id.is_none() || known != id {
+            if !id.is_some_and(|id| known == Some(id) || ids.contains(id)) {
                 absent_since += 1;
                 return Ok(());
             }
@@ -343,7 +364,7 @@ async fn mark(
     Ok(ack.sequence)
 }
 
-fn explain(account: &mut Account, view: &View, published: Option<&Published>, is_given: bool) {
+fn explain(account: &mut Account, view: &View, published: Option<&Published>, args: &Args) {
     account.line(format_args!("present lane   {}", view.lane));
     match &view.record.record {
         Some(record) => account.line(format_args!(
@@ -365,7 +386,7 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, is
         view.stream.state.last_seq, view.in_stream
     ));
     account.line(match published {
-        Some(published) if is_given => format!(
+        Some(published) if args.position.is_some() => format!(
             "The relay will go on behind {}, as given: rows up to there count as published.",
             published.position
         ),

@@ -283,6 +283,7 @@ async fn record_slot(
         confirmed_lsn,
         active: false,
         adopted_sequence: stream.state.last_seq,
+        taken_over_sequence: 0,
         skips: Vec::new(),
         replaced: None,
         doubted: false,

@@ -256,7 +256,6 @@ async fn check(
     .await?;
     bar.finish_and_clear();
 
-    let adopted_sequence = record.as_ref().map_or(0, |record| record.adopted_sequence);
     let snapshot_lsn = table.snapshot_lsn;
     let mut outbox = source(inspection, settings);
     if let Some(record) = &record {
@@ -269,7 +268,7 @@ async fn check(
         source: outbox,
         id_column,
         snapshot_lsn,
-        lane: LaneReading::new(&info, name, &postgres.slot, adopted_sequence, snapshot_lsn),
+        lane: LaneReading::new(&info, name, &postgres.slot, record.as_ref(), snapshot_lsn),
         recorded: record.and_then(|record| record.position),
         entries,
         pending_for: None,

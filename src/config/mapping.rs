@@ -12,7 +12,7 @@ use super::layers::{Layers, Value as Text};
 use super::origin::ValueOrigin;
 use crate::pipeline::event_id::ID_HEADERS;
 use crate::pipeline::fields::{Field, Fields};
-use crate::pipeline::mapping::{Extra, Format, MessageSettings, Value};
+use crate::pipeline::mapping::{Extra, Format, HeaderValues, MessageSettings, Value};
 use crate::pipeline::subject::{Placeholder, SubjectTemplate};
 
 const KEYS: Fields<Key> = Fields {
@@ -51,7 +51,7 @@ const CLOUD_EVENT: [&str; 11] = [
 ];
 
 /// What a preset changes: keys that nothing else sets.
-const DEBEZIUM: [(Key, &str); 8] = [
+const DEBEZIUM: [(Key, &str); 10] = [
     (Key::ColumnsId, "id"),
     (Key::ColumnsAggregateId, "aggregateid"),
     (Key::ColumnsEventType, "type"),
@@ -60,6 +60,8 @@ const DEBEZIUM: [(Key, &str); 8] = [
     (Key::ColumnsPayload, "payload"),
     (Key::NatsSubject, "outbox.event.{aggregatetype}"),
     (Key::MessageFormat, "payload"),
+    (Key::MessageTombstones, "true"),
+    (Key::MessageHeaderValues, "json"),
 ];
 
 /// Sets what the preset says where nothing else has.
@@ -146,11 +148,7 @@ pub(super) fn message(
     columns: &Fields<Value>,
     subject: &SubjectTemplate,
 ) -> Result<MessageSettings, ConfigError> {
-    let names = Format::NAMES.map(|(name, _)| name).join(", ");
-    let format = checked(layers, Key::MessageFormat, &names, |text| {
-        let found = Format::NAMES.iter().find(|(name, _)| *name == text);
-        found.map(|(_, format)| *format)
-    })?;
+    let format = one_of(layers, Key::MessageFormat, &Format::NAMES)?;
     let is_absent = |field| *columns.get(field) == Value::Absent;
     for (field, placeholder) in [
         (Field::EventType, Placeholder::EventType),
@@ -175,6 +173,10 @@ pub(super) fn message(
     }
     Ok(MessageSettings {
         format,
+        tombstones: checked(layers, Key::MessageTombstones, "true or false", |text| {
+            text.parse().ok()
+        })?,
+        header_values: one_of(layers, Key::MessageHeaderValues, &HeaderValues::NAMES)?,
         headers: extras(layers, Key::MessageHeaders, |name| {
             header_problem(name, format)
         })?,
@@ -190,6 +192,14 @@ pub(super) fn message(
                 (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
             },
         )?,
+    })
+}
+
+fn one_of<T: Copy>(layers: &Layers, key: Key, names: &[(&str, T)]) -> Result<T, ConfigError> {
+    let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+    checked(layers, key, &all.join(", "), |text| {
+        let found = names.iter().find(|(name, _)| *name == text);
+        found.map(|(_, value)| *value)
     })
 }
 
@@ -248,7 +258,9 @@ fn header_problem(name: &str, format: Format) -> Option<&'static str> {
 
 fn field_problem(name: &str, format: Format) -> Option<&'static str> {
     match format {
-        Format::Payload => Some("a payload alone has no further fields; use message.headers"),
+        Format::Payload | Format::PayloadString => {
+            (name == "payload").then_some("the payload stands there")
+        }
         Format::Envelope => ENVELOPE.contains(&name).then_some("the envelope has it"),
         Format::CloudEvents | Format::CloudEventsJson => {
             let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();

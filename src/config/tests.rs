@@ -343,6 +343,8 @@ fn values_out_of_range_name_key_value_source_and_range() {
         (Key::ColumnsOccurredAt, &["{value = 1}"]),
         (Key::MessageFormat, &["", "json", "Envelope"]),
         (Key::MessageSource, &["", "a b"]),
+        (Key::MessageTombstones, &["", "yes"]),
+        (Key::MessageHeaderValues, &["", "JSON"]),
         (
             Key::MessageHeaders,
             &[

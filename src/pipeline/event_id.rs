@@ -12,10 +12,27 @@ pub const ID_HEADERS: [&str; 2] = ["id", "ce-id"];
 /// The id that the values of [`ID_HEADERS`] tell.
 pub(crate) fn of_headers(values: [Option<&str>; 2]) -> Option<String> {
     match values {
+        [Some(id), _] if id.starts_with(JSON_BEGINS) => of_json(id),
         [Some(id), _] => Some(id.to_owned()),
         [None, Some(id)] => Some(percent_decode_str(id).decode_utf8_lossy().into_owned()),
         [None, None] => None,
     }
+}
+
+/// A header's value that begins so is JSON: where headers are JSON, or where the id itself begins so.
+pub(crate) const JSON_BEGINS: [char; 2] = ['"', '{'];
+
+/// A string, or one with its schema, as Debezium writes it by default.
+fn of_json(id: &str) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    #[serde(untagged)]
+    enum Id {
+        Plain(String),
+        WithSchema { payload: String },
+    }
+    Some(match serde_json::from_str(id).ok()? {
+        Id::Plain(id) | Id::WithSchema { payload: id } => id,
+    })
 }
 
 /// The `id` of an envelope, a CloudEvent or a dead letter: a string, or a number as it is written.
@@ -47,6 +64,11 @@ mod tests {
         assert_eq!(of_headers([id, None]).as_deref(), Some("a%20b"));
         assert_eq!(of_headers([None, id]).as_deref(), Some("a b"));
         assert_eq!(of_headers([None, None]), None);
+        let quoted = of_headers([Some(r#""a\"b""#), None]);
+        assert_eq!(quoted.as_deref(), Some("a\"b"));
+        let with_schema = r#"{"schema":{"type":"string","optional":false},"payload":"a"}"#;
+        assert_eq!(of_headers([Some(with_schema), None]).as_deref(), Some("a"));
+        assert_eq!(of_headers([Some("\"a"), None]), None);
     }
 
     #[test]

@@ -33,8 +33,10 @@ pub enum Format {
     /// The JSON envelope of `docs/tables.md`.
     #[default]
     Envelope,
-    /// The payload alone; the event's id is in the header `id`.
+    /// The payload alone, or with the further fields; the event's id is in the header `id`.
     Payload,
+    /// The same with the payload's text as one JSON string.
+    PayloadString,
     /// CloudEvents 1.0 in binary mode: attributes in headers, the payload as the body.
     CloudEvents,
     /// CloudEvents 1.0 in structured mode: one JSON object.
@@ -43,12 +45,29 @@ pub enum Format {
 
 impl Format {
     /// All of them, with their names in the configuration.
-    pub(crate) const NAMES: [(&str, Format); 4] = [
+    pub(crate) const NAMES: [(&str, Format); 5] = [
         ("envelope", Format::Envelope),
         ("payload", Format::Payload),
+        ("payload_string", Format::PayloadString),
         ("cloudevents", Format::CloudEvents),
         ("cloudevents_json", Format::CloudEventsJson),
     ];
+}
+
+/// How the value of a column, and the event's id, stand in a header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeaderValues {
+    /// As their text.
+    #[default]
+    Text,
+    /// As JSON: a text in quotes.
+    Json,
+}
+
+impl HeaderValues {
+    /// All of them, with their names in the configuration.
+    pub(crate) const NAMES: [(&str, HeaderValues); 2] =
+        [("text", HeaderValues::Text), ("json", HeaderValues::Json)];
 }
 
 /// A column beyond the event's own, under a name in the message.
@@ -65,8 +84,12 @@ pub struct Extra {
 pub struct MessageSettings {
     /// The form.
     pub format: Format,
+    /// A row without a payload makes a message without one, instead of a dead letter.
+    pub tombstones: bool,
     /// Headers made of columns.
     pub headers: Vec<Extra>,
+    /// How those headers have their values; `id` too where the format is a payload's.
+    pub header_values: HeaderValues,
     /// Fields of the envelope, or extension attributes of a CloudEvent, made of columns.
     pub fields: Vec<Extra>,
     /// `source` of a CloudEvent: a URI reference.
@@ -103,6 +126,7 @@ impl Mapping {
         Mapping {
             is_plain: all_columns
                 && message.format == Format::Envelope
+                && !message.tombstones
                 && message.fields.is_empty(),
             columns,
             subject,

@@ -5,10 +5,11 @@
 
 use super::bytes::{bytes_of, id_of_bytes};
 use super::envelope::{Envelope, Reject, escaped, event_version, shown};
+use super::event_id;
 use super::fields::Field;
 use super::kind::Kind;
 use super::limit::SizeLimit;
-use super::mapping::{Format, Mapping, Value};
+use super::mapping::{Format, HeaderValues, Mapping, Value};
 use super::pgoutput::Column;
 use super::row::Row;
 use super::subject::Placeholder;
@@ -116,7 +117,8 @@ impl<'a> Event<'_, 'a> {
             if let Some(text) = not_null(column, &extra.column)? {
                 headers.extend_from_slice(extra.name.as_bytes());
                 headers.extend_from_slice(b": ");
-                push_header(headers, &extra.name, kind, text)?;
+                let values = self.mapping.message.header_values;
+                push_header(headers, &extra.name, values, kind, text)?;
                 headers.extend_from_slice(b"\r\n");
             }
         }
@@ -131,10 +133,15 @@ impl<'a> Event<'_, 'a> {
                 headers.extend_from_slice(b"content-type: application/cloudevents+json\r\n");
                 self.cloud_event(body)?;
             }
-            Format::Payload => {
-                let (kind, id) = self.id()?;
-                header(headers, "id", &id_text(kind, &id))?;
-                return self.data(body);
+            Format::Payload | Format::PayloadString => {
+                self.push_id_header(headers)?;
+                if !self.mapping.message.fields.is_empty() {
+                    self.payload_with_fields(body)?;
+                } else if self.mapping.message.format == Format::PayloadString {
+                    self.push_payload_string(body)?;
+                } else {
+                    return self.data(body);
+                }
             }
             Format::CloudEvents => {
                 self.attributes(headers)?;
@@ -148,9 +155,28 @@ impl<'a> Event<'_, 'a> {
         self.get(Field::Id)?.ok_or(Reject::Null(Field::Id))
     }
 
-    /// The payload by itself.
+    /// `id: <value>`. What begins like JSON is always JSON, so that readers need no settings to tell an id.
+    fn push_id_header(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
+        let (kind, id) = self.id()?;
+        headers.extend_from_slice(b"id: ");
+        let begins_like_json = event_id::JSON_BEGINS
+            .iter()
+            .any(|&c| id.first() == Some(&(c as u8)));
+        if self.mapping.message.header_values == HeaderValues::Json || begins_like_json {
+            push_id(headers, kind, &id);
+        } else {
+            let text = id_text(kind, &id);
+            push_header(headers, "id", HeaderValues::Text, Kind::Text, &text)?;
+        }
+        headers.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
+    /// The payload by itself; nothing of a tombstone.
     fn data(&self, body: &mut Vec<u8>) -> Result<Composed<'a>, Reject> {
-        let (kind, text) = self.payload()?;
+        let Some((kind, text)) = self.payload()? else {
+            return Ok(Composed::Payload(b""));
+        };
         match (kind, text) {
             (Kind::Bytes, text) => {
                 body.extend_from_slice(&bytes_of(&text));
@@ -164,9 +190,36 @@ impl<'a> Event<'_, 'a> {
         }
     }
 
-    fn payload(&self) -> Result<Typed<'a>, Reject> {
-        self.get(Field::Payload)?
-            .ok_or(Reject::Null(Field::Payload))
+    /// Kind and text of the payload; none for a tombstone.
+    fn payload(&self) -> Result<Option<Typed<'a>>, Reject> {
+        if self.mapping.message.tombstones && self.row.get(Field::Payload) == Column::Null {
+            return Ok(None);
+        }
+        match self.get(Field::Payload)? {
+            Some(payload) => Ok(Some(payload)),
+            None => Err(Reject::Null(Field::Payload)),
+        }
+    }
+
+    /// The payload's text as one JSON string, a bytea in base64; `null` of a tombstone.
+    fn push_payload_string(&self, out: &mut Vec<u8>) -> Result<(), Reject> {
+        match self.payload()? {
+            None => out.extend_from_slice(b"null"),
+            Some((Kind::Bytes, text)) => push_json(out, Kind::Bytes, &text),
+            Some((_, text)) => push_string(out, &text),
+        }
+        Ok(())
+    }
+
+    fn payload_with_fields(&self, body: &mut Vec<u8>) -> Result<(), Reject> {
+        let mut object = Object::open(body);
+        match self.mapping.message.format {
+            Format::PayloadString => self.push_payload_string(object.key("payload"))?,
+            _ => self.push_payload(&mut object, "payload", "payload")?,
+        }
+        self.push_fields(&mut object)?;
+        object.close();
+        Ok(())
     }
 
     fn envelope(&self, body: &mut Vec<u8>) -> Result<(), Reject> {
@@ -205,14 +258,17 @@ impl<'a> Event<'_, 'a> {
         }
     }
 
-    /// JSON as it is, a text that is no JSON as a string, bytes in base64 under a name of their own.
+    /// JSON as it is, a text that is no JSON as a string, bytes in base64 under a name of their own, null of a tombstone.
     fn push_payload(
         &self,
         object: &mut Object<'_>,
         json: &str,
         base64: &str,
     ) -> Result<(), Reject> {
-        let (kind, text) = self.payload()?;
+        let Some((kind, text)) = self.payload()? else {
+            object.key(json).extend_from_slice(b"null");
+            return Ok(());
+        };
         match kind {
             Kind::Bytes => push_json(object.key(base64), kind, &text),
             Kind::Json => object.key(json).extend_from_slice(&text),
@@ -251,8 +307,10 @@ impl<'a> Event<'_, 'a> {
             object.key("eventversion").extend_from_slice(version);
         }
         self.push_fields(&mut object)?;
-        push_string(object.key("datacontenttype"), self.content_type()?);
-        self.push_payload(&mut object, "data", "data_base64")?;
+        if let Some(content_type) = self.content_type()? {
+            push_string(object.key("datacontenttype"), content_type);
+            self.push_payload(&mut object, "data", "data_base64")?;
+        }
         object.close();
         Ok(())
     }
@@ -262,12 +320,12 @@ impl<'a> Event<'_, 'a> {
             .ok_or(Reject::Null(Field::EventType))
     }
 
-    fn content_type(&self) -> Result<&'static [u8], Reject> {
-        Ok(match self.payload()?.0 {
-            Kind::Bytes => b"application/octet-stream",
+    fn content_type(&self) -> Result<Option<&'static [u8]>, Reject> {
+        Ok(self.payload()?.map(|(kind, _)| match kind {
+            Kind::Bytes => b"application/octet-stream".as_slice(),
             Kind::Json => b"application/json",
             _ => b"text/plain",
-        })
+        }))
     }
 
     /// Binary mode: each attribute in a header of its own (CloudEvents, NATS protocol binding, working draft).
@@ -291,11 +349,13 @@ impl<'a> Event<'_, 'a> {
             let (kind, column) = self.row.extras()[first + index];
             if let Some(text) = not_null(column, &extra.column)? {
                 let mut value = Vec::new();
-                push_header(&mut value, &extra.name, kind, text)?;
+                push_header(&mut value, &extra.name, HeaderValues::Text, kind, text)?;
                 attribute(headers, &extra.name, &value);
             }
         }
-        attribute(headers, "datacontenttype", self.content_type()?);
+        if let Some(content_type) = self.content_type()? {
+            attribute(headers, "datacontenttype", content_type);
+        }
         Ok(())
     }
 }
@@ -328,14 +388,6 @@ fn not_null<'a>(column: Column<'a>, name: &str) -> Result<Option<&'a [u8]>, Reje
         Column::NoText(_) => Err(Reject::NoText(format!("column {name}"))),
         Column::Unchanged | Column::Binary(_) => Err(Reject::ColumnForm(name.to_owned())),
     }
-}
-
-fn header(headers: &mut Vec<u8>, name: &str, text: &[u8]) -> Result<(), Reject> {
-    headers.extend_from_slice(name.as_bytes());
-    headers.extend_from_slice(b": ");
-    push_header(headers, name, Kind::Text, text)?;
-    headers.extend_from_slice(b"\r\n");
-    Ok(())
 }
 
 /// `ce-<name>: <value>`. What is no printable ASCII, and space, `"` and `%`, is percent-encoded (HTTP protocol binding, 3.1.3.2).

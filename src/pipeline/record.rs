@@ -50,6 +50,9 @@ pub struct LaneRecord {
     /// Messages up to this sequence are of a lane before an adoption and do not count.
     #[serde(default)]
     pub adopted_sequence: u64,
+    /// Messages up to this sequence that have an id and no position are the lane's too: Debezium published them.
+    #[serde(default)]
+    pub taken_over_sequence: u64,
     /// Rows behind the position that a person has allowed to pass as dead letters, see `walrelay dead-letters skip`.
     #[serde(default, with = "text_list")]
     pub skips: Vec<Position>,

@@ -6,26 +6,31 @@
 use super::bytes::{base64, id_of_bytes};
 use super::envelope::{Reject, escaped, occurred_at, shown};
 use super::kind::Kind;
+use super::mapping::HeaderValues;
 
-/// Appends the value as a header's value: its text, times in RFC 3339, a bytea in base64.
+/// Appends the value as a header's value: as [`push_json`] has it, or its text, times in RFC 3339, a bytea in base64.
 ///
 /// # Errors
 /// A text that would end the header's line.
 pub(crate) fn push_header(
     out: &mut Vec<u8>,
     name: &str,
+    values: HeaderValues,
     kind: Kind,
     text: &[u8],
 ) -> Result<(), Reject> {
-    if text.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
-        return Err(Reject::Header(name.to_owned()));
-    }
-    match kind {
-        Kind::Time => out.extend_from_slice(&time_or_text(text)),
-        Kind::Bytes => out.extend_from_slice(&base64(text)),
+    let begin = out.len();
+    match (values, kind) {
+        (HeaderValues::Json, _) => push_json(out, kind, text),
+        (_, Kind::Time) => out.extend_from_slice(&time_or_text(text)),
+        (_, Kind::Bytes) => out.extend_from_slice(&base64(text)),
         _ => out.extend_from_slice(text),
     }
-    Ok(())
+    let ends_line = |byte: &u8| matches!(byte, b'\r' | b'\n' | 0);
+    match out[begin..].iter().any(ends_line) {
+        true => Err(Reject::Header(name.to_owned())),
+        false => Ok(()),
+    }
 }
 
 /// Appends the value as JSON.
@@ -234,9 +239,24 @@ mod tests {
 
     #[test]
     fn a_header_keeps_its_line() {
-        let mut out = Vec::new();
-        assert!(push_header(&mut out, "a", Kind::Text, b"x\r\nNats-Msg-Id: 1").is_err());
-        push_header(&mut out, "a", Kind::Text, "é b".as_bytes()).expect("a value");
-        assert_eq!(out, "é b".as_bytes());
+        let header = |values, kind, text: &str| {
+            let mut out = Vec::new();
+            push_header(&mut out, "a", values, kind, text.as_bytes())
+                .map(|()| String::from_utf8(out).expect("UTF-8"))
+        };
+        let (text, json) = (HeaderValues::Text, HeaderValues::Json);
+        let ended = "x\r\nNats-Msg-Id: 1";
+        for (values, kind, value, expected) in [
+            (text, Kind::Text, ended, None),
+            (text, Kind::Text, "é b", Some("é b")),
+            (text, Kind::Truth, "t", Some("t")),
+            (json, Kind::Text, ended, Some(r#""x\r\nNats-Msg-Id: 1""#)),
+            (json, Kind::Text, "é b", Some("\"é b\"")),
+            (json, Kind::Truth, "t", Some("true")),
+            (json, Kind::Number, "1.50", Some("1.50")),
+            (json, Kind::Json, "{\n}", None),
+        ] {
+            assert_eq!(header(values, kind, value).ok().as_deref(), expected);
+        }
     }
 }

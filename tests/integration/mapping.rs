@@ -199,8 +199,74 @@ async fn the_preset_for_debezium() {
     for (message, n) in stored.iter().zip([2, 1]) {
         assert_eq!(message.body, format!(r#"{{"n": {n}, "id": "own"}}"#));
         let id = format!("00000000-0000-0000-0000-00000000000{n}");
-        assert_eq!(headers(message), BTreeMap::from([("id", id.as_str())]));
+        let quoted = format!("\"{id}\"");
+        assert_eq!(headers(message), BTreeMap::from([("id", quoted.as_str())]));
         assert_eq!(message.subject, format!("{name}.event.Order"));
+    }
+}
+
+/// What Debezium's router makes of further columns, of a value as JSON, and of a row without a payload.
+#[tokio::test]
+async fn placed_columns_strings_and_tombstones_as_debezium_has_them() {
+    let table = "CREATE TABLE events (id uuid PRIMARY KEY, aggregatetype text NOT NULL, aggregateid text, type text,
+        payload jsonb, tenant text, amount numeric, paid boolean, at timestamptz)";
+    let insert = |n: u8, payload: &str| {
+        format!(
+            "INSERT INTO events VALUES ('00000000-0000-0000-0000-00000000000{n}', 'order', NULL, NULL, {payload},
+                 'a \"b', 1.50, true, '2026-11-28 07:05:32.5Z')"
+        )
+    };
+    let [made, none] = [insert(1, r#"'{"n": 1}'"#), insert(2, "NULL")];
+    let settings = [
+        ("WALRELAY_PRESET", "debezium"),
+        ("WALRELAY_NATS_SUBJECT", "NAME.event.{aggregatetype}"),
+    ];
+    let columns =
+        "{ tenant = 'tenant', amount = 'amount', paid = 'paid', at = 'at', eventType = 'type' }";
+    let with = |more: &[(&'static str, &'static str)]| [&settings[..], more].concat();
+
+    let fixture = with_table(table, &with(&[("WALRELAY_MESSAGE_HEADERS", columns)])).await;
+    let stored = round_trip(fixture, [&made, &none]).await;
+    assert_eq!(stored[0].body, "");
+    assert_eq!(stored[1].body, r#"{"n": 1}"#);
+    let expected = BTreeMap::from([
+        ("id", r#""00000000-0000-0000-0000-000000000001""#),
+        ("tenant", r#""a \"b""#),
+        ("amount", "1.50"),
+        ("paid", "true"),
+        ("at", r#""2026-11-28T07:05:32.500000Z""#),
+    ]);
+    assert_eq!(headers(&stored[1]), expected);
+
+    for (format, fields, expected) in [
+        ("payload_string", "{}", ["null", r#""{\"n\": 1}""#]),
+        (
+            "payload_string",
+            "{ tenant = 'tenant' }",
+            [
+                r#"{"payload":null,"tenant":"a \"b"}"#,
+                r#"{"payload":"{\"n\": 1}","tenant":"a \"b"}"#,
+            ],
+        ),
+        (
+            "payload",
+            "{ amount = 'amount' }",
+            [
+                r#"{"payload":null,"amount":1.50}"#,
+                r#"{"payload":{"n": 1},"amount":1.50}"#,
+            ],
+        ),
+        ("cloudevents", "{}", ["", r#"{"n": 1}"#]),
+    ] {
+        let more = [
+            ("WALRELAY_MESSAGE_FORMAT", format),
+            ("WALRELAY_MESSAGE_FIELDS", fields),
+            ("WALRELAY_COLUMNS_EVENT_TYPE", "aggregatetype"),
+            ("WALRELAY_COLUMNS_AGGREGATE_ID", ""),
+        ];
+        let fixture = with_table(table, &with(&more)).await;
+        let stored = round_trip(fixture, [&made, &none]).await;
+        assert_eq!(stored.each_ref().map(|message| &*message.body), expected);
     }
 }
 

@@ -20,6 +20,7 @@ pub fn fresh(created: &str) -> LaneRecord {
         confirmed_lsn: 1.into(),
         active: false,
         adopted_sequence: 0,
+        taken_over_sequence: 0,
         skips: Vec::new(),
         replaced: None,
         doubted: false,

@@ -16,7 +16,7 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// How far back the stream is compared with the slot.
-const COMPARED_MESSAGES_MAX: u64 = 200_000;
+pub(super) const COMPARED_MESSAGES_MAX: u64 = 200_000;
 
 /// So many copies in a row of what the slot no longer holds end the comparison. A consumer may have put some there out of
 /// order; a mirror keeps the order.

@@ -22,6 +22,7 @@ use crate::pipeline::position::{
     KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
     Position, parse_header,
 };
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
 
 /// How long the broker may keep us waiting for a message that it has.
@@ -48,6 +49,8 @@ pub(super) struct LaneReading {
     server_lsn: PgLsn,
     /// The order begins anew behind the lane's adoption.
     adopted_sequence: u64,
+    /// Up to here events without a position count: another relay published them.
+    taken_over_sequence: u64,
     is_adopted: bool,
     created: String,
     next: u64,
@@ -85,7 +88,7 @@ impl LaneReading {
         info: &StreamInfo,
         name: &str,
         slot: &str,
-        adopted_sequence: u64,
+        record: Option<&LaneRecord>,
         snapshot_lsn: PgLsn,
     ) -> Self {
         LaneReading {
@@ -93,7 +96,8 @@ impl LaneReading {
             slot: slot.to_owned(),
             snapshot_lsn,
             server_lsn: snapshot_lsn,
-            adopted_sequence,
+            adopted_sequence: record.map_or(0, |record| record.adopted_sequence),
+            taken_over_sequence: record.map_or(0, |record| record.taken_over_sequence),
             is_adopted: false,
             created: info.created.clone(),
             next: info.config.first_seq.max(1),
@@ -306,6 +310,13 @@ impl LaneReading {
                 };
                 if let Some(id) = id {
                     entries.push(Entry::new(id, kind, sequence))?;
+                }
+                return Ok(());
+            }
+            (None, None) if id.is_some() && sequence <= self.taken_over_sequence => {
+                self.events += 1;
+                if let Some(id) = id {
+                    entries.push(Entry::new(id, Kind::Event, sequence))?;
                 }
                 return Ok(());
             }

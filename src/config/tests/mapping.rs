@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pipeline::fields::Fields;
-use crate::pipeline::mapping::{Extra, Format, Value};
+use crate::pipeline::mapping::{Extra, Format, HeaderValues, Value};
 
 fn column(name: &str) -> Value {
     Value::Column(name.to_owned())
@@ -72,6 +72,8 @@ fn a_preset_changes_defaults_and_nothing_else() {
     assert_eq!(columns.event_type, column("kind"));
     assert_eq!(columns.occurred_at, Value::Absent);
     assert_eq!(settings.message.format, Format::Payload);
+    assert_eq!(settings.message.header_values, HeaderValues::Json);
+    assert!(settings.message.tombstones);
     assert_eq!(
         settings.nats.subject.to_string(),
         "outbox.event.{aggregatetype}"
@@ -87,7 +89,7 @@ fn a_preset_changes_defaults_and_nothing_else() {
 fn what_a_format_cannot_hold_is_refused() {
     for (file, key) in [
         (
-            "[message]\nformat = 'payload'\n[message.fields]\na = 'b'",
+            "[message]\nformat = 'payload'\n[message.fields]\npayload = 'b'",
             "message.fields",
         ),
         (

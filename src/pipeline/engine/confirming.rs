@@ -96,6 +96,7 @@ impl Engine {
                 && self.window.in_flight() == 0
                 && lane_end == self.confirm.lane_end()),
             adopted_sequence: previous.map_or(0, |record| record.adopted_sequence),
+            taken_over_sequence: previous.map_or(0, |record| record.taken_over_sequence),
             skips: settings
                 .skips()
                 .iter()

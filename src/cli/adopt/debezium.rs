@@ -1,0 +1,55 @@
+//! What Debezium has published: the ids of the events at the stream's end.
+//!
+//! In: a stream that Debezium's router wrote to. Out: ids. Guarantee: at most [`COMPARED_MESSAGES_MAX`] messages are read.
+
+use std::collections::HashSet;
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
+use futures_util::StreamExt as _;
+
+use super::in_stream::COMPARED_MESSAGES_MAX;
+use crate::nats::admin::Admin;
+use crate::nats::api::StreamInfo;
+use crate::pipeline::event_id;
+use crate::relay::settings::Settings;
+
+/// Reads the ids. Debezium confirms what it has published with a delay, so the slot may hold some of these rows.
+pub(super) async fn ids(
+    nats: &Admin,
+    settings: &Settings,
+    info: &StreamInfo,
+) -> anyhow::Result<HashSet<String>> {
+    let (name, last) = (&settings.nats.stream, info.state.last_seq);
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence {
+            start_sequence: last.saturating_sub(COMPARED_MESSAGES_MAX).max(1),
+        },
+        filter_subject: settings.nats.subject.filter(),
+        headers_only: true,
+        ..OrderedConfig::default()
+    };
+    let read = async {
+        let stream = nats.jetstream().get_stream(name).await?;
+        let consumer = stream.create_consumer(config).await?;
+        let mut left = consumer.cached_info().num_pending;
+        let mut messages = consumer.messages().await?;
+        let mut ids = HashSet::new();
+        while left > 0 {
+            let message = messages.next().await.context("the consumer ended")??;
+            let header = |name| {
+                message
+                    .headers
+                    .as_ref()?
+                    .get(name)
+                    .map(|value| value.as_str())
+            };
+            ids.extend(event_id::of_headers(event_id::ID_HEADERS.map(header)));
+            left = message.info().map_or(0, |info| info.pending);
+        }
+        Ok(ids)
+    };
+    nats.allowed(read)
+        .await
+        .with_context(|| format!("cannot read stream {name}"))
+}
