@@ -148,7 +148,7 @@ fn wrong_usage_is_exit_code_2() {
     }
     assert_eq!(
         Walrelay::new()
-            .env("WALRELAY_LOG", "loud")
+            .env("WALRELAY_LOG_LEVEL", "loud")
             .run(&["config", "check"])
             .code,
         2

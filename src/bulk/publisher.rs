@@ -19,6 +19,7 @@ use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::publish::{Mode, Offer};
 use crate::pipeline::request::Request;
 use crate::postgres::client::connect;
+use crate::relay::Shutdown;
 use crate::relay::broker::Broker;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_store::Answer;
@@ -47,6 +48,7 @@ pub struct Publisher<'a> {
     progress_at: Instant,
     /// Number of the last message that is stored.
     done: u64,
+    shutdown: Shutdown,
 }
 
 impl From<OpenError> for Ended {
@@ -102,7 +104,13 @@ impl<'a> Publisher<'a> {
             clock: Instant::now(),
             progress_at: Instant::now(),
             done: 0,
+            shutdown: Shutdown::never(),
         })
+    }
+
+    /// Ends early by a signal: nothing more is handed over, and what is in flight is waited for.
+    pub fn until(self, shutdown: Shutdown) -> Self {
+        Publisher { shutdown, ..self }
     }
 
     /// Publishes all, and tells `each` what became of one after the other.
@@ -110,9 +118,16 @@ impl<'a> Publisher<'a> {
     /// # Errors
     /// The source failed, the lease is lost, or the stream does not take messages; what is stored stays.
     pub async fn run(&mut self, mut each: impl FnMut(Outcome<'_>)) -> anyhow::Result<()> {
-        loop {
-            if self.doubt.is_none() && !self.queue.has_next(&mut each).await? {
-                break;
+        let mut shutdown = self.shutdown.clone();
+        while !shutdown.is_sent() {
+            if self.doubt.is_none() {
+                let has_next = tokio::select! {
+                    has_next = self.queue.has_next(&mut each) => has_next?,
+                    () = shutdown.wait() => false,
+                };
+                if !has_next {
+                    break;
+                }
             }
             let allowance = self.pace.allowance().await?;
             if allowance.contended {
@@ -225,6 +240,7 @@ impl<'a> Publisher<'a> {
                     self.queue.take(next, each)?;
                 }
                 () = tokio::time::sleep_until(TokioInstant::from_std(until)) => {}
+                () = self.shutdown.wait(), if stint.left > 0 => {}
             }
         }
     }
@@ -236,7 +252,7 @@ impl<'a> Publisher<'a> {
         now: Duration,
         each: &mut impl FnMut(Outcome<'_>),
     ) -> Result<(), Ended> {
-        if Instant::now() >= stint.until {
+        if Instant::now() >= stint.until || self.shutdown.is_sent() {
             stint.left = 0;
         }
         while stint.left > 0 && stint.has_room() {

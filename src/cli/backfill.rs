@@ -3,10 +3,11 @@
 //! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
 //! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::exit::Exit;
 use super::progress::{Counts, Progress};
+use super::signals::{self, Hangup};
 use super::stdout::Account;
 use super::verify::{self, Missing};
 use crate::bulk::fence::Fence;
@@ -16,6 +17,7 @@ use crate::bulk::table;
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::pipeline::position::KIND_BACKFILL;
+use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -35,7 +37,8 @@ most a thousand events at once and then lets the relay.
 Where it was stopped or killed, run it again: it publishes what the stream still lacks. One command publishes for a lane
 at a time; one that was killed is waited for for 5 seconds.
 
-Exit code 0: done, or nothing was missing. 1: some could not be published. 3: row security hides rows of the table.";
+Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped before its end.
+3: row security hides rows of the table.";
 
 /// Publish rows of the table that the stream does not have.
 #[derive(Debug, clap::Args)]
@@ -63,16 +66,17 @@ pub struct Args {
 /// # Errors
 /// Table and stream cannot be compared.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let shutdown = signals::listen(Hangup::Stops)?;
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
     if args.dry_run {
         let mut account = Account::default();
-        missing(&args, settings, &mut account).await?;
+        missing(&args, settings, &mut account, &shutdown).await?;
         account.close()?;
         return Ok(Exit::Done);
     }
     let lease = Lease::take(&lane, "backfill").await?;
-    let done = backfill(&args, settings, &nats, &lane, &lease).await;
+    let done = backfill(&args, settings, &nats, &lane, &lease, &shutdown).await;
     lease.release().await;
     done
 }
@@ -82,10 +86,14 @@ async fn missing(
     args: &Args,
     settings: &Settings,
     account: &mut Account,
+    shutdown: &Shutdown,
 ) -> anyhow::Result<Missing> {
-    let found = verify::missing(settings, args.since.clone(), args.unjudged)
-        .await
-        .context("table and stream cannot be compared")?;
+    let mut shutdown = shutdown.clone();
+    let found = tokio::select! {
+        found = verify::missing(settings, args.since.clone(), args.unjudged) => found,
+        () = shutdown.wait() => bail!("stopped while table and stream were compared: nothing is published"),
+    };
+    let found = found.context("table and stream cannot be compared")?;
     if found.unjudged > 0 && !args.unjudged {
         let text = format_args!(
             "{} rows cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
@@ -115,11 +123,12 @@ async fn backfill(
     nats: &Admin,
     lane: &LaneClient,
     lease: &Lease,
+    shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
     let version = nats.server_version()?;
     let mut fence = Fence::raise(lane, lease, settings, version).await?;
     let mut account = Account::default();
-    let found = missing(args, settings, &mut account).await?;
+    let found = missing(args, settings, &mut account, shutdown).await?;
     fence.has_read(found.read_through);
     let mut rows = found.rows;
     if rows.is_empty() {
@@ -128,14 +137,20 @@ async fn backfill(
     }
     let total = rows.len() as u64;
     let source = table::source(settings, KIND_BACKFILL, rows.ids()?).await?;
-    let mut publisher = Publisher::new(settings, lane, lease, fence, source).await?;
+    let mut publisher = Publisher::new(settings, lane, lease, fence, source)
+        .await?
+        .until(shutdown.clone());
     let mut progress = Progress::of(total, args.json);
     let done = publisher.run(|outcome| progress.take(outcome, &mut account));
     let done = done.await;
     let Counts { published, .. } = progress.end(&mut account);
     if !args.json {
+        let more = match shutdown.is_sent() {
+            true => "; stopped: run it again, and it publishes what the stream still lacks",
+            false => "",
+        };
         account.line(format_args!(
-            "{published} of {total} rows that were not in the stream are published"
+            "{published} of {total} rows that were not in the stream are published{more}"
         ));
     }
     account.close()?;

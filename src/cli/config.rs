@@ -117,12 +117,16 @@ fn as_toml(loaded: &Loaded) -> String {
 }
 
 fn as_json(loaded: &Loaded) -> Json {
-    let values = loaded.values.iter().map(|Shown { key, text, source }| {
-        (
-            key.path(),
-            json!({ "value": text, "source": source_json(source) }),
-        )
-    });
+    let values = loaded.values.iter().map(
+        |Shown {
+             key, text, source, ..
+         }| {
+            (
+                key.path(),
+                json!({ "value": text, "source": source_json(source) }),
+            )
+        },
+    );
     json!({
         "file": loaded.file.as_ref().map(|path| path.display().to_string()),
         "postgres": loaded.settings.postgres.conninfo.to_string(),

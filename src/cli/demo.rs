@@ -20,6 +20,7 @@ use self::relay::Relay;
 use self::verdict::Verdict;
 use self::watch::Watcher;
 use super::exit::Exit;
+use super::signals::{self, Hangup};
 use crate::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use crate::nats::address::NatsAuth;
 use crate::nats::settings::ConnectionSettings;
@@ -73,10 +74,10 @@ pub struct Args {
 /// Where a server or the relay does not start, or ends when it should not; all of it is stopped then.
 pub async fn execute(args: Args) -> Result<Exit, anyhow::Error> {
     let narrator = Narrator::new(args.json);
+    let mut shutdown = signals::listen(Hangup::Stops)?;
     let verdict = tokio::select! {
         played = play(narrator) => played?,
-        stopped = super::tail::stop_signal() => {
-            stopped.context("cannot listen for signals")?;
+        () = shutdown.wait() => {
             // Servers, relay and application are owned by the future that was just dropped, and went with it.
             narrator.say("Stopped before the verdict. Nothing is left running.");
             return Ok(Exit::Failed);

@@ -14,11 +14,13 @@ pub mod demo;
 pub mod doctor;
 pub mod exit;
 mod flags;
+mod given;
 pub mod position;
 mod progress;
 mod republish;
 pub mod run;
 pub mod setup;
+mod signals;
 pub mod status;
 mod stderr;
 pub mod stdout;
@@ -30,11 +32,11 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
-use crate::config::{Flags, Key, Loaded};
 use crate::environment::Environment;
-use crate::ops::logs::{LogFilter, LogFormat};
-use exit::{Exit, UsageError};
+use crate::ops::logs::{LogError, LogFilter, LogFormat};
+use exit::Exit;
 use flags::{AllFlags, Configured, KeyFlags as _, SetupFlags, StreamFlags};
+use given::Given;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,7 +51,7 @@ Configuration: flags over environment (WALRELAY_<SECTION>_<KEY>, such as WALRELA
 libpq's PG* variables serve where nothing else is set; WALRELAY_POSTGRES_URL_FILE and its like name files that \
 hold secrets.
 
-Exit code 0: done, or stopped by a signal. 1: it failed, or a check found something. 2: wrong usage or \
+Exit code 0: done, or stopped by a signal where that is its end. 1: it failed, or a check found something. 2: wrong usage or \
 configuration. 3: a check could not be made. 4: halted until a person has looked. A supervisor must not restart \
 on 2 and 4.";
 
@@ -80,11 +82,16 @@ struct GlobalArgs {
 
     /// error, warn, info, debug, trace, or directives such as walrelay::nats=trace [default: info]
     #[arg(long, global = true, value_name = "LEVEL", conflicts_with = "verbose", help_heading = GLOBAL_HEADING)]
-    log_level: Option<LogFilter>,
+    #[arg(value_parser = parse_level)]
+    log_level: Option<String>,
 
     /// Log more: -v is debug, -vv is trace
     #[arg(short, long, global = true, action = ArgAction::Count, help_heading = GLOBAL_HEADING)]
     verbose: u8,
+}
+
+fn parse_level(text: &str) -> Result<String, LogError> {
+    text.parse::<LogFilter>().map(|_| text.to_owned())
 }
 
 #[derive(Subcommand)]
@@ -112,12 +119,13 @@ impl Cli {
     /// # Errors
     /// Whatever ends the command; [`exit::report`] prints it.
     pub fn execute(self) -> Result<Exit, anyhow::Error> {
-        let environment = Environment::of_process();
-        self.global.start_log(&environment)?;
-        let load = |given| load(self.global.config, given, &environment);
+        let given = Given::start(self.global, Environment::of_process())?;
+        let load = |values| given.clone().with(values).load_with_log();
         match self.command {
             Command::Run(Configured { args, keys }) => {
-                block_on(run::execute(args, &load(keys.given())?))
+                let given = given.with(keys.given());
+                let loaded = given.load_with_log()?;
+                block_on(run::execute(args, given, loaded))
             }
             Command::Setup(Configured { args, keys }) => {
                 block_on(setup::execute(args, &load(keys.given())?.settings))
@@ -163,45 +171,6 @@ impl Cli {
     }
 }
 
-impl GlobalArgs {
-    fn start_log(&self, environment: &Environment) -> Result<(), UsageError> {
-        let format = match (self.log_format, environment.get("WALRELAY_LOG_FORMAT")) {
-            (Some(format), _) => format,
-            (None, Some(text)) => text
-                .parse()
-                .map_err(|error| UsageError(format!("WALRELAY_LOG_FORMAT: {error}")))?,
-            (None, None) => LogFormat::Human,
-        };
-        let filter = match (
-            &self.log_level,
-            self.verbose,
-            environment.get("WALRELAY_LOG"),
-        ) {
-            (Some(filter), _, _) => filter.clone(),
-            (None, 1, _) => LogFilter::debug(),
-            (None, 2.., _) => LogFilter::trace(),
-            (None, 0, Some(text)) => text
-                .parse()
-                .map_err(|error| UsageError(format!("WALRELAY_LOG: {error}")))?,
-            (None, 0, None) => LogFilter::default(),
-        };
-        crate::ops::logs::init(format, &filter);
-        Ok(())
-    }
-}
-
-fn load(
-    config: Option<PathBuf>,
-    values: Vec<(Key, String)>,
-    environment: &Environment,
-) -> Result<Loaded, anyhow::Error> {
-    let loaded = crate::config::load(&Flags { config, values }, environment)?;
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    Ok(loaded)
-}
-
 /// Runs a command on this thread: the relay is one loop, and a second thread would only add
 /// hand-overs to it.
 fn block_on(
@@ -221,6 +190,7 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+    use crate::config::Key;
 
     #[test]
     fn the_command_line_is_consistent() {

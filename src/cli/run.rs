@@ -1,19 +1,20 @@
 //! `walrelay run`: the relay itself, until a signal or a halt.
 //!
-//! In: settings. Out: exit code 0 on SIGTERM or SIGINT with everything in flight acknowledged, 4 when a person has to
-//! look. A second signal ends the process at once.
+//! In: settings. Out: exit code 0 on SIGTERM, SIGINT or SIGQUIT with everything in flight acknowledged, 4 when a person has
+//! to look. A second signal ends the process at once; SIGHUP reads the log level again.
 
 mod preparation;
+mod reread;
 
 use super::exit::{Exit, UsageError};
+use super::given::Given;
+use super::signals::{self, Hangup};
 use crate::config::{HttpSettings, Loaded};
 use crate::ops::http::Server;
 use crate::pipeline::position::Position;
 use crate::relay::status::Board;
-use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
-use anyhow::Context as _;
+use crate::relay::{self, Outcome};
 use postgres_types::PgLsn;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,8 +24,11 @@ Examples:
                                                   never published comes in any case
   walrelay run --hold-back 0s                     confirm to Postgres at the acknowledgement
 
-Exit code 0: stopped by SIGTERM or SIGINT. 1: something is wrong that waiting does not cure. 2: wrong
-configuration. 4: halted until a person has looked; the message says at what, and the way on.";
+SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once. SIGHUP reads the configuration again: the log level
+is taken up, and what takes a restart is named.
+
+Exit code 0: stopped by a signal. 1: something is wrong that waiting does not cure. 2: wrong configuration. 4: halted
+until a person has looked; the message says at what, and the way on.";
 
 /// Relay committed events from Postgres to the stream.
 #[derive(Debug, clap::Args)]
@@ -54,11 +58,15 @@ fn parse_from(text: &str) -> Result<PgLsn, String> {
 ///
 /// # Errors
 /// What waiting does not cure, at the first start.
-pub async fn execute(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+pub(super) async fn execute(
+    args: Args,
+    given: Given,
+    loaded: Loaded,
+) -> Result<Exit, anyhow::Error> {
+    let started = loaded.clone();
+    let hangup = Hangup::Reads(Box::new(move || reread::reread(&given, &started)));
+    let shutdown = signals::listen(hangup)?;
     let settings = &loaded.settings;
-    let (handle, shutdown) = Shutdown::new();
-    let signals = Signals::listen()?;
-    tokio::spawn(signals.forward(handle));
     if args.from.is_some_and(|lsn| u64::from(lsn) == 0) {
         return Err(UsageError("--from 0/0 is not a position in the WAL".into()).into());
     }
@@ -102,39 +110,6 @@ async fn serve(
             tracing::warn!("no status page and no metrics: {error:#}");
             Ok(None)
         }
-    }
-}
-
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn listen() -> Result<Self, anyhow::Error> {
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Signals {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
-
-    /// The first signal stops in good order, the second at once: what was not acknowledged is published at the next
-    /// start.
-    async fn forward(mut self, handle: ShutdownHandle) {
-        let name = self.next().await;
-        tracing::info!("{name}: stopping");
-        handle.stop();
-        let name = self.next().await;
-        tracing::warn!("second signal ({name}): ending at once");
-        std::process::exit(1);
     }
 }
 

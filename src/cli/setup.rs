@@ -8,6 +8,7 @@ use anyhow::Context;
 use postgres_types::PgLsn;
 
 use crate::cli::exit::Exit;
+use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::nats::admin::Admin;
@@ -58,13 +59,14 @@ pub struct Args {
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let interrupted = async {
-        // Without a handler Ctrl-C ends the process, which is what it is for.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+    // Listened for where the wait begins: until then a signal ends the process, which is what it is for.
+    let stopped = async {
+        match signals::listen(Hangup::Stops) {
+            Ok(mut shutdown) => shutdown.wait().await,
+            Err(_) => std::future::pending().await,
         }
     };
-    execute_until(args, settings, interrupted).await
+    execute_until(args, settings, stopped).await
 }
 
 /// As [`execute`]; `cancel` gives up the wait for the slot, and no slot is left behind.

@@ -7,9 +7,8 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
 
-use anyhow::Context as _;
-
 use super::exit::Exit;
+use super::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::relay::settings::{NatsSettings, Settings};
 use entry::{Class, Entry};
@@ -69,16 +68,17 @@ fn parse_since(text: &str) -> Result<Since, String> {
     }
 }
 
-/// Follows the stream until Ctrl-C, SIGTERM, `--count` or a closed pipe.
+/// Follows the stream until a signal, `--count` or a closed pipe.
 ///
 /// # Errors
 /// Where the broker cannot be reached at the start, or has no such stream.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let mut screen = Screen::new(&args);
+    let mut shutdown = signals::listen(Hangup::Stops)?;
     tokio::select! {
         ended = follow(&args, &settings.nats, &mut screen) => ended.map(|()| Exit::Done),
         () = reader_gone() => Ok(Exit::Done),
-        stopped = stop_signal() => stopped.map(|()| Exit::Done).context("cannot listen for signals"),
+        () = shutdown.wait() => Ok(Exit::Done),
     }
 }
 
@@ -181,16 +181,6 @@ async fn reader_gone() {
         {
             return;
         }
-    }
-}
-
-/// Until Ctrl-C or SIGTERM.
-pub(crate) async fn stop_signal() -> io::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate())?;
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted,
-        _ = terminate.recv() => Ok(()),
     }
 }
 

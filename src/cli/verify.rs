@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
 
 use crate::cli::exit::{Exit, message};
+use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::nats::stream;
@@ -117,7 +118,12 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         let (client, inspection) = look(settings).await?;
         check(&args, settings, &client, &inspection, |_, _| Ok(())).await
     };
-    let report = match checked.await {
+    let mut shutdown = signals::listen(Hangup::Stops)?;
+    let checked = tokio::select! {
+        checked = checked => checked,
+        () = shutdown.wait() => Err(anyhow::anyhow!("it was stopped before its end")),
+    };
+    let report = match checked {
         Ok((report, _)) => report,
         Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
         Err(error) if error.is::<Unreadable>() => {

@@ -54,6 +54,7 @@ pub enum Key {
     RelayStatusInterval,
     RelayBackoffMax,
     HttpListen,
+    LogLevel,
 }
 
 /// How a value may be shown.
@@ -333,6 +334,13 @@ pub const KEYS: &[Entry] = &[
         Some("127.0.0.1:7187"),
         Some("--http-listen"),
     ),
+    open(
+        Key::LogLevel,
+        "log",
+        "level",
+        Some("info"),
+        Some("--log-level"),
+    ),
 ];
 
 impl Key {
@@ -379,7 +387,7 @@ mod tests {
         for (index, entry) in KEYS.iter().enumerate() {
             assert_eq!(entry.key as usize, index, "{}", entry.path());
         }
-        assert_eq!(Key::HttpListen as usize + 1, KEYS.len());
+        assert_eq!(Key::LogLevel as usize + 1, KEYS.len());
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::secret::MASK;
 const PREFIX: &str = "WALRELAY_";
 
 /// Variables that are no key's.
-const OTHER_VARIABLES: &[&str] = &["WALRELAY_CONFIG", "WALRELAY_LOG", "WALRELAY_LOG_FORMAT"];
+const OTHER_VARIABLES: &[&str] = &["WALRELAY_CONFIG", "WALRELAY_LOG_FORMAT"];
 
 /// The text of a key and where it was given. No `Debug`: it may be secret.
 #[derive(Clone)]

@@ -29,11 +29,13 @@ use std::path::PathBuf;
 
 pub use error::ConfigError;
 pub use keys::Key;
+use keys::Secrecy;
 use layers::Layers;
 use origin::ValueOrigin;
 
 use crate::environment::Environment;
 use crate::relay::settings::Settings;
+use crate::secret::Secret;
 
 /// What the command line says about the configuration. No `Debug`: it may hold secrets.
 #[derive(Clone, Default)]
@@ -75,8 +77,37 @@ pub struct Shown {
     pub key: Key,
     /// Its text, masked.
     pub text: String,
+    /// Its text.
+    pub given: Secret,
     /// Where it was given.
     pub source: ValueOrigin,
+}
+
+impl Loaded {
+    /// The value of a key, where it has one.
+    pub fn shown(&self, key: Key) -> Option<&Shown> {
+        self.values.iter().find(|shown| shown.key == key)
+    }
+
+    /// The keys that have another value in `now`, and that nothing reads again while it runs.
+    pub fn changed(&self, now: &Loaded) -> impl Iterator<Item = Key> {
+        let value = |loaded: &Loaded, key| loaded.shown(key).cloned();
+        let changed = keys::KEYS.iter().filter(move |entry| {
+            let [old, new] = [self, now].map(|loaded| value(loaded, entry.key));
+            let text = |shown: &Option<Shown>| shown.as_ref().map(|shown| shown.given.clone());
+            text(&old) != text(&new) && !new.is_some_and(|new| new.is_read_again())
+        });
+        changed.map(|entry| entry.key)
+    }
+}
+
+impl Shown {
+    /// The log level by SIGHUP, and a secret's file at each connect.
+    fn is_read_again(&self) -> bool {
+        let is_file =
+            matches!(&self.source, ValueOrigin::Variable(name) if name.ends_with("_FILE"));
+        self.key == Key::LogLevel || is_file && self.key.entry().secrecy == Secrecy::Secret
+    }
 }
 
 /// Loads the configuration from the file that `--config` or `WALRELAY_CONFIG` names, else from the
@@ -123,6 +154,7 @@ pub(crate) fn load_from(
         Some(Shown {
             key: entry.key,
             text: layers::mask(entry.key, &value.text),
+            given: Secret::new(&*value.text),
             source: value.source.clone(),
         })
     });

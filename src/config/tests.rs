@@ -464,7 +464,7 @@ fn an_empty_variable_is_not_set_but_an_empty_listener_is_off() {
 fn unknown_variables_are_warnings() {
     let case = Case::new("")
         .env("WALRELAY_POSTGRES_SLTO", "x")
-        .env("WALRELAY_LOG", "debug")
+        .env("WALRELAY_LOG_LEVEL", "debug")
         .env("OTHER", "x");
     let warnings = case.load().unwrap().warnings;
     assert_eq!(warnings.len(), 1);

@@ -48,18 +48,6 @@ impl FromStr for LogFormat {
     }
 }
 
-impl LogFilter {
-    /// `-v`
-    pub fn debug() -> Self {
-        LogFilter("warn,walrelay=debug".to_owned())
-    }
-
-    /// `-vv`
-    pub fn trace() -> Self {
-        LogFilter("warn,walrelay=trace".to_owned())
-    }
-}
-
 impl Default for LogFilter {
     /// What an operator wants to know: starts, stops, epochs, rejects.
     fn default() -> Self {
@@ -89,6 +77,9 @@ impl FromStr for LogFilter {
 /// The form of the log that [`init`] has started.
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
+/// Puts another filter in the place of the one that [`init`] has started with.
+static SET_FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
+
 /// Logs what ends a command, where whoever reads the log reads nothing else: as JSON. Returns whether it did; a person
 /// is told in plain words instead, and so is whoever has turned the log off.
 pub(crate) fn log_end(message: &str) -> bool {
@@ -110,20 +101,38 @@ pub(crate) fn init(format: LogFormat, filter: &LogFilter) {
         .with_ansi(colour && format == LogFormat::Human)
         // It would print to standard error that standard error is closed, and panic.
         .log_internal_errors(false);
+    // Nobody else sets what is set here: a process has one subscriber.
     let started = match format {
-        LogFormat::Human => builder.compact().try_init(),
-        LogFormat::Json => builder
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
-            .try_init(),
+        LogFormat::Human => {
+            let builder = builder.compact().with_filter_reloading();
+            let handle = builder.reload_handle();
+            let _ = SET_FILTER.set(Box::new(move |filter| {
+                let _ = handle.reload(filter);
+            }));
+            builder.try_init()
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_span_list(false);
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            let _ = SET_FILTER.set(Box::new(move |filter| {
+                let _ = handle.reload(filter);
+            }));
+            builder.try_init()
+        }
     };
     match started {
         Ok(()) => {
-            // Nobody else has set it: a process has one subscriber.
             let _ = FORMAT.set(format);
         }
         Err(_) => tracing::debug!("a log subscriber is set already and stays"),
+    }
+}
+
+/// Logs by another filter from now on, where [`init`] has started the log.
+pub fn set_filter(filter: &LogFilter) {
+    if let Some(set) = SET_FILTER.get() {
+        set(EnvFilter::new(&filter.0));
     }
 }
 

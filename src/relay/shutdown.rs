@@ -21,6 +21,11 @@ impl Shutdown {
         (ShutdownHandle { sender }, Shutdown { receiver })
     }
 
+    /// A signal that nobody sends.
+    pub fn never() -> Shutdown {
+        Shutdown::new().1
+    }
+
     /// Whether the signal was sent.
     pub(crate) fn is_sent(&self) -> bool {
         *self.receiver.borrow()

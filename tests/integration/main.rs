@@ -18,6 +18,7 @@ mod replay;
 mod rights;
 mod setup;
 mod shares;
+mod signals;
 mod stopping;
 mod support;
 mod tables;

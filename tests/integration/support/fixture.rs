@@ -39,6 +39,7 @@ pub(crate) struct Fixture {
     servers: Where,
     environment: BTreeMap<&'static str, String>,
     folder: TempDir,
+    config: PathBuf,
     relays: usize,
 }
 
@@ -107,6 +108,7 @@ impl Fixture {
             servers,
             environment,
             folder: TempDir::new().expect("a temporary folder"),
+            config: PathBuf::from("/dev/null"),
             relays: 0,
             name,
         }
@@ -151,6 +153,12 @@ impl Fixture {
         self.environment.remove(name);
     }
 
+    /// Writes the configuration file.
+    pub(crate) fn configure(&mut self, text: &str) {
+        self.config = self.folder.path().join("walrelay.toml");
+        std::fs::write(&self.config, text).expect("the folder is there");
+    }
+
     pub(crate) fn stream_name(&self) -> &str {
         &self.environment["WALRELAY_NATS_STREAM"]
     }
@@ -169,7 +177,8 @@ impl Fixture {
         }
         command
             .args(arguments)
-            .args(["--config", "/dev/null"])
+            .arg("--config")
+            .arg(&self.config)
             .envs(&self.environment)
             .current_dir(self.folder.path());
         command
@@ -205,9 +214,14 @@ impl Fixture {
     /// Starts `walrelay run` with further arguments.
     pub(crate) fn run_with(&mut self, arguments: &[&str]) -> Relay {
         let arguments: Vec<&str> = ["run"].iter().chain(arguments).copied().collect();
+        self.start(&arguments)
+    }
+
+    /// Starts a command that is then sent signals.
+    pub(crate) fn start(&mut self, arguments: &[&str]) -> Relay {
         self.relays += 1;
         Relay::start(
-            self.command(&arguments),
+            self.command(arguments),
             self.log(&format!("relay-{}.log", self.relays)),
         )
     }
