@@ -113,7 +113,8 @@ async fn what_debezium_published_and_did_not_confirm_does_not_come_twice() {
         for row in 1..=published {
             publish(&platform, row, form).await;
         }
-        platform.expect(&["setup"], 0).await;
+        let text = platform.expect(&["setup"], 0).await;
+        assert!(!text.contains("may be null"), "{text}");
         let text = platform.expect(&["adopt", "--debezium", "--yes"], 0).await;
         let says = match published > confirmed {
             true => "the last row that slot and stream have in common",

@@ -41,6 +41,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         table: "public.outbox_events".parse().unwrap(),
         columns: default_columns(),
         extra_columns: Vec::new(),
+        may_be_null: Vec::new(),
     }
 }
 

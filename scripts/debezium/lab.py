@@ -28,13 +28,14 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for(what, holds):
+def wait_for(what, holds, process=None):
     end = time.monotonic() + LIMIT
     while time.monotonic() < end:
         if (value := holds()) is not None:
             return value
         time.sleep(0.05)
-    sys.exit(f"{what}: not within {LIMIT} seconds")
+    said = "\n".join(process.lines[-60:]) if process else ""
+    sys.exit(f"{what}: not within {LIMIT} seconds\n{said}")
 
 
 class Process:

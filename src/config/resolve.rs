@@ -70,7 +70,9 @@ pub(super) fn resolve(
         message,
         relay,
     };
-    settings.postgres.extra_columns = settings.mapping().extras().to_vec();
+    let mapping = settings.mapping();
+    settings.postgres.extra_columns = mapping.extras().to_vec();
+    settings.postgres.may_be_null = mapping.may_be_null();
     Ok((settings, http))
 }
 
@@ -111,6 +113,7 @@ fn resolve_postgres(
         )?,
         columns: mapping::columns(layers)?,
         extra_columns: Vec::new(),
+        may_be_null: Vec::new(),
     })
 }
 

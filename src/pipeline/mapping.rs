@@ -3,8 +3,8 @@
 //! In: the configuration, parsed. Out: [`Mapping`]. Guarantee: everything that does not depend on a row is settled here
 //! and when a Relation message arrives; nothing is looked up by name for a row.
 
-use super::fields::Fields;
-use super::subject::SubjectTemplate;
+use super::fields::{Field, Fields};
+use super::subject::{Placeholder, SubjectTemplate};
 
 /// Where a field's value comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +138,23 @@ impl Mapping {
     /// The columns beyond the event's own, in the order in which a row has them: the subject's, the headers', the fields'.
     pub(crate) fn extras(&self) -> &[String] {
         &self.extras
+    }
+
+    /// The fields whose NULL makes no row a dead letter.
+    pub(crate) fn may_be_null(&self) -> Vec<Field> {
+        let is_payload = matches!(self.message.format, Format::Payload | Format::PayloadString);
+        let is_unused = |placeholder| is_payload && !self.subject.names(placeholder);
+        [
+            (Field::AggregateId, Placeholder::AggregateId),
+            (Field::EventType, Placeholder::EventType),
+            (Field::EventVersion, Placeholder::EventVersion),
+        ]
+        .into_iter()
+        .filter(|(_, placeholder)| is_unused(*placeholder))
+        .map(|(field, _)| field)
+        .chain(is_payload.then_some(Field::OccurredAt))
+        .chain(self.message.tombstones.then_some(Field::Payload))
+        .collect()
     }
 
     /// Where the headers' columns begin in [`Self::extras`].

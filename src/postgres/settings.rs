@@ -4,7 +4,7 @@
 
 use super::conninfo::Conninfo;
 use super::table_name::TableName;
-use crate::pipeline::fields::Fields;
+use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::mapping::Value;
 
 /// `[postgres]`: which database, and what is read from it.
@@ -22,6 +22,8 @@ pub struct PostgresSettings {
     pub columns: Fields<Value>,
     /// Further columns that messages are made of, each once.
     pub extra_columns: Vec<String>,
+    /// Fields whose NULL makes no row a dead letter.
+    pub may_be_null: Vec<Field>,
 }
 
 impl PostgresSettings {

@@ -60,7 +60,7 @@ fn values(column: &Column, field: Field, settings: &PostgresSettings, found: &mu
             format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE timestamptz USING {sql_name} AT TIME ZONE 'UTC';"),
         ));
     }
-    if !column.not_null {
+    if !column.not_null && !settings.may_be_null.contains(&field) {
         found.push(warn(
             Kind::Column,
             format!(
