@@ -36,7 +36,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::pipeline::row::Source;
 use crate::pipeline::shared_end_search::fence_subject;
-use crate::postgres::catalog::inspect_released;
+use crate::postgres::catalog::{Inspection, inspect_released};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
@@ -182,20 +182,7 @@ async fn look(
 ) -> anyhow::Result<(View, Option<Published>)> {
     let name = &settings.postgres.slot;
     let inspection = inspect_released(sql, &settings.postgres, RELEASE_LIMIT).await?;
-    let slot = inspection.slot.as_ref().with_context(|| {
-        format!("there is no replication slot \"{name}\": run walrelay setup first")
-    })?;
-    if let Some(pid) = slot.active_pid {
-        bail!(in_use(name, Some(pid)));
-    }
-    if slot.wal_status.as_deref() == Some("lost") {
-        bail!(
-            "replication slot \"{name}\" is lost: run walrelay teardown and walrelay setup first"
-        );
-    }
-    let confirmed_lsn = slot
-        .confirmed_flush_lsn
-        .with_context(|| format!("replication slot \"{name}\" is not a logical slot"))?;
+    let confirmed_lsn = confirmed_lsn(&inspection, name)?;
     let stream = stream::find(nats, &settings.nats.stream)
         .await?
         .with_context(|| {
@@ -226,20 +213,7 @@ async fn look(
     }
     let server_lsn = inspection.server.current_lsn;
     let (published, absent) = match args.position {
-        Some(position) if position.commit_lsn >= server_lsn => {
-            return Err(UsageError(format!(
-                "--position {position} is above the end of the server's WAL, {server_lsn}"
-            ))
-            .into());
-        }
-        Some(position) => {
-            let given = Published {
-                position,
-                event_id: None,
-                sequence: None,
-            };
-            (Some(given), 0)
-        }
+        Some(position) => (Some(given(position, server_lsn)?), 0),
         None => {
             let recorded = record.record.as_ref().filter(|record| record.is_of(&lane));
             let recorded = recorded.map_or(&[][..], |record| &record.tables);
@@ -264,6 +238,37 @@ async fn look(
         fence_sequence: fence_sequence(nats, settings).await?,
     };
     Ok((view, published))
+}
+
+/// The slot's confirmed LSN, where nobody reads from the slot and it can still be read.
+fn confirmed_lsn(inspection: &Inspection, name: &str) -> anyhow::Result<PgLsn> {
+    let slot = inspection.slot.as_ref().with_context(|| {
+        format!("there is no replication slot \"{name}\": run walrelay setup first")
+    })?;
+    if let Some(pid) = slot.active_pid {
+        bail!(in_use(name, Some(pid)));
+    }
+    if slot.wal_status.as_deref() == Some("lost") {
+        bail!(
+            "replication slot \"{name}\" is lost: run walrelay teardown and walrelay setup first"
+        );
+    }
+    slot.confirmed_flush_lsn
+        .with_context(|| format!("replication slot \"{name}\" is not a logical slot"))
+}
+
+/// What `--position` says.
+fn given(position: Position, server_lsn: PgLsn) -> Result<Published, UsageError> {
+    if position.commit_lsn >= server_lsn {
+        return Err(UsageError(format!(
+            "--position {position} is above the end of the server's WAL, {server_lsn}"
+        )));
+    }
+    Ok(Published {
+        position,
+        event_id: None,
+        sequence: None,
+    })
 }
 
 fn in_use(slot: &str, pid: Option<i32>) -> String {

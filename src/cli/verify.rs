@@ -17,13 +17,16 @@ use crate::cli::exit::{Exit, message};
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
+use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::position::Position;
+use crate::pipeline::request::Unfit;
 use crate::pipeline::row::Source;
-use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::row_security;
+use crate::postgres::settings::PostgresSettings;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
@@ -218,26 +221,13 @@ async fn check(
     each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
 ) -> Result<(Report, u64), anyhow::Error> {
     let postgres = &settings.postgres;
-    let found = inspection
-        .table
-        .as_ref()
-        .with_context(|| format!("there is no table {}", postgres.table))?;
-    anyhow::ensure!(
-        !inspection.server.in_recovery || inspection.slot.is_some(),
-        "this server is a standby and has no slot {}, so that the stream may be ahead of its table: give the server that \
-         has the slot in postgres.url",
-        postgres.slot
-    );
+    let found = table_beside_slot(inspection, postgres)?;
     let nats = Admin::connect(&settings.nats.connection).await?;
     let name = &settings.nats.stream;
     let info = stream::find(&nats, name)
         .await?
         .with_context(|| format!("there is no stream {name}"))?;
-    let wanted = settings.nats.stream_settings(&postgres.slot);
-    let unfit = stream_fit::unfit(&info.config, &wanted, nats.server_version()?);
-    if let Some(unfit) = unfit.as_ref().filter(|unfit| unfit.drops) {
-        return Err(Unreadable(unfit.reason.clone()).into());
-    }
+    let unfit = readable(settings, &info, &nats)?;
     let record = LaneClient::new(&nats, name, &postgres.slot)?
         .record()
         .await?
@@ -291,6 +281,34 @@ async fn check(
         unfit.map(|unfit| unfit.reason),
     );
     Ok((comparison.judge(report, each).await?, read_through))
+}
+
+/// The table, on a server whose slot says how far the stream may be.
+fn table_beside_slot<'i>(
+    inspection: &'i Inspection,
+    postgres: &PostgresSettings,
+) -> anyhow::Result<&'i catalog::Table> {
+    let found = inspection
+        .table
+        .as_ref()
+        .with_context(|| format!("there is no table {}", postgres.table))?;
+    anyhow::ensure!(
+        !inspection.server.in_recovery || inspection.slot.is_some(),
+        "this server is a standby and has no slot {}, so that the stream may be ahead of its table: give the server that \
+         has the slot in postgres.url",
+        postgres.slot
+    );
+    Ok(found)
+}
+
+/// What does not fit of a stream that can be read without removing anything.
+fn readable(settings: &Settings, info: &StreamInfo, nats: &Admin) -> anyhow::Result<Option<Unfit>> {
+    let wanted = settings.nats.stream_settings(&settings.postgres.slot);
+    let unfit = stream_fit::unfit(&info.config, &wanted, nats.server_version()?);
+    match unfit {
+        Some(unfit) if unfit.drops => Err(Unreadable(unfit.reason).into()),
+        unfit => Ok(unfit),
+    }
 }
 
 /// Table and stream, while they are brought together.
