@@ -17,7 +17,7 @@ use crate::relay::lane_client::{LaneClient, LaneError};
 
 /// So often a holder is heard.
 const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// A holder that is not heard for so long has ended, or stands still.
+/// A holder without a sign of life for so long has ended, or stands still.
 const PATIENCE: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -39,7 +39,7 @@ pub enum LeaseError {
     },
     /// It was ours.
     #[error(
-        "walrelay {command} (process {process}) has taken over this lane meanwhile, since this command was not heard for \
+        "walrelay {command} (process {process}) has taken over this lane, since this command showed no sign of life for \
          {PATIENCE:?}: run this again once that one has ended"
     )]
     Lost {
@@ -92,7 +92,7 @@ struct Held {
 }
 
 impl Lease {
-    /// Takes the lease for `command`. A holder that has not ended is given `PATIENCE` to be heard.
+    /// Takes the lease for `command`. A holder that has not ended is given `PATIENCE` to show a sign of life.
     ///
     /// # Errors
     /// [`LeaseError::Held`] where it was heard.
@@ -205,7 +205,7 @@ async fn free_behind(lane: &LaneClient) -> Result<u64, LeaseError> {
     }
     tracing::info!(
         process = holder.process,
-        "walrelay {} has begun and not ended: it has {PATIENCE:?} to be heard",
+        "walrelay {} has begun and not ended: waiting {PATIENCE:?} for a sign of life from it",
         holder.command
     );
     let begin = Instant::now();

@@ -230,7 +230,7 @@ fn waits(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
         found.push(warn(
             Kind::SenderTimeout,
             format!(
-                "wal_sender_timeout is {is}: so long a relay whose machine has vanished may keep the slot from the next one"
+                "wal_sender_timeout is {is}: a relay whose machine has vanished may keep the slot from the next one for that long"
             ),
             "run ALTER SYSTEM SET wal_sender_timeout = '60s'; and SELECT pg_reload_conf();",
         ));

@@ -212,9 +212,8 @@ impl<'a> Drive<'a> {
                 was_outbox: true,
             }) => tracing::warn!(
                 table,
-                "a table has rows that is the outbox elsewhere in the WAL and is not here, since another one has its name or it \
-                 has another name: they are passed over. What of them is to be published must be inserted into the table that \
-                 postgres.table names"
+                "rows of this table are passed over: it is the outbox in other parts of the WAL, but here it has another name, or \
+                 another table has its name. To publish these events, insert them into the table that postgres.table names"
             ),
             Note::HoldBackCut => tracing::warn!(
                 "the slot keeps more WAL for the hold-back than it may; confirming early: a power failure of the broker now \
@@ -289,7 +288,7 @@ impl<'a> Drive<'a> {
         if turn.send_status(self.clock.now()).is_ok()
             && let Err(error) = turn.wal.finish(limit).await
         {
-            tracing::debug!(error = %error, "the replication connection did not end in good order");
+            tracing::debug!(error = %error, "the replication connection did not close cleanly");
         }
         turn.broker.connection.close().await;
     }

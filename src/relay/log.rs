@@ -216,17 +216,17 @@ impl StartLine {
     }
 }
 
-/// What of a plan's `--from` comes again.
+/// What a plan's `--from` publishes again.
 fn replay_text(plan: &Plan) -> String {
     match (plan.replay_from, &plan.lane_end) {
         (None, _) => String::new(),
         (Some(from), Some(lane_end)) if from <= lane_end.position.commit_lsn => {
             format!(
-                "; what committed from {from} on until there comes again first, marked as replay"
+                "; first it publishes again what committed from {from} up to there, marked as replay"
             )
         }
         (Some(from), _) => {
-            format!("; --from {from} brings nothing again: the stream has nothing from there on")
+            format!("; nothing to replay: the stream has no event from {from} on")
         }
     }
 }
@@ -242,12 +242,12 @@ fn log_loss(loss: &Loss) {
     match loss.gone_below {
         None => tracing::error!(
             "the broker has lost {messages} acknowledged messages, behind {after} through {}; the slot still has them all, \
-             and they are published again now",
+             and the relay publishes them again now",
             loss.through
         ),
         Some(below) => tracing::error!(
             "the broker has lost {messages} acknowledged messages, behind {after} through {}; what committed from {below} on \
-             is published again now, what committed before is no longer in the slot: `walrelay verify` names it",
+             is published again now; the slot no longer has what committed before: `walrelay verify` names it",
             loss.through
         ),
     }

@@ -184,7 +184,7 @@ impl<'a> Waiting<'a> {
         if self.kept.send_status(self.clock.now()).is_ok()
             && let Err(error) = self.kept.wal.finish(limit).await
         {
-            tracing::debug!(error = %error, "the replication connection did not end in good order");
+            tracing::debug!(error = %error, "the replication connection did not close cleanly");
         }
     }
 }

@@ -68,7 +68,7 @@ async fn a_frozen_backfill_publishes_nothing_behind_another() {
         let mut frozen = start(&fixture, &["backfill"], "frozen.log");
         publishes(&fixture).await;
         frozen.signal(Signal::STOP);
-        // It is given a while to be heard.
+        // It is given a while to show a sign of life.
         fixture.walrelay(&["backfill"]).await.success();
         frozen.signal(Signal::CONT);
         assert_eq!(frozen.ends().await, Some(1), "{lane:?}: {}", frozen.log());
