@@ -133,7 +133,7 @@ async fn publish(
                 },
                 Origin {
                     position,
-                    event_id: Some(EventId::Uuid(uuid::Uuid::nil())),
+                    event_id: Some(EventId::Inline([b'0'; 36])),
                     first_publication: true,
                 },
                 now,

@@ -107,24 +107,26 @@ pub struct TooLarge {
     pub bytes: u64,
 }
 
-/// An event's id without an allocation where it is a UUID.
+/// An event's id without an allocation where it has the length of a UUID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EventId {
-    /// The usual kind.
-    Uuid(uuid::Uuid),
+    /// A UUID, as a rule.
+    Inline([u8; UUID_BYTES]),
     /// Any other text.
     Text(Box<str>),
 }
+
+/// Length of a UUID as Postgres writes it.
+const UUID_BYTES: usize = 36;
 
 impl EventId {
     /// Takes the text that the server sent; none for what a header would not tell from none.
     #[inline]
     pub fn of(text: &[u8]) -> Option<Self> {
-        match uuid::Uuid::try_parse_ascii(text) {
-            // Only the form that Postgres writes, so that the text can be given back as it was.
-            Ok(id) if text.len() == 36 => Some(EventId::Uuid(id)),
-            _ if text == NO_ID.as_bytes() => None,
-            _ => Some(EventId::Text(String::from_utf8_lossy(text).into())),
+        match <[u8; UUID_BYTES]>::try_from(text) {
+            Ok(id) => Some(EventId::Inline(id)),
+            Err(_) if text == NO_ID.as_bytes() => None,
+            Err(_) => Some(EventId::Text(String::from_utf8_lossy(text).into())),
         }
     }
 }
@@ -132,7 +134,7 @@ impl EventId {
 impl std::fmt::Display for EventId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            EventId::Uuid(id) => id.fmt(f),
+            EventId::Inline(id) => f.write_str(&String::from_utf8_lossy(id)),
             EventId::Text(text) => f.write_str(text),
         }
     }
@@ -279,7 +281,8 @@ impl Window {
             reply: &mut self.reply,
         };
         let bytes = write(&mut *self.publisher, &self.flight, &mut frames, row)?;
-        self.flight.push(row, out, origin, bytes, now);
+        let body_bytes = bytes - self.headers.len();
+        self.flight.push(row, out, body_bytes, origin, bytes, now);
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use super::reader::DecodeError;
 use super::tables::{Tables, Verdict};
 use postgres_types::PgLsn;
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// The table to relay: how it and its columns are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,7 +205,7 @@ struct Columns {
 #[derive(Debug)]
 pub struct Relations {
     source: Source,
-    described: HashMap<u32, (Relation, Described)>,
+    described: BTreeMap<u32, (Relation, Described)>,
     /// Where the transaction commits that is read.
     commit_lsn: PgLsn,
     /// A relation of the outbox lacks a column.
@@ -217,7 +217,7 @@ impl Relations {
     pub fn new(source: Source) -> Self {
         Relations {
             source,
-            described: HashMap::new(),
+            described: BTreeMap::new(),
             commit_lsn: 0.into(),
             lacks_columns: false,
         }

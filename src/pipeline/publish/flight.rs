@@ -145,13 +145,13 @@ impl Flight {
         &mut self,
         row: &Message<'_>,
         frame: &[u8],
+        body_bytes: usize,
         origin: Origin,
         bytes: usize,
         now: Duration,
     ) {
-        let parts = Parts::of(row);
-        self.kept
-            .push(row.subject, row.headers, row.body.len(), frame);
+        let parts = Parts::of(row, body_bytes);
+        self.kept.push(row.subject, row.headers, body_bytes, frame);
         self.count(
             Sent {
                 origin,

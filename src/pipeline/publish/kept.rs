@@ -16,11 +16,11 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn of(message: &Message<'_>) -> Self {
+    pub(super) fn of(message: &Message<'_>, body: usize) -> Self {
         Parts {
             subject: message.subject.len(),
             headers: message.headers.len(),
-            body: message.body.len(),
+            body,
         }
     }
 
