@@ -390,7 +390,8 @@ async fn a_rejected_row_halts_is_passed_and_retried() {
     platform
         .expect(&["dead-letters", "retry", &position], 0)
         .await;
-    platform.wait_for(4).await;
+    // The event, and the mark behind it.
+    platform.wait_for(5).await;
     let (headers, body) = platform.message(4).await;
     assert_eq!(headers.get("Walrelay-Kind").unwrap().as_str(), "retry");
     let envelope: serde_json::Value = serde_json::from_slice(&body).unwrap();
@@ -402,7 +403,7 @@ async fn a_rejected_row_halts_is_passed_and_retried() {
         .expect(&["dead-letters", "retry", "--all"], 0)
         .await;
     platform.insert(2).await;
-    platform.wait_for(6).await;
+    platform.wait_for(7).await;
     relay.stop().await;
     let report = platform.verify(0).await;
     assert_eq!(

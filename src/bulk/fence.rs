@@ -19,7 +19,9 @@ use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::StreamSeverity;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
-use crate::pipeline::position::{BATCH_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY};
+use crate::pipeline::position::{
+    BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
+};
 use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::lane_client::{LaneClient, LaneError, StreamEnd};
 use crate::relay::lane_store::StoreError;
@@ -136,15 +138,8 @@ impl Fence {
         }
     }
 
-    /// What the next message is to expect: at first, and wherever one was refused for that.
-    ///
-    /// # Errors
-    /// The lease is lost, or another command has published since this one has read the stream.
-    pub async fn place(&mut self, lease: &Lease) -> anyhow::Result<Place> {
-        Ok(self.place_behind(lease, None).await?.0)
-    }
-
-    /// The same, and how many of those in doubt are stored. The others never will be, once the next message is.
+    /// What the next message is to expect, at first and wherever one was refused for that; and how many of those in doubt are
+    /// stored. The others never will be, once the next message is.
     ///
     /// # Errors
     /// The lease is lost, or another command has published since this one has read the stream.
@@ -253,9 +248,11 @@ async fn look(lane: &LaneClient, mut from: u64, through: u64) -> anyhow::Result<
         let Some(message) = lane.message(Lookup::Next { from, filter: ">" }).await? else {
             return Ok(());
         };
-        if let Some(kind @ (KIND_BACKFILL | KIND_RETRY)) = message.header_text(KIND_HEADER) {
+        if let Some(kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED)) =
+            message.header_text(KIND_HEADER)
+        {
             bail!(
-                "another command has published a {kind} at sequence {} since this one has read the stream: run this again",
+                "another command has published ({kind}) at sequence {} since this one has read the stream: run this again",
                 message.seq
             );
         }

@@ -5,7 +5,7 @@
 //! however long, is refused by the server; a command that was killed is done again from what the stream holds.
 //!
 //! ```text
-//! source (the table) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
+//! source (the table, dead letters) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
 //! ```
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 
 pub mod fence;
 pub mod lease;
+pub mod letters;
 mod pace;
 pub mod publisher;
 mod queue;
@@ -59,7 +60,10 @@ pub enum Sourced {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome<'a> {
     /// The stream has it.
-    Published,
+    Published {
+        /// What people call it.
+        name: &'a str,
+    },
     /// It cannot be published.
     Rejected {
         /// What people call it.
@@ -68,6 +72,9 @@ pub enum Outcome<'a> {
         why: &'a str,
     },
 }
+
+/// Messages that a source reads ahead.
+const AHEAD: usize = 64;
 
 /// A source that reads ahead, a little.
 pub type Source = mpsc::Receiver<anyhow::Result<Sourced>>;

@@ -1,6 +1,6 @@
 //! From a source into the stream: stint after stint of the lane's own window, each on what the fence tells.
 //!
-//! In: a source, a lease and its fence. Out: its messages in the stream, in its order, and what became of each. Guarantee: what
+//! In: sources, a lease and its fence. Out: their messages in the stream, in their order, and what became of each. Guarantee: what
 //! is in doubt when a stint ends in a fault is looked up before anything else is published.
 
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use super::lease::{Lease, LeaseError};
 use super::pace::{Allowance, Pace};
 use super::queue::Queue;
 use super::stint::{Ended, Stint, Target, position};
-use super::{Outcome, Source};
+use super::{Outcome, Queued, Source};
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::publish::{Mode, Offer};
@@ -33,7 +33,7 @@ const FEED_LIMIT: Duration = Duration::from_millis(20);
 /// So long it is tried on without a message that is stored.
 const STUCK_LIMIT: Duration = Duration::from_secs(60);
 
-/// Publishes what a source yields.
+/// Publishes what sources yield.
 pub struct Publisher<'a> {
     settings: &'a Settings,
     lane: LaneClient,
@@ -79,7 +79,7 @@ impl From<anyhow::Error> for Ended {
 }
 
 impl<'a> Publisher<'a> {
-    /// Publishes what `source` yields behind `fence`, which was raised before the source was decided on.
+    /// Publishes behind `fence`, which was raised before it was decided what.
     ///
     /// # Errors
     /// Postgres cannot be reached.
@@ -88,7 +88,6 @@ impl<'a> Publisher<'a> {
         lane: &LaneClient,
         lease: &'a Lease,
         fence: Fence,
-        source: Source,
     ) -> anyhow::Result<Self> {
         let sql = connect(&settings.postgres.conninfo).await?;
         Ok(Publisher {
@@ -97,7 +96,7 @@ impl<'a> Publisher<'a> {
             lease,
             fence,
             pace: Pace::new(sql, &settings.postgres.slot, settings.nats.shared),
-            queue: Queue::of(source),
+            queue: Queue::new(),
             target: None,
             doubt: None,
             epochs: Epochs::new(settings.relay.backoff_max),
@@ -113,11 +112,16 @@ impl<'a> Publisher<'a> {
         Publisher { shutdown, ..self }
     }
 
-    /// Publishes all, and tells `each` what became of one after the other.
+    /// Publishes all of a source, and tells `each` what became of one after the other.
     ///
     /// # Errors
     /// The source failed, the lease is lost, or the stream does not take messages; what is stored stays.
-    pub async fn run(&mut self, mut each: impl FnMut(Outcome<'_>)) -> anyhow::Result<()> {
+    pub async fn run(
+        &mut self,
+        source: Source,
+        mut each: impl FnMut(Outcome<'_>),
+    ) -> anyhow::Result<()> {
+        self.queue.feed(source);
         let mut shutdown = self.shutdown.clone();
         while !shutdown.is_sent() {
             if self.doubt.is_none() {
@@ -166,8 +170,7 @@ impl<'a> Publisher<'a> {
             .await?;
         if let Some(mut doubt) = self.doubt.take() {
             for stored in doubt.items.drain(..stored) {
-                self.done = stored.number;
-                each(Outcome::Published);
+                self.stored(&stored, each);
             }
             self.queue.put_back(doubt.items);
             if stored > 0 {
@@ -199,6 +202,13 @@ impl<'a> Publisher<'a> {
         }
     }
 
+    fn stored(&mut self, stored: &Queued, each: &mut impl FnMut(Outcome<'_>)) {
+        self.done = stored.number;
+        each(Outcome::Published {
+            name: &stored.item.name,
+        });
+    }
+
     fn one_by_one(&self, allowance: Allowance) -> u64 {
         self.epochs.one_by_one().max(u64::from(allowance.contended))
     }
@@ -212,8 +222,7 @@ impl<'a> Publisher<'a> {
             let now = self.clock.elapsed();
             let acknowledged = stint.take_answers(now)?;
             for stored in stint.sent.drain(..acknowledged) {
-                self.done = stored.number;
-                each(Outcome::Published);
+                self.stored(&stored, each);
             }
             if acknowledged > 0 {
                 self.fence.begun();

@@ -1,11 +1,11 @@
 //! What waits to be published: messages of a source, and those that go out again before them.
 //!
-//! In: a source. Out: its messages in their order, numbered; what cannot be one is told at once. Nothing is decided here.
+//! In: sources, one after the other. Out: its messages in their order, numbered; what cannot be one is told at once. Nothing is decided here.
 
 use std::collections::VecDeque;
 
 use anyhow::Context as _;
-use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{Outcome, Queued, Source, Sourced};
 
@@ -19,13 +19,20 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn of(source: Source) -> Self {
+    pub(super) fn new() -> Self {
+        let (_, nothing) = mpsc::channel(1);
         Queue {
-            source,
+            source: nothing,
             ready: VecDeque::new(),
             taken: 0,
-            ended: false,
+            ended: true,
         }
+    }
+
+    /// Goes on with the messages of another source.
+    pub(super) fn feed(&mut self, source: Source) {
+        self.source = source;
+        self.ended = false;
     }
 
     /// The source's next message, to be handed to [`Self::take`]; waits for ever where one is at hand or the source has ended.

@@ -13,14 +13,12 @@ use tokio_postgres::{Row as SqlRow, RowStream};
 use uuid::Uuid;
 
 use super::rows::Rows;
-use super::{Item, Source, Sourced};
+use super::{AHEAD, Item, Source, Sourced};
 use crate::pipeline::position::KIND_HEADER;
 use crate::relay::settings::Settings;
 
 /// Rows that are asked for at once.
 const CHUNK_IDS: usize = 5_000;
-/// Messages read ahead.
-const AHEAD: usize = 64;
 
 /// Reads the rows with these ids, each to be marked as of this kind.
 ///

@@ -137,11 +137,11 @@ async fn backfill(
     }
     let total = rows.len() as u64;
     let source = table::source(settings, KIND_BACKFILL, rows.ids()?).await?;
-    let mut publisher = Publisher::new(settings, lane, lease, fence, source)
+    let mut publisher = Publisher::new(settings, lane, lease, fence)
         .await?
         .until(shutdown.clone());
     let mut progress = Progress::of(total, args.json);
-    let done = publisher.run(|outcome| progress.take(outcome, &mut account));
+    let done = publisher.run(source, |outcome| progress.take(outcome, &mut account));
     let done = done.await;
     let Counts { published, .. } = progress.end(&mut account);
     if !args.json {

@@ -17,7 +17,6 @@ mod flags;
 mod given;
 pub mod position;
 mod progress;
-mod republish;
 pub mod run;
 pub mod setup;
 mod signals;

@@ -68,7 +68,7 @@ impl Progress {
     /// Takes what became of the next one.
     pub(super) fn take(&mut self, outcome: Outcome<'_>, account: &mut Account) {
         match outcome {
-            Outcome::Published => self.counts.published += 1,
+            Outcome::Published { .. } => self.counts.published += 1,
             Outcome::Rejected { name, why } => {
                 self.counts.rejected += 1;
                 self.bar.suspend(|| {

@@ -62,7 +62,7 @@ unjudged       in the table, not in the stream, and the stream may have had its 
 doubled        in the stream more than once; a replay is marked and no double, nor is one backfill or one retry of an
                event that is not there otherwise
 out of order   a first publication whose position is not above all before it
-dead-lettered  could not be published, and no retry has succeeded
+dead-lettered  could not be published, and was neither retried nor discarded; walrelay dead-letters list shows it
 phantom        in the stream, not in the table, though the table still has rows of earlier events
 pending        in the slot, and still to be published; found where the oldest has waited for more than 5 seconds and
                nobody reads from the slot: the lane stands still

@@ -4,6 +4,8 @@
 //! whole where it fits, else as much as fits, and the columns named that are not whole. It stands at the row's position
 //! in the lane, in the same stream, under a subject outside the events' root.
 
+pub mod state;
+
 use super::encoding::{Converted, Encoding};
 use super::envelope::{Reject, shown};
 use super::fields::Field;

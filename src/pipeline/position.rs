@@ -34,6 +34,13 @@ pub const KIND_RETRY: &str = "retry";
 /// Header of such an event: the dead letter's slot and position.
 pub const RETRY_HEADER: &str = "Walrelay-Retry";
 
+/// Value of [`KIND_HEADER`] on the mark of a dead letter whose event is published.
+pub(crate) const KIND_RETRIED: &str = "retried";
+/// Value of [`KIND_HEADER`] on the mark of a dead letter whose event nobody wants.
+pub(crate) const KIND_DISCARDED: &str = "discarded";
+/// Header of such marks: the dead letter's slot and position.
+pub(crate) const DEAD_LETTER_HEADER: &str = "Walrelay-Dead-Letter";
+
 /// (commit_lsn, ordinal): the place of a row in its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {

@@ -276,7 +276,13 @@ async fn commands_need_what_the_file_gives_them() {
         ("verify", &["verify"], 1),
         ("tail", &["tail", "--since", "all", "--count", "1"], 0),
         ("backfill", &["backfill"], 0),
-        ("dead_letters", &["dead-letters", "retry", "--all"], 0),
+        (
+            "dead_letters_discard",
+            &["dead-letters", "discard", position, "--reason", "a test"],
+            0,
+        ),
+        // What was discarded can be retried. Without the right to mark that, the event is there, and the next one marks it.
+        ("dead_letters", &["dead-letters", "retry", position], 0),
         ("adopt", &["adopt", "--yes"], 0),
     ] {
         let output = needs_each(&mut fixture, user, arguments, nothing).await;
@@ -292,8 +298,11 @@ async fn bulk_publishing_to_a_shared_stream_needs_what_the_file_gives_it() {
     let mut fixture = fixture().await;
     fixture.set("WALRELAY_NATS_SHARED", "true");
     fill(&mut fixture).await;
-    for arguments in [&["backfill"][..], &["dead-letters", "retry", "--all"]] {
-        needs_each(&mut fixture, "bulk_shared", arguments, nothing)
+    for (user, arguments) in [
+        ("backfill_shared", &["backfill"][..]),
+        ("dead_letters_shared", &["dead-letters", "retry", "--all"]),
+    ] {
+        needs_each(&mut fixture, user, arguments, nothing)
             .await
             .success();
     }

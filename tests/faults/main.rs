@@ -8,6 +8,7 @@ mod broker_says_no;
 mod by_hand;
 mod dead_letters;
 mod dead_rows;
+mod dead_states;
 mod encodings;
 mod fencing;
 mod foreign;

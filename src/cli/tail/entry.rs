@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use crate::event::EventEnvelope;
 use crate::pipeline::event_id;
-use crate::pipeline::position::{KIND_HEADER, POSITION_HEADER, REASON_HEADER};
+use crate::pipeline::position::{
+    KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER, REASON_HEADER,
+};
 
 /// Subjects of walrelay's own; of these only dead letters are something to look at.
 const OWN_ROOT: &str = "walrelay.";
@@ -242,9 +244,12 @@ impl Entry {
             &printable(&self.subject),
         );
         let id = self.id.as_deref().map_or_else(|| "-".to_owned(), printable);
-        line.push_str(&match (self.class, &self.kind) {
+        line.push_str(&match (self.class, self.kind.as_deref()) {
             (Class::Event, None) => id,
             (Class::Event, Some(kind)) => format!("{id} ({})", printable(kind)),
+            (Class::DeadLetter, Some(state @ (KIND_RETRIED | KIND_DISCARDED))) => {
+                format!("{id} dead letter {state}")
+            }
             (Class::DeadLetter, _) => {
                 let reason = self.detail.as_deref().or(self.reason.as_deref());
                 format!(
@@ -407,6 +412,15 @@ mod tests {
         );
         let bare = Entry::read(subject, Some(&headers), b"\xff", REPLY, Utc::now());
         assert!(bare.to_line().ends_with("- dead letter: too_large"));
+    }
+
+    #[test]
+    fn what_became_of_a_dead_letter_is_no_dead_letter() {
+        let headers = headers(&[("Walrelay-Kind", "discarded")]);
+        let body = br#"{"id": "e1", "position": "0/10:1", "was": "open", "reason": "a test"}"#;
+        let subject = "walrelay.dead.walrelay";
+        let entry = Entry::read(subject, Some(&headers), body, REPLY, Utc::now());
+        assert!(entry.to_line().ends_with("e1 dead letter discarded"));
     }
 
     #[test]

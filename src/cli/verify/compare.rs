@@ -22,6 +22,10 @@ pub(super) struct Group {
     pub(super) sequence: u64,
     dead_letters: u64,
     pub(super) dead_letter_sequence: u64,
+    /// Marks of dead letters that were retried, those included that were discarded before.
+    retried: u64,
+    /// Marks of dead letters that were discarded, but for those that were retried then.
+    discarded: u64,
     /// Backfills and retries.
     fills: u64,
     replays: u64,
@@ -48,6 +52,13 @@ impl Group {
             Kind::DeadLetter => {
                 self.dead_letters += 1;
                 self.dead_letter_sequence = number;
+            }
+            Kind::Retried => self.retried += 1,
+            Kind::Discarded => self.discarded += 1,
+            // Its first mark was taken before: kinds come in their order.
+            Kind::Reclaimed => {
+                self.discarded = self.discarded.saturating_sub(1);
+                self.retried += 1;
             }
             Kind::Fill => self.fills += 1,
             Kind::Replay => self.replays += 1,
@@ -104,8 +115,10 @@ pub(super) struct Verdict {
     pub(super) unjudged: u64,
     /// The same, or an older row of the same id, which `--since` leaves out.
     pub(super) ambiguous: u64,
-    /// A dead letter, and no retry that succeeded.
+    /// A dead letter that is open, and no retry that succeeded.
     pub(super) dead_lettered: u64,
+    /// A dead letter that nobody wants published.
+    pub(super) discarded: u64,
     /// More publications than rows, but for replays.
     pub(super) doubled: u64,
     /// In the stream; unless a second look finds its row, not in the table, which still has rows of earlier events.
@@ -126,8 +139,18 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
     // Retention may have deleted the row of an event or of a dead letter: one row at least was there.
     let rows = all_rows.max(1);
     let published = copies + group.replays;
-    let dead_lettered = rows.saturating_sub(published).min(group.dead_letters);
-    let accounted = published + dead_lettered;
+    let mut unpublished = rows.saturating_sub(published);
+    let mut explained = |by: u64| {
+        let part = unpublished.min(by);
+        unpublished -= part;
+        part
+    };
+    let closed = group.retried + group.discarded;
+    let dead_lettered = explained(group.dead_letters.saturating_sub(closed));
+    let discarded = explained(group.discarded);
+    // By a message with another id, or one that the stream has removed since.
+    let retried = explained(group.retried);
+    let accounted = published + dead_lettered + discarded + retried;
     let mut left = all_rows.saturating_sub(accounted).min(group.rows);
     // Among rows that share the id, those that `--since` leaves out may be the ones without a message.
     let ambiguous = left - group.rows.saturating_sub(accounted).min(left);
@@ -155,6 +178,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
         unjudged,
         ambiguous,
         dead_lettered,
+        discarded,
         doubled: copies.saturating_sub(rows),
         phantom: !group.has_row() && group.events > 0 && behind_rows,
     }
@@ -163,7 +187,8 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::Kind::{
-        DeadLetter, Event, Fill, LaterEvent, OlderRow, Passed, Pending, Removed, Replay, Row,
+        DeadLetter, Discarded, Event, Fill, LaterEvent, OlderRow, Passed, Pending, Reclaimed,
+        Removed, Replay, Retried, Row,
     };
     use super::*;
 
@@ -183,6 +208,7 @@ mod tests {
         unjudged: 0,
         ambiguous: 0,
         dead_lettered: 0,
+        discarded: 0,
         doubled: 0,
         phantom: false,
     };
@@ -266,6 +292,36 @@ mod tests {
         assert_eq!(judge(&[(DeadLetter, 21), (Fill, 22)]), expected);
         let expected = Verdict { pending: 1, ..FINE };
         assert_eq!(judge(&[(Event, 20), (Fill, 21), (Pending, 0)]), expected);
+    }
+
+    #[test]
+    fn a_mark_closes_one_dead_letter() {
+        let judge = |entries: &[(Kind, u64)]| judge(entries, &WHOLE);
+        let verdict = |dead_lettered, discarded| Verdict {
+            dead_lettered,
+            discarded,
+            ..FINE
+        };
+        let letter = [(Row, 5), (DeadLetter, 20)];
+        let with = |more: &[(Kind, u64)]| judge(&[&letter, more].concat());
+        assert_eq!(with(&[(Discarded, 21)]), verdict(0, 1));
+        assert_eq!(with(&[(Retried, 22), (Fill, 21)]), FINE);
+        assert_eq!(with(&[(Discarded, 21), (Reclaimed, 23), (Fill, 22)]), FINE);
+        // Published under another id.
+        assert_eq!(with(&[(Retried, 22)]), FINE);
+        // The row is gone, as most are in the end.
+        assert_eq!(judge(&[(DeadLetter, 20), (Discarded, 21)]), verdict(0, 1));
+        // Its letter is gone from the stream.
+        assert_eq!(judge(&[(Row, 5), (Discarded, 21)]), verdict(0, 1));
+
+        let two = [(Row, 5), (Row, 5), (DeadLetter, 20), (DeadLetter, 21)];
+        let with = |more: &[(Kind, u64)]| judge(&[&two, more].concat());
+        assert_eq!(with(&[]), verdict(2, 0));
+        assert_eq!(with(&[(Discarded, 22)]), verdict(1, 1));
+        assert_eq!(with(&[(Discarded, 22), (Discarded, 23)]), verdict(0, 2));
+        assert_eq!(with(&[(Retried, 23), (Fill, 22)]), verdict(1, 0));
+        let reclaimed = [(Discarded, 22), (Reclaimed, 24), (Fill, 23)];
+        assert_eq!(with(&reclaimed), verdict(1, 0));
     }
 
     #[test]

@@ -17,10 +17,11 @@ use super::sort::{Entries, Entry, Kind};
 use crate::nats::admin::Admin;
 use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::stream;
+use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
-    KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
-    Position, parse_header,
+    DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY,
+    POSITION_HEADER, Position, parse_header,
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
@@ -72,9 +73,11 @@ pub(super) struct LaneReading {
     pub(super) events: u64,
     pub(super) dead_letters: u64,
     pub(super) dead_letters_without_id: u64,
+    /// Discarded ones of these, no longer counted there.
+    pub(super) discarded_without_id: u64,
     /// Replays, retries, backfills.
     pub(super) again: u64,
-    /// Messages that only tell the lane's position.
+    /// Messages that only tell where the lane is, or what has become of a dead letter.
     pub(super) marks: u64,
     /// Messages of other slots, or of no relay.
     pub(super) foreign: u64,
@@ -113,6 +116,7 @@ impl LaneReading {
             events: 0,
             dead_letters: 0,
             dead_letters_without_id: 0,
+            discarded_without_id: 0,
             again: 0,
             marks: 0,
             foreign: 0,
@@ -294,6 +298,10 @@ impl LaneReading {
             .filter(|(slot, _)| *slot == self.slot)
             .map(|(_, position)| position);
         let id = id(event_id::ID_HEADERS.map(header), body);
+        let letter = header(DEAD_LETTER_HEADER);
+        if let Some(Told::Mark(_, state)) = Told::of(&self.slot, kind, None, letter) {
+            return self.take_mark(sequence, state, body, entries);
+        }
         let (kind, position) = match (kind, position) {
             (None, Some(position)) => (Kind::Event, position),
             (Some(KIND_DEAD_LETTER), Some(position)) => (Kind::DeadLetter, position),
@@ -358,6 +366,40 @@ impl LaneReading {
                 "message {sequence} of stream {} carries position {position} and neither a UUID nor a whole number as its id",
                 self.name
             ),
+        }
+        Ok(())
+    }
+
+    /// A dead letter has got this state.
+    fn take_mark(
+        &mut self,
+        sequence: u64,
+        state: State,
+        body: &[u8],
+        entries: &mut Entries,
+    ) -> anyhow::Result<()> {
+        self.marks += 1;
+        let mark: Mark = serde_json::from_slice(body)
+            .with_context(|| format!("the mark at sequence {sequence} of stream {}", self.name))?;
+        let kind = match (state, mark.was) {
+            (State::Discarded, _) => Kind::Discarded,
+            (_, State::Discarded) => Kind::Reclaimed,
+            _ => Kind::Retried,
+        };
+        match mark.id.as_deref().and_then(key) {
+            Some(id) => entries.push(Entry::new(id, kind, sequence))?,
+            None => {
+                if kind != Kind::Reclaimed {
+                    let open = &mut self.dead_letters_without_id;
+                    *open = open.saturating_sub(1);
+                }
+                let discarded = &mut self.discarded_without_id;
+                match kind {
+                    Kind::Discarded => *discarded += 1,
+                    Kind::Reclaimed => *discarded = discarded.saturating_sub(1),
+                    _ => {}
+                }
+            }
         }
         Ok(())
     }

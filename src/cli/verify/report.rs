@@ -127,7 +127,10 @@ pub(super) struct Report {
     unjudged: Findings,
     doubled: Findings,
     out_of_order: Findings,
+    /// Open dead letters.
     dead_lettered: Findings,
+    /// Dead letters that nobody wants published.
+    discarded: u64,
     pub(super) phantom: Findings,
     /// In the table and the slot, not in the stream yet.
     pending: u64,
@@ -189,6 +192,7 @@ impl Report {
                     .collect(),
             },
             dead_lettered,
+            discarded: lane.discarded_without_id,
             phantom: Findings::default(),
             pending: 0,
             pending_seconds: pending_for.map(|age| age.as_secs()),
@@ -205,6 +209,7 @@ impl Report {
     pub(super) fn take(&mut self, group: &Group, verdict: &Verdict) {
         self.pending += verdict.pending;
         self.removed += verdict.removed;
+        self.discarded += verdict.discarded;
         self.ambiguous += verdict.ambiguous;
         let unjudged = verdict.unjudged + verdict.ambiguous;
         for (findings, count, example) in [
@@ -319,6 +324,10 @@ impl Report {
             (
                 self.removed,
                 "rows were published, and the stream has removed their messages since",
+            ),
+            (
+                self.discarded,
+                "dead letters were discarded: walrelay dead-letters list --all says why",
             ),
             (
                 self.unjudged.count - self.ambiguous.min(self.unjudged.count),

@@ -31,6 +31,12 @@ pub(super) enum Kind {
     LaterEvent,
     /// A dead letter.
     DeadLetter,
+    /// A mark: a dead letter was retried.
+    Retried,
+    /// A mark: a dead letter was discarded.
+    Discarded,
+    /// A mark: a dead letter that was discarded was retried after all.
+    Reclaimed,
     /// An event in the place of one that was not there: a backfill, a retry.
     Fill,
     /// An event that was published again on request.
@@ -44,12 +50,15 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 10] = [
+    const ALL: [Kind; 13] = [
         Kind::Row,
         Kind::OlderRow,
         Kind::Event,
         Kind::LaterEvent,
         Kind::DeadLetter,
+        Kind::Retried,
+        Kind::Discarded,
+        Kind::Reclaimed,
         Kind::Fill,
         Kind::Replay,
         Kind::Pending,

@@ -1,0 +1,174 @@
+//! Dead letters as a source: their events, and the marks that say what has become of them.
+//!
+//! In: where dead letters stand. Out: their rows' messages, as the table has the rows now or else as the letters have them; a
+//! mark for each. Guarantee: the same envelope as the relay's; a letter is read when its turn comes, so memory does not grow
+//! with their number.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
+use tokio::sync::mpsc;
+
+use super::rows::{RowText, Rows, columns};
+use super::{AHEAD, Item, Source, Sourced};
+use crate::pipeline::dead_letter::state::{Mark, State};
+use crate::pipeline::dead_letter::{self, DeadLetter};
+use crate::pipeline::end_search::Lookup;
+use crate::pipeline::mapping::Mapping;
+use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER};
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+/// A dead letter in the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// In the lane; the name of what comes of it.
+    pub position: Position,
+    /// In the stream.
+    pub sequence: u64,
+}
+
+/// Other values of columns, for these publications alone.
+pub type Values = BTreeMap<String, String>;
+
+/// The events of these dead letters, each marked as its retry.
+///
+/// # Errors
+/// The table cannot be read.
+pub async fn events(
+    settings: &Settings,
+    lane: &LaneClient,
+    letters: Vec<Place>,
+    values: Values,
+) -> anyhow::Result<Source> {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let reader = Reader {
+        rows: Rows::open(settings).await?,
+        id_column: settings.postgres.id_column().to_owned(),
+        slot: settings.postgres.slot.clone(),
+        mapping: settings.mapping(),
+        lane: lane.clone(),
+        values,
+    };
+    tokio::spawn(async move {
+        for letter in letters {
+            let sourced = reader.sourced(letter).await;
+            let ends = sourced.is_err();
+            if sender.send(sourced).await.is_err() || ends {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+/// The marks by which dead letters of `slot` get this state.
+pub fn marks(slot: &str, state: State, marks: Vec<Mark>) -> Source {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let slot = slot.to_owned();
+    tokio::spawn(async move {
+        for mark in marks {
+            let item = Item {
+                subject: dead_letter::subject(&slot).into_bytes(),
+                headers: mark.headers(&slot, state).into_bytes(),
+                body: mark.to_json().into(),
+                name: mark.position,
+            };
+            if sender.send(Ok(Sourced::Item(item))).await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+struct Reader {
+    rows: Rows,
+    id_column: String,
+    slot: String,
+    mapping: Mapping,
+    lane: LaneClient,
+    values: Values,
+}
+
+impl Reader {
+    /// What comes of a letter.
+    ///
+    /// # Errors
+    /// The stream cannot be read: nothing comes of the others either.
+    async fn sourced(&self, letter: Place) -> anyhow::Result<Sourced> {
+        let name = letter.position.to_string();
+        let message = self.lane.message(Lookup::Message(letter.sequence)).await?;
+        let body = message
+            .as_ref()
+            .map(|message| message.data.as_slice())
+            .context("the stream no longer has it");
+        let item = match body {
+            Ok(body) => self.item(letter.position, body).await,
+            Err(gone) => Err(gone),
+        };
+        Ok(match item {
+            Ok(item) => Sourced::Item(item),
+            Err(why) => Sourced::Rejected {
+                name,
+                why: format!("{why:#}"),
+            },
+        })
+    }
+
+    async fn item(&self, position: Position, body: &[u8]) -> anyhow::Result<Item> {
+        let letter: DeadLetter = serde_json::from_slice(body).context("it cannot be read")?;
+        let mut row = match self.in_table(&letter).await? {
+            Some(row) => row,
+            None => self.in_letter(&letter)?,
+        };
+        for (name, value) in &self.values {
+            row.columns.insert(name.clone(), Some(value.clone()));
+        }
+        let parts = self.rows.parts(&row)?;
+        let mark = format!(
+            "{KIND_HEADER}: {KIND_RETRY}\r\n{RETRY_HEADER}: {} {position}\r\n",
+            self.slot
+        );
+        Ok(Item {
+            name: position.to_string(),
+            subject: parts.subject.into_bytes(),
+            headers: (mark + &parts.headers).into_bytes(),
+            body: parts.body,
+        })
+    }
+
+    /// The row as the table has it now; none where it is gone, or has no id to find it by.
+    async fn in_table(&self, letter: &DeadLetter) -> anyhow::Result<Option<RowText>> {
+        let row = letter.row.as_ref();
+        // Beside it, long ones are cut, and bytes are told as a UUID.
+        let whole = row.and_then(|row| row.get(&self.id_column));
+        let whole = whole.cloned().flatten().filter(|id| id.len() > 200);
+        match whole.or_else(|| letter.id.clone()) {
+            Some(id) => self.rows.find(&id).await,
+            None => Ok(None),
+        }
+    }
+
+    /// The row as the relay read it, where the dead letter has all of it that a message needs and that is not set anew.
+    fn in_letter(&self, letter: &DeadLetter) -> anyhow::Result<RowText> {
+        let gone = "the table no longer has its row, and the dead letter";
+        let row = letter.row.as_ref();
+        let row = row.with_context(|| format!("{gone} does not hold it"))?;
+        for name in columns(&self.mapping) {
+            if self.values.contains_key(name) {
+                continue;
+            }
+            let value = row.get(name);
+            let value = value.with_context(|| format!("{gone} has no column {name:?}"))?;
+            if let Some(bytes) = letter.truncated.get(name) {
+                let kept = value.as_ref().map_or(0, String::len);
+                bail!("{gone} has {kept} of the {bytes} bytes of {name:?}");
+            }
+        }
+        Ok(RowText {
+            columns: row.clone(),
+            committed_at_us: letter.committed_at_us,
+        })
+    }
+}

@@ -1,0 +1,279 @@
+//! `walrelay dead-letters retry` and `discard`: a dead letter's event published after all, or given up; and a mark in the stream
+//! that says so.
+//!
+//! In: which dead letters. Out: their events behind the stream's end, and their marks behind the events. Guarantees: no
+//! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
+use futures_util::StreamExt as _;
+
+use super::letters::{Letters, Standing};
+use crate::bulk::Outcome;
+use crate::bulk::fence::Fence;
+use crate::bulk::lease::Lease;
+use crate::bulk::letters::{self, Values};
+use crate::bulk::publisher::Publisher;
+use crate::bulk::rows::columns;
+use crate::cli::exit::{Exit, UsageError};
+use crate::cli::stderr;
+use crate::cli::stdout::Account;
+use crate::nats::admin::Admin;
+use crate::pipeline::dead_letter::state::{Mark, State};
+use crate::pipeline::mapping::Mapping;
+use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+/// How long the broker may keep us waiting for a message that it has.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What is to become of dead letters.
+#[derive(Debug)]
+pub(super) enum Action {
+    Retry { set: Vec<(String, String)> },
+    Discard { reason: String },
+}
+
+impl Action {
+    fn command(&self) -> &'static str {
+        match self {
+            Action::Retry { .. } => "dead-letters retry",
+            Action::Discard { .. } => "dead-letters discard",
+        }
+    }
+}
+
+/// Does this to the dead letter at `position`, or to all that are open.
+pub(super) async fn close(
+    nats: &Admin,
+    settings: &Settings,
+    position: Option<Position>,
+    action: Action,
+) -> Result<Exit, anyhow::Error> {
+    if let Action::Retry { set } = &action {
+        check_set(&settings.mapping(), set)?;
+    }
+    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let lease = Lease::take(&lane, action.command()).await?;
+    let mut closing = Closing {
+        nats,
+        settings,
+        lane: &lane,
+        lease: &lease,
+        account: Account::default(),
+        failed: false,
+    };
+    let done = closing.close(position, action).await;
+    let Closing {
+        account, failed, ..
+    } = closing;
+    lease.release().await;
+    account.close()?;
+    done?;
+    Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+/// What `--set` says: other values for one publication.
+fn check_set(mapping: &Mapping, set: &[(String, String)]) -> Result<(), UsageError> {
+    let columns = columns(mapping);
+    match set
+        .iter()
+        .find(|(name, _)| !columns.contains(&name.as_str()))
+    {
+        Some((name, _)) => Err(UsageError(format!(
+            "--set: no message is made of a column {name:?}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// One run of the command, which has the lease.
+struct Closing<'a> {
+    nats: &'a Admin,
+    settings: &'a Settings,
+    lane: &'a LaneClient,
+    lease: &'a Lease,
+    account: Account,
+    failed: bool,
+}
+
+impl Closing<'_> {
+    async fn close(&mut self, position: Option<Position>, action: Action) -> anyhow::Result<()> {
+        let version = self.nats.server_version()?;
+        let fence = Fence::raise(self.lane, self.lease, self.settings, version).await?;
+        let letters = Letters::read(self.lane, self.settings).await?;
+        let wanted = self.wanted(&letters, position, &action)?;
+        let Some(first) = wanted.first() else {
+            return Ok(());
+        };
+        let published = self.published(first.place.sequence).await?;
+        let is_there = |letter: &&Standing| {
+            let at = published.get(&letter.place.position);
+            at.is_some_and(|sequence| *sequence > letter.place.sequence)
+        };
+        let (there, left): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_there);
+        let mut publisher = Publisher::new(self.settings, self.lane, self.lease, fence).await?;
+        let marked = (
+            State::Retried,
+            "was published already, and is marked so now",
+        );
+        self.mark(&mut publisher, marked, marks(&there, None))
+            .await?;
+        match action {
+            Action::Retry { set } => {
+                let retried = self.publish(&mut publisher, &left, set).await?;
+                let marked = (State::Retried, "published");
+                self.mark(&mut publisher, marked, retried)
+                    .await
+                    .context("the events are published, and their dead letters are not marked so: run this again")
+            }
+            Action::Discard { reason } => {
+                self.failed |= position.is_some() && !there.is_empty();
+                let marked = (State::Discarded, "discarded");
+                self.mark(&mut publisher, marked, marks(&left, Some(&reason)))
+                    .await
+            }
+        }
+    }
+
+    /// Those that the action is about, in their order.
+    fn wanted<'l>(
+        &mut self,
+        letters: &'l Letters,
+        position: Option<Position>,
+        action: &Action,
+    ) -> anyhow::Result<Vec<&'l Standing>> {
+        let Some(position) = position else {
+            let open: Vec<_> = letters.open().collect();
+            if open.is_empty() {
+                let slot = &self.settings.postgres.slot;
+                self.account
+                    .line(format_args!("no open dead letters of slot {slot}"));
+            }
+            return Ok(open);
+        };
+        let letter = letters.find(position)?;
+        let is_possible = match action {
+            Action::Retry { .. } => letter.state != State::Retried,
+            Action::Discard { .. } => letter.state == State::Open,
+        };
+        if is_possible {
+            return Ok(vec![letter]);
+        }
+        self.failed = true;
+        let state = letter.state.name();
+        self.account
+            .line(format_args!("{position} was already {state}"));
+        Ok(Vec::new())
+    }
+
+    /// Publishes the events of these dead letters; the marks of those that the stream has.
+    async fn publish(
+        &mut self,
+        publisher: &mut Publisher<'_>,
+        letters: &[&Standing],
+        set: Vec<(String, String)>,
+    ) -> anyhow::Result<Vec<Mark>> {
+        if letters.is_empty() {
+            return Ok(Vec::new());
+        }
+        let by_name: HashMap<String, &Standing> = letters
+            .iter()
+            .map(|letter| (letter.place.position.to_string(), *letter))
+            .collect();
+        let places = letters.iter().map(|letter| letter.place).collect();
+        let values = Values::from_iter(set);
+        let events = letters::events(self.settings, self.lane, places, values).await?;
+        let mut retried = Vec::new();
+        let each = |outcome: Outcome<'_>| match outcome {
+            Outcome::Published { name } => retried.push(by_name[name].mark(None)),
+            Outcome::Rejected { name, why } => {
+                self.failed = true;
+                stderr::line(format_args!("{name} cannot be published: {why}"));
+            }
+        };
+        publisher.run(events, each).await?;
+        Ok(retried)
+    }
+
+    /// Stores these marks, of a state, and says of each what has become of its dead letter.
+    async fn mark(
+        &mut self,
+        publisher: &mut Publisher<'_>,
+        (state, what): (State, &str),
+        marks: Vec<Mark>,
+    ) -> anyhow::Result<()> {
+        if marks.is_empty() {
+            return Ok(());
+        }
+        let source = letters::marks(&self.settings.postgres.slot, state, marks);
+        let each = |outcome: Outcome<'_>| match outcome {
+            Outcome::Published { name } => self.account.line(format_args!("{name} {what}")),
+            Outcome::Rejected { name, why } => {
+                self.failed = true;
+                stderr::line(format_args!(
+                    "{name} cannot be marked as {}: {why}",
+                    state.name()
+                ));
+            }
+        };
+        publisher.run(source, each).await
+    }
+
+    /// The dead letters that have a retry at or behind sequence `from`, with the last one's sequence.
+    async fn published(&self, from: u64) -> anyhow::Result<BTreeMap<Position, u64>> {
+        let name = &self.settings.nats.stream;
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: from,
+            },
+            headers_only: true,
+            ..OrderedConfig::default()
+        };
+        let consume = async {
+            let stream = self.nats.jetstream().get_stream(name).await?;
+            Ok(stream.create_consumer(config).await?.messages().await?)
+        };
+        let messages = self.nats.allowed(consume).await;
+        let mut messages = messages.with_context(|| format!("cannot read stream {name}"))?;
+        let mut found = BTreeMap::new();
+        loop {
+            // The dead letter itself is there, so there is at least one message.
+            let next = async {
+                tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
+                    .await
+                    .with_context(|| {
+                        format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}")
+                    })?
+                    .context("the consumer ended")?
+                    .with_context(|| format!("cannot read stream {name}"))
+            };
+            let message = self.nats.allowed(next).await?;
+            let header = |name| {
+                let headers = message.headers.as_ref()?;
+                headers.get(name).map(async_nats::HeaderValue::as_str)
+            };
+            let (sequence, pending) = message
+                .info()
+                .map(|info| (info.stream_sequence, info.pending))
+                .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+            if header(KIND_HEADER) == Some(KIND_RETRY)
+                && let Some(Ok((slot, position))) = header(RETRY_HEADER).map(parse_header)
+                && slot == self.settings.postgres.slot
+            {
+                found.insert(position, sequence);
+            }
+            if pending == 0 {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+fn marks(letters: &[&Standing], reason: Option<&str>) -> Vec<Mark> {
+    letters.iter().map(|letter| letter.mark(reason)).collect()
+}

@@ -1,0 +1,137 @@
+//! The dead letters of a slot and what has become of each, as the stream tells it.
+//!
+//! In: a lane. Out: [`Letters`], without their rows. Guarantee: the stream is read once, a message at a time, and a letter's
+//! state is what the last mark behind it says.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+
+use crate::bulk::letters::Place;
+use crate::nats::api::StoredMessage;
+use crate::pipeline::dead_letter::state::{Mark, State, Told};
+use crate::pipeline::dead_letter::{self, DeadLetter};
+use crate::pipeline::end_search::Lookup;
+use crate::pipeline::position::{DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position};
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+/// A dead letter, and what has become of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) place: Place,
+    pub(super) id: Option<String>,
+    pub(super) state: State,
+    /// When it got that state; none for an open one.
+    pub(super) state_at: Option<String>,
+    /// Why it was discarded.
+    pub(super) state_reason: Option<String>,
+}
+
+impl Standing {
+    /// The mark by which it gets another state.
+    pub(super) fn mark(&self, reason: Option<&str>) -> Mark {
+        Mark {
+            id: self.id.clone(),
+            position: self.place.position.to_string(),
+            was: self.state,
+            reason: reason.map(str::to_owned),
+        }
+    }
+}
+
+/// The dead letters that a stream has of a slot, in their order.
+#[derive(Debug)]
+pub(super) struct Letters {
+    stream: String,
+    slot: String,
+    all: Vec<Standing>,
+    /// The last one at each position: an adopted lane may come to a position again.
+    by_position: BTreeMap<Position, usize>,
+}
+
+impl Letters {
+    /// Reads all that the stream has.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub(super) async fn read(lane: &LaneClient, settings: &Settings) -> anyhow::Result<Self> {
+        let slot = &settings.postgres.slot;
+        let filter = dead_letter::subject(slot);
+        let mut letters = Letters {
+            stream: settings.nats.stream.clone(),
+            slot: slot.clone(),
+            all: Vec::new(),
+            by_position: BTreeMap::new(),
+        };
+        let mut from = 1;
+        loop {
+            let lookup = Lookup::Next {
+                from,
+                filter: &filter,
+            };
+            let Some(message) = lane.message(lookup).await? else {
+                return Ok(letters);
+            };
+            from = message.seq + 1;
+            letters.take(message);
+        }
+    }
+
+    fn take(&mut self, message: StoredMessage) {
+        let told = Told::of(
+            &self.slot,
+            message.header_text(KIND_HEADER),
+            message.header_text(POSITION_HEADER),
+            message.header_text(DEAD_LETTER_HEADER),
+        );
+        match told {
+            Some(Told::Letter(position)) => {
+                let letter: DeadLetter = serde_json::from_slice(&message.data).unwrap_or_default();
+                self.by_position.insert(position, self.all.len());
+                self.all.push(Standing {
+                    place: Place {
+                        position,
+                        sequence: message.seq,
+                    },
+                    id: letter.id,
+                    state: State::Open,
+                    state_at: None,
+                    state_reason: None,
+                });
+            }
+            Some(Told::Mark(position, state)) => {
+                let mark: Mark = serde_json::from_slice(&message.data).unwrap_or_default();
+                if let Some(index) = self.by_position.get(&position) {
+                    let letter = &mut self.all[*index];
+                    letter.state = state;
+                    letter.state_at = Some(message.time);
+                    letter.state_reason = mark.reason;
+                }
+            }
+            None => {}
+        }
+    }
+
+    pub(super) fn all(&self) -> &[Standing] {
+        &self.all
+    }
+
+    pub(super) fn open(&self) -> impl Iterator<Item = &Standing> {
+        self.all.iter().filter(|letter| letter.state == State::Open)
+    }
+
+    /// The one at this position.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn find(&self, position: Position) -> anyhow::Result<&Standing> {
+        let index = self.by_position.get(&position);
+        index.map(|index| &self.all[*index]).with_context(|| {
+            format!(
+                "stream {} has no dead letter of slot {} at {position}: walrelay dead-letters list --all shows what it has",
+                self.stream, self.slot
+            )
+        })
+    }
+}

@@ -1,0 +1,140 @@
+//! `walrelay dead-letters list` and `show`.
+//!
+//! In: a lane. Out: its dead letters on standard output, as text or JSON. Reads only.
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use super::letters::{Letters, Standing};
+use crate::cli::exit::Exit;
+use crate::cli::{stderr, stdout};
+use crate::pipeline::dead_letter::DeadLetter;
+use crate::pipeline::dead_letter::state::State;
+use crate::pipeline::end_search::Lookup;
+use crate::pipeline::position::{Position, REASON_HEADER};
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+/// A dead letter; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Letter {
+    /// In the stream.
+    sequence: u64,
+    /// When the stream stored it.
+    stored_at: String,
+    state: State,
+    /// When it was retried or discarded.
+    state_at: Option<String>,
+    /// Why it was discarded.
+    state_reason: Option<String>,
+    #[serde(flatten)]
+    body: DeadLetter,
+}
+
+pub(super) async fn list(
+    lane: &LaneClient,
+    settings: &Settings,
+    all: bool,
+    json: bool,
+) -> Result<Exit, anyhow::Error> {
+    let letters = Letters::read(lane, settings).await?;
+    let wanted: Vec<&Standing> = match all {
+        true => letters.all().iter().collect(),
+        false => letters.open().collect(),
+    };
+    if !json && !wanted.is_empty() {
+        let more = if all { "  STATE" } else { "" };
+        stdout::write(&format!(
+            "SEQUENCE  POSITION              REASON         ID                                    EVENT TYPE{more}\n"
+        ))?;
+    }
+    for standing in &wanted {
+        // Removed since it was read.
+        let Some(letter) = letter(lane, standing).await? else {
+            continue;
+        };
+        let line = match json {
+            true => serde_json::to_string(&letter)?,
+            false => line(&letter, all),
+        };
+        stdout::write(&format!("{line}\n"))?;
+    }
+    if !json && wanted.is_empty() {
+        let slot = &settings.postgres.slot;
+        match letters.all().len() {
+            0 => stderr::line(format_args!("no dead letters of slot {slot}")),
+            closed => stderr::line(format_args!(
+                "no open dead letters of slot {slot}; {closed} are retried or discarded: walrelay dead-letters list --all"
+            )),
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn line(letter: &Letter, with_state: bool) -> String {
+    let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let mut line = format!(
+        "{:>8}  {:<20}  {:<13}  {:<36}  {:?}",
+        letter.sequence,
+        letter.body.position,
+        letter.body.reason,
+        or_none(&letter.body.id),
+        or_none(&letter.body.event_type)
+    );
+    if with_state {
+        line.push_str(&format!("  {}", letter.state.name()));
+        if let Some(at) = &letter.state_at {
+            line.push_str(&format!(" {at}"));
+        }
+        if let Some(reason) = &letter.state_reason {
+            line.push_str(&format!(" {reason:?}"));
+        }
+    }
+    line
+}
+
+pub(super) async fn show(
+    lane: &LaneClient,
+    settings: &Settings,
+    position: Position,
+    json: bool,
+) -> Result<Exit, anyhow::Error> {
+    let letters = Letters::read(lane, settings).await?;
+    let letter = letter(lane, letters.find(position)?).await?;
+    let letter = letter.with_context(|| format!("{position} was removed from the stream"))?;
+    if json {
+        stdout::write(&format!("{}\n", serde_json::to_string(&letter)?))?;
+        return Ok(Exit::Done);
+    }
+    let value = serde_json::to_value(&letter)?;
+    let keys = value.as_object().context("a dead letter is an object")?;
+    let mut text = String::new();
+    for (key, value) in keys {
+        text.push_str(&format!("{key:<14} {value}\n"));
+    }
+    stdout::write(&text)?;
+    Ok(Exit::Done)
+}
+
+/// The letter itself; none where the stream no longer has it.
+async fn letter(lane: &LaneClient, standing: &Standing) -> anyhow::Result<Option<Letter>> {
+    let lookup = Lookup::Message(standing.place.sequence);
+    let Some(message) = lane.message(lookup).await? else {
+        return Ok(None);
+    };
+    let mut body: DeadLetter = serde_json::from_slice(&message.data).unwrap_or_default();
+    // A letter without room for them has them in its headers alone.
+    body.position = standing.place.position.to_string();
+    body.reason = message
+        .header_text(REASON_HEADER)
+        .unwrap_or_default()
+        .to_owned();
+    Ok(Some(Letter {
+        sequence: message.seq,
+        stored_at: message.time,
+        state: standing.state,
+        state_at: standing.state_at.clone(),
+        state_reason: standing.state_reason.clone(),
+        body,
+    }))
+}

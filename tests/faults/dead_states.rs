@@ -1,0 +1,208 @@
+//! What becomes of dead letters: the stream alone tells which are open, retried and discarded.
+
+use serde_json::Value;
+
+use crate::lane::{LANES, Lane, event_count, set_up};
+use crate::support::{Fixture, Output, Servers, Stored, eventually, insert_sql};
+
+/// Inserts rows whose type makes no subject.
+async fn insert_bad(fixture: &Fixture, first: u64, last: u64) {
+    let bad = insert_sql(first, last).replace("lesson.published.v1", "has a space");
+    fixture.sql.batch_execute(&bad).await.unwrap();
+}
+
+async fn mend(fixture: &Fixture) {
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+}
+
+/// The dead letters, once there are so many.
+async fn letters(fixture: &Fixture, count: usize) -> Vec<Stored> {
+    eventually(format!("{count} dead letters"), async || {
+        let letters = of_kind(fixture, "dead-letter").await;
+        (letters.len() >= count).then_some(letters)
+    })
+    .await
+}
+
+async fn of_kind(fixture: &Fixture, kind: &str) -> Vec<Stored> {
+    let mut stored = fixture.stored().await;
+    stored.retain(|message| message.kind.as_deref() == Some(kind));
+    stored
+}
+
+async fn command(fixture: &Fixture, command: &str, arguments: &[&str]) -> Output {
+    let all = [&["dead-letters", command], arguments].concat();
+    fixture.walrelay(&all).await
+}
+
+/// Positions and states of what `list` shows.
+async fn listed(fixture: &Fixture, arguments: &[&str]) -> Vec<(String, String)> {
+    let all = [arguments, &["--json"]].concat();
+    let list = command(fixture, "list", &all).await.success();
+    let letters = list.stdout.lines().map(|line| {
+        let letter: Value = serde_json::from_str(line).unwrap();
+        let text = |name: &str| letter[name].as_str().unwrap().to_owned();
+        assert_eq!(letter["state_at"].is_null(), letter["state"] == "open");
+        (text("position"), text("state"))
+    });
+    letters.collect()
+}
+
+async fn report(fixture: &Fixture, code: i32) -> Value {
+    let verified = fixture.walrelay(&["verify", "--json"]).await;
+    assert_eq!(verified.code, Some(code), "{verified:?}");
+    serde_json::from_str(&verified.stdout).unwrap()
+}
+
+async fn with_table(mut fixture: Fixture, lane: Lane) -> Fixture {
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    set_up(&mut fixture, lane).await;
+    fixture
+}
+
+#[tokio::test]
+async fn the_stream_tells_what_became_of_each() {
+    for lane in LANES {
+        let mut fixture = with_table(Fixture::bare().await, lane).await;
+        let mut relay = fixture.run();
+        relay.streams().await;
+        fixture.insert(1, 5).await;
+        insert_bad(&fixture, 6, 8).await;
+        let letters = letters(&fixture, 3).await;
+        let at: Vec<&str> = letters.iter().map(|m| m.position.as_str()).collect();
+        assert_eq!(report(&fixture, 1).await["dead_lettered"]["count"], 3);
+        let no_reason = command(&fixture, "discard", &[at[0]]).await;
+        assert_eq!(no_reason.code, Some(2), "{no_reason:?}");
+
+        let why = "sent by hand: \"ä\"";
+        let discarded = command(&fixture, "discard", &[at[0], "--reason", why]).await;
+        assert_eq!(discarded.success().stdout, format!("{} discarded\n", at[0]));
+        mend(&fixture).await;
+        let retried = command(&fixture, "retry", &[at[1]]).await.success();
+        assert_eq!(retried.stdout, format!("{} published\n", at[1]));
+        // The lane goes on, in this process and the next.
+        fixture.insert(9, 9).await;
+        eventually("an event behind the marks", async || {
+            (event_count(&fixture).await >= 7).then_some(())
+        })
+        .await;
+        relay.kill();
+        let mut relay = fixture.run();
+        relay
+            .logs("`walrelay dead-letters list` shows them open=1")
+            .await;
+        fixture.insert(10, 10).await;
+        eventually("an event of the next relay", async || {
+            (event_count(&fixture).await >= 8).then_some(())
+        })
+        .await;
+        relay.stop().await;
+
+        let open = [(at[2].to_owned(), "open".to_owned())];
+        assert_eq!(listed(&fixture, &[]).await, open, "{lane:?}");
+        let states = ["discarded", "retried", "open"].map(str::to_owned);
+        let all: Vec<_> = at.iter().map(|at| (*at).to_owned()).zip(states).collect();
+        assert_eq!(listed(&fixture, &["--all"]).await, all, "{lane:?}");
+        let text = command(&fixture, "list", &["--all"]).await.success().stdout;
+        assert!(text.contains("\"sent by hand: \\\"ä\\\"\""), "{text}");
+        for again in [
+            &["retry", at[1]][..],
+            &["discard", at[0], "--reason", "x"],
+            &["discard", at[1], "--reason", "x"],
+        ] {
+            let again = command(&fixture, again[0], &again[1..]).await;
+            assert_eq!(again.code, Some(1), "{again:?}");
+            assert!(again.stdout.contains("was already"), "{again:?}");
+        }
+        let one_open = report(&fixture, 1).await;
+        assert_eq!(
+            (&one_open["dead_lettered"]["count"], &one_open["discarded"]),
+            (&1.into(), &1.into()),
+            "{one_open}"
+        );
+
+        command(&fixture, "discard", &["--all", "--reason", "a test"])
+            .await
+            .success();
+        assert_eq!(report(&fixture, 0).await["discarded"], 2);
+        let told = fixture.walrelay(&["verify"]).await.success();
+        assert!(
+            told.stdout.contains("walrelay dead-letters list --all"),
+            "{told:?}"
+        );
+        let none = command(&fixture, "list", &[]).await.success();
+        assert!(
+            none.stderr
+                .contains("3 are retried or discarded: walrelay dead-letters list --all"),
+            "{none:?}"
+        );
+        assert_eq!(listed(&fixture, &["--all"]).await.len(), 3);
+
+        // Somebody wants it after all.
+        command(&fixture, "retry", &[at[0]]).await.success();
+        assert_eq!(report(&fixture, 0).await["discarded"], 1);
+        command(&fixture, "retry", &["--all"]).await.success();
+        assert_eq!(of_kind(&fixture, "retry").await.len(), 2, "{lane:?}");
+    }
+}
+
+/// One account, in which everybody is who gives no name, with these permissions.
+fn account(permissions: &str) -> String {
+    format!(
+        "accounts {{ A {{ jetstream: enabled, users: [{{ user: a, password: a {permissions} }}] }} }}
+         no_auth_user: a"
+    )
+}
+
+#[tokio::test]
+async fn a_retry_that_ended_before_its_mark_is_only_marked_by_the_next() {
+    for lane in LANES {
+        let mut fixture = Fixture::bare_on(Servers::own().await).await;
+        let nats = &mut fixture.own_servers().nats;
+        nats.stop().await.unwrap();
+        nats.reload(account("")).await.unwrap();
+        nats.start_again().await.unwrap();
+        fixture.nats = async_nats::connect(fixture.servers().nats.url())
+            .await
+            .unwrap();
+        let mut fixture = with_table(fixture, lane).await;
+        let relay = fixture.run();
+        insert_bad(&fixture, 1, 3).await;
+        let letters = letters(&fixture, 3).await;
+        relay.stop().await;
+        mend(&fixture).await;
+        // The event is stored, the mark is refused: as where the command is killed between the two.
+        let denied = account(", permissions: { publish: { deny: \"walrelay.dead.>\" } }");
+        fixture.own_servers().nats.reload(denied).await.unwrap();
+        for letter in &letters[..2] {
+            let ended = command(&fixture, "retry", &[&letter.position]).await;
+            assert_eq!(ended.code, Some(1), "{ended:?}");
+            assert!(ended.stderr.contains("run this again"), "{ended:?}");
+        }
+        assert_eq!(of_kind(&fixture, "retry").await.len(), 2, "{lane:?}");
+        assert_eq!(listed(&fixture, &[]).await.len(), 3, "{lane:?}");
+
+        let allowed = account("");
+        fixture.own_servers().nats.reload(allowed).await.unwrap();
+        let again = command(&fixture, "retry", &[&letters[0].position])
+            .await
+            .success();
+        assert!(again.stdout.contains("was published already"), "{again:?}");
+        // Nor is it discarded.
+        let discard = [&letters[1].position, "--reason", "a test"];
+        let discard = command(&fixture, "discard", &discard).await;
+        assert_eq!(discard.code, Some(1), "{discard:?}");
+        command(&fixture, "retry", &["--all"]).await.success();
+        let states: Vec<_> = listed(&fixture, &["--all"]).await;
+        assert!(
+            states.iter().all(|(_, state)| state == "retried"),
+            "{states:?}"
+        );
+        assert_eq!(of_kind(&fixture, "retry").await.len(), 3, "{lane:?}");
+        assert_eq!(of_kind(&fixture, "retried").await.len(), 3, "{lane:?}");
+        report(&fixture, 0).await;
+    }
+}
