@@ -126,3 +126,47 @@ async fn a_waiting_relay_is_alive_and_not_ready() {
     assert!(!text.contains("(0 B behind)"), "{text}");
     relay.stop().await;
 }
+
+#[tokio::test]
+async fn open_dead_letters_are_counted_from_the_stream() {
+    let mut platform = Platform::start().await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    let open_is = async |count: u64| {
+        let line = format!("walrelay_dead_letters_open{{relay=\"walrelay\"}} {count}\n");
+        wait_for(address, "/metrics", |_, body| body.contains(&line)).await
+    };
+    let relay = platform.relay();
+    open_is(0).await;
+    for _ in 0..3 {
+        platform::insert_of_type(&platform.sql, "has a space").await;
+    }
+    open_is(3).await;
+    relay.stop().await;
+
+    // Another process knows them from the stream, and what commands write while it runs.
+    let relay = platform.relay();
+    let metrics = open_is(3).await;
+    assert!(
+        !metrics.contains("walrelay_dead_letters_total{"),
+        "{metrics}"
+    );
+    let list = platform.expect(&["dead-letters", "list"], 0).await;
+    let position = list.lines().nth(1).expect("a letter");
+    let position = position.split_whitespace().nth(1).expect("a position");
+    let discard = ["dead-letters", "discard", position, "--reason", "a test"];
+    platform.expect(&discard, 0).await;
+    open_is(2).await;
+    let text = platform.expect(&["status"], 0).await;
+    assert!(
+        text.contains("2 open, 0 since the start: walrelay dead-letters list"),
+        "{text}"
+    );
+    let json = platform.output(&["status", "--json"]).await.stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("one JSON object");
+    assert_eq!(json["relay"]["dead_letters_open"], 2);
+    let purge = platform.stream().await;
+    purge.purge().await.expect("purged");
+    open_is(0).await;
+    relay.stop().await;
+}

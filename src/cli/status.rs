@@ -183,13 +183,21 @@ fn text(status: &Status) -> String {
                 status.totals.acknowledged, marks.in_flight, status.events_per_second
             ),
         ),
-        (
-            "dead letters",
-            status.totals.dead_letters.values().sum::<u64>().to_string(),
-        ),
+        ("dead letters", dead_letters(status)),
     ];
     let line = |(name, value): (&str, String)| format!("{name:<14}{value}");
     lines.map(line).join("\n")
+}
+
+fn dead_letters(status: &Status) -> String {
+    let since_start: u64 = status.totals.dead_letters.values().sum();
+    match status.dead_letters_open {
+        Some(0) => format!("none open, {since_start} since the start"),
+        Some(open) => {
+            format!("{open} open, {since_start} since the start: walrelay dead-letters list")
+        }
+        None => format!("{since_start} since the start, the open ones are not counted yet"),
+    }
 }
 
 fn state(status: &Status) -> String {

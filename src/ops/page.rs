@@ -32,14 +32,14 @@ footer{margin-top:24px;color:var(--dim);font-size:13px}a{color:inherit}";
 /// The page.
 pub(super) fn render(status: &Status) -> String {
     let totals = &status.totals;
-    let dead: u64 = totals.dead_letters.values().sum();
+    let open = status.dead_letters_open.map_or("-".to_owned(), grouped);
     let cards = [
         ("events a second", grouped(status.events_per_second)),
         ("acknowledged", grouped(totals.acknowledged)),
         ("in flight", grouped(status.marks.in_flight)),
         ("lag", bytes(status.lag_bytes())),
         ("held back", bytes(status.held_back_bytes())),
-        ("dead letters", grouped(dead)),
+        ("open dead letters", open),
     ];
     let cards: String = cards
         .iter()

@@ -12,6 +12,7 @@ pub mod lane_store;
 mod log;
 pub mod open;
 pub mod open_error;
+mod open_letters;
 mod resync;
 pub mod settings;
 mod shutdown;
@@ -104,6 +105,9 @@ pub(crate) async fn run_watched(
         log: Log::default(),
         unacknowledged: 0,
     };
+    // Ends with this value.
+    let mut beside = tokio::task::JoinSet::new();
+    beside.spawn(open_letters::count(settings.clone(), board.clone()));
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
             Next::Pause(pause) => pause,

@@ -146,6 +146,8 @@ pub struct Status {
     pub server_lsn: u64,
     /// How far the lane is.
     pub marks: Marks,
+    /// Open dead letters in the stream; none until they are counted.
+    pub dead_letters_open: Option<u64>,
     /// Counts since the start.
     pub totals: Totals,
     /// The last faults, newest first.
@@ -338,6 +340,11 @@ impl Board {
         let mut inner = self.lock();
         let count = &mut inner.status.totals.dead_letters;
         *count.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// So many dead letters are open.
+    pub(crate) fn open_dead_letters(&self, count: u64) {
+        self.lock().status.dead_letters_open = Some(count);
     }
 
     /// Takes over the end of the server's WAL, and what its slot has confirmed.
