@@ -32,9 +32,10 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
 
-tls: toolchain servers ## The integration tests with a relay that connects to Postgres over TLS alone
+tls: toolchain servers ## Integration tests and chaos over TLS, with SCRAM bound to the channel and with a JWT
 	@scripts/servers.sh --tls
 	WALRELAY_TEST_TLS=1 $(CARGO) test --test integration
+	@$(MAKE) chaos TLS=1
 
 versions: toolchain servers ## Stream from Postgres 14 to 17, and to NATS 2.10 to 2.15, through kills; fetches them, on Linux
 	@scripts/servers.sh --all-postgres
@@ -57,9 +58,12 @@ CLUSTER ?=
 REPLICAS ?=
 # fast, chain or shared: which way of publishing.
 LANE ?=
+# 1: TLS and logins on both sides.
+TLS ?=
 
-chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared
-	CHAOS_MINUTES='$(MINUTES)' CHAOS_SEED='$(SEED)' CHAOS_CLUSTER='$(CLUSTER)' CHAOS_REPLICAS='$(REPLICAS)' CHAOS_LANE='$(LANE)' \
+chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared TLS=1
+	@[ -z '$(TLS)' ] || scripts/servers.sh --tls
+	WALRELAY_TEST_TLS='$(TLS)' CHAOS_MINUTES='$(MINUTES)' CHAOS_SEED='$(SEED)' CHAOS_CLUSTER='$(CLUSTER)' CHAOS_REPLICAS='$(REPLICAS)' CHAOS_LANE='$(LANE)' \
 	$(CARGO) test --release --test chaos a_long_while -- --include-ignored --nocapture
 
 clean: ## Remove what was built and fetched

@@ -5,6 +5,7 @@
 //! two minutes, not at once.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -28,6 +29,8 @@ pub struct NatsOptions {
     pub config_extra: String,
     /// Configuration inside the `jetstream` block, such as `sync_interval: always`.
     pub jetstream_extra: String,
+    /// Files for the folder that the server runs in, by name and content, which nobody else may read: certificates and keys.
+    pub files: Vec<(String, String)>,
 }
 
 /// A nats-server of one's own; gone when dropped.
@@ -77,9 +80,16 @@ impl LocalNats {
         name: String,
         cluster: String,
     ) -> Result<LocalNats, LocalError> {
+        let folder = Folder::new("nats")?;
+        for (name, content) in &options.files {
+            let file = folder.path().join(name);
+            fs::write(&file, content)
+                .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o600)))
+                .map_err(LocalError::io(format!("write {}", file.display())))?;
+        }
         Ok(LocalNats {
             process: None,
-            folder: Folder::new("nats")?,
+            folder,
             binaries: binaries.clone(),
             options,
             name,
@@ -95,7 +105,7 @@ impl LocalNats {
         let mut nats = Command::new(self.binaries.nats_server());
         nats.arg("--config")
             .arg(self.configuration_file())
-            .current_dir("/");
+            .current_dir(self.folder.path());
         let mut process = Process::spawn(SERVER, nats, &self.log())?;
         self.folder.runs(Some(process.id()))?;
         // Its last word before it serves: JetStream has recovered by then.
@@ -197,6 +207,11 @@ impl LocalNats {
     /// JetStream's `store_dir`, for those who want to spoil it.
     pub fn store_dir(&self) -> PathBuf {
         self.folder.path().join("store")
+    }
+
+    /// One of [`NatsOptions::files`].
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// The server's pid; `None` when it was stopped or killed.

@@ -11,6 +11,7 @@ async fn server(config_extra: String, jetstream_extra: &str) -> LocalNats {
     let options = NatsOptions {
         config_extra,
         jetstream_extra: jetstream_extra.to_owned(),
+        ..NatsOptions::default()
     };
     LocalNats::start(&binaries(), options).await.unwrap()
 }

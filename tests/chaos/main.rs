@@ -16,6 +16,8 @@ mod others;
 mod process;
 mod proxy;
 mod relay;
+#[path = "../integration/support/secure.rs"]
+mod secure;
 mod servers;
 mod strikes;
 mod verdict;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
 
+use crate::servers::Access;
 use crate::verdict::FOREIGN_SUBJECT;
 
 const INTERVAL: Duration = Duration::from_millis(15);
@@ -19,10 +20,10 @@ pub struct Others(JoinHandle<()>);
 
 impl Others {
     /// Publishes while nobody holds the gate for writing.
-    pub fn start(url: String, gate: Arc<RwLock<()>>) -> Others {
+    pub fn start(url: String, access: Access, gate: Arc<RwLock<()>>) -> Others {
         Others(tokio::spawn(async move {
             loop {
-                if publish(&url, &gate).await.is_err() {
+                if publish(&url, &access, &gate).await.is_err() {
                     tokio::time::sleep(RETRY).await;
                 }
             }
@@ -36,8 +37,9 @@ impl Drop for Others {
     }
 }
 
-async fn publish(url: &str, gate: &RwLock<()>) -> anyhow::Result<()> {
-    let client = async_nats::connect(url.split(',').map(str::to_owned).collect::<Vec<_>>()).await?;
+async fn publish(url: &str, access: &Access, gate: &RwLock<()>) -> anyhow::Result<()> {
+    let urls: Vec<String> = url.split(',').map(str::to_owned).collect();
+    let client = access.options().connect(urls).await?;
     loop {
         {
             let _open = gate.read().await;

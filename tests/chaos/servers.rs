@@ -13,10 +13,13 @@ use walrelay::local::{
 };
 use walrelay::nats::address::NatsAddress;
 use walrelay::nats::admin::Admin;
+use walrelay::nats::login::Login;
 use walrelay::nats::settings::ConnectionSettings;
+use walrelay::tls::Roots;
 
 use crate::event::MAX_PAYLOAD_BYTES;
 use crate::process::{Paused, children};
+use crate::secure;
 
 /// Postgres gives up a silent relay after this.
 pub const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -42,7 +45,7 @@ impl Postgres {
             ("checkpoint_timeout", "30s".to_owned()),
             ("log_replication_commands", "on".to_owned()),
         ];
-        let options = PostgresOptions {
+        let mut options = PostgresOptions {
             settings: settings
                 .map(|(name, value)| (name.to_owned(), value))
                 .into(),
@@ -50,7 +53,13 @@ impl Postgres {
             fsync: false,
             ..PostgresOptions::default()
         };
+        if secure::is_wanted() {
+            secure::postgres(&mut options, true);
+        }
         let server = LocalPostgres::start(binaries, options).await?;
+        if secure::is_wanted() {
+            secure::set_password(&server).await;
+        }
         Ok(Postgres {
             url: server.url("postgres"),
             port: server.port(),
@@ -102,6 +111,36 @@ impl Postgres {
 pub struct Broker {
     nodes: Nodes,
     pub ports: Vec<u16>,
+    pub access: Access,
+}
+
+/// How to get in.
+#[derive(Clone, Default)]
+pub struct Access {
+    /// What the relay is told; empty where nothing is asked for.
+    pub environment: Vec<(&'static str, String)>,
+    files: Option<[PathBuf; 2]>,
+}
+
+impl Access {
+    fn of(nats: &LocalNats) -> Access {
+        if !secure::is_wanted() {
+            return Access::default();
+        }
+        Access {
+            environment: secure::environment(nats).to_vec(),
+            files: Some(secure::files(nats)),
+        }
+    }
+
+    /// For the test's own connections.
+    pub fn options(&self) -> async_nats::ConnectOptions {
+        self.files
+            .as_ref()
+            .map_or_else(async_nats::ConnectOptions::new, |[roots, _]| {
+                secure::client(roots)
+            })
+    }
 }
 
 enum Nodes {
@@ -111,20 +150,25 @@ enum Nodes {
 
 impl Broker {
     pub async fn start(binaries: &ServerBinaries, cluster: bool) -> anyhow::Result<Broker> {
-        let options = NatsOptions {
+        let mut options = NatsOptions {
             config_extra: format!("max_payload: {MAX_PAYLOAD_BYTES}"),
             ..NatsOptions::default()
         };
+        if secure::is_wanted() {
+            secure::nats(&mut options);
+        }
         if cluster {
             let cluster = LocalNatsCluster::start_with(binaries, 3, options).await?;
             Ok(Broker {
                 ports: cluster.nodes().iter().map(LocalNats::port).collect(),
+                access: cluster.nodes().first().map(Access::of).unwrap_or_default(),
                 nodes: Nodes::Cluster(Mutex::new(cluster)),
             })
         } else {
             let server = LocalNats::start(binaries, options).await?;
             Ok(Broker {
                 ports: vec![server.port()],
+                access: Access::of(&server),
                 nodes: Nodes::One(Box::new(Mutex::new(server))),
             })
         }
@@ -181,7 +225,13 @@ impl Broker {
     /// As the commands connect.
     pub async fn admin(&self) -> anyhow::Result<Admin> {
         let (servers, auth) = NatsAddress::parse_urls(&self.url())?;
-        Ok(Admin::connect(&ConnectionSettings::new(servers, auth)).await?)
+        let mut settings = ConnectionSettings::new(servers, auth);
+        if let Some([roots, credentials]) = self.access.files.clone() {
+            settings.login = Login::Credentials(credentials);
+            settings.tls.roots = Roots::File(roots);
+            settings.tls.required = true;
+        }
+        Ok(Admin::connect(&settings).await?)
     }
 
     pub async fn connect(&self) -> anyhow::Result<async_nats::Client> {
@@ -190,7 +240,8 @@ impl Broker {
             .split(',')
             .map(str::parse)
             .collect::<Result<_, _>>()?;
-        async_nats::ConnectOptions::new()
+        self.access
+            .options()
             .connection_timeout(Duration::from_secs(2))
             .request_timeout(Some(Duration::from_secs(3)))
             .connect(urls)

@@ -17,6 +17,7 @@ use crate::history::History;
 use crate::others::Others;
 use crate::proxy::{Mode, Proxy};
 use crate::relay::{Environment, Relays};
+use crate::secure;
 use crate::servers::{Broker, Postgres};
 use crate::verdict::id_of;
 use crate::writer::Writer;
@@ -117,8 +118,12 @@ impl Links {
         let first = shape.seed as usize % urls.len();
         urls.rotate_left(first);
         let postgres = format!(
-            "postgres://postgres@127.0.0.1:{}/postgres?connect_timeout=3",
-            self.postgres.port()
+            "postgres://postgres@127.0.0.1:{}/postgres?connect_timeout=3{}",
+            self.postgres.port(),
+            match secure::is_wanted() {
+                true => "&channel_binding=require",
+                false => "",
+            }
         );
         let shared = shape.lane == Lane::Shared;
         vec![
@@ -145,7 +150,10 @@ impl Links {
 
 impl World {
     pub async fn start(shape: &Shape, history: Arc<History>) -> anyhow::Result<World> {
-        let binaries = ServerBinaries::find()?;
+        let mut binaries = ServerBinaries::find()?;
+        if secure::is_wanted() {
+            binaries = binaries.with_postgres_tls()?;
+        }
         let postgres = Postgres::start(&binaries).await?;
         let broker = Broker::start(&binaries, shape.cluster).await?;
         let links = [
@@ -154,14 +162,23 @@ impl World {
         ];
         Writer::create_tables(&postgres.connect().await?).await?;
         create_streams(&broker, shape).await?;
-        let environments = [0, 1].map(|place: usize| links[place].environment(shape));
+        let environments = [0, 1].map(|place: usize| {
+            let mut environment = links[place].environment(shape);
+            environment.extend(broker.access.environment.iter().cloned());
+            environment
+        });
         let relays = Arc::new(Relays::new(environments, Arc::clone(&history))?);
         relays.setup().await?;
         relays.start(0)?;
         let tending = tokio::spawn(Arc::clone(&relays).tend());
         let writer = Writer::start(&postgres.url, shape.events_per_second, shape.seed);
-        let others = (shape.lane == Lane::Shared)
-            .then(|| Others::start(broker.url(), Arc::clone(&writer.gate)));
+        let others = (shape.lane == Lane::Shared).then(|| {
+            Others::start(
+                broker.url(),
+                broker.access.clone(),
+                Arc::clone(&writer.gate),
+            )
+        });
         Ok(World {
             writer,
             others,

@@ -135,7 +135,9 @@ async fn a_rotated_password_does_not_end_a_running_relay() {
     relay.streams().await;
     let hba = fixture.servers().postgres.data_dir().join("pg_hba.conf");
     let open = std::fs::read_to_string(&hba).unwrap();
-    let closed = open.replace("trust", "reject");
+    let closed = open
+        .replace("trust", "reject")
+        .replace("scram-sha-256", "reject");
     let reload = "SELECT pg_reload_conf()";
     let cut = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE active";
     std::fs::write(&hba, closed).unwrap();

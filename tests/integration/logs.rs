@@ -42,7 +42,9 @@ async fn json_lines_parse_and_none_is_per_event() {
 async fn human_lines_have_no_secrets_and_no_colours() {
     let mut fixture = Fixture::new().await;
     let port = fixture.servers().postgres.port();
-    let url = format!("postgres://postgres:hush@127.0.0.1:{port}/{}", fixture.name);
+    let password = crate::support::secure::PASSWORD;
+    let name = &fixture.name;
+    let url = format!("postgres://postgres:{password}@127.0.0.1:{port}/{name}");
     fixture.set("WALRELAY_POSTGRES_URL", url);
     let mut relay = fixture.run_with(&["-vv"]);
     relay.streams().await;
@@ -51,7 +53,7 @@ async fn human_lines_have_no_secrets_and_no_colours() {
     relay.signal(rustix::process::Signal::TERM);
     assert_eq!(relay.ends().await, Some(0));
     let log = relay.log();
-    assert!(!log.contains("hush"), "{log}");
+    assert!(!log.contains(password), "{log}");
     assert!(!log.contains('\u{1b}'), "{log}");
 }
 

@@ -261,13 +261,18 @@ async fn a_wal_level_that_is_not_logical() {
 #[tokio::test]
 async fn wrong_nats_credentials() {
     let mut fixture = Fixture::bare_on(Servers::own().await).await;
-    fixture.setup().await;
+    fixture.without_tls_and_login_of_nats();
     let nats = &mut fixture.own_servers().nats;
     nats.stop().await.unwrap();
     nats.reload("authorization { user: relay, password: right }".to_owned())
         .await
         .unwrap();
     nats.start_again().await.unwrap();
+    fixture.set("WALRELAY_NATS_USER", "relay");
+    fixture.set("WALRELAY_NATS_PASSWORD", "right");
+    fixture.setup().await;
+    fixture.unset("WALRELAY_NATS_USER");
+    fixture.unset("WALRELAY_NATS_PASSWORD");
     refuses(&fixture, &["refused", "127.0.0.1"]).await;
     fixture.set("WALRELAY_NATS_USER", "relay");
     fixture.set("WALRELAY_NATS_PASSWORD", "wrong");

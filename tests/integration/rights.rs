@@ -56,6 +56,7 @@ async fn setup_makes_nothing_where_it_may_not_make_all() {
 #[tokio::test]
 async fn setup_leaves_no_slot_where_nats_takes_no_record() {
     let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    fixture.without_tls_and_login_of_nats();
     let permissions = "accounts { A { jetstream: enabled, users: [
           { user: a, password: a, permissions: { publish: { deny: \"walrelay.lane.>\" } } }] } }
         no_auth_user: a";

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
-use walrelay::local::LocalPostgres;
 
-use crate::support::{Fixture, Servers, assert_exactly_once, binaries, encrypted, options, uuid};
+use crate::support::{
+    Fixture, Servers, assert_exactly_once, binaries, options, start_postgres, uuid,
+};
 
 /// A port that leads to one of two servers.
 struct Switch {
@@ -60,9 +61,7 @@ async fn sessions_on_different_servers_are_no_verdict() {
     relay.stop().await;
 
     // It has all that the relay asks for, under the same names.
-    let other = LocalPostgres::start(&binaries(), encrypted(options(&[])))
-        .await
-        .unwrap();
+    let other = start_postgres(&binaries(), options(&[])).await;
     let admin = other.connect("postgres").await.unwrap();
     let create = format!("CREATE DATABASE {}", fixture.name);
     admin.batch_execute(&create).await.unwrap();

@@ -11,7 +11,8 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::relay::{Output, Relay};
-use super::servers::{Servers, options, over_tls};
+use super::secure;
+use super::servers::{Servers, options};
 use super::stream::{self, Stored};
 use super::wait::eventually;
 
@@ -86,9 +87,14 @@ impl Fixture {
             .batch_execute(&format!("CREATE DATABASE {name}"))
             .await
             .expect("the name is free");
+        let binding = if there.binds {
+            "?channel_binding=require"
+        } else {
+            ""
+        };
         let mut environment = BTreeMap::from([
             ("WALRELAY_NAME", name.clone()),
-            ("WALRELAY_POSTGRES_URL", there.postgres.url(&name)),
+            ("WALRELAY_POSTGRES_URL", there.postgres.url(&name) + binding),
             ("WALRELAY_NATS_URL", there.nats.url()),
             ("WALRELAY_NATS_STREAM", name.to_uppercase()),
             ("WALRELAY_NATS_SUBJECT", format!("{name}.{{event_type}}")),
@@ -97,14 +103,18 @@ impl Fixture {
             // So that Postgres soon knows what has been received.
             ("WALRELAY_RELAY_STATUS_INTERVAL", "1s".to_owned()),
         ]);
-        if over_tls() {
-            environment.insert("PGSSLMODE", "require".to_owned());
+        let mut nats = async_nats::ConnectOptions::new();
+        if secure::is_wanted() {
+            environment.extend(secure::environment(&there.nats));
+            if !there.binds {
+                environment.remove("PGPASSFILE");
+            }
+            let [roots, _] = secure::files(&there.nats);
+            nats = secure::client(&roots);
         }
         Fixture {
             sql: there.postgres.connect(&name).await.expect("connects"),
-            nats: async_nats::connect(there.nats.url())
-                .await
-                .expect("connects"),
+            nats: nats.connect(there.nats.url()).await.expect("connects"),
             servers,
             environment,
             folder: TempDir::new().expect("a temporary folder"),
@@ -157,6 +167,12 @@ impl Fixture {
     pub(crate) fn configure(&mut self, text: &str) {
         self.config = self.folder.path().join("walrelay.toml");
         std::fs::write(&self.config, text).expect("the folder is there");
+    }
+
+    /// For a test that gives its nats-server a configuration of its own.
+    pub(crate) fn without_tls_and_login_of_nats(&mut self) {
+        self.unset("WALRELAY_NATS_TLS_CA");
+        self.unset("WALRELAY_NATS_CREDENTIALS");
     }
 
     pub(crate) fn stream_name(&self) -> &str {

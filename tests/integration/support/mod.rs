@@ -3,6 +3,7 @@
 
 mod fixture;
 mod relay;
+pub(crate) mod secure;
 mod servers;
 mod stream;
 mod verdict;
@@ -11,7 +12,7 @@ mod writer;
 
 pub(crate) use fixture::{Fixture, insert_sql, uuid};
 pub(crate) use relay::{Output, Relay};
-pub(crate) use servers::{Servers, binaries, encrypted, options};
+pub(crate) use servers::{Servers, binaries, options, start_postgres};
 pub(crate) use stream::Stored;
 pub(crate) use verdict::assert_exactly_once;
 pub(crate) use wait::eventually;

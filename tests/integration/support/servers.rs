@@ -1,13 +1,19 @@
 //! Postgres and NATS: shared by the whole binary, or a test's own where it kills, stops or configures them.
 
 use tokio::sync::OnceCell;
-use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
+use walrelay::local::{
+    Authentication, LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries,
+};
+
+use super::secure;
 
 /// One server of each kind.
 #[derive(Debug)]
 pub(crate) struct Servers {
     pub(crate) postgres: LocalPostgres,
     pub(crate) nats: LocalNats,
+    /// The superuser's login over TLS is bound to the channel.
+    pub(super) binds: bool,
 }
 
 /// Never dropped; the servers' own watchdogs end them with this process.
@@ -31,41 +37,53 @@ impl Servers {
 
     /// New ones of these programs.
     pub(crate) async fn of(binaries: ServerBinaries, postgres: PostgresOptions) -> Servers {
-        let postgres = LocalPostgres::start(&binaries, encrypted(postgres))
-            .await
-            .expect("Postgres starts");
-        let nats = LocalNats::start(&binaries, NatsOptions::default())
+        let binds = secure::is_wanted() && !has_logins(&postgres);
+        let postgres = start_postgres(&binaries, postgres).await;
+        let mut options = NatsOptions::default();
+        if secure::is_wanted() {
+            secure::nats(&mut options);
+        }
+        let nats = LocalNats::start(&binaries, options)
             .await
             .expect("nats-server starts");
-        Servers { postgres, nats }
+        Servers {
+            postgres,
+            nats,
+            binds,
+        }
     }
+}
+
+/// A Postgres; secure where the suite is to be, unless the options have logins of their own.
+pub(crate) async fn start_postgres(
+    binaries: &ServerBinaries,
+    mut options: PostgresOptions,
+) -> LocalPostgres {
+    let wanted = secure::is_wanted();
+    let has_logins = has_logins(&options);
+    if wanted {
+        secure::postgres(&mut options, !has_logins);
+    }
+    let server = LocalPostgres::start(binaries, options).await;
+    let server = server.expect("Postgres starts");
+    if wanted && !has_logins {
+        secure::set_password(&server).await;
+    }
+    server
+}
+
+fn has_logins(options: &PostgresOptions) -> bool {
+    options.hba.is_some() || options.authentication != Authentication::Trust
 }
 
 pub(crate) fn binaries() -> ServerBinaries {
     let binaries = ServerBinaries::find().expect("Postgres and nats-server are there");
-    match over_tls() {
+    match secure::is_wanted() {
         true => binaries
             .with_postgres_tls()
             .expect("scripts/servers.sh --tls"),
         false => binaries,
     }
-}
-
-/// `WALRELAY_TEST_TLS=1` runs the whole suite with a relay that connects to Postgres over TLS alone.
-pub(crate) fn over_tls() -> bool {
-    std::env::var_os("WALRELAY_TEST_TLS").is_some()
-}
-
-/// The same with TLS, where the suite runs over it.
-pub(crate) fn encrypted(mut postgres: PostgresOptions) -> PostgresOptions {
-    if over_tls() {
-        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        let mut file = |name: &str, content| postgres.files.push((name.to_owned(), content));
-        file("server.crt", own.cert.pem());
-        file("server.key", own.signing_key.serialize_pem());
-        postgres.settings.push(("ssl".to_owned(), "on".to_owned()));
-    }
-    postgres
 }
 
 /// Options of a Postgres with these settings; without fsync, since no test here pulls the plug.

@@ -1,0 +1,161 @@
+//! `WALRELAY_TEST_TLS=1`: the relay has TLS and logins on both sides, the tests' own connections to Postgres have neither.
+//!
+//! Postgres asks whoever comes over TLS for a password, by SCRAM bound to the channel; NATS takes nothing but TLS and the
+//! JWT of a user. All servers of a process have one certificate, signed by itself.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+
+/// Of the superuser.
+pub(crate) const PASSWORD: &str = "hush";
+
+const HBA: &str = "local all all trust
+hostssl all postgres 127.0.0.1/32 scram-sha-256
+host all all 127.0.0.1/32 trust
+host replication all 127.0.0.1/32 trust
+";
+
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
+const CREDENTIALS: &str = "user.creds";
+const PASSFILE: &str = "pgpass";
+
+struct Identity {
+    certificate: String,
+    key: String,
+    credentials: String,
+    /// Operator and accounts.
+    configuration: String,
+}
+
+pub(crate) fn is_wanted() -> bool {
+    std::env::var_os("WALRELAY_TEST_TLS").is_some_and(|text| !text.is_empty())
+}
+
+/// Adds TLS, and the login.
+pub(crate) fn postgres(options: &mut PostgresOptions, login: bool) {
+    let own = identity();
+    for (name, content) in [(CERTIFICATE, &own.certificate), (KEY, &own.key)] {
+        options.files.push((name.to_owned(), content.clone()));
+    }
+    options.settings.push(("ssl".to_owned(), "on".to_owned()));
+    if login {
+        options.hba = Some(HBA.to_owned());
+    }
+}
+
+pub(crate) async fn set_password(server: &LocalPostgres) {
+    let client = server.connect("postgres").await.expect("connects");
+    let sql = format!("ALTER ROLE postgres PASSWORD '{PASSWORD}'");
+    client.batch_execute(&sql).await.expect("a superuser may");
+}
+
+/// Adds TLS and the login.
+pub(crate) fn nats(options: &mut NatsOptions) {
+    let own = identity();
+    let passfile = format!("*:*:*:postgres:{PASSWORD}\n");
+    for (name, content) in [
+        (CERTIFICATE, &own.certificate),
+        (KEY, &own.key),
+        (CREDENTIALS, &own.credentials),
+        (PASSFILE, &passfile),
+    ] {
+        options.files.push((name.to_owned(), content.clone()));
+    }
+    let tls = format!("tls {{ cert_file: \"{CERTIFICATE}\", key_file: \"{KEY}\" }}");
+    options.config_extra = format!("{}\n{tls}\n{}", options.config_extra, own.configuration);
+}
+
+/// What the relay has to be told.
+pub(crate) fn environment(nats: &LocalNats) -> [(&'static str, String); 5] {
+    let file = |name| nats.file(name).display().to_string();
+    [
+        ("PGSSLMODE", "verify-full".to_owned()),
+        ("PGSSLROOTCERT", file(CERTIFICATE)),
+        ("PGPASSFILE", file(PASSFILE)),
+        ("WALRELAY_NATS_TLS_CA", file(CERTIFICATE)),
+        ("WALRELAY_NATS_CREDENTIALS", file(CREDENTIALS)),
+    ]
+}
+
+/// Roots and credentials.
+pub(crate) fn files(nats: &LocalNats) -> [PathBuf; 2] {
+    [nats.file(CERTIFICATE), nats.file(CREDENTIALS)]
+}
+
+/// For the tests' own connections to a NATS that [`nats`] has made.
+pub(crate) fn client(roots: &Path) -> async_nats::ConnectOptions {
+    async_nats::ConnectOptions::with_credentials(&identity().credentials)
+        .expect("credentials")
+        .add_root_certificates(roots.to_owned())
+        .require_tls(true)
+}
+
+fn identity() -> &'static Identity {
+    static IDENTITY: OnceLock<Identity> = OnceLock::new();
+    IDENTITY.get_or_init(|| {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let own = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let (configuration, credentials) = logins();
+        Identity {
+            certificate: own.cert.pem(),
+            key: own.signing_key.serialize_pem(),
+            credentials,
+            configuration,
+        }
+    })
+}
+
+/// An operator with an account of its own and one for everything else, as configuration, and credentials of that one's user.
+fn logins() -> (String, String) {
+    let (operator, system, account, user) = (
+        KeyPair::new_operator(),
+        KeyPair::new_account(),
+        KeyPair::new_account(),
+        KeyPair::new_user(),
+    );
+    let of_operator = json!({ "type": "operator", "version": 2 });
+    let operator_jwt = jwt(&operator, &operator, of_operator);
+    let account_jwt = |pair, jetstream: i64| {
+        let limits = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+            "conn": -1, "leaf": -1, "mem_storage": jetstream, "disk_storage": jetstream, "streams": jetstream,
+            "consumer": jetstream });
+        let claims = json!({ "type": "account", "version": 2, "limits": limits });
+        jwt(&operator, pair, claims)
+    };
+    let of_user = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
+    let user_jwt = jwt(&account, &user, of_user);
+    let configuration = format!(
+        "operator: {operator_jwt}\nsystem_account: {system_key}\nresolver: MEMORY\n\
+         resolver_preload: {{ {system_key}: {}, {account_key}: {} }}",
+        account_jwt(&system, 0),
+        account_jwt(&account, -1),
+        system_key = system.public_key(),
+        account_key = account.public_key(),
+    );
+    let seed = user.seed().expect("a private key");
+    let credentials = format!(
+        "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    );
+    (configuration, credentials)
+}
+
+/// A NATS JWT of version 2: claims in base64, signed by the issuer.
+fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
+    let encode = |json: Value| URL_SAFE_NO_PAD.encode(json.to_string());
+    let header = encode(json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
+    let subject = subject.public_key();
+    let claims = encode(json!({
+        "jti": subject, "iat": 1, "iss": issuer.public_key(), "sub": subject, "name": subject, "nats": nats,
+    }));
+    let signed = format!("{header}.{claims}");
+    let signature = issuer.sign(signed.as_bytes()).expect("a private key");
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
