@@ -156,6 +156,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
             .as_ref()
             .filter(|record| record.is_of(&view.lane))
             .map_or_else(Vec::new, |record| record.tables.clone()),
+        halted: None,
     };
     lane_client.store_record(written, recorded).await?;
     account.line("adopted; walrelay run goes on, and walrelay verify compares table and stream");

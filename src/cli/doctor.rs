@@ -12,10 +12,12 @@ use super::exit::{Exit, message};
 use super::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamFinding, StreamPlan, StreamSeverity};
+use crate::pipeline::record::HaltNote;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
 use crate::postgres::health::{self, Health};
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 
@@ -91,6 +93,17 @@ impl From<StreamFinding> for Found {
             },
             what: finding.message,
             mend: finding.command,
+        }
+    }
+}
+
+impl From<HaltNote> for Found {
+    fn from(note: HaltNote) -> Self {
+        Found {
+            code: "halted",
+            severity: "refuse",
+            what: format!("a relay halted at {}: {}", note.at, note.reason),
+            mend: Some(note.remedy),
         }
     }
 }
@@ -277,6 +290,13 @@ async fn look_at_nats(settings: &Settings) -> anyhow::Result<Report> {
         }
         StreamPlan::Create(_) => report.missing(stream::LANE_RECORD_STREAM),
     }
+    let lane = LaneClient::new(&client, &wanted.name, &settings.postgres.slot)?;
+    let record = match lane.record().await {
+        Err(LaneError::NoStream(_)) => None,
+        stored => stored?.record,
+    };
+    let halted = record.and_then(|record| record.halted);
+    report.findings.extend(halted.map(Found::from));
     Ok(report)
 }
 

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod exit;
 mod flags;
 mod given;
+mod lane_state;
 pub mod position;
 mod progress;
 pub mod run;

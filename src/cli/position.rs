@@ -8,6 +8,7 @@ use postgres_types::PgLsn;
 use serde::Serialize;
 
 use crate::cli::exit::Exit;
+use crate::cli::lane_state::{LaneState, Recorded};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
@@ -15,6 +16,7 @@ use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
+use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -64,6 +66,8 @@ pub struct Positions {
     pub position: Option<String>,
     /// The same of the last copy of an event that no message in its place stands behind: what a mirror or a source leaves.
     pub(crate) copied_position: Option<String>,
+    /// What is known of the lane and its relay.
+    pub lane: LaneState,
     /// Whether the slot exists.
     #[serde(skip)]
     pub has_slot: bool,
@@ -120,25 +124,47 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
 pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
+    match look(settings).await? {
+        (positions, None) => Ok(positions),
+        (_, Some(unseen)) => Err(unseen),
+    }
+}
+
+/// What NATS tells.
+#[derive(Debug, Default)]
+struct Stored {
+    last: Option<(u64, Position)>,
+    copied: Option<(u64, Position)>,
+    has_stream: bool,
+    record: Option<LaneRecord>,
+}
+
+/// As far as they can be read, and why NATS does not tell its part.
+///
+/// # Errors
+/// Postgres cannot be reached, or refuses.
+pub(super) async fn look(
+    settings: &Settings,
+) -> Result<(Positions, Option<anyhow::Error>), anyhow::Error> {
     let conninfo = &settings.postgres.conninfo;
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let inspection = inspect(&client, &settings.postgres).await?;
-    let stream = &settings.nats.stream;
-    let nats = Admin::connect(&settings.nats.connection).await?;
-    let found = stream::find(&nats, stream).await?;
-    let (last, copied) = match &found {
-        Some(info) => match last_of_slot(&nats, settings, info.state.last_seq).await? {
-            (Some(last), copied) => (Some(last), copied),
-            (None, copied) => (recorded(&nats, settings, &info.created).await?, copied),
-        },
-        None => (None, None),
+    let (stored, unseen) = match stored(settings).await {
+        Ok(stored) => (stored, None),
+        Err(error) => (Stored::default(), Some(error)),
     };
+    let recorded = match &unseen {
+        None => Recorded::Seen(stored.record.as_ref()),
+        Some(_) => Recorded::Unseen,
+    };
+    let lane = LaneState::of(&inspection, recorded, &settings.postgres);
+    let Stored { last, copied, .. } = stored;
     let at = |last: Option<(u64, Position)>| last.map(|(_, position)| position);
     let copied_position = at(copied).filter(|_| at(copied) > at(last));
     let text = |lsn: PgLsn| lsn.to_string();
-    Ok(Positions {
+    let positions = Positions {
         slot: settings.postgres.slot.clone(),
         acknowledged_lsn: last.map(|(_, position)| text(position.commit_lsn)),
         confirmed_lsn: inspection
@@ -147,12 +173,37 @@ pub async fn read(settings: &Settings) -> Result<Positions, anyhow::Error> {
             .and_then(|slot| slot.confirmed_flush_lsn)
             .map(text),
         server_lsn: text(inspection.server.current_lsn),
-        stream: stream.clone(),
+        stream: settings.nats.stream.clone(),
         stream_sequence: last.map(|(sequence, _)| sequence),
         position: last.map(|(_, position)| position.to_string()),
         copied_position: copied_position.map(|position| position.to_string()),
+        lane,
         has_slot: inspection.slot.is_some(),
+        has_stream: stored.has_stream,
+    };
+    Ok((positions, unseen))
+}
+
+async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
+    let nats = Admin::connect(&settings.nats.connection).await?;
+    let found = stream::find(&nats, &settings.nats.stream).await?;
+    let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let record = match lane.record().await {
+        Err(LaneError::NoStream(_)) => None,
+        stored => stored?.record,
+    };
+    let (last, copied) = match &found {
+        Some(info) => match last_of_slot(&lane, settings, info.state.last_seq).await? {
+            (None, copied) => (recorded(record.as_ref(), &info.created), copied),
+            ended => ended,
+        },
+        None => (None, None),
+    };
+    Ok(Stored {
+        last,
+        copied,
         has_stream: found.is_some(),
+        record,
     })
 }
 
@@ -172,8 +223,14 @@ pub(super) fn text(positions: &Positions) -> String {
         ),
         None => String::new(),
     };
+    let lane: String = positions
+        .lane
+        .lines()
+        .iter()
+        .map(|(name, value)| format!("{name:<14}{value}\n"))
+        .collect();
     format!(
-        "slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}{copied}",
+        "{lane}slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}{copied}",
         positions.slot,
         or_none(&positions.position),
         or_none(&positions.confirmed_lsn),
@@ -185,11 +242,10 @@ pub(super) fn text(positions: &Positions) -> String {
 /// Sequence and position of the slot's last message and of its last copy behind that, looking back from the stream's end.
 /// Removed messages are passed over.
 async fn last_of_slot(
-    nats: &Admin,
+    lane: &LaneClient,
     settings: &Settings,
     last_seq: u64,
 ) -> Result<(Option<(u64, Position)>, Option<(u64, Position)>), anyhow::Error> {
-    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let end = last_seq.saturating_sub(SCAN_MESSAGES_MAX);
     let mut copied = None;
     for sequence in (end + 1..=last_seq).rev() {
@@ -215,24 +271,10 @@ async fn last_of_slot(
 }
 
 /// The lane record's word where the stream itself has no message of the slot left: age and limits remove messages.
-async fn recorded(
-    nats: &Admin,
-    settings: &Settings,
-    created: &str,
-) -> Result<Option<(u64, Position)>, anyhow::Error> {
-    let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let stored = match lane.record().await {
-        Err(LaneError::NoStream(_)) => return Ok(None),
-        stored => stored?,
-    };
-    let Some(record) = stored.record else {
-        return Ok(None);
-    };
+fn recorded(record: Option<&LaneRecord>, created: &str) -> Option<(u64, Position)> {
     // The record of another stream of this name says nothing about this one.
-    Ok(record
-        .position
-        .filter(|_| record.created == created)
-        .map(|position| (record.sequence, position)))
+    let record = record.filter(|record| record.created == created)?;
+    Some((record.sequence, record.position?))
 }
 
 /// Where the lane stood at a message.
@@ -287,6 +329,7 @@ mod tests {
                 stream_sequence: None,
                 position: None,
                 copied_position: None,
+                lane: LaneState::of_stopped(),
                 has_slot: true,
                 has_stream: true,
             };
@@ -309,12 +352,13 @@ mod tests {
             stream_sequence: Some(7),
             position: Some("1/2:1".to_owned()),
             copied_position: None,
+            lane: LaneState::of_stopped(),
             has_slot: true,
             has_stream: true,
         };
         assert_eq!(
             serde_json::to_string(&positions).unwrap(),
-            r#"{"slot":"a","acknowledged_lsn":"1/2","confirmed_lsn":null,"server_lsn":"1/3","stream":"S","stream_sequence":7,"position":"1/2:1","copied_position":null}"#
+            r#"{"slot":"a","acknowledged_lsn":"1/2","confirmed_lsn":null,"server_lsn":"1/3","stream":"S","stream_sequence":7,"position":"1/2:1","copied_position":null,"lane":{"state":"stopped","reason":null,"remedy":null,"halted_at":null,"active_pid":null,"wal_status":null,"retained_bytes":null,"safe_wal_bytes":null,"limit_bytes":null}}"#
         );
     }
 

@@ -244,11 +244,17 @@ async fn record_slot(
         let Some(made_lsn) = made_lsn else {
             return Ok(());
         };
+        let before = match u64::from(record.confirmed_lsn) {
+            // The one before this was new as well.
+            0 => "has read from other slots before: what committed before".to_owned(),
+            _ => format!(
+                "has confirmed up to {} before: what committed from there to",
+                record.confirmed_lsn
+            ),
+        };
         account.line(format_args!(
-            "a relay of this slot's name has confirmed up to {} before: what committed from there to {made_lsn} is not in \
-             the new slot. walrelay run will halt until walrelay adopt has been run; walrelay backfill publishes the \
-             events in between",
-            record.confirmed_lsn
+            "a relay of this slot's name {before} {made_lsn} is not in the new slot. walrelay run will halt until walrelay \
+             adopt has been run; walrelay backfill publishes the events in between"
         ));
         let lane = identify(settings).await?.0.lane(slot);
         if record.is_of(&lane) {
@@ -291,6 +297,7 @@ async fn record_slot(
         doubted: false,
         carrier: None,
         tables: Vec::new(),
+        halted: None,
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");

@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cli::exit::Exit;
+use crate::cli::lane_state::LaneState;
 use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
@@ -31,13 +32,15 @@ Examples:
   walrelay status                                 what the relay is doing
   walrelay status --json | jq -r .relay.state     starting, streaming, waiting or halted
 
-The running relay is asked at http.listen. Where none answers there, slot and stream tell how far the lane is.
+The running relay is asked at http.listen. Where none answers there, slot, stream and lane record tell: running elsewhere,
+stopped, halted (why, and what to do), or the slot is lost.
 
 server         the end of the write-ahead log, looked at every few seconds
 acknowledged   what the broker has taken, and how far that is behind the server's end
 confirmed      what Postgres may forget; behind acknowledged by hold_back
 
-Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers.";
+Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3: none answers, and Postgres
+or NATS could not be asked why.";
 
 /// Show what the relay is doing.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -58,40 +61,62 @@ struct Answer {
 /// Runs the command.
 ///
 /// # Errors
-/// No relay answers, and Postgres or NATS cannot be reached or refuses.
+/// Standard output cannot be written.
 pub async fn execute(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
     let settings = &loaded.settings;
     let relay = match loaded.http.listen {
         Some(listen) => ask(listen, settings).await,
         None => Err(anyhow!("http.listen is turned off")),
     };
-    let answer = match relay {
-        Ok(status) => Answer {
-            relay: Some(status),
-            positions: None,
-        },
+    let status = match relay {
+        Ok(status) => status,
         Err(error) => {
-            stderr::line(format_args!(
-                "no relay answers: {}",
-                super::exit::message(&error)
-            ));
-            Answer {
-                relay: None,
-                positions: Some(position::read(settings).await?),
-            }
+            let why = super::exit::message(&error);
+            stderr::line(format_args!("no relay answers: {why}"));
+            return without_relay(&args, settings).await;
         }
     };
+    let ready = status.is_ready();
+    let answer = Answer {
+        relay: Some(status),
+        positions: None,
+    };
+    print(&args, &answer)?;
+    Ok(if ready { Exit::Done } else { Exit::Failed })
+}
+
+/// What slot, stream and lane record tell.
+async fn without_relay(args: &Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let (positions, unseen) = match position::look(settings).await {
+        Ok((positions, unseen)) => (Some(positions), unseen),
+        Err(error) => (None, Some(error)),
+    };
+    let answer = Answer {
+        relay: None,
+        positions,
+    };
+    print(args, &answer)?;
+    let Some(unseen) = unseen else {
+        return Ok(Exit::Failed);
+    };
+    stderr::line(format_args!("error: {}", super::exit::message(&unseen)));
+    let told = answer.positions.as_ref().map(|positions| &positions.lane);
+    Ok(match told.is_some_and(LaneState::is_known) {
+        true => Exit::Failed,
+        false => Exit::Unchecked,
+    })
+}
+
+fn print(args: &Args, answer: &Answer) -> Result<(), anyhow::Error> {
     let mut account = Account::default();
     if args.json {
-        account.line(serde_json::to_string(&answer)?);
+        account.line(serde_json::to_string(answer)?);
     } else if let Some(status) = &answer.relay {
         account.line(text(status));
     } else if let Some(positions) = &answer.positions {
         account.line(position::text(positions));
     }
-    account.close()?;
-    let is_ready = answer.relay.as_ref().is_some_and(Status::is_ready);
-    Ok(if is_ready { Exit::Done } else { Exit::Failed })
+    Ok(account.close()?)
 }
 
 /// Asks the relay that should listen there.

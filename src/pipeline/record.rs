@@ -4,6 +4,7 @@
 //! limits nor a purge of that stream takes it away. It trails the stream by up to a confirmation interval, hence it
 //! never overrules a lane end that is there; it explains the slot's confirmed LSN and stands in for a removed lane end.
 
+use super::fault::Halt;
 use super::history::{History, Switch};
 use super::position::{Lane, Position};
 use super::tables::Period;
@@ -68,6 +69,45 @@ pub struct LaneRecord {
     /// Which table was the outbox, where in the WAL; none where nobody has looked.
     #[serde(default)]
     pub tables: Vec<Period>,
+    /// Why a relay halted since this record, for those who look later; none once an epoch has begun again. No start decides by
+    /// it.
+    #[serde(default)]
+    pub halted: Option<HaltNote>,
+}
+
+/// A halt, as a person is told of it when the process is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HaltNote {
+    /// When, as in RFC 3339.
+    pub at: String,
+    /// What is known; at most [`HaltNote::TEXT_BYTES_MAX`].
+    pub reason: String,
+    /// What goes on; as bounded.
+    pub remedy: String,
+}
+
+impl HaltNote {
+    /// Longest text that is kept: a server's own words may be in it.
+    pub const TEXT_BYTES_MAX: usize = 2_000;
+
+    /// What to keep of `halt`, which happened at that time.
+    pub fn of(halt: &Halt, at: String) -> Self {
+        HaltNote {
+            at,
+            reason: shortened(halt.reason()),
+            remedy: shortened(halt.remedy()),
+        }
+    }
+}
+
+fn shortened(mut text: String) -> String {
+    if text.len() > HaltNote::TEXT_BYTES_MAX {
+        let room = HaltNote::TEXT_BYTES_MAX - "…".len();
+        let end = (0..=room).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(end.unwrap_or(0));
+        text.push('…');
+    }
+    text
 }
 
 /// What carries the table's rows into the replication stream, as the catalog had it at one moment. Postgres passes
@@ -135,6 +175,18 @@ impl LaneRecord {
             system_identifier: self.system_identifier,
             database: self.database.clone(),
             slot: self.slot.clone(),
+        }
+    }
+
+    /// The same, once a relay has halted, in the stream created at `created`.
+    pub fn halted(&self, halt: &Halt, created: &str, at: String) -> LaneRecord {
+        let bound = match halt {
+            Halt::Replaced { sequence, .. } => self.halted_for(*sequence, created),
+            _ => None,
+        };
+        LaneRecord {
+            halted: Some(HaltNote::of(halt, at)),
+            ..bound.unwrap_or_else(|| self.clone())
         }
     }
 
@@ -232,5 +284,22 @@ mod text_list {
                 .map_err(|_| D::Error::custom(format!("{text:?} cannot be read")))
         };
         texts.iter().map(read).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_of_a_halt_is_bounded() {
+        let halt = Halt::Slot {
+            what: "ä".repeat(5_000),
+            mend: "look".to_owned(),
+        };
+        let note = HaltNote::of(&halt, "now".to_owned());
+        assert!(note.reason.len() <= HaltNote::TEXT_BYTES_MAX);
+        assert!(note.reason.ends_with("ä…"));
+        assert_eq!(note.remedy, "look");
     }
 }

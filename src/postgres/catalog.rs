@@ -95,6 +95,9 @@ pub struct Slot {
     /// Up to where the relay has confirmed.
     #[serde(deserialize_with = "lsn")]
     pub confirmed_flush_lsn: Option<PgLsn>,
+    /// Oldest WAL that the slot holds.
+    #[serde(deserialize_with = "lsn")]
+    pub(crate) restart_lsn: Option<PgLsn>,
     /// reserved, extended, unreserved or lost.
     pub wal_status: Option<String>,
     /// Bytes that may still be written before the slot is in danger; `None` without a limit.

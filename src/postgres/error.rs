@@ -17,10 +17,13 @@ pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hang
 pub(crate) const PUBLICATION_MISSING: &str = "42704";
 /// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made
 /// now is not in it.
-pub(crate) const PUBLICATION_MISSING_MEND: &str = "rows were not sent because the publication did not exist at this point of the WAL. \
-    One that was made later does not help, and the slot never passes this point: run `walrelay teardown`, `walrelay setup` \
-    and `walrelay adopt` for a slot behind it; then `walrelay backfill` publishes what the old one had not brought, and \
-    `walrelay verify` names it";
+pub(crate) const PUBLICATION_MISSING_WHY: &str = "rows were not sent because the publication did not exist at this point of the WAL. \
+    One that was made later does not help, and the slot never passes this point";
+/// What goes on.
+pub(crate) const PUBLICATION_MISSING_MEND: &str = "run `walrelay teardown`, `walrelay setup` and `walrelay adopt` for a slot behind it; \
+    then `walrelay backfill` publishes what the old one had not brought, and `walrelay verify` names it";
+/// What goes on where the slot can give nothing more.
+pub(crate) const SLOT_LOST_MEND: &str = "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between";
 
 /// An `ErrorResponse` or `NoticeResponse` of the server.
 ///
@@ -253,7 +256,7 @@ pub enum ReplicationError {
     },
     /// The server has removed WAL that the slot needs: events between its position and now cannot be streamed.
     #[error(
-        "replication slot \"{slot}\" is lost, the WAL that it needs has been removed: {server}; find out what was missed (walrelay verify), then run walrelay teardown, walrelay setup, walrelay adopt and walrelay backfill"
+        "replication slot \"{slot}\" is lost, the WAL that it needs has been removed ({server}): {SLOT_LOST_MEND}"
     )]
     SlotLost {
         /// The slot.

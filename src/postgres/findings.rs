@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::postgres::catalog::{Inspection, Publication, Server, Slot, Table};
+use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::row_security::missing_grants;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
@@ -302,7 +303,7 @@ fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Fi
         found.push(refuse(
             Kind::SlotMismatch,
             format!("replication slot \"{name}\" was made with two_phase and sends transactions before they commit"),
-            "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between",
+            SLOT_LOST_MEND,
         ));
     }
     if slot.wal_status.as_deref() == Some("lost") || slot.invalidation_reason.is_some() {
@@ -312,8 +313,10 @@ fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Fi
             .unwrap_or("max_slot_wal_keep_size was passed");
         found.push(refuse(
             Kind::SlotLost,
-            format!("replication slot \"{name}\" is lost ({reason}): the WAL that it needs is gone"),
-            "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between",
+            format!(
+                "replication slot \"{name}\" is lost ({reason}): the WAL that it needs is gone"
+            ),
+            SLOT_LOST_MEND,
         ));
     } else if slot.wal_status.as_deref() == Some("unreserved") {
         found.push(warn(

@@ -13,6 +13,7 @@ use crate::postgres::catalog::Inspection;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, warn};
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::table_name::quote_identifier;
 
 /// A transaction older than this is somebody's forgotten one.
@@ -35,8 +36,6 @@ pub struct Health {
     pub(crate) connection_limit: i64,
     /// `synchronized_standby_slots` (Postgres 17).
     pub(crate) standby_slots: String,
-    /// Bytes of WAL that the slot holds.
-    pub(crate) retained_bytes: Option<i64>,
     /// What decoding has written to disk for the slot, in bytes, and what it was allowed to keep in memory.
     pub(crate) spilled_bytes: Option<i64>,
     /// `logical_decoding_work_mem`, as the server shows it.
@@ -81,9 +80,6 @@ SELECT jsonb_build_object(
   'senders', jsonb_build_array(current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_catalog.pg_stat_replication)),
   'connection_limit', (SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = session_user),
   'standby_slots', coalesce(current_setting('synchronized_standby_slots', true), ''),
-  'retained_bytes', (SELECT pg_catalog.pg_wal_lsn_diff(
-       CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
-       restart_lsn)::int8 FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text),
   'spilled_bytes', (SELECT spill_bytes FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = $1::text),
   'work_mem', current_setting('logical_decoding_work_mem'),
   'oldest_transaction', (SELECT jsonb_build_object('pid', pid, 'usename', usename, 'application_name', coalesce(application_name, ''),
@@ -115,7 +111,7 @@ pub fn findings(
     wal_rate: f64,
 ) -> Vec<Finding> {
     let mut found = Vec::new();
-    limit(inspection, health, wal_rate, &mut found);
+    limit(inspection, wal_rate, &mut found);
     places(inspection, health, &mut found);
     waits(inspection, health, &mut found);
     transactions(health, &mut found);
@@ -136,7 +132,7 @@ pub fn findings(
 }
 
 /// How long the relay may be away.
-fn limit(inspection: &Inspection, health: &Health, wal_rate: f64, found: &mut Vec<Finding>) {
+fn limit(inspection: &Inspection, wal_rate: f64, found: &mut Vec<Finding>) {
     let Some(limit) = inspection.server.max_slot_wal_keep_bytes else {
         found.push(warn(
             Kind::SlotLimit,
@@ -162,7 +158,7 @@ fn limit(inspection: &Inspection, health: &Health, wal_rate: f64, found: &mut Ve
             "raise max_slot_wal_keep_size, as far as the disk has free, and run SELECT pg_reload_conf();",
         ));
     }
-    let retained = health.retained_bytes.unwrap_or(0).max(0) as f64;
+    let retained = SlotWal::of(inspection).retained_bytes.unwrap_or(0) as f64;
     if retained > limit as f64 / 2.0 {
         found.push(warn(
             Kind::SlotLimit,

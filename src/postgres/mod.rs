@@ -51,6 +51,7 @@ pub mod session;
 pub mod settings;
 pub mod setup;
 pub mod silence;
+pub mod slot_wal;
 pub mod socket;
 pub mod startup;
 pub mod table_name;

@@ -10,6 +10,7 @@ use crate::nats::stream::{LANE_RECORD_STREAM, lane_records_config};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Opening, Server, Wanted};
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::{Request, StoredRecord, Unfit};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use crate::relay::open_error::OpenError;
@@ -161,19 +162,19 @@ impl Broker {
             })
     }
 
-    /// Has every later start halt as well, until an adoption: at `sequence` of the stream created at `created` stands somebody
-    /// else's message. Behind whatever record there is: the broker may have lost the latest with the lane's messages.
+    /// Keeps in the lane record what `halted` makes of it, where it makes anything. Behind whatever record there is: the broker
+    /// may have lost the latest with the lane's messages.
     ///
     /// # Errors
-    /// No record, or no answer.
-    pub async fn keep_halt(&mut self, sequence: u64, created: &str) -> Result<(), OpenError> {
+    /// No answer, or another record was stored meanwhile.
+    pub async fn keep_halt(
+        &mut self,
+        halted: impl Fn(LaneRecord) -> Option<LaneRecord>,
+    ) -> Result<(), OpenError> {
         let Answer::Record(stored) = self.ask(&Request::Record).await? else {
             return Ok(());
         };
-        let record = stored
-            .record
-            .and_then(|record| record.halted_for(sequence, created));
-        if let Some(record) = record {
+        if let Some(record) = stored.record.and_then(halted) {
             let request = Request::StoreRecord {
                 record: Box::new(record),
                 behind: stored.sequence,

@@ -6,7 +6,7 @@
 use crate::nats::protocol::Op;
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
-use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::fault::Fault;
 use crate::pipeline::row::Foreign;
 use crate::pipeline::sight::{self, Sight};
 use crate::postgres::copy_both::{CopyBoth, Frame};
@@ -18,7 +18,7 @@ use crate::relay::lane_store::LaneStore;
 use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
 use crate::relay::open::Epoch;
 use crate::relay::status::{Board, EpochMarks};
-use crate::relay::turn::{BrokerTransport, Turn, WalTransport, postgres_gone};
+use crate::relay::turn::{BrokerTransport, WalTransport, postgres_gone};
 use crate::relay::watch::{Look, Looked};
 use bytes::BytesMut;
 use futures_util::FutureExt;
@@ -27,10 +27,6 @@ use std::time::Duration;
 
 /// The status that others see is so old at most.
 const REPORT_INTERVAL: Duration = Duration::from_millis(100);
-
-/// A broker that has lost messages may be without a leader for the record of that: so long it is tried, with pauses.
-const KEEP_HALT_LIMIT: Duration = Duration::from_secs(20);
-const KEEP_HALT_PAUSE: Duration = Duration::from_millis(250);
 
 /// An epoch and what the loop itself remembers.
 pub(super) struct Drive<'a> {
@@ -261,25 +257,9 @@ impl<'a> Drive<'a> {
         None
     }
 
-    /// Stores what a later start could not find out again, so that it halts as well.
-    pub(super) async fn keep_halt(&mut self, halt: &Halt) {
-        let Halt::Replaced { sequence, .. } = halt else {
-            return;
-        };
-        let Turn { engine, broker, .. } = &mut self.epoch.turn;
-        // Nothing more is published behind the message in doubt.
-        broker.outgoing().clear();
-        let begin = self.clock.now();
-        while let Err(error) = broker.keep_halt(*sequence, engine.created()).await {
-            if self.clock.now() >= begin + KEEP_HALT_LIMIT {
-                tracing::warn!(
-                    ?error,
-                    "the lane record does not say why the relay halted, and a restart may go on"
-                );
-                return;
-            }
-            tokio::time::sleep(KEEP_HALT_PAUSE).await;
-        }
+    /// Publishes nothing more: what waits here may stand behind a message in doubt.
+    pub(super) fn hush(&mut self) {
+        self.epoch.turn.broker.outgoing().clear();
     }
 
     /// Ends a stopped epoch in good order: last status update, CopyDone, both connections closed.

@@ -7,6 +7,7 @@
 pub mod broker;
 pub mod clock;
 mod drive;
+mod halted;
 pub mod lane_client;
 pub mod lane_store;
 mod log;
@@ -187,21 +188,21 @@ impl<'a> Relay<'a> {
         };
         let epoch = match opened {
             Ok(epoch) => epoch,
-            Err(OpenError::Halt(halt)) => return Ok(Err(self.halted(halt))),
+            Err(OpenError::Halt(halt)) => return Ok(Err(self.halted(halt).await)),
             Err(OpenError::Permanent(error)) if !self.has_streamed => return Err(error),
             // A relay that has been running waits: a password may be rotating, a server moving.
             Err(OpenError::Permanent(error)) => {
                 let fault = Fault::Unready(open_error::with_cause(error.as_ref()));
-                return Ok(Err(self.not_begun(&fault)));
+                return Ok(Err(self.not_begun(&fault).await));
             }
             Err(OpenError::Unfit(unfit)) => {
                 self.doubt(&unfit);
                 if !self.has_streamed {
                     return Err(anyhow::anyhow!(unfit.reason));
                 }
-                return Ok(Err(self.not_begun(&Fault::Unready(unfit.reason))));
+                return Ok(Err(self.not_begun(&Fault::Unready(unfit.reason)).await));
             }
-            Err(OpenError::Fault(fault)) => return Ok(Err(self.not_begun(&fault))),
+            Err(OpenError::Fault(fault)) => return Ok(Err(self.not_begun(&fault).await)),
         };
         self.board.begun(&epoch_start(&epoch.summary));
         self.has_streamed = true;
@@ -239,9 +240,11 @@ impl<'a> Relay<'a> {
                 return Err(Next::End(self.stopped()));
             }
             Ended::Stop(Stop::Halt(halt)) => {
-                drive.keep_halt(&halt).await;
+                drive.hush();
+                // While the slot is still ours: whoever takes it next reads the record.
+                let halted = self.halted(halt).await;
                 drive.finish(HALT_LIMIT).await;
-                return Err(self.halted(halt));
+                return Err(halted);
             }
             Ended::Stop(Stop::Fault(fault)) => fault,
         };
@@ -254,10 +257,10 @@ impl<'a> Relay<'a> {
         self.log.ended(&fault, progressed, lasted);
         if !fault.is_of_broker() || !drive.engine().can_resync() {
             drop(drive);
-            return Err(self.next(&fault, progressed));
+            return Err(self.next(&fault, progressed).await);
         }
         let waiting = Waiting::leave(drive, self.clock, self.board);
-        match self.next(&fault, progressed) {
+        match self.next(&fault, progressed).await {
             Next::Pause(pause) => Ok((waiting, pause)),
             end => {
                 waiting.finish(HALT_LIMIT).await;
@@ -288,22 +291,22 @@ impl<'a> Relay<'a> {
                     let limit = self.settings.relay.shutdown_timeout;
                     (Next::End(self.stopped()), limit)
                 }
-                Left::Halt(halt) => (self.halted(halt), HALT_LIMIT),
+                Left::Halt(halt) => (self.halted(halt).await, HALT_LIMIT),
                 Left::Broker(fault) => {
                     // It may have found what was stored before it was gone.
                     self.inherit(waiting.engine());
-                    (self.not_begun(&fault), HALT_LIMIT)
+                    (self.not_begun(&fault).await, HALT_LIMIT)
                 }
                 Left::Both(fault) => {
                     self.inherit(waiting.engine());
                     drop(waiting);
-                    return Err(self.not_begun(&fault));
+                    return Err(self.not_begun(&fault).await);
                 }
                 Left::Unfit(unfit) => {
                     self.inherit(waiting.engine());
                     drop(waiting);
                     self.doubt(&unfit);
-                    return Err(self.not_begun(&Fault::Unready(unfit.reason)));
+                    return Err(self.not_begun(&Fault::Unready(unfit.reason)).await);
                 }
             };
             match next {
@@ -344,12 +347,12 @@ impl<'a> Relay<'a> {
         Outcome::Stopped
     }
 
-    fn not_begun(&mut self, fault: &Fault) -> Next {
+    async fn not_begun(&mut self, fault: &Fault) -> Next {
         self.log.not_begun(fault);
-        self.next(fault, false)
+        self.next(fault, false).await
     }
 
-    fn next(&mut self, fault: &Fault, progressed: bool) -> Next {
+    async fn next(&mut self, fault: &Fault, progressed: bool) -> Next {
         self.board.fault(fault);
         let memory = self.inherited.memory.as_ref();
         let lane_end = memory.and_then(|memory| memory.lane_end.as_ref());
@@ -364,13 +367,15 @@ impl<'a> Relay<'a> {
                 self.inherited.one_by_one = self.epochs.one_by_one();
                 Next::Pause(pause)
             }
-            Err(halt) => self.halted(halt),
+            Err(halt) => self.halted(halt).await,
         }
     }
 
-    fn halted(&self, halt: Halt) -> Next {
+    /// Says it first: to keep it may fail, and takes a while where the broker is away.
+    async fn halted(&self, halt: Halt) -> Next {
         tracing::error!("halted: {halt}");
         self.board.halted(halt.to_string());
+        halted::keep(self.settings, &self.inherited, &halt).await;
         Next::End(Outcome::Halted(halt))
     }
 }

@@ -399,7 +399,10 @@ fn check_postgres(
         Kind::SlotMissing => has_streamed && !inspection.server.in_recovery,
         _ => false,
     }) {
-        return Err(OpenError::Halt(Halt::Slot(lost.to_string())));
+        return Err(OpenError::Halt(Halt::Slot {
+            what: lost.what.clone(),
+            mend: lost.mend.clone(),
+        }));
     }
     if !refusals.is_empty() {
         let lines: Vec<String> = refusals.iter().map(ToString::to_string).collect();

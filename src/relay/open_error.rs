@@ -8,7 +8,7 @@ use crate::pipeline::opening::NotOpened;
 use crate::pipeline::request::Unfit;
 use crate::postgres::client::SqlError;
 use crate::postgres::conninfo::Conninfo;
-use crate::postgres::error::ReplicationError;
+use crate::postgres::error::{ReplicationError, SLOT_LOST_MEND};
 use crate::relay::lane_store::StoreError;
 
 /// Why an epoch did not begin.
@@ -79,9 +79,12 @@ impl From<ReplicationError> for OpenError {
                 slot,
                 pid: pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or(0),
             }),
-            error @ ReplicationError::SlotLost { .. } => {
-                OpenError::Halt(Halt::Slot(error.to_string()))
-            }
+            ReplicationError::SlotLost { slot, server } => OpenError::Halt(Halt::Slot {
+                what: format!(
+                    "replication slot \"{slot}\" is lost, the WAL that it needs has been removed ({server})"
+                ),
+                mend: SLOT_LOST_MEND.to_owned(),
+            }),
             error if error.is_transient() => OpenError::Fault(Fault::Postgres(error.bare())),
             error => OpenError::Permanent(error.into()),
         }

@@ -13,7 +13,8 @@ use crate::pipeline::request::Request;
 use crate::pipeline::silence::Silence;
 use crate::postgres::copy_both::Frame;
 use crate::postgres::error::{
-    Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, ReplicationError, SILENT, ServerError,
+    Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, PUBLICATION_MISSING_WHY,
+    ReplicationError, SILENT, SLOT_LOST_MEND, ServerError,
 };
 use crate::relay::lane_store::{Expects, LaneStore, StoreError};
 use crate::relay::open_error::with_cause;
@@ -411,7 +412,11 @@ fn lost(error: StoreError) -> Stop {
 }
 
 fn publication_missing(said: &ServerError) -> Stop {
-    Halt::Slot(format!("{said}: {PUBLICATION_MISSING_MEND}")).into()
+    let halt = Halt::Slot {
+        what: format!("{said}: {PUBLICATION_MISSING_WHY}"),
+        mend: PUBLICATION_MISSING_MEND.to_owned(),
+    };
+    halt.into()
 }
 
 pub(super) fn postgres_gone(error: ReplicationError) -> Stop {
@@ -423,7 +428,13 @@ pub(super) fn postgres_gone(error: ReplicationError) -> Stop {
             publication_missing(server)
         }
         ReplicationError::Server(server) if server.code == "55000" => {
-            Halt::Slot(error.to_string()).into()
+            let halt = Halt::Slot {
+                what: error.to_string(),
+                mend: format!(
+                    "See with `walrelay doctor` what has become of the slot; where it is lost, {SLOT_LOST_MEND}"
+                ),
+            };
+            halt.into()
         }
         _ => Fault::Postgres(error.bare()).into(),
     }

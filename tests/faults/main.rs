@@ -12,6 +12,7 @@ mod dead_states;
 mod encodings;
 mod fencing;
 mod foreign;
+mod halt_told;
 mod hold_back;
 mod lane;
 mod lease;

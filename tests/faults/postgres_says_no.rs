@@ -55,15 +55,30 @@ async fn the_slot_is_dropped_under_it() {
     assert_eq!(fixture.message_count().await, 10);
 }
 
+/// A slot that is not read loses its WAL soon.
+pub(crate) const SMALL_WAL: [(&str, &str); 3] = [
+    ("max_slot_wal_keep_size", "1MB"),
+    ("min_wal_size", "32MB"),
+    ("max_wal_size", "32MB"),
+];
+
+/// Writes WAL until the slot, which nobody reads, is lost.
+pub(crate) async fn lose_slot(fixture: &Fixture) {
+    let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = $1";
+    eventually("the slot is lost", async || {
+        let wal =
+            "SELECT pg_logical_emit_message(false, 'test', repeat('x', 20000000)); CHECKPOINT";
+        fixture.sql.batch_execute(wal).await.unwrap();
+        let row = fixture.sql.query_one(lost, &[&fixture.name]).await.unwrap();
+        row.get::<_, bool>(0).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_slot_is_invalidated() {
-    let settings = [
-        ("max_slot_wal_keep_size", "1MB"),
-        ("min_wal_size", "32MB"),
-        ("max_wal_size", "32MB"),
-    ];
     for frozen in [false, true] {
-        let mut fixture = Fixture::with_settings(&settings).await;
+        let mut fixture = Fixture::with_settings(&SMALL_WAL).await;
         fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
         let mut relay = running(&mut fixture).await;
         if frozen {
@@ -71,15 +86,7 @@ async fn the_slot_is_invalidated() {
         } else {
             relay.kill();
         }
-        let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots WHERE slot_name = $1";
-        eventually("the slot is lost", async || {
-            let wal =
-                "SELECT pg_logical_emit_message(false, 'test', repeat('x', 20000000)); CHECKPOINT";
-            fixture.sql.batch_execute(wal).await.unwrap();
-            let row = fixture.sql.query_one(lost, &[&fixture.name]).await.unwrap();
-            row.get::<_, bool>(0).then_some(())
-        })
-        .await;
+        lose_slot(&fixture).await;
         if frozen {
             relay.signal(Signal::CONT);
         } else {

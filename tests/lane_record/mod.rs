@@ -26,5 +26,6 @@ pub fn fresh(created: &str) -> LaneRecord {
         doubted: false,
         carrier: None,
         tables: Vec::new(),
+        halted: None,
     }
 }

@@ -712,11 +712,8 @@ fn wake(turn: &mut Turn<Wal, Broker>, now: Duration) -> Duration {
     turn.next_time(now).max(now + Duration::from_micros(1))
 }
 
-/// As `relay::broker`, in one step.
+/// As `relay::halted`, in one step and with the epoch's own connection.
 fn keep_halt(halt: &Halt, turn: &Turn<Wal, Broker>, world: &mut World) {
-    let Halt::Replaced { sequence, .. } = halt else {
-        return;
-    };
     if !world.net.links[turn.broker.link].server_open {
         return;
     }
@@ -724,7 +721,11 @@ fn keep_halt(halt: &Halt, turn: &Turn<Wal, Broker>, world: &mut World) {
     let stored = world.broker.records.last_of(&subject);
     let record = stored.map(|(_, frame)| LaneRecord::from_json(&frame.data).expect("a record"));
     let created = turn.engine.created();
-    if let Some(record) = record.and_then(|record| record.halted_for(*sequence, created)) {
+    let epoch = turn.engine.memory().epoch;
+    let is_ours =
+        |record: &LaneRecord| record.epoch <= epoch || matches!(halt, Halt::Replaced { .. });
+    if let Some(record) = record.filter(is_ours) {
+        let record = record.halted(halt, created, String::new());
         let frame = Frame {
             subject,
             data: record.to_json(),

@@ -14,7 +14,9 @@ use crate::pipeline::position::Position;
 use crate::pipeline::row::{Relations, Source};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::encoding::{self, SEND_BYTES, SEND_UTF8};
-use crate::postgres::error::{PUBLICATION_MISSING, PUBLICATION_MISSING_MEND};
+use crate::postgres::error::{
+    PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, PUBLICATION_MISSING_WHY,
+};
 use crate::postgres::settings::PostgresSettings;
 
 /// SQLSTATE object_in_use.
@@ -169,7 +171,9 @@ async fn peek_as(
 
 fn refused(error: SqlError) -> anyhow::Error {
     match error.code() {
-        Some(PUBLICATION_MISSING) => anyhow::Error::from(error).context(PUBLICATION_MISSING_MEND),
+        Some(PUBLICATION_MISSING) => anyhow::Error::from(error).context(format!(
+            "{PUBLICATION_MISSING_WHY}: {PUBLICATION_MISSING_MEND}"
+        )),
         _ => error.into(),
     }
 }

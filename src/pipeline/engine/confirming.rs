@@ -107,6 +107,7 @@ impl Engine {
             doubted: false,
             carrier: settings.epoch.carrier.clone(),
             tables: self.relations.tables().periods().to_vec(),
+            halted: None,
         }
     }
 

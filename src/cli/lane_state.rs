@@ -1,0 +1,205 @@
+//! The state of a lane whose relay does not answer: by the slot, and by what the last relay left in the lane record.
+//!
+//! In: an inspection of Postgres, the record. Out: a [`LaneState`]. Guarantee: pure; what was not seen is not called well.
+
+use serde::Serialize;
+
+use crate::pipeline::record::LaneRecord;
+use crate::postgres::catalog::Inspection;
+use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::slot_wal::SlotWal;
+
+/// Whether a relay runs, and why not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Standing {
+    /// Somebody reads the slot.
+    Running,
+    /// The slot is not there.
+    SlotMissing,
+    /// The slot can give nothing more.
+    SlotLost,
+    /// Until a person has looked.
+    Halted,
+    /// Nobody reads the slot, and nothing is known to keep a relay from it.
+    Stopped,
+    /// Nobody reads the slot, and NATS could not be asked why.
+    Unknown,
+}
+
+/// What is known of the lane; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LaneState {
+    pub(super) state: Standing,
+    /// Why it is halted or lost.
+    pub(super) reason: Option<String>,
+    /// What goes on.
+    pub(super) remedy: Option<String>,
+    /// When the last relay halted.
+    pub(super) halted_at: Option<String>,
+    /// The server's process that reads the slot.
+    pub(super) active_pid: Option<i32>,
+    /// What the slot keeps.
+    #[serde(flatten)]
+    pub(super) wal: SlotWal,
+}
+
+/// What the broker says of the record.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Recorded<'a> {
+    /// It could not be asked.
+    Unseen,
+    /// This, or that there is none.
+    Seen(Option<&'a LaneRecord>),
+}
+
+impl LaneState {
+    /// The state by what was seen.
+    pub(super) fn of(
+        inspection: &Inspection,
+        recorded: Recorded<'_>,
+        settings: &PostgresSettings,
+    ) -> Self {
+        let slot = inspection.slot.as_ref();
+        let active_pid = slot.and_then(|slot| slot.active_pid);
+        let note = match recorded {
+            Recorded::Seen(record) => record.and_then(|record| record.halted.clone()),
+            Recorded::Unseen => None,
+        };
+        let wal = SlotWal::of(inspection);
+        let state = |state, reason, remedy| LaneState {
+            state,
+            reason,
+            remedy,
+            halted_at: note.as_ref().map(|note| note.at.clone()),
+            active_pid,
+            wal: wal.clone(),
+        };
+        let gone = findings(inspection, settings).into_iter().find(|finding| {
+            finding.severity == Severity::Refuse
+                && matches!(finding.kind, Kind::SlotLost | Kind::SlotMissing)
+        });
+        if active_pid.is_some() {
+            // One that has just begun has not written its record yet.
+            return LaneState {
+                halted_at: None,
+                ..state(Standing::Running, None, None)
+            };
+        }
+        match (gone, &note, recorded) {
+            (Some(gone), ..) => {
+                let standing = match gone.kind {
+                    Kind::SlotLost => Standing::SlotLost,
+                    _ => Standing::SlotMissing,
+                };
+                state(standing, Some(gone.what), Some(gone.mend))
+            }
+            (None, Some(note), _) => state(
+                Standing::Halted,
+                Some(note.reason.clone()),
+                Some(note.remedy.clone()),
+            ),
+            (None, None, Recorded::Unseen) => state(Standing::Unknown, None, None),
+            (None, None, Recorded::Seen(_)) => state(Standing::Stopped, None, None),
+        }
+    }
+
+    /// Whether what was seen tells the state.
+    pub(super) fn is_known(&self) -> bool {
+        self.state != Standing::Unknown
+    }
+
+    /// Lines for people: name and value.
+    pub(super) fn lines(&self) -> Vec<(&'static str, String)> {
+        let since = self.halted_at.as_ref();
+        let halted = since.map_or_else(String::new, |at| format!(", a relay halted at {at}"));
+        let reason = self.reason.as_deref().unwrap_or_default();
+        let state = match self.state {
+            Standing::Running => format!(
+                "running: process {} of Postgres reads the slot",
+                self.active_pid.unwrap_or_default()
+            ),
+            Standing::SlotMissing => format!("the slot is missing{halted}: {reason}"),
+            Standing::SlotLost => format!("the slot is lost{halted}: {reason}"),
+            Standing::Halted => {
+                let at = since.map_or_else(String::new, |at| format!(" at {at}"));
+                format!("halted{at}: {reason}")
+            }
+            Standing::Stopped => "stopped: nobody reads the slot".to_owned(),
+            Standing::Unknown => {
+                "nobody reads the slot; whether a relay has halted could not be seen".to_owned()
+            }
+        };
+        let mut lines = vec![("state", state)];
+        lines.extend(self.remedy.clone().map(|remedy| ("what to do", remedy)));
+        lines.extend(wal_text(&self.wal).map(|wal| ("slot's WAL", wal)));
+        lines
+    }
+}
+
+/// What the slot keeps, for people; none where there is no slot.
+pub(super) fn wal_text(wal: &SlotWal) -> Option<String> {
+    let status = wal.wal_status.as_ref()?;
+    let kept = wal.retained_bytes.map_or_else(
+        || "nothing kept".to_owned(),
+        |bytes| format!("{} kept", crate::ops::bytes(bytes)),
+    );
+    let left = match wal.safe_wal_bytes {
+        Some(bytes) => format!(
+            ", {} more until it is lost",
+            crate::ops::bytes(u64::try_from(bytes).unwrap_or(0))
+        ),
+        None if status == "lost" => String::new(),
+        None => ", without a limit".to_owned(),
+    };
+    Some(format!("{status}, {kept}{left}"))
+}
+
+#[cfg(test)]
+impl LaneState {
+    /// Of a lane of which nothing else is known.
+    pub(super) fn of_stopped() -> Self {
+        LaneState {
+            state: Standing::Stopped,
+            reason: None,
+            remedy: None,
+            halted_at: None,
+            active_pid: None,
+            wal: SlotWal::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_halt_is_told_with_its_remedy_and_the_slots_wal() {
+        let lane = LaneState {
+            state: Standing::Halted,
+            reason: Some("the row cannot be published".to_owned()),
+            remedy: Some("`walrelay dead-letters skip 1/2:1` passes it".to_owned()),
+            halted_at: Some("2026-11-28T10:00:00Z".to_owned()),
+            wal: SlotWal {
+                wal_status: Some("extended".to_owned()),
+                retained_bytes: Some(6 << 20),
+                safe_wal_bytes: Some(1 << 20),
+                limit_bytes: Some(8 << 20),
+            },
+            ..LaneState::of_stopped()
+        };
+        let lines = lane.lines();
+        let value = |name| lines.iter().find(|(found, _)| *found == name);
+        assert_eq!(
+            value("state").map(|(_, value)| value.as_str()),
+            Some("halted at 2026-11-28T10:00:00Z: the row cannot be published")
+        );
+        assert_eq!(
+            value("slot's WAL").map(|(_, value)| value.as_str()),
+            Some("extended, 6.0 MiB kept, 1.0 MiB more until it is lost")
+        );
+        assert!(value("what to do").is_some());
+    }
+}

@@ -1,0 +1,356 @@
+//! Why a relay stands still until a person has looked, and what that person can do.
+//!
+//! Each halt has a reason and a remedy: a log has them as one line, the lane record apart.
+
+use super::{Fault, STUCK_EPOCHS};
+use crate::pipeline::dead_letter::RejectedRow;
+use crate::pipeline::limit::SizeLimit;
+use crate::pipeline::position::{Lane, Position};
+use postgres_types::PgLsn;
+
+/// Why the relay stands still until a person has looked. Its text says what is known, and then what goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}{}{}", self.reason(), self.joint(), self.remedy())]
+pub enum Halt {
+    /// The record of this stream and slot is of another cluster or database.
+    OtherLane {
+        /// Whose record it is.
+        recorded: Lane,
+        /// Who asks.
+        found: Lane,
+    },
+    /// The last message of a stream of our own is of another slot.
+    ForeignTail {
+        /// The stream.
+        stream: String,
+        /// Sequence of the message.
+        sequence: u64,
+        /// Its slot.
+        slot: String,
+    },
+    /// The messages that tell how far the lane came were removed, and the record is older.
+    EndRemoved {
+        /// The stream.
+        stream: String,
+        /// First removed message, from the end.
+        sequence: u64,
+        /// The stream's last sequence.
+        last_sequence: u64,
+        /// Sequence that the record reaches; 0 where it names no message, or there is none.
+        recorded: u64,
+    },
+    /// Messages with this slot's positions stand where the relay did not put them, further on than what it did put.
+    EndCopied {
+        /// The stream.
+        stream: String,
+        /// Sequence of the newest.
+        sequence: u64,
+    },
+    /// An acknowledged message's place is taken by somebody else's, and events of this lane stand behind it.
+    Replaced {
+        /// The stream.
+        stream: String,
+        /// The message.
+        sequence: u64,
+    },
+    /// Too many messages of no lane at the end of the stream.
+    EndUnknown {
+        /// The stream.
+        stream: String,
+        /// How many were read.
+        scanned: u64,
+    },
+    /// The slot was confirmed further than this relay ever asked.
+    ConfirmedUnexplained {
+        /// The slot.
+        slot: String,
+        /// Its confirmed LSN.
+        confirmed_lsn: PgLsn,
+        /// The highest that this relay has recorded; 0/0 where `walrelay setup` made the slot anew since, none without a
+        /// record.
+        recorded_lsn: Option<PgLsn>,
+        /// Where the server left the record's timeline; none while it is on it.
+        switched_at: Option<PgLsn>,
+    },
+    /// The server's WAL ends before what was published.
+    ServerBehind {
+        /// End of the server's WAL.
+        server_lsn: PgLsn,
+        /// The last published position.
+        position: Position,
+    },
+    /// The row at the stream's last position is another one, or none.
+    OverlapMiss {
+        /// The stream's last position.
+        position: Position,
+        /// The event's id in the stream.
+        expected: String,
+        /// What the WAL has there.
+        found: String,
+    },
+    /// A row that cannot be published, and whose dead letter must wait for a person.
+    Rejected {
+        /// The row.
+        row: Box<RejectedRow>,
+        /// Why it has no dead letter.
+        blocks: Blocks,
+    },
+    /// The slot can no longer be read, or is gone.
+    Slot {
+        /// What is wrong.
+        what: String,
+        /// The command that mends it.
+        mend: String,
+    },
+    /// The same refusal again and again.
+    Stuck(Fault),
+}
+
+/// Why a rejected row halts the relay instead of becoming a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Blocks {
+    /// `on_reject = "halt"`.
+    Configured,
+    /// The dead letter would not hold the whole row, and the table may not either.
+    Loss {
+        /// What is known of the table's row.
+        why: String,
+        /// What the dead letter has to fit into.
+        limit: SizeLimit,
+    },
+    /// The smallest dead letter does not fit.
+    NoRoom {
+        /// Its size with headers, in bytes.
+        bytes: u64,
+        /// What it has to fit into.
+        limit: SizeLimit,
+    },
+}
+
+impl Halt {
+    /// What is known: whole sentences, without the last full stop.
+    pub fn reason(&self) -> String {
+        match self {
+            Halt::OtherLane { recorded, found } => format!(
+                "the lane record of this stream and slot belongs to {recorded}, but this is {found}. Another database stands \
+                 behind the same names: a restored dump, a new cluster (pg_upgrade, blue/green), or a second service. Nothing \
+                 was published or confirmed"
+            ),
+            Halt::ForeignTail { .. }
+            | Halt::EndRemoved { .. }
+            | Halt::EndCopied { .. }
+            | Halt::Replaced { .. }
+            | Halt::EndUnknown { .. } => self.of_stream(),
+            Halt::ConfirmedUnexplained {
+                slot,
+                confirmed_lsn,
+                recorded_lsn,
+                switched_at,
+            } => unexplained(slot, *confirmed_lsn, *recorded_lsn, *switched_at),
+            Halt::ServerBehind {
+                server_lsn,
+                position,
+            } => format!(
+                "the server's WAL ends at {server_lsn}, but {position} is already in the stream. The database was restored to \
+                 an earlier state, or a standby without these transactions was promoted"
+            ),
+            Halt::OverlapMiss {
+                position,
+                expected,
+                found,
+            } => format!(
+                "the WAL does not continue what is in the stream: at {position} the stream has event {expected}, the WAL \
+                 {found}. The database was restored to an earlier state and its LSNs were used again, or another database \
+                 stands behind the name"
+            ),
+            Halt::Rejected { row, blocks } => format!(
+                "the row at {} (event {}) cannot be published: {}{}",
+                row.position,
+                row.event_id,
+                row.reject,
+                blocks.reason()
+            ),
+            Halt::Slot { what, .. } => what.clone(),
+            Halt::Stuck(fault) => format!(
+                "{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {fault}"
+            ),
+        }
+    }
+
+    /// Between reason and remedy in one line: a remedy of Postgres' own begins no sentence.
+    fn joint(&self) -> &'static str {
+        match self {
+            Halt::Slot { .. } => ": ",
+            _ => ". ",
+        }
+    }
+
+    /// What is known of the stream's end.
+    fn of_stream(&self) -> String {
+        match self {
+            Halt::ForeignTail {
+                stream,
+                sequence,
+                slot,
+            } => format!(
+                "message {sequence} of stream {stream} was written by the relay of slot {slot:?}, and the stream is meant to \
+                 be of one slot alone"
+            ),
+            Halt::EndRemoved {
+                stream,
+                sequence,
+                last_sequence,
+                recorded,
+            } => {
+                let known = match recorded {
+                    0 => "no lane record names a message".to_owned(),
+                    recorded => format!("the lane record reaches only to {recorded}"),
+                };
+                format!(
+                    "message {sequence} of stream {stream} (last sequence {last_sequence}) was removed, and {known}: how far \
+                     the lane came cannot be known"
+                )
+            }
+            Halt::EndCopied { stream, sequence } => format!(
+                "message {sequence} of stream {stream} has a position of this slot but does not stand where a relay put it: \
+                 it was copied here, or the stream was made from another one (a mirror, a source)"
+            ),
+            Halt::Replaced { stream, sequence } => format!(
+                "message {sequence} of stream {stream} was acknowledged as an event of this lane and is somebody else's now: \
+                 the broker lost acknowledged messages, and others took their places before this relay could see it"
+            ),
+            Halt::EndUnknown { stream, scanned } => format!(
+                "the last {scanned} messages of stream {stream} were not written by a relay, and no lane record tells how far \
+                 this one came"
+            ),
+            other => other.reason(),
+        }
+    }
+
+    /// The way on, as a person can type it.
+    pub fn remedy(&self) -> String {
+        let text = match self {
+            Halt::OtherLane { .. } => {
+                "If this database continues the old one, run `walrelay adopt`; otherwise give this one another slot or stream"
+            }
+            Halt::ForeignTail { .. } => {
+                "Give each relay a stream of its own, or configure the stream as shared"
+            }
+            Halt::EndRemoved { .. } => {
+                "`walrelay verify` compares table and stream; then `walrelay adopt --position …` says where to go on"
+            }
+            Halt::EndCopied { .. } => {
+                "`walrelay adopt` compares such messages with the slot by position and id, and goes on behind the last one \
+                 that both have; `walrelay verify` then names what is missing"
+            }
+            Halt::Replaced { .. } => {
+                "`walrelay verify` names the events that are missing; `walrelay adopt` goes on behind them, and `walrelay \
+                 backfill` publishes them"
+            }
+            Halt::EndUnknown { .. } => {
+                "Give the relay a stream of its own, or say where to go on with `walrelay adopt --position …`"
+            }
+            Halt::ConfirmedUnexplained { .. } => {
+                "`walrelay verify` compares table and stream; `walrelay adopt` goes on from the slot as it is, and `walrelay \
+                 backfill` then publishes what is missing"
+            }
+            Halt::ServerBehind { .. } => {
+                "`walrelay verify` shows what the stream has that the table lacks; `walrelay adopt` goes on with this database"
+            }
+            Halt::OverlapMiss { .. } => {
+                "`walrelay verify` shows the differences; `walrelay adopt` goes on with this database"
+            }
+            Halt::Rejected { row, blocks } => return blocks.remedy(row.position),
+            Halt::Slot { mend, .. } => mend,
+            Halt::Stuck(_) => "Mend what is named there and start the relay again",
+        };
+        text.to_owned()
+    }
+}
+
+impl Blocks {
+    fn reason(&self) -> String {
+        match self {
+            Blocks::Configured => {
+                ". It blocks the lane as configured by relay.on_reject = \"halt\"".to_owned()
+            }
+            Blocks::Loss { why, limit } => format!(
+                ". Its dead letter would not hold all of it either ({limit}), and {why}: what does not fit would be lost"
+            ),
+            Blocks::NoRoom { bytes, limit } => format!(
+                ". Not even the smallest dead letter of it fits: {bytes} bytes are more than {limit}"
+            ),
+        }
+    }
+
+    fn remedy(&self, position: Position) -> String {
+        match self {
+            Blocks::Configured => format!("`walrelay dead-letters skip {position}` passes it"),
+            Blocks::Loss { .. } => format!(
+                "Raise that limit and start again, or `walrelay dead-letters skip {position}` passes it with as much as fits"
+            ),
+            Blocks::NoRoom { bytes, .. } => {
+                format!("Raise that limit to {bytes} or more, and start again")
+            }
+        }
+    }
+}
+
+/// Why nobody knows whether what the slot has passed was published.
+fn unexplained(
+    slot: &str,
+    confirmed_lsn: PgLsn,
+    recorded_lsn: Option<PgLsn>,
+    switched_at: Option<PgLsn>,
+) -> String {
+    let unpublished = "events below that LSN may never have been published";
+    let somebody = "Somebody advanced, consumed or recreated the slot";
+    match (recorded_lsn, switched_at) {
+        (Some(lsn), _) if u64::from(lsn) == 0 => format!(
+            "slot {slot} begins at {confirmed_lsn}: `walrelay setup` made it anew in the place of one that this relay had read \
+             from, and it does not hold what committed before: {unpublished}"
+        ),
+        (Some(lsn), Some(at)) => format!(
+            "slot {slot} is confirmed up to {confirmed_lsn}, but this relay has confirmed up to {lsn} on another timeline, \
+             which this server left at {at} (a promotion or a recovery). {somebody}, and {unpublished}"
+        ),
+        (Some(lsn), None) => format!(
+            "slot {slot} is confirmed up to {confirmed_lsn}, but this relay has never confirmed beyond {lsn}. {somebody}, and \
+             {unpublished}"
+        ),
+        (None, _) => format!(
+            "slot {slot} is confirmed up to {confirmed_lsn}, but this relay has no record of it. {somebody}, and {unpublished}"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_halt_is_one_line_of_reason_and_remedy_and_names_no_lsn_that_nobody_wrote() {
+        let halts = |recorded_lsn: u64, recorded: u64| {
+            let unexplained = Halt::ConfirmedUnexplained {
+                slot: "s".to_owned(),
+                confirmed_lsn: 0x10.into(),
+                recorded_lsn: Some(recorded_lsn.into()),
+                switched_at: None,
+            };
+            let removed = Halt::EndRemoved {
+                stream: "S".to_owned(),
+                sequence: 7,
+                last_sequence: 9,
+                recorded,
+            };
+            [unexplained.to_string(), removed.to_string()]
+        };
+        let [unexplained, removed] = halts(0, 0);
+        assert!(!unexplained.contains("0/0") && unexplained.contains("made it anew"));
+        assert!(unexplained.ends_with("publishes what is missing"));
+        assert!(removed.contains("no lane record names a message: how far"));
+        let [unexplained, removed] = halts(0x8, 5);
+        assert!(unexplained.contains("never confirmed beyond 0/8. Somebody"));
+        assert!(removed.contains("reaches only to 5"));
+    }
+}

@@ -1,0 +1,79 @@
+//! A halt, kept in the lane record for those who look when the process is gone, and for every later start where it binds.
+//!
+//! In: the halt, what the relay remembers. Guarantees: the halt itself waits for this only so long, and stands whether it comes
+//! about or not; the record of an epoch that another relay has begun since is left alone.
+
+use crate::pipeline::fault::Halt;
+use crate::pipeline::lane_end::Memory;
+use crate::pipeline::record::LaneRecord;
+use crate::relay::open;
+use crate::relay::open::Inherited;
+use crate::relay::open_error::OpenError;
+use crate::relay::settings::Settings;
+use chrono::{SecondsFormat, Utc};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// A start that has not read the record goes on behind this halt: a broker that has lost messages may be without a leader for
+/// the record, so long it is tried.
+const BINDING_LIMIT: Duration = Duration::from_secs(20);
+/// What is only told is tried so long.
+const TOLD_LIMIT: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Keeps the halt, or says that it could not.
+pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt) {
+    if matches!(halt, Halt::OtherLane { .. }) {
+        // The record is of that lane.
+        return;
+    }
+    let binds = matches!(halt, Halt::Replaced { .. });
+    let limit = if binds { BINDING_LIMIT } else { TOLD_LIMIT };
+    let deadline = Instant::now() + limit;
+    let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+    let memory = inherited.memory.as_ref();
+    let kept = |record: LaneRecord| told(&record, memory, halt, &at);
+    loop {
+        let why = match timeout_at(deadline, try_keep(settings, inherited, &kept)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("{error:?}"),
+            Err(_) => "no answer in time".to_owned(),
+        };
+        if Instant::now() + PAUSE >= deadline {
+            return not_kept(binds, &why);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn try_keep(
+    settings: &Settings,
+    inherited: &Inherited,
+    kept: impl Fn(LaneRecord) -> Option<LaneRecord>,
+) -> Result<(), OpenError> {
+    let mut broker = open::connect(settings, inherited).await?;
+    let stored = broker.keep_halt(kept).await;
+    broker.connection.close().await;
+    stored
+}
+
+/// The record with the halt in it; none where another relay has begun an epoch since, unless it is to bind that one too.
+fn told(record: &LaneRecord, memory: Option<&Memory>, halt: &Halt, at: &str) -> Option<LaneRecord> {
+    let is_others = memory.is_some_and(|memory| record.epoch > memory.epoch);
+    let created = memory.map_or(record.created.as_str(), |memory| &memory.created);
+    let halted = record.halted(halt, created, at.to_owned());
+    (!is_others || halted.replaced != record.replaced).then_some(halted)
+}
+
+fn not_kept(binds: bool, why: &str) {
+    match binds {
+        true => tracing::warn!(
+            error = why,
+            "the lane record does not say why the relay halted, and a restart may go on"
+        ),
+        false => tracing::warn!(
+            error = why,
+            "the lane record does not say why the relay halted: walrelay status will not tell it either, this log does"
+        ),
+    }
+}
