@@ -10,11 +10,11 @@ use futures_util::future::{Either, select};
 use futures_util::{TryStreamExt as _, pin_mut};
 use tokio::sync::mpsc;
 use tokio_postgres::{Row as SqlRow, RowStream};
-use uuid::Uuid;
 
 use super::rows::Rows;
 use super::{AHEAD, Item, Source, Sourced};
 use crate::pipeline::position::KIND_HEADER;
+use crate::postgres::id_name::name_of;
 use crate::relay::settings::Settings;
 
 /// Rows that are asked for at once.
@@ -96,7 +96,7 @@ impl Reader {
         pin_mut!(rows);
         while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
             let name: &str = row.try_get(row.len() - 2)?;
-            if !absent.remove(&canonical(name)) {
+            if !absent.remove(&*name_of(name)) {
                 continue;
             }
             let sourced = match row.try_get::<_, i64>(row.len() - 1)? {
@@ -137,11 +137,6 @@ impl Reader {
             },
         }
     }
-}
-
-/// An id as those are written that are asked for, also where the column has its bytes.
-fn canonical(id: &str) -> String {
-    Uuid::try_parse(id).map_or_else(|_| id.to_owned(), |id| id.to_string())
 }
 
 fn chunk(ids: &mut impl Iterator<Item = io::Result<String>>) -> io::Result<Vec<String>> {

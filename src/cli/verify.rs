@@ -364,7 +364,7 @@ impl Comparison<'_> {
         let mut entries = Entries::default();
         let mut oldest: Option<Duration> = None;
         let take = |held: Held<'_>| -> anyhow::Result<()> {
-            let id = held.id.and_then(key::key);
+            let id = held.id.map(key::key);
             let kind = self.lane.held(held.position, self.recorded);
             if let (Some(kind), Some(id)) = (kind, id) {
                 entries.push(Entry::new(id, kind, 0))?;

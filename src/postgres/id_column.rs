@@ -8,6 +8,11 @@ use super::catalog::Table;
 use super::settings::PostgresSettings;
 use super::table_name::quote_identifier;
 
+/// What the name of an id begins with that is no plain one; the first [`HASH_DIGITS`] hexadecimal digits of its SHA-256 follow.
+pub(crate) const HASHED: &str = "sha256:";
+/// 96 bits: among 100 million texts, two share them once in ten trillion tables.
+pub(crate) const HASH_DIGITS: usize = 24;
+
 /// OID of bytea.
 const BYTEA_OID: u32 = 17;
 
@@ -29,22 +34,43 @@ impl IdColumn {
         }
     }
 
-    /// SQL for the id's text: of 16 bytes the digits of a UUID.
-    #[cfg(feature = "cli")]
+    /// SQL for the id's text, as messages have it.
     pub(crate) fn text(&self) -> String {
+        let name = &self.name;
         match self.is_bytes {
-            true => format!("encode({}, 'hex')", self.name),
-            false => self.name.clone(),
+            true => format!(
+                "CASE WHEN length({name}) = 16 THEN encode({name}, 'hex')::uuid::text \
+                 ELSE translate(encode({name}, 'base64'), E'\\n', '') END"
+            ),
+            false => name.clone(),
         }
     }
 
-    /// SQL for "is one of these ids", in the column's own type, for its index.
+    /// SQL for "is one of these ids", given by themselves or by their names: in the column's own type, for its index, but for
+    /// names and bytes that are no UUID.
     pub(crate) fn is_one_of<'i>(&self, ids: impl Iterator<Item = &'i str>) -> String {
-        let literal = |id: &str| match (self.is_bytes, Uuid::try_parse(id)) {
-            (true, Ok(id)) => format!("'\\x{}'", id.simple()),
-            _ => format!("'{}'", id.replace('\'', "''")),
-        };
-        let literals: Vec<String> = ids.map(literal).collect();
-        format!("{} IN ({})", self.name, literals.join(","))
+        let (mut own, mut texts, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
+        for id in ids {
+            let quoted = format!("'{}'", id.replace('\'', "''"));
+            match Uuid::try_parse(id) {
+                _ if id.starts_with(HASHED) => hashes.push(quoted),
+                Ok(id) if self.is_bytes => own.push(format!("'\\x{}'", id.simple())),
+                Err(_) if self.is_bytes => texts.push(quoted),
+                _ => own.push(quoted),
+            }
+        }
+        let text = self.text();
+        let hash = format!(
+            "'{HASHED}' || left(encode(sha256(convert_to(({text})::text, 'UTF8')), 'hex'), {HASH_DIGITS})"
+        );
+        let any: Vec<String> = [(&self.name, own), (&text, texts), (&hash, hashes)]
+            .into_iter()
+            .filter(|(_, ids)| !ids.is_empty())
+            .map(|(of, ids)| format!("({of}) IN ({})", ids.join(",")))
+            .collect();
+        match any.is_empty() {
+            true => "false".to_owned(),
+            false => format!("({})", any.join(" OR ")),
+        }
     }
 }

@@ -41,6 +41,8 @@ pub mod error;
 pub mod findings;
 pub mod health;
 pub(crate) mod id_column;
+#[cfg(feature = "cli")]
+pub(crate) mod id_name;
 pub mod pins;
 pub mod presence;
 pub mod processes;

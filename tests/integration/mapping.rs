@@ -8,7 +8,7 @@ use crate::support::{Fixture, Stored};
 
 /// Publishes the rows that `insert` makes, one in front of the slot and one behind it, and checks that every command
 /// agrees: the relay publishes the second, `verify` misses the first, `backfill` brings it, then all is there.
-async fn round_trip(mut fixture: Fixture, insert: [&str; 2]) -> [Stored; 2] {
+pub(crate) async fn round_trip(mut fixture: Fixture, insert: [&str; 2]) -> [Stored; 2] {
     fixture.sql.batch_execute(insert[0]).await.unwrap();
     fixture.setup().await;
     let mut relay = fixture.run();
@@ -43,7 +43,7 @@ async fn round_trip(mut fixture: Fixture, insert: [&str; 2]) -> [Stored; 2] {
     fixture.stored().await.try_into().expect("two messages")
 }
 
-async fn with_table(table: &str, settings: &[(&'static str, &str)]) -> Fixture {
+pub(crate) async fn with_table(table: &str, settings: &[(&'static str, &str)]) -> Fixture {
     let mut fixture = Fixture::bare().await;
     fixture.sql.batch_execute(table).await.unwrap();
     fixture.set("WALRELAY_POSTGRES_TABLE", "public.events");
@@ -54,7 +54,7 @@ async fn with_table(table: &str, settings: &[(&'static str, &str)]) -> Fixture {
     fixture
 }
 
-fn headers(message: &Stored) -> BTreeMap<&str, &str> {
+pub(crate) fn headers(message: &Stored) -> BTreeMap<&str, &str> {
     let headers = message.headers.iter();
     headers
         .filter(|(name, _)| !name.starts_with("Walrelay-"))
@@ -202,6 +202,42 @@ async fn the_preset_for_debezium() {
         let quoted = format!("\"{id}\"");
         assert_eq!(headers(message), BTreeMap::from([("id", quoted.as_str())]));
         assert_eq!(message.subject, format!("{name}.event.Order"));
+    }
+}
+
+/// Ids that are neither UUID nor whole number, or not as Postgres would write those, and in which COPY and JSON escape.
+#[tokio::test]
+async fn ids_of_any_text_or_bytes() {
+    for (column, format, ids) in [
+        ("text", "envelope", ["'order/7 ä'", r#"E'a\\b\t"c"'"#]),
+        ("text", "payload", ["'007'", "'\"quoted'"]),
+        (
+            "text",
+            "payload",
+            ["'0192F7A0-0000-7000-8000-000000000001'", "'{x'"],
+        ),
+        (
+            "bytea",
+            "cloudevents",
+            ["'\\x01'", "'\\x0102030405060708090a0b0c0d0e0f101112'"],
+        ),
+        (
+            "varchar(26)",
+            "cloudevents_json",
+            ["'01ARZ3NDEKTSV4RRFFQ69G5FAV'", "'7'"],
+        ),
+    ] {
+        let table = format!(
+            "CREATE TABLE events (id {column} PRIMARY KEY, aggregate_id text NOT NULL, event_type text NOT NULL,
+                 event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL)"
+        );
+        let fixture = with_table(&table, &[("WALRELAY_MESSAGE_FORMAT", format)]).await;
+        let insert = |id: &str| {
+            format!(
+                "INSERT INTO events (id, aggregate_id, event_type, payload_json) VALUES ({id}, 'a', 'a.b', '{{}}')"
+            )
+        };
+        round_trip(fixture, [&insert(ids[0]), &insert(ids[1])]).await;
     }
 }
 

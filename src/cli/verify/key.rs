@@ -1,25 +1,46 @@
 //! An event's id as a number, by which table, slot and stream are compared.
 //!
-//! In: the id's text. Out: 128 bits, and the text again. Guarantee: two ids share a number only where they are the same.
+//! In: the id's text, or the name of one. Out: 128 bits, and the name again. Guarantee: two ids share a number only where they
+//! share a name, or one is a UUID that begins like a marker here.
 
 use uuid::Uuid;
 
+use crate::postgres::id_column::HASHED;
+use crate::postgres::id_name::name_of;
+
 /// The upper half of a whole number's key. A UUID with it is of no version that anything makes (RFC 9562, 4.2).
 const WHOLE_NUMBER: u64 = 0x77_61_6c_72_65_6c_f0_00;
+/// The upper quarter of the key of any other text; its hash follows.
+const OTHER_TEXT: u32 = 0x77_61_6c_74;
 
-/// The id's number: of a UUID, or a whole number that a bigint holds. Other texts have none.
-pub(in crate::cli) fn key(id: &str) -> Option<u128> {
-    if let Ok(id) = Uuid::try_parse(id) {
-        return Some(id.as_u128());
+/// The number of an id, given by itself or by its name.
+pub(in crate::cli) fn key(id: &str) -> u128 {
+    if let Some(hash) = hash(id) {
+        return hash;
     }
-    let number: i64 = id.parse().ok()?;
-    Some(u128::from(WHOLE_NUMBER) << 64 | u128::from(number.cast_unsigned()))
+    let name = name_of(id);
+    if let Some(hash) = hash(&name) {
+        return hash;
+    }
+    match name.parse::<i64>() {
+        Ok(number) => u128::from(WHOLE_NUMBER) << 64 | u128::from(number.cast_unsigned()),
+        Err(_) => Uuid::try_parse(&name)
+            .expect("a name is a hash, a number or a UUID")
+            .as_u128(),
+    }
 }
 
-/// The id again.
+fn hash(name: &str) -> Option<u128> {
+    let digits = name.strip_prefix(HASHED)?;
+    let hash = u128::from_str_radix(digits, 16).ok()?;
+    (hash >> 96 == 0).then_some(u128::from(OTHER_TEXT) << 96 | hash)
+}
+
+/// The id's name again: see [`name_of`].
 pub(in crate::cli) fn text(key: u128) -> String {
-    match (key >> 64) as u64 {
-        WHOLE_NUMBER => (key as u64).cast_signed().to_string(),
+    match ((key >> 96) as u32, (key >> 64) as u64) {
+        (OTHER_TEXT, _) => format!("{HASHED}{:024x}", key & (u128::MAX >> 32)),
+        (_, WHOLE_NUMBER) => (key as u64).cast_signed().to_string(),
         _ => Uuid::from_u128(key).to_string(),
     }
 }
@@ -29,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_come_back() {
+    fn names_come_back() {
         for id in [
             "0192f7a0-0000-7000-8000-000000000001",
             "00000000-0000-0000-0000-000000000001",
@@ -38,12 +59,15 @@ mod tests {
             "-1",
             "9223372036854775807",
             "-9223372036854775808",
+            "sha256:ba7816bf8f01cfea414140de",
         ] {
-            assert_eq!(key(id).map(text).as_deref(), Some(id));
+            assert_eq!(text(key(id)), id);
+        }
+        for id in ["", "x", "abc", "9223372036854775808", "1.0", "007"] {
+            assert_eq!(text(key(id)), name_of(id));
+            assert_eq!(key(&text(key(id))), key(id));
         }
         assert_ne!(key("1"), key("00000000-0000-0000-0000-000000000001"));
-        for id in ["", "x", "9223372036854775808", "1.0"] {
-            assert_eq!(key(id), None, "{id}");
-        }
+        assert_ne!(key("7"), key("007"));
     }
 }

@@ -10,7 +10,6 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures_util::StreamExt as _;
 use postgres_types::PgLsn;
-use uuid::Uuid;
 
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
@@ -363,7 +362,7 @@ impl LaneReading {
                 entries.push(Entry::new(id, kind, sequence))?;
             }
             (_, None) => bail!(
-                "message {sequence} of stream {} carries position {position} and neither a UUID nor a whole number as its id",
+                "message {sequence} of stream {} carries position {position} and no id",
                 self.name
             ),
         }
@@ -432,16 +431,16 @@ impl LaneReading {
 fn id(headers: [Option<&str>; 2], body: &[u8]) -> Option<u128> {
     const BEGIN: &[u8] = b"{\"id\":\"";
     if let Some(id) = event_id::of_headers(headers) {
-        return key(&id);
+        return Some(key(&id));
     }
     let begun = body
         .strip_prefix(BEGIN)
         .and_then(|rest| rest.get(..37))
-        .filter(|rest| rest[36] == b'"')
-        .and_then(|rest| Uuid::try_parse_ascii(&rest[..36]).ok());
+        .filter(|rest| rest[36] == b'"' && !rest.contains(&b'\\'))
+        .and_then(|rest| std::str::from_utf8(&rest[..36]).ok());
     match begun {
-        Some(id) => Some(id.as_u128()),
-        None => key(&event_id::of_body(body)?),
+        Some(id) => Some(key(id)),
+        None => Some(key(&event_id::of_body(body)?)),
     }
 }
 
@@ -452,17 +451,17 @@ mod tests {
     #[test]
     fn ids_are_found_in_headers_envelopes_and_other_json() {
         let uuid = "0190b6a0-0000-7000-8000-000000000001";
-        let expected = Some(Uuid::try_parse(uuid).unwrap().as_u128());
+        let expected = Some(key(uuid));
         let of_body = |body: &str| id([None; 2], body.as_bytes());
         assert_eq!(of_body(&format!("{{\"id\":\"{uuid}\",\"x\":1}}")), expected);
         assert_eq!(
             of_body(&format!("{{\"x\":1, \"id\": \"{uuid}\"}}")),
             expected
         );
-        assert_eq!(of_body("{\"id\":7}"), key("7"));
+        assert_eq!(of_body("{\"id\":7}"), Some(key("7")));
         assert_eq!(of_body("{\"id\":null}"), None);
-        assert_eq!(of_body("{\"id\":\"short\"}"), None);
+        assert_eq!(of_body("{\"id\":\"short\"}"), Some(key("short")));
         assert_eq!(id([None; 2], b"\xff"), None);
-        assert_eq!(id([Some("8"), None], b"{\"id\":7}"), key("8"));
+        assert_eq!(id([Some("8"), None], b"{\"id\":7}"), Some(key("8")));
     }
 }

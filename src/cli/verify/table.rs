@@ -3,6 +3,8 @@
 //! In: a client, the table, the publication's row filter. Out: an entry a row, and the LSN below which the snapshot has all that was committed.
 //! Guarantee: one transaction, one snapshot; rows pass through and are not kept.
 
+use std::borrow::Cow;
+
 use anyhow::{Context as _, bail};
 use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
@@ -42,7 +44,7 @@ pub(super) struct Selection<'a> {
 /// Reads the ids.
 ///
 /// # Errors
-/// Postgres refuses, or an id is neither a UUID nor a whole number.
+/// Postgres refuses.
 pub(super) async fn read(
     client: &Client,
     settings: &PostgresSettings,
@@ -96,12 +98,7 @@ pub(super) async fn read(
             table.rows_without_id += 1;
             continue;
         }
-        let Some(id) = key(id) else {
-            bail!(
-                "id {id:?} in {} is neither a UUID nor a whole number, and verify compares these",
-                settings.table
-            );
-        };
+        let id = key(&unescaped(id));
         progress(table.rows + table.older_rows);
         if is_older == "t" {
             entries.push(Entry::new(id, Kind::OlderRow, 0))?;
@@ -162,6 +159,30 @@ pub(super) async fn present(
     );
     let rows = client.query(&query, &[]).await?;
     let keys = rows.iter().map(|row| Ok(key::key(row.try_get(0)?)));
-    let keys: anyhow::Result<Vec<Option<u128>>> = keys.collect();
-    Ok(keys?.into_iter().flatten().collect())
+    keys.collect()
+}
+
+/// A value without the escapes of COPY's text format (manual, COPY, Text Format).
+fn unescaped(text: &str) -> Cow<'_, str> {
+    if !text.contains('\\') {
+        return Cow::Borrowed(text);
+    }
+    let mut value = String::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        value.push(match character {
+            '\\' => match rest.next() {
+                Some('b') => '\x08',
+                Some('f') => '\x0c',
+                Some('n') => '\n',
+                Some('r') => '\r',
+                Some('t') => '\t',
+                Some('v') => '\x0b',
+                Some(other) => other,
+                None => '\\',
+            },
+            character => character,
+        });
+    }
+    Cow::Owned(value)
 }
