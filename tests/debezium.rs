@@ -136,6 +136,64 @@ async fn what_debezium_published_and_did_not_confirm_does_not_come_twice() {
     }
 }
 
+/// What Debezium's `create-stream` makes is in memory, which cannot be changed: its copy serves.
+#[tokio::test]
+async fn a_stream_in_memory_is_copied_to_disk_first() {
+    use async_nats::jetstream::stream::{Config, Source, StorageType};
+    let mut platform = left_by_debezium(2).await;
+    let memory = |subject: &str| Config {
+        name: "InMemory".to_owned(),
+        subjects: vec![subject.to_owned()],
+        storage: StorageType::Memory,
+        ..Config::default()
+    };
+    platform
+        .jetstream
+        .delete_stream("DebeziumStream")
+        .await
+        .unwrap();
+    platform
+        .jetstream
+        .create_stream(memory("outbox.event.>"))
+        .await
+        .unwrap();
+    for row in 1..=5 {
+        publish(&platform, row, "\"ID\"").await;
+    }
+    platform.set("WALRELAY_NATS_STREAM", "InMemory");
+    let refused = platform.expect(&["setup"], 1).await;
+    assert!(refused.contains("memory"), "{refused}");
+
+    let mut copy = Config {
+        name: "DebeziumStream".to_owned(),
+        sources: Some(vec![Source {
+            name: "InMemory".to_owned(),
+            ..Source::default()
+        }]),
+        ..Config::default()
+    };
+    platform.jetstream.create_stream(&copy).await.unwrap();
+    platform.set("WALRELAY_NATS_STREAM", "DebeziumStream");
+    platform.wait_for(5).await;
+    platform
+        .jetstream
+        .update_stream(memory("old"))
+        .await
+        .unwrap();
+    copy.sources = None;
+    copy.subjects = vec![
+        "outbox.event.>".to_owned(),
+        "walrelay.dead.debezium".to_owned(),
+    ];
+    platform.jetstream.update_stream(&copy).await.unwrap();
+
+    platform.expect(&["setup"], 0).await;
+    platform.expect(&["adopt", "--debezium", "--yes"], 0).await;
+    runs_until(&platform, ROWS).await;
+    assert_eq!(ids(&platform).await, (1..=ROWS).map(id).collect::<Vec<_>>());
+    assert_eq!(platform.verify(0).await["events"], ROWS);
+}
+
 /// Debezium publishes at least once; and a row that it never published, for its payload was null, is found.
 #[tokio::test]
 async fn what_debezium_doubled_or_left_out_is_named() {

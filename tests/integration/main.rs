@@ -12,6 +12,7 @@ mod idle;
 mod least_privilege;
 mod logs;
 mod mapping;
+mod presets;
 mod refusals;
 mod rejects;
 mod replay;
