@@ -385,7 +385,7 @@ impl LaneReading {
             (_, State::Discarded) => Kind::Reclaimed,
             _ => Kind::Retried,
         };
-        match mark.id.as_deref().and_then(key) {
+        match mark.id.as_deref().map(key) {
             Some(id) => entries.push(Entry::new(id, kind, sequence))?,
             None => {
                 if kind != Kind::Reclaimed {
