@@ -152,7 +152,7 @@ async fn a_slot_that_was_dropped_and_made_again() {
         let text = platform.expect(&["setup"], 0).await;
         assert!(text.contains("walrelay adopt"), "{text}");
         platform.insert(4).await;
-        halts(&platform, "recreated").await;
+        halts(&platform, "made it anew").await;
         adopts(&platform).await;
         platform.relay_until(u64::from(published) + 4).await;
         let report = platform.verify(1).await;

@@ -116,7 +116,7 @@ fn print(args: &Args, answer: &Answer) -> Result<(), anyhow::Error> {
     } else if let Some(positions) = &answer.positions {
         account.line(position::text(positions));
     }
-    Ok(account.close()?)
+    account.close()
 }
 
 /// Asks the relay that should listen there.
