@@ -355,3 +355,53 @@ fn config_check_refuses_what_run_refuses() {
         assert_eq!(run.stderr, check.stderr, "{variable}={value}");
     }
 }
+
+/// What is published, by the configuration alone.
+#[test]
+fn the_asyncapi_document_follows_the_configuration() {
+    let document = |variables: &[(&'static str, &str)]| -> serde_json::Value {
+        let walrelay = Walrelay::new();
+        let given =
+            |walrelay: Walrelay, (name, value): &(&'static str, &str)| walrelay.env(name, value);
+        let ended = variables
+            .iter()
+            .fold(walrelay, given)
+            .run(&["config", "asyncapi"]);
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        serde_json::from_str(&ended.stdout).unwrap()
+    };
+    let plain = document(&[("NATS_URL", "nats://joe:s3cr3t@nats.example:4333")]);
+    assert!(!plain.to_string().contains("s3cr3t"), "{plain}");
+    assert_eq!(plain["servers"]["nats1"]["host"], "nats.example:4333");
+    assert_eq!(
+        plain["channels"]["events"]["address"],
+        "outbox.{event_type}"
+    );
+    let message = &plain["components"]["messages"]["event"];
+    assert_eq!(
+        message["payload"]["required"],
+        serde_json::json!([
+            "id",
+            "aggregate_id",
+            "event_type",
+            "event_version",
+            "occurred_at"
+        ])
+    );
+    let debezium = document(&[
+        ("WALRELAY_PRESET", "debezium"),
+        ("WALRELAY_NATS_SUBJECT", "shop.{kind$:token}"),
+        ("WALRELAY_MESSAGE_HEADERS", "{ eventType = 'type' }"),
+        ("WALRELAY_MESSAGE_FIELDS", "{ tenant = 'tenant' }"),
+    ]);
+    let events = &debezium["channels"]["events"];
+    assert_eq!(events["address"], "shop.{kind_}");
+    assert!(events["parameters"]["kind_"].is_object(), "{events}");
+    let message = &debezium["components"]["messages"]["event"];
+    assert_eq!(message["headers"]["required"], serde_json::json!(["id"]));
+    assert!(message["headers"]["properties"]["eventType"].is_object());
+    assert_eq!(
+        message["payload"]["required"],
+        serde_json::json!(["payload"])
+    );
+}

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value as Json, json};
 
+use super::asyncapi;
 use super::exit::Exit;
 use super::flags::{AllFlags, KeyFlags as _};
 use super::stdout;
@@ -19,7 +20,8 @@ Examples:
   walrelay config show                            each value and where it comes from
   walrelay config show --hold-back 0s             with a flag over environment and file
   walrelay config show --json | jq .values
-  walrelay config check --config staging.toml     exit code 0 if it can be used, else 2";
+  walrelay config check --config staging.toml     exit code 0 if it can be used, else 2
+  walrelay config asyncapi > asyncapi.json        subject, headers and body of what is published";
 
 /// Show or check the configuration
 #[derive(Debug, clap::Args)]
@@ -42,6 +44,8 @@ enum Action {
     },
     /// Check the configuration without connecting anywhere
     Check,
+    /// Print what is published as an AsyncAPI 3.0 document
+    Asyncapi,
 }
 
 impl Args {
@@ -59,6 +63,7 @@ pub fn execute(args: &Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
     let text = match &args.action {
         Action::Show { json: true } => format!("{:#}\n", as_json(loaded)),
         Action::Show { json: false } => as_toml(loaded),
+        Action::Asyncapi => format!("{:#}\n", asyncapi::document(&loaded.settings)),
         Action::Check => format!("The configuration can be used ({}).\n", file_text(loaded)),
     };
     stdout::write(&text)?;
