@@ -38,6 +38,7 @@ use crate::pipeline::row::Source;
 use crate::pipeline::shared_end_search::fence_subject;
 use crate::postgres::catalog::{Inspection, inspect_released};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::publications::publication_list;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
@@ -127,6 +128,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         None => None,
     };
     let epoch = view.record.record.as_ref().map_or(0, |record| record.epoch);
+    let recorded_here = view.record.record.as_ref();
+    let of_lane = recorded_here.filter(|record| record.is_of(&view.lane));
     let written = LaneRecord {
         version: LaneRecord::VERSION,
         system_identifier: view.lane.system_identifier,
@@ -150,12 +153,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         replaced: None,
         doubted: false,
         carrier: None,
-        tables: view
-            .record
-            .record
-            .as_ref()
-            .filter(|record| record.is_of(&view.lane))
-            .map_or_else(Vec::new, |record| record.tables.clone()),
+        tables: of_lane.map_or_else(Vec::new, |record| record.tables.clone()),
+        publications: of_lane.map_or_else(Vec::new, |record| record.publications.clone()),
         halted: None,
     };
     lane_client.store_record(written, recorded).await?;
@@ -217,14 +216,26 @@ async fn look(
         Some(position) => (Some(given(position, server_lsn)?), 0),
         None => {
             let recorded = record.record.as_ref().filter(|record| record.is_of(&lane));
-            let recorded = recorded.map_or(&[][..], |record| &record.tables);
+            let tables = recorded.map_or(&[][..], |record| &record.tables);
             let mut source = source(&inspection, settings);
-            source.tables = source.tables.continued(recorded, confirmed_lsn);
+            source.tables = source.tables.continued(tables, confirmed_lsn);
+            let named = recorded.map_or(&[][..], |record| &record.publications);
+            let publications =
+                publication_list(sql, &settings.postgres, &inspection, named).await?;
             let ids = match args.debezium {
                 true => debezium::ids(nats, settings, &stream).await?,
                 false => HashSet::new(),
             };
-            common(sql, settings, source, server_lsn, &in_stream, &ids).await?
+            common(
+                sql,
+                settings,
+                &publications,
+                source,
+                server_lsn,
+                &in_stream,
+                &ids,
+            )
+            .await?
         }
     };
     let view = View {
@@ -293,6 +304,7 @@ async fn fence_sequence(nats: &Admin, settings: &Settings) -> anyhow::Result<u64
 async fn common(
     sql: &Client,
     settings: &Settings,
+    publications: &str,
     source: Source,
     server_lsn: PgLsn,
     in_stream: &InStream,
@@ -306,6 +318,7 @@ async fn common(
     let free = peek(
         sql,
         &settings.postgres,
+        publications,
         source,
         server_lsn,
         |Held { position, id, .. }| {

@@ -298,6 +298,7 @@ async fn record_slot(
         carrier: None,
         tables: Vec::new(),
         halted: None,
+        publications: Vec::new(),
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");

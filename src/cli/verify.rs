@@ -25,6 +25,7 @@ use crate::pipeline::row::Source;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::publications::publication_list;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::lane_client::LaneClient;
@@ -257,10 +258,15 @@ async fn check(
     if let Some(record) = &record {
         outbox.tables = outbox.tables.continued(&record.tables, 0.into());
     }
+    let named = record
+        .as_ref()
+        .map_or(&[][..], |record| &record.publications);
+    let publications = publication_list(client, postgres, inspection, named).await?;
     let mut comparison = Comparison {
         settings,
         client,
         nats: &nats,
+        publications,
         source: outbox,
         id_column,
         snapshot_lsn,
@@ -316,6 +322,8 @@ struct Comparison<'a> {
     settings: &'a Settings,
     client: &'a Client,
     nats: &'a Admin,
+    /// Under which names the slot is read.
+    publications: String,
     source: Source,
     id_column: IdColumn,
     snapshot_lsn: PgLsn,
@@ -380,6 +388,7 @@ impl Comparison<'_> {
         let is_whole = slot::peek(
             self.client,
             postgres,
+            &self.publications,
             self.source.clone(),
             self.snapshot_lsn,
             take,

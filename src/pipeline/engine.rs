@@ -26,6 +26,7 @@ use super::history::History;
 use super::lane_end::{LaneEnd, Memory};
 use super::position::{Lane, Position};
 use super::progress::{HeldMarks, Progress};
+use super::publications::PublicationName;
 use super::publish::{Mode, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Foreign, Relations, Source};
@@ -41,6 +42,8 @@ use std::time::Duration;
 pub struct EpochSettings {
     /// The outbox table.
     pub source: Source,
+    /// Under which names the publication is read, one behind the other; empty where there is no such thing.
+    pub publications: Vec<PublicationName>,
     /// What carries the table's rows, for the record.
     pub carrier: Option<Carrier>,
     /// Here the table was seen to have all columns that the event needs.
@@ -168,6 +171,10 @@ pub struct Engine {
     transaction: Option<Transaction>,
     published_through: Option<Position>,
     overlap: Option<Overlap>,
+    /// Which of the publication's names is read under.
+    reads_as: usize,
+    /// All WAL below has come.
+    passed_lsn: PgLsn,
     replay_from: Option<PgLsn>,
     /// Last acknowledged replay.
     replayed: Option<Position>,
@@ -215,6 +222,8 @@ impl Engine {
             transaction: None,
             published_through: plan.lane_end.as_ref().map(|lane_end| lane_end.position),
             overlap: plan.overlap.clone(),
+            reads_as: 0,
+            passed_lsn: plan.start_lsn,
             replay_from: plan.replay_from,
             replayed: None,
             replay_reached: None,

@@ -51,6 +51,7 @@ pub mod oversized;
 pub mod pgoutput;
 pub mod position;
 pub mod progress;
+pub mod publications;
 pub mod publish;
 mod reader;
 pub mod record;

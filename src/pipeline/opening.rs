@@ -23,6 +23,7 @@ use super::fault::{Fault, Halt};
 use super::history::History;
 use super::lane_end::{Memory, recorded_end};
 use super::position::Lane;
+use super::publications::PublicationName;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::LaneRecord;
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
@@ -169,6 +170,8 @@ pub struct Opening<'a> {
     fence_sequence: u64,
     /// Replication was started here; none before the slot was taken.
     started_at: Option<PgLsn>,
+    /// Names of the publication, as the lane record had them at the last look.
+    publications: Vec<PublicationName>,
 }
 
 impl<'a> Opening<'a> {
@@ -180,6 +183,7 @@ impl<'a> Opening<'a> {
             server: Server::default(),
             fence_sequence: 0,
             started_at: None,
+            publications: Vec::new(),
         }
     }
 
@@ -257,6 +261,9 @@ impl<'a> Opening<'a> {
             (Step::Stream, Reply::Stream(stream)) => Step::Record(stream),
             (Step::Record(stream), Reply::Record(stored)) => {
                 self.share_doubt(&stream, &stored);
+                if let Some(record) = &stored.record {
+                    self.publications.clone_from(&record.publications);
+                }
                 self.search(stream, *stored)
             }
             (Step::StreamEnd(stream, stored, search), Reply::Message(message)) => {
@@ -329,6 +336,11 @@ impl<'a> Opening<'a> {
         let record = view.stored.record.as_ref();
         let start_lsn = continuity::provisional_start_lsn(&view.lane_end, record, self.known.from);
         Ok(Step::Slot(start_lsn))
+    }
+
+    /// Under which names the publication was read before, see [`super::publications`].
+    pub fn publications(&self) -> &[PublicationName] {
+        &self.publications
     }
 
     /// Replication runs from the LSN that [`Wanted::Slot`] named: the slot is ours.

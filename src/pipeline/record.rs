@@ -7,6 +7,7 @@
 use super::fault::Halt;
 use super::history::{History, Switch};
 use super::position::{Lane, Position};
+use super::publications::PublicationName;
 use super::tables::Period;
 use super::text;
 use postgres_types::PgLsn;
@@ -69,6 +70,9 @@ pub struct LaneRecord {
     /// Which table was the outbox, where in the WAL; none where nobody has looked.
     #[serde(default)]
     pub tables: Vec<Period>,
+    /// Under which names the publication is read, in the order of the WAL; none where nobody has looked.
+    #[serde(default)]
+    pub publications: Vec<PublicationName>,
     /// Why a relay halted since this record, for those who look later; none once an epoch has begun again. No start decides by
     /// it.
     #[serde(default)]

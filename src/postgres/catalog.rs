@@ -113,6 +113,8 @@ pub struct Slot {
 /// A publication, and what it holds of the outbox table.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Publication {
+    /// OID.
+    pub oid: u32,
     /// The role may drop it.
     pub owned: bool,
     /// Publishes inserts.
@@ -296,7 +298,7 @@ const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
 
 const PUBLICATION: &str = "\
-SELECT to_jsonb(p) || jsonb_build_object('owned', pg_has_role(p.pubowner, 'USAGE'), 'entry',
+SELECT to_jsonb(p) || jsonb_build_object('oid', p.oid::int8, 'owned', pg_has_role(p.pubowner, 'USAGE'), 'entry',
          (SELECT to_jsonb(t) FROM pg_catalog.pg_publication_tables t
           WHERE t.pubname = p.pubname AND t.schemaname = $2::text AND t.tablename = $3::text LIMIT 1))
 FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";

@@ -208,6 +208,12 @@ impl CopyBoth {
         .await
     }
 
+    /// Closes our side of the socket: the server ends the stream as soon as it sees that, in whatever it is.
+    pub async fn close(&mut self) {
+        // A socket that is gone is closed as well.
+        let _gone = self.wire.shutdown().await;
+    }
+
     async fn drain(&mut self) -> Result<(), ReplicationError> {
         loop {
             while let Some(frame) = self.next_frame()? {

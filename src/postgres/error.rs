@@ -20,7 +20,8 @@ pub(crate) const PUBLICATION_MISSING: &str = "42704";
 pub(crate) const PUBLICATION_MISSING_WHY: &str = "rows were not sent because the publication did not exist at this point of the WAL. \
     One that was made later does not help, and the slot never passes this point";
 /// What goes on.
-pub(crate) const PUBLICATION_MISSING_MEND: &str = "run `walrelay teardown`, `walrelay setup` and `walrelay adopt` for a slot behind it; \
+pub(crate) const PUBLICATION_MISSING_MEND: &str = "if it was renamed, give `postgres.publication` its new name and start the relay \
+    again; else run `walrelay teardown`, `walrelay setup` and `walrelay adopt` for a slot behind it; \
     then `walrelay backfill` publishes what the old one had not brought, and `walrelay verify` names it";
 /// What goes on where the slot can give nothing more.
 pub(crate) const SLOT_LOST_MEND: &str = "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between";

@@ -46,6 +46,7 @@ pub(crate) mod id_name;
 pub mod pins;
 pub mod presence;
 pub mod processes;
+pub mod publications;
 pub mod replication;
 pub mod row_security;
 pub mod server_kind;

@@ -16,7 +16,9 @@ use crate::relay::broker::Broker;
 use crate::relay::clock::{self, Clock};
 use crate::relay::lane_store::LaneStore;
 use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
-use crate::relay::open::Epoch;
+use crate::relay::open::{self, Epoch, Inherited};
+use crate::relay::open_error::{OpenError, with_cause};
+use crate::relay::settings::Settings;
 use crate::relay::status::{Board, EpochMarks};
 use crate::relay::turn::{BrokerTransport, WalTransport, postgres_gone};
 use crate::relay::watch::{Look, Looked};
@@ -89,6 +91,29 @@ impl<'a> Drive<'a> {
     /// Whether the epoch is known to have got over what ended the one before.
     pub(super) fn is_well(&self) -> bool {
         self.start_line.is_none()
+    }
+
+    /// Reads the WAL on under the publication's next name, where it is missing under the present one; none where there is no
+    /// further name.
+    pub(super) async fn read_on(
+        &mut self,
+        settings: &Settings,
+        inherited: &mut Inherited,
+    ) -> Option<Result<(), Stop>> {
+        let now = self.clock.now();
+        let (name, lsn) = self.epoch.turn.engine.next_publication()?;
+        let name = name.to_owned();
+        tracing::info!(
+            "from {lsn} on the publication has another name in the WAL: reading on as {name}"
+        );
+        let epoch = &mut self.epoch;
+        let read = open::read_on(settings, inherited, self.board, epoch, (&name, lsn), now).await;
+        Some(read.map_err(|error| match error {
+            OpenError::Halt(halt) => halt.into(),
+            OpenError::Fault(fault) => fault.into(),
+            OpenError::Permanent(error) => Fault::Unready(with_cause(error.as_ref())).into(),
+            OpenError::Unfit(unfit) => Fault::Unready(unfit.reason).into(),
+        }))
     }
 
     /// Runs until the epoch ends.

@@ -227,7 +227,7 @@ impl<'a> Relay<'a> {
     ) -> Result<(Waiting<'a>, Duration), Next> {
         let began = self.clock.now();
         let limit = self.settings.relay.shutdown_timeout;
-        let ended = drive.run(shutdown, limit).await;
+        let ended = self.read(&mut drive, shutdown).await;
         self.board.report(&EpochMarks::of(drive.engine()));
         if drive.is_well() {
             self.log.is_well();
@@ -265,6 +265,23 @@ impl<'a> Relay<'a> {
             end => {
                 waiting.finish(HALT_LIMIT).await;
                 Err(end)
+            }
+        }
+    }
+
+    /// Streams, under one name of the publication after the other where it was renamed.
+    async fn read(&mut self, drive: &mut Drive<'a>, shutdown: &mut Shutdown) -> Ended {
+        loop {
+            let ended = drive
+                .run(shutdown, self.settings.relay.shutdown_timeout)
+                .await;
+            let Ended::Stop(Stop::Halt(Halt::PublicationMissing { .. })) = &ended else {
+                return ended;
+            };
+            match drive.read_on(self.settings, &mut self.inherited).await {
+                None => return ended,
+                Some(Ok(())) => {}
+                Some(Err(stop)) => return Ended::Stop(stop),
             }
         }
     }

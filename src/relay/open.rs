@@ -13,6 +13,7 @@ use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::history::History;
 use crate::pipeline::lane_end::Memory;
 use crate::pipeline::opening::{Known, Opening, SlotPlace, Wanted};
+use crate::pipeline::publications::PublicationName;
 use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::row::Source;
 use crate::pipeline::tables::Tables;
@@ -22,6 +23,7 @@ use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::encoding;
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::processes::{self, Process};
+use crate::postgres::publications::publication_names;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::startup::{self, SessionSettings};
@@ -111,8 +113,17 @@ pub async fn open(
         match opening.wanted() {
             Wanted::Slot(start_lsn) => {
                 let frame_bytes_max = broker.message_limit().bytes + FRAME_OVERHEAD_BYTES;
+                let publication = postgres
+                    .publication(settings, opening.publications())
+                    .await?;
                 postgres
-                    .take_slot(settings, inherited, start_lsn, frame_bytes_max)
+                    .take_slot(
+                        settings,
+                        inherited,
+                        &publication,
+                        start_lsn,
+                        frame_bytes_max,
+                    )
                     .await?;
                 opening.slot_taken();
             }
@@ -158,6 +169,41 @@ pub async fn open(
     })
 }
 
+/// Reads the WAL on from `lsn` under another name of the publication. The rest of the epoch stays, as long as the slot is where
+/// it was: what lies below has been seen to continue the stream.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(super) async fn read_on(
+    settings: &Settings,
+    inherited: &mut Inherited,
+    board: &Board,
+    epoch: &mut Epoch,
+    (publication, lsn): (&str, PgLsn),
+    now: Duration,
+) -> Result<(), OpenError> {
+    // Where the server does not take it, its process is ended below.
+    let _late = tokio::time::timeout(OWN_END_LIMIT, epoch.turn.wal.close()).await;
+    let mut postgres = PostgresSide::look(settings, inherited, board).await?;
+    let frame_bytes_max = epoch.turn.frame_bytes_max();
+    postgres
+        .take_slot(settings, inherited, publication, lsn, frame_bytes_max)
+        .await?;
+    let place = postgres.slot_place(&settings.postgres.slot).await?;
+    let carrier = postgres.inspection.carrier.as_ref();
+    let checked = epoch.turn.engine.check_slot(&place, carrier);
+    checked.map_err(OpenError::Fault)?;
+    let replication = postgres.replication.expect("the slot was taken");
+    epoch.turn.read_from(replication.wal, now);
+    let first = First {
+        inspection: postgres.inspection,
+        walsender_pid: replication.walsender_pid,
+        timeline: replication.identity.timeline,
+    };
+    epoch.watch = Watch::start(postgres.sql, settings.postgres.clone(), first);
+    Ok(())
+}
+
 /// What a start knows by itself.
 pub(super) fn known<'s>(settings: &'s Settings, inherited: &Inherited) -> Known<'s> {
     Known {
@@ -193,6 +239,8 @@ struct PostgresSide {
     inspection: Inspection,
     encoding: Encoding,
     warnings: Vec<String>,
+    /// Under which names the publication is read.
+    publications: Vec<PublicationName>,
     replication: Option<Replication>,
 }
 
@@ -224,23 +272,36 @@ impl PostgresSide {
             encoding,
             inspection,
             warnings,
+            publications: Vec::new(),
             replication: None,
         })
+    }
+
+    /// The name of the publication to begin under.
+    async fn publication(
+        &mut self,
+        settings: &Settings,
+        recorded: &[PublicationName],
+    ) -> Result<String, OpenError> {
+        let postgres = &settings.postgres;
+        let names = publication_names(&self.sql, postgres, &self.inspection, recorded).await?;
+        let first = names
+            .first()
+            .map_or(&postgres.publication, |first| &first.name);
+        let first = first.clone();
+        self.publications = names;
+        Ok(first)
     }
 
     async fn take_slot(
         &mut self,
         settings: &Settings,
         inherited: &mut Inherited,
+        publication: &str,
         start_lsn: PgLsn,
         frame_bytes_max: usize,
     ) -> Result<(), OpenError> {
-        let PostgresSettings {
-            conninfo,
-            slot,
-            publication,
-            ..
-        } = &settings.postgres;
+        let PostgresSettings { conninfo, slot, .. } = &settings.postgres;
         let ours = inherited.walsender.as_ref();
         check_slot_is_free(&self.sql, &self.inspection, slot, ours).await?;
         let mut session = startup::connect(conninfo, &SessionSettings::default())
@@ -295,6 +356,7 @@ fn epoch_settings(
             encoding: postgres.encoding.clone(),
             ..source(inspection, settings)
         },
+        publications: postgres.publications.clone(),
         carrier: inspection.carrier.clone(),
         catalog_lsn: inspection.server.current_lsn,
         limits: window_limits(settings, inherited, broker),

@@ -206,6 +206,18 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         self.stop_by = Some(by);
     }
 
+    /// Largest frame that is gathered, in bytes.
+    pub fn frame_bytes_max(&self) -> usize {
+        self.limits.frame_bytes_max
+    }
+
+    /// Reads the WAL from another connection on.
+    pub fn read_from(&mut self, wal: W, now: Duration) {
+        self.wal = wal;
+        self.filter = None;
+        self.heard(now);
+    }
+
     /// Postgres has shown that it is there.
     pub fn heard(&mut self, now: Duration) {
         self.silence.heard(now);
@@ -412,7 +424,7 @@ fn lost(error: StoreError) -> Stop {
 }
 
 fn publication_missing(said: &ServerError) -> Stop {
-    let halt = Halt::Slot {
+    let halt = Halt::PublicationMissing {
         what: format!("{said}: {PUBLICATION_MISSING_WHY}"),
         mend: PUBLICATION_MISSING_MEND.to_owned(),
     };

@@ -174,3 +174,56 @@ async fn a_column_that_was_away_for_some_rows() {
         );
     }
 }
+
+/// The WAL is decoded by the names of its own time: both names are needed as long as the slot has what is from before.
+#[tokio::test]
+async fn a_publication_renamed_and_the_configuration_with_it() {
+    let mut fixture = Fixture::new().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let mut relay = running(&mut fixture).await;
+    let name = fixture.name.clone();
+    let rename = |from: &str, to: &str| format!("ALTER PUBLICATION {from} RENAME TO {to}");
+    relay.kill();
+    // Rows from before that nobody has published, and rows behind it.
+    fixture.insert(101, 105).await;
+    let renamed = format!("{name}_renamed");
+    fixture
+        .sql
+        .batch_execute(&rename(&name, &renamed))
+        .await
+        .unwrap();
+    fixture.insert(106, 110).await;
+    fixture.set("WALRELAY_POSTGRES_PUBLICATION", &renamed);
+    // What the slot has from under the other name is not missing: nobody is to publish it besides.
+    let verified = fixture.walrelay(&["verify", "--json"]).await;
+    let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
+    assert_eq!(report["missing"]["count"], 0, "{report}");
+    assert_eq!(report["pending"], 10, "{report}");
+    let mut relay = fixture.run();
+    judge_events(&fixture, &events(110)).await;
+    relay.logs(&format!("reading on as {renamed}")).await;
+    // Killed: the record knows both names.
+    relay.kill();
+    fixture.insert(111, 112).await;
+    let mut relay = fixture.run();
+    judge_events(&fixture, &events(112)).await;
+    // And back, under the relay.
+    fixture
+        .sql
+        .batch_execute(&rename(&renamed, &name))
+        .await
+        .unwrap();
+    fixture.insert(113, 115).await;
+    relay.ends().await;
+    fixture.unset("WALRELAY_POSTGRES_PUBLICATION");
+    let relay = fixture.run();
+    fixture.insert(116, 117).await;
+    judge_events(&fixture, &events(117)).await;
+    relay.stop().await;
+    let relay = fixture.run_with(&["--hold-back", "0s"]);
+    fixture.confirms(fixture.server_lsn().await).await;
+    fixture.insert(118, 119).await;
+    judge_events(&fixture, &events(119)).await;
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
+}

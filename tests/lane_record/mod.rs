@@ -27,5 +27,6 @@ pub fn fresh(created: &str) -> LaneRecord {
         carrier: None,
         tables: Vec::new(),
         halted: None,
+        publications: Vec::new(),
     }
 }

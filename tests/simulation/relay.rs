@@ -534,6 +534,7 @@ impl Relay {
                 encoding: Encoding::Utf8,
                 mapping: Mapping::default(),
             },
+            publications: Vec::new(),
             carrier: None,
             catalog_lsn: 0.into(),
             limits: self.limits(inbox, world),

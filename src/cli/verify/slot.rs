@@ -80,7 +80,8 @@ pub(in crate::cli) struct Held<'a> {
     pub(in crate::cli) id: Option<&'a str>,
 }
 
-/// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`; `false` where
+/// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`, read by these
+/// `publications` (quoted, between commas); `false` where
 /// somebody reads from the slot.
 ///
 /// # Errors
@@ -88,17 +89,18 @@ pub(in crate::cli) struct Held<'a> {
 pub(in crate::cli) async fn peek(
     client: &Client,
     settings: &PostgresSettings,
+    publications: &str,
     source: Source,
     lsn: PgLsn,
     each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
     let encoding = encoding::of_database(client, &settings.publication).await?;
     if encoding == Encoding::Utf8 {
-        return peek_as(client, settings, source, lsn, each).await;
+        return peek_as(client, settings, publications, source, lsn, each).await;
     }
     client.batch_execute(SEND_BYTES).await?;
     let source = Source { encoding, ..source };
-    let peeked = peek_as(client, settings, source, lsn, each).await;
+    let peeked = peek_as(client, settings, publications, source, lsn, each).await;
     client.batch_execute(SEND_UTF8).await?;
     peeked
 }
@@ -106,14 +108,15 @@ pub(in crate::cli) async fn peek(
 async fn peek_as(
     client: &Client,
     settings: &PostgresSettings,
+    publications: &str,
     source: Source,
     lsn: PgLsn,
     mut each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
     let query = "SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, $2, NULL, \
-                 'proto_version', '1', 'publication_names', quote_ident($3::text))";
+                 'proto_version', '1', 'publication_names', $3::text)";
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
-        [&settings.slot, &lsn, &settings.publication];
+        [&settings.slot, &lsn, &publications];
     let rows = match client.answer(client.query_raw(query, parameters)).await {
         Ok(rows) => rows,
         Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),

@@ -108,6 +108,7 @@ impl Engine {
             carrier: settings.epoch.carrier.clone(),
             tables: self.relations.tables().periods().to_vec(),
             halted: None,
+            publications: settings.epoch.publications.clone(),
         }
     }
 

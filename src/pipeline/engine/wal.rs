@@ -8,9 +8,11 @@ use crate::pipeline::copy_both::{self, ReplicationMessage};
 use crate::pipeline::dead_letter::Rejected;
 use crate::pipeline::envelope::shown;
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::opening::SlotPlace;
 use crate::pipeline::pgoutput::{self, Message, Relation, Tuple};
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::reader::DecodeError;
+use crate::pipeline::record::Carrier;
 use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
@@ -127,10 +129,41 @@ impl Engine {
     /// synced yet lie there without being read again, and whether this WAL continues the stream is not proven. It is
     /// confirmed together with the row at the end, which is held back.
     fn passed(&mut self, lsn: PgLsn, events: bool, now: Duration) {
+        self.passed_lsn = self.passed_lsn.max(lsn);
         match (&self.overlap, events) {
             (Some(_), _) => self.progress.received(lsn),
             (None, true) => self.progress.committed(lsn, now),
             (None, false) => self.progress.idle(lsn, now),
+        }
+    }
+
+    /// Where the WAL is read on, and under which name of the publication, once it is missing under the present one; none where
+    /// there is no further name, or in the middle of a transaction.
+    pub fn next_publication(&mut self) -> Option<(&str, PgLsn)> {
+        let is_between =
+            (self.transaction.as_ref()).is_none_or(|transaction| transaction.ordinal == 0);
+        let next = self.settings.epoch.publications.get(self.reads_as + 1);
+        let next = next.filter(|_| is_between)?;
+        self.reads_as += 1;
+        self.transaction = None;
+        Some((&next.name, self.passed_lsn))
+    }
+
+    /// Whether the slot is where this epoch took it, so that the WAL can be read on; see [`Self::next_publication`].
+    ///
+    /// # Errors
+    /// A [`Fault`] where a whole start has to look.
+    pub fn check_slot(&self, place: &SlotPlace, carrier: Option<&Carrier>) -> Result<(), Fault> {
+        let settings = &self.settings;
+        if place.lane != settings.lane || place.history != settings.history {
+            return Err(Fault::Postgres("another server answers".into()));
+        }
+        if place.confirmed_flush_lsn > self.passed_lsn {
+            return Err(Fault::Postgres("somebody else has read the slot".into()));
+        }
+        match settings.epoch.carrier.as_ref().zip(carrier) {
+            Some((before, now)) if before.change(now).is_none() => Ok(()),
+            _ => Err(Fault::Carrier),
         }
     }
 

@@ -95,6 +95,13 @@ pub enum Halt {
         /// Why it has no dead letter.
         blocks: Blocks,
     },
+    /// The publication did not exist where the WAL is read.
+    PublicationMissing {
+        /// What the server says.
+        what: String,
+        /// What goes on.
+        mend: String,
+    },
     /// The slot can no longer be read, or is gone.
     Slot {
         /// What is wrong.
@@ -170,7 +177,7 @@ impl Halt {
                 row.reject,
                 blocks.reason()
             ),
-            Halt::Slot { what, .. } => what.clone(),
+            Halt::PublicationMissing { what, .. } | Halt::Slot { what, .. } => what.clone(),
             Halt::Stuck(fault) => format!(
                 "{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {fault}"
             ),
@@ -180,7 +187,7 @@ impl Halt {
     /// Between reason and remedy in one line: a remedy of Postgres' own begins no sentence.
     fn joint(&self) -> &'static str {
         match self {
-            Halt::Slot { .. } => ": ",
+            Halt::PublicationMissing { .. } | Halt::Slot { .. } => ": ",
             _ => ". ",
         }
     }
@@ -261,7 +268,7 @@ impl Halt {
                 "`walrelay verify` shows the differences; `walrelay adopt` goes on with this database"
             }
             Halt::Rejected { row, blocks } => return blocks.remedy(row.position),
-            Halt::Slot { mend, .. } => mend,
+            Halt::PublicationMissing { mend, .. } | Halt::Slot { mend, .. } => mend,
             Halt::Stuck(_) => "Mend what is named there and start the relay again",
         };
         text.to_owned()
