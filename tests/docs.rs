@@ -73,3 +73,29 @@ fn what_does_not_exist_is_found() {
     let text = "`tests/docs.rs::no_such_test`, `src/none.rs` [a](none.md)";
     assert_eq!(missing(document, text).len(), 3);
 }
+
+/// The table of rule G-43 in docs/specification.md.
+#[test]
+fn each_halt_has_a_way_out_that_a_test_walks() {
+    let code = fs::read_to_string("src/pipeline/fault/halt.rs").expect("the halts");
+    let (_, halts) = code.split_once("pub enum Halt {\n").expect("the halts");
+    let (halts, _) = halts.split_once("\n}\n").expect("their end");
+    let variants = halts.lines().filter_map(|line| {
+        let line = line.strip_prefix("    ")?;
+        let name: String = line
+            .chars()
+            .take_while(char::is_ascii_alphanumeric)
+            .collect();
+        (!name.is_empty()).then_some(name)
+    });
+    let document = fs::read_to_string("docs/specification.md").expect("the rules");
+    let walked = |name: &str| {
+        let row = format!("| `{name}` | ");
+        let rows = document.lines().filter(|line| line.starts_with(&row));
+        rows.flat_map(quoted)
+            .any(|test| test.starts_with("tests/") && test.contains("::"))
+    };
+    let (walked, missing): (Vec<_>, Vec<_>) = variants.partition(|name| walked(name));
+    assert_eq!(missing, Vec::<String>::new());
+    assert!(walked.len() >= 10, "{walked:?}");
+}

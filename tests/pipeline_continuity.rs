@@ -295,7 +295,7 @@ fn another_slots_message_at_the_end_halts() {
             ..usual()
         }
         .halt(),
-        Halt::ForeignTail { sequence: 50, .. }
+        Halt::ForeignEnd { sequence: 50, .. }
     ));
 }
 

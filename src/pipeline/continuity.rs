@@ -210,7 +210,7 @@ fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
         });
     }
     if let FoundEnd::OtherSlot { sequence, slot } = view.lane_end {
-        return Err(Halt::ForeignTail {
+        return Err(Halt::ForeignEnd {
             stream: view.stream.to_owned(),
             sequence: *sequence,
             slot: slot.clone(),

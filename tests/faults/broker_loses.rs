@@ -39,7 +39,7 @@ async fn fixture(shared: bool, hold_back: &str) -> Fixture {
 }
 
 /// Waits until the lane record knows of all that the lane has published.
-async fn is_recorded(fixture: &Fixture, tail: u64) {
+pub(crate) async fn is_recorded(fixture: &Fixture, tail: u64) {
     let subject = format!("walrelay.lane.{}.{}", fixture.stream_name(), fixture.name);
     eventually(format!("{tail} is recorded"), async || {
         let records = jetstream(fixture).get_stream("WALRELAY").await.ok()?;

@@ -13,6 +13,7 @@ mod encodings;
 mod fencing;
 mod foreign;
 mod halt_told;
+mod halts;
 mod hold_back;
 mod lane;
 mod lease;

@@ -311,7 +311,7 @@ fn the_message_of_another_slot_at_the_end() {
         Duration::ZERO,
     );
     lane.commit(1);
-    assert!(matches!(lane.halt(), Halt::ForeignTail { .. }));
+    assert!(matches!(lane.halt(), Halt::ForeignEnd { .. }));
 }
 
 #[test]

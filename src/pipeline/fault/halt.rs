@@ -20,7 +20,7 @@ pub enum Halt {
         found: Lane,
     },
     /// The last message of a stream of our own is of another slot.
-    ForeignTail {
+    ForeignEnd {
         /// The stream.
         stream: String,
         /// Sequence of the message.
@@ -143,7 +143,7 @@ impl Halt {
                  behind the same names: a restored dump, a new cluster (pg_upgrade, blue/green), or a second service. Nothing \
                  was published or confirmed"
             ),
-            Halt::ForeignTail { .. }
+            Halt::ForeignEnd { .. }
             | Halt::EndRemoved { .. }
             | Halt::EndCopied { .. }
             | Halt::Replaced { .. }
@@ -195,7 +195,7 @@ impl Halt {
     /// What is known of the stream's end.
     fn of_stream(&self) -> String {
         match self {
-            Halt::ForeignTail {
+            Halt::ForeignEnd {
                 stream,
                 sequence,
                 slot,
@@ -240,8 +240,9 @@ impl Halt {
             Halt::OtherLane { .. } => {
                 "If this database continues the old one, run `walrelay adopt`; otherwise give this one another slot or stream"
             }
-            Halt::ForeignTail { .. } => {
-                "Give each relay a stream of its own, or configure the stream as shared"
+            Halt::ForeignEnd { .. } => {
+                "Give each relay a stream of its own (`nats.stream`), or both `nats.shared = true`; then `walrelay setup` says what \
+                 the stream lacks"
             }
             Halt::EndRemoved { .. } => {
                 "`walrelay verify` compares table and stream; then `walrelay adopt --position …` says where to go on"
@@ -255,7 +256,7 @@ impl Halt {
                  backfill` publishes them"
             }
             Halt::EndUnknown { .. } => {
-                "Give the relay a stream of its own, or say where to go on with `walrelay adopt --position …`"
+                "`walrelay adopt` compares the stream with the slot, further back, and goes on behind the last row that both have"
             }
             Halt::ConfirmedUnexplained { .. } => {
                 "`walrelay verify` compares table and stream; `walrelay adopt` goes on from the slot as it is, and `walrelay \
