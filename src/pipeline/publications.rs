@@ -63,8 +63,11 @@ mod tests {
     fn the_names_of_one_publication_are_read_in_their_order() {
         let free = |_: &str| false;
         let (old, new) = (named("old", 1, 10), named("new", 1, 20));
-        assert_eq!(names(&[], old.clone(), 0.into(), free), [old.clone()]);
-        let both = names(&[old.clone()], new.clone(), 15.into(), free);
+        assert_eq!(
+            names(&[], old.clone(), 0.into(), free),
+            std::slice::from_ref(&old)
+        );
+        let both = names(std::slice::from_ref(&old), new.clone(), 15.into(), free);
         assert_eq!(both, [old.clone(), new.clone()]);
         // The same name again is no new one, and back is one.
         assert_eq!(names(&both, named("new", 1, 30), 15.into(), free), both);
@@ -83,7 +86,12 @@ mod tests {
     fn another_publication_lends_no_name() {
         let old = named("old", 1, 10);
         let made_anew = named("new", 2, 20);
-        let read = names(&[old.clone()], made_anew.clone(), 0.into(), |_| false);
+        let read = names(
+            std::slice::from_ref(&old),
+            made_anew.clone(),
+            0.into(),
+            |_| false,
+        );
         assert_eq!(read, [made_anew]);
         let renamed = named("new", 1, 20);
         let read = names(&[old], renamed.clone(), 0.into(), |name| name == "old");
