@@ -157,6 +157,7 @@ impl Lane1 {
             stream: "OUTBOX".into(),
             confirmed_flush_lsn: 1_u64.into(),
             epoch: EpochSettings {
+                publications: Vec::new(),
                 source: source(),
                 carrier: None,
                 catalog_lsn: 0.into(),
