@@ -207,10 +207,8 @@ async fn another_stream_that_answers_for_each_event() {
         config_extra: r#"mappings { "*.lesson.published.v1": "elsewhere.{{wildcard(1)}}" }"#.into(),
         ..NatsOptions::default()
     };
-    let servers = Servers {
-        nats: LocalNats::start(&binaries(), options).await.unwrap(),
-        ..Servers::own().await
-    };
+    let mut servers = Servers::own().await;
+    servers.nats = LocalNats::start(&binaries(), options).await.unwrap();
     let mut fixture = Fixture::bare_on(servers).await;
     fixture.set("WALRELAY_RELAY_BACKOFF_MAX", "100ms");
     let elsewhere = by_hand("ELSEWHERE", &["elsewhere.>".to_owned()], 1);
