@@ -481,3 +481,6 @@ fn keep_halt<'a>(halt: Halt, view: &View) -> Result<Step<'a>, NotOpened> {
         None => Err(NotOpened::Halt(halt)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -143,7 +143,10 @@ impl Opening<'_> {
 
 /// The record without what lies behind the place where the server left its timeline: that is another one's, and is not carried
 /// over into a record of this one.
-fn usable_record(mut record: Option<LaneRecord>, history: &History) -> Option<LaneRecord> {
+pub(super) fn usable_record(
+    mut record: Option<LaneRecord>,
+    history: &History,
+) -> Option<LaneRecord> {
     if let Some(record) = &mut record {
         let shared_lsn = history.shared_with(&record.history());
         record.confirmed_lsn = record.confirmed_lsn.min(shared_lsn);
