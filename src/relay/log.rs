@@ -247,7 +247,7 @@ fn log_loss(loss: &Loss) {
         ),
         Some(below) => tracing::error!(
             "the broker has lost {messages} acknowledged messages, behind {after} through {}; what committed from {below} on \
-             is published again now; the slot no longer has what committed before: `walrelay verify` names it",
+             is published again now; what committed before is no longer in the slot: `walrelay verify` names it",
             loss.through
         ),
     }
