@@ -17,10 +17,25 @@ async fn main() -> anyhow::Result<()> {
     settings.nats.stream = "EDUPULSE".to_owned();
     settings.nats.subject = "edupulse.{event_type}".parse()?;
 
-    let relay = relay::spawn(settings);
-    println!("relaying; Ctrl-C stops");
-    tokio::signal::ctrl_c().await?;
-    let outcome = relay.stop().await?;
-    println!("{outcome:?}");
+    let mut relay = relay::spawn(settings);
+    let mut watch = relay.watch();
+    tokio::spawn(async move {
+        let mut last = None;
+        loop {
+            let status = watch.changed().await;
+            if last != Some(status.state) {
+                let position = status.position.as_deref().unwrap_or("the beginning");
+                let reason = status.reason.unwrap_or_default();
+                println!("{} at {position} {reason}", status.state.name());
+                last = Some(status.state);
+            }
+        }
+    });
+    tokio::select! {
+        // A wrong password, a missing stream, a halt: an application says so, and goes on without.
+        ended = relay.ended() => println!("the relay has ended: {ended:?}"),
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    println!("{:?}", relay.stop().await?);
     Ok(())
 }

@@ -9,12 +9,15 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use async_nats::jetstream::{self, AckKind, consumer::pull};
+use async_nats::jetstream::{AckKind, consumer::pull};
 use futures_util::StreamExt as _;
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 use walrelay::event::teaching::UserEraseRequested;
 use walrelay::event::{DomainEvent as _, EventEnvelope, EventError};
+use walrelay::nats::address::NatsAddress;
+use walrelay::nats::admin::Admin;
+use walrelay::nats::settings::ConnectionSettings;
 use walrelay::outbox::Outbox;
 
 #[tokio::main(flavor = "current_thread")]
@@ -49,7 +52,10 @@ async fn main() -> anyhow::Result<()> {
 
 /// Handles erasure requests until `wanted` was forgotten.
 async fn mailing_service(broker: &str, wanted: Uuid) -> anyhow::Result<()> {
-    let jetstream = jetstream::new(async_nats::connect(broker).await?);
+    // As walrelay takes the URL, with user and password or a token in it.
+    let (servers, login) = NatsAddress::parse_urls(broker)?;
+    let nats = Admin::connect(&ConnectionSettings::new(servers, login)).await?;
+    let jetstream = nats.jetstream();
     let stream = jetstream
         .get_stream("OUTBOX")
         .await

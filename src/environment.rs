@@ -25,6 +25,14 @@ impl Environment {
         }
     }
 
+    /// The operating system's user of this process, and no variable.
+    pub fn without_variables() -> Self {
+        Environment {
+            variables: BTreeMap::new(),
+            os_user: whoami::username().ok(),
+        }
+    }
+
     /// An environment of these variables and no user.
     pub fn new<N: Into<String>, V: Into<String>>(
         variables: impl IntoIterator<Item = (N, V)>,

@@ -31,8 +31,13 @@
 //! ```no_run
 //! # async fn embed() -> anyhow::Result<()> {
 //! let settings = walrelay::relay::settings::Settings::of_urls("postgres://localhost/app", "nats://localhost:4222")?;
-//! let relay = walrelay::relay::spawn(settings);
-//! // …until the application stops:
+//! let mut relay = walrelay::relay::spawn(settings);
+//! println!("{:?}", relay.status().state);
+//! // …until the application stops, or the relay cannot go on:
+//! tokio::select! {
+//!     _ = tokio::signal::ctrl_c() => {}
+//!     ended = relay.ended() => println!("{ended:?}"),
+//! }
 //! relay.stop().await?;
 //! # Ok(())
 //! # }

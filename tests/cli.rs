@@ -405,3 +405,35 @@ fn the_asyncapi_document_follows_the_configuration() {
         serde_json::json!(["payload"])
     );
 }
+
+#[test]
+fn all_that_is_wrong_with_the_configuration_is_told_at_once() {
+    let file = "naem = 'x'\n[relay]\nhold_back = 'soon'\non_reject = 'ignore'\n[nats]\nshared = 'perhaps'\n\
+                subject = 'a b'\ntoken = 't'\ncredentials = 'c'\n[http]\nlisten = 'nowhere'\n[postgres]\ntable = true\n";
+    for command in [&["config", "check"][..], &["run"]] {
+        let ended = Walrelay::with_file(file)
+            .env("WALRELAY_RELAY_ACK_TIMEOUT", "1 week")
+            .run(command);
+        assert_eq!(ended.code, 2);
+        let said = &ended.stderr;
+        assert!(
+            said.lines().all(|line| line.starts_with("error: ")),
+            "{said}"
+        );
+        for words in [
+            "walrelay.toml:1: unknown key `naem`; did you mean `name`?",
+            "relay.hold_back = \"soon\"",
+            "relay.on_reject = \"ignore\"",
+            "relay.ack_timeout = \"1 week\" (env WALRELAY_RELAY_ACK_TIMEOUT)",
+            "nats.shared = \"perhaps\"",
+            "nats.subject = \"a b\"",
+            "two ways to authenticate at NATS",
+            "http.listen = \"nowhere\"",
+            "`postgres.table` must be",
+        ] {
+            let lines = said.lines().filter(|line| line.contains(words)).count();
+            assert_eq!(lines, 1, "{words}: {said}");
+        }
+        assert_eq!(said.lines().count(), 9, "{said}");
+    }
+}

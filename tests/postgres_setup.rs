@@ -361,7 +361,7 @@ async fn a_table_with_rows_is_mapped() {
         (
             "CREATE TABLE events (at timestamptz, size real); INSERT INTO events VALUES (now(), 1)",
             "name the columns that hold id (uuid, text, an integer or bytea), aggregate_id (uuid, text, an integer or \
-             bytea), event_type (text or an enum), event_version (an integer), occurred_at (timestamptz, timestamp, date \
+             bytea), event_type (text or an enum), event_version (an integer, with values from 0 to 255), occurred_at (timestamptz, timestamp, date \
              or bigint (milliseconds)), payload (jsonb, json, text or bytea) in [columns], or set postgres.table to a \
              table of walrelay's own",
         ),

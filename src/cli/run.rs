@@ -70,11 +70,7 @@ pub(super) async fn execute(
     if args.from.is_some_and(|lsn| u64::from(lsn) == 0) {
         return Err(UsageError("--from 0/0 is not a position in the WAL".into()).into());
     }
-    let board = Board::new(
-        &settings.name,
-        &settings.postgres.slot,
-        &settings.nats.stream,
-    );
+    let board = Board::of(settings);
     // Served by a task beside the relay's loop, until this function ends.
     let _server = serve(&loaded.http, &settings.name, &board).await?;
     if args.setup

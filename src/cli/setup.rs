@@ -110,6 +110,9 @@ pub(crate) async fn execute_until(
     if let (Some(_), Some(rows)) = (made_lsn, rows) {
         account.line(rows);
     }
+    if let Some(limit) = version_limit(&before, settings) {
+        account.line(limit);
+    }
     let slot = before.slot.as_ref();
     let recorded = record_slot(&nats, settings, slot, made_lsn, &mut account).await;
     if recorded.is_err() && made_lsn.is_some() {
@@ -190,6 +193,20 @@ async fn make_slot(
         .with_context(|| format!("cannot make {part} {name}"))?;
     report(account, part, name, &format!("made, streams from {lsn}"));
     Ok(Some(lsn))
+}
+
+/// What to say of a column that takes versions which no event can have.
+fn version_limit(before: &Inspection, settings: &Settings) -> Option<String> {
+    let postgres = &settings.postgres;
+    let name = postgres.columns.event_version.column()?;
+    let mut columns = before.table.as_ref()?.columns.iter();
+    let column = columns.find(|column| column.name == name)?;
+    matches!(column.base_type.as_str(), "int4" | "int8").then(|| {
+        format!(
+            "{name} of {} is {}: an event's version is a number from 0 to 255, and a row with another one becomes a dead letter",
+            postgres.table, column.base_type
+        )
+    })
 }
 
 /// What to say of the rows that are in the table before the slot is made, and so lie before its first position.

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::keys::{KEYS, Key};
 use super::origin::ValueOrigin;
 use crate::pipeline::subject::TemplateError;
 use crate::postgres::conninfo::ConninfoError;
@@ -133,6 +134,9 @@ pub enum ConfigError {
         /// With its source.
         second: String,
     },
+    /// More than one of them: a line each.
+    #[error("{}", lines(.0))]
+    Several(Vec<ConfigError>),
     /// Half of a user and password.
     #[error("{given} is given without {missing}")]
     AuthHalf {
@@ -141,6 +145,60 @@ pub enum ConfigError {
         /// The key that is not.
         missing: String,
     },
+}
+
+impl ConfigError {
+    /// All that was found, at least one.
+    pub(super) fn all(mut errors: Vec<ConfigError>) -> Self {
+        match errors.len() {
+            1 => errors.remove(0),
+            _ => ConfigError::Several(errors),
+        }
+    }
+
+    /// The keys without which one can see what else is wrong.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        match self {
+            ConfigError::Value { key, .. } | ConfigError::SecretFile { key, .. } => {
+                let entry = KEYS.iter().find(|entry| entry.path() == *key);
+                entry.map(|entry| entry.key).into_iter().collect()
+            }
+            ConfigError::Subject { .. } => vec![Key::NatsSubject],
+            ConfigError::Conninfo { .. } => vec![Key::PostgresUrl],
+            ConfigError::Context { .. } => vec![Key::NatsContext],
+            ConfigError::ApiTwice { .. } => vec![Key::NatsDomain, Key::NatsApiPrefix],
+            ConfigError::PasswordTwice { .. } => {
+                vec![Key::PostgresPassword, Key::PostgresPasswordCommand]
+            }
+            ConfigError::AuthTwice { .. } | ConfigError::AuthHalf { .. } => vec![
+                Key::NatsUser,
+                Key::NatsPassword,
+                Key::NatsToken,
+                Key::NatsCredentials,
+                Key::NatsNkeySeed,
+            ],
+            ConfigError::Unreadable { .. }
+            | ConfigError::Syntax { .. }
+            | ConfigError::UnknownKey { .. }
+            | ConfigError::Type { .. }
+            | ConfigError::Twice { .. }
+            | ConfigError::Several(_) => Vec::new(),
+        }
+    }
+}
+
+/// Each with its causes, which the message of the whole does not repeat.
+fn lines(errors: &[ConfigError]) -> String {
+    let line = |error: &ConfigError| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(error);
+        while let Some(error) = cause {
+            text.push_str(&format!(": {error}"));
+            cause = error.source();
+        }
+        text
+    };
+    errors.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {

@@ -50,17 +50,21 @@ pub fn find(
     Ok(None)
 }
 
-/// Adds the file's values to the layers.
-///
-/// # Errors
-/// Text that is not TOML, an unknown key, or a value of a type that its key does not take.
-pub fn add(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigError> {
+/// Adds the file's values to the layers. Errors: text that is not TOML, unknown keys, and values of a type that their key
+/// does not take.
+pub(super) fn add(layers: &mut Layers, path: &Path, text: &str, errors: &mut Vec<ConfigError>) {
     let file = File { path, text };
-    let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-        path: path.to_owned(),
-        line: file.line(error.span().map_or(0, |span| span.start)),
-        message: error.message().trim().replace('\n', ", "),
-    })?;
+    let document = match DeTable::parse(text) {
+        Ok(document) => document,
+        Err(error) => {
+            errors.push(ConfigError::Syntax {
+                path: path.to_owned(),
+                line: file.line(error.span().map_or(0, |span| span.start)),
+                message: error.message().trim().replace('\n', ", "),
+            });
+            return;
+        }
+    };
     for (name, value) in document.get_ref() {
         let line = file.line(name.span().start);
         let name = name.get_ref().as_ref();
@@ -69,16 +73,16 @@ pub fn add(layers: &mut Layers, path: &Path, text: &str) -> Result<(), ConfigErr
             DeValue::Table(table) if is_section => {
                 for (key, value) in table {
                     let line = file.line(key.span().start);
-                    file.add(layers, Some(name), key.get_ref(), value.get_ref(), line)?;
+                    let added = file.add(layers, Some(name), key.get_ref(), value.get_ref(), line);
+                    errors.extend(added.err());
                 }
             }
             _ if is_section => {
-                return Err(file.wrong_type(name, line, "a table of its own, such as [postgres]"));
+                errors.push(file.wrong_type(name, line, "a table of its own, such as [postgres]"));
             }
-            value => file.add(layers, None, name, value, line)?,
+            value => errors.extend(file.add(layers, None, name, value, line).err()),
         }
     }
-    Ok(())
 }
 
 struct File<'a> {

@@ -71,27 +71,44 @@ impl Layers {
         }
     }
 
-    /// Adds what the environment says, and warnings about variables that say nothing.
-    ///
-    /// # Errors
-    /// A variable that is set twice, or a secret's file that cannot be read.
-    pub(crate) fn add_environment(
+    /// As if nobody had given a value.
+    pub(super) fn forget(&mut self, key: Key) {
+        self.values.remove(&key);
+        if let Some(default) = key.entry().default {
+            self.set(key, default.to_owned(), ValueOrigin::Default);
+        }
+    }
+
+    /// Whether somebody has given a value.
+    pub(super) fn is_given(&self, key: Key) -> bool {
+        self.get(key).is_some_and(|value| value.source.rank() > 0)
+    }
+
+    /// Adds what the environment says, and warnings about variables that say nothing. Errors: a variable that is set twice,
+    /// or a secret's file that cannot be read.
+    pub(super) fn add_environment(
         &mut self,
         environment: &Environment,
         warnings: &mut Vec<String>,
-    ) -> Result<(), ConfigError> {
+        errors: &mut Vec<ConfigError>,
+    ) {
         for entry in KEYS {
-            if let Some(fallback) = entry.fallback
-                && let Some((text, variable)) = read_variable(entry, fallback, environment)?
-            {
-                self.set(entry.key, text, ValueOrigin::Fallback(variable));
-            }
-            if let Some((text, variable)) = read_variable(entry, &entry.variable(), environment)? {
-                self.set(entry.key, text, ValueOrigin::Variable(variable));
+            let fallback = entry.fallback.map(str::to_owned);
+            let own = entry.variable();
+            let variables: [(_, fn(String) -> ValueOrigin); 2] = [
+                (fallback, ValueOrigin::Fallback),
+                (Some(own), ValueOrigin::Variable),
+            ];
+            for (variable, origin) in variables {
+                let Some(variable) = variable else { continue };
+                match read_variable(entry, &variable, environment) {
+                    Ok(Some((text, variable))) => self.set(entry.key, text, origin(variable)),
+                    Ok(None) => {}
+                    Err(error) => errors.push(error),
+                }
             }
         }
         warn_of_unknown(environment, warnings);
-        Ok(())
     }
 }
 

@@ -130,16 +130,16 @@ pub(crate) fn load_from(
     places: &[PathBuf],
 ) -> Result<Loaded, ConfigError> {
     let mut layers = Layers::of_defaults();
-    let mut warnings = Vec::new();
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
     let asked = flags
         .config
         .clone()
         .or_else(|| environment.get("WALRELAY_CONFIG").map(PathBuf::from));
     let found = file::find(asked.as_deref(), places)?;
     if let Some((path, text)) = &found {
-        file::add(&mut layers, path, text)?;
+        file::add(&mut layers, path, text, &mut errors);
     }
-    layers.add_environment(environment, &mut warnings)?;
+    layers.add_environment(environment, &mut warnings, &mut errors);
     for (key, text) in &flags.values {
         let flag = key
             .entry()
@@ -147,8 +147,7 @@ pub(crate) fn load_from(
             .expect("only keys with a flag of their own can be given by one");
         layers.set(*key, text.clone(), ValueOrigin::Flag(flag));
     }
-    context::add(&mut layers, environment)?;
-    let (settings, http) = resolve::resolve(&mut layers, environment, &mut warnings)?;
+    let (settings, http) = resolve_all(&mut layers, environment, &mut warnings, errors)?;
     let values = keys::KEYS.iter().filter_map(|entry| {
         let value = layers.get(entry.key)?;
         Some(Shown {
@@ -167,9 +166,40 @@ pub(crate) fn load_from(
     })
 }
 
+/// Resolves the layers. What is wrong is told together: without the value that one error is about, the next is looked for.
+fn resolve_all(
+    layers: &mut Layers,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+    mut errors: Vec<ConfigError>,
+) -> Result<(Settings, HttpSettings), ConfigError> {
+    loop {
+        let (mut resolved, mut told) = (layers.clone(), Vec::new());
+        let attempt = context::add(&mut resolved, environment)
+            .and_then(|()| resolve::resolve(&mut resolved, environment, &mut told));
+        match attempt {
+            Ok(settings) if errors.is_empty() => {
+                *layers = resolved;
+                warnings.append(&mut told);
+                return Ok(settings);
+            }
+            Ok(_) => return Err(ConfigError::all(errors)),
+            Err(error) => {
+                let keys = error.keys();
+                errors.push(error);
+                if !keys.iter().any(|key| layers.is_given(*key)) {
+                    return Err(ConfigError::all(errors));
+                }
+                keys.into_iter().for_each(|key| layers.forget(key));
+            }
+        }
+    }
+}
+
 impl Settings {
-    /// Defaults for everything but the two servers: what an application needs that runs the relay in itself. Any other
-    /// setting can be changed afterwards, or read by [`load`].
+    /// Defaults for everything but the two servers: what an application needs that runs the relay in itself. No variable of
+    /// the environment counts, and no file: neither `WALRELAY_…` nor libpq's `PG…` and password file. Any other setting can
+    /// be changed afterwards, or read by [`load`].
     ///
     /// # Errors
     /// A URL that cannot be read.
@@ -181,6 +211,6 @@ impl Settings {
                 (Key::NatsUrl, nats.to_owned()),
             ],
         };
-        Ok(load_from(&flags, &Environment::of_process(), &[])?.settings)
+        Ok(load_from(&flags, &Environment::without_variables(), &[])?.settings)
     }
 }

@@ -135,6 +135,11 @@ pub fn findings(
     fit::findings(config, &settings.subjects, settings.shared, version)
 }
 
+/// What of the stream of the lanes' records does not fit; pure, as [`findings`].
+pub(crate) fn lane_record_findings(config: &StreamConfig) -> Vec<StreamFinding> {
+    fit::lane_record_findings(config, LANE_RECORD_SUBJECTS)
+}
+
 /// The filters under which the events are stored beside their own subjects, where the stream transforms those.
 #[must_use]
 pub(crate) fn stored_as(config: &StreamConfig, settings: &StreamSettings) -> Vec<String> {
@@ -153,7 +158,7 @@ pub async fn plan_lane_records(
 ) -> Result<StreamPlan, StreamError> {
     Ok(match find(client, LANE_RECORD_STREAM).await? {
         Some(info) => {
-            let findings = fit::lane_record_findings(&info.config, LANE_RECORD_SUBJECTS);
+            let findings = lane_record_findings(&info.config);
             StreamPlan::Exists {
                 info: Box::new(info),
                 findings,

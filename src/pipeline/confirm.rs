@@ -27,6 +27,8 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const RECORD_INTERVAL: Duration = Duration::from_secs(1);
 /// The stream is looked at this often even with nothing to confirm.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// And so often while messages in flight have no answer: an edit of the replicas swallows some.
+const LOOK_INTERVAL_UNANSWERED: Duration = Duration::from_secs(1);
 
 /// What the broker is to be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,8 @@ pub struct Due {
     pub confirmable: Confirmable,
     /// More WAL is held back than may be: no pause between two confirmations.
     pub(crate) pressing: bool,
+    /// Since when messages in flight wait for an answer.
+    pub(crate) unanswered_since: Option<Duration>,
 }
 
 /// The confirmation under way.
@@ -104,6 +108,7 @@ pub struct Confirm {
     /// The last message of which the confirmation under way gives up the WAL.
     covered: Option<u64>,
     chained: bool,
+    num_replicas: usize,
     timeout: Duration,
 }
 
@@ -122,6 +127,8 @@ pub struct Start {
     pub lane_end: Option<LaneEnd>,
     /// Each message tells which one it was to follow: a stream of our own.
     pub(crate) chained: bool,
+    /// The stream's replicas.
+    pub(crate) num_replicas: usize,
     /// Longest wait for an answer.
     pub timeout: Duration,
 }
@@ -146,6 +153,7 @@ impl Confirm {
             lane_end: start.lane_end,
             covered: None,
             chained: start.chained,
+            num_replicas: start.num_replicas,
             timeout: start.timeout,
         }
     }
@@ -204,7 +212,7 @@ impl Confirm {
         let target = due.confirmable.end_lsn.max(self.confirmed_lsn);
         let may_confirm = target > self.confirmed_lsn && (due.pressing || !paused(INTERVAL));
         let stale = self.record_is_stale() && !paused(RECORD_INTERVAL);
-        let look = !urgent && now.saturating_sub(self.looked_at) >= LOOK_INTERVAL;
+        let look = !urgent && now >= self.look_at(due.unanswered_since);
         if !may_confirm && !stale && !look {
             return None;
         }
@@ -265,8 +273,21 @@ impl Confirm {
         Ask::Info
     }
 
+    /// When the stream is to be looked at, whatever else there is to do.
+    fn look_at(&self, unanswered_since: Option<Duration>) -> Duration {
+        let at = self.looked_at + LOOK_INTERVAL;
+        unanswered_since.map_or(at, |since| {
+            at.min(since.max(self.looked_at) + LOOK_INTERVAL_UNANSWERED)
+        })
+    }
+
     /// When [`Self::poll`] is worth calling again.
-    pub fn next_time(&self, confirmable: Confirmable, urgent: bool) -> Option<Duration> {
+    pub fn next_time(
+        &self,
+        confirmable: Confirmable,
+        unanswered_since: Option<Duration>,
+        urgent: bool,
+    ) -> Option<Duration> {
         let asked_at = self.asked_at.unwrap_or_default();
         if !self.is_idle() {
             return Some(asked_at + self.timeout);
@@ -275,7 +296,7 @@ impl Confirm {
             return Some(asked_at + INTERVAL);
         }
         let record = self.record_is_stale().then_some(asked_at + RECORD_INTERVAL);
-        let look = (!urgent).then_some(self.looked_at + LOOK_INTERVAL);
+        let look = (!urgent).then(|| self.look_at(unanswered_since));
         record.into_iter().chain(look).min()
     }
 
@@ -308,7 +329,7 @@ impl Confirm {
     ///
     /// # Errors
     /// [`Fault::StreamLost`] when it is not the stream that acknowledged; [`Fault::Unready`] when it no longer fits: the
-    /// next start says the same.
+    /// next start says the same; [`Fault::Broker`] when its replicas are others, which decide how to publish.
     pub(crate) fn informed(&mut self, stream: StreamView) -> Result<Option<Ask>, Fault> {
         let (State::Judging { target, sequence } | State::Informing { target, sequence }) =
             self.state
@@ -318,6 +339,7 @@ impl Confirm {
         let StreamView {
             created,
             last_sequence,
+            num_replicas,
             unfit,
             ..
         } = stream;
@@ -336,6 +358,12 @@ impl Confirm {
         if let Some(unfit) = unfit {
             self.doubted = unfit.drops;
             return Err(Fault::Unready(unfit.reason));
+        }
+        if num_replicas != self.num_replicas {
+            return Err(Fault::Broker(format!(
+                "stream {} has {num_replicas} replicas now and had {}: what was on its way meanwhile may have no answer",
+                self.stream, self.num_replicas
+            )));
         }
         self.sound = self.asked.take();
         if let State::Judging { .. } = self.state {

@@ -62,6 +62,8 @@ pub struct EpochSettings {
     pub halt_on_reject: bool,
     /// The rows that the broker refused in epochs before, and would refuse again.
     pub refused: Refused,
+    /// The row for which the epoch before has ended, since it fits by a limit that was raised: it is not asked for again.
+    pub limit_raised_for: Option<Position>,
 }
 
 /// All that an epoch runs by.
@@ -81,6 +83,8 @@ pub struct EngineSettings {
     pub mode: Mode,
     /// The stream that takes the events.
     pub stream: String,
+    /// Its replicas.
+    pub num_replicas: usize,
     /// The slot's confirmed LSN at the start.
     pub confirmed_flush_lsn: PgLsn,
     /// Which process of the broker answers; none where that does not tell who stores.
@@ -107,6 +111,7 @@ impl EngineSettings {
             recorded_lsn: record.map_or(0.into(), |record| record.confirmed_lsn),
             lane_end,
             chained: self.mode.preparation().chained,
+            num_replicas: self.num_replicas,
             timeout: self.epoch.limits.ack_timeout,
         };
         Confirm::new(start, now)
@@ -187,8 +192,12 @@ pub struct Engine {
     halt: Option<Halt>,
     /// Rows acknowledged before this connection to the broker.
     acknowledged_before: u64,
-    /// A dead letter that waits for an answer about its row.
+    /// A rejected row that waits for an answer.
     pending: Option<Pending>,
+    /// When it was last looked at how large a message may be.
+    limit_seen_at: Duration,
+    /// The row that fits by a limit that was raised.
+    limit_raised_for: Option<Position>,
     dead_letter_subject: String,
     told_lsn: PgLsn,
     status_wanted: bool,
@@ -238,6 +247,8 @@ impl Engine {
             stopping: false,
             halt: None,
             pending: None,
+            limit_seen_at: now,
+            limit_raised_for: None,
             dead_letter_subject: dead_letter::subject(&settings.lane.slot),
             told_lsn: settings.confirmed_flush_lsn,
             status_wanted: true,
@@ -374,7 +385,8 @@ impl Engine {
             Some(self.status_due()),
             self.window.ack_deadline(),
             self.progress.next_due(),
-            self.confirm.next_time(confirmable, self.stopping),
+            self.confirm
+                .next_time(confirmable, self.window.unanswered_since(), self.stopping),
         ]
         .into_iter()
         .flatten()

@@ -68,6 +68,12 @@ pub enum Fault {
     /// No acknowledgement in time.
     #[error("no acknowledgement from the stream for {0} messages in flight")]
     AckTimeout(u64),
+    /// Again no acknowledgement, of a stream that looks healthy.
+    #[error(
+        "stream {0} answers no message and looks healthy. nats-server keeps a stream silent after a write has failed (a full \
+         disk), until it is restarted: look at its log and at /healthz of its monitoring port, make room, and restart nats-server"
+    )]
+    Mute(String),
     /// No stream listens on the subject.
     #[error("no stream takes the subject of the event at {0}")]
     NoResponders(Position),
@@ -206,6 +212,7 @@ impl Fault {
         match self {
             Fault::Broker(_)
             | Fault::AckTimeout(_)
+            | Fault::Mute(_)
             | Fault::NoResponders(_)
             | Fault::Sequence(_)
             | Fault::Answer(_) => true,
@@ -239,6 +246,7 @@ impl Fault {
             | Fault::Unready(_)
             | Fault::SlotActive { .. }
             | Fault::AckTimeout(_)
+            | Fault::Mute(_)
             | Fault::NoResponders(_) => Class::Transient,
             Fault::Carrier
             | Fault::Promoted { .. }

@@ -46,6 +46,7 @@ pub mod lane_end;
 pub mod limit;
 pub mod mapping;
 pub mod message;
+pub mod mute;
 pub mod opening;
 pub mod oversized;
 pub mod pgoutput;

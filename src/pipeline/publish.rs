@@ -302,6 +302,12 @@ impl Window {
         self.publisher.end_turn(&self.flight, &end, &mut frames);
     }
 
+    /// Since when something in flight waits for an answer.
+    pub fn unanswered_since(&self) -> Option<Duration> {
+        self.flight
+            .unanswered_since(self.publisher.has_open_batch())
+    }
+
     /// When the epoch is over unless an acknowledgement comes before.
     pub fn ack_deadline(&self) -> Option<Duration> {
         self.flight.ack_deadline(self.publisher.has_open_batch())

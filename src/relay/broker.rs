@@ -3,10 +3,10 @@
 //! In: settings, [`Request`]s. Out: [`Answer`]s. Guarantees: the connection is new, so nothing of an earlier epoch is on its
 //! way any more.
 
-use crate::nats::api::{AnswerError, StreamInfo};
+use crate::nats::api::{AnswerError, ApiRequest, StreamInfo};
 use crate::nats::connection::{Advertised, LaneConnection};
 use crate::nats::denial::Denial;
-use crate::nats::stream::{LANE_RECORD_STREAM, lane_records_config};
+use crate::nats::stream::{LANE_RECORD_STREAM, StreamSeverity, lane_records_config};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Opening, Server, Wanted};
@@ -15,6 +15,7 @@ use crate::pipeline::request::{Request, StoredRecord, Unfit};
 use crate::relay::lane_store::{Answer, LaneStore, StoreError};
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::NatsSettings;
+use crate::relay::stream_fit;
 use std::time::Duration;
 
 /// A connection to the broker, and what it said about the stream.
@@ -29,6 +30,8 @@ pub struct Broker {
     info: Option<StreamInfo>,
     /// Why it does not fit.
     unfit: Option<Unfit>,
+    /// What of the record stream's configuration is slow.
+    record_warnings: Vec<String>,
 }
 
 impl Broker {
@@ -53,6 +56,7 @@ impl Broker {
             timeout,
             info: None,
             unfit: None,
+            record_warnings: Vec::new(),
         })
     }
 
@@ -80,7 +84,33 @@ impl Broker {
     #[must_use]
     pub(crate) fn warnings(&self) -> Vec<String> {
         let info = self.info.as_ref();
-        info.map_or_else(Vec::new, |info| self.store.warnings(info))
+        let mut warnings = info.map_or_else(Vec::new, |info| self.store.warnings(info));
+        warnings.extend_from_slice(&self.record_warnings);
+        warnings
+    }
+
+    /// Looks whether the stream of the lanes' records keeps what it takes. One that is missing is made when it is needed.
+    ///
+    /// # Errors
+    /// [`OpenError::Unfit`], or no answer.
+    pub(super) async fn check_records(&mut self) -> Result<(), OpenError> {
+        let ApiRequest { subject, payload } = self.store.record_stream();
+        let answer = self
+            .connection
+            .request(&subject, None, &payload, self.timeout);
+        let info = match StreamInfo::parse(&answer.await?.payload) {
+            Err(AnswerError::Api(api)) if api.is_stream_not_found() => return Ok(()),
+            info => info.map_err(StoreError::from)?,
+        };
+        self.record_warnings = stream_fit::record_texts(&info.config, StreamSeverity::Warns);
+        let refused = stream_fit::record_texts(&info.config, StreamSeverity::Blocks);
+        match refused.is_empty() {
+            true => Ok(()),
+            false => Err(OpenError::Unfit(Unfit {
+                reason: refused.join("; "),
+                drops: false,
+            })),
+        }
     }
 
     /// What to say of a -ERR that is about a permission: somebody adds it while the relay waits.

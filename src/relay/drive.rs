@@ -7,6 +7,7 @@ use crate::nats::protocol::Op;
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::Fault;
+use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::row::Foreign;
 use crate::pipeline::sight::{self, Sight};
 use crate::postgres::copy_both::{CopyBoth, Frame};
@@ -25,6 +26,7 @@ use crate::relay::watch::{Look, Looked};
 use bytes::BytesMut;
 use futures_util::FutureExt;
 use std::io;
+use std::pin::Pin;
 use std::time::Duration;
 
 /// The status that others see is so old at most.
@@ -36,11 +38,26 @@ pub(super) struct Drive<'a> {
     clock: Clock,
     told: Told,
     board: &'a Board,
+    settings: &'a Settings,
+    /// The look at how large a message may be, while it is under way.
+    limit: Option<LimitLook<'a>>,
     reported: EpochMarks,
     report_at: Duration,
     /// The line of the start, until it is said.
     start_line: Option<StartLine>,
     began: Duration,
+}
+
+type LimitLook<'a> = Pin<Box<dyn Future<Output = Option<SizeLimit>> + Send + 'a>>;
+
+/// Waits for the end of a look, for ever where there is none.
+async fn limit_seen(look: &mut Option<LimitLook<'_>>) -> Option<SizeLimit> {
+    let Some(under_way) = look else {
+        return std::future::pending().await;
+    };
+    let seen = under_way.await;
+    *look = None;
+    seen
 }
 
 /// What a person has been told; it outlives a connection to the broker.
@@ -60,7 +77,13 @@ pub(super) enum Ended {
 }
 
 impl<'a> Drive<'a> {
-    pub(super) fn new(epoch: Epoch, start_line: StartLine, clock: Clock, board: &'a Board) -> Self {
+    pub(super) fn new(
+        epoch: Epoch,
+        start_line: StartLine,
+        clock: Clock,
+        board: &'a Board,
+        settings: &'a Settings,
+    ) -> Self {
         let began = clock.now();
         Drive {
             start_line: Some(start_line),
@@ -69,6 +92,8 @@ impl<'a> Drive<'a> {
             epoch,
             clock,
             board,
+            settings,
+            limit: None,
             reported: EpochMarks::default(),
             report_at: Duration::ZERO,
         }
@@ -76,6 +101,11 @@ impl<'a> Drive<'a> {
 
     pub(super) fn engine(&self) -> &Engine {
         &self.epoch.turn.engine
+    }
+
+    /// Major and minor of the server's version.
+    pub(super) fn nats_version(&self) -> (u16, u16) {
+        self.epoch.turn.broker.server().version
     }
 
     /// The epoch, and what a person has been told in it.
@@ -95,18 +125,14 @@ impl<'a> Drive<'a> {
 
     /// Reads the WAL on under the publication's next name, where it is missing under the present one; none where there is no
     /// further name.
-    pub(super) async fn read_on(
-        &mut self,
-        settings: &Settings,
-        inherited: &mut Inherited,
-    ) -> Option<Result<(), Stop>> {
+    pub(super) async fn read_on(&mut self, inherited: &mut Inherited) -> Option<Result<(), Stop>> {
         let now = self.clock.now();
         let (name, lsn) = self.epoch.turn.engine.next_publication()?;
         let name = name.to_owned();
         tracing::info!(
             "from {lsn} on the publication has another name in the WAL: reading on as {name}"
         );
-        let epoch = &mut self.epoch;
+        let (settings, epoch) = (self.settings, &mut self.epoch);
         let read = open::read_on(settings, inherited, self.board, epoch, (&name, lsn), now).await;
         Some(read.map_err(|error| match error {
             OpenError::Halt(halt) => halt.into(),
@@ -149,10 +175,8 @@ impl<'a> Drive<'a> {
                 until = until.min(at);
             }
             let reads = self.engine().wants_wal();
+            self.ask();
             let Epoch { turn, watch, .. } = &mut self.epoch;
-            if let Some(question) = turn.engine.poll_question() {
-                watch.ask(question);
-            }
             tokio::select! {
                 exchanged = turn.broker.connection.exchange() => {
                     exchanged.map_err(|error| broker_gone(&error))?;
@@ -162,6 +186,7 @@ impl<'a> Drive<'a> {
                     turn.heard(self.clock.now());
                 }
                 looked = watch.look() => self.take_look(looked?),
+                limit = limit_seen(&mut self.limit) => turn.engine.handle_limit(limit, self.clock.now())?,
                 () = clock::sleep_until(self.clock, until) => {}
                 () = shutdown.wait(), if !stopping => {
                     let in_flight = turn.engine.in_flight();
@@ -170,6 +195,18 @@ impl<'a> Drive<'a> {
                     stopping = true;
                 }
             }
+        }
+    }
+
+    /// Asks on other connections what a rejected row waits for.
+    fn ask(&mut self) {
+        let Epoch { turn, watch, .. } = &mut self.epoch;
+        if let Some(question) = turn.engine.poll_question() {
+            watch.ask(question);
+        }
+        if turn.engine.poll_limit_question() {
+            let advertised = turn.broker.connection.advertised();
+            self.limit = Some(Box::pin(open::look_at_limit(self.settings, advertised)));
         }
     }
 

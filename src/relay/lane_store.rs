@@ -156,6 +156,11 @@ impl LaneStore {
         }
     }
 
+    /// Asks how the stream of the lanes' records is configured; answer: [`StreamInfo::parse`].
+    pub(crate) fn record_stream(&self) -> ApiRequest {
+        self.records.info_request()
+    }
+
     /// The events' stream.
     #[must_use]
     pub fn stream(&self) -> &str {

@@ -7,6 +7,7 @@
 pub mod broker;
 pub mod clock;
 mod drive;
+mod embed;
 mod halted;
 pub mod lane_client;
 pub mod lane_store;
@@ -22,11 +23,13 @@ pub mod stream_fit;
 pub mod turn;
 pub mod watch;
 
+pub use embed::{Spawned, spawn};
 pub use shutdown::{Shutdown, ShutdownHandle};
 
 use crate::pipeline::engine::{Engine, Stop};
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::mute::Mute;
 use crate::pipeline::request::Unfit;
 use crate::relay::status::{Board, EpochMarks, EpochStart};
 use clock::Clock;
@@ -62,6 +65,7 @@ struct Relay<'a> {
     inherited: Inherited,
     has_streamed: bool,
     log: Log,
+    mute: Mute,
     /// Messages that the last epoch has sent and not seen acknowledged.
     unacknowledged: u64,
 }
@@ -75,11 +79,7 @@ pub async fn run(
     from: Option<PgLsn>,
     shutdown: Shutdown,
 ) -> anyhow::Result<Outcome> {
-    let board = Board::new(
-        &settings.name,
-        &settings.postgres.slot,
-        &settings.nats.stream,
-    );
+    let board = Board::of(settings);
     run_watched(settings, from, shutdown, &board).await
 }
 
@@ -104,6 +104,7 @@ pub(crate) async fn run_watched(
         },
         has_streamed: false,
         log: Log::default(),
+        mute: Mute::default(),
         unacknowledged: 0,
     };
     // Ends with this value.
@@ -118,42 +119,6 @@ pub(crate) async fn run_watched(
             () = tokio::time::sleep(pause) => {}
             () = shutdown.wait() => return Ok(relay.stopped()),
         }
-    }
-}
-
-/// A relay that runs as a task of the application's own runtime.
-#[derive(Debug)]
-pub struct Spawned {
-    handle: ShutdownHandle,
-    task: tokio::task::JoinHandle<anyhow::Result<Outcome>>,
-}
-
-/// Starts a relay as a task; dropping the [`Spawned`] leaves it running.
-///
-/// # Panics
-/// Outside a tokio runtime.
-pub fn spawn(settings: Settings) -> Spawned {
-    let (handle, shutdown) = Shutdown::new();
-    let task = tokio::spawn(async move { run(&settings, None, shutdown).await });
-    Spawned { handle, task }
-}
-
-impl Spawned {
-    /// Stops in good order: everything in flight is acknowledged, and Postgres told.
-    ///
-    /// # Errors
-    /// As [`run`].
-    pub async fn stop(self) -> anyhow::Result<Outcome> {
-        self.handle.stop();
-        self.wait().await
-    }
-
-    /// Waits for the end that the relay comes to by itself: an error at the start, or a halt.
-    ///
-    /// # Errors
-    /// As [`run`].
-    pub async fn wait(self) -> anyhow::Result<Outcome> {
-        self.task.await?
     }
 }
 
@@ -216,7 +181,7 @@ impl<'a> Relay<'a> {
         let nats = &self.settings.nats;
         self.inherited.advertised = epoch.turn.broker.connection.advertised();
         let line = self.log.begun(&epoch.summary, &postgres.slot, &nats.stream);
-        Drive::new(epoch, line, self.clock, self.board)
+        Drive::new(epoch, line, self.clock, self.board, self.settings)
     }
 
     /// Streams until something ends it. Where that is about the broker alone, the WAL's side is left, and how long to pause.
@@ -233,7 +198,8 @@ impl<'a> Relay<'a> {
             self.log.is_well();
         }
         let lasted = self.clock.now().saturating_sub(began);
-        let progressed = self.inherit(drive.engine()) || lasted >= STEADY;
+        let acknowledged = self.inherit(drive.engine());
+        let progressed = acknowledged || lasted >= STEADY;
         let fault = match ended {
             Ended::Stopped => {
                 drive.finish(limit).await;
@@ -246,7 +212,11 @@ impl<'a> Relay<'a> {
                 drive.finish(HALT_LIMIT).await;
                 return Err(halted);
             }
-            Ended::Stop(Stop::Fault(fault)) => fault,
+            Ended::Stop(Stop::Fault(fault)) => {
+                let stream = &self.settings.nats.stream;
+                self.mute
+                    .ended(fault, acknowledged, stream, drive.nats_version())
+            }
         };
         if shutdown.is_sent() {
             drop(drive);
@@ -278,7 +248,7 @@ impl<'a> Relay<'a> {
             let Ended::Stop(Stop::Halt(Halt::PublicationMissing { .. })) = &ended else {
                 return ended;
             };
-            match drive.read_on(self.settings, &mut self.inherited).await {
+            match drive.read_on(&mut self.inherited).await {
                 None => return ended,
                 Some(Ok(())) => {}
                 Some(Err(stop)) => return Ended::Stop(stop),
@@ -346,6 +316,7 @@ impl<'a> Relay<'a> {
     /// Takes over what the next epoch needs to know; returns whether there was progress.
     fn inherit(&mut self, engine: &Engine) -> bool {
         self.inherited.from = engine.replay_left();
+        self.inherited.limit_raised_for = engine.limit_raised_for();
         self.inherited.dead_letters = engine.untold_dead_letters().cloned().collect();
         self.inherited.memory = Some(engine.memory());
         self.unacknowledged = engine.in_flight();
@@ -365,6 +336,7 @@ impl<'a> Relay<'a> {
     }
 
     async fn not_begun(&mut self, fault: &Fault) -> Next {
+        self.mute.not_begun();
         self.log.not_begun(fault);
         self.next(fault, false).await
     }

@@ -12,9 +12,12 @@ use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::history::History;
 use crate::pipeline::lane_end::Memory;
+use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Known, Opening, SlotPlace, Wanted};
+use crate::pipeline::position::Position;
 use crate::pipeline::publications::PublicationName;
 use crate::pipeline::publish::WindowLimits;
+use crate::pipeline::request::Request;
 use crate::pipeline::row::Source;
 use crate::pipeline::tables::Tables;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal, Table};
@@ -53,6 +56,8 @@ pub struct Inherited {
     pub from: Option<PgLsn>,
     /// The rows that the broker refused.
     pub refused: Refused,
+    /// The row that fits by a limit that was raised.
+    pub limit_raised_for: Option<Position>,
     /// Send so many rows one at a time.
     pub one_by_one: u64,
     /// What the relay knows of the lane by itself.
@@ -216,21 +221,38 @@ pub(super) fn known<'s>(settings: &'s Settings, inherited: &Inherited) -> Known<
     }
 }
 
-/// Connects to the broker.
+/// Connects to the broker, which must keep the lanes' records.
 pub(super) async fn connect(
     settings: &Settings,
     inherited: &Inherited,
 ) -> Result<Broker, OpenError> {
     let slot = &settings.postgres.slot;
     let advertised = &inherited.advertised;
-    Broker::connect(
-        &settings.nats,
-        &settings.name,
-        slot,
-        API_TIMEOUT,
-        advertised,
-    )
-    .await
+    let Settings { nats, name, .. } = settings;
+    let mut broker = Broker::connect(nats, name, slot, API_TIMEOUT, advertised).await?;
+    broker.check_records().await?;
+    Ok(broker)
+}
+
+/// How large a message may be now, as a new connection to the broker is told; none where none comes about.
+pub(super) async fn look_at_limit(
+    settings: &Settings,
+    advertised: Vec<Advertised>,
+) -> Option<SizeLimit> {
+    let looked = async {
+        let Settings { nats, name, .. } = settings;
+        let slot = &settings.postgres.slot;
+        let mut broker = Broker::connect(nats, name, slot, API_TIMEOUT, &advertised).await?;
+        broker.ask(&Request::Stream).await?;
+        let limit = broker.message_limit();
+        broker.connection.close().await;
+        Ok::<_, OpenError>(limit)
+    };
+    let looked = looked.await;
+    if let Err(error) = &looked {
+        tracing::debug!(?error, "how large a message may be cannot be looked at");
+    }
+    looked.ok()
 }
 
 /// Postgres' side of a start.
@@ -369,6 +391,7 @@ fn epoch_settings(
         status_interval: status_interval(settings, inspection),
         halt_on_reject: settings.relay.on_reject == OnReject::Halt,
         refused: inherited.refused.clone(),
+        limit_raised_for: inherited.limit_raised_for,
     }
 }
 

@@ -6,12 +6,14 @@
 use crate::pipeline::engine::{Counters, Engine};
 use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::position::Position;
+use crate::relay::settings::Settings;
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// Faults that are kept for the status page.
 const FAULTS_MAX: usize = 5;
@@ -31,6 +33,10 @@ pub enum State {
     Waiting,
     /// Until a person has looked, see [`Status::reason`].
     Halted,
+    /// By its shutdown signal.
+    Stopped,
+    /// At its first start, for the reason that [`Status::reason`] gives.
+    Failed,
 }
 
 impl State {
@@ -41,6 +47,8 @@ impl State {
             State::Streaming => "streaming",
             State::Waiting => "waiting",
             State::Halted => "halted",
+            State::Stopped => "stopped",
+            State::Failed => "failed",
         }
     }
 }
@@ -236,9 +244,41 @@ struct Inner {
 #[derive(Debug, Clone)]
 pub struct Board {
     inner: Arc<Mutex<Inner>>,
+    changes: watch::Sender<()>,
+}
+
+/// Waits for changes of one relay's status.
+#[derive(Debug, Clone)]
+pub struct StatusWatch {
+    board: Board,
+    changes: watch::Receiver<()>,
+}
+
+impl StatusWatch {
+    /// The status now.
+    pub fn status(&self) -> Status {
+        self.board.status()
+    }
+
+    /// Waits for the next change: of its state at once, of its progress about ten times a second. The last one is to
+    /// [`State::Halted`], [`State::Stopped`] or [`State::Failed`]. Cancel-safe.
+    pub async fn changed(&mut self) -> Status {
+        // The board that is held here has the other end.
+        let _ = self.changes.changed().await;
+        self.status()
+    }
 }
 
 impl Board {
+    /// A board for the relay of these settings.
+    pub fn of(settings: &Settings) -> Self {
+        Board::new(
+            &settings.name,
+            &settings.postgres.slot,
+            &settings.nats.stream,
+        )
+    }
+
     /// A board for one relay.
     pub fn new(name: &str, slot: &str, stream: &str) -> Self {
         let now = Utc::now();
@@ -261,12 +301,28 @@ impl Board {
                 epoch: EpochMarks::default(),
                 sample,
             })),
+            changes: watch::Sender::new(()),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         // What a panic left half written is still numbers.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To write, and tell who watches.
+    fn change(&self) -> MutexGuard<'_, Inner> {
+        let inner = self.lock();
+        self.changes.send_replace(());
+        inner
+    }
+
+    /// Tells of changes from now on.
+    pub fn watch(&self) -> StatusWatch {
+        StatusWatch {
+            board: self.clone(),
+            changes: self.changes.subscribe(),
+        }
     }
 
     /// The status now.
@@ -282,13 +338,13 @@ impl Board {
 
     /// An epoch has begun.
     pub fn begun(&self, start: &EpochStart) {
-        self.lock().epoch = EpochMarks::default();
+        self.change().epoch = EpochMarks::default();
         self.resumed(start);
     }
 
     /// An epoch goes on with a new connection to the broker: its marks do too.
     pub(crate) fn resumed(&self, start: &EpochStart) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         let status = &mut inner.status;
         status.mode = Some(start.mode.to_owned());
         status.postgres = Some(start.postgres.clone());
@@ -300,12 +356,12 @@ impl Board {
 
     /// The epoch streams: what commits is published.
     pub fn streaming(&self) {
-        self.lock().status.set_state(State::Streaming, None);
+        self.change().status.set_state(State::Streaming, None);
     }
 
     /// The catalog is out of sight for this reason, or no longer.
     pub(crate) fn blind(&self, reason: Option<String>) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         if inner.status.state == State::Streaming {
             inner.status.reason = reason;
         }
@@ -313,7 +369,7 @@ impl Board {
 
     /// Takes over how far the epoch is.
     pub fn report(&self, now: &EpochMarks) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         let before = std::mem::replace(&mut inner.epoch, *now);
         let totals = &mut inner.status.totals;
         totals.transactions += now.counters.transactions - before.counters.transactions;
@@ -337,7 +393,7 @@ impl Board {
 
     /// A row became a dead letter.
     pub fn dead_letter(&self, reason: &str) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         let count = &mut inner.status.totals.dead_letters;
         *count.entry(reason.to_owned()).or_default() += 1;
     }
@@ -349,7 +405,7 @@ impl Board {
 
     /// Takes over the end of the server's WAL, and what its slot has confirmed.
     pub fn looked(&self, server_lsn: PgLsn, confirmed_lsn: Option<PgLsn>) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         inner.status.server_lsn = server_lsn.into();
         let marks = &mut inner.status.marks;
         if marks.acknowledged_lsn == 0 {
@@ -361,7 +417,7 @@ impl Board {
 
     /// A fault ended an epoch, or kept it from beginning; the relay waits.
     pub fn fault(&self, fault: &Fault) {
-        let mut inner = self.lock();
+        let mut inner = self.change();
         let status = &mut inner.status;
         status.marks.in_flight = 0;
         let faults = &mut status.totals.faults;
@@ -381,7 +437,12 @@ impl Board {
 
     /// A person has to look.
     pub fn halted(&self, reason: String) {
-        self.lock().status.set_state(State::Halted, Some(reason));
+        self.ended(State::Halted, Some(reason));
+    }
+
+    /// The relay has come to its end.
+    pub(crate) fn ended(&self, state: State, reason: Option<String>) {
+        self.change().status.set_state(state, reason);
     }
 }
 

@@ -31,9 +31,23 @@ pub fn texts(
     version: ServerVersion,
     severity: StreamSeverity,
 ) -> Vec<String> {
-    findings(config, settings, version)
+    told(config, &findings(config, settings, version), severity)
+}
+
+/// As [`texts`], of the stream of the lanes' records.
+pub(crate) fn record_texts(config: &StreamConfig, severity: StreamSeverity) -> Vec<String> {
+    told(config, &stream::lane_record_findings(config), severity)
+}
+
+fn told(
+    config: &StreamConfig,
+    findings: &[StreamFinding],
+    severity: StreamSeverity,
+) -> Vec<String> {
+    let findings = findings
         .iter()
-        .filter(|finding| finding.severity == severity)
+        .filter(|finding| finding.severity == severity);
+    findings
         .map(|finding| format!("stream {}: {finding}", config.name))
         .collect()
 }

@@ -249,3 +249,44 @@ async fn limit(fixture: &Fixture, bytes: i32) {
     };
     jetstream(fixture).update_stream(config).await.unwrap();
 }
+
+/// Inserts rows of 20 kB until one of them is an event.
+async fn an_event_comes(fixture: &Fixture, name: &str) {
+    let mut tried = 0;
+    eventually("a row that is an event", async || {
+        tried += 1;
+        let payload = "to_jsonb(repeat('x', 20000))";
+        insert(fixture, &format!("{name}-{tried}"), "t", payload, true).await;
+        let stored = fixture.stored().await;
+        let is_event = |message: &Stored| {
+            message.subject.starts_with(&fixture.name) && message.body.contains(name)
+        };
+        stored.iter().any(is_event).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_limit_that_is_raised_while_the_relay_runs_lets_rows_through() {
+    for lane in LANES {
+        let mut servers = Servers::own().await;
+        let small = "max_payload: 10000".to_owned();
+        servers.nats.reload(small).await.unwrap();
+        let mut fixture = on(Some(servers), lane).await;
+        let mut config = stream_of(&fixture).await.cached_info().config.clone();
+        config.max_message_size = 5_000;
+        jetstream(&fixture).update_stream(&config).await.unwrap();
+        let mut relay = fixture.run();
+        let payload = "to_jsonb(repeat('x', 20000))";
+        insert(&fixture, "small", "t", payload, true).await;
+        relay.logs("the stream's max_msg_size of 5000").await;
+
+        config.max_message_size = -1;
+        jetstream(&fixture).update_stream(&config).await.unwrap();
+        let large = "max_payload: 100000".to_owned();
+        fixture.own_servers().nats.reload(large).await.unwrap();
+        an_event_comes(&fixture, "large").await;
+        assert!(relay.runs());
+        relay.stop().await;
+    }
+}

@@ -21,6 +21,7 @@ mod postgres_says_no;
 #[path = "../chaos/proxy.rs"]
 #[allow(dead_code)] // The chaos tests use the rest of it.
 mod proxy;
+mod record_stream;
 mod resync;
 mod row_security;
 mod shared_streams;

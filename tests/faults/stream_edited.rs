@@ -1,9 +1,13 @@
 //! The events' stream is edited while the relay runs, each key that matters: what nats-server takes, what the relay does
 //! about it, and that nothing is lost or doubled once the edit is taken back.
 
+use std::net::{SocketAddr, TcpListener};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::lane::{LANES, Lane, events, holds_events, judge_events, logs_from, set_up};
@@ -33,7 +37,7 @@ struct Edit {
     outcome: Outcome,
 }
 
-const EDITS: [Edit; 9] = [
+const EDITS: [Edit; 12] = [
     Edit {
         key: "retention",
         value: |_| json!("interest"),
@@ -75,11 +79,53 @@ const EDITS: [Edit; 9] = [
         outcome: GoesOn,
     },
     Edit {
+        key: "subject_transform",
+        value: |fixture| {
+            let name = &fixture.name;
+            json!({"src": format!("{name}.>"), "dest": format!("{name}.moved.>")})
+        },
+        outcome: GoesOn,
+    },
+    Edit {
+        key: "subject_transform",
+        value: |fixture| {
+            let name = &fixture.name;
+            json!({"src": format!("walrelay.dead.{name}"), "dest": format!("{name}.dead")})
+        },
+        outcome: Waits("of walrelay.dead."),
+    },
+    Edit {
+        key: "max_msg_size",
+        value: |_| json!(20_000),
+        outcome: GoesOn,
+    },
+    Edit {
         key: "max_msgs",
         value: |_| json!(5),
         outcome: GoesOn,
     },
 ];
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its address")
+}
+
+/// Waits until `/readyz` answers with this status; the reason that it gives.
+async fn ready(address: SocketAddr, status: &str) -> String {
+    eventually(format!("/readyz answers {status}"), async || {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream
+            .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
+            .await
+            .ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        (head.split(' ').nth(1)? == status).then(|| body.to_owned())
+    })
+    .await
+}
 
 async fn api(fixture: &Fixture, what: &str, body: &Value) -> Value {
     let subject = format!("$JS.API.STREAM.{what}.{}", fixture.stream_name());
@@ -116,10 +162,13 @@ async fn edited(lane: Lane, edit: &Edit, restarts: bool) {
     let case = format!("{} in {lane:?}, {restarts}", edit.key);
     let mut fixture = Fixture::bare().await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let address = free_address();
+    fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
     set_up(&mut fixture, lane).await;
     let mut relay = fixture.run();
     fixture.insert(1, BEFORE).await;
     holds_events(&fixture, BEFORE).await;
+    ready(address, "200").await;
 
     let before = config(&fixture).await;
     let mut changed = before.clone();
@@ -132,12 +181,15 @@ async fn edited(lane: Lane, edit: &Edit, restarts: bool) {
         let log = logs_from(&mut relay, logged, words).await;
         assert!(log.contains("waiting: "), "{case}: {log}");
         assert!(relay.runs(), "{case}");
+        let reason = ready(address, "503").await;
+        assert!(reason.contains(words), "{case}: {reason}");
         let verified = fixture.walrelay(&["verify", "--wait", "0s"]).await;
         assert_eq!(verified.code, Some(1), "{case}");
         let said = verified.stdout + &verified.stderr;
         assert!(said.contains(words), "{case}: {said}");
         if restarts {
             relay.kill();
+            fixture.set("WALRELAY_HTTP_LISTEN", "");
             let run = fixture.walrelay(&["run"]).await;
             assert_eq!(run.code, Some(1), "{case}: {}", run.stderr);
             assert!(run.stderr.contains(words), "{case}: {}", run.stderr);
@@ -166,6 +218,9 @@ async fn edited(lane: Lane, edit: &Edit, restarts: bool) {
         assert!(first <= last, "{case}: begins at {first}");
     } else {
         judge_events(&fixture, &(1..=ALL).map(uuid).collect::<Vec<_>>()).await;
+    }
+    if !restarts {
+        ready(address, "200").await;
     }
     relay.stop().await;
     // Each case has a slot of its own, and the other tests need theirs.

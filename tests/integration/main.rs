@@ -8,6 +8,7 @@ mod authentication;
 mod crashes;
 mod delivery;
 mod doctor;
+mod embedded;
 mod idle;
 mod least_privilege;
 mod logs;

@@ -340,3 +340,15 @@ async fn a_full_disk_is_told_and_leaves_no_half_of_the_work() {
     assert_eq!(code_into(&fixture, &arguments, full()), Some(1));
     assert_eq!(there(&fixture).await, [true, false, false, true]);
 }
+
+#[tokio::test]
+async fn a_wide_column_of_versions_is_told_its_limit() {
+    let fixture = Fixture::bare().await;
+    let table = "CREATE TABLE outbox_events (
+        id uuid PRIMARY KEY, aggregate_id uuid NOT NULL, event_type text NOT NULL, event_version int NOT NULL,
+        occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    let said = fixture.walrelay(&["setup"]).await.success().stdout;
+    let words = "event_version of public.outbox_events is int4: an event's version is a number from 0 to 255";
+    assert!(said.contains(words), "{said}");
+}

@@ -220,6 +220,9 @@ pub(crate) struct Broker {
     pub(crate) takes_dead_letters: bool,
     /// Somebody has edited the stream.
     pub(crate) edit: Option<Edit>,
+    pub(crate) num_replicas: usize,
+    /// Until then no event is stored or answered, and nothing else shows it.
+    pub(crate) mute_until: Duration,
 }
 
 impl Broker {
@@ -238,6 +241,8 @@ impl Broker {
             granted_max,
             takes_dead_letters: true,
             edit: None,
+            num_replicas: 1,
+            mute_until: Duration::ZERO,
         }
     }
 
@@ -334,6 +339,9 @@ impl Broker {
         if !subject.starts_with("outbox.") && !is_own {
             return vec![(reply, Some(503), Value::Null)];
         }
+        if now < self.mute_until {
+            return Vec::new();
+        }
         let mut answers = if frame.header(position::BATCH_HEADER).is_some() {
             self.atomic(frame, now)
         } else if reply.ends_with(".$FI") {
@@ -408,6 +416,7 @@ impl Broker {
                     _ => subjects(self.shared),
                 },
                 "retention": if self.events.drops { "interest" } else { "limits" },
+                "num_replicas": self.num_replicas,
                 "no_ack": self.edit == Some(Edit::NoAck),
             },
             "state": {"messages": stream.messages.len(), "first_seq": first, "last_seq": stream.last_seq},

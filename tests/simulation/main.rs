@@ -6,11 +6,13 @@
 
 mod broker;
 mod halts;
+mod limits;
 mod net;
 mod postgres;
 mod random;
 mod regressions;
 mod relay;
+mod replicas;
 mod resync;
 mod run;
 mod shared;

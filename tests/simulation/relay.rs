@@ -1,6 +1,7 @@
 //! A relay process in the simulation: the relay's own opening and turns, on simulated connections.
 
 use crate::broker::{self, Frame, STREAM};
+use crate::limits::look_at_limit;
 use crate::net::To;
 use crate::transport::{Broker, Wal};
 use crate::world::World;
@@ -18,7 +19,7 @@ use walrelay::pipeline::lane_end::Memory;
 use walrelay::pipeline::limit::SizeLimit;
 use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
-use walrelay::pipeline::position::Lane;
+use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::request::Unfit;
@@ -33,7 +34,6 @@ const STEADY: Duration = Duration::from_secs(10);
 const TURN_BYTES_MAX: usize = 1 << 20;
 /// Room beside the largest message, smaller than the real one so that oversized frames come by.
 const FRAME_OVERHEAD_BYTES: usize = 1_024;
-const MESSAGE_BYTES_MAX: usize = 3_000;
 
 const SERVER_VERSION: ServerVersion = ServerVersion {
     major: 2,
@@ -153,6 +153,10 @@ pub(crate) struct Relay {
     waiting: Option<Box<Waiting>>,
     /// When the table answers about a row.
     row_at: Option<Duration>,
+    /// When the broker tells how large a message may be.
+    limit_at: Option<Duration>,
+    /// The row that fits by a limit that was raised.
+    limit_raised_for: Option<Position>,
     pub(crate) wake: Duration,
     pub(crate) frozen_until: Duration,
     epochs: Epochs,
@@ -174,6 +178,8 @@ impl Relay {
             state: State::Pause,
             waiting: None,
             row_at: None,
+            limit_at: None,
+            limit_raised_for: None,
             wake: now,
             frozen_until: Duration::ZERO,
             epochs_begun: 0,
@@ -401,12 +407,13 @@ impl Relay {
             }
             None => {
                 self.row_at = None;
+                self.limit_at = None;
                 let mut engine = start.engine.expect("begun");
                 start.opening.finish(&mut engine);
                 let limits = Limits {
                     turn_bytes_max: world.random.pick(&[500, 20_000, TURN_BYTES_MAX]),
-                    column_bytes_max: MESSAGE_BYTES_MAX,
-                    frame_bytes_max: MESSAGE_BYTES_MAX + FRAME_OVERHEAD_BYTES,
+                    column_bytes_max: world.message_bytes_max,
+                    frame_bytes_max: world.message_bytes_max + FRAME_OVERHEAD_BYTES,
                     wal_sender_timeout: Some(crate::postgres::WAL_SENDER_TIMEOUT),
                 };
                 let wal = start.wal.expect("taken");
@@ -493,7 +500,7 @@ impl Relay {
                 world
                     .postgres
                     .start_replication(link, start_lsn.into(), world.now);
-                let frame_bytes_max = MESSAGE_BYTES_MAX + FRAME_OVERHEAD_BYTES;
+                let frame_bytes_max = world.message_bytes_max + FRAME_OVERHEAD_BYTES;
                 start.wal = Some(Wal::new(link, frame_bytes_max, &mut world.random));
                 start.opening.slot_taken();
             }
@@ -544,6 +551,7 @@ impl Relay {
             status_interval: settings.status_interval,
             halt_on_reject: settings.halt_on_reject,
             refused: self.epochs.refused().clone(),
+            limit_raised_for: self.limit_raised_for,
         }
     }
 
@@ -555,7 +563,7 @@ impl Relay {
             messages_max: settings.messages_max,
             one_by_one: self.epochs.one_by_one(),
             bytes_max: settings.bytes_max,
-            message_limit: SizeLimit::smaller(MESSAGE_BYTES_MAX, None),
+            message_limit: SizeLimit::smaller(world.message_bytes_max, None),
             ack_timeout: settings.ack_timeout,
         }
     }
@@ -589,10 +597,14 @@ impl Relay {
             streaming.stopping = true;
         }
         look_for_row(&mut streaming.turn.engine, &mut self.row_at, world);
-        let stop = match turn(&mut streaming.turn, world) {
+        let looked = look_at_limit(&mut streaming.turn.engine, &mut self.limit_at, world);
+        let turned = looked.map_err(Stop::from);
+        let stop = match turned.and_then(|()| turn(&mut streaming.turn, world)) {
             Ok(false) => {
                 self.wake = wake(&mut streaming.turn, world.now);
-                self.wake = self.row_at.map_or(self.wake, |at| at.min(self.wake));
+                for at in [self.row_at, self.limit_at].into_iter().flatten() {
+                    self.wake = self.wake.min(at);
+                }
                 return State::Streaming(streaming);
             }
             Ok(true) => None,
@@ -628,6 +640,7 @@ impl Relay {
 
     fn inherit(&mut self, engine: &Engine) -> bool {
         self.from = engine.replay_left().map(Into::into);
+        self.limit_raised_for = engine.limit_raised_for();
         self.memory = Some(engine.memory());
         engine.has_progressed()
     }

@@ -25,6 +25,11 @@ pub(crate) struct World {
     pub(crate) broker: Broker,
     /// What the table has of a row that a dead letter cannot hold.
     pub(crate) row_presence: RowPresence,
+    /// Largest message that the broker takes.
+    pub(crate) message_bytes_max: usize,
+    pub(crate) limit_can_be_seen: bool,
+    /// How often it was looked at while a relay streamed.
+    pub(crate) limit_looks: u64,
     /// Prints what happens.
     pub(crate) verbose: bool,
     pub(crate) failure: Option<String>,
@@ -72,6 +77,9 @@ impl World {
             net: Net::default(),
             broker: Broker::new(true, 500),
             row_presence: RowPresence::Kept,
+            message_bytes_max: 3_000,
+            limit_can_be_seen: true,
+            limit_looks: 0,
             verbose,
             failure: None,
             sync_interval: Duration::from_secs(2),

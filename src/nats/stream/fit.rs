@@ -7,6 +7,13 @@ use crate::nats::protocol::ServerVersion;
 
 /// A fence is all headers, and has less than this with any slot and a usual event id.
 const FENCE_BYTES_MAX: usize = 512;
+/// A lane's record has less than this, with many skips and tables.
+const RECORD_BYTES_MAX: usize = 64 * 1024;
+/// Room for the records of many lanes.
+const RECORDS_BYTES_MIN: i64 = 1 << 20;
+/// What to do where an edit does not help: the stream that is missing is made by the next start.
+const RECORDS_ANEW: &str = "remove it while its relays are stopped: the next start makes it anew, and its lane goes on behind its \
+                            last event";
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,7 +94,7 @@ pub(super) fn findings(
     let is_others = !shared && !subjects.iter().skip(1).any(takes_ours);
     let owner = owner(config).filter(|_| is_others);
     missing_subjects(&mut findings, subjects, owner);
-    writable(&mut findings);
+    writable(&mut findings, "use another stream");
     retention(&mut findings);
     if config
         .subjects
@@ -136,33 +143,77 @@ pub(super) fn findings(
 
 /// The findings about an existing stream of the lanes' records.
 pub(super) fn lane_record_findings(config: &StreamConfig, subjects: &str) -> Vec<StreamFinding> {
+    use StreamSeverity::{Blocks, Warns};
     let mut findings = Findings {
         config,
         found: Vec::new(),
     };
     missing_subjects(&mut findings, &[subjects.to_owned()], None);
-    writable(&mut findings);
+    writable(&mut findings, RECORDS_ANEW);
     if !config.max_age.is_zero() {
         let message = "max_age lets records expire: a lane without its record cannot resume";
-        findings.add(StreamSeverity::Blocks, message, Some("--max-age=-1"));
+        findings.add(Blocks, message, Some("--max-age=-1"));
     }
-    if config.retention != "limits" {
-        let message = format!("retention is {}: records vanish", config.retention);
-        findings.add(StreamSeverity::Blocks, message, None);
+    match config.retention.as_str() {
+        "limits" => {}
+        "interest" => {
+            let message = "retention is interest: it acknowledges records and stores nothing";
+            findings.add(Blocks, message, Some("--retention=limits"));
+        }
+        other => {
+            let message = format!("retention is {other}: records vanish; {RECORDS_ANEW}");
+            findings.add(Blocks, message, None);
+        }
     }
     if config.storage == "memory" {
-        let message = "storage is memory: a restart of the server loses the lanes' records";
-        findings.add(StreamSeverity::Blocks, message, None);
+        let message = format!(
+            "storage is memory: a restart of the server loses the lanes' records; {RECORDS_ANEW}"
+        );
+        findings.add(Blocks, message, None);
+    }
+    record_limits(&mut findings);
+    if let Some(transform) = &config.subject_transform
+        && overlaps(transform.filter(), subjects)
+    {
+        let message = format!(
+            "records are stored as {:?}, and not found again",
+            transform.dest
+        );
+        findings.add(Blocks, message, Some("--no-transform"));
     }
     if config.max_msgs_per_subject != 1 {
         let message = "more than the last record of each lane is kept: the stream grows";
-        findings.add(
-            StreamSeverity::Warns,
-            message,
-            Some("--max-msgs-per-subject=1"),
-        );
+        findings.add(Warns, message, Some("--max-msgs-per-subject=1"));
+    }
+    for finding in &mut findings.found {
+        let anew = || format!("nats stream rm {} --force", config.name);
+        finding.command.get_or_insert_with(anew);
     }
     findings.sorted()
+}
+
+/// Whether the stream has room for the records of all lanes.
+fn record_limits(findings: &mut Findings<'_>) {
+    let config = findings.config;
+    let full = match config.discard.as_str() {
+        "new" => "refuses the lanes' next records when it is full",
+        _ => "drops the oldest lane's record when it is full",
+    };
+    if config.max_msgs > 0 {
+        let message = format!("max_msgs is {}: the stream {full}", config.max_msgs);
+        findings.add(StreamSeverity::Blocks, message, Some("--max-msgs=-1"));
+    }
+    if config.max_bytes > 0 && config.max_bytes < RECORDS_BYTES_MIN {
+        let message = format!("max_bytes is {}: the stream {full}", config.max_bytes);
+        let flag = format!("--max-bytes={RECORDS_BYTES_MIN}");
+        findings.add(StreamSeverity::Blocks, message, Some(&flag));
+    }
+    if let Some(bytes) = config.message_bytes_max()
+        && bytes < RECORD_BYTES_MAX
+    {
+        let message = format!("max_msg_size is {bytes}: a lane's record may not fit");
+        findings.add(StreamSeverity::Blocks, message, Some("--max-msg-size=-1"));
+    }
 }
 
 /// The slot whose dead letters the stream takes: it was made for the relay of that slot.
@@ -219,21 +270,25 @@ fn transform(findings: &mut Findings<'_>, subjects: &[String]) {
 }
 
 /// Whether publishing works at all, and an acknowledgement means what it says.
-fn writable(findings: &mut Findings<'_>) {
+fn writable(findings: &mut Findings<'_>, instead: &str) {
     let config = findings.config;
     if config.sealed {
-        let message = "the stream is sealed: it takes nothing any more, and that cannot be undone; use another stream";
+        let message = format!(
+            "the stream is sealed: it takes nothing any more, and that cannot be undone; {instead}"
+        );
         findings.add(StreamSeverity::Blocks, message, None);
     }
     if let Some(mirror) = &config.mirror {
         let message = format!(
-            "the stream mirrors {}: nobody can publish to it; use that one",
+            "the stream mirrors {}: nobody can publish to it; {instead}",
             mirror.name
         );
         findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.allow_msg_counter {
-        let message = "the stream takes counters alone (allow_msg_counter), which cannot be changed; use another stream";
+        let message = format!(
+            "the stream takes counters alone (allow_msg_counter), which cannot be changed; {instead}"
+        );
         findings.add(StreamSeverity::Blocks, message, None);
     }
     if config.no_ack {
@@ -244,7 +299,7 @@ fn writable(findings: &mut Findings<'_>) {
         );
     }
     if config.persist_mode.as_deref() == Some("async") {
-        let message = "persist_mode is async: it acknowledges before it writes; use another stream";
+        let message = format!("persist_mode is async: it acknowledges before it writes; {instead}");
         findings.add(StreamSeverity::Blocks, message, None);
     }
 }
@@ -504,6 +559,48 @@ mod tests {
             lane_record_findings(&config, "walrelay.lane.>")[0].severity,
             StreamSeverity::Blocks
         );
+    }
+
+    #[test]
+    fn records_must_be_kept_whole_and_found_again() {
+        let blocks = |change: fn(&mut StreamConfig)| {
+            let mut config = StreamConfig {
+                subjects: vec!["walrelay.lane.>".into()],
+                max_msgs_per_subject: 1,
+                ..fitting()
+            };
+            change(&mut config);
+            let found = lane_record_findings(&config, "walrelay.lane.>");
+            assert!(
+                found
+                    .iter()
+                    .all(|finding| finding.severity == StreamSeverity::Blocks)
+            );
+            let commands = found.iter().filter_map(|finding| finding.command.clone());
+            commands.collect::<Vec<_>>()
+        };
+        let edit = |flag: &str| vec![format!("nats stream edit OUTBOX {flag}")];
+        assert_eq!(blocks(|config| config.max_msgs = 5), edit("--max-msgs=-1"));
+        assert_eq!(
+            blocks(|config| config.max_bytes = 5_000),
+            edit("--max-bytes=1048576")
+        );
+        assert_eq!(blocks(|config| config.max_bytes = 1 << 20), [""; 0]);
+        assert_eq!(
+            blocks(|config| config.max_msg_size = 300),
+            edit("--max-msg-size=-1")
+        );
+        assert_eq!(blocks(|config| config.no_ack = true), edit("--ack"));
+        assert_eq!(
+            blocks(|config| config.retention = "interest".into()),
+            edit("--retention=limits")
+        );
+        let moved = |config: &mut StreamConfig| config.subject_transform = mapping("", "a.>");
+        assert_eq!(blocks(moved), edit("--no-transform"));
+        let anew = ["nats stream rm OUTBOX --force"];
+        assert_eq!(blocks(|config| config.sealed = true), anew);
+        assert_eq!(blocks(|config| config.storage = "memory".into()), anew);
+        assert_eq!(blocks(|config| config.retention = "workqueue".into()), anew);
     }
 
     #[test]

@@ -20,6 +20,7 @@ impl Engine {
         let due = Due {
             confirmable,
             pressing: self.progress.keeps_too_much(self.confirm.confirmed_lsn()),
+            unanswered_since: self.window.unanswered_since(),
         };
         let ask = self
             .confirm

@@ -1,13 +1,16 @@
 //! A row that cannot be published: its dead letter, or a halt.
 //!
-//! In: the row and why it was rejected; what the table has of it, where that is asked for. Out: a frame for the broker, or
-//! a halt that waits for what is in flight. Guarantee: where a dead letter cannot hold the whole row, the row passes only
-//! while the table still has it, or when a person has allowed it.
+//! In: the row and why it was rejected; how large a message may be now and what the table has of the row, where that is asked
+//! for. Out: a frame for the broker, or a halt that waits for what is in flight. Guarantees: where a dead letter cannot hold
+//! the whole row, the row passes only while the table still has it, or when a person has allowed it; no row becomes a dead
+//! letter for a limit that has not been looked at since the row came or within [`LIMIT_STANDS`].
 
 use super::{Engine, Note};
 use crate::pipeline::dead_letter::{self, DeadLetter, Rejected, RejectedRow};
-use crate::pipeline::envelope::shown;
-use crate::pipeline::fault::{Blocks, Halt};
+use crate::pipeline::envelope::{Reject, shown};
+use crate::pipeline::fault::{Blocks, Fault, Halt};
+use crate::pipeline::limit::SizeLimit;
+use crate::pipeline::position::Position;
 use crate::pipeline::publish::{Body, EventId, Message, Origin, TooLarge};
 use bytes::BytesMut;
 use std::time::Duration;
@@ -32,20 +35,30 @@ pub enum RowPresence {
     Unseen(String),
 }
 
-/// A dead letter that does not hold its whole row, until the table has been asked for it.
+/// No server tells a client of a limit that was raised, so rows ask for it; those that come so soon after a look do not.
+const LIMIT_STANDS: Duration = Duration::from_secs(5);
+
+/// A rejected row that waits for an answer.
 #[derive(Debug)]
 pub(super) struct Pending {
     headers: Vec<u8>,
     letter: DeadLetter,
     row: RejectedRow,
-    question: RowQuestion,
+    id: Option<Vec<u8>>,
+    xid: u32,
     state: Question,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Question {
-    ToAsk,
-    Asked,
+    /// Its message is too large, by a limit that may have been raised.
+    Limit,
+    LimitAsked,
+    /// It is too large: what becomes of it is decided as soon as there is room for a dead letter.
+    TooLarge,
+    /// Its dead letter would not hold all of it: has the table?
+    Row,
+    RowAsked,
     /// The table has the row: the dead letter may leave as soon as there is room for it.
     Kept,
 }
@@ -65,47 +78,115 @@ impl Engine {
             event_id: id.as_deref().map_or_else(|| "-".to_owned(), shown),
             reject: rejected.reject.clone(),
         };
-        let is_allowed = self.settings.skips().contains(&rejected.position);
-        if self.settings.epoch.halt_on_reject && !is_allowed {
-            self.halt_at(row, Blocks::Configured);
-            return;
-        }
         let mut headers = std::mem::take(&mut self.headers);
         headers.extend_from_slice(dead_letter::headers(rejected.reject).as_bytes());
-        let letter = DeadLetter::of(rejected, &self.settings.epoch.source.encoding);
-        let body = letter.body(self.window.room(&headers));
-        match id {
-            _ if body.is_whole || is_allowed => self.place(headers, &body.bytes, row, out, now),
-            None => self.halt_at(row, self.would_lose("it has no id to look for it by")),
-            Some(id) => {
-                let question = RowQuestion {
-                    id: String::from_utf8_lossy(&id).into_owned(),
-                    xid,
-                };
-                self.pending = Some(Pending {
-                    headers,
-                    letter,
-                    row,
-                    question,
-                    state: Question::ToAsk,
-                });
-            }
+        let pending = Pending {
+            headers,
+            letter: DeadLetter::of(rejected, &self.settings.epoch.source.encoding),
+            row,
+            id: id.map(|id| id.to_vec()),
+            xid,
+            state: Question::Limit,
+        };
+        match self.may_be_raised(&pending.row, now) {
+            true => self.pending = Some(pending),
+            false => self.decide(pending, out, now),
+        }
+    }
+
+    /// Whether the row may fit by now.
+    fn may_be_raised(&self, row: &RejectedRow, now: Duration) -> bool {
+        let is_fresh = now < self.limit_seen_at + LIMIT_STANDS
+            || self.settings.epoch.limit_raised_for == Some(row.position);
+        matches!(row.reject, Reject::TooLarge { .. }) && !is_fresh
+    }
+
+    /// Its dead letter, a halt, or a question to the table.
+    fn decide(&mut self, mut pending: Pending, out: &mut BytesMut, now: Duration) {
+        let is_allowed = self.settings.skips().contains(&pending.row.position);
+        if self.settings.epoch.halt_on_reject && !is_allowed {
+            self.halt_at(pending.row, Blocks::Configured);
+            return;
+        }
+        let body = pending.letter.body(self.window.room(&pending.headers));
+        if body.is_whole || is_allowed {
+            self.place(pending.headers, &body.bytes, pending.row, out, now);
+        } else if pending.id.is_none() {
+            self.halt_at(
+                pending.row,
+                self.would_lose("it has no id to look for it by"),
+            );
+        } else {
+            pending.state = Question::Row;
+            self.pending = Some(pending);
+        }
+    }
+
+    /// Whether server and stream are to be asked how large a message may be, once; no WAL is taken before
+    /// [`Self::handle_limit`] has the answer.
+    pub fn poll_limit_question(&mut self) -> bool {
+        let to_ask = self.pending.as_mut();
+        let Some(pending) = to_ask.filter(|pending| pending.state == Question::Limit) else {
+            return false;
+        };
+        pending.state = Question::LimitAsked;
+        true
+    }
+
+    /// Takes the answer to [`Self::poll_limit_question`]; none where there was none, and what was known stands.
+    ///
+    /// # Errors
+    /// [`Fault::Reread`] where the row fits now: all that was made for the smaller limit is made anew.
+    pub fn handle_limit(&mut self, limit: Option<SizeLimit>, now: Duration) -> Result<(), Fault> {
+        let asked = self.pending.as_mut();
+        let Some(pending) = asked.filter(|pending| pending.state == Question::LimitAsked) else {
+            return Ok(());
+        };
+        self.limit_seen_at = now;
+        pending.state = Question::TooLarge;
+        let known = self.settings.epoch.limits.message_limit;
+        if let Some(limit) = limit.filter(|limit| limit.bytes > known.bytes)
+            && let Reject::TooLarge { bytes, .. } = pending.row.reject
+            && bytes <= limit.bytes as u64
+        {
+            self.limit_raised_for = Some(pending.row.position);
+            return Err(Fault::Reread("the broker takes larger messages now"));
+        }
+        Ok(())
+    }
+
+    /// The row for which the epoch ends, since it fits by a limit that was raised.
+    pub fn limit_raised_for(&self) -> Option<Position> {
+        self.limit_raised_for
+    }
+
+    /// A new connection to the broker has told the limit, and it is the known one.
+    pub(super) fn limit_stands(&mut self, now: Duration) {
+        self.limit_seen_at = now;
+        if let Some(pending) = &mut self.pending
+            && matches!(pending.state, Question::Limit | Question::LimitAsked)
+        {
+            pending.state = Question::TooLarge;
         }
     }
 
     /// The row that the table is to be asked for, once; no WAL is taken before [`Self::handle_row`] has the answer.
     pub fn poll_question(&mut self) -> Option<RowQuestion> {
         let pending = self.pending.as_mut()?;
-        if pending.state != Question::ToAsk {
+        if pending.state != Question::Row {
             return None;
         }
-        pending.state = Question::Asked;
-        Some(pending.question.clone())
+        pending.state = Question::RowAsked;
+        Some(RowQuestion {
+            id: String::from_utf8_lossy(pending.id.as_ref()?).into_owned(),
+            xid: pending.xid,
+        })
     }
 
     /// Takes the answer to [`Self::poll_question`].
     pub fn handle_row(&mut self, presence: &RowPresence) {
-        let Some(mut pending) = self.pending.take() else {
+        let asked = |pending: &mut Pending| pending.state == Question::RowAsked;
+        let Some(mut pending) = self.pending.take_if(asked) else {
             return;
         };
         let why = match presence {
@@ -122,23 +203,20 @@ impl Engine {
         self.halt_at(pending.row, self.would_lose(&why));
     }
 
-    /// Places the dead letter that has waited for its answer, once the window takes it.
+    /// Goes on with the row that has waited for an answer, once the window takes its dead letter.
     pub(crate) fn place_pending(&mut self, out: &mut BytesMut, now: Duration) {
         if !self.window.has_room() || self.window.has_waiting() {
             return;
         }
-        let kept = self
-            .pending
-            .take_if(|pending| pending.state == Question::Kept);
-        if let Some(pending) = kept {
-            let Pending {
-                headers,
-                letter,
-                row,
-                ..
-            } = pending;
-            let body = letter.body(self.window.room(&headers));
-            self.place(headers, &body.bytes, row, out, now);
+        let answered =
+            |pending: &mut Pending| matches!(pending.state, Question::TooLarge | Question::Kept);
+        match self.pending.take_if(answered) {
+            Some(pending) if pending.state == Question::Kept => {
+                let body = pending.letter.body(self.window.room(&pending.headers));
+                self.place(pending.headers, &body.bytes, pending.row, out, now);
+            }
+            Some(pending) => self.decide(pending, out, now),
+            None => {}
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Resumed {
     pub record: Option<LaneRecord>,
     /// How to publish.
     pub mode: Mode,
+    /// The stream's replicas.
+    pub num_replicas: usize,
     /// The connection, and what may be in flight on it.
     pub limits: WindowLimits,
     /// Which process of the broker answers; none where that does not tell who stores.
@@ -94,11 +96,13 @@ impl Engine {
         let is_started_anew = settings.server_id != resumed.server_id;
         settings.record = resumed.record;
         settings.mode = resumed.mode;
+        settings.num_replicas = resumed.num_replicas;
         settings.epoch.limits = resumed.limits;
         settings.server_id = resumed.server_id;
         if is_started_anew {
             self.progress.hold_anew(now);
         }
+        self.limit_stands(now);
         let before = self.progress.acknowledged_rows();
         let through = plan.lane_end.as_ref().map(|lane_end| lane_end.position);
         let window = self.settings.window();

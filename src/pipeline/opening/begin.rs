@@ -58,6 +58,7 @@ impl Opening<'_> {
             lane: place.lane,
             history: place.history,
             created: stream.created,
+            num_replicas: stream.num_replicas,
             number: record.as_ref().map_or(1, |record| record.epoch + 1),
             record,
             mode,
@@ -93,6 +94,7 @@ impl Opening<'_> {
         let resumed = Resumed {
             record: usable_record(stored.record, engine.history()),
             mode,
+            num_replicas: stream.num_replicas,
             limits: limits_of(mode, &stream, limits),
             server_id: self.server.id.clone(),
         };

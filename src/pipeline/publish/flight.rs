@@ -209,10 +209,15 @@ impl Flight {
         Ok(self.acknowledged)
     }
 
+    /// Since when the oldest row on its way waits for an answer, or an open batch for its end.
+    pub(super) fn unanswered_since(&self, has_open_batch: bool) -> Option<Duration> {
+        (!self.sent.is_empty() || has_open_batch).then_some(self.waiting_since)
+    }
+
     /// When the epoch is over unless an acknowledgement comes before.
     pub(super) fn ack_deadline(&self, has_open_batch: bool) -> Option<Duration> {
-        (!self.sent.is_empty() || has_open_batch)
-            .then(|| self.waiting_since + self.settings.limits.ack_timeout)
+        self.unanswered_since(has_open_batch)
+            .map(|since| since + self.settings.limits.ack_timeout)
     }
 
     /// The row with this number of the epoch, from 1; the oldest in flight where the number tells nothing.

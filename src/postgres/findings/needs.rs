@@ -39,7 +39,7 @@ pub(super) fn needs() -> Fields<Need> {
         event_version: Need {
             fits: |column| matches!(column.base_type.as_str(), "int2" | "int4" | "int8"),
             wanted: "smallint",
-            types: "an integer",
+            types: "an integer, with values from 0 to 255",
         },
         occurred_at: Need {
             fits: |column| {
