@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use super::mapping::{headers, round_trip, with_table};
 use crate::support::Stored;
 
-/// Reads the section of `docs/presets.md` under this heading: its TOML as variables.
+/// The section of `docs/presets.md` under this heading.
 fn documented(library: &str) -> Vec<(&'static str, String)> {
     let text = std::fs::read_to_string("docs/presets.md").expect("the document");
     let (_, section) = text
@@ -15,6 +15,11 @@ fn documented(library: &str) -> Vec<(&'static str, String)> {
         .expect("a section");
     let (_, toml) = section.split_once("```toml\n").expect("its configuration");
     let (toml, _) = toml.split_once("```").expect("its end");
+    variables(toml)
+}
+
+/// TOML as variables.
+fn variables(toml: &str) -> Vec<(&'static str, String)> {
     let tables: toml::Table = toml.parse().expect("TOML");
     let mut settings = Vec::new();
     for (section, keys) in &tables {
@@ -35,6 +40,28 @@ fn documented(library: &str) -> Vec<(&'static str, String)> {
     settings
 }
 
+/// What `setup` proposes for the table, once it has a row, can be used as it is.
+async fn proposed(table: &str, row: &str, settings: &[(&'static str, &str)]) {
+    let mut name = settings.to_vec();
+    name.retain(|(name, _)| *name == "WALRELAY_POSTGRES_TABLE");
+    let mut fixture = with_table(table, &name).await;
+    fixture.sql.batch_execute(row).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let (_, toml) = refused
+        .stderr
+        .split_once("as far as it is right:\n")
+        .expect("a proposal");
+    let is_toml = |line: &&str| !line.starts_with("warning") && !line.starts_with("error");
+    let toml: Vec<&str> = toml.lines().take_while(is_toml).collect();
+    for (name, text) in variables(&toml.join("\n")) {
+        let text = text.replace("NAME", &fixture.name);
+        fixture.set(name, text);
+    }
+    let setup = fixture.walrelay(&["setup"]).await;
+    assert_eq!(setup.code, Some(0), "{setup:?}");
+}
+
 /// The second of two rows as the stream has it: its subject behind the test's root, headers, body.
 async fn published(library: &str, table: &str, rows: [&str; 2]) -> Stored {
     let settings = documented(library);
@@ -42,6 +69,7 @@ async fn published(library: &str, table: &str, rows: [&str; 2]) -> Stored {
         .iter()
         .map(|(name, text)| (*name, &**text))
         .collect();
+    proposed(table, rows[0], &settings).await;
     let fixture = with_table(table, &settings).await;
     let root = fixture.name.clone();
     let [mut second, _] = round_trip(fixture, rows).await;

@@ -7,24 +7,23 @@ use super::needs::needs;
 use crate::pipeline::fields::{Field, Fields};
 use crate::postgres::catalog::{Column, Table};
 
-/// What outbox tables call each field, the likeliest first.
+/// What outbox tables call each field, the likeliest first; capitals and underscores do not count.
 const NAMES: Fields<&[&str]> = Fields {
     id: &[
         "id",
         "event_id",
-        "eventid",
         "message_id",
-        "messageid",
         "uuid",
         "guid",
         "outbox_id",
+        "idempotency_key",
+        "idempotent_key",
         "offset",
         "position",
         "sequence_number",
     ],
     aggregate_id: &[
         "aggregate_id",
-        "aggregateid",
         "entity_id",
         "stream_id",
         "correlation_id",
@@ -34,7 +33,6 @@ const NAMES: Fields<&[&str]> = Fields {
     ],
     event_type: &[
         "event_type",
-        "eventtype",
         "type",
         "message_type",
         "event_name",
@@ -51,9 +49,9 @@ const NAMES: Fields<&[&str]> = Fields {
         "occurred_at",
         "occurred_on",
         "created_at",
-        "createdat",
         "created_on",
         "created",
+        "added",
         "inserted_at",
         "sent_time",
         "enqueue_time",
@@ -75,6 +73,13 @@ const NAMES: Fields<&[&str]> = Fields {
 /// The columns of Debezium's outbox event router.
 const DEBEZIUM: [&str; 5] = ["id", "aggregatetype", "aggregateid", "type", "payload"];
 
+/// A name without what conventions differ in.
+fn bare(name: &str) -> impl Iterator<Item = char> {
+    name.chars()
+        .filter(|c| *c != '_')
+        .map(|c| c.to_ascii_lowercase())
+}
+
 /// What to paste.
 pub(super) fn of(table: &Table) -> Option<String> {
     let has = |name: &str| table.columns.iter().any(|column| column.name == name);
@@ -88,7 +93,7 @@ pub(super) fn of(table: &Table) -> Option<String> {
     let find = |field: Field| -> Option<&Column> {
         let fits = needs.get(field).fits;
         let by_name = NAMES.get(field).iter().find_map(|name| {
-            let named = |column: &&Column| column.name.eq_ignore_ascii_case(name) && fits(column);
+            let named = |column: &&Column| bare(&column.name).eq(bare(name)) && fits(column);
             table.columns.iter().find(named)
         });
         // The payload is the only column that can be one, however it is called.
