@@ -73,6 +73,7 @@ fn record(sequence: u64) -> LaneRecord {
         doubted: false,
         carrier: None,
         tables: Vec::new(),
+        publications: Vec::new(),
         halted: None,
     }
 }
