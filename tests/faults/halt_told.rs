@@ -64,7 +64,9 @@ async fn a_halt_is_told_with_its_remedy_until_an_epoch_begins() {
         "{remedy}"
     );
     let (_, position) = json(&fixture, "position").await;
-    assert_eq!(position["lane"], halted);
+    for key in ["state", "reason", "remedy", "halted_at"] {
+        assert_eq!(position["lane"][key], halted[key], "{key}");
+    }
     assert_eq!(doctors_remedy(&fixture).await.as_deref(), Some(remedy));
     let text = fixture.walrelay(&["status"]).await.stdout;
     assert!(text.contains(reason) && text.contains(remedy), "{text}");

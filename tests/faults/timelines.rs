@@ -204,7 +204,7 @@ async fn a_slot_that_was_made_after_the_promotion_is_looked_at_by_a_person() {
     fixture.insert(16, 18).await;
     let mut relay = fixture.run();
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
-    assert!(relay.log().contains("timeline"), "{}", relay.log());
+    assert!(relay.log().contains("made it anew"), "{}", relay.log());
     assert_eq!(fixture.message_count().await, 10, "nothing was published");
     goes_on_with_the_rest(&mut fixture, 13).await;
 }
