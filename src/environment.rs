@@ -15,7 +15,7 @@ pub struct Environment {
 
 impl Environment {
     /// The environment of this process. Variables that are not UTF-8 are left out.
-    pub(crate) fn of_process() -> Self {
+    pub fn of_process() -> Self {
         let variables = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect();

@@ -93,20 +93,19 @@ impl Layers {
         errors: &mut Vec<ConfigError>,
     ) {
         for entry in KEYS {
-            let fallback = entry.fallback.map(str::to_owned);
-            let own = entry.variable();
-            let variables: [(_, fn(String) -> ValueOrigin); 2] = [
-                (fallback, ValueOrigin::Fallback),
-                (Some(own), ValueOrigin::Variable),
-            ];
-            for (variable, origin) in variables {
-                let Some(variable) = variable else { continue };
-                match read_variable(entry, &variable, environment) {
-                    Ok(Some((text, variable))) => self.set(entry.key, text, origin(variable)),
-                    Ok(None) => {}
-                    Err(error) => errors.push(error),
-                }
+            let mut add = |variable: &str, origin: fn(String) -> ValueOrigin| match read_variable(
+                entry,
+                variable,
+                environment,
+            ) {
+                Ok(Some((text, variable))) => self.set(entry.key, text, origin(variable)),
+                Ok(None) => {}
+                Err(error) => errors.push(error),
+            };
+            if let Some(fallback) = entry.fallback {
+                add(fallback, ValueOrigin::Fallback);
             }
+            add(&entry.variable(), ValueOrigin::Variable);
         }
         warn_of_unknown(environment, warnings);
     }

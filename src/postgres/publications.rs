@@ -13,7 +13,7 @@ use crate::postgres::settings::PostgresSettings;
 ///
 /// # Errors
 /// A failed query.
-pub(crate) async fn publication_list(
+pub async fn publication_list(
     client: &Client,
     settings: &PostgresSettings,
     inspection: &Inspection,
