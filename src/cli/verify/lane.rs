@@ -464,4 +464,32 @@ mod tests {
         assert_eq!(id([None; 2], b"\xff"), None);
         assert_eq!(id([Some("8"), None], b"{\"id\":7}"), Some(key("8")));
     }
+
+    #[test]
+    fn a_mark_closes_a_dead_letter_without_an_id_too() {
+        let info = StreamInfo::parse(br#"{"created":"c","config":{},"state":{}}"#).unwrap();
+        let mut lane = LaneReading::new(&info, "S", "a", None, 0.into());
+        let mut entries = Entries::default();
+        for (sequence, kind, was, expected) in [
+            (1, "dead-letter", "open", (1, 0)),
+            (2, "discarded", "open", (0, 1)),
+            (3, "retried", "discarded", (0, 0)),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(KIND_HEADER, kind);
+            headers.insert(POSITION_HEADER, "a 0/10:1");
+            headers.insert(DEAD_LETTER_HEADER, "a 0/10:1");
+            let body = format!("{{\"id\":null,\"was\":\"{was}\"}}");
+            lane.take(
+                sequence,
+                "walrelay.dead.a",
+                Some(&headers),
+                body.as_bytes(),
+                &mut entries,
+            )
+            .unwrap();
+            let found = (lane.dead_letters_without_id, lane.discarded_without_id);
+            assert_eq!(found, expected, "{kind}");
+        }
+    }
 }
