@@ -17,6 +17,8 @@ mod halts;
 mod hold_back;
 mod lane;
 mod lease;
+#[cfg(target_os = "linux")]
+mod mute;
 mod postgres_says_no;
 #[path = "../chaos/proxy.rs"]
 #[allow(dead_code)] // The chaos tests use the rest of it.
