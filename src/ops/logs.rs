@@ -129,7 +129,7 @@ pub(crate) fn init(format: LogFormat, filter: &LogFilter) {
     }
 }
 
-/// Logs by another filter from now on, where [`init`] has started the log.
+/// Logs by another filter from now on, where `init` has started the log.
 pub fn set_filter(filter: &LogFilter) {
     if let Some(set) = SET_FILTER.get() {
         set(EnvFilter::new(&filter.0));

@@ -83,7 +83,7 @@ pub enum Told {
 
 impl Told {
     /// Of a slot's own message; none where somebody else has written it. `position` and `letter` are the values of
-    /// `Walrelay-Position` and of [`DEAD_LETTER_HEADER`].
+    /// `Walrelay-Position` and of `Walrelay-Dead-Letter`.
     #[must_use]
     pub fn of(
         slot: &str,
