@@ -17,11 +17,6 @@ async fn type_remedy(fixture: &Fixture, said: &str, config: &Value) {
         .split_once("nats stream ")
         .unwrap_or_else(|| panic!("no command in {said}"));
     let command = command.lines().next().expect("a line").trim();
-    if command.starts_with("rm WALRELAY --force") {
-        let gone = api(fixture, "DELETE", &json!({})).await;
-        assert!(gone["error"].is_null(), "{gone}");
-        return;
-    }
     let flag = command
         .strip_prefix("edit WALRELAY --")
         .unwrap_or_else(|| panic!("{command}"));
@@ -30,7 +25,6 @@ async fn type_remedy(fixture: &Fixture, said: &str, config: &Value) {
         "max-msgs=-1" => ("max_msgs", json!(-1)),
         "max-bytes=1048576" => ("max_bytes", json!(1_048_576)),
         "max-msg-size=-1" => ("max_msg_size", json!(-1)),
-        "retention=limits" => ("retention", json!("limits")),
         "no-transform" => ("subject_transform", Value::Null),
         "ack" => ("no_ack", json!(false)),
         _ => panic!("nobody has typed {flag}"),
@@ -102,10 +96,8 @@ async fn a_record_stream_that_loses_records_is_refused_and_mended() {
         ("max_msgs", json!(5), "max_msgs is 5"),
         ("max_bytes", json!(50_000), "max_bytes is 50000"),
         ("max_msg_size", json!(5_000), "max_msg_size is 5000"),
-        ("retention", json!("interest"), "retention is interest"),
         ("no_ack", json!(true), "does not acknowledge"),
         ("subject_transform", transform, "not found again"),
-        ("sealed", json!(true), "is sealed"),
     ] {
         edited(key, value, words).await;
     }

@@ -12,8 +12,8 @@ const RECORD_BYTES_MAX: usize = 64 * 1024;
 /// Room for the records of many lanes.
 const RECORDS_BYTES_MIN: i64 = 1 << 20;
 /// What to do where an edit does not help: the stream that is missing is made by the next start.
-const RECORDS_ANEW: &str = "remove it while its relays are stopped: the next start makes it anew, and its lane goes on behind its \
-                            last event";
+const RECORDS_ANEW: &str = "remove it while its relays are stopped: the next start makes it anew, and where that halts for want of \
+                            its record, `walrelay adopt` goes on";
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,7 +157,8 @@ pub(super) fn lane_record_findings(config: &StreamConfig, subjects: &str) -> Vec
     match config.retention.as_str() {
         "limits" => {}
         "interest" => {
-            let message = "retention is interest: it acknowledges records and stores nothing";
+            let message = "retention is interest: it acknowledges records and stores nothing, and the edit has removed those that were \
+                           there; where the next start halts for want of its record, `walrelay adopt` goes on";
             findings.add(Blocks, message, Some("--retention=limits"));
         }
         other => {
