@@ -260,3 +260,31 @@ fn a_lane_whose_fences_were_removed_and_that_no_record_knows_was_there() {
     ];
     assert_eq!(ask(search(20, None), &removed), FoundEnd::FenceRemoved);
 }
+
+/// A new lane among many messages of others on its own subjects. What has no fence has published nothing, so that the look
+/// at them is bounded.
+#[test]
+fn a_lane_without_a_fence_is_told_by_a_bounded_number_of_answers() {
+    const OTHERS: u64 = 100_000;
+    let subjects = SharedSubjects::new("S", "s", EVENTS.into());
+    let stream = StreamEnd {
+        created: "then",
+        last_sequence: OTHERS,
+        messages: OTHERS,
+    };
+    let mut search = SharedEndSearch::new("s", subjects, stream, None, None);
+    let mut asked = 0;
+    while let Some(lookup) = search.wanted() {
+        asked += 1;
+        let answer = match lookup {
+            Lookup::Next {
+                from,
+                filter: EVENTS,
+            } => Some(foreign(from)),
+            _ => None,
+        };
+        assert_eq!(search.take(answer), None);
+    }
+    assert!((200..210).contains(&asked), "{asked}");
+    assert_eq!(search.end(), FoundEnd::Nothing);
+}

@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 use walrelay::nats::headers::Headers;
 use walrelay::pipeline::position::{self, Position};
+use walrelay::pipeline::record::LaneRecord;
 
 pub(crate) const STREAM: &str = "OUTBOX";
 pub(crate) const RECORDS: &str = "WALRELAY";
@@ -70,6 +71,8 @@ pub(crate) struct Stream {
     pub(crate) positions: BTreeSet<Position>,
     /// What an edit of the stream has removed: some of it may come again.
     swept: BTreeSet<Position>,
+    /// What it has acknowledged and never kept.
+    unkept: BTreeSet<Position>,
     /// It acknowledges what it does not keep.
     drops: bool,
     /// What must never happen.
@@ -139,6 +142,7 @@ impl Stream {
         self.last_id = frame.header("Nats-Msg-Id").map(str::to_owned);
         self.ids.extend(self.last_id.clone());
         if self.drops {
+            self.unkept.extend(frame.position());
             return self.last_seq;
         }
         if let Some(position) = frame.position() {
@@ -156,6 +160,31 @@ impl Stream {
         }
         self.messages.insert(self.last_seq, frame);
         self.last_seq
+    }
+
+    /// The record names everything up to there: none of it may come again.
+    fn is_recorded(&mut self, position: Option<Position>) {
+        self.swept.retain(|swept| Some(*swept) > position);
+    }
+
+    /// It has kept a later one and not an earlier one.
+    pub(crate) fn is_kept_in_part(&self) -> bool {
+        let last = self.positions.last();
+        let is_left_out = |position: &&Position| !self.positions.contains(position);
+        self.unkept
+            .iter()
+            .any(|position| is_left_out(&position) && Some(position) < last)
+    }
+
+    /// A message stands there that was copied, and what it was copied from was removed.
+    pub(crate) fn is_copy_of_removed(&self, sequence: u64) -> bool {
+        let header = |frame: &Frame| frame.header(position::POSITION_HEADER).map(str::to_owned);
+        let copy = self
+            .messages
+            .get(&sequence)
+            .filter(|frame| frame.subject == FOREIGN);
+        let copied = copy.and_then(header);
+        copied.is_some() && self.removed.values().any(|frame| header(frame) == copied)
     }
 
     /// Removes messages as people and limits do.
@@ -325,6 +354,8 @@ impl Broker {
                 return one(refused(RECORDS, 400, code, &text));
             }
             let before = self.records.last_of(&subject).map(|(seq, _)| seq);
+            let record = LaneRecord::from_json(&frame.data).expect("a record");
+            self.events.is_recorded(record.position);
             let seq = self.records.store(frame);
             if let Some(before) = before {
                 self.records.remove(std::iter::once(before));

@@ -16,6 +16,7 @@ mod replicas;
 mod resync;
 mod run;
 mod shared;
+mod tables;
 mod transport;
 mod wire;
 mod world;

@@ -5,17 +5,23 @@
 
 use crate::random::Random;
 use crate::wire::{self, Table, Value};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use walrelay::pipeline::history::History;
 
 pub(crate) const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
-pub(crate) const OUTBOX_OID: u32 = 16_400;
+const OUTBOX: &str = "outbox_events";
+const OUTBOX_OID: u32 = 16_400;
 const OTHER_OID: u32 = 16_500;
+/// Text in some encoding, and none in UTF-8.
+pub(crate) const NO_TEXT: &[u8] = b"\"Z\xfcri\"";
 
 /// A row of the outbox, or of another table of the publication.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) outbox: bool,
+    /// As it was when the row was inserted: OID and name.
+    table: (u32, &'static str),
     /// In the order of the envelope.
     pub(crate) values: [Value; 6],
     /// It can be no event.
@@ -55,7 +61,8 @@ pub(crate) struct Walsender {
     sent_lsn: u64,
     write_lsn: u64,
     told_lsn: u64,
-    described: bool,
+    /// Under which name a table was described.
+    described: BTreeMap<u32, &'static str>,
     heard_at: Duration,
     asked: bool,
     /// The client has asked for a keepalive.
@@ -78,6 +85,10 @@ pub(crate) struct Postgres {
     pub(crate) walsender: Option<Walsender>,
     /// How many there were.
     pub(crate) walsenders: u64,
+    /// SQL_ASCII: any bytes are text.
+    pub(crate) sql_ascii: bool,
+    /// OID of the table that is the outbox.
+    pub(crate) outbox_oid: u32,
     columns: Vec<usize>,
     events: u64,
     salt: u64,
@@ -102,6 +113,8 @@ impl Postgres {
             saved_lsn: start,
             walsender: None,
             walsenders: 0,
+            sql_ascii: false,
+            outbox_oid: OUTBOX_OID,
             columns,
             events: 0,
             salt: 0,
@@ -127,7 +140,10 @@ impl Postgres {
             text(&format!("{{\"n\": {n}, \"x\": \"{payload}\"}}")),
         ];
         let rejected = rejects && random.one_in(8);
-        if rejected {
+        if rejected && self.sql_ascii && random.one_in(2) {
+            // What a server of another encoding could not convert.
+            values[random.pick(&[2, 5])] = Some(NO_TEXT.to_vec());
+        } else if rejected {
             match random.below(6) {
                 0 => values[0] = None,
                 1 => values[1] = None,
@@ -142,6 +158,7 @@ impl Postgres {
         }
         Row {
             outbox: true,
+            table: (self.outbox_oid, OUTBOX),
             values,
             rejected,
         }
@@ -163,7 +180,36 @@ impl Postgres {
     pub(crate) fn commit_other_table(&mut self, random: &mut Random) {
         let mut row = self.row(random, false);
         row.outbox = false;
+        // One that was the outbox is another table now.
+        row.table = match self.outbox_oid > OUTBOX_OID && random.one_in(2) {
+            true => (self.outbox_oid - 1, "outbox_old"),
+            false => (OTHER_OID, "other"),
+        };
+        if self.sql_ascii {
+            row.values[5] = Some(NO_TEXT.to_vec());
+        }
         self.commit(vec![row], random);
+    }
+
+    /// A new table, what the outbox has copied into it, and the names swapped; then an event. FOR ALL TABLES sends all of it.
+    pub(crate) fn replace_table(&mut self, random: &mut Random) {
+        let events = self.events().map(|(_, _, _, row)| row.clone());
+        let mut copied: Vec<Row> = events.collect();
+        copied.drain(..copied.len().saturating_sub(30));
+        self.outbox_oid += 1;
+        for row in &mut copied {
+            row.outbox = false;
+            row.table = (self.outbox_oid, "outbox_new");
+        }
+        let event = self.row(random, false);
+        // All in one transaction, or one after the other.
+        if random.one_in(2) {
+            copied.push(event);
+            self.commit(copied, random);
+        } else {
+            self.commit(copied, random);
+            self.commit(vec![event], random);
+        }
     }
 
     /// WAL of another database.
@@ -235,7 +281,7 @@ impl Postgres {
             sent_lsn: confirmed,
             write_lsn: 0,
             told_lsn: 0,
-            described: false,
+            described: BTreeMap::new(),
             heard_at: now,
             asked: false,
             owes_keepalive: false,
@@ -346,21 +392,15 @@ fn send_transaction(
     out: &mut Vec<u8>,
     transaction: &Transaction,
     columns: &[usize],
-    described: &mut bool,
+    described: &mut BTreeMap<u32, &'static str>,
 ) {
     let mut message = |data: &[u8]| wire::copy_data(out, &wire::xlog_data(0, data));
     message(&wire::begin(transaction.commit_lsn, 7));
     for row in &transaction.rows {
-        if !*described {
-            *described = true;
-            message(&wire::relation(&table(
-                OUTBOX_OID,
-                "outbox_events",
-                columns,
-            )));
-            message(&wire::relation(&table(OTHER_OID, "other", columns)));
+        let (oid, name) = row.table;
+        if described.insert(oid, name) != Some(name) {
+            message(&wire::relation(&table(oid, name, columns)));
         }
-        let oid = if row.outbox { OUTBOX_OID } else { OTHER_OID };
         let mut values: Vec<Value> = columns.iter().map(|at| row.values[*at].clone()).collect();
         values.push(None);
         message(&wire::insert(oid, &values));

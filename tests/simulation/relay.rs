@@ -84,6 +84,8 @@ struct Start {
     /// Once it has begun.
     engine: Option<Box<Engine>>,
     incarnation: u64,
+    /// OID of the outbox and the end of the WAL, when the catalog was looked at.
+    catalog: (u32, u64),
     broker: Option<Broker>,
     wal: Option<Wal>,
     /// Answers that came since the slot was taken.
@@ -339,6 +341,7 @@ impl Relay {
             },
             engine: None,
             incarnation: 0,
+            catalog: (0, 0),
             broker: None,
             wal: None,
             answers_since_slot: 0,
@@ -460,6 +463,7 @@ impl Relay {
                     return Err(gone("down"));
                 }
                 start.incarnation = world.postgres.incarnation;
+                start.catalog = (world.postgres.outbox_oid, world.postgres.end_lsn);
                 start.opening.catalog_seen();
             }
             Wanted::Broker => {
@@ -519,7 +523,7 @@ impl Relay {
             }
             Wanted::Settings => {
                 let broker = start.broker.as_ref().expect("connected");
-                let settings = self.epoch_settings(broker.inbox(), world);
+                let settings = self.epoch_settings(broker.inbox(), start.catalog, world);
                 start.engine = Some(start.opening.begin(settings, world.now));
             }
             Wanted::Nothing => {}
@@ -527,18 +531,26 @@ impl Relay {
         Ok(())
     }
 
-    fn epoch_settings(&self, inbox: &str, world: &mut World) -> EpochSettings {
+    fn epoch_settings(
+        &self,
+        inbox: &str,
+        (outbox_oid, server_lsn): (u32, u64),
+        world: &mut World,
+    ) -> EpochSettings {
         let settings = &self.settings;
         EpochSettings {
             source: Source {
                 tables: Tables::new(
                     "public".into(),
                     "outbox_events".into(),
-                    crate::postgres::OUTBOX_OID,
-                    0.into(),
+                    outbox_oid,
+                    server_lsn.into(),
                 ),
                 domains: Vec::new(),
-                encoding: Encoding::Utf8,
+                encoding: match world.postgres.sql_ascii {
+                    true => Encoding::Unchecked,
+                    false => Encoding::Utf8,
+                },
                 mapping: Mapping::default(),
             },
             publications: Vec::new(),

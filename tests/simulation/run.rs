@@ -40,6 +40,7 @@ pub(crate) fn settings(world: &mut World) -> Settings {
     world.broker.allow_batched = !random.one_in(3);
     world.broker.granted_max = random.pick(&[1, 5, 100, 500]);
     world.broker.shared = random.one_in(3);
+    world.postgres.sql_ascii = random.one_in(3);
     Settings {
         hold_back,
         ack_timeout: random.millis(500, 6_000),

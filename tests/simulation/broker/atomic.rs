@@ -50,6 +50,11 @@ impl Broker {
         if self.is_full() {
             return answer(refused(STREAM, 503, 10_077, "maximum bytes exceeded"));
         }
+        let behind = number(&batch.frames[0], "Nats-Expected-Last-Subject-Sequence");
+        let has_events = batch.frames.iter().any(|frame| frame.position().is_some());
+        if has_events && behind.is_none_or(|fence| fence == 0) {
+            self.events.violation = Some("a batch that is behind no fence".into());
+        }
         for frame in batch.frames {
             self.events.store(frame);
         }

@@ -2,7 +2,6 @@
 
 use super::*;
 use walrelay::nats::stream::lane_record_subject;
-use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::shared_end_search::fence_subject;
 
 /// What somebody may edit in a stream that is in use, and the relay must see.

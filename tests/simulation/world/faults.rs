@@ -32,10 +32,11 @@ pub(crate) enum FaultKind {
     Freeze,
     Stop,
     PostgresCrash,
+    ReplaceTable,
     Edit(Edit),
 }
 
-pub(crate) const ALL_FAULTS: [FaultKind; 25] = [
+pub(crate) const ALL_FAULTS: [FaultKind; 26] = [
     FaultKind::CutNats,
     FaultKind::CutPostgres,
     FaultKind::StallRequests,
@@ -58,6 +59,7 @@ pub(crate) const ALL_FAULTS: [FaultKind; 25] = [
     FaultKind::Freeze,
     FaultKind::Stop,
     FaultKind::PostgresCrash,
+    FaultKind::ReplaceTable,
     FaultKind::Edit(Edit::Interest),
     FaultKind::Edit(Edit::Subjects),
     FaultKind::Edit(Edit::NoAck),
@@ -239,6 +241,8 @@ impl World {
                 relay.frozen_until = self.now + self.random.millis(1, 60_000);
             }
             FaultKind::Stop => relay.stop(self.now),
+            FaultKind::ReplaceTable if !self.postgres.up => {}
+            FaultKind::ReplaceTable => self.postgres.replace_table(&mut self.random),
             FaultKind::Edit(edit) => {
                 if self.broker.edit.is_none() {
                     self.broker.edit(Some(edit));

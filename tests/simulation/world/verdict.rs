@@ -92,11 +92,14 @@ impl World {
             Outcome::Stopped => true,
             Outcome::Halted(Halt::EndRemoved { .. }) => {
                 // What the stream did not keep stands before what it kept again: the slot still has it.
-                self.halted_replaced |= self.dropped;
-                self.removed || self.fences_lost || self.dropped
+                let is_kept_in_part = self.broker.events.is_kept_in_part();
+                self.halted_replaced |= is_kept_in_part;
+                self.removed || self.fences_lost || is_kept_in_part
             }
             // A message without an acknowledgement was copied, and removed.
-            Outcome::Halted(Halt::EndCopied { .. }) => self.removed && self.unanswered,
+            Outcome::Halted(Halt::EndCopied { sequence, .. }) => {
+                self.unanswered && self.broker.events.is_copy_of_removed(*sequence)
+            }
             // Somebody else's message had come before anybody looked: in place of an event, or, on a shared stream, of the
             // lane's only fence. Seed 109867.
             Outcome::Halted(Halt::Replaced { .. }) => {
