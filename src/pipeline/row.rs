@@ -229,8 +229,13 @@ impl Relations {
         let before = std::mem::replace(&mut self.commit_lsn, commit_lsn);
         if self.source.tables.changes_between(before, commit_lsn) {
             // The server describes a relation again only where it has changed itself.
-            for (_, (relation, _)) in std::mem::take(&mut self.described) {
-                self.describe(relation);
+            for (_, (relation, before)) in std::mem::take(&mut self.described) {
+                let verdict = match self.verdict(&relation) {
+                    // The name is from before another table took it. One that really takes it is described anew.
+                    Verdict::Successor => Verdict::Other,
+                    verdict => verdict,
+                };
+                self.keep(relation, verdict, Some(before));
             }
         }
     }
@@ -242,30 +247,50 @@ impl Relations {
 
     /// Takes a Relation message; true where another table has taken the outbox's name, and is the outbox from then on.
     pub fn describe(&mut self, relation: Relation) -> bool {
-        let source = &mut self.source;
         let oid = relation.oid;
-        let schema = source.encoding.name(&relation.schema);
-        let table = source.encoding.name(&relation.name);
-        let verdict = source.tables.verdict(&schema, &table, oid, self.commit_lsn);
+        let verdict = self.verdict(&relation);
         if verdict == Verdict::Successor {
-            source.tables.succeed(oid, self.commit_lsn);
+            self.source.tables.succeed(oid, self.commit_lsn);
         }
-        let described = match (verdict, self.described.remove(&oid)) {
+        let before = self.described.remove(&oid).map(|(_, before)| before);
+        self.keep(relation, verdict, before);
+        verdict == Verdict::Successor
+    }
+
+    /// What a relation is in the transaction that is read.
+    fn verdict(&self, relation: &Relation) -> Verdict {
+        let Source {
+            encoding, tables, ..
+        } = &self.source;
+        let (schema, table) = (
+            encoding.name(&relation.schema),
+            encoding.name(&relation.name),
+        );
+        tables.verdict(&schema, &table, relation.oid, self.commit_lsn)
+    }
+
+    fn keep(&mut self, relation: Relation, verdict: Verdict, before: Option<Described>) {
+        let source = &self.source;
+        let oid = relation.oid;
+        let described = match (verdict, before) {
             (Verdict::Outbox | Verdict::Successor, _) => {
                 let columns = Columns::find(source, &relation);
                 self.lacks_columns |= columns.missing.is_some();
                 Described::Outbox(columns)
             }
-            (Verdict::Other, Some((_, foreign @ Described::Foreign { .. }))) => foreign,
+            (Verdict::Other, Some(foreign @ Described::Foreign { .. })) => foreign,
             (Verdict::Other, _) => Described::Foreign {
                 unseen: Some(Foreign {
-                    table: format!("{schema}.{table}"),
+                    table: format!(
+                        "{}.{}",
+                        source.encoding.name(&relation.schema),
+                        source.encoding.name(&relation.name)
+                    ),
                     was_outbox: source.tables.knows(oid),
                 }),
             },
         };
         self.described.insert(oid, (relation, described));
-        verdict == Verdict::Successor
     }
 
     /// A table that is not the outbox, when asked behind its first row in this epoch. A Relation message alone says nothing:
