@@ -71,8 +71,8 @@ pub(crate) struct Stream {
     pub(crate) positions: BTreeSet<Position>,
     /// What an edit of the stream has removed: some of it may come again.
     swept: BTreeSet<Position>,
-    /// What it has acknowledged and never kept.
-    unkept: BTreeSet<Position>,
+    /// The last message that an edit has taken: removed, or acknowledged and never kept.
+    pub(crate) taken_through: u64,
     /// It acknowledges what it does not keep.
     drops: bool,
     /// What must never happen.
@@ -142,7 +142,7 @@ impl Stream {
         self.last_id = frame.header("Nats-Msg-Id").map(str::to_owned);
         self.ids.extend(self.last_id.clone());
         if self.drops {
-            self.unkept.extend(frame.position());
+            self.taken_through = self.last_seq;
             return self.last_seq;
         }
         if let Some(position) = frame.position() {
@@ -165,15 +165,6 @@ impl Stream {
     /// The record names everything up to there: none of it may come again.
     fn is_recorded(&mut self, position: Option<Position>) {
         self.swept.retain(|swept| Some(*swept) > position);
-    }
-
-    /// It has kept a later one and not an earlier one.
-    pub(crate) fn is_kept_in_part(&self) -> bool {
-        let last = self.positions.last();
-        let is_left_out = |position: &&Position| !self.positions.contains(position);
-        self.unkept
-            .iter()
-            .any(|position| is_left_out(&position) && Some(position) < last)
     }
 
     /// A message stands there that was copied, and what it was copied from was removed.

@@ -30,6 +30,8 @@ impl Broker {
         if self.events.drops {
             self.sweep();
             let all: Vec<u64> = self.events.messages.keys().copied().collect();
+            let last = all.last().copied().unwrap_or(0);
+            self.events.taken_through = self.events.taken_through.max(last);
             self.events.remove(all.into_iter());
         }
     }

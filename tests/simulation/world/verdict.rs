@@ -90,11 +90,11 @@ impl World {
     pub(crate) fn explains(&mut self, outcome: &Outcome) -> bool {
         match outcome {
             Outcome::Stopped => true,
-            Outcome::Halted(Halt::EndRemoved { .. }) => {
+            Outcome::Halted(Halt::EndRemoved { sequence, .. }) => {
                 // What the stream did not keep stands before what it kept again: the slot still has it.
-                let is_kept_in_part = self.broker.events.is_kept_in_part();
-                self.halted_replaced |= is_kept_in_part;
-                self.removed || self.fences_lost || is_kept_in_part
+                let is_taken = *sequence <= self.broker.events.taken_through;
+                self.halted_replaced |= is_taken;
+                self.removed || self.fences_lost || is_taken
             }
             // A message without an acknowledgement was copied, and removed.
             Outcome::Halted(Halt::EndCopied { sequence, .. }) => {
