@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help servers build demo test tls versions bench chaos clean toolchain
+.PHONY: help servers build demo test tls versions bench chaos wiped clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,9 @@ chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTE
 	@[ -z '$(TLS)' ] || scripts/servers.sh --tls
 	WALRELAY_TEST_TLS='$(TLS)' CHAOS_MINUTES='$(MINUTES)' CHAOS_SEED='$(SEED)' CHAOS_CLUSTER='$(CLUSTER)' CHAOS_REPLICAS='$(REPLICAS)' CHAOS_LANE='$(LANE)' \
 	$(CARGO) test --release --test chaos a_long_while -- --include-ignored --nocapture
+
+wiped: toolchain servers ## A node of three nats-servers comes back with an empty disk beside a frozen one; minutes
+	$(CARGO) test --test faults by_hand::a_disk_is_wiped -- --include-ignored
 
 clean: ## Remove what was built and fetched
 	$(CARGO) clean

@@ -278,7 +278,7 @@ impl Relations {
                 self.lacks_columns |= columns.missing.is_some();
                 Described::Outbox(columns)
             }
-            (Verdict::Other, Some(foreign @ Described::Foreign { .. })) => foreign,
+            (Verdict::Other, Some(told @ Described::Foreign { unseen: None })) => told,
             (Verdict::Other, _) => Described::Foreign {
                 unseen: Some(Foreign {
                     table: format!(

@@ -236,7 +236,7 @@ fn server(server: &Server, found: &mut Vec<Finding>) {
             Kind::IdleSlotTimeout,
             format!(
                 "idle_replication_slot_timeout is {timeout}: a slot that nobody reads for so long is given up, and with it what \
-                 commits while the relay is stopped"
+                 commits while the relay is stopped, or has started while NATS is away: it takes the slot once NATS is there"
             ),
             "run ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
         ));

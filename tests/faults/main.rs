@@ -24,6 +24,7 @@ mod postgres_says_no;
 #[allow(dead_code)] // The chaos tests use the rest of it.
 mod proxy;
 mod record_stream;
+mod remedies;
 mod resync;
 mod row_security;
 mod shared_streams;

@@ -15,5 +15,5 @@ pub(crate) use relay::{Output, Relay};
 pub(crate) use servers::{Servers, binaries, options, start_postgres};
 pub(crate) use stream::Stored;
 pub(crate) use verdict::assert_exactly_once;
-pub(crate) use wait::eventually;
+pub(crate) use wait::{eventually, eventually_within};
 pub(crate) use writer::Writer;

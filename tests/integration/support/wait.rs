@@ -12,6 +12,15 @@ const POLL_INTERVAL: Duration = Duration::from_millis(15);
 /// Where it has not within [`SOON`]: the message says what was waited for.
 pub(crate) async fn eventually<T>(
     what: impl std::fmt::Display,
+    condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    eventually_within(SOON, what, condition).await
+}
+
+/// The same within `limit`, for what takes long by itself.
+pub(crate) async fn eventually_within<T>(
+    limit: Duration,
+    what: impl std::fmt::Display,
     mut condition: impl AsyncFnMut() -> Option<T>,
 ) -> T {
     let begin = Instant::now();
@@ -19,7 +28,7 @@ pub(crate) async fn eventually<T>(
         if let Some(found) = condition().await {
             return found;
         }
-        assert!(begin.elapsed() < SOON, "waited {SOON:?} in vain: {what}");
+        assert!(begin.elapsed() < limit, "waited {limit:?} in vain: {what}");
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
