@@ -11,9 +11,8 @@ use crate::lane::{
     LANES, Lane, by_hand, events, holds_events, jetstream, judge, judge_events, logs_from,
     more_events, move_to_cluster, set_up, share, stream_of,
 };
-use crate::support::{
-    Fixture, Stored, Writer, assert_exactly_once, binaries, eventually, eventually_within, uuid,
-};
+use crate::support::wait::eventually_within;
+use crate::support::{Fixture, Stored, Writer, assert_exactly_once, binaries, eventually, uuid};
 
 const EVENTS_BETWEEN: u64 = 100;
 

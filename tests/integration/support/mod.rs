@@ -7,7 +7,7 @@ pub(crate) mod secure;
 mod servers;
 mod stream;
 mod verdict;
-mod wait;
+pub(crate) mod wait;
 mod writer;
 
 pub(crate) use fixture::{Fixture, insert_sql, uuid};
@@ -15,5 +15,5 @@ pub(crate) use relay::{Output, Relay};
 pub(crate) use servers::{Servers, binaries, options, start_postgres};
 pub(crate) use stream::Stored;
 pub(crate) use verdict::assert_exactly_once;
-pub(crate) use wait::{eventually, eventually_within};
+pub(crate) use wait::eventually;
 pub(crate) use writer::Writer;
