@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cli::exit::Exit;
-use crate::cli::lane_state::LaneState;
+use crate::cli::lane_state::{LaneState, wal_text};
 use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
@@ -36,7 +36,7 @@ The running relay is asked at http.listen. Where none answers there, slot, strea
 stopped, halted (why, and what to do), or the slot is lost.
 
 server         the end of the write-ahead log, looked at every few seconds
-acknowledged   what the broker has taken, and how far that is behind the server's end
+acknowledged   what the broker has taken, and how far and for how long that is behind the server's end
 confirmed      what Postgres may forget; behind acknowledged by hold_back
 
 Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3: none answers, and Postgres
@@ -188,9 +188,10 @@ fn text(status: &Status) -> String {
         (
             "acknowledged",
             format!(
-                "{} ({} behind)",
+                "{} ({} behind{})",
                 lsn(marks.acknowledged_lsn),
-                bytes(status.lag_bytes())
+                bytes(status.lag_bytes()),
+                behind_for(status.lag_seconds)
             ),
         ),
         (
@@ -209,9 +210,20 @@ fn text(status: &Status) -> String {
             ),
         ),
         ("dead letters", dead_letters(status)),
+        (
+            "slot's WAL",
+            wal_text(&status.slot_wal).unwrap_or_else(|| "-".to_owned()),
+        ),
     ];
     let line = |(name, value): (&str, String)| format!("{name:<14}{value}");
     lines.map(line).join("\n")
+}
+
+fn behind_for(seconds: u64) -> String {
+    match seconds {
+        0 => String::new(),
+        seconds => format!(", for {seconds} s"),
+    }
 }
 
 fn dead_letters(status: &Status) -> String {

@@ -7,6 +7,9 @@ use crate::relay::status::{CLASS_NAMES, State, Status};
 use metrics::{counter, describe_counter, describe_gauge, gauge};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
+/// What `wal_status` of a slot may be (manual, pg_replication_slots).
+const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
+
 /// The recorder of one relay.
 pub struct Metrics {
     recorder: PrometheusRecorder,
@@ -72,6 +75,22 @@ fn describe() {
         "WAL of the server that is not yet acknowledged"
     );
     describe_gauge!(
+        "walrelay_lag_seconds",
+        "For how long there has been WAL of the server that is not yet acknowledged"
+    );
+    describe_gauge!(
+        "walrelay_slot_retained_bytes",
+        "WAL that the server keeps for the slot"
+    );
+    describe_gauge!(
+        "walrelay_slot_safe_bytes",
+        "WAL that may still be written before the slot is in danger; absent without a limit"
+    );
+    describe_gauge!(
+        "walrelay_slot_wal_status",
+        "1 for the wal_status that the slot has"
+    );
+    describe_gauge!(
         "walrelay_held_back_bytes",
         "WAL acknowledged and not yet confirmed"
     );
@@ -132,6 +151,7 @@ fn record(status: &Status) {
         ("walrelay_acknowledged_lsn_bytes", marks.acknowledged_lsn),
         ("walrelay_confirmed_lsn_bytes", marks.confirmed_lsn),
         ("walrelay_lag_bytes", status.lag_bytes()),
+        ("walrelay_lag_seconds", status.lag_seconds),
         ("walrelay_held_back_bytes", status.held_back_bytes()),
         (
             "walrelay_streaming",
@@ -139,6 +159,17 @@ fn record(status: &Status) {
         ),
     ] {
         gauge!(name).set(value as f64);
+    }
+    let wal = &status.slot_wal;
+    if let Some(bytes) = wal.retained_bytes {
+        gauge!("walrelay_slot_retained_bytes").set(bytes as f64);
+    }
+    if let Some(bytes) = wal.safe_wal_bytes {
+        gauge!("walrelay_slot_safe_bytes").set(bytes as f64);
+    }
+    for name in WAL_STATUSES {
+        let is_now = wal.wal_status.as_deref() == Some(name);
+        gauge!("walrelay_slot_wal_status", "status" => name).set(f64::from(u8::from(is_now)));
     }
     if let Some(open) = status.dead_letters_open {
         gauge!("walrelay_dead_letters_open").set(open as f64);
@@ -172,6 +203,8 @@ mod tests {
             "walrelay_streaming{relay=\"orders\"} 1",
             "walrelay_epochs_total{relay=\"orders\"} 1",
             "# TYPE walrelay_lag_bytes gauge",
+            "walrelay_lag_seconds{relay=\"orders\"} 0",
+            "walrelay_slot_wal_status{relay=\"orders\",status=\"lost\"} 0",
             "walrelay_in_flight_messages{relay=\"orders\"} 0",
             "# TYPE walrelay_transactions_total counter",
         ] {

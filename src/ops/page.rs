@@ -37,7 +37,7 @@ pub(super) fn render(status: &Status) -> String {
         ("events a second", grouped(status.events_per_second)),
         ("acknowledged", grouped(totals.acknowledged)),
         ("in flight", grouped(status.marks.in_flight)),
-        ("lag", bytes(status.lag_bytes())),
+        ("lag", lag(status)),
         ("held back", bytes(status.held_back_bytes())),
         ("open dead letters", open),
     ];
@@ -144,6 +144,14 @@ fn grouped(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// In bytes, and in seconds where there are any.
+fn lag(status: &Status) -> String {
+    match status.lag_seconds {
+        0 => bytes(status.lag_bytes()),
+        seconds => format!("{}, {seconds} s", bytes(status.lag_bytes())),
+    }
 }
 
 /// `1.5 MiB`

@@ -21,6 +21,7 @@
 //! | [`engine`] | all of the above joined | one epoch as a state machine |
 //! | [`silence`] | when something was heard | when to ask for a sign of life, and when to give up |
 //! | [`sight`] | looks at the catalog | that nothing has been seen for too long, and that it is over |
+//! | [`room`] | what the slot may still keep | that it runs out, and that it no longer does |
 //! | [`burst`] | many occurrences of one kind | which is told in full, and counts of the others |
 //! | [`fault`], [`epochs`] | how an epoch ended | a pause, or a halt |
 //!
@@ -57,6 +58,7 @@ pub mod publish;
 mod reader;
 pub mod record;
 pub mod request;
+pub mod room;
 pub mod row;
 pub mod shared_end_search;
 pub mod sight;

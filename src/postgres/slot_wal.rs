@@ -3,6 +3,7 @@
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 
+use crate::pipeline::progress::WalRoom;
 use crate::postgres::catalog::Inspection;
 
 /// What a slot keeps at one moment; the names are the JSON keys.
@@ -31,6 +32,17 @@ impl SlotWal {
             retained_bytes: slot.restart_lsn.map(kept),
             safe_wal_bytes: slot.safe_wal_size,
             limit_bytes: inspection.server.max_slot_wal_keep_bytes,
+        }
+    }
+
+    /// What the slot may keep.
+    pub fn room(&self) -> WalRoom {
+        WalRoom {
+            limit_bytes: self.limit_bytes,
+            // Below zero the next checkpoint takes the slot.
+            free_bytes: self
+                .safe_wal_bytes
+                .map(|bytes| u64::try_from(bytes).unwrap_or(0)),
         }
     }
 }

@@ -403,9 +403,9 @@ impl Told {
         now: Duration,
     ) {
         engine.carried(look.carrier);
-        engine.may_keep(look.room);
+        engine.may_keep(look.wal.room());
         engine.on_timeline(look.server_lsn);
-        board.looked(look.server_lsn, look.confirmed_lsn);
+        board.looked(look.server_lsn, look.confirmed_lsn, look.wal);
         let change = self.sight.seen(now);
         tell(board, change);
     }

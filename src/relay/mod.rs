@@ -9,6 +9,7 @@ pub mod clock;
 mod drive;
 mod embed;
 mod halted;
+mod lag;
 pub mod lane_client;
 pub mod lane_store;
 mod log;

@@ -29,13 +29,14 @@ use crate::postgres::processes::{self, Process};
 use crate::postgres::publications::publication_names;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::broker::Broker;
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::{OnReject, Settings};
 use crate::relay::status::Board;
 use crate::relay::turn::{Limits, Turn};
-use crate::relay::watch::{self, First, Watch};
+use crate::relay::watch::{First, Watch};
 use postgres_types::PgLsn;
 use std::time::{Duration, Instant};
 
@@ -286,7 +287,11 @@ impl PostgresSide {
             .await
             .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
         let inspection = catalog::inspect(&sql, &settings.postgres).await?;
-        board.looked(inspection.server.current_lsn, inspection.confirmed_lsn());
+        board.looked(
+            inspection.server.current_lsn,
+            inspection.confirmed_lsn(),
+            SlotWal::of(&inspection),
+        );
         let warnings = check_postgres(&inspection, &settings.postgres, inherited.memory.is_some())?;
         let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(PostgresSide {
@@ -383,7 +388,7 @@ fn epoch_settings(
         catalog_lsn: inspection.server.current_lsn,
         limits: window_limits(settings, inherited, broker),
         hold_back: settings.relay.hold_back,
-        held_bytes_max: watch::wal_room(inspection).held_bytes_max(0),
+        held_bytes_max: SlotWal::of(inspection).room().held_bytes_max(0),
         on_timeline: inspection
             .server
             .in_recovery

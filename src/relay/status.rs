@@ -6,6 +6,10 @@
 use crate::pipeline::engine::{Counters, Engine};
 use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::position::Position;
+use crate::pipeline::room::RoomWatch;
+use crate::postgres::slot_wal::SlotWal;
+use crate::relay::lag::Lag;
+use crate::relay::log;
 use crate::relay::settings::Settings;
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
@@ -154,6 +158,10 @@ pub struct Status {
     pub server_lsn: u64,
     /// How far the lane is.
     pub marks: Marks,
+    /// For how long there has been WAL that is not acknowledged, by this process' clock; counted from its start on.
+    pub lag_seconds: u64,
+    /// What the slot keeps, and may keep, at the last look.
+    pub slot_wal: SlotWal,
     /// Open dead letters in the stream; none until they are counted.
     pub dead_letters_open: Option<u64>,
     /// Counts since the start.
@@ -238,6 +246,8 @@ struct Inner {
     /// What the current epoch has added to the totals so far.
     epoch: EpochMarks,
     sample: Sample,
+    lag: Lag,
+    room: RoomWatch,
 }
 
 /// Where the relay writes its status and others read it.
@@ -300,6 +310,8 @@ impl Board {
                 status,
                 epoch: EpochMarks::default(),
                 sample,
+                lag: Lag::default(),
+                room: RoomWatch::default(),
             })),
             changes: watch::Sender::new(()),
         }
@@ -329,6 +341,7 @@ impl Board {
     pub fn status(&self) -> Status {
         let inner = self.lock();
         let mut status = inner.status.clone();
+        status.lag_seconds = inner.lag.age(Instant::now()).as_secs();
         if inner.sample.at.elapsed() > 3 * RATE_INTERVAL {
             // Nothing is reported while nothing moves.
             status.events_per_second = 0;
@@ -379,6 +392,7 @@ impl Board {
         totals.hold_back_cut_short += now.cut_short - before.cut_short;
         let acknowledged = totals.acknowledged;
         inner.status.marks = now.marks;
+        inner.lag.acknowledged(now.marks.acknowledged_lsn);
         inner.status.position = now.position.map(|position| position.to_string());
         let elapsed = inner.sample.at.elapsed();
         if elapsed >= RATE_INTERVAL {
@@ -403,9 +417,14 @@ impl Board {
         self.lock().status.dead_letters_open = Some(count);
     }
 
-    /// Takes over the end of the server's WAL, and what its slot has confirmed.
-    pub fn looked(&self, server_lsn: PgLsn, confirmed_lsn: Option<PgLsn>) {
+    /// Takes over the end of the server's WAL, what its slot has confirmed, and what that keeps.
+    pub fn looked(&self, server_lsn: PgLsn, confirmed_lsn: Option<PgLsn>, wal: SlotWal) {
         let mut inner = self.change();
+        if let Some(room) = inner.room.look(wal.room()) {
+            log::slot_has(room, &wal);
+        }
+        inner.status.slot_wal = wal;
+        inner.lag.looked(server_lsn.into(), Instant::now());
         inner.status.server_lsn = server_lsn.into();
         let marks = &mut inner.status.marks;
         if marks.acknowledged_lsn == 0 {
@@ -413,6 +432,8 @@ impl Board {
             let confirmed = confirmed_lsn.map_or(0, u64::from);
             (marks.acknowledged_lsn, marks.confirmed_lsn) = (confirmed, confirmed);
         }
+        let acknowledged = marks.acknowledged_lsn;
+        inner.lag.acknowledged(acknowledged);
     }
 
     /// A fault ended an epoch, or kept it from beginning; the relay waits.
@@ -497,7 +518,7 @@ mod tests {
     #[test]
     fn lag_counts_against_the_servers_end() {
         let board = Board::new("a", "a", "A");
-        board.looked(500.into(), Some(300.into()));
+        board.looked(500.into(), Some(300.into()), SlotWal::default());
         assert_eq!(board.status().lag_bytes(), 200);
         let mut now = marks(1, 1);
         (now.marks.received_lsn, now.marks.acknowledged_lsn) = (450, 400);
@@ -509,7 +530,7 @@ mod tests {
         assert_eq!(board.status().lag_bytes(), 50);
         // While the broker is away, the server goes on.
         board.fault(&Fault::Broker("gone".into()));
-        board.looked(900.into(), Some(300.into()));
+        board.looked(900.into(), Some(300.into()), SlotWal::default());
         assert_eq!(board.status().lag_bytes(), 350);
     }
 

@@ -7,7 +7,6 @@
 
 use crate::pipeline::engine::{RowPresence, RowQuestion};
 use crate::pipeline::fault::Fault;
-use crate::pipeline::progress::WalRoom;
 use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection};
 use crate::postgres::client::{self, Client, SqlError};
@@ -16,6 +15,7 @@ use crate::postgres::id_column::IdColumn;
 use crate::postgres::presence;
 use crate::postgres::processes;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::open_error::with_cause;
 use postgres_types::PgLsn;
@@ -37,26 +37,14 @@ const ROW_PAUSE: Duration = Duration::from_millis(250);
 pub struct Look {
     /// What carries the table's rows, still the same.
     pub carrier: Carrier,
-    /// What the slot may keep now.
-    pub room: WalRoom,
     /// The walsender is in the middle of a transaction of which it sends nothing, and answers nothing meanwhile.
     pub(crate) is_decoding: bool,
+    /// What the slot keeps, and may keep.
+    pub wal: SlotWal,
     /// End of the server's WAL.
     pub server_lsn: PgLsn,
     /// What the slot has confirmed.
     pub confirmed_lsn: Option<PgLsn>,
-}
-
-/// What the slot may keep, by what the server says.
-pub(crate) fn wal_room(inspection: &Inspection) -> WalRoom {
-    let slot = inspection.slot.as_ref();
-    WalRoom {
-        limit_bytes: inspection.server.max_slot_wal_keep_bytes,
-        // Below zero the next checkpoint takes the slot.
-        free_bytes: slot
-            .and_then(|slot| slot.safe_wal_size)
-            .map(|bytes| u64::try_from(bytes).unwrap_or(0)),
-    }
 }
 
 /// How a look ended that ends nothing else.
@@ -296,7 +284,7 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
     }
     Ok(Looked::Seen(Look {
         carrier: carrier.clone(),
-        room: wal_room(now),
+        wal: SlotWal::of(now),
         is_decoding: view.is_decoding,
         server_lsn: now.server.current_lsn,
         confirmed_lsn: now.confirmed_lsn(),

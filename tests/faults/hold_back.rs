@@ -74,6 +74,53 @@ async fn a_limit_that_is_lowered_while_it_runs_is_kept() {
     relay.stop().await;
 }
 
+#[tokio::test]
+async fn a_slot_that_runs_out_of_room_is_told_of_before_it_is_lost() {
+    const LIMIT: i64 = 64 << 20;
+    let settings = [
+        ("max_slot_wal_keep_size", "64MB"),
+        ("min_wal_size", "32MB"),
+        ("max_wal_size", "64MB"),
+    ];
+    let mut fixture = Fixture::with_settings(&settings).await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    // An open transaction that has written keeps the slot's WAL, however well the relay is.
+    let holder = fixture.connect().await;
+    let write = format!("BEGIN; {}", insert_sql(1, 1));
+    holder.batch_execute(&write).await.unwrap();
+    let fill_below = async |free: i64| {
+        let sql = "SELECT safe_wal_size FROM pg_replication_slots WHERE slot_name = $1";
+        loop {
+            let row = fixture.sql.query_one(sql, &[&fixture.name]).await.unwrap();
+            if row.get::<_, i64>(0) < free {
+                return;
+            }
+            let wal = "SELECT pg_logical_emit_message(false, 'test', repeat('x', 8000000))";
+            fixture.sql.batch_execute(wal).await.unwrap();
+        }
+    };
+    fill_below(LIMIT / 2).await;
+    relay.logs("less than half of max_slot_wal_keep_size").await;
+    fill_below(LIMIT / 5).await;
+    relay
+        .logs("less than a fifth of max_slot_wal_keep_size")
+        .await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    eventually("the slot lets go", async || {
+        fixture.sql.batch_execute("CHECKPOINT").await.unwrap();
+        relay
+            .log()
+            .contains("the slot has room again")
+            .then_some(())
+    })
+    .await;
+    for said in ["less than half", "less than a fifth"] {
+        assert_eq!(relay.log().matches(said).count(), 1, "{}", relay.log());
+    }
+    relay.stop().await;
+}
+
 /// The server's clock, and how far the slot is confirmed then.
 async fn confirmed_at(fixture: &Fixture) -> (SystemTime, PgLsn) {
     let sql = "SELECT clock_timestamp(), confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = $1";
