@@ -10,11 +10,17 @@ use super::fault::Fault;
 /// So many refusals of messages behind one that is not stored count as much as a second time-out.
 const REFUSALS: u32 = 3;
 
+/// So many count by themselves, where the stream's last sequence is the same in all of them: somebody else's messages between
+/// would have moved it.
+const SAME_REFUSALS: u32 = 5;
+
 /// Acknowledgements that did not come, one epoch after the other.
 #[derive(Debug, Default)]
 pub struct Mute {
     timeouts: u32,
     refusals: u32,
+    /// What the last refusal said, and how often in a row.
+    same: (String, u32),
 }
 
 impl Mute {
@@ -31,10 +37,17 @@ impl Mute {
         }
         match &fault {
             Fault::AckTimeout(_) => self.timeouts += 1,
-            refused if refused.is_out_of_sequence() && self.timeouts > 0 => self.refusals += 1,
+            Fault::Refused { description, .. } if fault.is_out_of_sequence() => {
+                self.refusals += u32::from(self.timeouts > 0);
+                match self.same.0 == *description {
+                    true => self.same.1 += 1,
+                    false => self.same = (description.clone(), 1),
+                }
+            }
             _ => self.not_begun(),
         }
-        let is_mute = self.timeouts > 1 || self.refusals >= REFUSALS;
+        let is_mute =
+            self.timeouts > 1 || self.refusals >= REFUSALS || self.same.1 >= SAME_REFUSALS;
         match is_mute && version >= (2, 14) {
             true => Fault::Mute(stream.to_owned()),
             false => fault,
@@ -55,6 +68,10 @@ mod tests {
     const NOW: (u16, u16) = (2, 14);
 
     fn refused() -> Fault {
+        refused_behind(7)
+    }
+
+    fn refused_behind(last_sequence: u64) -> Fault {
         Fault::Refused {
             position: Position {
                 commit_lsn: 1.into(),
@@ -62,7 +79,7 @@ mod tests {
             },
             code: 400,
             err_code: 10_071,
-            description: "wrong last sequence: 7".into(),
+            description: format!("wrong last sequence: {last_sequence}"),
         }
     }
 
@@ -83,14 +100,24 @@ mod tests {
     #[test]
     fn refusals_behind_a_time_out_are_of_a_mute_stream_and_others_are_not() {
         let mut mute = Mute::default();
-        for _ in 0..10 {
-            assert_eq!(mute.ended(refused(), false, "S", NOW), refused());
+        // Somebody else's messages come again and again.
+        for sequence in 0..10 {
+            let refused = refused_behind(sequence);
+            assert_eq!(mute.ended(refused.clone(), false, "S", NOW), refused);
         }
         mute.ended(Fault::AckTimeout(1), true, "S", NOW);
         let told = [(); 4].map(|()| is_mute(&mute.ended(refused(), false, "S", NOW)));
         assert_eq!(told, [false, false, true, true]);
         // Somebody else's message came between: the lane goes on behind it.
         assert_eq!(mute.ended(refused(), true, "S", NOW), refused());
+    }
+
+    #[test]
+    fn refusals_behind_a_message_that_is_never_stored_are_of_a_mute_stream() {
+        let mut mute = Mute::default();
+        let told = [(); 6].map(|()| is_mute(&mute.ended(refused(), false, "S", NOW)));
+        assert_eq!(told, [false, false, false, false, true, true]);
+        assert!(!is_mute(&mute.ended(refused(), true, "S", NOW)));
     }
 
     #[test]
