@@ -10,10 +10,14 @@ const OLD: u64 = 60_000;
 
 /// A lane with rows that its relay will not bring.
 async fn with_old_rows(lane: Lane) -> Fixture {
+    with_rows(lane, OLD).await
+}
+
+async fn with_rows(lane: Lane, rows: u64) -> Fixture {
     let mut fixture = Fixture::bare().await;
     let schema = walrelay::outbox::SCHEMA_SQL;
     fixture.sql.batch_execute(schema).await.unwrap();
-    fixture.insert(1, OLD).await;
+    fixture.insert(1, rows).await;
     set_up(&mut fixture, lane).await;
     fixture
 }
@@ -34,15 +38,21 @@ async fn publishes(fixture: &Fixture) {
 
 /// Every old row is there once, in the stream and by `verify`.
 async fn all_once(fixture: &Fixture) {
+    rows_once(fixture, OLD).await;
+}
+
+async fn rows_once(fixture: &Fixture, rows: u64) {
     let mut ids: Vec<_> = events(fixture).await.iter().map(Stored::id).collect();
     ids.sort_unstable();
-    assert_exactly_once(&(1..=OLD).map(uuid).collect::<Vec<_>>(), &ids);
+    assert_exactly_once(&(1..=rows).map(uuid).collect::<Vec<_>>(), &ids);
     fixture.walrelay(&["verify"]).await.success();
 }
 
 #[tokio::test]
 async fn a_second_backfill_is_refused_while_the_first_is_heard() {
-    let fixture = with_old_rows(Lane::FastIngest).await;
+    // Enough for the first one to give several signs of life.
+    const ROWS: u64 = 4 * OLD;
+    let fixture = with_rows(Lane::FastIngest, ROWS).await;
     let mut first = start(&fixture, &["backfill"], "first.log");
     publishes(&fixture).await;
     let second = fixture.walrelay(&["backfill"]).await;
@@ -55,7 +65,7 @@ async fn a_second_backfill_is_refused_while_the_first_is_heard() {
     let retry = fixture.walrelay(&["dead-letters", "retry", "--all"]).await;
     assert_eq!(retry.code, Some(1), "{}", retry.stderr);
     assert_eq!(first.ends().await, Some(0), "{}", first.log());
-    all_once(&fixture).await;
+    rows_once(&fixture, ROWS).await;
     // It has given the lease back.
     let again = fixture.walrelay(&["backfill"]).await.success();
     assert!(again.stdout.starts_with("0 rows"), "{}", again.stdout);
