@@ -15,10 +15,6 @@ pub(crate) fn look_at_limit(
     limit_at: &mut Option<Duration>,
     world: &mut World,
 ) -> Result<(), Fault> {
-    if engine.poll_limit_question() {
-        world.limit_looks += 1;
-        *limit_at = Some(world.now + world.random.micros(0, 50_000));
-    }
     if limit_at.take_if(|at| *at <= world.now).is_some() {
         let limit = SizeLimit::smaller(world.message_bytes_max, None);
         let limit = Some(limit).filter(|_| world.limit_can_be_seen);

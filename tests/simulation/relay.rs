@@ -603,16 +603,30 @@ impl Relay {
         }
     }
 
+    /// As `relay::drive` behind each turn: what a rejected row waits for is told after a while.
+    fn ask(&mut self, engine: &mut Engine, world: &mut World) {
+        if engine.poll_question().is_some() {
+            self.row_at = Some(world.now + world.random.micros(0, 50_000));
+        }
+        if engine.poll_limit_question() {
+            world.limit_looks += 1;
+            self.limit_at = Some(world.now + world.random.micros(0, 50_000));
+        }
+    }
+
     fn stream(&mut self, mut streaming: Box<Streaming>, world: &mut World) -> State {
         if self.stopping && !streaming.stopping {
             streaming.turn.stop(world.now + Duration::from_secs(10));
             streaming.stopping = true;
         }
-        look_for_row(&mut streaming.turn.engine, &mut self.row_at, world);
+        if self.row_at.take_if(|at| *at <= world.now).is_some() {
+            streaming.turn.engine.handle_row(&world.row_presence);
+        }
         let looked = look_at_limit(&mut streaming.turn.engine, &mut self.limit_at, world);
         let turned = looked.map_err(Stop::from);
         let stop = match turned.and_then(|()| turn(&mut streaming.turn, world)) {
             Ok(false) => {
+                self.ask(&mut streaming.turn.engine, world);
                 self.wake = wake(&mut streaming.turn, world.now);
                 for at in [self.row_at, self.limit_at].into_iter().flatten() {
                     self.wake = self.wake.min(at);
@@ -698,16 +712,6 @@ fn ask(start: &mut Start, outgoing: Option<Outgoing>, world: &mut World) -> Resu
         return Err(fault("no answer"));
     }
     Ok(())
-}
-
-/// As `relay::watch`: the table answers after a while.
-fn look_for_row(engine: &mut Engine, row_at: &mut Option<Duration>, world: &mut World) {
-    if engine.poll_question().is_some() {
-        *row_at = Some(world.now + world.random.micros(0, 50_000));
-    }
-    if row_at.take_if(|at| *at <= world.now).is_some() {
-        engine.handle_row(&world.row_presence);
-    }
 }
 
 /// One turn of the relay's loop between two looks at the network; true when stopped.
