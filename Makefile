@@ -7,10 +7,10 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help servers build demo test tls versions bench chaos wiped clean toolchain
+.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped clean toolchain
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 servers: ## Fetch Postgres and nats-server into .servers, unless new enough ones are on PATH
 	@scripts/servers.sh
@@ -49,6 +49,11 @@ bench: toolchain servers ## Measure decoding, envelopes, marks, and the whole re
 	@scripts/servers.sh --tls
 	$(CARGO) bench --bench decode --bench envelope --bench progress
 	$(CARGO) bench --bench relay -- $(EVENTS)
+
+bench-tls: toolchain servers ## Measure what TLS costs: plain, with Postgres, with both, beside pg_recvlogical: EVENTS=300000
+	@scripts/servers.sh --tls
+	$(CARGO) bench --bench relay -- $(EVENTS) --only tls --rounds 5
+	@ls -l target/release/walrelay | awk '{ printf "binary: %.1f MB\n", $$5 / 1e6 }'
 
 # How long, with which seed (another one each time unless given), and whether against a cluster of three nats-servers.
 MINUTES ?= 3

@@ -1,22 +1,24 @@
 //! A value that must not be seen.
 //!
 //! In: a password, token or seed as it was configured. Out: the same bytes, only through
-//! [`Secret::expose`]. Guarantee: `Debug` and `Display` print `***`, so that no log, error or
-//! `config show` can print one by accident.
+//! [`Secret::expose`]. Guarantees: `Debug` and `Display` print `***`, so that no log, error or
+//! `config show` can print one by accident; its memory is wiped when it goes. What libraries copy out of it is theirs.
 
 use std::fmt;
+
+use zeroize::Zeroizing;
 
 /// What is printed in a secret's place.
 pub(crate) const MASK: &str = "***";
 
 /// A password, token or seed that prints as `***`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Takes a value into custody.
     pub fn new(value: impl Into<String>) -> Self {
-        Secret(value.into())
+        Secret(Zeroizing::new(value.into()))
     }
 
     /// The value itself, for the one place that sends it to a server.
@@ -27,13 +29,13 @@ impl Secret {
 
 impl From<String> for Secret {
     fn from(value: String) -> Self {
-        Secret(value)
+        Secret::new(value)
     }
 }
 
 impl From<&str> for Secret {
     fn from(value: &str) -> Self {
-        Secret(value.to_owned())
+        Secret::new(value)
     }
 }
 

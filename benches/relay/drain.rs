@@ -138,7 +138,8 @@ pub async fn backlog(
             ours.last().map_or(0.0, |drained| drained.seconds)
         );
         if rows == 10 && round + 1 == rounds {
-            starts(&mut lane, &stream, events, report).await?;
+            let took = starts(&mut lane, &stream, events).await?;
+            report_starts(report, "plain", events, &took);
         }
         servers.jetstream.delete_stream(&stream).await?;
         if has_peer {
@@ -234,13 +235,8 @@ fn peer_row(
     report.bar(&format!("mq-bridge, {rows} a transaction"), median(rates));
 }
 
-/// Starts on the stream that the backlog has filled.
-async fn starts(
-    lane: &mut Lane<'_>,
-    stream: &str,
-    events: u64,
-    report: &mut Report,
-) -> anyhow::Result<()> {
+/// Starts on the stream that the backlog has filled; milliseconds of the process' start to streaming.
+pub async fn starts(lane: &mut Lane<'_>, stream: &str, events: u64) -> anyhow::Result<Vec<f64>> {
     let slot = lane.name.clone() + "_0";
     let mut took = Vec::new();
     // By the slot that has published nothing: it has to find the other one's lane foreign, so its own stream is used.
@@ -255,17 +251,24 @@ async fn starts(
         child.stop().await?;
     }
     lane.servers.jetstream.delete_stream(&own).await?;
+    Ok(took)
+}
+
+pub fn report_starts(report: &mut Report, how: &str, events: u64, took: &[f64]) {
+    let header = [
+        "connections",
+        "messages in the stream",
+        "median, ms",
+        "spread",
+    ];
     report
-        .table(
-            "Process start to streaming",
-            &["messages in the stream", "median, ms", "spread"],
-        )
+        .table("Process start to streaming", &header)
         .push(vec![
+            Cell::text(how.to_owned()),
             Cell::count(events),
-            Cell::number(median(&took), 0),
-            Cell::text(spread(&took)),
+            Cell::number(median(took), 0),
+            Cell::text(spread(took)),
         ]);
-    Ok(())
 }
 
 /// Of the relay, the walsender and nats-server, in the order of [`Drained::costs`].

@@ -1,5 +1,6 @@
 //! A database with an outbox, a backlog in it, and any number of slots that all begin in front of it.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Lane<'a> {
     pub end_lsn: String,
     /// Of the connections to Postgres.
     pub sslmode: &'static str,
+    /// The certificate of a nats-server that is to be spoken to over TLS.
+    pub nats_certificate: Option<PathBuf>,
     slots: u32,
 }
 
@@ -75,6 +78,7 @@ impl<'a> Lane<'a> {
             sql,
             end_lsn: String::new(),
             sslmode: "prefer",
+            nats_certificate: None,
             slots: 0,
         })
     }
@@ -163,6 +167,9 @@ impl<'a> Lane<'a> {
             .env("WALRELAY_NATS_STREAM", stream)
             .env("WALRELAY_NATS_SUBJECT", format!("{stream}.{{event_type}}"))
             .env("WALRELAY_HTTP_LISTEN", "");
+        if let Some(path) = &self.nats_certificate {
+            command.env("WALRELAY_NATS_TLS_CA", path);
+        }
         command
     }
 

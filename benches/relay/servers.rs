@@ -1,5 +1,7 @@
 //! One Postgres and one nats-server for the whole run, and connections to them.
 
+use std::path::PathBuf;
+
 use anyhow::Context as _;
 use async_nats::jetstream;
 use tempfile::TempDir;
@@ -17,34 +19,51 @@ pub struct Servers {
 /// Beside wal_level and the like, which the local servers set.
 pub const SETTINGS: [(&str, &str); 2] = [("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
 
+const CERTIFICATE: &str = "server.crt";
+
 impl Servers {
     pub async fn start() -> anyhow::Result<Servers> {
-        Servers::start_as(ServerBinaries::find()?, PostgresOptions::default()).await
+        let (postgres, nats) = (PostgresOptions::default(), NatsOptions::default());
+        Servers::start_as(ServerBinaries::find()?, postgres, nats).await
     }
 
-    /// The same with a Postgres that has TLS.
+    /// The same with TLS on both sides for those who ask for it.
     pub async fn start_with_tls() -> anyhow::Result<Servers> {
-        let own = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
-        let options = PostgresOptions {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let own = rcgen::generate_simple_self_signed(names)?;
+        let files = vec![
+            (CERTIFICATE.to_owned(), own.cert.pem()),
+            ("server.key".to_owned(), own.signing_key.serialize_pem()),
+        ];
+        let postgres = PostgresOptions {
             settings: vec![("ssl".to_owned(), "on".to_owned())],
-            files: vec![
-                ("server.crt".to_owned(), own.cert.pem()),
-                ("server.key".to_owned(), own.signing_key.serialize_pem()),
-            ],
+            files: files.clone(),
             ..PostgresOptions::default()
         };
+        let tls = format!("cert_file: \"{CERTIFICATE}\", key_file: \"server.key\"");
+        let nats = NatsOptions {
+            config_extra: format!("tls {{ {tls} }}\nallow_non_tls: true"),
+            files,
+            ..NatsOptions::default()
+        };
         let binaries = ServerBinaries::find()?.with_postgres_tls()?;
-        Servers::start_as(binaries, options).await
+        Servers::start_as(binaries, postgres, nats).await
+    }
+
+    /// The certificate of those with TLS, signed by itself.
+    pub fn certificate(&self) -> PathBuf {
+        self.nats.file(CERTIFICATE)
     }
 
     async fn start_as(
         binaries: ServerBinaries,
         mut options: PostgresOptions,
+        nats: NatsOptions,
     ) -> anyhow::Result<Servers> {
         let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
         options.settings.extend(settings);
         let postgres = LocalPostgres::start(&binaries, options).await?;
-        let nats = LocalNats::start(&binaries, NatsOptions::default()).await?;
+        let nats = LocalNats::start(&binaries, nats).await?;
         let client = async_nats::connect(nats.url())
             .await
             .context("connect to nats-server")?;

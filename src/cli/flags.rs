@@ -26,7 +26,8 @@ struct LaneFlags {
     #[arg(long, global = true, value_name = "NAME")]
     name: Option<String>,
 
-    /// Postgres, as libpq takes it; a password is safer in WALRELAY_POSTGRES_PASSWORD or a password file
+    /// Postgres, as libpq takes it; everybody on this machine sees a password here: WALRELAY_POSTGRES_PASSWORD or a
+    /// password file keep it
     #[arg(long, global = true, value_name = "URL")]
     database_url: Option<String>,
 
@@ -38,7 +39,8 @@ struct LaneFlags {
     #[arg(long, global = true, value_name = "PUBLICATION")]
     publication: Option<String>,
 
-    /// NATS servers, separated by commas
+    /// NATS servers, separated by commas; everybody on this machine sees a password or token here: nats.credentials or
+    /// WALRELAY_NATS_PASSWORD keep it
     #[arg(long, global = true, value_name = "URL")]
     nats_url: Option<String>,
 }

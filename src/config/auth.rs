@@ -1,7 +1,7 @@
 //! How to authenticate at NATS: one way out of several keys.
 //!
 //! In: `nats.url`'s credentials, `nats.user` and `nats.password`, `nats.token`, `nats.credentials`,
-//! `nats.nkey_seed`. Out: one [`Login`]. Guarantee: the way from the highest layer is taken; two
+//! `nats.nkey_seed` with or without `nats.jwt`. Out: one [`Login`]. Guarantee: the way from the highest layer is taken; two
 //! from the same layer are an error, never a guess.
 
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ const WAYS: &[&[Key]] = &[
     &[Key::NatsToken],
     &[Key::NatsUser, Key::NatsPassword],
     &[Key::NatsCredentials],
-    &[Key::NatsNkeySeed],
+    &[Key::NatsNkeySeed, Key::NatsJwt],
 ];
 
 /// Chooses the way to authenticate; `of_url` is what `nats.url` carries.
@@ -69,7 +69,7 @@ pub(super) fn choose(
         }),
         (Key::NatsUser | Key::NatsPassword, _) => user_password(layers, environment),
         (Key::NatsCredentials, Some(value)) => of_file(key, value, Login::Credentials),
-        (Key::NatsNkeySeed, Some(value)) => of_file(key, value, Login::NkeySeed),
+        (Key::NatsNkeySeed | Key::NatsJwt, _) => by_seed(layers),
         _ => Ok(of_url.into()),
     }
 }
@@ -95,6 +95,22 @@ fn user_password(layers: &Layers, environment: &Environment) -> Result<Login, Co
     }
 }
 
+/// By the seed alone, or by a JWT that it goes with.
+fn by_seed(layers: &Layers) -> Result<Login, ConfigError> {
+    let Some(seed) = layers.get(Key::NatsNkeySeed) else {
+        return Err(ConfigError::AuthHalf {
+            given: Key::NatsJwt.path(),
+            missing: Key::NatsNkeySeed.path(),
+        });
+    };
+    let login = of_file(Key::NatsNkeySeed, seed, Login::NkeySeed)?;
+    let Some(jwt) = layers.get(Key::NatsJwt) else {
+        return Ok(login);
+    };
+    let seed = PathBuf::from(seed.text.trim());
+    of_file(Key::NatsJwt, jwt, |jwt| Login::JwtAndSeed { jwt, seed })
+}
+
 /// The file that a secret came from: it is read again at each connect.
 fn file(value: &Value, environment: &Environment) -> Option<PathBuf> {
     match &value.source {
@@ -107,7 +123,11 @@ fn file(value: &Value, environment: &Environment) -> Option<PathBuf> {
 
 /// The login of the file that a key names, which must be readable now already. A secret that was put in the name's place
 /// is not printed.
-fn of_file(key: Key, value: &Value, login: fn(PathBuf) -> Login) -> Result<Login, ConfigError> {
+fn of_file(
+    key: Key,
+    value: &Value,
+    login: impl FnOnce(PathBuf) -> Login,
+) -> Result<Login, ConfigError> {
     let text = value.text.trim();
     if text.contains('\n')
         || text.starts_with("-----BEGIN")

@@ -154,10 +154,13 @@ fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
             let words = words.ok_or("text or a list of texts")?;
             Ok(serde_json::to_string(&words).expect("texts are JSON"))
         }
-        (Key::NatsShared | Key::NatsTlsFirst | Key::MessageTombstones, DeValue::Boolean(is_so)) => {
-            Ok(is_so.to_string())
+        (
+            Key::NatsShared | Key::NatsImported | Key::NatsTlsFirst | Key::MessageTombstones,
+            DeValue::Boolean(is_so),
+        ) => Ok(is_so.to_string()),
+        (Key::NatsShared | Key::NatsImported | Key::NatsTlsFirst | Key::MessageTombstones, _) => {
+            Err("true or false")
         }
-        (Key::NatsShared | Key::NatsTlsFirst | Key::MessageTombstones, _) => Err("true or false"),
         (Key::NatsUrl, DeValue::Array(urls)) => {
             let urls: Option<Vec<&str>> = urls.iter().map(|url| url.get_ref().as_str()).collect();
             urls.map(|urls| urls.join(","))

@@ -24,6 +24,7 @@ pub enum Key {
     NatsToken,
     NatsCredentials,
     NatsNkeySeed,
+    NatsJwt,
     NatsContext,
     NatsTlsCa,
     NatsTlsCert,
@@ -31,6 +32,7 @@ pub enum Key {
     NatsTlsFirst,
     NatsDomain,
     NatsApiPrefix,
+    NatsImported,
     NatsInboxPrefix,
     NatsConnectTimeout,
     ColumnsId,
@@ -210,6 +212,7 @@ pub const KEYS: &[Entry] = &[
     // Paths of files: they hold the secret, their names do not.
     open(Key::NatsCredentials, "nats", "credentials", None, None),
     open(Key::NatsNkeySeed, "nats", "nkey_seed", None, None),
+    open(Key::NatsJwt, "nats", "jwt", None, None),
     // A context of the NATS command line, by name or path.
     open(Key::NatsContext, "nats", "context", None, None),
     open(Key::NatsTlsCa, "nats", "tls_ca", None, None),
@@ -219,6 +222,7 @@ pub const KEYS: &[Entry] = &[
     // Both say where the JetStream API listens.
     open(Key::NatsDomain, "nats", "domain", None, None),
     open(Key::NatsApiPrefix, "nats", "api_prefix", None, None),
+    open(Key::NatsImported, "nats", "imported", Some("false"), None),
     open(
         Key::NatsInboxPrefix,
         "nats",

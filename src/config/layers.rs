@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use zeroize::Zeroize;
+
 use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key, Secrecy};
 use super::origin::ValueOrigin;
@@ -30,6 +32,12 @@ pub struct Value {
     pub text: String,
     /// Where.
     pub source: ValueOrigin,
+}
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        self.text.zeroize();
+    }
 }
 
 /// For each key the value of the highest layer that has one, defaults included.

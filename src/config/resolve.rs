@@ -203,6 +203,9 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
             tls: nats_way::tls(layers, &servers)?,
             servers,
             api_prefix: nats_way::api_prefix(layers)?,
+            imported: checked(layers, Key::NatsImported, "true or false", |text| {
+                text.parse().ok()
+            })?,
             inbox_prefix: nats_way::inbox_prefix(layers)?,
             connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
         },

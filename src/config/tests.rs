@@ -198,7 +198,7 @@ fn every_key_can_be_given_by_file_and_environment() {
             Key::NatsNkeySeed => seed_path.display().to_string(),
             Key::NatsCredentials | Key::NatsUser | Key::NatsPassword => continue,
             // Files that must be there, and halves.
-            Key::NatsContext | Key::NatsTlsCert | Key::NatsTlsKey => continue,
+            Key::NatsContext | Key::NatsTlsCert | Key::NatsTlsKey | Key::NatsJwt => continue,
             Key::NatsTlsCa => "ca.crt".to_owned(),
             Key::NatsDomain | Key::NatsApiPrefix => "hub".to_owned(),
             Key::NatsToken | Key::PostgresPassword => "s3cr3t".to_owned(),

@@ -61,6 +61,11 @@ pub enum AddressError {
     /// Neither `nats://` nor `tls://`.
     #[error("`{0}://` is not a NATS scheme: use nats:// or tls://")]
     Scheme(String),
+    /// `ws://` or `wss://`.
+    #[error(
+        "walrelay does not speak NATS over WebSocket: give the port for clients of the same server by nats:// or tls:// (4222 by default)"
+    )]
+    WebSocket,
     /// Nothing to connect to.
     #[error("the host is missing")]
     Host,
@@ -95,6 +100,7 @@ impl NatsAddress {
             Some((scheme, rest)) => match scheme.to_ascii_lowercase().as_str() {
                 "nats" => (false, rest),
                 "tls" => (true, rest),
+                "ws" | "wss" => return Err(AddressError::WebSocket),
                 _ => return Err(AddressError::Scheme(scheme_text(scheme))),
             },
             None => (false, url),

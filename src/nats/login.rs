@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use nkeys::KeyPair;
+use zeroize::Zeroizing;
 
 use super::address::NatsAuth;
 use crate::secret::Secret;
@@ -23,6 +24,13 @@ pub enum Login {
     Credentials(PathBuf),
     /// By a file that holds a user's seed.
     NkeySeed(PathBuf),
+    /// By a file that holds a user JWT, and one that holds its seed.
+    JwtAndSeed {
+        /// The file of the JWT.
+        jwt: PathBuf,
+        /// The file of the seed.
+        seed: PathBuf,
+    },
     /// By a file that holds a token.
     TokenFile(PathBuf),
     /// By a name, and a file that holds its password.
@@ -66,6 +74,7 @@ impl Login {
             Login::Given(auth) => Ok(auth.clone()),
             Login::Credentials(path) => credentials(path),
             Login::NkeySeed(path) => nkey_seed(path),
+            Login::JwtAndSeed { jwt, seed } => jwt_and_seed(jwt, seed),
             Login::TokenFile(path) => Ok(NatsAuth::Token(secret(path)?)),
             Login::PasswordFile { user, path } => Ok(NatsAuth::UserPassword {
                 user: user.clone(),
@@ -93,12 +102,27 @@ fn credentials(path: &Path) -> Result<NatsAuth, LoginError> {
 }
 
 fn nkey_seed(path: &Path) -> Result<NatsAuth, LoginError> {
+    Ok(NatsAuth::NKey { seed: seed(path)? })
+}
+
+fn jwt_and_seed(jwt: &Path, seed_path: &Path) -> Result<NatsAuth, LoginError> {
+    let text = read(jwt)?;
+    let token = between_marks(&text, "NATS USER JWT").unwrap_or(text.trim());
+    // Header, claims and signature, each in base64.
+    if !token.starts_with("eyJ") || token.split('.').count() != 3 {
+        return Err(problem(jwt, "holds no JWT of a user (eyJ…)"));
+    }
+    Ok(NatsAuth::Jwt {
+        jwt: Secret::new(token),
+        seed: seed(seed_path)?,
+    })
+}
+
+fn seed(path: &Path) -> Result<Secret, LoginError> {
     let text = read(path)?;
     let seed = between_marks(&text, "USER NKEY SEED").unwrap_or(text.trim());
     match is_user_seed(seed) {
-        true => Ok(NatsAuth::NKey {
-            seed: Secret::new(seed),
-        }),
+        true => Ok(Secret::new(seed)),
         false => Err(problem(path, "holds no seed of a user (SU…)")),
     }
 }
@@ -127,7 +151,7 @@ fn between_marks<'a>(text: &'a str, what: &str) -> Option<&'a str> {
         .filter(|line| !line.starts_with("---"))
 }
 
-fn read(path: &Path) -> Result<String, LoginError> {
+fn read(path: &Path) -> Result<Zeroizing<String>, LoginError> {
     let unreadable = |error| problem(path, &format!("cannot be read: {error}"));
     let metadata = fs::metadata(path).map_err(unreadable)?;
     if metadata.len() > FILE_BYTES_MAX {
@@ -136,7 +160,9 @@ fn read(path: &Path) -> Result<String, LoginError> {
             &format!("has more than {FILE_BYTES_MAX} bytes"),
         ));
     }
-    fs::read_to_string(path).map_err(unreadable)
+    fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(unreadable)
 }
 
 fn problem(path: &Path, problem: &str) -> LoginError {

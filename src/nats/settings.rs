@@ -31,6 +31,8 @@ pub struct ConnectionSettings {
     pub connect_timeout: Duration,
     /// Where the JetStream API listens: `$JS.API`, or a domain's or an import's.
     pub(crate) api_prefix: String,
+    /// The stream is another account's, and is reached through imports; of those that rename the API the prefix tells.
+    pub(crate) imported: bool,
     /// Where answers come to.
     pub(crate) inbox_prefix: String,
 }
@@ -83,6 +85,7 @@ impl ConnectionSettings {
             },
             connect_timeout: Duration::from_secs(5),
             api_prefix: DEFAULT_PREFIX.to_owned(),
+            imported: false,
             inbox_prefix: DEFAULT_INBOX_PREFIX.to_owned(),
         }
     }

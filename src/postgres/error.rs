@@ -70,6 +70,29 @@ impl ServerError {
 }
 
 impl ServerError {
+    /// Which pooler says this, or makes Postgres say it: no session of ours hears it from Postgres alone.
+    fn of_pooler(&self) -> Option<&'static str> {
+        const REPLICATION: [&str; 4] = [
+            "\"IDENTIFY_SYSTEM\"",
+            "\"START_REPLICATION\"",
+            "\"CREATE_REPLICATION_SLOT\"",
+            "\"DROP_REPLICATION_SLOT\"",
+        ];
+        let says = |words: &str| self.message.contains(words);
+        match self.code.as_str() {
+            "08P01" if says("unsupported startup parameter") => {
+                Some("what answers there is PgBouncer before 1.23, which has no replication")
+            }
+            "42601" if REPLICATION.into_iter().any(says) => Some(
+                "a pooler (PgBouncer before 1.23 or a like one) makes a plain session of a replication connection",
+            ),
+            "42P05" | "26000" => Some(
+                "a pooler in transaction mode (PgBouncer before 1.21 or a like one) mixes the statements of its clients",
+            ),
+            _ => None,
+        }
+    }
+
     /// Whether the same request may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         sqlstate_is_transient(&self.code)
@@ -84,6 +107,12 @@ impl fmt::Display for ServerError {
         }
         if let Some(hint) = &self.hint {
             write!(f, "; hint: {hint}")?;
+        }
+        if let Some(pooler) = self.of_pooler() {
+            write!(
+                f,
+                "; {pooler}: give the address of Postgres itself in postgres.url"
+            )?;
         }
         Ok(())
     }
@@ -414,6 +443,42 @@ mod tests {
         for end in 0..REFUSAL.len() {
             let error = ServerError::parse(&REFUSAL[..end]).unwrap_err();
             assert_eq!(error.problem, Problem::Truncated, "at {end}");
+        }
+    }
+
+    #[test]
+    fn a_pooler_is_named() {
+        let shown = |code: &str, message: &str| {
+            let (code, message) = (code.to_owned(), message.to_owned());
+            let error = ServerError {
+                code,
+                message,
+                ..ServerError::default()
+            };
+            error.to_string()
+        };
+        // As PgBouncer 1.18 and the Postgres behind it say it.
+        for (code, message) in [
+            ("08P01", "unsupported startup parameter: replication"),
+            ("08P01", "unsupported startup parameter: options"),
+            ("42601", "syntax error at or near \"IDENTIFY_SYSTEM\""),
+            ("42P05", "prepared statement \"s5\" already exists"),
+        ] {
+            let text = shown(code, message);
+            assert!(
+                text.contains("PgBouncer") && text.contains("postgres.url"),
+                "{text}"
+            );
+        }
+        for (code, message) in [
+            ("08P01", "invalid message format"),
+            ("42601", "syntax error at or near \"x\""),
+        ] {
+            let text = shown(code, message);
+            assert!(
+                !text.contains("pooler") && !text.contains("PgBouncer"),
+                "{text}"
+            );
         }
     }
 

@@ -49,6 +49,7 @@ impl Broker {
         let connection = LaneConnection::open(&settings.connection, name, advertised).await?;
         let store = LaneStore::new(&settings.connection.api_prefix, &settings.stream, slot)
             .map_err(|error| OpenError::Permanent(error.into()))?
+            .imported(settings.connection.imported)
             .judging(settings.stream_settings(slot), connection.info().version);
         Ok(Broker {
             connection,

@@ -31,6 +31,8 @@ pub struct LaneStore {
     events: StreamApi,
     records: StreamApi,
     slot: String,
+    /// The stream is another account's.
+    imported: bool,
     /// What the events' stream must be, and the version of the server that has it; none where nobody publishes.
     judge: Option<(StreamSettings, ServerVersion)>,
 }
@@ -96,8 +98,10 @@ impl LaneStore {
     /// # Errors
     /// The stream's name is none.
     pub fn new(prefix: &str, stream: &str, slot: &str) -> Result<Self, StreamNameError> {
+        let events = StreamApi::new(prefix, stream)?;
         Ok(LaneStore {
-            events: StreamApi::new(prefix, stream)?,
+            imported: events.is_imported(),
+            events,
             records: StreamApi::new(prefix, LANE_RECORD_STREAM)?,
             slot: slot.to_owned(),
             judge: None,
@@ -108,6 +112,15 @@ impl LaneStore {
     #[must_use]
     pub(crate) fn api_prefix(&self) -> &str {
         self.events.prefix()
+    }
+
+    /// The same, through imports that the API's prefix need not show.
+    #[must_use]
+    pub(crate) fn imported(self, imported: bool) -> Self {
+        LaneStore {
+            imported: self.imported || imported,
+            ..self
+        }
     }
 
     /// The same, which says of the stream each time whether it fits.
@@ -249,7 +262,7 @@ impl LaneStore {
                 let mut info = StreamInfo::parse(payload)?;
                 // Where another account's API is imported, its subjects are too. Each message of a batch that gets no answer
                 // of its own would stay in nats-server's memory for minutes.
-                info.config.allow_batched &= !self.events.is_imported();
+                info.config.allow_batched &= !self.imported;
                 let view = self.stream_view(&info);
                 Answer::Stream(Box::new(info), view)
             }

@@ -1,6 +1,7 @@
 //! Logins that change under a running relay, and the servers that a cluster tells of.
 
 use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use nkeys::KeyPair;
 use walrelay::local::{LocalNats, LocalNatsCluster, NatsOptions};
@@ -10,7 +11,7 @@ use walrelay::nats::connection::{ConnectError, LaneConnection};
 use walrelay::nats::login::{Login, LoginError};
 use walrelay::nats::settings::ConnectionSettings;
 
-use crate::support::{Fixture, Servers, binaries, eventually};
+use crate::support::{Fixture, Servers, assert_exactly_once, binaries, eventually, secure, uuid};
 use crate::tls::Files;
 
 fn nkeys(pair: &KeyPair) -> String {
@@ -102,6 +103,37 @@ async fn a_running_relay_waits_for_the_rotated_password() {
         "{log}"
     );
     relay.stop().await;
+}
+
+/// The server ends the connection at that moment, and lets nobody in with the same JWT.
+#[tokio::test]
+async fn a_running_relay_waits_for_the_successor_of_an_expired_jwt() {
+    let mut fixture = Fixture::bare_on(Servers::with_logins_of_nats().await).await;
+    let [roots, lasting] = secure::files(&fixture.servers().nats);
+    fixture.set("WALRELAY_NATS_TLS_CA", roots.display().to_string());
+    fixture.set("WALRELAY_NATS_CREDENTIALS", lasting.display().to_string());
+    fixture.setup().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("user.creds");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    // Long enough for the start on a busy machine.
+    fs::write(&path, secure::credentials_until(now.as_secs() + 8)).unwrap();
+    fixture.set("WALRELAY_NATS_CREDENTIALS", path.display().to_string());
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 5).await;
+    fixture.holds(5).await;
+    relay.logs("refused the credentials").await;
+    assert!(relay.runs());
+    fs::copy(&lasting, &path).unwrap();
+    fixture.insert(6, 10).await;
+    fixture.holds(10).await;
+    let log = relay.log();
+    assert_eq!(log.matches("refused the credentials").count(), 1, "{log}");
+    assert!(log.to_lowercase().contains("expired"), "{log}");
+    relay.stop().await;
+    let ids: Vec<_> = (1..=10).map(uuid).collect();
+    assert_exactly_once(&ids, &fixture.stored_ids().await);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod certificates;
 mod logins;
 mod permissions;
 mod routes;
+mod secrets;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;

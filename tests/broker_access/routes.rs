@@ -82,17 +82,15 @@ async fn a_stream_of_the_hub_is_reached_from_a_leaf_node() {
     relays(&mut fixture, &at_the_hub, "fast-ingest").await;
 }
 
-/// Fast ingest would go through the import too, and leave each message of a batch in the memory of nats-server.
-#[tokio::test]
-async fn a_stream_of_another_account_is_reached_through_imports_by_the_chain() {
-    let mut fixture = Fixture::bare().await;
+/// A server with the stream in account A, whose subjects account B imports with the API under `api`.
+async fn two_accounts(fixture: &mut Fixture, api: &str) -> (LocalNats, jetstream::Context) {
     let events = format!("{}.>", fixture.name);
     let accounts = format!(
         "accounts {{
            A {{ jetstream: enabled, users: [{{ user: a, password: a }}], exports: [
              {{ service: \"$JS.API.>\", response_type: stream }}, {{ service: \"{events}\" }}, {{ service: \"walrelay.>\" }} ] }}
            B {{ users: [{{ user: b, password: b }}], imports: [
-             {{ service: {{ account: A, subject: \"$JS.API.>\" }}, to: \"js.of.a.>\" }},
+             {{ service: {{ account: A, subject: \"$JS.API.>\" }}, to: \"{api}.>\" }},
              {{ service: {{ account: A, subject: \"{events}\" }} }}, {{ service: {{ account: A, subject: \"walrelay.>\" }} }} ] }}
          }}"
     );
@@ -102,6 +100,23 @@ async fn a_stream_of_another_account_is_reached_through_imports_by_the_chain() {
     fixture.set("WALRELAY_NATS_URL", nats.url());
     fixture.set("WALRELAY_NATS_USER", "b");
     fixture.set("WALRELAY_NATS_PASSWORD", "b");
+    (nats, at_the_stream)
+}
+
+/// Fast ingest would go through the import too, and leave each message of a batch in the memory of nats-server.
+#[tokio::test]
+async fn a_stream_of_another_account_is_reached_through_imports_by_the_chain() {
+    let mut fixture = Fixture::bare().await;
+    let (_nats, at_the_stream) = two_accounts(&mut fixture, "js.of.a").await;
     fixture.set("WALRELAY_NATS_API_PREFIX", "js.of.a");
+    relays(&mut fixture, &at_the_stream, "chain").await;
+}
+
+/// Nothing that the server tells shows that the stream is another account's: the configuration has to.
+#[tokio::test]
+async fn imports_that_rename_nothing_are_told_by_the_configuration() {
+    let mut fixture = Fixture::bare().await;
+    let (_nats, at_the_stream) = two_accounts(&mut fixture, "$JS.API").await;
+    fixture.set("WALRELAY_NATS_IMPORTED", "true");
     relays(&mut fixture, &at_the_stream, "chain").await;
 }

@@ -97,6 +97,49 @@ fn a_context_that_cannot_be_used_says_why() {
 }
 
 #[test]
+fn a_jwt_goes_with_the_file_of_its_seed() {
+    let case = Case::new("");
+    let jwt = case.write("user.jwt", "eyJ0.a.b\n");
+    let seed = nkeys::KeyPair::new_user().seed().unwrap();
+    let seed = case.write("user.nk", &seed);
+    let text = |path: &std::path::Path| path.display().to_string();
+    let case = case.env("WALRELAY_NATS_JWT", &text(&jwt));
+    assert!(matches!(case.load(), Err(ConfigError::AuthHalf { .. })));
+    let case = case.env("WALRELAY_NATS_NKEY_SEED", &text(&seed));
+    let wanted = Login::JwtAndSeed { jwt, seed };
+    let found = connection(&case).login;
+    assert_eq!(found, wanted);
+    assert!(matches!(found.read(), Ok(NatsAuth::Jwt { .. })));
+    for content in ["SUAseed", "", "eyJ0.a"] {
+        case.write("user.jwt", content);
+        let refused = case.load();
+        assert!(
+            matches!(refused, Err(ConfigError::SecretFile { .. })),
+            "{content}"
+        );
+    }
+    let pasted = Case::new("").env("WALRELAY_NATS_NKEY_SEED", &text(case.folder.path()));
+    let pasted = pasted
+        .env("WALRELAY_NATS_JWT", "eyJ0.a.b")
+        .load()
+        .unwrap_err();
+    assert!(!pasted.to_string().contains("eyJ0.a.b"), "{pasted}");
+}
+
+#[test]
+fn websockets_are_refused_with_what_serves() {
+    for url in ["ws://h:8080", "WSS://u:hunter2@h"] {
+        let error = Case::new("").env("NATS_URL", url).load().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("WebSocket") && text.contains("tls://"),
+            "{text}"
+        );
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+}
+
+#[test]
 fn a_secret_of_a_file_is_read_at_each_connect() {
     let case = Case::new("");
     let path = case.write("token", "t0k3n\n");

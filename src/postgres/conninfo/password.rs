@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use zeroize::Zeroizing;
+
 use super::passfile::{self, Wanted};
 use super::{DEFAULT_SOCKET_DIR, Host, HostPort};
 use crate::secret::Secret;
@@ -111,9 +113,10 @@ impl PasswordCommand {
         if !output.status.success() {
             return Err(failed(format!("has failed ({})", output.status)));
         }
-        let text = String::from_utf8(output.stdout)
-            .map_err(|_| failed("prints what is no text".to_owned()))?;
-        password_of(&text).map_err(failed)
+        let bytes = Zeroizing::new(output.stdout);
+        let text =
+            str::from_utf8(&bytes).map_err(|_| failed("prints what is no text".to_owned()))?;
+        password_of(text).map_err(failed)
     }
 }
 
@@ -191,7 +194,9 @@ fn read_file(path: &Path) -> Result<Secret, PasswordError> {
         path: path.to_owned(),
         problem,
     };
-    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    let text = std::fs::read_to_string(path)
+        .map(Zeroizing::new)
+        .map_err(|error| failed(error.to_string()))?;
     password_of(&text).map_err(|problem| failed(format!("it {problem}")))
 }
 

@@ -103,15 +103,16 @@ impl Fixture {
             // So that Postgres soon knows what has been received.
             ("WALRELAY_RELAY_STATUS_INTERVAL", "1s".to_owned()),
         ]);
-        let mut nats = async_nats::ConnectOptions::new();
         if secure::is_wanted() {
             environment.extend(secure::environment(&there.nats));
             if !there.binds {
                 environment.remove("PGPASSFILE");
             }
-            let [roots, _] = secure::files(&there.nats);
-            nats = secure::client(&roots);
         }
+        let nats = match there.has_logins_of_nats {
+            true => secure::client(&secure::files(&there.nats)[0]),
+            false => async_nats::ConnectOptions::new(),
+        };
         Fixture {
             sql: there.postgres.connect(&name).await.expect("connects"),
             nats: nats.connect(there.nats.url()).await.expect("connects"),

@@ -29,6 +29,7 @@ const PASSFILE: &str = "pgpass";
 struct Identity {
     certificate: String,
     key: String,
+    account: KeyPair,
     credentials: String,
     /// Operator and accounts.
     configuration: String,
@@ -102,58 +103,67 @@ fn identity() -> &'static Identity {
     IDENTITY.get_or_init(|| {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let own = rcgen::generate_simple_self_signed(names).expect("a certificate");
-        let (configuration, credentials) = logins();
+        let account = KeyPair::new_account();
+        let configuration = accounts(&account);
         Identity {
             certificate: own.cert.pem(),
             key: own.signing_key.serialize_pem(),
-            credentials,
+            credentials: credentials(&account, None),
+            account,
             configuration,
         }
     })
 }
 
-/// An operator with an account of its own and one for everything else, as configuration, and credentials of that one's user.
-fn logins() -> (String, String) {
-    let (operator, system, account, user) = (
-        KeyPair::new_operator(),
-        KeyPair::new_account(),
-        KeyPair::new_account(),
-        KeyPair::new_user(),
-    );
+/// Credentials of another user, until `expires_at` in seconds of Unix time.
+#[allow(dead_code)] // The tests of logins use it.
+pub(crate) fn credentials_until(expires_at: u64) -> String {
+    credentials(&identity().account, Some(expires_at))
+}
+
+/// An operator with an account of its own, and `account` for everything else.
+fn accounts(account: &KeyPair) -> String {
+    let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
     let of_operator = json!({ "type": "operator", "version": 2 });
-    let operator_jwt = jwt(&operator, &operator, of_operator);
+    let operator_jwt = jwt(&operator, &operator, None, of_operator);
     let account_jwt = |pair, jetstream: i64| {
         let limits = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
             "conn": -1, "leaf": -1, "mem_storage": jetstream, "disk_storage": jetstream, "streams": jetstream,
             "consumer": jetstream });
         let claims = json!({ "type": "account", "version": 2, "limits": limits });
-        jwt(&operator, pair, claims)
+        jwt(&operator, pair, None, claims)
     };
-    let of_user = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
-    let user_jwt = jwt(&account, &user, of_user);
-    let configuration = format!(
+    format!(
         "operator: {operator_jwt}\nsystem_account: {system_key}\nresolver: MEMORY\n\
          resolver_preload: {{ {system_key}: {}, {account_key}: {} }}",
         account_jwt(&system, 0),
-        account_jwt(&account, -1),
+        account_jwt(account, -1),
         system_key = system.public_key(),
         account_key = account.public_key(),
-    );
+    )
+}
+
+/// Of a new user, as nsc writes them.
+fn credentials(account: &KeyPair, expires_at: Option<u64>) -> String {
+    let user = KeyPair::new_user();
+    let claims = json!({ "type": "user", "version": 2, "subs": -1, "data": -1, "payload": -1 });
+    let user_jwt = jwt(account, &user, expires_at, claims);
     let seed = user.seed().expect("a private key");
-    let credentials = format!(
+    format!(
         "-----BEGIN NATS USER JWT-----\n{user_jwt}\n------END NATS USER JWT------\n\n\
          -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
-    );
-    (configuration, credentials)
+    )
 }
 
 /// A NATS JWT of version 2: claims in base64, signed by the issuer.
-fn jwt(issuer: &KeyPair, subject: &KeyPair, nats: Value) -> String {
+fn jwt(issuer: &KeyPair, subject: &KeyPair, expires_at: Option<u64>, nats: Value) -> String {
     let encode = |json: Value| URL_SAFE_NO_PAD.encode(json.to_string());
     let header = encode(json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
     let subject = subject.public_key();
     let claims = encode(json!({
         "jti": subject, "iat": 1, "iss": issuer.public_key(), "sub": subject, "name": subject, "nats": nats,
+        // 0 is never.
+        "exp": expires_at.unwrap_or(0),
     }));
     let signed = format!("{header}.{claims}");
     let signature = issuer.sign(signed.as_bytes()).expect("a private key");

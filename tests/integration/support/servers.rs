@@ -14,6 +14,8 @@ pub(crate) struct Servers {
     pub(crate) nats: LocalNats,
     /// The superuser's login over TLS is bound to the channel.
     pub(super) binds: bool,
+    /// NATS takes nothing but TLS and a JWT.
+    pub(super) has_logins_of_nats: bool,
 }
 
 /// Never dropped; the servers' own watchdogs end them with this process.
@@ -35,6 +37,18 @@ impl Servers {
         Servers::of(binaries(), postgres).await
     }
 
+    /// New ones, whose NATS takes nothing but TLS and a JWT.
+    #[allow(dead_code)] // The tests of logins use it.
+    pub(crate) async fn with_logins_of_nats() -> Servers {
+        let mut servers = Servers::own().await;
+        let mut options = NatsOptions::default();
+        secure::nats(&mut options);
+        let nats = LocalNats::start(&binaries(), options).await;
+        servers.nats = nats.expect("nats-server starts");
+        servers.has_logins_of_nats = true;
+        servers
+    }
+
     /// New ones of these programs.
     pub(crate) async fn of(binaries: ServerBinaries, postgres: PostgresOptions) -> Servers {
         let binds = secure::is_wanted() && !has_logins(&postgres);
@@ -50,6 +64,7 @@ impl Servers {
             postgres,
             nats,
             binds,
+            has_logins_of_nats: secure::is_wanted(),
         }
     }
 }
