@@ -8,9 +8,7 @@ use crate::pipeline::burst::Burst;
 use crate::pipeline::continuity::{Loss, Plan};
 use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::fault::{Class, Fault};
-use crate::pipeline::room::Room;
 use crate::postgres::error::ServerError;
-use crate::postgres::slot_wal::SlotWal;
 use crate::relay::STEADY;
 use crate::relay::open::Summary;
 use std::time::Duration;
@@ -18,10 +16,6 @@ use std::time::Duration;
 /// An epoch with nothing in flight has got over what ended the one before after so long, and after as long again as
 /// that one had lasted.
 const QUIET: Duration = Duration::from_secs(1);
-
-/// What to do about a slot that keeps much.
-const SLOT_REMEDY: &str =
-    "`walrelay status` says what the relay waits for; raise max_slot_wal_keep_size meanwhile";
 
 /// What the log has said last.
 #[derive(Debug, Default)]
@@ -119,31 +113,6 @@ impl StandbyWait {
             tracing::info!("Postgres sends on: the standby has what it waited for");
             self.told = None;
         }
-    }
-}
-
-/// How much the slot may still keep has changed.
-pub(super) fn slot_has(room: Room, wal: &SlotWal) {
-    let (kept, left) = (wal.retained_bytes, wal.safe_wal_bytes);
-    let limit = wal.limit_bytes;
-    match room {
-        Room::Ample => tracing::info!(
-            retained_bytes = kept,
-            safe_wal_bytes = left,
-            "the slot has room again: more than half of max_slot_wal_keep_size is free"
-        ),
-        Room::BelowHalf => tracing::warn!(
-            retained_bytes = kept,
-            safe_wal_bytes = left,
-            limit_bytes = limit,
-            "less than half of max_slot_wal_keep_size is free for the slot: {SLOT_REMEDY}"
-        ),
-        Room::BelowFifth => tracing::error!(
-            retained_bytes = kept,
-            safe_wal_bytes = left,
-            limit_bytes = limit,
-            "less than a fifth of max_slot_wal_keep_size is free for the slot, which is lost once nothing is: {SLOT_REMEDY}"
-        ),
     }
 }
 

@@ -19,6 +19,7 @@ mod open_letters;
 mod resync;
 pub mod settings;
 mod shutdown;
+mod slot_room;
 pub mod status;
 pub mod stream_fit;
 pub mod turn;

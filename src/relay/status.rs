@@ -9,8 +9,8 @@ use crate::pipeline::position::Position;
 use crate::pipeline::room::RoomWatch;
 use crate::postgres::slot_wal::SlotWal;
 use crate::relay::lag::Lag;
-use crate::relay::log;
 use crate::relay::settings::Settings;
+use crate::relay::slot_room;
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
@@ -421,7 +421,7 @@ impl Board {
     pub fn looked(&self, server_lsn: PgLsn, confirmed_lsn: Option<PgLsn>, wal: SlotWal) {
         let mut inner = self.change();
         if let Some(room) = inner.room.look(wal.room()) {
-            log::slot_has(room, &wal);
+            slot_room::tell(room, &wal);
         }
         inner.status.slot_wal = wal;
         inner.lag.looked(server_lsn.into(), Instant::now());
