@@ -22,6 +22,11 @@ const RECOUNT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Counts for as long as it is polled.
 pub(super) async fn count(settings: Settings, board: Board) {
+    // Before, what keeps the relay from its start would be said twice.
+    let mut watch = board.watch();
+    while board.status().totals.epochs == 0 {
+        watch.changed().await;
+    }
     let mut lane = None;
     let mut counting = Counting::default();
     let mut is_told = false;

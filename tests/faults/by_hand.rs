@@ -170,8 +170,10 @@ async fn two_relays_are_frozen_in_turn() {
         waiting.logs("is in use").await;
         for _ in 0..4 {
             more_events(&fixture, EVENTS_BETWEEN).await;
+            let logged = waiting.log().len();
             publishing.signal(Signal::STOP);
             // Only once Postgres has given the frozen one up does the other have the slot.
+            logs_from(&mut waiting, logged, "streaming").await;
             more_events(&fixture, EVENTS_BETWEEN).await;
             let logged = publishing.log().len();
             publishing.signal(Signal::CONT);

@@ -231,7 +231,7 @@ async fn a_fresh_lane_publishes_also_what_is_before_the_place_to_begin_again() {
     let relay = fixture.run_with(&["--from", from.trim_matches('"')]);
     all_are_first_publications(&fixture, 100).await;
     fixture.confirms(fixture.server_lsn().await).await;
-    assert!(relay.log().contains("nothing again"), "{}", relay.log());
+    assert!(relay.log().contains("nothing to replay"), "{}", relay.log());
     relay.stop().await;
     fixture.walrelay(&["verify"]).await.success();
 }
@@ -264,7 +264,7 @@ async fn a_position_is_a_place_to_begin_again() {
     let relay = fixture.run_with(&["--from", from]);
     fixture.holds(50).await;
     let lsn = positions[1]["acknowledged_lsn"].as_str().unwrap();
-    let said = format!("from {lsn} on until there comes again");
+    let said = format!("from {lsn} up to there, marked as replay");
     assert!(relay.log().contains(&said), "{}", relay.log());
     relay.stop().await;
     let (_, again) = split(&fixture.stored().await);
