@@ -25,6 +25,7 @@ mod signals;
 pub mod status;
 mod stderr;
 pub mod stdout;
+mod stored;
 pub mod tail;
 pub mod teardown;
 pub mod verify;

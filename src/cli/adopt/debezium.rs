@@ -4,11 +4,10 @@
 
 use std::collections::HashSet;
 
-use anyhow::Context as _;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
-use futures_util::StreamExt as _;
 
 use super::in_stream::COMPARED_MESSAGES_MAX;
+use crate::cli::stored::{StoredMessages, header};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::pipeline::event_id;
@@ -29,27 +28,12 @@ pub(super) async fn ids(
         headers_only: true,
         ..OrderedConfig::default()
     };
-    let read = async {
-        let stream = nats.jetstream().get_stream(name).await?;
-        let consumer = stream.create_consumer(config).await?;
-        let mut left = consumer.cached_info().num_pending;
-        let mut messages = consumer.messages().await?;
-        let mut ids = HashSet::new();
-        while left > 0 {
-            let message = messages.next().await.context("the consumer ended")??;
-            let header = |name| {
-                message
-                    .headers
-                    .as_ref()?
-                    .get(name)
-                    .map(|value| value.as_str())
-            };
-            ids.extend(event_id::of_headers(event_id::ID_HEADERS.map(header)));
-            left = message.info().map_or(0, |info| info.pending);
-        }
-        Ok(ids)
-    };
-    nats.allowed(read)
-        .await
-        .with_context(|| format!("cannot read stream {name}"))
+    let mut messages = StoredMessages::from(nats, name, config).await?;
+    let mut ids = HashSet::new();
+    while messages.left() > 0 {
+        let (_, message) = messages.next().await?;
+        let header = |name| header(&message, name);
+        ids.extend(event_id::of_headers(event_id::ID_HEADERS.map(header)));
+    }
+    Ok(ids)
 }

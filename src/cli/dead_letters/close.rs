@@ -5,11 +5,9 @@
 //! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
-use futures_util::StreamExt as _;
 
 use super::letters::{Letters, Standing};
 use crate::bulk::Outcome;
@@ -21,15 +19,13 @@ use crate::bulk::rows::columns;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
+use crate::cli::stored::{StoredMessages, header};
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
-
-/// How long the broker may keep us waiting for a message that it has.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is to become of dead letters.
 #[derive(Debug)]
@@ -226,7 +222,6 @@ impl Closing<'_> {
 
     /// The dead letters that have a retry at or behind sequence `from`, with the last one's sequence.
     async fn published(&self, from: u64) -> anyhow::Result<BTreeMap<Position, u64>> {
-        let name = &self.settings.nats.stream;
         let config = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: from,
@@ -234,40 +229,19 @@ impl Closing<'_> {
             headers_only: true,
             ..OrderedConfig::default()
         };
-        let consume = async {
-            let stream = self.nats.jetstream().get_stream(name).await?;
-            Ok(stream.create_consumer(config).await?.messages().await?)
-        };
-        let messages = self.nats.allowed(consume).await;
-        let mut messages = messages.with_context(|| format!("cannot read stream {name}"))?;
+        let name = &self.settings.nats.stream;
+        let mut messages = StoredMessages::from(self.nats, name, config).await?;
         let mut found = BTreeMap::new();
         loop {
             // The dead letter itself is there, so there is at least one message.
-            let next = async {
-                tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
-                    .await
-                    .with_context(|| {
-                        format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}")
-                    })?
-                    .context("the consumer ended")?
-                    .with_context(|| format!("cannot read stream {name}"))
-            };
-            let message = self.nats.allowed(next).await?;
-            let header = |name| {
-                let headers = message.headers.as_ref()?;
-                headers.get(name).map(async_nats::HeaderValue::as_str)
-            };
-            let (sequence, pending) = message
-                .info()
-                .map(|info| (info.stream_sequence, info.pending))
-                .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
-            if header(KIND_HEADER) == Some(KIND_RETRY)
-                && let Some(Ok((slot, position))) = header(RETRY_HEADER).map(parse_header)
+            let (sequence, message) = messages.next().await?;
+            if header(&message, KIND_HEADER) == Some(KIND_RETRY)
+                && let Some(Ok((slot, position))) = header(&message, RETRY_HEADER).map(parse_header)
                 && slot == self.settings.postgres.slot
             {
                 found.insert(position, sequence);
             }
-            if pending == 0 {
+            if messages.left() == 0 {
                 return Ok(found);
             }
         }

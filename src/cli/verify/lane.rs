@@ -3,16 +3,14 @@
 //! In: a stream, from where to read, the snapshot's LSN. Out: an entry a message, and what is wrong with the order.
 //! Guarantees: each stored message is looked at once, also over several calls; nothing is kept but entries.
 
-use std::time::Duration;
-
 use anyhow::{Context as _, bail};
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
-use futures_util::StreamExt as _;
 use postgres_types::PgLsn;
 
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
+use crate::cli::stored::StoredMessages;
 use crate::nats::admin::Admin;
 use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::stream;
@@ -25,8 +23,6 @@ use crate::pipeline::position::{
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
 
-/// How long the broker may keep us waiting for a message that it has.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many of each kind are named.
 pub(super) const SAMPLES_MAX: usize = 20;
 
@@ -176,30 +172,9 @@ impl LaneReading {
             },
             ..OrderedConfig::default()
         };
-        let name = self.name.clone();
-        let consume = async {
-            let stream = nats.jetstream().get_stream(&name).await?;
-            Ok(stream.create_consumer(config).await?.messages().await?)
-        };
-        let mut messages = nats
-            .allowed(consume)
-            .await
-            .with_context(|| format!("cannot read stream {name}"))?;
+        let mut messages = StoredMessages::from(nats, &self.name, config).await?;
         loop {
-            let next = async {
-                tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
-                    .await
-                    .with_context(|| {
-                        format!("no message of stream {name} within {MESSAGE_TIMEOUT:?}")
-                    })?
-                    .context("the consumer ended")?
-                    .with_context(|| format!("cannot read stream {name}"))
-            };
-            let message = nats.allowed(next).await?;
-            let (sequence, pending) = message
-                .info()
-                .map(|info| (info.stream_sequence, info.pending))
-                .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+            let (sequence, message) = messages.next().await?;
             if sequence > end {
                 break;
             }
@@ -219,7 +194,7 @@ impl LaneReading {
                     end.saturating_sub(self.first_sequence) + 1,
                 );
             }
-            if sequence == end || pending == 0 {
+            if sequence == end || messages.left() == 0 {
                 break;
             }
         }

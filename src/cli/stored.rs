@@ -1,0 +1,89 @@
+//! The messages that a stream has, read one after the other.
+//!
+//! In: a stream, from where to read. Out: each message with its sequence, and how many are left. Guarantee: no wait without a
+//! deadline, and a permission that is missing is told as such.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_nats::HeaderValue;
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use futures_util::StreamExt as _;
+
+use crate::nats::admin::Admin;
+
+/// How long the broker may keep us waiting for a message that it has.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A stream's messages, from a place on.
+pub(super) struct StoredMessages<'a> {
+    nats: &'a Admin,
+    stream: String,
+    messages: Ordered,
+    left: u64,
+}
+
+impl<'a> StoredMessages<'a> {
+    /// Begins where `config` says.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub(super) async fn from(
+        nats: &'a Admin,
+        stream: &str,
+        config: OrderedConfig,
+    ) -> anyhow::Result<Self> {
+        let consume = async {
+            let found = nats.jetstream().get_stream(stream).await?;
+            let consumer = found.create_consumer(config).await?;
+            let left = consumer.cached_info().num_pending;
+            Ok((consumer.messages().await?, left))
+        };
+        let (messages, left) = nats
+            .allowed(consume)
+            .await
+            .with_context(|| format!("cannot read stream {stream}"))?;
+        Ok(StoredMessages {
+            nats,
+            stream: stream.to_owned(),
+            messages,
+            left,
+        })
+    }
+
+    /// How many messages are still to come, as of the last one.
+    pub(super) fn left(&self) -> u64 {
+        self.left
+    }
+
+    /// The next message, and its sequence.
+    ///
+    /// # Errors
+    /// None came in time, or it cannot be read.
+    pub(super) async fn next(&mut self) -> anyhow::Result<(u64, Message)> {
+        let (stream, messages) = (&self.stream, &mut self.messages);
+        let next = async {
+            tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
+                .await
+                .with_context(|| {
+                    format!("no message of stream {stream} within {MESSAGE_TIMEOUT:?}")
+                })?
+                .context("the consumer ended")?
+                .with_context(|| format!("cannot read stream {stream}"))
+        };
+        let message = self.nats.allowed(next).await?;
+        let info = message
+            .info()
+            .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+        let sequence = info.stream_sequence;
+        self.left = info.pending;
+        Ok((sequence, message))
+    }
+}
+
+/// The value of a message's header.
+pub(super) fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+    let headers = message.headers.as_ref()?;
+    headers.get(name).map(HeaderValue::as_str)
+}
