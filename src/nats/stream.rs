@@ -137,7 +137,7 @@ pub fn findings(
 
 /// What of the stream of the lanes' records does not fit; pure, as [`findings`].
 pub(crate) fn lane_record_findings(config: &StreamConfig) -> Vec<StreamFinding> {
-    fit::lane_record_findings(config, LANE_RECORD_SUBJECTS)
+    fit::records::lane_record_findings(config, LANE_RECORD_SUBJECTS)
 }
 
 /// The filters under which the events are stored beside their own subjects, where the stream transforms those.
