@@ -130,15 +130,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let epoch = view.record.record.as_ref().map_or(0, |record| record.epoch);
     let recorded_here = view.record.record.as_ref();
     let of_lane = recorded_here.filter(|record| record.is_of(&view.lane));
+    let (stream, created) = (&settings.nats.stream, &view.stream.created);
     let written = LaneRecord {
-        version: LaneRecord::VERSION,
-        system_identifier: view.lane.system_identifier,
-        timeline: view.history.timeline(),
-        switches: view.history.switches().map(<[_]>::to_vec),
-        database: view.lane.database.clone(),
-        slot: view.lane.slot.clone(),
-        stream: settings.nats.stream.clone(),
-        created: view.stream.created.clone(),
         epoch: epoch + 1,
         sequence: sequence.unwrap_or(view.stream.state.last_seq),
         position: published.as_ref().map(|published| published.position),
@@ -147,15 +140,10 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
             .and_then(|published| published.event_id.clone()),
         confirmed_lsn: view.confirmed_lsn,
         adopted_sequence: sequence.map_or(view.stream.state.last_seq, |sequence| sequence - 1),
-        active: false,
         taken_over_sequence: taken_over_sequence(&args, &view),
-        skips: Vec::new(),
-        replaced: None,
-        doubted: false,
-        carrier: None,
         tables: of_lane.map_or_else(Vec::new, |record| record.tables.clone()),
         publications: of_lane.map_or_else(Vec::new, |record| record.publications.clone()),
-        halted: None,
+        ..LaneRecord::new(&view.lane, &view.history, stream, created)
     };
     lane_client.store_record(written, recorded).await?;
     account.line("adopted; walrelay run goes on, and walrelay verify compares table and stream");

@@ -293,29 +293,10 @@ async fn record_slot(
     };
     let (identity, history) = identify(settings).await?;
     let first = LaneRecord {
-        version: LaneRecord::VERSION,
-        system_identifier: identity.system_identifier,
-        timeline: identity.timeline,
-        switches: history.switches().map(<[_]>::to_vec),
-        database: identity.dbname,
-        slot: slot.clone(),
-        stream: name.clone(),
-        created: stream.created,
-        epoch: 0,
         sequence: stream.state.last_seq,
-        position: None,
-        event_id: None,
         confirmed_lsn,
-        active: false,
         adopted_sequence: stream.state.last_seq,
-        taken_over_sequence: 0,
-        skips: Vec::new(),
-        replaced: None,
-        doubted: false,
-        carrier: None,
-        tables: Vec::new(),
-        halted: None,
-        publications: Vec::new(),
+        ..LaneRecord::new(&identity.lane(slot), &history, name, &stream.created)
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");

@@ -161,6 +161,35 @@ impl LaneRecord {
     /// Form that this build writes and reads.
     pub const VERSION: u32 = 1;
 
+    /// Of a lane that has published nothing to this stream, and whose slot was never confirmed.
+    pub fn new(lane: &Lane, history: &History, stream: &str, created: &str) -> Self {
+        LaneRecord {
+            version: LaneRecord::VERSION,
+            system_identifier: lane.system_identifier,
+            timeline: history.timeline(),
+            switches: history.switches().map(<[_]>::to_vec),
+            database: lane.database.clone(),
+            slot: lane.slot.clone(),
+            stream: stream.to_owned(),
+            created: created.to_owned(),
+            epoch: 0,
+            sequence: 0,
+            position: None,
+            event_id: None,
+            confirmed_lsn: 0.into(),
+            active: false,
+            adopted_sequence: 0,
+            taken_over_sequence: 0,
+            skips: Vec::new(),
+            replaced: None,
+            doubted: false,
+            carrier: None,
+            tables: Vec::new(),
+            publications: Vec::new(),
+            halted: None,
+        }
+    }
+
     /// Whether the record is of this lane.
     pub(crate) fn is_of(&self, lane: &Lane) -> bool {
         self.system_identifier == lane.system_identifier
@@ -182,16 +211,20 @@ impl LaneRecord {
         }
     }
 
-    /// The same, once a relay has halted, in the stream created at `created`.
-    pub fn halted(&self, halt: &Halt, created: &str, at: String) -> LaneRecord {
+    /// The same, once a relay has halted in its epoch of that number, in the stream created at `created`; none where another
+    /// relay has begun an epoch since, unless the halt is to bind that one too.
+    pub fn halted(&self, halt: &Halt, created: &str, epoch: u64, at: String) -> Option<LaneRecord> {
         let bound = match halt {
             Halt::Replaced { sequence, .. } => self.halted_for(*sequence, created),
             _ => None,
         };
-        LaneRecord {
+        let binds = bound
+            .as_ref()
+            .is_some_and(|bound| bound.replaced != self.replaced);
+        (binds || self.epoch <= epoch).then(|| LaneRecord {
             halted: Some(HaltNote::of(halt, at)),
             ..bound.unwrap_or_else(|| self.clone())
-        }
+        })
     }
 
     /// The same, once a relay has halted because somebody else's message stands at `sequence`; none where that is no news,

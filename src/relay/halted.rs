@@ -4,7 +4,6 @@
 //! about or not; the record of an epoch that another relay has begun since is left alone.
 
 use crate::pipeline::fault::Halt;
-use crate::pipeline::lane_end::Memory;
 use crate::pipeline::record::LaneRecord;
 use crate::relay::open;
 use crate::relay::open::Inherited;
@@ -32,7 +31,12 @@ pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt
     let deadline = Instant::now() + limit;
     let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
     let memory = inherited.memory.as_ref();
-    let kept = |record: LaneRecord| told(&record, memory, halt, &at);
+    let kept = |record: LaneRecord| {
+        let (created, epoch) = memory.map_or((&record.created, record.epoch), |memory| {
+            (&memory.created, memory.epoch)
+        });
+        record.halted(halt, created, epoch, at.clone())
+    };
     loop {
         let why = match timeout_at(deadline, try_keep(settings, inherited, &kept)).await {
             Ok(Ok(())) => return,
@@ -55,14 +59,6 @@ async fn try_keep(
     let stored = broker.keep_halt(kept).await;
     broker.connection.close().await;
     stored
-}
-
-/// The record with the halt in it; none where another relay has begun an epoch since, unless it is to bind that one too.
-fn told(record: &LaneRecord, memory: Option<&Memory>, halt: &Halt, at: &str) -> Option<LaneRecord> {
-    let is_others = memory.is_some_and(|memory| record.epoch > memory.epoch);
-    let created = memory.map_or(record.created.as_str(), |memory| &memory.created);
-    let halted = record.halted(halt, created, at.to_owned());
-    (!is_others || halted.replaced != record.replaced).then_some(halted)
 }
 
 fn not_kept(binds: bool, why: &str) {

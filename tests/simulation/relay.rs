@@ -752,10 +752,8 @@ fn keep_halt(halt: &Halt, turn: &Turn<Wal, Broker>, world: &mut World) {
     let record = stored.map(|(_, frame)| LaneRecord::from_json(&frame.data).expect("a record"));
     let created = turn.engine.created();
     let epoch = turn.engine.memory().epoch;
-    let is_ours =
-        |record: &LaneRecord| record.epoch <= epoch || matches!(halt, Halt::Replaced { .. });
-    if let Some(record) = record.filter(is_ours) {
-        let record = record.halted(halt, created, String::new());
+    let halted = |record: LaneRecord| record.halted(halt, created, epoch, String::new());
+    if let Some(record) = record.and_then(halted) {
         let frame = Frame {
             subject,
             data: record.to_json(),

@@ -77,14 +77,6 @@ impl Engine {
             .as_ref()
             .filter(|record| record.created == settings.created);
         LaneRecord {
-            version: LaneRecord::VERSION,
-            system_identifier: settings.lane.system_identifier,
-            timeline: settings.history.timeline(),
-            switches: settings.history.switches().map(<[_]>::to_vec),
-            database: settings.lane.database.clone(),
-            slot: settings.lane.slot.clone(),
-            stream: settings.stream.clone(),
-            created: settings.created.clone(),
             epoch: settings.number,
             sequence: lane_end.map_or(
                 previous.map_or(0, |record| record.adopted_sequence),
@@ -104,12 +96,15 @@ impl Engine {
                 .copied()
                 .filter(|skip| lane_end.is_none_or(|lane_end| *skip > lane_end.position))
                 .collect(),
-            replaced: None,
-            doubted: false,
             carrier: settings.epoch.carrier.clone(),
             tables: self.relations.tables().periods().to_vec(),
-            halted: None,
             publications: settings.epoch.publications.clone(),
+            ..LaneRecord::new(
+                &settings.lane,
+                &settings.history,
+                &settings.stream,
+                &settings.created,
+            )
         }
     }
 

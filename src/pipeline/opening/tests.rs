@@ -52,29 +52,12 @@ fn stream(created: &str, last_sequence: u64) -> StreamView {
 
 fn record(sequence: u64) -> LaneRecord {
     LaneRecord {
-        version: LaneRecord::VERSION,
-        system_identifier: 7,
-        timeline: 1,
-        switches: Some(Vec::new()),
-        database: "app".into(),
-        slot: "s".into(),
-        stream: "S".into(),
-        created: CREATED.into(),
         epoch: 1,
         sequence,
         position: Some(at(sequence)),
         event_id: Some(format!("e{sequence}")),
         confirmed_lsn: 1.into(),
-        active: false,
-        adopted_sequence: 0,
-        taken_over_sequence: 0,
-        skips: Vec::new(),
-        replaced: None,
-        doubted: false,
-        carrier: None,
-        tables: Vec::new(),
-        publications: Vec::new(),
-        halted: None,
+        ..LaneRecord::new(&lane(), &History::first(), "S", CREATED)
     }
 }
 
