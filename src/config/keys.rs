@@ -315,12 +315,12 @@ pub const KEYS: &[Entry] = &[
         Some("10s"),
         None,
     ),
-    // As often as Postgres' own receivers (wal_receiver_status_interval), far below wal_sender_timeout.
+    // Postgres frees the slot of a relay that it has not heard for three of them: a standby takes over within 5 s.
     open(
         Key::RelayStatusInterval,
         "relay",
         "status_interval",
-        Some("10s"),
+        Some("1s"),
         None,
     ),
     // Short enough that a server's return is noticed within a second.

@@ -99,7 +99,7 @@ fn defaults_are_the_documented_ones() {
         window_bytes_max: 8 << 20,
         ack_timeout: Duration::from_secs(5),
         shutdown_timeout: Duration::from_secs(10),
-        status_interval: Duration::from_secs(10),
+        status_interval: Duration::from_secs(1),
         backoff_max: Duration::from_millis(500),
     };
     assert_eq!(settings.relay, relay);

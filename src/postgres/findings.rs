@@ -63,8 +63,6 @@ pub enum Kind {
     SlotLimit,
     /// Slots, WAL senders or connections are taken.
     Places,
-    /// A relay that has vanished keeps the slot for long.
-    SenderTimeout,
     /// Standbys that hold back what is sent to the relay.
     StandbySlots,
     /// A transaction that somebody has forgotten.
@@ -75,7 +73,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 22] = [
+    pub const ALL: [Kind; 21] = [
         Kind::WalLevel,
         Kind::Standby,
         Kind::SynchronousStandby,
@@ -94,7 +92,6 @@ impl Kind {
         Kind::Column,
         Kind::SlotLimit,
         Kind::Places,
-        Kind::SenderTimeout,
         Kind::StandbySlots,
         Kind::OldTransaction,
         Kind::Spill,
@@ -121,7 +118,6 @@ impl Kind {
             Kind::Column => "column",
             Kind::SlotLimit => "slot-limit",
             Kind::Places => "places",
-            Kind::SenderTimeout => "sender-timeout",
             Kind::StandbySlots => "standby-slots",
             Kind::OldTransaction => "old-transaction",
             Kind::Spill => "spill",

@@ -22,9 +22,6 @@ const OLD: Duration = Duration::from_secs(300);
 /// What Kubernetes, a deployment or a weekend may keep a relay away.
 const AWAY: Duration = Duration::from_secs(12 * 3600);
 
-/// Silence after which a walsender whose relay has vanished lets go of the slot, at most.
-const TAKEOVER_MAX: Duration = Duration::from_secs(60);
-
 /// What the server says of itself.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Health {
@@ -113,7 +110,7 @@ pub fn findings(
     let mut found = Vec::new();
     limit(inspection, wal_rate, &mut found);
     places(inspection, health, &mut found);
-    waits(inspection, health, &mut found);
+    waits(health, &mut found);
     transactions(health, &mut found);
     if let Some(bytes) = health.spilled_bytes.filter(|bytes| *bytes > 0) {
         found.push(warn(
@@ -215,22 +212,8 @@ fn places(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
     }
 }
 
-/// Time-outs and standbys that the slot depends on.
-fn waits(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
-    let timeout = inspection.server.wal_sender_timeout;
-    if timeout.is_none_or(|timeout| timeout > TAKEOVER_MAX) {
-        let is = timeout.map_or_else(
-            || "0, which is never".to_owned(),
-            |timeout| span(timeout.as_secs_f64()),
-        );
-        found.push(warn(
-            Kind::SenderTimeout,
-            format!(
-                "wal_sender_timeout is {is}: a relay whose machine has vanished may keep the slot from the next one for that long"
-            ),
-            "run ALTER SYSTEM SET wal_sender_timeout = '60s'; and SELECT pg_reload_conf();",
-        ));
-    }
+/// Standbys that the slot depends on.
+fn waits(health: &Health, found: &mut Vec<Finding>) {
     if !health.standby_slots.is_empty() {
         found.push(warn(
             Kind::StandbySlots,

@@ -16,10 +16,12 @@ mod log;
 pub mod open;
 pub mod open_error;
 mod open_letters;
+mod postgres_side;
 mod resync;
 pub mod settings;
 mod shutdown;
 mod slot_room;
+mod standby;
 pub mod status;
 pub mod stream_fit;
 pub mod turn;
@@ -36,6 +38,7 @@ use crate::pipeline::request::Unfit;
 use crate::relay::status::{Board, EpochMarks, EpochStart};
 use clock::Clock;
 use drive::{Drive, Ended};
+use futures_util::FutureExt as _;
 use log::Log;
 use open::{Epoch, Inherited, Summary};
 use open_error::OpenError;
@@ -114,11 +117,12 @@ pub(crate) async fn run_watched(
     beside.spawn(open_letters::count(settings.clone(), board.clone()));
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
-            Next::Pause(pause) => pause,
+            Next::Pause(pause) => tokio::time::sleep(pause).left_future(),
+            Next::Standby => standby::until_free(settings).right_future(),
             Next::End(outcome) => return Ok(outcome),
         };
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = pause => {}
             () = shutdown.wait() => return Ok(relay.stopped()),
         }
     }
@@ -126,6 +130,8 @@ pub(crate) async fn run_watched(
 
 enum Next {
     Pause(Duration),
+    /// Until nobody reads the slot.
+    Standby,
     End(Outcome),
 }
 
@@ -356,7 +362,10 @@ impl<'a> Relay<'a> {
             Ok(pause) => {
                 self.inherited.refused = self.epochs.refused().clone();
                 self.inherited.one_by_one = self.epochs.one_by_one();
-                Next::Pause(pause)
+                match fault {
+                    Fault::SlotActive { .. } => Next::Standby,
+                    _ => Next::Pause(pause),
+                }
             }
             Err(halt) => self.halted(halt).await,
         }

@@ -91,7 +91,7 @@ pub struct RelaySettings {
     pub ack_timeout: Duration,
     /// How long a stop waits for acks that are under way.
     pub shutdown_timeout: Duration,
-    /// Longest time between two status updates to Postgres.
+    /// Longest time between two status updates to Postgres, which frees the slot after three that do not come.
     pub status_interval: Duration,
     /// Longest pause between two epochs.
     pub backoff_max: Duration,

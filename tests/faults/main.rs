@@ -35,6 +35,7 @@ mod stream_edited;
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;
 mod tables;
+mod takeover;
 mod timelines;
 mod two_services;
 mod unlogged;

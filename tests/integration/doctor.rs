@@ -47,7 +47,6 @@ async fn a_server_that_is_well_and_one_that_will_hurt() {
     for (code, name, value) in [
         ("slot-limit", "max_slot_wal_keep_size", "-1"),
         ("idle-slot-timeout", "idle_replication_slot_timeout", "'1d'"),
-        ("sender-timeout", "wal_sender_timeout", "0"),
         ("standby-slots", "synchronized_standby_slots", "'standby1'"),
     ] {
         let is_known = "SELECT current_setting($1, true) IS NOT NULL";
