@@ -21,9 +21,10 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{
     BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
+    REPLAY_HEADER,
 };
 use crate::pipeline::shared_end_search::bulk_fence_subject;
-use crate::relay::lane_client::{LaneClient, LaneError, StreamEnd};
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_store::StoreError;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
@@ -31,8 +32,13 @@ use crate::relay::stream_fit;
 /// What the next message is to expect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// Behind this end of a stream of its own; and what it tells of the lane.
-    Behind(StreamEnd),
+    /// Behind the last sequence of a stream of its own.
+    Behind {
+        /// The sequence.
+        last_sequence: u64,
+        /// What it tells of the lane that lives in the stream.
+        lane_end: Option<String>,
+    },
     /// No other fence on `subject` than the one at `sequence`.
     Fenced {
         /// Of the fences.
@@ -60,19 +66,38 @@ pub struct Fence {
 
 #[derive(Debug)]
 enum State {
-    Own {
-        /// The stream was seen up to here when the command decided what to publish.
-        seen: u64,
-        /// A message of this command is stored.
-        begun: bool,
-    },
+    /// The lane's own stream.
+    Own(Seen),
+    /// A stream in which no lane lives.
+    Aside(Seen),
     Shared {
         subject: String,
         sequence: u64,
     },
 }
 
+/// A stream on whose last sequence messages are put.
+#[derive(Debug)]
+struct Seen {
+    /// It was seen up to here when the command decided what to publish.
+    through: u64,
+    /// A message of this command is stored.
+    begun: bool,
+}
+
 impl Fence {
+    /// The fence of a command that publishes to a stream in which no lane lives. It has the stream's lease, and decides by what
+    /// the stream has up to `through`.
+    pub fn aside(stream: &LaneClient, through: u64) -> Self {
+        Fence {
+            lane: stream.clone(),
+            state: State::Aside(Seen {
+                through,
+                begun: false,
+            }),
+        }
+    }
+
     /// Puts up the fence: what is read from the stream behind this has all that former holders have published.
     ///
     /// # Errors
@@ -102,10 +127,10 @@ impl Fence {
             refused.join("; ")
         );
         let state = match nats.shared {
-            false => State::Own {
-                seen: info.state.last_seq,
+            false => State::Own(Seen {
+                through: info.state.last_seq,
                 begun: false,
-            },
+            }),
             true => State::Shared {
                 sequence: store_fence(lane, lease, &subject).await?,
                 subject,
@@ -119,15 +144,17 @@ impl Fence {
 
     /// The command has read the stream up to this sequence, and decides by what it has read.
     pub fn has_read(&mut self, through: u64) {
-        if let State::Own { seen, begun: false } = &mut self.state {
-            *seen = through.max(*seen);
+        if let State::Own(seen) | State::Aside(seen) = &mut self.state
+            && !seen.begun
+        {
+            seen.through = through.max(seen.through);
         }
     }
 
     /// A message of the command is stored.
     pub fn begun(&mut self) {
-        if let State::Own { begun, .. } = &mut self.state {
-            *begun = true;
+        if let State::Own(seen) | State::Aside(seen) = &mut self.state {
+            seen.begun = true;
         }
     }
 
@@ -149,24 +176,26 @@ impl Fence {
         doubt: Option<&Doubt>,
     ) -> anyhow::Result<(Place, usize)> {
         match &mut self.state {
-            State::Own { seen, begun } => {
+            State::Own(seen) => {
                 let end = self.lane.end().await?;
-                ensure!(
-                    end.last_sequence >= *seen,
-                    "the stream was deleted and made anew meanwhile: run this again"
-                );
-                let stored = match doubt {
-                    Some(doubt) => stored(&self.lane, doubt, end.last_sequence).await?,
-                    None => 0,
-                };
-                if !*begun {
-                    look(&self.lane, *seen + 1 + stored as u64, end.last_sequence).await?;
-                    *seen = end.last_sequence;
-                    *begun = stored > 0;
-                }
+                let stored = seen.settle(&self.lane, doubt, end.last_sequence).await?;
                 // Not before the end was read: see the head of this file.
                 lease.renew().await?;
-                Ok((Place::Behind(end), stored))
+                let place = Place::Behind {
+                    last_sequence: end.last_sequence,
+                    lane_end: Some(end.lane_end),
+                };
+                Ok((place, stored))
+            }
+            State::Aside(seen) => {
+                let last_sequence = self.lane.stream().await?.state.last_seq;
+                let stored = seen.settle(&self.lane, doubt, last_sequence).await?;
+                lease.renew().await?;
+                let place = Place::Behind {
+                    last_sequence,
+                    lane_end: None,
+                };
+                Ok((place, stored))
             }
             State::Shared { subject, sequence } => {
                 let mut in_doubt = 0;
@@ -185,6 +214,31 @@ impl Fence {
                 Ok((place, in_doubt))
             }
         }
+    }
+}
+
+impl Seen {
+    /// How many of the messages in doubt are stored in the stream, which ends at `last_sequence`.
+    async fn settle(
+        &mut self,
+        lane: &LaneClient,
+        doubt: Option<&Doubt>,
+        last_sequence: u64,
+    ) -> anyhow::Result<usize> {
+        ensure!(
+            last_sequence >= self.through,
+            "the stream was deleted and made anew meanwhile: run this again"
+        );
+        let stored = match doubt {
+            Some(doubt) => stored(lane, doubt, last_sequence).await?,
+            None => 0,
+        };
+        if !self.begun {
+            look(lane, self.through + 1 + stored as u64, last_sequence).await?;
+            self.through = last_sequence;
+            self.begun = stored > 0;
+        }
+        Ok(stored)
     }
 }
 
@@ -253,6 +307,12 @@ async fn look(lane: &LaneClient, mut from: u64, through: u64) -> anyhow::Result<
         {
             bail!(
                 "another command has published ({kind}) at sequence {} since this one has read the stream: run this again",
+                message.seq
+            );
+        }
+        if message.header(REPLAY_HEADER).is_some() {
+            bail!(
+                "another replay has published at sequence {} since this one has read the stream: run this again",
                 message.seq
             );
         }

@@ -5,7 +5,7 @@
 //! however long, is refused by the server; a command that was killed is done again from what the stream holds.
 //!
 //! ```text
-//! source (the table, dead letters) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
+//! source (the table, the stream, dead letters) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
 //! ```
 
 use bytes::Bytes;
@@ -17,8 +17,11 @@ pub mod letters;
 mod pace;
 pub mod publisher;
 mod queue;
+pub mod range;
+pub mod replayed;
 pub mod rows;
 mod stint;
+pub mod stream;
 pub mod table;
 
 /// A message to be published.
@@ -54,6 +57,8 @@ pub enum Sourced {
         /// Why.
         why: String,
     },
+    /// It is not asked for.
+    Passed,
 }
 
 /// What has become of one that the source yielded.
@@ -71,6 +76,8 @@ pub enum Outcome<'a> {
         /// Why.
         why: &'a str,
     },
+    /// It is not asked for.
+    Passed,
 }
 
 /// Messages that a source reads ahead.

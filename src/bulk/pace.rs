@@ -24,10 +24,16 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 #[derive(Debug)]
 pub(super) struct Pace {
+    /// The one that a stint would disturb.
+    relay: Option<Relay>,
+}
+
+/// The relay of a slot.
+#[derive(Debug)]
+struct Relay {
     sql: Client,
     slot: String,
-    shared: bool,
-    has_relay: bool,
+    runs: bool,
     looked: Option<Instant>,
 }
 
@@ -41,27 +47,30 @@ pub(super) struct Allowance {
 }
 
 impl Pace {
-    pub(super) fn new(sql: Client, slot: &str, shared: bool) -> Self {
+    /// On the own stream of a slot's relay.
+    pub(super) fn beside_relay(sql: Client, slot: &str) -> Self {
         Pace {
-            sql,
-            slot: slot.to_owned(),
-            shared,
-            has_relay: true,
-            looked: None,
+            relay: Some(Relay {
+                sql,
+                slot: slot.to_owned(),
+                runs: true,
+                looked: None,
+            }),
         }
+    }
+
+    /// Where no relay is disturbed.
+    pub(super) fn alone() -> Self {
+        Pace { relay: None }
     }
 
     /// Looks for a relay where that is due.
     pub(super) async fn allowance(&mut self) -> anyhow::Result<Allowance> {
         let now = Instant::now();
-        if !self.shared && self.looked.is_none_or(|at| now - at >= LOOK_INTERVAL) {
-            let query = "SELECT count(*) FROM pg_catalog.pg_replication_slots \
-                         WHERE slot_name = $1::text AND active_pid IS NOT NULL";
-            let row = self.sql.query_one(query, &[&self.slot]).await?;
-            self.has_relay = row.try_get::<_, i64>(0)? > 0;
-            self.looked = Some(now);
+        if let Some(relay) = &mut self.relay {
+            relay.look(now).await?;
         }
-        let contended = !self.shared && self.has_relay;
+        let contended = self.is_contended();
         Ok(Allowance {
             messages: if contended { STINT_MESSAGES } else { u64::MAX },
             until: now + LOOK_INTERVAL,
@@ -69,9 +78,13 @@ impl Pace {
         })
     }
 
+    fn is_contended(&self) -> bool {
+        self.relay.as_ref().is_some_and(|relay| relay.runs)
+    }
+
     /// Lets a relay publish what has come meanwhile, behind the stint's last sequence.
     pub(super) async fn rest(&self, lane: &LaneClient, last_sequence: u64) -> anyhow::Result<()> {
-        if self.shared || !self.has_relay {
+        if !self.is_contended() {
             return Ok(());
         }
         let begin = Instant::now();
@@ -81,6 +94,19 @@ impl Pace {
                 sleep(GRACE).await;
                 break;
             }
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    async fn look(&mut self, now: Instant) -> anyhow::Result<()> {
+        if self.looked.is_none_or(|at| now - at >= LOOK_INTERVAL) {
+            let query = "SELECT count(*) FROM pg_catalog.pg_replication_slots \
+                         WHERE slot_name = $1::text AND active_pid IS NOT NULL";
+            let row = self.sql.query_one(query, &[&self.slot]).await?;
+            self.runs = row.try_get::<_, i64>(0)? > 0;
+            self.looked = Some(now);
         }
         Ok(())
     }

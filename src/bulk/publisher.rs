@@ -14,6 +14,7 @@ use super::pace::{Allowance, Pace};
 use super::queue::Queue;
 use super::stint::{Ended, Stint, Target, position};
 use super::{Outcome, Queued, Source};
+use crate::nats::stream::StreamSettings;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Class, Fault};
 use crate::pipeline::publish::{Mode, Offer};
@@ -49,6 +50,8 @@ pub struct Publisher<'a> {
     /// Number of the last message that is stored.
     done: u64,
     shutdown: Shutdown,
+    /// What the stream must be where no lane lives in it.
+    wanted: Option<StreamSettings>,
 }
 
 impl From<OpenError> for Ended {
@@ -89,13 +92,44 @@ impl<'a> Publisher<'a> {
         lease: &'a Lease,
         fence: Fence,
     ) -> anyhow::Result<Self> {
-        let sql = connect(&settings.postgres.conninfo).await?;
-        Ok(Publisher {
+        let pace = match settings.nats.shared {
+            true => Pace::alone(),
+            false => {
+                let sql = connect(&settings.postgres.conninfo).await?;
+                Pace::beside_relay(sql, &settings.postgres.slot)
+            }
+        };
+        Ok(Self::paced(settings, lane, lease, fence, pace))
+    }
+
+    /// Publishes to a stream in which no lane lives, and which must be as `wanted`; `settings` name it.
+    pub fn aside(
+        settings: &'a Settings,
+        stream: &LaneClient,
+        lease: &'a Lease,
+        fence: Fence,
+        wanted: StreamSettings,
+    ) -> Self {
+        let publisher = Self::paced(settings, stream, lease, fence, Pace::alone());
+        Publisher {
+            wanted: Some(wanted),
+            ..publisher
+        }
+    }
+
+    fn paced(
+        settings: &'a Settings,
+        lane: &LaneClient,
+        lease: &'a Lease,
+        fence: Fence,
+        pace: Pace,
+    ) -> Self {
+        Publisher {
             settings,
             lane: lane.clone(),
             lease,
             fence,
-            pace: Pace::new(sql, &settings.postgres.slot, settings.nats.shared),
+            pace,
             queue: Queue::new(),
             target: None,
             doubt: None,
@@ -104,7 +138,8 @@ impl<'a> Publisher<'a> {
             progress_at: Instant::now(),
             done: 0,
             shutdown: Shutdown::never(),
-        })
+            wanted: None,
+        }
     }
 
     /// Ends early by a signal: nothing more is handed over, and what is in flight is waited for.
@@ -301,6 +336,9 @@ impl<'a> Publisher<'a> {
             ..
         } = self.settings;
         let mut broker = Broker::connect(nats, name, &postgres.slot, API_TIMEOUT, &[]).await?;
+        if let Some(wanted) = &self.wanted {
+            broker = broker.judging(wanted.clone());
+        }
         let Answer::Stream(info, view) = broker.ask(&Request::Stream).await? else {
             unreachable!("the stream is asked for");
         };

@@ -109,6 +109,7 @@ impl Queue {
                     item,
                 });
             }
+            Sourced::Passed => each(Outcome::Passed),
             Sourced::Rejected { name, why } => each(Outcome::Rejected {
                 name: &name,
                 why: &why,

@@ -68,10 +68,14 @@ impl Stint {
     ) -> Self {
         let slot = &settings.postgres.slot;
         let (base_sequence, place_headers) = match place {
-            Place::Behind(end) => (
-                end.last_sequence,
-                format!("{TAIL_HEADER}: {}\r\n", end.lane_end).into_bytes(),
-            ),
+            Place::Behind {
+                last_sequence,
+                lane_end,
+            } => {
+                let tail = lane_end.iter();
+                let tail = tail.map(|lane_end| format!("{TAIL_HEADER}: {lane_end}\r\n"));
+                (*last_sequence, tail.collect::<String>().into_bytes())
+            }
             Place::Fenced { sequence, .. } => (*sequence, Vec::new()),
         };
         let limits = WindowLimits {

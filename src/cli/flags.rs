@@ -21,7 +21,7 @@ pub(super) trait KeyFlags: Args {
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = HEADING)]
-struct LaneFlags {
+pub(super) struct LaneFlags {
     /// The relay's name: slot and publication take it where they are not given (my-app gives my_app)
     #[arg(long, global = true, value_name = "NAME")]
     name: Option<String>,

@@ -19,13 +19,13 @@ mod given;
 mod lane_state;
 pub mod position;
 mod progress;
+pub mod replay;
 pub mod run;
 pub mod setup;
 mod signals;
 pub mod status;
 mod stderr;
 pub mod stdout;
-mod stored;
 pub mod tail;
 pub mod teardown;
 pub mod verify;
@@ -37,7 +37,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use crate::environment::Environment;
 use crate::ops::logs::{LogError, LogFilter, LogFormat};
 use exit::Exit;
-use flags::{AllFlags, Configured, KeyFlags as _, SetupFlags, StreamFlags};
+use flags::{AllFlags, Configured, KeyFlags as _, LaneFlags, SetupFlags, StreamFlags};
 use given::Given;
 
 const EXAMPLES: &str = "\
@@ -106,6 +106,7 @@ enum Command {
     Tail(Configured<tail::Args, StreamFlags>),
     Verify(Configured<verify::Args, AllFlags>),
     Backfill(Configured<backfill::Args, AllFlags>),
+    Replay(Configured<replay::Args, LaneFlags>),
     Adopt(Configured<adopt::Args, AllFlags>),
     DeadLetters(Configured<dead_letters::Args, AllFlags>),
     Doctor(Configured<doctor::Args, AllFlags>),
@@ -150,6 +151,9 @@ impl Cli {
             Command::Backfill(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
                 block_on(backfill::execute(args, &loaded.settings))
+            }
+            Command::Replay(Configured { args, keys }) => {
+                block_on(replay::execute(args, &load(keys.given())?.settings))
             }
             Command::Verify(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;

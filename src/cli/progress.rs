@@ -18,7 +18,7 @@ const BAR_STEP: u64 = 500;
 /// How far it is; the names are the JSON keys.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Counts {
-    /// All that is to be published.
+    /// All that is to be published, as far as it is known.
     pub(super) total: u64,
     /// What the stream has of it.
     pub(super) published: u64,
@@ -36,6 +36,7 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct Progress {
     counts: Counts,
+    taken: u64,
     begun: Instant,
     line_at: Instant,
     json: bool,
@@ -58,6 +59,7 @@ impl Progress {
                 total,
                 ..Counts::default()
             },
+            taken: 0,
             begun: now,
             line_at: now + LINE_INTERVAL,
             json,
@@ -67,18 +69,22 @@ impl Progress {
 
     /// Takes what became of the next one.
     pub(super) fn take(&mut self, outcome: Outcome<'_>, account: &mut Account) {
+        let counts = &mut self.counts;
         match outcome {
-            Outcome::Published { .. } => self.counts.published += 1,
+            Outcome::Published { .. } => counts.published += 1,
+            Outcome::Passed => counts.total = counts.total.saturating_sub(1),
             Outcome::Rejected { name, why } => {
-                self.counts.rejected += 1;
+                counts.rejected += 1;
                 self.bar.suspend(|| {
                     stderr::line(format_args!("{name} cannot be published: {why}"));
                 });
             }
         }
-        let behind = self.counts.published + self.counts.rejected;
-        if behind.is_multiple_of(BAR_STEP) {
-            self.bar.set_position(behind);
+        self.taken += 1;
+        if self.taken.is_multiple_of(BAR_STEP) {
+            self.bar.set_length(self.counts.total);
+            self.bar
+                .set_position(self.counts.published + self.counts.rejected);
             if self.json && Instant::now() >= self.line_at {
                 self.line(false, account);
             }
@@ -98,7 +104,9 @@ impl Progress {
         let counts = &mut self.counts;
         let seconds = self.begun.elapsed().as_secs_f64();
         let rate = (counts.published + counts.rejected) as f64 / seconds.max(f64::MIN_POSITIVE);
-        let left = counts.total - counts.published - counts.rejected;
+        let behind = counts.published + counts.rejected;
+        counts.total = counts.total.max(behind);
+        let left = counts.total - behind;
         counts.rows_per_second = rate as u64;
         counts.seconds_left = (rate >= 1.0).then(|| (left as f64 / rate) as u64);
         counts.done = done;

@@ -40,7 +40,8 @@ pub struct Args {
 
     /// Publish again what committed from this LSN on; `walrelay position` prints LSNs to save. Events that are in the
     /// stream already come again as replays, marked by a header; those that are not are never skipped. Of a position
-    /// such as 16/B374D848:3 the LSN counts: a replay begins with a whole transaction.
+    /// such as 16/B374D848:3 the LSN counts: a replay begins with a whole transaction. They come to all consumers of the
+    /// stream; walrelay replay is the better way where only some want them, or where the slot no longer holds them.
     #[arg(long, value_name = "LSN", value_parser = parse_from)]
     from: Option<PgLsn>,
 }

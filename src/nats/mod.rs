@@ -7,6 +7,7 @@
 //! - [`connection`]: one socket of one epoch, without reconnection.
 //! - [`api`]: the JetStream API requests that the relay needs; pure bodies and answers.
 //! - [`admin`]: the connection of the commands; on async-nats.
+//! - [`stored`]: the messages that a stream has, one after the other.
 //! - [`stream`]: plans, creates and deletes streams for setup and teardown.
 
 pub mod address;
@@ -19,4 +20,5 @@ pub mod headers;
 pub mod login;
 pub mod protocol;
 pub mod settings;
+pub mod stored;
 pub mod stream;

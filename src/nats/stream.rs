@@ -19,7 +19,7 @@ mod fit;
 mod taken;
 mod transform;
 
-pub use fit::{StreamFinding, StreamSeverity};
+pub use fit::{StreamFinding, StreamSeverity, covers, overlaps};
 pub use taken::taken;
 
 /// The stream of the lanes' records.

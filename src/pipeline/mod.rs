@@ -14,6 +14,7 @@
 //! | [`opening`], [`request`] | all of that, step by step | an engine that may stream, or why there is none |
 //! | [`mapping`], [`kind`], [`value`] | the configuration | what of a row becomes what of a message |
 //! | [`message`], [`envelope`], [`subject`] | a row | subject, headers and body, or why it can be none |
+//! | [`stored_event`] | a stored message | what it says of its event |
 //! | [`dead_letter`] | a rejected row | the message that takes its place |
 //! | [`publish`] | messages and answers | frames; a contiguous prefix of acknowledged rows |
 //! | [`progress`] | transactions, keepalives, acknowledgements | how far the slot may be confirmed |
@@ -63,6 +64,7 @@ pub mod row;
 pub mod shared_end_search;
 pub mod sight;
 pub mod silence;
+pub mod stored_event;
 pub mod subject;
 pub mod tables;
 mod text;

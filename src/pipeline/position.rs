@@ -26,6 +26,9 @@ pub(crate) const KIND_DEAD_LETTER: &str = "dead-letter";
 pub const KIND_BACKFILL: &str = "backfill";
 /// Value of [`KIND_HEADER`] on an event that is published again on request.
 pub const KIND_REPLAY: &str = "replay";
+/// Header of an event in a stream that `walrelay replay` publishes to: which replay, the stream it was read from and its
+/// sequence there, `<replay> <stream> <sequence>`. Where a replay was stopped, it goes on behind the last of its own.
+pub const REPLAY_HEADER: &str = "Walrelay-Replay";
 
 /// Value of [`KIND_HEADER`] on a message that only tells an adopted lane's position, in [`TAIL_HEADER`].
 pub const KIND_ADOPTED: &str = "adopted";

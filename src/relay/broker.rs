@@ -6,7 +6,9 @@
 use crate::nats::api::{AnswerError, ApiRequest, StreamInfo};
 use crate::nats::connection::{Advertised, LaneConnection};
 use crate::nats::denial::Denial;
-use crate::nats::stream::{LANE_RECORD_STREAM, StreamSeverity, lane_records_config};
+use crate::nats::stream::{
+    LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_records_config,
+};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Opening, Server, Wanted};
@@ -59,6 +61,16 @@ impl Broker {
             unfit: None,
             record_warnings: Vec::new(),
         })
+    }
+
+    /// Judges the stream by what another use of it than a lane's wants.
+    #[must_use]
+    pub fn judging(self, wanted: StreamSettings) -> Self {
+        let version = self.connection.info().version;
+        Broker {
+            store: self.store.judging(wanted, version),
+            ..self
+        }
     }
 
     /// The server that answers.

@@ -7,9 +7,9 @@ use std::collections::HashSet;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 
 use super::in_stream::COMPARED_MESSAGES_MAX;
-use crate::cli::stored::{StoredMessages, header};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
+use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::event_id;
 use crate::relay::settings::Settings;
 

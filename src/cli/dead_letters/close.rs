@@ -19,8 +19,8 @@ use crate::bulk::rows::columns;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
-use crate::cli::stored::{StoredMessages, header};
 use crate::nats::admin::Admin;
+use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
@@ -186,6 +186,7 @@ impl Closing<'_> {
         let events = letters::events(self.settings, self.lane, places, values).await?;
         let mut retried = Vec::new();
         let each = |outcome: Outcome<'_>| match outcome {
+            Outcome::Passed => {}
             Outcome::Published { name } => retried.push(by_name[name].mark(None)),
             Outcome::Rejected { name, why } => {
                 self.failed = true;
@@ -208,6 +209,7 @@ impl Closing<'_> {
         }
         let source = letters::marks(&self.settings.postgres.slot, state, marks);
         let each = |outcome: Outcome<'_>| match outcome {
+            Outcome::Passed => {}
             Outcome::Published { name } => self.account.line(format_args!("{name} {what}")),
             Outcome::Rejected { name, why } => {
                 self.failed = true;

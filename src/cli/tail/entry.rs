@@ -12,10 +12,10 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::event::EventEnvelope;
-use crate::pipeline::event_id;
 use crate::pipeline::position::{
     KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER, REASON_HEADER,
 };
+use crate::pipeline::stored_event::StoredEvent;
 
 /// Subjects of walrelay's own; of these only dead letters are something to look at.
 const OWN_ROOT: &str = "walrelay.";
@@ -38,72 +38,6 @@ pub(crate) enum Class {
 struct DeadLetter {
     id: Option<String>,
     detail: Option<String>,
-}
-
-/// What a message says of its event, whatever its format.
-#[derive(Debug, Default)]
-struct Event {
-    id: Option<String>,
-    aggregate_id: Option<String>,
-    event_type: Option<String>,
-    event_version: Option<u8>,
-    occurred_at: Option<DateTime<Utc>>,
-    payload: Option<Box<RawValue>>,
-}
-
-/// The keys of an envelope, and of a CloudEvent in structured mode.
-#[derive(Default, Deserialize)]
-struct Body<'b> {
-    #[serde(borrow, alias = "subject")]
-    aggregate_id: Option<&'b RawValue>,
-    #[serde(borrow, alias = "type")]
-    event_type: Option<&'b RawValue>,
-    #[serde(borrow, alias = "eventversion")]
-    event_version: Option<&'b RawValue>,
-    #[serde(borrow, alias = "time")]
-    occurred_at: Option<&'b RawValue>,
-    #[serde(
-        borrow,
-        alias = "payload_base64",
-        alias = "data",
-        alias = "data_base64"
-    )]
-    payload_json: Option<&'b RawValue>,
-}
-
-impl Event {
-    /// `header` gives a header's value.
-    fn read(header: impl Fn(&str) -> Option<String>, body: &[u8]) -> Self {
-        let headers = event_id::ID_HEADERS.map(&header);
-        let own = event_id::of_headers(headers.each_ref().map(Option::as_deref));
-        // A payload alone may have keys of the same names.
-        let keys: Body<'_> = match own {
-            Some(_) => Body::default(),
-            None => serde_json::from_slice(body).unwrap_or_default(),
-        };
-        let attribute = |name: &str, key: Option<&RawValue>| -> Option<String> {
-            let of_key = || {
-                let text = key?.get();
-                serde_json::from_str::<String>(text)
-                    .ok()
-                    .or_else(|| Some(text.to_owned()))
-            };
-            header(&format!("ce-{name}")).or_else(of_key)
-        };
-        let time = attribute("time", keys.occurred_at);
-        Event {
-            aggregate_id: attribute("subject", keys.aggregate_id),
-            event_type: attribute("type", keys.event_type),
-            event_version: attribute("eventversion", keys.event_version)
-                .and_then(|version| version.parse().ok()),
-            occurred_at: time.and_then(|time| time.parse().ok()),
-            payload: match keys.payload_json {
-                Some(payload) => Some(payload.to_owned()),
-                None => serde_json::from_slice(body).ok(),
-            },
-            id: own.or_else(|| event_id::of_body(body)),
-        }
-    }
 }
 
 /// A message, taken apart.
@@ -167,7 +101,7 @@ impl Entry {
             true => serde_json::from_slice(body).unwrap_or_default(),
             false => DeadLetter::default(),
         };
-        let event = Event::read(header, body);
+        let event = StoredEvent::read(header, body);
         let published = header(POSITION_HEADER).is_some() || kind.is_some();
         let class = match subject {
             _ if subject.starts_with(DEAD_ROOT) => Class::DeadLetter,
@@ -177,14 +111,14 @@ impl Entry {
         };
         let event = match class {
             Class::Event => event,
-            Class::DeadLetter => Event {
+            Class::DeadLetter => StoredEvent {
                 id: letter.id,
                 payload: event.payload,
-                ..Event::default()
+                ..StoredEvent::default()
             },
-            Class::Other => Event {
+            Class::Other => StoredEvent {
                 payload: event.payload,
-                ..Event::default()
+                ..StoredEvent::default()
             },
         };
         let (slot, position) = match header(POSITION_HEADER) {

@@ -10,9 +10,9 @@ use postgres_types::PgLsn;
 
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
-use crate::cli::stored::StoredMessages;
 use crate::nats::admin::Admin;
 use crate::nats::api::{StoredMessage, StreamInfo};
+use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
 use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;

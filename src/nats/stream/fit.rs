@@ -260,7 +260,7 @@ fn retention(findings: &mut Findings<'_>) {
 }
 
 /// Whether every subject of `wanted` (wildcards allowed) matches `filter`.
-fn covers(filter: &str, wanted: &str) -> bool {
+pub fn covers(filter: &str, wanted: &str) -> bool {
     let mut wanted = wanted.split('.');
     for token in filter.split('.') {
         match (token, wanted.next()) {
@@ -276,7 +276,7 @@ fn covers(filter: &str, wanted: &str) -> bool {
 }
 
 /// Whether some subject matches both filters.
-pub(super) fn overlaps(one: &str, other: &str) -> bool {
+pub fn overlaps(one: &str, other: &str) -> bool {
     let (mut one, mut other) = (one.split('.'), other.split('.'));
     loop {
         match (one.next(), other.next()) {

@@ -307,6 +307,11 @@ impl Fixture {
         stream::read(&self.nats, self.stream_name()).await
     }
 
+    /// Everything that another stream holds.
+    pub(crate) async fn stored_in(&self, name: &str) -> Vec<Stored> {
+        stream::read(&self.nats, name).await
+    }
+
     /// The ids of what the stream holds.
     pub(crate) async fn stored_ids(&self) -> Vec<Uuid> {
         self.stored().await.iter().map(Stored::id).collect()

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use async_nats::HeaderValue;
 use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use futures_util::StreamExt as _;
 
@@ -17,7 +18,7 @@ use crate::nats::admin::Admin;
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A stream's messages, from a place on.
-pub(super) struct StoredMessages<'a> {
+pub struct StoredMessages<'a> {
     nats: &'a Admin,
     stream: String,
     messages: Ordered,
@@ -29,7 +30,7 @@ impl<'a> StoredMessages<'a> {
     ///
     /// # Errors
     /// The stream cannot be read.
-    pub(super) async fn from(
+    pub async fn from(
         nats: &'a Admin,
         stream: &str,
         config: OrderedConfig,
@@ -53,7 +54,7 @@ impl<'a> StoredMessages<'a> {
     }
 
     /// How many messages are still to come, as of the last one.
-    pub(super) fn left(&self) -> u64 {
+    pub fn left(&self) -> u64 {
         self.left
     }
 
@@ -61,7 +62,7 @@ impl<'a> StoredMessages<'a> {
     ///
     /// # Errors
     /// None came in time, or it cannot be read.
-    pub(super) async fn next(&mut self) -> anyhow::Result<(u64, Message)> {
+    pub async fn next(&mut self) -> anyhow::Result<(u64, Message)> {
         let (stream, messages) = (&self.stream, &mut self.messages);
         let next = async {
             tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
@@ -83,7 +84,28 @@ impl<'a> StoredMessages<'a> {
 }
 
 /// The value of a message's header.
-pub(super) fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
+pub fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
     let headers = message.headers.as_ref()?;
     headers.get(name).map(HeaderValue::as_str)
+}
+
+/// How many messages the stream has from this sequence on.
+///
+/// # Errors
+/// The stream cannot be read.
+pub async fn count_from(nats: &Admin, stream: &str, sequence: u64) -> anyhow::Result<u64> {
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence {
+            start_sequence: sequence,
+        },
+        ..OrderedConfig::default()
+    };
+    let consume = async {
+        let found = nats.jetstream().get_stream(stream).await?;
+        let consumer = found.create_consumer(config).await?;
+        Ok(consumer.cached_info().num_pending)
+    };
+    nats.allowed(consume)
+        .await
+        .with_context(|| format!("cannot read stream {stream}"))
 }

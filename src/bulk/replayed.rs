@@ -1,0 +1,111 @@
+//! How far a replay has come, told by the stream that it publishes to.
+//!
+//! In: that stream, which replay. Out: the sequence, in the stream that it reads, of the last event that it has published.
+//! Guarantee: what is stored there is all that counts, so a replay that was killed goes on and doubles nothing.
+
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+use sha2::{Digest as _, Sha256};
+
+use crate::nats::admin::Admin;
+use crate::nats::api::StreamInfo;
+use crate::nats::stored::{StoredMessages, header};
+use crate::pipeline::end_search::Lookup;
+use crate::pipeline::position::REPLAY_HEADER;
+use crate::relay::lane_client::LaneClient;
+
+/// So many messages at the end are asked for one by one, before all are read.
+const STEPS_MAX: u64 = 32;
+
+/// A replay's name: the same for the same request.
+pub fn name(request: &[String]) -> String {
+    let digest = Sha256::digest(request.join("\n"));
+    digest[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The value of [`REPLAY_HEADER`].
+pub fn header_value(replay: &str, stream: &str, sequence: u64) -> String {
+    format!("{replay} {stream} {sequence}")
+}
+
+/// The source's sequence in a header of this replay.
+fn sequence_of(value: &str, replay: &str) -> Option<u64> {
+    let (name, rest) = value.split_once(' ')?;
+    let (_, sequence) = rest.rsplit_once(' ')?;
+    (name == replay).then(|| sequence.parse().ok()).flatten()
+}
+
+/// Looks for the last event that `replay` has published to `stream`; 0 where there is none.
+///
+/// # Errors
+/// The stream cannot be read.
+pub async fn reached(
+    nats: &Admin,
+    stream: &LaneClient,
+    info: &StreamInfo,
+    replay: &str,
+) -> anyhow::Result<u64> {
+    let state = &info.state;
+    if state.messages == 0 {
+        return Ok(0);
+    }
+    let below = state
+        .last_seq
+        .saturating_sub(STEPS_MAX)
+        .max(state.first_seq - 1);
+    for sequence in (below + 1..=state.last_seq).rev() {
+        let message = stream.message(Lookup::Message(sequence)).await?;
+        let value = message
+            .as_ref()
+            .and_then(|message| message.header_text(REPLAY_HEADER));
+        if let Some(sequence) = value.and_then(|value| sequence_of(value, replay)) {
+            return Ok(sequence);
+        }
+    }
+    if below < state.first_seq {
+        return Ok(0);
+    }
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::All,
+        headers_only: true,
+        ..OrderedConfig::default()
+    };
+    let mut messages = StoredMessages::from(nats, &info.config.name, config).await?;
+    let mut reached = 0;
+    while messages.left() > 0 {
+        let (at, message) = messages.next().await?;
+        let value = header(&message, REPLAY_HEADER);
+        reached = value
+            .and_then(|value| sequence_of(value, replay))
+            .unwrap_or(reached);
+        if at >= below {
+            break;
+        }
+    }
+    Ok(reached)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_tells_its_replay_and_the_sequence() {
+        let value = header_value("0a1b", "OUTBOX", 7);
+        assert_eq!(sequence_of(&value, "0a1b"), Some(7));
+        assert_eq!(sequence_of(&value, "0a1c"), None);
+        for bad in ["", "0a1b", "0a1b 7", "0a1b OUTBOX x"] {
+            assert_eq!(sequence_of(bad, "0a1b"), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn another_request_is_another_replay() {
+        let request = |from: &str| name(&["OUTBOX".to_owned(), from.to_owned()]);
+        assert_eq!(request("1/A"), request("1/A"));
+        assert_ne!(request("1/A"), request("1/B"));
+    }
+}

@@ -1,0 +1,228 @@
+//! `walrelay replay`: publishes events of the stream's history again, to another stream.
+//!
+//! In: settings, a range, which events, where to. Out: them in the stream's order, marked as a replay. Guarantees: neither the relay
+//! nor its slot nor its stream notices; running it again goes on behind what stands in the other stream and doubles nothing.
+
+mod plan;
+
+use super::exit::{Exit, UsageError};
+use super::progress::{Counts, Progress};
+use super::signals::{self, Hangup};
+use super::stdout::Account;
+use crate::bulk::fence::Fence;
+use crate::bulk::lease::Lease;
+use crate::bulk::publisher::Publisher;
+use crate::bulk::range::Bound;
+use crate::bulk::stream;
+use crate::bulk::{Outcome, Sourced};
+use crate::cli::consent::agreed;
+use crate::cli::stderr;
+use crate::nats::admin::Admin;
+use crate::pipeline::subject::SubjectTemplate;
+use crate::relay::Shutdown;
+use crate::relay::settings::Settings;
+use plan::Plan;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay replay --from 2026-11-23T00:00:00Z --dry-run    how many events that would be, and where from
+  walrelay replay --from 2026-11-23T00:00:00Z --yes        all since then, to stream OUTBOX_REPLAY
+  walrelay replay --from 16/B374D848 --to 16/C0000000 --event-type lesson.published.v1
+  walrelay replay --from 0/1 --stream FOR_BILLING --subject 'billing.{event_type}'
+
+It reads the events' stream (nats.stream), in its order, and publishes to another one, which is made where it is missing:
+consumers choose to see a replay. Each event has its own headers and body, and with them Walrelay-Kind: replay. Events that a
+backfill or a retry has published come where they stand in the stream; dead letters do not come. The relay, its slot and its
+stream are left alone.
+
+An LSN is a whole transaction; walrelay position prints them. A time is when the stream stored the event: a moment behind the
+commit, or more where the relay was stopped meanwhile. Both ends are included. A range whose beginning the stream has removed
+is refused, with the oldest place that it can give.
+
+Where it was stopped or killed, run it again with the same range, filters and subject: it goes on behind the last event that
+stands in the other stream. Without --to, a later run publishes what has come since.
+
+Exit code 0: done. 1: the stream no longer holds the range, some could not be published, or it was stopped before its end.
+2: a range, filter or target that cannot be, or nobody agreed.";
+
+/// Publish committed events of a range again, in commit order, to another stream.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The first one: an LSN, a position such as 16/B374D848:3, or a time such as 2026-11-23T04:40:00Z.
+    #[arg(long, value_name = "LSN|TIME")]
+    from: Bound,
+
+    /// The last one [default: the stream's end].
+    #[arg(long, value_name = "LSN|TIME")]
+    to: Option<Bound>,
+
+    /// Only events of this type; may be given more than once.
+    #[arg(long = "event-type", value_name = "TYPE", value_parser = parse_value)]
+    event_types: Vec<String>,
+
+    /// Only events of this aggregate; may be given more than once.
+    #[arg(long = "aggregate-id", value_name = "ID", value_parser = parse_value)]
+    aggregate_ids: Vec<String>,
+
+    /// The stream to publish to; made where it is missing [default: the events' stream with _REPLAY behind it].
+    #[arg(long, value_name = "NAME")]
+    stream: Option<String>,
+
+    /// Their subjects there: {subject} is the event's own, and {event_type}, {aggregate_id}, {event_version}, {id}.
+    #[arg(long, value_name = "TEMPLATE", default_value = "replay.{subject}")]
+    subject: SubjectTemplate,
+
+    /// Count, and publish nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+
+    /// One JSON object a second on standard output, and one at the end, which says done.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A type or an id: a UUID in the form that messages have.
+fn parse_value(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.chars().any(|c| c.is_control()) || text.trim() != text {
+        return Err(
+            "give it as the events have it, such as lesson.published.v1, without blanks around it"
+                .to_owned(),
+        );
+    }
+    Ok(text
+        .parse::<uuid::Uuid>()
+        .map_or_else(|_| text.to_owned(), |id| id.to_string()))
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The range is none, or one of the streams cannot be used.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let shutdown = signals::listen(Hangup::Stops)?;
+    if let Some(to) = args.to
+        && args.from.is_behind(to)
+    {
+        return Err(UsageError(format!(
+            "the range is upside down: --from {} is behind --to {to}",
+            args.from
+        ))
+        .into());
+    }
+    let nats = Admin::connect(&settings.nats.connection).await?;
+    let plan = Plan::make(&args, settings, &nats).await?;
+    let mut account = Account::default();
+    plan.explain(args.json, &mut account);
+    if args.dry_run {
+        return count(&args, &plan, &nats, &shutdown, account).await;
+    }
+    if !args.yes && !agreed("Publish them again?")? {
+        stderr::line("nothing was published: answer yes, or give --yes where nobody can be asked");
+        return Ok(Exit::Usage);
+    }
+    plan.make_target(&nats).await?;
+    let lease = Lease::take(&plan.target, "replay").await?;
+    let done = replay(&args, settings, plan, &nats, &lease, &shutdown, account).await;
+    lease.release().await;
+    done
+}
+
+/// Reads what would be published.
+async fn count(
+    args: &Args,
+    plan: &Plan,
+    nats: &Admin,
+    shutdown: &Shutdown,
+    mut account: Account,
+) -> anyhow::Result<Exit> {
+    let mut shutdown = shutdown.clone();
+    let mut events = 0_u64;
+    if let Some(range) = plan.left(plan.reached(nats).await?) {
+        let mut source = stream::source(
+            nats,
+            plan.events(),
+            range,
+            plan.filter.clone(),
+            plan.destination(),
+        );
+        loop {
+            let next = tokio::select! {
+                next = source.recv() => next,
+                () = shutdown.wait() => anyhow::bail!("stopped before its end: nothing is published"),
+            };
+            match next.transpose()? {
+                Some(Sourced::Item(_)) => events += 1,
+                Some(Sourced::Rejected { name, why }) => {
+                    stderr::line(format_args!("{name} cannot be published: {why}"));
+                }
+                Some(Sourced::Passed) => {}
+                None => break,
+            }
+        }
+    }
+    match args.json {
+        true => {
+            Progress::of(events, true).end(&mut account);
+        }
+        false => account.line(format_args!("{events} events would be published")),
+    }
+    account.close()?;
+    Ok(Exit::Done)
+}
+
+async fn replay(
+    args: &Args,
+    settings: &Settings,
+    plan: Plan,
+    nats: &Admin,
+    lease: &Lease,
+    shutdown: &Shutdown,
+    mut account: Account,
+) -> anyhow::Result<Exit> {
+    // With the lease, so that nothing of an earlier run comes behind what is read now.
+    let through = plan.target.stream().await?.state.last_seq;
+    let reached = plan.reached(nats).await?;
+    let total = plan.count(nats, reached).await?;
+    let mut progress = Progress::of(total, args.json);
+    let mut done = Ok(());
+    if let Some(range) = plan.left(reached) {
+        let source = stream::source(
+            nats,
+            plan.events(),
+            range,
+            plan.filter.clone(),
+            plan.destination(),
+        );
+        let at_target = plan.settings(settings);
+        let fence = Fence::aside(&plan.target, through);
+        let wanted = plan.wanted.clone();
+        let mut publisher = Publisher::aside(&at_target, &plan.target, lease, fence, wanted)
+            .until(shutdown.clone());
+        let each = |outcome: Outcome<'_>| progress.take(outcome, &mut account);
+        done = publisher.run(source, each).await;
+    }
+    let Counts {
+        published,
+        rejected,
+        ..
+    } = progress.end(&mut account);
+    let stopped = shutdown.is_sent();
+    if !args.json {
+        let more = match stopped {
+            true => "; stopped: run it again, and it goes on behind the last one",
+            false => "",
+        };
+        account.line(format_args!("{published} events are published again{more}"));
+    }
+    account.close()?;
+    done?;
+    Ok(match rejected == 0 && !stopped {
+        true => Exit::Done,
+        false => Exit::Failed,
+    })
+}

@@ -1,0 +1,10 @@
+//! Ranges of history that are published again: `replay`, `backfill`, `verify --repair`, on real servers.
+
+#[path = "../faults/lane.rs"]
+#[allow(dead_code)] // The fault tests use the rest of it.
+mod lane;
+mod range;
+mod refused;
+#[path = "../integration/support/mod.rs"]
+#[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
+mod support;
