@@ -266,6 +266,9 @@ async fn commands_need_what_the_file_gives_them() {
     let list = fixture.walrelay(&["dead-letters", "list", "--json"]).await;
     let letter: serde_json::Value = serde_json::from_str(list.success().stdout.trim()).unwrap();
     let position = letter["position"].as_str().unwrap();
+    // Another replay's messages are in the stream, so that it is read.
+    let replayed = ["replay", "--yes", "--from", "0/1"];
+    fixture.walrelay(&replayed).await.success();
 
     for (user, arguments, code) in [
         ("position", &["position"][..], 0),
@@ -278,6 +281,7 @@ async fn commands_need_what_the_file_gives_them() {
         ("verify", &["verify"], 1),
         ("tail", &["tail", "--since", "all", "--count", "1"], 0),
         ("backfill", &["backfill"], 0),
+        ("replay", &["replay", "--yes", "--from", "0/2"], 0),
         (
             "dead_letters_discard",
             &["dead-letters", "discard", position, "--reason", "a test"],
