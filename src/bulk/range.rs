@@ -230,17 +230,19 @@ impl<'a> History<'a> {
         }
     }
 
-    /// The first sequence from which on it holds; behind the last one where it never does.
+    /// The first message for which it holds, of those that tell what is asked for; behind the last one where there is none.
     async fn search(&self, bound: Bound, holds: impl Fn(&Sight) -> bool) -> anyhow::Result<u64> {
+        let with_place = bound.places().is_some();
         let (mut low, mut high) = (self.begin(bound), self.last + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.sight(middle, bound.places().is_some()).await? {
+            match self.sight(middle, with_place).await? {
                 Some(at) if at.sequence < high && !holds(&at) => low = at.sequence + 1,
                 _ => high = middle,
             }
         }
-        Ok(low)
+        let at = self.sight(low, with_place).await?;
+        Ok(at.map_or(self.last + 1, |at| at.sequence))
     }
 
     /// What the first message at or behind `from` tells; the first that tells a place where that is asked for.

@@ -308,6 +308,7 @@ impl Fixture {
     }
 
     /// Everything that another stream holds.
+    #[allow(dead_code)] // Only the tests of replays read another one.
     pub(crate) async fn stored_in(&self, name: &str) -> Vec<Stored> {
         stream::read(&self.nats, name).await
     }
