@@ -30,5 +30,5 @@ BEGIN
 END
 $$;
 
--- Retention, once the relay has confirmed the day (detached and dropped partitions still decode from the log):
---   DROP TABLE public.outbox_events_20260101;
+-- Retention: `walrelay prune --older-than 7d`, once a day, drops the days that the relay has confirmed and makes the coming
+-- ones.

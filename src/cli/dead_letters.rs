@@ -18,7 +18,7 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 mod close;
-mod letters;
+pub(in crate::cli) mod letters;
 mod list;
 
 use close::Action as Closing;
@@ -119,8 +119,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
     match args.action {
-        Action::List { all, json } => list::list(&lane, settings, all, json).await,
-        Action::Show { position, json } => list::show(&lane, settings, position, json).await,
+        Action::List { all, json } => list::list(&lane, all, json).await,
+        Action::Show { position, json } => list::show(&lane, position, json).await,
         Action::Retry { position, set, .. } => {
             close::close(&nats, settings, position, Closing::Retry { set }).await
         }

@@ -19,6 +19,7 @@ mod given;
 mod lane_state;
 pub mod position;
 mod progress;
+pub mod prune;
 pub mod replay;
 pub mod run;
 pub mod setup;
@@ -109,6 +110,7 @@ enum Command {
     Replay(Configured<replay::Args, LaneFlags>),
     Adopt(Configured<adopt::Args, AllFlags>),
     DeadLetters(Configured<dead_letters::Args, AllFlags>),
+    Prune(Configured<prune::Args, AllFlags>),
     Doctor(Configured<doctor::Args, AllFlags>),
     Config(config::Args),
     Demo(demo::Args),
@@ -166,6 +168,9 @@ impl Cli {
             Command::DeadLetters(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
                 block_on(dead_letters::execute(args, &loaded.settings))
+            }
+            Command::Prune(Configured { args, keys }) => {
+                block_on(prune::execute(args, &load(keys.given())?.settings))
             }
             Command::Config(args) => config::execute(&args, &load(args.given())?),
             Command::Demo(args) => block_on(demo::execute(args)),

@@ -7,7 +7,7 @@
 pub mod state;
 
 use super::encoding::{Converted, Encoding};
-use super::envelope::{Reject, shown};
+use super::envelope::{self, Reject, shown};
 use super::fields::Field;
 use super::pgoutput::Column;
 use super::position::{KIND_DEAD_LETTER, KIND_HEADER, Position, REASON_HEADER};
@@ -82,6 +82,15 @@ pub struct RejectedRow {
     pub event_id: String,
     /// Why it cannot be published.
     pub reject: Reject,
+}
+
+/// Bytes of an id that a dead letter tells beside its row, at most.
+pub const SHOWN_BYTES_MAX: usize = envelope::SHOWN_BYTES_MAX;
+
+/// An id as a dead letter tells it beside its row.
+#[must_use]
+pub fn shown_id(id: &str) -> String {
+    shown(id.as_bytes())
 }
 
 /// Headers besides the position, whole lines.

@@ -235,9 +235,12 @@ pub(super) fn occurred_at(value: &[u8]) -> Result<[u8; OCCURRED_AT_LEN], Reject>
     Ok(written)
 }
 
+/// How much of a value a person is shown.
+pub(super) const SHOWN_BYTES_MAX: usize = 200;
+
 /// The beginning of a value, for a message to a person.
 pub(super) fn shown(value: &[u8]) -> String {
-    String::from_utf8_lossy(&value[..value.len().min(200)]).into_owned()
+    String::from_utf8_lossy(&value[..value.len().min(SHOWN_BYTES_MAX)]).into_owned()
 }
 
 #[cfg(test)]

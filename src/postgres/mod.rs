@@ -22,6 +22,7 @@
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`encoding`] | that client | how the text of its database is to be read |
+//! | `logical_slots` | that client | whoever may still need rows of the database |
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
@@ -43,6 +44,8 @@ pub mod health;
 pub(crate) mod id_column;
 #[cfg(feature = "cli")]
 pub(crate) mod id_name;
+#[cfg(feature = "cli")]
+pub mod logical_slots;
 pub mod pins;
 pub mod presence;
 pub mod processes;

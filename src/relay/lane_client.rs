@@ -77,6 +77,18 @@ impl LaneClient {
         })
     }
 
+    /// The slot.
+    #[must_use]
+    pub fn slot(&self) -> &str {
+        self.store.slot()
+    }
+
+    /// The events' stream.
+    #[must_use]
+    pub fn stream_name(&self) -> &str {
+        self.store.stream()
+    }
+
     /// Asks, and waits for the answer.
     ///
     /// # Errors

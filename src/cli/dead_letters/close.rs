@@ -101,7 +101,7 @@ impl Closing<'_> {
     async fn close(&mut self, position: Option<Position>, action: Action) -> anyhow::Result<()> {
         let version = self.nats.server_version()?;
         let fence = Fence::raise(self.lane, self.lease, self.settings, version).await?;
-        let letters = Letters::read(self.lane, self.settings).await?;
+        let letters = Letters::read(self.lane).await?;
         let wanted = self.wanted(&letters, position, &action)?;
         let Some(first) = wanted.first() else {
             return Ok(());

@@ -14,13 +14,12 @@ use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position};
 use crate::relay::lane_client::LaneClient;
-use crate::relay::settings::Settings;
 
 /// A dead letter, and what has become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Standing {
-    pub(super) place: Place,
-    pub(super) id: Option<String>,
+pub(in crate::cli) struct Standing {
+    pub(in crate::cli) place: Place,
+    pub(in crate::cli) id: Option<String>,
     pub(super) state: State,
     /// When it got that state; none for an open one.
     pub(super) state_at: Option<String>,
@@ -42,7 +41,7 @@ impl Standing {
 
 /// The dead letters that a stream has of a slot, in their order.
 #[derive(Debug)]
-pub(super) struct Letters {
+pub(in crate::cli) struct Letters {
     stream: String,
     slot: String,
     all: Vec<Standing>,
@@ -55,12 +54,12 @@ impl Letters {
     ///
     /// # Errors
     /// It cannot be read.
-    pub(super) async fn read(lane: &LaneClient, settings: &Settings) -> anyhow::Result<Self> {
-        let slot = &settings.postgres.slot;
+    pub(in crate::cli) async fn read(lane: &LaneClient) -> anyhow::Result<Self> {
+        let slot = lane.slot();
         let filter = dead_letter::subject(slot);
         let mut letters = Letters {
-            stream: settings.nats.stream.clone(),
-            slot: slot.clone(),
+            stream: lane.stream_name().to_owned(),
+            slot: slot.to_owned(),
             all: Vec::new(),
             by_position: BTreeMap::new(),
         };
@@ -117,7 +116,7 @@ impl Letters {
         &self.all
     }
 
-    pub(super) fn open(&self) -> impl Iterator<Item = &Standing> {
+    pub(in crate::cli) fn open(&self) -> impl Iterator<Item = &Standing> {
         self.all.iter().filter(|letter| letter.state == State::Open)
     }
 

@@ -13,7 +13,6 @@ use crate::pipeline::dead_letter::state::State;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{Position, REASON_HEADER};
 use crate::relay::lane_client::LaneClient;
-use crate::relay::settings::Settings;
 
 /// A dead letter; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,13 +30,8 @@ struct Letter {
     body: DeadLetter,
 }
 
-pub(super) async fn list(
-    lane: &LaneClient,
-    settings: &Settings,
-    all: bool,
-    json: bool,
-) -> Result<Exit, anyhow::Error> {
-    let letters = Letters::read(lane, settings).await?;
+pub(super) async fn list(lane: &LaneClient, all: bool, json: bool) -> Result<Exit, anyhow::Error> {
+    let letters = Letters::read(lane).await?;
     let wanted: Vec<&Standing> = match all {
         true => letters.all().iter().collect(),
         false => letters.open().collect(),
@@ -60,7 +54,7 @@ pub(super) async fn list(
         stdout::write(&format!("{line}\n"))?;
     }
     if !json && wanted.is_empty() {
-        let slot = &settings.postgres.slot;
+        let slot = lane.slot();
         match letters.all().len() {
             0 => stderr::line(format_args!("no dead letters of slot {slot}")),
             closed => stderr::line(format_args!(
@@ -95,11 +89,10 @@ fn line(letter: &Letter, with_state: bool) -> String {
 
 pub(super) async fn show(
     lane: &LaneClient,
-    settings: &Settings,
     position: Position,
     json: bool,
 ) -> Result<Exit, anyhow::Error> {
-    let letters = Letters::read(lane, settings).await?;
+    let letters = Letters::read(lane).await?;
     let letter = letter(lane, letters.find(position)?).await?;
     let letter = letter.with_context(|| format!("{position} was removed from the stream"))?;
     if json {

@@ -1,0 +1,505 @@
+//! `walrelay prune`: deletes rows of the table that are published and confirmed, and old enough.
+//!
+//! In: settings, an age. Out: fewer rows. Guarantees: what goes was committed before an LSN that every slot of the database is
+//! confirmed through; an open dead letter stays, and so does every row where one is missing in the stream; it may be ended at
+//! any moment and run again.
+//!
+//! In this order: table and stream are compared; a snapshot of the table, and the LSN below which all of it lies; that LSN is
+//! waited for; the open dead letters; the rows of the snapshot.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use clap::builder::RangedU64ValueParser;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::exit::Exit;
+use super::signals::{self, Hangup};
+use super::stdout::Account;
+use super::{stderr, verify};
+use crate::nats::admin::Admin;
+use crate::pipeline::record::LaneRecord;
+use crate::postgres::catalog::{Inspection, Table, inspect};
+use crate::postgres::client::{Client, connect};
+use crate::postgres::id_column::IdColumn;
+use crate::postgres::row_security;
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::table_name::quote_identifier;
+use crate::relay::Shutdown;
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+mod age;
+mod confirmed;
+mod kept;
+mod partitions;
+mod rows;
+
+use age::Cutoff;
+use confirmed::{Readers, explained, unhalted};
+use kept::Kept;
+use partitions::{Partition, Partitions};
+use rows::{Batches, Deleted, Snapshot};
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay prune --older-than 7d --dry-run        how many rows would go
+  walrelay prune --older-than 7d                  delete them; once a day from cron, for example
+  walrelay prune --older-than 7d --batch 200      in smaller transactions
+
+Only rows go whose transaction every logical slot of the database is confirmed through. That is waited for: with a relay
+that runs it takes as long as its hold-back. Postgres does not tell which tables a slot is read for, so a slot of somebody
+else counts as well, unless --except-slot leaves it out.
+
+Rows stay that are open dead letters. Before anything goes, table and stream are compared as walrelay verify does it: where
+rows are missing in the stream, for instance those from before the slot was made, nothing goes until walrelay backfill has
+published them. --without-comparison leaves that out, and such rows go too.
+
+How old a row is, its occurred_at tells. Rows that the publication does not carry stay.
+
+Exit code 0: done, or nothing was old enough. 1: something must not go, or a slot is behind. 2: wrong usage, or the table
+has no occurred_at. 3: row security hides rows of the table.";
+
+/// Delete rows of the table that are published, confirmed, and old enough.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// How old a row must be, such as 7d.
+    #[arg(long, value_name = "AGE", value_parser = age::parse)]
+    older_than: Duration,
+
+    /// Count, wait for nothing and delete nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// One JSON object.
+    #[arg(long)]
+    json: bool,
+
+    /// Rows in one transaction.
+    #[arg(long, value_name = "ROWS", default_value = "1000")]
+    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(1..=100_000))]
+    batch: u32,
+
+    /// How long to wait for the slots.
+    #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = humantime::parse_duration)]
+    wait: Duration,
+
+    /// A slot that is read for other tables alone; may be given several times.
+    #[arg(long, value_name = "SLOT")]
+    except_slot: Vec<String>,
+
+    /// Do not compare table and stream: rows that were never published go too.
+    #[arg(long)]
+    without_comparison: bool,
+}
+
+/// What was done; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Report {
+    table: String,
+    /// Rows with an older `occurred_at`.
+    cutoff: String,
+    dry_run: bool,
+    /// Deleted, or in a dry run to be deleted.
+    rows: u64,
+    open_dead_letters: u64,
+    /// Somebody else changed or deleted them meanwhile.
+    changed: u64,
+    /// Dropped with all their rows, or in a dry run to be dropped.
+    partitions: Vec<String>,
+    /// For the days to come.
+    partitions_made: Vec<String>,
+    /// What else there is to know.
+    notes: Vec<String>,
+    /// Every slot is confirmed through it; none in a dry run.
+    confirmed_lsn: Option<String>,
+    /// It has come to its end.
+    done: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Something must not go, or Postgres or NATS refuse.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let shutdown = signals::listen(Hangup::Stops)?;
+    let mut stopped = shutdown.clone();
+    let prepared = async {
+        let reader = connect(&settings.postgres.conninfo).await?;
+        let inspection = inspect(&reader, &settings.postgres).await?;
+        let table = prunable(&reader, &inspection, &settings.postgres).await?;
+        let cutoff = Cutoff::of(&reader, table, &settings.postgres, args.older_than).await?;
+        let id_column = IdColumn::of(table, &settings.postgres);
+        let batches = Batches {
+            table: settings.postgres.table.to_string(),
+            condition: format!(
+                "{} AND ({})",
+                cutoff.is_older(),
+                inspection.row_filter().unwrap_or("true")
+            ),
+            id: id_column.text(),
+            size: args.batch,
+        };
+        let nats = Admin::connect(&settings.nats.connection).await?;
+        let prune = Prune {
+            settings,
+            args: &args,
+            lane: LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?,
+            nats,
+            cutoff,
+            id_column,
+            batches,
+        };
+        let record = prune.record(&reader).await?;
+        prune.compare().await?;
+        anyhow::Ok((prune, reader, record))
+    };
+    let (prune, reader, record) = tokio::select! {
+        prepared = prepared => prepared?,
+        () = stopped.wait() => bail!("stopped before anything was deleted"),
+    };
+    let report = match args.dry_run {
+        true => prune.count(&reader, &record).await?,
+        false => prune.delete(&reader, &record, &shutdown).await?,
+    };
+    report.print(args.json)?;
+    Ok(if report.done {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// The table, where rows may be deleted from it and their slot tells about them.
+async fn prunable<'i>(
+    client: &Client,
+    inspection: &'i Inspection,
+    postgres: &PostgresSettings,
+) -> anyhow::Result<&'i Table> {
+    let name = &postgres.table;
+    ensure!(
+        !inspection.server.in_recovery,
+        "this server is a standby, which takes no DELETE: name the primary in postgres.url"
+    );
+    row_security::check(inspection, name)?;
+    let table = inspection.table.as_ref();
+    let table = table.with_context(|| format!("there is no table {name}"))?;
+    let publication = inspection.publication.as_ref();
+    ensure!(
+        publication.is_some_and(|publication| publication.entry.is_some()),
+        "publication {} does not hold table {name}, and says which rows are published: run walrelay setup, or set \
+         postgres.publication",
+        postgres.publication
+    );
+    let may = "SELECT has_table_privilege($1::text, 'DELETE')";
+    let row = client.query_one(may, &[&name.to_string()]).await?;
+    ensure!(
+        row.try_get::<_, bool>(0)?,
+        "role {role} may not delete from {name}: as the table's owner, run GRANT DELETE ON {name} TO {role};",
+        role = quote_identifier(&inspection.server.role)
+    );
+    Ok(table)
+}
+
+/// One run of the command.
+struct Prune<'a> {
+    settings: &'a Settings,
+    args: &'a Args,
+    nats: Admin,
+    lane: LaneClient,
+    cutoff: Cutoff,
+    id_column: IdColumn,
+    batches: Batches,
+}
+
+impl Prune<'_> {
+    /// The lane's record, which is of this database and not halted.
+    async fn record(&self, client: &Client) -> anyhow::Result<LaneRecord> {
+        let slot = &self.settings.postgres.slot;
+        let record = self.lane.record().await?.record.with_context(|| {
+            format!(
+                "slot {slot} has no lane record: no relay has published from it; run walrelay run"
+            )
+        })?;
+        let query =
+            "SELECT system_identifier::text, current_database()::text FROM pg_control_system()";
+        let row = client.query_one(query, &[]).await?;
+        let (system, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        ensure!(
+            record.system_identifier.to_string() == system && record.database == database,
+            "the lane record of slot {slot} is of another database, {} in cluster {}: if this one continues it, walrelay adopt \
+             says so",
+            record.database,
+            record.system_identifier
+        );
+        unhalted(&record)?;
+        Ok(record)
+    }
+
+    /// Makes sure that the stream misses no row.
+    async fn compare(&self) -> anyhow::Result<()> {
+        if self.args.without_comparison {
+            return Ok(());
+        }
+        let found = verify::missing(self.settings, None, false)
+            .await
+            .context("table and stream cannot be compared")?;
+        ensure!(
+            found.rows.is_empty(),
+            "{} rows are not in the stream, so nothing was deleted: walrelay backfill publishes them, or give \
+             --without-comparison where nobody wants them published",
+            found.rows.len()
+        );
+        Ok(())
+    }
+
+    async fn count(&self, reader: &Client, record: &LaneRecord) -> anyhow::Result<Report> {
+        let kept = Kept::read(&self.nats, &self.lane, record).await?;
+        let mut report = self.report();
+        let mut batches = self.batches.clone();
+        if let Some(partitions) = self.partitions(reader, &mut report).await? {
+            let old = partitions.old(&kept, &self.id_column).await?;
+            batches.leave_out(&old);
+            report.partitions = names(&old);
+        }
+        let snapshot = Snapshot::take(reader).await?;
+        report.take(snapshot.count(&batches, &kept).await?);
+        Ok(report)
+    }
+
+    async fn delete(
+        &self,
+        reader: &Client,
+        record: &LaneRecord,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<Report> {
+        let writer = connect(&self.settings.postgres.conninfo).await?;
+        let mut report = self.report();
+        let partitions = self.partitions(&writer, &mut report).await?;
+        let detached = match &partitions {
+            Some(partitions) => {
+                self.detach(partitions, &writer, record, &mut report)
+                    .await?
+            }
+            None => Vec::new(),
+        };
+        let snapshot = Snapshot::take(reader).await?;
+        let mut stopped = shutdown.clone();
+        tokio::select! {
+            confirmed = self.confirm(&writer, &snapshot) => {
+                confirmed.context(left_detached(&detached))?;
+            }
+            () = stopped.wait() => bail!("stopped: {}", left_detached(&detached)),
+        }
+        report.confirmed_lsn = Some(snapshot.lsn.to_string());
+        // What of the snapshot could not be published is in the stream by now.
+        let kept = Kept::read(&self.nats, &self.lane, record).await?;
+        if let Some(partitions) = &partitions {
+            for partition in &detached {
+                if partitions.finish(partition, &kept, &self.id_column).await? {
+                    report.partitions.push(partition.name.clone());
+                }
+            }
+        }
+        let bar = bar(self.args.json);
+        let deleted = snapshot
+            .delete(&writer, &self.batches, &kept, shutdown, |deleted| {
+                bar.set_position(deleted.rows);
+            })
+            .await;
+        bar.finish_and_clear();
+        report.take(deleted.context("some rows may be deleted; run this again for the rest")?);
+        // The snapshot's transaction has the table open.
+        reader.batch_execute("COMMIT").await?;
+        if let Some(partitions) = &partitions {
+            for made in partitions.make_coming().await? {
+                match made {
+                    Ok(name) => report.partitions_made.push(name),
+                    Err(why) => report.notes.push(why),
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    /// The table's partitions, if it has any that are made by age.
+    async fn partitions<'c>(
+        &'c self,
+        client: &'c Client,
+        report: &mut Report,
+    ) -> anyhow::Result<Option<Partitions<'c>>> {
+        let postgres = &self.settings.postgres;
+        let partitions = Partitions::of(client, postgres, &self.cutoff).await?;
+        if let Some(keeper) = partitions.as_ref().and_then(|found| found.keeper.as_ref()) {
+            report.notes.push(format!(
+                "{keeper} keeps the partitions of {}: they are left alone, and rows are deleted one by one",
+                postgres.table
+            ));
+        }
+        Ok(partitions)
+    }
+
+    /// Detaches the partitions that are old enough.
+    async fn detach(
+        &self,
+        partitions: &Partitions<'_>,
+        client: &Client,
+        record: &LaneRecord,
+        report: &mut Report,
+    ) -> anyhow::Result<Vec<Partition>> {
+        let kept = Kept::read(&self.nats, &self.lane, record).await?;
+        let old = partitions.old(&kept, &self.id_column).await?;
+        if !old.is_empty() {
+            let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+            let readers = self.readers();
+            readers.are_read(client, row.await?.try_get(0)?).await?;
+        }
+        let mut detached = Vec::new();
+        for partition in old {
+            if partitions.detach(&partition).await? {
+                detached.push(partition);
+            } else {
+                report.notes.push(format!(
+                    "{} is not detached, since others use the table for too long: its rows are deleted one by one",
+                    partition.name
+                ));
+            }
+        }
+        Ok(detached)
+    }
+
+    /// Waits until every slot is confirmed through the snapshot.
+    async fn confirm(&self, client: &Client, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+        // An idle server may have its last record end where a page does, and the slot just in front of that.
+        client
+            .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
+            .await?;
+        if !self.args.json {
+            stderr::line(format_args!(
+                "waiting until every slot is confirmed through {}",
+                snapshot.lsn
+            ));
+        }
+        self.readers().confirm(client, snapshot.lsn).await?;
+        explained(&self.lane, snapshot.lsn).await
+    }
+
+    fn readers(&self) -> Readers<'_> {
+        Readers {
+            own: &self.settings.postgres.slot,
+            except: &self.args.except_slot,
+            limit: self.args.wait,
+        }
+    }
+
+    /// Of nothing yet.
+    fn report(&self) -> Report {
+        Report {
+            table: self.batches.table.clone(),
+            cutoff: self.cutoff.at.clone(),
+            dry_run: self.args.dry_run,
+            rows: 0,
+            open_dead_letters: 0,
+            changed: 0,
+            partitions: Vec::new(),
+            partitions_made: Vec::new(),
+            notes: Vec::new(),
+            confirmed_lsn: None,
+            done: true,
+        }
+    }
+}
+
+fn names(partitions: &[Partition]) -> Vec<String> {
+    partitions
+        .iter()
+        .map(|partition| partition.name.clone())
+        .collect()
+}
+
+/// What an end leaves behind.
+fn left_detached(detached: &[Partition]) -> String {
+    match detached {
+        [] => "nothing was deleted".to_owned(),
+        some => format!(
+            "nothing was deleted; {} detached from the table, and the next prune goes on with that",
+            names(some).join(", ")
+        ),
+    }
+}
+
+impl Report {
+    fn take(&mut self, deleted: Deleted) {
+        self.rows = deleted.rows;
+        self.open_dead_letters = deleted.kept;
+        self.changed = deleted.changed;
+        self.done = !deleted.stopped;
+    }
+
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut account = Account::default();
+        if json {
+            account.line(serde_json::to_string(self)?);
+            return account.close();
+        }
+        let Report {
+            table,
+            cutoff,
+            rows,
+            open_dead_letters,
+            changed,
+            partitions,
+            partitions_made,
+            notes,
+            ..
+        } = self;
+        let what = match self.dry_run {
+            true => "are older than",
+            false => "deleted, older than",
+        };
+        account.line(format_args!("{rows} rows of {table} {what} {cutoff}"));
+        if !partitions.is_empty() {
+            let what = match self.dry_run {
+                true => "hold only such rows and would be dropped",
+                false => "held only such rows and are dropped",
+            };
+            account.line(format_args!(
+                "beside them, {} {what}",
+                partitions.join(", ")
+            ));
+        }
+        if !partitions_made.is_empty() {
+            account.line(format_args!("made {}", partitions_made.join(", ")));
+        }
+        for note in notes {
+            account.line(note);
+        }
+        if *open_dead_letters > 0 {
+            account.line(format_args!(
+                "{open_dead_letters} rows stay: they are open dead letters, see walrelay dead-letters list"
+            ));
+        }
+        if *changed > 0 {
+            account.line(format_args!(
+                "{changed} rows were changed by somebody else meanwhile, and are left for the next time"
+            ));
+        }
+        if !self.done {
+            account.line("stopped before its end: run it again for the rest");
+        }
+        account.close()
+    }
+}
+
+/// A spinner on a terminal, nothing elsewhere.
+fn bar(json: bool) -> ProgressBar {
+    let target = match json {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr_with_hz(5),
+    };
+    let style = ProgressStyle::with_template("{spinner} {human_pos} rows deleted, {per_sec}")
+        .expect("the template is a constant");
+    ProgressBar::with_draw_target(None, target).with_style(style)
+}

@@ -1,0 +1,388 @@
+//! `walrelay prune` against real servers: what goes, and what stays.
+
+mod platform;
+
+use std::process::Stdio;
+
+use platform::{Platform, insert, insert_of_type};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use walrelay::outbox::SCHEMA_SQL;
+
+const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
+
+/// Commits so many events that say that they are ten days old.
+async fn insert_old(platform: &Platform, count: u32) {
+    insert(&platform.sql, count).await;
+    age(platform).await;
+}
+
+/// Makes every young row ten days old. The publication carries inserts alone, so that the stream sees nothing of it.
+async fn age(platform: &Platform) {
+    let text = "UPDATE outbox_events SET occurred_at = now() - interval '10 days' WHERE occurred_at > now() - interval '1 day'";
+    platform.sql.batch_execute(text).await.expect("updated");
+}
+
+async fn rows(platform: &Platform) -> i64 {
+    let row = platform
+        .sql
+        .query_one("SELECT count(*) FROM outbox_events", &[]);
+    row.await.expect("counted").get(0)
+}
+
+/// The one JSON object of a run that ends with this code.
+async fn pruned(platform: &Platform, more: &[&str], code: i32) -> Value {
+    let arguments = [PRUNE, &["--json"], more].concat();
+    let output = platform.output(&arguments).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    serde_json::from_slice(&output.stdout).expect("one JSON object")
+}
+
+async fn refused(platform: &Platform, more: &[&str], why: &str) {
+    let before = rows(platform).await;
+    let said = platform.expect(&[PRUNE, more].concat(), 1).await;
+    assert!(said.contains(why), "{said}");
+    assert_eq!(rows(platform).await, before);
+}
+
+#[tokio::test]
+async fn what_is_confirmed_and_old_goes_in_batches() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    insert_old(&platform, 10).await;
+    platform.insert(5).await;
+    platform.wait_for(15).await;
+
+    let dry = pruned(&platform, &["--dry-run"], 0).await;
+    assert_eq!(
+        (&dry["rows"], &dry["confirmed_lsn"]),
+        (&json!(10), &Value::Null)
+    );
+    assert_eq!(rows(&platform).await, 15);
+
+    let done = pruned(&platform, &["--batch", "3"], 0).await;
+    assert_eq!((&done["rows"], &done["done"]), (&json!(10), &json!(true)));
+    assert!(done["confirmed_lsn"].is_string());
+    assert_eq!(rows(&platform).await, 5);
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 0);
+
+    // The lane does not mind, and what is left is what the stream has.
+    platform.insert(1).await;
+    platform.wait_for(16).await;
+    relay.stop().await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
+async fn what_commits_while_it_waits_stays() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "3s");
+    let relay = platform.relay();
+    insert_old(&platform, 4).await;
+    platform.wait_for(4).await;
+    let mut prune = platform
+        .command(PRUNE)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let mut lines = BufReader::new(prune.stderr.take().expect("piped")).lines();
+    let line = lines
+        .next_line()
+        .await
+        .expect("it says something")
+        .expect("a line");
+    assert!(
+        line.starts_with("waiting until every slot is confirmed"),
+        "{line}"
+    );
+    insert_old(&platform, 3).await;
+    let output = prune.wait_with_output().await.expect("it ends");
+    assert_eq!(output.status.code(), Some(0));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        said.starts_with("4 rows of public.outbox_events deleted"),
+        "{said}"
+    );
+    assert_eq!(rows(&platform).await, 3);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_slot_has_not_confirmed_stays() {
+    let platform = Platform::start().await;
+    platform.insert(3).await;
+    platform.relay_until(3).await;
+    age(&platform).await;
+    insert_old(&platform, 2).await;
+    refused(&platform, &[], "slot walrelay has confirmed").await;
+
+    // Another slot that nobody reads: Postgres does not say for which tables.
+    let other = "SELECT pg_create_logical_replication_slot('other', 'pgoutput')";
+    platform.sql.query(other, &[]).await.expect("made");
+    let relay = platform.relay();
+    insert_old(&platform, 1).await;
+    platform.wait_for(6).await;
+    refused(&platform, &[], "slot other has confirmed").await;
+    let done = pruned(&platform, &["--except-slot", "other"], 0).await;
+    assert_eq!(done["rows"], 6);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_moved_by_hand_keeps_what_it_passed_over() {
+    let platform = Platform::start().await;
+    platform.insert(1).await;
+    platform.relay_until(1).await;
+    insert_old(&platform, 2).await;
+    let advance = "SELECT pg_replication_slot_advance('walrelay', pg_current_wal_lsn())";
+    platform.sql.query(advance, &[]).await.expect("advanced");
+    refused(&platform, &[], "2 rows are not in the stream").await;
+
+    let mut prune = platform.command(&[PRUNE, &["--without-comparison"]].concat());
+    prune.stderr(Stdio::piped());
+    let prune = prune.spawn().expect("it starts").wait_with_output();
+    let moved = async {
+        loop {
+            platform.sql.query(advance, &[]).await.expect("advanced");
+        }
+    };
+    let output = tokio::select! {
+        output = prune => output.expect("it ends"),
+        () = moved => unreachable!(),
+    };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("somebody else has moved the slot"), "{said}");
+    assert_eq!(rows(&platform).await, 3);
+}
+
+#[tokio::test]
+async fn an_open_dead_letter_stays_until_it_is_closed() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    insert_of_type(&platform.sql, "no subject").await;
+    platform.insert(2).await;
+    platform.wait_for(3).await;
+    age(&platform).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(rows(&platform).await, 1);
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    platform.expect(&discard, 0).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(1), &json!(0))
+    );
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn rows_from_before_the_slot_stay_until_they_are_published() {
+    let platform = Platform::servers().await;
+    platform.sql.batch_execute(SCHEMA_SQL).await.expect("made");
+    insert_old(&platform, 3).await;
+    platform.expect(&["setup"], 0).await;
+    let relay = platform.relay();
+    platform.insert(1).await;
+    platform.wait_for(1).await;
+    refused(
+        &platform,
+        &[],
+        "3 rows are not in the stream, so nothing was deleted: walrelay backfill",
+    )
+    .await;
+    platform.expect(&["backfill"], 0).await;
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 3);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn tables_with_columns_of_their_own() {
+    let mut platform = Platform::servers().await;
+    for (column, created) in [
+        (
+            "bigint",
+            "(extract(epoch FROM now() - interval '8 days') * 1000)::bigint",
+        ),
+        (
+            "timestamp",
+            "(now() AT TIME ZONE 'UTC') - interval '8 days'",
+        ),
+        (
+            "date",
+            "((now() AT TIME ZONE 'UTC') - interval '9 days')::date",
+        ),
+    ] {
+        let name = format!("orders_{column}");
+        let make = format!(
+            "CREATE TABLE {name} (\"Key\" bigint PRIMARY KEY, made {column}, body text, kind text)"
+        );
+        platform.sql.batch_execute(&make).await.expect("made");
+        for (key, value) in [
+            ("WALRELAY_NAME", name.as_str()),
+            ("WALRELAY_POSTGRES_TABLE", &format!("public.{name}")),
+            ("WALRELAY_NATS_STREAM", &name.to_uppercase()),
+            ("WALRELAY_NATS_SUBJECT", &format!("{name}.{{event_type}}")),
+            ("WALRELAY_COLUMNS_ID", "Key"),
+            ("WALRELAY_COLUMNS_AGGREGATE_ID", ""),
+            ("WALRELAY_COLUMNS_EVENT_TYPE", "kind"),
+            ("WALRELAY_COLUMNS_EVENT_VERSION", ""),
+            ("WALRELAY_COLUMNS_OCCURRED_AT", "made"),
+            ("WALRELAY_COLUMNS_PAYLOAD", "body"),
+            ("WALRELAY_MESSAGE_FORMAT", "payload"),
+        ] {
+            platform.set(key, value);
+        }
+        platform.expect(&["setup"], 0).await;
+        let relay = platform.relay();
+        let fill = format!(
+            "INSERT INTO {name} SELECT n, {created}, '{{}}', 'made' FROM generate_series(1, 3) AS n; \
+             INSERT INTO {name} VALUES (4, {created_now}, '{{}}', 'made'), (5, NULL, '{{}}', 'made')",
+            created_now = created
+                .replace("8 days", "1 day")
+                .replace("9 days", "1 day")
+        );
+        platform.sql.batch_execute(&fill).await.expect("inserted");
+        platform.wait_for(5).await;
+        let except: Vec<String> = ["bigint", "timestamp"]
+            .iter()
+            .filter(|other| **other != column)
+            .flat_map(|other| ["--except-slot".to_owned(), format!("orders_{other}")])
+            .collect();
+        let except: Vec<&str> = except.iter().map(String::as_str).collect();
+        assert_eq!(pruned(&platform, &except, 0).await["rows"], 3, "{column}");
+        let left = format!("SELECT array_agg(\"Key\" ORDER BY \"Key\") FROM {name}");
+        let left = platform.sql.query_one(&left, &[]).await.expect("read");
+        assert_eq!(left.get::<_, Vec<i64>>(0), [4, 5], "{column}");
+        relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_with_what_to_do() {
+    let mut platform = Platform::start().await;
+    for age in ["7", "-1d", "a week", ""] {
+        let given = format!("--older-than={age}");
+        let said = platform.expect(&["prune", &given], 2).await;
+        assert!(
+            said.contains("is not an age such as 7d, 36h or 30min"),
+            "{age}: {said}"
+        );
+    }
+    platform
+        .expect(&[PRUNE, &["--batch", "0"]].concat(), 2)
+        .await;
+    platform.insert(1).await;
+    platform.relay_until(1).await;
+
+    let url = platform
+        .postgres
+        .url("postgres")
+        .replace("postgres@", "pruner@");
+    let make =
+        "CREATE ROLE pruner LOGIN REPLICATION; GRANT SELECT ON public.outbox_events TO pruner";
+    platform.sql.batch_execute(make).await.expect("made");
+    let owners = platform.environment.clone();
+    platform.set("DATABASE_URL", &url);
+    let said = platform.expect(&[PRUNE, &["--dry-run"]].concat(), 1).await;
+    let grant = said.split("run ").nth(1).expect("a remedy").trim();
+    assert_eq!(grant, "GRANT DELETE ON public.outbox_events TO pruner;");
+    platform.sql.batch_execute(grant).await.expect("it is SQL");
+    platform.expect(&[PRUNE, &["--dry-run"]].concat(), 0).await;
+
+    platform.environment = owners;
+    platform.set("WALRELAY_COLUMNS_OCCURRED_AT", "");
+    let said = platform.expect(PRUNE, 2).await;
+    assert!(
+        said.contains("columns.occurred_at names no column"),
+        "{said}"
+    );
+}
+
+/// Makes the partition of the day so many days ago, with so many events in it; its name.
+async fn old_day(platform: &Platform, days: i32, events: i32) -> String {
+    let day = format!("((now() AT TIME ZONE 'UTC')::date - {days})");
+    let query = format!("SELECT to_char({day}, 'YYYYMMDD'), {day}::text, ({day} + 1)::text");
+    let row = platform.sql.query_one(&query, &[]).await.expect("a day");
+    let (suffix, from, to): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    let name = format!("public.outbox_events_{suffix}");
+    let sql = format!(
+        "CREATE TABLE {name} PARTITION OF public.outbox_events \
+         FOR VALUES FROM ('{from} 00:00:00+00') TO ('{to} 00:00:00+00'); \
+         INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json, occurred_at) \
+         SELECT gen_random_uuid(), gen_random_uuid(), 'lesson.published.v1', '{{}}', '{from} 12:00:00+00' \
+         FROM generate_series(1, {events})"
+    );
+    platform.sql.batch_execute(&sql).await.expect("made");
+    name
+}
+
+#[tokio::test]
+async fn a_partition_that_is_confirmed_goes_as_a_whole() {
+    let platform = Platform::servers().await;
+    let layout = include_str!("../sql/outbox_events_partitioned.sql");
+    platform.sql.batch_execute(layout).await.expect("made");
+    platform.expect(&["setup"], 0).await;
+    let relay = platform.relay();
+    let gone = old_day(&platform, 10, 3).await;
+    let kept = old_day(&platform, 9, 2).await;
+    let letter = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json, occurred_at) \
+                  SELECT gen_random_uuid(), gen_random_uuid(), 'no subject', '{}', max(occurred_at) \
+                  FROM outbox_events HAVING max(occurred_at) < now() - interval '8 days'";
+    platform.sql.batch_execute(letter).await.expect("inserted");
+    platform.insert(1).await;
+    platform.wait_for(7).await;
+    let query = "SELECT 'public.outbox_events_' || to_char((now() AT TIME ZONE 'UTC')::date + 6, 'YYYYMMDD')";
+    let last_day: String = platform
+        .sql
+        .query_one(query, &[])
+        .await
+        .expect("a day")
+        .get(0);
+    platform
+        .sql
+        .batch_execute(&format!("DROP TABLE {last_day}"))
+        .await
+        .expect("dropped");
+
+    let dry = pruned(&platform, &["--dry-run"], 0).await;
+    assert_eq!(
+        (&dry["partitions"], &dry["rows"]),
+        (&json!([gone]), &json!(2))
+    );
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(done["partitions"], json!([gone]));
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(done["partitions_made"], json!([last_day]));
+    assert_eq!(done["notes"], json!([]));
+    assert_eq!(rows(&platform).await, 2);
+
+    // Detached by a run that was ended, and the dead letter's partition once that is closed; without a default partition
+    // writers are not kept from the table.
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    platform.expect(&discard, 0).await;
+    let ended = old_day(&platform, 12, 4).await;
+    platform.wait_for(12).await;
+    let half = format!(
+        "DROP TABLE public.outbox_events_default; \
+         COMMENT ON TABLE {ended} IS 'walrelay prune: detached from public.outbox_events, FOR VALUES'; \
+         ALTER TABLE public.outbox_events DETACH PARTITION {ended}"
+    );
+    platform.sql.batch_execute(&half).await.expect("detached");
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(done["partitions"], json!([ended, kept]));
+    assert_eq!(done["rows"], 0);
+    assert_eq!(rows(&platform).await, 1);
+    platform.insert(1).await;
+    platform.wait_for(13).await;
+    relay.stop().await;
+}
