@@ -9,7 +9,7 @@ use super::exit::Exit;
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
-use super::verify::{self, Missing};
+use super::verify::{self, Choice, Missing};
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
@@ -26,6 +26,7 @@ Examples:
   walrelay backfill --dry-run                     how many rows it would publish
   walrelay backfill                               publish them
   walrelay backfill --since 2026-11-01T00:00:00Z  leave older rows out
+  walrelay backfill --where \"dispatched_at IS NULL\"  what a polling dispatcher has not published
   walrelay backfill --json                        a line of progress each second, for programs
 
 It is for rows from before the slot was made, and for what a slot or a broker has lost: what `walrelay verify` calls
@@ -41,7 +42,7 @@ Exit code 0: done, or nothing was missing. 1: some could not be published, or it
 3: row security hides rows of the table.";
 
 /// Publish rows of the table that the stream does not have.
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Count, and publish nothing.
@@ -52,6 +53,10 @@ pub struct Args {
     #[arg(long, value_name = "TIME", value_parser = verify::parse_time)]
     since: Option<String>,
 
+    /// Only rows for which this condition holds, in SQL, as the table has them now.
+    #[arg(long = "where", value_name = "SQL")]
+    only: Option<String>,
+
     /// One JSON object a second on standard output, and one at the end, which says done.
     #[arg(long)]
     json: bool,
@@ -61,12 +66,46 @@ pub struct Args {
     unjudged: bool,
 }
 
+impl Args {
+    /// What is missing of the rows for which `only` holds.
+    pub(super) fn of_rows(only: Option<String>) -> Self {
+        Args {
+            only,
+            ..Args::default()
+        }
+    }
+
+    /// What is missing of the rows that are not older; of those that cannot be judged too where that is said.
+    pub(super) fn of_missing(since: Option<String>, unjudged: bool, json: bool) -> Self {
+        Args {
+            since,
+            unjudged,
+            json,
+            ..Args::default()
+        }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// Table and stream cannot be compared.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
-    let shutdown = signals::listen(Hangup::Stops)?;
+    execute_until(args, settings, signals::listen(Hangup::Stops)?).await
+}
+
+/// As [`execute`], for a command that listens for signals itself.
+///
+/// # Errors
+/// As [`execute`].
+pub(super) async fn execute_until(
+    args: Args,
+    settings: &Settings,
+    shutdown: Shutdown,
+) -> Result<Exit, anyhow::Error> {
+    if let Some(only) = &args.only {
+        verify::check_condition(settings, only).await?;
+    }
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
     if args.dry_run {
@@ -89,8 +128,13 @@ async fn missing(
     shutdown: &Shutdown,
 ) -> anyhow::Result<Missing> {
     let mut shutdown = shutdown.clone();
+    let choice = Choice {
+        since: args.since.clone(),
+        only: args.only.clone(),
+        unjudged: args.unjudged,
+    };
     let found = tokio::select! {
-        found = verify::missing(settings, args.since.clone(), args.unjudged) => found,
+        found = verify::missing(settings, choice) => found,
         () = shutdown.wait() => bail!("stopped while table and stream were compared: nothing is published"),
     };
     let found = found.context("table and stream cannot be compared")?;

@@ -20,6 +20,7 @@ mod lane_state;
 pub mod position;
 mod progress;
 pub mod prune;
+mod repair;
 pub mod replay;
 pub mod run;
 pub mod setup;
@@ -159,7 +160,7 @@ impl Cli {
             }
             Command::Verify(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(verify::execute(args, &loaded.settings))
+                block_on(repair::execute(args, &loaded.settings))
             }
             Command::Adopt(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;

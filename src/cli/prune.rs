@@ -243,7 +243,7 @@ impl Prune<'_> {
         if self.args.without_comparison {
             return Ok(());
         }
-        let found = verify::missing(self.settings, None, false)
+        let found = verify::missing(self.settings, verify::Choice::default())
             .await
             .context("table and stream cannot be compared")?;
         ensure!(

@@ -7,10 +7,12 @@
 use anyhow::Context;
 use postgres_types::PgLsn;
 
+use crate::cli::backfill;
 use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
+use crate::cli::verify;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::history::History;
@@ -31,6 +33,7 @@ Examples:
   walrelay setup                  table, publication, slot and stream, where missing
   walrelay setup --dry-run        the SQL and the streams that it would make, and nothing else
   walrelay setup --replicas 3     new streams on three servers of the cluster
+  walrelay setup --backfill       publish also the rows that are in the table already
 
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
 setup says which. Ctrl-C cancels it and leaves no slot behind.
@@ -52,6 +55,15 @@ pub struct Args {
     /// Replicas of the streams that are made [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: Option<u8>,
+
+    /// Then publish the rows that are in the table and not in the slot, as walrelay backfill does. Where the stream has
+    /// messages of a dispatcher, the events in them count as published.
+    #[arg(long)]
+    backfill: bool,
+
+    /// Of these rows only those for which this condition holds, in SQL, such as "dispatched_at IS NULL".
+    #[arg(long = "where", value_name = "SQL", requires = "backfill")]
+    only: Option<String>,
 }
 
 /// Runs the command.
@@ -66,7 +78,16 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
             Err(_) => std::future::pending().await,
         }
     };
-    execute_until(args, settings, stopped).await
+    if let Some(only) = &args.only {
+        verify::check_condition(settings, only).await?;
+    }
+    let then = (args.backfill && !args.dry_run).then(|| args.only.clone());
+    match (execute_until(args, settings, stopped).await?, then) {
+        (Exit::Done, Some(only)) => {
+            backfill::execute(backfill::Args::of_rows(only), settings).await
+        }
+        (made, _) => Ok(made),
+    }
 }
 
 /// As [`execute`]; `cancel` gives up the wait for the slot, and no slot is left behind.
@@ -107,14 +128,15 @@ pub(crate) async fn execute_until(
     make_streams(&nats, &streams.plans, &mut account).await?;
     let rows = rows_before(&client, &nats, &before, settings).await?;
     let made_lsn = make_slot(&client, &steps, settings, cancel, &mut account).await?;
-    if let (Some(_), Some(rows)) = (made_lsn, rows) {
+    if let (Some(_), Some(rows), false) = (made_lsn, rows, args.backfill) {
         account.line(rows);
     }
     if let Some(limit) = version_limit(&before, settings) {
         account.line(limit);
     }
     let slot = before.slot.as_ref();
-    let recorded = record_slot(&nats, settings, slot, made_lsn, &mut account).await;
+    let takes_over = args.backfill && !settings.nats.shared;
+    let recorded = record_slot(&nats, settings, slot, made_lsn, takes_over, &mut account).await;
     if recorded.is_err() && made_lsn.is_some() {
         // It would keep WAL for a lane that is not set up.
         apply(&client, &drop_slot(&postgres.slot)).await?;
@@ -247,11 +269,14 @@ async fn rows_before(
 /// A slot that was `found` may have published: it gets a record only beside a stream that never had a message. In any
 /// other, the lane's last event tells `run` more than this record, which says not to look for it: what is held back
 /// would be published twice.
+///
+/// A lane that `takes_over` counts the events that the stream has already as published by whoever was there before.
 async fn record_slot(
     nats: &Admin,
     settings: &Settings,
     found: Option<&Slot>,
     made_lsn: Option<PgLsn>,
+    takes_over: bool,
     account: &mut Account,
 ) -> Result<(), anyhow::Error> {
     let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
@@ -296,6 +321,7 @@ async fn record_slot(
         sequence: stream.state.last_seq,
         confirmed_lsn,
         adopted_sequence: stream.state.last_seq,
+        taken_over_sequence: if takes_over { stream.state.last_seq } else { 0 },
         ..LaneRecord::new(&identity.lane(slot), &history, name, &stream.created)
     };
     store.store_record(first, stored.sequence).await?;

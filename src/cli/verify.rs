@@ -14,7 +14,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
 
 use crate::cli::exit::{Exit, message};
-use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
@@ -28,6 +27,7 @@ use crate::postgres::id_column::IdColumn;
 use crate::postgres::publications::publication_list;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
+use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
@@ -36,6 +36,7 @@ use crate::relay::stream_fit;
 mod compare;
 pub(in crate::cli) mod key;
 mod lane;
+mod missing;
 mod oldest;
 mod report;
 pub(in crate::cli) mod slot;
@@ -44,7 +45,7 @@ mod table;
 
 use compare::{Group, Verdict, Whole, verdict};
 use lane::LaneReading;
-use oldest::OldestFirst;
+pub(in crate::cli) use missing::{Choice, Missing, check_condition, missing};
 use report::{Example, Report};
 use slot::{Held, Settled};
 use sort::{Entries, Entry, Kind, Merge};
@@ -57,6 +58,7 @@ Examples:
   walrelay verify                                 the table, as far as retention left it, against the stream
   walrelay verify --since 2026-11-01T00:00:00Z    rows with an older occurred_at are left out
   walrelay verify --json | jq .missing.count
+  walrelay verify --repair                        publish what is missing from the table, and check again
 
 missing        in the table, not in the stream, and the relay has passed it
 unjudged       in the table, not in the stream, and the stream may have had its message and removed it
@@ -96,15 +98,27 @@ far behind that what is missing cannot be told from what is still to come.";
 pub struct Args {
     /// One JSON object.
     #[arg(long)]
-    json: bool,
+    pub(in crate::cli) json: bool,
 
     /// Leave out rows whose occurred_at is older.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    since: Option<String>,
+    pub(in crate::cli) since: Option<String>,
 
     /// How long to wait for a running relay to pass what the table has.
     #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
     wait: Duration,
+
+    /// Publish what is missing, as walrelay backfill does, and check again.
+    #[arg(long)]
+    pub(in crate::cli) repair: bool,
+
+    /// With --repair, publish also rows that cannot be judged: the stream may have had their messages and removed them.
+    #[arg(long, requires = "repair")]
+    pub(in crate::cli) unjudged: bool,
+
+    /// Leaves out rows for which this condition does not hold.
+    #[arg(skip)]
+    only: Option<String>,
 }
 
 pub(in crate::cli) fn parse_time(text: &str) -> Result<String, String> {
@@ -117,12 +131,15 @@ pub(in crate::cli) fn parse_time(text: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// None of its own: what keeps it from checking is exit code 3.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub(in crate::cli) async fn execute(
+    args: &Args,
+    settings: &Settings,
+    shutdown: &mut Shutdown,
+) -> Result<Exit, anyhow::Error> {
     let checked = async {
         let (client, inspection) = look(settings).await?;
-        check(&args, settings, &client, &inspection, |_, _| Ok(())).await
+        check(args, settings, &client, &inspection, |_, _| Ok(())).await
     };
-    let mut shutdown = signals::listen(Hangup::Stops)?;
     let checked = tokio::select! {
         checked = checked => checked,
         () = shutdown.wait() => Err(anyhow::anyhow!("it was stopped before its end")),
@@ -150,61 +167,6 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; nothing was compared: to read such a stream removes what is read")]
 struct Unreadable(String);
-
-/// Rows to be published again.
-pub(in crate::cli) struct Missing {
-    /// The oldest transaction first.
-    pub(in crate::cli) rows: OldestFirst,
-    /// Rows that cannot be judged, whether they are among `rows` or not.
-    pub(in crate::cli) unjudged: u64,
-    /// The stream was read up to this sequence.
-    pub(in crate::cli) read_through: u64,
-}
-
-/// The rows that the stream does not have although the relay has passed them; `with_unjudged` also those whose messages
-/// the stream may have had and removed. Only the publication says which rows are this stream's, so without it there is
-/// no answer.
-pub(in crate::cli) async fn missing(
-    settings: &Settings,
-    since: Option<String>,
-    with_unjudged: bool,
-) -> Result<Missing, anyhow::Error> {
-    let args = Args {
-        json: false,
-        since,
-        wait: Duration::from_secs(120),
-    };
-    let (client, inspection) = look(settings).await?;
-    let publication = inspection.publication.as_ref();
-    anyhow::ensure!(
-        publication.is_some_and(|publication| publication.entry.is_some()),
-        "publication {} does not hold table {}, and its row filter says which rows are this stream's: run walrelay setup, \
-         or set postgres.publication",
-        settings.postgres.publication,
-        settings.postgres.table
-    );
-    let mut rows = OldestFirst::default();
-    let mut unjudged = 0;
-    let (report, read_through) = check(&args, settings, &client, &inspection, |group, verdict| {
-        unjudged += verdict.unjudged + verdict.ambiguous;
-        let is_wanted =
-            verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
-        match is_wanted {
-            true => rows.push(group.xmin_age, group.id),
-            false => Ok(()),
-        }
-    })
-    .await?;
-    anyhow::ensure!(
-        !report.may_come(),
-        "what is missing cannot be told from what is still to come: the relay is too far behind"
-    );
-    Ok(Missing {
-        rows,
-        unjudged,
-        read_through,
-    })
-}
 
 async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
     let client = connect(&settings.postgres.conninfo).await?;
@@ -245,6 +207,7 @@ async fn check(
             id_column: &id_column,
             row_filter: inspection.row_filter(),
             since: args.since.as_deref(),
+            only: args.only.as_deref(),
         },
         inspection.server.in_recovery,
         &mut entries,

@@ -5,6 +5,8 @@
 mod lane;
 mod range;
 mod refused;
+mod repair;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;
+mod takeover;

@@ -11,7 +11,8 @@ use postgres_types::PgLsn;
 
 use super::key::{self, key};
 use super::sort::{Entries, Entry, Kind};
-use crate::postgres::client::Client;
+use crate::cli::exit::UsageError;
+use crate::postgres::client::{Client, SqlError};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
@@ -39,6 +40,39 @@ pub(super) struct Selection<'a> {
     pub(super) row_filter: Option<&'a str>,
     /// Rows whose occurred_at is older are read too, as what they are: one may share its id with a younger one.
     pub(super) since: Option<&'a str>,
+    /// Rows for which this condition does not hold count as older.
+    pub(super) only: Option<&'a str>,
+}
+
+/// Looks whether Postgres understands a condition on the table's rows.
+///
+/// # Errors
+/// A [`UsageError`] with its words.
+pub(super) async fn check_condition(
+    client: &Client,
+    settings: &PostgresSettings,
+    only: &str,
+) -> anyhow::Result<()> {
+    let query = format!("SELECT FROM {} WHERE {}", settings.table, holds(only));
+    match client.answer(client.prepare(&query)).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(not_understood(error, only)),
+    }
+}
+
+/// The condition as a term. Behind a comment in it, the line ends.
+fn holds(only: &str) -> String {
+    format!("(\n{only}\n) IS TRUE")
+}
+
+/// What a statement that fails for its condition means.
+fn not_understood(error: SqlError, only: &str) -> anyhow::Error {
+    match &error {
+        SqlError::Server(refusal) => {
+            UsageError(format!("--where {only:?}: Postgres says: {refusal}")).into()
+        }
+        _ => error.into(),
+    }
 }
 
 /// Reads the ids.
@@ -69,6 +103,7 @@ pub(super) async fn read(
         id_column,
         row_filter,
         since,
+        only,
     } = selection;
     let id = id_column.text();
     let is_older = match (since, settings.columns.occurred_at.column()) {
@@ -79,17 +114,22 @@ pub(super) async fn read(
         (Some(_), None) => bail!("--since needs a column in columns.occurred_at"),
         (None, _) => "false".to_owned(),
     };
+    let is_left_out = only.map_or_else(String::new, |only| format!(" OR NOT ({})", holds(only)));
     let copy = format!(
-        "COPY (SELECT {id}, age(xmin), {is_older} FROM {} WHERE {}) TO STDOUT",
+        "COPY (SELECT {id}, age(xmin), {is_older}{is_left_out} FROM {} WHERE {}) TO STDOUT",
         settings.table,
         row_filter.unwrap_or("true")
     );
+    let failed = |error: SqlError| match only.filter(|_| of_values(&error)) {
+        Some(only) => not_understood(error, only),
+        None => anyhow::Error::from(error).context(format!("cannot read {}", settings.table)),
+    };
     let lines = client
         .answer(client.copy_out(&copy))
         .await
-        .with_context(|| format!("cannot read {}", settings.table))?;
+        .map_err(failed)?;
     pin_mut!(lines);
-    while let Some(line) = client.answer(lines.try_next()).await? {
+    while let Some(line) = client.answer(lines.try_next()).await.map_err(failed)? {
         let line = std::str::from_utf8(&line)?.trim_end_matches('\n');
         let mut columns = line.split('\t');
         let mut column = || columns.next().context("COPY sends three columns");
@@ -116,6 +156,11 @@ pub(super) async fn read(
     }
     client.batch_execute("COMMIT").await?;
     Ok(table)
+}
+
+/// Whether the server could not compute something from a row's values (SQLSTATE class 22).
+fn of_values(error: &SqlError) -> bool {
+    error.code().is_some_and(|code| code.starts_with("22"))
 }
 
 /// End of the server's WAL; on a standby, of what it has replayed.

@@ -1,0 +1,93 @@
+//! The rows that the stream does not have, for whoever publishes them.
+//!
+//! In: settings, a choice. Out: their ids, the oldest transaction first. Guarantee: what the relay will still publish is not among
+//! them.
+
+use std::time::Duration;
+
+use super::oldest::OldestFirst;
+use super::{Args, check, look, table};
+use crate::postgres::catalog::inspect;
+use crate::postgres::client::connect;
+use crate::relay::settings::Settings;
+
+/// Which of the missing rows are wanted.
+#[derive(Debug, Default)]
+pub(in crate::cli) struct Choice {
+    /// Not those whose occurred_at is older.
+    pub(in crate::cli) since: Option<String>,
+    /// Only those for which this condition holds, in SQL.
+    pub(in crate::cli) only: Option<String>,
+    /// Also those whose messages the stream may have had and removed.
+    pub(in crate::cli) unjudged: bool,
+}
+
+/// Rows to be published again.
+pub(in crate::cli) struct Missing {
+    /// The oldest transaction first.
+    pub(in crate::cli) rows: OldestFirst,
+    /// Rows that cannot be judged, whether they are among `rows` or not.
+    pub(in crate::cli) unjudged: u64,
+    /// The stream was read up to this sequence.
+    pub(in crate::cli) read_through: u64,
+}
+
+/// The rows that the stream does not have although the relay has passed them. Only the publication says which rows are this stream's, so without it there is
+/// no answer.
+pub(in crate::cli) async fn missing(
+    settings: &Settings,
+    choice: Choice,
+) -> Result<Missing, anyhow::Error> {
+    let with_unjudged = choice.unjudged;
+    let args = Args {
+        json: false,
+        since: choice.since,
+        wait: Duration::from_secs(120),
+        repair: false,
+        unjudged: false,
+        only: choice.only,
+    };
+    let (client, inspection) = look(settings).await?;
+    let publication = inspection.publication.as_ref();
+    anyhow::ensure!(
+        publication.is_some_and(|publication| publication.entry.is_some()),
+        "publication {} does not hold table {}, and its row filter says which rows are this stream's: run walrelay setup, \
+         or set postgres.publication",
+        settings.postgres.publication,
+        settings.postgres.table
+    );
+    let mut rows = OldestFirst::default();
+    let mut unjudged = 0;
+    let (report, read_through) = check(&args, settings, &client, &inspection, |group, verdict| {
+        unjudged += verdict.unjudged + verdict.ambiguous;
+        let is_wanted =
+            verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
+        match is_wanted {
+            true => rows.push(group.xmin_age, group.id),
+            false => Ok(()),
+        }
+    })
+    .await?;
+    anyhow::ensure!(
+        !report.may_come(),
+        "what is missing cannot be told from what is still to come: the relay is too far behind"
+    );
+    Ok(Missing {
+        rows,
+        unjudged,
+        read_through,
+    })
+}
+
+/// Looks whether Postgres understands a condition on rows; says nothing where there is no table yet.
+///
+/// # Errors
+/// A [`crate::cli::exit::UsageError`] with Postgres' words.
+pub(in crate::cli) async fn check_condition(settings: &Settings, only: &str) -> anyhow::Result<()> {
+    let client = connect(&settings.postgres.conninfo).await?;
+    let inspection = inspect(&client, &settings.postgres).await?;
+    match inspection.table {
+        Some(_) => table::check_condition(&client, &settings.postgres, only).await,
+        None => Ok(()),
+    }
+}
