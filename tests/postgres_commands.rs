@@ -68,6 +68,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             status_interval: LIMIT,
             backoff_max: LIMIT,
         },
+        outbox: walrelay::relay::settings::OutboxSettings::default(),
     };
     let client = walrelay::postgres::client::connect(&settings.postgres.conninfo)
         .await

@@ -55,6 +55,7 @@ pub enum Key {
     RelayShutdownTimeout,
     RelayStatusInterval,
     RelayBackoffMax,
+    OutboxAfterPublish,
     HttpListen,
     LogLevel,
 }
@@ -329,6 +330,13 @@ pub const KEYS: &[Entry] = &[
         "relay",
         "backoff_max",
         Some("500ms"),
+        None,
+    ),
+    open(
+        Key::OutboxAfterPublish,
+        "outbox",
+        "after_publish",
+        Some("keep"),
         None,
     ),
     open(

@@ -195,7 +195,11 @@ pub(super) fn message(
     })
 }
 
-fn one_of<T: Copy>(layers: &Layers, key: Key, names: &[(&str, T)]) -> Result<T, ConfigError> {
+pub(super) fn one_of<T: Copy>(
+    layers: &Layers,
+    key: Key,
+    names: &[(&str, T)],
+) -> Result<T, ConfigError> {
     let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
     checked(layers, key, &all.join(", "), |text| {
         let found = names.iter().find(|(name, _)| *name == text);

@@ -16,9 +16,10 @@ use super::{HttpSettings, mapping, nats_way, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
+use crate::pipeline::after_publish::AfterPublish;
 use crate::postgres::conninfo::{self, Conninfo, PasswordCommand, PasswordSource};
 use crate::postgres::settings::PostgresSettings;
-use crate::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
+use crate::relay::settings::{NatsSettings, OnReject, OutboxSettings, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -53,6 +54,9 @@ pub(super) fn resolve(
     let nats = resolve_nats(layers, environment)?;
     let message = mapping::message(layers, &postgres.columns, &nats.subject)?;
     let relay = resolve_relay(layers)?;
+    let outbox = OutboxSettings {
+        after_publish: mapping::one_of(layers, Key::OutboxAfterPublish, &AfterPublish::NAMES)?,
+    };
     let listen = checked(
         layers,
         Key::HttpListen,
@@ -69,6 +73,7 @@ pub(super) fn resolve(
         nats,
         message,
         relay,
+        outbox,
     };
     let mapping = settings.mapping();
     settings.postgres.extra_columns = mapping.extras().to_vec();

@@ -370,6 +370,7 @@ fn values_out_of_range_name_key_value_source_and_range() {
         (Key::RelayShutdownTimeout, &["601s"]),
         (Key::RelayStatusInterval, &["0s", "61s"]),
         (Key::RelayBackoffMax, &["0s", "11m"]),
+        (Key::OutboxAfterPublish, &["Delete", "drop", ""]),
         (
             Key::HttpListen,
             &["7187", ":7187", "127.0.0.1", "127.0.0.1:99999"],

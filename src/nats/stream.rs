@@ -302,5 +302,12 @@ pub(crate) fn lane_lease_subject(stream: &str, slot: &str) -> String {
     format!("{}.lease", lane_record_subject(stream, slot))
 }
 
+/// The subject of how far a lane's published rows are marked or deleted, in the same stream:
+/// `walrelay.lane.<stream>.<slot>.settled`.
+#[must_use]
+pub(crate) fn lane_settled_subject(stream: &str, slot: &str) -> String {
+    format!("{}.settled", lane_record_subject(stream, slot))
+}
+
 #[cfg(test)]
 mod tests;

@@ -111,6 +111,14 @@ fn describe() {
         "walrelay_foreign_messages_total",
         "Messages of no relay found at the stream's end"
     );
+    describe_counter!(
+        "walrelay_after_publish_rows_total",
+        "Rows marked or deleted once they were published"
+    );
+    describe_gauge!(
+        "walrelay_after_publish_lag_messages",
+        "Messages of the stream whose rows are still to be marked or deleted; absent where rows are kept"
+    );
     describe_gauge!(
         "walrelay_streaming",
         "1 while events flow, 0 while the relay waits or has halted"
@@ -134,6 +142,10 @@ fn record(status: &Status) {
         ),
         ("walrelay_lost_messages_total", totals.lost_messages),
         ("walrelay_foreign_messages_total", totals.foreign_messages),
+        (
+            "walrelay_after_publish_rows_total",
+            totals.after_publish_rows,
+        ),
     ] {
         counter!(name).absolute(value);
     }
@@ -173,6 +185,9 @@ fn record(status: &Status) {
     }
     if let Some(open) = status.dead_letters_open {
         gauge!("walrelay_dead_letters_open").set(open as f64);
+    }
+    if let Some(lag) = status.after_publish_lag {
+        gauge!("walrelay_after_publish_lag_messages").set(lag as f64);
     }
     gauge!("walrelay_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }

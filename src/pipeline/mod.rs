@@ -28,6 +28,7 @@
 //!
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
 
+pub mod after_publish;
 pub mod burst;
 pub mod bytes;
 pub mod confirm;

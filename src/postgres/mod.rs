@@ -25,6 +25,7 @@
 //! | `logical_slots` | that client | whoever may still need rows of the database |
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
+//! | `published_rows` | ids of published rows | the rows marked or deleted |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
 //! | [`setup`] | that state | the missing parts made, or taken away |
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
@@ -50,6 +51,7 @@ pub mod pins;
 pub mod presence;
 pub mod processes;
 pub mod publications;
+pub(crate) mod published_rows;
 pub mod replication;
 pub mod row_security;
 pub mod server_kind;

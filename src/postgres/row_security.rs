@@ -50,19 +50,26 @@ pub(crate) fn missing_grants(inspection: &Inspection, table: &TableName) -> Opti
 /// # Errors
 /// [`RowsHidden`].
 pub fn check(inspection: &Inspection, table: &TableName) -> Result<(), RowsHidden> {
-    let role = quote_identifier(&inspection.server.role);
     if let Some(grants) = missing_grants(inspection, table) {
         return Err(RowsHidden::Rights {
             table: table.clone(),
-            role,
+            role: quote_identifier(&inspection.server.role),
             grants,
         });
     }
+    check_policies(inspection, table)
+}
+
+/// Makes sure that no policy hides a row, whatever else the role may do.
+///
+/// # Errors
+/// [`RowsHidden::Policy`].
+pub(crate) fn check_policies(inspection: &Inspection, table: &TableName) -> Result<(), RowsHidden> {
     let found = inspection.table.as_ref();
     if found.is_some_and(|found| found.row_security) {
         return Err(RowsHidden::Policy {
             table: table.clone(),
-            role,
+            role: quote_identifier(&inspection.server.role),
         });
     }
     Ok(())

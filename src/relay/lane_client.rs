@@ -179,6 +179,30 @@ impl LaneClient {
         stored(self.send(outgoing, LANE_RECORD_STREAM).await?)
     }
 
+    /// How far the lane's published rows are marked or deleted; none where nobody has begun.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub(crate) async fn settled(&self) -> Result<Option<StoredMessage>, LaneError> {
+        match self.send(self.store.settled(), LANE_RECORD_STREAM).await? {
+            Answer::Message(message) => Ok(message),
+            answer => unreachable!("{answer:?} to a request for a place"),
+        }
+    }
+
+    /// Stores that behind the one at `behind`; returns its sequence.
+    ///
+    /// # Errors
+    /// [`LaneError`]; [`LaneError::Taken`] where it is not the last one any more.
+    pub(crate) async fn store_settled(
+        &self,
+        place: Vec<u8>,
+        behind: u64,
+    ) -> Result<u64, LaneError> {
+        let outgoing = self.store.store_settled(place, behind);
+        stored(self.send(outgoing, LANE_RECORD_STREAM).await?)
+    }
+
     /// Stores a fence for what is published outside of the lane, behind the one at `behind`; returns its sequence.
     ///
     /// # Errors

@@ -10,7 +10,7 @@ use crate::nats::api::{
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::{
     self, LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_lease_subject,
-    lane_record_subject,
+    lane_record_subject, lane_settled_subject,
 };
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
@@ -236,6 +236,27 @@ impl LaneStore {
             subject: lane_lease_subject(self.stream(), &self.slot),
             headers: Some(record_headers(behind)),
             payload: lease,
+            expects: Expects::StoredRecord,
+        }
+    }
+
+    /// Asks how far the lane's published rows are settled; answer: [`Answer::Message`].
+    #[must_use]
+    pub(crate) fn settled(&self) -> Outgoing {
+        let subject = lane_settled_subject(self.stream(), &self.slot);
+        plain(
+            self.records.last_by_subject_request(&subject),
+            Expects::Message,
+        )
+    }
+
+    /// Stores how far they are, provided that it is still the one at `behind`; answer: [`Answer::Stored`].
+    #[must_use]
+    pub(crate) fn store_settled(&self, place: Vec<u8>, behind: u64) -> Outgoing {
+        Outgoing {
+            subject: lane_settled_subject(self.stream(), &self.slot),
+            headers: Some(record_headers(behind)),
+            payload: place,
             expects: Expects::StoredRecord,
         }
     }

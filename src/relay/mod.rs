@@ -4,6 +4,7 @@
 //! both its connections with it, and the next one asks stream and slot where to go on. A doubt about the broker ends the
 //! connection there, and a new one asks the stream.
 
+mod after_publish;
 pub mod broker;
 pub mod clock;
 mod drive;
@@ -30,6 +31,7 @@ pub mod watch;
 pub use embed::{Spawned, spawn};
 pub use shutdown::{Shutdown, ShutdownHandle};
 
+use crate::pipeline::after_publish::AfterPublish;
 use crate::pipeline::engine::{Engine, Stop};
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
@@ -115,6 +117,9 @@ pub(crate) async fn run_watched(
     // Ends with this value.
     let mut beside = tokio::task::JoinSet::new();
     beside.spawn(open_letters::count(settings.clone(), board.clone()));
+    if settings.outbox.after_publish != AfterPublish::Keep {
+        beside.spawn(after_publish::settle(settings.clone(), board.clone()));
+    }
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
             Next::Pause(pause) => tokio::time::sleep(pause).left_future(),
@@ -177,6 +182,9 @@ impl<'a> Relay<'a> {
             }
             Err(OpenError::Fault(fault)) => return Ok(Err(self.not_begun(&fault).await)),
         };
+        if !self.has_streamed {
+            after_publish::check(self.settings).await?;
+        }
         self.board.begun(&epoch_start(&epoch.summary));
         self.has_streamed = true;
         let mut drive = self.drive(epoch);

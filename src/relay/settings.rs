@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::nats::settings::ConnectionSettings;
 use crate::nats::stream::StreamSettings;
+use crate::pipeline::after_publish::AfterPublish;
 use crate::pipeline::dead_letter;
 use crate::pipeline::mapping::{Mapping, MessageSettings};
 use crate::pipeline::shared_end_search::fence_subject;
@@ -26,6 +27,8 @@ pub struct Settings {
     pub message: MessageSettings,
     /// `[relay]`
     pub relay: RelaySettings,
+    /// `[outbox]`
+    pub outbox: OutboxSettings,
 }
 
 impl Settings {
@@ -95,6 +98,13 @@ pub struct RelaySettings {
     pub status_interval: Duration,
     /// Longest pause between two epochs.
     pub backoff_max: Duration,
+}
+
+/// `[outbox]`: the table's rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OutboxSettings {
+    /// What becomes of a published row.
+    pub after_publish: AfterPublish,
 }
 
 /// What becomes of a row that can never be published.

@@ -91,6 +91,9 @@ pub struct Totals {
     pub(crate) lost_messages: u64,
     /// Messages of no relay found at the stream's end.
     pub foreign_messages: u64,
+    /// Rows that were marked or deleted once they were published.
+    #[serde(default)]
+    pub(crate) after_publish_rows: u64,
 }
 
 /// How far the lane is; LSNs in bytes, as in the metrics, and in JSON as Postgres writes them.
@@ -164,6 +167,9 @@ pub struct Status {
     pub slot_wal: SlotWal,
     /// Open dead letters in the stream; none until they are counted.
     pub dead_letters_open: Option<u64>,
+    /// Messages of the stream whose rows are still to be marked or deleted; none where rows are kept.
+    #[serde(default)]
+    pub after_publish_lag: Option<u64>,
     /// Counts since the start.
     pub totals: Totals,
     /// The last faults, newest first.
@@ -415,6 +421,13 @@ impl Board {
     /// So many dead letters are open.
     pub(crate) fn open_dead_letters(&self, count: u64) {
         self.lock().status.dead_letters_open = Some(count);
+    }
+
+    /// So many more published rows are marked or deleted, and of so many messages they are not yet.
+    pub(crate) fn settled(&self, rows: u64, lag: u64) {
+        let mut inner = self.lock();
+        inner.status.totals.after_publish_rows += rows;
+        inner.status.after_publish_lag = Some(lag);
     }
 
     /// Takes over the end of the server's WAL, what its slot has confirmed, and what that keeps.

@@ -1,0 +1,232 @@
+//! What becomes of a row of the table once its event is in the stream, and when.
+//!
+//! In: the stream's messages in their order, how far the slot is confirmed. Out: the ids whose rows are due. Guarantees: nothing
+//! is due that the stream has not stored; a row to be deleted is due only once the slot is confirmed through its transaction,
+//! since until then the slot can mend what the stream loses; a dead letter's row is never due.
+
+use std::collections::VecDeque;
+
+use postgres_types::PgLsn;
+
+use super::position::Position;
+
+/// What becomes of a published row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AfterPublish {
+    /// It stays.
+    #[default]
+    Keep,
+    /// Its `dispatched_at` is set.
+    Mark,
+    /// It is deleted.
+    Delete,
+}
+
+impl AfterPublish {
+    /// All of them, with their names in the configuration.
+    pub(crate) const NAMES: [(&str, AfterPublish); 3] = [
+        ("keep", AfterPublish::Keep),
+        ("mark", AfterPublish::Mark),
+        ("delete", AfterPublish::Delete),
+    ];
+
+    /// Its name in the configuration.
+    pub(crate) fn name(self) -> &'static str {
+        Self::NAMES[self as usize].0
+    }
+}
+
+/// What a message of the stream is to the table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Published {
+    /// An event's first publication, at its place in the lane.
+    First(Position, String),
+    /// An event that was published outside of the lane: its row is published, and nothing tells where it stands in the WAL.
+    Again(String),
+    /// Of no row that may be touched.
+    Other,
+}
+
+/// Rows that are due.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Due {
+    /// Their ids.
+    pub ids: Vec<String>,
+    /// The stream's messages are done with up to this sequence.
+    pub through: u64,
+}
+
+/// Messages whose rows are not due yet, in the stream's order.
+#[derive(Debug)]
+pub struct Waiting {
+    after: AfterPublish,
+    messages: VecDeque<(u64, Published)>,
+    /// Messages up to this sequence have positions in another history of the WAL.
+    adopted_sequence: u64,
+    /// Messages up to this sequence may go.
+    released: u64,
+}
+
+impl Waiting {
+    /// Messages that are kept at once, at most; the others wait in the stream.
+    pub const MESSAGES_MAX: usize = 10_000;
+
+    /// Nothing yet, of a lane that was adopted behind `adopted_sequence`.
+    #[must_use]
+    pub fn new(after: AfterPublish, adopted_sequence: u64) -> Self {
+        Waiting {
+            after,
+            messages: VecDeque::new(),
+            adopted_sequence,
+            released: 0,
+        }
+    }
+
+    /// Whether another message may be taken.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.messages.len() < Self::MESSAGES_MAX
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// Whether none waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    /// Takes the stream's next message.
+    pub fn take(&mut self, sequence: u64, published: Published) {
+        self.messages.push_back((sequence, published));
+    }
+
+    /// The rows that are due where the slot is confirmed through `confirmed_lsn`, at most `max` of them; none where nothing
+    /// has become due.
+    ///
+    /// The lane's messages stand in the order of their positions. So everything in front of one that is confirmed is, and
+    /// what was published outside of the lane in front of it was synced and probed with it.
+    pub fn due(&mut self, confirmed_lsn: PgLsn, max: usize) -> Option<Due> {
+        let released = match self.after {
+            AfterPublish::Keep => 0,
+            AfterPublish::Mark => self.messages.back().map_or(0, |(sequence, _)| *sequence),
+            AfterPublish::Delete => self.confirmed(confirmed_lsn),
+        };
+        self.released = self.released.max(released);
+        let mut due = Due::default();
+        while due.ids.len() < max
+            && let Some((sequence, _)) = self.messages.front()
+            && *sequence <= self.released
+        {
+            let (sequence, published) = self.messages.pop_front().expect("there is one");
+            due.through = sequence;
+            match published {
+                Published::First(_, id) | Published::Again(id) => due.ids.push(id),
+                Published::Other => {}
+            }
+        }
+        (due.through > 0).then_some(due)
+    }
+
+    /// Sequence of the last message of the lane that is confirmed. A transaction ends behind the LSN of its commit, and
+    /// nothing is confirmed between the two.
+    fn confirmed(&self, confirmed_lsn: PgLsn) -> u64 {
+        let is_confirmed = |(sequence, published): &&(u64, Published)| match published {
+            Published::First(position, _) => {
+                *sequence > self.adopted_sequence && position.commit_lsn < confirmed_lsn
+            }
+            Published::Again(_) | Published::Other => false,
+        };
+        let last = self.messages.iter().rev().find(is_confirmed);
+        last.map_or(0, |(sequence, _)| *sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(lsn: u64, id: &str) -> Published {
+        let position = Position {
+            commit_lsn: lsn.into(),
+            ordinal: 1,
+        };
+        Published::First(position, id.to_owned())
+    }
+
+    fn ids(due: Option<Due>) -> (u64, Vec<String>) {
+        due.map_or((0, Vec::new()), |due| (due.through, due.ids))
+    }
+
+    #[test]
+    fn a_row_is_marked_when_the_stream_has_it() {
+        let mut waiting = Waiting::new(AfterPublish::Mark, 0);
+        assert_eq!(waiting.due(0.into(), 10), None);
+        waiting.take(1, first(10, "a"));
+        waiting.take(2, Published::Again("b".to_owned()));
+        waiting.take(3, Published::Other);
+        let due = Due {
+            ids: vec!["a".to_owned(), "b".to_owned()],
+            through: 3,
+        };
+        assert_eq!(waiting.due(0.into(), 10), Some(due));
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn a_row_is_deleted_when_the_slot_is_confirmed_through_it() {
+        let mut waiting = Waiting::new(AfterPublish::Delete, 0);
+        waiting.take(1, first(10, "a"));
+        waiting.take(2, Published::Again("b".to_owned()));
+        waiting.take(3, first(20, "c"));
+        waiting.take(4, Published::Other);
+        waiting.take(5, Published::Again("d".to_owned()));
+        // Confirmed up to its commit, and not through it.
+        assert_eq!(waiting.due(10.into(), 10), None);
+        assert_eq!(ids(waiting.due(11.into(), 10)), (1, vec!["a".to_owned()]));
+        assert_eq!(ids(waiting.due(20.into(), 10)), (0, Vec::new()));
+        let both = vec!["b".to_owned(), "c".to_owned()];
+        assert_eq!(ids(waiting.due(21.into(), 10)), (3, both));
+        // Nothing tells how old it is until the lane has gone on.
+        assert_eq!(waiting.due(1_000.into(), 10), None);
+        waiting.take(6, first(30, "e"));
+        assert_eq!(waiting.due(30.into(), 10), None);
+        assert_eq!(ids(waiting.due(31.into(), 10)).1.len(), 2);
+    }
+
+    #[test]
+    fn positions_of_another_history_release_nothing() {
+        let mut waiting = Waiting::new(AfterPublish::Delete, 2);
+        waiting.take(1, first(10, "a"));
+        waiting.take(2, first(900, "b"));
+        assert_eq!(waiting.due(1_000.into(), 10), None);
+        waiting.take(3, first(20, "c"));
+        assert_eq!(ids(waiting.due(1_000.into(), 10)).1.len(), 3);
+    }
+
+    #[test]
+    fn batches_and_the_messages_that_wait_are_bounded() {
+        let mut waiting = Waiting::new(AfterPublish::Delete, 0);
+        for sequence in 1..=Waiting::MESSAGES_MAX as u64 {
+            assert!(waiting.has_room());
+            waiting.take(sequence, first(sequence, "x"));
+        }
+        assert!(!waiting.has_room());
+        let due = waiting.due(1_000_000.into(), 300).expect("all are due");
+        assert_eq!((due.ids.len(), due.through), (300, 300));
+        // What was confirmed stays so, also where an older LSN is told.
+        assert_eq!(ids(waiting.due(0.into(), 300)).0, 600);
+        assert_eq!(waiting.len(), Waiting::MESSAGES_MAX - 600);
+    }
+
+    #[test]
+    fn nothing_is_due_where_rows_stay() {
+        let mut waiting = Waiting::new(AfterPublish::Keep, 0);
+        waiting.take(1, first(1, "a"));
+        assert_eq!(waiting.due(9.into(), 10), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! The table's side of `outbox.after_publish`: marks published rows, or deletes them.
+//!
+//! In: ids. Out: rows marked or deleted. Guarantees: what the role may not do is told at the start, with the SQL that permits it;
+//! done again, it changes nothing more.
+
+use super::catalog::{Inspection, Table, inspect};
+use super::client::{Client, SqlError};
+use super::id_column::IdColumn;
+use super::settings::PostgresSettings;
+use super::table_name::quote_identifier;
+use crate::pipeline::after_publish::AfterPublish;
+use crate::postgres::row_security::{self, RowsHidden};
+
+/// The column that a mark sets.
+const DISPATCHED_AT: &str = "dispatched_at";
+/// Class of the SQLSTATEs of data that does not fit.
+const DATA_EXCEPTION: &str = "22";
+
+/// Why rows can be neither marked nor deleted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    /// It would always be so, until a person changes something.
+    #[error("outbox.after_publish = \"{after}\": {why}")]
+    Setting { after: &'static str, why: String },
+    /// Policies hide rows.
+    #[error(transparent)]
+    Hidden(#[from] RowsHidden),
+    /// The server does not answer.
+    #[error(transparent)]
+    Sql(#[from] SqlError),
+}
+
+/// The table, and what becomes of its published rows.
+#[derive(Debug)]
+pub(crate) struct PublishedRows {
+    statement: String,
+    guard: &'static str,
+    id_column: IdColumn,
+    /// What makes it slow.
+    pub(crate) warning: Option<String>,
+}
+
+impl PublishedRows {
+    /// Looks whether it may be done.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub(crate) async fn open(
+        client: &Client,
+        settings: &PostgresSettings,
+        after: AfterPublish,
+    ) -> Result<Self, Refused> {
+        let inspection = inspect(client, settings).await?;
+        let refuse = |why: String| Refused::Setting {
+            after: after.name(),
+            why,
+        };
+        if inspection.server.in_recovery {
+            return Err(refuse(
+                "this server is a standby, which takes no UPDATE and no DELETE: run the relay on the primary, or set it to \
+                 \"keep\" and run walrelay prune there"
+                    .to_owned(),
+            ));
+        }
+        let name = &settings.table;
+        let table = inspection.table.as_ref();
+        let table = table.ok_or_else(|| refuse(format!("there is no table {name}")))?;
+        if after == AfterPublish::Mark {
+            let column = table
+                .columns
+                .iter()
+                .find(|column| column.name == DISPATCHED_AT);
+            if column.is_none_or(|column| !column.base_type.starts_with("timestamp")) {
+                return Err(refuse(format!(
+                    "{name} has no column {DISPATCHED_AT} of type timestamptz: as its owner, run ALTER TABLE {name} ADD COLUMN \
+                     {DISPATCHED_AT} timestamptz;"
+                )));
+            }
+        }
+        if let Some(grants) = missing_grants(client, settings, &inspection, table, after).await? {
+            return Err(refuse(format!(
+                "role {} lacks a right: as the table's owner, run {grants}",
+                quote_identifier(&inspection.server.role)
+            )));
+        }
+        row_security::check_policies(&inspection, name)?;
+        let (statement, guard) = match after {
+            AfterPublish::Delete => (format!("DELETE FROM {name}"), ""),
+            _ => (
+                format!("UPDATE {name} SET {DISPATCHED_AT} = now()"),
+                " AND dispatched_at IS NULL",
+            ),
+        };
+        Ok(PublishedRows {
+            statement,
+            guard,
+            id_column: IdColumn::of(table, settings),
+            warning: slow(client, settings, table).await?,
+        })
+    }
+
+    /// Marks or deletes the rows with these ids; how many there were. An id that the column's type does not take has no row.
+    ///
+    /// # Errors
+    /// Postgres refuses.
+    pub(crate) async fn settle(&self, client: &Client, ids: &[String]) -> Result<u64, SqlError> {
+        match self.run(client, ids).await {
+            Err(error) if is_of_data(&error) => {}
+            done => return done,
+        }
+        let mut rows = 0;
+        for id in ids {
+            match self.run(client, std::slice::from_ref(id)).await {
+                Err(error) if is_of_data(&error) => {
+                    tracing::debug!(id, "no row of the table can have this id: {error}");
+                }
+                done => rows += done?,
+            }
+        }
+        Ok(rows)
+    }
+
+    async fn run(&self, client: &Client, ids: &[String]) -> Result<u64, SqlError> {
+        let are_these = self.id_column.is_one_of(ids.iter().map(String::as_str));
+        let statement = format!("{} WHERE {are_these}{}", self.statement, self.guard);
+        client.answer(client.execute(&statement, &[])).await
+    }
+}
+
+fn is_of_data(error: &SqlError) -> bool {
+    error
+        .code()
+        .is_some_and(|code| code.starts_with(DATA_EXCEPTION))
+}
+
+/// What the role lacks, as SQL.
+async fn missing_grants(
+    client: &Client,
+    settings: &PostgresSettings,
+    inspection: &Inspection,
+    table: &Table,
+    after: AfterPublish,
+) -> Result<Option<String>, SqlError> {
+    let (name, id) = (&settings.table, settings.id_column());
+    let role = quote_identifier(&inspection.server.role);
+    if !table.may_use_schema {
+        let schema = quote_identifier(&name.schema);
+        return Ok(Some(format!("GRANT USAGE ON SCHEMA {schema} TO {role};")));
+    }
+    let (query, grants) = match after {
+        AfterPublish::Delete => (
+            "SELECT has_table_privilege($1::oid, 'DELETE') AND has_column_privilege($1::oid, $2::text, 'SELECT')",
+            format!("SELECT ({}), DELETE", quote_identifier(id)),
+        ),
+        _ => (
+            "SELECT has_column_privilege($1::oid, 'dispatched_at', 'UPDATE') \
+             AND has_column_privilege($1::oid, 'dispatched_at', 'SELECT') AND has_column_privilege($1::oid, $2::text, 'SELECT')",
+            format!(
+                "SELECT ({}, {DISPATCHED_AT}), UPDATE ({DISPATCHED_AT})",
+                quote_identifier(id)
+            ),
+        ),
+    };
+    let row = client.query_one(query, &[&table.oid, &id]).await?;
+    let may: bool = row.try_get(0)?;
+    Ok((!may).then(|| format!("GRANT {grants} ON {name} TO {role};")))
+}
+
+/// Says where rows can only be found by reading the whole table.
+async fn slow(
+    client: &Client,
+    settings: &PostgresSettings,
+    table: &Table,
+) -> Result<Option<String>, SqlError> {
+    let query = "SELECT EXISTS (SELECT FROM pg_index i JOIN pg_attribute a \
+                   ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] AND a.attname = $2::text \
+                 WHERE i.indrelid = $1 AND i.indpred IS NULL)";
+    let id = settings.id_column();
+    let row = client.query_one(query, &[&table.oid, &id]).await?;
+    let name = &settings.table;
+    let has_index: bool = row.try_get(0)?;
+    Ok((!has_index).then(|| {
+        format!(
+            "{name} has no index that begins with {id}, so each batch of published rows is looked for in the whole table: run \
+             CREATE INDEX ON {name} ({});",
+            quote_identifier(id)
+        )
+    }))
+}

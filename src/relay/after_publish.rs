@@ -1,0 +1,316 @@
+//! Marks or deletes rows that are published, beside the relay: on connections of its own, not in the relay's way.
+//!
+//! In: the stream, from where the last run was, and how far the slot is confirmed. Out: statements on the table, in batches.
+//! Guarantees: the stream tells which rows are published, so what was published while nobody settled it is settled later; the
+//! lane never waits for it, and what it cannot do yet waits in the stream, not in memory. What is due when is
+//! [`crate::pipeline::after_publish`]'s.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::DeliverPolicy;
+use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
+use futures_util::{FutureExt as _, StreamExt as _};
+use serde::{Deserialize, Serialize};
+
+use crate::nats::admin::Admin;
+use crate::pipeline::after_publish::{AfterPublish, Published, Waiting};
+use crate::pipeline::event_id;
+use crate::pipeline::position::{
+    KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER, RETRY_HEADER,
+    TAIL_HEADER, parse_header,
+};
+use crate::postgres::client::{Client, connect};
+use crate::postgres::published_rows::{PublishedRows, Refused};
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+use crate::relay::status::Board;
+
+/// Rows in one statement.
+const BATCH_ROWS: usize = 1_000;
+/// How often it is looked whether more is confirmed.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// How often the place in the stream is kept, while it changes.
+const KEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Up to where rows are settled, as it is kept beside the lane record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    /// When the stream was created.
+    created: String,
+    /// Messages up to this one are done with.
+    sequence: u64,
+}
+
+/// Makes sure that it can be done. A server that does not answer is no reason against it.
+///
+/// # Errors
+/// What a person has to change.
+pub(super) async fn check(settings: &Settings) -> anyhow::Result<()> {
+    let after = settings.outbox.after_publish;
+    if after == AfterPublish::Keep {
+        return Ok(());
+    }
+    let Ok(sql) = connect(&settings.postgres.conninfo).await else {
+        return Ok(());
+    };
+    match PublishedRows::open(&sql, &settings.postgres, after).await {
+        Ok(rows) => {
+            if let Some(warning) = rows.warning {
+                tracing::warn!("{warning}");
+            }
+            Ok(())
+        }
+        Err(Refused::Sql(_)) => Ok(()),
+        Err(refused) => Err(refused.into()),
+    }
+}
+
+/// Settles rows for as long as it is polled.
+pub(super) async fn settle(settings: Settings, board: Board) {
+    let mut watch = board.watch();
+    while board.status().totals.epochs == 0 {
+        watch.changed().await;
+    }
+    let mut is_told = false;
+    loop {
+        let ended = async {
+            let mut settling = Settling::open(&settings).await?;
+            settling.follow(&board, &mut is_told).await
+        };
+        let error = match ended.await {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        match std::mem::replace(&mut is_told, true) {
+            false => tracing::warn!(
+                "published rows are not {} for now: {error:#}",
+                verb(&settings)
+            ),
+            true => tracing::debug!("published rows are not {}: {error:#}", verb(&settings)),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+fn verb(settings: &Settings) -> &'static str {
+    match settings.outbox.after_publish {
+        AfterPublish::Delete => "deleted",
+        _ => "marked",
+    }
+}
+
+/// Both connections, and where it is.
+struct Settling {
+    slot: String,
+    sql: Client,
+    rows: PublishedRows,
+    nats: Admin,
+    lane: LaneClient,
+    messages: Ordered,
+    waiting: Waiting,
+    /// Messages of the stream that were not read yet.
+    unread: u64,
+    place: Place,
+    /// Where that is stored.
+    place_sequence: u64,
+    kept: Place,
+    kept_at: Instant,
+}
+
+impl Settling {
+    async fn open(settings: &Settings) -> anyhow::Result<Self> {
+        let after = settings.outbox.after_publish;
+        let sql = connect(&settings.postgres.conninfo).await?;
+        let rows = PublishedRows::open(&sql, &settings.postgres, after).await?;
+        let nats = Admin::connect(&settings.nats.connection).await?;
+        let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
+        let lane = LaneClient::new(&nats, stream, slot)?;
+        let info = lane.stream().await?;
+        let record = lane.record().await?.record;
+        let adopted = record.filter(|record| record.created == info.created);
+        let stored = lane.settled().await?;
+        let place_sequence = stored.as_ref().map_or(0, |message| message.seq);
+        let place: Place = stored
+            .and_then(|message| serde_json::from_slice(&message.data).ok())
+            .filter(|place: &Place| place.created == info.created)
+            .unwrap_or_else(|| Place {
+                created: info.created.clone(),
+                sequence: 0,
+            });
+        let first = info.state.first_seq;
+        if place.sequence > 0 && first > place.sequence + 1 {
+            tracing::warn!(
+                "the stream no longer has its messages {} to {}, so their rows are not {}: walrelay prune deletes them",
+                place.sequence + 1,
+                first - 1,
+                verb(settings)
+            );
+        }
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: (place.sequence + 1).max(first),
+            },
+            ..OrderedConfig::default()
+        };
+        let consume = async {
+            let found = nats.jetstream().get_stream(stream).await?;
+            let consumer = found.create_consumer(config).await?;
+            let left = consumer.cached_info().num_pending;
+            Ok((consumer.messages().await?, left))
+        };
+        let consumed = nats.allowed(consume).await;
+        let (messages, unread) =
+            consumed.with_context(|| format!("cannot read stream {stream}"))?;
+        Ok(Settling {
+            slot: slot.clone(),
+            sql,
+            rows,
+            nats: nats.clone(),
+            lane,
+            messages,
+            waiting: Waiting::new(after, adopted.map_or(0, |record| record.adopted_sequence)),
+            unread,
+            kept: place.clone(),
+            place,
+            place_sequence,
+            kept_at: Instant::now(),
+        })
+    }
+
+    async fn follow(
+        &mut self,
+        board: &Board,
+        is_told: &mut bool,
+    ) -> anyhow::Result<std::convert::Infallible> {
+        loop {
+            let settled = self.settle_due(board).await?;
+            if settled > 0 && std::mem::take(is_told) {
+                tracing::info!("published rows are settled again");
+            }
+            self.keep_place().await?;
+            let waits_for_time = !self.waiting.is_empty() || self.kept != self.place;
+            tokio::select! {
+                taken = next(&self.nats, &mut self.messages), if self.waiting.has_room() => {
+                    self.take(taken?)?;
+                    self.take_more()?;
+                }
+                () = tokio::time::sleep(LOOK_INTERVAL), if waits_for_time => {}
+            }
+        }
+    }
+
+    /// What is there already, so that a batch has many rows where there are many.
+    fn take_more(&mut self) -> anyhow::Result<()> {
+        while self.waiting.has_room()
+            && let Some(Some(message)) = self.messages.next().now_or_never()
+        {
+            self.take(message?)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: async_nats::jetstream::Message) -> anyhow::Result<()> {
+        let info = message.info();
+        let info =
+            info.map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+        let sequence = info.stream_sequence;
+        self.unread = info.pending;
+        let published = published(&self.slot, message.headers.as_ref(), &message.payload);
+        self.waiting.take(sequence, published);
+        Ok(())
+    }
+
+    /// Settles all that is due; how many rows there were.
+    async fn settle_due(&mut self, board: &Board) -> anyhow::Result<u64> {
+        let confirmed_lsn = board.status().marks.confirmed_lsn.into();
+        let mut rows = 0;
+        while let Some(due) = self.waiting.due(confirmed_lsn, BATCH_ROWS) {
+            if !due.ids.is_empty() {
+                rows += self.rows.settle(&self.sql, &due.ids).await?;
+            }
+            self.place.sequence = due.through;
+        }
+        board.settled(rows, self.unread + self.waiting.len() as u64);
+        Ok(rows)
+    }
+
+    async fn keep_place(&mut self) -> anyhow::Result<()> {
+        if self.kept == self.place || self.kept_at.elapsed() < KEEP_INTERVAL {
+            return Ok(());
+        }
+        let place = serde_json::to_vec(&self.place)?;
+        self.place_sequence = self.lane.store_settled(place, self.place_sequence).await?;
+        self.kept = self.place.clone();
+        self.kept_at = Instant::now();
+        Ok(())
+    }
+}
+
+async fn next(
+    nats: &Admin,
+    messages: &mut Ordered,
+) -> anyhow::Result<async_nats::jetstream::Message> {
+    let next = async { Ok(messages.next().await.context("the consumer ended")??) };
+    nats.allowed(next).await
+}
+
+/// What a message of the stream is to the table of `slot`.
+fn published(slot: &str, headers: Option<&HeaderMap>, body: &[u8]) -> Published {
+    let header = |name: &str| Some(headers?.get(name)?.as_str());
+    let own = |name: &str| header(name).is_some_and(|value| value.split(' ').next() == Some(slot));
+    let id = || {
+        event_id::of_headers(event_id::ID_HEADERS.map(header)).or_else(|| event_id::of_body(body))
+    };
+    let position = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
+    let published = match (header(KIND_HEADER), position) {
+        (None, Some((of_slot, position))) if of_slot == slot => {
+            id().map(|id| Published::First(position, id))
+        }
+        (Some(KIND_BACKFILL | KIND_RETRY | KIND_REPLAY), _)
+            if [TAIL_HEADER, RETRY_HEADER, POSITION_HEADER]
+                .into_iter()
+                .any(own) =>
+        {
+            id().map(Published::Again)
+        }
+        _ => None,
+    };
+    published.unwrap_or(Published::Other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(headers: &[(&str, &str)]) -> Published {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        published("s", Some(&map), br#"{"id":7}"#)
+    }
+
+    #[test]
+    fn only_this_lanes_events_are_rows_of_the_table() {
+        let position = "0/10:1".parse().expect("a position");
+        let seven = "7".to_owned();
+        let own = (POSITION_HEADER, "s 0/10:1");
+        assert_eq!(of(&[own]), Published::First(position, seven.clone()));
+        let letter = (KIND_HEADER, "dead-letter");
+        assert_eq!(of(&[own, letter]), Published::Other);
+        // Another lane's table may have the same id.
+        assert_eq!(of(&[(POSITION_HEADER, "t 0/10:1")]), Published::Other);
+        assert_eq!(of(&[]), Published::Other);
+        let backfill = (KIND_HEADER, KIND_BACKFILL);
+        assert_eq!(of(&[backfill]), Published::Other);
+        assert_eq!(of(&[backfill, (TAIL_HEADER, "t 4")]), Published::Other);
+        assert_eq!(
+            of(&[backfill, (TAIL_HEADER, "s 4")]),
+            Published::Again(seven)
+        );
+    }
+}

@@ -1,0 +1,180 @@
+//! `outbox.after_publish` against real servers: published rows are marked or deleted, and others are left alone.
+
+mod platform;
+
+use std::time::Duration;
+
+use platform::{Platform, insert_of_type};
+use postgres_types::PgLsn;
+
+/// How long anything may take before the test fails.
+const LIMIT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+async fn count(platform: &Platform, which: &str) -> i64 {
+    let query = format!("SELECT count(*) FROM outbox_events WHERE {which}");
+    let row = platform.sql.query_one(&query, &[]).await;
+    row.expect("counted").get(0)
+}
+
+/// Waits until the table has so many rows of these.
+async fn has(platform: &Platform, which: &str, rows: i64) {
+    let reached = async {
+        while count(platform, which).await != rows {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    let waited = tokio::time::timeout(LIMIT, reached).await;
+    let now = count(platform, which).await;
+    waited.unwrap_or_else(|_| panic!("{now} rows with {which}, not {rows}"));
+}
+
+/// What a message says to run, up to the end of its line.
+fn remedy(said: &str) -> &str {
+    let (_, remedy) = said.rsplit_once("run ").expect("a remedy");
+    remedy.trim()
+}
+
+#[tokio::test]
+async fn a_row_is_marked_once_the_stream_has_its_event() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let said = platform.expect(&["run"], 1).await;
+    assert!(said.contains("has no column dispatched_at"), "{said}");
+    platform
+        .sql
+        .batch_execute(remedy(&said))
+        .await
+        .expect("it is SQL");
+
+    let relay = platform.relay();
+    insert_of_type(&platform.sql, "no subject").await;
+    platform.insert(500).await;
+    has(&platform, "dispatched_at IS NOT NULL", 500).await;
+    relay.stop().await;
+
+    // Published while nobody marked.
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "keep");
+    platform.insert(3).await;
+    platform.relay_until(504).await;
+    assert_eq!(count(&platform, "dispatched_at IS NULL").await, 4);
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    let marked = "SELECT max(dispatched_at)::text FROM outbox_events";
+    let before = platform.sql.query_one(marked, &[]).await.expect("read");
+    let before: String = before.get(0);
+    let relay = platform.relay();
+    has(&platform, "dispatched_at IS NOT NULL", 503).await;
+    // None twice, and the dead letter not at all.
+    let again = format!("dispatched_at > '{before}'");
+    assert_eq!(count(&platform, &again).await, 3);
+    assert_eq!(
+        count(
+            &platform,
+            "event_type = 'no subject' AND dispatched_at IS NULL"
+        )
+        .await,
+        1
+    );
+    relay.stop().await;
+    platform.verify(1).await;
+}
+
+#[tokio::test]
+async fn a_row_is_deleted_once_the_slot_is_confirmed_through_it() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let relay = platform.relay();
+    insert_of_type(&platform.sql, "no subject").await;
+    platform.insert(2_000).await;
+    platform.wait_for(2_001).await;
+    platform.insert(1).await;
+    platform.wait_for(2_002).await;
+    relay.stop().await;
+    assert_eq!(count(&platform, "true").await, 2_002);
+
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let relay = platform.relay();
+    has(&platform, "true", 1).await;
+    assert_eq!(count(&platform, "event_type = 'no subject'").await, 1);
+    platform.insert(10).await;
+    platform.wait_for(2_012).await;
+    has(&platform, "true", 1).await;
+
+    // What the deletes write does not hold the slot.
+    let now = platform
+        .sql
+        .query_one("SELECT pg_current_wal_lsn()", &[])
+        .await;
+    let now: PgLsn = now.expect("an LSN").get(0);
+    let query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'walrelay'";
+    let passed = async {
+        loop {
+            let row = platform.sql.query_one(query, &[]).await.expect("the slot");
+            if row.get::<_, PgLsn>(0) >= now {
+                return;
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, passed)
+        .await
+        .expect("the slot follows");
+
+    // A dead letter that is mended and published goes with the next event.
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+    platform.sql.batch_execute(mend).await.expect("mended");
+    platform
+        .expect(&["dead-letters", "retry", "--all"], 0)
+        .await;
+    platform.insert(1).await;
+    has(&platform, "true", 0).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
+    let mut platform = Platform::start().await;
+    let make = "CREATE ROLE relay LOGIN REPLICATION";
+    platform.sql.batch_execute(make).await.expect("made");
+    let url = platform
+        .postgres
+        .url("postgres")
+        .replace("postgres@", "relay@");
+    platform.set("DATABASE_URL", &url);
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    let said = platform.expect(&["run"], 1).await;
+    assert_eq!(
+        remedy(&said),
+        "GRANT SELECT (id), DELETE ON public.outbox_events TO relay;"
+    );
+    platform
+        .sql
+        .batch_execute(remedy(&said))
+        .await
+        .expect("it is SQL");
+
+    let relay = platform.relay();
+    platform.insert(3).await;
+    has(&platform, "true", 0).await;
+    let revoke = "REVOKE DELETE ON outbox_events FROM relay";
+    platform.sql.batch_execute(revoke).await.expect("revoked");
+    platform.insert(4).await;
+    platform.wait_for(7).await;
+    assert_eq!(count(&platform, "true").await, 4);
+    platform
+        .sql
+        .batch_execute(remedy(&said))
+        .await
+        .expect("granted");
+    has(&platform, "true", 0).await;
+
+    // Killed, it goes on where it was.
+    platform.insert(5).await;
+    platform.wait_for(12).await;
+    relay.kill().await;
+    let relay = platform.relay();
+    has(&platform, "true", 0).await;
+    relay.stop().await;
+}
