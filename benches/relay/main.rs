@@ -1,8 +1,9 @@
 //! The whole relay beside its limits, on servers of its own; docs/performance.md says what is measured and how.
 //!
 //! In: the number of events of a backlog, and which parts to run. Out: a table and a plot in `benches/results/`.
-//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,polling,latency,memory,sizes,start,tls] [--out FOLDER]`
+//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,bulk,polling,latency,memory,sizes,start,tls] [--out FOLDER]`
 
+mod bulk;
 mod child;
 mod drain;
 mod lane;
@@ -88,6 +89,9 @@ async fn run(choice: &Choice) -> anyhow::Result<()> {
     }
     if choice.wants("publish") {
         publish::lanes(&servers, events.min(500_000), rounds, &mut report).await?;
+    }
+    if choice.wants("bulk") {
+        bulk::ranges(&servers, events.min(500_000), rounds, &mut report).await?;
     }
     if choice.wants("polling") {
         polling::dispatcher(&servers, (events / 50).max(1_000), &mut report).await?;

@@ -18,6 +18,7 @@ mod pace;
 pub mod publisher;
 mod queue;
 pub mod range;
+pub mod readdress;
 pub mod replayed;
 pub mod rows;
 mod stint;

@@ -3,48 +3,22 @@
 //! In: a lane's stream, between which sequences, which events. Out: them in the stream's order, under other subjects and marked as
 //! a replay. Guarantees: bodies byte for byte; what is no event of the lane is passed over; memory does not grow with their number.
 
-use std::borrow::Cow;
-
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use tokio::sync::mpsc;
 
+use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
 use super::{AHEAD, Item, Source, Sourced};
 use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream::{covers, find};
 use crate::pipeline::position::{
-    BATCH_HEADER, EXPECTED_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY,
-    POSITION_HEADER, REPLAY_HEADER, TAIL_HEADER, parse_header,
+    BATCH_HEADER, EXPECTED_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
+    TAIL_HEADER, parse_header,
 };
-use crate::pipeline::stored_event::StoredEvent;
-use crate::pipeline::subject::{Placeholder, SubjectTemplate};
-
-/// What stands for the subject of the event's message in a template.
-const SUBJECT_PLACEHOLDER: &str = "subject";
-
-/// Which events.
-#[derive(Debug, Clone, Default)]
-pub struct Filter {
-    /// Of one of these types; any where there is none.
-    pub event_types: Vec<String>,
-    /// Of one of these aggregates; any where there is none.
-    pub aggregate_ids: Vec<String>,
-}
-
-/// Where the events go.
-#[derive(Debug, Clone)]
-pub struct Destination {
-    /// The replay's name.
-    pub replay: String,
-    /// Their subjects; [`is_of_messages`] says which templates serve.
-    pub subject: SubjectTemplate,
-    /// What the stream takes that they go to.
-    pub subjects: Vec<String>,
-}
 
 /// The lane's events in a stream.
 #[derive(Debug, Clone)]
@@ -57,32 +31,6 @@ pub struct Events {
     pub filter: String,
     /// Up to here events without a position are the lane's: another relay published them.
     pub taken_over_sequence: u64,
-}
-
-/// Whether a template can be filled from messages alone.
-pub fn is_of_messages(template: &SubjectTemplate) -> bool {
-    template.columns().all(|name| name == SUBJECT_PLACEHOLDER)
-}
-
-/// Whether a template asks for more of an event than the subject of its message.
-pub fn asks_for_fields(template: &SubjectTemplate) -> bool {
-    [
-        Placeholder::Id,
-        Placeholder::EventType,
-        Placeholder::AggregateId,
-        Placeholder::EventVersion,
-    ]
-    .into_iter()
-    .any(|field| template.names(field))
-}
-
-/// What a stream must take for these templates: `replay.{subject}` gives `replay.outbox.>` for events on `outbox.>`.
-pub fn filter(template: &SubjectTemplate, events: &str) -> String {
-    let text = template.to_string();
-    match text.strip_suffix(&format!("{{{SUBJECT_PLACEHOLDER}}}")) {
-        Some(root) if !root.contains('{') => format!("{root}{events}"),
-        _ => template.filter(),
-    }
 }
 
 /// Reads the events from sequence `first` to `last`, both included.
@@ -208,101 +156,27 @@ impl Reader {
 
     /// Its message; none where it is not asked for.
     fn item(&self, sequence: u64, message: &Message) -> Result<Option<Item>, String> {
-        let Filter {
-            event_types,
-            aggregate_ids,
-        } = &self.filter;
-        let is_plain = event_types.is_empty()
-            && aggregate_ids.is_empty()
-            && !asks_for_fields(&self.to.subject);
-        let event = match is_plain {
-            true => StoredEvent::default(),
-            false => {
-                let header = |name: &str| header(message, name).map(str::to_owned);
-                StoredEvent::read(header, &message.payload)
-            }
-        };
-        if !is_one_of(event_types, event.event_type.as_deref(), "type")?
-            || !is_one_of(aggregate_ids, event.aggregate_id.as_deref(), "aggregate")?
-        {
-            return Ok(None);
-        }
-        let mut subject = Vec::new();
-        let value = |placeholder| value(&event, message, placeholder);
-        let rendered = self.to.subject.render(value, &mut subject);
-        rendered.map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&subject);
-        if !self.to.subjects.iter().any(|taken| covers(taken, &text)) {
-            return Err(format!("the stream that it goes to does not take {text}"));
-        }
-        Ok(Some(Item {
+        let original = Original {
             name: format!("message {sequence}"),
-            subject,
-            headers: self.headers(sequence, message).into_bytes(),
+            subject: &message.subject,
+            header: &|name| header(message, name),
             body: message.payload.clone(),
-        }))
+        };
+        let mark = header_value(&self.to.replay, &self.events.stream, sequence);
+        let lines = || own_headers(message);
+        self.to.item(&self.filter, original, &mark, lines)
     }
+}
 
-    /// Its own headers, but for those that belong to its place in the stream; and what marks it.
-    fn headers(&self, sequence: u64, message: &Message) -> String {
-        let replay = header_value(&self.to.replay, &self.events.stream, sequence);
-        let mut lines = format!("{KIND_HEADER}: {KIND_REPLAY}\r\n{REPLAY_HEADER}: {replay}\r\n");
-        for (name, values) in message.headers.iter().flat_map(|headers| headers.iter()) {
-            let name: &str = name.as_ref();
-            let is_of_place =
-                name.starts_with("Nats-") || [KIND_HEADER, TAIL_HEADER].contains(&name);
-            for value in values.iter().filter(|_| !is_of_place) {
-                lines.push_str(&format!("{name}: {}\r\n", value.as_str()));
-            }
+/// Its headers, but for those that belong to its place in the stream.
+fn own_headers(message: &Message) -> String {
+    let mut lines = String::new();
+    for (name, values) in message.headers.iter().flat_map(|headers| headers.iter()) {
+        let name: &str = name.as_ref();
+        let is_of_place = name.starts_with("Nats-") || [KIND_HEADER, TAIL_HEADER].contains(&name);
+        for value in values.iter().filter(|_| !is_of_place) {
+            lines.push_str(&format!("{name}: {}\r\n", value.as_str()));
         }
-        lines
     }
-}
-
-/// Whether an event's value is one of those that are asked for.
-fn is_one_of(wanted: &[String], value: Option<&str>, what: &str) -> Result<bool, String> {
-    match value {
-        _ if wanted.is_empty() => Ok(true),
-        Some(value) => Ok(wanted.iter().any(|wanted| wanted == value)),
-        None => Err(format!("it does not tell its {what}")),
-    }
-}
-
-fn value<'m>(
-    event: &'m StoredEvent,
-    message: &'m Message,
-    placeholder: Placeholder,
-) -> Option<Cow<'m, [u8]>> {
-    let text = match placeholder {
-        Placeholder::Id => Cow::Borrowed(event.id.as_deref()?),
-        Placeholder::EventType => Cow::Borrowed(event.event_type.as_deref()?),
-        Placeholder::AggregateId => Cow::Borrowed(event.aggregate_id.as_deref()?),
-        Placeholder::EventVersion => Cow::Owned(event.event_version?.to_string()),
-        Placeholder::Column(_) => Cow::Borrowed(message.subject.as_str()),
-    };
-    Some(match text {
-        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
-        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_takes_what_a_template_gives() {
-        for (template, expected) in [
-            ("replay.{subject}", "replay.outbox.>"),
-            ("replay.{event_type}", "replay.>"),
-            ("again.all", "again.all"),
-            ("again.{event_type}.{subject}", "again.>"),
-        ] {
-            let template: SubjectTemplate = template.parse().expect("a template");
-            assert_eq!(filter(&template, "outbox.>"), expected);
-            assert!(is_of_messages(&template));
-        }
-        let template: SubjectTemplate = "replay.{tenant}".parse().expect("a template");
-        assert!(!is_of_messages(&template));
-    }
+    lines
 }

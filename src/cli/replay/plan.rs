@@ -6,8 +6,9 @@ use anyhow::Context as _;
 
 use super::Args;
 use crate::bulk::range::{Bound, Held, History, Sight};
+use crate::bulk::readdress::{self, Destination, Filter};
 use crate::bulk::replayed;
-use crate::bulk::stream::{self as events, Destination, Events, Filter};
+use crate::bulk::stream::Events;
 use crate::cli::exit::UsageError;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
@@ -61,11 +62,11 @@ impl Plan {
         let lane = LaneClient::new(nats, stream, slot)?;
         let record = lane.record().await?.record;
         let wanted = StreamSettings {
-            subjects: vec![events::filter(
+            subjects: vec![readdress::filter(
                 &args.subject,
                 &settings.nats.subject.filter(),
             )],
-            subjects_to_create: vec![events::filter(
+            subjects_to_create: vec![readdress::filter(
                 &args.subject,
                 &settings.nats.subject.filter(),
             )],
@@ -228,7 +229,7 @@ fn request(args: &Args, source: &StreamInfo, slot: &str) -> Vec<String> {
 
 /// Whether messages tell what is asked for.
 fn check_fields(args: &Args, settings: &Settings) -> Result<(), UsageError> {
-    if !events::is_of_messages(&args.subject) {
+    if !readdress::is_of_messages(&args.subject) {
         return Err(UsageError(format!(
             "--subject {}: a message has no columns of the table: use {{subject}}, {{event_type}}, {{aggregate_id}}, \
              {{event_version}} or {{id}}",
@@ -239,7 +240,7 @@ fn check_fields(args: &Args, settings: &Settings) -> Result<(), UsageError> {
         settings.message.format,
         Format::Payload | Format::PayloadString
     );
-    let asks = events::asks_for_fields(&args.subject)
+    let asks = readdress::asks_for_fields(&args.subject)
         || !args.event_types.is_empty()
         || !args.aggregate_ids.is_empty();
     match has_fields || !asks {
