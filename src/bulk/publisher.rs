@@ -255,14 +255,17 @@ impl<'a> Publisher<'a> {
     ) -> Result<(), Ended> {
         loop {
             let now = self.clock.elapsed();
-            let acknowledged = stint.take_answers(now)?;
-            for stored in stint.sent.drain(..acknowledged) {
-                self.stored(&stored, each);
-            }
-            if acknowledged > 0 {
+            let ended = stint.take_answers(now);
+            let stored = stint.take_stored();
+            if !stored.is_empty() {
                 self.fence.begun();
                 self.progress_at = Instant::now();
             }
+            for stored in stored {
+                self.stored(&stored, each);
+            }
+            // Behind what is stored: the rest alone is in doubt.
+            ended?;
             self.fill(stint, now, each)?;
             let deadline = stint.window.ack_deadline();
             if deadline.is_none() && (stint.left == 0 || self.queue.is_done()) {

@@ -1,7 +1,9 @@
 //! How far a replay has come, told by the stream that it publishes to.
 //!
-//! In: that stream, which replay. Out: the sequence, in the stream that it reads, of the last event that it has published.
+//! In: that stream, which replay. Out: the place, in what it reads, of the last event that it has published.
 //! Guarantee: what is stored there is all that counts, so a replay that was killed goes on and doubles nothing.
+
+use std::fmt::Display;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
@@ -26,19 +28,19 @@ pub fn name(request: &[String]) -> String {
         .collect()
 }
 
-/// The value of [`REPLAY_HEADER`].
-pub fn header_value(replay: &str, stream: &str, sequence: u64) -> String {
-    format!("{replay} {stream} {sequence}")
+/// The value of [`REPLAY_HEADER`]: where the event stands in its source.
+pub fn header_value(replay: &str, source: &str, place: impl Display) -> String {
+    format!("{replay} {source} {place}")
 }
 
-/// The source's sequence in a header of this replay.
-fn sequence_of(value: &str, replay: &str) -> Option<u64> {
+/// The event's place in its source, in a header of this replay.
+fn place_of<'v>(value: &'v str, replay: &str) -> Option<&'v str> {
     let (name, rest) = value.split_once(' ')?;
-    let (_, sequence) = rest.rsplit_once(' ')?;
-    (name == replay).then(|| sequence.parse().ok()).flatten()
+    let (_, place) = rest.rsplit_once(' ')?;
+    (name == replay).then_some(place)
 }
 
-/// Looks for the last event that `replay` has published to `stream`; 0 where there is none.
+/// The place in its source of the last event that `replay` has published to `stream`; none where there is none.
 ///
 /// # Errors
 /// The stream cannot be read.
@@ -47,10 +49,10 @@ pub async fn reached(
     stream: &LaneClient,
     info: &StreamInfo,
     replay: &str,
-) -> anyhow::Result<u64> {
+) -> anyhow::Result<Option<String>> {
     let state = &info.state;
     if state.messages == 0 {
-        return Ok(0);
+        return Ok(None);
     }
     let below = state
         .last_seq
@@ -61,12 +63,12 @@ pub async fn reached(
         let value = message
             .as_ref()
             .and_then(|message| message.header_text(REPLAY_HEADER));
-        if let Some(sequence) = value.and_then(|value| sequence_of(value, replay)) {
-            return Ok(sequence);
+        if let Some(place) = value.and_then(|value| place_of(value, replay)) {
+            return Ok(Some(place.to_owned()));
         }
     }
     if below < state.first_seq {
-        return Ok(0);
+        return Ok(None);
     }
     let config = OrderedConfig {
         deliver_policy: DeliverPolicy::All,
@@ -74,13 +76,13 @@ pub async fn reached(
         ..OrderedConfig::default()
     };
     let mut messages = StoredMessages::from(nats, &info.config.name, config).await?;
-    let mut reached = 0;
+    let mut reached = None;
     while messages.left() > 0 {
         let (at, message) = messages.next().await?;
         let value = header(&message, REPLAY_HEADER);
-        reached = value
-            .and_then(|value| sequence_of(value, replay))
-            .unwrap_or(reached);
+        if let Some(place) = value.and_then(|value| place_of(value, replay)) {
+            reached = Some(place.to_owned());
+        }
         if at >= below {
             break;
         }
@@ -93,12 +95,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_tells_its_replay_and_the_sequence() {
+    fn a_header_tells_its_replay_and_the_place() {
         let value = header_value("0a1b", "OUTBOX", 7);
-        assert_eq!(sequence_of(&value, "0a1b"), Some(7));
-        assert_eq!(sequence_of(&value, "0a1c"), None);
-        for bad in ["", "0a1b", "0a1b 7", "0a1b OUTBOX x"] {
-            assert_eq!(sequence_of(bad, "0a1b"), None, "{bad:?}");
+        assert_eq!(place_of(&value, "0a1b"), Some("7"));
+        assert_eq!(place_of(&value, "0a1c"), None);
+        for bad in ["", "0a1b", "0a1b 7"] {
+            assert_eq!(place_of(bad, "0a1b"), None, "{bad:?}");
         }
     }
 

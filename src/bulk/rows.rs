@@ -20,6 +20,7 @@ use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::encoding;
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::replication::quote_literal;
 use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
 use crate::relay::settings::Settings;
@@ -39,6 +40,19 @@ pub(crate) struct Rows {
     kinds: Fields<Kind>,
     /// Of the columns of [`Mapping::extras`].
     extra_kinds: Vec<Kind>,
+    /// Which rows the publication carries.
+    row_filter: Option<String>,
+}
+
+/// When rows occurred, and behind which one of them.
+#[derive(Debug, Clone)]
+pub struct Occurred {
+    /// Not before, in RFC 3339.
+    pub from: String,
+    /// Not later.
+    pub to: Option<String>,
+    /// Behind the row of this moment, in µs since 1970, and with this id.
+    pub behind: Option<(i64, String)>,
 }
 
 /// A row's columns as text, those of [`columns`] at least.
@@ -68,6 +82,7 @@ impl Rows {
         let sql = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&sql, &settings.postgres).await?;
         row_security::check(&inspection, &settings.postgres.table)?;
+        let row_filter = inspection.row_filter().map(str::to_owned);
         let table = inspection
             .table
             .with_context(|| format!("there is no table {}", settings.postgres.table))?;
@@ -86,6 +101,7 @@ impl Rows {
             kinds: own.map(|value| value.column().map_or(Kind::Text, kind_of)),
             extra_kinds: mapping.extras().iter().map(|name| kind_of(name)).collect(),
             mapping,
+            row_filter,
         })
     }
 
@@ -165,6 +181,71 @@ impl Rows {
         );
         let nothing: [&str; 0] = [];
         self.sql.query_raw(&query, nothing).await
+    }
+
+    /// Asks for the rows that occurred then, in that order and within a moment by id. Behind the columns of
+    /// [`Self::parts_of`] come each row's id and its moment, in µs since 1970.
+    ///
+    /// # Errors
+    /// No column tells when a row occurred; or as of tokio-postgres.
+    pub(super) async fn ask_occurred(&self, occurred: &Occurred) -> anyhow::Result<RowStream> {
+        let (moment, id) = (self.moment()?, self.id_in_order());
+        let query = format!(
+            "SELECT {}, {id} AS event_id, {moment} AS moment FROM {} WHERE {} ORDER BY {moment}, {id}",
+            self.columns(),
+            self.table,
+            self.occurred(occurred)?
+        );
+        let nothing: [&str; 0] = [];
+        Ok(self.sql.answer(self.sql.query_raw(&query, nothing)).await?)
+    }
+
+    /// How many rows [`Self::ask_occurred`] asks for.
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn count_occurred(&self, occurred: &Occurred) -> anyhow::Result<u64> {
+        let condition = self.occurred(occurred)?;
+        let query = format!("SELECT count(*) FROM {} WHERE {condition}", self.table);
+        let count: i64 = self.sql.query_one(&query, &[]).await?.try_get(0)?;
+        Ok(count.unsigned_abs())
+    }
+
+    fn occurred(&self, occurred: &Occurred) -> anyhow::Result<String> {
+        let (moment, id) = (self.moment()?, self.id_in_order());
+        let column = self.occurred_at()?;
+        let mut condition = format!(
+            "({}) AND isfinite({column}) AND {column} >= {}::timestamptz",
+            self.row_filter.as_deref().unwrap_or("true"),
+            quote_literal(&occurred.from)
+        );
+        if let Some(to) = &occurred.to {
+            condition += &format!(" AND {column} <= {}::timestamptz", quote_literal(to));
+        }
+        if let Some((us, behind)) = &occurred.behind {
+            condition += &format!(" AND ({moment}, {id}) > ({us}, {})", quote_literal(behind));
+        }
+        Ok(condition)
+    }
+
+    fn occurred_at(&self) -> anyhow::Result<String> {
+        let column = self.mapping.columns.occurred_at.column();
+        let column =
+            column.context("no column in columns.occurred_at tells when a row occurred")?;
+        Ok(quote_identifier(column))
+    }
+
+    fn moment(&self) -> anyhow::Result<String> {
+        let column = self.occurred_at()?;
+        Ok(format!(
+            "(extract(epoch FROM {column}::timestamptz) * 1000000)::int8"
+        ))
+    }
+
+    /// The id's text, in an order that no locale changes.
+    fn id_in_order(&self) -> String {
+        let id = self.id_column.text();
+        format!("coalesce(({id})::text, '') COLLATE \"C\"")
     }
 
     pub(super) fn sql(&self) -> &Client {

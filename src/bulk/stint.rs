@@ -51,6 +51,8 @@ pub(super) struct Stint {
     place_headers: Vec<u8>,
     headers: Vec<u8>,
     pub(super) sent: VecDeque<Queued>,
+    /// Of these, the first so many are known to be stored.
+    stored: usize,
     /// When a message left last, in the batch that is open.
     pub(super) fed_at: Option<Instant>,
     /// How many messages may still leave.
@@ -100,6 +102,7 @@ impl Stint {
             place_headers,
             headers: Vec::new(),
             sent: VecDeque::new(),
+            stored: 0,
             fed_at: None,
             left: allowance.messages,
             until: allowance.until,
@@ -143,37 +146,42 @@ impl Stint {
         }
     }
 
-    /// Takes what answers are there; how many more messages are stored.
-    pub(super) fn take_answers(&mut self, now: Duration) -> Result<usize, Ended> {
-        let mut stored = 0;
+    /// Takes what answers are there. Messages that they tell to be stored are counted also where an answer behind them ends it all.
+    pub(super) fn take_answers(&mut self, now: Duration) -> Result<(), Ended> {
         loop {
             let op = self.target.broker.connection.next_op();
             match op.map_err(|error| Fault::Broker(error.to_string()))? {
-                Some(Op::Msg(msg)) => stored += self.take_answer(&msg, now)?,
+                Some(Op::Msg(msg)) => self.take_answer(&msg, now)?,
                 Some(Op::Err(text)) => return Err(self.refused(&text)),
                 Some(Op::Info(info)) if info.lame_duck_mode => {
                     let text = "the server is shutting down (lame duck)";
                     return Err(Fault::Broker(text.into()).into());
                 }
                 Some(_) => {}
-                None => return Ok(stored),
+                None => return Ok(()),
             }
         }
     }
 
-    fn take_answer(&mut self, msg: &Msg, now: Duration) -> Result<usize, Fault> {
+    fn take_answer(&mut self, msg: &Msg, now: Duration) -> Result<(), Fault> {
         let inbox = self.target.broker.connection.inbox();
         // `r`: an answer to a request of the start, too late to matter.
         let Some(token) = msg
             .below(inbox)
             .filter(|token| token.first() != Some(&b'r'))
         else {
-            return Ok(0);
+            return Ok(());
         };
-        let mut stored = 0;
+        let stored = &mut self.stored;
         self.window
-            .answer(token, msg.status(), &msg.payload, now, |_| stored += 1)?;
-        Ok(stored)
+            .answer(token, msg.status(), &msg.payload, now, |_| *stored += 1)?;
+        Ok(())
+    }
+
+    /// The messages that answers have told to be stored, since this was asked last.
+    pub(super) fn take_stored(&mut self) -> VecDeque<Queued> {
+        let left = self.sent.split_off(std::mem::take(&mut self.stored));
+        std::mem::replace(&mut self.sent, left)
     }
 
     fn refused(&self, text: &str) -> Ended {

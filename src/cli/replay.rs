@@ -3,6 +3,7 @@
 //! In: settings, a range, which events, where to. Out: them in the stream's order, marked as a replay. Guarantees: neither the relay
 //! nor its slot nor its stream notices; running it again goes on behind what stands in the other stream and doubles nothing.
 
+mod origin;
 mod plan;
 
 use super::exit::{Exit, UsageError};
@@ -13,7 +14,6 @@ use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
 use crate::bulk::range::Bound;
-use crate::bulk::stream;
 use crate::bulk::{Outcome, Sourced};
 use crate::cli::consent::agreed;
 use crate::cli::stderr;
@@ -39,6 +39,9 @@ An LSN is a whole transaction; walrelay position prints them. A time is when the
 commit, or more where the relay was stopped meanwhile. Both ends are included. A range whose beginning the stream has removed
 is refused, with the oldest place that it can give.
 
+--source table reads the table instead: rows whose occurred_at is in the range, as they are now, in the order of occurred_at. That
+is not the order of their commits, and what the application has deleted does not come.
+
 Where it was stopped or killed, run it again with the same range, filters and subject: it goes on behind the last event that
 stands in the other stream. Without --to, a later run publishes what has come since.
 
@@ -56,6 +59,10 @@ pub struct Args {
     /// The last one [default: the stream's end].
     #[arg(long, value_name = "LSN|TIME")]
     to: Option<Bound>,
+
+    /// What is read: the stream, or rows that the table still has, by occurred_at.
+    #[arg(long, value_enum, value_name = "SOURCE", default_value = "stream")]
+    source: From,
 
     /// Only events of this type; may be given more than once.
     #[arg(long = "event-type", value_name = "TYPE", value_parser = parse_value)]
@@ -84,6 +91,13 @@ pub struct Args {
     /// One JSON object a second on standard output, and one at the end, which says done.
     #[arg(long)]
     json: bool,
+}
+
+/// What is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum From {
+    Stream,
+    Table,
 }
 
 /// A type or an id: a UUID in the form that messages have.
@@ -117,9 +131,9 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let nats = Admin::connect(&settings.nats.connection).await?;
     let plan = Plan::make(&args, settings, &nats).await?;
     let mut account = Account::default();
-    plan.explain(args.json, &mut account);
+    plan.explain(settings, args.json, &mut account);
     if args.dry_run {
-        return count(&args, &plan, &nats, &shutdown, account).await;
+        return count(&args, settings, &plan, &nats, &shutdown, account).await;
     }
     if !args.yes && !agreed("Publish them again?")? {
         stderr::line("nothing was published: answer yes, or give --yes where nobody can be asked");
@@ -135,6 +149,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
 /// Reads what would be published.
 async fn count(
     args: &Args,
+    settings: &Settings,
     plan: &Plan,
     nats: &Admin,
     shutdown: &Shutdown,
@@ -142,14 +157,8 @@ async fn count(
 ) -> anyhow::Result<Exit> {
     let mut shutdown = shutdown.clone();
     let mut events = 0_u64;
-    if let Some(range) = plan.left(plan.reached(nats).await?) {
-        let mut source = stream::source(
-            nats,
-            plan.events(),
-            range,
-            plan.filter.clone(),
-            plan.destination(),
-        );
+    let reached = plan.reached(nats).await?;
+    if let Some(mut source) = plan.open(nats, settings, reached.as_deref()).await? {
         loop {
             let next = tokio::select! {
                 next = source.recv() => next,
@@ -187,17 +196,10 @@ async fn replay(
     // With the lease, so that nothing of an earlier run comes behind what is read now.
     let through = plan.target.stream().await?.state.last_seq;
     let reached = plan.reached(nats).await?;
-    let total = plan.count(nats, reached).await?;
+    let total = plan.count(nats, settings, reached.as_deref()).await?;
     let mut progress = Progress::of(total, args.json);
     let mut done = Ok(());
-    if let Some(range) = plan.left(reached) {
-        let source = stream::source(
-            nats,
-            plan.events(),
-            range,
-            plan.filter.clone(),
-            plan.destination(),
-        );
+    if let Some(source) = plan.open(nats, settings, reached.as_deref()).await? {
         let at_target = plan.settings(settings);
         let fence = Fence::aside(&plan.target, through);
         let wanted = plan.wanted.clone();

@@ -3,6 +3,7 @@
 #[path = "../faults/lane.rs"]
 #[allow(dead_code)] // The fault tests use the rest of it.
 mod lane;
+mod of_table;
 mod range;
 mod refused;
 mod repair;

@@ -247,6 +247,62 @@ async fn removed_messages_are_passed_over_and_a_removed_beginning_is_named() {
     assert_exactly_once(&left, &ids(&fixture.stored_in(&name).await));
 }
 
+/// Dead letters and what was published again to all do not come; the event of a retried one does, where it stands.
+#[tokio::test]
+async fn each_event_comes_once_whatever_else_is_there() {
+    let mut fixture = published().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let relay = fixture.run();
+    let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+               VALUES ('00000000-0000-0000-0000-0000000000ff', gen_random_uuid(), 'a b', '{}')";
+    fixture.sql.batch_execute(bad).await.unwrap();
+    fixture.insert(31, 32).await;
+    fixture.holds(33).await;
+    let mend = "UPDATE outbox_events SET event_type = 'ab' WHERE event_type = 'a b'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let retry = ["dead-letters", "retry", "--all"];
+    fixture.walrelay(&retry).await.success();
+    let from = lsn(&fixture.stored().await[31]);
+    relay.stop().await;
+    let relay = fixture.run_with(&["--from", &from]);
+    fixture.holds(37).await;
+    relay.stop().await;
+    replay(&fixture, &["--from", "0/1"]).await;
+    let expected = uuids((1..=32).chain([0xff]));
+    assert_eq!(ids(&replayed(&fixture).await), expected);
+}
+
+/// Somebody else publishes to the same stream.
+#[tokio::test]
+async fn a_replay_finds_its_place_among_others_messages() {
+    const ROWS: u64 = 20_000;
+    let mut fixture = Fixture::new().await;
+    fixture.insert(1, ROWS).await;
+    let relay = fixture.run();
+    fixture.holds(ROWS).await;
+    relay.stop().await;
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let (replayed_to, others) = (
+        format!("replay.{}.>", fixture.name),
+        format!("others.{}", fixture.name),
+    );
+    let subjects = [replayed_to, others.clone()];
+    let config = crate::lane::by_hand(&target(&fixture), &subjects, 1);
+    context.create_stream(config).await.unwrap();
+    let publishing = tokio::spawn(async move {
+        loop {
+            let sent = context.publish(others.clone(), "{}".into()).await.unwrap();
+            sent.await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    });
+    replay(&fixture, &["--from", "0/1"]).await;
+    publishing.abort();
+    let all = replayed(&fixture).await;
+    let again: Vec<Stored> = all.into_iter().filter(Stored::is_replay).collect();
+    assert_exactly_once(&uuids(1..=ROWS), &ids(&again));
+}
+
 /// Starts a replay beside the test.
 fn start(fixture: &Fixture, number: usize) -> Relay {
     let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();

@@ -4,35 +4,27 @@
 
 use anyhow::Context as _;
 
-use super::Args;
-use crate::bulk::range::{Bound, Held, History, Sight};
+use super::origin::Origin;
+use super::{Args, From};
+use crate::bulk::Source;
 use crate::bulk::readdress::{self, Destination, Filter};
 use crate::bulk::replayed;
-use crate::bulk::stream::Events;
 use crate::cli::exit::UsageError;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
-use crate::nats::api::StreamInfo;
-use crate::nats::stored::count_from;
 use crate::nats::stream::{
     self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity, overlaps,
 };
 use crate::pipeline::mapping::Format;
-use crate::pipeline::record::LaneRecord;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 
 /// What is to be done.
 pub(super) struct Plan {
-    source: StreamInfo,
-    events: Events,
-    /// Both in the range; nothing where the first is above the last.
-    range: (u64, u64),
-    /// The first message of the range.
-    begins: Option<Sight>,
-    pub(super) filter: Filter,
+    origin: Origin,
+    filter: Filter,
     destination: Destination,
     pub(super) target: LaneClient,
     target_plan: StreamPlan,
@@ -48,10 +40,8 @@ impl Plan {
     ) -> anyhow::Result<Plan> {
         let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
         check_fields(args, settings)?;
-        let name = args
-            .stream
-            .clone()
-            .unwrap_or_else(|| format!("{stream}_REPLAY"));
+        let name = args.stream.clone();
+        let name = name.unwrap_or_else(|| format!("{stream}_REPLAY"));
         let target = LaneClient::new(nats, &name, slot).map_err(|error| match error {
             LaneError::Name(error) => anyhow::Error::from(UsageError(format!("--stream: {error}"))),
             error => error.into(),
@@ -59,75 +49,49 @@ impl Plan {
         let source = stream::find(nats, stream)
             .await?
             .with_context(|| format!("there is no stream {stream}"))?;
-        let lane = LaneClient::new(nats, stream, slot)?;
-        let record = lane.record().await?.record;
+        let subjects = vec![readdress::filter(
+            &args.subject,
+            &settings.nats.subject.filter(),
+        )];
         let wanted = StreamSettings {
-            subjects: vec![readdress::filter(
-                &args.subject,
-                &settings.nats.subject.filter(),
-            )],
-            subjects_to_create: vec![readdress::filter(
-                &args.subject,
-                &settings.nats.subject.filter(),
-            )],
+            subjects_to_create: subjects.clone(),
+            subjects,
             name,
             slot: slot.clone(),
             num_replicas: source.config.num_replicas,
             shared: false,
         };
         let target_plan = plan_target(nats, stream, &wanted).await?;
-        let history = History::new(nats, &lane, slot, &source, record.as_ref());
-        let range = range(args, stream, &history).await?;
-        let begins = match range.0 > range.1 {
-            true => None,
-            false => history.at(range.0).await?,
+        let origin = match args.source {
+            From::Stream => Origin::of_stream(args, settings, nats, source).await?,
+            From::Table => Origin::of_table(args, settings)?,
         };
-        let of_lane = record.filter(|record| record.created == source.created);
         Ok(Plan {
-            events: Events {
-                stream: stream.clone(),
-                slot: settings.nats.shared.then(|| slot.clone()),
-                filter: settings.nats.subject.filter(),
-                taken_over_sequence: of_lane
-                    .map_or(0, |record: LaneRecord| record.taken_over_sequence),
-            },
-            range,
-            begins,
             filter: Filter {
                 event_types: args.event_types.clone(),
                 aggregate_ids: args.aggregate_ids.clone(),
             },
             destination: Destination {
-                replay: replayed::name(&request(args, &source, slot)),
+                replay: replayed::name(&request(args, origin.name(settings), slot)),
                 subject: args.subject.clone(),
                 subjects: match &target_plan {
                     StreamPlan::Exists { info, .. } => info.config.subjects.clone(),
                     StreamPlan::Create(config) => config.subjects.clone(),
                 },
             },
-            source,
+            origin,
             target,
             target_plan,
             wanted,
         })
     }
 
-    pub(super) fn explain(&self, json: bool, account: &mut Account) {
+    pub(super) fn explain(&self, settings: &Settings, json: bool, account: &mut Account) {
         let mut say = |line: String| match json {
             true => stderr::line(line),
             false => account.line(line),
         };
-        let stream = &self.events.stream;
-        let (first, last) = self.range;
-        match &self.begins {
-            Some(begins) => say(format!(
-                "reads         stream {stream}, messages {first} to {last}, the first one stored at {}",
-                Bound::Time(begins.time)
-            )),
-            None => say(format!(
-                "reads         stream {stream}, which has nothing in this range"
-            )),
-        }
+        say(format!("reads         {}", self.origin.explained(settings)));
         let state = match &self.target_plan {
             StreamPlan::Exists { .. } => "found",
             StreamPlan::Create(_) => "to be made",
@@ -157,45 +121,35 @@ impl Plan {
         Ok(())
     }
 
-    /// The last message of the source that an earlier run has published.
-    pub(super) async fn reached(&self, nats: &Admin) -> anyhow::Result<u64> {
+    /// The place of the last event that an earlier run has published.
+    pub(super) async fn reached(&self, nats: &Admin) -> anyhow::Result<Option<String>> {
         match stream::find(nats, &self.wanted.name).await? {
             Some(info) => {
                 replayed::reached(nats, &self.target, &info, &self.destination.replay).await
             }
-            None => Ok(0),
+            None => Ok(None),
         }
     }
 
-    /// What is left of the range behind `reached`.
-    pub(super) fn left(&self, reached: u64) -> Option<(u64, u64)> {
-        let first = self.range.0.max(reached + 1);
-        (first <= self.range.1).then_some((first, self.range.1))
+    /// What is left behind that place; none where that is nothing.
+    pub(super) async fn open(
+        &self,
+        nats: &Admin,
+        settings: &Settings,
+        reached: Option<&str>,
+    ) -> anyhow::Result<Option<Source>> {
+        let to = (self.filter.clone(), self.destination.clone());
+        self.origin.open(nats, settings, reached, to).await
     }
 
-    /// How many messages that are, whatever they are.
-    pub(super) async fn count(&self, nats: &Admin, reached: u64) -> anyhow::Result<u64> {
-        let Some((first, last)) = self.left(reached) else {
-            return Ok(0);
-        };
-        let span = last - first + 1;
-        if self.source.state.num_deleted == 0 {
-            return Ok(span);
-        }
-        let stream = &self.events.stream;
-        let behind = count_from(nats, stream, last + 1).await?;
-        let count = count_from(nats, stream, first)
-            .await?
-            .saturating_sub(behind);
-        Ok(count.min(span))
-    }
-
-    pub(super) fn events(&self) -> Events {
-        self.events.clone()
-    }
-
-    pub(super) fn destination(&self) -> Destination {
-        self.destination.clone()
+    /// How many that are, whether they are wanted or not.
+    pub(super) async fn count(
+        &self,
+        nats: &Admin,
+        settings: &Settings,
+        reached: Option<&str>,
+    ) -> anyhow::Result<u64> {
+        self.origin.count(nats, settings, reached).await
     }
 
     /// Settings by which messages go to the target.
@@ -208,7 +162,7 @@ impl Plan {
 }
 
 /// What makes one replay another than the next.
-fn request(args: &Args, source: &StreamInfo, slot: &str) -> Vec<String> {
+fn request(args: &Args, [source, of_source]: [String; 2], slot: &str) -> Vec<String> {
     let sorted = |values: &[String]| {
         let mut values = values.to_vec();
         values.sort();
@@ -216,8 +170,8 @@ fn request(args: &Args, source: &StreamInfo, slot: &str) -> Vec<String> {
         values.join("\t")
     };
     vec![
-        source.config.name.clone(),
-        source.created.clone(),
+        source,
+        of_source,
         slot.to_owned(),
         args.from.to_string(),
         args.to.map_or_else(String::new, |to| to.to_string()),
@@ -250,30 +204,6 @@ fn check_fields(args: &Args, settings: &Settings) -> Result<(), UsageError> {
              --event-type and --aggregate-id, and use {subject} alone in --subject"
                 .to_owned(),
         )),
-    }
-}
-
-async fn range(args: &Args, stream: &str, history: &History<'_>) -> anyhow::Result<(u64, u64)> {
-    match history.find(args.from, args.to).await? {
-        Held::Between { first, last } if first > last + 1 => Err(UsageError(format!(
-            "the range is upside down: in stream {stream}, --from {} is behind --to {}",
-            args.from,
-            args.to.map_or_else(String::new, |to| to.to_string())
-        ))
-        .into()),
-        Held::Between { first, last } => Ok((first, last)),
-        Held::Gone {
-            oldest: Some(oldest),
-        } => anyhow::bail!(
-            "stream {stream} no longer holds the events from {} on: the oldest that it can give is --from {}, stored at {}",
-            args.from,
-            oldest.bound(),
-            Bound::Time(oldest.time)
-        ),
-        Held::Gone { oldest: None } => anyhow::bail!(
-            "stream {stream} no longer holds the events from {} on, nor any other of this lane",
-            args.from
-        ),
     }
 }
 

@@ -1,0 +1,134 @@
+//! Rows of the table, by when they occurred, as a source of a replay.
+//!
+//! In: times. Out: the messages of the rows that the table has now, in the order of `occurred_at` and within a moment by id, under
+//! other subjects. Guarantee: one statement and so one snapshot; rows pass through, so memory does not grow with their number.
+
+use anyhow::Context as _;
+use futures_util::{TryStreamExt as _, pin_mut};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use tokio::sync::mpsc;
+use tokio_postgres::Row as SqlRow;
+
+use super::readdress::{Destination, Filter, Original};
+use super::replayed::header_value;
+use super::rows::{Occurred, Rows};
+use super::{AHEAD, Item, Source, Sourced};
+use crate::relay::settings::Settings;
+
+/// What the source is called in a replay's header.
+const NAME: &str = "table";
+
+/// How many rows there are.
+///
+/// # Errors
+/// The table cannot be read.
+pub async fn count(settings: &Settings, occurred: &Occurred) -> anyhow::Result<u64> {
+    Rows::open(settings).await?.count_occurred(occurred).await
+}
+
+/// Reads the rows that occurred then.
+///
+/// # Errors
+/// The table cannot be reached or read as a whole.
+pub async fn source(
+    settings: &Settings,
+    occurred: Occurred,
+    filter: Filter,
+    to: Destination,
+) -> anyhow::Result<Source> {
+    let rows = Rows::open(settings).await?;
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    let reader = Reader { rows, filter, to };
+    tokio::spawn(async move {
+        if let Err(error) = reader.read(&occurred, &sender).await {
+            // With nobody there to take it, nobody misses it.
+            let _ = sender.send(Err(error)).await;
+        }
+    });
+    Ok(receiver)
+}
+
+/// Where a row stands, as its message tells it.
+pub fn place(us: i64, id: &str) -> String {
+    format!("{us}:{}", utf8_percent_encode(id, NON_ALPHANUMERIC))
+}
+
+/// Reads what [`place`] has written.
+pub fn read_place(place: &str) -> Option<(i64, String)> {
+    let (us, id) = place.split_once(':')?;
+    let id = percent_decode_str(id).decode_utf8().ok()?;
+    Some((us.parse().ok()?, id.into_owned()))
+}
+
+struct Reader {
+    rows: Rows,
+    filter: Filter,
+    to: Destination,
+}
+
+impl Reader {
+    async fn read(
+        &self,
+        occurred: &Occurred,
+        sender: &mpsc::Sender<anyhow::Result<Sourced>>,
+    ) -> anyhow::Result<()> {
+        let rows = self.rows.ask_occurred(occurred).await?;
+        pin_mut!(rows);
+        while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
+            let name: String = row.try_get(row.len() - 2)?;
+            let sourced = match self.item(&name, &row) {
+                Ok(Some(item)) => Sourced::Item(item),
+                Ok(None) => Sourced::Passed,
+                Err(why) => Sourced::Rejected {
+                    name,
+                    why: format!("{why:#}"),
+                },
+            };
+            if sender.send(Ok(sourced)).await.is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Its message; none where it is not asked for.
+    fn item(&self, name: &str, row: &SqlRow) -> anyhow::Result<Option<Item>> {
+        let us = row.try_get(row.len() - 1).context("its moment")?;
+        let parts = self.rows.parts_of(row)?;
+        let header = |name: &str| {
+            let mut lines = parts.headers.lines();
+            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(value.trim())
+        };
+        let original = Original {
+            name: name.to_owned(),
+            subject: &parts.subject,
+            header: &header,
+            body: parts.body.clone(),
+        };
+        let mark = header_value(&self.to.replay, NAME, place(us, name));
+        let lines = || parts.headers.clone();
+        let item = self.to.item(&self.filter, original, &mark, lines);
+        item.map_err(anyhow::Error::msg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_one_word_and_read_again() {
+        for id in ["0190b6a0-0000-7000-8000-000000000001", "a b:c\r\n%é", ""] {
+            let written = place(-7, id);
+            assert!(
+                written.bytes().all(|byte| byte.is_ascii_graphic()),
+                "{written}"
+            );
+            assert_eq!(read_place(&written), Some((-7, id.to_owned())));
+        }
+        for bad in ["", "7", "x:a", "7:%FF"] {
+            assert_eq!(read_place(bad), None, "{bad:?}");
+        }
+    }
+}
