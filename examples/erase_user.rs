@@ -1,5 +1,6 @@
 //! A user asks to be forgotten (GDPR, article 17), and a downstream service that holds data of theirs obeys: the whole
-//! way from a transaction, through the outbox and the stream, to another service's typed event.
+//! way from a transaction, through the outbox and the stream, to another service's typed event. Then `walrelay erase` takes
+//! the user's rows and messages away, the request among them: so not before every service has obeyed.
 //!
 //! ```text
 //! walrelay run --setup &
@@ -47,7 +48,31 @@ async fn main() -> anyhow::Result<()> {
     let erased = tokio::time::timeout(Duration::from_secs(30), mailing_service(&broker, user_id));
     erased
         .await
-        .context("the request did not arrive within 30 seconds: is `walrelay run` running?")?
+        .context("the request did not arrive within 30 seconds: is `walrelay run` running?")??;
+
+    // The accounts service again, once all others have told it that they obeyed: here there is one.
+    let receipt = erase(&database, &broker, user_id).await?;
+    println!("accounts:  the receipt of what was erased: {receipt}");
+    Ok(())
+}
+
+/// Runs `walrelay erase`; returns its receipt. Where it fails, a second run goes on where it ended.
+async fn erase(database: &str, broker: &str, user_id: Uuid) -> anyhow::Result<String> {
+    let program = std::env::var("WALRELAY").unwrap_or_else(|_| "walrelay".to_owned());
+    let output = tokio::process::Command::new(&program)
+        .args(["erase", "--yes", "--json", "--aggregate-id"])
+        .arg(user_id.to_string())
+        .env("DATABASE_URL", database)
+        .env("NATS_URL", broker)
+        .output()
+        .await
+        .with_context(|| format!("cannot run {program}: set WALRELAY to its path"))?;
+    anyhow::ensure!(
+        output.status.success(),
+        "walrelay erase failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
 
 /// Handles erasure requests until `wanted` was forgotten.

@@ -70,4 +70,18 @@ async fn another_service_sees_exactly_the_requests_that_were_committed() {
         .await
         .unwrap();
     assert_eq!(seen, [requests[0].clone(), requests[2].clone()]);
+
+    // Every service has obeyed: what is known of the user goes, the request itself among it.
+    let user = requests[0].user_id.to_string();
+    let mut erase = walrelay("erase");
+    erase.args(["--aggregate-id", &user, "--yes", "--json"]);
+    let output = erase.output().await.unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{errors}");
+    let receipt: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(receipt["rows"], 1);
+    assert_eq!(receipt["streams"][0]["events"], serde_json::json!([1]));
+    let left = "SELECT count(*) FROM outbox_events WHERE aggregate_id = $1";
+    let left = client.query_one(left, &[&requests[0].user_id]).await;
+    assert_eq!(left.unwrap().get::<_, i64>(0), 0);
 }

@@ -13,6 +13,7 @@ mod consent;
 pub mod dead_letters;
 pub mod demo;
 pub mod doctor;
+pub mod erase;
 pub mod exit;
 mod flags;
 mod given;
@@ -112,6 +113,7 @@ enum Command {
     Adopt(Configured<adopt::Args, AllFlags>),
     DeadLetters(Configured<dead_letters::Args, AllFlags>),
     Prune(Configured<prune::Args, AllFlags>),
+    Erase(Configured<erase::Args, AllFlags>),
     Doctor(Configured<doctor::Args, AllFlags>),
     Config(config::Args),
     Demo(demo::Args),
@@ -172,6 +174,9 @@ impl Cli {
             }
             Command::Prune(Configured { args, keys }) => {
                 block_on(prune::execute(args, &load(keys.given())?.settings))
+            }
+            Command::Erase(Configured { args, keys }) => {
+                block_on(erase::execute(args, &load(keys.given())?.settings))
             }
             Command::Config(args) => config::execute(&args, &load(args.given())?),
             Command::Demo(args) => block_on(demo::execute(args)),

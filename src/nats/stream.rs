@@ -11,7 +11,9 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, Stor
 use bytes::Bytes;
 
 use super::admin::{Admin, AdminRequestError, VersionError};
-use super::api::{AnswerError, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse};
+use super::api::{
+    AnswerError, StoredMessage, StreamApi, StreamConfig, StreamInfo, StreamNameError, refuse,
+};
 use super::denial::Denial;
 use super::protocol::ServerVersion;
 
@@ -207,6 +209,24 @@ pub async fn delete_lane_record(
     match refuse(&payload) {
         Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(()),
         answer => answer.map_err(answer_error("the purge", LANE_RECORD_STREAM)),
+    }
+}
+
+/// Has the server overwrite the message at `sequence` and remove it; one that is gone already is no error.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn erase_message(client: &Admin, name: &str, sequence: u64) -> Result<(), StreamError> {
+    // Without no_erase it overwrites.
+    let body = serde_json::json!({ "seq": sequence }).to_string();
+    let payload = call(client, "MSG.DELETE", name, body.clone().into()).await?;
+    let Err(error) = refuse(&payload) else {
+        return Ok(());
+    };
+    let found = call(client, "MSG.GET", name, body.into()).await?;
+    match StoredMessage::parse(&found) {
+        Ok(None) => Ok(()),
+        _ => Err(answer_error("the removal of a message", name)(error)),
     }
 }
 

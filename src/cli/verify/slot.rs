@@ -26,7 +26,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Where the relay is, as seen from the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Settled {
+pub(in crate::cli) enum Settled {
     /// It has passed the snapshot: what is not in the stream now was not published.
     Passed,
     /// Nobody reads from the slot: it tells itself what is to come.
@@ -41,7 +41,7 @@ pub(super) enum Settled {
 ///
 /// A relay confirms as late as its hold-back, so confirmation is not waited for. Up to what it reports as applied, the
 /// broker has acknowledged everything; what it has received may still be refused.
-pub(super) async fn settle(
+pub(in crate::cli) async fn settle(
     client: &Client,
     slot: &str,
     lsn: PgLsn,

@@ -1,0 +1,431 @@
+//! `walrelay erase`: removes what is known of one aggregate from table and streams.
+//!
+//! In: settings, an aggregate's id. Out: its messages overwritten and its rows deleted, with a receipt. Guarantees: the lane's
+//! order and its place stay, since no message goes that the lane record is not behind; nothing goes that is still to be
+//! published; one that was ended at any moment is finished by the next, since the rows, which tell the ids, go last.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::builder::NonEmptyStringValueParser;
+use postgres_types::PgLsn;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::consent::agreed;
+use super::exit::{Exit, UsageError};
+use super::signals::{self, Hangup};
+use super::stderr;
+use super::stdout::Account;
+use super::verify::slot::{self, Settled};
+use crate::bulk::lease::Lease;
+use crate::nats::admin::Admin;
+use crate::postgres::catalog::{Inspection, Table, inspect};
+use crate::postgres::client::{Client, connect};
+use crate::postgres::id_column::IdColumn;
+use crate::postgres::publications::publication_list;
+use crate::postgres::row_security;
+use crate::postgres::table_name::quote_identifier;
+use crate::relay::lane_client::LaneClient;
+use crate::relay::open::source;
+use crate::relay::settings::Settings;
+
+mod messages;
+mod streams;
+
+use messages::{Erased, Wanted};
+
+/// How often the lane is looked at that is waited for.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// Rows that are inserted meanwhile are erased too, for so many times.
+const ROUNDS_MAX: u32 = 3;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay erase --aggregate-id 0192f7a0-0000-7000-8000-000000000001 --dry-run   count
+  walrelay erase --aggregate-id 0192f7a0-0000-7000-8000-000000000001             erase, after asking
+  walrelay erase --aggregate-id … --yes --json > receipt.json                    from a program
+  walrelay erase --aggregate-id … --also-stream COPY                             from this stream too
+
+It removes the aggregate's rows from the table and its messages from the stream: events and dead letters. nats-server overwrites each with noise. So it does in the streams that walrelay replay has made, in mirrors,
+and in streams that have this one as a source; other copies have to be named with --also-stream.
+
+The relay may run meanwhile: the lane keeps its order and its place. Events that are not published yet are waited for.
+First let the application write nothing more about the aggregate.
+
+What it does not reach: consumers and their copies, backups, and Postgres' WAL, which the slot keeps until it is confirmed.
+In the formats payload and payload_string a message does not tell its aggregate, unless a header does: there its rows tell,
+so erase before they are deleted.
+
+Where it was ended, run it again. Exit code 0: erased, or there was nothing. 1: something could not be erased. 2: nobody
+agreed, or wrong usage. 3: row security hides rows of the table.";
+
+/// Remove an aggregate's rows and messages for good.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The aggregate.
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    aggregate_id: String,
+
+    /// Another stream that may have copies; may be given several times.
+    // Not --stream: that flag says which one the lane's is.
+    #[arg(long, value_name = "STREAM")]
+    also_stream: Vec<String>,
+
+    /// Count, and remove nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// The receipt as one JSON object.
+    #[arg(long)]
+    json: bool,
+
+    /// Do not ask.
+    #[arg(long, short)]
+    yes: bool,
+
+    /// How long to wait for the relay.
+    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+/// What was removed; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Receipt {
+    aggregate_id: String,
+    /// RFC 3339.
+    at: String,
+    dry_run: bool,
+    table: String,
+    /// Deleted from the table, or in a dry run to be deleted.
+    rows: u64,
+    streams: Vec<Erased>,
+    /// Nothing is left of it.
+    done: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Something could not be erased.
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let mut shutdown = signals::listen(Hangup::Stops)?;
+    let sql = connect(&settings.postgres.conninfo).await?;
+    let inspection = inspect(&sql, &settings.postgres).await?;
+    let table = erasable(&sql, &inspection, settings).await?;
+    let is_aggregate = is_aggregate(table, settings, &args.aggregate_id)?;
+    let nats = Admin::connect(&settings.nats.connection).await?;
+    let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let streams = streams::with_copies(&nats, &lane, &args.also_stream).await?;
+    let mut erasing = Erasing {
+        settings,
+        args: &args,
+        sql: &sql,
+        id_column: IdColumn::of(table, &settings.postgres),
+        inspection: &inspection,
+        is_aggregate,
+        nats: &nats,
+        lane: &lane,
+        receipt: Receipt {
+            aggregate_id: args.aggregate_id.clone(),
+            at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            dry_run: args.dry_run,
+            table: settings.postgres.table.to_string(),
+            rows: 0,
+            streams: streams.into_iter().map(Erased::new).collect(),
+            done: false,
+        },
+    };
+    let done = if args.dry_run {
+        erasing.count().await
+    } else {
+        if !args.yes && !agreed(&erasing.question())? {
+            stderr::line("nothing was erased: answer yes, or give --yes where nobody can be asked");
+            return Ok(Exit::Usage);
+        }
+        let lease = Lease::take(&lane, "erase").await?;
+        let done = tokio::select! {
+            done = erasing.erase() => done,
+            () = shutdown.wait() => Err(anyhow::anyhow!("stopped before its end: run it again")),
+        };
+        lease.release().await;
+        done
+    };
+    // What was removed is told also where the rest could not be.
+    erasing.receipt.print(args.json)?;
+    done?;
+    Ok(if erasing.receipt.done || args.dry_run {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
+}
+
+/// The table, where rows may be deleted from it.
+async fn erasable<'i>(
+    sql: &Client,
+    inspection: &'i Inspection,
+    settings: &Settings,
+) -> anyhow::Result<&'i Table> {
+    let name = &settings.postgres.table;
+    ensure!(
+        !inspection.server.in_recovery,
+        "this server is a standby, which takes no DELETE: name the primary in postgres.url"
+    );
+    row_security::check(inspection, name)?;
+    let table = inspection.table.as_ref();
+    let table = table.with_context(|| format!("there is no table {name}"))?;
+    let may = "SELECT has_table_privilege($1::oid, 'DELETE')";
+    let row = sql.query_one(may, &[&table.oid]).await?;
+    ensure!(
+        row.try_get::<_, bool>(0)?,
+        "role {role} may not delete from {name}: as the table's owner, run GRANT DELETE ON {name} TO {role};",
+        role = quote_identifier(&inspection.server.role)
+    );
+    Ok(table)
+}
+
+/// SQL for "is a row of the aggregate", with the id as its one parameter.
+fn is_aggregate(table: &Table, settings: &Settings, id: &str) -> Result<String, UsageError> {
+    let column = settings.postgres.columns.aggregate_id.column();
+    let Some(column) = column else {
+        return Err(UsageError(
+            "columns.aggregate_id names no column, so nothing tells which rows are the aggregate's"
+                .to_owned(),
+        ));
+    };
+    let found = table.columns.iter().find(|found| found.name == column);
+    let type_name = found.map_or("text", |found| found.type_name.as_str());
+    let fits = match found.map(|found| found.base_type.as_str()) {
+        Some("uuid") => Uuid::try_parse(id).is_ok(),
+        Some("int2" | "int4" | "int8") => id.parse::<i64>().is_ok(),
+        _ => true,
+    };
+    if !fits {
+        return Err(UsageError(format!(
+            "--aggregate-id: {id:?} is no {type_name}, which column {column} is{}",
+            match type_name {
+                "uuid" => ", such as 0192f7a0-0000-7000-8000-000000000001",
+                _ => "",
+            }
+        )));
+    }
+    Ok(format!(
+        "{} = $1::text::{type_name}",
+        quote_identifier(column)
+    ))
+}
+
+/// One run of the command.
+struct Erasing<'a> {
+    settings: &'a Settings,
+    args: &'a Args,
+    sql: &'a Client,
+    id_column: IdColumn,
+    inspection: &'a Inspection,
+    is_aggregate: String,
+    nats: &'a Admin,
+    lane: &'a LaneClient,
+    receipt: Receipt,
+}
+
+impl Erasing<'_> {
+    fn question(&self) -> String {
+        let streams: Vec<&str> = self.receipt.streams.iter().map(Erased::stream).collect();
+        format!(
+            "Erase aggregate {} from {} and from {} for good?",
+            self.args.aggregate_id,
+            self.receipt.table,
+            streams.join(", ")
+        )
+    }
+
+    async fn count(&mut self) -> anyhow::Result<()> {
+        let ids = self.ids().await?;
+        self.receipt.rows = ids.len() as u64;
+        let wanted = Wanted::new(&self.args.aggregate_id, ids, self.settings);
+        for erased in &mut self.receipt.streams {
+            messages::find(self.nats, &wanted, erased).await?;
+        }
+        Ok(())
+    }
+
+    async fn erase(&mut self) -> anyhow::Result<()> {
+        for _ in 0..ROUNDS_MAX {
+            let ids = self.ids().await?;
+            let lsn = self
+                .sql
+                .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+            self.published(&ids, lsn.await?.try_get(0)?).await?;
+            let wanted = Wanted::new(&self.args.aggregate_id, ids.clone(), self.settings);
+            for index in 0..self.receipt.streams.len() {
+                self.erase_messages(index, &wanted).await?;
+            }
+            self.receipt.rows += self.delete(&ids).await?;
+            if self.ids().await?.is_empty() {
+                self.receipt.done = true;
+                return Ok(());
+            }
+        }
+        bail!(
+            "rows of the aggregate are still inserted: let the application stop that, and run this again"
+        )
+    }
+
+    /// The ids of the aggregate's rows.
+    async fn ids(&self) -> anyhow::Result<BTreeSet<String>> {
+        let query = format!(
+            "SELECT ({})::text FROM {} WHERE {}",
+            self.id_column.text(),
+            self.receipt.table,
+            self.is_aggregate
+        );
+        let rows = self.sql.query(&query, &[&self.args.aggregate_id]).await?;
+        let id = |row: &tokio_postgres::Row| row.try_get::<_, Option<String>>(0);
+        let ids: Result<Vec<_>, _> = rows.iter().map(id).collect();
+        Ok(ids?.into_iter().flatten().collect())
+    }
+
+    /// Waits until the stream has all of these rows, which were committed below `lsn`.
+    async fn published(&self, ids: &BTreeSet<String>, lsn: PgLsn) -> anyhow::Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.args.wait;
+        let slot = &self.settings.postgres.slot;
+        // An idle server may have its last record end where a page does, and the relay just in front of that.
+        self.sql
+            .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
+            .await?;
+        loop {
+            match slot::settle(self.sql, slot, lsn, deadline).await? {
+                Settled::Passed | Settled::NoSlot => return Ok(()),
+                Settled::Behind => bail!(
+                    "the relay has not published everything within {:?}: give --wait more",
+                    self.args.wait
+                ),
+                Settled::Idle => match self.pending(ids, lsn).await? {
+                    None => {}
+                    Some(0) => return Ok(()),
+                    Some(rows) => bail!(
+                        "{rows} rows of the aggregate are still to be published: start walrelay run, and run this again"
+                    ),
+                },
+            }
+        }
+    }
+
+    /// How many of these rows the slot holds behind the lane's place; none where somebody reads it.
+    async fn pending(&self, ids: &BTreeSet<String>, lsn: PgLsn) -> anyhow::Result<Option<u64>> {
+        let record = self.lane.record().await?.record;
+        let postgres = &self.settings.postgres;
+        let mut outbox = source(self.inspection, self.settings);
+        if let Some(record) = &record {
+            outbox.tables = outbox.tables.continued(&record.tables, 0.into());
+        }
+        let named = record
+            .as_ref()
+            .map_or(&[][..], |record| &record.publications);
+        let publications = publication_list(self.sql, postgres, self.inspection, named).await?;
+        let lane_end = record.as_ref().and_then(|record| record.position);
+        let mut pending = 0;
+        let count = |held: slot::Held<'_>| {
+            let is_published = lane_end.is_some_and(|lane_end| held.position <= lane_end);
+            let is_one = held.id.is_some_and(|id| ids.contains(id));
+            pending += u64::from(is_one && !is_published);
+            Ok(())
+        };
+        let is_whole = slot::peek(self.sql, postgres, &publications, outbox, lsn, count).await?;
+        Ok(is_whole.then_some(pending))
+    }
+
+    async fn erase_messages(&mut self, index: usize, wanted: &Wanted) -> anyhow::Result<()> {
+        let stream = self.receipt.streams[index].stream().to_owned();
+        let mut found = Erased::new(stream);
+        messages::find(self.nats, wanted, &mut found).await?;
+        let mut left = 0;
+        if found.stream() == self.settings.nats.stream {
+            let lane_end = self.recorded(found.last_in_lane()).await?;
+            left = found.leave_behind(lane_end);
+        }
+        messages::erase(self.nats, &found, &mut self.receipt.streams[index]).await?;
+        ensure!(
+            left == 0,
+            "{left} events of the aggregate are not erased yet: they were published outside of the lane, and stand behind its \
+             last event, which they help to find; run this again once another event has been published"
+        );
+        Ok(())
+    }
+
+    /// Waits until the lane record is not in front of the lane's message at `sequence`: where that was its last one, only the
+    /// record tells where the lane goes on. Where the record says that the lane ends.
+    async fn recorded(&self, sequence: Option<u64>) -> anyhow::Result<u64> {
+        let deadline = Instant::now() + self.args.wait;
+        loop {
+            let record = self.lane.record().await?.record;
+            let lane_end = record.map_or(0, |record| record.sequence);
+            let Some(sequence) = sequence.filter(|sequence| *sequence > lane_end) else {
+                return Ok(lane_end);
+            };
+            let in_use = self.is_read().await?;
+            if !in_use || Instant::now() >= deadline {
+                bail!(
+                    "the lane record tells of the lane up to message {lane_end}, and {sequence} is to be erased: {}",
+                    match in_use {
+                        true => "give --wait more",
+                        false =>
+                            "start walrelay run, which brings it up to date, and run this again",
+                    }
+                );
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    }
+
+    async fn is_read(&self) -> anyhow::Result<bool> {
+        let query = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1::text AND active)";
+        let slot = &self.settings.postgres.slot;
+        Ok(self.sql.query_one(query, &[slot]).await?.try_get(0)?)
+    }
+
+    async fn delete(&self, ids: &BTreeSet<String>) -> anyhow::Result<u64> {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let delete = format!(
+            "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2)",
+            self.receipt.table,
+            self.is_aggregate,
+            self.id_column.text()
+        );
+        let ids: Vec<&String> = ids.iter().collect();
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
+            [&self.args.aggregate_id, &ids];
+        let deleted = self.sql.answer(self.sql.execute(&delete, &parameters));
+        deleted
+            .await
+            .with_context(|| format!("cannot delete from {}", self.receipt.table))
+    }
+}
+
+impl Receipt {
+    fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut account = Account::default();
+        if json {
+            account.line(serde_json::to_string(self)?);
+            return account.close();
+        }
+        let what = if self.dry_run { "found" } else { "erased" };
+        account.line(format_args!("{} rows of {} {what}", self.rows, self.table));
+        for erased in &self.streams {
+            account.line(format_args!(
+                "{} {what} in stream {}",
+                erased.summary(),
+                erased.stream()
+            ));
+        }
+        account.close()
+    }
+}

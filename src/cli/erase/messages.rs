@@ -1,0 +1,264 @@
+//! The aggregate's messages in a stream.
+//!
+//! In: a stream, which aggregate. Out: the sequences of its messages, and these messages erased. Guarantees: the stream is read
+//! once, a message at a time; a message that is gone already is no error.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context as _;
+use async_nats::HeaderMap;
+use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
+use serde::Serialize;
+
+use crate::nats::admin::Admin;
+use crate::nats::stored::StoredMessages;
+use crate::nats::stream;
+use crate::pipeline::dead_letter::DeadLetter;
+use crate::pipeline::position::{
+    DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED,
+    POSITION_HEADER, RETRY_HEADER, TAIL_HEADER,
+};
+use crate::pipeline::stored_event::StoredEvent;
+use crate::relay::settings::Settings;
+
+/// Headers that begin with the slot of who has published the message.
+const OF_SLOT: [&str; 4] = [
+    POSITION_HEADER,
+    TAIL_HEADER,
+    RETRY_HEADER,
+    DEAD_LETTER_HEADER,
+];
+
+/// By what a message is known as the aggregate's.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    slot: String,
+    /// Others write to the stream too, of other tables with ids of their own.
+    is_shared: bool,
+    aggregate_id: String,
+    /// Of its rows.
+    ids: BTreeSet<String>,
+    /// Headers that tell the aggregate.
+    headers: Vec<String>,
+}
+
+/// What became of a stream's messages; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Erased {
+    stream: String,
+    /// Sequences of events.
+    events: Vec<u64>,
+    /// Sequences of dead letters. What was noted about them tells no more than the event's id, and stays.
+    dead_letters: Vec<u64>,
+    /// Those of the events that have no place in the lane.
+    #[serde(skip)]
+    outside: Vec<u64>,
+}
+
+/// What a message of the aggregate is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// An event at its place in the lane.
+    Event,
+    /// One that was published outside of the lane.
+    Outside,
+    DeadLetter,
+}
+
+impl Wanted {
+    pub(super) fn new(aggregate_id: &str, ids: BTreeSet<String>, settings: &Settings) -> Self {
+        let mapping = settings.mapping();
+        let column = mapping.columns.aggregate_id.column();
+        let headers = mapping.message.headers.iter();
+        let headers = headers.filter(|extra| Some(extra.column.as_str()) == column);
+        Wanted {
+            slot: settings.postgres.slot.clone(),
+            is_shared: settings.nats.shared,
+            aggregate_id: aggregate_id.to_owned(),
+            ids,
+            headers: headers.map(|extra| extra.name.clone()).collect(),
+        }
+    }
+
+    /// What the message is, if it is the aggregate's.
+    fn find(&self, headers: Option<&HeaderMap>, body: &[u8]) -> Option<Found> {
+        let header = |name: &str| Some(headers?.get(name)?.as_str().to_owned());
+        let of_slot = OF_SLOT.into_iter().find_map(header);
+        let is_own = match &of_slot {
+            Some(told) => told.split(' ').next() == Some(self.slot.as_str()),
+            None => !self.is_shared,
+        };
+        if !is_own {
+            return None;
+        }
+        let kind = header(KIND_HEADER);
+        let what = match kind.as_deref() {
+            None => Found::Event,
+            Some(KIND_DEAD_LETTER) => Found::DeadLetter,
+            Some(KIND_RETRIED | KIND_DISCARDED) => return None,
+            Some(_) => Found::Outside,
+        };
+        let (id, aggregate_id) = if what == Found::DeadLetter {
+            let letter: DeadLetter = serde_json::from_slice(body).unwrap_or_default();
+            (letter.id, letter.aggregate_id)
+        } else {
+            let event = StoredEvent::read(header, body);
+            (event.id, event.aggregate_id)
+        };
+        let is_wanted = |told: &String| *told == self.aggregate_id;
+        let by_header = || {
+            let mut told = self.headers.iter().filter_map(|name| header(name));
+            // Where headers are JSON, a text is in quotes.
+            told.any(|told| told.trim_matches('"') == self.aggregate_id)
+        };
+        let found = aggregate_id.as_ref().is_some_and(is_wanted)
+            || id.is_some_and(|id| self.ids.contains(&id))
+            || by_header();
+        found.then_some(what)
+    }
+}
+
+impl Erased {
+    pub(super) fn new(stream: String) -> Self {
+        Erased {
+            stream,
+            events: Vec::new(),
+            dead_letters: Vec::new(),
+            outside: Vec::new(),
+        }
+    }
+
+    pub(super) fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// The last one that has a place in the lane.
+    pub(super) fn last_in_lane(&self) -> Option<u64> {
+        let events = self.events.iter();
+        let events = events.filter(|sequence| !self.outside.contains(sequence));
+        events.chain(&self.dead_letters).max().copied()
+    }
+
+    /// Leaves out what stands behind the lane's last message, at `lane_end`; how many there are. With these gone, nobody could
+    /// tell that they were not the lane's.
+    pub(super) fn leave_behind(&mut self, lane_end: u64) -> usize {
+        let all = self.events.len();
+        self.events.retain(|sequence| *sequence <= lane_end);
+        all - self.events.len()
+    }
+
+    pub(super) fn summary(&self) -> String {
+        let letters = match self.dead_letters.len() {
+            0 => String::new(),
+            count => format!(", {count} dead letters"),
+        };
+        format!("{} events{letters}", self.events.len())
+    }
+}
+
+/// Finds the aggregate's messages among those that the stream has now.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> anyhow::Result<()> {
+    let info = stream::find(nats, &found.stream).await?;
+    let info = info.with_context(|| format!("there is no stream {}", found.stream))?;
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::All,
+        ..OrderedConfig::default()
+    };
+    let mut messages = StoredMessages::from(nats, &found.stream, config).await?;
+    while messages.left() > 0 {
+        let (sequence, message) = messages.next().await?;
+        if sequence > info.state.last_seq {
+            break;
+        }
+        match wanted.find(message.headers.as_ref(), &message.payload) {
+            Some(Found::DeadLetter) => found.dead_letters.push(sequence),
+            Some(Found::Event) => found.events.push(sequence),
+            Some(Found::Outside) => {
+                found.events.push(sequence);
+                found.outside.push(sequence);
+            }
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Has nats-server overwrite what was found.
+///
+/// # Errors
+/// It refuses.
+pub(super) async fn erase(nats: &Admin, found: &Erased, erased: &mut Erased) -> anyhow::Result<()> {
+    for sequence in &found.events {
+        stream::erase_message(nats, &found.stream, *sequence).await?;
+        erased.events.push(*sequence);
+    }
+    for sequence in &found.dead_letters {
+        stream::erase_message(nats, &found.stream, *sequence).await?;
+        erased.dead_letters.push(*sequence);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_found_by_its_aggregate_its_id_or_a_header() {
+        let mut wanted = Wanted {
+            slot: "s".to_owned(),
+            is_shared: false,
+            aggregate_id: "a".to_owned(),
+            ids: BTreeSet::from(["e1".to_owned()]),
+            headers: vec!["user".to_owned()],
+        };
+        find_in_a_stream_of_its_own(&wanted);
+        // Another table's aggregate may have the same id.
+        let body = r#"{"id":"e9","aggregate_id":"a"}"#;
+        wanted.is_shared = true;
+        assert_eq!(find(&wanted, &[], body), None);
+        assert_eq!(
+            find(&wanted, &[(POSITION_HEADER, "s 0/10:1")], body),
+            Some(Found::Event)
+        );
+    }
+
+    fn find(wanted: &Wanted, headers: &[(&str, &str)], body: &str) -> Option<Found> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, *value);
+        }
+        wanted.find(Some(&map), body.as_bytes())
+    }
+
+    fn find_in_a_stream_of_its_own(wanted: &Wanted) {
+        let find = |headers: &[(&str, &str)], body: &str| find(wanted, headers, body);
+        assert_eq!(
+            find(&[], r#"{"id":"e9","aggregate_id":"a"}"#),
+            Some(Found::Event)
+        );
+        assert_eq!(find(&[], r#"{"id":"e9","aggregate_id":"b"}"#), None);
+        assert_eq!(find(&[("id", "e1")], "anything"), Some(Found::Event));
+        assert_eq!(
+            find(&[("id", "e2"), ("user", "\"a\"")], "anything"),
+            Some(Found::Event)
+        );
+        // A payload may have a field of that name.
+        assert_eq!(find(&[("id", "e2")], r#"{"aggregate_id":"a"}"#), None);
+        let letter = (KIND_HEADER, KIND_DEAD_LETTER);
+        assert_eq!(
+            find(&[letter], r#"{"id":null,"aggregate_id":"a"}"#),
+            Some(Found::DeadLetter)
+        );
+        let retried = (KIND_HEADER, KIND_RETRIED);
+        assert_eq!(find(&[retried], r#"{"id":"e1"}"#), None);
+        let retry = (KIND_HEADER, "retry");
+        assert_eq!(find(&[retry], r#"{"id":"e1"}"#), Some(Found::Outside));
+        assert_eq!(find(&[letter], "{}"), None);
+        let other = (POSITION_HEADER, "t 0/10:1");
+        assert_eq!(find(&[other], r#"{"id":"e1","aggregate_id":"a"}"#), None);
+    }
+}

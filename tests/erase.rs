@@ -1,0 +1,238 @@
+//! `walrelay erase` against real servers: what goes, that nothing else does, and that the lane goes on.
+
+mod platform;
+
+use std::path::Path;
+
+use platform::Platform;
+use serde_json::{Value, json};
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+/// Stands in every payload of the aggregate that is erased.
+const SECRET: &str = "a-name-that-nobody-may-read";
+
+/// Commits so many events of an aggregate, each with the secret.
+async fn insert_of(platform: &Platform, aggregate: Uuid, event_type: &str, count: i32) {
+    let text = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) \
+                SELECT gen_random_uuid(), $1, $2, jsonb_build_object('name', $3::text) FROM generate_series(1, $4::int)";
+    let parameters: [&(dyn ToSql + Sync); 4] = [&aggregate, &event_type, &SECRET, &count];
+    let inserted = platform.sql.execute(text, &parameters).await;
+    inserted.expect("inserted");
+}
+
+const TYPE: &str = "lesson.published.v1";
+
+async fn rows(platform: &Platform) -> i64 {
+    let query = "SELECT count(*) FROM outbox_events";
+    let row = platform.sql.query_one(query, &[]).await;
+    row.expect("counted").get(0)
+}
+
+/// The receipt of a run that ends with this code.
+async fn erase(platform: &Platform, aggregate: Uuid, more: &[&str], code: i32) -> Value {
+    let id = aggregate.to_string();
+    let arguments = [&["erase", "--json", "--aggregate-id", id.as_str()], more].concat();
+    let output = platform.output(&arguments).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    serde_json::from_slice(&output.stdout).expect("a receipt")
+}
+
+fn holds(folder: &Path, text: &str) -> bool {
+    std::fs::read_dir(folder).expect("a folder").any(|entry| {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => holds(&path, text),
+            false => std::fs::read(&path).is_ok_and(|bytes| {
+                bytes
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            }),
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_running_relay_goes_on_behind_its_erased_end() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    let user = Uuid::new_v4();
+    platform.insert(2).await;
+    insert_of(&platform, user, TYPE, 1).await;
+    platform.insert(1).await;
+    insert_of(&platform, user, TYPE, 2).await;
+    platform.wait_for(6).await;
+
+    let dry = erase(&platform, user, &["--dry-run"], 0).await;
+    assert_eq!((&dry["rows"], &dry["done"]), (&json!(3), &json!(false)));
+    assert_eq!(dry["streams"][0]["events"], json!([3, 5, 6]));
+    assert_eq!(rows(&platform).await, 6);
+
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(
+        (&receipt["rows"], &receipt["done"]),
+        (&json!(3), &json!(true))
+    );
+    let streams = json!([{"stream": "OUTBOX", "events": [3, 5, 6], "dead_letters": []}]);
+    assert_eq!(receipt["streams"], streams);
+    assert_eq!(receipt["aggregate_id"], json!(user));
+    assert_eq!(rows(&platform).await, 3);
+    let again = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(
+        (&again["rows"], &again["streams"][0]["events"]),
+        (&json!(0), &json!([]))
+    );
+
+    // The same process, and then another one.
+    platform.insert(2).await;
+    platform.wait_for(8).await;
+    relay.stop().await;
+    platform.insert(1).await;
+    platform.relay_until(9).await;
+    platform.verify(0).await;
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+}
+
+#[tokio::test]
+async fn a_stopped_relay_goes_on_behind_its_erased_end() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, TYPE, 2).await;
+    platform.relay_until(3).await;
+    assert!(holds(&platform.nats.store_dir(), SECRET));
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(receipt["streams"][0]["events"], json!([2, 3]));
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    platform.insert(1).await;
+    platform.relay_until(4).await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
+async fn what_is_still_to_be_published_is_not_half_erased() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    insert_of(&platform, user, TYPE, 1).await;
+    platform.relay_until(1).await;
+    insert_of(&platform, user, TYPE, 2).await;
+    let receipt = erase(&platform, user, &["--yes"], 1).await;
+    assert_eq!(
+        (&receipt["rows"], &receipt["done"]),
+        (&json!(0), &json!(false))
+    );
+    assert_eq!(rows(&platform).await, 3);
+    platform.message(1).await;
+
+    platform.relay_until(3).await;
+    // Ended in the middle: some messages are gone, and no row.
+    platform.delete_message(2).await;
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(
+        (&receipt["rows"], &receipt["done"]),
+        (&json!(3), &json!(true))
+    );
+    assert_eq!(receipt["streams"][0]["events"], json!([1, 3]));
+}
+
+#[tokio::test]
+async fn replays_and_dead_letters_go_too() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, TYPE, 1).await;
+    insert_of(&platform, user, "no subject", 2).await;
+    platform.wait_for(4).await;
+    platform
+        .expect(&["replay", "--from", "2020-01-01T00:00:00Z", "--yes"], 0)
+        .await;
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    platform.expect(&discard, 0).await;
+    assert!(holds(&platform.nats.store_dir(), SECRET));
+
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(receipt["rows"], 3);
+    let own = json!({"stream": "OUTBOX", "events": [2], "dead_letters": [3, 4]});
+    assert_eq!(receipt["streams"][0], own);
+    let replayed = &receipt["streams"][1];
+    assert_eq!(replayed["stream"], "OUTBOX_REPLAY");
+    assert_eq!(replayed["events"], json!([2]));
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    let letters = platform.expect(&["dead-letters", "list", "--all"], 0).await;
+    assert!(!letters.contains(&user.to_string()), "{letters}");
+    relay.stop().await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
+async fn an_event_outside_of_the_lane_waits_for_one_of_the_lane_behind_it() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, "no subject", 1).await;
+    platform.relay_until(2).await;
+    let position = "event_type=lesson.published.v1";
+    let letters = platform.output(&["dead-letters", "list", "--json"]).await;
+    let letter: Value = serde_json::from_slice(&letters.stdout).expect("one letter");
+    let at = letter["position"].as_str().expect("a position");
+    platform
+        .expect(&["dead-letters", "retry", at, "--set", position], 0)
+        .await;
+    let receipt = erase(&platform, user, &["--yes"], 1).await;
+    let own = json!({"stream": "OUTBOX", "events": [], "dead_letters": [2]});
+    assert_eq!(
+        (&receipt["streams"][0], &receipt["rows"]),
+        (&own, &json!(0))
+    );
+
+    platform.insert(1).await;
+    platform.relay_until(5).await;
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(
+        (&receipt["streams"][0]["events"], &receipt["rows"]),
+        (&json!([3]), &json!(1))
+    );
+    platform.insert(1).await;
+    platform.relay_until(6).await;
+    platform.verify(0).await;
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+}
+
+#[tokio::test]
+async fn what_is_wrong_is_said_and_nothing_is_erased() {
+    let mut platform = Platform::start().await;
+    let user = Uuid::new_v4().to_string();
+    insert_of(&platform, user.parse().expect("a UUID"), TYPE, 1).await;
+    platform.relay_until(1).await;
+    let said = platform.expect(&["erase", "--aggregate-id", "7"], 2).await;
+    assert!(
+        said.contains("is no uuid, which column aggregate_id is, such as"),
+        "{said}"
+    );
+    let said = platform
+        .expect(&["erase", "--aggregate-id", &user], 2)
+        .await;
+    assert!(said.contains("nothing was erased: answer yes"), "{said}");
+    let unknown = [
+        "erase",
+        "--aggregate-id",
+        &user,
+        "--yes",
+        "--also-stream",
+        "NONE",
+    ];
+    let said = platform.expect(&unknown, 1).await;
+    assert!(said.contains("there is no stream NONE"), "{said}");
+    platform.set("WALRELAY_COLUMNS_AGGREGATE_ID", "");
+    let said = platform
+        .expect(&["erase", "--aggregate-id", &user, "--yes"], 2)
+        .await;
+    assert!(
+        said.contains("columns.aggregate_id names no column"),
+        "{said}"
+    );
+    assert_eq!(rows(&platform).await, 1);
+    platform.message(1).await;
+}
