@@ -235,6 +235,13 @@ async fn run_needs_what_the_file_gives_it() {
 }
 
 #[tokio::test]
+async fn run_with_after_publish_needs_what_the_file_gives_it() {
+    let mut fixture = fixture().await;
+    fixture.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    relay_needs_each(&mut fixture, "run_after_publish").await;
+}
+
+#[tokio::test]
 async fn run_on_a_shared_stream_needs_what_the_file_gives_it() {
     let mut fixture = fixture().await;
     fixture.set("WALRELAY_NATS_SHARED", "true");
@@ -297,6 +304,28 @@ async fn commands_need_what_the_file_gives_them() {
     log_in(&mut fixture, "verify");
     let verified = fixture.walrelay(&["verify"]).await;
     assert!(verified.stdout.contains("clean"), "{verified:?}");
+}
+
+#[tokio::test]
+async fn prune_and_erase_need_what_the_file_gives_them() {
+    let mut fixture = fixture().await;
+    fill(&mut fixture).await;
+    log_in(&mut fixture, "verify");
+    let prune = ["prune", "--older-than", "0s", "--dry-run"];
+    let said = fixture.walrelay(&prune).await.stderr;
+    // The row from before the slot: table and stream were compared.
+    assert!(said.contains("1 rows are not in the stream"), "{said}");
+    let query = "SELECT aggregate_id::text FROM outbox_events ORDER BY id LIMIT 1";
+    let row = fixture.sql.query_one(query, &[]).await.unwrap();
+    let aggregate: String = row.get(0);
+    let erase = ["erase", "--aggregate-id", &aggregate, "--yes"];
+    let erased = needs_each(&mut fixture, "erase", &erase, nothing).await;
+    assert!(
+        erased
+            .success()
+            .stdout
+            .contains("1 events erased in stream OUTBOX")
+    );
 }
 
 #[tokio::test]
