@@ -11,6 +11,8 @@ mod confirming;
 mod emit;
 mod reject;
 mod resync;
+#[cfg(test)]
+pub(crate) mod sample;
 mod wal;
 
 pub use super::fault::Stop;

@@ -451,3 +451,6 @@ pub(super) fn postgres_gone(error: ReplicationError) -> Stop {
         _ => Fault::Postgres(error.bare()).into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

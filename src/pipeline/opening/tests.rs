@@ -2,18 +2,24 @@
 
 use super::*;
 use crate::pipeline::history::Switch;
+use crate::pipeline::lane_end::{LaneEnd, Memory};
 use crate::pipeline::position::Position;
+use crate::pipeline::progress::HeldMarks;
 use crate::pipeline::request::StreamView;
 
 const CREATED: &str = "then";
 
 fn opening() -> Opening<'static> {
+    opening_with(None)
+}
+
+fn opening_with(memory: Option<Memory>) -> Opening<'static> {
     let mut opening = Opening::new(Known {
         slot: "s",
         stream: "S",
         template: "outbox.{event_type}".parse().expect("a template"),
         shared: false,
-        memory: None,
+        memory,
         from: None,
     });
     opening.catalog_seen();
@@ -224,4 +230,43 @@ fn a_stream_that_drops_leaves_its_doubt_in_the_record() {
     assert!(record.doubted);
     let refused = opening.take(Reply::Stored(2)).expect_err("unfit");
     assert!(matches!(refused, NotOpened::Unfit(found) if found == unfit));
+}
+
+/// What a process knows that has had the slot confirmed up to 40, and whose record of that a broker has lost.
+fn memory() -> Memory {
+    Memory {
+        created: CREATED.into(),
+        lane_end: record(2).position.map(|position| LaneEnd {
+            sequence: 2,
+            position,
+            event_id: Some("e2".into()),
+        }),
+        sound: None,
+        doubted: false,
+        recorded_sequence: Some(2),
+        confirmed_lsn: 40.into(),
+        history: History::first(),
+        tables: Vec::new(),
+        epoch: 1,
+        settled: true,
+        server_id: None,
+        held: HeldMarks::default(),
+    }
+}
+
+#[test]
+fn what_the_process_has_had_confirmed_itself_needs_no_record() {
+    let last = event(2, "s 0/2:1", "1");
+    for (memory, explained) in [(Some(memory()), true), (None, false)] {
+        let mut opening = opening_with(memory);
+        look_twice(&mut opening, &stream(CREATED, 2), &record(2), &[last]);
+        opening
+            .slot_seen(place(40, History::first()))
+            .expect("decided, or a halt to keep");
+        let halts = matches!(
+            opening.step,
+            Step::KeepHalt(Halt::ConfirmedUnexplained { .. }, ..)
+        );
+        assert_eq!(halts, !explained, "{:?}", opening.step);
+    }
 }

@@ -2,137 +2,12 @@
 
 use super::*;
 use crate::pipeline::continuity::Loss;
-use crate::pipeline::encoding::Encoding;
-use crate::pipeline::engine::{EngineSettings, EpochSettings, Note};
-use crate::pipeline::epochs::Refused;
+use crate::pipeline::engine::Note;
+use crate::pipeline::engine::sample::{
+    CREATED, MS, begin, commit, id, insert, lane, limits, plan, relation, settings,
+};
 use crate::pipeline::lane_end::LaneEnd;
-use crate::pipeline::limit::SizeLimit;
-use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::Position;
-use crate::pipeline::progress::HeldMarks;
-use crate::pipeline::row::Source;
-use crate::pipeline::tables::Tables;
-
-const CREATED: &str = "then";
-const OID: u32 = 16_384;
-const MS: Duration = Duration::from_millis(1);
-
-fn lane() -> Lane {
-    Lane {
-        system_identifier: 7,
-        database: "app".into(),
-        slot: "s".into(),
-    }
-}
-
-fn limits(message_limit: usize) -> WindowLimits {
-    WindowLimits {
-        inbox: "_INBOX.a".into(),
-        epoch_token: "a".into(),
-        messages_max: 100,
-        one_by_one: 0,
-        bytes_max: 1 << 20,
-        message_limit: SizeLimit::smaller(message_limit, None),
-        ack_timeout: 5_000 * MS,
-    }
-}
-
-fn plan(lane_end: Option<LaneEnd>, last_sequence: u64) -> Plan {
-    Plan {
-        start_lsn: 1.into(),
-        lane_end,
-        overlap: None,
-        last_sequence,
-        replay_from: None,
-        loss: None,
-        foreign_messages: 0,
-    }
-}
-
-fn settings() -> EngineSettings {
-    EngineSettings {
-        lane: lane(),
-        history: History::first(),
-        created: CREATED.into(),
-        number: 3,
-        record: None,
-        mode: Mode::Chain,
-        stream: "S".into(),
-        num_replicas: 1,
-        confirmed_flush_lsn: 1.into(),
-        server_id: Some("before".into()),
-        held: HeldMarks::default(),
-        epoch: EpochSettings {
-            source: Source {
-                tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
-                domains: Vec::new(),
-                encoding: Encoding::Utf8,
-                mapping: Mapping::default(),
-            },
-            publications: Vec::new(),
-            carrier: None,
-            catalog_lsn: 0.into(),
-            limits: limits(1 << 20),
-            hold_back: 1_000 * MS,
-            held_bytes_max: 1 << 30,
-            on_timeline: None,
-            status_interval: 10_000 * MS,
-            halt_on_reject: false,
-            refused: Refused::new(),
-            limit_raised_for: None,
-        },
-    }
-}
-
-fn xlog_data(kind: u8, parts: &[&[u8]]) -> Vec<u8> {
-    let mut out = vec![b'w'];
-    out.extend([0; 24]);
-    out.push(kind);
-    out.extend(parts.concat());
-    out
-}
-
-fn relation() -> Vec<u8> {
-    let columns: [(&[u8], u32); 6] = [
-        (b"id\0", 2950),
-        (b"aggregate_id\0", 2950),
-        (b"event_type\0", 25),
-        (b"event_version\0", 21),
-        (b"occurred_at\0", 1184),
-        (b"payload_json\0", 3802),
-    ];
-    let columns = columns
-        .map(|(name, oid)| [&[0], name, &oid.to_be_bytes(), &(-1_i32).to_be_bytes()].concat());
-    let head: &[u8] = b"public\0outbox_events\0d\0\x06";
-    xlog_data(b'R', &[&OID.to_be_bytes(), head, &columns.concat()])
-}
-
-fn id(ordinal: u64) -> String {
-    format!("0192f7a0-0000-7000-9000-{ordinal:012x}")
-}
-
-/// A row; one without a type cannot be published.
-fn insert(ordinal: u64, event_type: Option<&str>) -> Vec<u8> {
-    let (id, aggregate) = (id(ordinal), id(0));
-    let values = [
-        Some(id.as_str()),
-        Some(aggregate.as_str()),
-        event_type,
-        Some("1"),
-        Some("2026-11-23 04:40:52.84613+00"),
-        Some("{}"),
-    ];
-    let values = values.map(|value| match value {
-        Some(text) => [
-            b"t".as_slice(),
-            &u32::try_from(text.len()).expect("short").to_be_bytes(),
-            text.as_bytes(),
-        ]
-        .concat(),
-        None => b"n".to_vec(),
-    });
-    xlog_data(b'I', &[&OID.to_be_bytes(), b"N\0\x06", &values.concat()])
-}
 
 fn at(ordinal: u64) -> Position {
     Position {
@@ -154,16 +29,14 @@ fn stored(ordinal: u64) -> Option<LaneEnd> {
 fn engine() -> Engine {
     let mut engine = Engine::new(settings(), &plan(None, 0), MS);
     let mut out = BytesMut::new();
-    let begin = [100_u64.to_be_bytes(), 0_u64.to_be_bytes()].concat();
-    let commit = [100_u64.to_be_bytes(), 108_u64.to_be_bytes(), [0; 8]].concat();
     for payload in [
         relation(),
-        xlog_data(b'B', &[&begin, &7_u32.to_be_bytes()]),
+        begin(100),
         insert(1, Some("a.b.v1")),
         insert(2, Some("a.b.v1")),
         insert(3, None),
         insert(4, Some("a.b.v1")),
-        xlog_data(b'C', &[&[0], &commit]),
+        commit(100),
     ] {
         engine
             .handle_payload(&payload, &mut out, MS)
