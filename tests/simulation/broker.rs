@@ -169,13 +169,21 @@ impl Stream {
 
     /// A message stands there that was copied, and what it was copied from was removed.
     pub(crate) fn is_copy_of_removed(&self, sequence: u64) -> bool {
-        let header = |frame: &Frame| frame.header(position::POSITION_HEADER).map(str::to_owned);
-        let copy = self
-            .messages
-            .get(&sequence)
-            .filter(|frame| frame.subject == FOREIGN);
-        let copied = copy.and_then(header);
-        copied.is_some() && self.removed.values().any(|frame| header(frame) == copied)
+        let copied = self.copied(sequence);
+        copied.is_some() && self.removed.values().any(|frame| told(frame) == copied)
+    }
+
+    /// A message stands there that was copied, and what it was copied from is gone without having been removed.
+    pub(crate) fn is_copy_of_lost(&self, sequence: u64) -> bool {
+        let copied = self.copied(sequence);
+        let mut all = self.messages.values().chain(self.removed.values());
+        copied.is_some() && !all.any(|frame| frame.subject != FOREIGN && told(frame) == copied)
+    }
+
+    /// The position that the copy there tells.
+    fn copied(&self, sequence: u64) -> Option<&str> {
+        let copy = self.messages.get(&sequence)?;
+        told(copy).filter(|_| copy.subject == FOREIGN)
     }
 
     /// Removes messages as people and limits do.
@@ -213,6 +221,11 @@ impl Stream {
             .filter_map(|(seq, frame)| Some((*seq, frame.position()?, frame)))
             .collect()
     }
+}
+
+/// The position that a message tells, in place or not.
+fn told(frame: &Frame) -> Option<&str> {
+    frame.header(position::POSITION_HEADER)
 }
 
 /// What a store attempt tells the world.

@@ -402,6 +402,7 @@ impl Relay {
     /// The opening has come to its end.
     fn streams(&mut self, start: Start, world: &mut World) -> State {
         self.has_streamed = true;
+        world.loss_unseen = false;
         let broker = start.broker.expect("connected");
         let (turn, incarnation) = match self.waiting.take() {
             Some(mut waiting) => {

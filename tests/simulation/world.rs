@@ -56,6 +56,8 @@ pub(crate) struct World {
     messages_lost: bool,
     /// Up to here the broker had stored when it lost some of that.
     lost_seq: u64,
+    /// No relay has begun to stream since messages or records were lost.
+    pub(crate) loss_unseen: bool,
     /// When an edit of the stream is taken back: not before a relay has seen it.
     mended_at: Duration,
     pub(crate) edit_seen: bool,
@@ -98,6 +100,7 @@ impl World {
             fences_lost: false,
             messages_lost: false,
             lost_seq: 0,
+            loss_unseen: false,
             mended_at: Duration::ZERO,
             edit_seen: false,
             dropped: false,

@@ -108,11 +108,15 @@ impl World {
         let record = self.broker.records.last_seq;
         let had_fence = self.last_fence() > 0;
         lose(&mut self.broker);
-        self.records_lost |= self.broker.records.last_seq < record;
+        if self.broker.records.last_seq < record {
+            self.records_lost = true;
+            self.loss_unseen = true;
+        }
         self.fences_lost |= had_fence && self.last_fence() == 0;
         if !before.is_subset(&self.broker.events.positions) {
             self.messages_lost = true;
             self.lost_seq = self.lost_seq.max(last_seq);
+            self.loss_unseen = true;
         }
         let confirmed = self.postgres.confirmed_lsn.unwrap_or(0);
         let gone = before
@@ -147,7 +151,7 @@ impl World {
     }
 
     /// In a shared stream: the last fence does not tell the lane's last message.
-    fn has_lost_fence(&self) -> bool {
+    pub(super) fn has_lost_fence(&self) -> bool {
         let last = self.broker.events.published().last().map(|last| last.0);
         self.broker.shared && last.is_some_and(|last| last > self.last_fence())
     }
@@ -243,6 +247,8 @@ impl World {
             FaultKind::Stop => relay.stop(self.now),
             FaultKind::ReplaceTable if !self.postgres.up => {}
             FaultKind::ReplaceTable => self.postgres.replace_table(&mut self.random),
+            // Known limit, as with every removal: what took the place of lost messages is taken for them.
+            FaultKind::Edit(Edit::Interest) if self.loss_unseen => {}
             FaultKind::Edit(edit) => {
                 if self.broker.edit.is_none() {
                     self.broker.edit(Some(edit));
@@ -320,7 +326,7 @@ impl World {
         // is a lane whose messages were removed from a shared stream and whose record is lost as well.
         let has_record = !self.broker.records.messages.is_empty();
         // And a message that took the place of a lost one, and was removed as well, is taken for the lane's.
-        let has_replaced = self.broker.events.last_seq <= self.lost_seq;
+        let has_replaced = self.broker.events.last_seq <= self.lost_seq || self.loss_unseen;
         if self.has_lost_fence() || has_replaced || (self.broker.shared && !has_record) {
             return;
         }

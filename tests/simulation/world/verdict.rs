@@ -94,11 +94,15 @@ impl World {
                 // What the stream did not keep stands before what it kept again: the slot still has it.
                 let is_taken = *sequence <= self.broker.events.taken_through;
                 self.halted_replaced |= is_taken;
-                self.removed || self.fences_lost || is_taken
+                self.removed || self.fences_lost || self.has_lost_fence() || is_taken
             }
-            // A message without an acknowledgement was copied, and removed.
+            // A message without an acknowledgement was copied, and removed; or it was copied, and a power failure took it or
+            // the fence behind it.
             Outcome::Halted(Halt::EndCopied { sequence, .. }) => {
-                self.unanswered && self.broker.events.is_copy_of_removed(*sequence)
+                let events = &self.broker.events;
+                (self.unanswered && events.is_copy_of_removed(*sequence))
+                    || (self.messages_lost && events.is_copy_of_lost(*sequence))
+                    || self.has_lost_fence()
             }
             // Somebody else's message had come before anybody looked: in place of an event, or, on a shared stream, of the
             // lane's only fence. Seed 109867.
