@@ -67,6 +67,34 @@ async fn table_and_stream_are_compared_on_a_standby() {
     );
 }
 
+#[tokio::test]
+async fn what_deletes_rows_is_refused_on_a_standby() {
+    let mut fixture = Fixture::own().await;
+    let relay = fixture.run();
+    fixture.insert(1, 3).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    becomes_a_standby(&mut fixture).await;
+    let aggregate = uuid(1).to_string();
+    for arguments in [
+        &["prune", "--older-than", "0s"][..],
+        &["erase", "--yes", "--aggregate-id", &aggregate],
+    ] {
+        let refused = fixture.walrelay(arguments).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let why = "is a standby, which takes no DELETE: name the primary";
+        assert!(refused.stderr.contains(why), "{refused:?}");
+    }
+    for after_publish in ["mark", "delete"] {
+        fixture.set("WALRELAY_OUTBOX_AFTER_PUBLISH", after_publish);
+        let refused = fixture.walrelay(&["run"]).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let why = format!("outbox.after_publish = \"{after_publish}\": this server is a standby");
+        assert!(refused.stderr.contains(&why), "{refused:?}");
+    }
+    assert_eq!(fixture.message_count().await, 3);
+}
+
 /// A lane on a standby that is promoted while its relay streams, and goes on with five events.
 async fn promoted_under() -> (Fixture, Relay) {
     let mut fixture = Fixture::own().await;

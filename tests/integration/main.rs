@@ -13,6 +13,7 @@ mod idle;
 mod least_privilege;
 mod logs;
 mod mapping;
+mod partitions;
 mod pooler;
 mod presets;
 mod refusals;
