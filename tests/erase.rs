@@ -111,6 +111,25 @@ async fn a_stopped_relay_goes_on_behind_its_erased_end() {
 }
 
 #[tokio::test]
+async fn a_killed_relay_goes_on_behind_its_erased_end() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    platform.relay_until(1).await;
+    let relay = platform.relay();
+    insert_of(&platform, user, TYPE, 2).await;
+    platform.wait_for(3).await;
+    // Before its record, or behind it.
+    relay.kill().await;
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(receipt["streams"][0]["events"], json!([2, 3]));
+    let told = platform.last_sequence().await;
+    platform.insert(1).await;
+    platform.relay_until(told + 1).await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
 async fn what_is_still_to_be_published_is_not_half_erased() {
     let platform = Platform::start().await;
     let user = Uuid::new_v4();
@@ -167,7 +186,7 @@ async fn replays_and_dead_letters_go_too() {
 }
 
 #[tokio::test]
-async fn an_event_outside_of_the_lane_waits_for_one_of_the_lane_behind_it() {
+async fn an_event_outside_of_the_lane_goes_behind_a_message_that_tells_the_lanes_place() {
     let platform = Platform::start().await;
     let user = Uuid::new_v4();
     platform.insert(1).await;
@@ -180,20 +199,16 @@ async fn an_event_outside_of_the_lane_waits_for_one_of_the_lane_behind_it() {
     platform
         .expect(&["dead-letters", "retry", at, "--set", position], 0)
         .await;
-    let receipt = erase(&platform, user, &["--yes"], 1).await;
-    let own = json!({"stream": "OUTBOX", "events": [], "dead_letters": [2]});
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    let own = json!({"stream": "OUTBOX", "events": [3], "dead_letters": [2]});
     assert_eq!(
         (&receipt["streams"][0], &receipt["rows"]),
-        (&own, &json!(0))
+        (&own, &json!(1))
     );
+    let (headers, _) = platform.message(5).await;
+    let kind = headers.get("Walrelay-Kind").map(|kind| kind.as_str());
+    assert_eq!(kind, Some("erased"));
 
-    platform.insert(1).await;
-    platform.relay_until(5).await;
-    let receipt = erase(&platform, user, &["--yes"], 0).await;
-    assert_eq!(
-        (&receipt["streams"][0]["events"], &receipt["rows"]),
-        (&json!([3]), &json!(1))
-    );
     platform.insert(1).await;
     platform.relay_until(6).await;
     platform.verify(0).await;

@@ -20,8 +20,8 @@ use crate::nats::stream::StreamSeverity;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{
-    BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
-    REPLAY_HEADER,
+    BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
+    KIND_RETRY, REPLAY_HEADER,
 };
 use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -302,8 +302,9 @@ async fn look(lane: &LaneClient, mut from: u64, through: u64) -> anyhow::Result<
         let Some(message) = lane.message(Lookup::Next { from, filter: ">" }).await? else {
             return Ok(());
         };
-        if let Some(kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED)) =
-            message.header_text(KIND_HEADER)
+        if let Some(
+            kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED | KIND_ERASED),
+        ) = message.header_text(KIND_HEADER)
         {
             bail!(
                 "another command has published ({kind}) at sequence {} since this one has read the stream: run this again",

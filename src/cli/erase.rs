@@ -19,8 +19,14 @@ use super::signals::{self, Hangup};
 use super::stderr;
 use super::stdout::Account;
 use super::verify::slot::{self, Settled};
+use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
+use crate::bulk::publisher::Publisher;
+use crate::bulk::{Item, Outcome, Sourced};
 use crate::nats::admin::Admin;
+use crate::pipeline::dead_letter;
+use crate::pipeline::end_search::split_tail;
+use crate::pipeline::position::{KIND_ERASED, KIND_HEADER, Position, parse_header};
 use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
@@ -147,7 +153,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         }
         let lease = Lease::take(&lane, "erase").await?;
         let done = tokio::select! {
-            done = erasing.erase() => done,
+            done = erasing.erase(&lease) => done,
             () = shutdown.wait() => Err(anyhow::anyhow!("stopped before its end: run it again")),
         };
         lease.release().await;
@@ -252,7 +258,7 @@ impl Erasing<'_> {
         Ok(())
     }
 
-    async fn erase(&mut self) -> anyhow::Result<()> {
+    async fn erase(&mut self, lease: &Lease) -> anyhow::Result<()> {
         for _ in 0..ROUNDS_MAX {
             let ids = self.ids().await?;
             let lsn = self
@@ -261,7 +267,7 @@ impl Erasing<'_> {
             self.published(&ids, lsn.await?.try_get(0)?).await?;
             let wanted = Wanted::new(&self.args.aggregate_id, ids.clone(), self.settings);
             for index in 0..self.receipt.streams.len() {
-                self.erase_messages(index, &wanted).await?;
+                self.erase_messages(index, &wanted, lease).await?;
             }
             self.receipt.rows += self.delete(&ids).await?;
             if self.ids().await?.is_empty() {
@@ -329,7 +335,8 @@ impl Erasing<'_> {
             .as_ref()
             .map_or(&[][..], |record| &record.publications);
         let publications = publication_list(self.sql, postgres, self.inspection, named).await?;
-        let lane_end = record.as_ref().and_then(|record| record.position);
+        let recorded = record.as_ref().and_then(|record| record.position);
+        let lane_end = recorded.max(self.told_end().await?);
         let mut pending = 0;
         let count = |held: slot::Held<'_>| {
             let is_published = lane_end.is_some_and(|lane_end| held.position <= lane_end);
@@ -341,26 +348,68 @@ impl Erasing<'_> {
         Ok(is_whole.then_some(pending))
     }
 
-    async fn erase_messages(&mut self, index: usize, wanted: &Wanted) -> anyhow::Result<()> {
+    /// Where the stream says that the lane ends, which the record of a relay that was killed may not have heard of.
+    async fn told_end(&self) -> anyhow::Result<Option<Position>> {
+        if self.settings.nats.shared {
+            return Ok(None);
+        }
+        let end = self.lane.end().await?;
+        let told = split_tail(&end.lane_end).and_then(|(header, _)| parse_header(header).ok());
+        Ok(told.map(|(_, position)| position))
+    }
+
+    async fn erase_messages(
+        &mut self,
+        index: usize,
+        wanted: &Wanted,
+        lease: &Lease,
+    ) -> anyhow::Result<()> {
         let stream = self.receipt.streams[index].stream().to_owned();
         let mut found = Erased::new(stream);
         messages::find(self.nats, wanted, &mut found).await?;
-        let mut left = 0;
         if found.stream() == self.settings.nats.stream {
-            let lane_end = self.recorded(found.last_in_lane()).await?;
-            left = found.leave_behind(lane_end);
+            let recorded = self.recorded(found.last_in_lane()).await?;
+            // On a shared stream the fence tells where the lane is.
+            if !self.settings.nats.shared && found.last().is_some_and(|last| last > recorded) {
+                self.tell_place(lease).await?;
+            }
         }
-        messages::erase(self.nats, &found, &mut self.receipt.streams[index]).await?;
-        ensure!(
-            left == 0,
-            "{left} events of the aggregate are not erased yet: they were published outside of the lane, and stand behind its \
-             last event, which they help to find; run this again once another event has been published"
-        );
-        Ok(())
+        messages::erase(self.nats, &found, &mut self.receipt.streams[index]).await
+    }
+
+    /// Stores a message behind what is to go that tells where the lane is. Without it, nobody could tell whether what is gone
+    /// behind the recorded end was the lane's.
+    async fn tell_place(&self, lease: &Lease) -> anyhow::Result<()> {
+        let version = self.nats.server_version()?;
+        let fence = Fence::raise(self.lane, lease, self.settings, version).await?;
+        let mut publisher = Publisher::new(self.settings, self.lane, lease, fence).await?;
+        let item = Item {
+            name: KIND_ERASED.to_owned(),
+            subject: dead_letter::subject(self.lane.slot()).into_bytes(),
+            headers: format!("{KIND_HEADER}: {KIND_ERASED}\r\n").into_bytes(),
+            body: "{}".into(),
+        };
+        let (sender, source) = tokio::sync::mpsc::channel(1);
+        sender.send(Ok(Sourced::Item(item))).await?;
+        drop(sender);
+        let mut refused = None;
+        let each = |outcome: Outcome<'_>| {
+            if let Outcome::Rejected { why, .. } = outcome {
+                refused = Some(why.to_owned());
+            }
+        };
+        publisher.run(source, each).await?;
+        match refused {
+            Some(why) => bail!(
+                "the message that tells where the lane is cannot be stored, so nothing was erased: {why}"
+            ),
+            None => Ok(()),
+        }
     }
 
     /// Waits until the lane record is not in front of the lane's message at `sequence`: where that was its last one, only the
-    /// record tells where the lane goes on. Where the record says that the lane ends.
+    /// record tells where the lane goes on. Where the record says that the lane ends, which may be in front of it where no relay
+    /// brings it up to date.
     async fn recorded(&self, sequence: Option<u64>) -> anyhow::Result<u64> {
         let deadline = Instant::now() + self.args.wait;
         loop {
@@ -370,6 +419,9 @@ impl Erasing<'_> {
                 return Ok(lane_end);
             };
             let in_use = self.is_read().await?;
+            if !in_use && !self.settings.nats.shared {
+                return Ok(lane_end);
+            }
             if !in_use || Instant::now() >= deadline {
                 bail!(
                     "the lane record tells of the lane up to message {lane_end}, and {sequence} is to be erased: {}",

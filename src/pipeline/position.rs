@@ -32,6 +32,8 @@ pub const REPLAY_HEADER: &str = "Walrelay-Replay";
 
 /// Value of [`KIND_HEADER`] on a message that only tells an adopted lane's position, in [`TAIL_HEADER`].
 pub const KIND_ADOPTED: &str = "adopted";
+/// Value of [`KIND_HEADER`] on a message that only tells the lane's position, in [`TAIL_HEADER`], where messages were erased.
+pub const KIND_ERASED: &str = "erased";
 /// Value of [`KIND_HEADER`] on the event of a dead letter that could be published later.
 pub const KIND_RETRY: &str = "retry";
 /// Header of such an event: the dead letter's slot and position.

@@ -15,7 +15,7 @@ use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
 use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::position::{
-    DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED,
+    DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
     POSITION_HEADER, RETRY_HEADER, TAIL_HEADER,
 };
 use crate::pipeline::stored_event::StoredEvent;
@@ -95,7 +95,7 @@ impl Wanted {
         let what = match kind.as_deref() {
             None => Found::Event,
             Some(KIND_DEAD_LETTER) => Found::DeadLetter,
-            Some(KIND_RETRIED | KIND_DISCARDED) => return None,
+            Some(KIND_RETRIED | KIND_DISCARDED | KIND_ERASED) => return None,
             Some(_) => Found::Outside,
         };
         let (id, aggregate_id) = if what == Found::DeadLetter {
@@ -139,12 +139,9 @@ impl Erased {
         events.chain(&self.dead_letters).max().copied()
     }
 
-    /// Leaves out what stands behind the lane's last message, at `lane_end`; how many there are. With these gone, nobody could
-    /// tell that they were not the lane's.
-    pub(super) fn leave_behind(&mut self, lane_end: u64) -> usize {
-        let all = self.events.len();
-        self.events.retain(|sequence| *sequence <= lane_end);
-        all - self.events.len()
+    /// The last one.
+    pub(super) fn last(&self) -> Option<u64> {
+        self.events.iter().chain(&self.dead_letters).max().copied()
     }
 
     pub(super) fn summary(&self) -> String {

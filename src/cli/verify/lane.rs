@@ -17,8 +17,8 @@ use crate::nats::stream;
 use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
-    DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY,
-    POSITION_HEADER, Position, parse_header,
+    DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_ERASED, KIND_HEADER,
+    KIND_RETRY, POSITION_HEADER, Position, parse_header,
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
@@ -279,7 +279,7 @@ impl LaneReading {
         let (kind, position) = match (kind, position) {
             (None, Some(position)) => (Kind::Event, position),
             (Some(KIND_DEAD_LETTER), Some(position)) => (Kind::DeadLetter, position),
-            (Some(KIND_ADOPTED), _) => {
+            (Some(KIND_ADOPTED | KIND_ERASED), _) => {
                 self.marks += 1;
                 return Ok(());
             }
