@@ -251,3 +251,34 @@ async fn what_is_wrong_is_said_and_nothing_is_erased() {
     assert_eq!(rows(&platform).await, 1);
     platform.message(1).await;
 }
+
+#[tokio::test]
+async fn a_lane_on_a_shared_stream_goes_on_behind_its_erased_end() {
+    let mut platform = Platform::servers().await;
+    platform.set("WALRELAY_NATS_SHARED", "true");
+    platform.expect(&["setup"], 0).await;
+    let (first, second) = (Uuid::new_v4(), Uuid::new_v4());
+    let relay = platform.relay();
+    platform.insert(2).await;
+    insert_of(&platform, first, TYPE, 2).await;
+    platform.holds_events(4).await;
+    let receipt = erase(&platform, first, &["--yes"], 0).await;
+    let events = receipt["streams"][0]["events"].as_array();
+    assert_eq!(events.expect("a list").len(), 2);
+    platform.insert(1).await;
+    platform.holds_events(3).await;
+    insert_of(&platform, second, TYPE, 1).await;
+    platform.holds_events(4).await;
+    relay.stop().await;
+
+    // The same with the relay stopped.
+    let receipt = erase(&platform, second, &["--yes"], 0).await;
+    assert_eq!(
+        (&receipt["rows"], &receipt["done"]),
+        (&json!(1), &json!(true))
+    );
+    platform.insert(1).await;
+    platform.relay_until_events(4).await;
+    assert_eq!(rows(&platform).await, 4);
+    platform.verify(0).await;
+}
