@@ -7,12 +7,14 @@ use anyhow::{Context as _, ensure};
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
 use super::{AHEAD, Item, Source, Sourced};
 use crate::nats::admin::Admin;
+use crate::nats::settings::ConnectionSettings;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream::{covers, find};
 use crate::pipeline::position::{
@@ -33,25 +35,35 @@ pub struct Events {
     pub taken_over_sequence: u64,
 }
 
-/// Reads the events from sequence `first` to `last`, both included.
+/// Reads the events from sequence `first` to `last`, both included: on a thread and a connection of its own, since taking messages
+/// apart costs as much as publishing them.
 pub fn source(
-    nats: &Admin,
+    connection: &ConnectionSettings,
     events: Events,
     (first, last): (u64, u64),
     filter: Filter,
     to: Destination,
 ) -> Source {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let reader = Reader {
-        nats: nats.clone(),
-        events,
-        filter,
-        to,
-    };
-    tokio::spawn(async move {
-        if let Err(error) = reader.read(first, last, &sender).await {
+    let connection = connection.clone();
+    std::thread::spawn(move || {
+        let read = async {
+            let nats = Admin::connect(&connection).await?;
+            let reader = Reader {
+                nats,
+                events,
+                filter,
+                to,
+            };
+            reader.read(first, last, &sender).await
+        };
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let read = runtime
+            .context("the runtime cannot start")
+            .and_then(|runtime| runtime.block_on(read));
+        if let Err(error) = read {
             // With nobody there to take it, nobody misses it.
-            let _ = sender.send(Err(error)).await;
+            let _ = sender.blocking_send(Err(error));
         }
     });
     receiver
@@ -175,7 +187,9 @@ fn own_headers(message: &Message) -> String {
         let name: &str = name.as_ref();
         let is_of_place = name.starts_with("Nats-") || [KIND_HEADER, TAIL_HEADER].contains(&name);
         for value in values.iter().filter(|_| !is_of_place) {
-            lines.push_str(&format!("{name}: {}\r\n", value.as_str()));
+            for part in [name, ": ", value.as_str(), "\r\n"] {
+                lines.push_str(part);
+            }
         }
     }
     lines

@@ -158,7 +158,7 @@ async fn count(
     let mut shutdown = shutdown.clone();
     let mut events = 0_u64;
     let reached = plan.reached(nats).await?;
-    if let Some(mut source) = plan.open(nats, settings, reached.as_deref()).await? {
+    if let Some(mut source) = plan.open(settings, reached.as_deref()).await? {
         loop {
             let next = tokio::select! {
                 next = source.recv() => next,
@@ -199,7 +199,7 @@ async fn replay(
     let total = plan.count(nats, settings, reached.as_deref()).await?;
     let mut progress = Progress::of(total, args.json);
     let mut done = Ok(());
-    if let Some(source) = plan.open(nats, settings, reached.as_deref()).await? {
+    if let Some(source) = plan.open(settings, reached.as_deref()).await? {
         let at_target = plan.settings(settings);
         let fence = Fence::aside(&plan.target, through);
         let wanted = plan.wanted.clone();

@@ -10,7 +10,7 @@ use async_nats::HeaderValue;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 
 use crate::nats::admin::Admin;
 
@@ -63,6 +63,22 @@ impl<'a> StoredMessages<'a> {
     /// # Errors
     /// None came in time, or it cannot be read.
     pub async fn next(&mut self) -> anyhow::Result<(u64, Message)> {
+        // One that is at hand needs no watch over the wait.
+        let message = match self.messages.next().now_or_never() {
+            Some(next) => next
+                .context("the consumer ended")?
+                .with_context(|| format!("cannot read stream {}", self.stream))?,
+            None => self.awaited().await?,
+        };
+        let info = message
+            .info()
+            .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
+        let sequence = info.stream_sequence;
+        self.left = info.pending;
+        Ok((sequence, message))
+    }
+
+    async fn awaited(&mut self) -> anyhow::Result<Message> {
         let (stream, messages) = (&self.stream, &mut self.messages);
         let next = async {
             tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
@@ -73,13 +89,7 @@ impl<'a> StoredMessages<'a> {
                 .context("the consumer ended")?
                 .with_context(|| format!("cannot read stream {stream}"))
         };
-        let message = self.nats.allowed(next).await?;
-        let info = message
-            .info()
-            .map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
-        let sequence = info.stream_sequence;
-        self.left = info.pending;
-        Ok((sequence, message))
+        self.nats.allowed(next).await
     }
 }
 

@@ -116,14 +116,15 @@ impl Origin {
     /// What is left behind the place that was reached.
     pub(super) async fn open(
         &self,
-        nats: &Admin,
         settings: &Settings,
         reached: Option<&str>,
         (filter, to): (Filter, Destination),
     ) -> anyhow::Result<Option<Source>> {
         match self {
-            Origin::Stream { events, range, .. } => Ok(left(*range, reached)?
-                .map(|range| stream::source(nats, events.clone(), range, filter, to))),
+            Origin::Stream { events, range, .. } => Ok(left(*range, reached)?.map(|range| {
+                let connection = &settings.nats.connection;
+                stream::source(connection, events.clone(), range, filter, to)
+            })),
             Origin::Table { .. } => {
                 let source = occurred::source(settings, self.occurred(reached)?, filter, to);
                 Ok(Some(source.await?))

@@ -134,12 +134,11 @@ impl Plan {
     /// What is left behind that place; none where that is nothing.
     pub(super) async fn open(
         &self,
-        nats: &Admin,
         settings: &Settings,
         reached: Option<&str>,
     ) -> anyhow::Result<Option<Source>> {
         let to = (self.filter.clone(), self.destination.clone());
-        self.origin.open(nats, settings, reached, to).await
+        self.origin.open(settings, reached, to).await
     }
 
     /// How many that are, whether they are wanted or not.
