@@ -178,3 +178,19 @@ async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
     has(&platform, "true", 0).await;
     relay.stop().await;
 }
+
+#[tokio::test]
+async fn rows_are_deleted_by_the_lane_of_a_shared_stream() {
+    let mut platform = Platform::servers().await;
+    platform.set("WALRELAY_NATS_SHARED", "true");
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    platform.expect(&["setup"], 0).await;
+    platform.insert(3).await;
+    let relay = platform.relay();
+    has(&platform, "true", 0).await;
+    platform.insert(2).await;
+    has(&platform, "true", 0).await;
+    platform.holds_events(5).await;
+    relay.stop().await;
+    platform.verify(0).await;
+}
