@@ -172,9 +172,11 @@ impl<'a> Publisher<'a> {
             if allowance.contended {
                 // What is not at hand by then would keep the relay waiting.
                 let bytes_max = self.settings.relay.window_bytes_max;
-                self.queue
-                    .gather(allowance.messages, bytes_max, &mut each)
-                    .await?;
+                let gathered = self.queue.gather(allowance.messages, bytes_max, &mut each);
+                tokio::select! {
+                    gathered = gathered => gathered?,
+                    () = shutdown.wait() => break,
+                }
             }
             let before = self.done;
             match self.stint(allowance, &mut each).await {

@@ -29,9 +29,10 @@ impl Queue {
         }
     }
 
-    /// Goes on with the messages of another source.
+    /// Goes on with the messages of another source; what a signal has left of the one before is dropped.
     pub(super) fn feed(&mut self, source: Source) {
         self.source = source;
+        self.ready.clear();
         self.ended = false;
     }
 

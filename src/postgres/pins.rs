@@ -10,7 +10,8 @@
 /// pg_catalog keeps functions and operators of others out, and makes the server write names with their schema. Without
 /// notices, rows would be passed over in silence. Row security would hide rows from a command that compares or counts.
 /// A time-out of the role would end long decoding and long waits; through the view, since `transaction_timeout` came
-/// with Postgres 17.
+/// with Postgres 17. A session whose client is gone would wait on for a lock, and hold back vacuum by its snapshot: the
+/// server looks for the client every two seconds, where its platform can (Linux; elsewhere it refuses the setting).
 pub(crate) const SET_AND_PID: &str = "\
 SET DateStyle = 'ISO, MDY'; SET TimeZone = 'UTC'; SET IntervalStyle = 'postgres';
 SET extra_float_digits = 3; SET bytea_output = 'hex';
@@ -19,6 +20,7 @@ SET standard_conforming_strings = on; SET quote_all_identifiers = off;
 SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name IN (
   'statement_timeout', 'lock_timeout', 'idle_in_transaction_session_timeout', 'idle_session_timeout',
   'transaction_timeout');
+SELECT pg_catalog.set_config('client_connection_check_interval', '2s', false) WHERE pg_catalog.version() LIKE '%linux%';
 SELECT pg_catalog.pg_backend_pid()";
 
 /// What the text of columns depends on, and whether rows are passed over in silence.

@@ -1,5 +1,8 @@
 //! What becomes of dead letters: the stream alone tells which are open, retried and discarded.
 
+use std::collections::BTreeSet;
+
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::lane::{LANES, Lane, event_count, set_up};
@@ -205,4 +208,72 @@ async fn a_retry_that_ended_before_its_mark_is_only_marked_by_the_next() {
         assert_eq!(of_kind(&fixture, "retried").await.len(), 3, "{lane:?}");
         report(&fixture, 0).await;
     }
+}
+
+/// How many of the listed ones are in this state.
+async fn count(fixture: &Fixture, state: &str) -> usize {
+    let listed = listed(fixture, &["--all"]).await;
+    listed.iter().filter(|(_, found)| found == state).count()
+}
+
+#[tokio::test]
+async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_give_the_lease_back() {
+    const ROWS: usize = 5_000;
+    let mut fixture = with_table(Fixture::own().await, Lane::FastIngest).await;
+    let mut relay = fixture.run();
+    insert_bad(&fixture, 1, ROWS as u64).await;
+    fixture.holds(ROWS as u64).await;
+    mend(&fixture).await;
+
+    // Beside a relay, and one that waits for the table.
+    let lock = fixture.connect().await;
+    lock.batch_execute("BEGIN; LOCK TABLE outbox_events")
+        .await
+        .unwrap();
+    let mut waiting = fixture.start(&["dead-letters", "retry", "--all"]);
+    let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted";
+    eventually("it waits for the table", async || {
+        let waiting: i64 = fixture.sql.query_one(sql, &[]).await.unwrap().get(0);
+        (waiting > 0).then_some(())
+    })
+    .await;
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.ends().await, Some(1), "{}", waiting.log());
+    assert!(waiting.log().contains("run it again"), "{}", waiting.log());
+    lock.batch_execute("ROLLBACK").await.unwrap();
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.ends().await, Some(0));
+
+    for (arguments, state) in [
+        (&["retry", "--all"][..], "retried"),
+        (&["discard", "--all", "--reason", "a test"], "discarded"),
+    ] {
+        let before = fixture.message_count().await;
+        let arguments = [&["dead-letters"], arguments].concat();
+        let mut stopped = fixture.start(&arguments);
+        eventually("something of it is stored", async || {
+            (fixture.message_count().await > before).then_some(())
+        })
+        .await;
+        fixture.own_servers().nats.pause();
+        stopped.signal(Signal::TERM);
+        stopped.logs("SIGTERM: stopping").await;
+        fixture.own_servers().nats.resume();
+        assert_eq!(stopped.ends().await, Some(1), "{}", stopped.log());
+        assert!(!stopped.log().contains("has begun and not ended"));
+        let done = count(&fixture, state).await;
+        assert!(done > 0 && count(&fixture, "open").await > 0, "{done} {state}");
+        assert_eq!(of_kind(&fixture, state).await.len(), done);
+    }
+    assert_eq!(
+        of_kind(&fixture, "retry").await.len(),
+        count(&fixture, "retried").await
+    );
+    let rest = command(&fixture, "retry", &["--all"]).await.success();
+    assert!(!rest.stderr.contains("has begun and not ended"), "{rest:?}");
+    assert_eq!(count(&fixture, "open").await, 0);
+    let retries = of_kind(&fixture, "retry").await;
+    let ids: BTreeSet<_> = retries.iter().map(Stored::id).collect();
+    assert_eq!(ids.len(), retries.len(), "each once");
+    assert_eq!(retries.len() + count(&fixture, "discarded").await, ROWS);
 }

@@ -71,13 +71,13 @@ async fn hangup_takes_up_the_log_level_and_names_what_takes_a_restart() {
     relay.stop().await;
 }
 
-/// Waits until a command waits for a lock on the table.
-async fn waits_for_the_table(fixture: &Fixture) {
+/// Waits until a command waits for a lock on the table, or none does.
+async fn waits_for_the_table(fixture: &Fixture, waits: bool) {
     let sql = "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation \
                WHERE relname = 'outbox_events' AND NOT granted";
-    eventually("somebody waits for the table", async || {
+    eventually(format!("somebody waits for the table: {waits}"), async || {
         let waiting: i64 = fixture.sql.query_one(sql, &[]).await.unwrap().get(0);
-        (waiting > 0).then_some(())
+        (waits == (waiting > 0)).then_some(())
     })
     .await;
 }
@@ -122,15 +122,17 @@ async fn tail_verify_and_backfill_end_in_good_order() {
         .await
         .unwrap();
     let verify = fixture.start(&["verify"]);
-    waits_for_the_table(&fixture).await;
+    waits_for_the_table(&fixture, true).await;
     let said = ["SIGQUIT: stopping", "it was stopped before its end"];
     ends_with(verify, Signal::QUIT, 3, said).await;
-    // The session of the one before still waits.
-    lock.batch_execute("ROLLBACK; BEGIN; LOCK TABLE outbox_events")
-        .await
-        .unwrap();
+    // Nor does its session stay, nor that of one that was killed.
+    waits_for_the_table(&fixture, false).await;
+    let mut verify = fixture.start(&["verify"]);
+    waits_for_the_table(&fixture, true).await;
+    verify.kill();
+    waits_for_the_table(&fixture, false).await;
     let backfill = fixture.start(&["backfill"]);
-    waits_for_the_table(&fixture).await;
+    waits_for_the_table(&fixture, true).await;
     let said = [hangup.1, "nothing is published"];
     ends_with(backfill, hangup.0, 1, said).await;
     lock.batch_execute("ROLLBACK").await.unwrap();

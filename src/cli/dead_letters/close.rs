@@ -2,11 +2,12 @@
 //! that says so.
 //!
 //! In: which dead letters. Out: their events behind the stream's end, and their marks behind the events. Guarantees: no
-//! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark.
+//! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark. A
+//! signal ends it behind what is in flight, and what was published is marked first.
 
 use std::collections::{BTreeMap, HashMap};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 
 use super::letters::{Letters, Standing};
@@ -17,6 +18,7 @@ use crate::bulk::letters::{self, Values};
 use crate::bulk::publisher::Publisher;
 use crate::bulk::rows::columns;
 use crate::cli::exit::{Exit, UsageError};
+use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
@@ -24,6 +26,7 @@ use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -53,6 +56,7 @@ pub(super) async fn close(
     if let Action::Retry { set } = &action {
         check_set(&settings.mapping(), set)?;
     }
+    let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     let lease = Lease::take(&lane, action.command()).await?;
     let mut closing = Closing {
@@ -60,6 +64,7 @@ pub(super) async fn close(
         settings,
         lane: &lane,
         lease: &lease,
+        shutdown,
         account: Account::default(),
         failed: false,
     };
@@ -93,47 +98,80 @@ struct Closing<'a> {
     settings: &'a Settings,
     lane: &'a LaneClient,
     lease: &'a Lease,
+    shutdown: Shutdown,
     account: Account,
     failed: bool,
+}
+
+/// The dead letters that the action is about.
+#[derive(Debug, Default)]
+struct Found {
+    /// Their events are in the stream, and they are not marked so.
+    there: Vec<Standing>,
+    left: Vec<Standing>,
 }
 
 impl Closing<'_> {
     async fn close(&mut self, position: Option<Position>, action: Action) -> anyhow::Result<()> {
         let version = self.nats.server_version()?;
         let fence = Fence::raise(self.lane, self.lease, self.settings, version).await?;
-        let letters = Letters::read(self.lane).await?;
-        let wanted = self.wanted(&letters, position, &action)?;
-        let Some(first) = wanted.first() else {
+        let mut shutdown = self.shutdown.clone();
+        let found = tokio::select! {
+            found = self.find(position, &action) => found?,
+            () = shutdown.wait() => bail!("stopped while the stream was read: nothing is published or marked"),
+        };
+        if found.there.is_empty() && found.left.is_empty() {
             return Ok(());
-        };
-        let published = self.published(first.place.sequence).await?;
-        let is_there = |letter: &&Standing| {
-            let at = published.get(&letter.place.position);
-            at.is_some_and(|sequence| *sequence > letter.place.sequence)
-        };
-        let (there, left): (Vec<_>, Vec<_>) = wanted.into_iter().partition(is_there);
-        let mut publisher = Publisher::new(self.settings, self.lane, self.lease, fence).await?;
+        }
+        let mut publisher = Publisher::new(self.settings, self.lane, self.lease, fence)
+            .await?
+            .until(shutdown);
         let marked = (
             State::Retried,
             "was published already, and is marked so now",
         );
-        self.mark(&mut publisher, marked, marks(&there, None))
+        self.mark(&mut publisher, marked, marks(&found.there, None))
             .await?;
         match action {
             Action::Retry { set } => {
-                let retried = self.publish(&mut publisher, &left, set).await?;
+                let retried = self.publish(&mut publisher, &found.left, set).await?;
                 let marked = (State::Retried, "published");
+                // Also when a signal has ended the events: these are in the stream.
+                let mut publisher = publisher.until(Shutdown::never());
                 self.mark(&mut publisher, marked, retried)
                     .await
-                    .context("the events are published, and their dead letters are not marked so: run this again")
+                    .context("the events are published, and their dead letters are not marked so: run this again")?;
             }
             Action::Discard { reason } => {
-                self.failed |= position.is_some() && !there.is_empty();
+                self.failed |= position.is_some() && !found.there.is_empty();
                 let marked = (State::Discarded, "discarded");
-                self.mark(&mut publisher, marked, marks(&left, Some(&reason)))
-                    .await
+                self.mark(&mut publisher, marked, marks(&found.left, Some(&reason)))
+                    .await?;
             }
         }
+        if self.shutdown.is_sent() {
+            self.failed = true;
+            stderr::line(format_args!(
+                "stopped: run it again for those that are still open"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Those that the action is about, and which of them were published and not marked so.
+    async fn find(&mut self, position: Option<Position>, action: &Action) -> anyhow::Result<Found> {
+        let letters = Letters::read(self.lane).await?;
+        let wanted = self.wanted(&letters, position, action)?;
+        let Some(first) = wanted.first() else {
+            return Ok(Found::default());
+        };
+        let published = self.published(first.place.sequence).await?;
+        let is_there = |letter: &Standing| {
+            let at = published.get(&letter.place.position);
+            at.is_some_and(|sequence| *sequence > letter.place.sequence)
+        };
+        let (there, left) = wanted.into_iter().cloned().partition(is_there);
+        Ok(Found { there, left })
     }
 
     /// Those that the action is about, in their order.
@@ -171,7 +209,7 @@ impl Closing<'_> {
     async fn publish(
         &mut self,
         publisher: &mut Publisher<'_>,
-        letters: &[&Standing],
+        letters: &[Standing],
         set: Vec<(String, String)>,
     ) -> anyhow::Result<Vec<Mark>> {
         if letters.is_empty() {
@@ -179,11 +217,16 @@ impl Closing<'_> {
         }
         let by_name: HashMap<String, &Standing> = letters
             .iter()
-            .map(|letter| (letter.place.position.to_string(), *letter))
+            .map(|letter| (letter.place.position.to_string(), letter))
             .collect();
         let places = letters.iter().map(|letter| letter.place).collect();
         let values = Values::from_iter(set);
-        let events = letters::events(self.settings, self.lane, places, values).await?;
+        let events = letters::events(self.settings, self.lane, places, values);
+        let mut shutdown = self.shutdown.clone();
+        let events = tokio::select! {
+            events = events => events?,
+            () = shutdown.wait() => return Ok(Vec::new()),
+        };
         let mut retried = Vec::new();
         let each = |outcome: Outcome<'_>| match outcome {
             Outcome::Passed => {}
@@ -250,6 +293,6 @@ impl Closing<'_> {
     }
 }
 
-fn marks(letters: &[&Standing], reason: Option<&str>) -> Vec<Mark> {
+fn marks(letters: &[Standing], reason: Option<&str>) -> Vec<Mark> {
     letters.iter().map(|letter| letter.mark(reason)).collect()
 }
