@@ -13,6 +13,7 @@ use super::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamFinding, StreamPlan, StreamSeverity};
 use crate::pipeline::record::HaltNote;
+use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
@@ -291,11 +292,11 @@ async fn look_at_nats(settings: &Settings) -> anyhow::Result<Report> {
         StreamPlan::Create(_) => report.missing(stream::LANE_RECORD_STREAM),
     }
     let lane = LaneClient::new(&client, &wanted.name, &settings.postgres.slot)?;
-    let record = match lane.record().await {
-        Err(LaneError::NoStream(_)) => None,
-        stored => stored?.record,
+    let stored = match lane.record().await {
+        Err(LaneError::NoStream(_)) => StoredRecord::default(),
+        stored => stored?,
     };
-    let halted = record.and_then(|record| record.halted);
+    let halted = stored.halted().cloned();
     report.findings.extend(halted.map(Found::from));
     Ok(report)
 }

@@ -1,10 +1,10 @@
-//! The state of a lane whose relay does not answer: by the slot, and by what the last relay left in the lane record.
+//! The state of a lane whose relay does not answer: by the slot, and by what the last relay has left.
 //!
-//! In: an inspection of Postgres, the record. Out: a [`LaneState`]. Guarantee: pure; what was not seen is not called well.
+//! In: an inspection of Postgres, the note of a halt. Out: a [`LaneState`]. Guarantee: pure; what was not seen is not called well.
 
 use serde::Serialize;
 
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::HaltNote;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::settings::PostgresSettings;
@@ -45,13 +45,13 @@ pub struct LaneState {
     pub(super) wal: SlotWal,
 }
 
-/// What the broker says of the record.
+/// What the broker says of a halt.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Recorded<'a> {
     /// It could not be asked.
     Unseen,
-    /// This, or that there is none.
-    Seen(Option<&'a LaneRecord>),
+    /// This, or that there was none.
+    Seen(Option<&'a HaltNote>),
 }
 
 impl LaneState {
@@ -64,7 +64,7 @@ impl LaneState {
         let slot = inspection.slot.as_ref();
         let active_pid = slot.and_then(|slot| slot.active_pid);
         let note = match recorded {
-            Recorded::Seen(record) => record.and_then(|record| record.halted.clone()),
+            Recorded::Seen(note) => note.cloned(),
             Recorded::Unseen => None,
         };
         let wal = SlotWal::of(inspection);

@@ -16,7 +16,8 @@ use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::{HaltNote, LaneRecord};
+use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -136,7 +137,7 @@ struct Stored {
     last: Option<(u64, Position)>,
     copied: Option<(u64, Position)>,
     has_stream: bool,
-    record: Option<LaneRecord>,
+    halted: Option<HaltNote>,
 }
 
 /// As far as they can be read, and why NATS does not tell its part.
@@ -156,7 +157,7 @@ pub(super) async fn look(
         Err(error) => (Stored::default(), Some(error)),
     };
     let recorded = match &unseen {
-        None => Recorded::Seen(stored.record.as_ref()),
+        None => Recorded::Seen(stored.halted.as_ref()),
         Some(_) => Recorded::Unseen,
     };
     let lane = LaneState::of(&inspection, recorded, &settings.postgres);
@@ -188,13 +189,13 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
     let nats = Admin::connect(&settings.nats.connection).await?;
     let found = stream::find(&nats, &settings.nats.stream).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let record = match lane.record().await {
-        Err(LaneError::NoStream(_)) => None,
-        stored => stored?.record,
+    let stored = match lane.record().await {
+        Err(LaneError::NoStream(_)) => StoredRecord::default(),
+        stored => stored?,
     };
     let (last, copied) = match &found {
         Some(info) => match last_of_slot(&lane, settings, info.state.last_seq).await? {
-            (None, copied) => (recorded(record.as_ref(), &info.created), copied),
+            (None, copied) => (recorded(stored.record.as_ref(), &info.created), copied),
             ended => ended,
         },
         None => (None, None),
@@ -203,7 +204,7 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
         last,
         copied,
         has_stream: found.is_some(),
-        record,
+        halted: stored.halted().cloned(),
     })
 }
 

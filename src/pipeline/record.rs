@@ -79,7 +79,7 @@ pub struct LaneRecord {
     pub halted: Option<HaltNote>,
 }
 
-/// A halt, as a person is told of it when the process is gone.
+/// A halt, as a person is told of it when the process is gone: in the lane record, or in its place where there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaltNote {
     /// When, as in RFC 3339.
@@ -100,6 +100,52 @@ impl HaltNote {
             at,
             reason: shortened(halt.reason()),
             remedy: shortened(halt.remedy()),
+        }
+    }
+}
+
+/// What stands in the place of a lane record that there is not.
+#[derive(Serialize, Deserialize)]
+struct WithoutRecord {
+    version: u32,
+    halted_without_record: HaltNote,
+}
+
+/// What stands in the lane record's place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecordOrNote {
+    /// The lane record.
+    Record(Box<LaneRecord>),
+    /// Why a relay halted, where there is no record: that there is none is what the next start decides by.
+    Note(HaltNote),
+}
+
+impl RecordOrNote {
+    /// As stored.
+    pub fn to_json(&self) -> Vec<u8> {
+        match self {
+            RecordOrNote::Record(record) => record.to_json(),
+            RecordOrNote::Note(note) => serde_json::to_vec(&WithoutRecord {
+                version: LaneRecord::VERSION,
+                halted_without_record: note.clone(),
+            })
+            .expect("numbers and strings always have a JSON form"),
+        }
+    }
+
+    /// Reads what stands in the record's place.
+    ///
+    /// # Errors
+    /// Not JSON of a record or a note, or of a later form.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, RecordError> {
+        match serde_json::from_slice::<WithoutRecord>(bytes) {
+            Ok(note) if note.version == LaneRecord::VERSION => {
+                Ok(RecordOrNote::Note(note.halted_without_record))
+            }
+            Ok(note) => Err(RecordError::Version(note.version)),
+            Err(_) => {
+                LaneRecord::from_json(bytes).map(|record| RecordOrNote::Record(Box::new(record)))
+            }
         }
     }
 }
@@ -338,5 +384,15 @@ mod tests {
         assert!(note.reason.len() <= HaltNote::TEXT_BYTES_MAX);
         assert!(note.reason.ends_with("ä…"));
         assert_eq!(note.remedy, "look");
+        let kept = RecordOrNote::Note(note);
+        assert_eq!(RecordOrNote::from_json(&kept.to_json()).unwrap(), kept);
+        // It is no record.
+        assert!(LaneRecord::from_json(&kept.to_json()).is_err());
+        let later = kept.to_json();
+        let later = String::from_utf8(later).unwrap().replace(":1,", ":2,");
+        assert!(matches!(
+            RecordOrNote::from_json(later.as_bytes()),
+            Err(RecordError::Version(2))
+        ));
     }
 }

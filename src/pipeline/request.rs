@@ -4,8 +4,9 @@
 //! streams. A transport turns a request into bytes and bytes into a reply, and decides nothing.
 
 use super::end_search::{Lookup, StoredMessage};
+use super::fault::Halt;
 use super::lane_end::LaneEnd;
-use super::record::LaneRecord;
+use super::record::{HaltNote, LaneRecord, RecordOrNote};
 
 /// A request to the broker. At most one is on its way at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,10 +88,39 @@ pub struct Unfit {
 }
 
 /// The lane record and where it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoredRecord {
     /// The record; none before the lane's first epoch.
     pub record: Option<LaneRecord>,
-    /// Sequence of the message that holds it in the record stream; 0 for none.
+    /// Why a relay halted, where there is no record. No start decides by it.
+    pub note: Option<HaltNote>,
+    /// Sequence of the message that holds either in the record stream; 0 for none.
     pub sequence: u64,
+}
+
+impl StoredRecord {
+    /// Why the last relay halted; none once an epoch has begun again.
+    #[must_use]
+    pub fn halted(&self) -> Option<&HaltNote> {
+        let recorded = self.record.as_ref();
+        recorded.map_or(self.note.as_ref(), |record| record.halted.as_ref())
+    }
+
+    /// What to keep once a relay has halted in its epoch of that number, in the stream created at that time; of a start that
+    /// has come to no epoch, without either. None where another relay has begun an epoch since, unless the halt is to bind that
+    /// one too.
+    #[must_use]
+    pub fn kept(
+        &self,
+        halt: &Halt,
+        epoch: Option<(&str, u64)>,
+        at: String,
+    ) -> Option<RecordOrNote> {
+        let Some(record) = &self.record else {
+            return Some(RecordOrNote::Note(HaltNote::of(halt, at)));
+        };
+        let (created, epoch) = epoch.unwrap_or((&record.created, record.epoch));
+        let halted = record.halted(halt, created, epoch, at)?;
+        Some(RecordOrNote::Record(Box::new(halted)))
+    }
 }

@@ -12,9 +12,9 @@ use crate::nats::stream::{
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Opening, Server, Wanted};
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::RecordOrNote;
 use crate::pipeline::request::{Request, StoredRecord, Unfit};
-use crate::relay::lane_store::{Answer, LaneStore, StoreError};
+use crate::relay::lane_store::{Answer, LaneStore, Outgoing, StoreError};
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::NatsSettings;
 use crate::relay::stream_fit;
@@ -158,10 +158,7 @@ impl Broker {
             }
             Err(Unanswered::NoStream) if *request == Request::Record => {
                 self.create_records().await?;
-                Ok(Answer::Record(Box::new(StoredRecord {
-                    record: None,
-                    sequence: 0,
-                })))
+                Ok(Answer::Record(Box::default()))
             }
             Err(Unanswered::NoStream) => {
                 let stream = match request {
@@ -184,7 +181,10 @@ impl Broker {
     }
 
     async fn ask_once(&mut self, request: &Request<'_>) -> Result<Answer, Unanswered> {
-        let outgoing = self.store.outgoing(request);
+        self.exchange(self.store.outgoing(request)).await
+    }
+
+    async fn exchange(&mut self, outgoing: Outgoing) -> Result<Answer, Unanswered> {
         let answer = self
             .connection
             .request(
@@ -205,26 +205,29 @@ impl Broker {
             })
     }
 
-    /// Keeps in the lane record what `halted` makes of it, where it makes anything. Behind whatever record there is: the broker
-    /// may have lost the latest with the lane's messages.
+    /// Keeps what `kept` makes of the lane record, where it makes anything. Behind whatever record there is: the broker may
+    /// have lost the latest with the lane's messages.
     ///
     /// # Errors
     /// No answer, or another record was stored meanwhile.
     pub async fn keep_halt(
         &mut self,
-        halted: impl Fn(LaneRecord) -> Option<LaneRecord>,
+        kept: impl Fn(&StoredRecord) -> Option<RecordOrNote>,
     ) -> Result<(), OpenError> {
         let Answer::Record(stored) = self.ask(&Request::Record).await? else {
             return Ok(());
         };
-        if let Some(record) = stored.record.and_then(halted) {
-            let request = Request::StoreRecord {
-                record: Box::new(record),
-                behind: stored.sequence,
-            };
-            self.ask(&request).await?;
+        let Some(kept) = kept(&stored) else {
+            return Ok(());
+        };
+        let outgoing = self.store.store_halt(&kept, stored.sequence);
+        match self.exchange(outgoing).await {
+            Ok(_) => Ok(()),
+            Err(Unanswered::NoStream) => Err(OpenError::Fault(Fault::Broker(format!(
+                "stream {LANE_RECORD_STREAM} has gone"
+            )))),
+            Err(Unanswered::Other(error)) => Err(error),
         }
-        Ok(())
     }
 
     async fn create_records(&mut self) -> Result<(), OpenError> {

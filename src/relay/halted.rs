@@ -1,10 +1,12 @@
-//! A halt, kept in the lane record for those who look when the process is gone, and for every later start where it binds.
+//! A halt, kept in the lane record for those who look when the process is gone, and for every later start where it binds. Where
+//! there is no record, a note stands in its place.
 //!
 //! In: the halt, what the relay remembers. Guarantees: the halt itself waits for this only so long, and stands whether it comes
 //! about or not; the record of an epoch that another relay has begun since is left alone.
 
 use crate::pipeline::fault::Halt;
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::RecordOrNote;
+use crate::pipeline::request::StoredRecord;
 use crate::relay::open;
 use crate::relay::open::Inherited;
 use crate::relay::open_error::OpenError;
@@ -31,12 +33,8 @@ pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt
     let deadline = Instant::now() + limit;
     let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
     let memory = inherited.memory.as_ref();
-    let kept = |record: LaneRecord| {
-        let (created, epoch) = memory.map_or((&record.created, record.epoch), |memory| {
-            (&memory.created, memory.epoch)
-        });
-        record.halted(halt, created, epoch, at.clone())
-    };
+    let epoch = memory.map(|memory| (memory.created.as_str(), memory.epoch));
+    let kept = |stored: &StoredRecord| stored.kept(halt, epoch, at.clone());
     loop {
         let why = match timeout_at(deadline, try_keep(settings, inherited, &kept)).await {
             Ok(Ok(())) => return,
@@ -53,7 +51,7 @@ pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt
 async fn try_keep(
     settings: &Settings,
     inherited: &Inherited,
-    kept: impl Fn(LaneRecord) -> Option<LaneRecord>,
+    kept: impl Fn(&StoredRecord) -> Option<RecordOrNote>,
 ) -> Result<(), OpenError> {
     let mut broker = open::connect(settings, inherited).await?;
     let stored = broker.keep_halt(kept).await;

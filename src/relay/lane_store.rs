@@ -14,7 +14,7 @@ use crate::nats::stream::{
 };
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
-use crate::pipeline::record::{LaneRecord, RecordError};
+use crate::pipeline::record::{RecordError, RecordOrNote};
 use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
 use crate::pipeline::shared_end_search::{
     FENCE_PREFIX, bulk_fence_subject, fence_headers, fence_subject,
@@ -219,6 +219,18 @@ impl LaneStore {
         }
     }
 
+    /// Stores what a relay leaves of its halt, provided that what stands there is still the message at `behind`; answer:
+    /// [`Answer::Stored`].
+    #[must_use]
+    pub fn store_halt(&self, kept: &RecordOrNote, behind: u64) -> Outgoing {
+        Outgoing {
+            subject: lane_record_subject(self.stream(), &self.slot),
+            headers: Some(record_headers(behind)),
+            payload: kept.to_json(),
+            expects: Expects::StoredRecord,
+        }
+    }
+
     /// Asks for the lane's lease; answer: [`Answer::Message`].
     #[must_use]
     pub fn lease(&self) -> Outgoing {
@@ -288,14 +300,18 @@ impl LaneStore {
                 Answer::Stream(Box::new(info), view)
             }
             Expects::Record => Answer::Record(Box::new(match StoredMessage::parse(payload)? {
-                Some(message) => StoredRecord {
-                    record: Some(LaneRecord::from_json(&message.data)?),
-                    sequence: message.seq,
-                },
-                None => StoredRecord {
-                    record: None,
-                    sequence: 0,
-                },
+                Some(message) => {
+                    let (record, note) = match RecordOrNote::from_json(&message.data)? {
+                        RecordOrNote::Record(record) => (Some(*record), None),
+                        RecordOrNote::Note(note) => (None, Some(note)),
+                    };
+                    StoredRecord {
+                        record,
+                        note,
+                        sequence: message.seq,
+                    }
+                }
+                None => StoredRecord::default(),
             })),
             Expects::Message => Answer::Message(StoredMessage::parse(payload)?),
             Expects::StoredRecord => Answer::Stored(

@@ -262,7 +262,10 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
         assert_eq!(stopped.ends().await, Some(1), "{}", stopped.log());
         assert!(!stopped.log().contains("has begun and not ended"));
         let done = count(&fixture, state).await;
-        assert!(done > 0 && count(&fixture, "open").await > 0, "{done} {state}");
+        assert!(
+            done > 0 && count(&fixture, "open").await > 0,
+            "{done} {state}"
+        );
         assert_eq!(of_kind(&fixture, state).await.len(), done);
     }
     assert_eq!(

@@ -88,6 +88,48 @@ async fn a_halt_is_told_with_its_remedy_until_an_epoch_begins() {
     assert_eq!(doctors_remedy(&fixture).await, None);
 }
 
+/// The records are gone, and how far the lane came cannot be known: there is no record that could tell of the halt.
+#[tokio::test]
+async fn a_halt_without_a_lane_record_is_told_until_an_epoch_begins() {
+    let mut fixture = Fixture::own().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let relay = fixture.run();
+    fixture.insert(1, 5).await;
+    fixture.holds(5).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let jetstream = async_nats::jetstream::new(fixture.nats.clone());
+    for name in [fixture.stream_name(), "WALRELAY"] {
+        let stream = jetstream.get_stream(name).await.unwrap();
+        stream.purge().await.unwrap();
+    }
+    for _ in 0..2 {
+        let mut relay = fixture.run();
+        halts(&mut relay).await;
+        let (code, halted) = lane(&fixture).await;
+        assert_eq!((code, &halted["state"]), (Some(1), &"halted".into()));
+        let text = |key: &str| halted[key].as_str().expect("text").to_owned();
+        assert!(
+            relay.log().contains(&text("reason")),
+            "{halted}: {}",
+            relay.log()
+        );
+        assert_eq!(doctors_remedy(&fixture).await, Some(text("remedy")));
+        let (_, position) = json(&fixture, "position").await;
+        assert_eq!(position["lane"], halted);
+    }
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let relay = fixture.run();
+    fixture.insert(6, 6).await;
+    fixture.holds(1).await;
+    relay.stop().await;
+    let (_, stopped) = lane(&fixture).await;
+    assert_eq!(
+        (&stopped["state"], &stopped["reason"]),
+        (&"stopped".into(), &Value::Null)
+    );
+}
+
 #[tokio::test]
 async fn a_lost_slot_is_told_also_while_nats_is_away() {
     let mut fixture = Fixture::with_settings(&SMALL_WAL).await;

@@ -75,10 +75,13 @@ async fn hangup_takes_up_the_log_level_and_names_what_takes_a_restart() {
 async fn waits_for_the_table(fixture: &Fixture, waits: bool) {
     let sql = "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation \
                WHERE relname = 'outbox_events' AND NOT granted";
-    eventually(format!("somebody waits for the table: {waits}"), async || {
-        let waiting: i64 = fixture.sql.query_one(sql, &[]).await.unwrap().get(0);
-        (waits == (waiting > 0)).then_some(())
-    })
+    eventually(
+        format!("somebody waits for the table: {waits}"),
+        async || {
+            let waiting: i64 = fixture.sql.query_one(sql, &[]).await.unwrap().get(0);
+            (waits == (waiting > 0)).then_some(())
+        },
+    )
     .await;
 }
 

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 use walrelay::nats::headers::Headers;
 use walrelay::pipeline::position::{self, Position};
-use walrelay::pipeline::record::LaneRecord;
+use walrelay::pipeline::record::{LaneRecord, RecordOrNote};
 
 pub(crate) const STREAM: &str = "OUTBOX";
 pub(crate) const RECORDS: &str = "WALRELAY";
@@ -37,6 +37,14 @@ pub(crate) struct Frame {
 impl Frame {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         std::str::from_utf8(Headers::parse(&self.headers)?.get(name)?).ok()
+    }
+
+    /// The lane record, of a message in its place; none in the note of a halt.
+    pub(crate) fn record(&self) -> Option<Box<LaneRecord>> {
+        match RecordOrNote::from_json(&self.data).expect("a record or a note") {
+            RecordOrNote::Record(record) => Some(record),
+            RecordOrNote::Note(_) => None,
+        }
     }
 
     /// The lane's position, of a first publication only.
@@ -358,8 +366,9 @@ impl Broker {
                 return one(refused(RECORDS, 400, code, &text));
             }
             let before = self.records.last_of(&subject).map(|(seq, _)| seq);
-            let record = LaneRecord::from_json(&frame.data).expect("a record");
-            self.events.is_recorded(record.position);
+            if let Some(record) = frame.record() {
+                self.events.is_recorded(record.position);
+            }
             let seq = self.records.store(frame);
             if let Some(before) = before {
                 self.records.remove(std::iter::once(before));

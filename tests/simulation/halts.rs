@@ -1,14 +1,16 @@
 //! What must halt: the right reason, nothing published, nothing confirmed.
 
-use crate::broker::Frame;
-use crate::relay::{Outcome, Settings};
+use crate::broker::{Frame, STREAM};
+use crate::relay::{Outcome, SLOT, Settings};
 use crate::run::Simulation;
 use crate::world::World;
 use postgres_types::PgLsn;
 use std::time::Duration;
+use walrelay::nats::stream::lane_record_subject;
 use walrelay::pipeline::engine::RowPresence;
 use walrelay::pipeline::fault::{Blocks, Halt};
 use walrelay::pipeline::history::History;
+use walrelay::pipeline::record::RecordOrNote;
 
 pub(crate) fn settings() -> Settings {
     Settings {
@@ -312,6 +314,50 @@ fn the_message_of_another_slot_at_the_end() {
     );
     lane.commit(1);
     assert!(matches!(lane.halt(), Halt::ForeignEnd { .. }));
+}
+
+/// Why it halted is kept in the record's place, and no start takes it for a record.
+#[test]
+fn a_halt_without_a_record_is_told_and_decides_nothing() {
+    let mut lane = lane(settings());
+    lane.kill();
+    let subject = lane_record_subject(STREAM, SLOT);
+    let kept = |lane: &Simulation| {
+        let stored = lane.world.broker.records.last_of(&subject);
+        let (sequence, frame) = stored.expect("a note or a record");
+        (
+            sequence,
+            RecordOrNote::from_json(&frame.data).expect("either"),
+        )
+    };
+    let foreign = Frame {
+        subject: "outbox.a".into(),
+        reply: "x".into(),
+        headers:
+            b"NATS/1.0\r\nWalrelay-Position: other 0/10:1\r\nNats-Expected-Last-Sequence: 0\r\n\r\n"
+                .to_vec(),
+        data: b"{}".to_vec(),
+    };
+    lane.world.broker.handle(foreign, Duration::ZERO);
+    lane.commit(1);
+    let mut before = 0;
+    for _ in 0..2 {
+        let halt = lane.halt();
+        assert!(matches!(halt, Halt::ForeignEnd { .. }));
+        let (sequence, kept) = kept(&lane);
+        assert!(sequence > before, "it is the last halt's");
+        let RecordOrNote::Note(note) = kept else {
+            panic!("{kept:?} of a lane that never had an epoch");
+        };
+        assert_eq!((note.reason, note.remedy), (halt.reason(), halt.remedy()));
+        before = sequence;
+        lane.relays.clear();
+    }
+    // Another stream in its place: that the lane never had an epoch is known by there being no record.
+    lane.world.broker.recreate();
+    lane.start_relay(Duration::ZERO);
+    lane.rest();
+    assert!(matches!(kept(&lane).1, RecordOrNote::Record(record) if record.halted.is_none()));
 }
 
 #[test]

@@ -21,8 +21,8 @@ use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::publish::WindowLimits;
-use walrelay::pipeline::record::LaneRecord;
-use walrelay::pipeline::request::Unfit;
+use walrelay::pipeline::record::RecordOrNote;
+use walrelay::pipeline::request::{StoredRecord, Unfit};
 use walrelay::pipeline::row::Source;
 use walrelay::pipeline::tables::Tables;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
@@ -584,6 +584,7 @@ impl Relay {
     fn halted(&mut self, halt: Halt, world: &mut World) -> State {
         world.note(|| format!("relay {} halts: {halt}", self.id));
         self.leave(world);
+        keep_halt(&halt, self.memory.as_ref(), world);
         State::Ended(Outcome::Halted(halt))
     }
 
@@ -640,9 +641,6 @@ impl Relay {
         let steady = world.now.saturating_sub(streaming.began) >= STEADY;
         let progressed = self.inherit(&streaming.turn.engine) || steady;
         let turn = &mut streaming.turn;
-        if let Some(Stop::Halt(halt)) = &stop {
-            keep_halt(halt, turn, world);
-        }
         let stop = match stop {
             Some(Stop::Fault(fault)) => fault,
             Some(Stop::Halt(halt)) => {
@@ -743,21 +741,24 @@ fn wake(turn: &mut Turn<Wal, Broker>, now: Duration) -> Duration {
     turn.next_time(now).max(now + Duration::from_micros(1))
 }
 
-/// As `relay::halted`, in one step and with the epoch's own connection.
-fn keep_halt(halt: &Halt, turn: &Turn<Wal, Broker>, world: &mut World) {
-    if !world.net.links[turn.broker.link].server_open {
+/// As `relay::halted`, in one step.
+fn keep_halt(halt: &Halt, memory: Option<&Memory>, world: &mut World) {
+    if !world.broker.up || matches!(halt, Halt::OtherLane { .. }) {
         return;
     }
     let subject = lane_record_subject(STREAM, SLOT);
-    let stored = world.broker.records.last_of(&subject);
-    let record = stored.map(|(_, frame)| LaneRecord::from_json(&frame.data).expect("a record"));
-    let created = turn.engine.created();
-    let epoch = turn.engine.memory().epoch;
-    let halted = |record: LaneRecord| record.halted(halt, created, epoch, String::new());
-    if let Some(record) = record.and_then(halted) {
+    let mut stored = StoredRecord::default();
+    if let Some((_, frame)) = world.broker.records.last_of(&subject) {
+        match RecordOrNote::from_json(&frame.data).expect("a record or a note") {
+            RecordOrNote::Record(record) => stored.record = Some(*record),
+            RecordOrNote::Note(note) => stored.note = Some(note),
+        }
+    }
+    let epoch = memory.map(|memory| (memory.created.as_str(), memory.epoch));
+    if let Some(kept) = stored.kept(halt, epoch, String::new()) {
         let frame = Frame {
             subject,
-            data: record.to_json(),
+            data: kept.to_json(),
             ..Frame::default()
         };
         world.broker.handle(frame, world.now);

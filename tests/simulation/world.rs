@@ -14,7 +14,6 @@ use std::time::Duration;
 use walrelay::pipeline::engine::RowPresence;
 use walrelay::pipeline::fault::Halt;
 use walrelay::pipeline::position::Position;
-use walrelay::pipeline::record::LaneRecord;
 
 /// What surrounds the relays.
 pub(crate) struct World {
@@ -241,8 +240,9 @@ impl World {
             );
             self.note(|| text);
         }
-        if frame.subject.starts_with("walrelay.lane.") {
-            let record = LaneRecord::from_json(&frame.data).expect("a record");
+        if frame.subject.starts_with("walrelay.lane.")
+            && let Some(record) = frame.record()
+        {
             self.recorded_lsn = self.recorded_lsn.max(record.confirmed_lsn.into());
         }
         let mut answers = self.broker.handle(frame, self.now);

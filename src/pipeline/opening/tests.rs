@@ -102,6 +102,7 @@ fn look(
     let stored_record = StoredRecord {
         sequence: u64::from(record.is_some()),
         record,
+        note: None,
     };
     let reply = Reply::Record(Box::new(stored_record));
     opening.take(reply).expect("a record is no refusal");
@@ -219,6 +220,7 @@ fn a_stream_that_drops_leaves_its_doubt_in_the_record() {
         .expect("the record is asked for");
     let stored = StoredRecord {
         record: Some(record(2)),
+        note: None,
         sequence: 1,
     };
     opening

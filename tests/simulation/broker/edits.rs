@@ -39,8 +39,8 @@ impl Broker {
     /// What the record names is never published again; what it does not, as an edit has removed it, may be.
     pub(super) fn sweep(&mut self) {
         let record = self.records.last_of(&lane_record_subject(STREAM, SLOT));
-        let record = record.map(|(_, frame)| LaneRecord::from_json(&frame.data));
-        let recorded = record.and_then(|record| record.expect("a record").position);
+        let record = record.and_then(|(_, frame)| frame.record());
+        let recorded = record.and_then(|record| record.position);
         let behind = |position: &&Position| Some(**position) > recorded;
         let swept = self.events.positions.iter().filter(behind);
         self.events.swept = swept.copied().collect();

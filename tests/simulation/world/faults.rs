@@ -144,10 +144,8 @@ impl World {
             true => self.last_fence(),
             false => self.broker.events.last_seq,
         };
-        record.is_some_and(|(_, frame)| {
-            let record = LaneRecord::from_json(&frame.data).expect("a record");
-            record.sequence == end
-        })
+        let record = record.and_then(|(_, frame)| frame.record());
+        record.is_some_and(|record| record.sequence == end)
     }
 
     /// In a shared stream: the last fence does not tell the lane's last message.
