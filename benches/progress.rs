@@ -33,7 +33,7 @@ fn marks(bencher: Bencher<'_, '_>, rows: u64) {
                     progress.published();
                 }
                 end_lsn += 1_000;
-                progress.committed(end_lsn.into(), now);
+                progress.committed(end_lsn.into(), None, now);
             }
             published += EVENTS;
             progress.acknowledged(published, Some(published), now);

@@ -111,7 +111,7 @@ proptest! {
                     lsn += 16;
                     let events = published > 0 || skipped;
                     match events {
-                        true => progress.committed(lsn.into(), now),
+                        true => progress.committed(lsn.into(), None, now),
                         false => progress.idle(lsn.into(), now),
                     }
                     model.marks.push(Mark { end_lsn: lsn, rows, events, acknowledged_at: None });
@@ -159,7 +159,7 @@ proptest! {
             progress.published();
         }
         if published > 0 {
-            progress.committed((START + 8).into(), Duration::ZERO);
+            progress.committed((START + 8).into(), None, Duration::ZERO);
         }
         progress.acknowledged(acknowledged.min(published), None, Duration::ZERO);
         let now = Duration::from_millis(age);
@@ -175,7 +175,7 @@ proptest! {
         let mut progress = Progress::new(START.into(), Duration::from_secs(1_000), cap);
         for n in 1..=transactions {
             progress.published();
-            progress.committed((START + n * 16).into(), Duration::from_secs(n * 20));
+            progress.committed((START + n * 16).into(), None, Duration::from_secs(n * 20));
         }
         let acknowledged = acknowledged.min(transactions);
         progress.acknowledged(acknowledged, None, Duration::from_secs(2_000));
@@ -203,7 +203,7 @@ fn what_may_be_held_follows_what_the_slot_has_room_for() {
     let outage = max(Some(8_000), Some(8), 0);
     let mut progress = Progress::new(START.into(), hour, outage);
     let commit = |progress: &mut Progress, end_lsn: u64| {
-        progress.committed(end_lsn.into(), now);
+        progress.committed(end_lsn.into(), None, now);
         progress.confirmable(now).end_lsn
     };
     // After an outage there is room for nothing.

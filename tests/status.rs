@@ -19,8 +19,13 @@ fn free_address() -> SocketAddr {
 
 /// Status line and body; nothing while nobody listens.
 async fn get(address: SocketAddr, path: &str) -> Option<(String, String)> {
+    get_with(address, path, "").await
+}
+
+/// The same, with further header lines.
+async fn get_with(address: SocketAddr, path: &str, headers: &str) -> Option<(String, String)> {
     let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.ok()?;
@@ -89,6 +94,51 @@ async fn a_running_relay_tells_what_it_does() {
     // A second relay at the same address says which key is at fault.
     let text = platform.expect(&["run"], 1).await;
     assert!(text.contains("http.listen"), "{text}");
+    relay.stop().await;
+}
+
+/// The value of a sample without labels of its own.
+fn sample(metrics: &str, name: &str) -> Option<f64> {
+    let start = format!("{name}{{relay=\"walrelay\"}} ");
+    let value = (metrics.lines()).find_map(|line| line.strip_prefix(&start))?;
+    value.parse().ok()
+}
+
+#[tokio::test]
+async fn latency_counts_from_the_commit_and_believes_no_origin() {
+    let mut platform = Platform::start().await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    // A backlog that is older than the process.
+    platform.insert(20).await;
+    let older = "SELECT pg_sleep(3)";
+    platform.sql.batch_execute(older).await.expect("it waits");
+    let relay = platform.relay();
+    let count = "walrelay_commit_to_ack_seconds_count";
+    let unknown = "walrelay_commit_times_unknown_total";
+    let counted = |_: &str, body: &str| sample(body, count) == Some(1.0);
+    let metrics = wait_for(address, "/metrics", counted).await;
+    let sum = sample(&metrics, "walrelay_commit_to_ack_seconds_sum");
+    assert!(sum >= Some(3.0), "{metrics}");
+    assert_eq!(sample(&metrics, unknown), Some(0.0));
+    // Server and relay are on this machine.
+    let offset = sample(&metrics, "walrelay_postgres_clock_offset_seconds");
+    assert!(offset.is_some_and(|offset| offset.abs() < 1.0), "{metrics}");
+
+    let origin =
+        "SELECT pg_replication_origin_create('o'); SELECT pg_replication_origin_session_setup('o')";
+    platform.sql.batch_execute(origin).await.expect("an origin");
+    platform.insert(1).await;
+    let not_believed = |_: &str, body: &str| sample(body, unknown) == Some(1.0);
+    let metrics = wait_for(address, "/metrics", not_believed).await;
+    assert_eq!(sample(&metrics, count), Some(1.0), "{metrics}");
+
+    let accept = "Accept: application/openmetrics-text;version=1.0.0,text/plain;q=0.5\r\n";
+    let open = get_with(address, "/metrics", accept)
+        .await
+        .expect("metrics");
+    assert!(open.1.ends_with("\n# EOF\n"), "{}", open.1);
+    assert!(open.1.contains("# TYPE walrelay_transactions counter\n"));
     relay.stop().await;
 }
 

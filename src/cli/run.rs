@@ -12,7 +12,7 @@ use super::signals::{self, Hangup};
 use crate::config::{HttpSettings, Loaded};
 use crate::ops::http::Server;
 use crate::pipeline::position::Position;
-use crate::relay::status::Board;
+use crate::relay::board::Board;
 use crate::relay::{self, Outcome};
 use postgres_types::PgLsn;
 
@@ -73,7 +73,7 @@ pub(super) async fn execute(
     }
     let board = Board::of(settings);
     // Served by a task beside the relay's loop, until this function ends.
-    let _server = serve(&loaded.http, &settings.name, &board).await?;
+    let _server = serve(&loaded.http, &board).await?;
     if args.setup
         && let Some(exit) = preparation::prepare(settings, &shutdown, &board).await?
     {
@@ -86,15 +86,11 @@ pub(super) async fn execute(
 }
 
 /// Serves the status page where that is wanted. A second relay on the machine does not end for the default address.
-async fn serve(
-    http: &HttpSettings,
-    name: &str,
-    board: &Board,
-) -> Result<Option<Server>, anyhow::Error> {
+async fn serve(http: &HttpSettings, board: &Board) -> Result<Option<Server>, anyhow::Error> {
     let Some(listen) = http.listen else {
         return Ok(None);
     };
-    match Server::start(listen, name, board.clone()).await {
+    match Server::start(listen, board.clone()).await {
         Ok(server) => {
             tracing::info!(
                 "status page, /metrics and /readyz on http://{}",

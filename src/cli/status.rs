@@ -36,8 +36,10 @@ The running relay is asked at http.listen. Where none answers there, slot, strea
 stopped, halted (why, and what to do), or the slot is lost.
 
 server         the end of the write-ahead log, looked at every few seconds
+received       what has arrived of it
 acknowledged   what the broker has taken, and how far and for how long that is behind the server's end
 confirmed      what Postgres may forget; behind acknowledged by hold_back
+latency        from the commit, by the server's clock, to the acknowledgement
 
 Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3: none answers, and Postgres
 or NATS could not be asked why.";
@@ -184,7 +186,15 @@ fn text(status: &Status) -> String {
         ("publishes by", or_dash(&status.mode)),
         ("last event", or_dash(&status.position)),
         ("server", lsn(status.server_lsn)),
-        ("received", lsn(marks.received_lsn)),
+        (
+            "received",
+            format!(
+                "{} ({} behind{})",
+                lsn(marks.received_lsn),
+                bytes(status.received_lag_bytes()),
+                behind_for(status.received_lag_seconds)
+            ),
+        ),
         (
             "acknowledged",
             format!(
@@ -197,11 +207,13 @@ fn text(status: &Status) -> String {
         (
             "confirmed",
             format!(
-                "{} ({} held back)",
+                "{} ({} held back{})",
                 lsn(marks.confirmed_lsn),
-                bytes(status.held_back_bytes())
+                bytes(status.held_back_bytes()),
+                behind_for(status.confirmed_lag_seconds)
             ),
         ),
+        ("latency", latency(status)),
         (
             "events",
             format!(
@@ -223,6 +235,24 @@ fn behind_for(seconds: u64) -> String {
     match seconds {
         0 => String::new(),
         seconds => format!(", for {seconds} s"),
+    }
+}
+
+/// From commit to acknowledgement, since the start, as far as the histogram tells.
+fn latency(status: &Status) -> String {
+    let latencies = &status.commit_to_ack;
+    let at_most = |share| {
+        let us = latencies.at_most_us(share)?;
+        Some(match us {
+            1_000_000.. => format!("{} s", us as f64 / 1e6),
+            us => format!("{} ms", us as f64 / 1e3),
+        })
+    };
+    match (at_most(0.5), at_most(0.99)) {
+        (Some(half), Some(most)) => {
+            format!("half of the transactions within {half} of their commit, 99 % within {most}")
+        }
+        _ => "-".to_owned(),
     }
 }
 

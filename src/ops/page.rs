@@ -172,7 +172,7 @@ pub(crate) fn bytes(count: u64) -> String {
 mod tests {
     use super::*;
     use crate::pipeline::fault::Fault;
-    use crate::relay::status::Board;
+    use crate::relay::board::Board;
 
     #[test]
     fn numbers_are_readable() {

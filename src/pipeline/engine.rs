@@ -19,6 +19,7 @@ pub use super::fault::Stop;
 pub use reject::{RowPresence, RowQuestion};
 pub use resync::Resumed;
 
+use super::commit_time::CommitTimes;
 use super::confirm::{self, Confirm};
 use super::continuity::{Overlap, Plan};
 use super::dead_letter::{self, RejectedRow};
@@ -168,6 +169,10 @@ struct Transaction {
     ordinal: u64,
     /// Rows of the outbox were in it.
     events: bool,
+    /// It came here from another server, or an application says so.
+    has_origin: bool,
+    /// Rows that had left for the first time before it.
+    first_rows: u64,
 }
 
 /// The state of one epoch.
@@ -421,6 +426,11 @@ impl Engine {
             self.notes.push_back(Note::HoldBackCut);
         }
         self.notes.pop_front()
+    }
+
+    /// The commit times of this epoch.
+    pub fn commit_times(&mut self) -> &mut CommitTimes {
+        self.progress.commit_times()
     }
 
     /// The marks of this epoch.

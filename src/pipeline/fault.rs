@@ -238,6 +238,32 @@ impl Fault {
         matches!(self, Fault::Refused { err_code, .. } if LAST_SEQUENCE_CODES.contains(err_code))
     }
 
+    /// Which side the fault is on, and what kind it is, in a word each: for metrics.
+    pub fn name(&self) -> (&'static str, &'static str) {
+        match self {
+            Fault::Postgres(_) => ("postgres", "connection"),
+            Fault::Carrier => ("postgres", "carrier-changed"),
+            Fault::Promoted { .. } => ("postgres", "promoted"),
+            Fault::Column { .. } => ("postgres", "column-missing"),
+            Fault::Successor { .. } => ("postgres", "table-replaced"),
+            Fault::SlotActive { .. } => ("postgres", "slot-active"),
+            Fault::Protocol(_) => ("postgres", "protocol"),
+            Fault::Row(_) => ("postgres", "row-mismatch"),
+            Fault::Reread(_) => ("postgres", "reread"),
+            Fault::Broker(_) => ("nats", "connection"),
+            Fault::AckTimeout(_) => ("nats", "ack-timeout"),
+            Fault::Mute(_) => ("nats", "mute"),
+            Fault::NoResponders(_) => ("nats", "no-responders"),
+            Fault::Sequence(_) => ("nats", "sequence"),
+            Fault::Refused { .. } => ("nats", "refused"),
+            Fault::Frame { .. } => ("nats", "frame-refused"),
+            Fault::Answer(_) => ("nats", "unexpected-answer"),
+            Fault::StreamLost(_) => ("nats", "stream-lost"),
+            Fault::RecordTaken(_) => ("nats", "record-taken"),
+            Fault::Unready(_) => ("either", "unready"),
+        }
+    }
+
     /// What to do about it; what is not known is permanent.
     pub fn class(&self) -> Class {
         match self {

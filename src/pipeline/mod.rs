@@ -18,6 +18,7 @@
 //! | [`dead_letter`] | a rejected row | the message that takes its place |
 //! | [`publish`] | messages and answers | frames; a contiguous prefix of acknowledged rows |
 //! | [`progress`] | transactions, keepalives, acknowledgements | how far the slot may be confirmed |
+//! | [`commit_time`] | commit times in the WAL, the server's clock | those that are believed; how long acknowledgements took |
 //! | [`confirm`] | that, and the broker's answers | the LSN to confirm, once record and probe allow it |
 //! | [`engine`] | all of the above joined | one epoch as a state machine |
 //! | [`silence`] | when something was heard | when to ask for a sign of life, and when to give up |
@@ -31,6 +32,7 @@
 pub mod after_publish;
 pub mod burst;
 pub mod bytes;
+pub mod commit_time;
 pub mod confirm;
 pub mod continuity;
 pub mod copy_both;

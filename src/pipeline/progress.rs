@@ -8,6 +8,7 @@
 //! WAL without events of ours is not. Memory is bounded: one mark for each row in flight, and held marks are merged
 //! into about a hundred steps of the hold-back time. Held marks outlive the epoch: their time goes on.
 
+use super::commit_time::{CommitTime, CommitTimes};
 use postgres_types::PgLsn;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -50,6 +51,27 @@ struct Mark {
     end_lsn: PgLsn,
     /// The mark ends events of ours, not just WAL.
     events: bool,
+    /// It ends a transaction of which rows have left for the first time.
+    committed_at: Option<CommitTime>,
+}
+
+/// A transaction's end, and when it was committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Commit {
+    /// Where it ends; of one that has not come to its end yet, where its commit record begins.
+    pub lsn: PgLsn,
+    /// In µs since 2000-01-01 UTC.
+    pub at_us: i64,
+}
+
+impl Commit {
+    /// None where the time is not believed.
+    pub(super) fn of(lsn: PgLsn, at: CommitTime) -> Option<Self> {
+        at.map(|at| Commit {
+            lsn,
+            at_us: at.get(),
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +113,8 @@ pub struct Progress {
     held: VecDeque<Held>,
     confirmable: Confirmable,
     held_cut_short: u64,
+    commit_times: CommitTimes,
+    last_commit: Option<Commit>,
 }
 
 impl Progress {
@@ -111,7 +135,30 @@ impl Progress {
                 sequence: None,
             },
             held_cut_short: 0,
+            commit_times: CommitTimes::default(),
+            last_commit: None,
         }
+    }
+
+    /// The commit times of this epoch, to be read.
+    pub(super) fn known_commit_times(&self) -> &CommitTimes {
+        &self.commit_times
+    }
+
+    /// The commit times of this epoch.
+    pub fn commit_times(&mut self) -> &mut CommitTimes {
+        &mut self.commit_times
+    }
+
+    /// The oldest transaction whose events are not all acknowledged, of those that have come whole.
+    pub(super) fn oldest_commit(&self) -> Option<Commit> {
+        let mark = self.in_flight.front()?;
+        Commit::of(mark.end_lsn, mark.committed_at.flatten())
+    }
+
+    /// The last transaction whose events are all acknowledged.
+    pub(super) fn last_commit(&self) -> Option<Commit> {
+        self.last_commit
     }
 
     /// The marks that wait for their time.
@@ -163,19 +210,27 @@ impl Progress {
         self.published += 1;
     }
 
-    /// A transaction with rows of ours, published now or before, is complete.
+    /// A transaction with rows of ours is complete. Where some of them have left for the first time, it was committed then;
+    /// none where all were published before.
     #[inline]
-    pub fn committed(&mut self, end_lsn: PgLsn, now: Duration) {
-        self.mark(end_lsn, true, now);
+    pub fn committed(&mut self, end_lsn: PgLsn, at: Option<CommitTime>, now: Duration) {
+        self.mark(end_lsn, true, at, now);
     }
 
     /// WAL without events: a transaction that has none, or a keepalive between transactions, before which all has come
     /// that commits at or below its LSN.
     pub fn idle(&mut self, lsn: PgLsn, now: Duration) {
-        self.mark(lsn, false, now);
+        self.mark(lsn, false, None, now);
     }
 
-    fn mark(&mut self, end_lsn: PgLsn, events: bool, now: Duration) {
+    #[inline]
+    fn mark(
+        &mut self,
+        end_lsn: PgLsn,
+        events: bool,
+        committed_at: Option<CommitTime>,
+        now: Duration,
+    ) {
         self.received(end_lsn);
         if end_lsn <= self.latest_marked() {
             return;
@@ -184,6 +239,7 @@ impl Progress {
             rows: self.published,
             end_lsn,
             events,
+            committed_at,
         };
         match self.in_flight.back_mut() {
             Some(last) if last.rows == mark.rows => {
@@ -235,6 +291,10 @@ impl Progress {
                 mark.end_lsn
             );
             self.acknowledged_lsn = mark.end_lsn;
+            if let Some(committed_at) = mark.committed_at {
+                self.commit_times.acknowledged(committed_at, now);
+                self.last_commit = Commit::of(mark.end_lsn, committed_at).or(self.last_commit);
+            }
             self.hold(mark, now);
         }
     }

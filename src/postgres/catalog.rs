@@ -6,7 +6,7 @@
 //!
 //! Manual: 53.20 "pg_replication_slots", 53.18 "pg_publication_tables", 52.7 "pg_attribute".
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres_types::PgLsn;
 use serde::Deserialize;
@@ -61,10 +61,21 @@ pub struct Server {
     pub may_replicate: bool,
     /// End of the WAL: written on a primary, replayed on a standby.
     pub current_lsn: PgLsn,
+    /// Its clock.
+    pub(crate) clock: ServerClock,
     /// For whom commits wait, as configured.
     pub synchronous_standby_names: String,
     /// What this session is called there, and the relay's replication connection too.
     pub application_name: String,
+}
+
+/// The server's clock at a moment of this machine's, which is known to within a round trip.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServerClock {
+    /// In µs since 2000-01-01 UTC.
+    pub(crate) us: i64,
+    /// When it was that.
+    pub(crate) at: Instant,
 }
 
 /// What the role may make.
@@ -292,7 +303,8 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
                   AND pg_has_role(session_user, oid, 'MEMBER')),
        CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END,
        current_setting('synchronous_standby_names'), current_setting('application_name'),
-       session_user::text, nullif(current_setting('idle_replication_slot_timeout', true), '0')";
+       session_user::text, nullif(current_setting('idle_replication_slot_timeout', true), '0'),
+       (extract(epoch FROM clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::int8";
 
 const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
@@ -348,7 +360,9 @@ FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamesp
 WHERE n.nspname = $1::text AND c.relname = $2::text";
 
 async fn server(client: &Client) -> Result<Server, SqlError> {
+    let asked_at = Instant::now();
     let row = client.query_one(SERVER, &[]).await?;
+    let at = asked_at + asked_at.elapsed() / 2;
     let timeout_ms: i64 = row.try_get(3)?;
     let keep_mib: Option<i64> = row.try_get(4)?;
     Ok(Server {
@@ -367,6 +381,10 @@ async fn server(client: &Client) -> Result<Server, SqlError> {
         role: row.try_get(7)?,
         may_replicate: row.try_get::<_, Option<bool>>(8)?.unwrap_or(false),
         current_lsn: row.try_get(9)?,
+        clock: ServerClock {
+            us: row.try_get(14)?,
+            at,
+        },
         synchronous_standby_names: row.try_get(10)?,
         application_name: row.try_get(11)?,
         login_role: row.try_get(12)?,

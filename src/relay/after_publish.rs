@@ -23,9 +23,9 @@ use crate::pipeline::position::{
 };
 use crate::postgres::client::{Client, connect};
 use crate::postgres::published_rows::{PublishedRows, Refused};
+use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
-use crate::relay::status::Board;
 
 /// Rows in one statement.
 const BATCH_ROWS: usize = 1_000;

@@ -25,6 +25,11 @@ impl Clock {
     pub fn now(self) -> Duration {
         self.start.elapsed()
     }
+
+    /// That moment on this clock; its zero for one before.
+    pub(super) fn at(self, moment: std::time::Instant) -> Duration {
+        moment.saturating_duration_since(self.start.into_std())
+    }
 }
 
 /// Sleeps until that time of the clock.

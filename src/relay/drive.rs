@@ -4,6 +4,7 @@
 //! and tells the time. It is one task: nothing here waits for one side without listening to the other.
 
 use crate::nats::protocol::Op;
+use crate::pipeline::commit_time::CommitTimes;
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::Fault;
@@ -13,6 +14,7 @@ use crate::pipeline::sight::{self, Sight};
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{Notice, ReplicationError, log_notice};
 use crate::relay::Shutdown;
+use crate::relay::board::{Board, EpochMarks};
 use crate::relay::broker::Broker;
 use crate::relay::clock::{self, Clock};
 use crate::relay::lane_store::LaneStore;
@@ -20,7 +22,6 @@ use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
 use crate::relay::open::{self, Epoch, Inherited};
 use crate::relay::open_error::{OpenError, with_cause};
 use crate::relay::settings::Settings;
-use crate::relay::status::{Board, EpochMarks};
 use crate::relay::turn::{BrokerTransport, WalTransport, postgres_gone};
 use crate::relay::watch::{Look, Looked};
 use bytes::BytesMut;
@@ -78,13 +79,14 @@ pub(super) enum Ended {
 
 impl<'a> Drive<'a> {
     pub(super) fn new(
-        epoch: Epoch,
+        mut epoch: Epoch,
         start_line: StartLine,
         clock: Clock,
         board: &'a Board,
         settings: &'a Settings,
     ) -> Self {
         let began = clock.now();
+        set_clock(epoch.turn.engine.commit_times(), board, clock);
         Drive {
             start_line: Some(start_line),
             began,
@@ -285,17 +287,30 @@ impl<'a> Drive<'a> {
 
     /// Tells the board where the epoch is, not more often than [`REPORT_INTERVAL`]; returns when to come again.
     fn report(&mut self, now: Duration) -> Option<Duration> {
-        let marks = EpochMarks::of(self.engine());
+        let marks = EpochMarks::of(self.engine(), now);
         if marks == self.reported {
             return None;
         }
         if now < self.report_at {
             return Some(self.report_at);
         }
-        self.board.report(&marks);
+        self.tell_board(&marks);
         self.reported = marks;
         self.report_at = now + REPORT_INTERVAL;
         None
+    }
+
+    /// Tells the board where the epoch is at its end.
+    pub(super) fn report_end(&mut self) {
+        let marks = EpochMarks::of(self.engine(), self.clock.now());
+        self.tell_board(&marks);
+    }
+
+    fn tell_board(&mut self, marks: &EpochMarks) {
+        let times = self.epoch.turn.engine.commit_times();
+        set_clock(times, self.board, self.clock);
+        self.board.took(&times.take_latencies());
+        self.board.report(marks);
     }
 
     /// Says that the epoch streams, once that is worth a line; returns when to come again.
@@ -405,9 +420,16 @@ impl Told {
         engine.carried(look.carrier);
         engine.may_keep(look.wal.room());
         engine.on_timeline(look.server_lsn);
-        board.looked(look.server_lsn, look.confirmed_lsn, look.wal);
+        board.looked(look.server_lsn, look.confirmed_lsn, look.wal, look.clock);
         let change = self.sight.seen(now);
         tell(board, change);
+    }
+}
+
+/// Tells how late it is at the server, as last seen.
+fn set_clock(times: &mut CommitTimes, board: &Board, clock: Clock) {
+    if let Some(seen) = board.server_clock() {
+        times.seen_clock(seen.us, clock.at(seen.at));
     }
 }
 

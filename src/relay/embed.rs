@@ -3,8 +3,9 @@
 //! In: [`Settings`]. Out: a handle that stops it, tells what it does, and ends with the reason. Guarantee: a relay that has
 //! come to its end says so, whether or not anybody stops it.
 
+use super::board::{Board, StatusWatch};
 use super::settings::Settings;
-use super::status::{Board, State, Status, StatusWatch};
+use super::status::{State, Status};
 use super::{Outcome, Shutdown, ShutdownHandle, open_error, run_watched};
 use tokio::task::JoinHandle;
 

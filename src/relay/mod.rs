@@ -5,6 +5,7 @@
 //! connection there, and a new one asks the stream.
 
 mod after_publish;
+pub mod board;
 pub mod broker;
 pub mod clock;
 mod drive;
@@ -37,7 +38,7 @@ use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::mute::Mute;
 use crate::pipeline::request::Unfit;
-use crate::relay::status::{Board, EpochMarks, EpochStart};
+use crate::relay::board::{Board, EpochStart};
 use clock::Clock;
 use drive::{Drive, Ended};
 use futures_util::FutureExt as _;
@@ -209,7 +210,7 @@ impl<'a> Relay<'a> {
         let began = self.clock.now();
         let limit = self.settings.relay.shutdown_timeout;
         let ended = self.read(&mut drive, shutdown).await;
-        self.board.report(&EpochMarks::of(drive.engine()));
+        drive.report_end();
         if drive.is_well() {
             self.log.is_well();
         }
@@ -382,7 +383,7 @@ impl<'a> Relay<'a> {
     /// Says it first: to keep it may fail, and takes a while where the broker is away.
     async fn halted(&self, halt: Halt) -> Next {
         tracing::error!("halted: {halt}");
-        self.board.halted(halt.to_string());
+        self.board.halted(&halt);
         halted::keep(self.settings, &self.inherited, &halt).await;
         Next::End(Outcome::Halted(halt))
     }

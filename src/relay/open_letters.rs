@@ -10,9 +10,9 @@ use crate::pipeline::dead_letter::state::{OpenLetters, Told};
 use crate::pipeline::dead_letter::subject;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER};
+use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
-use crate::relay::status::Board;
 use std::time::{Duration, Instant};
 
 /// Between two looks.

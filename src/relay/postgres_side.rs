@@ -21,10 +21,10 @@ use crate::postgres::replication::SystemIdentity;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
+use crate::relay::board::Board;
 use crate::relay::clock;
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::Settings;
-use crate::relay::status::Board;
 use postgres_types::PgLsn;
 use std::time::{Duration, Instant};
 
@@ -71,6 +71,7 @@ impl PostgresSide {
             inspection.server.current_lsn,
             inspection.confirmed_lsn(),
             SlotWal::of(&inspection),
+            inspection.server.clock,
         );
         let warnings = check_postgres(&inspection, &settings.postgres, has_streamed)?;
         let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;

@@ -8,7 +8,7 @@
 use crate::pipeline::engine::{RowPresence, RowQuestion};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::Carrier;
-use crate::postgres::catalog::{self, Inspection};
+use crate::postgres::catalog::{self, Inspection, ServerClock};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::id_column::IdColumn;
@@ -43,6 +43,8 @@ pub struct Look {
     pub wal: SlotWal,
     /// End of the server's WAL.
     pub server_lsn: PgLsn,
+    /// The server's clock.
+    pub(crate) clock: ServerClock,
     /// What the slot has confirmed.
     pub confirmed_lsn: Option<PgLsn>,
 }
@@ -287,6 +289,7 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
         wal: SlotWal::of(now),
         is_decoding: view.is_decoding,
         server_lsn: now.server.current_lsn,
+        clock: now.server.clock,
         confirmed_lsn: now.confirmed_lsn(),
     }))
 }

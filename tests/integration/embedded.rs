@@ -2,8 +2,9 @@
 
 use std::process::Command;
 
+use walrelay::relay::board::StatusWatch;
 use walrelay::relay::settings::{OnReject, Settings};
-use walrelay::relay::status::{State, Status, StatusWatch};
+use walrelay::relay::status::{State, Status};
 use walrelay::relay::{Outcome, spawn};
 
 use crate::support::Fixture;

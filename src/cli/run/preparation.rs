@@ -11,8 +11,8 @@ use crate::pipeline::fault::Fault;
 use crate::postgres::client::SqlError;
 use crate::postgres::error::ReplicationError;
 use crate::relay::Shutdown;
+use crate::relay::board::Board;
 use crate::relay::settings::Settings;
-use crate::relay::status::Board;
 
 /// Sets up, for as long as it takes.
 ///

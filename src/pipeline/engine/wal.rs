@@ -4,6 +4,7 @@
 //! Guarantee: before the first row behind the stream's end leaves, the WAL was seen to continue the stream.
 
 use super::{Engine, Note, Stop, Transaction};
+use crate::pipeline::commit_time::CommitTime;
 use crate::pipeline::copy_both::{self, ReplicationMessage};
 use crate::pipeline::dead_letter::Rejected;
 use crate::pipeline::envelope::shown;
@@ -11,6 +12,7 @@ use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::opening::SlotPlace;
 use crate::pipeline::pgoutput::{self, Message, Relation, Tuple};
 use crate::pipeline::position::{self, Position};
+use crate::pipeline::progress::Commit;
 use crate::pipeline::reader::DecodeError;
 use crate::pipeline::record::Carrier;
 use crate::pipeline::row::Row;
@@ -43,6 +45,10 @@ impl Engine {
                     end_lsn,
                 } => self.commit(commit_lsn, end_lsn, now),
                 Message::Relation(relation) => self.describe(relation),
+                Message::Other(b'O') => {
+                    self.originated();
+                    Ok(())
+                }
                 Message::Other(_) => Ok(()),
             },
             ReplicationMessage::Keepalive {
@@ -71,8 +77,39 @@ impl Engine {
             xid,
             ordinal: 0,
             events: false,
+            has_origin: false,
+            first_rows: self.first_rows(),
         });
         Ok(())
+    }
+
+    /// The transaction has a replication origin, which sets its commit time.
+    fn originated(&mut self) {
+        if let Some(transaction) = &mut self.transaction {
+            transaction.has_origin = true;
+        }
+    }
+
+    /// Rows that have left for the first time.
+    fn first_rows(&self) -> u64 {
+        self.counters.published - self.counters.replayed
+    }
+
+    /// The oldest transaction whose events are not all acknowledged, where it is known when it was committed.
+    pub(crate) fn oldest_commit(&self, now: Duration) -> Option<Commit> {
+        let open = self.transaction.as_ref();
+        let open = open.filter(|open| self.first_rows() > open.first_rows);
+        self.progress.oldest_commit().or_else(|| {
+            let (at_us, has_origin) = (open?.committed_at_us, open?.has_origin);
+            let times = self.progress.known_commit_times();
+            let at = times.believed(at_us, has_origin, now);
+            Commit::of(open?.commit_lsn, at)
+        })
+    }
+
+    /// The last transaction whose events are all acknowledged, as known.
+    pub(crate) fn last_commit(&self) -> Option<Commit> {
+        self.progress.last_commit()
     }
 
     fn describe(&mut self, relation: Relation) -> Result<(), Stop> {
@@ -100,7 +137,13 @@ impl Engine {
             return Err(self.overlap_miss("has a transaction there that ends before it"));
         }
         self.counters.transactions += 1;
-        self.passed(end_lsn, transaction.events, now);
+        let is_first = self.first_rows() > transaction.first_rows;
+        let at = is_first.then(|| {
+            let (at_us, has_origin) = (transaction.committed_at_us, transaction.has_origin);
+            let times = self.progress.commit_times();
+            times.committed(at_us, has_origin, now)
+        });
+        self.passed(end_lsn, transaction.events.then_some(at), now);
         Ok(())
     }
 
@@ -120,7 +163,7 @@ impl Engine {
         {
             return Err(self.overlap_miss("has no event there"));
         }
-        self.passed(wal_end, false, now);
+        self.passed(wal_end, None, now);
         Ok(())
     }
 
@@ -128,12 +171,12 @@ impl Engine {
     /// enough. In front of the stream's end after a start nothing may be: published events that the broker may not have
     /// synced yet lie there without being read again, and whether this WAL continues the stream is not proven. It is
     /// confirmed together with the row at the end, which is held back.
-    fn passed(&mut self, lsn: PgLsn, events: bool, now: Duration) {
+    fn passed(&mut self, lsn: PgLsn, events: Option<Option<CommitTime>>, now: Duration) {
         self.passed_lsn = self.passed_lsn.max(lsn);
         match (&self.overlap, events) {
             (Some(_), _) => self.progress.received(lsn),
-            (None, true) => self.progress.committed(lsn, now),
-            (None, false) => self.progress.idle(lsn, now),
+            (None, Some(at)) => self.progress.committed(lsn, at, now),
+            (None, None) => self.progress.idle(lsn, now),
         }
     }
 

@@ -184,6 +184,25 @@ impl Halt {
         }
     }
 
+    /// What kind it is, in a word: for metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Halt::OtherLane { .. } => "other-lane",
+            Halt::ForeignEnd { .. } => "foreign-end",
+            Halt::EndRemoved { .. } => "end-removed",
+            Halt::EndCopied { .. } => "end-copied",
+            Halt::Replaced { .. } => "replaced",
+            Halt::EndUnknown { .. } => "end-unknown",
+            Halt::ConfirmedUnexplained { .. } => "confirmed-unexplained",
+            Halt::ServerBehind { .. } => "server-behind",
+            Halt::OverlapMiss { .. } => "overlap-miss",
+            Halt::Rejected { .. } => "rejected",
+            Halt::PublicationMissing { .. } => "publication-missing",
+            Halt::Slot { .. } => "slot",
+            Halt::Stuck(_) => "stuck",
+        }
+    }
+
     /// Between reason and remedy in one line: a remedy of Postgres' own begins no sentence.
     fn joint(&self) -> &'static str {
         match self {

@@ -1,0 +1,511 @@
+//! Where the relay writes its status, and others read it.
+//!
+//! In: the relay's changes of state, and its marks about ten times a second. Out: a [`Status`] whenever it is asked for, and who
+//! watches is told of changes. Guarantee: the relay never waits for a reader longer than a copy of a few hundred bytes.
+
+use crate::pipeline::commit_time::Latencies;
+use crate::pipeline::engine::{Counters, Engine};
+use crate::pipeline::fault::{Class, Fault, Halt};
+use crate::pipeline::position::Position;
+use crate::pipeline::progress::Commit;
+use crate::pipeline::room::RoomWatch;
+use crate::postgres::catalog::ServerClock;
+use crate::postgres::slot_wal::SlotWal;
+use crate::relay::clock::postgres_clock_us;
+use crate::relay::lag::Lag;
+use crate::relay::settings::Settings;
+use crate::relay::slot_room;
+use crate::relay::status::{CLASS_NAMES, Marks, PastFault, State, Status};
+use chrono::Utc;
+use postgres_types::PgLsn;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Faults that are kept for the status page.
+const FAULTS_MAX: usize = 5;
+/// The rate is the mean of at least so long.
+const RATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What changes while an epoch runs; equal marks need no report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EpochMarks {
+    counters: Counters,
+    acknowledged: u64,
+    cut_short: u64,
+    position: Option<Position>,
+    marks: Marks,
+    /// The oldest transaction whose events are not all acknowledged, and the last one whose are.
+    commits: [Option<Commit>; 2],
+}
+
+impl EpochMarks {
+    /// The marks of an epoch as they are.
+    pub fn of(engine: &Engine, now: Duration) -> Self {
+        let progress = engine.progress();
+        EpochMarks {
+            counters: engine.counters(),
+            acknowledged: progress.acknowledged_rows(),
+            cut_short: progress.held_cut_short(),
+            position: engine.lane_end().map(|lane_end| lane_end.position),
+            marks: Marks {
+                in_flight: engine.in_flight(),
+                received_lsn: progress.received_lsn().into(),
+                acknowledged_lsn: progress.acknowledged_lsn().into(),
+                confirmed_lsn: engine.confirmed_lsn().into(),
+            },
+            commits: [engine.oldest_commit(now), engine.last_commit()],
+        }
+    }
+}
+
+/// What an epoch begins with.
+#[derive(Debug, Clone, Default)]
+pub struct EpochStart {
+    /// How messages are published.
+    pub mode: &'static str,
+    /// Version of Postgres.
+    pub postgres: String,
+    /// Version of nats-server.
+    pub nats: String,
+    /// Messages of no relay at the stream's end.
+    pub foreign_messages: u64,
+    /// Acknowledged messages that the broker has lost.
+    pub(crate) lost_messages: u64,
+}
+
+#[derive(Debug)]
+struct Sample {
+    at: Instant,
+    acknowledged: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    status: Status,
+    /// What the current epoch has added to the totals so far.
+    epoch: EpochMarks,
+    sample: Sample,
+    /// The zero of `lag`'s clock.
+    began: Instant,
+    lag: Lag,
+    /// All below was acknowledged, in whichever epoch.
+    acknowledged_lsn: u64,
+    server_clock: Option<ServerClock>,
+    /// Why the next epoch begins.
+    cause: &'static str,
+    room: RoomWatch,
+}
+
+impl Inner {
+    fn since_began_us(&self, at: Instant) -> i64 {
+        i64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(i64::MAX)
+    }
+
+    /// Takes note of how far the lane is.
+    fn passed(&mut self) {
+        let marks = self.status.marks;
+        self.acknowledged_lsn = self.acknowledged_lsn.max(marks.acknowledged_lsn);
+        self.lag.passed(marks.confirmed_lsn);
+    }
+
+    /// The WAL was as long as to this commit when it was made.
+    fn committed(&mut self, commit: Commit) {
+        if let Some(clock) = self.server_clock {
+            let ago_us = clock.us.saturating_sub(commit.at_us);
+            let at_us = self.since_began_us(clock.at).saturating_sub(ago_us);
+            self.lag.reached(commit.lsn.into(), at_us);
+        }
+    }
+}
+
+/// Where the relay writes its status and others read it.
+#[derive(Debug, Clone)]
+pub struct Board {
+    inner: Arc<Mutex<Inner>>,
+    changes: watch::Sender<()>,
+}
+
+/// Waits for changes of one relay's status.
+#[derive(Debug, Clone)]
+pub struct StatusWatch {
+    board: Board,
+    changes: watch::Receiver<()>,
+}
+
+impl StatusWatch {
+    /// The status now.
+    pub fn status(&self) -> Status {
+        self.board.status()
+    }
+
+    /// Waits for the next change: of its state at once, of its progress about ten times a second. The last one is to
+    /// [`State::Halted`], [`State::Stopped`] or [`State::Failed`]. Cancel-safe.
+    pub async fn changed(&mut self) -> Status {
+        // The board that is held here has the other end.
+        let _ = self.changes.changed().await;
+        self.status()
+    }
+}
+
+impl Board {
+    /// A board for the relay of these settings.
+    pub fn of(settings: &Settings) -> Self {
+        Board::new(
+            &settings.name,
+            &settings.postgres.slot,
+            &settings.nats.stream,
+        )
+    }
+
+    /// A board for one relay.
+    pub fn new(name: &str, slot: &str, stream: &str) -> Self {
+        let now = Utc::now();
+        let status = Status {
+            name: name.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            slot: slot.to_owned(),
+            stream: stream.to_owned(),
+            started: now,
+            since: now,
+            ..Status::default()
+        };
+        let sample = Sample {
+            at: Instant::now(),
+            acknowledged: 0,
+        };
+        Board {
+            inner: Arc::new(Mutex::new(Inner {
+                status,
+                epoch: EpochMarks::default(),
+                sample,
+                began: Instant::now(),
+                lag: Lag::default(),
+                acknowledged_lsn: 0,
+                server_clock: None,
+                cause: "start",
+                room: RoomWatch::default(),
+            })),
+            changes: watch::Sender::new(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // What a panic left half written is still numbers.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To write, and tell who watches.
+    fn change(&self) -> MutexGuard<'_, Inner> {
+        let inner = self.lock();
+        self.changes.send_replace(());
+        inner
+    }
+
+    /// Tells of changes from now on.
+    pub fn watch(&self) -> StatusWatch {
+        StatusWatch {
+            board: self.clone(),
+            changes: self.changes.subscribe(),
+        }
+    }
+
+    /// The status now.
+    pub fn status(&self) -> Status {
+        let inner = self.lock();
+        let mut status = inner.status.clone();
+        let now_us = inner.since_began_us(Instant::now());
+        let age = |lsn: u64| inner.lag.age(lsn, now_us).as_secs();
+        status.received_lag_seconds = age(inner.acknowledged_lsn.max(status.marks.received_lsn));
+        status.lag_seconds = age(inner.acknowledged_lsn);
+        status.confirmed_lag_seconds = age(status.marks.confirmed_lsn);
+        if inner.sample.at.elapsed() > 3 * RATE_INTERVAL {
+            // Nothing is reported while nothing moves.
+            status.events_per_second = 0;
+        }
+        status
+    }
+
+    /// An epoch has begun.
+    pub fn begun(&self, start: &EpochStart) {
+        self.change().epoch = EpochMarks::default();
+        self.resumed(start);
+    }
+
+    /// An epoch goes on with a new connection to the broker: its marks do too.
+    pub(crate) fn resumed(&self, start: &EpochStart) {
+        let mut inner = self.change();
+        let inner = &mut *inner;
+        let status = &mut inner.status;
+        status.mode = Some(start.mode.to_owned());
+        status.postgres = Some(start.postgres.clone());
+        status.nats = Some(start.nats.clone());
+        status.totals.epochs += 1;
+        let causes = &mut status.totals.epochs_by_cause;
+        *causes.entry(inner.cause.to_owned()).or_default() += 1;
+        status.totals.foreign_messages += start.foreign_messages;
+        status.totals.lost_messages += start.lost_messages;
+    }
+
+    /// The epoch streams: what commits is published.
+    pub fn streaming(&self) {
+        self.change().status.set_state(State::Streaming, None);
+    }
+
+    /// The catalog is out of sight for this reason, or no longer.
+    pub(crate) fn blind(&self, reason: Option<String>) {
+        let mut inner = self.change();
+        if inner.status.state == State::Streaming {
+            inner.status.reason = reason;
+        }
+    }
+
+    /// Takes over how far the epoch is.
+    pub fn report(&self, now: &EpochMarks) {
+        let mut inner = self.change();
+        let before = std::mem::replace(&mut inner.epoch, *now);
+        let totals = &mut inner.status.totals;
+        totals.transactions += now.counters.transactions - before.counters.transactions;
+        totals.published += now.counters.published - before.counters.published;
+        totals.replayed += now.counters.replayed - before.counters.replayed;
+        totals.acknowledged += now.acknowledged - before.acknowledged;
+        totals.hold_back_cut_short += now.cut_short - before.cut_short;
+        let acknowledged = totals.acknowledged;
+        inner.status.marks = now.marks;
+        for commit in now.commits.into_iter().flatten() {
+            inner.committed(commit);
+        }
+        inner.passed();
+        inner.status.position = now.position.map(|position| position.to_string());
+        let elapsed = inner.sample.at.elapsed();
+        if elapsed >= RATE_INTERVAL {
+            let events = acknowledged - inner.sample.acknowledged;
+            inner.status.events_per_second = (events as f64 / elapsed.as_secs_f64()) as u64;
+            inner.sample = Sample {
+                at: Instant::now(),
+                acknowledged,
+            };
+        }
+    }
+
+    /// Transactions took so long from their commit to their acknowledgement.
+    pub(crate) fn took(&self, latencies: &Latencies) {
+        self.lock().status.commit_to_ack.add(latencies);
+    }
+
+    /// The server's clock, as last seen.
+    pub(crate) fn server_clock(&self) -> Option<ServerClock> {
+        self.lock().server_clock
+    }
+
+    /// A row became a dead letter.
+    pub fn dead_letter(&self, reason: &str) {
+        let mut inner = self.change();
+        let count = &mut inner.status.totals.dead_letters;
+        *count.entry(reason.to_owned()).or_default() += 1;
+    }
+
+    /// So many dead letters are open.
+    pub(crate) fn open_dead_letters(&self, count: u64) {
+        self.lock().status.dead_letters_open = Some(count);
+    }
+
+    /// So many more published rows are marked or deleted, and of so many messages they are not yet.
+    pub(crate) fn settled(&self, rows: u64, lag: u64) {
+        let mut inner = self.lock();
+        inner.status.totals.after_publish_rows += rows;
+        inner.status.after_publish_lag = Some(lag);
+    }
+
+    /// Takes over the end of the server's WAL, what its slot has confirmed, what that keeps, and how late it is there.
+    pub(crate) fn looked(
+        &self,
+        server_lsn: PgLsn,
+        confirmed_lsn: Option<PgLsn>,
+        wal: SlotWal,
+        clock: ServerClock,
+    ) {
+        let mut inner = self.change();
+        if let Some(room) = inner.room.look(wal.room()) {
+            slot_room::tell(room, &wal);
+        }
+        inner.status.slot_wal = wal;
+        inner.server_clock = Some(clock);
+        let ago_us = i64::try_from(clock.at.elapsed().as_micros()).unwrap_or(i64::MAX);
+        let ours_us = postgres_clock_us().saturating_sub(ago_us);
+        inner.status.clock_offset_us = Some(clock.us.saturating_sub(ours_us));
+        let at_us = inner.since_began_us(clock.at);
+        inner.lag.reached(server_lsn.into(), at_us);
+        inner.status.server_lsn = server_lsn.into();
+        let marks = &mut inner.status.marks;
+        if marks.acknowledged_lsn == 0 {
+            // No epoch has begun yet. What is confirmed was acknowledged.
+            let confirmed = confirmed_lsn.map_or(0, u64::from);
+            (marks.acknowledged_lsn, marks.confirmed_lsn) = (confirmed, confirmed);
+        }
+        inner.passed();
+    }
+
+    /// A fault ended an epoch, or kept it from beginning; the relay waits.
+    pub fn fault(&self, fault: &Fault) {
+        let mut inner = self.change();
+        let (side, name) = fault.name();
+        inner.cause = name;
+        let status = &mut inner.status;
+        let reasons = status.totals.reconnects.entry(side.to_owned()).or_default();
+        *reasons.entry(name.to_owned()).or_default() += 1;
+        status.marks.in_flight = 0;
+        let faults = &mut status.totals.faults;
+        *faults.entry(class_name(fault).to_owned()).or_default() += 1;
+        let (at, text) = (Utc::now(), fault.to_string());
+        match status.last_faults.front_mut() {
+            Some(last) if last.text == text => (last.at, last.times) = (at, last.times + 1),
+            _ => status.last_faults.push_front(PastFault {
+                at,
+                times: 1,
+                text: text.clone(),
+            }),
+        }
+        status.last_faults.truncate(FAULTS_MAX);
+        status.set_state(State::Waiting, Some(text));
+    }
+
+    /// A person has to look.
+    pub(crate) fn halted(&self, halt: &Halt) {
+        let mut inner = self.change();
+        let halts = &mut inner.status.totals.halts;
+        *halts.entry(halt.name().to_owned()).or_default() += 1;
+        (inner.status).set_state(State::Halted, Some(halt.to_string()));
+    }
+
+    /// The relay has come to its end.
+    pub(crate) fn ended(&self, state: State, reason: Option<String>) {
+        self.change().status.set_state(state, reason);
+    }
+}
+
+fn class_name(fault: &Fault) -> &'static str {
+    match fault.class() {
+        Class::Transient => CLASS_NAMES[0],
+        Class::Resync => CLASS_NAMES[1],
+        Class::Row => CLASS_NAMES[2],
+        Class::Permanent => CLASS_NAMES[3],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clock(us: i64) -> ServerClock {
+        let at = Instant::now();
+        ServerClock { us, at }
+    }
+
+    fn marks(published: u64, acknowledged: u64) -> EpochMarks {
+        EpochMarks {
+            counters: Counters {
+                published,
+                ..Counters::default()
+            },
+            acknowledged,
+            ..EpochMarks::default()
+        }
+    }
+
+    #[test]
+    fn lag_counts_against_the_servers_end() {
+        let board = Board::new("a", "a", "A");
+        board.looked(500.into(), Some(300.into()), SlotWal::default(), clock(0));
+        assert_eq!(board.status().lag_bytes(), 200);
+        let mut now = marks(1, 1);
+        (now.marks.received_lsn, now.marks.acknowledged_lsn) = (450, 400);
+        board.report(&now);
+        assert_eq!(board.status().lag_bytes(), 100);
+        // Published since the look.
+        (now.marks.received_lsn, now.marks.acknowledged_lsn) = (600, 550);
+        board.report(&now);
+        assert_eq!(board.status().lag_bytes(), 50);
+        // While the broker is away, the server goes on.
+        board.fault(&Fault::Broker("gone".into()));
+        board.looked(900.into(), Some(300.into()), SlotWal::default(), clock(0));
+        assert_eq!(board.status().lag_bytes(), 350);
+    }
+
+    #[test]
+    fn a_backlog_is_as_old_as_its_oldest_commit_until_it_is_acknowledged() {
+        let board = Board::new("a", "a", "A");
+        let server = clock(850_000_000_000_000);
+        let ago = |seconds: i64| server.us - seconds * 1_000_000;
+        let commit = |lsn: u64, at_us| {
+            Some(Commit {
+                lsn: lsn.into(),
+                at_us,
+            })
+        };
+        board.looked(1_000.into(), Some(100.into()), SlotWal::default(), server);
+        assert!(board.status().lag_seconds < 60);
+        let mut now = marks(0, 0);
+        (
+            now.marks.received_lsn,
+            now.marks.acknowledged_lsn,
+            now.marks.confirmed_lsn,
+        ) = (500, 100, 100);
+        now.commits = [commit(110, ago(3_600)), None];
+        board.report(&now);
+        let status = board.status();
+        assert!((3_600..3_660).contains(&status.lag_seconds), "{status:?}");
+        assert!(
+            (3_600..3_660).contains(&status.confirmed_lag_seconds),
+            "{status:?}"
+        );
+        assert!(status.received_lag_seconds < 60, "{status:?}");
+        assert_eq!(status.received_lag_bytes(), 500);
+        // It goes on counting over an outage, and in the next epoch, which begins at the confirmed place.
+        board.fault(&Fault::Broker("gone".into()));
+        assert!(board.status().lag_seconds >= 3_600);
+        now.marks.acknowledged_lsn = 500;
+        now.commits = [None, commit(500, ago(1_800))];
+        board.report(&now);
+        assert!(board.status().lag_seconds < 60);
+        assert!(board.status().confirmed_lag_seconds >= 3_600);
+        now.marks.acknowledged_lsn = 100;
+        board.report(&now);
+        assert!(board.status().lag_seconds < 60);
+    }
+
+    #[test]
+    fn totals_go_on_over_epochs() {
+        let board = Board::new("a", "a", "A");
+        board.begun(&EpochStart::default());
+        board.report(&marks(5, 3));
+        board.report(&marks(7, 7));
+        board.fault(&Fault::Broker("gone".into()));
+        board.begun(&EpochStart::default());
+        board.report(&marks(2, 1));
+        let totals = board.status().totals;
+        assert_eq!((totals.published, totals.acknowledged), (9, 8));
+        assert_eq!(totals.epochs, 2);
+        // That it began is not yet a change of state.
+        assert_eq!(board.status().state, State::Waiting);
+        board.streaming();
+        assert_eq!(board.status().state, State::Streaming);
+    }
+
+    #[test]
+    fn repeated_faults_are_one_line() {
+        let board = Board::new("a", "a", "A");
+        for _ in 0..3 {
+            board.fault(&Fault::Broker("gone".into()));
+        }
+        for number in 0..10 {
+            board.fault(&Fault::AckTimeout(number));
+        }
+        board.fault(&Fault::Broker("gone".into()));
+        let status = board.status();
+        assert_eq!(status.state, State::Waiting);
+        assert_eq!(status.last_faults.len(), FAULTS_MAX);
+        assert_eq!(status.last_faults[0].times, 1);
+        assert_eq!(status.totals.faults["transient"], 14);
+    }
+}
