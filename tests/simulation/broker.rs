@@ -292,6 +292,11 @@ impl Broker {
         self.records.synced_seq = self.records.last_seq;
     }
 
+    /// The events' stream is not the one that the lane began with.
+    pub(crate) fn is_made_anew(&self) -> bool {
+        self.events.created > 1
+    }
+
     /// The process is gone; `cut` are the sequences that its streams come back with.
     pub(crate) fn crash(&mut self, cut: (u64, u64)) {
         self.up = false;

@@ -89,8 +89,9 @@ impl World {
             _ => random.between(durable, last.max(durable)),
         };
         let (events, records) = (&self.broker.events, &self.broker.records);
-        // The same limit, the other way round.
-        let keeps_record = self.broker.shared && self.removed;
+        // The same limits, the other way round.
+        let keeps_record =
+            (self.broker.shared && self.removed) || self.broker.edit == Some(Edit::Interest);
         let records_durable = match keeps_record {
             true => records.last_seq,
             false => records.synced_seq,
@@ -227,6 +228,8 @@ impl World {
                 self.healed_at = Some(stall);
             }
             FaultKind::Poison => self.poison(),
+            // Known limit: just as many messages as a stream had that was made anew, and the lane's next event fits there.
+            FaultKind::Foreign if self.loss_unseen && self.broker.is_made_anew() => {}
             FaultKind::Foreign => self.publish_foreign(),
             FaultKind::Purge | FaultKind::DeleteTail | FaultKind::Expire => self.remove(fault),
             // Known limit: made again between a start's look and its fence, a shared stream of which everything was removed
