@@ -55,11 +55,13 @@ Examples:
   walrelay adopt --position 16/B374D848:3      rows at or below this position count as published
   walrelay adopt --debezium                    go on where Debezium was stopped, with its slot and publication
 
-It is the way past a halt (exit code 4 of run): a slot that was advanced, dropped or made again, a restored or
-upgraded database, a stream whose end was removed or that was made from another one. Find out first what happened.
-Afterwards walrelay verify tells what is missing or doubled, and walrelay backfill publishes what is missing.
+It is the way past a halt (exit code 4 of run): a slot that was advanced, dropped or made again, a
+restored or upgraded database, a stream whose end was removed or that was made from another one.
+Find out first what happened. Afterwards walrelay verify tells what is missing or doubled, and
+walrelay backfill publishes what is missing.
 
-Exit code 0: adopted. 1: a relay reads from the slot, or slot or stream is not there. 2: nobody agreed.";
+Exit code 0: adopted. 1: a relay reads from the slot, or slot or stream is not there. 2: nobody
+agreed.";
 
 /// Make the present database and slot the lane's own, after a halt.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -29,17 +29,18 @@ Examples:
   walrelay backfill --where \"dispatched_at IS NULL\"  what a polling dispatcher has not published
   walrelay backfill --json                        a line of progress each second, for programs
 
-It is for rows from before the slot was made, and for what a slot or a broker has lost: what `walrelay verify` calls
-missing. Rows that it calls unjudged are left out, since the stream may have had their messages and removed them; give
---unjudged where you know that it did not. The events come behind those that are in the stream already, with the header
-Walrelay-Kind: backfill and without a place in the lane. A relay that runs meanwhile goes on: the backfill publishes at
+It is for rows from before the slot was made, and for what a slot or a broker has lost: what
+`walrelay verify` calls missing. Rows that it calls unjudged are left out, since the stream may
+have had their messages and removed them; give --unjudged where you know that it did not. The
+events come behind those that are in the stream already, with the header Walrelay-Kind: backfill
+and without a place in the lane. A relay that runs meanwhile goes on: the backfill publishes at
 most a thousand events at once and then lets the relay.
 
-Where it was stopped or killed, run it again: it publishes what the stream still lacks. One command publishes for a lane
-at a time; one that was killed is waited for for 5 seconds.
+Where it was stopped or killed, run it again: it publishes what the stream still lacks. One
+command publishes for a lane at a time; one that was killed is waited for for 5 seconds.
 
-Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped before its end.
-3: row security hides rows of the table.";
+Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped
+before its end. 3: row security hides rows of the table.";
 
 /// Publish rows of the table that the stream does not have.
 #[derive(Debug, Default, clap::Args)]

@@ -31,10 +31,12 @@ Examples:
   walrelay bench --payload 10KiB --json                larger events; the result as JSON
   walrelay bench --existing --relay-pid 4711           through the relay that runs already, into the configured table
 
-It makes table public.walrelay_bench, slot and publication walrelay_bench and stream WALRELAY_BENCH, runs a relay of its
-own between them, and removes them all. With --existing the rows stay in your table and the events in your stream.
+It makes table public.walrelay_bench, slot and publication walrelay_bench and stream
+WALRELAY_BENCH, runs a relay of its own between them, and removes them all. With --existing the
+rows stay in your table and the events in your stream.
 
-Exit code 0: measured. 1: it failed, for example because not all events arrived. 2: wrong usage or configuration.";
+Exit code 0: measured. 1: it failed, for example because not all events arrived. 2: wrong usage or
+configuration.";
 
 /// Longest wait for the events to arrive after the last one was committed, without any arriving.
 const SILENCE_MAX: Duration = Duration::from_secs(30);

@@ -36,11 +36,12 @@ Examples:
                                                 give it up; retry with its position still publishes it
   walrelay dead-letters skip 16/B374D848:3      let the row at which run has halted become a dead letter
 
-A dead letter stays in the stream. A small message behind it says that it was retried or discarded, when, and why: so the
-stream alone tells which are open. verify ends with 1 while one is.
+A dead letter stays in the stream. A small message behind it says that it was retried or
+discarded, when, and why: so the stream alone tells which are open. verify ends with 1 while one
+is.
 
-Exit code 0: done. 1: there is no such dead letter, it was retried or discarded before, it cannot be published now either,
-or a relay is running (skip).";
+Exit code 0: done. 1: there is no such dead letter, it was retried or discarded before, it cannot
+be published now either, or a relay is running (skip).";
 
 /// Rows that could not be published: list them, retry them, skip the one that the relay halts at.
 #[derive(Debug, clap::Args)]

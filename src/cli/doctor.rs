@@ -38,7 +38,8 @@ Examples:
 
 Each finding has a code; docs/doctor.md says more of each. It writes nothing.
 
-Exit code 0: all was looked at, and all is well. 1: it found something. 3: something could not be looked at.";
+Exit code 0: all was looked at, and all is well. 1: it found something. 3: something could not be
+looked at.";
 
 /// Look at everything that the relay depends on
 #[derive(Debug, clap::Args)]

@@ -54,18 +54,20 @@ Examples:
   walrelay erase --aggregate-id … --yes --json > receipt.json                    from a program
   walrelay erase --aggregate-id … --also-stream COPY                             from this stream too
 
-It removes the aggregate's rows from the table and its messages from the stream: events and dead letters. nats-server overwrites each with noise. So it does in the streams that walrelay replay has made, in mirrors,
-and in streams that have this one as a source; other copies have to be named with --also-stream.
+It removes the aggregate's rows from the table and its messages from the stream: events and dead
+letters. nats-server overwrites each with noise. So it does in the streams that walrelay replay
+has made, in mirrors, and in streams that have this one as a source; other copies have to be named
+with --also-stream.
 
-The relay may run meanwhile: the lane keeps its order and its place. Events that are not published yet are waited for.
-First let the application write nothing more about the aggregate.
+The relay may run meanwhile: the lane keeps its order and its place. Events that are not published
+yet are waited for. First let the application write nothing more about the aggregate.
 
-What it does not reach: consumers and their copies, backups, and Postgres' WAL, which the slot keeps until it is confirmed.
-In the formats payload and payload_string a message does not tell its aggregate, unless a header does: there its rows tell,
-so erase before they are deleted.
+What it does not reach: consumers and their copies, backups, and Postgres' WAL, which the slot
+keeps until it is confirmed. In the formats payload and payload_string a message does not tell its
+aggregate, unless a header does: there its rows tell, so erase before they are deleted.
 
-Where it was ended, run it again. Exit code 0: erased, or there was nothing. 1: something could not be erased. 2: nobody
-agreed, or wrong usage. 3: row security hides rows of the table.";
+Where it was ended, run it again. Exit code 0: erased, or there was nothing. 1: something could
+not be erased. 2: nobody agreed, or wrong usage. 3: row security hides rows of the table.";
 
 /// Remove an aggregate's rows and messages for good.
 #[derive(Debug, Clone, clap::Args)]

@@ -48,18 +48,20 @@ Examples:
   walrelay prune --older-than 7d                  delete them; once a day from cron, for example
   walrelay prune --older-than 7d --batch 200      in smaller transactions
 
-Only rows go whose transaction every logical slot of the database is confirmed through. That is waited for: with a relay
-that runs it takes as long as its hold-back. Postgres does not tell which tables a slot is read for, so a slot of somebody
-else counts as well, unless --except-slot leaves it out.
+Only rows go whose transaction every logical slot of the database is confirmed through. That is
+waited for: with a relay that runs it takes as long as its hold-back. Postgres does not tell which
+tables a slot is read for, so a slot of somebody else counts as well, unless --except-slot leaves
+it out.
 
-Rows stay that are open dead letters. Before anything goes, table and stream are compared as walrelay verify does it: where
-rows are missing in the stream, for instance those from before the slot was made, nothing goes until walrelay backfill has
-published them. --without-comparison leaves that out, and such rows go too.
+Rows stay that are open dead letters. Before anything goes, table and stream are compared as
+walrelay verify does it: where rows are missing in the stream, for instance those from before the
+slot was made, nothing goes until walrelay backfill has published them. --without-comparison
+leaves that out, and such rows go too.
 
 How old a row is, its occurred_at tells. Rows that the publication does not carry stay.
 
-Exit code 0: done, or nothing was old enough. 1: something must not go, or a slot is behind. 2: wrong usage, or the table
-has no occurred_at. 3: row security hides rows of the table.";
+Exit code 0: done, or nothing was old enough. 1: something must not go, or a slot is behind. 2:
+wrong usage, or the table has no occurred_at. 3: row security hides rows of the table.";
 
 /// Delete rows of the table that are published, confirmed, and old enough.
 #[derive(Debug, Clone, clap::Args)]

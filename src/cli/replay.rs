@@ -30,23 +30,27 @@ Examples:
   walrelay replay --from 16/B374D848 --to 16/C0000000 --event-type lesson.published.v1
   walrelay replay --from 0/1 --stream FOR_BILLING --subject 'billing.{event_type}'
 
-It reads the events' stream (nats.stream), in its order, and publishes to another one, which is made where it is missing:
-consumers choose to see a replay. Each event has its own headers and body, and with them Walrelay-Kind: replay. Events that a
-backfill or a retry has published come where they stand in the stream; dead letters do not come. The relay, its slot and its
-stream are left alone.
+It reads the events' stream (nats.stream), in its order, and publishes to another one, which is
+made where it is missing: consumers choose to see a replay. Each event has its own headers and
+body, and with them Walrelay-Kind: replay. Events that a backfill or a retry has published come
+where they stand in the stream; dead letters do not come. The relay, its slot and its stream are
+left alone.
 
-An LSN is a whole transaction; walrelay position prints them. A time is when the stream stored the event: a moment behind the
-commit, or more where the relay was stopped meanwhile. Both ends are included. A range whose beginning the stream has removed
-is refused, with the oldest place that it can give.
+An LSN is a whole transaction; walrelay position prints them. A time is when the stream stored the
+event: a moment behind the commit, or more where the relay was stopped meanwhile. Both ends are
+included. A range whose beginning the stream has removed is refused, with the oldest place that it
+can give.
 
---source table reads the table instead: rows whose occurred_at is in the range, as they are now, in the order of occurred_at. That
-is not the order of their commits, and what the application has deleted does not come.
+--source table reads the table instead: rows whose occurred_at is in the range, as they are now,
+in the order of occurred_at. That is not the order of their commits, and what the application has
+deleted does not come.
 
-Where it was stopped or killed, run it again with the same range, filters and subject: it goes on behind the last event that
-stands in the other stream. Without --to, a later run publishes what has come since.
+Where it was stopped or killed, run it again with the same range, filters and subject: it goes on
+behind the last event that stands in the other stream. Without --to, a later run publishes what
+has come since.
 
-Exit code 0: done. 1: the stream no longer holds the range, some could not be published, or it was stopped before its end.
-2: a range, filter or target that cannot be, or nobody agreed.";
+Exit code 0: done. 1: the stream no longer holds the range, some could not be published, or it was
+stopped before its end. 2: a range, filter or target that cannot be, or nobody agreed.";
 
 /// Publish committed events of a range again, in commit order, to another stream.
 #[derive(Debug, Clone, clap::Args)]

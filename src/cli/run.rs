@@ -24,11 +24,11 @@ Examples:
                                                   never published comes in any case
   walrelay run --hold-back 0s                     confirm to Postgres at the acknowledgement
 
-SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once. SIGHUP reads the configuration again: the log level
-is taken up, and what takes a restart is named.
+SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once. SIGHUP reads the configuration
+again: the log level is taken up, and what takes a restart is named.
 
-Exit code 0: stopped by a signal. 1: something is wrong that waiting does not cure. 2: wrong configuration. 4: halted
-until a person has looked; the message says at what, and the way on.";
+Exit code 0: stopped by a signal. 1: something is wrong that waiting does not cure. 2: wrong
+configuration. 4: halted until a person has looked; the message says at what, and the way on.";
 
 /// Relay committed events from Postgres to the stream.
 #[derive(Debug, clap::Args)]

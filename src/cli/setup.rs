@@ -38,7 +38,8 @@ Examples:
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
 setup says which. Ctrl-C cancels it and leaves no slot behind.
 
-Exit code 0: everything is there and fits. 1: something exists that does not fit, and nothing was made.";
+Exit code 0: everything is there and fits. 1: something exists that does not fit, and nothing was
+made.";
 
 /// Make what the relay needs: table, publication, replication slot, stream; each only if it is missing.
 #[derive(Debug, Clone, Default, clap::Args)]

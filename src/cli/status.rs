@@ -32,17 +32,16 @@ Examples:
   walrelay status                                 what the relay is doing
   walrelay status --json | jq -r .relay.state     starting, streaming, waiting or halted
 
-The running relay is asked at http.listen. Where none answers there, slot, stream and lane record tell: running elsewhere,
-stopped, halted (why, and what to do), or the slot is lost.
+The running relay is asked at http.listen. Where none answers there, slot, stream and lane record
+tell: running elsewhere, stopped, halted (why, and what to do), or the slot is lost.
 
-server         the end of the write-ahead log, looked at every few seconds
-received       what has arrived of it
-acknowledged   what the broker has taken, and how far and for how long that is behind the server's end
-confirmed      what Postgres may forget; behind acknowledged by hold_back
+server         the end of the write-ahead log, looked at every few seconds received       what has
+arrived of it acknowledged   what the broker has taken, and how far and for how long that is
+behind the server's end confirmed      what Postgres may forget; behind acknowledged by hold_back
 latency        from the commit, by the server's clock, to the acknowledgement
 
-Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3: none answers, and Postgres
-or NATS could not be asked why.";
+Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3:
+none answers, and Postgres or NATS could not be asked why.";
 
 /// Show what the relay is doing.
 #[derive(Debug, Clone, Default, clap::Args)]

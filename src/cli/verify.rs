@@ -73,24 +73,27 @@ unfit          the stream as it is configured loses events or takes none; the co
 
 Rows that share an id need a message each, also where --since leaves one of them out.
 
-Only the slot, as long as it holds a row, tells the row's position. Where the stream has removed messages at its
-beginning, or keeps a number of each subject, any other row without a message is unjudged. If there are more of these
-than messages that were removed, the others are missing, though nobody can tell which. Where nothing was removed, all
-are missing, also rows from before the slot was made. walrelay backfill publishes what is missing, and with --unjudged
-the unjudged rows too. --since leaves rows out that are too old to matter.
+Only the slot, as long as it holds a row, tells the row's position. Where the stream has removed
+messages at its beginning, or keeps a number of each subject, any other row without a message is
+unjudged. If there are more of these than messages that were removed, the others are missing,
+though nobody can tell which. Where nothing was removed, all are missing, also rows from before
+the slot was made. walrelay backfill publishes what is missing, and with --unjudged the unjudged
+rows too. --since leaves rows out that are too old to matter.
 
-Retention in the table is taken to delete the oldest rows first: events before the first one whose row is still there
-are not called phantoms.
+Retention in the table is taken to delete the oldest rows first: events before the first one whose
+row is still there are not called phantoms.
 
-Where the publication has a row filter, the rows that it carries now are compared. After a change of the shares,
-rows from before it are in their former share's stream: give --since, in backfill too.
+Where the publication has a row filter, the rows that it carries now are compared. After a change
+of the shares, rows from before it are in their former share's stream: give --since, in backfill
+too.
 
 It needs about 50 MiB of memory, and 24 bytes of temporary files for each row and for each message.
 
 On a standby the table is compared as far as the standby has replayed it, if the slot is there too.
 
-Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are unjudged, or the relay is so
-far behind that what is missing cannot be told from what is still to come.";
+Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are
+unjudged, or the relay is so far behind that what is missing cannot be told from what is still to
+come.";
 
 /// Compare the outbox table with the stream: missing, doubled, out of order, dead-lettered, phantom.
 #[derive(Debug, Clone, clap::Args)]
