@@ -74,6 +74,25 @@ fn what_does_not_exist_is_found() {
     assert_eq!(missing(document, text).len(), 3);
 }
 
+#[test]
+fn no_number_stands_for_two_rules() {
+    let document = fs::read_to_string("docs/specification.md").expect("the rules");
+    let mut numbers: Vec<&str> = document
+        .lines()
+        .filter_map(|line| {
+            line.strip_prefix("**")?
+                .split_once(". ")
+                .or(line.strip_prefix("**")?.split_once(".**"))
+        })
+        .map(|(number, _)| number)
+        .filter(|number| number.starts_with("G-") || number.starts_with("L-"))
+        .collect();
+    assert!(numbers.len() > 100, "{}", numbers.len());
+    numbers.sort_unstable();
+    let twice: Vec<_> = numbers.windows(2).filter(|two| two[0] == two[1]).collect();
+    assert_eq!(twice, Vec::<&[&str]>::new());
+}
+
 /// The table of rule G-43 in docs/specification.md.
 #[test]
 fn each_halt_has_a_way_out_that_a_test_walks() {
