@@ -127,8 +127,8 @@ async fn a_stream_that_is_sealed() {
     for lane in LANES {
         let mut fixture = fixture(lane).await;
         let mut relay = running(&mut fixture, 10).await;
-        edit(&fixture, |config| config.sealed = true).await;
         let logged = relay.log().len();
+        edit(&fixture, |config| config.sealed = true).await;
         fixture.insert(11, 20).await;
         waits(&mut relay, logged, "sealed").await;
         relay.kill();
@@ -158,8 +158,8 @@ async fn fast_ingest_that_is_turned_off_and_on() {
 async fn atomic_batches_that_are_turned_off() {
     let mut fixture = fixture(Lane::Shared).await;
     let mut relay = running(&mut fixture, 10).await;
-    edit(&fixture, |config| config.allow_atomic_publish = false).await;
     let logged = relay.log().len();
+    edit(&fixture, |config| config.allow_atomic_publish = false).await;
     fixture.insert(11, 20).await;
     waits(&mut relay, logged, "--allow-batch").await;
     edit(&fixture, |config| config.allow_atomic_publish = true).await;
@@ -201,8 +201,8 @@ async fn messages_that_become_too_large() {
         }
 
         // Not even a dead letter fits; in a shared stream not even the fence.
-        edit(&fixture, |config| config.max_message_size = 60).await;
         let logged = relay.log().len();
+        edit(&fixture, |config| config.max_message_size = 60).await;
         fixture.insert(21, 21).await;
         if lane == Lane::Shared {
             waits(&mut relay, logged, "--max-msg-size=512").await;

@@ -261,11 +261,9 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
         fixture.own_servers().nats.resume();
         assert_eq!(stopped.ends().await, Some(1), "{}", stopped.log());
         assert!(!stopped.log().contains("has begun and not ended"));
+        // It may have come to its end before the broker stood still.
         let done = count(&fixture, state).await;
-        assert!(
-            done > 0 && count(&fixture, "open").await > 0,
-            "{done} {state}"
-        );
+        assert!(done > 0, "none {state}");
         assert_eq!(of_kind(&fixture, state).await.len(), done);
     }
     assert_eq!(
