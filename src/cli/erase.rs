@@ -7,13 +7,14 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use clap::builder::NonEmptyStringValueParser;
 use postgres_types::PgLsn;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::consent::agreed;
+use super::deletable::deletable;
 use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
 use super::stderr;
@@ -31,7 +32,6 @@ use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::publications::publication_list;
-use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
@@ -122,7 +122,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let mut shutdown = signals::listen(Hangup::Stops)?;
     let sql = connect(&settings.postgres.conninfo).await?;
     let inspection = inspect(&sql, &settings.postgres).await?;
-    let table = erasable(&sql, &inspection, settings).await?;
+    let table = deletable(&sql, &inspection, &settings.postgres.table).await?;
     let is_aggregate = is_aggregate(table, settings, &args.aggregate_id)?;
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
@@ -169,30 +169,6 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     } else {
         Exit::Failed
     })
-}
-
-/// The table, where rows may be deleted from it.
-async fn erasable<'i>(
-    sql: &Client,
-    inspection: &'i Inspection,
-    settings: &Settings,
-) -> anyhow::Result<&'i Table> {
-    let name = &settings.postgres.table;
-    ensure!(
-        !inspection.server.in_recovery,
-        "this server is a standby, which takes no DELETE: name the primary in postgres.url"
-    );
-    row_security::check(inspection, name)?;
-    let table = inspection.table.as_ref();
-    let table = table.with_context(|| format!("there is no table {name}"))?;
-    let may = "SELECT has_table_privilege($1::oid, 'DELETE')";
-    let row = sql.query_one(may, &[&table.oid]).await?;
-    ensure!(
-        row.try_get::<_, bool>(0)?,
-        "role {role} may not delete from {name}: as the table's owner, run GRANT DELETE ON {name} TO {role};",
-        role = quote_identifier(&inspection.server.role)
-    );
-    Ok(table)
 }
 
 /// SQL for "is a row of the aggregate", with the id as its one parameter.

@@ -11,6 +11,7 @@ pub mod completions;
 pub mod config;
 mod consent;
 pub mod dead_letters;
+mod deletable;
 pub mod demo;
 pub mod doctor;
 pub mod erase;

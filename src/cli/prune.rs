@@ -14,6 +14,7 @@ use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::deletable::deletable;
 use super::exit::Exit;
 use super::signals::{self, Hangup};
 use super::stdout::Account;
@@ -23,9 +24,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
-use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -181,26 +180,13 @@ async fn prunable<'i>(
     postgres: &PostgresSettings,
 ) -> anyhow::Result<&'i Table> {
     let name = &postgres.table;
-    ensure!(
-        !inspection.server.in_recovery,
-        "this server is a standby, which takes no DELETE: name the primary in postgres.url"
-    );
-    row_security::check(inspection, name)?;
-    let table = inspection.table.as_ref();
-    let table = table.with_context(|| format!("there is no table {name}"))?;
+    let table = deletable(client, inspection, name).await?;
     let publication = inspection.publication.as_ref();
     ensure!(
         publication.is_some_and(|publication| publication.entry.is_some()),
         "publication {} does not hold table {name}, and says which rows are published: run walrelay setup, or set \
          postgres.publication",
         postgres.publication
-    );
-    let may = "SELECT has_table_privilege($1::text, 'DELETE')";
-    let row = client.query_one(may, &[&name.to_string()]).await?;
-    ensure!(
-        row.try_get::<_, bool>(0)?,
-        "role {role} may not delete from {name}: as the table's owner, run GRANT DELETE ON {name} TO {role};",
-        role = quote_identifier(&inspection.server.role)
     );
     Ok(table)
 }

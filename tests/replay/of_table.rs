@@ -1,19 +1,8 @@
 //! `walrelay replay --source table`: what the stream no longer holds, from the rows that are still there.
 
 use crate::lane::stream_of;
-use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
-
-fn target(fixture: &Fixture) -> String {
-    format!("{}_REPLAY", fixture.stream_name())
-}
-
-fn ids(stored: &[Stored]) -> Vec<uuid::Uuid> {
-    stored.iter().map(Stored::id).collect()
-}
-
-fn uuids(numbers: impl IntoIterator<Item = u64>) -> Vec<uuid::Uuid> {
-    numbers.into_iter().map(uuid).collect()
-}
+use crate::range::{count, ids, target, uuids};
+use crate::support::{Fixture, Relay, assert_exactly_once, eventually};
 
 /// A lane whose `n`th event occurred `n` seconds after 2026-01-01, and is in the stream.
 async fn published(rows: u64) -> Fixture {
@@ -26,14 +15,6 @@ async fn published(rows: u64) -> Fixture {
     fixture.holds(rows).await;
     relay.stop().await;
     fixture
-}
-
-async fn count(fixture: &Fixture) -> u64 {
-    let context = async_nats::jetstream::new(fixture.nats.clone());
-    match context.get_stream(target(fixture)).await {
-        Ok(mut stream) => stream.info().await.map_or(0, |info| info.state.messages),
-        Err(_) => 0,
-    }
 }
 
 #[tokio::test]

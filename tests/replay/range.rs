@@ -6,7 +6,7 @@ use crate::lane::{Lane, set_up, stream_of};
 use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
 
 /// The stream that a replay makes by default.
-fn target(fixture: &Fixture) -> String {
+pub(crate) fn target(fixture: &Fixture) -> String {
     format!("{}_REPLAY", fixture.stream_name())
 }
 
@@ -19,11 +19,11 @@ async fn replay(fixture: &Fixture, arguments: &[&str]) -> String {
     fixture.walrelay(&all).await.success().stdout
 }
 
-fn ids(stored: &[Stored]) -> Vec<uuid::Uuid> {
+pub(crate) fn ids(stored: &[Stored]) -> Vec<uuid::Uuid> {
     stored.iter().map(Stored::id).collect()
 }
 
-fn uuids(numbers: impl IntoIterator<Item = u64>) -> Vec<uuid::Uuid> {
+pub(crate) fn uuids(numbers: impl IntoIterator<Item = u64>) -> Vec<uuid::Uuid> {
     numbers.into_iter().map(uuid).collect()
 }
 
@@ -313,7 +313,8 @@ fn start(fixture: &Fixture, number: usize) -> Relay {
     )
 }
 
-async fn count(fixture: &Fixture) -> u64 {
+/// How many messages that stream has; 0 where it is not there.
+pub(crate) async fn count(fixture: &Fixture) -> u64 {
     let context = async_nats::jetstream::new(fixture.nats.clone());
     match context.get_stream(target(fixture)).await {
         Ok(mut stream) => stream.info().await.map_or(0, |info| info.state.messages),

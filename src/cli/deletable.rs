@@ -1,0 +1,33 @@
+//! The table of a command that deletes rows of it.
+//!
+//! In: what was looked at. Out: the table, or why nothing can be deleted from it, with what mends that.
+
+use anyhow::{Context as _, ensure};
+
+use crate::postgres::catalog::{Inspection, Table};
+use crate::postgres::client::Client;
+use crate::postgres::row_security;
+use crate::postgres::table_name::{TableName, quote_identifier};
+
+/// The table called `name`, all of whose rows this role sees and may delete.
+pub(super) async fn deletable<'i>(
+    sql: &Client,
+    inspection: &'i Inspection,
+    name: &TableName,
+) -> anyhow::Result<&'i Table> {
+    ensure!(
+        !inspection.server.in_recovery,
+        "this server is a standby, which takes no DELETE: name the primary in postgres.url"
+    );
+    row_security::check(inspection, name)?;
+    let table = inspection.table.as_ref();
+    let table = table.with_context(|| format!("there is no table {name}"))?;
+    let may = "SELECT has_table_privilege($1::oid, 'DELETE')";
+    let row = sql.query_one(may, &[&table.oid]).await?;
+    ensure!(
+        row.try_get::<_, bool>(0)?,
+        "role {role} may not delete from {name}: as the table's owner, run GRANT DELETE ON {name} TO {role};",
+        role = quote_identifier(&inspection.server.role)
+    );
+    Ok(table)
+}
