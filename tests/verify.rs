@@ -432,6 +432,85 @@ async fn an_id_on_both_sides_of_since_is_no_double() {
     assert_eq!(since(1).await["missing"]["count"], 1);
 }
 
+/// Of three rows, which the slot has passed, the last two did not occur before noon.
+#[tokio::test]
+async fn a_moment_is_compared_in_the_type_that_the_column_has() {
+    let mut platform = Platform::start().await;
+    let far_away = "ALTER DATABASE postgres SET timezone = 'Pacific/Kiritimati'";
+    platform.sql.batch_execute(far_away).await.unwrap();
+    let noon = ["--since", "2026-03-01T11:59:59.9995Z"];
+    let replay = |to| {
+        let table = ["replay", "--source", "table", "--dry-run", "--from"];
+        [&table[..], &["2026-03-01T12:00:00Z", "--to", to]].concat()
+    };
+    for (column, made, since, at_noon) in [
+        (
+            "timestamptz",
+            "'2026-03-01 12:00:00+00'::timestamptz + n * interval '1 h'",
+            2,
+            1,
+        ),
+        (
+            "timestamp",
+            "'2026-03-01 12:00:00'::timestamp + n * interval '1 h'",
+            2,
+            1,
+        ),
+        ("bigint", "1772366400000 + n * 3600000", 2, 1),
+        ("date", "'2026-03-01'::date + n::int", 1, 0),
+    ] {
+        let changed = format!(
+            "ALTER TABLE outbox_events DROP occurred_at;
+             ALTER TABLE outbox_events ADD occurred_at {column};
+             DELETE FROM outbox_events;
+             INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json, occurred_at)
+             SELECT gen_random_uuid(), gen_random_uuid(), 'made.v1', '{{}}', {made} FROM generate_series(-1, 1) AS n"
+        );
+        platform.sql.batch_execute(&changed).await.unwrap();
+        let passed = "SELECT pg_replication_slot_advance('walrelay', pg_current_wal_insert_lsn())";
+        platform.sql.batch_execute(passed).await.unwrap();
+        let text = platform
+            .expect(&[&["verify", "--json"], &noon[..]].concat(), 1)
+            .await;
+        let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(report["missing"]["count"], since, "{column}: {report}");
+        let backfill = [&["backfill", "--dry-run"], &noon[..]].concat();
+        let missing = platform.expect(&backfill, 0).await;
+        assert!(
+            missing.contains(&format!("{since} rows")),
+            "{column}: {missing}"
+        );
+        let replayed = platform.expect(&replay("2026-03-01T12:00:00Z"), 0).await;
+        assert!(
+            replayed.contains(&format!("{at_noon} events")),
+            "{column}: {replayed}"
+        );
+    }
+    let commands = [
+        [&["verify"], &noon[..]].concat(),
+        [&["backfill"], &noon[..]].concat(),
+        replay("2026-03-01T12:00:00Z"),
+        vec!["prune", "--older-than", "1d"],
+    ];
+    let no_moment = "ALTER TABLE outbox_events ALTER occurred_at TYPE text";
+    platform.sql.batch_execute(no_moment).await.unwrap();
+    for command in &commands {
+        let said = platform.expect(command, 2).await;
+        assert!(
+            said.contains("is of type text: columns.occurred_at needs"),
+            "{said}"
+        );
+    }
+    platform.set("WALRELAY_COLUMNS_OCCURRED_AT", "");
+    for command in &commands {
+        let said = platform.expect(command, 2).await;
+        assert!(
+            said.contains("columns.occurred_at names no column"),
+            "{said}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_lane_that_stands_still_is_not_clean() {
     let platform = Platform::start().await;

@@ -18,6 +18,15 @@ use crate::relay::settings::Settings;
 /// What the source is called in a replay's header.
 const NAME: &str = "table";
 
+/// Looks whether rows tell when they occurred.
+///
+/// # Errors
+/// [`crate::postgres::occurred_at::Untold`], or the table cannot be read.
+pub async fn check(settings: &Settings) -> anyhow::Result<()> {
+    Rows::open(settings).await?.occurred_at()?;
+    Ok(())
+}
+
 /// How many rows there are.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
+use chrono::{DateTime, Utc};
 use tokio_postgres::{Row as SqlRow, RowStream};
 
 use crate::pipeline::encoding::{Converted, Encoding};
@@ -20,6 +21,7 @@ use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::encoding;
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::occurred_at::{OccurredAt, Untold};
 use crate::postgres::replication::quote_literal;
 use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
@@ -37,6 +39,7 @@ pub(crate) struct Rows {
     encoding: Encoding,
     mapping: Mapping,
     id_column: IdColumn,
+    occurred_at: Result<OccurredAt, Untold>,
     kinds: Fields<Kind>,
     /// Of the columns of [`Mapping::extras`].
     extra_kinds: Vec<Kind>,
@@ -47,10 +50,10 @@ pub(crate) struct Rows {
 /// When rows occurred, and behind which one of them.
 #[derive(Debug, Clone)]
 pub struct Occurred {
-    /// Not before, in RFC 3339.
-    pub from: String,
+    /// Not before.
+    pub from: DateTime<Utc>,
     /// Not later.
-    pub to: Option<String>,
+    pub to: Option<DateTime<Utc>>,
     /// Behind the row of this moment, in µs since 1970, and with this id.
     pub behind: Option<(i64, String)>,
 }
@@ -98,6 +101,7 @@ impl Rows {
             encoding,
             table: settings.postgres.table.to_string(),
             id_column: IdColumn::of(&table, &settings.postgres),
+            occurred_at: OccurredAt::of(&table, &settings.postgres),
             kinds: own.map(|value| value.column().map_or(Kind::Text, kind_of)),
             extra_kinds: mapping.extras().iter().map(|name| kind_of(name)).collect(),
             mapping,
@@ -189,12 +193,14 @@ impl Rows {
     /// # Errors
     /// No column tells when a row occurred; or as of tokio-postgres.
     pub(super) async fn ask_occurred(&self, occurred: &Occurred) -> anyhow::Result<RowStream> {
-        let (moment, id) = (self.moment()?, self.id_in_order());
+        let (occurred_at, id) = (self.occurred_at()?, self.id_in_order());
         let query = format!(
-            "SELECT {}, {id} AS event_id, {moment} AS moment FROM {} WHERE {} ORDER BY {moment}, {id}",
+            "SELECT {}, {id} AS event_id, {} AS moment FROM {} WHERE {} ORDER BY {}, {id}",
             self.columns(),
+            occurred_at.us(),
             self.table,
-            self.occurred(occurred)?
+            self.occurred(occurred)?,
+            occurred_at.column()
         );
         let nothing: [&str; 0] = [];
         Ok(self.sql.answer(self.sql.query_raw(&query, nothing)).await?)
@@ -212,34 +218,30 @@ impl Rows {
     }
 
     fn occurred(&self, occurred: &Occurred) -> anyhow::Result<String> {
-        let (moment, id) = (self.moment()?, self.id_in_order());
         let column = self.occurred_at()?;
+        let to = occurred.to.unwrap_or_else(last_moment);
         let mut condition = format!(
-            "({}) AND isfinite({column}) AND {column} >= {}::timestamptz",
+            "({}) AND {}",
             self.row_filter.as_deref().unwrap_or("true"),
-            quote_literal(&occurred.from)
+            column.is_between(occurred.from, to)
         );
-        if let Some(to) = &occurred.to {
-            condition += &format!(" AND {column} <= {}::timestamptz", quote_literal(to));
-        }
         if let Some((us, behind)) = &occurred.behind {
-            condition += &format!(" AND ({moment}, {id}) > ({us}, {})", quote_literal(behind));
+            let at = DateTime::from_timestamp_micros(*us).context("no such moment")?;
+            condition += &format!(
+                " AND ({}, {}) > ({}, {})",
+                column.column(),
+                self.id_in_order(),
+                column.value(at),
+                quote_literal(behind)
+            );
         }
         Ok(condition)
     }
 
-    fn occurred_at(&self) -> anyhow::Result<String> {
-        let column = self.mapping.columns.occurred_at.column();
-        let column =
-            column.context("no column in columns.occurred_at tells when a row occurred")?;
-        Ok(quote_identifier(column))
-    }
-
-    fn moment(&self) -> anyhow::Result<String> {
-        let column = self.occurred_at()?;
-        Ok(format!(
-            "(extract(epoch FROM {column}::timestamptz) * 1000000)::int8"
-        ))
+    /// # Errors
+    /// Nothing tells when a row occurred.
+    pub(super) fn occurred_at(&self) -> Result<&OccurredAt, Untold> {
+        self.occurred_at.as_ref().map_err(Clone::clone)
     }
 
     /// The id's text, in an order that no locale changes.
@@ -298,6 +300,11 @@ impl Rows {
         let mut converted = Vec::new();
         Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
     }
+}
+
+/// The last one that a message can tell, and an argument name.
+fn last_moment() -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(253_402_300_799_999_999).expect("the end of the year 9999")
 }
 
 /// The columns that a message is made of.

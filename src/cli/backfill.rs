@@ -4,6 +4,7 @@
 //! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
 
 use anyhow::{Context as _, bail};
+use chrono::{DateTime, Utc};
 
 use super::exit::Exit;
 use super::progress::{Counts, Progress};
@@ -52,7 +53,7 @@ pub struct Args {
 
     /// Leave out rows whose occurred_at is older.
     #[arg(long, value_name = "TIME", value_parser = verify::parse_time)]
-    since: Option<String>,
+    since: Option<DateTime<Utc>>,
 
     /// Only rows for which this condition holds, in SQL, as the table has them now.
     #[arg(long = "where", value_name = "SQL")]
@@ -77,7 +78,7 @@ impl Args {
     }
 
     /// What is missing of the rows that are not older; of those that cannot be judged too where that is said.
-    pub(super) fn of_missing(since: Option<String>, unjudged: bool, json: bool) -> Self {
+    pub(super) fn of_missing(since: Option<DateTime<Utc>>, unjudged: bool, json: bool) -> Self {
         Args {
             since,
             unjudged,
@@ -130,7 +131,7 @@ async fn missing(
 ) -> anyhow::Result<Missing> {
     let mut shutdown = shutdown.clone();
     let choice = Choice {
-        since: args.since.clone(),
+        since: args.since,
         only: args.only.clone(),
         unjudged: args.unjudged,
     };

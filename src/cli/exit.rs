@@ -9,6 +9,7 @@ use super::stdout::StdoutClosed;
 use crate::cli::stderr;
 use crate::config::ConfigError;
 use crate::ops::logs::log_end;
+use crate::postgres::occurred_at::Untold;
 use crate::postgres::row_security::RowsHidden;
 
 /// How a command ended; the numbers are the exit codes and stay as they are.
@@ -43,10 +44,9 @@ impl Exit {
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {
         if error.chain().any(|cause| cause.is::<StdoutClosed>()) {
             Exit::Done
-        } else if error
-            .chain()
-            .any(|cause| cause.is::<ConfigError>() || cause.is::<UsageError>())
-        {
+        } else if error.chain().any(|cause| {
+            cause.is::<ConfigError>() || cause.is::<UsageError>() || cause.is::<Untold>()
+        }) {
             Exit::Usage
         } else if error.chain().any(|cause| cause.is::<RowsHidden>()) {
             Exit::Unchecked

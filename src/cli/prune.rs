@@ -24,6 +24,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
@@ -131,7 +132,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         let reader = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&reader, &settings.postgres).await?;
         let table = prunable(&reader, &inspection, &settings.postgres).await?;
-        let cutoff = Cutoff::of(&reader, table, &settings.postgres, args.older_than).await?;
+        let occurred_at = OccurredAt::of(table, &settings.postgres).context("--older-than")?;
+        let cutoff = Cutoff::of(&reader, occurred_at, args.older_than).await?;
         let id_column = IdColumn::of(table, &settings.postgres);
         let batches = Batches {
             table: settings.postgres.table.to_string(),
@@ -386,7 +388,7 @@ impl Prune<'_> {
     fn report(&self) -> Report {
         Report {
             table: self.batches.table.clone(),
-            cutoff: self.cutoff.at.clone(),
+            cutoff: self.cutoff.text.clone(),
             dry_run: self.args.dry_run,
             rows: 0,
             open_dead_letters: 0,

@@ -10,6 +10,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
 
@@ -24,6 +25,7 @@ use crate::pipeline::row::Source;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::publications::publication_list;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
@@ -105,7 +107,7 @@ pub struct Args {
 
     /// Leave out rows whose occurred_at is older.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub(in crate::cli) since: Option<String>,
+    pub(in crate::cli) since: Option<DateTime<Utc>>,
 
     /// How long to wait for a running relay to pass what the table has.
     #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
@@ -124,9 +126,9 @@ pub struct Args {
     only: Option<String>,
 }
 
-pub(in crate::cli) fn parse_time(text: &str) -> Result<String, String> {
-    chrono::DateTime::parse_from_rfc3339(text)
-        .map(|time| time.to_rfc3339())
+pub(in crate::cli) fn parse_time(text: &str) -> Result<DateTime<Utc>, String> {
+    DateTime::parse_from_rfc3339(text)
+        .map(|time| time.to_utc())
         .map_err(|_| format!("{text:?} is not a time such as 2026-11-23T04:40:00Z"))
 }
 
@@ -200,6 +202,11 @@ async fn check(
         .record
         .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);
 
+    let older = args.since.map(|since| {
+        let occurred_at = OccurredAt::of(found, postgres)?;
+        anyhow::Ok(occurred_at.is_before(since))
+    });
+    let older = older.transpose().context("--since")?;
     let mut entries = Entries::default();
     let id_column = IdColumn::of(found, postgres);
     let bar = bar("table", table::estimate(client, postgres).await?);
@@ -209,7 +216,7 @@ async fn check(
         table::Selection {
             id_column: &id_column,
             row_filter: inspection.row_filter(),
-            since: args.since.as_deref(),
+            older: older.as_deref(),
             only: args.only.as_deref(),
         },
         inspection.server.in_recovery,

@@ -22,6 +22,7 @@
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | [`encoding`] | that client | how the text of its database is to be read |
+//! | `occurred_at` | the table | when a row occurred, in SQL |
 //! | `logical_slots` | that client | whoever may still need rows of the database |
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
@@ -47,6 +48,8 @@ pub(crate) mod id_column;
 pub(crate) mod id_name;
 #[cfg(feature = "cli")]
 pub mod logical_slots;
+#[cfg(feature = "cli")]
+pub mod occurred_at;
 pub mod pins;
 pub mod presence;
 pub mod processes;

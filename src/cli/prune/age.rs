@@ -1,32 +1,22 @@
 //! Which rows are old enough, as SQL.
 //!
-//! In: an age, the column that `occurred_at` comes from. Out: a condition over the table. Guarantee: the column stands alone
-//! on its side, so that an index on it serves.
+//! In: an age, the column that `occurred_at` comes from. Out: a condition over the table.
 
 use std::time::Duration;
 
 use anyhow::Context as _;
+use chrono::{DateTime, Utc};
 
-use crate::cli::exit::UsageError;
-use crate::postgres::catalog::Table;
 use crate::postgres::client::Client;
-use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
-
-const TIMESTAMP_OID: u32 = 1114;
-const BIGINT_OID: u32 = 20;
+use crate::postgres::occurred_at::OccurredAt;
 
 /// Rows older than this go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cutoff {
-    /// The column, unquoted.
-    pub(super) column: String,
+    pub(super) occurred_at: OccurredAt,
+    at: DateTime<Utc>,
     /// As Postgres writes it, in UTC.
-    pub(super) at: String,
-    /// SQL, in the column's own type.
-    value: String,
-    /// That type, as SQL.
-    type_name: String,
+    pub(super) text: String,
 }
 
 /// Reads an age such as `7d`.
@@ -39,46 +29,29 @@ impl Cutoff {
     /// What is older than `age` by the server's clock.
     ///
     /// # Errors
-    /// No column tells how old a row is.
+    /// Postgres has no time so long ago.
     pub(super) async fn of(
         client: &Client,
-        table: &Table,
-        settings: &PostgresSettings,
+        occurred_at: OccurredAt,
         age: Duration,
     ) -> anyhow::Result<Self> {
-        let column = settings.columns.occurred_at.column().ok_or_else(|| {
-            UsageError(
-                "columns.occurred_at names no column, so nothing tells how old a row is: name one that is set when the row \
-                 is inserted, or delete the rows by other means"
-                    .to_owned(),
-            )
-        })?;
-        let found = table.columns.iter().find(|found| found.name == column);
-        let found = found.with_context(|| format!("{} has no column {column}", settings.table))?;
-        let query = "SELECT at::text, (extract(epoch FROM at) * 1000)::int8::text \
+        let query = "SELECT at::text, (extract(epoch FROM at) * 1000000)::int8 \
                      FROM (SELECT now() - make_interval(secs => $1) AS at) AS cutoff";
         let row = client.query_one(query, &[&age.as_secs_f64()]).await?;
-        let (at, milliseconds): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-        let value = match found.base_oid {
-            BIGINT_OID => milliseconds,
-            TIMESTAMP_OID => format!("'{at}'::timestamptz AT TIME ZONE 'UTC'"),
-            _ => format!("'{at}'::timestamptz"),
-        };
         Ok(Cutoff {
-            column: column.to_owned(),
-            at,
-            value,
-            type_name: found.type_name.clone(),
+            occurred_at,
+            at: DateTime::from_timestamp_micros(row.try_get(1)?).context("no such time")?,
+            text: row.try_get(0)?,
         })
     }
 
     /// "all below this bound of a partition, as text, is old enough".
     pub(super) fn has_passed(&self, bound: &str) -> String {
-        format!("({bound})::{} <= {}", self.type_name, self.value)
+        self.occurred_at.is_through(bound, self.at)
     }
 
     /// "is old enough".
     pub(super) fn is_older(&self) -> String {
-        format!("{} < {}", quote_identifier(&self.column), self.value)
+        self.occurred_at.is_before(self.at)
     }
 }

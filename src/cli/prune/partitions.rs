@@ -65,7 +65,9 @@ impl<'a> Partitions<'a> {
                      JOIN pg_attribute a ON a.attrelid = t.partrelid AND a.attnum = t.partattrs[0] \
                      WHERE t.partrelid = $1::text::regclass AND t.partstrat = 'r' AND t.partnatts = 1 AND a.attname = $2";
         let table = settings.table.to_string();
-        let found = client.query_opt(query, &[&table, &cutoff.column]).await?;
+        let found = client
+            .query_opt(query, &[&table, &cutoff.occurred_at.name()])
+            .await?;
         let Some(found) = found else { return Ok(None) };
         let is_ours: bool = found.try_get(1)?;
         let keeper = match is_ours {
@@ -77,7 +79,7 @@ impl<'a> Partitions<'a> {
         Ok(Some(Partitions {
             client,
             table,
-            column: cutoff.column.clone(),
+            column: cutoff.occurred_at.name().to_owned(),
             cutoff,
             has_default: found.try_get(0)?,
             keeper,

@@ -68,18 +68,17 @@ impl Origin {
         })
     }
 
-    pub(super) fn of_table(args: &Args, settings: &Settings) -> Result<Origin, UsageError> {
-        let refused = |why: &str| Err(UsageError(format!("--source table: {why}")));
-        if settings.postgres.columns.occurred_at.column().is_none() {
-            return refused("no column in columns.occurred_at tells when a row occurred");
-        }
-        match (args.from, args.to) {
+    pub(super) async fn of_table(args: &Args, settings: &Settings) -> anyhow::Result<Origin> {
+        let origin = match (args.from, args.to) {
             (Bound::Time(from), None) => Ok(Origin::Table { from, to: None }),
             (Bound::Time(from), Some(Bound::Time(to))) => Ok(Origin::Table { from, to: Some(to) }),
-            _ => refused(
-                "the table knows when an event occurred and no LSN: give times such as 2026-11-23T04:40:00Z",
-            ),
-        }
+            _ => Err(UsageError(
+                "--source table: the table knows when an event occurred and no LSN: give times such as 2026-11-23T04:40:00Z"
+                    .to_owned(),
+            )),
+        };
+        occurred::check(settings).await.context("--source table")?;
+        Ok(origin?)
     }
 
     /// What a person is told of it.
@@ -161,8 +160,8 @@ impl Origin {
         let read =
             |place| occurred::read_place(place).context("the replay's own header cannot be read");
         Ok(Occurred {
-            from: from.to_rfc3339(),
-            to: to.map(|to| to.to_rfc3339()),
+            from: *from,
+            to: *to,
             behind: reached.map(read).transpose()?,
         })
     }

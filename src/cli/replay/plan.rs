@@ -64,7 +64,7 @@ impl Plan {
         let target_plan = plan_target(nats, stream, &wanted).await?;
         let origin = match args.source {
             From::Stream => Origin::of_stream(args, settings, nats, source).await?,
-            From::Table => Origin::of_table(args, settings)?,
+            From::Table => Origin::of_table(args, settings).await?,
         };
         Ok(Plan {
             filter: Filter {

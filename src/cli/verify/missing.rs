@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+
 use super::oldest::OldestFirst;
 use super::{Args, check, look, table};
 use crate::postgres::catalog::inspect;
@@ -15,7 +17,7 @@ use crate::relay::settings::Settings;
 #[derive(Debug, Default)]
 pub(in crate::cli) struct Choice {
     /// Not those whose occurred_at is older.
-    pub(in crate::cli) since: Option<String>,
+    pub(in crate::cli) since: Option<DateTime<Utc>>,
     /// Only those for which this condition holds, in SQL.
     pub(in crate::cli) only: Option<String>,
     /// Also those whose messages the stream may have had and removed.

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
 
@@ -15,7 +15,6 @@ use crate::cli::exit::UsageError;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +37,9 @@ pub(super) struct Selection<'a> {
     pub(super) id_column: &'a IdColumn,
     /// Leaves out rows that another publication shares out to another stream.
     pub(super) row_filter: Option<&'a str>,
-    /// Rows whose occurred_at is older are read too, as what they are: one may share its id with a younger one.
-    pub(super) since: Option<&'a str>,
+    /// Rows for which this holds, older ones, are read too, as what they are: one may share its id with a younger one.
+    /// SQL.
+    pub(super) older: Option<&'a str>,
     /// Rows for which this condition does not hold count as older.
     pub(super) only: Option<&'a str>,
 }
@@ -102,18 +102,14 @@ pub(super) async fn read(
     let Selection {
         id_column,
         row_filter,
-        since,
+        older,
         only,
     } = selection;
     let id = id_column.text();
-    let is_older = match (since, settings.columns.occurred_at.column()) {
-        (Some(since), Some(occurred_at)) => format!(
-            "coalesce({} < '{since}'::timestamptz, false)",
-            quote_identifier(occurred_at)
-        ),
-        (Some(_), None) => bail!("--since needs a column in columns.occurred_at"),
-        (None, _) => "false".to_owned(),
-    };
+    let is_older = older.map_or_else(
+        || "false".to_owned(),
+        |older| format!("coalesce({older}, false)"),
+    );
     let is_left_out = only.map_or_else(String::new, |only| format!(" OR NOT ({})", holds(only)));
     let copy = format!(
         "COPY (SELECT {id}, age(xmin), {is_older}{is_left_out} FROM {} WHERE {}) TO STDOUT",
