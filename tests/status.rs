@@ -1,6 +1,8 @@
 //! Metrics, health, the status page and `walrelay status` against a running relay.
 
 mod platform;
+#[path = "status/prometheus.rs"]
+mod prometheus;
 
 use platform::Platform;
 use postgres_types::PgLsn;
