@@ -3,12 +3,15 @@
 mod platform;
 
 use std::process::Stdio;
+use std::time::Duration;
 
 use platform::{Platform, insert, insert_of_type};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use walrelay::outbox::SCHEMA_SQL;
 
+const LIMIT: Duration = Duration::from_secs(60);
 const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
 
 /// Commits so many events that say that they are ten days old.
@@ -81,6 +84,14 @@ async fn what_commits_while_it_waits_stays() {
     let relay = platform.relay();
     insert_old(&platform, 4).await;
     platform.wait_for(4).await;
+    let open = platform
+        .postgres
+        .connect("postgres")
+        .await
+        .expect("a connection");
+    let begin = "BEGIN; SAVEPOINT inner_one";
+    open.batch_execute(begin).await.expect("begun");
+    insert(&open, 2).await;
     let mut prune = platform
         .command(PRUNE)
         .stdout(Stdio::piped())
@@ -97,7 +108,27 @@ async fn what_commits_while_it_waits_stays() {
         line.starts_with("waiting until every slot is confirmed"),
         "{line}"
     );
+    open.batch_execute("COMMIT").await.expect("committed");
     insert_old(&platform, 3).await;
+    // Vacuum does not wait for it meanwhile.
+    let held = "SELECT count(*) FROM pg_stat_activity
+                WHERE backend_xmin IS NOT NULL AND backend_type = 'client backend' AND pid <> pg_backend_pid()";
+    let held_by_none = async {
+        while platform
+            .sql
+            .query_one(held, &[])
+            .await
+            .expect("read")
+            .get::<_, i64>(0)
+            > 0
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, held_by_none)
+        .await
+        .expect("no snapshot is kept");
+    assert_eq!(prune.try_wait().expect("asked"), None, "it still waits");
     let output = prune.wait_with_output().await.expect("it ends");
     assert_eq!(output.status.code(), Some(0));
     let said = String::from_utf8_lossy(&output.stdout);
@@ -105,8 +136,65 @@ async fn what_commits_while_it_waits_stays() {
         said.starts_with("4 rows of public.outbox_events deleted"),
         "{said}"
     );
-    assert_eq!(rows(&platform).await, 3);
+    assert_eq!(rows(&platform).await, 5);
     relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_prune_that_is_told_to_stop_says_how_far_it_came() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    insert_old(&platform, 5_000).await;
+    platform.wait_for(5_000).await;
+    // No batch goes by until the one that holds this row is asked for.
+    let mut locked = platform
+        .postgres
+        .connect("postgres")
+        .await
+        .expect("a connection");
+    let lock = locked.transaction().await.expect("begun");
+    let one = "SELECT FROM outbox_events WHERE ctid = (SELECT ctid FROM outbox_events ORDER BY ctid OFFSET 2500 LIMIT 1) FOR UPDATE";
+    lock.query(one, &[]).await.expect("locked");
+    let prune = platform
+        .command(&[PRUNE, &["--json", "--batch", "100"]].concat())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE%'";
+    let is_in_the_middle = async {
+        while platform
+            .sql
+            .query_one(waits, &[])
+            .await
+            .expect("read")
+            .get::<_, i64>(0)
+            == 0
+        {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, is_in_the_middle)
+        .await
+        .expect("it deletes");
+    let pid = prune
+        .id()
+        .and_then(|id| Pid::from_raw(id.cast_signed()))
+        .expect("it runs");
+    kill_process(pid, Signal::TERM).expect("signalled");
+    drop(lock);
+    let output = prune.wait_with_output().await.expect("it ends");
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let deleted = report["rows"].as_i64().expect("a number");
+    assert_eq!(report["done"], false, "{report}");
+    assert_eq!(rows(&platform).await, 5_000 - deleted, "{report}");
+    assert!((2_500..5_000).contains(&deleted), "{report}");
+
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 5_000 - deleted);
+    platform.insert(1).await;
+    platform.wait_for(5_001).await;
+    relay.stop().await;
+    platform.verify(0).await;
 }
 
 #[tokio::test]

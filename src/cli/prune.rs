@@ -4,20 +4,18 @@
 //! confirmed through; an open dead letter stays, and so does every row where one is missing in the stream; it may be ended at
 //! any moment and run again.
 //!
-//! In this order: table and stream are compared; a snapshot of the table, and the LSN below which all of it lies; that LSN is
-//! waited for; the open dead letters; the rows of the snapshot.
+//! In this order: table and stream are compared; the LSN below which everything so far was committed, which is waited for; the
+//! open dead letters; the rows of before it.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use clap::builder::RangedU64ValueParser;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::Serialize;
+use postgres_types::PgLsn;
 
 use super::deletable::deletable;
 use super::exit::Exit;
 use super::signals::{self, Hangup};
-use super::stdout::Account;
 use super::{stderr, verify};
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
@@ -34,13 +32,15 @@ mod age;
 mod confirmed;
 mod kept;
 mod partitions;
+mod report;
 mod rows;
 
 use age::Cutoff;
 use confirmed::{Readers, explained, unhalted};
 use kept::Kept;
 use partitions::{Partition, Partitions};
-use rows::{Batches, Deleted, Snapshot};
+use report::{Report, bar};
+use rows::{Batches, Moment, Snapshot};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -95,30 +95,6 @@ pub struct Args {
     /// Do not compare table and stream: rows that were never published go too.
     #[arg(long)]
     without_comparison: bool,
-}
-
-/// What was done; the names are the JSON keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Report {
-    table: String,
-    /// Rows with an older `occurred_at`.
-    cutoff: String,
-    dry_run: bool,
-    /// Deleted, or in a dry run to be deleted.
-    rows: u64,
-    open_dead_letters: u64,
-    /// Somebody else changed or deleted them meanwhile.
-    changed: u64,
-    /// Dropped with all their rows, or in a dry run to be dropped.
-    partitions: Vec<String>,
-    /// For the days to come.
-    partitions_made: Vec<String>,
-    /// What else there is to know.
-    notes: Vec<String>,
-    /// Every slot is confirmed through it; none in a dry run.
-    confirmed_lsn: Option<String>,
-    /// It has come to its end.
-    done: bool,
 }
 
 /// Runs the command.
@@ -275,16 +251,16 @@ impl Prune<'_> {
             }
             None => Vec::new(),
         };
-        let snapshot = Snapshot::take(reader).await?;
+        let moment = Moment::now(reader).await?;
         let mut stopped = shutdown.clone();
         tokio::select! {
-            confirmed = self.confirm(&writer, &snapshot) => {
+            confirmed = self.confirm(&writer, moment.lsn) => {
                 confirmed.context(left_detached(&detached))?;
             }
             () = stopped.wait() => bail!("stopped: {}", left_detached(&detached)),
         }
-        report.confirmed_lsn = Some(snapshot.lsn.to_string());
-        // What of the snapshot could not be published is in the stream by now.
+        report.confirmed_lsn = Some(moment.lsn.to_string());
+        // What until then could not be published is in the stream by now.
         let kept = Kept::read(&self.nats, &self.lane, record).await?;
         if let Some(partitions) = &partitions {
             for partition in &detached {
@@ -294,8 +270,10 @@ impl Prune<'_> {
             }
         }
         let bar = bar(self.args.json);
-        let deleted = snapshot
-            .delete(&writer, &self.batches, &kept, shutdown, |deleted| {
+        let batches = self.batches.clone().of_before(&moment);
+        let deleted = Snapshot::take(reader)
+            .await?
+            .delete(&writer, &batches, &kept, shutdown, |deleted| {
                 bar.set_position(deleted.rows);
             })
             .await;
@@ -360,20 +338,19 @@ impl Prune<'_> {
         Ok(detached)
     }
 
-    /// Waits until every slot is confirmed through the snapshot.
-    async fn confirm(&self, client: &Client, snapshot: &Snapshot<'_>) -> anyhow::Result<()> {
+    /// Waits until every slot is confirmed through this LSN.
+    async fn confirm(&self, client: &Client, lsn: PgLsn) -> anyhow::Result<()> {
         // An idle server may have its last record end where a page does, and the slot just in front of that.
         client
             .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
             .await?;
         if !self.args.json {
             stderr::line(format_args!(
-                "waiting until every slot is confirmed through {}",
-                snapshot.lsn
+                "waiting until every slot is confirmed through {lsn}"
             ));
         }
-        self.readers().confirm(client, snapshot.lsn).await?;
-        explained(&self.lane, snapshot.lsn).await
+        self.readers().confirm(client, lsn).await?;
+        explained(&self.lane, lsn).await
     }
 
     fn readers(&self) -> Readers<'_> {
@@ -418,78 +395,4 @@ fn left_detached(detached: &[Partition]) -> String {
             names(some).join(", ")
         ),
     }
-}
-
-impl Report {
-    fn take(&mut self, deleted: Deleted) {
-        self.rows = deleted.rows;
-        self.open_dead_letters = deleted.kept;
-        self.changed = deleted.changed;
-        self.done = !deleted.stopped;
-    }
-
-    fn print(&self, json: bool) -> anyhow::Result<()> {
-        let mut account = Account::default();
-        if json {
-            account.line(serde_json::to_string(self)?);
-            return account.close();
-        }
-        let Report {
-            table,
-            cutoff,
-            rows,
-            open_dead_letters,
-            changed,
-            partitions,
-            partitions_made,
-            notes,
-            ..
-        } = self;
-        let what = match self.dry_run {
-            true => "are older than",
-            false => "deleted, older than",
-        };
-        account.line(format_args!("{rows} rows of {table} {what} {cutoff}"));
-        if !partitions.is_empty() {
-            let what = match self.dry_run {
-                true => "hold only such rows and would be dropped",
-                false => "held only such rows and are dropped",
-            };
-            account.line(format_args!(
-                "beside them, {} {what}",
-                partitions.join(", ")
-            ));
-        }
-        if !partitions_made.is_empty() {
-            account.line(format_args!("made {}", partitions_made.join(", ")));
-        }
-        for note in notes {
-            account.line(note);
-        }
-        if *open_dead_letters > 0 {
-            account.line(format_args!(
-                "{open_dead_letters} rows stay: they are open dead letters, see walrelay dead-letters list"
-            ));
-        }
-        if *changed > 0 {
-            account.line(format_args!(
-                "{changed} rows were changed by somebody else meanwhile, and are left for the next time"
-            ));
-        }
-        if !self.done {
-            account.line("stopped before its end: run it again for the rest");
-        }
-        account.close()
-    }
-}
-
-/// A spinner on a terminal, nothing elsewhere.
-fn bar(json: bool) -> ProgressBar {
-    let target = match json {
-        true => ProgressDrawTarget::hidden(),
-        false => ProgressDrawTarget::stderr_with_hz(5),
-    };
-    let style = ProgressStyle::with_template("{spinner} {human_pos} rows deleted, {per_sec}")
-        .expect("the template is a constant");
-    ProgressBar::with_draw_target(None, target).with_style(style)
 }

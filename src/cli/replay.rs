@@ -200,7 +200,10 @@ async fn replay(
     // With the lease, so that nothing of an earlier run comes behind what is read now.
     let through = plan.target.stream().await?.state.last_seq;
     let reached = plan.reached(nats).await?;
-    let total = plan.count(nats, settings, reached.as_deref()).await?;
+    let total = plan
+        .origin
+        .count(nats, settings, reached.as_deref())
+        .await?;
     let mut progress = Progress::of(total, args.json);
     let mut done = Ok(());
     if let Some(source) = plan.open(settings, reached.as_deref()).await? {

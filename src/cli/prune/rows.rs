@@ -1,7 +1,7 @@
 //! The rows that go, one batch after the other.
 //!
-//! In: a snapshot's transaction, a second session. Out: rows deleted. Guarantees: only rows that the snapshot sees, each found
-//! by its place in the table, which the snapshot keeps from being given to another row; memory does not grow with their number.
+//! In: a moment, two sessions. Out: rows deleted. Guarantees: only rows that were committed before the moment, each found by its
+//! place in the table, which the snapshot of the deletion keeps from being given to another row; memory does not grow with their number.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +13,18 @@ use super::partitions::Partition;
 use crate::postgres::client::Client;
 use crate::relay::Shutdown;
 
+/// A moment, by which rows are told from later ones without a snapshot that would hold back vacuum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Moment {
+    /// The oldest transaction that was running, as Postgres writes it.
+    oldest_running: String,
+    /// What was committed by then was committed below this.
+    pub(super) lsn: PgLsn,
+}
+
 /// The table under one snapshot.
 pub(super) struct Snapshot<'a> {
     client: &'a Client,
-    /// Every row that it sees was committed below this.
-    pub(super) lsn: PgLsn,
 }
 
 /// What has become of the rows.
@@ -44,7 +51,39 @@ pub(super) struct Batches {
     pub(super) size: u32,
 }
 
+impl Moment {
+    /// The present one.
+    ///
+    /// # Errors
+    /// Postgres refuses.
+    pub(super) async fn now(client: &Client) -> anyhow::Result<Self> {
+        // The snapshot is taken before the statement runs, and a transaction stops running only behind the insertion of its
+        // commit record, so all that had ended by the snapshot lies below.
+        let query = "SELECT pg_snapshot_xmin(pg_current_snapshot())::xid::text, pg_current_wal_insert_lsn()";
+        let row = client.query_one(query, &[]).await?;
+        Ok(Moment {
+            oldest_running: row.try_get(0)?,
+            lsn: row.try_get(1)?,
+        })
+    }
+
+    /// SQL for "is a row of a transaction that began before all that were running then".
+    fn is_of_before(&self) -> String {
+        // By the distance from now, since the numbers of transactions come round: the old number of a frozen row may look young.
+        format!(
+            "NOT age(xmin) BETWEEN 0 AND age('{}'::xid)",
+            self.oldest_running
+        )
+    }
+}
+
 impl Batches {
+    /// Without rows of later than this.
+    pub(super) fn of_before(mut self, moment: &Moment) -> Self {
+        self.condition += &format!(" AND {}", moment.is_of_before());
+        self
+    }
+
     /// Without the rows of these partitions.
     pub(super) fn leave_out(&mut self, partitions: &[Partition]) {
         let oids: Vec<String> = partitions
@@ -67,15 +106,7 @@ impl<'a> Snapshot<'a> {
         client
             .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .await?;
-        // The first statement takes the snapshot before it runs. A transaction becomes visible only behind the insertion of
-        // its commit record, so all that the snapshot sees lies below.
-        let row = client
-            .query_one("SELECT pg_current_wal_insert_lsn()", &[])
-            .await?;
-        Ok(Snapshot {
-            client,
-            lsn: row.try_get(0)?,
-        })
+        Ok(Snapshot { client })
     }
 
     /// How many rows there are, and how many of them stay.

@@ -23,7 +23,7 @@ use crate::relay::stream_fit;
 
 /// What is to be done.
 pub(super) struct Plan {
-    origin: Origin,
+    pub(super) origin: Origin,
     filter: Filter,
     destination: Destination,
     pub(super) target: LaneClient,
@@ -139,16 +139,6 @@ impl Plan {
     ) -> anyhow::Result<Option<Source>> {
         let to = (self.filter.clone(), self.destination.clone());
         self.origin.open(settings, reached, to).await
-    }
-
-    /// How many that are, whether they are wanted or not.
-    pub(super) async fn count(
-        &self,
-        nats: &Admin,
-        settings: &Settings,
-        reached: Option<&str>,
-    ) -> anyhow::Result<u64> {
-        self.origin.count(nats, settings, reached).await
     }
 
     /// Settings by which messages go to the target.

@@ -1,0 +1,105 @@
+//! What a run has done, for a person or a program.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::rows::Deleted;
+use crate::cli::stdout::Account;
+
+/// What was done; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Report {
+    pub(super) table: String,
+    /// Rows with an older `occurred_at`.
+    pub(super) cutoff: String,
+    pub(super) dry_run: bool,
+    /// Deleted, or in a dry run to be deleted.
+    pub(super) rows: u64,
+    pub(super) open_dead_letters: u64,
+    /// Somebody else changed or deleted them meanwhile.
+    pub(super) changed: u64,
+    /// Dropped with all their rows, or in a dry run to be dropped.
+    pub(super) partitions: Vec<String>,
+    /// For the days to come.
+    pub(super) partitions_made: Vec<String>,
+    /// What else there is to know.
+    pub(super) notes: Vec<String>,
+    /// Every slot is confirmed through it; none in a dry run.
+    pub(super) confirmed_lsn: Option<String>,
+    /// It has come to its end.
+    pub(super) done: bool,
+}
+
+impl Report {
+    pub(super) fn take(&mut self, deleted: Deleted) {
+        self.rows = deleted.rows;
+        self.open_dead_letters = deleted.kept;
+        self.changed = deleted.changed;
+        self.done = !deleted.stopped;
+    }
+
+    pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {
+        let mut account = Account::default();
+        if json {
+            account.line(serde_json::to_string(self)?);
+            return account.close();
+        }
+        let Report {
+            table,
+            cutoff,
+            rows,
+            open_dead_letters,
+            changed,
+            partitions,
+            partitions_made,
+            notes,
+            ..
+        } = self;
+        let what = match self.dry_run {
+            true => "are older than",
+            false => "deleted, older than",
+        };
+        account.line(format_args!("{rows} rows of {table} {what} {cutoff}"));
+        if !partitions.is_empty() {
+            let what = match self.dry_run {
+                true => "hold only such rows and would be dropped",
+                false => "held only such rows and are dropped",
+            };
+            account.line(format_args!(
+                "beside them, {} {what}",
+                partitions.join(", ")
+            ));
+        }
+        if !partitions_made.is_empty() {
+            account.line(format_args!("made {}", partitions_made.join(", ")));
+        }
+        for note in notes {
+            account.line(note);
+        }
+        if *open_dead_letters > 0 {
+            account.line(format_args!(
+                "{open_dead_letters} rows stay: they are open dead letters, see walrelay dead-letters list"
+            ));
+        }
+        if *changed > 0 {
+            account.line(format_args!(
+                "{changed} rows were changed by somebody else meanwhile, and are left for the next time"
+            ));
+        }
+        if !self.done {
+            account.line("stopped before its end: run it again for the rest");
+        }
+        account.close()
+    }
+}
+
+/// A spinner on a terminal, nothing elsewhere.
+pub(super) fn bar(json: bool) -> ProgressBar {
+    let target = match json {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr_with_hz(5),
+    };
+    let style = ProgressStyle::with_template("{spinner} {human_pos} rows deleted, {per_sec}")
+        .expect("the template is a constant");
+    ProgressBar::with_draw_target(None, target).with_style(style)
+}
