@@ -157,6 +157,36 @@ async fn events_are_shown_once_across_a_restart_of_the_broker() {
 }
 
 #[tokio::test]
+async fn filters_leave_out_and_count_what_is_shown_alone() {
+    let nats = broker().await;
+    let jetstream = stream(&nats).await;
+    publish(&jetstream, "0/1:1").await;
+    let mut headers = HeaderMap::new();
+    headers.insert("Walrelay-Kind", "dead-letter");
+    let letter = "{\"id\":\"7\"}".to_owned();
+    send(&jetstream, "walrelay.dead.OUTBOX.s", headers, letter).await;
+    let last = publish(&jetstream, "0/2:1").await;
+    let shown = async |since: &str, filters: &[&str]| {
+        let all = ["--since", since, "--json", "--count", "1"];
+        let mut tail = FoundEnd::start(&nats.url(), &[&all[..], filters].concat());
+        let shown = tail.json().await;
+        assert_eq!(tail.exit_code().await, Some(0));
+        shown
+    };
+    assert_eq!(shown("all", &["--kind", "dead-letter"]).await["id"], "7");
+    let first = shown("all", &["--event-type", "user.*", "--kind", "event"]).await;
+    assert_eq!(first["sequence"], 1);
+    let third = shown("seq:3", &[]).await;
+    assert_eq!(third["id"], last.to_string());
+    let aggregate = third["aggregate_id"].as_str().expect("a UUID");
+    let found = shown("all", &["--aggregate-id", aggregate]).await;
+    assert_eq!(found["sequence"], 3);
+    let mut unknown = FoundEnd::start(&nats.url(), &["--kind", "deadletter"]);
+    assert_eq!(unknown.lines.next_line().await.expect("UTF-8"), None);
+    assert_eq!(unknown.exit_code().await, Some(2));
+}
+
+#[tokio::test]
 async fn only_what_is_new_is_shown_until_a_signal() {
     let nats = broker().await;
     let jetstream = stream(&nats).await;

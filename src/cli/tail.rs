@@ -10,11 +10,14 @@ use std::num::NonZeroU64;
 use super::exit::Exit;
 use super::signals::{self, Hangup};
 use crate::cli::stderr;
+use crate::pipeline::position::{KIND_DISCARDED, KIND_RETRIED};
 use crate::relay::settings::{NatsSettings, Settings};
-use entry::{Class, Entry};
+use entry::{Class, Entry, KIND_EVENT};
+use filter::Filter;
 use reader::{Read, Reader, Since};
 
 pub(crate) mod entry;
+mod filter;
 pub(crate) mod reader;
 
 const EXAMPLES: &str = "\
@@ -22,11 +25,13 @@ Examples:
   walrelay tail                                   what is published from now on
   walrelay tail --since 10m                       the last ten minutes, and on
   walrelay tail --since all --count 5 --json      the stream's first five messages, as JSON
-  walrelay tail --subject 'walrelay.dead.>'       dead letters only
+  walrelay tail --kind dead-letter --since all    the dead letters, open or not
+  walrelay tail --event-type 'lesson.*'           events whose type begins so
   walrelay tail --json | jq -r .event_type        one field of each
 
 LATENCY is from the event's occurred_at to this terminal, TO STREAM from occurred_at to the
-broker; both compare the clocks of different machines.
+broker; both compare the clocks of different machines. On a terminal dead letters are red, what was
+published again is yellow, and what is no event is dim, unless NO_COLOR is set.
 
 Exit code 0: stopped by Ctrl-C, --count reached, or the reader of the pipe went away. 1: the
 broker cannot be reached at the start, or has no such stream.";
@@ -39,13 +44,16 @@ pub struct Args {
     #[arg(long, value_name = "WHERE", default_value = "new", value_parser = parse_since)]
     since: Since,
 
-    /// Stop after this many messages.
+    /// Stop after this many messages that are shown.
     #[arg(long, value_name = "N")]
     count: Option<NonZeroU64>,
 
     /// Only messages on subjects that match, with NATS' wildcards [default: events and dead letters].
     #[arg(long, value_name = "SUBJECT")]
     subject: Option<String>,
+
+    #[command(flatten)]
+    filter: Filter,
 
     /// One JSON object a line.
     #[arg(long)]
@@ -92,6 +100,7 @@ async fn follow(args: &Args, settings: &NatsSettings, screen: &mut Screen) -> an
         match reader.next().await? {
             Read::Note(note) => screen.note(&note),
             Read::Message(entry) if args.subject.is_none() && entry.is_control() => {}
+            Read::Message(entry) if !args.filter.takes(&entry) => {}
             Read::Message(entry) => {
                 if screen.show(&entry).is_err() {
                     return Ok(());
@@ -139,10 +148,9 @@ impl Screen {
             entry.to_line()
         };
         let mut stdout = io::stdout().lock();
-        match (entry.class, self.colour && !self.json) {
-            (Class::DeadLetter, true) => writeln!(stdout, "\x1b[31m{line}\x1b[0m"),
-            (Class::Other, true) => writeln!(stdout, "\x1b[2m{line}\x1b[0m"),
-            _ => writeln!(stdout, "{line}"),
+        match colour_of(entry).filter(|_| self.colour && !self.json) {
+            Some(colour) => writeln!(stdout, "\x1b[{colour}m{line}\x1b[0m"),
+            None => writeln!(stdout, "{line}"),
         }?;
         stdout.flush()
     }
@@ -157,6 +165,16 @@ impl Screen {
             stderr::line(format_args!("walrelay tail: {text}"));
             self.last_note = text.to_owned();
         }
+    }
+}
+
+/// The colour of what is not simply an event (ECMA-48, SGR).
+fn colour_of(entry: &Entry) -> Option<&'static str> {
+    match (entry.class, entry.kind_name()) {
+        (Class::DeadLetter, KIND_RETRIED | KIND_DISCARDED) | (Class::Other, _) => Some("2"),
+        (Class::DeadLetter, _) => Some("31"),
+        (Class::Event, KIND_EVENT) => None,
+        (Class::Event, _) => Some("33"),
     }
 }
 
@@ -188,6 +206,36 @@ async fn reader_gone() {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn what_is_not_simply_an_event_has_a_colour() {
+        let colour = |subject: &str, kind: Option<&str>| {
+            let mut headers = async_nats::HeaderMap::new();
+            if let Some(kind) = kind {
+                headers.insert("Walrelay-Kind", kind);
+            }
+            colour_of(&Entry::read(
+                subject,
+                Some(&headers),
+                b"{}",
+                "",
+                chrono::Utc::now(),
+            ))
+        };
+        assert_eq!(colour("outbox.x", Some("replay")), Some("33"));
+        assert_eq!(colour("outbox.x", None), Some("2"));
+        assert_eq!(colour("walrelay.dead.S.s", Some("dead-letter")), Some("31"));
+        assert_eq!(colour("walrelay.dead.S.s", Some("retried")), Some("2"));
+        assert_eq!(colour_of(&event()), None);
+    }
+
+    fn event() -> Entry {
+        use crate::event::teaching::UserEraseRequested;
+        let event = UserEraseRequested::new(uuid::Uuid::now_v7());
+        let body = crate::event::EventEnvelope::from_event(&event).unwrap();
+        let body = body.to_json().unwrap();
+        Entry::read("outbox.x", None, body.as_bytes(), "", chrono::Utc::now())
+    }
 
     #[test]
     fn since_is_read_in_all_its_forms() {

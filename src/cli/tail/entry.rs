@@ -13,13 +13,18 @@ use uuid::Uuid;
 
 use crate::event::EventEnvelope;
 use crate::pipeline::position::{
-    KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER, REASON_HEADER,
+    KIND_DEAD_LETTER, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER, REASON_HEADER,
 };
 use crate::pipeline::stored_event::StoredEvent;
 
 /// Subjects of walrelay's own; of these only dead letters are something to look at.
 const OWN_ROOT: &str = "walrelay.";
 const DEAD_ROOT: &str = "walrelay.dead.";
+
+/// [`Entry::kind_name`] of an event's first publication.
+pub(super) const KIND_EVENT: &str = "event";
+/// [`Entry::kind_name`] of a message that is no event.
+pub(super) const KIND_OTHER: &str = "other";
 
 /// What the message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -149,6 +154,15 @@ impl Entry {
             event_type: event.event_type,
             event_version: event.event_version,
             payload_json: event.payload,
+        }
+    }
+
+    /// Its kind in a word, also where it is an event's first publication or no event at all.
+    pub(crate) fn kind_name(&self) -> &str {
+        match self.class {
+            Class::Event => self.kind.as_deref().unwrap_or(KIND_EVENT),
+            Class::DeadLetter => self.kind.as_deref().unwrap_or(KIND_DEAD_LETTER),
+            Class::Other => KIND_OTHER,
         }
     }
 
