@@ -16,5 +16,7 @@ COPY --from=build /walrelay /usr/local/bin/walrelay
 # Inside a container loopback is nobody's: metrics, health and the status page have to be reachable.
 ENV WALRELAY_HTTP_LISTEN=0.0.0.0:7187
 EXPOSE 7187
+# By the relay's own word: unhealthy while it waits or has halted. It writes nothing: run it with --read-only.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/usr/local/bin/walrelay", "status"]
 ENTRYPOINT ["/usr/local/bin/walrelay"]
 CMD ["run"]

@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped clean toolchain
+.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped deny package deploy clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -26,7 +26,9 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	@scripts/toolchain.sh rustfmt clippy
 	@scripts/servers.sh --tls
 	@scripts/servers.sh --prometheus
+	@scripts/servers.sh --deny
 	$(CARGO) fmt --check
+	.servers/cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	$(CARGO) clippy --all-targets -- -D warnings
 	@scripts/library.sh
 	$(CARGO) test
@@ -75,9 +77,20 @@ chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTE
 wiped: toolchain servers ## A node of three nats-servers comes back with an empty disk beside a frozen one; minutes
 	$(CARGO) test --test faults by_hand::a_disk_is_wiped -- --include-ignored
 
+deny: toolchain ## Known vulnerabilities, licences and sources of all that is built in; asks RustSec
+	@scripts/servers.sh --deny
+	.servers/cargo-deny check
+
+package: toolchain ## Build dist/: the binary as tar.gz, .deb and .rpm, with manual, completions and systemd unit
+	$(CARGO) build --release --locked
+	@scripts/package.sh
+
+deploy: ## Check image, compose file, manifests, chart and workflows with the tools of those who run them
+	@scripts/deploy.sh
+
 clean: ## Remove what was built and fetched
 	$(CARGO) clean
-	rm -rf .servers .demo
+	rm -rf .servers .demo dist
 
 toolchain:
 	@scripts/toolchain.sh

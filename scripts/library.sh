@@ -8,7 +8,7 @@ cargo=${CARGO:-cargo}
 
 needed=$("$cargo" tree --no-default-features --edges normal --prefix none --format '{p}' | cut -d' ' -f1 | sort -u)
 grep -qx tokio <<<"$needed" || { echo "library: cargo tree does not list tokio; has its form changed?" >&2; exit 1; }
-program_only='axum|clap|clap_complete|hdrhistogram|indicatif|metrics-exporter-prometheus|tracing-subscriber'
+program_only='axum|clap|clap_complete|clap_mangen|hdrhistogram|indicatif|metrics-exporter-prometheus|tracing-subscriber'
 if found=$(grep -xE "$program_only" <<<"$needed"); then
     echo "library: without the feature cli it still needs" $found >&2
     exit 1

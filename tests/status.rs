@@ -3,6 +3,9 @@
 mod platform;
 #[path = "status/prometheus.rs"]
 mod prometheus;
+#[path = "status/systemd.rs"]
+#[cfg(target_os = "linux")]
+mod systemd;
 
 use platform::Platform;
 use postgres_types::PgLsn;

@@ -19,6 +19,7 @@ pub mod exit;
 mod flags;
 mod given;
 mod lane_state;
+pub mod man;
 pub mod position;
 mod progress;
 pub mod prune;
@@ -120,6 +121,7 @@ enum Command {
     Demo(demo::Args),
     Bench(Configured<bench::Args, AllFlags>),
     Completions(completions::Args),
+    Man(man::Args),
 }
 
 impl Cli {
@@ -185,6 +187,7 @@ impl Cli {
                 block_on(bench::execute(args, &load(keys.given())?.settings))
             }
             Command::Completions(args) => completions::execute(&args),
+            Command::Man(args) => man::execute(&args),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod preparation;
 mod reread;
+mod supervisor;
 
 use super::exit::{Exit, UsageError};
 use super::given::Given;
@@ -74,6 +75,7 @@ pub(super) async fn execute(
     let board = Board::of(settings);
     // Served by a task beside the relay's loop, until this function ends.
     let _server = serve(&loaded.http, &board).await?;
+    let _supervised = supervisor::tell(vec![board.clone()]);
     if args.setup
         && let Some(exit) = preparation::prepare(settings, &shutdown, &board).await?
     {
