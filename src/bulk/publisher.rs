@@ -32,7 +32,7 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 /// So long a batch is kept open for the source's next message.
 const FEED_LIMIT: Duration = Duration::from_millis(20);
 /// So long it is tried on without a message that is stored.
-const STUCK_LIMIT: Duration = Duration::from_secs(60);
+pub(super) const STUCK_LIMIT: Duration = Duration::from_secs(60);
 
 /// Publishes what sources yield.
 pub struct Publisher<'a> {
@@ -72,7 +72,11 @@ impl From<anyhow::Error> for Ended {
                 Some(LeaseError::Lane(lane)) => Some(lane),
                 _ => error.downcast_ref::<LaneError>(),
             };
-            matches!(lane, Some(LaneError::Request { .. }))
+            // Nobody takes the message: nobody leads the stream for now.
+            matches!(
+                lane,
+                Some(LaneError::Request { .. } | LaneError::NoStream(_))
+            )
         };
         match unanswered(&error) {
             true => Ended::Fault(Fault::Broker(format!("{error:#}"))),
@@ -369,7 +373,10 @@ impl<'a> Publisher<'a> {
 
     /// Waits before the next stint, where waiting helps.
     async fn pause(&mut self, fault: &Fault, before: u64) -> anyhow::Result<()> {
-        tracing::debug!("the stint has ended: {fault}");
+        match fault.class() {
+            Class::Transient => tracing::warn!("trying on: {fault}"),
+            _ => tracing::debug!("the stint has ended: {fault}"),
+        }
         if self.progress_at.elapsed() > STUCK_LIMIT {
             bail!("nothing could be published for {STUCK_LIMIT:?}: {fault}");
         }

@@ -1,19 +1,24 @@
 //! A stream's events as a source.
 //!
 //! In: a lane's stream, between which sequences, which events. Out: them in the stream's order, under other subjects and marked as
-//! a replay. Guarantees: bodies byte for byte; what is no event of the lane is passed over; memory does not grow with their number.
+//! a replay. Guarantees: bodies byte for byte; what is no event of the lane is passed over; memory does not grow with their number;
+//! a broker that was away is read on behind the last message.
 
-use anyhow::{Context as _, ensure};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
+use super::publisher::STUCK_LIMIT;
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
 use super::{AHEAD, Item, Source, Sourced};
 use crate::nats::admin::Admin;
+use crate::nats::denial::Denial;
 use crate::nats::settings::ConnectionSettings;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream::{covers, find};
@@ -21,6 +26,9 @@ use crate::pipeline::position::{
     BATCH_HEADER, EXPECTED_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
     TAIL_HEADER, parse_header,
 };
+
+/// Between two attempts at a broker that does not answer.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The lane's events in a stream.
 #[derive(Debug, Clone)]
@@ -69,6 +77,11 @@ pub fn source(
     receiver
 }
 
+/// What was to be read is gone.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Removed(String);
+
 struct Reader {
     nats: Admin,
     events: Events,
@@ -83,27 +96,52 @@ impl Reader {
         last: u64,
         sender: &mpsc::Sender<anyhow::Result<Sourced>>,
     ) -> anyhow::Result<()> {
+        let mut next = first;
+        let mut progress_at = Instant::now();
+        loop {
+            let before = next;
+            let Err(error) = self.read_from(&mut next, last, sender).await else {
+                return Ok(());
+            };
+            if next > before {
+                progress_at = Instant::now();
+            }
+            if error.is::<Removed>() || error.is::<Denial>() || progress_at.elapsed() > STUCK_LIMIT
+            {
+                return Err(error);
+            }
+            tracing::warn!("trying on behind message {}: {error:#}", next - 1);
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    /// From `next` on, which goes on with each message.
+    async fn read_from(
+        &self,
+        next: &mut u64,
+        last: u64,
+        sender: &mpsc::Sender<anyhow::Result<Sourced>>,
+    ) -> anyhow::Result<()> {
         let config = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: first,
+                start_sequence: *next,
             },
             ..OrderedConfig::default()
         };
         let mut messages = StoredMessages::from(&self.nats, &self.events.stream, config).await?;
-        let mut next = first;
-        while messages.left() > 0 && next <= last {
+        while messages.left() > 0 && *next <= last {
             let (sequence, message) = messages.next().await?;
             if sequence > last {
                 break;
             }
             // A consumer that was made anew after a lost connection may begin a little earlier.
-            if sequence < next {
+            if sequence < *next {
                 continue;
             }
-            if sequence > next {
-                self.ensure_held(next, sequence).await?;
+            if sequence > *next {
+                self.ensure_held(*next, sequence).await?;
             }
-            next = sequence + 1;
+            *next = sequence + 1;
             if sender
                 .send(Ok(self.sourced(sequence, &message)))
                 .await
@@ -119,13 +157,14 @@ impl Reader {
     async fn ensure_held(&self, next: u64, sequence: u64) -> anyhow::Result<()> {
         let stream = &self.events.stream;
         let info = find(&self.nats, stream).await?;
-        let info = info.with_context(|| format!("stream {stream} was deleted meanwhile"))?;
-        ensure!(
-            info.state.first_seq < sequence,
-            "stream {stream} has removed its messages {next} to {} before they were read",
-            sequence - 1
-        );
-        Ok(())
+        match info {
+            None => bail!(Removed(format!("stream {stream} was deleted meanwhile"))),
+            Some(info) if info.state.first_seq >= sequence => bail!(Removed(format!(
+                "stream {stream} has removed its messages {next} to {} before they were read",
+                sequence - 1
+            ))),
+            Some(_) => Ok(()),
+        }
     }
 
     fn sourced(&self, sequence: u64, message: &Message) -> Sourced {

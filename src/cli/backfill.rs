@@ -38,7 +38,8 @@ and without a place in the lane. A relay that runs meanwhile goes on: the backfi
 most a thousand events at once and then lets the relay.
 
 Where it was stopped or killed, run it again: it publishes what the stream still lacks. One
-command publishes for a lane at a time; one that was killed is waited for for 5 seconds.
+command publishes for a lane at a time; one that was killed is waited for for 5 seconds. A broker
+that goes away while it publishes is waited for for a minute.
 
 Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped
 before its end. 3: row security hides rows of the table.";

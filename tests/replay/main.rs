@@ -1,5 +1,6 @@
 //! Ranges of history that are published again: `replay`, `backfill`, `verify --repair`, on real servers.
 
+mod broker;
 #[path = "../faults/lane.rs"]
 #[allow(dead_code)] // The fault tests use the rest of it.
 mod lane;
