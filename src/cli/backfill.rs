@@ -45,7 +45,7 @@ Exit code 0: done, or nothing was missing. 1: some could not be published, or it
 before its end. 3: row security hides rows of the table.";
 
 /// Publish rows of the table that the stream does not have.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Default, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Count, and publish nothing.

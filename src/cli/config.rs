@@ -63,7 +63,7 @@ pub fn execute(args: &Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
     let text = match &args.action {
         Action::Show { json: true } => format!("{:#}\n", as_json(loaded)),
         Action::Show { json: false } => as_toml(loaded),
-        Action::Asyncapi => format!("{:#}\n", asyncapi::document(&loaded.settings)),
+        Action::Asyncapi => format!("{:#}\n", asyncapi::document(loaded.lane()?)),
         Action::Check => format!("The configuration can be used ({}).\n", file_text(loaded)),
     };
     stdout::write(&text)?;
@@ -78,8 +78,7 @@ fn file_text(loaded: &Loaded) -> String {
 }
 
 fn nats_text(loaded: &Loaded) -> String {
-    let servers = loaded
-        .settings
+    let servers = loaded.lanes[0]
         .nats
         .connection
         .servers
@@ -113,7 +112,7 @@ fn as_toml(loaded: &Loaded) -> String {
         .max()
         .unwrap_or(0);
     let mut text = format!("# {}\n", file_text(loaded));
-    let conninfo = &loaded.settings.postgres.conninfo;
+    let conninfo = &loaded.lanes[0].postgres.conninfo;
     let _ = writeln!(text, "# {conninfo} -> {}", nats_text(loaded));
     for (line, source) in lines {
         let _ = writeln!(text, "{line:width$}  # {source}");
@@ -134,7 +133,7 @@ fn as_json(loaded: &Loaded) -> Json {
     );
     json!({
         "file": loaded.file.as_ref().map(|path| path.display().to_string()),
-        "postgres": loaded.settings.postgres.conninfo.to_string(),
+        "postgres": loaded.lanes[0].postgres.conninfo.to_string(),
         "nats": nats_text(loaded),
         "values": values.collect::<serde_json::Map<_, _>>(),
         "warnings": loaded.warnings,

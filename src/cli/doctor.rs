@@ -18,6 +18,7 @@ use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
 use crate::postgres::health::{self, Health};
+use crate::postgres::sibling_slots;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
@@ -42,7 +43,7 @@ Exit code 0: all was looked at, and all is well. 1: it found something. 3: somet
 looked at.";
 
 /// Look at everything that the relay depends on
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// One JSON object.
@@ -198,6 +199,10 @@ async fn look_at_postgres(settings: &Settings) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let inspection = inspect(&client, postgres).await?;
     report.looked_at.push(server_line(&inspection));
+    if let Some(share) = &postgres.share {
+        let others = sibling_slots::others(&client, share).await?;
+        report.findings.extend(others.into_iter().map(Found::from));
+    }
     let (before, at) = (health::health(&client, postgres).await?, now_s());
     let rate = wal_rate(&client, settings, &before).await?;
     // A relay that runs reads its slot, as it should.

@@ -39,6 +39,21 @@ impl From<Exit> for ExitCode {
 }
 
 impl Exit {
+    /// Of the ends of two parts of a command, the one that counts: what a person has to look at before what could not be seen.
+    pub(crate) fn graver(self, other: Exit) -> Exit {
+        let rank = |exit| match exit {
+            Exit::Done => 0,
+            Exit::Unchecked => 1,
+            Exit::Failed => 2,
+            Exit::Usage => 3,
+            Exit::Halted => 4,
+        };
+        match rank(other) > rank(self) {
+            true => other,
+            false => self,
+        }
+    }
+
     /// The exit code of an error: 2 where usage or configuration is among its causes, 3 where rows are hidden, 0 where
     /// the reader of our output went away, which is no failure, else 1.
     pub(crate) fn of_error(error: &anyhow::Error) -> Self {

@@ -39,6 +39,10 @@ pub(super) struct LaneFlags {
     #[arg(long, global = true, value_name = "PUBLICATION")]
     publication: Option<String>,
 
+    /// One of the shares of relay.shares, from 0 on
+    #[arg(long, global = true, value_name = "K")]
+    share: Option<String>,
+
     /// NATS servers, separated by commas; everybody on this machine sees a password or token here: nats.credentials or
     /// WALRELAY_NATS_PASSWORD keep it
     #[arg(long, global = true, value_name = "URL")]
@@ -52,6 +56,7 @@ impl KeyFlags for LaneFlags {
             (Key::PostgresUrl, &self.database_url),
             (Key::PostgresSlot, &self.slot),
             (Key::PostgresPublication, &self.publication),
+            (Key::RelayShare, &self.share),
             (Key::NatsUrl, &self.nats_url),
         ])
     }

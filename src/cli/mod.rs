@@ -19,6 +19,7 @@ pub mod exit;
 mod flags;
 mod given;
 mod lane_state;
+mod lanes;
 pub mod man;
 pub mod position;
 mod progress;
@@ -139,52 +140,69 @@ impl Cli {
                 block_on(run::execute(args, given, loaded))
             }
             Command::Setup(Configured { args, keys }) => {
-                block_on(setup::execute(args, &load(keys.given())?.settings))
+                let loaded = load(keys.given())?;
+                block_on(setup::execute_all(args, &loaded))
             }
             Command::Teardown(Configured { args, keys }) => {
-                block_on(teardown::execute(args, &load(keys.given())?.settings))
+                let loaded = load(keys.given())?;
+                block_on(lanes::each(&loaded, async |lane| {
+                    teardown::execute(args.clone(), lane).await
+                }))
             }
             Command::Status(Configured { args, keys }) => {
-                block_on(status::execute(args, &load(keys.given())?))
+                let loaded = load(keys.given())?;
+                block_on(lanes::each(&loaded, async |lane| {
+                    status::execute(args.clone(), lane, &loaded.http).await
+                }))
             }
             Command::Doctor(Configured { args, keys }) => {
-                block_on(doctor::execute(args, &load(keys.given())?.settings))
+                let loaded = load(keys.given())?;
+                block_on(lanes::each(&loaded, async |lane| {
+                    doctor::execute(args.clone(), lane).await
+                }))
             }
             Command::Position(Configured { args, keys }) => {
-                block_on(position::execute(args, &load(keys.given())?.settings))
+                let loaded = load(keys.given())?;
+                block_on(lanes::each(&loaded, async |lane| {
+                    position::execute(args.clone(), lane).await
+                }))
             }
             Command::Tail(Configured { args, keys }) => {
-                block_on(tail::execute(args, &load(keys.given())?.settings))
+                block_on(tail::execute(args, load(keys.given())?.lane()?))
             }
             Command::Backfill(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(backfill::execute(args, &loaded.settings))
+                block_on(lanes::each(&loaded, async |lane| {
+                    backfill::execute(args.clone(), lane).await
+                }))
             }
             Command::Replay(Configured { args, keys }) => {
-                block_on(replay::execute(args, &load(keys.given())?.settings))
+                block_on(replay::execute(args, load(keys.given())?.lane()?))
             }
             Command::Verify(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(repair::execute(args, &loaded.settings))
+                block_on(lanes::each(&loaded, async |lane| {
+                    repair::execute(args.clone(), lane).await
+                }))
             }
             Command::Adopt(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(adopt::execute(args, &loaded.settings))
+                block_on(adopt::execute(args, loaded.lane()?))
             }
             Command::DeadLetters(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(dead_letters::execute(args, &loaded.settings))
+                block_on(dead_letters::execute(args, loaded.lane()?))
             }
             Command::Prune(Configured { args, keys }) => {
-                block_on(prune::execute(args, &load(keys.given())?.settings))
+                block_on(prune::execute(args, load(keys.given())?.lane()?))
             }
             Command::Erase(Configured { args, keys }) => {
-                block_on(erase::execute(args, &load(keys.given())?.settings))
+                block_on(erase::execute(args, load(keys.given())?.lane()?))
             }
             Command::Config(args) => config::execute(&args, &load(args.given())?),
             Command::Demo(args) => block_on(demo::execute(args)),
             Command::Bench(Configured { args, keys }) => {
-                block_on(bench::execute(args, &load(keys.given())?.settings))
+                block_on(bench::execute(args, load(keys.given())?.lane()?))
             }
             Command::Completions(args) => completions::execute(&args),
             Command::Man(args) => man::execute(&args),

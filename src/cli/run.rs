@@ -14,6 +14,8 @@ use crate::config::{HttpSettings, Loaded};
 use crate::ops::http::Server;
 use crate::pipeline::position::Position;
 use crate::relay::board::Board;
+use crate::relay::claims::Claims;
+use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome};
 use postgres_types::PgLsn;
 
@@ -68,31 +70,45 @@ pub(super) async fn execute(
     let started = loaded.clone();
     let hangup = Hangup::Reads(Box::new(move || reread::reread(&given, &started)));
     let shutdown = signals::listen(hangup)?;
-    let settings = &loaded.settings;
     if args.from.is_some_and(|lsn| u64::from(lsn) == 0) {
         return Err(UsageError("--from 0/0 is not a position in the WAL".into()).into());
     }
-    let board = Board::of(settings);
+    let mut lanes: Vec<(Settings, Board)> = (loaded.lanes.iter())
+        .map(|settings| (settings.clone(), Board::of(settings)))
+        .collect();
     // Served by a task beside the relay's loop, until this function ends.
-    let _server = serve(&loaded.http, &board).await?;
-    let _supervised = supervisor::tell(vec![board.clone()]);
-    if args.setup
-        && let Some(exit) = preparation::prepare(settings, &shutdown, &board).await?
-    {
-        return Ok(exit);
+    let boards: Vec<Board> = lanes.iter().map(|(_, board)| board.clone()).collect();
+    let _server = serve(&loaded.http, boards.clone()).await?;
+    let _supervised = supervisor::tell(boards);
+    if args.setup {
+        for (settings, board) in &lanes {
+            if let Some(exit) = preparation::prepare(settings, &shutdown, board).await? {
+                return Ok(exit);
+            }
+        }
     }
-    match relay::run_watched(settings, args.from, shutdown, &board).await? {
+    let outcome = match &lanes[..] {
+        [(settings, board)] => relay::run_watched(settings, args.from, shutdown, board).await?,
+        _ => {
+            // Processes that begin together do not all try the same one first.
+            let first = rand::random_range(0..lanes.len());
+            lanes.rotate_left(first);
+            let claims = Claims::new(lanes.len(), loaded.lanes_max);
+            relay::lanes::run(lanes, args.from, &claims, shutdown).await?
+        }
+    };
+    match outcome {
         Outcome::Stopped => Ok(Exit::Done),
         Outcome::Halted(_) => Ok(Exit::Halted),
     }
 }
 
 /// Serves the status page where that is wanted. A second relay on the machine does not end for the default address.
-async fn serve(http: &HttpSettings, board: &Board) -> Result<Option<Server>, anyhow::Error> {
+async fn serve(http: &HttpSettings, boards: Vec<Board>) -> Result<Option<Server>, anyhow::Error> {
     let Some(listen) = http.listen else {
         return Ok(None);
     };
-    match Server::start(listen, board.clone()).await {
+    match Server::start(listen, boards).await {
         Ok(server) => {
             tracing::info!(
                 "status page, /metrics and /readyz on http://{}",

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use postgres_types::PgLsn;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -17,7 +17,7 @@ use crate::cli::lane_state::{LaneState, wal_text};
 use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
-use crate::config::Loaded;
+use crate::config::HttpSettings;
 use crate::ops::http::STATUS_PATH;
 use crate::relay::settings::Settings;
 use crate::relay::status::Status;
@@ -59,13 +59,24 @@ struct Answer {
     positions: Option<Positions>,
 }
 
+/// What `/status.json` has: of a process with several shares, a list.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Lanes {
+    One(Box<Status>),
+    Several(Vec<Status>),
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub async fn execute(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
-    let settings = &loaded.settings;
-    let relay = match loaded.http.listen {
+pub async fn execute(
+    args: Args,
+    settings: &Settings,
+    http: &HttpSettings,
+) -> Result<Exit, anyhow::Error> {
+    let relay = match http.listen {
         Some(listen) => ask(listen, settings).await,
         None => Err(anyhow!("http.listen is turned off")),
     };
@@ -127,16 +138,23 @@ async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> 
         .await
         .map_err(|_| anyhow!("no answer from {address} within {ANSWER_TIMEOUT:?}"))?
         .with_context(|| format!("{address}"))?;
-    let status: Status = serde_json::from_slice(&body)
+    let lanes: Lanes = serde_json::from_slice(&body)
         .with_context(|| format!("what answers at {address} is not walrelay"))?;
-    if status.slot != settings.postgres.slot || status.stream != settings.nats.stream {
-        return Err(anyhow!(
-            "the relay at {address} has slot {} and stream {}",
-            status.slot,
-            status.stream
-        ));
-    }
-    Ok(status)
+    let lanes = match lanes {
+        Lanes::One(status) => vec![*status],
+        Lanes::Several(lanes) => lanes,
+    };
+    let names = |status: &Status| (status.slot.clone(), status.stream.clone());
+    let found = lanes.iter().map(names).collect::<Vec<_>>();
+    let wanted = (settings.postgres.slot.clone(), settings.nats.stream.clone());
+    let lane = lanes.into_iter().find(|status| names(status) == wanted);
+    lane.ok_or_else(|| {
+        let found = found
+            .iter()
+            .map(|(slot, stream)| format!("slot {slot} and stream {stream}"));
+        let found = found.collect::<Vec<_>>().join(", ");
+        anyhow!("the relay at {address} has {found}")
+    })
 }
 
 /// A listener on all addresses is reached on the loopback one.

@@ -102,6 +102,12 @@ pub enum ConfigError {
         /// With its source.
         second: String,
     },
+    /// One of several shares is needed.
+    #[error("this command is about one share: say which with --share, 0 to {last}")]
+    WhichShare {
+        /// The highest number.
+        last: usize,
+    },
     /// A variable and its `…_FILE` are both set.
     #[error("{variable} and {variable}_FILE are both set: remove one")]
     Twice {
@@ -182,6 +188,7 @@ impl ConfigError {
             | ConfigError::UnknownKey { .. }
             | ConfigError::Type { .. }
             | ConfigError::Twice { .. }
+            | ConfigError::WhichShare { .. }
             | ConfigError::Several(_) => Vec::new(),
         }
     }

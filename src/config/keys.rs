@@ -55,6 +55,9 @@ pub enum Key {
     RelayShutdownTimeout,
     RelayStatusInterval,
     RelayBackoffMax,
+    RelayShares,
+    RelayShare,
+    RelayMaxSharesPerInstance,
     OutboxAfterPublish,
     HttpListen,
     LogLevel,
@@ -330,6 +333,17 @@ pub const KEYS: &[Entry] = &[
         "relay",
         "backoff_max",
         Some("500ms"),
+        None,
+    ),
+    // Lanes that the rows are divided among.
+    open(Key::RelayShares, "relay", "shares", Some("1"), None),
+    // Without it: all of them.
+    open(Key::RelayShare, "relay", "share", None, Some("--share")),
+    open(
+        Key::RelayMaxSharesPerInstance,
+        "relay",
+        "max_shares_per_instance",
+        None,
         None,
     ),
     open(

@@ -79,6 +79,13 @@ impl Layers {
         }
     }
 
+    /// Changes a value where it was given.
+    pub(super) fn rewrite(&mut self, key: Key, change: impl FnOnce(&str) -> String) {
+        if let Some(value) = self.values.get_mut(&key) {
+            value.text = change(&value.text);
+        }
+    }
+
     /// As if nobody had given a value.
     pub(super) fn forget(&mut self, key: Key) {
         self.values.remove(&key);

@@ -20,6 +20,7 @@ mod nats_way;
 pub mod origin;
 pub mod quantity;
 mod resolve;
+mod shares;
 pub mod syntax;
 #[cfg(test)]
 mod tests;
@@ -49,8 +50,10 @@ pub struct Flags {
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// What the relay and the commands take.
-    pub settings: Settings,
+    /// What the relay and the commands take: one lane, or one for each share of this process.
+    pub lanes: Vec<Settings>,
+    /// Lanes that this process may have at once.
+    pub lanes_max: usize,
     /// `[http]`
     pub http: HttpSettings,
     /// The keys that have a value, in the order of [`keys::KEYS`].
@@ -84,6 +87,19 @@ pub struct Shown {
 }
 
 impl Loaded {
+    /// The only lane.
+    ///
+    /// # Errors
+    /// There are several shares: somebody has to say which.
+    pub fn lane(&self) -> Result<&Settings, ConfigError> {
+        match &self.lanes[..] {
+            [lane] => Ok(lane),
+            lanes => Err(ConfigError::WhichShare {
+                last: lanes.len() - 1,
+            }),
+        }
+    }
+
     /// The value of a key, where it has one.
     pub fn shown(&self, key: Key) -> Option<&Shown> {
         self.values.iter().find(|shown| shown.key == key)
@@ -147,7 +163,7 @@ pub(crate) fn load_from(
             .expect("only keys with a flag of their own can be given by one");
         layers.set(*key, text.clone(), ValueOrigin::Flag(flag));
     }
-    let (settings, http) = resolve_all(&mut layers, environment, &mut warnings, errors)?;
+    let resolved = resolve_all(&mut layers, environment, &mut warnings, errors)?;
     let values = keys::KEYS.iter().filter_map(|entry| {
         let value = layers.get(entry.key)?;
         Some(Shown {
@@ -157,8 +173,14 @@ pub(crate) fn load_from(
             source: value.source.clone(),
         })
     });
+    let resolve::Resolved {
+        lanes,
+        lanes_max,
+        http,
+    } = resolved;
     Ok(Loaded {
-        settings,
+        lanes,
+        lanes_max,
         http,
         values: values.collect(),
         file: found.map(|(path, _)| path),
@@ -172,16 +194,16 @@ fn resolve_all(
     environment: &Environment,
     warnings: &mut Vec<String>,
     mut errors: Vec<ConfigError>,
-) -> Result<(Settings, HttpSettings), ConfigError> {
+) -> Result<resolve::Resolved, ConfigError> {
     loop {
         let (mut resolved, mut told) = (layers.clone(), Vec::new());
         let attempt = context::add(&mut resolved, environment)
             .and_then(|()| resolve::resolve(&mut resolved, environment, &mut told));
         match attempt {
-            Ok(settings) if errors.is_empty() => {
+            Ok(lanes) if errors.is_empty() => {
                 *layers = resolved;
                 warnings.append(&mut told);
-                return Ok(settings);
+                return Ok(lanes);
             }
             Ok(_) => return Err(ConfigError::all(errors)),
             Err(error) => {
@@ -211,6 +233,7 @@ impl Settings {
                 (Key::NatsUrl, nats.to_owned()),
             ],
         };
-        Ok(load_from(&flags, &Environment::without_variables(), &[])?.settings)
+        let loaded = load_from(&flags, &Environment::without_variables(), &[])?;
+        loaded.lane().cloned()
     }
 }

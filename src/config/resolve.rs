@@ -12,6 +12,7 @@ use super::keys::Key;
 use super::layers::{Layers, Value};
 use super::origin::ValueOrigin;
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
+use super::shares::{self, LaneLayers};
 use super::{HttpSettings, mapping, nats_way, syntax};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
@@ -28,12 +29,19 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Shortest of the timeouts: below it, a busy machine alone would trip them.
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 
+/// What a configuration comes to.
+pub(super) struct Resolved {
+    pub(super) lanes: Vec<Settings>,
+    pub(super) lanes_max: usize,
+    pub(super) http: HttpSettings,
+}
+
 /// Resolves the layers, and writes the values that were derived into them for `config show`.
 pub(super) fn resolve(
     layers: &mut Layers,
     environment: &Environment,
     warnings: &mut Vec<String>,
-) -> Result<(Settings, HttpSettings), ConfigError> {
+) -> Result<Resolved, ConfigError> {
     let name = checked(
         layers,
         Key::Name,
@@ -50,13 +58,18 @@ pub(super) fn resolve(
         layers.set(Key::MessageSource, source, ValueOrigin::FromName);
     }
     mapping::apply_preset(layers)?;
-    let postgres = resolve_postgres(layers, environment, warnings)?;
-    let nats = resolve_nats(layers, environment)?;
-    let message = mapping::message(layers, &postgres.columns, &nats.subject)?;
-    let relay = resolve_relay(layers)?;
-    let outbox = OutboxSettings {
-        after_publish: mapping::one_of(layers, Key::OutboxAfterPublish, &AfterPublish::NAMES)?,
-    };
+    let mut lanes = Vec::new();
+    for lane in shares::lanes(layers)? {
+        let mut told = Vec::new();
+        lanes.push(resolve_lane(&name, lane, environment, &mut told)?);
+        told.retain(|warning| !warnings.contains(warning));
+        warnings.append(&mut told);
+    }
+    shares::join_streams(&mut lanes);
+    if let Some(pinned) = shares::pinned(layers, lanes.len())? {
+        lanes = vec![lanes.swap_remove(pinned)];
+    }
+    let lanes_max = shares::lanes_max(layers)?.unwrap_or(lanes.len());
     let listen = checked(
         layers,
         Key::HttpListen,
@@ -67,18 +80,37 @@ pub(super) fn resolve(
         listen,
         chosen: required(layers, Key::HttpListen).source != ValueOrigin::Default,
     };
+    Ok(Resolved {
+        lanes,
+        lanes_max,
+        http,
+    })
+}
+
+fn resolve_lane(
+    name: &str,
+    LaneLayers { layers, share }: LaneLayers,
+    environment: &Environment,
+    warnings: &mut Vec<String>,
+) -> Result<Settings, ConfigError> {
+    let mut postgres = resolve_postgres(&layers, environment, warnings)?;
+    postgres.share = share;
+    let nats = resolve_nats(&layers, environment)?;
+    let message = mapping::message(&layers, &postgres.columns, &nats.subject)?;
     let mut settings = Settings {
-        name,
+        name: name.to_owned(),
         postgres,
         nats,
         message,
-        relay,
-        outbox,
+        relay: resolve_relay(&layers)?,
+        outbox: OutboxSettings {
+            after_publish: mapping::one_of(&layers, Key::OutboxAfterPublish, &AfterPublish::NAMES)?,
+        },
     };
     let mapping = settings.mapping();
     settings.postgres.extra_columns = mapping.extras().to_vec();
     settings.postgres.may_be_null = mapping.may_be_null();
-    Ok((settings, http))
+    Ok(settings)
 }
 
 fn resolve_postgres(
@@ -119,6 +151,7 @@ fn resolve_postgres(
         columns: mapping::columns(layers)?,
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
+        share: None,
     })
 }
 
@@ -231,6 +264,7 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
         shared: checked(layers, Key::NatsShared, "true or false", |text| {
             text.parse().ok()
         })?,
+        neighbours: Vec::new(),
     })
 }
 

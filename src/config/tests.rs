@@ -70,7 +70,7 @@ fn shown(loaded: &Loaded, key: Key) -> &Shown {
 #[test]
 fn defaults_are_the_documented_ones() {
     let loaded = Case::new("").load().unwrap();
-    let settings = &loaded.settings;
+    let settings = loaded.lane().unwrap();
     assert_eq!(settings.name, "walrelay");
     assert_eq!(
         (
@@ -125,7 +125,7 @@ fn a_switch_is_written_as_in_toml_or_as_text() {
         let loaded = Case::new(&format!("[nats]\nshared = {text}"))
             .load()
             .unwrap();
-        assert_eq!(loaded.settings.nats.shared, expected, "{text}");
+        assert_eq!(loaded.lane().unwrap().nats.shared, expected, "{text}");
     }
     for text in ["1.5", "\"yes\"", "[true]"] {
         let error = Case::new(&format!("[nats]\nshared = {text}")).load().err();
@@ -148,7 +148,7 @@ fn flag_over_environment_over_file_over_fallback_over_default() {
             .iter()
             .find(|shown| shown.key == Key::PostgresUrl)
             .map(|shown| shown.source.clone());
-        match &loaded.settings.postgres.conninfo.hosts[0].host {
+        match &loaded.lane().unwrap().postgres.conninfo.hosts[0].host {
             Host::Tcp(name) => (name.clone(), source),
             Host::Unix(_) => ("socket".to_owned(), source),
         }
@@ -205,6 +205,8 @@ fn every_key_can_be_given_by_file_and_environment() {
             Key::PostgresPasswordCommand => "cat file".to_owned(),
             Key::PostgresSlot | Key::PostgresPublication => "other".to_owned(),
             Key::MessageSource => "/app".to_owned(),
+            Key::RelayShare => "0".to_owned(),
+            Key::RelayMaxSharesPerInstance => "1".to_owned(),
             key => key.entry().default.unwrap().to_owned(),
         };
         let line = match entry.section {
@@ -231,9 +233,9 @@ fn slot_and_publication_take_the_name() {
     let loaded = Case::new("name = 'My-App'\n[postgres]\npublication = 'Other One'")
         .load()
         .unwrap();
-    assert_eq!(loaded.settings.name, "My-App");
-    assert_eq!(loaded.settings.postgres.slot, "my_app");
-    assert_eq!(loaded.settings.postgres.publication, "Other One");
+    assert_eq!(loaded.lane().unwrap().name, "My-App");
+    assert_eq!(loaded.lane().unwrap().postgres.slot, "my_app");
+    assert_eq!(loaded.lane().unwrap().postgres.publication, "Other One");
     assert_eq!(
         shown(&loaded, Key::PostgresSlot).source,
         ValueOrigin::FromName
@@ -317,11 +319,11 @@ fn files_that_are_no_configuration() {
     case.flags.config = Some(case.folder.path().join("missing.toml"));
     assert!(matches!(case.load(), Err(ConfigError::Unreadable { .. })));
     case.flags.config = Some(case.write("other.toml", "name = 'other'"));
-    assert_eq!(case.load().unwrap().settings.name, "other");
+    assert_eq!(case.load().unwrap().lane().unwrap().name, "other");
     let path = case.write("third.toml", "name = 'third'");
     case.flags.config = None;
     let case = case.env("WALRELAY_CONFIG", path.to_str().unwrap());
-    assert_eq!(case.load().unwrap().settings.name, "third");
+    assert_eq!(case.load().unwrap().lane().unwrap().name, "third");
 }
 
 #[test]
@@ -454,10 +456,10 @@ fn an_empty_variable_is_not_set_but_an_empty_listener_is_off() {
         .env("WALRELAY_NATS_STREAM", "");
     let loaded = case.env("WALRELAY_HTTP_LISTEN", "").load().unwrap();
     assert_eq!(
-        loaded.settings.nats.connection.login.read(),
+        loaded.lane().unwrap().nats.connection.login.read(),
         Ok(NatsAuth::None)
     );
-    assert_eq!(loaded.settings.nats.stream, "OUTBOX");
+    assert_eq!(loaded.lane().unwrap().nats.stream, "OUTBOX");
     assert_eq!(loaded.http.listen, None);
 }
 
@@ -503,7 +505,8 @@ fn several_nats_servers() {
     ] {
         let loaded = Case::new(&format!("[nats]\n{text}")).load().unwrap();
         let servers: Vec<String> = loaded
-            .settings
+            .lane()
+            .unwrap()
             .nats
             .connection
             .servers

@@ -1,23 +1,25 @@
 //! `/metrics`, `/livez`, `/healthz`, `/readyz`, `/status.json` and the status page at `/`.
 //!
-//! In: where to listen, a [`Board`]. Out: a task beside the relay's loop on the same thread: it only reads the board,
+//! In: where to listen, a [`Board`] for each lane. Out: a task beside the relay's loop on the same thread: it only reads the board,
 //! so a slow or stuck client costs the relay nothing but the bytes that it asked for.
 
 use super::metrics::{self, Format};
 use super::page;
 use crate::relay::board::Board;
+use crate::relay::status::Status;
 use anyhow::Context as _;
 use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use tokio::net::TcpListener;
 
 /// Path of the status as JSON, which `walrelay status` reads.
 pub(crate) const STATUS_PATH: &str = "/status.json";
 
-type Served = Shared<Board>;
+type Served = Shared<Arc<Vec<Board>>>;
 
 /// A listener that serves until it is dropped.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ impl Server {
     ///
     /// # Errors
     /// The address cannot be listened on; the message names the key.
-    pub async fn start(listen: SocketAddr, board: Board) -> anyhow::Result<Self> {
+    pub async fn start(listen: SocketAddr, lanes: Vec<Board>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(listen).await.with_context(|| {
             format!(
                 "http.listen: cannot listen on {listen} (each relay needs an address of its own; \"\" turns it off)"
@@ -45,7 +47,7 @@ impl Server {
             .route("/healthz", get(live))
             .route("/readyz", get(ready))
             .route(STATUS_PATH, get(status_json))
-            .with_state(board);
+            .with_state(Arc::new(lanes));
         let task = tokio::spawn(async move {
             // It ends only with its task: accepting goes on through every error.
             let _ = axum::serve(listener, router).await;
@@ -65,16 +67,16 @@ impl Drop for Server {
     }
 }
 
-async fn status_page(Shared(board): Served) -> Html<String> {
-    Html(page::render(&board.status()))
+async fn status_page(Shared(lanes): Served) -> Html<String> {
+    Html(page::render(&statuses(&lanes)))
 }
 
-async fn metrics_text(Shared(board): Served, asked: HeaderMap) -> impl IntoResponse {
+async fn metrics_text(Shared(lanes): Served, asked: HeaderMap) -> impl IntoResponse {
     let accept = asked
         .get(header::ACCEPT)
         .and_then(|accept| accept.to_str().ok());
     let format = Format::asked_for(accept);
-    let text = metrics::render(&board.status(), format);
+    let text = metrics::render(&statuses(&lanes), format);
     ([(header::CONTENT_TYPE, format.content_type())], text)
 }
 
@@ -83,22 +85,34 @@ async fn live() -> &'static str {
     "ok\n"
 }
 
-async fn ready(Shared(board): Served) -> (StatusCode, String) {
-    let status = board.status();
-    let code = match status.is_ready() {
-        true => StatusCode::OK,
-        false => StatusCode::SERVICE_UNAVAILABLE,
-    };
-    let name = status.state.name();
-    let text = match status.reason {
-        Some(reason) => format!("{name}: {reason}\n"),
-        None => format!("{name}\n"),
-    };
+async fn ready(Shared(lanes): Served) -> (StatusCode, String) {
+    let mut code = StatusCode::OK;
+    let mut text = String::new();
+    for status in statuses(&lanes) {
+        if !status.is_ready() {
+            code = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        let share = status.share.filter(|_| lanes.len() > 1);
+        let share = share.map_or_else(String::new, |share| format!("share {share}: "));
+        let reason = status
+            .reason
+            .map_or_else(String::new, |reason| format!(": {reason}"));
+        text.push_str(&format!("{share}{}{reason}\n", status.state.name()));
+    }
     (code, text)
 }
 
-async fn status_json(Shared(board): Served) -> impl IntoResponse {
-    let body = serde_json::to_string(&board.status())
-        .expect("numbers and strings always have a JSON form");
+/// One object, or a list of a process with several lanes.
+async fn status_json(Shared(lanes): Served) -> impl IntoResponse {
+    let statuses = statuses(&lanes);
+    let body = match &statuses[..] {
+        [status] => serde_json::to_string(status),
+        statuses => serde_json::to_string(statuses),
+    };
+    let body = body.expect("numbers and strings always have a JSON form");
     ([(header::CONTENT_TYPE, "application/json")], body)
+}
+
+fn statuses(lanes: &[Board]) -> Vec<Status> {
+    lanes.iter().map(Board::status).collect()
 }

@@ -1,6 +1,6 @@
 //! The relay's metrics, in Prometheus' text format or as OpenMetrics.
 //!
-//! In: a [`Status`]. Out: the body of `/metrics`. They are made of the status when they are asked for, so they cost the relay
+//! In: a [`Status`] for each lane. Out: the body of `/metrics`. They are made of the status when they are asked for, so they cost the relay
 //! nothing; names have base units and `_total`, and no label has unbounded values.
 
 mod exposition;
@@ -15,21 +15,30 @@ use exposition::{Exposition, Kind};
 /// What `wal_status` of a slot may be (manual, pg_replication_slots).
 const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
-/// The metrics as they are now; all carry the relay's name as the label `relay`.
-pub fn render(status: &Status, format: Format) -> String {
-    let mut out = Exposition::new(format, ("relay", &status.name));
-    events(&mut out, status);
-    progress(&mut out, status);
-    latency(&mut out, status);
-    slot(&mut out, status);
-    epochs(&mut out, status);
-    out.family(
-        "walrelay_build_info",
-        Kind::Gauge,
-        "1, with the version as a label",
-    );
-    out.sample(&[("version", &status.version)], 1);
-    process::write(&mut out);
+/// The metrics of the process' lanes as they are now. All carry the relay's name as the label `relay`, and where the outbox is
+/// divided those of a lane the share's number as `share`.
+pub fn render(lanes: &[Status], format: Format) -> String {
+    let mut out = Exposition::new(format);
+    for status in lanes {
+        let share = status.share.map(|share| share.to_string());
+        let share = share.as_deref().map(|share| ("share", share));
+        out.label_all([("relay", status.name.as_str())].into_iter().chain(share));
+        events(&mut out, status);
+        progress(&mut out, status);
+        latency(&mut out, status);
+        slot(&mut out, status);
+        epochs(&mut out, status);
+    }
+    if let Some(status) = lanes.first() {
+        out.label_all([("relay", status.name.as_str())]);
+        out.family(
+            "walrelay_build_info",
+            Kind::Gauge,
+            "1, with the version as a label",
+        );
+        out.sample(&[("version", &status.version)], 1);
+        process::write(&mut out);
+    }
     out.finish()
 }
 
@@ -273,12 +282,34 @@ fn epochs(out: &mut Exposition, status: &Status) {
 mod tests {
     use super::*;
     use crate::pipeline::fault::Fault;
-    use crate::relay::board::{Board, EpochStart};
+    use crate::relay::board::Board;
+    use crate::relay::epoch_marks::EpochStart;
+
+    #[test]
+    fn lanes_stand_together_under_each_metric() {
+        let lanes = [0, 1].map(|share| Status {
+            share: Some(share),
+            name: "orders".to_owned(),
+            ..Status::default()
+        });
+        let text = render(&lanes, Format::OpenMetrics);
+        let family = "# TYPE walrelay_streaming gauge\n\
+                      walrelay_streaming{relay=\"orders\",share=\"0\"} 0\n\
+                      walrelay_streaming{relay=\"orders\",share=\"1\"} 0\n";
+        assert!(text.contains(family), "{text}");
+        assert_eq!(text.matches("# HELP walrelay_streaming ").count(), 1);
+        assert_eq!(text.matches("# EOF").count(), 1);
+        assert_eq!(
+            text.matches("walrelay_build_info{relay=\"orders\",version")
+                .count(),
+            1
+        );
+    }
 
     #[test]
     fn every_metric_is_there_with_the_relay_and_follows_the_status() {
         let board = Board::new("orders", "orders", "OUTBOX");
-        let now = || render(&board.status(), Format::Prometheus);
+        let now = || render(&[board.status()], Format::Prometheus);
         let first = now();
         assert!(first.contains("walrelay_events_published_total{relay=\"orders\"} 0"));
         board.dead_letter("too-large");

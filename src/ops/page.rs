@@ -1,6 +1,6 @@
 //! The status page: one HTML file without scripts, that asks again by itself.
 
-use crate::relay::status::Status;
+use crate::relay::status::{State, Status};
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 
@@ -15,7 +15,7 @@ main{max-width:860px;margin:0 auto;padding:32px 20px}\
 header{display:flex;align-items:baseline;gap:12px;flex-wrap:wrap;margin-bottom:20px}\
 h1{font-size:22px;margin:0;letter-spacing:-.01em}h2{font-size:13px;margin:28px 0 8px;color:var(--dim);font-weight:600}\
 .state{padding:2px 10px;border-radius:99px;font-size:13px;font-weight:600;border:1px solid currentColor}\
-.streaming{color:var(--good)}.waiting,.starting{color:var(--wait)}.halted{color:var(--bad)}\
+.streaming{color:var(--good)}.waiting,.starting,.standby{color:var(--wait)}.halted{color:var(--bad)}\
 .dim{color:var(--dim)}.right{margin-left:auto}\
 .reason{border-left:3px solid var(--wait);padding:8px 14px;background:var(--card);margin-bottom:20px;overflow-wrap:anywhere}\
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(120px,1fr));gap:12px}\
@@ -29,8 +29,36 @@ font-variant-numeric:tabular-nums}tr:first-child td,tr:first-child th{border-top
 th{color:var(--dim);font-weight:500;width:230px}code{font:13px ui-monospace,Menlo,Consolas,monospace}\
 footer{margin-top:24px;color:var(--dim);font-size:13px}a{color:inherit}";
 
-/// The page.
-pub(super) fn render(status: &Status) -> String {
+/// The page, with a part for each lane.
+pub(super) fn render(lanes: &[Status]) -> String {
+    let Some(first) = lanes.first() else {
+        return String::new();
+    };
+    let parts = lanes.iter().map(|status| match lanes.len() {
+        1 => part(&status.name, status),
+        _ => part(&status.slot, status),
+    });
+    let parts: String = parts.collect();
+    format!(
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"2\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{name}: {state}</title><style>{STYLE}</style></head>\
+         <body><main>{parts}<footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
+         <a href=\"/status.json\">JSON</a> · running since {started}</footer></main></body></html>",
+        name = escaped(&first.name),
+        state = gravest(lanes).name(),
+        started = time(first.started),
+    )
+}
+
+/// The state that a person has to see: of a lane that is not ready, if there is one.
+fn gravest(lanes: &[Status]) -> State {
+    let unready = lanes.iter().find(|status| !status.is_ready());
+    let streams = |status: &&Status| status.state == State::Streaming;
+    let shown = unready.or(lanes.iter().find(streams)).or(lanes.first());
+    shown.map_or(State::Starting, |status| status.state)
+}
+
+fn part(name: &str, status: &Status) -> String {
     let totals = &status.totals;
     let open = status.dead_letters_open.map_or("-".to_owned(), grouped);
     let cards = [
@@ -50,16 +78,12 @@ pub(super) fn render(status: &Status) -> String {
         format!("<div class=\"reason\">{}</div>", escaped(reason))
     });
     format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"2\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{name}: {state}</title><style>{STYLE}</style></head>\
-         <body><main><header><h1>{name}</h1><span class=\"state {state}\">{state}</span>\
+        "<header><h1>{name}</h1><span class=\"state {state}\">{state}</span>\
          <span class=\"dim\">since {since}</span><span class=\"dim right\">walrelay {version}</span></header>\
          {reason}<div class=\"cards\">{cards}</div><h2>Lane</h2>{lane}<h2>Positions</h2>{positions}\
-         <h2>Last faults</h2>{faults}<footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
-         <a href=\"/status.json\">JSON</a> · running since {started}</footer></main></body></html>",
-        name = escaped(&status.name),
+         <h2>Last faults</h2>{faults}",
+        name = escaped(name),
         since = time(status.since),
-        started = time(status.started),
         version = status.version,
         lane = lane(status),
         positions = positions(status),
@@ -188,7 +212,7 @@ mod tests {
     fn what_a_server_says_is_text_not_markup() {
         let board = Board::new("a", "a", "A");
         board.fault(&Fault::Broker("<script>".into()));
-        let page = render(&board.status());
+        let page = render(&[board.status()]);
         assert!(!page.contains("<script"));
         assert!(page.contains("&lt;script&gt;"));
     }

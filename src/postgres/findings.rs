@@ -14,6 +14,7 @@ use crate::postgres::table_name::quote_identifier;
 mod columns;
 mod needs;
 mod proposal;
+pub(in crate::postgres) mod shares;
 
 /// How grave a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,7 +145,7 @@ impl fmt::Display for Finding {
     }
 }
 
-fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
+pub(super) fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
     Finding {
         severity: Severity::Refuse,
         kind,
@@ -403,6 +404,7 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
         ));
     }
     columns::columns(table, settings, found);
+    shares::table(&inspection.server, table, settings, found);
 }
 
 /// Rows of a table that inherits are seen in every query of the outbox, and come, if at all, under that table's own name.
@@ -495,7 +497,12 @@ fn publication(inspection: &Inspection, settings: &PostgresSettings, found: &mut
         ));
     }
     published_columns(table, publication, settings, found);
-    row_filter(table, inspection.row_filter(), settings, found);
+    match &settings.share {
+        Some(share) => {
+            shares::row_filter(table, inspection.row_filter(), share, settings, found);
+        }
+        None => row_filter(table, inspection.row_filter(), settings, found),
+    }
 }
 
 fn published_columns(

@@ -28,6 +28,8 @@
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | `published_rows` | ids of published rows | the rows marked or deleted |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
+//! | [`share`] | a share's number | the row filter of its publication |
+//! | [`sibling_slots`] | that client | the slots of the other shares |
 //! | [`setup`] | that state | the missing parts made, or taken away |
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
 
@@ -61,6 +63,8 @@ pub mod server_kind;
 pub mod session;
 pub mod settings;
 pub mod setup;
+pub mod share;
+pub mod sibling_slots;
 pub mod silence;
 pub mod slot_wal;
 pub mod socket;

@@ -3,6 +3,7 @@
 //! In: nothing; the configuration fills it. Out: plain values, each of which has passed its check.
 
 use super::conninfo::Conninfo;
+use super::share::Share;
 use super::table_name::TableName;
 use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::mapping::Value;
@@ -24,6 +25,8 @@ pub struct PostgresSettings {
     pub extra_columns: Vec<String>,
     /// Fields whose NULL makes no row a dead letter.
     pub may_be_null: Vec<Field>,
+    /// Which of the table's rows; none for all.
+    pub share: Option<Share>,
 }
 
 impl PostgresSettings {

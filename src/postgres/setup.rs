@@ -12,7 +12,7 @@ use postgres_types::PgLsn;
 use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
-use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
+use crate::postgres::findings::{Finding, Kind, Severity, findings, shares, slot_misfit};
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
@@ -91,9 +91,10 @@ pub fn plan(
     }
     if inspection.publication.is_none() {
         let sql = format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true);",
+            "CREATE PUBLICATION {} FOR TABLE {}{} WITH (publish = 'insert', publish_via_partition_root = true);",
             quote_identifier(&settings.publication),
-            settings.table
+            settings.table,
+            filter(inspection, settings)
         );
         steps.push(Step {
             part: Part::Publication,
@@ -115,6 +116,16 @@ pub fn plan(
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }
+}
+
+/// The row filter of a share's publication. A table that is not there yet has the columns of the first migration.
+fn filter(inspection: &Inspection, settings: &PostgresSettings) -> String {
+    let wanted = match (&inspection.table, &settings.share) {
+        (Some(table), _) => shares::wanted(table, settings),
+        (None, Some(share)) => share.filter("uuid", "aggregate_id"),
+        (None, None) => None,
+    };
+    wanted.map_or_else(String::new, |filter| format!(" WHERE {filter}"))
 }
 
 /// States in which making what is missing would lose rows or could not be told apart from a mistake.

@@ -4,18 +4,17 @@
 //! watches is told of changes. Guarantee: the relay never waits for a reader longer than a copy of a few hundred bytes.
 
 use crate::pipeline::commit_time::Latencies;
-use crate::pipeline::engine::{Counters, Engine};
 use crate::pipeline::fault::{Class, Fault, Halt};
-use crate::pipeline::position::Position;
 use crate::pipeline::progress::Commit;
 use crate::pipeline::room::RoomWatch;
 use crate::postgres::catalog::ServerClock;
 use crate::postgres::slot_wal::SlotWal;
 use crate::relay::clock::postgres_clock_us;
+use crate::relay::epoch_marks::{EpochMarks, EpochStart};
 use crate::relay::lag::Lag;
 use crate::relay::settings::Settings;
 use crate::relay::slot_room;
-use crate::relay::status::{CLASS_NAMES, Marks, PastFault, State, Status};
+use crate::relay::status::{CLASS_NAMES, PastFault, State, Status};
 use chrono::Utc;
 use postgres_types::PgLsn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,53 +25,6 @@ use tokio::sync::watch;
 const FAULTS_MAX: usize = 5;
 /// The rate is the mean of at least so long.
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// What changes while an epoch runs; equal marks need no report.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct EpochMarks {
-    counters: Counters,
-    acknowledged: u64,
-    cut_short: u64,
-    position: Option<Position>,
-    marks: Marks,
-    /// The oldest transaction whose events are not all acknowledged, and the last one whose are.
-    commits: [Option<Commit>; 2],
-}
-
-impl EpochMarks {
-    /// The marks of an epoch as they are.
-    pub fn of(engine: &Engine, now: Duration) -> Self {
-        let progress = engine.progress();
-        EpochMarks {
-            counters: engine.counters(),
-            acknowledged: progress.acknowledged_rows(),
-            cut_short: progress.held_cut_short(),
-            position: engine.lane_end().map(|lane_end| lane_end.position),
-            marks: Marks {
-                in_flight: engine.in_flight(),
-                received_lsn: progress.received_lsn().into(),
-                acknowledged_lsn: progress.acknowledged_lsn().into(),
-                confirmed_lsn: engine.confirmed_lsn().into(),
-            },
-            commits: [engine.oldest_commit(now), engine.last_commit()],
-        }
-    }
-}
-
-/// What an epoch begins with.
-#[derive(Debug, Clone, Default)]
-pub struct EpochStart {
-    /// How messages are published.
-    pub mode: &'static str,
-    /// Version of Postgres.
-    pub postgres: String,
-    /// Version of nats-server.
-    pub nats: String,
-    /// Messages of no relay at the stream's end.
-    pub foreign_messages: u64,
-    /// Acknowledged messages that the broker has lost.
-    pub(crate) lost_messages: u64,
-}
 
 #[derive(Debug)]
 struct Sample {
@@ -151,11 +103,14 @@ impl StatusWatch {
 impl Board {
     /// A board for the relay of these settings.
     pub fn of(settings: &Settings) -> Self {
-        Board::new(
+        let board = Board::new(
             &settings.name,
             &settings.postgres.slot,
             &settings.nats.stream,
-        )
+        );
+        let share = settings.postgres.share.as_ref();
+        board.lock().status.share = share.map(|share| share.number);
+        board
     }
 
     /// A board for one relay.
@@ -367,7 +322,17 @@ impl Board {
             }),
         }
         status.last_faults.truncate(FAULTS_MAX);
-        status.set_state(State::Waiting, Some(text));
+        let state = match fault {
+            Fault::SlotActive { .. } => State::Standby,
+            _ => State::Waiting,
+        };
+        status.set_state(state, Some(text));
+    }
+
+    /// It has everything but a lane to relay.
+    pub(super) fn standby(&self, reason: &str) {
+        let reason = Some(reason.to_owned());
+        self.change().status.set_state(State::Standby, reason);
     }
 
     /// A person has to look.
@@ -396,6 +361,7 @@ fn class_name(fault: &Fault) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::engine::Counters;
 
     fn clock(us: i64) -> ServerClock {
         let at = Instant::now();

@@ -7,13 +7,17 @@
 mod after_publish;
 pub mod board;
 pub mod broker;
+pub mod claims;
 pub mod clock;
 mod drive;
 mod embed;
+pub mod epoch_marks;
 mod halted;
 mod lag;
 pub mod lane_client;
 pub mod lane_store;
+#[cfg(feature = "cli")]
+pub(crate) mod lanes;
 mod log;
 pub mod open;
 pub mod open_error;
@@ -38,7 +42,9 @@ use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::mute::Mute;
 use crate::pipeline::request::Unfit;
-use crate::relay::board::{Board, EpochStart};
+use crate::relay::board::Board;
+use crate::relay::epoch_marks::EpochStart;
+use claims::{Claim, Claims};
 use clock::Clock;
 use drive::{Drive, Ended};
 use futures_util::FutureExt as _;
@@ -64,6 +70,9 @@ const STEADY: Duration = Duration::from_secs(10);
 /// A halt waits so long for Postgres to say good-bye.
 const HALT_LIMIT: Duration = Duration::from_secs(1);
 
+/// What a lane waits for that has no claim.
+const FULL: &str = "this process has as many shares as relay.max_shares_per_instance lets it have";
+
 /// The relay between two epochs.
 struct Relay<'a> {
     settings: &'a Settings,
@@ -72,6 +81,8 @@ struct Relay<'a> {
     epochs: Epochs,
     inherited: Inherited,
     has_streamed: bool,
+    claims: &'a Claims,
+    claim: Option<Claim>,
     log: Log,
     mute: Mute,
     /// Messages that the last epoch has sent and not seen acknowledged.
@@ -98,8 +109,22 @@ pub async fn run(
 pub(crate) async fn run_watched(
     settings: &Settings,
     from: Option<PgLsn>,
+    shutdown: Shutdown,
+    board: &Board,
+) -> anyhow::Result<Outcome> {
+    run_claimed(settings, from, shutdown, board, &Claims::new(1, 1)).await
+}
+
+/// As [`run_watched`], and begins only with a claim.
+///
+/// # Errors
+/// As [`run`].
+async fn run_claimed(
+    settings: &Settings,
+    from: Option<PgLsn>,
     mut shutdown: Shutdown,
     board: &Board,
+    claims: &Claims,
 ) -> anyhow::Result<Outcome> {
     let mut relay = Relay {
         settings,
@@ -111,6 +136,8 @@ pub(crate) async fn run_watched(
             ..Inherited::default()
         },
         has_streamed: false,
+        claims,
+        claim: None,
         log: Log::default(),
         mute: Mute::default(),
         unacknowledged: 0,
@@ -124,7 +151,10 @@ pub(crate) async fn run_watched(
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
             Next::Pause(pause) => tokio::time::sleep(pause).left_future(),
-            Next::Standby => standby::until_free(settings).right_future(),
+            Next::Standby => {
+                relay.claim = None;
+                standby::until_free(settings).right_future()
+            }
             Next::End(outcome) => return Ok(outcome),
         };
         tokio::select! {
@@ -161,6 +191,16 @@ impl<'a> Relay<'a> {
     }
 
     async fn start(&mut self, shutdown: &mut Shutdown) -> anyhow::Result<Result<Drive<'a>, Next>> {
+        if self.claim.is_none() {
+            if self.claims.is_full() {
+                self.board.standby(FULL);
+            }
+            let claim = tokio::select! {
+                claim = self.claims.claim() => claim,
+                () = shutdown.wait() => return Ok(Err(Next::End(self.stopped()))),
+            };
+            self.claim = Some(claim);
+        }
         let opened = tokio::select! {
             opened = open::open(self.settings, &mut self.inherited, self.board, self.clock.now()) => opened,
             () = shutdown.wait() => return Ok(Err(Next::End(self.stopped()))),

@@ -19,6 +19,7 @@ use crate::postgres::processes::{self, Process};
 use crate::postgres::publications::publication_names;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::sibling_slots;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::board::Board;
@@ -73,7 +74,11 @@ impl PostgresSide {
             SlotWal::of(&inspection),
             inspection.server.clock,
         );
-        let warnings = check_postgres(&inspection, &settings.postgres, has_streamed)?;
+        let mut warnings = check_postgres(&inspection, &settings.postgres, has_streamed)?;
+        if let Some(share) = &settings.postgres.share {
+            let others = sibling_slots::others(&sql, share).await?;
+            warnings.extend(others.iter().map(ToString::to_string));
+        }
         let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(PostgresSide {
             sql,

@@ -53,16 +53,27 @@ pub struct NatsSettings {
     pub subject: SubjectTemplate,
     /// Others write to the stream too: other relays, or anything else.
     pub shared: bool,
+    /// What other lanes of this configuration publish on in the same stream.
+    pub neighbours: Vec<String>,
 }
 
 impl NatsSettings {
+    /// Of events and dead letters. Dead letters stay those of this slot: another slot's may be in a stream of its own.
+    pub(crate) fn own_subjects(&self, slot: &str) -> [String; 2] {
+        [self.subject.filter(), dead_letter::subject(slot)]
+    }
+
     /// What a slot's lane wants of its stream; a new one has a single replica.
     #[must_use]
     pub fn stream_settings(&self, slot: &str) -> StreamSettings {
-        // Dead letters stay those of this slot: another slot's may be in a stream of its own.
-        let own = [self.subject.filter(), dead_letter::subject(slot)];
-        let mut subjects = own.to_vec();
-        let mut subjects_to_create = own.to_vec();
+        let mut subjects = self.own_subjects(slot).to_vec();
+        let mut subjects_to_create = subjects.clone();
+        let neighbours = self.neighbours.iter();
+        subjects_to_create.extend(
+            neighbours
+                .filter(|other| !subjects.contains(other))
+                .cloned(),
+        );
         if self.shared {
             subjects.push(fence_subject(&self.stream, slot));
             // A new one is ready for every slot's fence.
@@ -128,6 +139,7 @@ mod tests {
             stream: "OUTBOX".to_owned(),
             subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,
+            neighbours: Vec::new(),
         };
         let own = nats.stream_settings("s");
         assert_eq!(own.subjects, ["outbox.>", "walrelay.dead.s"]);

@@ -20,6 +20,8 @@ pub enum State {
     Streaming,
     /// For the reason that [`Status::reason`] gives.
     Waiting,
+    /// Everything is in order, and another relay reads the slot.
+    Standby,
     /// Until a person has looked, see [`Status::reason`].
     Halted,
     /// By its shutdown signal.
@@ -30,10 +32,11 @@ pub enum State {
 
 impl State {
     /// Each of them.
-    pub const ALL: [State; 6] = [
+    pub const ALL: [State; 7] = [
         State::Starting,
         State::Streaming,
         State::Waiting,
+        State::Standby,
         State::Halted,
         State::Stopped,
         State::Failed,
@@ -45,6 +48,7 @@ impl State {
             State::Starting => "starting",
             State::Streaming => "streaming",
             State::Waiting => "waiting",
+            State::Standby => "standby",
             State::Halted => "halted",
             State::Stopped => "stopped",
             State::Failed => "failed",
@@ -134,6 +138,9 @@ mod lsn_text {
 pub struct Status {
     /// `name` of the configuration.
     pub name: String,
+    /// Number of the share; none where the outbox is not divided.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share: Option<u32>,
     /// Version of walrelay.
     pub version: String,
     /// The slot.
@@ -187,9 +194,16 @@ pub struct Status {
 }
 
 impl Status {
-    /// Whether events flow, and nothing that would keep them from it can go unseen.
+    /// Whether events flow, here or in the relay that this one stands by for, and nothing that would keep them from it can go
+    /// unseen.
     pub fn is_ready(&self) -> bool {
-        self.state == State::Streaming && self.reason.is_none()
+        match self.state {
+            State::Streaming => self.reason.is_none(),
+            State::Standby => true,
+            State::Starting | State::Waiting | State::Halted | State::Stopped | State::Failed => {
+                false
+            }
+        }
     }
 
     /// WAL of the server that is not yet acknowledged, received or not, in bytes.

@@ -265,6 +265,7 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
             kind,
             Kind::PublicationMissing
                 | Kind::PublicationMismatch
+                | Kind::RowFilter
                 | Kind::TableMissing
                 | Kind::TableMismatch
         )

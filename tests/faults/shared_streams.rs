@@ -221,6 +221,7 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
             .parse()
             .expect("a template"),
         shared: true,
+        neighbours: Vec::new(),
     };
     let slot = &fixture.name;
     let fence = |lane_end: Option<&LaneEnd>, behind| Request::StoreFence {

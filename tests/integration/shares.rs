@@ -1,81 +1,576 @@
-//! Several relays side by side, each with a share of the rows, by configuration alone (row filters, Postgres 15+).
+//! `relay.shares`: one configuration, several lanes, each with a share of the aggregates (row filters, Postgres 15+).
 
 use std::collections::HashMap;
 
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
-use crate::support::{Fixture, Relay, Servers, Writer, assert_exactly_once, eventually, uuid};
+use crate::support::{
+    Fixture, Output, Relay, Servers, Writer, assert_exactly_once, eventually, options, uuid,
+};
 
-/// The lane of one share: name, publication, slot and stream.
-fn configure(fixture: &mut Fixture, share: usize) {
-    let name = format!("{}_{share}", fixture.name);
-    fixture.set("WALRELAY_NAME", &name);
-    fixture.set("WALRELAY_NATS_STREAM", name.to_uppercase());
-    fixture.set("WALRELAY_NATS_SUBJECT", format!("{name}.{{event_type}}"));
+const SHARES: usize = 4;
+
+/// Four shares; with `own_streams` a stream each.
+fn divide(fixture: &mut Fixture, own_streams: bool) {
+    fixture.set("WALRELAY_RELAY_SHARES", SHARES.to_string());
+    if own_streams {
+        let name = fixture.name.clone();
+        fixture.set(
+            "WALRELAY_NATS_STREAM",
+            format!("{}_{{share}}", name.to_uppercase()),
+        );
+        fixture.set(
+            "WALRELAY_NATS_SUBJECT",
+            format!("{name}.{{share}}.{{event_type}}"),
+        );
+    }
 }
 
-/// The ids of the table's rows that are this share's, in the order of [`uuid`] for those of [`Fixture::insert`].
-async fn share_of(fixture: &Fixture, share: i32, shares: i32) -> Vec<Uuid> {
-    let query = "SELECT id FROM outbox_events WHERE (uuid_hash(aggregate_id) & ($2::int - 1)) = $1 ORDER BY id";
-    let rows = fixture.sql.query(query, &[&share, &shares]).await.unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
+/// What the stream of one share holds, where each has its own.
+async fn stored_ids(fixture: &mut Fixture, share: usize) -> Vec<Uuid> {
+    let whole = fixture.stream_name().to_owned();
+    fixture.set(
+        "WALRELAY_NATS_STREAM",
+        whole.replace("{share}", &share.to_string()),
+    );
+    let ids = fixture.stored_ids().await;
+    fixture.set("WALRELAY_NATS_STREAM", whole);
+    ids
 }
 
-/// `verify` and `backfill` know a share from the row filter, also that of a partitioned table.
+/// The events of the lanes' common stream, without fences.
+async fn events(fixture: &Fixture) -> Vec<Uuid> {
+    let root = format!("{}.", fixture.name);
+    let stored = fixture.stored().await;
+    let events = stored
+        .iter()
+        .filter(|message| message.subject.starts_with(&root));
+    events.map(|message| message.id()).collect()
+}
+
+/// The share of each row's aggregate, by its id.
+async fn shares(fixture: &Fixture) -> HashMap<Uuid, usize> {
+    let query = "SELECT id, uuid_hash(aggregate_id) & 3 FROM outbox_events";
+    let rows = fixture.sql.query(query, &[]).await.unwrap();
+    rows.iter()
+        .map(|row| (row.get(0), row.get::<_, i32>(1) as usize))
+        .collect()
+}
+
+/// Waits until the shares' slots are read.
+async fn all_stream(fixture: &Fixture) {
+    let query =
+        "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()";
+    eventually("all slots are read", async || {
+        let row = fixture.sql.query_one(query, &[]).await.unwrap();
+        (row.get::<_, i64>(0) == SHARES as i64).then_some(())
+    })
+    .await;
+}
+
+/// An address that nobody listens on.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it has one").to_string()
+}
+
+/// What a path of the relay's own site answers, with the header.
+async fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.expect("it listens");
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    stream
+        .write_all(request.as_bytes())
+        .await
+        .expect("it takes it");
+    let mut answer = String::new();
+    stream
+        .read_to_string(&mut answer)
+        .await
+        .expect("it answers");
+    answer
+}
+
+fn reports(output: &Output) -> Vec<Value> {
+    let lines = output.stdout.lines();
+    lines
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect()
+}
+
+/// All commands work on all shares, also those of a partitioned table, or on one of them.
 #[tokio::test]
-async fn each_share_is_verified_and_backfilled_by_itself() {
-    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+async fn each_share_has_a_lane_and_commands_work_on_all() {
+    let mut fixture = Fixture::bare().await;
     let partitioned = include_str!("../../sql/outbox_events_partitioned.sql");
     fixture.sql.batch_execute(partitioned).await.unwrap();
     fixture.insert(1, 80).await;
-    let publications = include_str!("../../sql/sharded_publications.sql").replace(
-        "PUBLICATION walrelay",
-        &format!("PUBLICATION {}", fixture.name),
+    divide(&mut fixture, true);
+    let plan = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    assert_eq!(plan.stdout.matches("CREATE PUBLICATION").count(), SHARES);
+    fixture.walrelay(&["setup"]).await.success();
+    // Postgres prints the filters as they are expected: a second time all is found, and nothing is said against it.
+    let again = fixture.walrelay(&["setup"]).await.success();
+    assert!(
+        !again.stdout.contains("made") && !again.stderr.contains("error"),
+        "{again:?}"
     );
-    fixture.sql.batch_execute(&publications).await.unwrap();
-    let mut relays = Vec::new();
-    for share in 0..4 {
-        configure(&mut fixture, share);
-        let made = fixture.walrelay(&["setup"]).await.success();
-        let rows = share_of(&fixture, share as i32, 4).await.len();
-        assert!(
-            made.stdout.contains(&format!("{rows} rows are already")),
-            "{}",
-            made.stdout
-        );
-        relays.push(fixture.run());
-    }
-    fixture.insert(81, 160).await;
-    for (share, relay) in relays.into_iter().enumerate() {
-        configure(&mut fixture, share);
-        let (mut before, mut since) = (Vec::new(), Vec::new());
-        for id in share_of(&fixture, share as i32, 4).await {
-            if id <= uuid(80) {
-                &mut before
-            } else {
-                &mut since
-            }
-            .push(id);
-        }
-        fixture.holds(since.len() as u64).await;
-        let verified = fixture.walrelay(&["verify", "--json"]).await;
-        assert_eq!(verified.code, Some(1), "{}", verified.stderr);
-        let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
-        assert_eq!(report["missing"]["count"], before.len(), "{report}");
-        assert_eq!(report["phantom"]["count"], 0, "{report}");
+    let healthy = fixture.walrelay(&["doctor", "--json"]).await;
+    assert!(!healthy.stdout.contains("row-filter"), "{}", healthy.stdout);
 
-        let filled = fixture.walrelay(&["backfill"]).await.success();
-        let all = format!("{0} of {0} rows", before.len());
-        assert!(filled.stdout.contains(&all), "{}", filled.stdout);
-        let mut stored = fixture.stored_ids().await;
-        stored.sort_unstable();
-        assert_eq!(stored, [before, since].concat());
-        fixture.walrelay(&["verify"]).await.success();
-        relay.stop().await;
-        // What setup would not make again is named before it goes.
-        let asked = fixture.walrelay(&["teardown"]).await;
-        let filter = format!("& 3) = {share}");
-        assert!(asked.stdout.contains(&filter), "{}", asked.stdout);
+    let address = free_address();
+    fixture.set("WALRELAY_HTTP_LISTEN", &address);
+    let mut relay = fixture.run();
+    all_stream(&fixture).await;
+    fixture.insert(81, 160).await;
+    let shares = shares(&fixture).await;
+    let of = |share: usize, first: u64, last: u64| -> Vec<Uuid> {
+        (first..=last)
+            .map(uuid)
+            .filter(|id| shares[id] == share)
+            .collect()
+    };
+    for share in 0..SHARES {
+        let expected = of(share, 81, 160);
+        eventually(format!("share {share} has its events"), async || {
+            (stored_ids(&mut fixture, share).await.len() >= expected.len()).then_some(())
+        })
+        .await;
+        assert_eq!(stored_ids(&mut fixture, share).await, expected);
+    }
+    let verified = fixture.walrelay(&["verify", "--json"]).await;
+    assert_eq!(verified.code, Some(1), "{}", verified.stderr);
+    let missing: Vec<u64> = reports(&verified)
+        .iter()
+        .map(|report| report["missing"]["count"].as_u64().unwrap())
+        .collect();
+    let before: Vec<u64> = (0..SHARES)
+        .map(|share| of(share, 1, 80).len() as u64)
+        .collect();
+    assert_eq!(missing, before);
+    let status = fixture.walrelay(&["status", "--json"]).await.success();
+    let states: Vec<Value> = reports(&status)
+        .iter()
+        .map(|report| report["relay"]["state"].clone())
+        .collect();
+    assert_eq!(states, [const { "streaming" }; SHARES]);
+    assert!(
+        get(&address, "/readyz")
+            .await
+            .contains("share 3: streaming")
+    );
+    let metrics = get(&address, "/metrics").await;
+    for share in 0..SHARES {
+        let streaming = format!(
+            "walrelay_streaming{{relay=\"{}\",share=\"{share}\"}} 1",
+            fixture.name
+        );
+        assert!(metrics.contains(&streaming), "{metrics}");
+    }
+    assert_eq!(get(&address, "/").await.matches("<h1>").count(), SHARES);
+    // One of them alone.
+    fixture
+        .walrelay(&["backfill", "--share", "2"])
+        .await
+        .success();
+    fixture
+        .walrelay(&["verify", "--share", "2"])
+        .await
+        .success();
+    fixture.walrelay(&["backfill"]).await.success();
+    fixture.walrelay(&["verify"]).await.success();
+    let status = fixture.walrelay(&["position", "--json"]).await.success();
+    assert_eq!(reports(&status).len(), SHARES);
+    // What is about one lane asks which.
+    let which = fixture.walrelay(&["dead-letters", "list"]).await;
+    assert_eq!(which.code, Some(2), "{}", which.stderr);
+    assert!(which.stderr.contains("--share"), "{}", which.stderr);
+    fixture
+        .walrelay(&["dead-letters", "list", "--share", "3"])
+        .await
+        .success();
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.ends().await, Some(0));
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    let left =
+        "SELECT (SELECT count(*) FROM pg_replication_slots WHERE database = current_database())
+                       + (SELECT count(*) FROM pg_publication)";
+    let left = fixture.sql.query_one(left, &[]).await.unwrap();
+    assert_eq!(left.get::<_, i64>(0), 0);
+}
+
+/// Two processes have two shares each; when one dies, the other takes its shares over, as far as it may.
+#[tokio::test]
+async fn instances_spread_over_the_shares_and_take_over() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    fixture.set("WALRELAY_RELAY_MAX_SHARES_PER_INSTANCE", "2");
+    let mut first = fixture.run();
+    let mut second = fixture.run();
+    all_stream(&fixture).await;
+    let streaming = |relay: &Relay| relay.log().matches("streaming, behind").count();
+    eventually("each has two", async || {
+        (streaming(&first) == 2 && streaming(&second) == 2).then_some(())
+    })
+    .await;
+    let writer = Writer::start(&fixture).await;
+    eventually("1,000 events are committed", async || {
+        (writer.committed() >= 1_000).then_some(())
+    })
+    .await;
+    first.kill();
+    fixture.set("WALRELAY_RELAY_MAX_SHARES_PER_INSTANCE", "4");
+    let third = fixture.run();
+    all_stream(&fixture).await;
+    // It stops in good order with its shares, and the third has all.
+    second.signal(Signal::TERM);
+    assert_eq!(second.ends().await, Some(0));
+    all_stream(&fixture).await;
+    let committed = writer.stop(&fixture).await;
+    eventually("all events are in the stream", async || {
+        (events(&fixture).await.len() >= committed.len()).then_some(())
+    })
+    .await;
+    let (shares, stored) = (shares(&fixture).await, events(&fixture).await);
+    assert_eq!(stored.len(), committed.len());
+    for share in 0..SHARES {
+        let of_share = |ids: &[Uuid]| -> Vec<Uuid> {
+            ids.iter()
+                .copied()
+                .filter(|id| shares[id] == share)
+                .collect()
+        };
+        assert_exactly_once(&of_share(&committed), &of_share(&stored));
+    }
+    fixture.walrelay(&["verify"]).await.success();
+    third.stop().await;
+}
+
+/// The table's own key decides: its name and its type. A row without one is of the first share.
+#[tokio::test]
+async fn keys_of_any_type_and_none() {
+    for (key, values) in [
+        ("text", "'key ' || n"),
+        ("varchar(40)", "'key ' || n"),
+        ("bigint", "n * 1000000007::bigint"),
+        ("integer", "n"),
+        ("smallint", "n::smallint"),
+        ("bytea", "decode(md5(n::text), 'hex')"),
+    ] {
+        let mut fixture = Fixture::bare().await;
+        let table = format!(
+            "CREATE TABLE outbox_events (id uuid PRIMARY KEY, \"The Key\" {key}, event_type text NOT NULL,
+             event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL)"
+        );
+        fixture.sql.batch_execute(&table).await.unwrap();
+        divide(&mut fixture, false);
+        fixture.set("WALRELAY_COLUMNS_AGGREGATE_ID", "The Key");
+        fixture.setup().await;
+        let again = fixture.walrelay(&["setup"]).await.success();
+        assert!(!again.stderr.contains("error"), "{key}: {}", again.stderr);
+        let filters = "SELECT rowfilter FROM pg_publication_tables ORDER BY pubname";
+        let filters = fixture.sql.query(filters, &[]).await.unwrap();
+        let filters: Vec<String> = filters.iter().map(|row| row.get(0)).collect();
+        assert_eq!(filters.len(), SHARES, "{key}");
+        let insert = format!(
+            "INSERT INTO outbox_events (id, \"The Key\", event_type, payload_json)
+             SELECT gen_random_uuid(), CASE WHEN n > 3 THEN {values} END, 'a', '{{}}' FROM generate_series(1, 200) AS n"
+        );
+        fixture.sql.batch_execute(&insert).await.unwrap();
+        let sum = filters
+            .iter()
+            .map(|filter| format!("coalesce({filter}, false)::int"))
+            .collect::<Vec<_>>()
+            .join(" + ");
+        let query = format!(
+            "SELECT count(*) FILTER (WHERE {sum} <> 1), count(*) FILTER (WHERE \"The Key\" IS NULL AND {}) FROM outbox_events",
+            filters[0]
+        );
+        let row = fixture.sql.query_one(&query, &[]).await.unwrap();
+        assert_eq!(
+            (row.get::<_, i64>(0), row.get::<_, i64>(1)),
+            (0, 3),
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_no_row_filter_can_hash_is_refused() {
+    let mut fixture = Fixture::new().await;
+    let domain =
+        "CREATE DOMAIN account AS uuid; ALTER TABLE outbox_events ALTER aggregate_id TYPE account";
+    fixture.sql.batch_execute(domain).await.unwrap();
+    divide(&mut fixture, false);
+    fixture.set("WALRELAY_POSTGRES_SLOT", "divided");
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("no row filter can hash"),
+        "{}",
+        refused.stderr
+    );
+    // What the message names.
+    let plain = "ALTER TABLE outbox_events ALTER aggregate_id TYPE uuid";
+    fixture.sql.batch_execute(plain).await.unwrap();
+    fixture.set("WALRELAY_NATS_STREAM", "DIVIDED");
+    fixture.set("WALRELAY_NATS_SUBJECT", "divided.{event_type}");
+    fixture.set("WALRELAY_POSTGRES_PUBLICATION", "divided");
+    fixture.walrelay(&["setup"]).await.success();
+}
+
+/// The first mend that doctor prints for this code: what stands between "run" and the last semicolon before " then".
+fn mend(output: &Output, code: &str) -> String {
+    let found = reports(output)
+        .iter()
+        .flat_map(|report| report["findings"].as_array().unwrap().clone())
+        .find(|finding| finding["code"] == code);
+    let found = found.unwrap_or_else(|| panic!("no {code} in {}", output.stdout));
+    let mend = found["mend"].as_str().unwrap();
+    let sql = mend.split("run ").nth(1).unwrap();
+    sql[..=sql.find(';').unwrap()].to_owned()
+}
+
+#[tokio::test]
+async fn a_filter_that_was_edited_is_refused_and_mended() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    all_stream(&fixture).await;
+    let name = fixture.name.clone();
+    let edit = format!(
+        "ALTER PUBLICATION {name}_2 SET TABLE outbox_events WHERE ((uuid_hash(aggregate_id) & 3) = 2 AND event_version < 1)"
+    );
+    fixture.sql.batch_execute(&edit).await.unwrap();
+    // The one that runs stops there, before anything falls between the shares for long.
+    relay.logs("rows may be of no share, or of two").await;
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let ill = fixture.walrelay(&["doctor", "--json"]).await;
+    assert_eq!(ill.code, Some(1), "{}", ill.stdout);
+    // The query that it prints counts the rows.
+    fixture.insert(1, 40).await;
+    let what = ill.stdout.split("SELECT count(*)").nth(1).unwrap();
+    let query = format!("SELECT count(*){}", &what[..what.find(';').unwrap()]);
+    let row = fixture.sql.query_one(&query, &[]).await.unwrap();
+    assert!(row.get::<_, i64>(0) > 0);
+    fixture
+        .sql
+        .batch_execute(&mend(&ill, "row-filter"))
+        .await
+        .unwrap();
+    all_stream(&fixture).await;
+    fixture.insert(41, 80).await;
+    eventually("the shares go on", async || {
+        let stored = events(&fixture).await;
+        (41..=80)
+            .map(uuid)
+            .all(|id| stored.contains(&id))
+            .then_some(())
+    })
+    .await;
+    // What came in between is in the table, and told.
+    fixture.walrelay(&["backfill"]).await.success();
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn another_number_of_shares_at_once_is_refused() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    let slots = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()";
+    fixture.set("WALRELAY_RELAY_SHARES", "8");
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("set relay.shares = 4"),
+        "{}",
+        refused.stderr
+    );
+    let row = fixture.sql.query_one(slots, &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 4, "nothing was made");
+    let refused = fixture.walrelay(&["run"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    // Fewer: the slots of the others would keep WAL, and their publications send the same rows.
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("belongs to no share of 2"),
+        "{}",
+        refused.stderr
+    );
+    let refused = fixture.walrelay(&["run"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("set relay.shares = 4"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[tokio::test]
+async fn an_outbox_that_has_a_slot_for_all_rows_is_not_divided() {
+    let mut fixture = Fixture::new().await;
+    divide(&mut fixture, true);
+    let subject = format!("divided_{}.{{share}}.{{event_type}}", fixture.name);
+    fixture.set("WALRELAY_NATS_SUBJECT", subject);
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let drop = format!("SELECT pg_drop_replication_slot('{}');", fixture.name);
+    assert!(refused.stderr.contains(&drop), "{}", refused.stderr);
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    fixture.walrelay(&["setup"]).await.success();
+}
+
+#[tokio::test]
+async fn a_server_without_room_for_all_slots_gets_none() {
+    let settings = [("max_replication_slots", "3")];
+    let mut fixture = Fixture::bare_on(Servers::with(options(&settings)).await).await;
+    divide(&mut fixture, true);
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("max_replication_slots = 4"),
+        "{}",
+        refused.stderr
+    );
+    let made = "SELECT count(*) FROM pg_publication";
+    let made = fixture.sql.query_one(made, &[]).await.unwrap();
+    assert_eq!(made.get::<_, i64>(0), 0);
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    fixture.setup().await;
+}
+
+#[tokio::test]
+async fn a_share_that_is_pinned_twice_waits() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    let mut first = fixture.run_with(&["--share", "1"]);
+    first.streams().await;
+    let mut second = fixture.run_with(&["--share", "1"]);
+    second.logs("is in use").await;
+    first.stop().await;
+    second.streams().await;
+    second.stop().await;
+}
+
+/// As docs/scaling.md has it.
+#[tokio::test]
+async fn the_number_of_shares_is_changed_in_a_pause_of_the_writers() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, true);
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    fixture.setup().await;
+    let relay = fixture.run();
+    fixture.insert(1, 40).await;
+    let end = fixture.server_lsn().await;
+    let behind = "SELECT count(*) FROM pg_replication_slots WHERE database = current_database() AND confirmed_flush_lsn < $1";
+    eventually("both slots are confirmed", async || {
+        let row = fixture.sql.query_one(behind, &[&end]).await.unwrap();
+        (row.get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+    relay.stop().await;
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    fixture.set("WALRELAY_RELAY_SHARES", SHARES.to_string());
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert_eq!(
+        made.stdout
+            .matches("until walrelay adopt has been run")
+            .count(),
+        2,
+        "{}",
+        made.stdout
+    );
+    for share in ["0", "1"] {
+        fixture
+            .walrelay(&["adopt", "--yes", "--share", share])
+            .await
+            .success();
+    }
+    let relay = fixture.run();
+    all_stream(&fixture).await;
+    fixture.insert(41, 80).await;
+    let shares = shares(&fixture).await;
+    for share in 0..SHARES {
+        let events = |divisor: usize, first: u64, last: u64| {
+            let ids = (first..=last).map(uuid);
+            ids.filter(|id| shares[id] % divisor == share)
+                .collect::<Vec<_>>()
+        };
+        let expected = [events(2, 1, 40), events(SHARES, 41, 80)].concat();
+        eventually(format!("share {share} has its events"), async || {
+            (stored_ids(&mut fixture, share).await.len() >= expected.len()).then_some(())
+        })
+        .await;
+        assert_eq!(stored_ids(&mut fixture, share).await, expected);
+    }
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_configuration_that_divides_nothing_is_wrong() {
+    let mut fixture = Fixture::bare().await;
+    for (settings, needle) in [
+        (&[("WALRELAY_RELAY_SHARES", "3")][..], "power of two"),
+        (&[("WALRELAY_RELAY_SHARES", "0")], "power of two"),
+        (&[("WALRELAY_RELAY_SHARES", "512")], "power of two"),
+        (
+            &[
+                ("WALRELAY_RELAY_SHARES", "4"),
+                ("WALRELAY_RELAY_SHARE", "4"),
+            ],
+            "below relay.shares",
+        ),
+        (
+            &[
+                ("WALRELAY_RELAY_SHARES", "4"),
+                ("WALRELAY_NATS_STREAM", "A_{share}"),
+            ],
+            "nats.subject",
+        ),
+        (
+            &[
+                ("WALRELAY_RELAY_SHARES", "1"),
+                ("WALRELAY_NATS_STREAM", "A_{share}"),
+            ],
+            "relay.shares is 1",
+        ),
+        (
+            &[
+                ("WALRELAY_RELAY_SHARES", "4"),
+                ("WALRELAY_COLUMNS_AGGREGATE_ID", ""),
+            ],
+            "tells a row's share",
+        ),
+        (
+            &[("WALRELAY_RELAY_MAX_SHARES_PER_INSTANCE", "0")],
+            "1 to 256",
+        ),
+    ] {
+        for (name, value) in settings {
+            fixture.set(name, *value);
+        }
+        let refused = fixture.walrelay(&["config", "check"]).await;
+        assert_eq!(refused.code, Some(2), "{settings:?}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(needle),
+            "{settings:?}: {}",
+            refused.stderr
+        );
+        for (name, _) in settings {
+            fixture.unset(name);
+        }
+        fixture.set("WALRELAY_NATS_STREAM", "OUTBOX");
     }
 }
 
@@ -90,61 +585,4 @@ async fn backfill_needs_the_publication() {
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     assert!(refused.stderr.contains("row filter"), "{}", refused.stderr);
     assert_eq!(fixture.message_count().await, 0);
-}
-
-#[tokio::test]
-async fn two_relays_share_the_rows() {
-    let mut fixture = Fixture::bare_on(Servers::own().await).await;
-    fixture
-        .sql
-        .batch_execute(include_str!("../../sql/0001_outbox_events.sql"))
-        .await
-        .unwrap();
-    let mut relays: Vec<Relay> = Vec::new();
-    for share in 0..2 {
-        let publication = format!(
-            "CREATE PUBLICATION {}_{share} FOR TABLE outbox_events
-             WHERE ((uuid_hash(aggregate_id) & 1) = {share}) WITH (publish = 'insert')",
-            fixture.name
-        );
-        fixture.sql.batch_execute(&publication).await.unwrap();
-        configure(&mut fixture, share);
-        fixture.setup().await;
-        let mut relay = fixture.run();
-        relay.streams().await;
-        relays.push(relay);
-    }
-    let writer = Writer::start(&fixture).await;
-    eventually("2,000 events are committed", async || {
-        (writer.committed() >= 2_000).then_some(())
-    })
-    .await;
-    // One of them dies and comes back; the other does not notice.
-    relays[1].kill();
-    relays[1] = fixture.run();
-    let committed = writer.stop(&fixture).await;
-
-    let rows = fixture
-        .sql
-        .query(
-            "SELECT id, uuid_hash(aggregate_id) & 1 FROM outbox_events",
-            &[],
-        )
-        .await
-        .unwrap();
-    let shares: HashMap<Uuid, i32> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for (share, relay) in relays.into_iter().enumerate() {
-        configure(&mut fixture, share);
-        let expected: Vec<Uuid> = committed
-            .iter()
-            .copied()
-            .filter(|id| shares[id] == share as i32)
-            .collect();
-        assert!(expected.len() > committed.len() / 3, "the shares are even");
-        fixture.holds(expected.len() as u64).await;
-        let clean = fixture.walrelay(&["verify"]).await.success();
-        assert!(clean.stdout.contains("clean"), "{}", clean.stdout);
-        relay.stop().await;
-        assert_exactly_once(&expected, &fixture.stored_ids().await);
-    }
 }

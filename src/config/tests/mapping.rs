@@ -41,7 +41,7 @@ fn a_table_of_another_layout_is_described() {
         occurred_at: column("created_at"),
         payload: column("body"),
     };
-    let settings = &loaded.settings;
+    let settings = loaded.lane().unwrap();
     assert_eq!(settings.postgres.columns, expected);
     assert_eq!(settings.message.headers, [extra("traceparent", "trace")]);
     assert_eq!(settings.message.fields, [extra("a\"b", "note")]);
@@ -56,7 +56,7 @@ fn a_table_of_another_layout_is_described() {
             case = case.env(&shown.key.entry().variable(), &shown.text);
         }
     }
-    let again = case.load().unwrap().settings;
+    let again = case.load().unwrap().lane().unwrap().clone();
     assert_eq!(again.postgres.columns, settings.postgres.columns);
     assert_eq!(again.message, settings.message);
 }
@@ -66,7 +66,7 @@ fn a_preset_changes_defaults_and_nothing_else() {
     let loaded = Case::new("preset = 'debezium'\n[columns]\nevent_type = 'kind'")
         .load()
         .unwrap();
-    let settings = &loaded.settings;
+    let settings = loaded.lane().unwrap();
     let columns = &settings.postgres.columns;
     assert_eq!(columns.aggregate_id, column("aggregateid"));
     assert_eq!(columns.event_type, column("kind"));

@@ -8,7 +8,7 @@ use crate::secret::Secret;
 use crate::tls::Roots;
 
 fn connection(case: &Case) -> ConnectionSettings {
-    case.load().unwrap().settings.nats.connection
+    case.load().unwrap().lane().unwrap().nats.connection.clone()
 }
 
 #[test]

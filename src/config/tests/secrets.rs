@@ -18,11 +18,11 @@ fn secrets_come_from_files_too() {
     let case = case.env("WALRELAY_NATS_TOKEN_FILE", token.to_str().unwrap());
     let loaded = case.load().unwrap();
     assert_eq!(
-        loaded.settings.postgres.conninfo.password,
+        loaded.lane().unwrap().postgres.conninfo.password,
         PasswordSource::Given("filed".into())
     );
     assert_eq!(
-        loaded.settings.nats.connection.login.read(),
+        loaded.lane().unwrap().nats.connection.login.read(),
         Ok(NatsAuth::Token("t0ken".into()))
     );
     assert_eq!(
@@ -48,7 +48,16 @@ fn secrets_come_from_files_too() {
 
 #[test]
 fn a_command_gives_the_password_where_nothing_higher_does() {
-    let source = |case: Case| case.load().unwrap().settings.postgres.conninfo.password;
+    let source = |case: Case| {
+        case.load()
+            .unwrap()
+            .lane()
+            .unwrap()
+            .postgres
+            .conninfo
+            .password
+            .clone()
+    };
     let command = |words: &[&str]| {
         let words = words.iter().map(|word| (*word).to_owned()).collect();
         PasswordSource::Command(PasswordCommand::new(words).unwrap())
@@ -85,7 +94,16 @@ fn a_command_gives_the_password_where_nothing_higher_does() {
 
 #[test]
 fn a_password_of_its_own_goes_with_the_url() {
-    let password = |case: Case| case.load().unwrap().settings.postgres.conninfo.password;
+    let password = |case: Case| {
+        case.load()
+            .unwrap()
+            .lane()
+            .unwrap()
+            .postgres
+            .conninfo
+            .password
+            .clone()
+    };
     let given = |text: &str| PasswordSource::Given(text.into());
     let file = "[postgres]\nurl = 'postgres://u:inurl@h/d'\npassword = 'own'";
     assert_eq!(password(Case::new(file)), given("own"));
@@ -120,7 +138,7 @@ fn one_way_to_authenticate() {
     let seed_path = case.write("user.nk", &format!("{seed}\n"));
     let auth = |case: &Case| {
         case.load()
-            .map(|loaded| loaded.settings.nats.connection.login.read().unwrap())
+            .map(|loaded| loaded.lane().unwrap().nats.connection.login.read().unwrap())
     };
     assert_eq!(
         auth(&case).unwrap(),

@@ -1,7 +1,7 @@
 //! How metrics are written: Prometheus' text format, and OpenMetrics.
 //!
 //! In: families of samples. Out: the body of an answer. Guarantee: each family once, its help and type before its samples, in both
-//! formats, with every label value escaped.
+//! formats, with every label value escaped; a family that is begun again goes on where it was.
 
 use std::fmt::{Display, Write as _};
 
@@ -45,28 +45,50 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Exposition {
     format: Format,
-    /// Labels of every sample, as written.
+    /// Labels of every sample from now on, as written.
     common: String,
+    families: Vec<Family>,
+    /// Index of the one whose samples follow.
+    current: usize,
+}
+
+#[derive(Debug)]
+struct Family {
+    name: &'static str,
+    /// Its lines.
     text: String,
-    family: &'static str,
 }
 
 impl Exposition {
-    pub(super) fn new(format: Format, common: (&str, &str)) -> Self {
-        let mut text = String::new();
-        label(&mut text, common);
+    pub(super) fn new(format: Format) -> Self {
         Exposition {
             format,
-            common: std::mem::take(&mut text),
-            text,
-            family: "",
+            common: String::new(),
+            families: Vec::new(),
+            current: 0,
         }
     }
 
-    /// Begins a family; its samples follow.
+    /// Labels of every sample from now on.
+    pub(super) fn label_all<'l>(&mut self, labels: impl IntoIterator<Item = (&'l str, &'l str)>) {
+        self.common.clear();
+        for pair in labels {
+            label(&mut self.common, pair);
+        }
+    }
+
+    /// Begins a family, or goes on with it; its samples follow.
     pub(super) fn family(&mut self, name: &'static str, kind: Kind, help: &str) {
-        self.family = name;
-        let kind_name = match kind {
+        let known = (self.families.iter()).position(|family| family.name == name);
+        self.current = known.unwrap_or_else(|| {
+            let text = self.head(name, kind, help);
+            self.families.push(Family { name, text });
+            self.families.len() - 1
+        });
+    }
+
+    fn head(&self, name: &str, kind: Kind, help: &str) -> String {
+        let kind = match kind {
             Kind::Counter => "counter",
             Kind::Gauge => "gauge",
             Kind::Histogram => "histogram",
@@ -76,8 +98,7 @@ impl Exposition {
             Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
             Format::Prometheus => name,
         };
-        let _ = writeln!(self.text, "# HELP {shown} {help}");
-        let _ = writeln!(self.text, "# TYPE {shown} {kind_name}");
+        format!("# HELP {shown} {help}\n# TYPE {shown} {kind}\n")
     }
 
     /// A family of one sample.
@@ -113,23 +134,31 @@ impl Exposition {
     }
 
     fn suffixed(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
-        let _ = write!(self.text, "{}{suffix}{{{}", self.family, self.common);
+        let Some(Family { name, text }) = self.families.get_mut(self.current) else {
+            return;
+        };
+        let mut all = self.common.clone();
         for pair in labels {
-            self.text.push(',');
-            label(&mut self.text, *pair);
+            label(&mut all, *pair);
         }
-        let _ = writeln!(self.text, "}} {value}");
+        let _ = writeln!(text, "{name}{suffix}{{{all}}} {value}");
     }
 
-    pub(super) fn finish(mut self) -> String {
-        if self.format == Format::OpenMetrics {
-            self.text.push_str("# EOF\n");
-        }
-        self.text
+    pub(super) fn finish(self) -> String {
+        let end = match self.format {
+            Format::OpenMetrics => "# EOF\n",
+            Format::Prometheus => "",
+        };
+        let texts = self.families.into_iter().map(|family| family.text);
+        texts.chain([end.to_owned()]).collect()
     }
 }
 
+/// Adds a label.
 fn label(text: &mut String, (name, value): (&str, &str)) {
+    if !text.is_empty() {
+        text.push(',');
+    }
     let _ = write!(text, "{name}=\"");
     for character in value.chars() {
         match character {
@@ -147,7 +176,8 @@ mod tests {
     use super::*;
 
     fn written(format: Format) -> String {
-        let mut exposition = Exposition::new(format, ("relay", "a \"b\"\\\n"));
+        let mut exposition = Exposition::new(format);
+        exposition.label_all([("relay", "a \"b\"\\\n")]);
         exposition.one("x_total", Kind::Counter, "Things", 7);
         exposition.family("y_seconds", Kind::Histogram, "Times");
         exposition.histogram(&[0.5, 1.0], &[2, 0, 1], 9.5);

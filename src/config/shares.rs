@@ -1,0 +1,125 @@
+//! `relay.shares`: one configuration for several lanes, each with a share of the rows.
+//!
+//! In: the layers of the whole. Out: for each lane the layers of an ordinary one, with a slot, a publication, and where `{share}` says so
+//! a stream and a subject of its own. Guarantee: nothing behind this knows of the other shares.
+
+use super::checked::{checked, invalid, required};
+use super::error::ConfigError;
+use super::keys::Key;
+use super::layers::Layers;
+use crate::postgres::share::Share;
+use crate::relay::settings::Settings;
+
+/// What stands for a share's number.
+const PLACEHOLDER: &str = "{share}";
+/// Postgres has no more slots to give than this by any sane setting.
+const SHARES_MAX: u32 = 256;
+
+/// The layers of one lane.
+pub(super) struct LaneLayers {
+    pub(super) layers: Layers,
+    /// None where the lane has all rows.
+    pub(super) share: Option<Share>,
+}
+
+/// A lane for each share, or the only one.
+pub(super) fn lanes(whole: &Layers) -> Result<Vec<LaneLayers>, ConfigError> {
+    let count = checked(
+        whole,
+        Key::RelayShares,
+        "a power of two from 1 to 256",
+        |text| {
+            let is_count = |count: &u32| *count <= SHARES_MAX && count.is_power_of_two();
+            text.parse().ok().filter(is_count)
+        },
+    )?;
+    if count == 1 {
+        // In a subject it may be a column's name.
+        let stream = required(whole, Key::NatsStream);
+        if stream.text.contains(PLACEHOLDER) {
+            let expected = "without {share}: relay.shares is 1".to_owned();
+            return Err(invalid(Key::NatsStream, stream, expected));
+        }
+        return Ok(vec![LaneLayers {
+            layers: whole.clone(),
+            share: None,
+        }]);
+    }
+    let aggregate = required(whole, Key::ColumnsAggregateId);
+    if aggregate.text.is_empty() || aggregate.text.trim_start().starts_with('{') {
+        let expected =
+            "a column where relay.shares is more than 1: it tells a row's share".to_owned();
+        return Err(invalid(Key::ColumnsAggregateId, aggregate, expected));
+    }
+    let (stream, subject) = (
+        required(whole, Key::NatsStream),
+        required(whole, Key::NatsSubject),
+    );
+    let own_streams = stream.text.contains(PLACEHOLDER);
+    if own_streams && !subject.text.contains(PLACEHOLDER) {
+        let expected = "with {share} where nats.stream has it, such as \"outbox.{share}.{event_type}\": a subject is in one stream only";
+        return Err(invalid(Key::NatsSubject, subject, expected.to_owned()));
+    }
+    Ok((0..count)
+        .map(|number| lane(whole, number, count, own_streams))
+        .collect())
+}
+
+/// Which of `count` lanes `relay.share` names; none where it names none.
+pub(super) fn pinned(layers: &Layers, count: usize) -> Result<Option<usize>, ConfigError> {
+    if layers.get(Key::RelayShare).is_none() {
+        return Ok(None);
+    }
+    let expected = format!("a number below relay.shares, which is {count}");
+    let parse = |text: &str| text.parse().ok().filter(|share| *share < count);
+    checked(layers, Key::RelayShare, &expected, parse).map(Some)
+}
+
+/// A stream of several lanes takes what each of them publishes.
+pub(super) fn join_streams(lanes: &mut [Settings]) {
+    let own = lanes
+        .iter()
+        .map(|lane| lane.nats.own_subjects(&lane.postgres.slot));
+    let mut subjects: Vec<String> = own.flatten().collect();
+    subjects.sort_unstable();
+    subjects.dedup();
+    for lane in lanes
+        .iter_mut()
+        .filter(|lane| lane.nats.shared && lane.postgres.share.is_some())
+    {
+        lane.nats.neighbours.clone_from(&subjects);
+    }
+}
+
+/// Lanes that one process may have at once; none where it may have all.
+pub(super) fn lanes_max(layers: &Layers) -> Result<Option<usize>, ConfigError> {
+    let key = Key::RelayMaxSharesPerInstance;
+    if layers.get(key).is_none() {
+        return Ok(None);
+    }
+    let is_count = |count: &usize| (1..=SHARES_MAX as usize).contains(count);
+    let parse = |text: &str| text.parse().ok().filter(is_count);
+    checked(layers, key, "a number from 1 to 256", parse).map(Some)
+}
+
+fn lane(whole: &Layers, number: u32, count: u32, own_streams: bool) -> LaneLayers {
+    let mut layers = whole.clone();
+    for key in [Key::NatsStream, Key::NatsSubject] {
+        layers.rewrite(key, |text| text.replace(PLACEHOLDER, &number.to_string()));
+    }
+    for key in [Key::PostgresSlot, Key::PostgresPublication] {
+        layers.rewrite(key, |text| format!("{text}_{number}"));
+    }
+    if !own_streams {
+        // The other shares write to it.
+        layers.rewrite(Key::NatsShared, |_| "true".to_owned());
+    }
+    LaneLayers {
+        layers,
+        share: Some(Share {
+            number,
+            count,
+            whole_slot: required(whole, Key::PostgresSlot).text.clone(),
+        }),
+    }
+}

@@ -1,0 +1,107 @@
+//! Whether a share's publication carries the share's rows, all of them and no other.
+//!
+//! In: the table, the publication's row filter, the share. Out: findings. Guarantee: pure; a filter that is not the share's own is
+//! refused, since rows might fall between the shares.
+
+use super::{Finding, Kind, refuse};
+use crate::postgres::catalog::{Column, Server, Table};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::share::Share;
+use crate::postgres::table_name::quote_identifier;
+
+/// The first Postgres with row filters.
+const ROW_FILTERS_SINCE: u32 = 150_000;
+
+/// Whether rows can be divided.
+pub(super) fn table(
+    server: &Server,
+    table: &Table,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let Some(share) = &settings.share else {
+        return;
+    };
+    if server.version_num < ROW_FILTERS_SINCE {
+        found.push(refuse(
+            Kind::RowFilter,
+            "shares need publications with row filters, which came with Postgres 15",
+            "set relay.shares = 1, or upgrade",
+        ));
+    }
+    let key = key(table, settings);
+    if let Some(key) = key.filter(|key| filter(share, key).is_none()) {
+        found.push(refuse(
+            Kind::Column,
+            format!(
+                "column {} is {}, which no row filter can hash",
+                quote_identifier(&key.name),
+                key.type_name
+            ),
+            "let columns.aggregate_id name a column of type uuid, text, varchar, bytea or an integer (no domain), or set relay.shares = 1",
+        ));
+    }
+}
+
+/// The aggregate's column.
+fn key<'t>(table: &'t Table, settings: &PostgresSettings) -> Option<&'t Column> {
+    let name = settings.columns.aggregate_id.column()?;
+    table.columns.iter().find(|column| column.name == name)
+}
+
+/// A domain is a type of the user's, which no row filter takes.
+fn filter(share: &Share, key: &Column) -> Option<String> {
+    let is_domain = key.type_oid != key.base_oid;
+    match is_domain {
+        true => None,
+        false => share.filter(&key.base_type, &quote_identifier(&key.name)),
+    }
+}
+
+/// The condition of the share's rows, where there is a share and the table can be divided.
+pub(in crate::postgres) fn wanted(table: &Table, settings: &PostgresSettings) -> Option<String> {
+    filter(settings.share.as_ref()?, key(table, settings)?)
+}
+
+/// Whether the publication's filter is the share's.
+pub(super) fn row_filter(
+    table: &Table,
+    is: Option<&str>,
+    share: &Share,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let Some(wanted) = wanted(table, settings) else {
+        return;
+    };
+    if is == Some(wanted.as_str()) {
+        return;
+    }
+    let Share { number, count, .. } = share;
+    let publication = quote_identifier(&settings.publication);
+    if let Some(other) = is.and_then(|is| share.count_of(is)) {
+        found.push(refuse(
+            Kind::RowFilter,
+            format!("publication {publication} is share {number} of {other}, and relay.shares is {count}"),
+            format!("set relay.shares = {other} in every configuration; docs/scaling.md has how to change it"),
+        ));
+        return;
+    }
+    let has = is.map_or_else(
+        || "no row filter".to_owned(),
+        |is| format!("the row filter {is}"),
+    );
+    let leaves = is.unwrap_or("true");
+    let name = &settings.table;
+    found.push(refuse(
+        Kind::RowFilter,
+        format!(
+            "publication {publication} has {has}, and share {number} of {count} is {wanted}: rows may be of no share, or of two. \
+             SELECT count(*) FROM {name} WHERE ({leaves}) IS DISTINCT FROM ({wanted}); counts them"
+        ),
+        format!(
+            "run ALTER PUBLICATION {publication} SET TABLE {name} WHERE {wanted}; then walrelay verify, and walrelay backfill for what \
+             is missing"
+        ),
+    ));
+}

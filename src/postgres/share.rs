@@ -1,0 +1,125 @@
+//! A share of the outbox: the rows whose aggregate hashes to its number.
+//!
+//! In: a number, how many shares there are, the aggregate's column. Out: the row filter of the share's publication. Guarantees: each
+//! row is of exactly one share, also one without an aggregate; the text is as Postgres prints it, so that another one is noticed.
+//!
+//! Why `&` and not a remainder: a hash may be negative, and so may its remainder; such rows would be of no share. Why these functions:
+//! a row filter takes immutable built-in ones alone (manual, 29.4.3).
+
+/// One of several shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// From 0 on.
+    pub number: u32,
+    /// How many there are: a power of two.
+    pub count: u32,
+    /// The slot that the shares' slots are named after.
+    pub whole_slot: String,
+}
+
+impl Share {
+    /// The condition of the share's rows, as `pg_get_expr` prints it, on a column of this type by its quoted name; `None` where no
+    /// row filter can hash it.
+    pub(crate) fn filter(&self, base_type: &str, name: &str) -> Option<String> {
+        hash(base_type, name).map(|hash| self.condition(&hash, name))
+    }
+
+    fn condition(&self, hash: &str, name: &str) -> String {
+        let (number, mask) = (self.number, self.count - 1);
+        let condition = format!("(({hash} & {mask}) = {number})");
+        match number {
+            0 => format!("({condition} OR ({name} IS NULL))"),
+            _ => condition,
+        }
+    }
+
+    /// Whether a slot has the name of another number of shares' slot, or of the outbox as a whole.
+    pub(crate) fn is_of_others(&self, slot: &str) -> bool {
+        let Some(behind) = slot.strip_prefix(&self.whole_slot) else {
+            return false;
+        };
+        let number = behind.strip_prefix('_');
+        let number = number.and_then(|number| number.parse::<u32>().ok());
+        behind.is_empty() || number.is_some_and(|number| number >= self.count)
+    }
+
+    /// The other number of shares that `filter` is of: a configuration with that number has made it.
+    pub(crate) fn count_of(&self, filter: &str) -> Option<u32> {
+        let (_, behind) = filter.split_once(" & ")?;
+        let (mask, behind) = behind.split_once(") = ")?;
+        let (number, _) = behind.split_once(')')?;
+        let count = mask.parse::<u32>().ok()?.checked_add(1)?;
+        let is_other = count != self.count && count.is_power_of_two();
+        (is_other && number.parse() == Ok(self.number)).then_some(count)
+    }
+}
+
+/// The hash of a column whose name is quoted.
+fn hash(base_type: &str, name: &str) -> Option<String> {
+    Some(match base_type {
+        "uuid" => format!("uuid_hash({name})"),
+        "text" => format!("hashtext({name})"),
+        "varchar" => format!("hashtext(({name})::text)"),
+        "bytea" => format!("hashtext(encode({name}, 'hex'::text))"),
+        "int2" => format!("hashint2({name})"),
+        "int4" => format!("hashint4({name})"),
+        "int8" => format!("hashint8({name})"),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(number: u32) -> Share {
+        Share {
+            number,
+            count: 4,
+            whole_slot: "walrelay".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_first_share_takes_rows_without_an_aggregate() {
+        assert_eq!(
+            share(0).filter("uuid", "\"Key\"").as_deref(),
+            Some("(((uuid_hash(\"Key\") & 3) = 0) OR (\"Key\" IS NULL))")
+        );
+        assert_eq!(
+            share(3).filter("varchar", "key").as_deref(),
+            Some("((hashtext((key)::text) & 3) = 3)")
+        );
+        assert_eq!(share(1).filter("numeric", "key"), None);
+    }
+
+    #[test]
+    fn slots_of_another_number_of_shares_are_known() {
+        for (slot, expected) in [
+            ("walrelay", true),
+            ("walrelay_4", true),
+            ("walrelay_0", false),
+            ("walrelay_3", false),
+            ("walrelay_orders", false),
+            ("walrelays", false),
+            ("orders_7", false),
+        ] {
+            assert_eq!(share(0).is_of_others(slot), expected, "{slot}");
+        }
+    }
+
+    #[test]
+    fn a_filter_of_another_number_of_shares_is_known() {
+        let filter = |share: &Share| share.filter("uuid", "key").expect("it has a hash");
+        for number in [0, 1] {
+            let eight = Share {
+                count: 8,
+                ..share(number)
+            };
+            assert_eq!(share(number).count_of(&filter(&eight)), Some(8));
+            assert_eq!(share(2).count_of(&filter(&eight)), None);
+        }
+        assert_eq!(share(1).count_of(&filter(&share(1))), None);
+        assert_eq!(share(1).count_of("(event_version < 2)"), None);
+    }
+}

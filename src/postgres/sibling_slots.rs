@@ -1,0 +1,55 @@
+//! The slots beside a share's own: those of the other shares, and those that no share of this number of shares has.
+//!
+//! In: a client, the shares. Out: findings. Guarantee: reads only. A slot of another number of shares, or of the outbox as a whole,
+//! sends rows that these shares send as well, and keeps WAL where nobody reads it.
+
+use crate::postgres::client::{Client, SqlError};
+use crate::postgres::findings::{Finding, Kind, refuse, warn};
+use crate::postgres::replication::quote_literal;
+use crate::postgres::share::Share;
+
+/// Slots of the outbox as a whole, or of another number of shares.
+///
+/// # Errors
+/// A failed query.
+pub async fn others(client: &Client, share: &Share) -> Result<Vec<Finding>, SqlError> {
+    let query = "SELECT slot_name::text FROM pg_catalog.pg_replication_slots WHERE database = current_database() ORDER BY 1";
+    let mut found = Vec::new();
+    for row in client.query(query, &[]).await? {
+        let slot: String = row.try_get(0)?;
+        if share.is_of_others(&slot) {
+            found.push(warn(
+                Kind::SlotMismatch,
+                format!(
+                    "replication slot \"{slot}\" belongs to no share of {}: the relay that reads it publishes rows that these shares publish \
+                     too, and if there is none it keeps WAL for ever",
+                    share.count
+                ),
+                format!(
+                    "stop its relay once it has published everything, and run SELECT pg_drop_replication_slot({});",
+                    quote_literal(&slot)
+                ),
+            ));
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the server has room for the slots of `names` that are missing.
+///
+/// # Errors
+/// A failed query.
+pub async fn room(client: &Client, names: &[&str]) -> Result<Option<Finding>, SqlError> {
+    let query = "SELECT current_setting('max_replication_slots')::int8, count(*), \
+                 count(*) FILTER (WHERE slot_name = ANY ($1::text[])) FROM pg_catalog.pg_replication_slots";
+    let row = client.query_one(query, &[&names]).await?;
+    let (max, taken, ours): (i64, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+    let wanted = taken + i64::try_from(names.len()).unwrap_or(i64::MAX) - ours;
+    Ok((wanted > max).then(|| {
+        refuse(
+            Kind::Places,
+            format!("{wanted} replication slots are wanted, {taken} of them taken, and the server has {max}"),
+            format!("run ALTER SYSTEM SET max_replication_slots = {wanted}; and restart Postgres, or set relay.shares to less"),
+        )
+    }))
+}
