@@ -69,7 +69,7 @@ LANE ?=
 # 1: TLS and logins on both sides.
 TLS ?=
 
-chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared TLS=1
+chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared|shares TLS=1
 	@[ -z '$(TLS)' ] || scripts/servers.sh --tls
 	WALRELAY_TEST_TLS='$(TLS)' CHAOS_MINUTES='$(MINUTES)' CHAOS_SEED='$(SEED)' CHAOS_CLUSTER='$(CLUSTER)' CHAOS_REPLICAS='$(REPLICAS)' CHAOS_LANE='$(LANE)' \
 	$(CARGO) test --release --test chaos a_long_while -- --include-ignored --nocapture

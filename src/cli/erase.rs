@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::builder::NonEmptyStringValueParser;
 use postgres_types::PgLsn;
-use serde::Serialize;
 use uuid::Uuid;
 
 use super::consent::agreed;
@@ -18,7 +17,6 @@ use super::deletable::deletable;
 use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
 use super::stderr;
-use super::stdout::Account;
 use super::verify::slot::{self, Settled};
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
@@ -38,9 +36,11 @@ use crate::relay::open::source;
 use crate::relay::settings::Settings;
 
 mod messages;
+mod receipt;
 mod streams;
 
 use messages::{Erased, Wanted};
+use receipt::Receipt;
 
 /// How often the lane is looked at that is waited for.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
@@ -99,76 +99,111 @@ pub struct Args {
     wait: Duration,
 }
 
-/// What was removed; the names are the JSON keys.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Receipt {
-    aggregate_id: String,
-    /// RFC 3339.
-    at: String,
-    dry_run: bool,
-    table: String,
-    /// Deleted from the table, or in a dry run to be deleted.
-    rows: u64,
-    streams: Vec<Erased>,
-    /// Nothing is left of it.
-    done: bool,
-}
-
-/// Runs the command.
+/// Runs the command for the lanes of a table: one, or all its shares. The aggregate's messages are in the stream of its share, and
+/// of the share that it had when there was another number of them.
 ///
 /// # Errors
 /// Something could not be erased.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Error> {
     let mut shutdown = signals::listen(Hangup::Stops)?;
-    let sql = connect(&settings.postgres.conninfo).await?;
-    let inspection = inspect(&sql, &settings.postgres).await?;
-    let table = deletable(&sql, &inspection, &settings.postgres.table).await?;
-    let is_aggregate = is_aggregate(table, settings, &args.aggregate_id)?;
-    let nats = Admin::connect(&settings.nats.connection).await?;
-    let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let streams = streams::with_copies(&nats, &lane, &args.also_stream).await?;
-    let mut erasing = Erasing {
-        settings,
-        args: &args,
-        sql: &sql,
-        id_column: IdColumn::of(table, &settings.postgres),
-        inspection: &inspection,
-        is_aggregate,
-        nats: &nats,
-        lane: &lane,
-        receipt: Receipt {
-            aggregate_id: args.aggregate_id.clone(),
-            at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            dry_run: args.dry_run,
-            table: settings.postgres.table.to_string(),
-            rows: 0,
-            streams: streams.into_iter().map(Erased::new).collect(),
-            done: false,
-        },
+    let first = lanes.first().context("there is no lane")?;
+    let sql = connect(&first.postgres.conninfo).await?;
+    let nats = Admin::connect(&first.nats.connection).await?;
+    let mut erasing = Vec::new();
+    for settings in lanes {
+        erasing.push(Erasing::new(&args, settings, &sql, &nats).await?);
+    }
+    let mut receipt = Receipt {
+        aggregate_id: args.aggregate_id.clone(),
+        at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        dry_run: args.dry_run,
+        table: first.postgres.table.to_string(),
+        rows: 0,
+        streams: Vec::new(),
+        done: false,
     };
     let done = if args.dry_run {
-        erasing.count().await
+        count(&mut erasing, &mut receipt).await
     } else {
-        if !args.yes && !agreed(&erasing.question())? {
+        if !args.yes && !agreed(&question(&erasing))? {
             stderr::line("nothing was erased: answer yes, or give --yes where nobody can be asked");
             return Ok(Exit::Usage);
         }
-        let lease = Lease::take(&lane, "erase").await?;
+        let mut leases = Vec::new();
+        for lane in &erasing {
+            leases.push(Lease::take(&lane.lane, "erase").await?);
+        }
         let done = tokio::select! {
-            done = erasing.erase(&lease) => done,
+            done = erase(&mut erasing, &leases, &mut receipt) => done,
             () = shutdown.wait() => Err(anyhow::anyhow!("stopped before its end: run it again")),
         };
-        lease.release().await;
+        for lease in leases {
+            lease.release().await;
+        }
         done
     };
     // What was removed is told also where the rest could not be.
-    erasing.receipt.print(args.json)?;
+    receipt.take(erasing.into_iter().flat_map(|lane| lane.streams));
+    receipt.print(args.json)?;
     done?;
-    Ok(if erasing.receipt.done || args.dry_run {
+    Ok(if receipt.done || args.dry_run {
         Exit::Done
     } else {
         Exit::Failed
     })
+}
+
+fn question(erasing: &[Erasing<'_>]) -> String {
+    let streams: BTreeSet<&str> = (erasing.iter())
+        .flat_map(|lane| lane.streams.iter().map(Erased::stream))
+        .collect();
+    let streams: Vec<&str> = streams.into_iter().collect();
+    let args = erasing.first().map(|lane| (lane.args, &lane.table));
+    args.map_or_else(String::new, |(args, table)| {
+        format!(
+            "Erase aggregate {} from {table} and from {} for good?",
+            args.aggregate_id,
+            streams.join(", ")
+        )
+    })
+}
+
+async fn count(erasing: &mut [Erasing<'_>], receipt: &mut Receipt) -> anyhow::Result<()> {
+    for lane in erasing {
+        let ids = lane.ids().await?;
+        receipt.rows = ids.len() as u64;
+        let wanted = Wanted::new(&lane.args.aggregate_id, ids, lane.settings);
+        for erased in &mut lane.streams {
+            messages::find(lane.nats, &wanted, erased).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The messages of all lanes, then the rows, which tell the ids.
+async fn erase(
+    erasing: &mut [Erasing<'_>],
+    leases: &[Lease],
+    receipt: &mut Receipt,
+) -> anyhow::Result<()> {
+    for _ in 0..ROUNDS_MAX {
+        let mut ids = BTreeSet::new();
+        for lane in &*erasing {
+            ids.append(&mut lane.ids().await?);
+        }
+        for (lane, lease) in erasing.iter_mut().zip(leases) {
+            lane.erase(&ids, lease).await?;
+        }
+        let Some(lane) = erasing.first() else { break };
+        receipt.rows += lane.delete(&ids).await?;
+        if lane.ids().await?.is_empty() {
+            receipt.done = true;
+            return Ok(());
+        }
+    }
+    bail!(
+        "rows of the aggregate are still inserted: let the application stop that, and run this again"
+    )
 }
 
 /// SQL for "is a row of the aggregate", with the id as its one parameter.
@@ -202,60 +237,57 @@ fn is_aggregate(table: &Table, settings: &Settings, id: &str) -> Result<String, 
     ))
 }
 
-/// One run of the command.
+/// One run of the command, for one lane.
 struct Erasing<'a> {
     settings: &'a Settings,
     args: &'a Args,
     sql: &'a Client,
     id_column: IdColumn,
-    inspection: &'a Inspection,
+    inspection: Inspection,
     is_aggregate: String,
     nats: &'a Admin,
-    lane: &'a LaneClient,
-    receipt: Receipt,
+    lane: LaneClient,
+    table: String,
+    streams: Vec<Erased>,
 }
 
-impl Erasing<'_> {
-    fn question(&self) -> String {
-        let streams: Vec<&str> = self.receipt.streams.iter().map(Erased::stream).collect();
-        format!(
-            "Erase aggregate {} from {} and from {} for good?",
-            self.args.aggregate_id,
-            self.receipt.table,
-            streams.join(", ")
-        )
+impl<'a> Erasing<'a> {
+    async fn new(
+        args: &'a Args,
+        settings: &'a Settings,
+        sql: &'a Client,
+        nats: &'a Admin,
+    ) -> anyhow::Result<Self> {
+        let inspection = inspect(sql, &settings.postgres).await?;
+        let table = deletable(sql, &inspection, &settings.postgres.table).await?;
+        let is_aggregate = is_aggregate(table, settings, &args.aggregate_id)?;
+        let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+        let streams = streams::with_copies(nats, &lane, &args.also_stream).await?;
+        Ok(Erasing {
+            settings,
+            args,
+            sql,
+            id_column: IdColumn::of(table, &settings.postgres),
+            inspection,
+            is_aggregate,
+            nats,
+            lane,
+            table: settings.postgres.table.to_string(),
+            streams: streams.into_iter().map(Erased::new).collect(),
+        })
     }
 
-    async fn count(&mut self) -> anyhow::Result<()> {
-        let ids = self.ids().await?;
-        self.receipt.rows = ids.len() as u64;
-        let wanted = Wanted::new(&self.args.aggregate_id, ids, self.settings);
-        for erased in &mut self.receipt.streams {
-            messages::find(self.nats, &wanted, erased).await?;
+    /// Erases the lane's messages, once these rows are published.
+    async fn erase(&mut self, ids: &BTreeSet<String>, lease: &Lease) -> anyhow::Result<()> {
+        let lsn = self
+            .sql
+            .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+        self.published(ids, lsn.await?.try_get(0)?).await?;
+        let wanted = Wanted::new(&self.args.aggregate_id, ids.clone(), self.settings);
+        for index in 0..self.streams.len() {
+            self.erase_messages(index, &wanted, lease).await?;
         }
         Ok(())
-    }
-
-    async fn erase(&mut self, lease: &Lease) -> anyhow::Result<()> {
-        for _ in 0..ROUNDS_MAX {
-            let ids = self.ids().await?;
-            let lsn = self
-                .sql
-                .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
-            self.published(&ids, lsn.await?.try_get(0)?).await?;
-            let wanted = Wanted::new(&self.args.aggregate_id, ids.clone(), self.settings);
-            for index in 0..self.receipt.streams.len() {
-                self.erase_messages(index, &wanted, lease).await?;
-            }
-            self.receipt.rows += self.delete(&ids).await?;
-            if self.ids().await?.is_empty() {
-                self.receipt.done = true;
-                return Ok(());
-            }
-        }
-        bail!(
-            "rows of the aggregate are still inserted: let the application stop that, and run this again"
-        )
     }
 
     /// The ids of the aggregate's rows.
@@ -263,7 +295,7 @@ impl Erasing<'_> {
         let query = format!(
             "SELECT ({})::text FROM {} WHERE {}",
             self.id_column.text(),
-            self.receipt.table,
+            self.table,
             self.is_aggregate
         );
         let rows = self.sql.query(&query, &[&self.args.aggregate_id]).await?;
@@ -305,14 +337,14 @@ impl Erasing<'_> {
     async fn pending(&self, ids: &BTreeSet<String>, lsn: PgLsn) -> anyhow::Result<Option<u64>> {
         let record = self.lane.record().await?.record;
         let postgres = &self.settings.postgres;
-        let mut outbox = source(self.inspection, self.settings);
+        let mut outbox = source(&self.inspection, self.settings);
         if let Some(record) = &record {
             outbox.tables = outbox.tables.continued(&record.tables, 0.into());
         }
         let named = record
             .as_ref()
             .map_or(&[][..], |record| &record.publications);
-        let publications = publication_list(self.sql, postgres, self.inspection, named).await?;
+        let publications = publication_list(self.sql, postgres, &self.inspection, named).await?;
         let recorded = record.as_ref().and_then(|record| record.position);
         let lane_end = recorded.max(self.told_end().await?);
         let mut pending = 0;
@@ -342,7 +374,7 @@ impl Erasing<'_> {
         wanted: &Wanted,
         lease: &Lease,
     ) -> anyhow::Result<()> {
-        let stream = self.receipt.streams[index].stream().to_owned();
+        let stream = self.streams[index].stream().to_owned();
         let mut found = Erased::new(stream);
         messages::find(self.nats, wanted, &mut found).await?;
         if found.stream() == self.settings.nats.stream {
@@ -352,15 +384,15 @@ impl Erasing<'_> {
                 self.tell_place(lease).await?;
             }
         }
-        messages::erase(self.nats, &found, &mut self.receipt.streams[index]).await
+        messages::erase(self.nats, &found, &mut self.streams[index]).await
     }
 
     /// Stores a message behind what is to go that tells where the lane is. Without it, nobody could tell whether what is gone
     /// behind the recorded end was the lane's.
     async fn tell_place(&self, lease: &Lease) -> anyhow::Result<()> {
         let version = self.nats.server_version()?;
-        let fence = Fence::raise(self.lane, lease, self.settings, version).await?;
-        let mut publisher = Publisher::new(self.settings, self.lane, lease, fence).await?;
+        let fence = Fence::raise(&self.lane, lease, self.settings, version).await?;
+        let mut publisher = Publisher::new(self.settings, &self.lane, lease, fence).await?;
         let item = Item {
             name: KIND_ERASED.to_owned(),
             subject: dead_letter::subject(self.lane.slot()).into_bytes(),
@@ -426,7 +458,7 @@ impl Erasing<'_> {
         }
         let delete = format!(
             "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2)",
-            self.receipt.table,
+            self.table,
             self.is_aggregate,
             self.id_column.text()
         );
@@ -436,26 +468,6 @@ impl Erasing<'_> {
         let deleted = self.sql.answer(self.sql.execute(&delete, &parameters));
         deleted
             .await
-            .with_context(|| format!("cannot delete from {}", self.receipt.table))
-    }
-}
-
-impl Receipt {
-    fn print(&self, json: bool) -> anyhow::Result<()> {
-        let mut account = Account::default();
-        if json {
-            account.line(serde_json::to_string(self)?);
-            return account.close();
-        }
-        let what = if self.dry_run { "found" } else { "erased" };
-        account.line(format_args!("{} rows of {} {what}", self.rows, self.table));
-        for erased in &self.streams {
-            account.line(format_args!(
-                "{} {what} in stream {}",
-                erased.summary(),
-                erased.stream()
-            ));
-        }
-        account.close()
+            .with_context(|| format!("cannot delete from {}", self.table))
     }
 }

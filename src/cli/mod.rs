@@ -194,10 +194,10 @@ impl Cli {
                 block_on(dead_letters::execute(args, loaded.lane()?))
             }
             Command::Prune(Configured { args, keys }) => {
-                block_on(prune::execute(args, load(keys.given())?.lane()?))
+                block_on(prune::execute(args, &load(keys.given())?.lanes))
             }
             Command::Erase(Configured { args, keys }) => {
-                block_on(erase::execute(args, load(keys.given())?.lane()?))
+                block_on(erase::execute(args, &load(keys.given())?.lanes))
             }
             Command::Config(args) => config::execute(&args, &load(args.given())?),
             Command::Demo(args) => block_on(demo::execute(args)),

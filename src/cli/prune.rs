@@ -13,17 +13,15 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use postgres_types::PgLsn;
 
-use super::deletable::deletable;
 use super::exit::Exit;
 use super::signals::{self, Hangup};
 use super::{stderr, verify};
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::catalog::{Inspection, Table, inspect};
+use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
-use crate::postgres::settings::PostgresSettings;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -34,6 +32,7 @@ mod kept;
 mod partitions;
 mod report;
 mod rows;
+mod shares;
 
 use age::Cutoff;
 use confirmed::{Readers, explained, unhalted};
@@ -41,6 +40,7 @@ use kept::Kept;
 use partitions::{Partition, Partitions};
 use report::{Report, bar};
 use rows::{Batches, Moment, Snapshot};
+use shares::{carried, prunable, whole};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,41 +97,52 @@ pub struct Args {
     without_comparison: bool,
 }
 
-/// Runs the command.
+/// Runs the command for the lanes of a table: one, or all its shares.
 ///
 /// # Errors
 /// Something must not go, or Postgres or NATS refuse.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Error> {
+    let settings = whole(lanes)?;
     let shutdown = signals::listen(Hangup::Stops)?;
     let mut stopped = shutdown.clone();
     let prepared = async {
         let reader = connect(&settings.postgres.conninfo).await?;
+        let mut filters = Vec::new();
+        for lane in &lanes[1..] {
+            let inspection = inspect(&reader, &lane.postgres).await?;
+            prunable(&reader, &inspection, &lane.postgres).await?;
+            filters.push(carried(&inspection));
+        }
         let inspection = inspect(&reader, &settings.postgres).await?;
         let table = prunable(&reader, &inspection, &settings.postgres).await?;
+        filters.push(carried(&inspection));
         let occurred_at = OccurredAt::of(table, &settings.postgres).context("--older-than")?;
         let cutoff = Cutoff::of(&reader, occurred_at, args.older_than).await?;
         let id_column = IdColumn::of(table, &settings.postgres);
         let batches = Batches {
             table: settings.postgres.table.to_string(),
-            condition: format!(
-                "{} AND ({})",
-                cutoff.is_older(),
-                inspection.row_filter().unwrap_or("true")
-            ),
+            condition: format!("{} AND ({})", cutoff.is_older(), filters.join(" OR ")),
             id: id_column.text(),
             size: args.batch,
         };
         let nats = Admin::connect(&settings.nats.connection).await?;
+        let clients = (lanes.iter())
+            .map(|lane| LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot));
         let prune = Prune {
             settings,
+            lanes,
             args: &args,
-            lane: LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?,
+            clients: clients.collect::<Result<_, _>>()?,
             nats,
             cutoff,
             id_column,
             batches,
         };
-        let record = prune.record(&reader).await?;
+        let mut record = None;
+        for client in &prune.clients {
+            record = Some(prune.record(client, &reader).await?);
+        }
+        let record = record.context("a table has a lane")?;
         prune.compare().await?;
         anyhow::Ok((prune, reader, record))
     };
@@ -151,40 +162,25 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     })
 }
 
-/// The table, where rows may be deleted from it and their slot tells about them.
-async fn prunable<'i>(
-    client: &Client,
-    inspection: &'i Inspection,
-    postgres: &PostgresSettings,
-) -> anyhow::Result<&'i Table> {
-    let name = &postgres.table;
-    let table = deletable(client, inspection, name).await?;
-    let publication = inspection.publication.as_ref();
-    ensure!(
-        publication.is_some_and(|publication| publication.entry.is_some()),
-        "publication {} does not hold table {name}, and says which rows are published: run walrelay setup, or set \
-         postgres.publication",
-        postgres.publication
-    );
-    Ok(table)
-}
-
 /// One run of the command.
 struct Prune<'a> {
+    /// Of the first lane; of the table they are the same in all.
     settings: &'a Settings,
+    lanes: &'a [Settings],
     args: &'a Args,
     nats: Admin,
-    lane: LaneClient,
+    /// Of each lane.
+    clients: Vec<LaneClient>,
     cutoff: Cutoff,
     id_column: IdColumn,
     batches: Batches,
 }
 
 impl Prune<'_> {
-    /// The lane's record, which is of this database and not halted.
-    async fn record(&self, client: &Client) -> anyhow::Result<LaneRecord> {
-        let slot = &self.settings.postgres.slot;
-        let record = self.lane.record().await?.record.with_context(|| {
+    /// A lane's record, which is of this database and not halted.
+    async fn record(&self, lane: &LaneClient, client: &Client) -> anyhow::Result<LaneRecord> {
+        let slot = lane.slot();
+        let record = lane.record().await?.record.with_context(|| {
             format!(
                 "slot {slot} has no lane record: no relay has published from it; run walrelay run"
             )
@@ -204,25 +200,28 @@ impl Prune<'_> {
         Ok(record)
     }
 
-    /// Makes sure that the stream misses no row.
+    /// Makes sure that the streams miss no row.
     async fn compare(&self) -> anyhow::Result<()> {
         if self.args.without_comparison {
             return Ok(());
         }
-        let found = verify::missing(self.settings, verify::Choice::default())
-            .await
-            .context("table and stream cannot be compared")?;
-        ensure!(
-            found.rows.is_empty(),
-            "{} rows are not in the stream, so nothing was deleted: walrelay backfill publishes them, or give \
-             --without-comparison where nobody wants them published",
-            found.rows.len()
-        );
+        for lane in self.lanes {
+            let found = verify::missing(lane, verify::Choice::default())
+                .await
+                .context("table and stream cannot be compared")?;
+            ensure!(
+                found.rows.is_empty(),
+                "{} rows are not in stream {}, so nothing was deleted: walrelay backfill publishes them, or give \
+                 --without-comparison where nobody wants them published",
+                found.rows.len(),
+                lane.nats.stream
+            );
+        }
         Ok(())
     }
 
     async fn count(&self, reader: &Client, record: &LaneRecord) -> anyhow::Result<Report> {
-        let kept = Kept::read(&self.nats, &self.lane, record).await?;
+        let kept = Kept::read(&self.nats, &self.clients[0], record).await?;
         let mut report = self.report();
         let mut batches = self.batches.clone();
         if let Some(partitions) = self.partitions(reader, &mut report).await? {
@@ -261,7 +260,7 @@ impl Prune<'_> {
         }
         report.confirmed_lsn = Some(moment.lsn.to_string());
         // What until then could not be published is in the stream by now.
-        let kept = Kept::read(&self.nats, &self.lane, record).await?;
+        let kept = Kept::read(&self.nats, &self.clients[0], record).await?;
         if let Some(partitions) = &partitions {
             for partition in &detached {
                 if partitions.finish(partition, &kept, &self.id_column).await? {
@@ -317,12 +316,14 @@ impl Prune<'_> {
         record: &LaneRecord,
         report: &mut Report,
     ) -> anyhow::Result<Vec<Partition>> {
-        let kept = Kept::read(&self.nats, &self.lane, record).await?;
+        let kept = Kept::read(&self.nats, &self.clients[0], record).await?;
         let old = partitions.old(&kept, &self.id_column).await?;
         if !old.is_empty() {
             let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
-            let readers = self.readers();
-            readers.are_read(client, row.await?.try_get(0)?).await?;
+            let lsn = row.await?.try_get(0)?;
+            for lane in &self.clients {
+                self.readers(lane).are_read(client, lsn).await?;
+            }
         }
         let mut detached = Vec::new();
         for partition in old {
@@ -349,13 +350,16 @@ impl Prune<'_> {
                 "waiting until every slot is confirmed through {lsn}"
             ));
         }
-        self.readers().confirm(client, lsn).await?;
-        explained(&self.lane, lsn).await
+        for lane in &self.clients {
+            self.readers(lane).confirm(client, lsn).await?;
+            explained(lane, lsn).await?;
+        }
+        Ok(())
     }
 
-    fn readers(&self) -> Readers<'_> {
+    fn readers<'r>(&'r self, lane: &'r LaneClient) -> Readers<'r> {
         Readers {
-            own: &self.settings.postgres.slot,
+            own: lane.slot(),
             except: &self.args.except_slot,
             limit: self.args.wait,
         }

@@ -80,12 +80,10 @@ pub(super) async fn execute(
     let boards: Vec<Board> = lanes.iter().map(|(_, board)| board.clone()).collect();
     let _server = serve(&loaded.http, boards.clone()).await?;
     let _supervised = supervisor::tell(boards);
-    if args.setup {
-        for (settings, board) in &lanes {
-            if let Some(exit) = preparation::prepare(settings, &shutdown, board).await? {
-                return Ok(exit);
-            }
-        }
+    if args.setup
+        && let Some(exit) = preparation::prepare(&loaded, &shutdown, &lanes).await?
+    {
+        return Ok(exit);
     }
     let outcome = match &lanes[..] {
         [(settings, board)] => relay::run_watched(settings, args.from, shutdown, board).await?,

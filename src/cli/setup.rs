@@ -9,12 +9,10 @@ use postgres_types::PgLsn;
 
 use crate::cli::backfill;
 use crate::cli::exit::Exit;
-use crate::cli::lanes;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::cli::verify;
-use crate::config::Loaded;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::history::History;
@@ -25,11 +23,14 @@ use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot, plan};
-use crate::postgres::sibling_slots;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
+
+mod shares;
+
+pub(super) use shares::{each_lane, execute_all};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,49 +69,6 @@ pub struct Args {
     /// Of these rows only those for which this condition holds, in SQL, such as "dispatched_at IS NULL".
     #[arg(long = "where", value_name = "SQL", requires = "backfill")]
     only: Option<String>,
-}
-
-/// Runs the command for each lane, once it is clear that the server has room for all of them.
-///
-/// # Errors
-/// As [`execute`].
-pub async fn execute_all(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
-    let refusals = share_refusals(&loaded.lanes).await?;
-    if !refusals.is_empty() {
-        return Ok(refused(&refusals));
-    }
-    for lane in &loaded.lanes {
-        lanes::name(loaded, lane);
-        let exit = execute(args.clone(), lane).await?;
-        if exit != Exit::Done {
-            // What does not fit one share, such as another number of them, is no place to make the next.
-            return Ok(exit);
-        }
-    }
-    Ok(Exit::Done)
-}
-
-/// What stands in the way of the shares together; nothing where the outbox is not divided.
-async fn share_refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
-    let first = lanes.first().map(|lane| &lane.postgres);
-    let Some((postgres, share)) = first.and_then(|first| Some((first, first.share.as_ref()?)))
-    else {
-        return Ok(Vec::new());
-    };
-    let conninfo = &postgres.conninfo;
-    let client = connect(conninfo)
-        .await
-        .with_context(|| format!("cannot connect to {conninfo}"))?;
-    let mut refusals = sibling_slots::others(&client, share).await?;
-    for finding in &mut refusals {
-        finding.severity = Severity::Refuse;
-    }
-    let slots: Vec<&str> = lanes
-        .iter()
-        .map(|lane| lane.postgres.slot.as_str())
-        .collect();
-    refusals.extend(sibling_slots::room(&client, &slots).await?);
-    Ok(refusals)
 }
 
 /// Runs the command for one lane.

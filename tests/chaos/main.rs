@@ -1,7 +1,7 @@
 //! Chaos: real servers, the built relay, and everything dies at random, for seconds or for hours.
 //!
 //! In: a seed, how many minutes, one nats-server or a cluster of three, and which way of publishing
-//! (`make chaos MINUTES=30 SEED=7 CLUSTER=1 LANE=shared`).
+//! (`make chaos MINUTES=30 SEED=7 CLUSTER=1 LANE=shared`; `LANE=shares` is about several instances).
 //! Out: a verdict: lost, doubled, reordered, phantom, altered, all 0, or seed, history and the relays' logs in a
 //! folder that stays. The seed decides which faults come in which order and for how long; what they meet is up to the
 //! machine.
@@ -19,6 +19,7 @@ mod relay;
 #[path = "../integration/support/secure.rs"]
 mod secure;
 mod servers;
+mod shares;
 mod strikes;
 mod verdict;
 mod world;
@@ -56,6 +57,17 @@ async fn a_short_while_of_chaos() {
     .await;
 }
 
+/// The same among instances that share an outbox.
+#[tokio::test]
+async fn a_short_while_of_chaos_among_instances() {
+    play_shares(&shares::Plan {
+        seed: 103,
+        time: Duration::from_secs(15),
+        ownerless_max: None,
+    })
+    .await;
+}
+
 /// What a run is to be.
 struct Plan {
     seed: u64,
@@ -88,7 +100,16 @@ async fn a_long_while_of_chaos() {
         None | Some("fast") => Lane::Fast,
         Some("chain") => Lane::Chain,
         Some("shared") => Lane::Shared,
-        Some(other) => panic!("CHAOS_LANE={other} is none of fast, chain, shared"),
+        Some("shares") => {
+            play_shares(&shares::Plan {
+                seed,
+                time: Duration::from_secs_f64(minutes * 60.0),
+                ownerless_max: Some(Duration::from_secs(5)),
+            })
+            .await;
+            return;
+        }
+        Some(other) => panic!("CHAOS_LANE={other} is none of fast, chain, shared, shares"),
     };
     play(&Plan {
         seed,
@@ -110,12 +131,29 @@ async fn play(plan: &Plan) {
         (true, _) => "cluster",
     };
     let name = format!("chaos-{seed}-{size}-{:?}", plan.lane).to_lowercase();
+    recorded(&name, seed, async |history| run(plan, history).await).await;
+}
+
+async fn play_shares(plan: &shares::Plan) {
+    let name = format!("chaos-{}-shares", plan.seed);
+    recorded(&name, plan.seed, async |history| {
+        shares::run(plan, history).await
+    })
+    .await;
+}
+
+/// Keeps the history of a run in a folder of this name, and fails where the run does.
+async fn recorded(
+    name: &str,
+    seed: u64,
+    run: impl AsyncFnOnce(&Arc<History>) -> anyhow::Result<()>,
+) {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder for the logs");
     let history = Arc::new(History::new(&folder).expect("a file for the history"));
     let failure = tokio::select! {
-        played = run(plan, &history) => played.err(),
+        played = run(&history) => played.err(),
         _ = tokio::signal::ctrl_c() => Some(anyhow::anyhow!("stopped by Ctrl-C")),
     };
     let _ = std::fs::remove_file(folder.join("walrelay"));

@@ -52,12 +52,12 @@ pub struct Sample {
     pub kilobytes: u64,
 }
 
-/// Both places.
+/// All places.
 pub struct Relays {
-    places: [Mutex<Place>; 2],
+    places: Vec<Mutex<Place>>,
     /// A copy of the built program: a build during a long run changes nothing in it.
     program: PathBuf,
-    environments: [Environment; 2],
+    environments: Vec<Environment>,
     history: Arc<History>,
     failure: Mutex<Option<String>>,
     samples: Mutex<Vec<Sample>>,
@@ -65,13 +65,15 @@ pub struct Relays {
 }
 
 impl Relays {
-    pub fn new(environments: [Environment; 2], history: Arc<History>) -> anyhow::Result<Relays> {
+    pub fn new(environments: Vec<Environment>, history: Arc<History>) -> anyhow::Result<Relays> {
         let program = history.folder().join("walrelay");
         std::fs::copy(env!("CARGO_BIN_EXE_walrelay"), &program)
             .context("cannot copy the program")?;
+        let places = environments.iter().map(|_| Ok(Mutex::new(Place::new()?)));
+        let places = places.collect::<anyhow::Result<_>>()?;
         Ok(Relays {
             program,
-            places: [Mutex::new(Place::new()?), Mutex::new(Place::new()?)],
+            places,
             environments,
             history,
             failure: Mutex::default(),

@@ -57,7 +57,9 @@ pub struct Checker<'a> {
     ids: &'a [Uuid],
     ranks: HashMap<Uuid, usize>,
     seen: Vec<bool>,
-    highest: Option<usize>,
+    /// By what is in one order: an aggregate, or all events under none.
+    highest: HashMap<Option<Uuid>, usize>,
+    by_aggregate: bool,
     removed: &'a HashSet<Uuid>,
     verdict: Verdict,
 }
@@ -73,13 +75,22 @@ impl<'a> Checker<'a> {
                 .map(|(rank, id)| (*id, rank))
                 .collect(),
             seen: vec![false; ids.len()],
-            highest: None,
+            highest: HashMap::new(),
+            by_aggregate: false,
             removed,
             verdict: Verdict {
                 committed: ids.len(),
                 dead_letters_expected: ids.iter().filter(dead).count(),
                 ..Verdict::default()
             },
+        }
+    }
+
+    /// A checker to which only the order of each aggregate counts, as in an outbox with shares.
+    pub fn of_aggregates(ids: &'a [Uuid], removed: &'a HashSet<Uuid>) -> Checker<'a> {
+        Checker {
+            by_aggregate: true,
+            ..Checker::new(ids, removed)
         }
     }
 
@@ -118,14 +129,15 @@ impl<'a> Checker<'a> {
             ));
         }
         self.seen[rank] = true;
-        if self.highest > Some(rank) {
+        let ordered = self.by_aggregate.then(|| Row::of(id).aggregate_id);
+        let highest = self.highest.insert(ordered, rank);
+        if let Some(highest) = highest.filter(|highest| *highest > rank) {
             self.verdict.reordered += 1;
             self.example(format!(
-                "reordered: message {sequence}, event {id}, rank {rank} behind {:?}",
-                self.highest
+                "reordered: message {sequence}, event {id}, rank {rank} behind {highest}"
             ));
+            self.highest.insert(ordered, highest);
         }
-        self.highest = self.highest.max(Some(rank));
         if !is_as_expected(id, subject, headers, body, dead) {
             self.verdict.altered += 1;
             self.example(format!("altered: message {sequence}, event {id}"));
@@ -180,10 +192,18 @@ fn is_as_expected(
             let row = Row::of(id);
             !dead
                 && header("Walrelay-Kind").is_none()
-                && subject == format!("outbox.{}", row.event_type)
+                && without_share(subject) == Some(&row.event_type)
                 && body == row.envelope().as_bytes()
         }
     }
+}
+
+/// The event type of a subject, behind the number of a share where it has one.
+fn without_share(subject: &str) -> Option<&str> {
+    let behind = subject.strip_prefix("outbox.")?;
+    let share = behind.split_once('.');
+    let share = share.filter(|(number, _)| number.parse::<u32>().is_ok());
+    Some(share.map_or(behind, |(_, event_type)| event_type))
 }
 
 /// The id of an envelope or of a dead letter: both begin with it.
@@ -265,6 +285,24 @@ mod tests {
         assert_eq!(judge(&[3, 1, 2], &[3, 1, 2, 1], &[]), [0, 1, 0, 0, 0]);
         assert_eq!(judge(&[3, 1, 2], &[1, 3, 2], &[]), [0, 0, 1, 0, 0]);
         assert_eq!(judge(&[3, 1, 2], &[3, 9, 1, 2], &[]), [0, 0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn of_aggregates_only_their_own_order_counts() {
+        // Numbers modulo 1,000 are aggregates.
+        let id = |number: u128| Uuid::from_u128((0x0e << 120) | number);
+        let committed: Vec<Uuid> = [1, 2, 1_001].map(id).to_vec();
+        for (stored, reordered) in [([2, 1, 1_001], 0), ([1_001, 2, 1], 1)] {
+            let removed = HashSet::new();
+            let mut checker = Checker::of_aggregates(&committed, &removed);
+            for (sequence, id) in (1..).zip(stored.map(id)) {
+                let row = Row::of(id);
+                let subject = format!("outbox.3.{}", row.event_type);
+                checker.message(sequence, &subject, None, row.envelope().as_bytes());
+            }
+            let verdict = checker.finish();
+            assert_eq!((verdict.reordered, verdict.altered), (reordered, 0));
+        }
     }
 
     #[test]

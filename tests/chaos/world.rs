@@ -167,7 +167,7 @@ impl World {
             environment.extend(broker.access.environment.iter().cloned());
             environment
         });
-        let relays = Arc::new(Relays::new(environments, Arc::clone(&history))?);
+        let relays = Arc::new(Relays::new(environments.to_vec(), Arc::clone(&history))?);
         relays.setup().await?;
         relays.start(0)?;
         let tending = tokio::spawn(Arc::clone(&relays).tend());

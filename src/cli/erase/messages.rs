@@ -132,6 +132,12 @@ impl Erased {
         &self.stream
     }
 
+    /// Adds what another lane had in the same stream.
+    pub(super) fn add(&mut self, other: Erased) {
+        self.events.extend(other.events);
+        self.dead_letters.extend(other.dead_letters);
+    }
+
     /// The last one that has a place in the lane.
     pub(super) fn last_in_lane(&self) -> Option<u64> {
         let events = self.events.iter();

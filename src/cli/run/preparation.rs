@@ -5,6 +5,7 @@
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::setup;
+use crate::config::Loaded;
 use crate::nats::admin::AdminRequestError;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::Fault;
@@ -19,15 +20,17 @@ use crate::relay::settings::Settings;
 /// # Errors
 /// What waiting does not cure.
 pub(super) async fn prepare(
-    settings: &Settings,
+    loaded: &Loaded,
     shutdown: &Shutdown,
-    board: &Board,
+    lanes: &[(Settings, Board)],
 ) -> Result<Option<Exit>, anyhow::Error> {
+    // How long to be patient is the same in all lanes.
+    let settings = &loaded.lanes[0];
     let mut epochs = Epochs::new(settings.relay.backoff_max);
     let mut waiting_for = None;
     loop {
         let made = tokio::select! {
-            made = set_up(settings, shutdown) => made,
+            made = set_up(loaded, shutdown) => made,
             () = overdue(settings, shutdown) => return Ok(Some(stopped())),
         };
         let error = match made {
@@ -38,7 +41,9 @@ pub(super) async fn prepare(
             Err(error) => return Err(error),
         };
         let fault = Fault::Unready(format!("setup: {}", message(&error)));
-        board.fault(&fault);
+        for (_, board) in lanes {
+            board.fault(&fault);
+        }
         if waiting_for.as_ref() != Some(&fault) {
             tracing::warn!("waiting: {fault}");
         }
@@ -52,9 +57,12 @@ pub(super) async fn prepare(
     }
 }
 
-async fn set_up(settings: &Settings, shutdown: &Shutdown) -> Result<Exit, anyhow::Error> {
-    let mut cancel = shutdown.clone();
-    setup::execute_until(setup::Args::default(), settings, cancel.wait()).await
+async fn set_up(loaded: &Loaded, shutdown: &Shutdown) -> Result<Exit, anyhow::Error> {
+    let each = async |lane: &Settings| {
+        let mut cancel = shutdown.clone();
+        setup::execute_until(setup::Args::default(), lane, cancel.wait()).await
+    };
+    setup::each_lane(loaded, each).await
 }
 
 /// The signal was sent, and the server has had the time of a stop to give up what it was at.

@@ -1,0 +1,68 @@
+//! `walrelay setup` of an outbox with shares: all of them or none.
+//!
+//! In: the configuration's lanes. Out: each of them set up. Guarantee: nothing is made while the server has no room for all of them,
+//! or has slots of another number of shares.
+
+use anyhow::Context as _;
+
+use super::{Args, execute, refused};
+use crate::cli::exit::Exit;
+use crate::cli::lanes;
+use crate::config::Loaded;
+use crate::postgres::client::connect;
+use crate::postgres::findings::{Finding, Severity};
+use crate::postgres::sibling_slots;
+use crate::relay::settings::Settings;
+
+/// Runs the command for each lane.
+///
+/// # Errors
+/// As [`execute`].
+pub async fn execute_all(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+    each_lane(loaded, async |lane| execute(args.clone(), lane).await).await
+}
+
+/// Sets up each lane, once it is clear that nothing stands in the way of all of them.
+///
+/// # Errors
+/// As `set_up`, or Postgres cannot be reached.
+pub(crate) async fn each_lane(
+    loaded: &Loaded,
+    set_up: impl AsyncFn(&Settings) -> Result<Exit, anyhow::Error>,
+) -> Result<Exit, anyhow::Error> {
+    let refusals = refusals(&loaded.lanes).await?;
+    if !refusals.is_empty() {
+        return Ok(refused(&refusals));
+    }
+    for lane in &loaded.lanes {
+        lanes::name(loaded, lane);
+        let exit = set_up(lane).await?;
+        if exit != Exit::Done {
+            // What does not fit one share, such as another number of them, is no place to make the next.
+            return Ok(exit);
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// What stands in the way of the shares together; nothing where the outbox is not divided.
+async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
+    let first = lanes.first().map(|lane| &lane.postgres);
+    let Some((postgres, share)) = first.and_then(|first| Some((first, first.share.as_ref()?)))
+    else {
+        return Ok(Vec::new());
+    };
+    let conninfo = &postgres.conninfo;
+    let client = connect(conninfo)
+        .await
+        .with_context(|| format!("cannot connect to {conninfo}"))?;
+    let mut refusals = sibling_slots::others(&client, share).await?;
+    for finding in &mut refusals {
+        finding.severity = Severity::Refuse;
+    }
+    let slots: Vec<&str> = (lanes.iter())
+        .map(|lane| lane.postgres.slot.as_str())
+        .collect();
+    refusals.extend(sibling_slots::room(&client, &slots).await?);
+    Ok(refusals)
+}

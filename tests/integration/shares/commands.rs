@@ -1,0 +1,88 @@
+//! What works on the table works on all shares of it.
+
+use super::{SHARES, all_stream, divide, shares, stored_ids};
+use crate::support::{Fixture, eventually, uuid};
+
+async fn count(fixture: &Fixture, which: &str) -> i64 {
+    let query = format!("SELECT count(*) FROM outbox_events WHERE {which}");
+    fixture.sql.query_one(&query, &[]).await.unwrap().get(0)
+}
+
+/// Each lane marks its rows; rows go only once every share's slot is confirmed; an aggregate goes from its share's stream.
+#[tokio::test]
+async fn rows_are_marked_pruned_and_erased_over_all_shares() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, true);
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    fixture.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    for migration in [
+        include_str!("../../../sql/0001_outbox_events.sql"),
+        include_str!("../../../sql/0002_dispatched_at.sql"),
+    ] {
+        fixture.sql.batch_execute(migration).await.unwrap();
+    }
+    fixture.insert(1, 5).await;
+    fixture.walrelay(&["setup", "--backfill"]).await.success();
+    let relay = fixture.run_with(&["--setup"]);
+    all_stream(&fixture).await;
+    fixture.insert(6, 60).await;
+    eventually("each lane marks its rows", async || {
+        (count(&fixture, "dispatched_at IS NOT NULL").await == 60).then_some(())
+    })
+    .await;
+
+    let age = "UPDATE outbox_events SET occurred_at = now() - interval '10 days'";
+    fixture.sql.batch_execute(age).await.unwrap();
+    let prune = &["prune", "--older-than", "7d"];
+    let one = fixture
+        .walrelay(&[prune, &["--share", "1"][..]].concat())
+        .await;
+    assert_eq!(one.code, Some(2), "{}", one.stderr);
+    assert!(one.stderr.contains("leave out --share"), "{}", one.stderr);
+    // A row of the last share that its stream lacks keeps the rows of all.
+    let of_last = shares(&fixture).await;
+    let of_last = (1..=60).map(uuid).find(|id| of_last[id] == SHARES - 1);
+    let again = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) \
+                 SELECT gen_random_uuid(), aggregate_id, 'a', '{}' FROM outbox_events WHERE id = $1";
+    relay.stop().await;
+    fixture.sql.execute(again, &[&of_last]).await.unwrap();
+    let short = fixture
+        .walrelay(&[prune, &["--wait", "1s"][..]].concat())
+        .await;
+    assert_eq!(short.code, Some(1), "{}", short.stderr);
+    assert_eq!(count(&fixture, "true").await, 61);
+    let relay = fixture.run();
+    all_stream(&fixture).await;
+    fixture.walrelay(prune).await.success();
+    assert_eq!(count(&fixture, "true").await, 1);
+
+    let row = "SELECT aggregate_id::text FROM outbox_events";
+    let aggregate: String = fixture.sql.query_one(row, &[]).await.unwrap().get(0);
+    let before = stored_ids(&mut fixture, SHARES - 1).await.len();
+    let erased = fixture
+        .walrelay(&["erase", "--yes", "--json", "--aggregate-id", &aggregate])
+        .await
+        .success();
+    assert_eq!(erased.stdout.lines().count(), 1, "one receipt");
+    assert_eq!(count(&fixture, "true").await, 0);
+    let after = stored_ids(&mut fixture, SHARES - 1).await.len();
+    assert_eq!(before - after, 2, "{}", erased.stdout);
+    relay.stop().await;
+}
+
+/// `run --setup` makes nothing where `setup` would not.
+#[tokio::test]
+async fn run_with_setup_looks_at_all_shares_first() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.set("WALRELAY_RELAY_SHARES", "4");
+    fixture.setup().await;
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    let refused = fixture.walrelay(&["run", "--setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("belongs to no share of 2"),
+        "{}",
+        refused.stderr
+    );
+}
