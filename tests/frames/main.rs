@@ -4,6 +4,7 @@
 //! of protocol in `record.rs`, so that nothing of what is tested has a hand in it. To capture anew:
 //! `scripts/servers.sh --all-postgres && cargo test --test frames -- --ignored`.
 
+mod corpora;
 mod record;
 
 use std::error::Error;
