@@ -27,6 +27,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+#[doc(hidden)]
+pub mod event_id;
+pub(crate) mod exact;
+#[doc(hidden)]
+pub mod position;
+#[doc(hidden)]
+pub mod stored_event;
+#[doc(hidden)]
+pub mod subject;
 pub mod teaching;
 
 /// Something that happened in a bounded context and that others are told about.
@@ -166,27 +175,32 @@ impl EventEnvelope {
     ///
     /// # Errors
     /// [`EventError::EventType`] and [`EventError::EventVersion`] where it is another event, or another version of it;
-    /// [`EventError::Decode`] where the payload does not fit `E`.
+    /// [`EventError::Decode`] where the payload does not fit `E`, or where a number would be rounded to fit a float.
     pub fn decode<E: DomainEvent>(&self) -> Result<E, EventError> {
-        if self.event_type != E::EVENT_TYPE {
-            return Err(EventError::EventType {
-                expected: E::EVENT_TYPE,
-                found: self.event_type.clone(),
-            });
-        }
-        if self.event_version != E::EVENT_VERSION {
-            return Err(EventError::EventVersion {
-                event_type: E::EVENT_TYPE,
-                expected: E::EVENT_VERSION,
-                found: self.event_version,
-            });
-        }
-        serde_json::from_str(self.payload_json.get()).map_err(|source| EventError::Decode {
-            id: self.id,
-            event_type: E::EVENT_TYPE,
+        check_is::<E>(&self.event_type, self.event_version)?;
+        exact::from_json(&self.payload_json).map_err(|source| EventError::Decode {
+            id: self.id.to_string(),
             source,
         })
     }
+}
+
+/// Whether what is told to be of this type and version is an `E`.
+pub(crate) fn check_is<E: DomainEvent>(event_type: &str, version: u8) -> Result<(), EventError> {
+    if event_type != E::EVENT_TYPE {
+        return Err(EventError::EventType {
+            expected: E::EVENT_TYPE,
+            found: event_type.to_owned(),
+        });
+    }
+    if version != E::EVENT_VERSION {
+        return Err(EventError::EventVersion {
+            event_type: E::EVENT_TYPE,
+            expected: E::EVENT_VERSION,
+            found: version,
+        });
+    }
+    Ok(())
 }
 
 /// Why an event could not be put into an envelope, or taken out of one.
@@ -211,15 +225,29 @@ pub enum EventError {
         /// The envelope's version.
         found: u8,
     },
-    /// Type and version fit, the payload does not.
-    #[error("the payload of event {id} does not fit {event_type:?}")]
+    /// The payload is not what it is to be read as, or a number in it would be rounded.
+    #[error("the payload of event {id} does not fit")]
     Decode {
         /// The event that could not be read.
-        id: Uuid,
-        /// The type that was asked for.
-        event_type: &'static str,
+        id: String,
         /// Where in the payload, and what was expected there.
         source: serde_json::Error,
+    },
+    /// A tombstone, or bytes.
+    #[error("event {id} has no payload that is JSON")]
+    NoJson {
+        /// The event that could not be read.
+        id: String,
+    },
+    /// The message does not tell of which type its event is: a format of the payload alone.
+    #[error(
+        "the message of event {id} does not tell its type, so it cannot be checked for {expected:?}"
+    )]
+    NoType {
+        /// The event that could not be read.
+        id: String,
+        /// The type that was asked for.
+        expected: &'static str,
     },
     /// The bytes are no envelope.
     #[error("not an event envelope")]
@@ -392,7 +420,7 @@ mod tests {
         envelope.payload_json = RawValue::from_string("{}".to_owned()).unwrap();
         assert!(matches!(
             envelope.decode::<LessonPublished>(),
-            Err(EventError::Decode { id, .. }) if id == envelope.id
+            Err(EventError::Decode { id, .. }) if id == envelope.id.to_string()
         ));
     }
 

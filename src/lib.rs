@@ -15,6 +15,7 @@
 //! |---|---|
 //! | [`event`] | `DomainEvent`, `EventEnvelope`: what producers write and consumers read |
 //! | [`outbox`] | the application's side: add an event in its transaction |
+//! | [`consumer`] | the reader's side: what a message says, of any format |
 //! | [`postgres`] | replication socket, catalog, set-up |
 //! | [`pipeline`] | everything that decides, without I/O, one file a stage |
 //! | [`nats`] | the lane's connection, JetStream's API, streams |
@@ -51,6 +52,7 @@ pub mod bulk;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod config;
+pub mod consumer;
 pub mod environment;
 pub mod event;
 #[cfg(feature = "cli")]

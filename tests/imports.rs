@@ -11,6 +11,7 @@ use std::path::Path;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("environment", &[]),
     ("event", &[]),
+    ("consumer", &["event"]),
     ("nearest", &[]),
     ("secret", &[]),
     ("tls", &["secret"]),

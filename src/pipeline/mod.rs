@@ -27,6 +27,7 @@
 //! | [`burst`] | many occurrences of one kind | which is told in full, and counts of the others |
 //! | [`fault`], [`epochs`] | how an epoch ended | a pause, or a halt |
 //!
+//! What a message says, and where it stands, is in [`crate::event`]: consumers read it, too.
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
 
 pub mod after_publish;
@@ -42,7 +43,6 @@ pub mod end_search;
 pub mod engine;
 pub mod envelope;
 pub mod epochs;
-pub mod event_id;
 pub mod fault;
 pub mod fields;
 pub mod history;
@@ -55,7 +55,6 @@ pub mod mute;
 pub mod opening;
 pub mod oversized;
 pub mod pgoutput;
-pub mod position;
 pub mod progress;
 pub mod publications;
 pub mod publish;
@@ -67,10 +66,9 @@ pub mod row;
 pub mod shared_end_search;
 pub mod sight;
 pub mod silence;
-pub mod stored_event;
-pub mod subject;
 pub mod tables;
 mod text;
 pub mod value;
 
+pub use crate::event::{event_id, position, stored_event, subject};
 pub use reader::DecodeError;

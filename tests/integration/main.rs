@@ -10,6 +10,7 @@ mod delivery;
 mod doctor;
 mod embedded;
 mod idle;
+mod inbox;
 mod least_privilege;
 mod logs;
 mod mapping;

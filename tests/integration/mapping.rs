@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use walrelay::consumer::Kind;
 
 use crate::support::{Fixture, Stored};
 
 /// Publishes the rows that `insert` makes, one in front of the slot and one behind it, and checks that every command
-/// agrees: the relay publishes the second, `verify` misses the first, `backfill` brings it, then all is there.
+/// agrees: the relay publishes the second, `verify` misses the first, `backfill` brings it, then all is there, and a consumer
+/// reads what `tail` shows.
 pub(crate) async fn round_trip(mut fixture: Fixture, insert: [&str; 2]) -> [Stored; 2] {
     fixture.sql.batch_execute(insert[0]).await.unwrap();
     fixture.setup().await;
@@ -35,12 +37,20 @@ pub(crate) async fn round_trip(mut fixture: Fixture, insert: [&str; 2]) -> [Stor
     let tail = fixture
         .walrelay(&["tail", "--since", "all", "--count", "2", "--json"])
         .await;
-    for line in tail.stdout.lines() {
+    let stored = fixture.stored().await;
+    let kinds = [Kind::Live, Kind::Backfill];
+    for ((line, message), kind) in tail.stdout.lines().zip(&stored).zip(kinds) {
         let entry: Value = serde_json::from_str(line).unwrap();
         assert_eq!(entry["class"], "event", "{line}");
-        assert!(entry["id"].is_string(), "{line}");
+        let event = message.event();
+        assert_eq!(entry["id"], *event.id, "{line}");
+        assert_eq!(entry["aggregate_id"], json!(event.aggregate_id), "{line}");
+        assert_eq!(entry["event_type"], json!(event.event_type), "{line}");
+        let position = event.place.map(|place| place.position.to_string());
+        assert_eq!(entry["position"], json!(position), "{line}");
+        assert_eq!(event.kind, kind, "{line}");
     }
-    fixture.stored().await.try_into().expect("two messages")
+    stored.try_into().expect("two messages")
 }
 
 pub(crate) async fn with_table(table: &str, settings: &[(&'static str, &str)]) -> Fixture {

@@ -153,7 +153,7 @@ impl Entry {
             aggregate_id: event.aggregate_id,
             event_type: event.event_type,
             event_version: event.event_version,
-            payload_json: event.payload,
+            payload_json: event.payload.into_json(),
         }
     }
 

@@ -53,6 +53,24 @@ impl Stored {
         envelope[name].clone()
     }
 
+    /// What a consumer reads of it.
+    pub(crate) fn event(&self) -> walrelay::consumer::Event {
+        let mut headers = async_nats::HeaderMap::new();
+        for (name, value) in &self.headers {
+            headers.insert(name.as_str(), value.as_str());
+        }
+        let message = async_nats::Message {
+            subject: self.subject.as_str().into(),
+            reply: None,
+            payload: self.body.clone().into(),
+            headers: Some(headers),
+            status: None,
+            description: None,
+            length: 0,
+        };
+        walrelay::consumer::Event::read(&message).expect("an event")
+    }
+
     /// Whether it is a replayed event.
     pub(crate) fn is_replay(&self) -> bool {
         self.kind.as_deref() == Some("replay")

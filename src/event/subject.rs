@@ -69,6 +69,9 @@ pub enum TemplateError {
         "begin it with a whole token such as `outbox.`, and not with a placeholder, `$` or `walrelay.`"
     )]
     Root,
+    /// No type in it to filter by.
+    #[error("the template {0} does not name {{event_type}}, so no subject tells an event's type")]
+    NoType(String),
     /// No subject.
     #[error(transparent)]
     Subject(#[from] SubjectError),
@@ -211,6 +214,45 @@ impl SubjectTemplate {
         }
     }
 
+    /// The subjects of the events of one type, as a filter: `outbox.*.order.made` of `outbox.{tenant}.{event_type}`. Any
+    /// other placeholder is one token in it, or all the rest where it ends the template.
+    ///
+    /// # Errors
+    /// [`TemplateError::NoType`] where the template does not name the type, [`TemplateError::Subject`] where the type can be
+    /// in no subject.
+    pub fn filter_of(&self, event_type: &str) -> Result<String, TemplateError> {
+        if !self.names(Placeholder::EventType) {
+            return Err(TemplateError::NoType(self.to_string()));
+        }
+        let mut subject = Vec::new();
+        for part in &self.parts {
+            match part {
+                Part::Literal(literal) => subject.extend_from_slice(literal.as_bytes()),
+                Part::Value { of, token: false } if *of == Placeholder::EventType => {
+                    check(event_type.as_bytes())?;
+                    subject.extend_from_slice(event_type.as_bytes());
+                }
+                Part::Value { of, .. } if *of == Placeholder::EventType => {
+                    push_token(&mut subject, event_type.as_bytes());
+                }
+                Part::Value { .. } => subject.push(b'*'),
+            }
+        }
+        let subject = String::from_utf8(subject).expect("made of texts");
+        // A wildcard is one only by itself.
+        let token = |token| match token {
+            _ if str::contains(token, '*') => "*",
+            token => token,
+        };
+        let mut tokens: Vec<&str> = subject.split('.').map(token).collect();
+        let is_open = |part: &Part| matches!(part, Part::Value { of, token: false } if *of != Placeholder::EventType);
+        if self.parts.last().is_some_and(is_open) {
+            tokens.pop();
+            tokens.push(">");
+        }
+        Ok(tokens.join("."))
+    }
+
     /// Replaces `subject` by the row's subject. `value` gives what a placeholder stands for, none for NULL.
     ///
     /// # Errors
@@ -317,6 +359,31 @@ mod tests {
         template
             .render(value, &mut subject)
             .map(|()| String::from_utf8(subject).expect("UTF-8"))
+    }
+
+    #[test]
+    fn a_filter_of_one_type() {
+        let filter = |template: &str, event_type| {
+            template
+                .parse::<SubjectTemplate>()
+                .expect("a template")
+                .filter_of(event_type)
+        };
+        for (template, expected) in [
+            ("outbox.{event_type}", "outbox.a.b"),
+            ("outbox.{event_type:token}.x", "outbox.a_b.x"),
+            ("outbox.{tenant}.{event_type}.{id}", "outbox.*.a.b.>"),
+            ("outbox.{event_type}.{id:token}", "outbox.a.b.*"),
+            ("outbox.v{event_version}.{event_type}", "outbox.*.a.b"),
+        ] {
+            assert_eq!(filter(template, "a.b").as_deref(), Ok(expected));
+        }
+        assert_eq!(
+            filter("outbox.{event_type}", "a.>"),
+            Err(SubjectError::Wildcard.into())
+        );
+        let none = filter("outbox.{id}", "a");
+        assert_eq!(none, Err(TemplateError::NoType("outbox.{id}".to_owned())));
     }
 
     #[test]

@@ -91,7 +91,7 @@ pub fn parse_header(value: &str) -> Result<(&str, Position), PositionError> {
 }
 
 /// Appends the text form of an LSN, `16/B374D848`, without the formatting machinery: once for each transaction.
-pub(super) fn push_lsn(out: &mut Vec<u8>, lsn: PgLsn) {
+pub(crate) fn push_lsn(out: &mut Vec<u8>, lsn: PgLsn) {
     let lsn = u64::from(lsn);
     for (half, end) in [(lsn >> 32, Some(b'/')), (lsn & 0xFFFF_FFFF, None)] {
         let digits = (64 - half.leading_zeros()).div_ceil(4).max(1);

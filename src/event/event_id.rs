@@ -14,9 +14,16 @@ pub(crate) fn of_headers(values: [Option<&str>; 2]) -> Option<String> {
     match values {
         [Some(id), _] if id.starts_with(JSON_BEGINS) => of_json(id),
         [Some(id), _] => Some(id.to_owned()),
-        [None, Some(id)] => Some(percent_decode_str(id).decode_utf8_lossy().into_owned()),
+        [None, Some(id)] => Some(of_attribute(id)),
         [None, None] => None,
     }
+}
+
+/// The value of a CloudEvent's attribute in a header.
+pub(crate) fn of_attribute(value: impl AsRef<str>) -> String {
+    percent_decode_str(value.as_ref())
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 /// A header's value that begins so is JSON: where headers are JSON, or where the id itself begins so.
