@@ -118,6 +118,7 @@ fn memory(created: &str, sequence: u64, confirmed_lsn: u64) -> Option<Memory> {
         created: created.into(),
         lane_end: Some(message(sequence)),
         sound: Some(message(sequence)),
+        begun: None,
         doubted: false,
         recorded_sequence: None,
         epoch: 1,
@@ -870,4 +871,73 @@ fn a_search_tells_how_far_back_there_is_nothing() {
     assert_eq!(behind(stored("", Some("s 0/10:1"), None)), 3);
     let skipped = stored("2", None, Some("s 0"));
     assert_eq!(behind(skipped), 0);
+}
+
+/// Everything up to the last sequence is gone, and the stream was seen to acknowledge what it does not keep.
+fn end_in_doubt(last_sequence: u64, record: &LaneRecord, memory: Option<&Memory>) -> FoundEnd {
+    let mut search = EndSearch::new("s", last_sequence, CREATED, Some(record), memory);
+    while search.wanted().is_some() {
+        if let Some(found) = search.take(None) {
+            return found;
+        }
+    }
+    search.end()
+}
+
+#[test]
+fn a_removed_message_stands_in_for_what_was_never_stored() {
+    let doubted = LaneRecord {
+        doubted: true,
+        ..active(15)
+    };
+    let at_the_end = FoundEnd::Found(LaneEnd {
+        sequence: 29,
+        ..message(15)
+    });
+    assert_eq!(end_in_doubt(29, &doubted, None), at_the_end);
+    // The epoch that begins there writes it into its record: one behind it, which knows of no doubt, finds the same.
+    let resolved = LaneRecord {
+        sequence: 29,
+        doubted: false,
+        ..doubted
+    };
+    let removed = FoundEnd::Removed { sequence: 29 };
+    assert_eq!(end_in_doubt(29, &resolved, None), removed);
+    let next = Case {
+        last_sequence: 29,
+        lane_end: removed,
+        record: Some(resolved),
+        ..usual()
+    };
+    let lane_end = next.good().lane_end.expect("it is known");
+    assert_eq!((lane_end.sequence, lane_end.position), (29, at(15)));
+}
+
+#[test]
+fn a_doubt_that_was_resolved_does_not_come_back_with_an_older_record() {
+    let doubted = LaneRecord {
+        doubted: true,
+        ..active(15)
+    };
+    let remembers = |sequence, epoch| Memory {
+        begun: Some(message(29)),
+        epoch,
+        ..memory(CREATED, sequence, 40).expect("some")
+    };
+    let end = |last_sequence, memory: Memory| match end_in_doubt(
+        last_sequence,
+        &doubted,
+        Some(&memory),
+    ) {
+        FoundEnd::Found(lane_end) => lane_end.position,
+        FoundEnd::Removed { sequence } => at(sequence),
+        other => panic!("{other:?}"),
+    };
+    // The stream still reaches what was acknowledged since.
+    assert_eq!(end(61, remembers(61, 2)), at(61));
+    // It was set back to where the lane went on, or before.
+    assert_eq!(end(29, remembers(61, 2)), at(29));
+    assert_eq!(end(20, remembers(61, 2)), at(15));
+    // The doubt of the epoch itself: another relay has looked since.
+    assert_eq!(end(61, remembers(61, 1)), at(15));
 }

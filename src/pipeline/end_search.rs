@@ -287,10 +287,20 @@ impl<'a> EndSearch<'a> {
         if message.is_some_and(|message| message.sequence < sequence) {
             return self.found(sequence, FoundEnd::Removed { sequence });
         }
-        self.next = doubt
-            .lane_end
-            .map_or(self.floor, |lane_end| lane_end.sequence);
-        None
+        match doubt.lane_end {
+            // The removed one stands in for it: what lies between needs no explanation any more.
+            Some(lane_end) => self.found(
+                sequence,
+                FoundEnd::Found(LaneEnd {
+                    sequence,
+                    ..lane_end
+                }),
+            ),
+            None => {
+                self.next = self.floor;
+                None
+            }
+        }
     }
 
     /// What lies between was searched when the message in hand was stored. What record or memory know is looked at all

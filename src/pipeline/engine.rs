@@ -182,6 +182,8 @@ pub struct Engine {
     relations: Relations,
     transaction: Option<Transaction>,
     published_through: Option<Position>,
+    /// Where the lane went on.
+    begun: Option<LaneEnd>,
     overlap: Option<Overlap>,
     /// Which of the publication's names is read under.
     reads_as: usize,
@@ -237,6 +239,7 @@ impl Engine {
             relations: Relations::new(settings.epoch.source.clone()),
             transaction: None,
             published_through: plan.lane_end.as_ref().map(|lane_end| lane_end.position),
+            begun: plan.lane_end.clone(),
             overlap: plan.overlap.clone(),
             reads_as: 0,
             passed_lsn: plan.start_lsn,
@@ -489,6 +492,7 @@ impl Engine {
             created: self.settings.created.clone(),
             lane_end: self.lane_end().cloned(),
             sound: self.confirm.sound().cloned(),
+            begun: self.begun.clone(),
             doubted: false,
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),

@@ -30,6 +30,8 @@ pub struct Memory {
     pub lane_end: Option<LaneEnd>,
     /// The last one that was acknowledged before the stream was last seen to fit.
     pub sound: Option<LaneEnd>,
+    /// Where the lane went on in its last epoch.
+    pub begun: Option<LaneEnd>,
     /// The stream was seen to acknowledge what it does not keep, and `tail` says no more than `sound`.
     pub doubted: bool,
     /// The message that its last record named; a broker that was set back may have lost that record.
@@ -65,6 +67,27 @@ impl Memory {
             && record
                 .filter(|record| record.created == created)
                 .is_none_or(|record| record.epoch <= self.epoch)
+    }
+
+    /// Whether it has begun an epoch on what this record says: a broker that was set back has it again.
+    pub(crate) fn has_begun_since(&self, record: &LaneRecord, created: &str) -> bool {
+        self.is_current(created, Some(record)) && record.epoch < self.epoch
+    }
+
+    /// What is left of that record's doubt: none where the stream still has what was acknowledged since, else what was known
+    /// when the lane went on behind it.
+    fn resolved(
+        &self,
+        record: &LaneRecord,
+        created: &str,
+        last_sequence: u64,
+    ) -> Option<Option<LaneEnd>> {
+        if self.is_of(created, last_sequence) {
+            return None;
+        }
+        let begun = self.begun.clone();
+        let begun = begun.filter(|begun| begun.sequence <= last_sequence);
+        Some(begun.or_else(|| recorded_end(record)))
     }
 
     /// Which table was the outbox, where in the WAL: as the process knows it, or another relay since.
@@ -125,14 +148,19 @@ impl Doubt {
         created: &str,
         last_sequence: u64,
     ) -> Option<Self> {
-        let memory = memory.filter(|memory| {
+        let doubted = memory.filter(|memory| {
             memory.doubted
                 && memory.is_current(created, record)
                 && memory.is_of(created, last_sequence)
         });
+        let remembered = doubted.map(|memory| memory.lane_end.clone());
         let record = of_stream(record, created, last_sequence).filter(|record| record.doubted);
-        let remembered = memory.map(|memory| memory.lane_end.clone());
-        let recorded = record.map(recorded_end);
+        let recorded = record.and_then(|record| match memory {
+            Some(memory) if memory.has_begun_since(record, created) => {
+                memory.resolved(record, created, last_sequence)
+            }
+            _ => Some(recorded_end(record)),
+        });
         let tails = remembered.into_iter().chain(recorded);
         let lane_end =
             tails.max_by_key(|lane_end| lane_end.as_ref().map(|lane_end| lane_end.sequence))?;

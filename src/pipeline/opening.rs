@@ -290,6 +290,7 @@ impl<'a> Opening<'a> {
         if let Some(memory) = &mut self.known.memory
             && record.created == stream.created
             && memory.is_current(&stream.created, Some(record))
+            && !memory.has_begun_since(record, &stream.created)
             && !memory.doubted
         {
             // What this one has seen since may be the stream that was mended: the record is from before.

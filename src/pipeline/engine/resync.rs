@@ -120,6 +120,7 @@ impl Engine {
         }
         self.acknowledged_before = rows;
         let confirmed_lsn = self.confirm.confirmed_lsn();
+        self.begun.clone_from(&plan.lane_end);
         self.confirm = self
             .settings
             .confirm(confirmed_lsn, plan.lane_end.clone(), now);

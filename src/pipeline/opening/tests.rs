@@ -244,6 +244,7 @@ fn memory() -> Memory {
             event_id: Some("e2".into()),
         }),
         sound: None,
+        begun: None,
         doubted: false,
         recorded_sequence: Some(2),
         confirmed_lsn: 40.into(),
