@@ -89,9 +89,13 @@ impl World {
             _ => random.between(durable, last.max(durable)),
         };
         let (events, records) = (&self.broker.events, &self.broker.records);
-        // The same limits, the other way round.
-        let keeps_record =
-            (self.broker.shared && self.removed) || self.broker.edit == Some(Edit::Interest);
+        // The same limits, the other way round. A record from an edit tells a relay that has not seen its end too little.
+        let unsynced = records.removed.range(records.synced_seq..);
+        let mut unsynced = unsynced.chain(records.messages.range(records.synced_seq..));
+        let is_in_doubt = unsynced.any(|(_, frame)| frame.record().is_some_and(|it| it.doubted));
+        let keeps_record = (self.broker.shared && self.removed)
+            || self.broker.edit == Some(Edit::Interest)
+            || is_in_doubt;
         let records_durable = match keeps_record {
             true => records.last_seq,
             false => records.synced_seq,
