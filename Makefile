@@ -7,7 +7,7 @@ SHELL := /bin/bash
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
 
-.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped deny package deploy clean toolchain
+.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped cable deny package deploy clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,9 @@ chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTE
 
 wiped: toolchain servers ## A node of three nats-servers comes back with an empty disk beside a frozen one; minutes
 	$(CARGO) test --test faults by_hand::a_disk_is_wiped -- --include-ignored
+
+cable: toolchain servers ## Pull the cable of a relay in a network namespace, and time takeovers, ten of each; as root, on Linux
+	$(CARGO) test --test faults cable:: -- --include-ignored --nocapture --test-threads 1
 
 deny: toolchain ## Known vulnerabilities, licences and sources of all that is built in; asks RustSec
 	@scripts/servers.sh --deny

@@ -61,7 +61,12 @@ pub struct Proxy {
 impl Proxy {
     /// Listens, and forwards to `server_port`.
     pub async fn start(server_port: u16) -> io::Result<Proxy> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        Proxy::start_at(Ipv4Addr::LOCALHOST, server_port).await
+    }
+
+    /// The same, on this address.
+    pub async fn start_at(address: Ipv4Addr, server_port: u16) -> io::Result<Proxy> {
+        let listener = TcpListener::bind((address, 0)).await?;
         let port = listener.local_addr()?.port();
         let (link, state) = watch::channel(Link {
             mode: Mode::Pass,

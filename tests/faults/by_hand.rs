@@ -12,7 +12,9 @@ use crate::lane::{
     more_events, move_to_cluster, set_up, share, stream_of,
 };
 use crate::support::wait::eventually_within;
-use crate::support::{Fixture, Stored, Writer, assert_exactly_once, binaries, eventually, uuid};
+use crate::support::{
+    Fixture, Servers, Stored, Writer, assert_exactly_once, binaries, eventually, uuid,
+};
 
 const EVENTS_BETWEEN: u64 = 100;
 
@@ -104,7 +106,7 @@ async fn messages_are_removed_while_the_relay_is_stopped() {
 /// The records expire: a running relay knows its place by itself, and a new one asks a person, who changes nothing.
 #[tokio::test]
 async fn the_stream_of_the_records_is_given_an_age() {
-    let servers = crate::support::Servers::own().await;
+    let servers = Servers::own().await;
     let mut fixture = Fixture::bare_on(servers).await;
     fixture.setup().await;
     let mut relay = fixture.run();
@@ -260,5 +262,42 @@ async fn a_disk_is_wiped_beside_a_frozen_follower() {
 async fn commits(fixtures: &[&Fixture], last: u64) {
     for fixture in fixtures {
         fixture.insert(last + 1 - EVENTS_BETWEEN, last).await;
+    }
+}
+
+/// Two builds take the lane from each other: killed, stopped, and one as the other's standby.
+#[tokio::test]
+#[ignore = "needs another build of walrelay in WALRELAY_OTHER"]
+async fn two_versions_take_turns_on_a_lane() {
+    const ROUNDS: usize = 4;
+    let other = std::env::var("WALRELAY_OTHER").expect("WALRELAY_OTHER names another build");
+    for lane in LANES {
+        let mut fixture = Fixture::bare().await;
+        set_up(&mut fixture, lane).await;
+        let writer = Writer::start(&fixture).await;
+        for round in 0..ROUNDS {
+            let mut old = fixture.run_by(&other, &["run"]);
+            more_events(&fixture, EVENTS_BETWEEN).await;
+            let mut new = match round % 2 {
+                0 => {
+                    old.stop().await;
+                    fixture.run()
+                }
+                _ => {
+                    let mut new = fixture.run();
+                    new.logs("is in use").await;
+                    old.kill();
+                    new
+                }
+            };
+            more_events(&fixture, EVENTS_BETWEEN).await;
+            match round {
+                0 => new.stop().await,
+                _ => new.kill(),
+            }
+        }
+        let last = fixture.run();
+        judge(&fixture, writer).await;
+        last.stop().await;
     }
 }

@@ -6,6 +6,8 @@ mod broker_accounts;
 mod broker_loses;
 mod broker_says_no;
 mod by_hand;
+#[cfg(target_os = "linux")]
+mod cable;
 mod dead_letters;
 mod dead_rows;
 mod dead_states;

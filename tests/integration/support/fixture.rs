@@ -182,7 +182,12 @@ impl Fixture {
 
     /// `walrelay` with these arguments, with this lane's settings and nothing inherited.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_walrelay"));
+        self.command_of(env!("CARGO_BIN_EXE_walrelay"), arguments)
+    }
+
+    /// The same of another build.
+    fn command_of(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
         for (inherited, _) in std::env::vars_os() {
             let name = inherited.to_string_lossy();
             let ours = ["WALRELAY_", "PG"]
@@ -234,13 +239,20 @@ impl Fixture {
         self.start(&arguments)
     }
 
+    /// Starts `walrelay run` by another program: another build, or one that starts it elsewhere.
+    #[allow(dead_code)] // Only the tests of faults do.
+    pub(crate) fn run_by(&mut self, program: &str, arguments: &[&str]) -> Relay {
+        self.start_command(self.command_of(program, arguments))
+    }
+
     /// Starts a command that is then sent signals.
     pub(crate) fn start(&mut self, arguments: &[&str]) -> Relay {
+        self.start_command(self.command(arguments))
+    }
+
+    fn start_command(&mut self, command: Command) -> Relay {
         self.relays += 1;
-        Relay::start(
-            self.command(arguments),
-            self.log(&format!("relay-{}.log", self.relays)),
-        )
+        Relay::start(command, self.log(&format!("relay-{}.log", self.relays)))
     }
 
     fn log(&self, name: &str) -> PathBuf {
