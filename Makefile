@@ -44,6 +44,7 @@ versions: toolchain servers ## Stream from Postgres 14 to 17, and to NATS 2.10 t
 	@scripts/servers.sh --all-postgres
 	@scripts/servers.sh --all-nats
 	$(CARGO) test --test integration versions:: -- --include-ignored
+	$(CARGO) test --test faults in_every_supported_version -- --include-ignored
 
 # How many events the backlog has; fewer for a first look: EVENTS=100000
 EVENTS ?= 1000000
