@@ -12,7 +12,7 @@ host=$("${RUSTC:-rustc}" -vV | sed -n 's/^host: //p')
 version=$("$built" --version | cut -d' ' -f2)
 
 # Of this machine's own kind, or it would not have said its version.
-rm -rf target/package
+rm -rf target/package dist
 mkdir -p target/package/completions dist
 "$built" man target/package/man
 "$built" completions bash >target/package/completions/walrelay.bash
@@ -24,7 +24,7 @@ mkdir -p "target/package/$name"
 cp -R "$built" target/package/man target/package/completions deploy README.md CHANGELOG.md LICENSE-* "target/package/$name/"
 tar -C target/package --owner=0 --group=0 --numeric-owner -czf "dist/$name.tar.gz" "$name"
 
-has() { "$cargo" "$1" --version >/dev/null 2>&1 || { echo "package: no ${2#.} without cargo-$1: cargo install cargo-$1" >&2; return 1; }; }
+has() { "$cargo" "$1" --version >/dev/null 2>&1 || { echo "package: no $2 without cargo-$1: cargo install cargo-$1" >&2; return 1; }; }
 if has deb .deb; then "$cargo" deb --quiet --no-build ${target:+--target "$target"} --output dist/; fi
 if has generate-rpm .rpm; then "$cargo" generate-rpm ${target:+--target "$target"} --output dist/; fi
 ls -l dist
