@@ -61,6 +61,16 @@ fn events(out: &mut Exposition, status: &Status) {
             totals.replayed,
         ),
         (
+            "walrelay_published_bytes_total",
+            "Bytes of messages handed to the broker, with their headers",
+            totals.published_bytes,
+        ),
+        (
+            "walrelay_batches_total",
+            "Batches in which messages were published; none where each stands alone",
+            totals.batches,
+        ),
+        (
             "walrelay_transactions_total",
             "Transactions read",
             totals.transactions,
@@ -101,12 +111,31 @@ fn events(out: &mut Exposition, status: &Status) {
         "Messages of the stream whose rows are still to be marked or deleted; absent where rows are kept",
         status.after_publish_lag,
     );
-    out.one(
-        "walrelay_in_flight_messages",
-        Kind::Gauge,
-        "Messages without an acknowledgement yet",
-        status.marks.in_flight,
-    );
+    let marks = status.marks;
+    for (name, help, value) in [
+        (
+            "walrelay_in_flight_messages",
+            "Messages without an acknowledgement yet",
+            marks.in_flight,
+        ),
+        (
+            "walrelay_in_flight_bytes",
+            "Bytes of these that were sent on the present connection",
+            marks.in_flight_bytes,
+        ),
+        (
+            "walrelay_window_messages",
+            "How many messages may be without an acknowledgement",
+            marks.window_messages,
+        ),
+        (
+            "walrelay_window_bytes",
+            "How many bytes may be without an acknowledgement, but for the last message",
+            marks.window_bytes,
+        ),
+    ] {
+        out.one(name, Kind::Gauge, help, value);
+    }
 }
 
 fn progress(out: &mut Exposition, status: &Status) {

@@ -30,7 +30,7 @@ use super::lane_end::{LaneEnd, Memory};
 use super::position::{Lane, Position};
 use super::progress::{HeldMarks, Progress};
 use super::publications::PublicationName;
-use super::publish::{Mode, Window, WindowLimits, WindowSettings};
+use super::publish::{Mode, Traffic, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Foreign, Relations, Source};
 use super::shared_end_search::fence_subject;
@@ -520,6 +520,11 @@ impl Engine {
     /// Rows without an acknowledgement.
     pub fn in_flight(&self) -> u64 {
         self.window.in_flight()
+    }
+
+    /// What has been sent, and how much of the window is taken.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.window.traffic()
     }
 
     /// What has happened in this epoch.

@@ -154,11 +154,28 @@ pub(crate) fn tail_header(slot: &str, position: Position, event_id: Option<&str>
     format!("{slot} {position} {id}")
 }
 
+/// What a window has sent in its epoch, and what of it is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Traffic {
+    /// Bytes of messages handed to the broker, with their headers.
+    pub bytes: u64,
+    /// Batches opened; none where each message stands alone.
+    pub batches: u64,
+    /// Bytes of the messages without an acknowledgement.
+    pub in_flight_bytes: u64,
+    /// So many messages may be without an acknowledgement.
+    pub window_messages: u64,
+    /// So many bytes may be, but for the last message.
+    pub window_bytes: u64,
+}
+
 /// The messages in flight of one epoch, and the way they are published.
 #[derive(Debug)]
 pub struct Window {
     flight: Flight,
     publisher: Box<dyn Publisher>,
+    /// Batches of earlier connections.
+    batches_before: u64,
     headers: Vec<u8>,
     reply: Vec<u8>,
 }
@@ -169,6 +186,7 @@ impl Window {
         Window {
             publisher: settings.mode.publisher(base_sequence),
             flight: Flight::new(settings, base_sequence),
+            batches_before: 0,
             headers: Vec::with_capacity(512),
             reply: Vec::with_capacity(128),
         }
@@ -194,6 +212,7 @@ impl Window {
         through: Option<Position>,
         each: impl FnMut(&Origin),
     ) -> u64 {
+        self.batches_before += self.publisher.batches();
         self.publisher = settings.mode.publisher(base_sequence);
         self.flight.reopen(settings, base_sequence, through, each);
         self.flight.acknowledged
@@ -240,6 +259,18 @@ impl Window {
     /// Of these, sent on this connection.
     pub fn sent(&self) -> u64 {
         self.flight.len()
+    }
+
+    /// What has been sent, and how much of the window is taken.
+    pub fn traffic(&self) -> Traffic {
+        let limits = &self.flight.settings.limits;
+        Traffic {
+            bytes: self.flight.bytes_sent,
+            batches: self.batches_before + self.publisher.batches(),
+            in_flight_bytes: self.flight.bytes(),
+            window_messages: limits.messages_max as u64,
+            window_bytes: limits.bytes_max as u64,
+        }
     }
 
     /// The oldest row that was sent on this connection and has no acknowledgement.

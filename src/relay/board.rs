@@ -222,6 +222,8 @@ impl Board {
         let totals = &mut inner.status.totals;
         totals.transactions += now.counters.transactions - before.counters.transactions;
         totals.published += now.counters.published - before.counters.published;
+        totals.published_bytes += now.traffic.bytes - before.traffic.bytes;
+        totals.batches += now.traffic.batches - before.traffic.batches;
         totals.replayed += now.counters.replayed - before.counters.replayed;
         totals.acknowledged += now.acknowledged - before.acknowledged;
         totals.hold_back_cut_short += now.cut_short - before.cut_short;

@@ -5,6 +5,7 @@
 use crate::pipeline::engine::{Counters, Engine};
 use crate::pipeline::position::Position;
 use crate::pipeline::progress::Commit;
+use crate::pipeline::publish::Traffic;
 use crate::relay::status::Marks;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EpochMarks {
     pub(super) counters: Counters,
+    pub(super) traffic: Traffic,
     pub(super) acknowledged: u64,
     pub(super) cut_short: u64,
     pub(super) position: Option<Position>,
@@ -24,13 +26,18 @@ impl EpochMarks {
     /// The marks of an epoch as they are.
     pub fn of(engine: &Engine, now: Duration) -> Self {
         let progress = engine.progress();
+        let traffic = engine.traffic();
         EpochMarks {
             counters: engine.counters(),
+            traffic,
             acknowledged: progress.acknowledged_rows(),
             cut_short: progress.held_cut_short(),
             position: engine.lane_end().map(|lane_end| lane_end.position),
             marks: Marks {
                 in_flight: engine.in_flight(),
+                in_flight_bytes: traffic.in_flight_bytes,
+                window_messages: traffic.window_messages,
+                window_bytes: traffic.window_bytes,
                 received_lsn: progress.received_lsn().into(),
                 acknowledged_lsn: progress.acknowledged_lsn().into(),
                 confirmed_lsn: engine.confirmed_lsn().into(),

@@ -83,6 +83,10 @@ pub struct Totals {
     pub transactions: u64,
     /// Rows handed to the broker, with dead letters and replays.
     pub published: u64,
+    /// Bytes of these messages, with their headers.
+    pub published_bytes: u64,
+    /// Batches that they were published in.
+    pub batches: u64,
     /// Rows acknowledged.
     pub acknowledged: u64,
     /// Rows handed to the broker as replays.
@@ -106,6 +110,15 @@ pub struct Totals {
 pub struct Marks {
     /// Messages without an acknowledgement.
     pub in_flight: u64,
+    /// Bytes of these that were sent on the present connection.
+    #[serde(default)]
+    pub in_flight_bytes: u64,
+    /// How many messages may be without one; 0 before the first epoch.
+    #[serde(default)]
+    pub window_messages: u64,
+    /// How many bytes may be.
+    #[serde(default)]
+    pub window_bytes: u64,
     /// WAL that has arrived.
     #[serde(with = "lsn_text")]
     pub(crate) received_lsn: u64,

@@ -138,6 +138,13 @@ async fn prometheus_reads_the_metrics_and_alerts_and_dashboard_name_no_others() 
         let total = format!("{published}_total");
         assert_eq!(value(families, published, &total), 21.0);
         assert_eq!(families[published]["type"], "counter");
+        let batches = "walrelay_batches";
+        assert!(value(families, batches, &format!("{batches}_total")) >= 1.0);
+        let bytes = "walrelay_published_bytes";
+        let bytes = value(families, bytes, &format!("{bytes}_total"));
+        assert!(bytes > 21.0 * 150.0, "{bytes} bytes");
+        let window = "walrelay_window_messages";
+        assert!(value(families, window, window) > 1.0);
         let latency = "walrelay_commit_to_ack_seconds";
         assert_eq!(families[latency]["type"], "histogram");
         assert_eq!(value(families, latency, &format!("{latency}_count")), 2.0);

@@ -39,6 +39,11 @@ pub(super) struct Answered {
 }
 
 impl Batches {
+    /// How many there were.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened
+    }
+
     pub(super) fn open(&self) -> Option<&Batch> {
         self.open.as_ref()
     }

@@ -80,6 +80,10 @@ impl Publisher for Chain {
         false
     }
 
+    fn batches(&self) -> u64 {
+        0
+    }
+
     fn is_refused_whole(&self) -> bool {
         self.refused
     }

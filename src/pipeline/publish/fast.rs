@@ -145,6 +145,10 @@ impl Publisher for FastIngest {
         self.batches.open().is_some()
     }
 
+    fn batches(&self) -> u64 {
+        self.batches.opened()
+    }
+
     fn is_refused_whole(&self) -> bool {
         self.refused
     }

@@ -37,8 +37,10 @@ pub(super) struct Flight {
     waiting: VecDeque<Sent>,
     /// Of the rows sent and, behind them, the waiting ones.
     kept: Kept,
-    /// Bytes of the messages sent.
+    /// Bytes of the messages sent and not acknowledged.
     bytes: usize,
+    /// Bytes of all messages sent, on whichever connection.
+    pub(super) bytes_sent: u64,
     /// Of `kept`, the bytes of the rows sent.
     kept_sent: usize,
     waiting_since: Duration,
@@ -65,6 +67,7 @@ impl Flight {
             waiting: VecDeque::new(),
             kept: Kept::default(),
             bytes: 0,
+            bytes_sent: 0,
             kept_sent: 0,
             waiting_since: Duration::ZERO,
         }
@@ -106,6 +109,11 @@ impl Flight {
     /// Messages on their way.
     pub(super) fn len(&self) -> u64 {
         self.published - self.acknowledged
+    }
+
+    /// Bytes of these.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes as u64
     }
 
     /// Rows to be sent again.
@@ -168,6 +176,7 @@ impl Flight {
         }
         self.published += 1;
         self.bytes += sent.bytes;
+        self.bytes_sent += sent.bytes as u64;
         self.kept_sent += sent.parts.len();
         self.sent.push_back(sent);
     }

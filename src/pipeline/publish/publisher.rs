@@ -45,6 +45,9 @@ pub(super) trait Publisher: Debug + Send + Sync {
     /// Whether a batch is open, or its commit has no answer yet.
     fn has_open_batch(&self) -> bool;
 
+    /// How many batches were opened on this connection.
+    fn batches(&self) -> u64;
+
     /// Whether everything in flight was refused, as the answer to its oldest message or to all of it says: none is stored.
     fn is_refused_whole(&self) -> bool;
 }
