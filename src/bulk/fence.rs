@@ -23,6 +23,7 @@ use crate::pipeline::position::{
     BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
     KIND_RETRY, REPLAY_HEADER,
 };
+use crate::pipeline::record::Moved;
 use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_store::StoreError;
@@ -109,6 +110,18 @@ impl Fence {
         version: ServerVersion,
     ) -> anyhow::Result<Self> {
         let (nats, slot) = (&settings.nats, &settings.postgres.slot);
+        let record = lane.record().await?.record;
+        match record.and_then(|record| record.moved) {
+            Some(Moved::To { stream, .. }) => bail!(
+                "the lane has left stream {}: walrelay move has taken it to stream {stream}; use the configuration of that one",
+                nats.stream
+            ),
+            Some(Moved::From { stream, .. }) => bail!(
+                "the lane is still on its way from stream {stream} to {}: walrelay move has not ended",
+                nats.stream
+            ),
+            None => {}
+        }
         let info = lane.stream().await?;
         let mut wanted = nats.stream_settings(slot);
         let subject = bulk_fence_subject(&nats.stream, slot);

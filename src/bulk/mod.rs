@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 pub mod fence;
 pub mod lease;
 pub mod letters;
+pub mod moved;
 pub mod occurred;
 mod pace;
 pub mod publisher;

@@ -43,14 +43,28 @@ pub struct Events {
     pub taken_over_sequence: u64,
 }
 
-/// Reads the events from sequence `first` to `last`, both included: on a thread and a connection of its own, since taking messages
-/// apart costs as much as publishing them.
+/// Reads the events from sequence `first` to `last`, both included. What the stream removes at its beginning meanwhile ends it.
 pub fn source(
     connection: &ConnectionSettings,
     events: Events,
-    (first, last): (u64, u64),
+    range: (u64, u64),
     filter: Filter,
     to: Destination,
+) -> Source {
+    let stream = events.stream.clone();
+    let replayed = Replayed { events, filter, to };
+    let sourced = move |sequence, message: &Message| replayed.sourced(sequence, message);
+    read(connection, stream, range, true, sourced)
+}
+
+/// Reads the messages from sequence `first` to `last`, both included, and makes of each what `sourced` says: on a thread and a
+/// connection of its own, since taking messages apart costs as much as publishing them.
+pub(super) fn read(
+    connection: &ConnectionSettings,
+    stream: String,
+    (first, last): (u64, u64),
+    whole: bool,
+    sourced: impl Fn(u64, &Message) -> Sourced + Send + 'static,
 ) -> Source {
     let (sender, receiver) = mpsc::channel(AHEAD);
     let connection = connection.clone();
@@ -59,9 +73,9 @@ pub fn source(
             let nats = Admin::connect(&connection).await?;
             let reader = Reader {
                 nats,
-                events,
-                filter,
-                to,
+                stream,
+                whole,
+                sourced,
             };
             reader.read(first, last, &sender).await
         };
@@ -82,14 +96,22 @@ pub fn source(
 #[error("{0}")]
 struct Removed(String);
 
-struct Reader {
+struct Reader<S> {
     nats: Admin,
+    stream: String,
+    /// What is removed before it was read was wanted.
+    whole: bool,
+    sourced: S,
+}
+
+/// What a replay makes of a message.
+struct Replayed {
     events: Events,
     filter: Filter,
     to: Destination,
 }
 
-impl Reader {
+impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
     async fn read(
         &self,
         first: u64,
@@ -128,7 +150,7 @@ impl Reader {
             },
             ..OrderedConfig::default()
         };
-        let mut messages = StoredMessages::from(&self.nats, &self.events.stream, config).await?;
+        let mut messages = StoredMessages::from(&self.nats, &self.stream, config).await?;
         while messages.left() > 0 && *next <= last {
             let (sequence, message) = messages.next().await?;
             if sequence > last {
@@ -138,12 +160,12 @@ impl Reader {
             if sequence < *next {
                 continue;
             }
-            if sequence > *next {
+            if self.whole && sequence > *next {
                 self.ensure_held(*next, sequence).await?;
             }
             *next = sequence + 1;
             if sender
-                .send(Ok(self.sourced(sequence, &message)))
+                .send(Ok((self.sourced)(sequence, &message)))
                 .await
                 .is_err()
             {
@@ -155,7 +177,7 @@ impl Reader {
 
     /// Makes sure that what is absent before `sequence` was not removed at the stream's beginning: the range was held.
     async fn ensure_held(&self, next: u64, sequence: u64) -> anyhow::Result<()> {
-        let stream = &self.events.stream;
+        let stream = &self.stream;
         let info = find(&self.nats, stream).await?;
         match info {
             None => bail!(Removed(format!("stream {stream} was deleted meanwhile"))),
@@ -166,7 +188,9 @@ impl Reader {
             Some(_) => Ok(()),
         }
     }
+}
 
+impl Replayed {
     fn sourced(&self, sequence: u64, message: &Message) -> Sourced {
         if !self.is_event(sequence, message) {
             return Sourced::Passed;
@@ -187,10 +211,7 @@ impl Reader {
         if subject.starts_with("walrelay.") {
             return false;
         }
-        let expected = header(message, EXPECTED_HEADER).and_then(|text| text.parse::<u64>().ok());
-        // A consumer may have put a copy there, with headers of ours.
-        let is_in_place = expected.is_some_and(|expected| expected + 1 == sequence)
-            || header(message, BATCH_HEADER).is_some();
+        let is_in_place = is_in_place(sequence, message);
         let is_own = |slot: &str| self.events.slot.as_deref().is_none_or(|own| own == slot);
         let position = header(message, POSITION_HEADER).map(parse_header);
         match (header(message, KIND_HEADER), position) {
@@ -217,6 +238,13 @@ impl Reader {
         let lines = || own_headers(message);
         self.to.item(&self.filter, original, &mark, lines)
     }
+}
+
+/// Whether a relay or a command of ours has put the message there. A consumer may have put a copy there, with headers of ours.
+pub(super) fn is_in_place(sequence: u64, message: &Message) -> bool {
+    let expected = header(message, EXPECTED_HEADER).and_then(|text| text.parse::<u64>().ok());
+    expected.is_some_and(|expected| expected + 1 == sequence)
+        || header(message, BATCH_HEADER).is_some()
 }
 
 /// Its headers, but for those that belong to its place in the stream.

@@ -333,44 +333,79 @@ async fn common(
     Ok((common, absent))
 }
 
-/// Puts a message with the adopted position at the stream's end, where the next start finds it as it finds an event.
-/// Nothing is stored if somebody has published since the look.
+/// A message that tells the lane's position, where the next start finds it as it finds an event.
+pub(super) struct Mark<'a> {
+    pub(super) stream: &'a str,
+    pub(super) slot: &'a str,
+    pub(super) position: Position,
+    pub(super) event_id: Option<&'a str>,
+}
+
+impl Mark<'_> {
+    /// Puts it at the end of a stream of its own, behind this sequence. Nothing is stored if somebody has published since.
+    ///
+    /// # Errors
+    /// The stream refuses it.
+    pub(super) async fn behind(&self, nats: &Admin, sequence: u64) -> anyhow::Result<u64> {
+        let subject = dead_letter::subject(self.slot);
+        self.store(nats, subject, EXPECTED_HEADER, sequence).await
+    }
+
+    async fn store(
+        &self,
+        nats: &Admin,
+        subject: String,
+        expected: &'static str,
+        sequence: u64,
+    ) -> anyhow::Result<u64> {
+        let Mark {
+            stream,
+            slot,
+            position,
+            event_id,
+        } = self;
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Stream", *stream);
+        headers.insert(expected, sequence.to_string());
+        headers.insert(KIND_HEADER, KIND_ADOPTED);
+        headers.insert(POSITION_HEADER, format!("{slot} {position}"));
+        headers.insert(TAIL_HEADER, tail_header(slot, *position, *event_id));
+        let jetstream = nats.jetstream();
+        let publish = async {
+            let published = jetstream.publish_with_headers(subject, headers, "{}".into());
+            Ok(published.await?.await?)
+        };
+        let ack = nats
+            .allowed(publish)
+            .await
+            .context("the stream refuses the message that marks the lane's position")?;
+        Ok(ack.sequence)
+    }
+}
+
+/// Marks the adopted position where the relay looks: on the lane's own subject of a shared stream, else at the stream's end.
 async fn mark(
     nats: &Admin,
     settings: &Settings,
     published: &Published,
     view: &View,
 ) -> anyhow::Result<u64> {
-    let slot = &settings.postgres.slot;
-    // Where the relay looks: on the lane's own subject of a shared stream, else at the stream's end.
-    let subject = if settings.nats.shared {
-        fence_subject(&settings.nats.stream, slot)
-    } else {
-        dead_letter::subject(slot)
+    let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
+    let mark = Mark {
+        stream,
+        slot,
+        position: published.position,
+        event_id: published.event_id.as_deref(),
     };
-    let mut headers = HeaderMap::new();
-    headers.insert("Nats-Expected-Stream", settings.nats.stream.as_str());
-    let (expected, sequence) = match settings.nats.shared {
-        true => ("Nats-Expected-Last-Subject-Sequence", view.fence_sequence),
-        false => (EXPECTED_HEADER, view.stream.state.last_seq),
-    };
-    headers.insert(expected, sequence.to_string());
-    headers.insert(KIND_HEADER, KIND_ADOPTED);
-    headers.insert(POSITION_HEADER, format!("{slot} {}", published.position));
-    headers.insert(
-        TAIL_HEADER,
-        tail_header(slot, published.position, published.event_id.as_deref()),
-    );
-    let jetstream = nats.jetstream();
-    let publish = async {
-        let published = jetstream.publish_with_headers(subject, headers, "{}".into());
-        Ok(published.await?.await?)
-    };
-    let ack = nats
-        .allowed(publish)
-        .await
-        .context("the stream refuses the message that marks the adopted position")?;
-    Ok(ack.sequence)
+    match settings.nats.shared {
+        true => {
+            let expected = "Nats-Expected-Last-Subject-Sequence";
+            let subject = fence_subject(stream, slot);
+            mark.store(nats, subject, expected, view.fence_sequence)
+                .await
+        }
+        false => mark.behind(nats, view.stream.state.last_seq).await,
+    }
 }
 
 fn explain(account: &mut Account, view: &View, published: Option<&Published>, args: &Args) {

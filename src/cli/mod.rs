@@ -21,6 +21,7 @@ mod given;
 mod lane_state;
 mod lanes;
 pub mod man;
+pub mod move_lane;
 pub mod position;
 mod progress;
 pub mod prune;
@@ -114,6 +115,7 @@ enum Command {
     Backfill(Configured<backfill::Args, AllFlags>),
     Replay(Configured<replay::Args, LaneFlags>),
     Adopt(Configured<adopt::Args, AllFlags>),
+    Move(Configured<move_lane::Args, AllFlags>),
     DeadLetters(Configured<dead_letters::Args, AllFlags>),
     Prune(Configured<prune::Args, AllFlags>),
     Erase(Configured<erase::Args, AllFlags>),
@@ -188,6 +190,10 @@ impl Cli {
             Command::Adopt(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
                 block_on(adopt::execute(args, loaded.lane()?))
+            }
+            Command::Move(Configured { args, keys }) => {
+                let loaded = load(keys.given())?;
+                block_on(move_lane::execute(args, loaded.lane()?))
             }
             Command::DeadLetters(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;

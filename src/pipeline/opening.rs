@@ -25,7 +25,7 @@ use super::lane_end::{Memory, recorded_end};
 use super::position::Lane;
 use super::publications::PublicationName;
 use super::publish::{Mode, NoMode, Offer};
-use super::record::LaneRecord;
+use super::record::{LaneRecord, Moved};
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
 use super::subject::SubjectTemplate;
 use look::{Search, View};
@@ -129,7 +129,8 @@ enum Step<'a> {
     Catalog,
     Broker,
     Stream,
-    /// The stream acknowledges what it does not keep. The lane record is to tell that once it no longer does.
+    /// The stream does not fit. Where it acknowledges what it does not keep, the lane record is to tell that once it no longer does;
+    /// where the lane has left it, that is what a person has to hear.
     Unfit(Unfit, String),
     KeepDoubt(Unfit, Box<LaneRecord>, u64),
     Record(StreamView),
@@ -250,16 +251,18 @@ impl<'a> Opening<'a> {
                     unfit: Some(unfit),
                     ..
                 }),
-            ) => match unfit.drops {
-                true => Step::Unfit(unfit, created),
-                false => return Err(NotOpened::Unfit(unfit)),
-            },
+            ) => Step::Unfit(unfit, created),
             (Step::Unfit(unfit, created), Reply::Record(stored)) => {
-                doubt(unfit, &created, *stored)?
+                lives_here(&stored)?;
+                match unfit.drops {
+                    true => doubt(unfit, &created, *stored)?,
+                    false => return Err(NotOpened::Unfit(unfit)),
+                }
             }
             (Step::KeepDoubt(unfit, ..), Reply::Stored(_)) => return Err(NotOpened::Unfit(unfit)),
             (Step::Stream, Reply::Stream(stream)) => Step::Record(stream),
             (Step::Record(stream), Reply::Record(stored)) => {
+                lives_here(&stored)?;
                 self.share_doubt(&stream, &stored);
                 if let Some(record) = &stored.record {
                     self.publications.clone_from(&record.publications);
@@ -449,6 +452,25 @@ impl<'a> Opening<'a> {
             false => Step::Settings(decided),
         };
         Ok(())
+    }
+}
+
+/// Whether the lane is in this stream.
+fn lives_here(stored: &StoredRecord) -> Result<(), NotOpened> {
+    let record = stored.record.as_ref();
+    match record.and_then(|record| Some((record, record.moved.as_ref()?))) {
+        None => Ok(()),
+        Some((record, Moved::To { stream, nats })) => Err(NotOpened::Halt(Halt::Moved {
+            stream: record.stream.clone(),
+            to: stream.clone(),
+            nats: nats.clone(),
+        })),
+        Some((record, Moved::From { stream, .. })) => {
+            Err(NotOpened::Fault(Fault::Unready(format!(
+                "the lane is still on its way from stream {stream} to {}: walrelay move has not ended; run it again if it was stopped",
+                record.stream
+            ))))
+        }
     }
 }
 

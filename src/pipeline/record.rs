@@ -77,6 +77,29 @@ pub struct LaneRecord {
     /// it.
     #[serde(default)]
     pub halted: Option<HaltNote>,
+    /// The lane is on its way to another stream, or has gone there: no relay publishes by this record.
+    #[serde(default)]
+    pub moved: Option<Moved>,
+}
+
+/// What `walrelay move` has left in the record of a lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moved {
+    /// The lane lives there now.
+    To {
+        /// The stream.
+        stream: String,
+        /// The servers, without credentials; none where they are the same.
+        nats: Option<String>,
+    },
+    /// The lane is being copied here, and not yet here.
+    From {
+        /// The stream that it lives in.
+        stream: String,
+        /// When that was created.
+        created: String,
+    },
 }
 
 /// A halt, as a person is told of it when the process is gone: in the lane record, or in its place where there is none.
@@ -233,6 +256,7 @@ impl LaneRecord {
             tables: Vec::new(),
             publications: Vec::new(),
             halted: None,
+            moved: None,
         }
     }
 

@@ -4,6 +4,7 @@ mod broker;
 #[path = "../faults/lane.rs"]
 #[allow(dead_code)] // The fault tests use the rest of it.
 mod lane;
+mod moves;
 mod of_table;
 mod range;
 mod refused;

@@ -39,6 +39,15 @@ pub enum Halt {
         /// Sequence that the record reaches; 0 where it names no message, or there is none.
         recorded: u64,
     },
+    /// `walrelay move` has taken the lane to another stream.
+    Moved {
+        /// The stream that it has left.
+        stream: String,
+        /// The one that it lives in.
+        to: String,
+        /// That one's servers, where they are others.
+        nats: Option<String>,
+    },
     /// Messages with this slot's positions stand where the relay did not put them, further on than what it did put.
     EndCopied {
         /// The stream.
@@ -143,6 +152,14 @@ impl Halt {
                  behind the same names: a restored dump, a new cluster (pg_upgrade, blue/green), or a second service. Nothing \
                  was published or confirmed"
             ),
+            Halt::Moved { stream, to, nats } => {
+                let at = nats
+                    .as_ref()
+                    .map_or_else(String::new, |nats| format!(" at {nats}"));
+                format!(
+                    "the lane has left stream {stream}: walrelay move has taken it to stream {to}{at}"
+                )
+            }
             Halt::ForeignEnd { .. }
             | Halt::EndRemoved { .. }
             | Halt::EndCopied { .. }
@@ -190,6 +207,7 @@ impl Halt {
             Halt::OtherLane { .. } => "other-lane",
             Halt::ForeignEnd { .. } => "foreign-end",
             Halt::EndRemoved { .. } => "end-removed",
+            Halt::Moved { .. } => "moved",
             Halt::EndCopied { .. } => "end-copied",
             Halt::Replaced { .. } => "replaced",
             Halt::EndUnknown { .. } => "end-unknown",
@@ -262,6 +280,14 @@ impl Halt {
             Halt::ForeignEnd { .. } => {
                 "Give each relay a stream of its own (`nats.stream`), or both `nats.shared = true`; then `walrelay setup` says what \
                  the stream lacks"
+            }
+            Halt::Moved { to, nats, .. } => {
+                let nats = nats
+                    .as_ref()
+                    .map_or_else(String::new, |nats| format!(" and `nats.url = \"{nats}\"`"));
+                return format!(
+                    "Set `nats.stream = \"{to}\"`{nats} in the configuration. Nothing is missing: what this stream lacks is there"
+                );
             }
             Halt::EndRemoved { .. } => {
                 "`walrelay verify` compares table and stream; then `walrelay adopt --position …` says where to go on"

@@ -1,0 +1,165 @@
+//! The target, and the messages that go there.
+
+use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::stream::{Config, SubjectTransform};
+
+use super::Move;
+use crate::bulk::Outcome;
+use crate::bulk::fence::Fence;
+use crate::bulk::lease::Lease;
+use crate::bulk::moved::{self, Copied};
+use crate::bulk::publisher::Publisher;
+use crate::cli::progress::Progress;
+use crate::cli::stdout::Account;
+use crate::nats::stream::{self, StreamSettings};
+use crate::pipeline::record::{LaneRecord, Moved};
+use crate::relay::Shutdown;
+
+/// With so few messages left, the lane is taken over.
+const CLOSE: u64 = 1_000;
+/// So many rounds of copying in a row may end further behind than the one before.
+const ROUNDS_WITHOUT_GAIN_MAX: u32 = 5;
+
+impl Move {
+    /// Says at the target that the lane is on its way there: no relay publishes there from now on, and a second move finds this one.
+    pub(super) async fn announce(&self) -> anyhow::Result<()> {
+        let (record, _) = self.record().await?;
+        let on_its_way = LaneRecord {
+            stream: self.to.stream().to_owned(),
+            created: String::new(),
+            sequence: 0,
+            position: None,
+            event_id: None,
+            active: false,
+            moved: Some(Moved::From {
+                stream: self.from.stream().to_owned(),
+                created: self.created.clone(),
+            }),
+            ..record
+        };
+        let stored = self.to.lane.record().await?;
+        self.to
+            .lane
+            .store_record(on_its_way, stored.sequence)
+            .await?;
+        Ok(())
+    }
+
+    /// Makes the target as the old stream is, with subjects that nobody else publishes on while those are the old stream's.
+    pub(super) async fn make_target(&self) -> anyhow::Result<()> {
+        if stream::find(&self.to.nats, self.to.stream())
+            .await?
+            .is_some()
+        {
+            return Ok(());
+        }
+        let old = self.config_of_old().await?;
+        moved::check(&old)?;
+        let prefix = &self.prefix;
+        let subjects: Vec<String> = old
+            .subjects
+            .iter()
+            .map(|subject| format!("{prefix}{subject}"))
+            .collect();
+        let config = Config {
+            name: self.to.stream().to_owned(),
+            subjects,
+            subject_transform: (!prefix.is_empty()).then(|| SubjectTransform {
+                source: format!("{prefix}>"),
+                destination: ">".to_owned(),
+            }),
+            first_sequence: None,
+            ..old
+        };
+        stream::create(&self.to.nats, &config)
+            .await
+            .with_context(|| format!("cannot make stream {}", config.name))?;
+        Ok(())
+    }
+
+    pub(super) async fn config_of_old(&self) -> anyhow::Result<Config> {
+        let jetstream = self.from.nats.jetstream();
+        let found = async { Ok(jetstream.get_stream(self.from.stream()).await?) };
+        let found = self.from.nats.allowed(found).await?;
+        Ok(found.cached_info().config.clone())
+    }
+
+    /// Copies until few messages are left, beside the relay.
+    pub(super) async fn copy_history(
+        &self,
+        lease: &Lease,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<()> {
+        let (mut least, mut without_gain) = (u64::MAX, 0);
+        loop {
+            let last = self.from.lane.stream().await?.state.last_seq;
+            let left = self.copy_through(lease, last, shutdown).await?;
+            ensure!(!shutdown.is_sent(), "stopped while messages were copied");
+            if left <= CLOSE {
+                return Ok(());
+            }
+            without_gain = if left < least { 0 } else { without_gain + 1 };
+            least = least.min(left);
+            if without_gain > ROUNDS_WITHOUT_GAIN_MAX {
+                bail!(
+                    "the relay publishes as fast as messages are copied: wait until it has less to do"
+                );
+            }
+        }
+    }
+
+    /// Copies the last messages.
+    pub(super) async fn copy_rest(&self, lease: &Lease, last: u64) -> anyhow::Result<()> {
+        self.copy_through(lease, last, &Shutdown::never()).await?;
+        Ok(())
+    }
+
+    /// Copies up to this sequence; how many messages have come behind it meanwhile.
+    async fn copy_through(
+        &self,
+        lease: &Lease,
+        last: u64,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<u64> {
+        let (record, _) = self.record().await?;
+        let copied = Copied {
+            stream: self.from.stream().to_owned(),
+            created: self.created.clone(),
+            adopted_sequence: record.adopted_sequence,
+            prefix: self.prefix.clone(),
+        };
+        let info = self.to.lane.stream().await?;
+        let first = copied.reached(&self.to.lane, &info).await? + 1;
+        if first <= last {
+            let source = copied.source(&self.from.settings.nats.connection, (first, last));
+            let wanted = StreamSettings {
+                name: self.to.stream().to_owned(),
+                subjects: info.config.subjects.clone(),
+                subjects_to_create: Vec::new(),
+                slot: self.to.lane.slot().to_owned(),
+                num_replicas: info.config.num_replicas,
+                shared: false,
+            };
+            let fence = Fence::aside(&self.to.lane, info.state.last_seq);
+            let mut publisher =
+                Publisher::aside(&self.to.settings, &self.to.lane, lease, fence, wanted)
+                    .until(shutdown.clone());
+            let mut account = Account::default();
+            let mut progress = Progress::of(last - first + 1, false);
+            let mut refused = None;
+            let each = |outcome: Outcome<'_>| {
+                if let Outcome::Rejected { name, why } = outcome {
+                    refused.get_or_insert_with(|| format!("{name}: {why}"));
+                }
+                progress.take(outcome, &mut account);
+            };
+            publisher.run(source, each).await?;
+            progress.end(&mut account);
+            if let Some(refused) = refused {
+                bail!("stream {} does not take {refused}", self.to.stream());
+            }
+        }
+        let now = self.from.lane.stream().await?.state.last_seq;
+        Ok(now.saturating_sub(last))
+    }
+}

@@ -1,0 +1,198 @@
+//! The lane leaves the one stream and is in the other.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::Config;
+use chrono::{SecondsFormat, Utc};
+
+use super::Move;
+use crate::cli::adopt;
+use crate::nats::admin::Admin;
+use crate::pipeline::dead_letter;
+use crate::pipeline::end_search::split_tail;
+use crate::pipeline::fault::Halt;
+use crate::pipeline::position::{KIND_HEADER, KIND_MOVED, Position, parse_header};
+use crate::pipeline::record::{HaltNote, LaneRecord, Moved};
+use crate::postgres::catalog::inspect;
+use crate::postgres::client::Client;
+use crate::postgres::processes::{self, Process};
+use crate::relay::lane_client::{LaneError, StreamEnd};
+
+/// How long the old relay's session may take to end.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
+
+impl Move {
+    /// Takes the lane out of the old stream; the last sequence that can be its own there.
+    pub(super) async fn fence(&self) -> anyhow::Result<u64> {
+        loop {
+            let (record, sequence) = self.record().await?;
+            if record.moved.is_some() {
+                break;
+            }
+            let halt = Halt::Moved {
+                stream: self.from.stream().to_owned(),
+                to: self.to.stream().to_owned(),
+                nats: self.nats.clone(),
+            };
+            let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+            let gone = LaneRecord {
+                // Behind the epoch that runs, whose relay neither writes over it nor begins another.
+                epoch: record.epoch + 1,
+                halted: Some(HaltNote::of(&halt, at)),
+                moved: Some(Moved::To {
+                    stream: self.to.stream().to_owned(),
+                    nats: self.nats.clone(),
+                }),
+                ..record
+            };
+            match self.from.lane.store_record(gone, sequence).await {
+                // The relay has written its own since.
+                Err(LaneError::Taken) => {}
+                stored => {
+                    stored?;
+                    break;
+                }
+            }
+        }
+        if !self.has_subjects().await? {
+            // An earlier run has come further.
+            return Ok(self.from.lane.stream().await?.state.last_seq);
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Stream", self.from.stream());
+        headers.insert(KIND_HEADER, KIND_MOVED);
+        let jetstream = self.from.nats.jetstream();
+        let subject = dead_letter::subject(self.from.lane.slot());
+        let publish = async {
+            let published = jetstream.publish_with_headers(subject, headers, "{}".into());
+            Ok(published.await?.await?)
+        };
+        let stored = self.from.nats.allowed(publish).await;
+        let stored =
+            stored.context("the old stream refuses the message that ends the lane there")?;
+        Ok(stored.sequence)
+    }
+
+    /// What the old stream listens on once its subjects are the target's.
+    fn left_subject(&self) -> String {
+        format!("walrelay-moved.{}", self.from.stream())
+    }
+
+    async fn has_subjects(&self) -> anyhow::Result<bool> {
+        let old = self.config_of_old().await?;
+        Ok(old.subjects != [self.left_subject()])
+    }
+
+    /// On the same NATS, the target takes over the old stream's subjects.
+    pub(super) async fn take_subjects(&self) -> anyhow::Result<()> {
+        if self.prefix.is_empty() {
+            return Ok(());
+        }
+        if self.has_subjects().await? {
+            let left = Config {
+                subjects: vec![self.left_subject()],
+                ..self.config_of_old().await?
+            };
+            edit(&self.from.nats, left).await?;
+        }
+        let jetstream = self.to.nats.jetstream();
+        let found = async { Ok(jetstream.get_stream(self.to.stream()).await?) };
+        let found = self.to.nats.allowed(found).await?;
+        let config = found.cached_info().config.clone();
+        let own = config.subjects.iter();
+        let own = own.map(|subject| subject.strip_prefix(&self.prefix).unwrap_or(subject));
+        let taken = Config {
+            subjects: own.map(str::to_owned).collect(),
+            subject_transform: None,
+            ..config
+        };
+        edit(&self.to.nats, taken).await
+    }
+
+    /// The lane is there: a message tells its place, and the record.
+    pub(super) async fn arrive(&self) -> anyhow::Result<()> {
+        let (gone, _) = self.record().await?;
+        let target = self.to.lane.stream().await?;
+        let copied = self.to.lane.end().await?;
+        let old = self.from.lane.end().await?;
+        // What the streams have removed, the record tells. A message of the old relay that was on its way when the subjects went over
+        // may stand in the new stream, if that happened to be as long as the old one.
+        let recorded = gone
+            .position
+            .map(|position| (position, gone.event_id.clone()));
+        let lane_end = [told(&copied), told(&old), recorded]
+            .into_iter()
+            .flatten()
+            .max_by_key(|(position, _)| *position);
+        let mut sequence = copied.last_sequence;
+        if let Some((position, event_id)) = &lane_end {
+            let mark = adopt::Mark {
+                stream: self.to.stream(),
+                slot: self.to.lane.slot(),
+                position: *position,
+                event_id: event_id.as_deref(),
+            };
+            sequence = mark.behind(&self.to.nats, sequence).await?;
+        }
+        let before = |count: u64| if count == 0 { 0 } else { sequence - 1 };
+        let arrived = LaneRecord {
+            stream: self.to.stream().to_owned(),
+            created: target.created,
+            epoch: gone.epoch + 1,
+            sequence,
+            position: lane_end.as_ref().map(|(position, _)| *position),
+            event_id: lane_end.and_then(|(_, id)| id),
+            active: false,
+            adopted_sequence: before(gone.adopted_sequence),
+            taken_over_sequence: before(gone.taken_over_sequence),
+            halted: None,
+            moved: None,
+            ..gone
+        };
+        let stored = self.to.lane.record().await?;
+        let is_waited_for = stored.record.is_some_and(|record| record.moved.is_some());
+        ensure!(
+            is_waited_for,
+            "somebody else has written the lane's record there"
+        );
+        self.to.lane.store_record(arrived, stored.sequence).await?;
+        Ok(())
+    }
+
+    /// Who reads from the slot: the old relay, since no other may yet.
+    pub(super) async fn reader(&self, sql: &Client) -> anyhow::Result<Option<Process>> {
+        let slot = inspect(sql, &self.from.settings.postgres).await?.slot;
+        match slot.and_then(|slot| slot.active_pid) {
+            Some(pid) => Ok(processes::process(sql, pid).await?),
+            None => Ok(None),
+        }
+    }
+}
+
+/// The lane's place as a stream's end tells it, and the event's id.
+fn told(end: &StreamEnd) -> Option<(Position, Option<String>)> {
+    let (place, id) = split_tail(&end.lane_end)?;
+    let (_, position) = parse_header(place).ok()?;
+    Some((position, id))
+}
+
+/// Ends the old relay's session, so that it looks at the record now and not at its next event; the relay that waits has the slot then.
+pub(super) async fn release_slot(sql: &Client, reader: Option<Process>) -> anyhow::Result<()> {
+    if let Some(process) = reader {
+        processes::end_process(sql, &process, RELEASE_LIMIT)
+            .await
+            .context("the old relay's session cannot be ended, and it keeps the slot until its next event")?;
+    }
+    Ok(())
+}
+
+async fn edit(nats: &Admin, config: Config) -> anyhow::Result<()> {
+    let name = config.name.clone();
+    let jetstream = nats.jetstream();
+    let edited = async { Ok(jetstream.update_stream(config).await?) };
+    let edited = nats.allowed(edited).await;
+    edited.with_context(|| format!("stream {name} cannot be edited"))?;
+    Ok(())
+}

@@ -1,0 +1,203 @@
+//! `walrelay move`: the lane goes to another stream, or another NATS, while writers write; nothing is lost, doubled or out of order.
+
+use async_nats::jetstream::{self, stream::Stream};
+use walrelay::local::{LocalNats, NatsOptions};
+
+use crate::lane::{judge, more_events, stream_of};
+use crate::support::{Fixture, Relay, Writer, binaries};
+
+const EVENTS_BEFORE: u64 = 5_000;
+
+fn start(fixture: &Fixture, arguments: &[&str], log: &str) -> Relay {
+    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
+    Relay::start(fixture.command(arguments), folder.join(log))
+}
+
+/// How long no event was stored around the move.
+async fn pause(old: &Stream, new: &Stream) -> String {
+    let gone = old.cached_info().state.last_sequence;
+    let last = old
+        .get_raw_message(gone - 1)
+        .await
+        .expect("the last event")
+        .time;
+    let mut sequence = new.cached_info().state.last_sequence;
+    let mut first = new.get_raw_message(sequence).await.expect("an event");
+    while first.headers.get("Walrelay-Moved").is_none()
+        && first.headers.get("Walrelay-Kind").is_none()
+    {
+        sequence -= 1;
+        let before = new.get_raw_message(sequence).await.expect("a message");
+        if before.headers.get("Walrelay-Kind").is_some() {
+            break;
+        }
+        first = before;
+    }
+    (first.time - last).to_string()
+}
+
+/// A relay with the old configuration says where the lane is, and publishes nothing.
+async fn is_halted(fixture: &mut Fixture, to: &str) {
+    let before = stream_of(fixture).await.cached_info().state.last_sequence;
+    let halted = fixture.walrelay(&["run"]).await;
+    assert_eq!(halted.code, Some(4), "{}", halted.stderr);
+    assert!(
+        halted.stderr.contains(&format!("nats.stream = \"{to}\"")),
+        "{}",
+        halted.stderr
+    );
+    for command in [&["backfill"][..], &["dead-letters", "retry", "--all"]] {
+        let refused = fixture.walrelay(command).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(refused.stderr.contains(to), "{}", refused.stderr);
+    }
+    let after = stream_of(fixture).await.cached_info().state.last_sequence;
+    assert_eq!(after, before);
+}
+
+#[tokio::test]
+async fn to_another_stream_under_load() {
+    let mut fixture = Fixture::new().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let old = fixture.stream_name().to_owned();
+    let new = format!("{old}_NEW");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let writer = Writer::start(&fixture).await;
+    more_events(&fixture, EVENTS_BEFORE).await;
+
+    let dry = fixture
+        .walrelay(&["move", "--to-stream", &new, "--dry-run"])
+        .await
+        .success();
+    assert!(dry.stdout.contains(&new), "{}", dry.stdout);
+    let own = fixture.walrelay(&["move", "--to-stream", &old]).await;
+    assert_eq!(own.code, Some(2), "{}", own.stderr);
+
+    let mut moving = start(
+        &fixture,
+        &["move", "--yes", "--to-stream", &new],
+        "move.log",
+    );
+    moving.logs("copied").await;
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let mut next = fixture.run();
+    assert_eq!(moving.ends().await, Some(0), "{}", moving.log());
+    next.streams().await;
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    more_events(&fixture, 100).await;
+    let context = jetstream::new(fixture.nats.clone());
+    let streams = (
+        context.get_stream(&old).await.unwrap(),
+        stream_of(&fixture).await,
+    );
+    eprintln!(
+        "the lane stood still for {}",
+        pause(&streams.0, &streams.1).await
+    );
+    judge(&fixture, writer).await;
+    fixture.walrelay(&["verify"]).await.success();
+
+    fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+    is_halted(&mut fixture, &new).await;
+    // A second one has nothing to do.
+    let again = fixture
+        .walrelay(&["move", "--yes", "--to-stream", &new])
+        .await
+        .success();
+    assert!(again.stdout.contains("there already"), "{}", again.stdout);
+    // What was copied can be replayed by its positions, as what came since.
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let events = fixture
+        .walrelay(&["replay", "--from", "0/1", "--dry-run"])
+        .await
+        .success();
+    let published = crate::lane::event_count(&fixture).await;
+    assert!(
+        events
+            .stdout
+            .contains(&format!("{published} events would be published")),
+        "{}",
+        events.stdout
+    );
+    next.stop().await;
+    fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+    let position = fixture.walrelay(&["position"]).await;
+    assert!(
+        position.stdout.contains("walrelay move has taken it"),
+        "{}",
+        position.stdout
+    );
+}
+
+/// Runs the command again and again, each run killed once it has logged the next of `steps`.
+async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) {
+    for (number, step) in [
+        "are copied",
+        "has left",
+        "is copied",
+        "takes the events",
+        "lives in",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut moving = start(fixture, arguments, &format!("move-{number}.log"));
+        moving.logs(step).await;
+        moving.kill();
+    }
+    let moved = fixture.walrelay(arguments).await.success();
+    assert!(moved.stdout.contains("moved: "), "{}", moved.stdout);
+}
+
+#[tokio::test]
+async fn killed_at_every_step() {
+    let mut fixture = Fixture::new().await;
+    let old = fixture.stream_name().to_owned();
+    let new = format!("{old}_NEW");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let writer = Writer::start(&fixture).await;
+    more_events(&fixture, EVENTS_BEFORE).await;
+    let arguments = ["move", "--yes", "--to-stream", &new];
+    killed_after_each_step(&fixture, &arguments).await;
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    is_halted(&mut fixture, &new).await;
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let relay = fixture.run();
+    judge(&fixture, writer).await;
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn to_another_nats() {
+    let mut fixture = Fixture::own().await;
+    let other = LocalNats::start(&binaries(), NatsOptions::default())
+        .await
+        .expect("it starts");
+    let (stream, url) = (fixture.stream_name().to_owned(), other.url());
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let writer = Writer::start(&fixture).await;
+    more_events(&fixture, EVENTS_BEFORE).await;
+    let moved = fixture
+        .walrelay(&["move", "--yes", "--to-nats", &url])
+        .await
+        .success();
+    assert!(
+        moved.stdout.contains(&format!("nats.url = \"{url}\"")),
+        "{}",
+        moved.stdout
+    );
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    assert!(relay.log().contains(&url), "{}", relay.log());
+    is_halted(&mut fixture, &stream).await;
+
+    fixture.set("WALRELAY_NATS_URL", url.as_str());
+    fixture.nats = async_nats::connect(url).await.expect("it answers");
+    let relay = fixture.run();
+    judge(&fixture, writer).await;
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}
