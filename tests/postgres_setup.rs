@@ -285,7 +285,38 @@ async fn says_what_is_wrong_with_publication_and_table() {
         let mut kinds = found(&client, &settings).await;
         kinds.retain(|(_, kind)| *kind != Kind::PublicationMissing);
         assert_eq!(kinds, *expected, "{change}");
+        // A column that was brought back may be null, which is said then.
+        type_remedies(&client, &settings).await;
+        let left = type_remedies(&client, &settings).await;
+        let left: Vec<_> = left.iter().flat_map(|found| statements(found)).collect();
+        assert_eq!(left, Vec::<String>::new(), "{change}");
         client.batch_execute("ROLLBACK").await.unwrap();
+    }
+}
+
+/// Types the SQL of each finding as it is printed; which remedies are left then.
+async fn type_remedies(client: &Client, settings: &PostgresSettings) -> Vec<String> {
+    let inspection = inspect(client, settings).await.unwrap();
+    for found in findings(&inspection, settings) {
+        for statement in statements(&found.mend) {
+            client.batch_execute(&statement).await.expect(&statement);
+        }
+    }
+    let inspection = inspect(client, settings).await.unwrap();
+    let left = findings(&inspection, settings).into_iter();
+    left.map(|found| found.mend).collect()
+}
+
+/// The SQL statements in a text.
+fn statements(text: &str) -> Vec<String> {
+    let begins = ["ALTER ", "GRANT ", "SELECT "];
+    let statement = |part: &str| {
+        let begin = begins.iter().filter_map(|word| part.find(word)).min()?;
+        Some(part[begin..].to_owned())
+    };
+    match text.rsplit_once(';') {
+        Some((ended, _)) => ended.split(';').filter_map(statement).collect(),
+        None => Vec::new(),
     }
 }
 
@@ -396,6 +427,21 @@ async fn says_what_is_wrong_with_server_role_and_slot() {
             (Severity::Warn, Kind::Privilege)
         ]
     );
+    let inspection = inspect(&client, &settings).await.unwrap();
+    client
+        .batch_execute("RESET SESSION AUTHORIZATION")
+        .await
+        .unwrap();
+    for found in findings(&inspection, &settings) {
+        // The first one has the words of a managed service too, whose role is not here.
+        let statement = statements(&found.mend).swap_remove(0);
+        client.batch_execute(&statement).await.expect(&statement);
+    }
+    client
+        .batch_execute("SET SESSION AUTHORIZATION app")
+        .await
+        .unwrap();
+    assert_eq!(found(&client, &settings).await, []);
 
     client
         .batch_execute("RESET SESSION AUTHORIZATION")
