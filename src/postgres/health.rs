@@ -12,8 +12,10 @@ use serde::Deserialize;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, warn};
+use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::slot_wal::SlotWal;
+use crate::postgres::startup::DECODING_MEMORY_MIB;
 use crate::postgres::table_name::quote_identifier;
 
 /// A transaction older than this is somebody's forgotten one.
@@ -116,13 +118,18 @@ pub fn findings(
         found.push(warn(
             Kind::Spill,
             format!(
-                "decoding for slot \"{}\" has written {} to disk, since a transaction was larger than logical_decoding_work_mem \
-                 ({}): large transactions arrive later",
+                "decoding for slot \"{}\" has written {} to disk: a transaction was larger than the memory for it, which is {} in the \
+                 relay's session and logical_decoding_work_mem ({}) where verify and adopt look into the slot; large transactions \
+                 arrive later",
                 settings.slot,
                 size(bytes as f64),
+                size(f64::from(DECODING_MEMORY_MIB) * 1024.0 * 1024.0),
                 health.work_mem
             ),
-            "run ALTER SYSTEM SET logical_decoding_work_mem = '256MB'; and SELECT pg_reload_conf(); where there is memory for it",
+            format!(
+                "insert in smaller transactions; run SELECT pg_stat_reset_replication_slot({}); to count anew",
+                quote_literal(&settings.slot)
+            ),
         ));
     }
     found

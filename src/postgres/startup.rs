@@ -29,23 +29,15 @@ use crate::secret::Secret;
 /// What the server appends to its process title and to `pg_stat_replication`, where the URL names nothing else.
 const APPLICATION_NAME: &str = "walrelay";
 
+/// Memory of the server for one transaction before it spills to disk, in MiB: most transactions of an outbox then never touch
+/// the disk (the server's default is 64).
+pub(crate) const DECODING_MEMORY_MIB: u32 = 256;
+
 /// Settings of a replication session that have a reason to differ.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct SessionSettings {
-    /// Memory of the server for one transaction before it spills to disk: most transactions of an outbox then never
-    /// touch the disk (server's default: 64 MB). In MiB.
-    pub(crate) logical_decoding_work_mem_mib: u32,
     /// After this long without a status update the server ends the connection. `None` leaves the server's own.
     pub wal_sender_timeout: Option<Duration>,
-}
-
-impl Default for SessionSettings {
-    fn default() -> Self {
-        SessionSettings {
-            logical_decoding_work_mem_mib: 256,
-            wal_sender_timeout: None,
-        }
-    }
 }
 
 /// Connects, authenticates and waits until the server takes commands.
@@ -144,10 +136,7 @@ impl Credentials<'_> {
 /// The `options` parameter. First what the user may override, then theirs, then what is configured: the last of several
 /// `-c` for one name counts.
 fn session_options(configured: Option<&str>, settings: &SessionSettings) -> String {
-    let mut options = format!(
-        "-c logical_decoding_work_mem={}MB",
-        settings.logical_decoding_work_mem_mib
-    );
+    let mut options = format!("-c logical_decoding_work_mem={}MB", DECODING_MEMORY_MIB);
     if let Some(configured) = configured {
         options.push(' ');
         options.push_str(configured);

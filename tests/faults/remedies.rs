@@ -2,7 +2,7 @@
 
 use walrelay::local::Mode;
 
-use crate::support::{Fixture, Servers, options, uuid};
+use crate::support::{Fixture, Servers, eventually, options, uuid};
 
 /// The SQL statements in a text.
 fn statements(text: &str) -> Vec<String> {
@@ -85,6 +85,28 @@ async fn what_doctor_says_of_places() {
     fixture.holds(3).await;
     relay.stop().await;
     assert_eq!(fixture.stored_ids().await, [1, 2, 3].map(uuid));
+}
+
+/// What was written to disk once is counted for ever, unless somebody counts anew.
+#[tokio::test]
+async fn what_doctor_says_of_a_transaction_that_was_spilled() {
+    let settings = [
+        ("logical_decoding_work_mem", "64kB"),
+        ("max_slot_wal_keep_size", "64GB"),
+    ];
+    let mut fixture = Fixture::bare_on(Servers::with(options(&settings)).await).await;
+    fixture.setup().await;
+    assert_eq!(mend(&fixture, "spill").await, None);
+    // The relay has memory of its own; what looks into the slot has the server's.
+    fixture.insert(1, 5_000).await;
+    fixture.walrelay(&["verify"]).await;
+    let remedy = eventually("it is counted", async || mend(&fixture, "spill").await).await;
+    let relay = fixture.run();
+    fixture.holds(5_000).await;
+    types(&fixture, &remedy).await;
+    assert_eq!(mend(&fixture, "spill").await, None);
+    relay.stop().await;
+    assert_eq!(mend(&fixture, "spill").await, None);
 }
 
 /// The name of a slot that another database of the server has.
