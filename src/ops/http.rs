@@ -3,6 +3,10 @@
 //! In: where to listen, a [`Board`] for each lane. Out: a task beside the relay's loop on the same thread: it only reads the board,
 //! so a slow or stuck client costs the relay nothing but the bytes that it asked for.
 
+mod connections;
+mod guard;
+
+use super::history::History;
 use super::metrics::{self, Format};
 use super::page;
 use crate::relay::board::Board;
@@ -10,8 +14,10 @@ use crate::relay::status::Status;
 use anyhow::Context as _;
 use axum::extract::State as Shared;
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::from_fn_with_state;
 use axum::response::{Html, IntoResponse};
 use axum::routing::get;
+use connections::Connections;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -20,6 +26,7 @@ use tokio::net::TcpListener;
 pub(crate) const STATUS_PATH: &str = "/status.json";
 
 type Served = Shared<Arc<Vec<Board>>>;
+type Pictured = Shared<(Arc<Vec<Board>>, History)>;
 
 /// A listener that serves until it is dropped.
 #[derive(Debug)]
@@ -40,17 +47,26 @@ impl Server {
             )
         })?;
         let address = listener.local_addr()?;
-        let router = axum::Router::new()
+        let lanes = Arc::new(lanes);
+        let history = History::of(lanes.len());
+        let page = axum::Router::new()
             .route("/", get(status_page))
+            .with_state((Arc::clone(&lanes), history.clone()));
+        let router = axum::Router::new()
             .route("/metrics", get(metrics_text))
             .route("/livez", get(live))
             .route("/healthz", get(live))
             .route("/readyz", get(ready))
             .route(STATUS_PATH, get(status_json))
-            .with_state(Arc::new(lanes));
+            .route("/page.css", get(|| asset("text/css", page::STYLE)))
+            .route("/page.js", get(|| asset("text/javascript", page::SCRIPT)))
+            .with_state(Arc::clone(&lanes))
+            .merge(page)
+            .layer(from_fn_with_state(address.ip().is_loopback(), guard::guard));
         let task = tokio::spawn(async move {
-            // It ends only with its task: accepting goes on through every error.
-            let _ = axum::serve(listener, router).await;
+            // Neither ends but with its task: accepting goes on through every error.
+            let served = axum::serve(Connections::of(listener), router);
+            let _ = tokio::join!(served.into_future(), history.keep(lanes));
         });
         Ok(Server { address, task })
     }
@@ -67,8 +83,12 @@ impl Drop for Server {
     }
 }
 
-async fn status_page(Shared(lanes): Served) -> Html<String> {
-    Html(page::render(&statuses(&lanes)))
+async fn status_page(Shared((lanes, history)): Pictured) -> Html<String> {
+    Html(page::render(&statuses(&lanes), &history.now()))
+}
+
+async fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, kind)], text)
 }
 
 async fn metrics_text(Shared(lanes): Served, asked: HeaderMap) -> impl IntoResponse {

@@ -1,5 +1,6 @@
 //! What operators see: logs, metrics, health, the status page.
 
+mod history;
 pub mod http;
 pub mod logs;
 pub mod metrics;

@@ -1,49 +1,47 @@
-//! The status page: one HTML file without scripts, that asks again by itself.
+//! The status page: HTML that is complete without its script, which only asks for it again and takes over what has changed.
+//!
+//! In: each lane's status and its last hour. Out: the page. Guarantee: what a server or a row says is text, never markup; nothing
+//! is asked of another host, and neither script nor style stands in the page itself.
 
+mod chart;
+
+use crate::ops::history::{Past, Point};
 use crate::relay::status::{State, Status};
+use chart::chart;
 use chrono::{DateTime, Utc};
 use postgres_types::PgLsn;
 
-const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1c2430;--dim:#667085;--line:#e4e7ec;--card:#fff;--page:#f6f7f9;--good:#12805c;\
---wait:#b25e09;--bad:#c4320a}\
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--dim:#98a2b3;--line:#2b3340;--card:#171c24;--page:#0e1116;\
---good:#3ccb97;--wait:#f5a524;--bad:#ff7a59}}\
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);\
-font:15px/1.45 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}\
-main{max-width:860px;margin:0 auto;padding:32px 20px}\
-header{display:flex;align-items:baseline;gap:12px;flex-wrap:wrap;margin-bottom:20px}\
-h1{font-size:22px;margin:0;letter-spacing:-.01em}h2{font-size:13px;margin:28px 0 8px;color:var(--dim);font-weight:600}\
-.state{padding:2px 10px;border-radius:99px;font-size:13px;font-weight:600;border:1px solid currentColor}\
-.streaming{color:var(--good)}.waiting,.starting,.standby{color:var(--wait)}.halted{color:var(--bad)}\
-.dim{color:var(--dim)}.right{margin-left:auto}\
-.reason{border-left:3px solid var(--wait);padding:8px 14px;background:var(--card);margin-bottom:20px;overflow-wrap:anywhere}\
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(120px,1fr));gap:12px}\
-.card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:14px 16px}\
-.card b{display:block;font-size:24px;font-weight:600;letter-spacing:-.02em;font-variant-numeric:tabular-nums}\
-.card span{color:var(--dim);font-size:13px}\
-table{width:100%;border-collapse:collapse;background:var(--card);border:1px solid var(--line);border-radius:10px;\
-border-spacing:0;overflow:hidden}\
-td,th{padding:8px 16px;text-align:left;border-top:1px solid var(--line);vertical-align:top;overflow-wrap:anywhere;\
-font-variant-numeric:tabular-nums}tr:first-child td,tr:first-child th{border-top:0}\
-th{color:var(--dim);font-weight:500;width:230px}code{font:13px ui-monospace,Menlo,Consolas,monospace}\
-footer{margin-top:24px;color:var(--dim);font-size:13px}a{color:inherit}";
+/// Its style sheet, at `/page.css`.
+pub(super) const STYLE: &str = include_str!("page/page.css");
+/// Its script, at `/page.js`.
+pub(super) const SCRIPT: &str = include_str!("page/page.js");
+/// Changes of the state that are shown.
+const CHANGES_SHOWN: usize = 12;
 
 /// The page, with a part for each lane.
-pub(super) fn render(lanes: &[Status]) -> String {
+pub(super) fn render(lanes: &[Status], pasts: &[Past]) -> String {
     let Some(first) = lanes.first() else {
         return String::new();
     };
-    let parts = lanes.iter().map(|status| match lanes.len() {
-        1 => part(&status.name, status),
-        _ => part(&status.slot, status),
+    let no_past = Past::default();
+    let parts = lanes.iter().enumerate().map(|(index, status)| {
+        let name = match lanes.len() {
+            1 => &status.name,
+            _ => &status.slot,
+        };
+        let past = pasts.get(index).unwrap_or(&no_past);
+        part(index, name, status, past)
     });
     let parts: String = parts.collect();
     format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta http-equiv=\"refresh\" content=\"2\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{name}: {state}</title><style>{STYLE}</style></head>\
-         <body><main>{parts}<footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
-         <a href=\"/status.json\">JSON</a> · running since {started}</footer></main></body></html>",
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{name}: {state}</title>\
+         <link rel=\"stylesheet\" href=\"/page.css\"><script src=\"/page.js\" defer></script>\
+         <noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript></head>\
+         <body><main><div id=\"away\" class=\"reason away\" role=\"alert\" hidden></div><div id=\"lanes\">{parts}</div>\
+         <footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
+         <a href=\"/status.json\">JSON</a> · running since {started} · <code>walrelay doctor</code> says what is wrong, with the \
+         command that mends it</footer></main></body></html>",
         name = escaped(&first.name),
         state = gravest(lanes).name(),
         started = time(first.started),
@@ -58,37 +56,118 @@ fn gravest(lanes: &[Status]) -> State {
     shown.map_or(State::Starting, |status| status.state)
 }
 
-fn part(name: &str, status: &Status) -> String {
-    let totals = &status.totals;
-    let open = status.dead_letters_open.map_or("-".to_owned(), grouped);
+fn part(index: usize, name: &str, status: &Status, past: &Past) -> String {
+    let state = status.state.name();
+    let reason = status.reason.as_ref().map_or_else(String::new, |reason| {
+        format!("<div class=\"reason\">{}</div>", escaped(reason))
+    });
+    let live = |name: &str, role: &str, content: String| {
+        format!("<div id=\"{name}-{index}\" data-live{role}>{content}</div>")
+    };
+    let head = format!(
+        "<header><h1>{name}</h1><span class=\"state {state}\">{state}</span>\
+         <span class=\"dim\">since {since}</span><span class=\"dim right\">walrelay {version}</span></header>{reason}",
+        name = escaped(name),
+        since = time(status.since),
+        version = escaped(&status.version),
+    );
+    let told = format!(
+        "<h2>Positions</h2>{}<h2>Dead letters since the start</h2>{}",
+        positions(status),
+        dead_letters(status)
+    );
+    let happened = format!(
+        "<h2>Changes of the state</h2>{}<h2>Last faults</h2>{}<h2>Lane</h2>{}",
+        changes(past),
+        faults(status),
+        lane(status)
+    );
+    format!(
+        "<section class=\"lane\" aria-label=\"{}\">{}{}{}<div class=\"columns\">{}{}</div></section>",
+        escaped(name),
+        live("head", " role=\"status\"", head),
+        live("cards", " class=\"cards\"", cards(status)),
+        live("charts", " class=\"charts\"", charts(past)),
+        live("told", "", told),
+        live("happened", "", happened),
+    )
+}
+
+fn cards(status: &Status) -> String {
+    let open = status.dead_letters_open.map_or("–".to_owned(), grouped);
     let cards = [
         ("events a second", grouped(status.events_per_second)),
-        ("acknowledged", grouped(totals.acknowledged)),
+        ("acknowledged", grouped(status.totals.acknowledged)),
         ("in flight", grouped(status.marks.in_flight)),
         ("lag", lag(status)),
         ("held back", bytes(status.held_back_bytes())),
         ("open dead letters", open),
     ];
-    let cards: String = cards
+    cards
         .iter()
         .map(|(what, value)| format!("<div class=\"card\"><b>{value}</b><span>{what}</span></div>"))
+        .collect()
+}
+
+fn charts(past: &Past) -> String {
+    let values = |of: fn(&Point) -> Option<f64>| past.points.iter().map(of).collect::<Vec<_>>();
+    let rate = values(|point| Some(point.events_per_second));
+    let latency = values(|point| point.latency_us.map(|us| us as f64 / 1e3));
+    let lag = values(|point| Some(point.lag_seconds as f64));
+    [
+        chart("Events a second", &rate, |value| match value {
+            below if below < 10.0 => format!("{below:.1}"),
+            value => grouped(value.round() as u64),
+        }),
+        chart("99 % acknowledged within", &latency, |ms| match ms {
+            1_000.0.. => format!("{} s", ms / 1e3),
+            ms => format!("{ms} ms"),
+        }),
+        chart("Lag", &lag, |seconds| format!("{seconds:.0} s")),
+    ]
+    .concat()
+}
+
+fn changes(past: &Past) -> String {
+    if past.changes.is_empty() {
+        return "<p class=\"dim\">None yet.</p>".to_owned();
+    }
+    let rows: String = past
+        .changes
+        .iter()
+        .take(CHANGES_SHOWN)
+        .map(|change| {
+            let state = change.state.name();
+            let reason = change.reason.as_deref().map_or_else(String::new, |reason| {
+                format!(": {}", escaped(reason))
+            });
+            let at = time(change.at);
+            format!(
+                "<tr><th scope=\"row\">{at}</th><td><b class=\"{state}\">{state}</b>{reason}</td></tr>"
+            )
+        })
         .collect();
-    let state = status.state.name();
-    let reason = status.reason.as_ref().map_or_else(String::new, |reason| {
-        format!("<div class=\"reason\">{}</div>", escaped(reason))
-    });
-    format!(
-        "<header><h1>{name}</h1><span class=\"state {state}\">{state}</span>\
-         <span class=\"dim\">since {since}</span><span class=\"dim right\">walrelay {version}</span></header>\
-         {reason}<div class=\"cards\">{cards}</div><h2>Lane</h2>{lane}<h2>Positions</h2>{positions}\
-         <h2>Last faults</h2>{faults}",
-        name = escaped(name),
-        since = time(status.since),
-        version = status.version,
-        lane = lane(status),
-        positions = positions(status),
-        faults = faults(status),
-    )
+    format!("<table>{rows}</table>")
+}
+
+/// By reason; the rows themselves are for the command, which asks who reads them.
+fn dead_letters(status: &Status) -> String {
+    let rows: Vec<(&str, String)> = status
+        .totals
+        .dead_letters
+        .iter()
+        .map(|(reason, count)| (reason.as_str(), grouped(*count)))
+        .collect();
+    let list = match status.dead_letters_open {
+        Some(1..) => {
+            "<p class=\"dim\"><code>walrelay dead-letters list</code> shows the open ones.</p>"
+        }
+        _ => "",
+    };
+    match rows.is_empty() {
+        true => format!("<p class=\"dim\">None.</p>{list}"),
+        false => format!("{}{list}", table(&rows)),
+    }
 }
 
 fn lane(status: &Status) -> String {
@@ -132,7 +211,7 @@ fn faults(status: &Status) -> String {
                 times => format!(" <span class=\"dim\">×{times}</span>"),
             };
             let (at, text) = (time(fault.at), escaped(&fault.text));
-            format!("<tr><th>{at}</th><td>{text}{times}</td></tr>")
+            format!("<tr><th scope=\"row\">{at}</th><td>{text}{times}</td></tr>")
         })
         .collect();
     format!("<table>{rows}</table>")
@@ -141,7 +220,12 @@ fn faults(status: &Status) -> String {
 fn table(rows: &[(&str, String)]) -> String {
     let rows: String = rows
         .iter()
-        .map(|(name, value)| format!("<tr><th>{name}</th><td>{value}</td></tr>"))
+        .map(|(name, value)| {
+            format!(
+                "<tr><th scope=\"row\">{}</th><td>{value}</td></tr>",
+                escaped(name)
+            )
+        })
         .collect();
     format!("<table>{rows}</table>")
 }
@@ -212,8 +296,10 @@ mod tests {
     fn what_a_server_says_is_text_not_markup() {
         let board = Board::new("a", "a", "A");
         board.fault(&Fault::Broker("<script>".into()));
-        let page = render(&[board.status()]);
-        assert!(!page.contains("<script"));
+        let page = render(&[board.status()], &[]);
+        assert!(!page.contains("<script>"));
         assert!(page.contains("&lt;script&gt;"));
+        // The policy of the answer refuses both.
+        assert!(!page.contains("style=") && !page.contains("<style"));
     }
 }

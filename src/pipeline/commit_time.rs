@@ -68,6 +68,17 @@ impl Latencies {
         LATENCY_BOUNDS_US.get(reached?).copied()
     }
 
+    /// What was counted since then.
+    pub fn since(&self, before: &Latencies) -> Latencies {
+        let mut since = self.clone();
+        for (count, before) in since.counts.iter_mut().zip(before.counts) {
+            *count = count.saturating_sub(before);
+        }
+        since.sum_us = self.sum_us.saturating_sub(before.sum_us);
+        since.unknown = self.unknown.saturating_sub(before.unknown);
+        since
+    }
+
     /// Adds what another epoch has counted.
     pub(crate) fn add(&mut self, other: &Latencies) {
         for (count, more) in self.counts.iter_mut().zip(other.counts) {
