@@ -1,11 +1,15 @@
 //! Metrics, health, the status page and `walrelay status` against a running relay.
 
+#[path = "status/hostile.rs"]
+mod hostile;
 mod platform;
 #[path = "status/prometheus.rs"]
 mod prometheus;
 #[path = "status/systemd.rs"]
 #[cfg(target_os = "linux")]
 mod systemd;
+#[path = "status/watching.rs"]
+mod watching;
 
 use platform::Platform;
 use postgres_types::PgLsn;
@@ -85,7 +89,7 @@ async fn a_running_relay_tells_what_it_does() {
     wait_for(address, "/status.json", confirmed).await;
     assert_eq!(get(address, "/livez").await.expect("alive").0, "200");
     let (code, page) = get(address, "/").await.expect("a page");
-    assert!(code == "200" && page.contains("streaming") && !page.contains("<script"));
+    assert!(code == "200" && page.contains("streaming"), "{page}");
 
     let text = platform.expect(&["status"], 0).await;
     assert!(

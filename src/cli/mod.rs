@@ -153,6 +153,9 @@ impl Cli {
             }
             Command::Status(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
+                if let Some(pause) = args.watch {
+                    return block_on(status::watch::watch(&args, pause, &loaded));
+                }
                 block_on(lanes::each(&loaded, async |lane| {
                     status::execute(args.clone(), lane, &loaded.http).await
                 }))

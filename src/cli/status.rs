@@ -3,6 +3,8 @@
 //! In: the settings. Out: the running relay's own word from `http.listen`, else what slot and stream tell, as text or
 //! JSON. Guarantee: reads only, and says which of the two it is.
 
+pub mod watch;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -31,14 +33,18 @@ const EXAMPLES: &str = "\
 Examples:
   walrelay status                                 what the relay is doing
   walrelay status --json | jq -r .relay.state     starting, streaming, waiting or halted
+  walrelay status --watch                         drawn anew every two seconds; --watch=10s every ten
 
 The running relay is asked at http.listen. Where none answers there, slot, stream and lane record
 tell: running elsewhere, stopped, halted (why, and what to do), or the slot is lost.
 
-server         the end of the write-ahead log, looked at every few seconds received       what has
-arrived of it acknowledged   what the broker has taken, and how far and for how long that is
-behind the server's end confirmed      what Postgres may forget; behind acknowledged by hold_back
-latency        from the commit, by the server's clock, to the acknowledgement
+  server         the end of the write-ahead log, looked at every few seconds
+  received       what has arrived of it
+  acknowledged   what the broker has taken, and how far and for how long behind the server's end
+  confirmed      what Postgres may forget; behind acknowledged by hold_back
+  latency        from the commit, by the server's clock, to the acknowledgement
+
+--watch ends with 0.
 
 Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3:
 none answers, and Postgres or NATS could not be asked why.";
@@ -50,9 +56,14 @@ pub struct Args {
     /// One JSON object.
     #[arg(long)]
     json: bool,
+
+    /// Again and again until Ctrl-C: drawn anew on a terminal, else a line a look.
+    #[arg(long, value_name = "PAUSE", num_args = 0..=1, require_equals = true, default_missing_value = "2s")]
+    #[arg(value_parser = watch::parse_pause)]
+    pub watch: Option<Duration>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Answer {
     relay: Option<Status>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -67,7 +78,25 @@ enum Lanes {
     Several(Vec<Status>),
 }
 
-/// Runs the command.
+impl Answer {
+    fn text(&self) -> String {
+        match (&self.relay, &self.positions) {
+            (Some(status), _) => text(status),
+            (None, Some(positions)) => position::text(positions),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+/// What one look has found.
+struct Look {
+    answer: Answer,
+    /// Why there is no more.
+    notes: Vec<String>,
+    exit: Exit,
+}
+
+/// Runs the command for one lane.
 ///
 /// # Errors
 /// Standard output cannot be written.
@@ -76,59 +105,65 @@ pub async fn execute(
     settings: &Settings,
     http: &HttpSettings,
 ) -> Result<Exit, anyhow::Error> {
+    let look = look(settings, http).await;
+    for note in &look.notes {
+        stderr::line(note);
+    }
+    let mut account = Account::default();
+    if args.json {
+        account.line(serde_json::to_string(&look.answer)?);
+    } else if look.answer.relay.is_some() || look.answer.positions.is_some() {
+        account.line(look.answer.text());
+    }
+    account.close()?;
+    Ok(look.exit)
+}
+
+async fn look(settings: &Settings, http: &HttpSettings) -> Look {
     let relay = match http.listen {
         Some(listen) => ask(listen, settings).await,
         None => Err(anyhow!("http.listen is turned off")),
     };
-    let status = match relay {
-        Ok(status) => status,
+    match relay {
+        Ok(status) => Look {
+            exit: match status.is_ready() {
+                true => Exit::Done,
+                false => Exit::Failed,
+            },
+            answer: Answer {
+                relay: Some(status),
+                positions: None,
+            },
+            notes: Vec::new(),
+        },
         Err(error) => {
             let why = super::exit::message(&error);
-            stderr::line(format_args!("no relay answers: {why}"));
-            return without_relay(&args, settings).await;
+            without_relay(settings, format!("no relay answers: {why}")).await
         }
-    };
-    let ready = status.is_ready();
-    let answer = Answer {
-        relay: Some(status),
-        positions: None,
-    };
-    print(&args, &answer)?;
-    Ok(if ready { Exit::Done } else { Exit::Failed })
+    }
 }
 
 /// What slot, stream and lane record tell.
-async fn without_relay(args: &Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+async fn without_relay(settings: &Settings, why: String) -> Look {
     let (positions, unseen) = match position::look(settings).await {
         Ok((positions, unseen)) => (Some(positions), unseen),
         Err(error) => (None, Some(error)),
     };
-    let answer = Answer {
-        relay: None,
-        positions,
-    };
-    print(args, &answer)?;
-    let Some(unseen) = unseen else {
-        return Ok(Exit::Failed);
-    };
-    stderr::line(format_args!("error: {}", super::exit::message(&unseen)));
-    let told = answer.positions.as_ref().map(|positions| &positions.lane);
-    Ok(match told.is_some_and(LaneState::is_known) {
-        true => Exit::Failed,
-        false => Exit::Unchecked,
-    })
-}
-
-fn print(args: &Args, answer: &Answer) -> Result<(), anyhow::Error> {
-    let mut account = Account::default();
-    if args.json {
-        account.line(serde_json::to_string(answer)?);
-    } else if let Some(status) = &answer.relay {
-        account.line(text(status));
-    } else if let Some(positions) = &answer.positions {
-        account.line(position::text(positions));
+    let told = positions.as_ref().map(|positions| &positions.lane);
+    let is_known = told.is_some_and(LaneState::is_known);
+    let error = |unseen| format!("error: {}", super::exit::message(unseen));
+    let notes = [why].into_iter().chain(unseen.as_ref().map(error));
+    Look {
+        notes: notes.collect(),
+        exit: match unseen.is_none() || is_known {
+            true => Exit::Failed,
+            false => Exit::Unchecked,
+        },
+        answer: Answer {
+            relay: None,
+            positions,
+        },
     }
-    account.close()
 }
 
 /// Asks the relay that should listen there.

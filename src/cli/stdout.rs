@@ -52,3 +52,27 @@ impl Account {
         }
     }
 }
+
+/// Until nobody reads standard output any more: `walrelay tail | head -2` ends with its second line, not with the next
+/// event, which may be hours away. Never where it is no pipe.
+pub async fn reader_gone() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut look = tokio::time::interval(std::time::Duration::from_millis(250));
+    loop {
+        look.tick().await;
+        let stdout = io::stdout();
+        // No event is asked for: poll reports a closed pipe in any case.
+        let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if poll(&mut pipe, Some(&at_once)).is_ok()
+            && pipe[0]
+                .revents()
+                .intersects(PollFlags::ERR | PollFlags::HUP)
+        {
+            return;
+        }
+    }
+}

@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 
 use super::exit::Exit;
 use super::signals::{self, Hangup};
-use crate::cli::stderr;
+use crate::cli::{stderr, stdout};
 use crate::pipeline::position::{KIND_DISCARDED, KIND_RETRIED};
 use crate::relay::settings::{NatsSettings, Settings};
 use entry::{Class, Entry, KIND_EVENT};
@@ -85,7 +85,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let mut shutdown = signals::listen(Hangup::Stops)?;
     tokio::select! {
         ended = follow(&args, &settings.nats, &mut screen) => ended.map(|()| Exit::Done),
-        () = reader_gone() => Ok(Exit::Done),
+        () = stdout::reader_gone() => Ok(Exit::Done),
         () = shutdown.wait() => Ok(Exit::Done),
     }
 }
@@ -175,30 +175,6 @@ fn colour_of(entry: &Entry) -> Option<&'static str> {
         (Class::DeadLetter, _) => Some("31"),
         (Class::Event, KIND_EVENT) => None,
         (Class::Event, _) => Some("33"),
-    }
-}
-
-/// Until nobody reads standard output any more: `walrelay tail | head -2` ends with its second line, not with the next
-/// event, which may be hours away. Never where it is no pipe.
-async fn reader_gone() {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut look = tokio::time::interval(std::time::Duration::from_millis(250));
-    loop {
-        look.tick().await;
-        let stdout = io::stdout();
-        // No event is asked for: poll reports a closed pipe in any case.
-        let mut pipe = [PollFd::new(&stdout, PollFlags::empty())];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        if poll(&mut pipe, Some(&at_once)).is_ok()
-            && pipe[0]
-                .revents()
-                .intersects(PollFlags::ERR | PollFlags::HUP)
-        {
-            return;
-        }
     }
 }
 

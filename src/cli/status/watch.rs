@@ -1,0 +1,155 @@
+//! `walrelay status --watch`: the same again and again.
+//!
+//! In: the lanes, how often. Out: on a terminal a picture that is drawn anew, elsewhere a line a lane and look, until a signal or
+//! until nobody reads. Guarantee: a look that fails is told and does not end it.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
+
+use chrono::{SecondsFormat, Utc};
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{Args, Look, bytes, look};
+use crate::cli::exit::Exit;
+use crate::cli::signals::{self, Hangup};
+use crate::cli::stdout;
+use crate::config::Loaded;
+use crate::relay::status::Status;
+
+/// A relay answers in milliseconds, and nobody reads faster.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+
+/// Home; the end of each line and of the picture are cleared, so that nothing flickers (ECMA-48).
+const HOME: &str = "\x1b[H";
+const CLEAR_LINE: &str = "\x1b[K\n";
+const CLEAR_BELOW: &str = "\x1b[J";
+/// Once, before the first picture.
+const CLEAR: &str = "\x1b[2J";
+
+/// Reads how often.
+pub(super) fn parse_pause(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(pause) if pause >= PAUSE_MIN => Ok(pause),
+        Ok(_) => Err(format!("give {PAUSE_MIN:?} or more")),
+        Err(error) => Err(format!("{error}; give a duration such as `2s`")),
+    }
+}
+
+/// Shows until a signal, or until the pipe's reader has gone.
+///
+/// # Errors
+/// Standard output cannot be written.
+pub async fn watch(args: &Args, pause: Duration, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+    let mut shutdown = signals::listen(Hangup::Stops)?;
+    let follow = async {
+        let mut looks = interval(pause);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let is_picture = !args.json && io::stdout().is_terminal();
+        if is_picture {
+            stdout::write(CLEAR)?;
+        }
+        loop {
+            looks.tick().await;
+            let mut found = Vec::new();
+            for lane in &loaded.lanes {
+                found.push((lane.postgres.slot.as_str(), look(lane, &loaded.http).await));
+            }
+            stdout::write(&match is_picture {
+                true => picture(&found, pause),
+                false => lines(args.json, &found)?,
+            })?;
+        }
+    };
+    tokio::select! {
+        ended = follow => ended,
+        () = stdout::reader_gone() => Ok(Exit::Done),
+        () = shutdown.wait() => Ok(Exit::Done),
+    }
+}
+
+fn picture(found: &[(&str, Look)], pause: Duration) -> String {
+    let mut text = String::new();
+    for (slot, look) in found {
+        if found.len() > 1 {
+            let _ = writeln!(text, "{slot}");
+        }
+        for note in &look.notes {
+            let _ = writeln!(text, "{note}");
+        }
+        let _ = writeln!(text, "{}\n", look.answer.text());
+    }
+    let now = Utc::now().format("%H:%M:%S UTC");
+    let pause = humantime::format_duration(pause);
+    let _ = writeln!(text, "{now}, every {pause}; Ctrl-C ends it");
+    let drawn: String = text
+        .lines()
+        .map(|line| format!("{line}{CLEAR_LINE}"))
+        .collect();
+    format!("{HOME}{drawn}{CLEAR_BELOW}")
+}
+
+fn lines(json: bool, found: &[(&str, Look)]) -> Result<String, anyhow::Error> {
+    let mut text = String::new();
+    for (slot, look) in found {
+        let line = match (json, &look.answer.relay) {
+            (true, _) => serde_json::to_string(&look.answer)?,
+            (false, Some(status)) => line(status),
+            (false, None) => {
+                let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+                format!("{now} {slot} {}", look.notes.join("; "))
+            }
+        };
+        text.push_str(&line.replace('\n', " "));
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+fn line(status: &Status) -> String {
+    let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+    let open = status
+        .dead_letters_open
+        .map_or("-".to_owned(), |open| open.to_string());
+    let reason = status
+        .reason
+        .as_ref()
+        .map_or_else(String::new, |reason| format!(": {reason}"));
+    format!(
+        "{now} {} {}{reason} events={} rate={}/s in_flight={} lag={} lag_seconds={} dead_letters={open}",
+        status.slot,
+        status.state.name(),
+        status.totals.acknowledged,
+        status.events_per_second,
+        status.marks.in_flight,
+        bytes(status.lag_bytes()).replace(' ', ""),
+        status.lag_seconds,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Answer;
+    use super::*;
+
+    #[test]
+    fn a_pause_is_a_duration_that_a_relay_can_answer_in() {
+        assert_eq!(parse_pause("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(parse_pause("100ms"), Ok(PAUSE_MIN));
+        for wrong in ["", "99ms", "0s", "often"] {
+            assert!(parse_pause(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn each_line_of_a_picture_clears_what_stood_there() {
+        let look = Look {
+            answer: Answer::default(),
+            notes: vec!["no relay answers: nobody".to_owned()],
+            exit: Exit::Failed,
+        };
+        let drawn = picture(&[("s", look)], Duration::from_secs(2));
+        assert!(drawn.starts_with("\x1b[Hno relay answers: nobody\x1b[K\n"));
+        assert!(drawn.ends_with(", every 2s; Ctrl-C ends it\x1b[K\n\x1b[J"));
+    }
+}
