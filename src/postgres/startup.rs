@@ -292,7 +292,6 @@ mod tests {
     fn what_is_configured_comes_after_what_the_user_set() {
         let settings = SessionSettings {
             wal_sender_timeout: Some(Duration::from_secs(30)),
-            ..Default::default()
         };
         let options = session_options(
             Some("-c wal_sender_timeout=1h -c logical_decoding_work_mem=1GB"),

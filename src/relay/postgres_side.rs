@@ -120,7 +120,6 @@ impl PostgresSide {
         let status_interval = status_interval(settings, &self.inspection);
         let session_settings = SessionSettings {
             wal_sender_timeout: Some(status_interval * STATUS_UPDATES_MISSED_MAX),
-            ..SessionSettings::default()
         };
         let mut session = startup::connect(conninfo, &session_settings)
             .await
