@@ -277,10 +277,7 @@ mod rfc3339_micros {
         time: &DateTime<Utc>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
-        // By way of the microseconds, so that a leap second becomes what Postgres would have stored.
-        let time = DateTime::from_timestamp_micros(time.timestamp_micros())
-            .filter(|time| (0..=9999).contains(&time.year()))
-            .ok_or_else(|| ser::Error::custom("occurred_at is outside of the years 0 to 9999"))?;
+        let time = written(time).ok_or_else(|| ser::Error::custom(OUTSIDE))?;
         serializer.collect_str(&time.format("%Y-%m-%dT%H:%M:%S%.6fZ"))
     }
 
@@ -288,9 +285,21 @@ mod rfc3339_micros {
         deserializer: D,
     ) -> Result<DateTime<Utc>, D::Error> {
         let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        DateTime::parse_from_rfc3339(&text)
-            .map(|time| time.to_utc())
-            .map_err(de::Error::custom)
+        let time = DateTime::parse_from_rfc3339(&text).map_err(de::Error::custom)?;
+        let time = time.to_utc();
+        // An offset or a leap second can lead out of the years that its own text is in.
+        match written(&time) {
+            Some(_) => Ok(time),
+            None => Err(de::Error::custom(OUTSIDE)),
+        }
+    }
+
+    const OUTSIDE: &str = "occurred_at is outside of the years 0 to 9999";
+
+    /// The moment as it is written: by way of the microseconds, so that a leap second becomes what Postgres would have stored.
+    fn written(time: &DateTime<Utc>) -> Option<DateTime<Utc>> {
+        DateTime::from_timestamp_micros(time.timestamp_micros())
+            .filter(|time| (0..=9999).contains(&time.year()))
     }
 }
 
@@ -307,6 +316,19 @@ mod tests {
         r#""event_type":"lesson.published.v1","event_version":1,"occurred_at":"2026-11-23T04:40:52.846130Z","#,
         r#""payload_json":{"title": "Größen & \"mehr\"", "teacher_id": null}}"#
     );
+
+    #[test]
+    fn a_moment_that_could_not_be_written_again_is_not_read() {
+        let at = |text: &str| {
+            EventEnvelope::from_json(&WIRE.replace("2026-11-23T04:40:52.846130Z", text))
+        };
+        for text in ["9999-12-31T23:59:60Z", "0000-01-01T00:00:00+01:00"] {
+            assert!(matches!(at(text), Err(EventError::Malformed(_))), "{text}");
+        }
+        for text in ["9999-12-31T23:59:59Z", "2016-12-31T23:59:60Z"] {
+            at(text).expect(text).to_json().expect(text);
+        }
+    }
 
     fn wire_envelope() -> EventEnvelope {
         EventEnvelope {
