@@ -77,7 +77,13 @@ async fn stream(
 ) -> Result<CopyBoth, ReplicationError> {
     let session = session(&conninfo(server, "postgres", None)).await?;
     session
-        .start_replication(name, PgLsn::from(FROM_SLOT), &[name], frame_bytes_max)
+        .start_replication(
+            name,
+            PgLsn::from(FROM_SLOT),
+            &[name],
+            false,
+            frame_bytes_max,
+        )
         .await
 }
 

@@ -169,6 +169,7 @@ impl Lane1 {
                 status_interval: Duration::from_secs(10),
                 halt_on_reject: false,
                 refused: Refused::new(),
+                share: None,
                 limit_raised_for: None,
             },
             server_id: None,

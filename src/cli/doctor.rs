@@ -16,8 +16,10 @@ use crate::pipeline::record::HaltNote;
 use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::division::Division;
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
 use crate::postgres::health::{self, Health};
+use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
@@ -199,9 +201,14 @@ async fn look_at_postgres(settings: &Settings) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let inspection = inspect(&client, postgres).await?;
     report.looked_at.push(server_line(&inspection));
-    if let Some(share) = &postgres.share {
-        let others = sibling_slots::others(&client, share).await?;
-        report.findings.extend(others.into_iter().map(Found::from));
+    if let Some(share) = &postgres.share
+        && inspection.server.version_num >= ROW_FILTERS_SINCE
+    {
+        let division = Division::look(&client, postgres).await?.unwrap_or_default();
+        let others = sibling_slots::others(&client, share, &division).await?;
+        let mixed = division.finding(share);
+        let found = others.into_iter().chain(mixed);
+        report.findings.extend(found.map(Found::from));
     }
     let (before, at) = (health::health(&client, postgres).await?, now_s());
     let rate = wal_rate(&client, settings, &before).await?;

@@ -163,9 +163,10 @@ mod tests {
             .get_arguments()
             .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
             .collect();
-        // That one is there without a configuration too.
+        // The one is there without a configuration too, the other only where it is the purpose.
+        let elsewhere = ["--log-level", "--shares"];
         let known = KEYS.iter().filter_map(|entry| entry.flag);
-        let known: Vec<&str> = known.filter(|flag| *flag != "--log-level").collect();
+        let known: Vec<&str> = known.filter(|flag| !elsewhere.contains(flag)).collect();
         assert!(
             flags.iter().all(|flag| known.contains(&flag.as_str())),
             "{flags:?}"

@@ -27,6 +27,7 @@ mod progress;
 pub mod prune;
 mod repair;
 pub mod replay;
+pub mod reshard;
 pub mod run;
 pub mod setup;
 mod signals;
@@ -41,6 +42,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
 
+use crate::config::Key;
 use crate::environment::Environment;
 use crate::ops::logs::{LogError, LogFilter, LogFormat};
 use exit::Exit;
@@ -119,6 +121,7 @@ enum Command {
     DeadLetters(Configured<dead_letters::Args, AllFlags>),
     Prune(Configured<prune::Args, AllFlags>),
     Erase(Configured<erase::Args, AllFlags>),
+    Reshard(Configured<reshard::Args, AllFlags>),
     Doctor(Configured<doctor::Args, AllFlags>),
     Config(config::Args),
     Demo(demo::Args),
@@ -208,6 +211,14 @@ impl Cli {
             Command::Erase(Configured { args, keys }) => {
                 block_on(erase::execute(args, &load(keys.given())?.lanes))
             }
+            Command::Reshard(Configured { args, keys }) => {
+                let load = |count: u32| {
+                    let mut values = keys.given();
+                    values.push((Key::RelayShares, count.to_string()));
+                    given.clone().with(values).load()
+                };
+                block_on(reshard::execute(args, load))
+            }
             Command::Config(args) => config::execute(&args, &load(args.given())?),
             Command::Demo(args) => block_on(demo::execute(args)),
             Command::Bench(Configured { args, keys }) => {
@@ -238,7 +249,6 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-    use crate::config::Key;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -30,7 +30,7 @@ use crate::relay::stream_fit;
 
 mod shares;
 
-pub(super) use shares::{each_lane, execute_all};
+pub(super) use shares::{each_lane, execute_all, server_version};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -287,7 +287,9 @@ async fn record_slot(
     let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
     let store = LaneClient::new(nats, name, slot)?;
     let stored = store.record().await?;
-    if let Some(record) = stored.record {
+    let switched_lsn = (stored.record.as_ref()).and_then(|record| record.switched_lsn);
+    let retired = stored.record.as_ref().is_some_and(|record| record.retired);
+    if let Some(record) = stored.record.filter(|record| !record.retired) {
         let Some(made_lsn) = made_lsn else {
             return Ok(());
         };
@@ -317,7 +319,8 @@ async fn record_slot(
     let stream = stream::find(nats, name)
         .await?
         .with_context(|| format!("stream {name} has gone"))?;
-    let unused = found.filter(|slot| slot.active_pid.is_none() && stream.state.last_seq == 0);
+    let is_new = retired || stream.state.last_seq == 0;
+    let unused = found.filter(|slot| slot.active_pid.is_none() && is_new);
     let Some(confirmed_lsn) = made_lsn.or(unused.and_then(|slot| slot.confirmed_flush_lsn)) else {
         return Ok(());
     };
@@ -326,6 +329,7 @@ async fn record_slot(
         sequence: stream.state.last_seq,
         confirmed_lsn,
         adopted_sequence: stream.state.last_seq,
+        switched_lsn,
         taken_over_sequence: if takes_over { stream.state.last_seq } else { 0 },
         ..LaneRecord::new(&identity.lane(slot), &history, name, &stream.created)
     };

@@ -335,8 +335,14 @@ pub const KEYS: &[Entry] = &[
         Some("500ms"),
         None,
     ),
-    // Lanes that the rows are divided among.
-    open(Key::RelayShares, "relay", "shares", Some("1"), None),
+    // Lanes that the rows are divided among. Only reshard has the flag.
+    open(
+        Key::RelayShares,
+        "relay",
+        "shares",
+        Some("1"),
+        Some("--shares"),
+    ),
     // Without it: all of them.
     open(Key::RelayShare, "relay", "share", None, Some("--share")),
     open(

@@ -8,6 +8,7 @@
 //! The caller's turn: hand over payloads while [`Engine::wants_wal`], then [`Engine::end_turn`], then write the frames.
 
 mod confirming;
+mod crossing;
 mod emit;
 mod reject;
 mod resync;
@@ -16,6 +17,7 @@ pub(crate) mod sample;
 mod wal;
 
 pub use super::fault::Stop;
+pub use crossing::CrossingQuestion;
 pub use reject::{RowPresence, RowQuestion};
 pub use resync::Resumed;
 
@@ -35,6 +37,7 @@ use super::record::{Carrier, LaneRecord};
 use super::row::{Foreign, Relations, Source};
 use super::shared_end_search::fence_subject;
 use bytes::BytesMut;
+use crossing::Crossing;
 use postgres_types::PgLsn;
 use reject::Pending;
 use std::collections::VecDeque;
@@ -65,6 +68,8 @@ pub struct EpochSettings {
     pub halt_on_reject: bool,
     /// The rows that the broker refused in epochs before, and would refuse again.
     pub refused: Refused,
+    /// Number of the lane's share; none where the lane has all rows.
+    pub share: Option<u32>,
     /// The row for which the epoch before has ended, since it fits by a limit that was raised: it is not asked for again.
     pub limit_raised_for: Option<Position>,
 }
@@ -203,6 +208,10 @@ pub struct Engine {
     acknowledged_before: u64,
     /// A rejected row that waits for an answer.
     pending: Option<Pending>,
+    /// The number of shares changes here.
+    crossing: Option<Crossing>,
+    /// The last place of that kind that the lane is across.
+    switched_lsn: Option<PgLsn>,
     /// When it was last looked at how large a message may be.
     limit_seen_at: Duration,
     /// The row that fits by a limit that was raised.
@@ -257,6 +266,8 @@ impl Engine {
             stopping: false,
             halt: None,
             pending: None,
+            crossing: None,
+            switched_lsn: (settings.record.as_ref()).and_then(|record| record.switched_lsn),
             limit_seen_at: now,
             limit_raised_for: None,
             dead_letter_subject: dead_letter::subject(&settings.lane.slot),
@@ -286,7 +297,7 @@ impl Engine {
     /// Whether no further WAL is taken, for now or for good.
     #[inline]
     fn is_at_an_end(&self) -> bool {
-        self.stopping || self.halt.is_some() || self.pending.is_some()
+        self.stopping || self.halt.is_some() || self.pending.is_some() || self.crossing.is_some()
     }
 
     /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
@@ -397,6 +408,7 @@ impl Engine {
             self.progress.next_due(),
             self.confirm
                 .next_time(confirmable, self.window.unanswered_since(), self.stopping),
+            self.is_record_due().then_some(now),
         ]
         .into_iter()
         .flatten()

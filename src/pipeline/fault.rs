@@ -59,6 +59,16 @@ pub enum Fault {
         /// Backend process id, 0 where the server does not say.
         pid: u32,
     },
+    /// There are fewer shares than that this would be one.
+    #[error(
+        "the outbox has {count} shares, and share {share} is none of them; where there shall be more, walrelay reshard makes them"
+    )]
+    NoShare {
+        /// Its number.
+        share: u32,
+        /// How many there are.
+        count: u32,
+    },
     /// Bytes that the replication protocol does not know.
     #[error("replication stream: {0}")]
     Protocol(#[from] DecodeError),
@@ -224,6 +234,7 @@ impl Fault {
             | Fault::Column { .. }
             | Fault::Successor { .. }
             | Fault::SlotActive { .. }
+            | Fault::NoShare { .. }
             | Fault::Protocol(_)
             | Fault::Row(_)
             | Fault::Frame { .. }
@@ -247,6 +258,7 @@ impl Fault {
             Fault::Column { .. } => ("postgres", "column-missing"),
             Fault::Successor { .. } => ("postgres", "table-replaced"),
             Fault::SlotActive { .. } => ("postgres", "slot-active"),
+            Fault::NoShare { .. } => ("postgres", "no-share"),
             Fault::Protocol(_) => ("postgres", "protocol"),
             Fault::Row(_) => ("postgres", "row-mismatch"),
             Fault::Reread(_) => ("postgres", "reread"),
@@ -271,6 +283,7 @@ impl Fault {
             | Fault::Broker(_)
             | Fault::Unready(_)
             | Fault::SlotActive { .. }
+            | Fault::NoShare { .. }
             | Fault::AckTimeout(_)
             | Fault::Mute(_)
             | Fault::NoResponders(_) => Class::Transient,

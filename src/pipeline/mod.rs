@@ -61,6 +61,7 @@ pub mod publish;
 mod reader;
 pub mod record;
 pub mod request;
+pub mod reshard;
 pub mod room;
 pub mod row;
 pub mod shared_end_search;

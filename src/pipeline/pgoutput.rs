@@ -34,7 +34,14 @@ pub enum Message<'a> {
         /// Its columns.
         row: Tuple<'a>,
     },
-    /// `U`, `D`, `T`, `O`, `Y`, `M`: update, delete, truncate, origin, type, logical message.
+    /// `M` in a transaction, from `pg_logical_emit_message`.
+    Logical {
+        /// What it is about, in the server's encoding.
+        prefix: &'a [u8],
+        /// As far as it was read: a long one may have been cut.
+        content: &'a [u8],
+    },
+    /// `U`, `D`, `T`, `O`, `Y`, and `M` outside of transactions: update, delete, truncate, origin, type, logical message.
     Other(u8),
 }
 
@@ -106,7 +113,8 @@ pub fn decode(data: &[u8]) -> Result<Message<'_>, DecodeError> {
         b'B' => begin(reader.named("Begin")),
         b'C' => commit(reader.named("Commit")),
         b'R' => relation(reader.named("Relation")),
-        b'U' | b'D' | b'T' | b'O' | b'Y' | b'M' => Ok(Message::Other(tag)),
+        b'M' => logical(reader.named("Message")),
+        b'U' | b'D' | b'T' | b'O' | b'Y' => Ok(Message::Other(tag)),
         _ => Err(reader.unknown("tag", 0, tag.into())),
     }
 }
@@ -153,6 +161,18 @@ fn relation(mut reader: Reader<'_>) -> Result<Message<'_>, DecodeError> {
         name,
         columns,
     }))
+}
+
+fn logical(mut reader: Reader<'_>) -> Result<Message<'_>, DecodeError> {
+    let is_in_transaction = reader.u8("flags")? & 1 == 1;
+    reader.lsn("lsn")?;
+    let prefix = reader.string("prefix")?;
+    reader.u32("length")?;
+    let content = reader.rest();
+    Ok(match is_in_transaction {
+        true => Message::Logical { prefix, content },
+        false => Message::Other(b'M'),
+    })
 }
 
 #[inline]

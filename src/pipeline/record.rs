@@ -73,6 +73,13 @@ pub struct LaneRecord {
     /// Under which names the publication is read, in the order of the WAL; none where nobody has looked.
     #[serde(default)]
     pub publications: Vec<PublicationName>,
+    /// Up to here the lane is across the places in the WAL where the number of shares changed: all in front of the last one is
+    /// acknowledged.
+    #[serde(default, with = "text_option")]
+    pub switched_lsn: Option<PgLsn>,
+    /// The share of this lane is no more, and all that it had is published: a new slot of its name begins a new lane.
+    #[serde(default)]
+    pub retired: bool,
     /// Why a relay halted since this record, for those who look later; none once an epoch has begun again. No start decides by
     /// it.
     #[serde(default)]
@@ -255,6 +262,8 @@ impl LaneRecord {
             carrier: None,
             tables: Vec::new(),
             publications: Vec::new(),
+            switched_lsn: None,
+            retired: false,
             halted: None,
             moved: None,
         }

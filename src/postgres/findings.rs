@@ -14,7 +14,7 @@ use crate::postgres::table_name::quote_identifier;
 mod columns;
 mod needs;
 mod proposal;
-pub(in crate::postgres) mod shares;
+pub(crate) mod shares;
 
 /// How grave a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -145,7 +145,7 @@ impl fmt::Display for Finding {
     }
 }
 
-pub(super) fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
+pub(crate) fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
     Finding {
         severity: Severity::Refuse,
         kind,

@@ -28,6 +28,7 @@
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | `published_rows` | ids of published rows | the rows marked or deleted |
 //! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
+//! | [`division`] | that client | how many shares there are |
 //! | [`share`] | a share's number | the row filter of its publication |
 //! | [`sibling_slots`] | that client | the slots of the other shares |
 //! | [`setup`] | that state | the missing parts made, or taken away |
@@ -40,6 +41,7 @@ pub mod catalog;
 pub mod client;
 pub mod conninfo;
 pub mod copy_both;
+pub mod division;
 pub mod encoding;
 pub mod encryption;
 pub mod error;

@@ -240,7 +240,7 @@ impl Session {
     /// Starts to stream the slot's changes from `start_lsn` on, as pgoutput protocol 1.
     ///
     /// The server begins at the later of `start_lsn` and the slot's confirmed_flush_lsn: a lower request is moved up,
-    /// a higher one skips data, both without a word. `frame_bytes_max` bounds the frames that are gathered
+    /// a higher one skips data, both without a word. With logical messages too from Postgres 14 on. `frame_bytes_max` bounds the frames that are gathered
     /// ([`CopyBoth::next_frame`]).
     ///
     /// # Errors
@@ -251,6 +251,7 @@ impl Session {
         slot: &str,
         start_lsn: PgLsn,
         publications: &[&str],
+        with_messages: bool,
         frame_bytes_max: usize,
     ) -> Result<CopyBoth, ReplicationError> {
         // Protocol version 1 and publication_names are known to every server that has pgoutput (10 and later).
@@ -258,8 +259,13 @@ impl Session {
             .iter()
             .map(|name| quote_identifier(name))
             .collect();
+        let messages = if with_messages {
+            ", messages 'true'"
+        } else {
+            ""
+        };
         let command = format!(
-            "START_REPLICATION SLOT {} LOGICAL {start_lsn} (proto_version '1', publication_names {})",
+            "START_REPLICATION SLOT {} LOGICAL {start_lsn} (proto_version '1', publication_names {}{messages})",
             quote_identifier(slot),
             // The replication grammar takes backslashes as they are.
             format_args!("'{}'", names.join(",").replace('\'', "''")),

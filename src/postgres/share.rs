@@ -15,6 +15,10 @@ pub struct Share {
     pub count: u32,
     /// The slot that the shares' slots are named after.
     pub whole_slot: String,
+    /// The publication that theirs are named after.
+    pub whole_publication: String,
+    /// The lane runs although there are fewer shares by now: what is left of it is published.
+    pub empties: bool,
 }
 
 impl Share {
@@ -43,15 +47,54 @@ impl Share {
         behind.is_empty() || number.is_some_and(|number| number >= self.count)
     }
 
-    /// The other number of shares that `filter` is of: a configuration with that number has made it.
-    pub(crate) fn count_of(&self, filter: &str) -> Option<u32> {
-        let (_, behind) = filter.split_once(" & ")?;
-        let (mask, behind) = behind.split_once(") = ")?;
-        let (number, _) = behind.split_once(')')?;
-        let count = mask.parse::<u32>().ok()?.checked_add(1)?;
-        let is_other = count != self.count && count.is_power_of_two();
-        (is_other && number.parse() == Ok(self.number)).then_some(count)
+    /// The slot of another share.
+    pub(crate) fn slot(&self, number: u32) -> String {
+        format!("{}_{number}", self.whole_slot)
     }
+
+    /// Number of the share whose slot has this name.
+    pub(crate) fn number_of_slot(&self, name: &str) -> Option<u32> {
+        name.strip_prefix(&self.whole_slot)?
+            .strip_prefix('_')?
+            .parse()
+            .ok()
+    }
+
+    /// Number of the share whose publication has this name.
+    pub(crate) fn number_of_publication(&self, name: &str) -> Option<u32> {
+        let number = name
+            .strip_prefix(&self.whole_publication)?
+            .strip_prefix('_')?;
+        number
+            .parse()
+            .ok()
+            .filter(|parsed: &u32| parsed.to_string() == number)
+    }
+
+    /// The same share of another number of them.
+    #[must_use]
+    pub fn of(&self, count: u32) -> Self {
+        Share {
+            count,
+            ..self.clone()
+        }
+    }
+}
+
+/// The first Postgres with row filters.
+pub(crate) const ROW_FILTERS_SINCE: u32 = 150_000;
+
+/// The row filter of a publication that carries nothing.
+pub(crate) const NOTHING: &str = "false";
+
+/// Which share, and of how many, a row filter is of by its looks.
+pub(crate) fn told(filter: &str) -> Option<(u32, u32)> {
+    let (_, behind) = filter.split_once(" & ")?;
+    let (mask, behind) = behind.split_once(") = ")?;
+    let (number, _) = behind.split_once(')')?;
+    let count = mask.parse::<u32>().ok()?.checked_add(1)?;
+    let number = number.parse().ok()?;
+    (count.is_power_of_two() && number < count).then_some((number, count))
 }
 
 /// The hash of a column whose name is quoted.
@@ -77,6 +120,8 @@ mod tests {
             number,
             count: 4,
             whole_slot: "walrelay".to_owned(),
+            whole_publication: "walrelay".to_owned(),
+            empties: false,
         }
     }
 
@@ -109,17 +154,27 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_of_another_number_of_shares_is_known() {
+    fn a_filter_tells_its_share() {
         let filter = |share: &Share| share.filter("uuid", "key").expect("it has a hash");
         for number in [0, 1] {
-            let eight = Share {
-                count: 8,
-                ..share(number)
-            };
-            assert_eq!(share(number).count_of(&filter(&eight)), Some(8));
-            assert_eq!(share(2).count_of(&filter(&eight)), None);
+            assert_eq!(told(&filter(&share(number).of(8))), Some((number, 8)));
         }
-        assert_eq!(share(1).count_of(&filter(&share(1))), None);
-        assert_eq!(share(1).count_of("(event_version < 2)"), None);
+        for other in ["(event_version < 2)", NOTHING, "((uuid_hash(key) & 2) = 1)"] {
+            assert_eq!(told(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn publications_have_a_number() {
+        assert_eq!(share(0).number_of_publication("walrelay_7"), Some(7));
+        for other in [
+            "walrelay",
+            "walrelay_",
+            "walrelay_07",
+            "walrelay_x",
+            "orders_1",
+        ] {
+            assert_eq!(share(0).number_of_publication(other), None, "{other}");
+        }
     }
 }

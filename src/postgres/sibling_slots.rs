@@ -4,6 +4,7 @@
 //! sends rows that these shares send as well, and keeps WAL where nobody reads it.
 
 use crate::postgres::client::{Client, SqlError};
+use crate::postgres::division::Division;
 use crate::postgres::findings::{Finding, Kind, refuse, warn};
 use crate::postgres::replication::quote_literal;
 use crate::postgres::share::Share;
@@ -12,12 +13,21 @@ use crate::postgres::share::Share;
 ///
 /// # Errors
 /// A failed query.
-pub async fn others(client: &Client, share: &Share) -> Result<Vec<Finding>, SqlError> {
+pub async fn others(
+    client: &Client,
+    share: &Share,
+    division: &Division,
+) -> Result<Vec<Finding>, SqlError> {
+    // What the publications say counts: a configuration may be older, or newer.
+    let share = &share.of(division.count().unwrap_or(share.count));
     let query = "SELECT slot_name::text FROM pg_catalog.pg_replication_slots WHERE database = current_database() ORDER BY 1";
     let mut found = Vec::new();
     for row in client.query(query, &[]).await? {
         let slot: String = row.try_get(0)?;
-        if share.is_of_others(&slot) {
+        let is_kept = share
+            .number_of_slot(&slot)
+            .is_some_and(|number| division.has(number));
+        if share.is_of_others(&slot) && !is_kept {
             found.push(warn(
                 Kind::SlotMismatch,
                 format!(

@@ -325,7 +325,7 @@ impl Board {
         }
         status.last_faults.truncate(FAULTS_MAX);
         let state = match fault {
-            Fault::SlotActive { .. } => State::Standby,
+            Fault::SlotActive { .. } | Fault::NoShare { .. } => State::Standby,
             _ => State::Waiting,
         };
         status.set_state(state, Some(text));

@@ -17,6 +17,7 @@ use crate::relay::Shutdown;
 use crate::relay::board::Board;
 use crate::relay::broker::Broker;
 use crate::relay::clock::{self, Clock};
+use crate::relay::crossing;
 use crate::relay::epoch_marks::EpochMarks;
 use crate::relay::lane_store::LaneStore;
 use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
@@ -43,6 +44,8 @@ pub(super) struct Drive<'a> {
     settings: &'a Settings,
     /// The look at how large a message may be, while it is under way.
     limit: Option<LimitLook<'a>>,
+    /// The wait for other lanes, while it is under way.
+    crossing: Option<Pin<Box<dyn Future<Output = ()> + Send + 'a>>>,
     reported: EpochMarks,
     report_at: Duration,
     /// The line of the start, until it is said.
@@ -60,6 +63,15 @@ async fn limit_seen(look: &mut Option<LimitLook<'_>>) -> Option<SizeLimit> {
     let seen = under_way.await;
     *look = None;
     seen
+}
+
+/// Waits for other lanes, for ever where there is nothing to wait for.
+async fn passed(crossing: &mut Option<Pin<Box<dyn Future<Output = ()> + Send + '_>>>) {
+    let Some(under_way) = crossing else {
+        return std::future::pending().await;
+    };
+    under_way.await;
+    *crossing = None;
 }
 
 /// What a person has been told; it outlives a connection to the broker.
@@ -97,6 +109,7 @@ impl<'a> Drive<'a> {
             board,
             settings,
             limit: None,
+            crossing: None,
             reported: EpochMarks::default(),
             report_at: Duration::ZERO,
         }
@@ -190,6 +203,7 @@ impl<'a> Drive<'a> {
                 }
                 looked = watch.look() => self.take_look(looked?),
                 limit = limit_seen(&mut self.limit) => turn.engine.handle_limit(limit, self.clock.now())?,
+                () = passed(&mut self.crossing) => turn.engine.crossed(),
                 () = clock::sleep_until(self.clock, until) => {}
                 () = shutdown.wait(), if !stopping => {
                     let in_flight = turn.engine.in_flight();
@@ -210,6 +224,11 @@ impl<'a> Drive<'a> {
         if turn.engine.poll_limit_question() {
             let advertised = turn.broker.connection.advertised();
             self.limit = Some(Box::pin(open::look_at_limit(self.settings, advertised)));
+        }
+        if let Some(question) = turn.engine.poll_crossing() {
+            let lane = turn.engine.lane().clone();
+            let across = crossing::until_across(self.settings, self.board, lane, question);
+            self.crossing = Some(Box::pin(across));
         }
     }
 

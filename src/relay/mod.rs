@@ -9,6 +9,7 @@ pub mod board;
 pub mod broker;
 pub mod claims;
 pub mod clock;
+mod crossing;
 mod drive;
 mod embed;
 pub mod epoch_marks;
@@ -54,6 +55,7 @@ use open_error::OpenError;
 use postgres_types::PgLsn;
 use resync::{Left, Waiting};
 use settings::Settings;
+use standby::Awaited;
 use std::time::Duration;
 
 /// How a relay came to its end.
@@ -151,9 +153,9 @@ async fn run_claimed(
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
             Next::Pause(pause) => tokio::time::sleep(pause).left_future(),
-            Next::Standby => {
+            Next::Standby(awaited) => {
                 relay.claim = None;
-                standby::until_free(settings).right_future()
+                standby::until_there(settings, awaited).right_future()
             }
             Next::End(outcome) => return Ok(outcome),
         };
@@ -167,7 +169,7 @@ async fn run_claimed(
 enum Next {
     Pause(Duration),
     /// Until nobody reads the slot.
-    Standby,
+    Standby(Awaited),
     End(Outcome),
 }
 
@@ -412,7 +414,8 @@ impl<'a> Relay<'a> {
                 self.inherited.refused = self.epochs.refused().clone();
                 self.inherited.one_by_one = self.epochs.one_by_one();
                 match fault {
-                    Fault::SlotActive { .. } => Next::Standby,
+                    Fault::SlotActive { .. } => Next::Standby(Awaited::Slot),
+                    Fault::NoShare { .. } => Next::Standby(Awaited::Share),
                     _ => Next::Pause(pause),
                 }
             }

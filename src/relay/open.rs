@@ -274,6 +274,7 @@ fn epoch_settings(
         status_interval: status_interval(settings, inspection),
         halt_on_reject: settings.relay.on_reject == OnReject::Halt,
         refused: inherited.refused.clone(),
+        share: (settings.postgres.share.as_ref()).map(|share| share.number),
         limit_raised_for: inherited.limit_raised_for,
     }
 }

@@ -12,6 +12,7 @@ use crate::pipeline::publications::PublicationName;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::copy_both::CopyBoth;
+use crate::postgres::division::Division;
 use crate::postgres::encoding;
 use crate::postgres::error::ReplicationError;
 use crate::postgres::findings::{Kind, Severity, findings};
@@ -19,6 +20,7 @@ use crate::postgres::processes::{self, Process};
 use crate::postgres::publications::publication_names;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
@@ -74,11 +76,9 @@ impl PostgresSide {
             SlotWal::of(&inspection),
             inspection.server.clock,
         );
+        let besides = check_shares(&sql, &inspection, &settings.postgres).await?;
         let mut warnings = check_postgres(&inspection, &settings.postgres, has_streamed)?;
-        if let Some(share) = &settings.postgres.share {
-            let others = sibling_slots::others(&sql, share).await?;
-            warnings.extend(others.iter().map(ToString::to_string));
-        }
+        warnings.extend(besides);
         let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(PostgresSide {
             sql,
@@ -133,7 +133,13 @@ impl PostgresSide {
             session.send_bytes().await?;
         }
         let wal = session
-            .start_replication(slot, start_lsn, &[publication], frame_bytes_max)
+            .start_replication(
+                slot,
+                start_lsn,
+                &[publication],
+                settings.postgres.share.is_some(),
+                frame_bytes_max,
+            )
             .await?;
         self.replication = Some(Replication {
             wal,
@@ -237,6 +243,28 @@ async fn own_slot(sql: &Client, slot: &str, walsender_pid: i32) -> Result<SlotAn
                  are on different servers; one host in postgres.url, or target_session_attrs=read-write, keeps them together"
             )))
         })
+}
+
+/// Whether the lane's share is one, and what there is beside it.
+async fn check_shares(
+    sql: &Client,
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+) -> Result<Vec<String>, OpenError> {
+    let share = settings.share.as_ref();
+    let Some(share) = share.filter(|_| inspection.server.version_num >= ROW_FILTERS_SINCE) else {
+        return Ok(Vec::new());
+    };
+    let division = Division::look(sql, settings).await?.unwrap_or_default();
+    if let Some(count) = division.lacks(settings) {
+        let share = share.number;
+        return Err(OpenError::Fault(Fault::NoShare { share, count }));
+    }
+    if let Some(mixed) = division.finding(share) {
+        return Err(OpenError::Permanent(anyhow::anyhow!("{mixed}")));
+    }
+    let others = sibling_slots::others(sql, share, &division).await?;
+    Ok(others.iter().map(ToString::to_string).collect())
 }
 
 fn check_postgres(

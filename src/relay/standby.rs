@@ -1,34 +1,51 @@
-//! A relay whose slot another one reads: it waits for the slot.
+//! A relay that has no lane to relay: another one reads its slot, or there are fewer shares. It waits.
 //!
 //! In: settings. Out: when a start is worth trying. Guarantees: a slot that becomes free is seen within a fifth of a second, on one
 //! session that stays; every few seconds a start looks at everything anew, so that what is wrong comes out before a takeover.
 
 use crate::postgres::catalog;
 use crate::postgres::client::{self, SqlError};
+use crate::postgres::division::Division;
 use crate::relay::settings::Settings;
 use std::time::Duration;
 
-/// Between two looks at the slot.
+/// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Until everything is looked at again.
 const ANEW_AFTER: Duration = Duration::from_secs(5);
 
-/// Waits until nobody reads the slot, or a new start has to say what is wrong.
-pub(super) async fn until_free(settings: &Settings) {
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// Nobody reads the slot.
+    Slot,
+    /// There are so many shares that the lane has one.
+    Share,
+}
+
+/// Waits until that is so, or a new start has to say what is wrong.
+pub(super) async fn until_there(settings: &Settings, awaited: Awaited) {
     // What hinders the looks hinders a start too, which says it.
-    if let Ok(Err(error)) = tokio::time::timeout(ANEW_AFTER, look(settings)).await {
-        tracing::debug!(%error, "cannot see whether the slot is free");
+    if let Ok(Err(error)) = tokio::time::timeout(ANEW_AFTER, look(settings, awaited)).await {
+        tracing::debug!(%error, ?awaited, "cannot see whether it is there");
     }
 }
 
-async fn look(settings: &Settings) -> Result<(), SqlError> {
+async fn look(settings: &Settings, awaited: Awaited) -> Result<(), SqlError> {
     tokio::time::sleep(LOOK_INTERVAL).await;
     let sql = client::connect(&settings.postgres.conninfo).await?;
-    while catalog::slot_and_wal(&sql, &settings.postgres.slot)
-        .await?
-        .is_some_and(|slot| slot.active_pid.is_some())
-    {
+    loop {
+        let is_there = match awaited {
+            Awaited::Slot => catalog::slot_and_wal(&sql, &settings.postgres.slot)
+                .await?
+                .is_none_or(|slot| slot.active_pid.is_none()),
+            Awaited::Share => Division::look(&sql, &settings.postgres)
+                .await?
+                .is_none_or(|division| division.lacks(&settings.postgres).is_none()),
+        };
+        if is_there {
+            return Ok(());
+        }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    Ok(())
 }

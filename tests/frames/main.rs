@@ -152,6 +152,7 @@ fn told(payload: &[u8], marks: &mut Marks) -> Result<String, Box<dyn Error>> {
             })?;
             format!("Insert {}", columns.join("|"))
         }
+        Message::Logical { .. } => "M".to_owned(),
         Message::Other(tag) => char::from(tag).to_string(),
     })
 }
@@ -188,7 +189,7 @@ fn a_message_truncated_at_any_byte_is_a_typed_error() {
         for payload in payloads(&capture(major)) {
             let opaque = matches!(
                 copy_both::decode(payload),
-                Ok(ReplicationMessage::XLogData { data, .. }) if matches!(pgoutput::decode(data), Ok(Message::Other(_)))
+                Ok(ReplicationMessage::XLogData { data, .. }) if matches!(pgoutput::decode(data), Ok(Message::Other(_) | Message::Logical { .. }))
             );
             for end in 0..payload.len() {
                 let decoded = decode_all(&payload[..end]);

@@ -564,6 +564,7 @@ impl Relay {
             status_interval: settings.status_interval,
             halt_on_reject: settings.halt_on_reject,
             refused: self.epochs.refused().clone(),
+            share: None,
             limit_raised_for: self.limit_raised_for,
         }
     }

@@ -9,8 +9,10 @@ use super::{Args, execute, refused};
 use crate::cli::exit::Exit;
 use crate::cli::lanes;
 use crate::config::Loaded;
-use crate::postgres::client::connect;
-use crate::postgres::findings::{Finding, Severity};
+use crate::postgres::client::{Client, SqlError, connect};
+use crate::postgres::division::Division;
+use crate::postgres::findings::{Finding, Kind, Severity, refuse};
+use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::relay::settings::Settings;
 
@@ -56,13 +58,35 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
-    let mut refusals = sibling_slots::others(&client, share).await?;
+    let division = match server_version(&client).await? {
+        ROW_FILTERS_SINCE.. => Division::look(&client, postgres).await?.unwrap_or_default(),
+        _ => Division::default(),
+    };
+    let mut refusals = sibling_slots::others(&client, share, &division).await?;
     for finding in &mut refusals {
         finding.severity = Severity::Refuse;
+    }
+    refusals.extend(division.finding(share));
+    if let Some(other) = division.count().filter(|other| *other != share.count) {
+        let wanted = share.count;
+        refusals.push(refuse(
+            Kind::RowFilter,
+            format!("the outbox has {other} shares, and relay.shares is {wanted}"),
+            format!(
+                "set relay.shares = {other} in every configuration, or run walrelay reshard --shares {wanted}"
+            ),
+        ));
     }
     let slots: Vec<&str> = (lanes.iter())
         .map(|lane| lane.postgres.slot.as_str())
         .collect();
     refusals.extend(sibling_slots::room(&client, &slots).await?);
     Ok(refusals)
+}
+
+/// As `server_version_num`.
+pub(crate) async fn server_version(client: &Client) -> Result<u32, SqlError> {
+    let query = "SELECT current_setting('server_version_num')::int4";
+    let version: i32 = client.query_one(query, &[]).await?.try_get(0)?;
+    Ok(u32::try_from(version).unwrap_or(0))
 }

@@ -166,7 +166,7 @@ async fn peek_as(
                     })?;
                 }
             }
-            Message::Commit { .. } | Message::Other(_) => {}
+            Message::Commit { .. } | Message::Logical { .. } | Message::Other(_) => {}
         }
     }
     Ok(true)

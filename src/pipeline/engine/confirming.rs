@@ -15,16 +15,16 @@ use std::time::Duration;
 impl Engine {
     /// The next request to the broker, if one is due.
     pub fn poll_request(&mut self, now: Duration) -> Option<Request<'static>> {
+        self.drain();
         let confirmable = self.confirmable(now);
         let acknowledged_lsn = self.progress.acknowledged_lsn();
+        let is_urgent = self.is_urgent();
         let due = Due {
             confirmable,
             pressing: self.progress.keeps_too_much(self.confirm.confirmed_lsn()),
             unanswered_since: self.window.unanswered_since(),
         };
-        let ask = self
-            .confirm
-            .poll(due, acknowledged_lsn, now, self.stopping)?;
+        let ask = self.confirm.poll(due, acknowledged_lsn, now, is_urgent)?;
         Some(self.request(ask))
     }
 
@@ -42,12 +42,15 @@ impl Engine {
         }
     }
 
-    fn request(&self, ask: Ask) -> Request<'static> {
+    fn request(&mut self, ask: Ask) -> Request<'static> {
         match ask {
-            Ask::Record(lsn) => Request::StoreRecord {
-                record: Box::new(self.lane_record(lsn)),
-                behind: self.record_sequence,
-            },
+            Ask::Record(lsn) => {
+                self.record_leaves();
+                Request::StoreRecord {
+                    record: Box::new(self.lane_record(lsn)),
+                    behind: self.record_sequence,
+                }
+            }
             Ask::Info => Request::Stream,
             Ask::Message(sequence) => Request::Message(Lookup::Message(sequence)),
         }
@@ -99,6 +102,7 @@ impl Engine {
             carrier: settings.epoch.carrier.clone(),
             tables: self.relations.tables().periods().to_vec(),
             publications: settings.epoch.publications.clone(),
+            switched_lsn: self.switched_lsn,
             ..LaneRecord::new(
                 &settings.lane,
                 &settings.history,
@@ -136,6 +140,7 @@ impl Engine {
         let ask = match reply {
             Reply::Stored(sequence) => {
                 self.record_sequence = sequence;
+                self.record_is_stored();
                 self.confirm.recorded()
             }
             Reply::Stream(stream) => self.confirm.informed(stream)?,

@@ -124,6 +124,7 @@ impl Engine {
         self.confirm = self
             .settings
             .confirm(confirmed_lsn, plan.lane_end.clone(), now);
+        self.cross_again();
         Ok(())
     }
 

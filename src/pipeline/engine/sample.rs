@@ -81,6 +81,7 @@ pub(crate) fn settings() -> EngineSettings {
             status_interval: 10_000 * MS,
             halt_on_reject: false,
             refused: Refused::new(),
+            share: None,
             limit_raised_for: None,
         },
     }
@@ -147,4 +148,11 @@ pub(crate) fn begin(commit_lsn: u64) -> Vec<u8> {
 pub(crate) fn commit(commit_lsn: u64) -> Vec<u8> {
     let lsns = [commit_lsn.to_be_bytes(), (commit_lsn + 8).to_be_bytes()].concat();
     xlog_data(b'C', &[&[0], &lsns, &[0; 8]])
+}
+
+/// A logical message in a transaction.
+pub(crate) fn message(prefix: &str, content: &str) -> Vec<u8> {
+    let length = u32::try_from(content.len()).expect("short").to_be_bytes();
+    let prefix = [prefix.as_bytes(), b"\0"].concat();
+    xlog_data(b'M', &[&[1], &[0; 8], &prefix, &length, content.as_bytes()])
 }

@@ -45,6 +45,10 @@ impl Engine {
                     end_lsn,
                 } => self.commit(commit_lsn, end_lsn, now),
                 Message::Relation(relation) => self.describe(relation),
+                Message::Logical { prefix, content } => {
+                    self.told(prefix, content);
+                    Ok(())
+                }
                 Message::Other(b'O') => {
                     self.originated();
                     Ok(())

@@ -1,16 +1,13 @@
 //! Whether a share's publication carries the share's rows, all of them and no other.
 //!
-//! In: the table, the publication's row filter, the share. Out: findings. Guarantee: pure; a filter that is not the share's own is
-//! refused, since rows might fall between the shares.
+//! In: the table, the publication's row filter, the share. Out: findings. Guarantee: pure; a filter that is no share's is refused,
+//! since rows might fall between the shares. One of another number of shares is not: the lanes are those that the publications make.
 
-use super::{Finding, Kind, refuse};
+use super::{Finding, Kind, refuse, warn};
 use crate::postgres::catalog::{Column, Server, Table};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::share::Share;
+use crate::postgres::share::{self, ROW_FILTERS_SINCE, Share};
 use crate::postgres::table_name::quote_identifier;
-
-/// The first Postgres with row filters.
-const ROW_FILTERS_SINCE: u32 = 150_000;
 
 /// Whether rows can be divided.
 pub(super) fn table(
@@ -59,7 +56,7 @@ fn filter(share: &Share, key: &Column) -> Option<String> {
 }
 
 /// The condition of the share's rows, where there is a share and the table can be divided.
-pub(in crate::postgres) fn wanted(table: &Table, settings: &PostgresSettings) -> Option<String> {
+pub(crate) fn wanted(table: &Table, settings: &PostgresSettings) -> Option<String> {
     filter(settings.share.as_ref()?, key(table, settings)?)
 }
 
@@ -74,16 +71,21 @@ pub(super) fn row_filter(
     let Some(wanted) = wanted(table, settings) else {
         return;
     };
-    if is == Some(wanted.as_str()) {
-        return;
-    }
     let Share { number, count, .. } = share;
     let publication = quote_identifier(&settings.publication);
-    if let Some(other) = is.and_then(|is| share.count_of(is)) {
-        found.push(refuse(
+    if is == Some(wanted.as_str()) || is == Some(share::NOTHING) {
+        return;
+    }
+    let other = is.and_then(share::told).map(|(_, other)| other);
+    let other = other.filter(|other| {
+        let filter = key(table, settings).and_then(|key| filter(&share.of(*other), key));
+        filter.as_deref() == is
+    });
+    if let Some(other) = other {
+        found.push(warn(
             Kind::RowFilter,
             format!("publication {publication} is share {number} of {other}, and relay.shares is {count}"),
-            format!("set relay.shares = {other} in every configuration; docs/scaling.md has how to change it"),
+            format!("set relay.shares = {other} in every configuration, or run walrelay reshard --shares {count}"),
         ));
         return;
     }

@@ -1,0 +1,243 @@
+//! `walrelay reshard`: another number of shares, while writers write and relays relay.
+//!
+//! In: a number. Out: publications, slots and streams for so many shares. Guarantees: all publications change in one transaction,
+//! while no other has rows of the table under way, so each row is of one share in front of it and of one behind it; what the WAL
+//! tells there keeps the order of each aggregate (`pipeline::reshard`); a share that is no more keeps its slot until all that it had is
+//! confirmed; ended at any moment, it is finished by the next run, or undone by one with the number from before.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+
+use super::exit::{Exit, UsageError};
+use super::setup;
+use super::signals::{self, Hangup};
+use super::stderr;
+use super::stdout;
+use crate::config::Loaded;
+use crate::pipeline::reshard::Switch;
+use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::client::{Client, connect};
+use crate::postgres::division::Division;
+use crate::postgres::share::ROW_FILTERS_SINCE;
+use crate::postgres::table_name::quote_identifier;
+use crate::relay::Shutdown;
+use crate::relay::settings::Settings;
+
+mod change;
+mod retire;
+
+const EXAMPLES: &str = "\
+Examples:
+  walrelay reshard --shares 8 --dry-run    what it would do, as SQL
+  walrelay reshard --shares 8              do it; writers and relays go on meanwhile
+
+It makes publications, slots and streams for new shares, and then changes all publications in one
+transaction. That needs the table without a transaction that has written to it: it is locked for a
+moment, and tried again while others are under way. An insert waits for at most --lock-wait.
+
+A relay reads up to there, waits until the shares that had its rows are published up to there, and
+goes on: the events of each aggregate stay in order. Where shares become fewer, it publishes the
+rest of those that are no more, waits until it is confirmed (as long as relay.hold_back), and drops
+their slots.
+
+Give relay.shares the new number in every configuration, before or after: a relay with another
+number has the shares that there are, of those that it knows. Where this was ended, run it again,
+or with the number from before: before the publications are changed, that takes everything back.
+
+Exit code 0: done. 1: something is in the way. 2: wrong usage.";
+
+/// Divide the outbox into another number of shares.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// How many there shall be: a power of two.
+    #[arg(long, value_name = "N")]
+    shares: u32,
+
+    /// Print what would be done, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// How long an insert may wait for the table; a try takes no longer.
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
+    lock_wait: Duration,
+
+    /// How long to try, and to wait for shares that are no more.
+    #[arg(long, value_name = "DURATION", default_value = "15min", value_parser = humantime::parse_duration)]
+    wait: Duration,
+}
+
+/// Runs the command; `load` gives the configuration of so many shares.
+///
+/// # Errors
+/// Something is in the way, or Postgres or NATS refuse.
+pub(super) async fn execute(
+    args: Args,
+    load: impl Fn(u32) -> Result<Loaded, anyhow::Error>,
+) -> Result<Exit, anyhow::Error> {
+    let lanes = lanes(&load, args.shares)?;
+    let first = &lanes[0].postgres;
+    let sql = connect(&first.conninfo)
+        .await
+        .with_context(|| format!("cannot connect to {}", first.conninfo))?;
+    ensure!(
+        setup::server_version(&sql).await? >= ROW_FILTERS_SINCE,
+        "shares need publications with row filters, which came with Postgres 15"
+    );
+    let division = Division::look(&sql, first).await?.unwrap_or_default();
+    let from = whole(&division)?;
+    let switch = Switch {
+        from,
+        to: args.shares,
+    };
+    let last = division.last().map_or(0, |last| last + 1);
+    let lanes = self::lanes(&load, last.max(from).max(args.shares).next_power_of_two())?;
+    let inspection = inspect(&sql, &lanes[0].postgres).await?;
+    let resharding = Resharding {
+        args: &args,
+        switch,
+        division,
+        lanes,
+        inspection,
+        sql,
+    };
+    if args.dry_run {
+        resharding.print()?;
+        return Ok(Exit::Done);
+    }
+    let shutdown = signals::listen(Hangup::Stops)?;
+    resharding.run(shutdown).await
+}
+
+/// A lane for each of so many shares.
+fn lanes(
+    load: &impl Fn(u32) -> Result<Loaded, anyhow::Error>,
+    count: u32,
+) -> Result<Vec<Settings>, anyhow::Error> {
+    if count < 2 {
+        let why = "--shares: an outbox without shares has another slot; docs/scaling.md has how to come to it";
+        return Err(UsageError(why.to_owned()).into());
+    }
+    let lanes = load(count)?.lanes;
+    if lanes.len() != count as usize {
+        let why = "this is about all shares: leave out --share and relay.share";
+        return Err(UsageError(why.to_owned()).into());
+    }
+    Ok(lanes)
+}
+
+fn whole(division: &Division) -> anyhow::Result<u32> {
+    match (division.whole(), division.count()) {
+        (Some(count), _) => Ok(count),
+        (None, None) => {
+            bail!("the outbox has no shares yet: set relay.shares and run walrelay setup")
+        }
+        (None, Some(count)) => bail!(
+            "the publications are not those of {count} shares: walrelay doctor says which is not, and the command that mends it"
+        ),
+    }
+}
+
+/// One run of the command.
+struct Resharding<'a> {
+    args: &'a Args,
+    switch: Switch,
+    division: Division,
+    /// Of every share that there is, was or shall be.
+    lanes: Vec<Settings>,
+    inspection: Inspection,
+    sql: Client,
+}
+
+impl Resharding<'_> {
+    async fn run(&self, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
+        let Switch { from, to } = self.switch;
+        for number in from..to {
+            let exit = self.prepare(number, shutdown.clone()).await?;
+            if exit != Exit::Done {
+                return Ok(exit);
+            }
+        }
+        let mut stopped = shutdown.clone();
+        let rest = async {
+            if from != to {
+                let lsn = self.change().await?;
+                stdout::write(&format!("from {lsn} on the outbox has {to} shares\n"))?;
+            }
+            self.retire().await
+        };
+        tokio::select! {
+            done = rest => done?,
+            () = stopped.wait() => bail!("stopped before its end: run it again"),
+        }
+        stderr::line(format_args!(
+            "relay.shares = {to} belongs into every configuration by now"
+        ));
+        Ok(Exit::Done)
+    }
+
+    /// Makes what a new share needs; its publication carries nothing yet.
+    async fn prepare(&self, number: u32, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
+        let lane = &self.lanes[number as usize];
+        if !self.division.has(number) {
+            let create = self.create(lane);
+            let created = self.sql.batch_execute(&create).await;
+            created.with_context(|| format!("cannot run {create}"))?;
+        }
+        let mut stopped = shutdown;
+        // A slot waits for the transactions that are under way.
+        let cancel = async {
+            let _ended = tokio::time::timeout(self.args.wait, stopped.wait()).await;
+        };
+        setup::execute_until(setup::Args::default(), lane, cancel).await
+    }
+
+    fn create(&self, lane: &Settings) -> String {
+        format!(
+            "CREATE PUBLICATION {} FOR TABLE {} WHERE (false) WITH (publish = 'insert', publish_via_partition_root = true);",
+            quote_identifier(&lane.postgres.publication),
+            lane.postgres.table
+        )
+    }
+
+    fn print(&self) -> anyhow::Result<()> {
+        let Switch { from, to } = self.switch;
+        let mut text = String::new();
+        for number in (from..to).filter(|number| !self.division.has(*number)) {
+            let lane = &self.lanes[number as usize];
+            text.push_str(&self.create(lane));
+            text.push_str(&format!(
+                "\n-- and walrelay setup of slot {} and stream {}\n",
+                lane.postgres.slot, lane.nats.stream
+            ));
+        }
+        if from != to {
+            text.push_str(&format!(
+                "BEGIN;\n{}\nCOMMIT;\n",
+                self.statements()?.join("\n")
+            ));
+        }
+        for number in self.leaving() {
+            let lane = &self.lanes[number as usize].postgres;
+            text.push_str(&format!(
+                "-- once slot {} is confirmed up to there\nSELECT pg_drop_replication_slot('{}');\nDROP PUBLICATION {};\n",
+                lane.slot,
+                lane.slot,
+                quote_identifier(&lane.publication)
+            ));
+        }
+        if text.is_empty() {
+            text.push_str(&format!("-- the outbox has {to} shares\n"));
+        }
+        stdout::write(&text)?;
+        Ok(())
+    }
+
+    /// Shares that will be no more.
+    fn leaving(&self) -> impl Iterator<Item = u32> {
+        let Switch { from, to } = self.switch;
+        let end = self.division.last().map_or(from, |last| from.max(last + 1));
+        (to..end.max(to)).filter(|number| self.division.has(*number))
+    }
+}

@@ -1,0 +1,131 @@
+//! The transaction that changes all publications.
+//!
+//! In: the publications, another number of shares. Out: the LSN in front of which all is as it was. Guarantees: no transaction with
+//! rows of the table is under way there: Postgres would judge its rows by either filter, as its cache has it (`findings/`), and so
+//! might send one twice or never. The table is waited for in short tries, so that inserts are not held up by who waits.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use postgres_types::PgLsn;
+
+use super::Resharding;
+use crate::cli::stderr;
+use crate::pipeline::reshard;
+use crate::postgres::client::SqlError;
+use crate::postgres::division::Division;
+use crate::postgres::findings::shares;
+use crate::postgres::table_name::quote_identifier;
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(500);
+/// A vacuum that runs by itself gives way to who waits for longer than `deadlock_timeout`, 1 s by default.
+const VACUUM_WAIT: Duration = Duration::from_secs(10);
+/// SQLSTATE lock_not_available and deadlock_detected.
+const NOT_NOW: [&str; 2] = ["55P03", "40P01"];
+
+impl Resharding<'_> {
+    /// Changes them.
+    ///
+    /// # Errors
+    /// The table was never free, or Postgres refuses.
+    pub(super) async fn change(&self) -> anyhow::Result<PgLsn> {
+        let statements = self.statements()?;
+        let begun = Instant::now();
+        let mut is_told = false;
+        loop {
+            let tried = self.try_to(&statements).await;
+            if tried.is_err() {
+                // It says no more than the error does.
+                let _ = self.sql.batch_execute("ROLLBACK").await;
+            }
+            let error = match tried {
+                Ok(lsn) => return Ok(lsn),
+                Err(error) => error,
+            };
+            let sql = error
+                .chain()
+                .find_map(|cause| cause.downcast_ref::<SqlError>());
+            let is_busy = sql
+                .and_then(SqlError::code)
+                .is_some_and(|code| NOT_NOW.contains(&code));
+            if !is_busy {
+                return Err(error.context("the publications are as they were"));
+            }
+            let table = &self.lanes[0].postgres.table;
+            if begun.elapsed() >= self.args.wait {
+                bail!(
+                    "the publications are as they were: {table} was never without a transaction that has written to it. \
+                     SELECT pid, query FROM pg_stat_activity WHERE state = 'idle in transaction'; shows who stays in one"
+                );
+            }
+            if !std::mem::replace(&mut is_told, true) {
+                stderr::line(format_args!(
+                    "waiting for a moment without a transaction that has written to {table}"
+                ));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn try_to(&self, statements: &[String]) -> anyhow::Result<PgLsn> {
+        let (lock, changes) = statements.split_first().context("there is a lock")?;
+        let table = &self.lanes[0].postgres.table;
+        let wait =
+            |time: Duration| format!("SET LOCAL lock_timeout = '{}ms'", time.as_millis().max(1));
+        self.sql
+            .batch_execute(&format!(
+                "BEGIN; {}; LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE; {}; {lock}",
+                wait(VACUUM_WAIT),
+                wait(self.args.lock_wait)
+            ))
+            .await?;
+        let division = Division::look(&self.sql, &self.lanes[0].postgres).await?;
+        ensure!(
+            division.and_then(|division| division.whole()) == Some(self.switch.from),
+            "somebody else has changed the publications meanwhile"
+        );
+        for change in changes {
+            let changed = self.sql.batch_execute(change).await;
+            changed.with_context(|| format!("cannot run {change}"))?;
+        }
+        self.sql.batch_execute("COMMIT").await?;
+        let end = self
+            .sql
+            .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+        Ok(end.await?.try_get(0)?)
+    }
+
+    /// What the transaction consists of, the lock first.
+    pub(super) fn statements(&self) -> anyhow::Result<Vec<String>> {
+        let first = &self.lanes[0].postgres;
+        let table = (self.inspection.table.as_ref())
+            .with_context(|| format!("there is no table {}", first.table))?;
+        let mut statements = vec![format!(
+            "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE;",
+            first.table
+        )];
+        let reshard::Switch { from, to } = self.switch;
+        for number in 0..from.max(to) {
+            let mut lane = self.lanes[number as usize].postgres.clone();
+            lane.share = lane.share.map(|share| share.of(to));
+            let filter = match number < to {
+                true => shares::wanted(table, &lane).with_context(|| {
+                    format!("the aggregate's column of {} cannot be hashed", lane.table)
+                })?,
+                false => "(false)".to_owned(),
+            };
+            statements.push(format!(
+                "ALTER PUBLICATION {} SET TABLE {} WHERE {filter};",
+                quote_identifier(&lane.publication),
+                lane.table
+            ));
+        }
+        statements.push(format!(
+            "SELECT pg_logical_emit_message(true, '{}', '{}');",
+            reshard::PREFIX,
+            self.switch.content()
+        ));
+        Ok(statements)
+    }
+}

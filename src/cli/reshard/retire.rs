@@ -1,0 +1,143 @@
+//! The end of a share that is no more.
+//!
+//! In: its lane. Out: no slot and no publication. Guarantees: the slot goes once all that its share had is published and confirmed;
+//! where no relay does that, a relay of this command does; the lane's record says that it is at its end, so that a later share of
+//! the same number begins anew.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use futures_util::future::try_join_all;
+use postgres_types::PgLsn;
+
+use super::Resharding;
+use crate::cli::{stderr, stdout};
+use crate::nats::admin::Admin;
+use crate::pipeline::record::LaneRecord;
+use crate::postgres::catalog::slot_and_wal;
+use crate::postgres::client::{Client, connect};
+use crate::postgres::replication::quote_literal;
+use crate::postgres::table_name::quote_identifier;
+use crate::relay::board::Board;
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+use crate::relay::{self, Outcome, Shutdown};
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+impl Resharding<'_> {
+    /// Ends all shares that are no more.
+    ///
+    /// # Errors
+    /// One of them cannot be published, or not in time, or Postgres or NATS refuse.
+    pub(super) async fn retire(&self) -> anyhow::Result<()> {
+        let leaving: Vec<u32> = self.leaving().collect();
+        if leaving.is_empty() {
+            return Ok(());
+        }
+        let end = self
+            .sql
+            .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+        let end: PgLsn = end.await?.try_get(0)?;
+        // An idle server may have its last record end where a page does, and a slot just in front of that.
+        self.sql
+            .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
+            .await?;
+        let names: Vec<String> = leaving.iter().map(ToString::to_string).collect();
+        stderr::line(format_args!(
+            "waiting until what share {} had is published and confirmed through {end}",
+            names.join(" and share ")
+        ));
+        let lanes = leaving.iter().map(|number| {
+            let mut lane = self.lanes[*number as usize].clone();
+            if let Some(share) = &mut lane.postgres.share {
+                share.empties = true;
+            }
+            lane
+        });
+        let lanes: Vec<Settings> = lanes.collect();
+        try_join_all(lanes.iter().map(|lane| empty(lane, end, self.args.wait))).await?;
+        for (number, lane) in leaving.iter().zip(&lanes) {
+            self.remove(lane).await?;
+            stdout::write(&format!("share {number} is no more\n"))?;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self, lane: &Settings) -> anyhow::Result<()> {
+        let (slot, publication) = (&lane.postgres.slot, &lane.postgres.publication);
+        let nats = Admin::connect(&lane.nats.connection).await?;
+        let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
+        let stored = client.record().await?;
+        if let Some(record) = stored.record {
+            let retired = LaneRecord {
+                retired: true,
+                ..record
+            };
+            client.store_record(retired, stored.sequence).await?;
+        }
+        let drop = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
+            quote_literal(slot)
+        );
+        let dropped = self.sql.batch_execute(&drop).await;
+        dropped.with_context(|| format!("cannot drop slot {slot}"))?;
+        let drop = format!(
+            "DROP PUBLICATION IF EXISTS {}",
+            quote_identifier(publication)
+        );
+        let dropped = self.sql.batch_execute(&drop).await;
+        dropped.with_context(|| format!("cannot drop publication {publication}"))
+    }
+}
+
+/// Sees to it that a slot is confirmed through `end`, and read by nobody.
+async fn empty(lane: &Settings, end: PgLsn, limit: Duration) -> anyhow::Result<()> {
+    let sql = connect(&lane.postgres.conninfo).await?;
+    let slot = &lane.postgres.slot;
+    if slot_and_wal(&sql, slot).await?.is_none() {
+        return Ok(());
+    }
+    let (handle, shutdown) = Shutdown::new();
+    let board = Board::of(lane);
+    // It waits where another relay reads the slot still.
+    let mut relay = Box::pin(relay::run_watched(lane, None, shutdown, &board));
+    tokio::select! {
+        ended = &mut relay => {
+            return match ended.with_context(|| format!("slot {slot}"))? {
+                Outcome::Halted(halt) => Err(anyhow::anyhow!("slot {slot}: {halt}")),
+                Outcome::Stopped => Err(anyhow::anyhow!("slot {slot}: stopped")),
+            };
+        }
+        confirmed = confirmed(&sql, slot, end, limit) => confirmed?,
+    }
+    handle.stop();
+    relay.await?;
+    let begun = Instant::now();
+    while is_read(&sql, slot).await? {
+        if begun.elapsed() >= limit {
+            bail!("slot {slot} is still read: stop the relay that has it, and run this again");
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+    Ok(())
+}
+
+async fn confirmed(sql: &Client, slot: &str, end: PgLsn, limit: Duration) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    loop {
+        let place = slot_and_wal(sql, slot).await?;
+        if place.is_none_or(|place| place.confirmed_flush_lsn >= end) {
+            return Ok(());
+        }
+        if begun.elapsed() >= limit {
+            bail!("slot {slot} is not confirmed within {limit:?}: give --wait more");
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+async fn is_read(sql: &Client, slot: &str) -> anyhow::Result<bool> {
+    let place = slot_and_wal(sql, slot).await?;
+    Ok(place.is_some_and(|place| place.active_pid.is_some()))
+}

@@ -1,0 +1,109 @@
+//! Another number of shares, as the WAL tells it: a message in the transaction that changes the publications.
+//!
+//! In: such a message. Out: which lanes give rows away, and to whom. Guarantees: pure; a lane goes beyond the switch only when what
+//! the lanes before it had of its rows is published (`engine::crossing`), so the order of each aggregate stays.
+
+use std::str;
+
+/// Prefix of the logical message; the content is `<before> <after>`.
+pub const PREFIX: &str = "walrelay.reshard";
+
+/// From one number of shares to another; both are powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Switch {
+    /// Before.
+    pub from: u32,
+    /// After.
+    pub to: u32,
+}
+
+impl Switch {
+    /// What a logical message says, if it is about this.
+    pub(crate) fn read(prefix: &[u8], content: &[u8]) -> Option<Switch> {
+        let text = str::from_utf8(content).ok();
+        let (from, to) = text
+            .filter(|_| prefix == PREFIX.as_bytes())?
+            .split_once(' ')?;
+        let switch = Switch {
+            from: from.parse().ok()?,
+            to: to.parse().ok()?,
+        };
+        let is_whole = switch.from.is_power_of_two() && switch.to.is_power_of_two();
+        is_whole.then_some(switch)
+    }
+
+    /// The content of the message.
+    pub fn content(self) -> String {
+        format!("{} {}", self.from, self.to)
+    }
+
+    /// The other lanes that had rows which `share` has from now on.
+    pub(crate) fn givers(self, share: u32) -> Vec<u32> {
+        let smaller = self.from.min(self.to);
+        let is_giver = |giver: &u32| *giver != share && giver % smaller == share % smaller;
+        match share < self.to {
+            true => (0..self.from).filter(is_giver).collect(),
+            false => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn switch(from: u32, to: u32) -> Switch {
+        Switch { from, to }
+    }
+
+    #[test]
+    fn a_lane_takes_rows_only_from_lanes_that_had_them() {
+        for (from, to) in [(2, 4), (4, 2), (4, 8), (8, 2), (1, 4), (4, 4)] {
+            for share in 0..from.max(to) {
+                // A row's hash tells both shares.
+                let mut givers: Vec<u32> = (0..64)
+                    .filter(|hash| share < to && hash & (to - 1) == share)
+                    .map(|hash| hash & (from - 1))
+                    .filter(|giver| *giver != share)
+                    .collect();
+                givers.sort_unstable();
+                givers.dedup();
+                assert_eq!(
+                    switch(from, to).givers(share),
+                    givers,
+                    "{from} {to} {share}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_waits_in_a_circle() {
+        for (from, to) in [(2, 4), (4, 2), (2, 8), (8, 2)] {
+            let switch = switch(from, to);
+            let waits = |share: u32| !switch.givers(share).is_empty();
+            for share in 0..from.max(to) {
+                assert!(switch.givers(share).into_iter().all(|giver| !waits(giver)));
+            }
+        }
+    }
+
+    #[test]
+    fn other_messages_say_nothing() {
+        let read =
+            |prefix: &str, content: &str| Switch::read(prefix.as_bytes(), content.as_bytes());
+        assert_eq!(read(PREFIX, "2 4"), Some(switch(2, 4)));
+        assert_eq!(read(PREFIX, &switch(8, 4).content()), Some(switch(8, 4)));
+        for (prefix, content) in [
+            ("walrelay", "2 4"),
+            (PREFIX, "2"),
+            (PREFIX, "2 3"),
+            (PREFIX, "0 4"),
+            (PREFIX, "2 4 "),
+            (PREFIX, ""),
+        ] {
+            assert_eq!(read(prefix, content), None, "{prefix} {content:?}");
+        }
+        assert_eq!(Switch::read(PREFIX.as_bytes(), b"\xff 4"), None);
+    }
+}

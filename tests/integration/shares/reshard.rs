@@ -1,0 +1,224 @@
+//! `walrelay reshard`: another number of shares while writers write, and the order of each aggregate.
+
+use std::collections::HashMap;
+
+use async_nats::jetstream;
+use rustix::process::Signal;
+use uuid::Uuid;
+
+use super::divide;
+use crate::support::{Fixture, Output, Relay, Writer, eventually};
+
+/// Events are of twenty aggregates, whoever writes them.
+const FEW_AGGREGATES: &str = "
+CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+  NEW.aggregate_id := ('00000000-0000-4000-8000-' || lpad((abs(hashtext(NEW.id::text)) % 20)::text, 12, '0'))::uuid;
+  RETURN NEW;
+END $$;
+CREATE TRIGGER few BEFORE INSERT ON outbox_events FOR EACH ROW EXECUTE FUNCTION few();";
+
+fn shares(fixture: &mut Fixture, count: u32) {
+    fixture.set("WALRELAY_RELAY_SHARES", count.to_string());
+}
+
+/// Two shares, set up; relays confirm at once.
+async fn two_shares(own_streams: bool) -> Fixture {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, own_streams);
+    shares(&mut fixture, 2);
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    fixture.setup().await;
+    fixture.sql.batch_execute(FEW_AGGREGATES).await.unwrap();
+    fixture
+}
+
+/// A stream of all shares takes the dead letters of each: `setup` names the command for that.
+async fn takes_dead_letters_of(fixture: &Fixture, count: u32) {
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let stream = jetstream.get_stream(fixture.stream_name()).await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    for number in 0..count {
+        let subject = format!("walrelay.dead.{}_{number}", fixture.name);
+        if !config.subjects.contains(&subject) {
+            config.subjects.push(subject);
+        }
+    }
+    jetstream.update_stream(config).await.unwrap();
+}
+
+async fn count(fixture: &Fixture, query: &str) -> i64 {
+    let query = format!("SELECT count(*) {query}");
+    fixture.sql.query_one(&query, &[]).await.unwrap().get(0)
+}
+
+const SLOTS: &str = "FROM pg_replication_slots WHERE database = current_database()";
+
+/// Ids in the order of the stream, without fences.
+async fn events_of(fixture: &Fixture, stream: &str) -> Vec<Uuid> {
+    let root = format!("{}.", fixture.name);
+    let stored = fixture.stored_in(stream).await;
+    let events = stored
+        .iter()
+        .filter(|message| message.subject.starts_with(&root));
+    events.map(|message| message.id()).collect()
+}
+
+/// Each committed event is in the streams once, and in each stream the order of every aggregate is that of the commits.
+async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
+    let all = eventually("all events are in the streams", async || {
+        let mut all = Vec::new();
+        for stream in streams {
+            all.push(events_of(fixture, stream).await);
+        }
+        let stored: usize = all.iter().map(Vec::len).sum();
+        (stored >= committed.len()).then_some(all)
+    })
+    .await;
+    let mut stored: Vec<Uuid> = all.concat();
+    let mut expected = committed.to_vec();
+    stored.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(stored, expected, "each once");
+    let ranks: HashMap<&Uuid, usize> = committed.iter().zip(0..).collect();
+    let rows = fixture
+        .sql
+        .query("SELECT id, aggregate_id FROM outbox_events", &[]);
+    let rows = rows.await.unwrap();
+    let aggregates: HashMap<Uuid, Uuid> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for events in &all {
+        let mut last: HashMap<Uuid, usize> = HashMap::new();
+        for id in events {
+            let before = last.insert(aggregates[id], ranks[id]);
+            assert!(before < Some(ranks[id]), "event {id} is out of order");
+        }
+    }
+}
+
+async fn reshard(fixture: &Fixture, to: &str) -> Output {
+    fixture
+        .walrelay(&["reshard", "--shares", to])
+        .await
+        .success()
+}
+
+/// The instances need not know: one has the old number of shares, one the highest.
+#[tokio::test]
+async fn twice_as_many_and_half_as_many_under_load() {
+    let mut fixture = two_shares(false).await;
+    takes_dead_letters_of(&fixture, 8).await;
+    let old = fixture.run();
+    shares(&mut fixture, 8);
+    let new = fixture.run();
+    let writer = Writer::start(&fixture).await;
+    let more = async |fixture: &Fixture| {
+        let begin = writer.committed();
+        let stored = fixture.message_count().await;
+        eventually("events go on", async || {
+            let grown = fixture.message_count().await >= stored + 300;
+            (grown && writer.committed() >= begin + 300).then_some(())
+        })
+        .await;
+    };
+    more(&fixture).await;
+    let dry = fixture
+        .walrelay(&["reshard", "--shares", "4", "--dry-run"])
+        .await
+        .success();
+    assert!(dry.stdout.contains("& 3) = 2"), "{}", dry.stdout);
+    assert_eq!(count(&fixture, SLOTS).await, 2, "nothing was made");
+    for (to, slots) in [("4", 4), ("8", 8), ("4", 4)] {
+        reshard(&fixture, to).await;
+        assert_eq!(count(&fixture, SLOTS).await, slots);
+        assert_eq!(count(&fixture, "FROM pg_publication").await, slots);
+        eventually("each share has an owner", async || {
+            let owned = count(&fixture, &format!("{SLOTS} AND active")).await;
+            (owned == slots).then_some(())
+        })
+        .await;
+        more(&fixture).await;
+    }
+    let committed = writer.stop(&fixture).await;
+    let stream = fixture.stream_name().to_owned();
+    verdict(&fixture, &committed, &[stream]).await;
+    for relay in [old, new] {
+        stops(relay).await;
+    }
+}
+
+/// With a lane that waits, it ends with 0: no lane has halted.
+async fn stops(mut relay: Relay) {
+    relay.signal(Signal::TERM);
+    assert_eq!(relay.ends().await, Some(0), "{}", relay.log());
+}
+
+/// It waits for a transaction that has written to the table, and can be taken back until then.
+#[tokio::test]
+async fn before_the_change_it_is_taken_back() {
+    let mut fixture = two_shares(true).await;
+    shares(&mut fixture, 4);
+    let relay = fixture.run();
+    let mut other = fixture.connect().await;
+    let open = other.transaction().await.unwrap();
+    // As an insert has it; to make a slot would wait for that one too.
+    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
+    open.batch_execute(lock).await.unwrap();
+    let refused = fixture
+        .walrelay(&["reshard", "--shares", "4", "--wait", "1s"])
+        .await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("as they were"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(count(&fixture, SLOTS).await, 4, "they are ready");
+    fixture.insert(1, 20).await;
+    open.commit().await.unwrap();
+    reshard(&fixture, "2").await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
+    assert_eq!(count(&fixture, "FROM pg_publication").await, 2);
+    reshard(&fixture, "4").await;
+    assert_eq!(count(&fixture, SLOTS).await, 4);
+    stops(relay).await;
+}
+
+/// Where every instance has the lower number already, nobody but the command relays what is left of the other shares. It dies.
+#[tokio::test]
+async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
+    let mut fixture = two_shares(false).await;
+    takes_dead_letters_of(&fixture, 4).await;
+    reshard(&fixture, "4").await;
+    shares(&mut fixture, 4);
+    let writer = Writer::start(&fixture).await;
+    eventually("some events are committed", async || {
+        (writer.committed() >= 500).then_some(())
+    })
+    .await;
+    // None of them is published yet, and shares 2 and 3 never are by this relay.
+    shares(&mut fixture, 2);
+    let mut relay = fixture.run();
+    let stage = "SELECT count(*) FROM pg_publication_tables WHERE rowfilter = 'false'";
+    let mut command = fixture.start(&["reshard", "--shares", "2"]);
+    eventually("the publications are changed", async || {
+        let row = fixture.sql.query_one(stage, &[]).await.unwrap();
+        (row.get::<_, i64>(0) == 2).then_some(())
+    })
+    .await;
+    command.kill();
+    reshard(&fixture, "2").await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
+    let committed = writer.stop(&fixture).await;
+    let stream = fixture.stream_name().to_owned();
+    verdict(&fixture, &committed, &[stream]).await;
+    // A share comes again, under the number that one had before.
+    shares(&mut fixture, 4);
+    relay.signal(Signal::TERM);
+    relay.ends().await;
+    let relay = fixture.run();
+    reshard(&fixture, "4").await;
+    eventually("each share has an owner", async || {
+        (count(&fixture, &format!("{SLOTS} AND active")).await == 4).then_some(())
+    })
+    .await;
+    stops(relay).await;
+}
