@@ -1,6 +1,6 @@
 //! Which lanes a process takes where it may have several: at most so many, and with less haste the more it has.
 //!
-//! In: how many lanes there are, how many one process may have. Out: a [`Claim`], without which a lane does not begin. Guarantee: no
+//! In: how many lanes there are, how many one process may have. Out: a `Claim`, without which a lane does not begin. Guarantee: no
 //! coordinator: who has a slot is for Postgres to say, a claim is only about when to try.
 
 use std::sync::Arc;
