@@ -31,6 +31,7 @@ fn source() -> Source {
         domains: Vec::new(),
         encoding: Encoding::Utf8,
         mapping: Mapping::default(),
+        messages: None,
     }
 }
 

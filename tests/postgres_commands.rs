@@ -28,6 +28,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         columns: default_columns(),
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
+        messages: None,
         share: None,
     }
 }

@@ -103,6 +103,7 @@ pub fn source() -> Source {
         domains: Vec::new(),
         encoding: Encoding::Utf8,
         mapping: Mapping::default(),
+        messages: None,
     }
 }
 

@@ -83,7 +83,8 @@ the slot was made. walrelay backfill publishes what is missing, and with --unjud
 rows too. --since leaves rows out that are too old to matter.
 
 Retention in the table is taken to delete the oldest rows first: events before the first one whose
-row is still there are not called phantoms.
+row is still there are not called phantoms; nor is any where source.messages publishes events
+without a row.
 
 Where the publication has a row filter, the rows that it carries now are compared. After a change
 of the shares, rows from before it are in their former share's stream: give --since, in backfill
@@ -399,7 +400,8 @@ impl Comparison<'_> {
             let verdict = verdict(&group, &whole);
             each(&group, &verdict)?;
             report.take(&group, &verdict);
-            if verdict.phantom {
+            // A message of the WAL never was a row, and nothing tells it from one that was deleted.
+            if verdict.phantom && self.settings.postgres.messages.is_none() {
                 phantoms.push(group);
             }
             if phantoms.len() >= LOOK_AGAIN_IDS {

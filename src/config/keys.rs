@@ -35,6 +35,7 @@ pub enum Key {
     NatsImported,
     NatsInboxPrefix,
     NatsConnectTimeout,
+    SourceMessages,
     ColumnsId,
     ColumnsAggregateId,
     ColumnsEventType,
@@ -242,6 +243,8 @@ pub const KEYS: &[Entry] = &[
         Some("5s"),
         None,
     ),
+    // Messages without a table are asked for where somebody writes them.
+    open(Key::SourceMessages, "source", "messages", Some(""), None),
     column(Key::ColumnsId, "id", "id"),
     column(Key::ColumnsAggregateId, "aggregate_id", "aggregate_id"),
     column(Key::ColumnsEventType, "event_type", "event_type"),

@@ -142,9 +142,11 @@ fn read_variable(
     variable: &str,
     environment: &Environment,
 ) -> Result<Option<(String, String)>, ConfigError> {
-    // Empty turns the listener off, and says that no column has a field; otherwise it is how compose files spell "not set".
+    // Empty turns the listener and messages off, and says that no column has a field; otherwise it is how compose files spell "not set".
     let direct = match (entry.key, entry.section) {
-        (Key::HttpListen, _) | (_, Some("columns")) => environment.get_even_empty(variable),
+        (Key::HttpListen | Key::SourceMessages, _) | (_, Some("columns")) => {
+            environment.get_even_empty(variable)
+        }
         _ => environment.get(variable),
     };
     let file_variable = format!("{variable}_FILE");

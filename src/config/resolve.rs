@@ -151,6 +151,17 @@ fn resolve_postgres(
         columns: mapping::columns(layers)?,
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
+        messages: checked(
+            layers,
+            Key::SourceMessages,
+            "a prefix of pg_logical_emit_message, 1 to 63 bytes, not of walrelay, or \"\"",
+            |text| match text {
+                "" => Some(None),
+                // walrelay writes messages of its own under such prefixes.
+                text if text.starts_with("walrelay") => None,
+                text => syntax::is_publication(text).then(|| Some(text.to_owned())),
+            },
+        )?,
         share: None,
     })
 }

@@ -51,6 +51,12 @@ pub(super) fn lanes(whole: &Layers) -> Result<Vec<LaneLayers>, ConfigError> {
             "a column where relay.shares is more than 1: it tells a row's share".to_owned();
         return Err(invalid(Key::ColumnsAggregateId, aggregate, expected));
     }
+    let messages = required(whole, Key::SourceMessages);
+    if !messages.text.is_empty() {
+        let expected =
+            "\"\" where relay.shares is more than 1: each slot has all messages".to_owned();
+        return Err(invalid(Key::SourceMessages, messages, expected));
+    }
     let (stream, subject) = (
         required(whole, Key::NatsStream),
         required(whole, Key::NatsSubject),

@@ -343,6 +343,10 @@ fn values_out_of_range_name_key_value_source_and_range() {
             &["{value = 256}", "{value = []}", "{}"],
         ),
         (Key::ColumnsOccurredAt, &["{value = 1}"]),
+        (
+            Key::SourceMessages,
+            &["xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"],
+        ),
         (Key::MessageFormat, &["", "json", "Envelope"]),
         (Key::MessageSource, &["", "a b"]),
         (Key::MessageTombstones, &["", "yes"]),

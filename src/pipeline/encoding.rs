@@ -4,6 +4,7 @@
 //! converts, one value that it cannot convert ends the stream in front of its row, at each attempt; here that row alone is
 //! rejected. Text of a UTF-8 database is passed on as it is.
 
+use super::pgoutput::Column;
 use std::ops::Range;
 
 /// How the database's text comes.
@@ -29,6 +30,18 @@ pub enum Converted {
 }
 
 impl Encoding {
+    /// A column's text in UTF-8, of which `buffer` keeps what had to be written anew; [`Column::NoText`] where it is none.
+    pub(crate) fn column<'a>(&self, column: Column<'a>, buffer: &'a mut Vec<u8>) -> Column<'a> {
+        let Column::Text(text) = column else {
+            return column;
+        };
+        match self.utf8(text, buffer) {
+            Converted::Same => column,
+            Converted::At(range) => Column::Text(&buffer[range]),
+            Converted::Not => Column::NoText(text),
+        }
+    }
+
     /// A text in UTF-8, written to the end of `buffer` where it is another one then.
     pub(crate) fn utf8(&self, text: &[u8], buffer: &mut Vec<u8>) -> Converted {
         if text.is_ascii() {

@@ -145,6 +145,8 @@ pub enum Note {
     OtherTable(Foreign),
     /// The row at the stream's last position arrived: the WAL continues the stream.
     Continued(Position),
+    /// A message of the WAL that belongs to no transaction is passed over; the first one of the epoch.
+    NotTransactional,
     /// The hold-back keeps more WAL than it may, and confirms early.
     HoldBackCut,
 }
@@ -225,6 +227,7 @@ pub struct Engine {
     /// Dead letters in flight, each behind the number of its row in this epoch.
     dead_letters: VecDeque<(u64, Note)>,
     hold_back_cut: bool,
+    not_transactional_told: bool,
     subject: Vec<u8>,
     headers: Vec<u8>,
     body: Vec<u8>,
@@ -278,6 +281,7 @@ impl Engine {
             notes: VecDeque::new(),
             dead_letters: VecDeque::new(),
             hold_back_cut: false,
+            not_transactional_told: false,
             subject: Vec::with_capacity(256),
             headers: Vec::with_capacity(512),
             body: Vec::new(),

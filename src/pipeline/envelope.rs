@@ -57,6 +57,9 @@ pub enum Reject {
     /// A value that would end the line of its header.
     #[error("the value of header {0} has a line break")]
     Header(String),
+    /// A message of the WAL that is no row.
+    #[error("the message is no JSON object of the outbox's columns: {0:?}")]
+    Message(String),
     /// The broker refused just this message, and would refuse it again.
     #[error("the broker refuses it: {0}")]
     Refused(String),
@@ -75,6 +78,7 @@ impl Reject {
             Reject::OccurredAt(_) => "occurred-at",
             Reject::Subject { .. } => "subject",
             Reject::Header(_) => "header",
+            Reject::Message(_) => "message",
             Reject::Refused(_) => "refused",
         }
     }

@@ -6,6 +6,7 @@
 //! | [`oversized`] | an oversized payload in pieces | the payload without its oversized columns |
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
+//! | [`logical_message`] | a message of the WAL | the same, without a table |
 //! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
 //! | [`encoding`] | their text, as the database stores it | the same in UTF-8 |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
@@ -49,6 +50,7 @@ pub mod history;
 pub mod kind;
 pub mod lane_end;
 pub mod limit;
+pub mod logical_message;
 pub mod mapping;
 pub mod message;
 pub mod mute;

@@ -34,15 +34,21 @@ pub enum Message<'a> {
         /// Its columns.
         row: Tuple<'a>,
     },
-    /// `M` in a transaction, from `pg_logical_emit_message`.
-    Logical {
-        /// What it is about, in the server's encoding.
-        prefix: &'a [u8],
-        /// As far as it was read: a long one may have been cut.
-        content: &'a [u8],
-    },
-    /// `U`, `D`, `T`, `O`, `Y`, and `M` outside of transactions: update, delete, truncate, origin, type, logical message.
+    /// `M`: a message that was written into the WAL without a table.
+    Logical(LogicalMessage<'a>),
+    /// `U`, `D`, `T`, `O`, `Y`: update, delete, truncate, origin, type.
     Other(u8),
+}
+
+/// What `pg_logical_emit_message` was given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogicalMessage<'a> {
+    /// It belongs to the transaction that it stands in.
+    pub is_transactional: bool,
+    /// Whose it is.
+    pub prefix: &'a [u8],
+    /// What it says; its length alone where it was longer than the relay may gather (see `oversized`).
+    pub content: Column<'a>,
 }
 
 /// What a Relation message says.
@@ -164,15 +170,23 @@ fn relation(mut reader: Reader<'_>) -> Result<Message<'_>, DecodeError> {
 }
 
 fn logical(mut reader: Reader<'_>) -> Result<Message<'_>, DecodeError> {
-    let is_in_transaction = reader.u8("flags")? & 1 == 1;
+    let is_transactional = reader.u8("flags")? & 1 == 1;
     reader.lsn("lsn")?;
     let prefix = reader.string("prefix")?;
-    reader.u32("length")?;
+    let offset = reader.offset();
+    let len = reader.i32("content length")?;
+    let len = reader.length("content length", offset, len.into())?;
     let content = reader.rest();
-    Ok(match is_in_transaction {
-        true => Message::Logical { prefix, content },
-        false => Message::Other(b'M'),
-    })
+    let content = match content.len() < len {
+        // A frame comes whole: only `oversized` shortens it.
+        true => Column::Skipped { len: len as u32 },
+        false => Column::Text(content),
+    };
+    Ok(Message::Logical(LogicalMessage {
+        is_transactional,
+        prefix,
+        content,
+    }))
 }
 
 #[inline]

@@ -26,6 +26,8 @@ pub struct Source {
     pub encoding: Encoding,
     /// What of its rows becomes what of a message.
     pub mapping: Mapping,
+    /// The prefix of messages of the WAL that are taken for rows; none where they are not asked for.
+    pub messages: Option<String>,
 }
 
 impl Source {
@@ -318,6 +320,16 @@ impl Relations {
     #[inline]
     pub fn encoding(&self) -> &Encoding {
         &self.source.encoding
+    }
+
+    /// Whose messages of the WAL are rows.
+    pub fn messages(&self) -> Option<&str> {
+        self.source.messages.as_deref()
+    }
+
+    /// What of a row becomes what of a message.
+    pub fn mapping(&self) -> &Mapping {
+        &self.source.mapping
     }
 
     /// Reads a tuple, its text as it comes; `None` for a table that is not the outbox.

@@ -25,6 +25,8 @@ pub struct PostgresSettings {
     pub extra_columns: Vec<String>,
     /// Fields whose NULL makes no row a dead letter.
     pub may_be_null: Vec<Field>,
+    /// The prefix of messages of the WAL that are published as rows are; none for no messages.
+    pub messages: Option<String>,
     /// Which of the table's rows; none for all.
     pub share: Option<Share>,
 }

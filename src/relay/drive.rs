@@ -295,6 +295,10 @@ impl<'a> Drive<'a> {
                 "rows of this table are passed over: it is the outbox in other parts of the WAL, but here it has another name, or \
                  another table has its name. To publish these events, insert them into the table that postgres.table names"
             ),
+            Note::NotTransactional => tracing::warn!(
+                "a message of pg_logical_emit_message(false, …) is refused, and all others of that kind: it was written whether \
+                 its transaction committed or not. Write it with true, or by the function outbox_message (sql/outbox_message.sql)"
+            ),
             Note::HoldBackCut => tracing::warn!(
                 "the slot keeps more WAL for the hold-back than it may; confirming early: a power failure of the broker now \
                      may cost events that the slot no longer has (raise max_slot_wal_keep_size or lower relay.hold_back)"

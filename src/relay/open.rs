@@ -310,5 +310,6 @@ pub(crate) fn source(inspection: &Inspection, settings: &Settings) -> Source {
         domains: table.map_or_else(Vec::new, Table::domains),
         encoding: Encoding::Utf8,
         mapping: settings.mapping(),
+        messages: settings.postgres.messages.clone(),
     }
 }

@@ -137,7 +137,7 @@ impl PostgresSide {
                 slot,
                 start_lsn,
                 &[publication],
-                settings.postgres.share.is_some(),
+                settings.postgres.share.is_some() || settings.postgres.messages.is_some(),
                 frame_bytes_max,
             )
             .await?;

@@ -152,7 +152,7 @@ fn told(payload: &[u8], marks: &mut Marks) -> Result<String, Box<dyn Error>> {
             })?;
             format!("Insert {}", columns.join("|"))
         }
-        Message::Logical { .. } => "M".to_owned(),
+        Message::Logical(_) => "M".to_owned(),
         Message::Other(tag) => char::from(tag).to_string(),
     })
 }

@@ -14,6 +14,7 @@ mod inbox;
 mod least_privilege;
 mod logs;
 mod mapping;
+mod messages;
 mod partitions;
 mod pooler;
 mod presets;

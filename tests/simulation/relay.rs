@@ -553,6 +553,7 @@ impl Relay {
                     false => Encoding::Utf8,
                 },
                 mapping: Mapping::default(),
+                messages: None,
             },
             publications: Vec::new(),
             carrier: None,

@@ -113,11 +113,17 @@ async fn peek_as(
     lsn: PgLsn,
     mut each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
-    let query = "SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, $2, NULL, \
-                 'proto_version', '1', 'publication_names', $3::text)";
+    let messages = match source.messages {
+        Some(_) => ", 'messages', 'true'",
+        None => "",
+    };
+    let query = format!(
+        "SELECT data FROM pg_catalog.pg_logical_slot_peek_binary_changes($1::text, $2, NULL, \
+         'proto_version', '1', 'publication_names', $3::text{messages})"
+    );
     let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 3] =
         [&settings.slot, &lsn, &publications];
-    let rows = match client.answer(client.query_raw(query, parameters)).await {
+    let rows = match client.answer(client.query_raw(&query, parameters)).await {
         Ok(rows) => rows,
         Err(error) if error.code() == Some(OBJECT_IN_USE) => return Ok(false),
         Err(error) => return Err(refused(error)),
@@ -166,7 +172,14 @@ async fn peek_as(
                     })?;
                 }
             }
-            Message::Commit { .. } | Message::Logical { .. } | Message::Other(_) => {}
+            // Its place counts; the table, with which the rows are compared, never had it.
+            Message::Logical(message) => {
+                let prefix = relations.messages().map(str::as_bytes);
+                if message.is_transactional && prefix == Some(message.prefix) {
+                    position.ordinal += 1;
+                }
+            }
+            Message::Commit { .. } | Message::Other(_) => {}
         }
     }
     Ok(true)

@@ -70,6 +70,7 @@ pub(crate) fn settings() -> EngineSettings {
                 domains: Vec::new(),
                 encoding: Encoding::Utf8,
                 mapping: Mapping::default(),
+                messages: None,
             },
             publications: Vec::new(),
             carrier: None,

@@ -7,10 +7,11 @@ use super::{Engine, Note, Stop, Transaction};
 use crate::pipeline::commit_time::CommitTime;
 use crate::pipeline::copy_both::{self, ReplicationMessage};
 use crate::pipeline::dead_letter::Rejected;
-use crate::pipeline::envelope::shown;
+use crate::pipeline::envelope::{Reject, shown};
 use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::logical_message::MessageRow;
 use crate::pipeline::opening::SlotPlace;
-use crate::pipeline::pgoutput::{self, Message, Relation, Tuple};
+use crate::pipeline::pgoutput::{self, Column, LogicalMessage, Message, Relation, Tuple};
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::progress::Commit;
 use crate::pipeline::reader::DecodeError;
@@ -19,6 +20,20 @@ use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use postgres_types::PgLsn;
 use std::time::Duration;
+
+impl Transaction {
+    /// The place of its next row, and its number.
+    #[inline]
+    fn next(&mut self) -> (Position, u32) {
+        self.ordinal += 1;
+        self.events = true;
+        let position = Position {
+            commit_lsn: self.commit_lsn,
+            ordinal: self.ordinal,
+        };
+        (position, self.xid)
+    }
+}
 
 impl Engine {
     /// Takes the payload of one CopyData frame and appends what it leads to.
@@ -45,10 +60,7 @@ impl Engine {
                     end_lsn,
                 } => self.commit(commit_lsn, end_lsn, now),
                 Message::Relation(relation) => self.describe(relation),
-                Message::Logical { prefix, content } => {
-                    self.told(prefix, content);
-                    Ok(())
-                }
+                Message::Logical(message) => self.logical(&message, out, now),
                 Message::Other(b'O') => {
                     self.originated();
                     Ok(())
@@ -249,41 +261,12 @@ impl Engine {
         // Another table's rows do not count: whether the publication has that table may change between two decodings of
         // one transaction.
         row.committed_at_us = transaction.committed_at_us;
-        transaction.ordinal += 1;
-        transaction.events = true;
-        let position = Position {
-            commit_lsn: transaction.commit_lsn,
-            ordinal: transaction.ordinal,
-        };
-        let xid = transaction.xid;
-        if self
-            .published_through
-            .is_some_and(|through| position <= through)
-        {
-            self.check_overlap(&row, position)?;
-            if self
-                .replay_from
-                .is_some_and(|from| position.commit_lsn >= from)
-            {
-                // A replay brings again what was published; its dead letters are in the stream already.
-                let _published = self.emit(&row, position, false, out, now);
-                self.replay_reached = Some((position, self.progress.published_rows()));
-                return Ok(());
-            }
-            self.counters.skipped += 1;
-            return Ok(());
-        }
-        if self.overlap.is_some() {
-            return Err(self.overlap_miss("goes on behind it"));
-        }
+        let (position, xid) = transaction.next();
+        let missing = self.relations.missing_column(relation_oid);
         // What the table lacked before it was looked at, and had then, no wait brings to this row.
-        if let Some(column) = self.relations.missing_column(relation_oid)
-            && position.commit_lsn > self.settings.epoch.catalog_lsn
-        {
-            let column = column.to_owned();
-            return Err(Fault::Column { position, column }.into());
-        }
-        if let Err(reject) = self.emit(&row, position, true, out, now) {
+        let missing = missing.filter(|_| position.commit_lsn > self.settings.epoch.catalog_lsn);
+        let missing = missing.map(str::to_owned);
+        if let Some(reject) = self.take_row(&row, position, missing, out, now)? {
             let columns = self.relations.columns(relation_oid, tuple)?;
             let rejected = Rejected {
                 row: &row,
@@ -294,6 +277,103 @@ impl Engine {
             self.reject(&rejected, xid, out, now);
         }
         Ok(())
+    }
+
+    /// A message that was written without a table: a row as any other, if it is one of ours.
+    fn logical(
+        &mut self,
+        message: &LogicalMessage<'_>,
+        out: &mut BytesMut,
+        now: Duration,
+    ) -> Result<(), Stop> {
+        let prefix = self.relations.messages().map(str::as_bytes);
+        if prefix != Some(message.prefix) {
+            if let (true, Column::Text(content)) = (message.is_transactional, message.content) {
+                self.told(message.prefix, content);
+            }
+            return Ok(());
+        }
+        if !message.is_transactional {
+            if !std::mem::replace(&mut self.not_transactional_told, true) {
+                self.notes.push_back(Note::NotTransactional);
+            }
+            return Ok(());
+        }
+        let Some(transaction) = &mut self.transaction else {
+            return Err(misplaced("Message", "outside a transaction"));
+        };
+        let committed_at_us = transaction.committed_at_us;
+        let (position, xid) = transaction.next();
+        let mut converted = Vec::new();
+        let content = self
+            .relations
+            .encoding()
+            .column(message.content, &mut converted);
+        let mapping = self.relations.mapping();
+        let (read, refused) = match MessageRow::read(content, mapping) {
+            Ok(read) => (read, None),
+            Err(Reject::TooLarge { bytes, .. }) => {
+                let limit = self.settings.epoch.limits.message_limit;
+                (
+                    MessageRow::default(),
+                    Some(Reject::TooLarge { bytes, limit }),
+                )
+            }
+            Err(reject) => (MessageRow::default(), Some(reject)),
+        };
+        let row = read.row(mapping, committed_at_us);
+        let taken = self.take_row(&row, position, None, out, now)?;
+        if let Some(reject) = taken {
+            let (columns, reject) = match refused {
+                Some(refused) => (vec![("content".to_owned(), content)], refused),
+                None => (read.columns(), reject),
+            };
+            let rejected = Rejected {
+                row: &row,
+                columns: &columns,
+                position,
+                reject: &reject,
+            };
+            self.reject(&rejected, xid, out, now);
+        }
+        Ok(())
+    }
+
+    /// Takes the next row of the lane; hands back why it can be no event.
+    // Else each row pays for what it hands back.
+    #[inline(always)]
+    fn take_row(
+        &mut self,
+        row: &Row<'_>,
+        position: Position,
+        missing: Option<String>,
+        out: &mut BytesMut,
+        now: Duration,
+    ) -> Result<Option<Reject>, Stop> {
+        if self
+            .published_through
+            .is_some_and(|through| position <= through)
+        {
+            self.check_overlap(row, position)?;
+            if self
+                .replay_from
+                .is_some_and(|from| position.commit_lsn >= from)
+            {
+                // A replay brings again what was published; its dead letters are in the stream already.
+                let _published = self.emit(row, position, false, out, now);
+                self.replay_reached = Some((position, self.progress.published_rows()));
+                return Ok(None);
+            }
+            self.counters.skipped += 1;
+            return Ok(None);
+        }
+        if self.overlap.is_some() {
+            return Err(self.overlap_miss("goes on behind it"));
+        }
+        if let Some(column) = missing {
+            return Err(Fault::Column { position, column }.into());
+        }
+        Ok(self.emit(row, position, true, out, now).err())
     }
 
     fn check_overlap(&mut self, row: &Row<'_>, position: Position) -> Result<(), Stop> {

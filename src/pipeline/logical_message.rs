@@ -1,0 +1,150 @@
+//! A message that was written into the WAL without a table, `pg_logical_emit_message`, as a row of the outbox.
+//!
+//! In: its content: a JSON object whose keys are the names of the outbox's columns. Out: a [`Row`], which every mapping takes as it takes
+//! those of the table; or why it is none.
+
+use std::collections::BTreeMap;
+
+use serde_json::value::RawValue;
+
+use super::envelope::{Reject, shown};
+use super::fields::{Field, Fields};
+use super::kind::Kind;
+use super::limit::SizeLimit;
+use super::mapping::{Mapping, Value};
+use super::pgoutput::Column;
+use super::row::Row;
+
+/// The content, taken apart: by the name of its column what each value is, and its text as Postgres would send it; none of null.
+#[derive(Debug, Default)]
+pub struct MessageRow {
+    values: BTreeMap<String, Option<(Kind, String)>>,
+}
+
+impl MessageRow {
+    /// Takes a content apart.
+    ///
+    /// # Errors
+    /// It is no JSON object, no text, or was too long to be gathered.
+    pub fn read(content: Column<'_>, mapping: &Mapping) -> Result<Self, Reject> {
+        let content = match content {
+            Column::Text(content) => content,
+            Column::Skipped { len } => {
+                return Err(Reject::TooLarge {
+                    bytes: len.into(),
+                    limit: SizeLimit::smaller(0, None),
+                });
+            }
+            _ => return Err(Reject::NoText("the message".to_owned())),
+        };
+        let refused = |_| Reject::Message(shown(content));
+        let object: BTreeMap<String, &RawValue> =
+            serde_json::from_slice(content).map_err(refused)?;
+        let is = |name: &str, value: &Value| value.column() == Some(name);
+        let values = object.into_iter().map(|(name, json)| {
+            let json = json.get();
+            let value = match json.as_bytes().first() {
+                Some(b'n') => None,
+                _ if is(&name, &mapping.columns.payload) => Some((Kind::Json, json.to_owned())),
+                _ if is(&name, &mapping.columns.occurred_at) => Some(moment(json)),
+                _ => Some(typed(json)),
+            };
+            (name, value)
+        });
+        Ok(MessageRow {
+            values: values.collect(),
+        })
+    }
+
+    /// What the mapping takes of it. A key that is not there is a NULL.
+    pub fn row(&self, mapping: &Mapping, committed_at_us: i64) -> Row<'_> {
+        let of_field = |field: Field| self.of(mapping.columns.get(field).column());
+        let fields = Fields {
+            id: Field::Id,
+            aggregate_id: Field::AggregateId,
+            event_type: Field::EventType,
+            event_version: Field::EventVersion,
+            occurred_at: Field::OccurredAt,
+            payload: Field::Payload,
+        };
+        let extras = mapping.extras().iter().map(|name| self.of(Some(name)));
+        Row::new(
+            fields.map(|field| of_field(field).1),
+            fields.map(|field| of_field(field).0),
+            extras.collect(),
+            committed_at_us,
+        )
+    }
+
+    /// All that it holds, for its dead letter.
+    pub fn columns(&self) -> Vec<(String, Column<'_>)> {
+        let names = self.values.keys();
+        names
+            .map(|name| (name.clone(), self.of(Some(name)).1))
+            .collect()
+    }
+
+    fn of(&self, name: Option<&str>) -> (Kind, Column<'_>) {
+        match name.and_then(|name| self.values.get(name)?.as_ref()) {
+            Some((kind, text)) => (*kind, Column::Text(text.as_bytes())),
+            None => (Kind::default(), Column::Null),
+        }
+    }
+}
+
+fn typed(json: &str) -> (Kind, String) {
+    match json.as_bytes().first() {
+        Some(b'"') => (Kind::Text, serde_json::from_str(json).unwrap_or_default()),
+        Some(b't' | b'f') => (Kind::Truth, json.to_owned()),
+        Some(b'{' | b'[') => (Kind::Json, json.to_owned()),
+        _ if json.contains(['.', 'e', 'E']) => (Kind::Number, json.to_owned()),
+        _ => (Kind::Integer, json.to_owned()),
+    }
+}
+
+/// A time as Postgres sends it, which JSON functions write in RFC 3339 with the session's offset; or milliseconds.
+fn moment(json: &str) -> (Kind, String) {
+    let (kind, text) = typed(json);
+    if kind != Kind::Text {
+        return (kind, text);
+    }
+    let utc = chrono::DateTime::parse_from_rfc3339(&text).map(|time| {
+        let utc = time.to_utc();
+        utc.format("%Y-%m-%d %H:%M:%S%.6f+00").to_string()
+    });
+    (Kind::Time, utc.unwrap_or(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_columns_and_values_have_their_kinds() {
+        let mapping = Mapping::default();
+        let text = |text| Column::Text(text);
+        let content = br#"{"id":"a\"b","aggregate_id":7,"event_type":"x.y","occurred_at":"2026-11-28T08:05:32.5+01:00",
+            "payload_json":{"n": 1e400},"event_version":null,"tenant":true}"#;
+        let message = MessageRow::read(text(content), &mapping).unwrap();
+        let row = message.row(&mapping, 0);
+        assert_eq!(row.get(Field::Id), text(b"a\"b"));
+        assert_eq!(
+            (row.kind(Field::AggregateId), row.get(Field::AggregateId)),
+            (Kind::Integer, text(b"7"))
+        );
+        assert_eq!(
+            row.get(Field::OccurredAt),
+            text(b"2026-11-28 07:05:32.500000+00")
+        );
+        assert_eq!(row.get(Field::Payload), text(br#"{"n": 1e400}"#));
+        assert_eq!(row.get(Field::EventVersion), Column::Null);
+        assert_eq!(message.columns().len(), 7);
+        assert_eq!(message.of(Some("tenant")), (Kind::Truth, text(b"true")));
+        for bad in [&b""[..], b"[1]", b"x", b"\xff", b"\"text\""] {
+            assert!(matches!(
+                MessageRow::read(text(bad), &mapping),
+                Err(Reject::Message(_))
+            ));
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Events without a table: messages of the WAL, among rows of the same transaction.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::support::{Fixture, uuid};
+
+const OUTBOX_MESSAGE: &str = include_str!("../../sql/outbox_message.sql");
+
+async fn with_messages() -> Fixture {
+    let mut fixture = Fixture::bare().await;
+    fixture.set("WALRELAY_SOURCE_MESSAGES", "outbox");
+    fixture.setup().await;
+    fixture.sql.batch_execute(OUTBOX_MESSAGE).await.unwrap();
+    fixture
+}
+
+/// A row, then a message, then a row, … in one transaction.
+fn transaction(first: u64, last: u64) -> String {
+    let one = |n: u64| match n % 2 {
+        0 => format!(
+            "SELECT outbox_message(aggregate_id => '{0}', event_type => 'a.b', payload_json => '{{\"n\": {n}}}', id => '{0}');",
+            uuid(n)
+        ),
+        _ => format!(
+            "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) VALUES ('{0}', '{0}', 'a.b', '{{\"n\": {n}}}');",
+            uuid(n)
+        ),
+    };
+    let all: String = (first..=last).map(one).collect();
+    format!("BEGIN; {all} COMMIT")
+}
+
+#[tokio::test]
+async fn messages_keep_their_place_among_rows() {
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    for sql in [
+        "SET timezone = 'Asia/Kathmandu'",
+        &transaction(1, 5),
+        // Not committed, or rolled back alone; another's; and one that belongs to no transaction.
+        "BEGIN; SELECT outbox_message(gen_random_uuid(), 'a.b', '{}'); ROLLBACK",
+        "BEGIN; SAVEPOINT s; SELECT outbox_message(gen_random_uuid(), 'a.b', '{}'); ROLLBACK TO s; COMMIT",
+        "SELECT pg_logical_emit_message(true, 'others', '{}')",
+        "SELECT pg_logical_emit_message(false, 'outbox', '{}')",
+        "SELECT pg_logical_emit_message(false, 'outbox', '{}')",
+        // Messages alone.
+        &transaction(6, 6),
+        "SELECT pg_logical_emit_message(true, 'outbox', 'no JSON')",
+        "SELECT outbox_message(gen_random_uuid(), 'a b', '{\"x\": 12345678901234567890.5}', id => '00000000-0000-0000-0000-00000000000a')",
+        &transaction(7, 7),
+    ] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    fixture.holds(9).await;
+    let log = relay.log();
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let events: Vec<_> = stored.iter().filter(|it| it.kind.is_none()).collect();
+    for (event, n) in events.iter().zip(1..) {
+        assert_eq!(event.id(), uuid(n));
+        assert_eq!(event.payload(), format!("{{\"n\": {n}}}"));
+        let at = event.field("occurred_at");
+        assert!(at.as_str().unwrap().ends_with('Z'), "{at}");
+    }
+    assert_eq!(events.len(), 7);
+    let ordinals: Vec<_> = stored[..5]
+        .iter()
+        .map(|it| it.position.rsplit(':').next().unwrap())
+        .collect();
+    assert_eq!(
+        ordinals,
+        ["1", "2", "3", "4", "5"],
+        "rows and messages count"
+    );
+    let letters: Vec<_> = stored.iter().filter(|it| it.kind.is_some()).collect();
+    assert_eq!(letters[0].field("reason"), "message");
+    assert_eq!(letters[0].field("row"), json!({"content": "no JSON"}));
+    assert_eq!(letters[1].field("reason"), "subject");
+    assert_eq!(
+        letters[1].field("row")["payload_json"],
+        "{\"x\": 12345678901234567890.5}"
+    );
+    let warnings = log.matches("pg_logical_emit_message(false").count();
+    assert_eq!(warnings, 1, "{log}");
+
+    // A letter is published from what it holds.
+    let place = letters[1].position.as_str();
+    let retry = ["dead-letters", "retry", place, "--set", "event_type=a.b"];
+    fixture.walrelay(&retry).await.success();
+    let stored = fixture.stored().await;
+    let retried = stored.iter().find(|it| it.kind.as_deref() == Some("retry"));
+    let retried = retried.expect("its event");
+    assert_eq!(retried.id(), uuid(10));
+    assert_eq!(retried.payload(), "{\"x\": 12345678901234567890.5}");
+    // What the table never had is nothing that it lacks.
+    let place = letters[0].position.as_str();
+    let discard = ["dead-letters", "discard", place, "--reason", "a test"];
+    fixture.walrelay(&discard).await.success();
+    fixture.walrelay(&["verify"]).await.success();
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_doubled_when_the_relay_is_killed() {
+    const TRANSACTIONS: u64 = 60;
+    const EACH: u64 = 20;
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    let client = fixture.connect().await;
+    let writer = tokio::spawn(async move {
+        for n in 0..TRANSACTIONS {
+            let sql = transaction(n * EACH + 1, (n + 1) * EACH);
+            client.batch_execute(&sql).await.unwrap();
+        }
+    });
+    for part in 1..=5 {
+        fixture.holds(part * TRANSACTIONS * EACH / 6).await;
+        relay.kill();
+        relay = fixture.run();
+    }
+    writer.await.unwrap();
+    fixture.holds(TRANSACTIONS * EACH).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let ids: Vec<_> = stored.iter().map(|message| message.id()).collect();
+    let expected: Vec<_> = (1..=TRANSACTIONS * EACH).map(uuid).collect();
+    assert_eq!(ids, expected, "each once, in order");
+    let positions: BTreeSet<_> = stored.iter().map(|message| &message.position).collect();
+    assert_eq!(positions.len(), stored.len());
+}
+
+/// Other formats take a message as they take a row; the keys are the columns of the mapping.
+#[tokio::test]
+async fn a_message_of_another_mapping() {
+    let mut fixture = Fixture::bare().await;
+    let sql = "CREATE TABLE events (id bigserial PRIMARY KEY, topic text NOT NULL, body jsonb NOT NULL, trace text)";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    for (name, value) in [
+        ("WALRELAY_SOURCE_MESSAGES", "events"),
+        ("WALRELAY_POSTGRES_TABLE", "public.events"),
+        ("WALRELAY_COLUMNS_AGGREGATE_ID", ""),
+        ("WALRELAY_COLUMNS_EVENT_TYPE", "topic"),
+        ("WALRELAY_COLUMNS_EVENT_VERSION", ""),
+        ("WALRELAY_COLUMNS_OCCURRED_AT", ""),
+        ("WALRELAY_COLUMNS_PAYLOAD", "body"),
+        ("WALRELAY_MESSAGE_FORMAT", "cloudevents"),
+        ("WALRELAY_MESSAGE_HEADERS", "{ traceparent = 'trace' }"),
+    ] {
+        fixture.set(name, value);
+    }
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    // A row as it would have been.
+    let sql = r#"SELECT pg_logical_emit_message(true, 'events', to_jsonb(e)::text)
+        FROM (SELECT 7::bigint AS id, 'order.made' AS topic, '{"b": 1}'::jsonb AS body, '00-abc' AS trace) AS e"#;
+    fixture.sql.batch_execute(sql).await.unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let event = stored[0].event();
+    assert_eq!(
+        (&*event.id, event.event_type.as_deref()),
+        ("7", Some("order.made"))
+    );
+    assert_eq!(stored[0].headers["traceparent"], "00-abc");
+    assert_eq!(stored[0].body, r#"{"b": 1}"#);
+    let payload: Value = event.payload_as().unwrap();
+    assert_eq!(payload, json!({"b": 1}));
+}
