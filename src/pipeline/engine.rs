@@ -304,6 +304,11 @@ impl Engine {
         self.stopping || self.halt.is_some() || self.pending.is_some() || self.crossing.is_some()
     }
 
+    /// Whether no WAL is taken before an answer is there that somebody else has.
+    pub fn awaits_answer(&self) -> bool {
+        self.pending.is_some() || self.crossing.is_some()
+    }
+
     /// Ends a turn; `dry` says that no further WAL is at hand, so what is in flight should not wait for more.
     pub fn end_turn(&mut self, out: &mut BytesMut, dry: bool) {
         let dry = dry || self.is_at_an_end();

@@ -24,7 +24,7 @@ use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
 use crate::relay::open::{self, Epoch, Inherited};
 use crate::relay::open_error::{OpenError, with_cause};
 use crate::relay::settings::Settings;
-use crate::relay::turn::{BrokerTransport, WalTransport, postgres_gone};
+use crate::relay::turn::{BrokerTransport, WalTransport, missed, postgres_gone};
 use crate::relay::watch::{Look, Looked};
 use bytes::BytesMut;
 use futures_util::FutureExt;
@@ -201,7 +201,7 @@ impl<'a> Drive<'a> {
                     moved.map_err(|error| postgres_gone(error.into()))?;
                     turn.heard(self.clock.now());
                 }
-                looked = watch.look() => self.take_look(looked?),
+                looked = watch.look() => self.take_look(looked?)?,
                 limit = limit_seen(&mut self.limit) => turn.engine.handle_limit(limit, self.clock.now())?,
                 () = passed(&mut self.crossing) => turn.engine.crossed(),
                 () = clock::sleep_until(self.clock, until) => {}
@@ -232,7 +232,9 @@ impl<'a> Drive<'a> {
         }
     }
 
-    fn take_look(&mut self, looked: Looked) {
+    /// A server that cannot be looked at may be shutting down and wait for us: where the engine reads nothing, since it waits for
+    /// an answer, the epoch ends.
+    fn take_look(&mut self, looked: Looked) -> Result<(), Stop> {
         let now = self.clock.now();
         let turn = &mut self.epoch.turn;
         match looked {
@@ -242,9 +244,13 @@ impl<'a> Drive<'a> {
                 }
                 self.told.take_look(look, &mut turn.engine, self.board, now);
             }
+            Looked::Missed(reason) if turn.engine.awaits_answer() => {
+                return Err(missed(&reason).into());
+            }
             Looked::Missed(reason) => self.told.sight.missed(reason),
             Looked::Row(presence) => turn.engine.handle_row(&presence),
         }
+        Ok(())
     }
 
     /// Tells of the dead letters that the epoch before had in flight, as far as the stream has them.

@@ -17,7 +17,7 @@ use crate::relay::drive::{Drive, Told, move_wal};
 use crate::relay::open::{self, Epoch, Inherited, Summary};
 use crate::relay::open_error::{OpenError, with_cause};
 use crate::relay::settings::Settings;
-use crate::relay::turn::{Kept, postgres_gone};
+use crate::relay::turn::{Kept, missed, postgres_gone};
 use crate::relay::watch::{Looked, Watch};
 use std::time::Duration;
 
@@ -146,8 +146,7 @@ impl<'a> Waiting<'a> {
                         self.told.take_look(look, &mut self.kept.engine, self.board, now);
                     }
                     Ok(Looked::Missed(reason)) => {
-                        let text = format!("could not look at the catalog: {reason}");
-                        return Left::Both(Fault::Postgres(text));
+                        return Left::Both(missed(&reason));
                     }
                     Ok(Looked::Row(presence)) => self.kept.engine.handle_row(&presence),
                     Err(fault) => return Left::Both(fault),

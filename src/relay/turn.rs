@@ -431,6 +431,11 @@ fn publication_missing(said: &ServerError) -> Stop {
     halt.into()
 }
 
+/// A server that could not be looked at.
+pub(super) fn missed(reason: &str) -> Fault {
+    Fault::Postgres(format!("could not look at the catalog: {reason}"))
+}
+
 pub(super) fn postgres_gone(error: ReplicationError) -> Stop {
     match &error {
         ReplicationError::Io(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {

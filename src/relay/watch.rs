@@ -9,7 +9,7 @@ use crate::pipeline::engine::{RowPresence, RowQuestion};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection, ServerClock};
-use crate::postgres::client::{self, Client, SqlError};
+use crate::postgres::client::{self, Client};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::presence;
@@ -28,9 +28,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const CLOSED_INTERVAL: Duration = Duration::from_millis(500);
 /// A look that takes longer is given up, its connection too.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-
-/// Between two tries to look for a row.
-const ROW_PAUSE: Duration = Duration::from_millis(250);
 
 /// What a look has found, with everything in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +51,7 @@ pub struct Look {
 pub enum Looked {
     /// With everything in order.
     Seen(Look),
-    /// Without seeing what carries the rows; why.
+    /// Without seeing what carries the rows, or the row that was asked for; why.
     Missed(String),
     /// For the row that was asked for.
     Row(RowPresence),
@@ -124,8 +121,11 @@ async fn look_on(
         tokio::select! {
             () = rest(sql.as_ref(), next) => next = Instant::now() + INTERVAL,
             Some(question) = asked.recv() => {
-                let presence = presence(&mut sql, settings, first, &question).await;
-                if sender.send(Ok(Looked::Row(presence))).await.is_err() {
+                let looked = match presence(&mut sql, settings, first, &question).await {
+                    Ok(presence) => Looked::Row(presence),
+                    Err(reason) => Looked::Missed(reason),
+                };
+                if sender.send(Ok(looked)).await.is_err() {
                     return;
                 }
                 continue;
@@ -158,37 +158,30 @@ async fn rest(sql: Option<&Client>, next: Instant) {
     }
 }
 
-/// What the table has of a row. A server that is away is asked again: while it is, the epoch has other troubles.
+/// What the table has of a row; on a new session where the server has ended ours.
+///
+/// # Errors
+/// That could not be looked at, and why.
 async fn presence(
     sql: &mut Option<Client>,
     settings: &PostgresSettings,
     first: &First,
     question: &RowQuestion,
-) -> RowPresence {
+) -> Result<RowPresence, String> {
     let Some(table) = &first.inspection.table else {
-        return RowPresence::Unseen(format!("there was no table {}", settings.table));
+        let text = format!("there was no table {}", settings.table);
+        return Ok(RowPresence::Unseen(text));
     };
     let id_column = IdColumn::of(table, settings);
-    loop {
-        match try_presence(sql, settings, &id_column, question).await {
-            Ok(presence) => return presence,
-            Err(error) => tracing::debug!(%error, "could not look for a row in the table"),
-        }
-        tokio::time::sleep(ROW_PAUSE).await;
-    }
-}
-
-async fn try_presence(
-    sql: &mut Option<Client>,
-    settings: &PostgresSettings,
-    id_column: &IdColumn,
-    question: &RowQuestion,
-) -> Result<RowPresence, SqlError> {
-    let client = match sql.take() {
+    let kept = sql.take().filter(|sql| !sql.is_closed());
+    let client = match kept {
         Some(client) => client,
-        None => client::connect(&settings.conninfo).await?,
+        None => client::connect(&settings.conninfo)
+            .await
+            .map_err(|error| with_cause(&error))?,
     };
-    let presence = presence::look(&client, &settings.table, id_column, question).await?;
+    let presence = presence::look(&client, &settings.table, &id_column, question).await;
+    let presence = presence.map_err(|error| with_cause(&error))?;
     *sql = Some(client);
     Ok(presence)
 }

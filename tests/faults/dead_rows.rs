@@ -2,6 +2,7 @@
 
 use async_nats::jetstream::stream;
 use serde_json::Value;
+use walrelay::local::Mode;
 
 use crate::lane::{LANES, Lane, jetstream, set_up, stream_of};
 use crate::support::{Fixture, Servers, Stored, eventually};
@@ -103,6 +104,45 @@ async fn a_deleted_row_is_whole_in_it_and_published_from_it() {
         "{\"id\":\"e1\",\"aggregate_id\":\"a\",\"event_type\":\"t.v1\",\"event_version\":1,\
          \"occurred_at\":\"2026-11-28T07:00:00.000000Z\",\"payload_json\":{\"a\": \"é\\\\\"}}"
     );
+    relay.stop().await;
+}
+
+/// The relay reads nothing while the table is asked for a row, and Postgres shuts down only once it is read to the end.
+#[tokio::test]
+async fn postgres_shuts_down_while_the_table_is_asked() {
+    let mut fixture = on(Some(Servers::own().await), Lane::FastIngest).await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    // Who waits for the lock has it as soon as the row is committed, and keeps the relay from seeing it.
+    let large = "BEGIN; INSERT INTO outbox_events VALUES
+        ('acme', 'large', 'a', 't', 1, '2026-11-28 07:00+00', to_jsonb(repeat('x', 1500000)))";
+    fixture.sql.batch_execute(large).await.unwrap();
+    let locking = fixture.connect().await;
+    let lock = "BEGIN; LOCK TABLE outbox_events IN ACCESS EXCLUSIVE MODE";
+    let locked = tokio::spawn(async move { (locking.batch_execute(lock).await, locking) });
+    let waits = async |query: &str| {
+        let sql = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1";
+        let found = fixture.sql.query_opt(sql, &[&query]).await.unwrap();
+        found.map(|_| ())
+    };
+    eventually("it waits for the lock", async || {
+        waits("%LOCK TABLE%").await
+    })
+    .await;
+    fixture.sql.batch_execute("COMMIT").await.unwrap();
+    let _locking = locked.await.unwrap();
+    eventually("the table is asked", async || {
+        waits("SELECT EXISTS (SELECT FROM%").await
+    })
+    .await;
+    let postgres = &mut fixture.own_servers().postgres;
+    postgres.stop(Mode::Fast).await.expect("it stops");
+    postgres.start_again().await.expect("it starts");
+    fixture.reconnect().await;
+    insert(&fixture, "behind", "t", "'{}'", true).await;
+    let stored = messages(&fixture, 2).await;
+    assert_eq!(stored[0].field("reason"), "too-large");
+    assert_eq!(stored[0].field("id"), "large");
     relay.stop().await;
 }
 
