@@ -553,7 +553,7 @@ impl Relay {
                     false => Encoding::Utf8,
                 },
                 mapping: Mapping::default(),
-                messages: None,
+                messages: Some("outbox".into()),
             },
             publications: Vec::new(),
             carrier: None,

@@ -70,6 +70,17 @@ pub(crate) fn insert(oid: u32, values: &[Value]) -> Vec<u8> {
     out
 }
 
+/// `M`, of a transaction.
+pub(crate) fn logical_message(prefix: &str, content: &[u8]) -> Vec<u8> {
+    let mut out = vec![b'M', 1];
+    out.extend(0_u64.to_be_bytes());
+    out.extend(prefix.bytes());
+    out.push(0);
+    out.extend((content.len() as i32).to_be_bytes());
+    out.extend(content);
+    out
+}
+
 /// `w`
 pub(crate) fn xlog_data(wal_start: u64, data: &[u8]) -> Vec<u8> {
     let mut out = vec![b'w'];
