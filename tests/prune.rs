@@ -226,7 +226,7 @@ async fn a_slot_that_was_moved_by_hand_keeps_what_it_passed_over() {
     insert_old(&platform, 2).await;
     let advance = "SELECT pg_replication_slot_advance('walrelay', pg_current_wal_lsn())";
     platform.sql.query(advance, &[]).await.expect("advanced");
-    refused(&platform, &[], "2 rows are not in the stream").await;
+    refused(&platform, &[], "2 rows are not in stream OUTBOX").await;
 
     let mut prune = platform.command(&[PRUNE, &["--without-comparison"]].concat());
     prune.stderr(Stdio::piped());
@@ -282,7 +282,7 @@ async fn rows_from_before_the_slot_stay_until_they_are_published() {
     refused(
         &platform,
         &[],
-        "3 rows are not in the stream, so nothing was deleted: walrelay backfill",
+        "3 rows are not in stream OUTBOX, so nothing was deleted: walrelay backfill",
     )
     .await;
     platform.expect(&["backfill"], 0).await;

@@ -314,7 +314,7 @@ async fn prune_and_erase_need_what_the_file_gives_them() {
     let prune = ["prune", "--older-than", "0s", "--dry-run"];
     let said = fixture.walrelay(&prune).await.stderr;
     // The row from before the slot: table and stream were compared.
-    assert!(said.contains("1 rows are not in the stream"), "{said}");
+    assert!(said.contains("1 rows are not in stream OUTBOX"), "{said}");
     let query = "SELECT aggregate_id::text FROM outbox_events ORDER BY id LIMIT 1";
     let row = fixture.sql.query_one(query, &[]).await.unwrap();
     let aggregate: String = row.get(0);
