@@ -301,3 +301,41 @@ async fn two_versions_take_turns_on_a_lane() {
         last.stop().await;
     }
 }
+
+/// How long two builds take for the same backlog, in turns: medians, and their ratio.
+#[tokio::test]
+#[ignore = "needs two builds of walrelay in WALRELAY_THIS and WALRELAY_OTHER"]
+async fn two_versions_drain_a_backlog() {
+    const EVENTS: u64 = 900_000;
+    let builds = ["WALRELAY_OTHER", "WALRELAY_THIS"].map(|name| std::env::var(name).expect(name));
+    let mut took = [Vec::new(), Vec::new()];
+    for round in 0..5 {
+        for (build, took) in builds.iter().zip(&mut took) {
+            let mut fixture = Fixture::bare().await;
+            fixture.setup().await;
+            for part in 0..30 {
+                let first = part * EVENTS / 30;
+                fixture.insert(first + 1, first + EVENTS / 30).await;
+            }
+            let begun = std::time::Instant::now();
+            let relay = fixture.run_by(build, &["run"]);
+            while fixture.message_count().await < EVENTS {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            took.push(begun.elapsed());
+            relay.stop().await;
+            eprintln!("round {round}: {build} {:?}", begun.elapsed());
+            fixture
+                .walrelay(&["teardown", "--yes", "--drop-stream"])
+                .await;
+        }
+    }
+    let [other, this] = took.map(|mut took| {
+        took.sort();
+        took[took.len() / 2].as_secs_f64()
+    });
+    eprintln!(
+        "other {other:.2} s, this {this:.2} s: {:.2} times as fast",
+        other / this
+    );
+}
