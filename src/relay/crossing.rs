@@ -9,6 +9,7 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::engine::CrossingQuestion;
 use crate::pipeline::position::Lane;
 use crate::pipeline::record::LaneRecord;
+use crate::postgres::share::Share;
 use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -87,6 +88,26 @@ async fn look(
         }
     }
     Ok(())
+}
+
+/// Where the number of shares was changed last, by the records of all of them; `lane` is one of theirs.
+///
+/// # Errors
+/// NATS, or no lane record.
+pub async fn last_change(
+    nats: &Admin,
+    share: &Share,
+    lane: &Lane,
+) -> anyhow::Result<Option<PgLsn>> {
+    let mut last = None;
+    for number in 0..share.count {
+        let sibling = Lane {
+            slot: share.slot(number),
+            ..lane.clone()
+        };
+        last = last.max(switched_lsn(nats, &sibling).await?);
+    }
+    Ok(last)
 }
 
 /// How far a lane is across, by its records in whichever stream.

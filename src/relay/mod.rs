@@ -9,7 +9,7 @@ pub mod board;
 pub mod broker;
 pub mod claims;
 pub mod clock;
-mod crossing;
+pub mod crossing;
 mod drive;
 mod embed;
 pub mod epoch_marks;

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 use uuid::Uuid;
 
 use super::divide;
-use crate::support::{Fixture, Output, Relay, Writer, eventually};
+use crate::support::{Fixture, Output, Relay, Writer, eventually, uuid};
 
 /// Events are of twenty aggregates, whoever writes them.
 const FEW_AGGREGATES: &str = "
@@ -221,4 +221,30 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     })
     .await;
     stops(relay).await;
+}
+
+/// What was published by another share before would be published by this one again.
+#[tokio::test]
+async fn a_backfill_behind_a_change_asks_since_when() {
+    let mut fixture = two_shares(true).await;
+    shares(&mut fixture, 4);
+    let relay = fixture.run();
+    fixture.insert(1, 40).await;
+    let committed: Vec<Uuid> = (1..=40).map(uuid).collect();
+    let of = |count: u32| -> Vec<String> {
+        let name = |share| format!("{}_{share}", fixture.name.to_uppercase());
+        (0..count).map(name).collect()
+    };
+    verdict(&fixture, &committed, &of(2)).await;
+    reshard(&fixture, "4").await;
+    for share in ["0", "1", "2", "3"] {
+        let asked = fixture.walrelay(&["backfill", "--share", share]).await;
+        assert_eq!(asked.code, Some(1), "{}{}", asked.stdout, asked.stderr);
+        let (_, since) = asked.stderr.rsplit_once("such as ").expect("a remedy");
+        let since: Vec<&str> = since.split_whitespace().take(2).collect();
+        let backfill = [&["backfill", "--share", share][..], &since].concat();
+        fixture.walrelay(&backfill).await.success();
+    }
+    verdict(&fixture, &committed, &of(4)).await;
+    relay.stop().await;
 }
