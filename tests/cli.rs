@@ -140,6 +140,10 @@ fn wrong_usage_is_exit_code_2() {
         &["--log-format", "xml", "config", "check"],
         &["completions", "tcsh"],
         &["--config", "missing.toml", "config", "check"],
+        &["move", "--to-stream", "a.b"],
+        &["replay", "--from", "0/1", "--stream", "a.b"],
+        &["reshard", "--shares", "0"],
+        &["reshard", "--shares", "3"],
     ] {
         let ended = walrelay.run(arguments);
         assert_eq!(ended.code, 2, "{arguments:?}: {}", ended.stderr);

@@ -21,6 +21,7 @@ use super::signals::{self, Hangup};
 use super::stderr;
 use super::stdout::Account;
 use crate::bulk::lease::Lease;
+use crate::config::syntax::parse_stream;
 use crate::nats::address::{NatsAddress, NatsAuth};
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
@@ -58,7 +59,7 @@ agreed.";
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The stream to move to; it is made [default: the same name, with --to-nats].
-    #[arg(long, value_name = "NAME", required_unless_present = "to_nats")]
+    #[arg(long, value_name = "NAME", required_unless_present = "to_nats", value_parser = parse_stream)]
     to_stream: Option<String>,
 
     /// The servers of another NATS; logins and TLS are those of the configuration, unless the URL has a login.
@@ -85,8 +86,7 @@ impl Side {
     async fn of(settings: Settings) -> anyhow::Result<Self> {
         let nats = Admin::connect(&settings.nats.connection).await?;
         let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
-        let lane = LaneClient::new(&nats, stream, slot)
-            .map_err(|error| UsageError(format!("--to-stream: {error}")))?;
+        let lane = LaneClient::new(&nats, stream, slot)?;
         Ok(Side {
             lane,
             nats,

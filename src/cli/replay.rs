@@ -17,6 +17,7 @@ use crate::bulk::range::Bound;
 use crate::bulk::{Outcome, Sourced};
 use crate::cli::consent::agreed;
 use crate::cli::stderr;
+use crate::config::syntax::parse_stream;
 use crate::nats::admin::Admin;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::relay::Shutdown;
@@ -79,7 +80,7 @@ pub struct Args {
     aggregate_ids: Vec<String>,
 
     /// The stream to publish to; made where it is missing [default: the events' stream with _REPLAY behind it].
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = parse_stream)]
     stream: Option<String>,
 
     /// Their subjects there: {subject} is the event's own, and {event_type}, {aggregate_id}, {event_version}, {id}.

@@ -52,7 +52,7 @@ Exit code 0: done. 1: something is in the way. 2: wrong usage.";
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// How many there shall be: a power of two.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     shares: u32,
 
     /// Print what would be done, and do nothing.

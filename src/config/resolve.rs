@@ -258,12 +258,9 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
             inbox_prefix: nats_way::inbox_prefix(layers)?,
             connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
         },
-        stream: checked(
-            layers,
-            Key::NatsStream,
-            "1 to 255 bytes without spaces and . * > / \\",
-            |text| syntax::is_stream(text).then(|| text.to_owned()),
-        )?,
+        stream: checked(layers, Key::NatsStream, syntax::STREAM_FORM, |text| {
+            syntax::is_stream(text).then(|| text.to_owned())
+        })?,
         subject: subject
             .text
             .parse()

@@ -39,6 +39,20 @@ pub(crate) fn is_publication(text: &str) -> bool {
     (1..=IDENTIFIER_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
+/// What a stream's name must be, as an error says it.
+pub(crate) const STREAM_FORM: &str = "1 to 255 bytes without spaces and . * > / \\";
+
+/// A stream's name on the command line.
+///
+/// # Errors
+/// What it must be.
+pub fn parse_stream(text: &str) -> Result<String, String> {
+    match is_stream(text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("a stream's name is {STREAM_FORM}")),
+    }
+}
+
 /// Whether JetStream takes a stream of this name (ADR-6).
 pub(crate) fn is_stream(text: &str) -> bool {
     (1..=STREAM_BYTES_MAX).contains(&text.len())
