@@ -72,7 +72,7 @@ async fn what_cannot_be_meant_names_the_form_that_is_expected() {
     refused(
         &fixture,
         &["--from", "0/1", "--stream", "a.b"],
-        "is not a stream name",
+        "a stream's name is",
     )
     .await;
     refused(
