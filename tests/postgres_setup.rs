@@ -1,8 +1,11 @@
 //! Setup, inspection and teardown against a real Postgres.
 
+mod statements;
+
 use std::time::Duration;
 
 use postgres_types::PgLsn;
+use statements::statements;
 use walrelay::environment::Environment;
 use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
 use walrelay::pipeline::mapping::default_columns;
@@ -306,19 +309,6 @@ async fn type_remedies(client: &Client, settings: &PostgresSettings) -> Vec<Stri
     let inspection = inspect(client, settings).await.unwrap();
     let left = findings(&inspection, settings).into_iter();
     left.map(|found| found.mend).collect()
-}
-
-/// The SQL statements in a text.
-fn statements(text: &str) -> Vec<String> {
-    let begins = ["ALTER ", "GRANT ", "SELECT "];
-    let statement = |part: &str| {
-        let begin = begins.iter().filter_map(|word| part.find(word)).min()?;
-        Some(part[begin..].to_owned())
-    };
-    match text.rsplit_once(';') {
-        Some((ended, _)) => ended.split(';').filter_map(statement).collect(),
-        None => Vec::new(),
-    }
 }
 
 /// The advice is what a person pastes: it has to work.

@@ -32,6 +32,8 @@ mod row_security;
 mod shared_streams;
 mod silence;
 mod standby;
+#[path = "../statements/mod.rs"]
+mod statements;
 mod stream_edited;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.

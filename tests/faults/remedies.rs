@@ -2,21 +2,13 @@
 
 use walrelay::local::Mode;
 
+use crate::statements::statements;
 use crate::support::{Fixture, Servers, eventually, options, uuid};
 
-/// The SQL statements in a text.
-fn statements(text: &str) -> Vec<String> {
-    let begins = ["ALTER ", "CREATE ", "SELECT "];
-    let statement = |part: &str| {
-        let begin = begins.iter().filter_map(|word| part.find(word)).min()?;
-        Some(part[begin..].to_owned())
-    };
-    let (ended, _) = text.rsplit_once(';').expect("a statement");
-    ended.split(';').filter_map(statement).collect()
-}
-
 async fn types(fixture: &Fixture, text: &str) {
-    for statement in statements(text) {
+    let statements = statements(text);
+    assert_ne!(statements, Vec::<String>::new(), "{text}");
+    for statement in statements {
         fixture
             .sql
             .batch_execute(&statement)

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use walrelay::postgres::findings::Kind;
 
+use crate::statements::statements;
 use crate::support::{Fixture, Output};
 
 async fn doctor(fixture: &Fixture) -> (Output, Value) {
@@ -72,13 +73,9 @@ async fn a_server_that_is_well_and_one_that_will_hurt() {
     expected.retain(|code| *code != "standby-slots");
     for code in expected {
         let mend = sql(&report, code);
-        for statement in mend.split(';') {
-            let begins = ["ALTER ", "SELECT "].iter();
-            let begin = begins.filter_map(|word| statement.find(word)).min();
-            if let Some(begin) = begin {
-                let statement = &statement[begin..];
-                fixture.sql.batch_execute(statement).await.expect(statement);
-            }
+        for statement in statements(mend) {
+            let typed = fixture.sql.batch_execute(&statement).await;
+            typed.expect(&statement);
         }
     }
     let (_, report) = doctor(&fixture).await;

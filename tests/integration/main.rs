@@ -25,6 +25,8 @@ mod rights;
 mod setup;
 mod shares;
 mod signals;
+#[path = "../statements/mod.rs"]
+mod statements;
 mod stopping;
 mod support;
 mod tables;
