@@ -6,6 +6,8 @@ SHELL := /bin/bash
 # Where rustup puts cargo, for shells that have not read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
+# Most tests wait for a server's deadline, not for a processor.
+export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
 .PHONY: help servers build demo test tls versions bench bench-tls chaos wiped cable deny package deploy clean toolchain
 

@@ -55,7 +55,8 @@ pub struct Sample {
 /// All places.
 pub struct Relays {
     places: Vec<Mutex<Place>>,
-    /// A copy of the built program: a build during a long run changes nothing in it.
+    /// A link to the built program: a build during a long run makes a new file. A copy may be busy while another test of this
+    /// process starts a program.
     program: PathBuf,
     environments: Vec<Environment>,
     history: Arc<History>,
@@ -67,8 +68,8 @@ pub struct Relays {
 impl Relays {
     pub fn new(environments: Vec<Environment>, history: Arc<History>) -> anyhow::Result<Relays> {
         let program = history.folder().join("walrelay");
-        std::fs::copy(env!("CARGO_BIN_EXE_walrelay"), &program)
-            .context("cannot copy the program")?;
+        std::fs::hard_link(env!("CARGO_BIN_EXE_walrelay"), &program)
+            .context("cannot link the program")?;
         let places = environments.iter().map(|_| Ok(Mutex::new(Place::new()?)));
         let places = places.collect::<anyhow::Result<_>>()?;
         Ok(Relays {

@@ -120,9 +120,11 @@ async fn postgres_shuts_down_while_the_table_is_asked() {
     let locking = fixture.connect().await;
     let lock = "BEGIN; LOCK TABLE outbox_events IN ACCESS EXCLUSIVE MODE";
     let locked = tokio::spawn(async move { (locking.batch_execute(lock).await, locking) });
+    // Within a transaction this view shows one moment only.
+    let looking = fixture.connect().await;
     let waits = async |query: &str| {
         let sql = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE $1";
-        let found = fixture.sql.query_opt(sql, &[&query]).await.unwrap();
+        let found = looking.query_opt(sql, &[&query]).await.unwrap();
         found.map(|_| ())
     };
     eventually("it waits for the lock", async || {
