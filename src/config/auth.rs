@@ -12,7 +12,7 @@ use super::layers::{Layers, Value};
 use super::origin::ValueOrigin;
 use crate::environment::Environment;
 use crate::nats::address::NatsAuth;
-use crate::nats::login::{Login, LoginError, is_user_seed};
+use crate::nats::login::{Login, LoginError, is_secret, is_user_seed};
 use crate::secret::Secret;
 
 /// The ways that keys of their own give, in the order of messages.
@@ -103,6 +103,21 @@ fn by_seed(layers: &Layers) -> Result<Login, ConfigError> {
             missing: Key::NatsNkeySeed.path(),
         });
     };
+    if let Some(jwt) = layers.get(Key::NatsJwt)
+        && let (ValueOrigin::Context(_), ValueOrigin::Context(_)) = (&seed.source, &jwt.source)
+    {
+        if !is_user_seed(&seed.text) {
+            return Err(failure(
+                Key::NatsNkeySeed,
+                &seed.source,
+                "is no seed of a user (SU…)",
+            ));
+        }
+        return Ok(Login::Given(NatsAuth::Jwt {
+            jwt: Secret::new(&*jwt.text),
+            seed: Secret::new(&*seed.text),
+        }));
+    }
     let login = of_file(Key::NatsNkeySeed, seed, Login::NkeySeed)?;
     let Some(jwt) = layers.get(Key::NatsJwt) else {
         return Ok(login);
@@ -129,11 +144,7 @@ fn of_file(
     login: impl FnOnce(PathBuf) -> Login,
 ) -> Result<Login, ConfigError> {
     let text = value.text.trim();
-    if text.contains('\n')
-        || text.starts_with("-----BEGIN")
-        || is_user_seed(text)
-        || text.starts_with("eyJ")
-    {
+    if is_secret(text) {
         return Err(failure(
             key,
             &value.source,

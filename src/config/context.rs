@@ -65,8 +65,6 @@ pub(super) fn add(layers: &mut Layers, environment: &Environment) -> Result<(), 
     for (field, value) in [
         ("nsc", &context.nsc),
         ("socks_proxy", &context.socks_proxy),
-        ("user_jwt", &context.user_jwt),
-        ("user_seed", &context.user_seed),
         ("windows_cert_store", &context.windows_cert_store),
     ] {
         if !value.is_empty() {
@@ -89,6 +87,9 @@ pub(super) fn add(layers: &mut Layers, environment: &Environment) -> Result<(), 
         (Key::NatsPassword, context.password.clone()),
         (Key::NatsCredentials, expanded(&context.creds)),
         (Key::NatsNkeySeed, expanded(&context.nkey)),
+        // In place of files, their contents.
+        (Key::NatsJwt, context.user_jwt.clone()),
+        (Key::NatsNkeySeed, context.user_seed.clone()),
         (Key::NatsTlsCert, expanded(&context.cert)),
         (Key::NatsTlsKey, expanded(&context.key)),
         (Key::NatsTlsCa, expanded(&context.ca)),

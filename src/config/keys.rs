@@ -75,6 +75,10 @@ pub enum Secrecy {
     PostgresUrl,
     /// NATS URLs: without password and token.
     NatsUrls,
+    /// The path of a secret's file; not a content that stands in its place.
+    SecretFile,
+    /// A command: its program, as an argument may be a secret.
+    Command,
 }
 
 /// What is known about a key.
@@ -125,6 +129,13 @@ const fn secret(key: Key, section: &'static str, name: &'static str) -> Entry {
     }
 }
 
+const fn secret_file(key: Key, name: &'static str) -> Entry {
+    Entry {
+        secrecy: Secrecy::SecretFile,
+        ..open(key, "nats", name, None, None)
+    }
+}
+
 /// All keys, in the order of [`Key`].
 pub const KEYS: &[Entry] = &[
     // The relay's name.
@@ -161,13 +172,16 @@ pub const KEYS: &[Entry] = &[
     },
     secret(Key::PostgresPassword, "postgres", "password"),
     // A program and its arguments, for passwords that live for minutes.
-    open(
-        Key::PostgresPasswordCommand,
-        "postgres",
-        "password_command",
-        None,
-        None,
-    ),
+    Entry {
+        secrecy: Secrecy::Command,
+        ..open(
+            Key::PostgresPasswordCommand,
+            "postgres",
+            "password_command",
+            None,
+            None,
+        )
+    },
     // Slot and publication are derived from the name.
     open(Key::PostgresSlot, "postgres", "slot", None, Some("--slot")),
     open(
@@ -216,8 +230,8 @@ pub const KEYS: &[Entry] = &[
     secret(Key::NatsToken, "nats", "token"),
     // Paths of files: they hold the secret, their names do not.
     open(Key::NatsCredentials, "nats", "credentials", None, None),
-    open(Key::NatsNkeySeed, "nats", "nkey_seed", None, None),
-    open(Key::NatsJwt, "nats", "jwt", None, None),
+    secret_file(Key::NatsNkeySeed, "nkey_seed"),
+    secret_file(Key::NatsJwt, "jwt"),
     // A context of the NATS command line, by name or path.
     open(Key::NatsContext, "nats", "context", None, None),
     open(Key::NatsTlsCa, "nats", "tls_ca", None, None),
@@ -409,7 +423,10 @@ impl Entry {
 
     /// Whether `<variable>_FILE` names a file that holds the value.
     pub(crate) fn has_file_variable(&self) -> bool {
-        self.secrecy != Secrecy::Open
+        matches!(
+            self.secrecy,
+            Secrecy::Secret | Secrecy::PostgresUrl | Secrecy::NatsUrls
+        )
     }
 }
 

@@ -15,6 +15,7 @@ use super::keys::{Entry, KEYS, Key, Secrecy};
 use super::origin::ValueOrigin;
 use crate::environment::Environment;
 use crate::nats::address::mask_urls;
+use crate::nats::login::is_secret;
 use crate::nearest::nearest;
 use crate::postgres::conninfo;
 use crate::secret::MASK;
@@ -133,6 +134,26 @@ pub(crate) fn mask(key: Key, text: &str) -> String {
         Secrecy::Secret => MASK.to_owned(),
         Secrecy::PostgresUrl => conninfo::mask(text),
         Secrecy::NatsUrls => mask_urls(text),
+        Secrecy::SecretFile if is_secret(text) => MASK.to_owned(),
+        Secrecy::SecretFile => text.to_owned(),
+        Secrecy::Command => mask_arguments(text),
+    }
+}
+
+/// A command's program, with a mask for its arguments.
+fn mask_arguments(text: &str) -> String {
+    match command_words(text).as_deref() {
+        Some([program]) => program.clone(),
+        Some([program, ..]) => format!("{program} {MASK}"),
+        _ => MASK.to_owned(),
+    }
+}
+
+/// A command as a list (JSON, as TOML writes it too), or else as words.
+pub(super) fn command_words(text: &str) -> Option<Vec<String>> {
+    match text.trim_start().starts_with('[') {
+        true => serde_json::from_str(text).ok(),
+        false => Some(text.split_whitespace().map(str::to_owned).collect()),
     }
 }
 

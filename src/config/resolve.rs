@@ -9,7 +9,7 @@ use super::auth;
 use super::checked::{checked, invalid, required};
 use super::error::ConfigError;
 use super::keys::Key;
-use super::layers::{Layers, Value};
+use super::layers::{Layers, Value, command_words};
 use super::origin::ValueOrigin;
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
 use super::shares::{self, LaneLayers};
@@ -201,7 +201,8 @@ fn password_source(
         {
             let expected =
                 "a program and its arguments, such as [\"cat\", \"/run/secrets/password\"]";
-            password_command(&command.text)
+            command_words(&command.text)
+                .and_then(PasswordCommand::new)
                 .map(|command| Some(PasswordSource::Command(command)))
                 .ok_or_else(|| invalid(Key::PostgresPasswordCommand, command, expected.to_owned()))
         }
@@ -220,15 +221,6 @@ fn password_source(
         }
         _ => Ok(None),
     }
-}
-
-/// A list as in JSON and TOML, else words.
-fn password_command(text: &str) -> Option<PasswordCommand> {
-    let words = match text.trim_start().starts_with('[') {
-        true => serde_json::from_str(text).ok()?,
-        false => text.split_whitespace().map(str::to_owned).collect(),
-    };
-    PasswordCommand::new(words)
 }
 
 fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettings, ConfigError> {

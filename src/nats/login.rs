@@ -142,6 +142,16 @@ pub(crate) fn is_user_seed(text: &str) -> bool {
     text.starts_with("SU") && KeyPair::from_seed(text).is_ok()
 }
 
+/// Whether this is a secret itself, where the path of its file was asked for.
+#[must_use]
+pub(crate) fn is_secret(text: &str) -> bool {
+    let text = text.trim();
+    text.contains('\n')
+        || text.starts_with("-----BEGIN")
+        || is_user_seed(text)
+        || text.starts_with("eyJ")
+}
+
 /// The line between `-----BEGIN <what>-----` and `------END <what>------`.
 fn between_marks<'a>(text: &'a str, what: &str) -> Option<&'a str> {
     let mut lines = text.lines().map(str::trim);

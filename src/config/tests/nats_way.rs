@@ -70,6 +70,26 @@ fn a_context_stands_below_the_file_and_above_the_fallback() {
 }
 
 #[test]
+fn a_context_may_hold_a_jwt_and_its_seed() {
+    let case = Case::new("");
+    let seed = nkeys::KeyPair::new_user().seed().unwrap();
+    let context = format!(r#"{{"user_jwt": "eyJ0.a.b", "user_seed": "{seed}"}}"#);
+    let path = case.write("ctx.json", &context);
+    let case = case.env("WALRELAY_NATS_CONTEXT", &path.display().to_string());
+    assert_eq!(
+        connection(&case).login,
+        Login::Given(NatsAuth::Jwt {
+            jwt: Secret::new("eyJ0.a.b"),
+            seed: Secret::new(&*seed),
+        })
+    );
+    let loaded = case.load().unwrap();
+    for key in [Key::NatsJwt, Key::NatsNkeySeed] {
+        assert_eq!(shown(&loaded, key).text, "***");
+    }
+}
+
+#[test]
 fn a_context_that_cannot_be_used_says_why() {
     let refused = |text: &str| {
         let case = Case::new("");

@@ -64,6 +64,12 @@ fn a_command_gives_the_password_where_nothing_higher_does() {
     };
     let file = "[postgres]\npassword_command = ['token', '--for', 'a b']";
     assert_eq!(source(Case::new(file)), command(&["token", "--for", "a b"]));
+    // An argument may be a secret.
+    let loaded = Case::new(file).load().unwrap();
+    assert_eq!(
+        shown(&loaded, Key::PostgresPasswordCommand).text,
+        "token ***"
+    );
     let variable = "WALRELAY_POSTGRES_PASSWORD_COMMAND";
     for (text, words) in [
         ("other token", &["other", "token"]),
