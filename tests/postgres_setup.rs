@@ -13,6 +13,7 @@ use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::client::{Client, connect};
 use walrelay::postgres::conninfo::Conninfo;
 use walrelay::postgres::findings::{Kind, Severity, findings};
+use walrelay::postgres::health;
 use walrelay::postgres::settings::PostgresSettings;
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
 use walrelay::postgres::table_name::TableName;
@@ -618,13 +619,76 @@ async fn creating_a_slot_behind_a_forgotten_prepared_transaction_names_it() {
         let mend = blocker.mend();
         let (place, sql) = mend.split_once(", run ").unwrap();
         assert_eq!(place, "in database other");
-        let (_, rollback) = sql.split_once(" or ").unwrap();
-        other.batch_execute(rollback).await.expect(rollback);
+        let rollback = statements(sql).swap_remove(1);
+        other.batch_execute(&rollback).await.expect(&rollback);
     };
     let (created, ()) = tokio::time::timeout(LIMIT, async { tokio::join!(created, mended) })
         .await
         .unwrap();
     created.unwrap();
+}
+
+/// Transactions that keep WAL and slots from being made, one of a session and one prepared elsewhere.
+#[tokio::test]
+async fn a_forgotten_transaction_is_told_with_what_ends_it() {
+    let server = server(&[
+        ("max_prepared_transactions", "5"),
+        ("max_slot_wal_keep_size", "64GB"),
+    ])
+    .await;
+    let settings = postgres_settings(&server);
+    let client = connect(&settings.conninfo).await.unwrap();
+    make(&client, &server, &settings).await;
+    client.batch_execute("CREATE DATABASE other").await.unwrap();
+    let there = Conninfo {
+        dbname: "other".to_owned(),
+        ..settings.conninfo.clone()
+    };
+    let other = connect(&there).await.unwrap();
+    let forgotten = "BEGIN; CREATE TABLE public.held (i int); PREPARE TRANSACTION 'it''s \"mine\"'";
+    other.batch_execute(forgotten).await.unwrap();
+    let session = connect(&settings.conninfo).await.unwrap();
+    session
+        .batch_execute("BEGIN; CREATE TABLE public.idle (i int)")
+        .await
+        .unwrap();
+    let inspection = inspect(&client, &settings).await.unwrap();
+    let told = async || {
+        let mut health = health::health(&client, &settings).await.unwrap();
+        // As if an hour had passed.
+        for seconds in [
+            health
+                .oldest_transaction
+                .as_mut()
+                .map(|open| &mut open.seconds),
+            health
+                .oldest_prepared
+                .as_mut()
+                .map(|prepared| &mut prepared.seconds),
+        ] {
+            seconds.into_iter().for_each(|seconds| *seconds += 3_600);
+        }
+        let found = health::findings(&inspection, &health, &settings, 0.0);
+        let mends = found
+            .into_iter()
+            .map(|finding| (finding.kind, finding.mend));
+        mends.collect::<Vec<_>>()
+    };
+    let found = told().await;
+    assert_eq!(
+        found.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+        [Kind::OldTransaction, Kind::OldTransaction]
+    );
+    for (_, mend) in &found {
+        let (there, statement) = match mend.strip_prefix("in database other, ") {
+            Some(mend) => (&other, statements(mend).swap_remove(1)),
+            None => (&client, statements(mend).swap_remove(0)),
+        };
+        there.batch_execute(&statement).await.expect(&statement);
+    }
+    tokio::time::timeout(LIMIT, async { while !told().await.is_empty() {} })
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

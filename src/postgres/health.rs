@@ -40,9 +40,9 @@ pub struct Health {
     /// `logical_decoding_work_mem`, as the server shows it.
     pub(crate) work_mem: String,
     /// The oldest open transaction of a client; none where the role may not see others' (pg_read_all_stats).
-    pub(crate) oldest_transaction: Option<OldTransaction>,
+    pub oldest_transaction: Option<OldTransaction>,
     /// The oldest prepared transaction.
-    pub(crate) oldest_prepared: Option<Prepared>,
+    pub oldest_prepared: Option<Prepared>,
     /// The server's clock, in seconds since 1970.
     pub clock_s: f64,
     /// End of the WAL in bytes.
@@ -63,14 +63,26 @@ pub struct OldTransaction {
 }
 
 /// A transaction between PREPARE TRANSACTION and its end.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Prepared {
     /// What COMMIT PREPARED takes.
     pub gid: String,
     /// Its age.
     pub seconds: i64,
-    /// The role.
+    /// The role that prepared it.
     pub owner: String,
+    /// Where; it can be ended only there.
+    pub database: String,
+}
+
+impl Prepared {
+    /// What ends it.
+    pub(crate) fn mend(&self) -> String {
+        let (gid, database) = (quote_literal(&self.gid), quote_identifier(&self.database));
+        format!(
+            "in database {database}, run COMMIT PREPARED {gid}; or ROLLBACK PREPARED {gid}; as its owner meant"
+        )
+    }
 }
 
 const HEALTH: &str = "\
@@ -85,7 +97,7 @@ SELECT jsonb_build_object(
        'seconds', extract(epoch FROM clock_timestamp() - xact_start)::int8) FROM pg_catalog.pg_stat_activity
      WHERE xact_start IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() AND backend_type = 'client backend'
      ORDER BY xact_start LIMIT 1),
-  'oldest_prepared', (SELECT jsonb_build_object('gid', gid, 'owner', owner,
+  'oldest_prepared', (SELECT jsonb_build_object('gid', gid, 'owner', owner, 'database', database,
        'seconds', extract(epoch FROM clock_timestamp() - prepared)::int8) FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 1),
   'clock_s', extract(epoch FROM clock_timestamp())::float8,
   'wal_bytes', pg_catalog.pg_wal_lsn_diff(
@@ -264,10 +276,7 @@ fn transactions(health: &Health, found: &mut Vec<Finding>) {
                 prepared.owner,
                 span(prepared.seconds as f64)
             ),
-            format!(
-                "run COMMIT PREPARED '{0}'; or ROLLBACK PREPARED '{0}'; whichever its owner meant",
-                prepared.gid.replace('\'', "''")
-            ),
+            prepared.mend(),
         ));
     }
 }

@@ -13,6 +13,7 @@ use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, Severity, findings, shares, slot_misfit};
+use crate::postgres::health::Prepared;
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::table_name::quote_identifier;
@@ -203,16 +204,7 @@ pub enum Blocker {
     /// A transaction of a session.
     Session(SessionBlocker),
     /// A transaction that was prepared and neither committed nor rolled back: `pg_stat_activity` does not show it.
-    Prepared {
-        /// Its name.
-        gid: String,
-        /// Who prepared it.
-        owner: String,
-        /// Where; it can be ended only there.
-        database: String,
-        /// How long ago.
-        seconds: i64,
-    },
+    Prepared(Prepared),
     /// On a standby: the primary's next record of its running transactions.
     RunningTransactions,
 }
@@ -237,10 +229,7 @@ impl Blocker {
             Blocker::Session(SessionBlocker { pid, .. }) => {
                 format!("let it end, or run SELECT pg_terminate_backend({pid});")
             }
-            Blocker::Prepared { gid, database, .. } => {
-                let (gid, database) = (quote_literal(gid), quote_identifier(database));
-                format!("in database {database}, run COMMIT PREPARED {gid}; or ROLLBACK PREPARED {gid};")
-            }
+            Blocker::Prepared(prepared) => prepared.mend(),
             Blocker::RunningTransactions => {
                 "on the primary, run SELECT pg_log_standby_snapshot(); or wait until something is written there".to_owned()
             }
@@ -252,12 +241,9 @@ impl fmt::Display for Blocker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Blocker::Session(session) => write!(f, "the transaction of {session}"),
-            Blocker::Prepared {
-                gid,
-                owner,
-                seconds,
-                ..
-            } => write!(f, "the transaction that {owner} prepared as {gid:?} {seconds} s ago"),
+            Blocker::Prepared(Prepared { gid, owner, seconds, .. }) => {
+                write!(f, "the transaction that {owner} prepared as {gid:?} {seconds} s ago")
+            }
             Blocker::RunningTransactions => {
                 f.write_str("the primary's next record of its running transactions, which an idle one does not write")
             }
@@ -372,12 +358,12 @@ pub async fn blockers(client: &Client, pid: i32) -> Result<Vec<Blocker>, SqlErro
         FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = l.transactionid
         WHERE l.pid = $1 AND NOT l.granted";
     for row in client.query(prepared, &[&pid]).await? {
-        found.push(Blocker::Prepared {
+        found.push(Blocker::Prepared(Prepared {
             gid: row.try_get(0)?,
             owner: row.try_get(1)?,
             database: row.try_get(2)?,
             seconds: row.try_get(3)?,
-        });
+        }));
     }
     let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
     if found.is_empty() && standby.try_get(0)? {

@@ -2,7 +2,14 @@
 
 /// The statements in a text, each as it is printed; what stands behind the last semicolon is none.
 pub fn statements(text: &str) -> Vec<String> {
-    let begins = ["ALTER ", "CREATE ", "GRANT ", "SELECT "];
+    let begins = [
+        "ALTER ",
+        "COMMIT ",
+        "CREATE ",
+        "GRANT ",
+        "ROLLBACK ",
+        "SELECT ",
+    ];
     let statement = |part: &str| {
         let begin = begins.iter().filter_map(|word| part.find(word)).min()?;
         Some(part[begin..].to_owned())
