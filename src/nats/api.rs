@@ -16,6 +16,11 @@ use super::headers::Headers;
 /// Where the JetStream API listens, unless a domain or an import moves it.
 pub const DEFAULT_PREFIX: &str = "$JS.API";
 
+/// Where a stream's new leader says that it is one, in a cluster: <https://docs.nats.io/running-a-nats-service/nats_admin/monitoring/monitoring_jetstream>.
+pub(crate) fn leader_elected_subject(stream: &str) -> String {
+    format!("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{stream}")
+}
+
 /// `err_code` of "no message found".
 const NO_MESSAGE_FOUND: u16 = 10037;
 

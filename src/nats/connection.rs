@@ -23,10 +23,11 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::address::NatsAddress;
+use super::api::leader_elected_subject;
 use super::denial::Denial;
 use super::encode;
 use super::headers::STATUS_NO_RESPONDERS;
-use super::protocol::{Msg, Op, Parser, ProtocolError, ServerInfo};
+use super::protocol::{LEADER_SID, Msg, Op, Parser, ProtocolError, ServerInfo};
 use super::settings::ConnectionSettings;
 
 mod handshake;
@@ -42,7 +43,7 @@ const READ_BYTES: usize = 64 * 1024;
 /// Below this much spare room the read buffer grows or is reclaimed.
 const READ_BYTES_MIN: usize = 8 * 1024;
 
-/// Number of the inbox' subscription, the only one.
+/// Number of the inbox' subscription.
 const INBOX_SID: u64 = 1;
 
 /// An open, authenticated connection with its inbox subscribed.
@@ -241,6 +242,18 @@ impl LaneConnection {
     /// Appends a PING; [`Op::Pong`] comes when the server has handled everything before it.
     pub fn queue_ping(&mut self) {
         encode::ping(&mut self.outgoing);
+    }
+
+    /// Subscribes to this stream's advisory of a new leader, where the server belongs to a cluster. What comes and what is
+    /// denied comes from [`Self::next_op`], so this is for when no request is on its way any more.
+    pub(crate) fn queue_leader_subscription(&mut self, stream: &str) {
+        if self.info.cluster.is_some() {
+            encode::subscribe(
+                &mut self.outgoing,
+                &leader_elected_subject(stream),
+                LEADER_SID,
+            );
+        }
     }
 
     /// The next operation that was received, without waiting; PING is answered here and not returned.

@@ -57,11 +57,20 @@ pub struct Msg {
     pub payload: Bytes,
 }
 
+/// Number of the subscription to the advisory of a stream's new leader.
+pub(super) const LEADER_SID: u64 = 2;
+
 impl Msg {
     /// The inline status of the header block, such as 503 for "no responders".
     #[must_use]
     pub fn status(&self) -> Option<u16> {
         Headers::parse(&self.headers)?.status()
+    }
+
+    /// Whether it is the advisory that the stream has a new leader.
+    #[must_use]
+    pub fn is_of_new_leader(&self) -> bool {
+        self.sid == LEADER_SID
     }
 
     /// What follows `<inbox>.` in the subject: which request it answers, or which published message.

@@ -3,7 +3,7 @@
 //! In: settings, [`Request`]s. Out: [`Answer`]s. Guarantees: the connection is new, so nothing of an earlier epoch is on its
 //! way any more.
 
-use crate::nats::api::{AnswerError, ApiRequest, StreamInfo};
+use crate::nats::api::{AnswerError, ApiRequest, StreamInfo, leader_elected_subject};
 use crate::nats::connection::{Advertised, LaneConnection};
 use crate::nats::denial::Denial;
 use crate::nats::stream::{
@@ -132,6 +132,18 @@ impl Broker {
         let denial = Denial::parse(text)?;
         let events = self.store.events_filter();
         Some(Fault::Broker(denial.among(events).to_string()))
+    }
+
+    /// Listens for the stream's next leader, which is told earlier than an acknowledgement is missed.
+    pub(super) fn listen_for_leaders(&mut self) {
+        self.connection
+            .queue_leader_subscription(self.store.stream());
+    }
+
+    /// Whether a -ERR is about that: without this permission the time for an acknowledgement has to run out.
+    pub(super) fn may_not_listen(&self, text: &str) -> bool {
+        Denial::parse(text)
+            .is_some_and(|denial| denial.subject == leader_elected_subject(self.store.stream()))
     }
 
     /// Answers all that a start asks for, until it wants something else.

@@ -409,10 +409,16 @@ impl BrokerTransport for Broker {
     fn next_op(&mut self) -> Result<Option<Op>, Fault> {
         let op = self.connection.next_op();
         match op.map_err(|error| Fault::Broker(error.to_string()))? {
+            Some(Op::Err(text)) if self.may_not_listen(&text) => Ok(Some(Op::Ok)),
             Some(Op::Err(text)) => match self.denied(&text) {
                 Some(fault) => Err(fault),
                 None => Ok(Some(Op::Err(text))),
             },
+            // What the old leader had taken and not stored is lost, and nobody answers it.
+            Some(Op::Msg(msg)) if msg.is_of_new_leader() => {
+                let stream = self.store.stream();
+                Err(Fault::Broker(format!("stream {stream} has a new leader")))
+            }
             op => Ok(op),
         }
     }

@@ -135,6 +135,7 @@ pub async fn open(
     warnings.extend(broker.warnings());
     warnings.extend(opened.warnings);
     let column_bytes_max = broker.message_limit().bytes;
+    broker.listen_for_leaders();
     let limits = Limits {
         turn_bytes_max: TURN_BYTES_MAX,
         column_bytes_max,

@@ -158,7 +158,8 @@ impl<'a> Waiting<'a> {
     }
 
     /// Streams again, with this broker.
-    pub(super) fn join(self, broker: Broker, opened: Opened) -> (Epoch, Told) {
+    pub(super) fn join(self, mut broker: Broker, opened: Opened) -> (Epoch, Told) {
+        broker.listen_for_leaders();
         let mut summary = Summary {
             nats_version: broker.connection.info().version.to_string(),
             mode: opened.mode,

@@ -180,6 +180,8 @@ async fn under_load(fixture: &Fixture, last: &mut u64, fault: impl Future<Output
 }
 
 async fn leaders_change(fixture: &mut Fixture, cluster: &mut LocalNatsCluster, publish: &str) {
+    // Nobody waits for so long: a new leader is told.
+    fixture.set("WALRELAY_RELAY_ACK_TIMEOUT", "5m");
     let mut relay = fixture.run();
     relay.logs(&format!("publish=\"{publish}\"")).await;
     let mut last = 0;
