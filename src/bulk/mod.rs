@@ -8,7 +8,9 @@
 //! source (the table, the stream, dead letters) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
 //! ```
 
+use anyhow::Context as _;
 use bytes::Bytes;
+use tokio::runtime::Builder;
 use tokio::sync::mpsc;
 
 pub mod fence;
@@ -88,3 +90,26 @@ const AHEAD: usize = 64;
 
 /// A source that reads ahead, a little.
 pub type Source = mpsc::Receiver<anyhow::Result<Sourced>>;
+
+/// Where a source puts what it reads.
+type Sink = mpsc::Sender<anyhow::Result<Sourced>>;
+
+/// A source that reads on a thread of its own, and on connections that it makes there: to take apart what is read costs as much as
+/// to publish it.
+fn on_thread<F>(read: impl FnOnce(Sink) -> F + Send + 'static) -> Source
+where
+    F: Future<Output = anyhow::Result<()>>,
+{
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    std::thread::spawn(move || {
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let read = runtime
+            .context("the runtime cannot start")
+            .and_then(|runtime| runtime.block_on(read(sender.clone())));
+        if let Err(error) = read {
+            // With nobody there to take it, nobody misses it.
+            let _ = sender.blocking_send(Err(error));
+        }
+    });
+    receiver
+}

@@ -6,13 +6,12 @@
 use anyhow::Context as _;
 use futures_util::{TryStreamExt as _, pin_mut};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use tokio::sync::mpsc;
 use tokio_postgres::Row as SqlRow;
 
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
 use super::rows::{Occurred, Rows};
-use super::{AHEAD, Item, Source, Sourced};
+use super::{Item, Sink, Source, Sourced, on_thread};
 use crate::relay::settings::Settings;
 
 /// What the source is called in a replay's header.
@@ -36,25 +35,12 @@ pub async fn count(settings: &Settings, occurred: &Occurred) -> anyhow::Result<u
 }
 
 /// Reads the rows that occurred then.
-///
-/// # Errors
-/// The table cannot be reached or read as a whole.
-pub async fn source(
-    settings: &Settings,
-    occurred: Occurred,
-    filter: Filter,
-    to: Destination,
-) -> anyhow::Result<Source> {
-    let rows = Rows::open(settings).await?;
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let reader = Reader { rows, filter, to };
-    tokio::spawn(async move {
-        if let Err(error) = reader.read(&occurred, &sender).await {
-            // With nobody there to take it, nobody misses it.
-            let _ = sender.send(Err(error)).await;
-        }
-    });
-    Ok(receiver)
+pub fn source(settings: &Settings, occurred: Occurred, filter: Filter, to: Destination) -> Source {
+    let settings = settings.clone();
+    on_thread(async move |sink| {
+        let rows = Rows::open(&settings).await?;
+        Reader { rows, filter, to }.read(&occurred, &sink).await
+    })
 }
 
 /// Where a row stands, as its message tells it.
@@ -76,11 +62,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(
-        &self,
-        occurred: &Occurred,
-        sender: &mpsc::Sender<anyhow::Result<Sourced>>,
-    ) -> anyhow::Result<()> {
+    async fn read(&self, occurred: &Occurred, sink: &Sink) -> anyhow::Result<()> {
         let rows = self.rows.ask_occurred(occurred).await?;
         pin_mut!(rows);
         while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
@@ -93,7 +75,7 @@ impl Reader {
                     why: format!("{why:#}"),
                 },
             };
-            if sender.send(Ok(sourced)).await.is_err() {
+            if sink.send(Ok(sourced)).await.is_err() {
                 return Ok(());
             }
         }

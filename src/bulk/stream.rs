@@ -6,17 +6,15 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
-use tokio::runtime::Builder;
-use tokio::sync::mpsc;
 
 use super::publisher::STUCK_LIMIT;
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
-use super::{AHEAD, Item, Source, Sourced};
+use super::{Item, Sink, Source, Sourced, on_thread};
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
 use crate::nats::settings::ConnectionSettings;
@@ -57,8 +55,7 @@ pub fn source(
     read(connection, stream, range, true, sourced)
 }
 
-/// Reads the messages from sequence `first` to `last`, both included, and makes of each what `sourced` says: on a thread and a
-/// connection of its own, since taking messages apart costs as much as publishing them.
+/// Reads the messages from sequence `first` to `last`, both included, and makes of each what `sourced` says.
 pub(super) fn read(
     connection: &ConnectionSettings,
     stream: String,
@@ -66,29 +63,16 @@ pub(super) fn read(
     whole: bool,
     sourced: impl Fn(u64, &Message) -> Sourced + Send + 'static,
 ) -> Source {
-    let (sender, receiver) = mpsc::channel(AHEAD);
     let connection = connection.clone();
-    std::thread::spawn(move || {
-        let read = async {
-            let nats = Admin::connect(&connection).await?;
-            let reader = Reader {
-                nats,
-                stream,
-                whole,
-                sourced,
-            };
-            reader.read(first, last, &sender).await
+    on_thread(async move |sink| {
+        let reader = Reader {
+            nats: Admin::connect(&connection).await?,
+            stream,
+            whole,
+            sourced,
         };
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let read = runtime
-            .context("the runtime cannot start")
-            .and_then(|runtime| runtime.block_on(read));
-        if let Err(error) = read {
-            // With nobody there to take it, nobody misses it.
-            let _ = sender.blocking_send(Err(error));
-        }
-    });
-    receiver
+        reader.read(first, last, &sink).await
+    })
 }
 
 /// What was to be read is gone.
@@ -112,17 +96,12 @@ struct Replayed {
 }
 
 impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
-    async fn read(
-        &self,
-        first: u64,
-        last: u64,
-        sender: &mpsc::Sender<anyhow::Result<Sourced>>,
-    ) -> anyhow::Result<()> {
+    async fn read(&self, first: u64, last: u64, sink: &Sink) -> anyhow::Result<()> {
         let mut next = first;
         let mut progress_at = Instant::now();
         loop {
             let before = next;
-            let Err(error) = self.read_from(&mut next, last, sender).await else {
+            let Err(error) = self.read_from(&mut next, last, sink).await else {
                 return Ok(());
             };
             if next > before {
@@ -138,12 +117,7 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
     }
 
     /// From `next` on, which goes on with each message.
-    async fn read_from(
-        &self,
-        next: &mut u64,
-        last: u64,
-        sender: &mpsc::Sender<anyhow::Result<Sourced>>,
-    ) -> anyhow::Result<()> {
+    async fn read_from(&self, next: &mut u64, last: u64, sink: &Sink) -> anyhow::Result<()> {
         let config = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: *next,
@@ -164,7 +138,7 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
                 self.ensure_held(*next, sequence).await?;
             }
             *next = sequence + 1;
-            if sender
+            if sink
                 .send(Ok((self.sourced)(sequence, &message)))
                 .await
                 .is_err()

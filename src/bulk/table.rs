@@ -8,11 +8,10 @@ use std::io;
 
 use futures_util::future::{Either, select};
 use futures_util::{TryStreamExt as _, pin_mut};
-use tokio::sync::mpsc;
 use tokio_postgres::{Row as SqlRow, RowStream};
 
 use super::rows::Rows;
-use super::{AHEAD, Item, Source, Sourced};
+use super::{Item, Sink, Source, Sourced, on_thread};
 use crate::pipeline::position::KIND_HEADER;
 use crate::postgres::id_name::name_of;
 use crate::relay::settings::Settings;
@@ -21,42 +20,32 @@ use crate::relay::settings::Settings;
 const CHUNK_IDS: usize = 5_000;
 
 /// Reads the rows with these ids, each to be marked as of this kind.
-///
-/// # Errors
-/// The table cannot be read.
-pub async fn source(
+pub fn source(
     settings: &Settings,
     kind: &str,
     ids: impl Iterator<Item = io::Result<String>> + Send + 'static,
-) -> anyhow::Result<Source> {
-    let rows = Rows::open(settings).await?;
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    let reader = Reader {
-        rows,
-        mark: format!("{KIND_HEADER}: {kind}\r\n"),
-        sender,
-    };
-    tokio::spawn(reader.run(ids));
-    Ok(receiver)
+) -> Source {
+    let (settings, mark) = (settings.clone(), format!("{KIND_HEADER}: {kind}\r\n"));
+    on_thread(async move |sink| {
+        let reader = Reader {
+            rows: Rows::open(&settings).await?,
+            mark,
+            sink,
+        };
+        reader.read(ids).await
+    })
 }
 
 struct Reader {
     rows: Rows,
     mark: String,
-    sender: mpsc::Sender<anyhow::Result<Sourced>>,
+    sink: Sink,
 }
 
 /// The one who takes what is read has gone.
 struct Unwanted;
 
 impl Reader {
-    async fn run(self, ids: impl Iterator<Item = io::Result<String>>) {
-        if let Err(error) = self.read(ids).await {
-            // With nobody there to take it, nobody misses it.
-            let _ = self.sender.send(Err(error)).await;
-        }
-    }
-
     /// The next chunk is asked for before the rows of the one in hand are taken.
     async fn read(&self, ids: impl Iterator<Item = io::Result<String>>) -> anyhow::Result<()> {
         let mut ids = ids;
@@ -106,7 +95,7 @@ impl Reader {
                     why: format!("{table} has {count} rows with this id"),
                 },
             };
-            if self.sender.send(Ok(sourced)).await.is_err() {
+            if self.sink.send(Ok(sourced)).await.is_err() {
                 return Ok(Err(Unwanted));
             }
         }
@@ -115,7 +104,7 @@ impl Reader {
                 name: id,
                 why: format!("it is no longer in {table}"),
             };
-            if self.sender.send(Ok(gone)).await.is_err() {
+            if self.sink.send(Ok(gone)).await.is_err() {
                 return Ok(Err(Unwanted));
             }
         }

@@ -209,7 +209,7 @@ async fn backfill(
         return Ok(Exit::Done);
     }
     let total = rows.len() as u64;
-    let source = table::source(settings, KIND_BACKFILL, rows.ids()?).await?;
+    let source = table::source(settings, KIND_BACKFILL, rows.ids()?);
     let mut publisher = Publisher::new(settings, lane, lease, fence)
         .await?
         .until(shutdown.clone());

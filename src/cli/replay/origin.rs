@@ -125,8 +125,8 @@ impl Origin {
                 stream::source(connection, events.clone(), range, filter, to)
             })),
             Origin::Table { .. } => {
-                let source = occurred::source(settings, self.occurred(reached)?, filter, to);
-                Ok(Some(source.await?))
+                let occurred = self.occurred(reached)?;
+                Ok(Some(occurred::source(settings, occurred, filter, to)))
             }
         }
     }
