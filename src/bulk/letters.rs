@@ -10,7 +10,8 @@ use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 
 use super::rows::{RowText, Rows, columns};
-use super::{AHEAD, Item, Source, Sourced};
+use super::source::{AHEAD, Source};
+use super::{Item, Sourced};
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
@@ -54,7 +55,8 @@ pub async fn events(
         for letter in letters {
             let sourced = reader.sourced(letter).await;
             let ends = sourced.is_err();
-            if sender.send(sourced).await.is_err() || ends {
+            let chunk = sourced.map(|sourced| vec![sourced]);
+            if sender.send(chunk).await.is_err() || ends {
                 return;
             }
         }
@@ -74,7 +76,7 @@ pub fn marks(slot: &str, state: State, marks: Vec<Mark>) -> Source {
                 body: mark.to_json().into(),
                 name: mark.position,
             };
-            if sender.send(Ok(Sourced::Item(item))).await.is_err() {
+            if sender.send(Ok(vec![Sourced::Item(item)])).await.is_err() {
                 return;
             }
         }

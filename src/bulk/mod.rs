@@ -5,13 +5,10 @@
 //! however long, is refused by the server; a command that was killed is done again from what the stream holds.
 //!
 //! ```text
-//! source (the table, the stream, dead letters) ─▶ channel ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
+//! source (the table, the stream, dead letters) ─▶ chunks ─▶ publisher: stints of a window, behind the place that the fence tells ─▶ JetStream
 //! ```
 
-use anyhow::Context as _;
 use bytes::Bytes;
-use tokio::runtime::Builder;
-use tokio::sync::mpsc;
 
 pub mod fence;
 pub mod lease;
@@ -25,9 +22,12 @@ pub mod range;
 pub mod readdress;
 pub mod replayed;
 pub mod rows;
+mod source;
 mod stint;
 pub mod stream;
 pub mod table;
+
+pub use source::Source;
 
 /// A message to be published.
 #[derive(Debug, Clone)]
@@ -83,33 +83,4 @@ pub enum Outcome<'a> {
     },
     /// It is not asked for.
     Passed,
-}
-
-/// Messages that a source reads ahead.
-const AHEAD: usize = 64;
-
-/// A source that reads ahead, a little.
-pub type Source = mpsc::Receiver<anyhow::Result<Sourced>>;
-
-/// Where a source puts what it reads.
-type Sink = mpsc::Sender<anyhow::Result<Sourced>>;
-
-/// A source that reads on a thread of its own, and on connections that it makes there: to take apart what is read costs as much as
-/// to publish it.
-fn on_thread<F>(read: impl FnOnce(Sink) -> F + Send + 'static) -> Source
-where
-    F: Future<Output = anyhow::Result<()>>,
-{
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    std::thread::spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build();
-        let read = runtime
-            .context("the runtime cannot start")
-            .and_then(|runtime| runtime.block_on(read(sender.clone())));
-        if let Err(error) = read {
-            // With nobody there to take it, nobody misses it.
-            let _ = sender.blocking_send(Err(error));
-        }
-    });
-    receiver
 }

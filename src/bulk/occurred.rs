@@ -11,7 +11,8 @@ use tokio_postgres::Row as SqlRow;
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
 use super::rows::{Occurred, Rows};
-use super::{Item, Sink, Source, Sourced, on_thread};
+use super::source::{Sink, Source, on_thread};
+use super::{Item, Sourced};
 use crate::relay::settings::Settings;
 
 /// What the source is called in a replay's header.
@@ -37,9 +38,9 @@ pub async fn count(settings: &Settings, occurred: &Occurred) -> anyhow::Result<u
 /// Reads the rows that occurred then.
 pub fn source(settings: &Settings, occurred: Occurred, filter: Filter, to: Destination) -> Source {
     let settings = settings.clone();
-    on_thread(async move |sink| {
+    on_thread(async move |sink: &mut Sink| {
         let rows = Rows::open(&settings).await?;
-        Reader { rows, filter, to }.read(&occurred, &sink).await
+        Reader { rows, filter, to }.read(&occurred, sink).await
     })
 }
 
@@ -62,7 +63,7 @@ struct Reader {
 }
 
 impl Reader {
-    async fn read(&self, occurred: &Occurred, sink: &Sink) -> anyhow::Result<()> {
+    async fn read(&self, occurred: &Occurred, sink: &mut Sink) -> anyhow::Result<()> {
         let rows = self.rows.ask_occurred(occurred).await?;
         pin_mut!(rows);
         while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
@@ -75,9 +76,7 @@ impl Reader {
                     why: format!("{why:#}"),
                 },
             };
-            if sink.send(Ok(sourced)).await.is_err() {
-                return Ok(());
-            }
+            sink.put(sourced).await?;
         }
         Ok(())
     }

@@ -36,8 +36,8 @@ impl Queue {
         self.ended = false;
     }
 
-    /// The source's next message, to be handed to [`Self::take`]; waits for ever where one is at hand or the source has ended.
-    pub(super) async fn next_of_source(&mut self) -> Option<anyhow::Result<Sourced>> {
+    /// The source's next messages, to be handed to [`Self::take`]; waits for ever where one is at hand or the source has ended.
+    pub(super) async fn next_of_source(&mut self) -> Option<anyhow::Result<Vec<Sourced>>> {
         match self.ended || !self.ready.is_empty() {
             true => std::future::pending().await,
             false => self.source.recv().await,
@@ -95,26 +95,28 @@ impl Queue {
     /// Takes what the source has sent; nothing is its end.
     pub(super) fn take(
         &mut self,
-        next: Option<anyhow::Result<Sourced>>,
+        next: Option<anyhow::Result<Vec<Sourced>>>,
         each: &mut impl FnMut(Outcome<'_>),
     ) -> anyhow::Result<()> {
         let Some(next) = next else {
             self.ended = true;
             return Ok(());
         };
-        match next.context("the source failed")? {
-            Sourced::Item(item) => {
-                self.taken += 1;
-                self.ready.push_back(Queued {
-                    number: self.taken,
-                    item,
-                });
+        for sourced in next.context("the source failed")? {
+            match sourced {
+                Sourced::Item(item) => {
+                    self.taken += 1;
+                    self.ready.push_back(Queued {
+                        number: self.taken,
+                        item,
+                    });
+                }
+                Sourced::Passed => each(Outcome::Passed),
+                Sourced::Rejected { name, why } => each(Outcome::Rejected {
+                    name: &name,
+                    why: &why,
+                }),
             }
-            Sourced::Passed => each(Outcome::Passed),
-            Sourced::Rejected { name, why } => each(Outcome::Rejected {
-                name: &name,
-                why: &why,
-            }),
         }
         Ok(())
     }

@@ -4,10 +4,12 @@
 //! as long as the row has not changed.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
+use tokio_postgres::types::{FromSql, Type, accepts};
 use tokio_postgres::{Row as SqlRow, RowStream};
 
 use crate::pipeline::encoding::{Converted, Encoding};
@@ -17,8 +19,8 @@ use crate::pipeline::mapping::Mapping;
 use crate::pipeline::message::{Composed, compose};
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::row::Row;
-use crate::postgres::catalog::inspect;
-use crate::postgres::client::{Client, connect};
+use crate::postgres::catalog::{Table, inspect};
+use crate::postgres::client::{Client, SqlError, connect};
 use crate::postgres::encoding;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::{OccurredAt, Untold};
@@ -27,10 +29,10 @@ use crate::postgres::row_security;
 use crate::postgres::table_name::quote_identifier;
 use crate::relay::settings::Settings;
 
-/// When a row's transaction was committed, where the server keeps that (`track_commit_timestamp`), else now; in µs since
-/// 2000-01-01 UTC.
-const COMMITTED_AT_US: &str = "(extract(epoch FROM coalesce(CASE WHEN pg_catalog.current_setting('track_commit_timestamp') = 'on' \
-     THEN pg_catalog.pg_xact_commit_timestamp(xmin) END, pg_catalog.clock_timestamp()) - '2000-01-01 00:00:00+00') * 1000000)::int8";
+/// When a row's transaction was committed, where the server keeps that (`track_commit_timestamp`), else now; read as [`Us`]. The
+/// setting is looked up once a query, not once a row.
+const COMMITTED_AT: &str = "coalesce(CASE WHEN (SELECT pg_catalog.current_setting('track_commit_timestamp')) = 'on' \
+     THEN pg_catalog.pg_xact_commit_timestamp(xmin) END, pg_catalog.clock_timestamp())";
 
 /// The table, and what of its rows becomes what of a message.
 pub(crate) struct Rows {
@@ -39,6 +41,8 @@ pub(crate) struct Rows {
     encoding: Encoding,
     mapping: Mapping,
     id_column: IdColumn,
+    /// An index says that no two rows have one id.
+    has_unique_id: bool,
     occurred_at: Result<OccurredAt, Untold>,
     kinds: Fields<Kind>,
     /// Of the columns of [`Mapping::extras`].
@@ -95,12 +99,14 @@ impl Rows {
         };
         let mapping = settings.mapping();
         let own = mapping.columns.as_ref();
+        let has_unique_id = has_unique(&sql, &table, settings.postgres.id_column()).await?;
         let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(Rows {
             sql,
             encoding,
             table: settings.postgres.table.to_string(),
             id_column: IdColumn::of(&table, &settings.postgres),
+            has_unique_id,
             occurred_at: OccurredAt::of(&table, &settings.postgres),
             kinds: own.map(|value| value.column().map_or(Kind::Text, kind_of)),
             extra_kinds: mapping.extras().iter().map(|name| kind_of(name)).collect(),
@@ -129,11 +135,11 @@ impl Rows {
         let names = columns(&self.mapping);
         let mut found = RowText {
             columns: BTreeMap::new(),
-            committed_at_us: row.try_get(names.len())?,
+            committed_at_us: row.try_get::<_, Us>(names.len())?.0,
         };
         for (index, name) in names.into_iter().enumerate() {
-            let bytes: Option<&[u8]> = row.try_get(index)?;
-            let text = bytes.map(|bytes| self.text(name, bytes)).transpose()?;
+            let bytes: Option<Stored<'_>> = row.try_get(index)?;
+            let text = bytes.map(|bytes| self.text(name, bytes.0)).transpose()?;
             found.columns.insert(name.to_owned(), text);
         }
         Ok(Some(found))
@@ -176,8 +182,13 @@ impl Rows {
     /// As of tokio-postgres: who asks ahead of what is read says itself how long it waits.
     pub(super) async fn ask(&self, ids: &[String]) -> Result<RowStream, tokio_postgres::Error> {
         let id = self.id_column.text();
+        let count = match self.has_unique_id {
+            true => "1::int8".to_owned(),
+            // Costs as much as all the rest.
+            false => format!("count(*) OVER (PARTITION BY {id})"),
+        };
         let query = format!(
-            "SELECT {}, ({id})::text AS event_id, count(*) OVER (PARTITION BY {id}) FROM {} WHERE {} \
+            "SELECT {}, ({id})::text AS event_id, {count} FROM {} WHERE {} \
              ORDER BY age(xmin) DESC, {id}",
             self.columns(),
             self.table,
@@ -260,19 +271,20 @@ impl Rows {
 
     fn columns(&self) -> String {
         // Under names of their own: a column's own name would sort by its text.
-        // SQL_ASCII: as it is stored.
-        let bytes_of = match self.encoding {
-            Encoding::Utf8 => "UTF8",
-            Encoding::Unchecked | Encoding::SingleByte(_) => "SQL_ASCII",
-        };
         let texts = columns(&self.mapping)
             .into_iter()
             .enumerate()
             .map(|(number, name)| {
-                let name = quote_identifier(name);
-                format!("convert_to({name}::text, '{bytes_of}') AS value_{number}, ")
+                let text = format!("{}::text", quote_identifier(name));
+                let stored = match self.encoding {
+                    Encoding::Utf8 => text,
+                    Encoding::Unchecked | Encoding::SingleByte(_) => {
+                        format!("convert_to({text}, 'SQL_ASCII')")
+                    }
+                };
+                format!("{stored} AS value_{number}, ")
             });
-        texts.collect::<String>() + COMMITTED_AT_US
+        texts.collect::<String>() + COMMITTED_AT
     }
 
     /// The parts of a row's message, from a row that was selected for it.
@@ -282,8 +294,8 @@ impl Rows {
     pub(super) fn parts_of(&self, row: &SqlRow) -> anyhow::Result<Parts> {
         let count = columns(&self.mapping).len();
         let mut texts = (0..count).map(|index| {
-            let text: Option<&[u8]> = row.try_get(index)?;
-            Ok(text.map_or(Column::Null, Column::Text))
+            let text: Option<Stored<'_>> = row.try_get(index)?;
+            Ok(text.map_or(Column::Null, |text| Column::Text(text.0)))
         });
         let mut next = || texts.next().expect("a column for each name") as anyhow::Result<_>;
         let mut values = Fields::default();
@@ -296,10 +308,45 @@ impl Rows {
         for kind in &self.extra_kinds {
             extras.push((*kind, next()?));
         }
-        let row = Row::new(values, self.kinds, extras, row.try_get(count)?);
+        let row = Row::new(values, self.kinds, extras, row.try_get::<_, Us>(count)?.0);
         let mut converted = Vec::new();
         Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
     }
+}
+
+/// Whether an index says that no two rows have the same value in this column.
+async fn has_unique(sql: &Client, table: &Table, column: &str) -> Result<bool, SqlError> {
+    // Of partitions and heirs, each has indexes of its own.
+    if table.relkind != 'r' || !table.heirs.is_empty() {
+        return Ok(false);
+    }
+    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_index JOIN pg_catalog.pg_attribute \
+                 ON attrelid = indrelid AND attnum = indkey[0] WHERE indrelid = $1 AND attname = $2::text \
+                 AND indisunique AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL)";
+    let row = sql.query_one(query, &[&table.oid, &column]).await?;
+    Ok(row.try_get(0)?)
+}
+
+/// A text's bytes, whether it comes as text or as bytea.
+struct Stored<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Stored<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Stored(raw))
+    }
+
+    accepts!(TEXT, BYTEA);
+}
+
+/// A timestamptz, as the protocol has it: in µs since 2000-01-01 UTC.
+struct Us(i64);
+
+impl<'a> FromSql<'a> for Us {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
+        Ok(Us(i64::from_be_bytes(raw.try_into()?)))
+    }
+
+    accepts!(TIMESTAMPTZ);
 }
 
 /// The last one that a message can tell, and an argument name.

@@ -180,8 +180,10 @@ impl Stint {
 
     /// The messages that answers have told to be stored, since this was asked last.
     pub(super) fn take_stored(&mut self) -> VecDeque<Queued> {
-        let left = self.sent.split_off(std::mem::take(&mut self.stored));
-        std::mem::replace(&mut self.sent, left)
+        // By far the most stay: these are moved, not those.
+        self.sent
+            .drain(..std::mem::take(&mut self.stored))
+            .collect()
     }
 
     fn refused(&self, text: &str) -> Ended {

@@ -14,7 +14,8 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use super::publisher::STUCK_LIMIT;
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
-use super::{Item, Sink, Source, Sourced, on_thread};
+use super::source::{Sink, Source, Unwanted, on_thread};
+use super::{Item, Sourced};
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
 use crate::nats::settings::ConnectionSettings;
@@ -64,14 +65,14 @@ pub(super) fn read(
     sourced: impl Fn(u64, &Message) -> Sourced + Send + 'static,
 ) -> Source {
     let connection = connection.clone();
-    on_thread(async move |sink| {
+    on_thread(async move |sink: &mut Sink| {
         let reader = Reader {
             nats: Admin::connect(&connection).await?,
             stream,
             whole,
             sourced,
         };
-        reader.read(first, last, &sink).await
+        reader.read(first, last, sink).await
     })
 }
 
@@ -96,7 +97,7 @@ struct Replayed {
 }
 
 impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
-    async fn read(&self, first: u64, last: u64, sink: &Sink) -> anyhow::Result<()> {
+    async fn read(&self, first: u64, last: u64, sink: &mut Sink) -> anyhow::Result<()> {
         let mut next = first;
         let mut progress_at = Instant::now();
         loop {
@@ -107,8 +108,8 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
             if next > before {
                 progress_at = Instant::now();
             }
-            if error.is::<Removed>() || error.is::<Denial>() || progress_at.elapsed() > STUCK_LIMIT
-            {
+            let ends = error.is::<Removed>() || error.is::<Denial>() || error.is::<Unwanted>();
+            if ends || progress_at.elapsed() > STUCK_LIMIT {
                 return Err(error);
             }
             tracing::warn!("trying on behind message {}: {error:#}", next - 1);
@@ -117,7 +118,7 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
     }
 
     /// From `next` on, which goes on with each message.
-    async fn read_from(&self, next: &mut u64, last: u64, sink: &Sink) -> anyhow::Result<()> {
+    async fn read_from(&self, next: &mut u64, last: u64, sink: &mut Sink) -> anyhow::Result<()> {
         let config = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: *next,
@@ -138,13 +139,7 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
                 self.ensure_held(*next, sequence).await?;
             }
             *next = sequence + 1;
-            if sink
-                .send(Ok((self.sourced)(sequence, &message)))
-                .await
-                .is_err()
-            {
-                return Ok(());
-            }
+            sink.put((self.sourced)(sequence, &message)).await?;
         }
         Ok(())
     }

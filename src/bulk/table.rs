@@ -11,7 +11,8 @@ use futures_util::{TryStreamExt as _, pin_mut};
 use tokio_postgres::{Row as SqlRow, RowStream};
 
 use super::rows::Rows;
-use super::{Item, Sink, Source, Sourced, on_thread};
+use super::source::{Sink, Source, on_thread};
+use super::{Item, Sourced};
 use crate::pipeline::position::KIND_HEADER;
 use crate::postgres::id_name::name_of;
 use crate::relay::settings::Settings;
@@ -26,28 +27,27 @@ pub fn source(
     ids: impl Iterator<Item = io::Result<String>> + Send + 'static,
 ) -> Source {
     let (settings, mark) = (settings.clone(), format!("{KIND_HEADER}: {kind}\r\n"));
-    on_thread(async move |sink| {
+    on_thread(async move |sink: &mut Sink| {
         let reader = Reader {
             rows: Rows::open(&settings).await?,
             mark,
-            sink,
         };
-        reader.read(ids).await
+        reader.read(ids, sink).await
     })
 }
 
 struct Reader {
     rows: Rows,
     mark: String,
-    sink: Sink,
 }
-
-/// The one who takes what is read has gone.
-struct Unwanted;
 
 impl Reader {
     /// The next chunk is asked for before the rows of the one in hand are taken.
-    async fn read(&self, ids: impl Iterator<Item = io::Result<String>>) -> anyhow::Result<()> {
+    async fn read(
+        &self,
+        ids: impl Iterator<Item = io::Result<String>>,
+        sink: &mut Sink,
+    ) -> anyhow::Result<()> {
         let mut ids = ids;
         let mut wanted = chunk(&mut ids)?;
         if wanted.is_empty() {
@@ -57,20 +57,21 @@ impl Reader {
         loop {
             let next = chunk(&mut ids)?;
             if next.is_empty() {
-                // Nobody there to take them, nobody to miss them.
-                let _ = self.take(wanted, rows).await?;
-                return Ok(());
+                return self.take(wanted, rows, sink).await;
             }
             // Its answer may have to wait until the rows before are taken: that is no silence of the server.
             let asked = Box::pin(self.rows.ask(&next));
-            let taking = Box::pin(self.take(wanted, rows));
-            let (taken, answer) = match select(taking, asked).await {
-                Either::Left((taken, asked)) => (taken?, self.rows.sql().answer(asked).await?),
-                Either::Right((answer, taking)) => (taking.await?, answer?),
+            let taking = Box::pin(self.take(wanted, rows, sink));
+            let answer = match select(taking, asked).await {
+                Either::Left((taken, asked)) => {
+                    taken?;
+                    self.rows.sql().answer(asked).await?
+                }
+                Either::Right((answer, taking)) => {
+                    taking.await?;
+                    answer?
+                }
             };
-            if let Err(Unwanted) = taken {
-                return Ok(());
-            }
             (wanted, rows) = (next, answer);
         }
     }
@@ -79,7 +80,8 @@ impl Reader {
         &self,
         wanted: Vec<String>,
         rows: RowStream,
-    ) -> anyhow::Result<Result<(), Unwanted>> {
+        sink: &mut Sink,
+    ) -> anyhow::Result<()> {
         let table = self.rows.table();
         let mut absent: HashSet<String> = wanted.into_iter().collect();
         pin_mut!(rows);
@@ -95,20 +97,16 @@ impl Reader {
                     why: format!("{table} has {count} rows with this id"),
                 },
             };
-            if self.sink.send(Ok(sourced)).await.is_err() {
-                return Ok(Err(Unwanted));
-            }
+            sink.put(sourced).await?;
         }
         for id in absent {
             let gone = Sourced::Rejected {
                 name: id,
                 why: format!("it is no longer in {table}"),
             };
-            if self.sink.send(Ok(gone)).await.is_err() {
-                return Ok(Err(Unwanted));
-            }
+            sink.put(gone).await?;
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn sourced(&self, name: &str, row: &SqlRow) -> Sourced {

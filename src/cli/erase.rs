@@ -400,7 +400,7 @@ impl<'a> Erasing<'a> {
             body: "{}".into(),
         };
         let (sender, source) = tokio::sync::mpsc::channel(1);
-        sender.send(Ok(Sourced::Item(item))).await?;
+        sender.send(Ok(vec![Sourced::Item(item)])).await?;
         drop(sender);
         let mut refused = None;
         let each = |outcome: Outcome<'_>| {

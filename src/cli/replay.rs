@@ -171,13 +171,17 @@ async fn count(
                 next = source.recv() => next,
                 () = shutdown.wait() => anyhow::bail!("stopped before its end: nothing is published"),
             };
-            match next.transpose()? {
-                Some(Sourced::Item(_)) => events += 1,
-                Some(Sourced::Rejected { name, why }) => {
-                    stderr::line(format_args!("{name} cannot be published: {why}"));
+            let Some(chunk) = next.transpose()? else {
+                break;
+            };
+            for sourced in chunk {
+                match sourced {
+                    Sourced::Item(_) => events += 1,
+                    Sourced::Rejected { name, why } => {
+                        stderr::line(format_args!("{name} cannot be published: {why}"));
+                    }
+                    Sourced::Passed => {}
                 }
-                Some(Sourced::Passed) => {}
-                None => break,
             }
         }
     }
