@@ -1,10 +1,11 @@
 //! The state of a lane whose relay does not answer: by the slot, and by what the last relay has left.
 //!
-//! In: an inspection of Postgres, the note of a halt. Out: a [`LaneState`]. Guarantee: pure; what was not seen is not called well.
+//! In: an inspection of Postgres, the lane record. Out: a [`LaneState`]. Guarantee: pure; what was not seen is not called well.
 
 use serde::Serialize;
 
-use crate::pipeline::record::HaltNote;
+use crate::pipeline::record::Moved;
+use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::settings::PostgresSettings;
@@ -16,6 +17,8 @@ use crate::postgres::slot_wal::SlotWal;
 pub(super) enum Standing {
     /// Somebody reads the slot.
     Running,
+    /// The lane is in another stream, by `walrelay move`; whoever reads the slot publishes there.
+    Moved,
     /// The slot is not there.
     SlotMissing,
     /// The slot can give nothing more.
@@ -45,13 +48,27 @@ pub struct LaneState {
     pub(super) wal: SlotWal,
 }
 
-/// What the broker says of a halt.
+/// What the broker has in the lane record's place.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Recorded<'a> {
     /// It could not be asked.
     Unseen,
-    /// This, or that there was none.
-    Seen(Option<&'a HaltNote>),
+    /// This.
+    Seen(&'a StoredRecord),
+}
+
+impl<'a> Recorded<'a> {
+    fn stored(self) -> Option<&'a StoredRecord> {
+        match self {
+            Recorded::Seen(stored) => Some(stored),
+            Recorded::Unseen => None,
+        }
+    }
+
+    fn has_moved(self) -> bool {
+        let record = self.stored().and_then(|stored| stored.record.as_ref());
+        record.is_some_and(|record| matches!(record.moved, Some(Moved::To { .. })))
+    }
 }
 
 impl LaneState {
@@ -63,10 +80,7 @@ impl LaneState {
     ) -> Self {
         let slot = inspection.slot.as_ref();
         let active_pid = slot.and_then(|slot| slot.active_pid);
-        let note = match recorded {
-            Recorded::Seen(note) => note.cloned(),
-            Recorded::Unseen => None,
-        };
+        let note = recorded.stored().and_then(StoredRecord::halted).cloned();
         let wal = SlotWal::of(inspection);
         let state = |state, reason, remedy| LaneState {
             state,
@@ -80,6 +94,13 @@ impl LaneState {
             finding.severity == Severity::Refuse
                 && matches!(finding.kind, Kind::SlotLost | Kind::SlotMissing)
         });
+        if let Some(note) = note.as_ref().filter(|_| recorded.has_moved()) {
+            return state(
+                Standing::Moved,
+                Some(note.reason.clone()),
+                Some(note.remedy.clone()),
+            );
+        }
         if active_pid.is_some() {
             // One that has just begun has not written its record yet.
             return LaneState {
@@ -120,6 +141,7 @@ impl LaneState {
                 "running: process {} of Postgres reads the slot",
                 self.active_pid.unwrap_or_default()
             ),
+            Standing::Moved => format!("moved: {reason}"),
             Standing::SlotMissing => format!("the slot is missing{halted}: {reason}"),
             Standing::SlotLost => format!("the slot is lost{halted}: {reason}"),
             Standing::Halted => {

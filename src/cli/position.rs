@@ -16,7 +16,7 @@ use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
-use crate::pipeline::record::{HaltNote, LaneRecord};
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
@@ -137,7 +137,7 @@ struct Stored {
     last: Option<(u64, Position)>,
     copied: Option<(u64, Position)>,
     has_stream: bool,
-    halted: Option<HaltNote>,
+    record: StoredRecord,
 }
 
 /// As far as they can be read, and why NATS does not tell its part.
@@ -157,7 +157,7 @@ pub(super) async fn look(
         Err(error) => (Stored::default(), Some(error)),
     };
     let recorded = match &unseen {
-        None => Recorded::Seen(stored.halted.as_ref()),
+        None => Recorded::Seen(&stored.record),
         Some(_) => Recorded::Unseen,
     };
     let lane = LaneState::of(&inspection, recorded, &settings.postgres);
@@ -204,7 +204,7 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
         last,
         copied,
         has_stream: found.is_some(),
-        halted: stored.halted().cloned(),
+        record: stored,
     })
 }
 

@@ -120,14 +120,15 @@ async fn to_another_stream_under_load() {
         "{}",
         events.stdout
     );
-    next.stop().await;
     fixture.set("WALRELAY_NATS_STREAM", old.as_str());
-    let position = fixture.walrelay(&["position"]).await;
-    assert!(
-        position.stdout.contains("walrelay move has taken it"),
-        "{}",
-        position.stdout
-    );
+    // The relay with the new configuration reads the slot all the while.
+    for command in ["position", "status", "doctor"] {
+        let told = fixture.walrelay(&[command]).await.stdout;
+        assert!(told.contains("walrelay move has taken it"), "{told}");
+        assert!(told.contains(&format!("nats.stream = \"{new}\"")), "{told}");
+        assert!(!told.contains("running"), "{told}");
+    }
+    next.stop().await;
 }
 
 /// Runs the command again and again, each run killed once it has logged the next of `steps`.
