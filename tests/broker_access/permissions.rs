@@ -328,6 +328,17 @@ async fn prune_and_erase_need_what_the_file_gives_them() {
     );
 }
 
+/// Each run goes on where the one before has failed, so the file has the permissions in the order in which they are needed.
+#[tokio::test]
+async fn move_needs_what_the_file_gives_it() {
+    let mut fixture = fixture().await;
+    fill(&mut fixture).await;
+    let arguments = ["move", "--yes", "--to-stream", "EVENTS"];
+    let moved = needs_each(&mut fixture, "move", &arguments, nothing).await;
+    let said = moved.success().stdout;
+    assert!(said.contains("the lane lives in stream EVENTS"), "{said}");
+}
+
 #[tokio::test]
 async fn bulk_publishing_to_a_shared_stream_needs_what_the_file_gives_it() {
     let mut fixture = fixture().await;
