@@ -186,6 +186,41 @@ async fn replays_and_dead_letters_go_too() {
 }
 
 #[tokio::test]
+async fn streams_that_the_lane_has_left_and_their_copies_go_too() {
+    let mut platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    insert_of(&platform, user, TYPE, 1).await;
+    platform.relay_until(1).await;
+    let replay = [
+        "replay",
+        "--from",
+        "0/1",
+        "--stream",
+        "AGAIN",
+        "--subject",
+        "again.{event_type}",
+        "--yes",
+    ];
+    platform.expect(&replay, 0).await;
+    platform
+        .expect(&["move", "--to-stream", "EVENTS", "--yes"], 0)
+        .await;
+    platform.set("WALRELAY_NATS_STREAM", "EVENTS");
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    let streams = receipt["streams"].as_array().expect("a list");
+    let mut found: Vec<_> = streams
+        .iter()
+        .map(|of| (of["stream"].as_str().unwrap(), of["events"].clone()))
+        .collect();
+    found[1..].sort_by_key(|(stream, _)| *stream);
+    let first = json!([1]);
+    let all = ["EVENTS", "AGAIN", "OUTBOX"].map(|stream| (stream, first.clone()));
+    assert_eq!(found, all);
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    platform.verify(0).await;
+}
+
+#[tokio::test]
 async fn an_event_outside_of_the_lane_goes_behind_a_message_that_tells_the_lanes_place() {
     let platform = Platform::start().await;
     let user = Uuid::new_v4();

@@ -56,8 +56,8 @@ Examples:
 
 It removes the aggregate's rows from the table and its messages from the stream: events and dead
 letters. nats-server overwrites each with noise. So it does in the streams that walrelay replay
-has made, in mirrors, and in streams that have this one as a source; other copies have to be named
-with --also-stream.
+has made under any name, in mirrors, in streams that have this one as a source, and in those that
+walrelay move has left on the same NATS; other copies have to be named with --also-stream.
 
 The relay may run meanwhile: the lane keeps its order and its place. Events that are not published
 yet are waited for. First let the application write nothing more about the aggregate.

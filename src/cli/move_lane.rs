@@ -329,6 +329,11 @@ impl Move {
     }
 }
 
+/// What a stream listens on once its subjects are those of another one on the same NATS.
+pub(super) fn left_subject(stream: &str) -> String {
+    format!("walrelay-moved.{stream}")
+}
+
 /// The settings of the relay that goes on.
 fn target(args: &Args, settings: &Settings) -> anyhow::Result<Settings> {
     let mut at = settings.clone();

@@ -4,15 +4,18 @@
 //! another lane lives, whose place only its own record tells.
 
 use anyhow::{bail, ensure};
+use async_nats::jetstream::stream::{Config, Info};
 use futures_util::TryStreamExt as _;
 
+use crate::cli::move_lane::left_subject;
 use crate::nats::admin::Admin;
 use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::REPLAY_HEADER;
+use crate::pipeline::record::Moved;
 use crate::relay::lane_client::LaneClient;
 
-/// The lane's stream first, then the replays and copies of it, then those that were named.
+/// The lane's stream first, then those that it has left, the replays and copies of all these, and those that were named.
 ///
 /// # Errors
 /// Messages cannot be erased from one of them.
@@ -22,45 +25,71 @@ pub(super) async fn with_copies(
     named: &[String],
 ) -> anyhow::Result<Vec<String>> {
     let own = lane.stream_name();
-    let mut streams = vec![own.to_owned()];
     let jetstream = nats.jetstream();
-    let mut all = jetstream.streams();
-    let mut found = Vec::new();
-    loop {
-        let next = nats.allowed(async { Ok(all.try_next().await?) }).await?;
-        let Some(info) = next else { break };
-        let name = &info.config.name;
-        let is_copy = {
-            let mirrored = info.config.mirror.as_ref().is_some_and(|of| of.name == own);
-            let sources = info.config.sources.iter().flatten();
-            mirrored || sources.into_iter().any(|of| of.name == own)
-        };
-        let is_wanted = named.contains(name)
-            || name != own
-                && name != LANE_RECORD_STREAM
-                && (is_copy || is_replay(nats, own, name).await?);
-        if name == own || is_wanted {
-            ensure!(
-                !info.config.deny_delete,
-                "stream {name} was made with deny_delete, which cannot be taken back, so nothing was erased: only its \
-                 age and limits remove messages, or its deletion"
-            );
-            found.push(name.clone());
+    let all = async { Ok(jetstream.streams().try_collect().await?) };
+    let all: Vec<Info> = nats.allowed(all).await?;
+    let lanes = with_left(nats, lane, &all).await?;
+    let mut streams = Vec::new();
+    for Info { config, .. } in &all {
+        let name = &config.name;
+        let is_lanes = lanes.contains(name);
+        let is_wanted = is_lanes
+            || named.contains(name)
+            || name != LANE_RECORD_STREAM
+                && (is_copy(config, &lanes) || is_replay(nats, &lanes, name).await?);
+        if !is_wanted {
+            continue;
+        }
+        ensure!(
+            !config.deny_delete,
+            "stream {name} was made with deny_delete, which cannot be taken back, so nothing was erased: only its \
+             age and limits remove messages, or its deletion"
+        );
+        if !is_lanes {
+            no_lane_lives_in(nats, lane, name).await?;
+        }
+        match name == own {
+            true => streams.insert(0, name.clone()),
+            false => streams.push(name.clone()),
         }
     }
-    for name in named.iter().chain(std::iter::once(&streams[0])) {
-        ensure!(found.contains(name), "there is no stream {name}");
-    }
-    found.retain(|name| name != own);
-    for name in found {
-        no_lane_lives_in(nats, lane, &name).await?;
-        streams.push(name);
+    for name in named.iter().map(String::as_str).chain([own]) {
+        ensure!(
+            streams.iter().any(|found| found == name),
+            "there is no stream {name}"
+        );
     }
     Ok(streams)
 }
 
-/// Whether the first message of stream `name` is one that a replay of `own` has published.
-async fn is_replay(nats: &Admin, own: &str, name: &str) -> anyhow::Result<bool> {
+/// The lane's stream, and those from which `walrelay move` has brought the lane there on this NATS.
+async fn with_left(nats: &Admin, lane: &LaneClient, all: &[Info]) -> anyhow::Result<Vec<String>> {
+    let mut left = Vec::new();
+    for Info { config, .. } in all {
+        if config.subjects == [left_subject(&config.name)] {
+            let lane = LaneClient::new(nats, &config.name, lane.slot())?;
+            let record = lane.record().await?.record;
+            if let Some(Moved::To { stream, nats: None }) = record.and_then(|record| record.moved) {
+                left.push((config.name.clone(), stream));
+            }
+        }
+    }
+    let mut lanes = vec![lane.stream_name().to_owned()];
+    while let Some(at) = left.iter().position(|(_, to)| lanes.contains(to)) {
+        lanes.push(left.swap_remove(at).0);
+    }
+    Ok(lanes)
+}
+
+/// Whether nats-server itself copies one of `streams` there.
+fn is_copy(config: &Config, streams: &[String]) -> bool {
+    let mirrored = config.mirror.as_ref().map(|of| &of.name);
+    let sources = config.sources.iter().flatten().map(|of| &of.name);
+    sources.chain(mirrored).any(|of| streams.contains(of))
+}
+
+/// Whether the first message of stream `name` is one that a replay of one of `streams` has published.
+async fn is_replay(nats: &Admin, streams: &[String], name: &str) -> anyhow::Result<bool> {
     let stream = LaneClient::new(nats, name, "-")?;
     let first = stream
         .message(Lookup::Next {
@@ -72,7 +101,7 @@ async fn is_replay(nats: &Admin, own: &str, name: &str) -> anyhow::Result<bool> 
         let value = message.header_text(REPLAY_HEADER)?.to_owned();
         Some(value.split(' ').nth(1)?.to_owned())
     });
-    Ok(of.as_deref() == Some(own))
+    Ok(of.is_some_and(|of| streams.contains(&of)))
 }
 
 async fn no_lane_lives_in(nats: &Admin, own: &LaneClient, name: &str) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::stream::Config;
 use chrono::{SecondsFormat, Utc};
 
-use super::Move;
+use super::{Move, left_subject};
 use crate::cli::adopt;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
@@ -75,14 +75,9 @@ impl Move {
         Ok(stored.sequence)
     }
 
-    /// What the old stream listens on once its subjects are the target's.
-    fn left_subject(&self) -> String {
-        format!("walrelay-moved.{}", self.from.stream())
-    }
-
     async fn has_subjects(&self) -> anyhow::Result<bool> {
         let old = self.config_of_old().await?;
-        Ok(old.subjects != [self.left_subject()])
+        Ok(old.subjects != [left_subject(self.from.stream())])
     }
 
     /// On the same NATS, the target takes over the old stream's subjects.
@@ -92,7 +87,7 @@ impl Move {
         }
         if self.has_subjects().await? {
             let left = Config {
-                subjects: vec![self.left_subject()],
+                subjects: vec![left_subject(self.from.stream())],
                 ..self.config_of_old().await?
             };
             edit(&self.from.nats, left).await?;
