@@ -67,12 +67,12 @@ SEED ?=
 CLUSTER ?=
 # Of the streams in a cluster: 3 unless given; with 1 a single node can lose what it had.
 REPLICAS ?=
-# fast, chain or shared: which way of publishing.
+# fast, chain or shared: which way of publishing. shares or reshard: instances of an outbox with shares.
 LANE ?=
 # 1: TLS and logins on both sides.
 TLS ?=
 
-chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared|shares TLS=1
+chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTES=30 SEED=7 CLUSTER=1 LANE=shared|shares|reshard TLS=1
 	@[ -z '$(TLS)' ] || scripts/servers.sh --tls
 	WALRELAY_TEST_TLS='$(TLS)' CHAOS_MINUTES='$(MINUTES)' CHAOS_SEED='$(SEED)' CHAOS_CLUSTER='$(CLUSTER)' CHAOS_REPLICAS='$(REPLICAS)' CHAOS_LANE='$(LANE)' \
 	$(CARGO) test --release --test chaos a_long_while -- --include-ignored --nocapture

@@ -64,6 +64,7 @@ async fn a_short_while_of_chaos_among_instances() {
         seed: 103,
         time: Duration::from_secs(15),
         ownerless_max: None,
+        reshards: true,
     })
     .await;
 }
@@ -100,16 +101,19 @@ async fn a_long_while_of_chaos() {
         None | Some("fast") => Lane::Fast,
         Some("chain") => Lane::Chain,
         Some("shared") => Lane::Shared,
-        Some("shares") => {
+        Some(lane @ ("shares" | "reshard")) => {
+            let reshards = lane == "reshard";
             play_shares(&shares::Plan {
                 seed,
                 time: Duration::from_secs_f64(minutes * 60.0),
-                ownerless_max: Some(Duration::from_secs(5)),
+                // What a share has that is about to be no more, nobody takes at once.
+                ownerless_max: (!reshards).then_some(Duration::from_secs(5)),
+                reshards,
             })
             .await;
             return;
         }
-        Some(other) => panic!("CHAOS_LANE={other} is none of fast, chain, shared, shares"),
+        Some(other) => panic!("CHAOS_LANE={other} is none of fast, chain, shared, shares, reshard"),
     };
     play(&Plan {
         seed,

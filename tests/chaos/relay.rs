@@ -101,7 +101,7 @@ impl Relays {
     }
 
     /// The program with the run's settings alone.
-    fn command(&self, place: usize, name: &str) -> Command {
+    pub fn command(&self, place: usize, name: &str) -> Command {
         let mut command = Command::new(&self.program);
         for (inherited, _) in std::env::vars_os() {
             let name = inherited.to_string_lossy();

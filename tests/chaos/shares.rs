@@ -1,9 +1,10 @@
 //! Chaos among the instances of an outbox with shares: any of them dies or freezes at any time, and comes back.
 //!
-//! In: a seed, a time (`make chaos LANE=shares`). Out: the verdict, in which the order is that of each aggregate, and for how long a
+//! In: a seed, a time (`make chaos LANE=shares`, or `LANE=reshard`). Out: the verdict, in which the order is that of each aggregate, and for how long a
 //! share had no owner at most: a slot that nobody reads, or that a frozen process holds.
 
 use std::collections::{HashMap, HashSet};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -25,6 +26,8 @@ use crate::writer::{self, Writer};
 
 const INSTANCES: usize = 3;
 const SHARES: usize = 4;
+/// With another number all the time, at most.
+const SHARES_MAX: usize = 8;
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 const CATCH_UP_MAX: Duration = Duration::from_secs(120);
 
@@ -34,6 +37,8 @@ pub struct Plan {
     pub time: Duration,
     /// No share may be without an owner for longer.
     pub ownerless_max: Option<Duration>,
+    /// The number of shares changes all the time, by a command that dies too.
+    pub reshards: bool,
 }
 
 /// Runs until the time has passed, and judges.
@@ -43,9 +48,10 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
     let postgres = Postgres::start(&binaries).await?;
     let broker = Broker::start(&binaries, false).await?;
     Writer::create_tables(&postgres.connect().await?).await?;
-    let own_streams = random.random_bool(0.5);
+    // Only in one stream the order is seen of an aggregate that goes from one share to another.
+    let own_streams = random.random_bool(0.5) && !plan.reshards;
     let environments: Vec<Environment> = (0..INSTANCES)
-        .map(|place| environment(&postgres, &broker, place, own_streams))
+        .map(|place| environment(&postgres, &broker, place, own_streams, plan.shares()))
         .collect();
     let relays = Arc::new(Relays::new(environments, Arc::clone(history))?);
     relays.setup().await?;
@@ -53,11 +59,22 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
         relays.start(place)?;
     }
     let tending = tokio::spawn(Arc::clone(&relays).tend());
-    let owners = Arc::new(Owners::default());
+    let owners = Arc::new(Owners::new(plan.shares()));
     let watching = tokio::spawn(Arc::clone(&owners).watch(postgres.connect().await?));
     let mut writer = Writer::start(&postgres.url, random.random_range(300.0..900.0), plan.seed);
     history.note(format!("everything runs; a stream each: {own_streams}"));
     owners.are_known().await?;
+    let enough = Arc::new(AtomicBool::new(false));
+    let resharding = plan.reshards.then(|| {
+        let random = StdRng::seed_from_u64(plan.seed + 1);
+        let resharder = reshard(
+            Arc::clone(&relays),
+            Arc::clone(history),
+            random,
+            Arc::clone(&enough),
+        );
+        tokio::spawn(resharder)
+    });
     while history.elapsed() < plan.time {
         strike(&relays, &owners, history, &mut random).await?;
         tokio::time::sleep(span(&mut random, 0..2_000)).await;
@@ -66,12 +83,16 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
             anyhow::bail!(failure);
         }
     }
+    enough.store(true, Ordering::Relaxed);
+    if let Some(resharding) = resharding {
+        resharding.await.context("the resharding panicked")??;
+    }
     writer.stop().await?;
     owners.done.store(true, Ordering::Relaxed);
     let ownerless = watching.await.context("the watch panicked")??;
     let client = postgres.connect().await?;
     let (ids, transactions) = writer::committed(&client).await?;
-    let verdict = judged(&broker, own_streams, &ids).await?;
+    let verdict = judged(&broker, own_streams, plan.shares(), &ids).await?;
     tending.abort();
     for place in 0..INSTANCES {
         relays.stop(place).await?;
@@ -105,6 +126,7 @@ fn environment(
     broker: &Broker,
     place: usize,
     own_streams: bool,
+    shares: usize,
 ) -> Environment {
     let url = format!(
         "postgres://postgres@127.0.0.1:{}/postgres?application_name={}",
@@ -115,7 +137,7 @@ fn environment(
         ("WALRELAY_POSTGRES_URL", url),
         ("WALRELAY_NATS_URL", broker.url()),
         ("WALRELAY_HTTP_LISTEN", String::new()),
-        ("WALRELAY_RELAY_SHARES", SHARES.to_string()),
+        ("WALRELAY_RELAY_SHARES", shares.to_string()),
         ("WALRELAY_RELAY_HOLD_BACK", "2s".to_owned()),
         ("WALRELAY_RELAY_SHUTDOWN_TIMEOUT", "3s".to_owned()),
     ];
@@ -134,6 +156,52 @@ fn environment(
 
 fn name(place: usize) -> String {
     format!("instance-{place}")
+}
+
+impl Plan {
+    /// How many there are at the beginning.
+    fn shares(&self) -> usize {
+        match self.reshards {
+            true => SHARES_MAX,
+            false => SHARES,
+        }
+    }
+}
+
+/// Changes the number of shares until it is enough, and lets the last change come to its end.
+async fn reshard(
+    relays: Arc<Relays>,
+    history: Arc<History>,
+    mut random: StdRng,
+    enough: Arc<AtomicBool>,
+) -> anyhow::Result<()> {
+    loop {
+        let is_last = enough.load(Ordering::Relaxed);
+        let shares = *["2", "4", "8"].choose(&mut random).context("some")?;
+        let mut command = relays.command(0, "reshard");
+        command.args(["--shares", shares, "--wait", "2min"]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let dies = random.random_bool(0.4) && !is_last;
+        if dies {
+            let after = span(&mut random, 0..3_000);
+            history.fault(
+                "reshard dies",
+                format!("to {shares} shares, after {after:?}"),
+            );
+            let mut child = command.spawn()?;
+            tokio::time::sleep(after).await;
+            child.kill().await?;
+            continue;
+        }
+        history.fault("reshard", format!("to {shares} shares"));
+        let output = command.output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "reshard --shares {shares}: {said}");
+        if is_last {
+            return Ok(());
+        }
+        tokio::time::sleep(span(&mut random, 0..5_000)).await;
+    }
 }
 
 /// One or two of the instances die, freeze or stop; the others are left to take over.
@@ -180,8 +248,8 @@ async fn strike(
 }
 
 /// Who has the shares.
-#[derive(Default)]
 struct Owners {
+    shares: usize,
     /// Instances that hold what they have, and do nothing with it.
     frozen: Mutex<HashSet<String>>,
     all_known: AtomicBool,
@@ -189,6 +257,15 @@ struct Owners {
 }
 
 impl Owners {
+    fn new(shares: usize) -> Owners {
+        Owners {
+            shares,
+            frozen: Mutex::default(),
+            all_known: AtomicBool::new(false),
+            done: AtomicBool::new(false),
+        }
+    }
+
     fn freeze(&self, places: &[usize]) {
         let names = places.iter().map(|place| name(*place));
         *self.frozen.lock().expect("no holder panics") = names.collect();
@@ -226,7 +303,7 @@ impl Owners {
                 }
             }
             self.all_known
-                .store(seen.len() == SHARES, Ordering::Relaxed);
+                .fetch_or(seen.len() == self.shares, Ordering::Relaxed);
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
         Ok(longest)
@@ -237,6 +314,7 @@ impl Owners {
 async fn judged(
     broker: &Broker,
     own_streams: bool,
+    shares: usize,
     ids: &[uuid::Uuid],
 ) -> anyhow::Result<verdict::Verdict> {
     let removed = HashSet::new();
@@ -245,7 +323,7 @@ async fn judged(
         let mut checker = Checker::of_aggregates(ids, &removed);
         match own_streams {
             true => {
-                for share in 0..SHARES {
+                for share in 0..shares {
                     let stream = format!("OUTBOX_{share}");
                     verdict::read(broker.connect().await?, &stream, &mut checker).await?;
                 }
