@@ -25,7 +25,10 @@ use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
 
 mod change;
+mod prepare;
 mod retire;
+
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -175,22 +178,6 @@ impl Resharding<'_> {
             "relay.shares = {to} belongs into every configuration by now"
         ));
         Ok(Exit::Done)
-    }
-
-    /// Makes what a new share needs; its publication carries nothing yet.
-    async fn prepare(&self, number: u32, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
-        let lane = &self.lanes[number as usize];
-        if !self.division.has(number) {
-            let create = self.create(lane);
-            let created = self.sql.batch_execute(&create).await;
-            created.with_context(|| format!("cannot run {create}"))?;
-        }
-        let mut stopped = shutdown;
-        // A slot waits for the transactions that are under way.
-        let cancel = async {
-            let _ended = tokio::time::timeout(self.args.wait, stopped.wait()).await;
-        };
-        setup::execute_until(setup::Args::default(), lane, cancel).await
     }
 
     fn create(&self, lane: &Settings) -> String {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use futures_util::future::try_join_all;
 use postgres_types::PgLsn;
 
-use super::Resharding;
+use super::{LOOK_INTERVAL, Resharding};
 use crate::cli::{stderr, stdout};
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
@@ -22,8 +22,6 @@ use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown};
-
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 impl Resharding<'_> {
     /// Ends all shares that are no more.

@@ -223,6 +223,47 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     stops(relay).await;
 }
 
+/// The command was killed while Postgres made a slot, or behind that: no record tells where it begins.
+#[tokio::test]
+async fn a_slot_that_a_killed_command_has_left_is_made_again() {
+    let mut fixture = two_shares(false).await;
+    takes_dead_letters_of(&fixture, 4).await;
+    shares(&mut fixture, 4);
+    let relay = fixture.run();
+    reshard(&fixture, "4").await;
+    fixture.insert(1, 100).await;
+    // Shares 2 and 3 leave records behind.
+    reshard(&fixture, "2").await;
+    fixture.insert(101, 200).await;
+    let name = fixture.name.clone();
+    let slot =
+        move |n| format!("SELECT pg_create_logical_replication_slot('{name}_{n}', 'pgoutput')");
+    fixture.sql.batch_execute(&slot(3)).await.unwrap();
+    let other = fixture.connect().await;
+    let open = "BEGIN; SELECT pg_current_xact_id()";
+    other.batch_execute(open).await.unwrap();
+    let killed = fixture.connect().await;
+    let making = tokio::spawn(async move { killed.batch_execute(&slot(2)).await.unwrap() });
+    let half = format!("{SLOTS} AND active AND confirmed_flush_lsn IS NULL");
+    eventually("a slot is half made", async || {
+        (count(&fixture, &half).await == 1).then_some(())
+    })
+    .await;
+    let mut command = fixture.start(&["reshard", "--shares", "4"]);
+    eventually("it has made the publication", async || {
+        (count(&fixture, "FROM pg_publication").await == 3).then_some(())
+    })
+    .await;
+    other.batch_execute("COMMIT").await.unwrap();
+    making.await.unwrap();
+    assert_eq!(command.ends().await, Some(0), "{}", command.log());
+    fixture.insert(201, 300).await;
+    let committed: Vec<Uuid> = (1..=300).map(uuid).collect();
+    let stream = fixture.stream_name().to_owned();
+    verdict(&fixture, &committed, &[stream]).await;
+    stops(relay).await;
+}
+
 /// What was published by another share before would be published by this one again.
 #[tokio::test]
 async fn a_backfill_behind_a_change_asks_since_when() {

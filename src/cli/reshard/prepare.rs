@@ -1,0 +1,77 @@
+//! What a new share needs.
+//!
+//! In: its lane. Out: publication, slot, stream and record. Guarantees: the publication carries nothing yet; the record tells where the
+//! slot begins, also where an earlier run of the command was killed between the two.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+
+use super::{LOOK_INTERVAL, Resharding};
+use crate::cli::exit::Exit;
+use crate::cli::setup;
+use crate::nats::admin::Admin;
+use crate::postgres::replication::quote_literal;
+use crate::relay::Shutdown;
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+impl Resharding<'_> {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// Something is in the way, or Postgres or NATS refuse.
+    pub(super) async fn prepare(
+        &self,
+        number: u32,
+        shutdown: Shutdown,
+    ) -> Result<Exit, anyhow::Error> {
+        let lane = &self.lanes[number as usize];
+        if !self.division.has(number) {
+            let create = self.create(lane);
+            let created = self.sql.batch_execute(&create).await;
+            created.with_context(|| format!("cannot run {create}"))?;
+        }
+        let mut stopped = shutdown.clone();
+        tokio::select! {
+            removed = self.remove_leftover(lane) => removed?,
+            () = stopped.wait() => bail!("stopped before its end: run it again"),
+        }
+        let mut stopped = shutdown;
+        // A slot waits for the transactions that are under way.
+        let cancel = async {
+            let _ended = tokio::time::timeout(self.args.wait, stopped.wait()).await;
+        };
+        setup::execute_until(setup::Args::default(), lane, cancel).await
+    }
+
+    /// Drops a slot that has no record. Nobody has read it, since a relay writes one first, and its publication carries nothing.
+    async fn remove_leftover(&self, lane: &Settings) -> anyhow::Result<()> {
+        let slot = &lane.postgres.slot;
+        let query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1::text";
+        let begun = Instant::now();
+        // Postgres still makes the slot of a command that was killed while it waits for a transaction.
+        while let Some(row) = self.sql.query_opt(query, &[slot]).await? {
+            let nats = Admin::connect(&lane.nats.connection).await?;
+            let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
+            let record = client.record().await?.record;
+            if record.is_some_and(|record| !record.retired) {
+                return Ok(());
+            }
+            let reader: Option<i32> = row.try_get(0)?;
+            let Some(pid) = reader else {
+                let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(slot));
+                let dropped = self.sql.batch_execute(&drop).await;
+                dropped.with_context(|| format!("cannot drop slot {slot}"))?;
+                continue;
+            };
+            if begun.elapsed() >= self.args.wait {
+                bail!(
+                    "slot {slot} is in use by process {pid} of Postgres: SELECT pg_terminate_backend({pid}); ends it. Then run this again"
+                );
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        Ok(())
+    }
+}
