@@ -191,6 +191,8 @@ impl Relays {
         self.place(place).watch(None);
         match ended {
             Ok(Ok(status)) if matches!(status.code(), Some(0 | 1)) => Ok(begin.elapsed()),
+            // It had hardly been started, and did not listen to signals yet.
+            Ok(Ok(status)) if status.signal() == Some(Signal::TERM.as_raw()) => Ok(begin.elapsed()),
             Ok(Ok(status)) => bail!("relay {place} ended with {status} after SIGTERM"),
             Ok(Err(error)) => Err(error.into()),
             Err(_) => bail!("relay {place} still ran {STOP_MAX:?} after SIGTERM"),
