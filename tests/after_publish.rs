@@ -1,11 +1,13 @@
 //! `outbox.after_publish` against real servers: published rows are marked or deleted, and others are left alone.
 
 mod platform;
+mod statements;
 
 use std::time::Duration;
 
 use platform::{Platform, insert_of_type};
 use postgres_types::PgLsn;
+use statements::statements;
 
 /// How long anything may take before the test fails.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -29,10 +31,17 @@ async fn has(platform: &Platform, which: &str, rows: i64) {
     waited.unwrap_or_else(|_| panic!("{now} rows with {which}, not {rows}"));
 }
 
-/// What a message says to run, up to the end of its line.
-fn remedy(said: &str) -> &str {
-    let (_, remedy) = said.rsplit_once("run ").expect("a remedy");
-    remedy.trim()
+/// Types what a message says to run; what that was.
+async fn follow(platform: &Platform, said: &str) -> Vec<String> {
+    let statements = statements(said);
+    for statement in &statements {
+        platform
+            .sql
+            .batch_execute(statement)
+            .await
+            .expect("it is SQL");
+    }
+    statements
 }
 
 #[tokio::test]
@@ -42,11 +51,7 @@ async fn a_row_is_marked_once_the_stream_has_its_event() {
     platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     let said = platform.expect(&["run"], 1).await;
     assert!(said.contains("has no column dispatched_at"), "{said}");
-    platform
-        .sql
-        .batch_execute(remedy(&said))
-        .await
-        .expect("it is SQL");
+    assert_eq!(follow(&platform, &said).await.len(), 1);
 
     let relay = platform.relay();
     insert_of_type(&platform.sql, "no subject").await;
@@ -145,15 +150,8 @@ async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
     platform.set("DATABASE_URL", &url);
     platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
     let said = platform.expect(&["run"], 1).await;
-    assert_eq!(
-        remedy(&said),
-        "GRANT SELECT (id), DELETE ON public.outbox_events TO relay;"
-    );
-    platform
-        .sql
-        .batch_execute(remedy(&said))
-        .await
-        .expect("it is SQL");
+    let grant = "GRANT SELECT (id), DELETE ON public.outbox_events TO relay";
+    assert_eq!(follow(&platform, &said).await, [grant]);
 
     let relay = platform.relay();
     platform.insert(3).await;
@@ -163,11 +161,7 @@ async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
     platform.insert(4).await;
     platform.wait_for(7).await;
     assert_eq!(count(&platform, "true").await, 4);
-    platform
-        .sql
-        .batch_execute(remedy(&said))
-        .await
-        .expect("granted");
+    follow(&platform, &said).await;
     has(&platform, "true", 0).await;
 
     // Killed, it goes on where it was.

@@ -480,6 +480,18 @@ async fn a_moment_is_compared_in_the_type_that_the_column_has() {
             missing.contains(&format!("{since} rows")),
             "{column}: {missing}"
         );
+        // Years that Postgres writes in another way than RFC 3339 does.
+        for (ever, code) in [
+            ("0000-01-01T00:00:00Z", 1),
+            ("0000-01-01T00:00:00+14:00", 1),
+            ("9999-12-31T23:59:59-14:00", 0),
+        ] {
+            let text = platform
+                .expect(&["verify", "--json", "--since", ever], code)
+                .await;
+            let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+            assert_eq!(report["missing"]["count"], 3 * code, "{ever}: {report}");
+        }
         let replayed = platform.expect(&replay("2026-03-01T12:00:00Z"), 0).await;
         assert!(
             replayed.contains(&format!("{at_noon} events")),

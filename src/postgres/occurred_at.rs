@@ -3,7 +3,7 @@
 //! In: the table and the configuration. Out: expressions. Guarantees: a moment is compared in the column's own type, so that an index on
 //! the column serves; a column without a time zone is read as UTC, a bigint as milliseconds since 1970, as the relay reads them.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 
 use super::catalog::Table;
 use super::settings::PostgresSettings;
@@ -125,8 +125,9 @@ impl OccurredAt {
     /// SQL for a moment as the column would hold it, or the last value before it.
     pub fn value(&self, at: DateTime<Utc>) -> String {
         match self.form {
-            Form::Zoned => format!("'{}+00'::timestamptz", at.format("%F %T%.6f")),
-            Form::Utc => format!("'{}'::timestamp", at.format("%F %T%.6f")),
+            Form::Zoned => format!("'{}'::timestamptz", text(at)),
+            // Without a time zone, that of a text is passed over.
+            Form::Utc => format!("'{}'::timestamp", text(at)),
             Form::Milliseconds => at.timestamp_millis().to_string(),
         }
     }
@@ -149,4 +150,13 @@ impl OccurredAt {
             Form::Milliseconds => format!("({column} * 1000)"),
         }
     }
+}
+
+/// A moment as Postgres reads it: before the year 1 it counts as people do, who have no year 0.
+fn text(at: DateTime<Utc>) -> String {
+    let (year, era) = match at.year() {
+        year @ 1.. => (year, ""),
+        year => (1 - year, " BC"),
+    };
+    format!("{year:04}-{}+00{era}", at.format("%m-%d %T%.6f"))
 }

@@ -8,8 +8,8 @@ use uuid::Uuid;
 use walrelay::local::LocalNatsCluster;
 
 use crate::lane::{
-    LANES, Lane, by_hand, events, holds_events, jetstream, judge, judge_events, logs_from,
-    more_events, move_to_cluster, set_up, share, stream_of,
+    LANES, Lane, by_hand, event_count, events, holds_events, jetstream, judge, judge_events,
+    logs_from, more_events, move_to_cluster, set_up, share, stream_of,
 };
 use crate::support::wait::eventually_within;
 use crate::support::{
@@ -17,6 +17,8 @@ use crate::support::{
 };
 
 const EVENTS_BETWEEN: u64 = 100;
+/// How long a command may take that goes through millions of rows.
+const BACKFILL_LIMIT: Duration = Duration::from_secs(600);
 
 /// What a person removes from a stream.
 #[derive(Debug, Clone, Copy)]
@@ -300,6 +302,56 @@ async fn two_versions_take_turns_on_a_lane() {
         judge(&fixture, writer).await;
         last.stop().await;
     }
+}
+
+/// Rows from before the slot come once, however often the command is killed, while writers write and the relay publishes.
+#[tokio::test]
+#[ignore = "takes minutes, and needs an optimised build of walrelay in WALRELAY_THIS"]
+async fn two_million_old_rows_through_ten_kills() {
+    const ROWS: u64 = 2_000_000;
+    const KILLS: u64 = 10;
+    let build = std::env::var("WALRELAY_THIS").expect("WALRELAY_THIS names a build");
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    for part in 0..100 {
+        let first = part * ROWS / 100;
+        fixture.insert(first + 1, first + ROWS / 100).await;
+    }
+    set_up(&mut fixture, Lane::FastIngest).await;
+    let relay = fixture.run_by(&build, &["run"]);
+    let writer = Writer::start(&fixture).await;
+    let begun = std::time::Instant::now();
+    for kill in 1..=KILLS {
+        let mut killed = fixture.run_by(&build, &["backfill"]);
+        let aim = kill * ROWS / (KILLS + 1);
+        eventually_within(BACKFILL_LIMIT, format!("{aim} events"), async || {
+            (event_count(&fixture).await >= aim).then_some(())
+        })
+        .await;
+        assert!(killed.runs(), "it has ended before kill {kill}");
+        killed.kill();
+        let stored = event_count(&fixture).await;
+        eprintln!("killed at {stored} events, after {:?}", begun.elapsed());
+    }
+    let mut last = fixture.run_by(&build, &["backfill"]);
+    eventually_within(BACKFILL_LIMIT, "the backfill ends", async || {
+        (!last.runs()).then_some(())
+    })
+    .await;
+    assert_eq!(last.ends().await, Some(0), "{}", last.log());
+    eprintln!("done after {:?}", begun.elapsed());
+    let written = writer.stop(&fixture).await.len() as u64;
+    holds_events(&fixture, ROWS + written).await;
+    assert_eq!(event_count(&fixture).await, ROWS + written);
+    // Missing, doubled, out of order: each would end it with 1.
+    let mut verify = fixture.run_by(&build, &["verify"]);
+    eventually_within(BACKFILL_LIMIT, "verify ends", async || {
+        (!verify.runs()).then_some(())
+    })
+    .await;
+    assert_eq!(verify.ends().await, Some(0), "{}", verify.log());
+    relay.stop().await;
 }
 
 /// How long two builds take for the same backlog, in turns: medians, and their ratio.

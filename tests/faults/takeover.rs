@@ -53,8 +53,8 @@ async fn takes_over(fixture: &Fixture, next: &mut Relay, how: &str) {
     more_events(fixture, EVENTS_BETWEEN).await;
 }
 
-#[tokio::test]
-async fn of_a_relay_that_is_frozen() {
+/// Three relays after one another get `signal` while the next one waits; `ends` is what becomes of each, once that has taken over.
+async fn in_turn(signal: Signal, how: &str, ends: impl AsyncFn(&Fixture, Relay, usize)) {
     let mut fixture = Fixture::new().await;
     patient(&fixture).await;
     let mut relay = fixture.run();
@@ -64,17 +64,37 @@ async fn of_a_relay_that_is_frozen() {
         let mut next = fixture.run();
         next.logs("is in use").await;
         more_events(&fixture, EVENTS_BETWEEN).await;
-        relay.signal(Signal::STOP);
-        takes_over(&fixture, &mut next, "frozen").await;
         let logged = relay.log().len();
-        relay.signal(Signal::CONT);
-        logs_from(&mut relay, logged, "is in use").await;
-        more_events(&fixture, EVENTS_BETWEEN).await;
-        relay.kill();
+        relay.signal(signal);
+        takes_over(&fixture, &mut next, how).await;
+        ends(&fixture, relay, logged).await;
         relay = next;
     }
     judge(&fixture, writer).await;
     relay.stop().await;
+}
+
+#[tokio::test]
+async fn of_a_relay_that_is_frozen() {
+    in_turn(
+        Signal::STOP,
+        "frozen",
+        async |fixture, mut relay, logged| {
+            relay.signal(Signal::CONT);
+            logs_from(&mut relay, logged, "is in use").await;
+            more_events(fixture, EVENTS_BETWEEN).await;
+            relay.kill();
+        },
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn in_a_rolling_restart() {
+    in_turn(Signal::TERM, "stopped", async |_, mut relay, _| {
+        assert_eq!(relay.ends().await, Some(0));
+    })
+    .await;
 }
 
 /// Nothing arrives any more on either side, and nothing is closed.
@@ -99,26 +119,6 @@ async fn of_a_relay_whose_cable_is_cut() {
     judge(&fixture, writer).await;
     relay.stop().await;
     next.stop().await;
-}
-
-#[tokio::test]
-async fn in_a_rolling_restart() {
-    let mut fixture = Fixture::new().await;
-    patient(&fixture).await;
-    let mut relay = fixture.run();
-    relay.streams().await;
-    let writer = Writer::start(&fixture).await;
-    for _ in 0..3 {
-        let mut next = fixture.run();
-        next.logs("is in use").await;
-        more_events(&fixture, EVENTS_BETWEEN).await;
-        relay.signal(Signal::TERM);
-        takes_over(&fixture, &mut next, "stopped").await;
-        assert_eq!(relay.ends().await, Some(0));
-        relay = next;
-    }
-    judge(&fixture, writer).await;
-    relay.stop().await;
 }
 
 /// The slot's reader, and when the server last heard from it.
