@@ -1,13 +1,19 @@
-//! Ranges that are published again, beside bare fast ingest, in turns: `backfill` of the table, `replay` of the stream.
+//! Ranges that are published again, beside bare fast ingest, in turns: `backfill` of the table, `replay` of the stream; a backfill
+//! beside a relay that has something to do; and `verify` beside reading table and stream once.
 //!
 //! Whole processes are measured, from their start to their end: connecting, comparing table and stream, and reading back belong
 //! to it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use async_nats::jetstream::consumer::pull;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use walrelay::pipeline::publish::Mode;
 
+use crate::child::{Child, peak_mib};
 use crate::lane::{Lane, PAYLOAD};
+use crate::latency::{Latencies, STEADY, Writer};
 use crate::publish;
 use crate::report::{Cell, Report, median, spread};
 use crate::servers::Servers;
@@ -69,4 +75,105 @@ fn tell(rates: &[Vec<f64>; 3], report: &mut Report) {
             Cell::number(median(of_name) / median(&rates[0]), 2),
         ]);
     }
+}
+
+/// A backfill beside a relay that has 1,000 transactions a second to publish to the same stream.
+pub async fn beside_relay(
+    servers: &Servers,
+    events: u64,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    const RATE: u32 = 1_000;
+    eprintln!("{events} rows are backfilled beside a relay");
+    let mut lane = Lane::new(servers, "beside").await?;
+    lane.fill(events, 10, PAYLOAD).await?;
+    let bare = publish::bare(&lane, Mode::FastIngest, "BARE", events, EVENT_BYTES).await?;
+    let (slot, stream) = ("beside_rows", "BESIDE");
+    lane.setup(slot, stream)?;
+    let mut relay = lane.run(slot, stream).await?;
+    relay.streaming_after().await?;
+    let writer = Writer::start(&lane, RATE, 4, STEADY).await?;
+    let mut backfill = Child::spawn(lane.walrelay(&["backfill"], slot, stream))?;
+    let (took, _) = backfill.ended().await?;
+    let written = writer.end().await?;
+    let latencies = Latencies::of(servers, stream, 0, &written).await?;
+    let ms = |quantile| latencies.from_commit.value_at_quantile(quantile) as f64 / 1e6;
+    let header = [
+        "what",
+        "backfill, events/s",
+        "of bare fast ingest",
+        "it took, s",
+        "the relay's commit → stored p50, ms",
+        "p99, ms",
+    ];
+    report
+        .table("A backfill beside a relay", &header)
+        .push(vec![
+            Cell::text(format!("{RATE} transactions/s for {} s", STEADY.as_secs())),
+            Cell::rate(events as f64 / took.as_secs_f64()),
+            Cell::number(bare / took.as_secs_f64(), 2),
+            Cell::number(took.as_secs_f64(), 1),
+            Cell::number(ms(0.5), 2),
+            Cell::number(ms(0.99), 2),
+        ]);
+    relay.stop().await?;
+    servers.jetstream.delete_stream(stream).await?;
+    lane.close().await
+}
+
+/// `verify` of a table that is in the stream as a whole, beside reading each of the two once.
+pub async fn verify(servers: &Servers, events: u64, report: &mut Report) -> anyhow::Result<()> {
+    const SAMPLE_INTERVAL: Duration = Duration::from_millis(5);
+    eprintln!("verify of {events} rows");
+    let mut lane = Lane::new(servers, "verify").await?;
+    lane.fill(events, 10, PAYLOAD).await?;
+    let (slot, stream) = ("verify_rows", "VERIFY");
+    lane.setup(slot, stream)?;
+    let mut backfill = Child::spawn(lane.walrelay(&["backfill"], slot, stream))?;
+    backfill.ended().await?;
+
+    let begin = Instant::now();
+    let rows = lane.sql.copy_out("COPY outbox_events TO STDOUT").await?;
+    let copied = rows.try_fold(0, async |count, _| Ok(count + 1)).await?;
+    let copy = begin.elapsed();
+    let begin = Instant::now();
+    let found = servers.jetstream.get_stream(stream).await?;
+    let consumer = found
+        .create_consumer(pull::OrderedConfig::default())
+        .await?;
+    let mut messages = consumer.messages().await?;
+    for _ in 0..events {
+        messages.next().await.context("the stream ends")??;
+    }
+    let read = begin.elapsed();
+    anyhow::ensure!(copied == events, "{copied} rows were copied");
+
+    let mut verify = Child::spawn(lane.walrelay(&["verify"], slot, stream))?;
+    let (pid, mut peak) = (verify.pid(), None);
+    let ended = verify.ended();
+    tokio::pin!(ended);
+    let (took, _) = loop {
+        tokio::select! {
+            ended = &mut ended => break ended?,
+            () = tokio::time::sleep(SAMPLE_INTERVAL) => peak = peak_mib(pid).or(peak),
+        }
+    };
+    let header = [
+        "rows",
+        "COPY TO STDOUT, s",
+        "reading the stream once, s",
+        "verify, s",
+        "of both",
+        "peak memory, MiB",
+    ];
+    report.table("verify", &header).push(vec![
+        Cell::count(events),
+        Cell::number(copy.as_secs_f64(), 1),
+        Cell::number(read.as_secs_f64(), 1),
+        Cell::number(took.as_secs_f64(), 1),
+        Cell::number(took.as_secs_f64() / (copy + read).as_secs_f64(), 2),
+        Cell::maybe(peak, 1),
+    ]);
+    servers.jetstream.delete_stream(stream).await?;
+    lane.close().await
 }

@@ -20,7 +20,7 @@ use crate::report::{Cell, Report};
 use crate::servers::Servers;
 
 /// How long the steady load lasts, and how much of its beginning is not counted.
-const STEADY: Duration = Duration::from_secs(12);
+pub const STEADY: Duration = Duration::from_secs(12);
 const WARM_UP: Duration = Duration::from_secs(2);
 
 /// When an event was sent and known to be committed, in ns of Unix time.

@@ -1,8 +1,11 @@
 //! The whole relay beside its limits, on servers of its own; docs/performance.md says what is measured and how.
 //!
+//! `after_publish` takes EVENTS / 1,000 seconds twice, and runs only where it is named.
+//!
 //! In: the number of events of a backlog, and which parts to run. Out: a table and a plot in `benches/results/`.
-//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,bulk,polling,latency,memory,sizes,start,tls] [--out FOLDER]`
+//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,bulk,verify,polling,latency,memory,sizes,start,tls,after_publish] [--out FOLDER]`
 
+mod after_publish;
 mod bulk;
 mod child;
 mod drain;
@@ -92,6 +95,13 @@ async fn run(choice: &Choice) -> anyhow::Result<()> {
     }
     if choice.wants("bulk") {
         bulk::ranges(&servers, events.min(500_000), rounds, &mut report).await?;
+        bulk::beside_relay(&servers, events.min(500_000), &mut report).await?;
+    }
+    if choice.wants("verify") {
+        bulk::verify(&servers, events, &mut report).await?;
+    }
+    if choice.parts.is_some() && choice.wants("after_publish") {
+        after_publish::settings(&servers, events, &mut report).await?;
     }
     if choice.wants("polling") {
         polling::dispatcher(&servers, (events / 50).max(1_000), &mut report).await?;
