@@ -173,6 +173,56 @@ async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
     relay.stop().await;
 }
 
+/// Waits until it is kept that the rows of so many messages are done with.
+async fn keeps(platform: &Platform, sequence: u64) {
+    let kept = async {
+        loop {
+            let records = platform.jetstream.get_stream("WALRELAY").await;
+            let records = records.expect("the lanes' records");
+            let subject = "walrelay.lane.OUTBOX.walrelay.settled";
+            if let Ok(message) = records.get_last_raw_message_by_subject(subject).await {
+                let place: serde_json::Value =
+                    serde_json::from_slice(&message.payload).expect("a place");
+                if place["sequence"] == sequence {
+                    return;
+                }
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    let waited = tokio::time::timeout(LIMIT, kept).await;
+    waited.expect("the place is kept");
+}
+
+#[tokio::test]
+async fn a_lane_that_moves_takes_along_what_is_done() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    let column = "ALTER TABLE outbox_events ADD dispatched_at timestamptz";
+    platform.sql.batch_execute(column).await.expect("added");
+    let relay = platform.relay();
+    platform.insert(300).await;
+    has(&platform, "dispatched_at IS NOT NULL", 300).await;
+    keeps(&platform, 300).await;
+    relay.stop().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "keep");
+    platform.insert(7).await;
+    platform.relay_until(307).await;
+
+    // What is marked again would be seen.
+    let taken_back = "UPDATE outbox_events SET dispatched_at = NULL";
+    platform.sql.batch_execute(taken_back).await.expect("taken");
+    platform
+        .expect(&["move", "--to-stream", "EVENTS", "--yes"], 0)
+        .await;
+    platform.set("WALRELAY_NATS_STREAM", "EVENTS");
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    let relay = platform.relay();
+    platform.insert(2).await;
+    has(&platform, "dispatched_at IS NOT NULL", 9).await;
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn rows_are_deleted_by_the_lane_of_a_shared_stream() {
     let mut platform = Platform::servers().await;

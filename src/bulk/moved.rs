@@ -9,7 +9,7 @@ use async_nats::jetstream::Message;
 
 use super::stream::{is_in_place, read};
 use super::{Item, Source, Sourced};
-use crate::nats::api::StreamInfo;
+use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::settings::ConnectionSettings;
 use crate::nats::stored::header;
 use crate::pipeline::end_search::{Lookup, split_tail};
@@ -46,12 +46,7 @@ impl Copied {
             return Ok(0);
         }
         let last = target.message(Lookup::Message(info.state.last_seq)).await?;
-        let told = last
-            .as_ref()
-            .and_then(|message| message.header_text(MOVED_HEADER))
-            .and_then(|value| value.split_once(' '))
-            .filter(|(created, _)| *created == self.created)
-            .and_then(|(_, sequence)| sequence.parse().ok());
+        let told = last.and_then(|message| copied_from(&message, &self.created));
         told.with_context(|| {
             format!(
                 "message {} of stream {} is none that was copied there: somebody else publishes to it",
@@ -86,6 +81,12 @@ impl Copied {
             body: message.payload.clone(),
         })
     }
+}
+
+/// The sequence that `message` had in the stream that was created at that time.
+pub fn copied_from(message: &StoredMessage, created: &str) -> Option<u64> {
+    let (of, sequence) = message.header_text(MOVED_HEADER)?.split_once(' ')?;
+    (of == created).then(|| sequence.parse().ok())?
 }
 
 /// Makes sure that the stream can be copied as it is.

@@ -38,11 +38,23 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// Up to where rows are settled, as it is kept beside the lane record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Place {
+pub(crate) struct Place {
     /// When the stream was created.
-    created: String,
+    pub(crate) created: String,
     /// Messages up to this one are done with.
-    sequence: u64,
+    pub(crate) sequence: u64,
+}
+
+impl Place {
+    /// As it is stored, where it is of the stream that was created at that time.
+    pub(crate) fn stored(data: &[u8], created: &str) -> Option<Place> {
+        let place: Place = serde_json::from_slice(data).ok()?;
+        (place.created == created).then_some(place)
+    }
+
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a text and a number always have a JSON form")
+    }
 }
 
 /// Makes sure that it can be done. A server that does not answer is no reason against it.
@@ -134,9 +146,8 @@ impl Settling {
         let adopted = record.filter(|record| record.created == info.created);
         let stored = lane.settled().await?;
         let place_sequence = stored.as_ref().map_or(0, |message| message.seq);
-        let place: Place = stored
-            .and_then(|message| serde_json::from_slice(&message.data).ok())
-            .filter(|place: &Place| place.created == info.created)
+        let place = stored
+            .and_then(|message| Place::stored(&message.data, &info.created))
             .unwrap_or_else(|| Place {
                 created: info.created.clone(),
                 sequence: 0,
@@ -242,7 +253,7 @@ impl Settling {
         if self.kept == self.place || self.kept_at.elapsed() < KEEP_INTERVAL {
             return Ok(());
         }
-        let place = serde_json::to_vec(&self.place)?;
+        let place = self.place.to_json();
         self.place_sequence = self.lane.store_settled(place, self.place_sequence).await?;
         self.kept = self.place.clone();
         self.kept_at = Instant::now();

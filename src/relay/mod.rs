@@ -4,7 +4,7 @@
 //! both its connections with it, and the next one asks stream and slot where to go on. A doubt about the broker ends the
 //! connection there, and a new one asks the stream.
 
-mod after_publish;
+pub(crate) mod after_publish;
 pub mod board;
 pub mod broker;
 pub mod claims;

@@ -8,16 +8,18 @@ use async_nats::jetstream::stream::Config;
 use chrono::{SecondsFormat, Utc};
 
 use super::{Move, left_subject};
+use crate::bulk::moved::copied_from;
 use crate::cli::adopt;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
-use crate::pipeline::end_search::split_tail;
+use crate::pipeline::end_search::{Lookup, split_tail};
 use crate::pipeline::fault::Halt;
 use crate::pipeline::position::{KIND_HEADER, KIND_MOVED, Position, parse_header};
 use crate::pipeline::record::{HaltNote, LaneRecord, Moved};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::Client;
 use crate::postgres::processes::{self, Process};
+use crate::relay::after_publish::Place;
 use crate::relay::lane_client::{LaneError, StreamEnd};
 
 /// How long the old relay's session may take to end.
@@ -131,6 +133,7 @@ impl Move {
             };
             sequence = mark.behind(&self.to.nats, sequence).await?;
         }
+        self.take_settled_place(&target.created).await?;
         let before = |count: u64| if count == 0 { 0 } else { sequence - 1 };
         let arrived = LaneRecord {
             stream: self.to.stream().to_owned(),
@@ -153,6 +156,34 @@ impl Move {
             "somebody else has written the lane's record there"
         );
         self.to.lane.store_record(arrived, stored.sequence).await?;
+        Ok(())
+    }
+
+    /// Rows that are marked or deleted for the old stream's messages are so for their copies.
+    async fn take_settled_place(&self, created: &str) -> anyhow::Result<()> {
+        let stored = self.from.lane.settled().await?;
+        let place = stored.and_then(|message| Place::stored(&message.data, &self.created));
+        let Some(settled) = place else { return Ok(()) };
+        let (mut done, mut above) = (0, self.to.lane.stream().await?.state.last_seq);
+        while done < above {
+            let from = done + (above - done).div_ceil(2);
+            let next = self.to.lane.message(Lookup::Next { from, filter: ">" });
+            let next = next.await?.and_then(|message| {
+                let origin = copied_from(&message, &self.created)?;
+                (origin <= settled.sequence).then_some(message.seq)
+            });
+            match next {
+                Some(sequence) => done = sequence,
+                None => above = from - 1,
+            }
+        }
+        let place = Place {
+            created: created.to_owned(),
+            sequence: done,
+        };
+        let behind = self.to.lane.settled().await?;
+        let behind = behind.map_or(0, |message| message.seq);
+        self.to.lane.store_settled(place.to_json(), behind).await?;
         Ok(())
     }
 
