@@ -44,6 +44,11 @@ BEGIN
         RAISE EXCEPTION '% is not a place such as: walrelay 16/B374D848:3', quote_literal(place)
             USING HINT = 'Give the value of the header Walrelay-Position, or NULL where the message has none.';
     END IF;
+    IF current_setting('transaction_isolation') = 'repeatable read' THEN
+        RAISE EXCEPTION 'inbox_take would not see what inbox_forget commits meanwhile'
+            USING ERRCODE = 'feature_not_supported',
+                HINT = 'Begin the transaction with ISOLATION LEVEL READ COMMITTED or SERIALIZABLE.';
+    END IF;
     INSERT INTO inbox_events AS e (inbox, event_id, slot, commit_lsn, ordinal)
         VALUES (inbox_take.inbox, inbox_take.event_id, its_slot, its_lsn, its_ordinal)
         ON CONFLICT DO NOTHING;
@@ -64,7 +69,8 @@ BEGIN
 END
 $$;
 
--- Forgets the ids of events that were taken longer ago than `older_than`, and notes for each lane how far that is. Choose it longer
+-- Forgets the ids of events that were taken longer ago than `older_than`, and notes for each lane from where up to where that is;
+-- what was taken later from in front of that keeps its ids. Choose it longer
 -- than any message may be delivered again, and than events may be out of order. Returns how many ids were forgotten.
 CREATE OR REPLACE FUNCTION inbox_forget(inbox text, older_than interval) RETURNS bigint
 LANGUAGE plpgsql AS $$
@@ -74,6 +80,11 @@ BEGIN
     WITH gone AS (
         DELETE FROM inbox_events AS e
         WHERE e.inbox = inbox_forget.inbox AND e.taken_at < now() - older_than AND e.slot IS NOT NULL
+            -- In front of what is noted, such as history that was replayed later, others may not have been taken.
+            AND NOT EXISTS (
+                SELECT FROM inbox_lanes AS l
+                WHERE l.inbox = e.inbox AND l.slot = e.slot
+                    AND (e.commit_lsn, e.ordinal) < (l.first_lsn, l.first_ordinal))
         RETURNING e.slot, e.commit_lsn, e.ordinal
     ), lanes AS (
         SELECT DISTINCT ON (gone.slot) gone.slot,

@@ -561,6 +561,22 @@ async fn a_lane_that_stands_still_is_not_clean() {
     platform.verify(0).await;
 }
 
+/// A row is seen at once, and decoded when the WAL writer has written it.
+#[tokio::test]
+async fn rows_of_an_asynchronous_commit_are_pending() {
+    let platform = Platform::start().await;
+    let late = "ALTER SYSTEM SET wal_writer_delay = '2s'; SELECT pg_reload_conf(); SET synchronous_commit = off";
+    for sql in late.split("; ") {
+        platform.sql.batch_execute(sql).await.unwrap();
+    }
+    for _ in 0..3 {
+        platform.insert(5).await;
+        let report = platform.verify(0).await;
+        assert_eq!(report["missing"]["count"], 0, "{report}");
+    }
+    assert_eq!(platform.verify(0).await["rows"], 15);
+}
+
 #[tokio::test]
 async fn a_stream_that_begins_at_a_sequence_has_removed_nothing() {
     let platform = Platform::servers().await;

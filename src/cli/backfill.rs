@@ -19,7 +19,6 @@ use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::pipeline::position::KIND_BACKFILL;
 use crate::relay::Shutdown;
-use crate::relay::crossing;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -112,7 +111,6 @@ pub(super) async fn execute_until(
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
-    check_shares(&args, settings, &nats, &lane).await?;
     if args.dry_run {
         let mut account = Account::default();
         missing(&args, settings, &mut account, &shutdown).await?;
@@ -123,30 +121,6 @@ pub(super) async fn execute_until(
     let done = backfill(&args, settings, &nats, &lane, &lease, &shutdown).await;
     lease.release().await;
     done
-}
-
-/// Rows of before the number of shares was changed are in the stream of another share, and look as if they were missing in this one's.
-async fn check_shares(
-    args: &Args,
-    settings: &Settings,
-    nats: &Admin,
-    lane: &LaneClient,
-) -> anyhow::Result<()> {
-    let share = settings.postgres.share.as_ref();
-    let Some(share) = share.filter(|_| !settings.nats.shared && args.since.is_none()) else {
-        return Ok(());
-    };
-    let Some(record) = lane.record().await?.record else {
-        return Ok(());
-    };
-    match crossing::last_change(nats, share, &record.lane()).await? {
-        None => Ok(()),
-        Some(lsn) => bail!(
-            "at {lsn} the number of shares was changed, and older rows are in the streams of other shares: give --since a moment \
-             behind the change, such as --since {}",
-            Utc::now().format("%Y-%m-%dT%H:%M:%SZ")
-        ),
-    }
 }
 
 /// What is to be published; says how much that is where nothing will be done about it.

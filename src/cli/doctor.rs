@@ -21,6 +21,7 @@ use crate::postgres::findings::{Finding, Kind, Severity, findings};
 use crate::postgres::health::{self, Health};
 use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
+use crate::postgres::table_name::quote_identifier;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
@@ -42,7 +43,7 @@ Examples:
 Each finding has a code; docs/doctor.md says more of each. It writes nothing.
 
 Exit code 0: all was looked at, and all is well. 1: it found something. 3: something could not be
-looked at.";
+looked at, whatever else was found.";
 
 /// Look at everything that the relay depends on
 #[derive(Debug, Clone, clap::Args)]
@@ -219,7 +220,10 @@ async fn look_at_postgres(settings: &Settings) -> anyhow::Result<Report> {
     report.findings.extend(found.chain(later).map(Found::from));
     if before.oldest_transaction.is_none() && !may_see_others(&client).await? {
         report.not_seen.push(
-            "Postgres: transactions of other roles: GRANT pg_read_all_stats to the role".to_owned(),
+            format!(
+                "Postgres: transactions of other roles: let a superuser run GRANT pg_read_all_stats TO {};",
+                quote_identifier(&inspection.server.role)
+            ),
         );
     }
     clock("Postgres", before.clock_s - at, &mut report);

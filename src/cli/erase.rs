@@ -113,6 +113,8 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
     for settings in lanes {
         erasing.push(Erasing::new(&args, settings, &sql, &nats).await?);
     }
+    let past = streams::of_shares_before(&nats, &sql, lanes).await?;
+    erasing[0].also(past).await?;
     let mut receipt = Receipt {
         aggregate_id: args.aggregate_id.clone(),
         at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
@@ -133,11 +135,18 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
         for lane in &erasing {
             leases.push(Lease::take(&lane.lane, "erase").await?);
         }
+        // A replay that is under way has read messages, and may still publish them.
+        let mut beside = Vec::new();
+        for lane in &erasing {
+            for target in lane.targets()? {
+                beside.push(Lease::take(&target, "erase").await?);
+            }
+        }
         let done = tokio::select! {
             done = erase(&mut erasing, &leases, &mut receipt) => done,
             () = shutdown.wait() => Err(anyhow::anyhow!("stopped before its end: run it again")),
         };
-        for lease in leases {
+        for lease in leases.into_iter().chain(beside) {
             lease.release().await;
         }
         done
@@ -172,7 +181,7 @@ async fn count(erasing: &mut [Erasing<'_>], receipt: &mut Receipt) -> anyhow::Re
     for lane in erasing {
         let ids = lane.ids().await?;
         receipt.rows = ids.len() as u64;
-        let wanted = Wanted::new(&lane.args.aggregate_id, ids, lane.settings);
+        let wanted = lane.wanted(ids);
         for erased in &mut lane.streams {
             messages::find(lane.nats, &wanted, erased).await?;
         }
@@ -249,6 +258,8 @@ struct Erasing<'a> {
     lane: LaneClient,
     table: String,
     streams: Vec<Erased>,
+    /// Slots of shares that are no more.
+    past_slots: BTreeSet<String>,
 }
 
 impl<'a> Erasing<'a> {
@@ -274,7 +285,37 @@ impl<'a> Erasing<'a> {
             lane,
             table: settings.postgres.table.to_string(),
             streams: streams.into_iter().map(Erased::new).collect(),
+            past_slots: BTreeSet::new(),
         })
+    }
+
+    /// The lanes of replays in the other streams.
+    fn targets(&self) -> anyhow::Result<Vec<LaneClient>> {
+        let streams = self.streams.iter().map(Erased::stream);
+        let others = streams.filter(|stream| *stream != self.settings.nats.stream);
+        let targets = others.map(|stream| LaneClient::new(self.nats, stream, self.lane.slot()));
+        Ok(targets.collect::<Result<_, _>>()?)
+    }
+
+    /// What to look for.
+    fn wanted(&self, ids: BTreeSet<String>) -> Wanted {
+        let past_slots = self.past_slots.clone();
+        Wanted::new(&self.args.aggregate_id, ids, self.settings, past_slots)
+    }
+
+    /// Erases what these lanes had too, from their streams and from copies of them.
+    async fn also(&mut self, past: Vec<LaneClient>) -> anyhow::Result<()> {
+        for lane in past {
+            if lane.slot() != self.lane.slot() {
+                self.past_slots.insert(lane.slot().to_owned());
+            }
+            for stream in streams::with_copies(self.nats, &lane, &[]).await? {
+                if self.streams.iter().all(|known| known.stream() != stream) {
+                    self.streams.push(Erased::new(stream));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Erases the lane's messages, once these rows are published.
@@ -283,7 +324,7 @@ impl<'a> Erasing<'a> {
             .sql
             .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
         self.published(ids, lsn.await?.try_get(0)?).await?;
-        let wanted = Wanted::new(&self.args.aggregate_id, ids.clone(), self.settings);
+        let wanted = self.wanted(ids.clone());
         for index in 0..self.streams.len() {
             self.erase_messages(index, &wanted, lease).await?;
         }

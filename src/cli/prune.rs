@@ -14,10 +14,10 @@ use clap::builder::RangedU64ValueParser;
 use postgres_types::PgLsn;
 
 use super::exit::Exit;
+use super::lane_records::Database;
 use super::signals::{self, Hangup};
 use super::{stderr, verify};
 use crate::nats::admin::Admin;
-use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
@@ -138,21 +138,19 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
             id_column,
             batches,
         };
-        let mut record = None;
         for client in &prune.clients {
-            record = Some(prune.record(client, &reader).await?);
+            prune.look_at_record(client, &reader).await?;
         }
-        let record = record.context("a table has a lane")?;
         prune.compare().await?;
-        anyhow::Ok((prune, reader, record))
+        anyhow::Ok((prune, reader))
     };
-    let (prune, reader, record) = tokio::select! {
+    let (prune, reader) = tokio::select! {
         prepared = prepared => prepared?,
         () = stopped.wait() => bail!("stopped before anything was deleted"),
     };
     let report = match args.dry_run {
-        true => prune.count(&reader, &record).await?,
-        false => prune.delete(&reader, &record, &shutdown).await?,
+        true => prune.count(&reader).await?,
+        false => prune.delete(&reader, &shutdown).await?,
     };
     report.print(args.json)?;
     Ok(if report.done {
@@ -177,27 +175,22 @@ struct Prune<'a> {
 }
 
 impl Prune<'_> {
-    /// A lane's record, which is of this database and not halted.
-    async fn record(&self, lane: &LaneClient, client: &Client) -> anyhow::Result<LaneRecord> {
+    /// Makes sure that a lane's record is of this database and not halted.
+    async fn look_at_record(&self, lane: &LaneClient, client: &Client) -> anyhow::Result<()> {
         let slot = lane.slot();
         let record = lane.record().await?.record.with_context(|| {
             format!(
                 "slot {slot} has no lane record: no relay has published from it; run walrelay run"
             )
         })?;
-        let query =
-            "SELECT system_identifier::text, current_database()::text FROM pg_control_system()";
-        let row = client.query_one(query, &[]).await?;
-        let (system, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         ensure!(
-            record.system_identifier.to_string() == system && record.database == database,
+            Database::of(client).await?.has(&record),
             "the lane record of slot {slot} is of another database, {} in cluster {}: if this one continues it, walrelay adopt \
              says so",
             record.database,
             record.system_identifier
         );
-        unhalted(&record)?;
-        Ok(record)
+        unhalted(&record)
     }
 
     /// Makes sure that the streams miss no row.
@@ -220,8 +213,8 @@ impl Prune<'_> {
         Ok(())
     }
 
-    async fn count(&self, reader: &Client, record: &LaneRecord) -> anyhow::Result<Report> {
-        let kept = Kept::read(&self.nats, &self.clients[0], record).await?;
+    async fn count(&self, reader: &Client) -> anyhow::Result<Report> {
+        let kept = Kept::read(&self.nats, reader, &self.clients).await?;
         let mut report = self.report();
         let mut batches = self.batches.clone();
         if let Some(partitions) = self.partitions(reader, &mut report).await? {
@@ -234,20 +227,12 @@ impl Prune<'_> {
         Ok(report)
     }
 
-    async fn delete(
-        &self,
-        reader: &Client,
-        record: &LaneRecord,
-        shutdown: &Shutdown,
-    ) -> anyhow::Result<Report> {
+    async fn delete(&self, reader: &Client, shutdown: &Shutdown) -> anyhow::Result<Report> {
         let writer = connect(&self.settings.postgres.conninfo).await?;
         let mut report = self.report();
         let partitions = self.partitions(&writer, &mut report).await?;
         let detached = match &partitions {
-            Some(partitions) => {
-                self.detach(partitions, &writer, record, &mut report)
-                    .await?
-            }
+            Some(partitions) => self.detach(partitions, &writer, &mut report).await?,
             None => Vec::new(),
         };
         let moment = Moment::now(reader).await?;
@@ -260,7 +245,7 @@ impl Prune<'_> {
         }
         report.confirmed_lsn = Some(moment.lsn.to_string());
         // What until then could not be published is in the stream by now.
-        let kept = Kept::read(&self.nats, &self.clients[0], record).await?;
+        let kept = Kept::read(&self.nats, reader, &self.clients).await?;
         if let Some(partitions) = &partitions {
             for partition in &detached {
                 if partitions.finish(partition, &kept, &self.id_column).await? {
@@ -313,10 +298,9 @@ impl Prune<'_> {
         &self,
         partitions: &Partitions<'_>,
         client: &Client,
-        record: &LaneRecord,
         report: &mut Report,
     ) -> anyhow::Result<Vec<Partition>> {
-        let kept = Kept::read(&self.nats, &self.clients[0], record).await?;
+        let kept = Kept::read(&self.nats, client, &self.clients).await?;
         let old = partitions.old(&kept, &self.id_column).await?;
         if !old.is_empty() {
             let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]);

@@ -41,6 +41,7 @@ mod lane;
 mod missing;
 mod oldest;
 mod report;
+mod siblings;
 pub(in crate::cli) mod slot;
 mod sort;
 mod table;
@@ -86,9 +87,8 @@ Retention in the table is taken to delete the oldest rows first: events before t
 row is still there are not called phantoms; nor is any where source.messages publishes events
 without a row.
 
-Where the publication has a row filter, the rows that it carries now are compared. After a change
-of the shares, rows from before it are in their former share's stream: give --since, in backfill
-too.
+Where the publication has a row filter, the rows that it carries now are compared. Behind a change
+of the number of shares, the streams of all shares are looked through for them.
 
 It needs about 50 MiB of memory, and 24 bytes of temporary files for each row and for each message.
 
@@ -248,9 +248,14 @@ async fn check(
         recorded: record.and_then(|record| record.position),
         entries,
         pending_for: None,
+        removed_elsewhere: 0,
     };
     comparison.read_stream().await?;
     let settled = comparison.settle(args.wait).await?;
+    // Behind the lane, which waits for theirs where the number of shares changes.
+    for sibling in siblings::of(settings, client, &nats).await? {
+        comparison.removed_elsewhere += sibling.read(&nats, &mut comparison.entries).await?;
+    }
     let lane = &comparison.lane;
     let read_through = lane.read_through();
     let report = Report::new(
@@ -307,6 +312,8 @@ struct Comparison<'a> {
     entries: Entries,
     /// Age of the oldest row that the slot holds and the relay has still to publish.
     pending_for: Option<Duration>,
+    /// Messages that the streams of other shares have no more, where they have published rows of this one.
+    removed_elsewhere: u64,
 }
 
 impl Comparison<'_> {
@@ -378,7 +385,7 @@ impl Comparison<'_> {
     /// What takes a first pass over everything.
     fn whole(&mut self) -> std::io::Result<Whole> {
         let mut whole = Whole {
-            removed_max: self.lane.removed_max(),
+            removed_max: self.lane.removed_max() + self.removed_elsewhere,
             ..Whole::default()
         };
         let mut merge = self.entries.merge()?;

@@ -5,7 +5,8 @@
 
 use std::str;
 
-/// Prefix of the logical message; the content is `<before> <after>`.
+/// Prefix of the logical message; the content is `<before> <after> <slot>`, the slot that those of the shares are named after: a
+/// database may have several outboxes.
 pub const PREFIX: &str = "walrelay.reshard";
 
 /// From one number of shares to another; both are powers of two.
@@ -18,23 +19,25 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// What a logical message says, if it is about this.
-    pub(crate) fn read(prefix: &[u8], content: &[u8]) -> Option<Switch> {
+    /// What a logical message says to the lane of this slot, which has this share, if it is about its outbox.
+    pub(crate) fn read(prefix: &[u8], content: &[u8], slot: &str, share: u32) -> Option<Switch> {
         let text = str::from_utf8(content).ok();
-        let (from, to) = text
+        let (from, rest) = text
             .filter(|_| prefix == PREFIX.as_bytes())?
             .split_once(' ')?;
+        let (to, whole_slot) = rest.split_once(' ')?;
         let switch = Switch {
             from: from.parse().ok()?,
             to: to.parse().ok()?,
         };
         let is_whole = switch.from.is_power_of_two() && switch.to.is_power_of_two();
-        is_whole.then_some(switch)
+        let is_of_lane = slot == format!("{whole_slot}_{share}");
+        (is_whole && is_of_lane).then_some(switch)
     }
 
     /// The content of the message.
-    pub fn content(self) -> String {
-        format!("{} {}", self.from, self.to)
+    pub fn content(self, whole_slot: &str) -> String {
+        format!("{} {} {whole_slot}", self.from, self.to)
     }
 
     /// The other lanes that had rows which `share` has from now on.
@@ -90,20 +93,31 @@ mod tests {
 
     #[test]
     fn other_messages_say_nothing() {
-        let read =
-            |prefix: &str, content: &str| Switch::read(prefix.as_bytes(), content.as_bytes());
-        assert_eq!(read(PREFIX, "2 4"), Some(switch(2, 4)));
-        assert_eq!(read(PREFIX, &switch(8, 4).content()), Some(switch(8, 4)));
+        let read = |prefix: &str, content: &str| {
+            Switch::read(prefix.as_bytes(), content.as_bytes(), "out_box_3", 3)
+        };
+        assert_eq!(read(PREFIX, "2 4 out_box"), Some(switch(2, 4)));
+        assert_eq!(
+            read(PREFIX, &switch(8, 4).content("out_box")),
+            Some(switch(8, 4))
+        );
         for (prefix, content) in [
-            ("walrelay", "2 4"),
+            ("walrelay", "2 4 out_box"),
             (PREFIX, "2"),
-            (PREFIX, "2 3"),
-            (PREFIX, "0 4"),
-            (PREFIX, "2 4 "),
+            (PREFIX, "2 4"),
+            (PREFIX, "2 3 out_box"),
+            (PREFIX, "0 4 out_box"),
+            (PREFIX, "2 4 out_box "),
+            // Another outbox of the database.
+            (PREFIX, "2 4 out"),
+            (PREFIX, "2 4 out_box_3"),
             (PREFIX, ""),
         ] {
             assert_eq!(read(prefix, content), None, "{prefix} {content:?}");
         }
-        assert_eq!(Switch::read(PREFIX.as_bytes(), b"\xff 4"), None);
+        assert_eq!(
+            Switch::read(PREFIX.as_bytes(), b"\xff 4 out_box", "out_box_3", 3),
+            None
+        );
     }
 }

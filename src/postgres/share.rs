@@ -52,6 +52,11 @@ impl Share {
         format!("{}_{number}", self.whole_slot)
     }
 
+    /// The publication of another share.
+    pub(crate) fn publication(&self, number: u32) -> String {
+        format!("{}_{number}", self.whole_publication)
+    }
+
     /// Number of the share whose slot has this name.
     pub(crate) fn number_of_slot(&self, name: &str) -> Option<u32> {
         name.strip_prefix(&self.whole_slot)?

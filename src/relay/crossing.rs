@@ -9,7 +9,8 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::engine::CrossingQuestion;
 use crate::pipeline::position::Lane;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::share::Share;
+use crate::pipeline::reshard::Switch;
+use crate::postgres::client::connect;
 use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -41,11 +42,18 @@ pub(super) async fn until_across(
                 PAUSE
             }
         };
-        if !left.is_empty() && begun.elapsed() >= PATIENCE && !is_told {
-            is_told = true;
-            let reason = waits_for(&question, &left);
-            tracing::warn!("{reason}");
-            board.blind(Some(reason));
+        let mut pause = pause;
+        if !left.is_empty() && begun.elapsed() >= PATIENCE {
+            pause = PAUSE;
+            if let Err(error) = leave_strangers(settings, &question, &mut left).await {
+                tracing::debug!("cannot look for the other lanes in Postgres: {error:#}");
+            }
+            if !left.is_empty() && !is_told {
+                is_told = true;
+                let reason = waits_for(&question, &left);
+                tracing::warn!("{reason}");
+                board.blind(Some(reason));
+            }
         }
         tokio::time::sleep(pause).await;
     }
@@ -90,24 +98,37 @@ async fn look(
     Ok(())
 }
 
-/// Where the number of shares was changed last, by the records of all of them; `lane` is one of theirs.
-///
-/// # Errors
-/// NATS, or no lane record.
-pub async fn last_change(
-    nats: &Admin,
-    share: &Share,
-    lane: &Lane,
-) -> anyhow::Result<Option<PgLsn>> {
-    let mut last = None;
-    for number in 0..share.count {
-        let sibling = Lane {
-            slot: share.slot(number),
-            ..lane.clone()
-        };
-        last = last.max(switched_lsn(nats, &sibling).await?);
+/// Leaves out who is no share: without a publication and a slot, it had no rows, or all that it had is published. `reshard` lets both
+/// stay until then, but any role may write a message like its own.
+async fn leave_strangers(
+    settings: &Settings,
+    question: &CrossingQuestion,
+    left: &mut Vec<u32>,
+) -> anyhow::Result<()> {
+    let Some(share) = &settings.postgres.share else {
+        return Ok(());
+    };
+    let sql = connect(&settings.postgres.conninfo).await?;
+    let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text) \
+                 OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $2::text)";
+    for giver in std::mem::take(left) {
+        let names = (share.publication(giver), share.slot(giver));
+        if sql
+            .query_one(query, &[&names.0, &names.1])
+            .await?
+            .try_get(0)?
+        {
+            left.push(giver);
+            continue;
+        }
+        let Switch { from, to } = question.switch;
+        tracing::warn!(
+            "a message at {} says that the outbox goes from {from} shares to {to}, but there is no share {giver}: it is not waited for. \
+             Any role may write such a message, unless EXECUTE on pg_logical_emit_message is revoked from PUBLIC",
+            question.lsn
+        );
     }
-    Ok(last)
+    Ok(())
 }
 
 /// How far a lane is across, by its records in whichever stream.

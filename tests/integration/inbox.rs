@@ -237,6 +237,35 @@ async fn an_inbox_goes_by_ids_and_what_is_forgotten_by_places() {
     ] {
         assert_eq!(take(id, place).await, expected, "{id}");
     }
+    // What came later from in front of the first is never forgotten: others of there may still come.
+    let forgotten = Inbox::new("it")
+        .forget(&fixture.sql, std::time::Duration::ZERO)
+        .await
+        .unwrap();
+    assert_eq!(forgotten, 2);
+    for (id, place, expected) in [
+        ("e", "one 0/8:9", Taken::Again),
+        ("f", "one 0/A:4", Taken::Again),
+        ("h", "one 0/8:8", Taken::First),
+    ] {
+        assert_eq!(take(id, Some(place)).await, expected, "{id}");
+    }
+    // Its snapshot would have neither the id nor what stands for it.
+    let sql = "SELECT inbox_take('it', 'x', 'one 0/A:3')";
+    for (level, code) in [
+        ("REPEATABLE READ", Some("0A000")),
+        ("SERIALIZABLE", None),
+        ("READ COMMITTED", None),
+    ] {
+        let begin = format!("BEGIN ISOLATION LEVEL {level}");
+        fixture.sql.batch_execute(&begin).await.unwrap();
+        let taken = fixture.sql.query_one(sql, &[]).await;
+        let refused = taken
+            .err()
+            .and_then(|error| Some(error.code()?.code().to_owned()));
+        assert_eq!(refused.as_deref(), code, "{level}");
+        fixture.sql.batch_execute("ROLLBACK").await.unwrap();
+    }
     let bad = fixture
         .sql
         .query_one("SELECT inbox_take('it', 'x', '0/A:3')", &[]);

@@ -3,6 +3,7 @@
 //! In: a lane. Out: its dead letters on standard output, as text or JSON. Reads only.
 
 use anyhow::Context as _;
+use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
 
 use super::letters::{Letters, Standing};
@@ -12,6 +13,7 @@ use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::dead_letter::state::State;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{Position, REASON_HEADER};
+use crate::relay::clock::POSTGRES_EPOCH_UNIX_S;
 use crate::relay::lane_client::LaneClient;
 
 /// A dead letter; the names are the JSON keys.
@@ -103,10 +105,24 @@ pub(super) async fn show(
     let keys = value.as_object().context("a dead letter is an object")?;
     let mut text = String::new();
     for (key, value) in keys {
-        text.push_str(&format!("{key:<14} {value}\n"));
+        match value
+            .as_i64()
+            .filter(|_| key == "committed_at_us")
+            .and_then(moment)
+        {
+            Some(at) => text.push_str(&format!("{:<14} \"{at}\"\n", "committed_at")),
+            None => text.push_str(&format!("{key:<14} {value}\n")),
+        }
     }
     stdout::write(&text)?;
     Ok(Exit::Done)
+}
+
+/// A moment of Postgres' for a person; none where a replication origin has set none.
+fn moment(us: i64) -> Option<String> {
+    let unix_us = us.checked_add(POSTGRES_EPOCH_UNIX_S.cast_signed() * 1_000_000)?;
+    let at = DateTime::from_timestamp_micros(unix_us).filter(|_| us > 0)?;
+    Some(at.to_rfc3339_opts(SecondsFormat::Micros, true))
 }
 
 /// The letter itself; none where the stream no longer has it.

@@ -33,6 +33,8 @@ const OF_SLOT: [&str; 4] = [
 #[derive(Debug)]
 pub(super) struct Wanted {
     slot: String,
+    /// Of shares that are no more; what they had has no place in a lane any more.
+    past_slots: BTreeSet<String>,
     /// Others write to the stream too, of other tables with ids of their own.
     is_shared: bool,
     aggregate_id: String,
@@ -66,13 +68,19 @@ enum Found {
 }
 
 impl Wanted {
-    pub(super) fn new(aggregate_id: &str, ids: BTreeSet<String>, settings: &Settings) -> Self {
+    pub(super) fn new(
+        aggregate_id: &str,
+        ids: BTreeSet<String>,
+        settings: &Settings,
+        past_slots: BTreeSet<String>,
+    ) -> Self {
         let mapping = settings.mapping();
         let column = mapping.columns.aggregate_id.column();
         let headers = mapping.message.headers.iter();
         let headers = headers.filter(|extra| Some(extra.column.as_str()) == column);
         Wanted {
             slot: settings.postgres.slot.clone(),
+            past_slots,
             is_shared: settings.nats.shared,
             aggregate_id: aggregate_id.to_owned(),
             ids,
@@ -84,15 +92,18 @@ impl Wanted {
     fn find(&self, headers: Option<&HeaderMap>, body: &[u8]) -> Option<Found> {
         let header = |name: &str| Some(headers?.get(name)?.as_str().to_owned());
         let of_slot = OF_SLOT.into_iter().find_map(header);
-        let is_own = match &of_slot {
-            Some(told) => told.split(' ').next() == Some(self.slot.as_str()),
+        let slot = of_slot.as_ref().and_then(|told| told.split(' ').next());
+        let is_past = slot.is_some_and(|slot| self.past_slots.contains(slot));
+        let is_own = match slot {
+            Some(slot) => slot == self.slot,
             None => !self.is_shared,
         };
-        if !is_own {
+        if !is_own && !is_past {
             return None;
         }
         let kind = header(KIND_HEADER);
         let what = match kind.as_deref() {
+            None if is_past => Found::Outside,
             None => Found::Event,
             Some(KIND_DEAD_LETTER) => Found::DeadLetter,
             Some(KIND_RETRIED | KIND_DISCARDED | KIND_ERASED) => return None,
@@ -213,6 +224,7 @@ mod tests {
     fn a_message_is_found_by_its_aggregate_its_id_or_a_header() {
         let mut wanted = Wanted {
             slot: "s".to_owned(),
+            past_slots: BTreeSet::from(["gone".to_owned()]),
             is_shared: false,
             aggregate_id: "a".to_owned(),
             ids: BTreeSet::from(["e1".to_owned()]),
@@ -226,6 +238,11 @@ mod tests {
         assert_eq!(
             find(&wanted, &[(POSITION_HEADER, "s 0/10:1")], body),
             Some(Found::Event)
+        );
+        // A share that is no more has no lane.
+        assert_eq!(
+            find(&wanted, &[(POSITION_HEADER, "gone 0/10:1")], body),
+            Some(Found::Outside)
         );
     }
 

@@ -7,13 +7,16 @@ use anyhow::{bail, ensure};
 use async_nats::jetstream::stream::{Config, Info};
 use futures_util::TryStreamExt as _;
 
+use crate::cli::lane_records;
 use crate::cli::move_lane::left_subject;
 use crate::nats::admin::Admin;
-use crate::nats::stream::LANE_RECORD_STREAM;
+use crate::nats::stream::{self, LANE_RECORD_STREAM};
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::REPLAY_HEADER;
 use crate::pipeline::record::Moved;
+use crate::postgres::client::Client;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
 
 /// The lane's stream first, then those that it has left, the replays and copies of all these, and those that were named.
 ///
@@ -86,6 +89,29 @@ fn is_copy(config: &Config, streams: &[String]) -> bool {
     let mirrored = config.mirror.as_ref().map(|of| &of.name);
     let sources = config.sources.iter().flatten().map(|of| &of.name);
     sources.chain(mirrored).any(|of| streams.contains(of))
+}
+
+/// Where shares were that are no more: no relay goes on there, so no place of a lane has to be told.
+///
+/// # Errors
+/// Postgres or NATS refuse.
+pub(super) async fn of_shares_before(
+    nats: &Admin,
+    client: &Client,
+    lanes: &[Settings],
+) -> anyhow::Result<Vec<LaneClient>> {
+    let mut past = Vec::new();
+    let share = lanes.first().and_then(|lane| lane.postgres.share.as_ref());
+    let Some(share) = share else {
+        return Ok(past);
+    };
+    let records = lane_records::of_shares(nats, client, share).await?;
+    for record in records.into_iter().filter(|record| record.retired) {
+        if stream::find(nats, &record.stream).await?.is_some() {
+            past.push(LaneClient::new(nats, &record.stream, &record.slot)?);
+        }
+    }
+    Ok(past)
 }
 
 /// Whether the first message of stream `name` is one that a replay of one of `streams` has published.

@@ -8,33 +8,36 @@ use std::collections::HashSet;
 use anyhow::{Context as _, bail};
 
 use crate::cli::dead_letters::letters::Letters;
+use crate::cli::lane_records;
 use crate::nats::admin::Admin;
-use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::dead_letter;
-use crate::pipeline::end_search::Lookup;
-use crate::pipeline::record::LaneRecord;
+use crate::postgres::client::Client;
 use crate::relay::lane_client::{LaneClient, LaneError};
-
-/// The records of all lanes, and nothing else of theirs.
-const RECORD_SUBJECTS: &str = "walrelay.lane.*.*";
 
 /// The ids of rows that stay.
 #[derive(Debug, Default)]
 pub(super) struct Kept(HashSet<String>);
 
 impl Kept {
-    /// Reads them from the streams of `own` and of every other lane of the same database.
+    /// Reads them from the streams of the table's lanes and of every other lane of the same database.
     ///
     /// # Errors
     /// A stream cannot be read, or a letter does not tell its row.
     pub(super) async fn read(
         nats: &Admin,
-        own: &LaneClient,
-        record: &LaneRecord,
+        client: &Client,
+        own: &[LaneClient],
     ) -> anyhow::Result<Self> {
         let mut kept = Kept::default();
-        kept.take(own).await?;
-        for other in lanes(nats, record).await? {
+        for lane in own {
+            kept.take(lane).await?;
+        }
+        for other in lane_records::of_database(nats, client).await? {
+            let is_own =
+                |lane: &LaneClient| other.slot == lane.slot() && other.stream == lane.stream_name();
+            if own.iter().any(is_own) {
+                continue;
+            }
             let lane = LaneClient::new(nats, &other.stream, &other.slot)?;
             match lane.stream().await {
                 Err(LaneError::NoStream(_)) => {}
@@ -87,29 +90,5 @@ impl Kept {
         };
         let any: Vec<String> = self.0.iter().map(is).collect();
         (!any.is_empty()).then(|| any.join(" OR "))
-    }
-}
-
-/// The records of the database's other lanes.
-async fn lanes(nats: &Admin, own: &LaneRecord) -> anyhow::Result<Vec<LaneRecord>> {
-    let records = LaneClient::new(nats, LANE_RECORD_STREAM, &own.slot)?;
-    let mut found = Vec::new();
-    let mut from = 1;
-    loop {
-        let lookup = Lookup::Next {
-            from,
-            filter: RECORD_SUBJECTS,
-        };
-        let Some(message) = records.message(lookup).await? else {
-            return Ok(found);
-        };
-        from = message.seq + 1;
-        let record = LaneRecord::from_json(&message.data)?;
-        let is_same_database =
-            record.system_identifier == own.system_identifier && record.database == own.database;
-        let is_own = record.slot == own.slot && record.stream == own.stream;
-        if is_same_database && !is_own {
-            found.push(record);
-        }
     }
 }

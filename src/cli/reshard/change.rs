@@ -121,10 +121,11 @@ impl Resharding<'_> {
                 lane.table
             ));
         }
+        let share = (first.share.as_ref()).context("the lanes are of shares")?;
         statements.push(format!(
             "SELECT pg_logical_emit_message(true, '{}', '{}');",
             reshard::PREFIX,
-            self.switch.content()
+            self.switch.content(&share.whole_slot)
         ));
         Ok(statements)
     }

@@ -11,6 +11,7 @@ use futures_util::future::try_join_all;
 use postgres_types::PgLsn;
 
 use super::{LOOK_INTERVAL, Resharding};
+use crate::cli::dead_letters::letters::Letters;
 use crate::cli::{stderr, stdout};
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
@@ -66,6 +67,15 @@ impl Resharding<'_> {
         let (slot, publication) = (&lane.postgres.slot, &lane.postgres.publication);
         let nats = Admin::connect(&lane.nats.connection).await?;
         let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
+        let open = Letters::read(&client).await?.open().count();
+        if open > 0 {
+            stderr::line(format_args!(
+                "{open} dead letters of slot {slot} are open in stream {}: walrelay dead-letters with --share has them while \
+                 relay.shares is {}",
+                lane.nats.stream,
+                self.lanes.len()
+            ));
+        }
         let stored = client.record().await?;
         if let Some(record) = stored.record {
             let retired = LaneRecord {

@@ -18,6 +18,8 @@ pub(super) struct Group {
     pub(super) xmin_age: u64,
     events: u64,
     later_events: u64,
+    /// Events of other shares, which are most often of rows of theirs.
+    siblings: u64,
     /// Sequence of the first event, 0 for none.
     pub(super) sequence: u64,
     dead_letters: u64,
@@ -49,6 +51,7 @@ impl Group {
             Kind::OlderRow => self.older_rows += 1,
             Kind::Event => self.events += 1,
             Kind::LaterEvent => self.later_events += 1,
+            Kind::Sibling => self.siblings += 1,
             Kind::DeadLetter => {
                 self.dead_letters += 1;
                 self.dead_letter_sequence = number;
@@ -72,7 +75,10 @@ impl Group {
                 first => first.min(number),
             };
         }
-        if matches!(entry.kind(), Kind::Event | Kind::LaterEvent | Kind::Fill) {
+        if matches!(
+            entry.kind(),
+            Kind::Event | Kind::LaterEvent | Kind::Sibling | Kind::Fill
+        ) {
             let (first, last) = self.copies.unwrap_or((number, number));
             self.copies = Some((first.min(number), last.max(number)));
         }
@@ -134,7 +140,12 @@ impl Verdict {
 
 /// Judges one id.
 pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
-    let copies = group.events + group.later_events + group.fills;
+    let own_events = group.events + group.later_events;
+    let siblings = match group.has_row() || own_events > 0 {
+        true => group.siblings,
+        false => 0,
+    };
+    let copies = own_events + siblings + group.fills;
     let all_rows = group.rows + group.older_rows;
     // Retention may have deleted the row of an event or of a dead letter: one row at least was there.
     let rows = all_rows.max(1);
@@ -188,7 +199,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
 mod tests {
     use super::Kind::{
         DeadLetter, Discarded, Event, Fill, LaterEvent, OlderRow, Passed, Pending, Reclaimed,
-        Removed, Replay, Retried, Row,
+        Removed, Replay, Retried, Row, Sibling,
     };
     use super::*;
 
@@ -264,6 +275,10 @@ mod tests {
             (&[(Event, 20)], phantom),
             (&[(Event, 9)], FINE),
             (&[(LaterEvent, 20)], FINE),
+            // A row that was another share's once, and one that still is.
+            (&[(Row, 5), (Sibling, 20)], FINE),
+            (&[(Row, 5), (Event, 21), (Sibling, 20)], doubled(1)),
+            (&[(Sibling, 20), (Sibling, 21)], FINE),
             // The slot has something that nobody sees in the table.
             (&[(Pending, 0)], FINE),
         ] {

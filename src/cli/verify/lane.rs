@@ -261,17 +261,13 @@ impl LaneReading {
         entries: &mut Entries,
     ) -> anyhow::Result<()> {
         self.messages += 1;
-        let header = |name: &str| {
-            headers
-                .and_then(|headers| headers.get(name))
-                .map(|value| value.as_str())
-        };
+        let header = |name: &str| Some(headers?.get(name)?.as_str());
         let kind = header(KIND_HEADER);
         let position = header(POSITION_HEADER)
             .and_then(|value| parse_header(value).ok())
             .filter(|(slot, _)| *slot == self.slot)
             .map(|(_, position)| position);
-        let id = id(event_id::ID_HEADERS.map(header), body);
+        let id = id_of(headers, body);
         let letter = header(DEAD_LETTER_HEADER);
         if let Some(Told::Mark(_, state)) = Told::of(&self.slot, kind, None, letter) {
             return self.take_mark(sequence, state, body, entries);
@@ -400,6 +396,12 @@ impl LaneReading {
             _ => self.lane_end = Some(position),
         }
     }
+}
+
+/// The key of a message's event id.
+pub(super) fn id_of(headers: Option<&HeaderMap>, body: &[u8]) -> Option<u128> {
+    let header = |name: &str| Some(headers?.get(name)?.as_str());
+    id(event_id::ID_HEADERS.map(header), body)
 }
 
 /// The key of the event's id: in an envelope it stands first, whatever the payload's size.

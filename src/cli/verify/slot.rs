@@ -23,6 +23,10 @@ use crate::postgres::settings::PostgresSettings;
 const OBJECT_IN_USE: &str = "55006";
 /// How often the slot is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
+/// The same for what asynchronous commits leave to the WAL writer, three times `wal_writer_delay` (0.2 s) at most.
+const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
+/// How long that may take.
+const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 /// Where the relay is, as seen from the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +98,7 @@ pub(in crate::cli) async fn peek(
     lsn: PgLsn,
     each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<bool> {
+    flushed(client, lsn).await?;
     let encoding = encoding::of_database(client, &settings.publication).await?;
     if encoding == Encoding::Utf8 {
         return peek_as(client, settings, publications, source, lsn, each).await;
@@ -103,6 +108,26 @@ pub(in crate::cli) async fn peek(
     let peeked = peek_as(client, settings, publications, source, lsn, each).await;
     client.batch_execute(SEND_UTF8).await?;
     peeked
+}
+
+/// Waits until the WAL below `lsn` is flushed: rows of an asynchronous commit are seen before that, and decoded only then.
+async fn flushed(client: &Client, lsn: PgLsn) -> anyhow::Result<()> {
+    // Where the last record ends with its page, the next one begins behind a header of 24 or 40 bytes, which is flushed with it.
+    let query = "SELECT CASE WHEN pg_is_in_recovery() THEN true ELSE flushed >= $1 \
+                 OR flushed - '0/0' = trunc((flushed - '0/0') / block) * block AND $1 - flushed IN (24, 40) END \
+                 FROM (SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END AS flushed, \
+                 current_setting('wal_block_size')::numeric AS block) AS wal";
+    let begun = Instant::now();
+    loop {
+        if client.query_one(query, &[&lsn]).await?.try_get(0)? {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            begun.elapsed() < FLUSH_MAX,
+            "Postgres has not written its WAL up to {lsn} to disk within {FLUSH_MAX:?}: look at its log and its disk"
+        );
+        tokio::time::sleep(FLUSH_INTERVAL).await;
+    }
 }
 
 async fn peek_as(

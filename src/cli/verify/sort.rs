@@ -29,6 +29,8 @@ pub(super) enum Kind {
     Event,
     /// The same, of a transaction that the check's snapshot of the table may not hold.
     LaterEvent,
+    /// An event that another share has published, of a row that may be this one's now.
+    Sibling,
     /// A dead letter.
     DeadLetter,
     /// A mark: a dead letter was retried.
@@ -50,11 +52,12 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 13] = [
+    const ALL: [Kind; 14] = [
         Kind::Row,
         Kind::OlderRow,
         Kind::Event,
         Kind::LaterEvent,
+        Kind::Sibling,
         Kind::DeadLetter,
         Kind::Retried,
         Kind::Discarded,

@@ -44,7 +44,9 @@ pub struct CrossingQuestion {
 impl Engine {
     /// A logical message in a transaction.
     pub(super) fn told(&mut self, prefix: &[u8], content: &[u8]) {
-        let switch = Switch::read(prefix, content).filter(|_| self.settings.epoch.share.is_some());
+        let share = self.settings.epoch.share;
+        let slot = &self.settings.lane.slot;
+        let switch = share.and_then(|share| Switch::read(prefix, content, slot, share));
         let lsn = self.transaction.as_ref().map(|open| open.commit_lsn);
         if let Some((switch, lsn)) = switch.zip(lsn) {
             let stage = Stage::Draining;
@@ -151,6 +153,7 @@ mod tests {
     fn engine(share: u32) -> Engine {
         let mut settings = settings();
         settings.epoch.share = Some(share);
+        settings.lane.slot = format!("s_{share}");
         let mut engine = Engine::new(settings, &plan(None, 0), MS);
         let mut out = BytesMut::new();
         for payload in [
@@ -159,7 +162,9 @@ mod tests {
             insert(1, Some("a.b.v1")),
             commit(100),
             begin(200),
-            message("walrelay.reshard", "4 2"),
+            // Another outbox of the database.
+            message("walrelay.reshard", "8 4 t"),
+            message("walrelay.reshard", "4 2 s"),
         ] {
             engine
                 .handle_payload(&payload, &mut out, MS)
@@ -238,7 +243,7 @@ mod tests {
     fn a_lane_of_all_rows_reads_on() {
         let mut engine = Engine::new(settings(), &plan(None, 0), MS);
         let mut out = BytesMut::new();
-        for payload in [begin(200), message("walrelay.reshard", "4 2")] {
+        for payload in [begin(200), message("walrelay.reshard", "4 2 s")] {
             engine
                 .handle_payload(&payload, &mut out, MS)
                 .expect("well formed");

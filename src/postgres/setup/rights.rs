@@ -54,7 +54,7 @@ pub(super) fn refusal(
             parts.join(" and the ")
         ),
         mend: format!(
-            "let the owner or a superuser run\n{}\nand then run walrelay {command} again",
+            "let a superuser, or an owner who may create in the database, run\n{}\nand then run walrelay {command} again",
             sql.join("\n")
         ),
     })

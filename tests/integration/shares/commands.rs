@@ -67,6 +67,16 @@ async fn rows_are_marked_pruned_and_erased_over_all_shares() {
     assert_eq!(count(&fixture, "true").await, 0);
     let after = stored_ids(&mut fixture, SHARES - 1).await.len();
     assert_eq!(before - after, 2, "{}", erased.stdout);
+    // Dead letters of all shares keep their rows.
+    let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, occurred_at, payload_json)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'has a space', now() - interval '10 days', '{}' FROM generate_series(1, 24)";
+    fixture.sql.batch_execute(bad).await.unwrap();
+    let kept = fixture
+        .walrelay(&[prune, &["--dry-run", "--json"][..]].concat())
+        .await
+        .success();
+    let kept: serde_json::Value = serde_json::from_str(&kept.stdout).unwrap();
+    assert_eq!(kept["open_dead_letters"], 24, "{kept}");
     relay.stop().await;
 }
 

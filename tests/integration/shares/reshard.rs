@@ -264,28 +264,89 @@ async fn a_slot_that_a_killed_command_has_left_is_made_again() {
     stops(relay).await;
 }
 
-/// What was published by another share before would be published by this one again.
+/// What another share had published before the change is no more missing than anything else.
 #[tokio::test]
-async fn a_backfill_behind_a_change_asks_since_when() {
-    let mut fixture = two_shares(true).await;
-    shares(&mut fixture, 4);
-    let relay = fixture.run();
-    fixture.insert(1, 40).await;
-    let committed: Vec<Uuid> = (1..=40).map(uuid).collect();
-    let of = |count: u32| -> Vec<String> {
-        let name = |share| format!("{}_{share}", fixture.name.to_uppercase());
-        (0..count).map(name).collect()
-    };
-    verdict(&fixture, &committed, &of(2)).await;
-    reshard(&fixture, "4").await;
-    for share in ["0", "1", "2", "3"] {
-        let asked = fixture.walrelay(&["backfill", "--share", share]).await;
-        assert_eq!(asked.code, Some(1), "{}{}", asked.stdout, asked.stderr);
-        let (_, since) = asked.stderr.rsplit_once("such as ").expect("a remedy");
-        let since: Vec<&str> = since.split_whitespace().take(2).collect();
-        let backfill = [&["backfill", "--share", share][..], &since].concat();
-        fixture.walrelay(&backfill).await.success();
+async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
+    for own_streams in [false, true] {
+        let mut fixture = two_shares(own_streams).await;
+        shares(&mut fixture, 4);
+        if !own_streams {
+            takes_dead_letters_of(&fixture, 4).await;
+        }
+        let relay = fixture.run();
+        fixture.insert(1, 40).await;
+        let committed: Vec<Uuid> = (1..=40).map(uuid).collect();
+        let streams: Vec<String> = match own_streams {
+            true => (0..4)
+                .map(|share| format!("{}_{share}", fixture.name.to_uppercase()))
+                .collect(),
+            false => vec![fixture.stream_name().to_owned()],
+        };
+        let first = if own_streams { &streams[..2] } else { &streams };
+        verdict(&fixture, &committed, first).await;
+        for count in [4, 2] {
+            reshard(&fixture, &count.to_string()).await;
+            shares(&mut fixture, count);
+            fixture.walrelay(&["verify"]).await.success();
+            let backfill = fixture.walrelay(&["backfill"]).await.success();
+            assert_eq!(
+                backfill.stdout.matches("0 rows are not in").count(),
+                count as usize,
+                "{}",
+                backfill.stdout
+            );
+        }
+        verdict(&fixture, &committed, &streams).await;
+        // An aggregate goes from the streams of all shares that there ever were.
+        let row = "SELECT aggregate_id::text FROM outbox_events GROUP BY 1";
+        for row in fixture.sql.query(row, &[]).await.unwrap() {
+            let aggregate: String = row.get(0);
+            let erase = ["erase", "--yes", "--json", "--aggregate-id", &aggregate];
+            fixture.walrelay(&erase).await.success();
+        }
+        for stream in &streams {
+            assert_eq!(
+                events_of(&fixture, stream).await,
+                [] as [Uuid; 0],
+                "{stream}"
+            );
+        }
+        fixture.insert(41, 60).await;
+        if own_streams {
+            let jetstream = jetstream::new(fixture.nats.clone());
+            jetstream.delete_stream(&streams[3]).await.unwrap();
+            let unsure = fixture.walrelay(&["verify"]).await;
+            assert_eq!(unsure.code, Some(3), "{}", unsure.stderr);
+            assert!(unsure.stderr.contains("--since"), "{}", unsure.stderr);
+        }
+        stops(relay).await;
     }
-    verdict(&fixture, &committed, &of(4)).await;
-    relay.stop().await;
+}
+
+/// Two outboxes in one database.
+#[tokio::test]
+async fn a_change_is_of_one_outbox() {
+    let mut fixture = two_shares(false).await;
+    takes_dead_letters_of(&fixture, 4).await;
+    let mut other = Fixture::bare().await;
+    divide(&mut other, false);
+    shares(&mut other, 2);
+    other.set(
+        "WALRELAY_POSTGRES_URL",
+        fixture.servers().postgres.url(&fixture.name),
+    );
+    other.set("WALRELAY_POSTGRES_TABLE", "public.outbox_other");
+    other.setup().await;
+    let relays = [fixture.run(), other.run()];
+    reshard(&fixture, "4").await;
+    let sql = "INSERT INTO outbox_other (id, aggregate_id, event_type, payload_json) \
+               SELECT gen_random_uuid(), gen_random_uuid(), 'a', '{}' FROM generate_series(1, 20)";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    eventually("the other outbox goes on", async || {
+        (events_of(&other, other.stream_name()).await.len() == 20).then_some(())
+    })
+    .await;
+    for relay in relays {
+        relay.stop().await;
+    }
 }

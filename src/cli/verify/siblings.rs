@@ -1,0 +1,119 @@
+//! What other shares have published of the rows that are this one's now: behind a change of the number of shares.
+//!
+//! In: the lane's settings, the records of all shares that there ever were. Out: an entry a message. Guarantee: nothing is read where
+//! the number was never changed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Context as _;
+use async_nats::jetstream::Message;
+use async_nats::jetstream::consumer::pull::OrderedConfig;
+
+use super::lane::id_of;
+use super::sort::{Entries, Entry, Kind};
+use crate::cli::lane_records;
+use crate::nats::admin::Admin;
+use crate::nats::stored::StoredMessages;
+use crate::nats::stream;
+use crate::pipeline::position::{
+    KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, parse_header,
+};
+use crate::postgres::client::Client;
+use crate::relay::settings::Settings;
+
+/// A stream that other shares have published in.
+#[derive(Debug)]
+pub(super) struct Sibling {
+    stream: String,
+    slots: BTreeSet<String>,
+    /// It is the lane's own as well.
+    is_shared: bool,
+}
+
+/// The streams of the other shares, where the number of shares was changed.
+///
+/// # Errors
+/// Postgres or NATS refuse.
+pub(super) async fn of(
+    settings: &Settings,
+    client: &Client,
+    nats: &Admin,
+) -> anyhow::Result<Vec<Sibling>> {
+    let Some(share) = &settings.postgres.share else {
+        return Ok(Vec::new());
+    };
+    let records = lane_records::of_shares(nats, client, share).await?;
+    let is_changed = records
+        .iter()
+        .any(|record| record.switched_lsn.is_some() || record.retired);
+    let others = records
+        .into_iter()
+        // What has moved is in its new stream too.
+        .filter(|record| record.slot != settings.postgres.slot && record.moved.is_none());
+    let mut streams = BTreeMap::<String, BTreeSet<String>>::new();
+    for record in others.filter(|_| is_changed) {
+        let slots = streams.entry(record.stream).or_default();
+        slots.insert(record.slot);
+    }
+    let siblings = streams.into_iter().map(|(stream, slots)| Sibling {
+        is_shared: stream == settings.nats.stream,
+        stream,
+        slots,
+    });
+    Ok(siblings.collect())
+}
+
+impl Sibling {
+    /// Takes all that the stream has now; returns how many messages it has no more.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub(super) async fn read(&self, nats: &Admin, entries: &mut Entries) -> anyhow::Result<u64> {
+        let info = stream::find(nats, &self.stream).await?.with_context(|| {
+            format!(
+                "stream {} is gone, in which another share has published rows that may be this one's now: give --since a moment \
+                 behind the change of shares",
+                self.stream
+            )
+        })?;
+        let end = info.state.last_seq;
+        let begun = info.config.first_seq.max(1) - 1;
+        let removed = (end.saturating_sub(begun)).saturating_sub(info.state.messages);
+        if info.state.messages == 0 {
+            return Ok(removed);
+        }
+        let config = OrderedConfig::default();
+        let mut messages = StoredMessages::from(nats, &self.stream, config).await?;
+        loop {
+            let (sequence, message) = messages.next().await?;
+            if sequence > end {
+                break;
+            }
+            if let Some((kind, id)) = self.kind(&message) {
+                entries.push(Entry::new(id, kind, sequence))?;
+            }
+            if sequence == end || messages.left() == 0 {
+                break;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// What a message is to the lane, with its event's id; none where it is nothing, or where the lane's own reading has it.
+    fn kind(&self, message: &Message) -> Option<(Kind, u128)> {
+        let headers = message.headers.as_ref();
+        let header = |name: &str| Some(headers?.get(name)?.as_str());
+        let is_theirs = || {
+            let told = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
+            told.is_some_and(|(slot, _)| self.slots.contains(slot))
+        };
+        let kind = match header(KIND_HEADER) {
+            None if is_theirs() => Kind::Sibling,
+            Some(KIND_BACKFILL | KIND_RETRY) if !self.is_shared => Kind::Sibling,
+            // It is theirs to retry.
+            Some(KIND_DEAD_LETTER) if !self.is_shared && is_theirs() => Kind::Replay,
+            _ => return None,
+        };
+        Some((kind, id_of(headers, &message.payload)?))
+    }
+}
