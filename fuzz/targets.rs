@@ -3,10 +3,15 @@
 //!
 //! `tests/frames/corpora.rs` runs them on `corpus/` and on damaged copies of it in `make test`; `cargo fuzz run NAME` looks for more.
 
-use std::fs;
 use std::time::Duration;
+use std::{fs, io};
 
 use bytes::BytesMut;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
 use walrelay::config::{self, Flags, Key};
 use walrelay::environment::Environment;
 use walrelay::event::EventEnvelope;
@@ -22,14 +27,17 @@ use walrelay::pipeline::publish::{
     Body, EventId, Message as Row, Mode, Origin, Window, WindowLimits, WindowSettings,
 };
 use walrelay::pipeline::record::{LaneRecord, RecordOrNote};
+use walrelay::postgres::client;
 use walrelay::postgres::conninfo::Conninfo;
 use walrelay::postgres::error::ServerError;
+use walrelay::postgres::startup::{self, SessionSettings};
 
 /// A target and the folder of its corpus.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
+    ("startup", startup),
     ("replication", replication),
     ("server_error", server_error),
     ("nats", nats),
@@ -40,6 +48,76 @@ pub const TARGETS: [Target; 9] = [
     ("conninfo", conninfo),
     ("lsn", lsn),
 ];
+
+/// What a client chooses for SCRAM is as long as this, and takes its place in what the server sends.
+const NONCE: &str = "NONCE-NONCE-NONCE-NONCE-";
+
+const NONCE_TIMEOUT: Duration = Duration::from_millis(20);
+
+thread_local! {
+    /// Where the server of `startup` listens.
+    static STARTUP: (Runtime, UnixListener, TempDir) = {
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let _inside = runtime.enter();
+        let listener = UnixListener::bind(folder.path().join(".s.PGSQL.5432")).expect("a socket");
+        drop(_inside);
+        (runtime, listener, folder)
+    };
+}
+
+/// All that a Postgres server sends from the start-up on, to the replication connection and to plain SQL.
+pub fn startup(bytes: &[u8]) {
+    STARTUP.with(|(runtime, listener, folder)| {
+        let text = format!("host={} user=u password=pencil", folder.path().display());
+        let conninfo = Conninfo::resolve(Some(&text), None, &Environment::default());
+        let (conninfo, _) = conninfo.expect("a connection string");
+        let settings = SessionSettings::default();
+        runtime.block_on(async {
+            tokio::select! {
+                () = say_to_everyone(listener, bytes) => unreachable!("it listens for ever"),
+                () = async {
+                    let _ = startup::connect(&conninfo, &settings).await;
+                    let _ = client::connect(&conninfo).await;
+                } => {}
+            }
+        });
+    });
+}
+
+async fn say_to_everyone(listener: &UnixListener, bytes: &[u8]) {
+    loop {
+        let (mut socket, _) = listener.accept().await.expect("a connection");
+        // Who has heard enough hangs up.
+        let _ = say(&mut socket, bytes).await;
+    }
+}
+
+async fn say(socket: &mut UnixStream, bytes: &[u8]) -> io::Result<()> {
+    let mut heard = Vec::new();
+    let at = bytes
+        .windows(NONCE.len())
+        .position(|found| found == NONCE.as_bytes());
+    if let Some(at) = at {
+        socket.write_all(&bytes[..at]).await?;
+        let nonce = loop {
+            // A client that was asked for something else waits too.
+            let read = timeout(NONCE_TIMEOUT, socket.read_buf(&mut heard)).await??;
+            if read == 0 {
+                return Ok(());
+            }
+            if let Some((_, nonce)) = String::from_utf8_lossy(&heard).split_once(",r=") {
+                break nonce.to_owned();
+            }
+        };
+        socket.write_all(nonce.as_bytes()).await?;
+    }
+    let behind = at.map_or(0, |at| at + NONCE.len());
+    socket.write_all(&bytes[behind..]).await?;
+    socket.shutdown().await?;
+    while socket.read_buf(&mut heard).await? > 0 {}
+    Ok(())
+}
 
 /// A CopyData payload: the frame of replication, and pgoutput in it.
 pub fn replication(payload: &[u8]) {

@@ -1,8 +1,9 @@
 //! How the server asks who we are, watched from below.
 //!
 //! In: the bytes that the server sends from the start-up on. Out: an error before they reach whoever would answer.
-//! Guarantee: a server that asks in a way that `require_auth` or `channel_binding` rules out gets no password, from
-//! either client. It is one watch below both because tokio-postgres has no such rule.
+//! Guarantee: a server that asks in a way that `require_auth` or `channel_binding` rules out gets no password, and one
+//! that asks for an endless SCRAM proof no proof, from either client. It is one watch below both because tokio-postgres
+//! has no such rules.
 //!
 //! Manual: 54.2.1 "Start-up", 32.1.2 `require_auth`.
 
@@ -12,6 +13,10 @@ use crate::postgres::error::AuthenticationError;
 
 /// Longest message before AuthenticationOk, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// Iterations of SCRAM that are computed: half a second. Servers ask for 4096, unless `scram_iterations` says otherwise; the
+/// protocol lets them ask for four billion.
+const ITERATIONS_MAX: u64 = 1_000_000;
 
 /// A watch of one start-up.
 #[derive(Debug)]
@@ -25,15 +30,14 @@ pub(crate) struct AuthWatch {
 }
 
 impl AuthWatch {
-    /// `None` where the rules rule nothing out.
-    pub(crate) fn new(rules: AuthenticationRules, can_bind: bool) -> Option<AuthWatch> {
-        let needed = !rules.allow_all() || rules.channel_binding == ChannelBinding::Require;
-        needed.then_some(AuthWatch {
+    /// `can_bind`: the connection has what a channel binding takes.
+    pub(crate) fn new(rules: AuthenticationRules, can_bind: bool) -> AuthWatch {
+        AuthWatch {
             rules,
             can_bind,
             asked: None,
             partial: Vec::new(),
-        })
+        }
     }
 
     /// Takes what has arrived. `true` once the server has let us in, and there is nothing to watch any more.
@@ -96,6 +100,7 @@ impl AuthWatch {
                 self.asked = Some(method);
                 return Ok(false);
             }
+            11 => return challenge(rest).map(|()| false),
             // The further steps of a method that was let pass.
             _ => return Ok(false),
         };
@@ -122,13 +127,29 @@ impl AuthWatch {
     }
 }
 
+/// Of a SCRAM challenge, `r=…,s=…,i=4096`.
+fn challenge(text: &[u8]) -> Result<(), AuthenticationError> {
+    let iterations = text
+        .split(|byte| *byte == b',')
+        .find_map(|attribute| attribute.strip_prefix(b"i="));
+    let asked = iterations.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    match asked {
+        Some(asked) if asked > ITERATIONS_MAX => Err(AuthenticationError::Iterations {
+            asked,
+            limit: ITERATIONS_MAX,
+        }),
+        // What is no number is for the client to refuse.
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::environment::Environment;
     use crate::postgres::conninfo::Conninfo;
 
-    fn watch(parameters: &str, can_bind: bool) -> Option<AuthWatch> {
+    fn watch(parameters: &str, can_bind: bool) -> AuthWatch {
         let text = format!("host=h user=u {parameters}");
         let conninfo = Conninfo::resolve(Some(&text), None, &Environment::default());
         AuthWatch::new(conninfo.unwrap().0.authentication, can_bind)
@@ -150,7 +171,7 @@ mod tests {
     ) -> Result<bool, AuthenticationError> {
         let bytes = messages.concat();
         let outcomes = (1..=bytes.len()).map(|size| {
-            let mut watch = watch(parameters, can_bind).unwrap();
+            let mut watch = watch(parameters, can_bind);
             let mut done = Ok(false);
             for piece in bytes.chunks(size) {
                 if done == Ok(false) {
@@ -166,10 +187,25 @@ mod tests {
     }
 
     #[test]
-    fn no_rule_needs_no_watch() {
-        assert!(watch("", true).is_none());
-        assert!(watch("channel_binding=disable", true).is_none());
-        assert!(watch("require_auth=md5", true).is_some());
+    fn an_endless_proof_is_refused_before_it_is_begun() {
+        let scram = message(10, b"SCRAM-SHA-256\0\0");
+        for (iterations, expected) in [
+            ("4096", Ok(false)),
+            ("1000000", Ok(false)),
+            (
+                "4294967295",
+                Err(AuthenticationError::Iterations {
+                    asked: u64::from(u32::MAX),
+                    limit: ITERATIONS_MAX,
+                }),
+            ),
+        ] {
+            let step = message(
+                11,
+                format!("r=x,s=QSXCR+Q6sek8bf92,i={iterations}").as_bytes(),
+            );
+            assert_eq!(outcome("", false, &[scram.clone(), step]), expected);
+        }
     }
 
     #[test]
@@ -255,7 +291,7 @@ mod tests {
 
     #[test]
     fn a_length_that_cannot_be_is_refused() {
-        let mut watch = watch("require_auth=md5", true).unwrap();
+        let mut watch = watch("require_auth=md5", true);
         assert!(watch.observe(b"R\xff\xff\xff\xff").is_err());
     }
 }

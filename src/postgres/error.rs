@@ -360,6 +360,16 @@ pub enum AuthenticationError {
         "channel_binding=require takes TLS, and a server's certificate whose signature has a hash (RSA or ECDSA, not Ed25519): use sslmode=require, or channel_binding=prefer"
     )]
     CannotBind,
+    /// A proof that would take longer than a start-up may: the thread that computes it does nothing else.
+    #[error(
+        "the server asks for {asked} iterations of SCRAM, and walrelay computes no more than {limit}: SET scram_iterations = 4096 in a session, and there ALTER ROLE … PASSWORD anew"
+    )]
+    Iterations {
+        /// By the server.
+        asked: u64,
+        /// Of walrelay.
+        limit: u64,
+    },
     /// The server could not prove that it knows the password: not the server that it claims to be.
     #[error(
         "the server's SCRAM proof is wrong ({0}): this may not be the server that it claims to be"

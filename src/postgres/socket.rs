@@ -67,7 +67,7 @@ impl Socket {
         if rules.channel_binding == ChannelBinding::Disable {
             self.end_point = None;
         }
-        self.watch = AuthWatch::new(rules, self.end_point.is_some());
+        self.watch = Some(AuthWatch::new(rules, self.end_point.is_some()));
         self
     }
 

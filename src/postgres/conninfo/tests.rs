@@ -222,7 +222,9 @@ fn fills_in_defaults() {
     assert_eq!(conninfo.tls.mode, SslMode::Prefer);
     assert_eq!(conninfo.tls.roots, RootChoice::File(FileChoice::None));
     assert!((conninfo.tls.tls12, conninfo.tls.tls13, conninfo.tls.sni) == (true, true, true));
-    assert!(conninfo.authentication.allow_all());
+    for method in [Method::None, Method::Password, Method::Md5] {
+        assert!(conninfo.authentication.allow(method));
+    }
     assert_eq!(conninfo.tcp, TcpSettings::default());
     assert_eq!(conninfo.connect_timeout, Duration::from_secs(10));
     assert_eq!(resolve("host=h user=u").unwrap().dbname, "u");

@@ -133,11 +133,6 @@ impl AuthenticationRules {
     pub fn allow(&self, method: Method) -> bool {
         self.methods & method.bit() != 0
     }
-
-    /// Whether nothing is ruled out.
-    pub(crate) fn allow_all(&self) -> bool {
-        Method::NAMES.iter().all(|(method, _)| self.allow(*method))
-    }
 }
 
 impl FileChoice {
