@@ -52,6 +52,26 @@ def look(browser, url, name, width, height, scheme):
     return page
 
 
+def look_at_a_row(browser, url):
+    """A dead letter is masked until somebody asks for it by the keyboard."""
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto(url)
+    link = page.locator("a[href^='/dead-letters/']").first
+    link.wait_for()
+    if "has a space" in page.content():
+        sys.exit("row: a value is shown before it is asked for")
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("h1:has-text('Dead letter')")
+    findings = Axe().run(page).response["violations"]
+    if "has a space" not in page.inner_text("main") or findings or said:
+        sys.exit(f"row: not shown, or axe found {findings}, or it said {said}")
+    page.screenshot(path=f"{FOLDER}/row.png", full_page=True)
+    print(f"row: {FOLDER}/row.png")
+
+
 with Lab() as lab, sync_playwright() as playwright:
     code, told = lab.run("setup")
     if code != 0:
@@ -67,6 +87,7 @@ with Lab() as lab, sync_playwright() as playwright:
         url = f"http://{listen}/"
         for size in [("wide", 1360, 1000, "light"), ("narrow", 390, 1500, "light"), ("dark", 1360, 1000, "dark")]:
             page = look(browser, url, *size)
+        look_at_a_row(browser, url)
         stop.set()
         writer.join()
         relay.stop()

@@ -78,7 +78,7 @@ pub(super) async fn execute(
         .collect();
     // Served by a task beside the relay's loop, until this function ends.
     let boards: Vec<Board> = lanes.iter().map(|(_, board)| board.clone()).collect();
-    let _server = serve(&loaded.http, boards.clone()).await?;
+    let _server = serve(&loaded.http, lanes.clone()).await?;
     let _supervised = supervisor::tell(boards);
     if args.setup
         && let Some(exit) = preparation::prepare(&loaded, &shutdown, &lanes).await?
@@ -102,11 +102,14 @@ pub(super) async fn execute(
 }
 
 /// Serves the status page where that is wanted. A second relay on the machine does not end for the default address.
-async fn serve(http: &HttpSettings, boards: Vec<Board>) -> Result<Option<Server>, anyhow::Error> {
+async fn serve(
+    http: &HttpSettings,
+    lanes: Vec<(Settings, Board)>,
+) -> Result<Option<Server>, anyhow::Error> {
     let Some(listen) = http.listen else {
         return Ok(None);
     };
-    match Server::start(listen, boards).await {
+    match Server::start(listen, lanes).await {
         Ok(server) => {
             tracing::info!(
                 "status page, /metrics and /readyz on http://{}",

@@ -1,21 +1,24 @@
-//! `/metrics`, `/livez`, `/healthz`, `/readyz`, `/status.json` and the status page at `/`.
+//! `/metrics`, `/livez`, `/healthz`, `/readyz`, `/status.json`, the status page at `/` and a page for each dead letter.
 //!
-//! In: where to listen, a [`Board`] for each lane. Out: a task beside the relay's loop on the same thread: it only reads the board,
-//! so a slow or stuck client costs the relay nothing but the bytes that it asked for.
+//! In: where to listen, settings and a [`Board`] for each lane. Out: a task beside the relay's loop on the same thread: it reads
+//! the board, and a dead letter from the stream, so a slow or stuck client costs the relay nothing but the bytes that it asked
+//! for. Guarantee: a row leaves the machine by none of them.
 
 mod connections;
 mod guard;
 
 use super::history::History;
 use super::metrics::{self, Format};
-use super::page;
+use super::page::{self, Rows};
 use crate::relay::board::Board;
+use crate::relay::open_letters::StoredLetter;
+use crate::relay::settings::Settings;
 use crate::relay::status::Status;
 use anyhow::Context as _;
-use axum::extract::State as Shared;
+use axum::extract::{Path, State as Shared};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::from_fn_with_state;
-use axum::response::{Html, IntoResponse};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use connections::Connections;
 use std::net::SocketAddr;
@@ -26,7 +29,15 @@ use tokio::net::TcpListener;
 pub(crate) const STATUS_PATH: &str = "/status.json";
 
 type Served = Shared<Arc<Vec<Board>>>;
-type Pictured = Shared<(Arc<Vec<Board>>, History)>;
+
+/// What the page is made of.
+#[derive(Debug, Clone)]
+struct Pictured {
+    /// Each with the settings that its dead letters are read by.
+    lanes: Arc<Vec<(Settings, Board)>>,
+    history: History,
+    rows: Rows,
+}
 
 /// A listener that serves until it is dropped.
 #[derive(Debug)]
@@ -40,18 +51,29 @@ impl Server {
     ///
     /// # Errors
     /// The address cannot be listened on; the message names the key.
-    pub async fn start(listen: SocketAddr, lanes: Vec<Board>) -> anyhow::Result<Self> {
+    pub async fn start(listen: SocketAddr, lanes: Vec<(Settings, Board)>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(listen).await.with_context(|| {
             format!(
                 "http.listen: cannot listen on {listen} (each relay needs an address of its own; \"\" turns it off)"
             )
         })?;
         let address = listener.local_addr()?;
-        let lanes = Arc::new(lanes);
         let history = History::of(lanes.len());
+        let on_loopback = address.ip().is_loopback();
+        let boards: Vec<Board> = lanes.iter().map(|(_, board)| board.clone()).collect();
+        let pictured = Pictured {
+            lanes: Arc::new(lanes),
+            history: history.clone(),
+            rows: match on_loopback {
+                true => Rows::OnDemand,
+                false => Rows::ByCommand,
+            },
+        };
         let page = axum::Router::new()
             .route("/", get(status_page))
-            .with_state((Arc::clone(&lanes), history.clone()));
+            .route("/dead-letters/{lane}/{sequence}", get(dead_letter))
+            .with_state(pictured);
+        let lanes = Arc::new(boards);
         let router = axum::Router::new()
             .route("/metrics", get(metrics_text))
             .route("/livez", get(live))
@@ -62,7 +84,7 @@ impl Server {
             .route("/page.js", get(|| asset("text/javascript", page::SCRIPT)))
             .with_state(Arc::clone(&lanes))
             .merge(page)
-            .layer(from_fn_with_state(address.ip().is_loopback(), guard::guard));
+            .layer(from_fn_with_state(on_loopback, guard::guard));
         let task = tokio::spawn(async move {
             // Neither ends but with its task: accepting goes on through every error.
             let served = axum::serve(Connections::of(listener), router);
@@ -83,8 +105,45 @@ impl Drop for Server {
     }
 }
 
-async fn status_page(Shared((lanes, history)): Pictured) -> Html<String> {
-    Html(page::render(&statuses(&lanes), &history.now()))
+async fn status_page(Shared(pictured): Shared<Pictured>) -> Html<String> {
+    let boards = pictured.lanes.iter().map(|(_, board)| board);
+    let lanes: Vec<page::Lane> = boards
+        .zip(pictured.history.now())
+        .map(|(board, past)| page::Lane {
+            status: board.status(),
+            past,
+            letters: board.letters(),
+        })
+        .collect();
+    Html(page::render(&lanes, pictured.rows))
+}
+
+/// One with its row, by a connection of its own to the broker.
+async fn dead_letter(
+    Shared(pictured): Shared<Pictured>,
+    Path((lane, sequence)): Path<(usize, u64)>,
+) -> Response {
+    if pictured.rows == Rows::ByCommand {
+        let text = "Rows are shown here only where http.listen is on loopback: `walrelay dead-letters show POSITION` shows them.\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
+    let not_found = || {
+        (
+            StatusCode::NOT_FOUND,
+            "The stream has no such dead letter.\n",
+        )
+    };
+    let Some((settings, _)) = pictured.lanes.get(lane) else {
+        return not_found().into_response();
+    };
+    match StoredLetter::read(settings, sequence).await {
+        Ok(Some(stored)) => Html(page::letter(&stored)).into_response(),
+        Ok(None) => not_found().into_response(),
+        Err(error) => {
+            let text = format!("The stream cannot be read: {error:#}\n");
+            (StatusCode::BAD_GATEWAY, text).into_response()
+        }
+    }
 }
 
 async fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {

@@ -5,5 +5,6 @@ pub mod http;
 pub mod logs;
 pub mod metrics;
 mod page;
+mod runbook;
 
 pub(crate) use page::bytes;

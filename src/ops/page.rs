@@ -4,11 +4,18 @@
 //! is asked of another host, and neither script nor style stands in the page itself.
 
 mod chart;
+mod letters;
+mod markup;
 
+pub(super) use letters::{Rows, shown as letter};
+
+use super::runbook;
 use crate::ops::history::{Past, Point};
-use crate::relay::status::{State, Status};
+use crate::relay::open_letters::StoredLetter;
+use crate::relay::status::{PastFault, State, Status};
 use chart::chart;
 use chrono::{DateTime, Utc};
+use markup::{escaped, with_code};
 use postgres_types::PgLsn;
 
 /// Its style sheet, at `/page.css`.
@@ -18,48 +25,70 @@ pub(super) const SCRIPT: &str = include_str!("page/page.js");
 /// Changes of the state that are shown.
 const CHANGES_SHOWN: usize = 12;
 
+/// What is known of a lane.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) status: Status,
+    pub(super) past: Past,
+    /// The newest open dead letters.
+    pub(super) letters: Vec<StoredLetter>,
+}
+
 /// The page, with a part for each lane.
-pub(super) fn render(lanes: &[Status], pasts: &[Past]) -> String {
+pub(super) fn render(lanes: &[Lane], rows: Rows) -> String {
     let Some(first) = lanes.first() else {
         return String::new();
     };
-    let no_past = Past::default();
-    let parts = lanes.iter().enumerate().map(|(index, status)| {
+    let parts = lanes.iter().enumerate().map(|(index, lane)| {
         let name = match lanes.len() {
-            1 => &status.name,
-            _ => &status.slot,
+            1 => &lane.status.name,
+            _ => &lane.status.slot,
         };
-        let past = pasts.get(index).unwrap_or(&no_past);
-        part(index, name, status, past)
+        part(index, name, lane, rows)
     });
     let parts: String = parts.collect();
+    document(
+        &format!("{}: {}", escaped(&first.status.name), gravest(lanes).name()),
+        "<script src=\"/page.js\" defer></script><noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>",
+        &format!(
+            "<div id=\"away\" class=\"reason away\" role=\"alert\" hidden></div><div id=\"lanes\">{parts}</div>\
+             <footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
+             <a href=\"/status.json\">JSON</a> · running since {started} · <code>walrelay doctor</code> says what is wrong, \
+             with the command that mends it</footer>",
+            started = time(first.status.started),
+        ),
+    )
+}
+
+/// `title` and the rest are HTML.
+fn document(title: &str, head: &str, main: &str) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{name}: {state}</title>\
-         <link rel=\"stylesheet\" href=\"/page.css\"><script src=\"/page.js\" defer></script>\
-         <noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript></head>\
-         <body><main><div id=\"away\" class=\"reason away\" role=\"alert\" hidden></div><div id=\"lanes\">{parts}</div>\
-         <footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
-         <a href=\"/status.json\">JSON</a> · running since {started} · <code>walrelay doctor</code> says what is wrong, with the \
-         command that mends it</footer></main></body></html>",
-        name = escaped(&first.name),
-        state = gravest(lanes).name(),
-        started = time(first.started),
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
+         <link rel=\"stylesheet\" href=\"/page.css\">{head}</head><body><main>{main}</main></body></html>"
     )
 }
 
 /// The state that a person has to see: of a lane that is not ready, if there is one.
-fn gravest(lanes: &[Status]) -> State {
-    let unready = lanes.iter().find(|status| !status.is_ready());
+fn gravest(lanes: &[Lane]) -> State {
+    let mut statuses = lanes.iter().map(|lane| &lane.status);
+    let unready = statuses.clone().find(|status| !status.is_ready());
     let streams = |status: &&Status| status.state == State::Streaming;
-    let shown = unready.or(lanes.iter().find(streams)).or(lanes.first());
+    let shown = unready
+        .or(statuses.clone().find(streams))
+        .or(statuses.next());
     shown.map_or(State::Starting, |status| status.state)
 }
 
-fn part(index: usize, name: &str, status: &Status, past: &Past) -> String {
+fn part(index: usize, name: &str, lane: &Lane, rows: Rows) -> String {
+    let Lane {
+        status,
+        past,
+        letters,
+    } = lane;
     let state = status.state.name();
     let reason = status.reason.as_ref().map_or_else(String::new, |reason| {
-        format!("<div class=\"reason\">{}</div>", escaped(reason))
+        format!("<div class=\"reason\">{}</div>", with_code(reason))
     });
     let live = |name: &str, role: &str, content: String| {
         format!("<div id=\"{name}-{index}\" data-live{role}>{content}</div>")
@@ -72,15 +101,16 @@ fn part(index: usize, name: &str, status: &Status, past: &Past) -> String {
         version = escaped(&status.version),
     );
     let told = format!(
-        "<h2>Positions</h2>{}<h2>Dead letters since the start</h2>{}",
+        "<h2>Positions</h2>{}<h2>Open dead letters</h2>{}<h2>Dead letters since the start</h2>{}",
         positions(status),
+        letters::open(index, letters, status.dead_letters_open, rows),
         dead_letters(status)
     );
     let happened = format!(
         "<h2>Changes of the state</h2>{}<h2>Last faults</h2>{}<h2>Lane</h2>{}",
         changes(past),
         faults(status),
-        lane(status)
+        lane_itself(status)
     );
     format!(
         "<section class=\"lane\" aria-label=\"{}\">{}{}{}<div class=\"columns\">{}{}</div></section>",
@@ -139,7 +169,7 @@ fn changes(past: &Past) -> String {
         .map(|change| {
             let state = change.state.name();
             let reason = change.reason.as_deref().map_or_else(String::new, |reason| {
-                format!(": {}", escaped(reason))
+                format!(": {}", with_code(reason))
             });
             let at = time(change.at);
             format!(
@@ -150,7 +180,7 @@ fn changes(past: &Past) -> String {
     format!("<table>{rows}</table>")
 }
 
-/// By reason; the rows themselves are for the command, which asks who reads them.
+/// By reason.
 fn dead_letters(status: &Status) -> String {
     let rows: Vec<(&str, String)> = status
         .totals
@@ -158,19 +188,13 @@ fn dead_letters(status: &Status) -> String {
         .iter()
         .map(|(reason, count)| (reason.as_str(), grouped(*count)))
         .collect();
-    let list = match status.dead_letters_open {
-        Some(1..) => {
-            "<p class=\"dim\"><code>walrelay dead-letters list</code> shows the open ones.</p>"
-        }
-        _ => "",
-    };
     match rows.is_empty() {
-        true => format!("<p class=\"dim\">None.</p>{list}"),
-        false => format!("{}{list}", table(&rows)),
+        true => "<p class=\"dim\">None.</p>".to_owned(),
+        false => table(&rows),
     }
 }
 
-fn lane(status: &Status) -> String {
+fn lane_itself(status: &Status) -> String {
     let or_dash = |text: &Option<String>| text.as_deref().map_or("–".to_owned(), escaped);
     table(&[
         ("slot", escaped(&status.slot)),
@@ -202,19 +226,25 @@ fn faults(status: &Status) -> String {
     if status.last_faults.is_empty() {
         return "<p class=\"dim\">None since the start.</p>".to_owned();
     }
-    let rows: String = status
-        .last_faults
-        .iter()
-        .map(|fault| {
-            let times = match fault.times {
-                1 => String::new(),
-                times => format!(" <span class=\"dim\">×{times}</span>"),
-            };
-            let (at, text) = (time(fault.at), escaped(&fault.text));
-            format!("<tr><th scope=\"row\">{at}</th><td>{text}{times}</td></tr>")
-        })
-        .collect();
+    let rows: String = status.last_faults.iter().map(fault).collect();
     format!("<table>{rows}</table>")
+}
+
+/// With what to do where it repeats.
+fn fault(fault: &PastFault) -> String {
+    let times = match fault.times {
+        1 => String::new(),
+        times => format!(" <span class=\"dim\">×{times}</span>"),
+    };
+    let to_do = runbook::of_fault(&fault.side, &fault.reason);
+    let to_do = to_do.map_or_else(String::new, |to_do| {
+        format!(
+            "<br><span class=\"dim\">Where it repeats: {}</span>",
+            with_code(to_do)
+        )
+    });
+    let (at, text) = (time(fault.at), with_code(&fault.text));
+    format!("<tr><th scope=\"row\">{at}</th><td>{text}{times}{to_do}</td></tr>")
 }
 
 fn table(rows: &[(&str, String)]) -> String {
@@ -232,13 +262,6 @@ fn table(rows: &[(&str, String)]) -> String {
 
 fn time(at: DateTime<Utc>) -> String {
     at.format("%Y-%m-%d %H:%M:%S UTC").to_string()
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-        .replace('"', "&quot;")
 }
 
 /// `1,234,567`
@@ -296,9 +319,16 @@ mod tests {
     fn what_a_server_says_is_text_not_markup() {
         let board = Board::new("a", "a", "A");
         board.fault(&Fault::Broker("<script>".into()));
-        let page = render(&[board.status()], &[]);
+        let lane = Lane {
+            status: board.status(),
+            past: Past::default(),
+            letters: Vec::new(),
+        };
+        let page = render(&[lane], Rows::OnDemand);
         assert!(!page.contains("<script>"));
         assert!(page.contains("&lt;script&gt;"));
+        // What the runbook says of it.
+        assert!(page.contains("Where it repeats: network, <code>max_pings_out</code>"));
         // The policy of the answer refuses both.
         assert!(!page.contains("style=") && !page.contains("<style"));
     }

@@ -133,6 +133,23 @@ impl DeadLetter {
         letter
     }
 
+    /// Takes the values out, and leaves which columns there are, and how long each value is.
+    pub(crate) fn mask(&mut self) {
+        self.id = None;
+        self.aggregate_id = None;
+        self.event_type = None;
+        self.event_version = None;
+        self.occurred_at = None;
+        // It quotes what is wrong.
+        self.detail.clear();
+        for (column, value) in self.row.iter_mut().flatten() {
+            if let Some(value) = value {
+                let bytes = std::mem::take(value).len() as u64;
+                self.truncated.entry(column.clone()).or_insert(bytes);
+            }
+        }
+    }
+
     fn add(&mut self, name: &str, column: Column<'_>, encoding: &Encoding) {
         let mut converted = Vec::new();
         let (value, cut_bytes) = match column {

@@ -12,6 +12,7 @@ use crate::postgres::slot_wal::SlotWal;
 use crate::relay::clock::postgres_clock_us;
 use crate::relay::epoch_marks::{EpochMarks, EpochStart};
 use crate::relay::lag::Lag;
+use crate::relay::open_letters::StoredLetter;
 use crate::relay::settings::Settings;
 use crate::relay::slot_room;
 use crate::relay::status::{CLASS_NAMES, PastFault, State, Status};
@@ -47,6 +48,8 @@ struct Inner {
     /// Why the next epoch begins.
     cause: &'static str,
     room: RoomWatch,
+    /// The newest that are open, newest first.
+    letters: Vec<StoredLetter>,
 }
 
 impl Inner {
@@ -140,6 +143,7 @@ impl Board {
                 server_clock: None,
                 cause: "start",
                 room: RoomWatch::default(),
+                letters: Vec::new(),
             })),
             changes: watch::Sender::new(()),
         }
@@ -263,8 +267,15 @@ impl Board {
     }
 
     /// So many dead letters are open.
-    pub(crate) fn open_dead_letters(&self, count: u64) {
-        self.lock().status.dead_letters_open = Some(count);
+    pub(crate) fn open_dead_letters(&self, count: u64, newest: Vec<StoredLetter>) {
+        let mut inner = self.lock();
+        inner.status.dead_letters_open = Some(count);
+        inner.letters = newest;
+    }
+
+    /// The newest of the open dead letters, without their values.
+    pub fn letters(&self) -> Vec<StoredLetter> {
+        self.lock().letters.clone()
     }
 
     /// So many more published rows are marked or deleted, and of so many messages they are not yet.
@@ -321,6 +332,8 @@ impl Board {
                 at,
                 times: 1,
                 text: text.clone(),
+                side: side.to_owned(),
+                reason: name.to_owned(),
             }),
         }
         status.last_faults.truncate(FAULTS_MAX);

@@ -22,7 +22,7 @@ pub(crate) mod lanes;
 mod log;
 pub mod open;
 pub mod open_error;
-mod open_letters;
+pub mod open_letters;
 mod postgres_side;
 mod resync;
 pub mod settings;

@@ -1,24 +1,78 @@
-//! How many dead letters are open, read from the stream beside the relay: on a connection of its own, not in the relay's way.
+//! Which dead letters are open, read from the stream beside the relay: on a connection of its own, not in the relay's way.
 //!
-//! In: the stream, looked at every five seconds. Out: the number on the board, and a line at the start where there are any.
-//! Guarantee: each message on the subject of the dead letters is read once, and all of them again only where some may have
-//! gone, at most once a minute.
+//! In: the stream, looked at every five seconds. Out: their number on the board and the newest of them without their rows, and a
+//! line at the start where there are any. Guarantee: each message on the subject of the dead letters is read once, and all of
+//! them again only where some may have gone, at most once a minute; of the newest, each is read once more.
 
 use crate::nats::admin::Admin;
-use crate::nats::api::StreamInfo;
+use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::pipeline::dead_letter::state::{OpenLetters, Told};
-use crate::pipeline::dead_letter::subject;
+use crate::pipeline::dead_letter::{DeadLetter, subject};
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::position::{DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER};
+use crate::pipeline::position::{
+    DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position, REASON_HEADER,
+};
 use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// Of so many, the newest, more than their number is told.
+const TOLD_MAX: usize = 20;
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// Between two times that all is read.
 const RECOUNT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A dead letter, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredLetter {
+    /// In the stream.
+    pub sequence: u64,
+    /// When the stream stored it.
+    pub stored_at: String,
+    /// With its position and its reason, also where it had no room for them.
+    pub letter: DeadLetter,
+}
+
+impl StoredLetter {
+    /// What stands on the subject of a slot's dead letters and is no mark.
+    #[must_use]
+    pub fn of(message: StoredMessage, position: Position) -> Self {
+        let mut letter: DeadLetter = serde_json::from_slice(&message.data).unwrap_or_default();
+        letter.position = position.to_string();
+        let reason = message.header_text(REASON_HEADER);
+        letter.reason = reason.unwrap_or_default().to_owned();
+        StoredLetter {
+            sequence: message.seq,
+            stored_at: message.time,
+            letter,
+        }
+    }
+
+    /// Reads one with its row; none where there is no dead letter of the slot.
+    ///
+    /// # Errors
+    /// The stream cannot be read.
+    pub async fn read(settings: &Settings, sequence: u64) -> anyhow::Result<Option<Self>> {
+        let slot = &settings.postgres.slot;
+        let nats = Admin::connect(&settings.nats.connection).await?;
+        let lane = LaneClient::new(&nats, &settings.nats.stream, slot)?;
+        let message = lane.message(Lookup::Message(sequence)).await?;
+        let message = message.filter(|message| message.subject == subject(slot));
+        Ok(message.and_then(|message| match told(&message, slot) {
+            Some(Told::Letter(position)) => Some(StoredLetter::of(message, position)),
+            _ => None,
+        }))
+    }
+}
+
+fn told(message: &StoredMessage, slot: &str) -> Option<Told> {
+    let header = |name| message.header_text(name);
+    let (kind, position) = (header(KIND_HEADER), header(POSITION_HEADER));
+    Told::of(slot, kind, position, header(DEAD_LETTER_HEADER))
+}
 
 /// Counts for as long as it is polled.
 pub(super) async fn count(settings: Settings, board: Board) {
@@ -34,7 +88,7 @@ pub(super) async fn count(settings: Settings, board: Board) {
         match look(&settings, &mut lane, &mut counting, &board).await {
             Ok(()) => {
                 let open = counting.open.count();
-                board.open_dead_letters(open);
+                board.open_dead_letters(open, counting.newest.values().rev().cloned().collect());
                 if !std::mem::replace(&mut is_told, true) && open > 0 {
                     tracing::warn!(
                         open,
@@ -77,20 +131,20 @@ async fn look(
             counting.read_through = end;
             break;
         };
-        let header = |name| message.header_text(name);
-        let (kind, position) = (header(KIND_HEADER), header(POSITION_HEADER));
-        if let Some(told) = Told::of(slot, kind, position, header(DEAD_LETTER_HEADER)) {
+        if let Some(told) = told(&message, slot) {
             counting.open.take(message.seq, told);
         }
         counting.read_through = message.seq;
     }
-    Ok(())
+    counting.read_newest(lane).await
 }
 
 /// How far the stream was read, and what it was then.
 #[derive(Debug, Default)]
 struct Counting {
     open: OpenLetters,
+    /// By their sequences, without their values.
+    newest: BTreeMap<u64, StoredLetter>,
     read_through: u64,
     created: String,
     removed_inside: u64,
@@ -119,5 +173,23 @@ impl Counting {
             };
         }
         self.open.begins_at(state.first_seq);
+    }
+
+    /// Reads those of the newest that were not read before.
+    async fn read_newest(&mut self, lane: &LaneClient) -> anyhow::Result<()> {
+        let newest: BTreeMap<u64, Position> = self.open.newest(TOLD_MAX).collect();
+        self.newest
+            .retain(|sequence, _| newest.contains_key(sequence));
+        for (sequence, position) in newest {
+            if self.newest.contains_key(&sequence) {
+                continue;
+            }
+            if let Some(message) = lane.message(Lookup::Message(sequence)).await? {
+                let mut stored = StoredLetter::of(message, position);
+                stored.letter.mask();
+                self.newest.insert(sequence, stored);
+            }
+        }
+        Ok(())
     }
 }

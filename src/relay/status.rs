@@ -65,6 +65,11 @@ pub struct PastFault {
     pub times: u64,
     /// What it was.
     pub text: String,
+    /// Which side it was on, and what kind, as in the metrics.
+    #[serde(default)]
+    pub(crate) side: String,
+    #[serde(default)]
+    pub(crate) reason: String,
 }
 
 /// Counts since the process' start.

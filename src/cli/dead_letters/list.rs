@@ -12,9 +12,10 @@ use crate::cli::{stderr, stdout};
 use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::dead_letter::state::State;
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::position::{Position, REASON_HEADER};
+use crate::pipeline::position::Position;
 use crate::relay::clock::POSTGRES_EPOCH_UNIX_S;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open_letters::StoredLetter;
 
 /// A dead letter; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -131,19 +132,13 @@ async fn letter(lane: &LaneClient, standing: &Standing) -> anyhow::Result<Option
     let Some(message) = lane.message(lookup).await? else {
         return Ok(None);
     };
-    let mut body: DeadLetter = serde_json::from_slice(&message.data).unwrap_or_default();
-    // A letter without room for them has them in its headers alone.
-    body.position = standing.place.position.to_string();
-    body.reason = message
-        .header_text(REASON_HEADER)
-        .unwrap_or_default()
-        .to_owned();
+    let stored = StoredLetter::of(message, standing.place.position);
     Ok(Some(Letter {
-        sequence: message.seq,
-        stored_at: message.time,
+        sequence: stored.sequence,
+        stored_at: stored.stored_at,
         state: standing.state,
         state_at: standing.state_at.clone(),
         state_reason: standing.state_reason.clone(),
-        body,
+        body: stored.letter,
     }))
 }

@@ -135,6 +135,12 @@ impl OpenLetters {
             .retain(|_, sequence| *sequence >= first_sequence);
     }
 
+    /// The newest of those that are kept, with their sequences.
+    pub fn newest(&self, count: usize) -> impl Iterator<Item = (u64, Position)> {
+        let newest = self.letters.iter().rev().take(count);
+        newest.map(|(position, sequence)| (*sequence, *position))
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> u64 {
@@ -198,6 +204,7 @@ mod tests {
             open.take(sequence, told);
         }
         assert_eq!(open.count(), 2);
+        assert_eq!(open.newest(1).collect::<Vec<_>>(), [(3, at(3))]);
         // A letter is gone from the stream.
         open.begins_at(3);
         assert_eq!(open.count(), 1);

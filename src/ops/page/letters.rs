@@ -1,0 +1,144 @@
+//! Dead letters on the page: the open ones without their values, and one with its row where somebody asks for it.
+//!
+//! In: what the board has of them, or a letter. Out: HTML.
+
+use super::markup::{escaped, with_code};
+use super::{bytes, document, grouped, table};
+use crate::ops::runbook;
+use crate::pipeline::dead_letter::DeadLetter;
+use crate::relay::open_letters::StoredLetter;
+
+/// Who may see values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ops) enum Rows {
+    /// Whoever asks for one: only this machine can.
+    OnDemand,
+    /// Nobody here: the command shows them.
+    ByCommand,
+}
+
+/// The newest of those that are open; `lane` is the index of theirs.
+pub(super) fn open(
+    lane: usize,
+    letters: &[StoredLetter],
+    count: Option<u64>,
+    rows: Rows,
+) -> String {
+    let Some(count) = count else {
+        return "<p class=\"dim\">Not counted yet.</p>".to_owned();
+    };
+    if letters.is_empty() {
+        return "<p class=\"dim\">None.</p>".to_owned();
+    }
+    let list: String = letters
+        .iter()
+        .map(|stored| {
+            let letter = &stored.letter;
+            let position = escaped(&letter.position);
+            let head = match rows {
+                Rows::OnDemand => format!(
+                    "<a href=\"/dead-letters/{lane}/{}\" title=\"show the row\">{position}</a>",
+                    stored.sequence
+                ),
+                Rows::ByCommand => position,
+            };
+            format!(
+                "<tr><th scope=\"row\"><code>{head}</code></th><td><b>{reason}</b>: {to_do}<br><span class=\"dim\">{masked}</span></td></tr>",
+                reason = escaped(&letter.reason),
+                to_do = to_do(letter),
+                masked = masked(letter),
+            )
+        })
+        .collect();
+    let more = count.saturating_sub(letters.len() as u64);
+    let more = match more {
+        0 => String::new(),
+        more => format!("{} more. ", grouped(more)),
+    };
+    let all = "<code>walrelay dead-letters list</code> shows all, <code>show POSITION</code> one with its row.";
+    format!("<table>{list}</table><p class=\"dim\">{more}{all}</p>")
+}
+
+fn to_do(letter: &DeadLetter) -> String {
+    runbook::of_dead_letter(&letter.reason).map_or_else(String::new, with_code)
+}
+
+/// `id ••• 36 B, payload_json ••• 2 B`
+fn masked(letter: &DeadLetter) -> String {
+    let Some(row) = &letter.row else {
+        return "without its row".to_owned();
+    };
+    let columns: Vec<String> = row
+        .iter()
+        .map(|(column, value)| match value {
+            None => format!("{} null", escaped(column)),
+            Some(_) => {
+                let length = letter.truncated.get(column).copied().unwrap_or_default();
+                format!("{} ••• {}", escaped(column), bytes(length))
+            }
+        })
+        .map(|column| format!("<span class=\"whole\">{column}</span>"))
+        .collect();
+    columns.join(", ")
+}
+
+/// A page of its own.
+pub(in crate::ops) fn shown(stored: &StoredLetter) -> String {
+    let letter = &stored.letter;
+    let about = table(&[
+        ("reason", format!("<b>{}</b>", escaped(&letter.reason))),
+        ("why", escaped(&letter.detail)),
+        ("what to do", to_do(letter)),
+        (
+            "in the stream",
+            format!("sequence {}", grouped(stored.sequence)),
+        ),
+        ("stored", escaped(&stored.stored_at)),
+    ]);
+    let row = match &letter.row {
+        Some(row) => row
+            .iter()
+            .map(|(column, value)| (column.as_str(), value_of(letter, column, value.as_deref())))
+            .collect(),
+        None => Vec::new(),
+    };
+    let row = match row.is_empty() {
+        true => "<p class=\"dim\">The letter had no room for it.</p>".to_owned(),
+        false => table(&row),
+    };
+    let position = escaped(&letter.position);
+    document(
+        &format!("Dead letter {position}"),
+        "",
+        &format!(
+            "<header><h1>Dead letter {position}</h1><a class=\"right\" href=\"/\">back to the lane</a></header>{about}\
+             <h2>Row</h2>{row}<h2>Commands</h2>{}",
+            table(&[
+                (
+                    "publish it",
+                    format!("<code>walrelay dead-letters retry {position}</code>")
+                ),
+                (
+                    "give it up",
+                    format!(
+                        "<code>walrelay dead-letters discard {position} --reason &quot;…&quot;</code>"
+                    )
+                ),
+            ])
+        ),
+    )
+}
+
+fn value_of(letter: &DeadLetter, column: &str, value: Option<&str>) -> String {
+    let cut = letter.truncated.get(column);
+    let cut = cut.map_or_else(String::new, |length| {
+        format!(
+            " <span class=\"dim\">(not whole, of {})</span>",
+            bytes(*length)
+        )
+    });
+    match value {
+        None => "<span class=\"dim\">null</span>".to_owned(),
+        Some(value) => format!("<code class=\"value\">{}</code>{cut}", escaped(value)),
+    }
+}
