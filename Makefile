@@ -9,7 +9,7 @@ CARGO ?= cargo
 # Most tests wait for a server's deadline, not for a processor.
 export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
-.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped cable deny package deploy clean toolchain
+.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped cable deny package deploy book clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -94,9 +94,12 @@ package: toolchain ## Build dist/: the binary as tar.gz, .deb and .rpm, with man
 deploy: ## Check image, compose file, manifests, chart and workflows with the tools of those who run them
 	@scripts/deploy.sh
 
+book: ## Make book/ of the documents, with every link looked at
+	@scripts/book.sh
+
 clean: ## Remove what was built and fetched
 	$(CARGO) clean
-	rm -rf .servers .demo dist
+	rm -rf .servers .demo dist book
 
 toolchain:
 	@scripts/toolchain.sh

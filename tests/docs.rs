@@ -74,6 +74,20 @@ fn what_does_not_exist_is_found() {
     assert_eq!(missing(document, text).len(), 3);
 }
 
+/// `make book` makes it of `docs/SUMMARY.md`, whose links `missing` looks at as at all others.
+#[test]
+fn each_page_is_in_the_book_once() {
+    let summary = fs::read_to_string("docs/SUMMARY.md").expect("the contents");
+    let of_docs = |path: &PathBuf| path.starts_with("docs") && !path.ends_with("SUMMARY.md");
+    let pages: Vec<PathBuf> = documents().into_iter().filter(of_docs).collect();
+    assert!(pages.len() > 50, "{}", pages.len());
+    for page in pages {
+        let page = page.strip_prefix("docs").expect("below docs");
+        let entry = format!("]({})", page.display());
+        assert_eq!(summary.matches(&entry).count(), 1, "{}", page.display());
+    }
+}
+
 #[test]
 fn no_number_stands_for_two_rules() {
     let document = fs::read_to_string("docs/specification.md").expect("the rules");

