@@ -27,13 +27,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+#[cfg(any(feature = "consumer", feature = "relay"))]
 #[doc(hidden)]
 pub mod event_id;
 pub(crate) mod exact;
+#[cfg(any(feature = "consumer", feature = "relay"))]
 #[doc(hidden)]
 pub mod position;
+#[cfg(any(feature = "consumer", feature = "relay"))]
 #[doc(hidden)]
 pub mod stored_event;
+#[cfg(any(feature = "consumer", feature = "relay"))]
 #[doc(hidden)]
 pub mod subject;
 pub mod teaching;

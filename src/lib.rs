@@ -10,23 +10,19 @@
 //!                         └── status update: confirmed LSN ◀── probe ◀── lane record ◀── hold-back ◀───────┘
 //! ```
 //!
-//! # Layout
-//! | module | what |
-//! |---|---|
-//! | [`event`] | `DomainEvent`, `EventEnvelope`: what producers write and consumers read |
-//! | [`outbox`] | the application's side: add an event in its transaction |
-//! | [`consumer`] | the reader's side: what a message says, of any format |
-//! | [`postgres`] | replication socket, catalog, set-up |
-//! | [`pipeline`] | everything that decides, without I/O, one file a stage |
-//! | [`nats`] | the lane's connection, JetStream's API, streams |
-//! | [`relay`] | the one loop that joins them: epochs, back-off, shutdown |
-//! | [`bulk`] | what is published outside of a lane: backfill, retry |
-//! | [`config`] | flags, environment and file → settings |
-//! | [`cli`] | the commands, one file each |
-//! | [`ops`] | logs, metrics, health, status page |
-//! | [`tls`] | files of certificates → TLS as a client, for Postgres and NATS |
-//! | [`secret`], [`environment`] | a value that is never printed; the process' environment as a value |
-//! | [`local`] | servers of one's own, for the demo, the tests and the benches |
+//! # What for whom
+//! | feature | module | for |
+//! |---|---|---|
+//! | none | `event` | `DomainEvent`, `EventEnvelope`: producers with inserts of their own |
+//! | `outbox` | `outbox` | producers on tokio-postgres: an event in the caller's transaction |
+//! | `consumer` | `consumer` | consumers on async-nats: what a message says, of any format |
+//! | `inbox` | `consumer` | and their effects in Postgres, exactly once |
+//! | `relay` | `relay`, `config` | the relay inside an application |
+//! | `cli`, `inbox` by default | | the program, and everything above |
+//!
+//! ```toml
+//! walrelay = { version = "0.1", default-features = false, features = ["outbox"] }
+//! ```
 //!
 //! # A relay inside an application
 //! ```no_run
@@ -47,24 +43,46 @@
 // It panics where standard output is closed or full: `cli::stdout` writes there.
 #![warn(clippy::print_stdout)]
 
+// What is not for applications is there for the program and the tests: rustdoc alone leaves it out, so that it keeps its docs.
 #[cfg(feature = "cli")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod bulk;
 #[cfg(feature = "cli")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod cli;
+#[cfg(feature = "relay")]
 pub mod config;
+#[cfg(feature = "consumer")]
 pub mod consumer;
+#[cfg(feature = "relay")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod environment;
 pub mod event;
 #[cfg(feature = "cli")]
 #[doc(hidden)]
 pub mod local;
+#[cfg(feature = "relay")]
 pub mod nats;
+#[cfg(feature = "relay")]
 mod nearest;
 #[cfg(feature = "cli")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod ops;
+#[cfg(feature = "outbox")]
 pub mod outbox;
+#[cfg(feature = "relay")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod pipeline;
+#[cfg(feature = "relay")]
 pub mod postgres;
+#[cfg(feature = "relay")]
 pub mod relay;
+#[cfg(feature = "relay")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod secret;
+#[cfg(any(feature = "outbox", feature = "relay"))]
+#[doc(hidden)]
+pub mod table_name;
+#[cfg(feature = "relay")]
+#[cfg_attr(doc, doc(hidden))]
 pub mod tls;

@@ -8,6 +8,7 @@ use postgres_types::PgLsn;
 use statements::statements;
 use walrelay::environment::Environment;
 use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
+use walrelay::outbox::TableName;
 use walrelay::pipeline::mapping::default_columns;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::client::{Client, connect};
@@ -16,7 +17,6 @@ use walrelay::postgres::findings::{Kind, Severity, findings};
 use walrelay::postgres::health;
 use walrelay::postgres::settings::PostgresSettings;
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
-use walrelay::postgres::table_name::TableName;
 
 const LIMIT: Duration = Duration::from_secs(20);
 

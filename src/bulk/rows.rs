@@ -26,8 +26,8 @@ use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::{OccurredAt, Untold};
 use crate::postgres::replication::quote_literal;
 use crate::postgres::row_security;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
 
 /// When a row's transaction was committed, where the server keeps that (`track_commit_timestamp`), else now; read as [`Us`]. The
 /// setting is looked up once a query, not once a row.

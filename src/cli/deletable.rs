@@ -7,7 +7,7 @@ use anyhow::{Context as _, ensure};
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::client::Client;
 use crate::postgres::row_security;
-use crate::postgres::table_name::{TableName, quote_identifier};
+use crate::table_name::{TableName, quote_identifier};
 
 /// The table called `name`, all of whose rows this role sees and may delete.
 pub(super) async fn deletable<'i>(

@@ -30,10 +30,10 @@ use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::publications::publication_list;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
 
 mod messages;
 mod receipt;

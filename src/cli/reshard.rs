@@ -20,9 +20,9 @@ use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
 use crate::postgres::share::ROW_FILTERS_SINCE;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
 
 mod change;
 mod prepare;

@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::postgres::table_name::IDENTIFIER_BYTES_MAX;
+use crate::table_name::IDENTIFIER_BYTES_MAX;
 
 /// Longest name of a stream, in bytes: it becomes a folder on the server.
 const STREAM_BYTES_MAX: usize = 255;

@@ -1,7 +1,7 @@
 //! The reader's side: what a message of the stream says, whatever its format.
 //!
 //! In: messages as async-nats hands them out. Out: [`Event`]s with their kind and their place in the lane; whether the consumer has
-//! had them ([`Inbox`]). Guarantee: what any mapping of `docs/tables.md` publishes can be read; a number is kept to its last digit, or
+//! had them (`Inbox`, with feature `inbox`). Guarantee: what any mapping of `docs/tables.md` publishes can be read; a number is kept to its last digit, or
 //! its reading is an error.
 //!
 //! ```no_run
@@ -28,6 +28,7 @@
 //! # }
 //! ```
 
+#[cfg(feature = "inbox")]
 mod inbox;
 
 use std::fmt;
@@ -44,6 +45,7 @@ use crate::event::stored_event::StoredEvent;
 use crate::event::subject::SubjectTemplate;
 use crate::event::{DomainEvent, EventError};
 
+#[cfg(feature = "inbox")]
 pub use self::inbox::{INBOX_SQL, Inbox, InboxError, Taken};
 pub use crate::event::position::{Position, PositionError};
 pub use crate::event::stored_event::Payload;

@@ -12,7 +12,7 @@ pub const POSITION_HEADER: &str = "Walrelay-Position";
 /// Header that tells what is not a plain event's first publication: `dead-letter`, `replay`.
 pub const KIND_HEADER: &str = "Walrelay-Kind";
 /// Header of a dead letter: why the row could not be published.
-pub(crate) const REASON_HEADER: &str = "Walrelay-Reason";
+pub const REASON_HEADER: &str = "Walrelay-Reason";
 /// Header of a replayed event: the lane's last position when it was sent, so that resume finds it behind a replay.
 /// What is published outside the lane has it too, with the sequence behind which the lane has no message where it has none.
 pub const TAIL_HEADER: &str = "Walrelay-Tail";
@@ -21,7 +21,7 @@ pub const EXPECTED_HEADER: &str = "Nats-Expected-Last-Sequence";
 /// NATS' own header: the atomic batch that a message was published in. Stored with the message.
 pub const BATCH_HEADER: &str = "Nats-Batch-Id";
 /// Value of [`KIND_HEADER`] on a row that could not be published.
-pub(crate) const KIND_DEAD_LETTER: &str = "dead-letter";
+pub const KIND_DEAD_LETTER: &str = "dead-letter";
 /// Value of [`KIND_HEADER`] on an event that the table had and the stream had not.
 pub const KIND_BACKFILL: &str = "backfill";
 /// Value of [`KIND_HEADER`] on an event that is published again on request.
@@ -44,11 +44,11 @@ pub const KIND_RETRY: &str = "retry";
 pub const RETRY_HEADER: &str = "Walrelay-Retry";
 
 /// Value of [`KIND_HEADER`] on the mark of a dead letter whose event is published.
-pub(crate) const KIND_RETRIED: &str = "retried";
+pub const KIND_RETRIED: &str = "retried";
 /// Value of [`KIND_HEADER`] on the mark of a dead letter whose event nobody wants.
-pub(crate) const KIND_DISCARDED: &str = "discarded";
+pub const KIND_DISCARDED: &str = "discarded";
 /// Header of such marks: the dead letter's slot and position.
-pub(crate) const DEAD_LETTER_HEADER: &str = "Walrelay-Dead-Letter";
+pub const DEAD_LETTER_HEADER: &str = "Walrelay-Dead-Letter";
 
 /// (commit_lsn, ordinal): the place of a row in its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,7 +95,7 @@ pub fn parse_header(value: &str) -> Result<(&str, Position), PositionError> {
 }
 
 /// Appends the text form of an LSN, `16/B374D848`, without the formatting machinery: once for each transaction.
-pub(crate) fn push_lsn(out: &mut Vec<u8>, lsn: PgLsn) {
+pub fn push_lsn(out: &mut Vec<u8>, lsn: PgLsn) {
     let lsn = u64::from(lsn);
     for (half, end) in [(lsn >> 32, Some(b'/')), (lsn & 0xFFFF_FFFF, None)] {
         let digits = (64 - half.leading_zeros()).div_ceil(4).max(1);

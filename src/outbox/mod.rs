@@ -28,9 +28,9 @@ mod pending;
 use uuid::Uuid;
 
 use crate::event::EventError;
-use crate::postgres::table_name::DEFAULT_SCHEMA;
-use crate::postgres::table_name::TableName;
+use crate::table_name::DEFAULT_SCHEMA;
 
+pub use crate::table_name::{TableName, TableNameError};
 pub use insert::PreparedOutbox;
 
 /// The table as `walrelay setup` creates it; an existing one with more columns or another order serves as well.

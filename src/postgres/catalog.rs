@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use crate::pipeline::record::Carrier;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::TableName;
+use crate::table_name::TableName;
 
 /// The state of everything in the database that the relay depends on, at one moment.
 #[derive(Debug, Clone)]

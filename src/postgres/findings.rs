@@ -9,7 +9,7 @@ use crate::postgres::catalog::{Inspection, Publication, Server, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::row_security::missing_grants;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 mod columns;
 mod needs;

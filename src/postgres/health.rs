@@ -16,7 +16,7 @@ use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::DECODING_MEMORY_MIB;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 /// A transaction older than this is somebody's forgotten one.
 const OLD: Duration = Duration::from_secs(300);

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::catalog::Table;
 use super::replication::quote_literal;
 use super::settings::PostgresSettings;
-use super::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 /// What the name of an id begins with that is no plain one; the first [`HASH_DIGITS`] hexadecimal digits of its SHA-256 follow.
 pub(crate) const HASHED: &str = "sha256:";

@@ -27,7 +27,7 @@
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | `published_rows` | ids of published rows | the rows marked or deleted |
-//! | [`settings`], [`table_name`] | the configuration | which database, slot and table |
+//! | [`settings`] | the configuration | which database, slot and table |
 //! | [`division`] | that client | how many shares there are |
 //! | [`share`] | a share's number | the row filter of its publication |
 //! | [`sibling_slots`] | that client | the slots of the other shares |
@@ -71,5 +71,4 @@ pub mod silence;
 pub mod slot_wal;
 pub mod socket;
 pub mod startup;
-pub mod table_name;
 pub mod wire;

@@ -7,7 +7,7 @@ use chrono::{DateTime, Datelike as _, Utc};
 
 use super::catalog::Table;
 use super::settings::PostgresSettings;
-use super::table_name::{TableName, quote_identifier};
+use crate::table_name::{TableName, quote_identifier};
 
 /// OIDs (`pg_type.dat`).
 const BIGINT: u32 = 20;

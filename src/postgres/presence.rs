@@ -6,7 +6,7 @@
 use crate::pipeline::engine::{RowPresence, RowQuestion};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::id_column::IdColumn;
-use crate::postgres::table_name::TableName;
+use crate::table_name::TableName;
 use std::time::Duration;
 
 /// Between two looks for a row that is not visible yet: its commit may wait for a standby.

@@ -7,9 +7,9 @@ use super::catalog::{Inspection, Table, inspect};
 use super::client::{Client, SqlError};
 use super::id_column::IdColumn;
 use super::settings::PostgresSettings;
-use super::table_name::quote_identifier;
 use crate::pipeline::after_publish::AfterPublish;
 use crate::postgres::row_security::{self, RowsHidden};
+use crate::table_name::quote_identifier;
 
 /// The column that a mark sets.
 const DISPATCHED_AT: &str = "dispatched_at";

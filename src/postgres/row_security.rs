@@ -4,7 +4,7 @@
 //! sessions have `row_security = off`, so that Postgres refuses a statement instead of leaving rows out.
 
 use crate::postgres::catalog::Inspection;
-use crate::postgres::table_name::{TableName, quote_identifier};
+use crate::table_name::{TableName, quote_identifier};
 
 /// The session's role does not see every row of the table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -16,7 +16,7 @@ use crate::postgres::error::{
 };
 use crate::postgres::server_kind;
 use crate::postgres::socket::Socket;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 const APPLICATION_NAME: &str = "walrelay";
 

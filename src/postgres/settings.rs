@@ -4,9 +4,9 @@
 
 use super::conninfo::Conninfo;
 use super::share::Share;
-use super::table_name::TableName;
 use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::mapping::Value;
+use crate::table_name::TableName;
 
 /// `[postgres]`: which database, and what is read from it.
 #[derive(Debug, Clone)]

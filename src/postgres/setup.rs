@@ -16,7 +16,7 @@ use crate::postgres::findings::{Finding, Kind, Severity, findings, shares, slot_
 use crate::postgres::health::Prepared;
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 mod rights;
 

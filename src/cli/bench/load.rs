@@ -29,7 +29,7 @@ impl Load {
         ]
         .into_iter()
         .filter_map(|value| value.column())
-        .map(crate::postgres::table_name::quote_identifier)
+        .map(crate::table_name::quote_identifier)
         .collect();
         // One statement is one transaction.
         let insert = format!(

@@ -11,9 +11,9 @@ use crate::pipeline::mapping::{MessageSettings, default_columns};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::setup::{apply, plan, teardown_plan};
-use crate::postgres::table_name::TableName;
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
+use crate::table_name::TableName;
 
 /// Slot, publication and table; the stream in capitals.
 const NAME: &str = "walrelay_bench";

@@ -15,7 +15,7 @@ use crate::pipeline::reshard;
 use crate::postgres::client::SqlError;
 use crate::postgres::division::Division;
 use crate::postgres::findings::shares;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(500);

@@ -18,11 +18,11 @@ use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::replication::quote_literal;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown};
+use crate::table_name::quote_identifier;
 
 impl Resharding<'_> {
     /// Ends all shares that are no more.

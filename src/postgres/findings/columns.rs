@@ -9,7 +9,7 @@ use crate::nearest::nearest;
 use crate::pipeline::fields::Field;
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 /// The names of all columns that messages are made of, each with its field if it has one.
 pub(super) fn wanted(settings: &PostgresSettings) -> Vec<(Option<Field>, &str)> {

@@ -7,7 +7,7 @@ use super::{Finding, Kind, refuse, warn};
 use crate::postgres::catalog::{Column, Server, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::{self, ROW_FILTERS_SINCE, Share};
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 /// Whether rows can be divided.
 pub(super) fn table(

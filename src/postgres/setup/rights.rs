@@ -7,7 +7,7 @@ use super::{Part, Step};
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Finding, Kind, Severity};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::table_name::quote_identifier;
+use crate::table_name::quote_identifier;
 
 /// Steps that the role may not run; `None` where it may run all.
 pub(super) fn refusal(
