@@ -234,6 +234,19 @@ async fn an_inbox_goes_by_ids_and_what_is_forgotten_by_places() {
         ("e", Some("one 0/8:9"), Taken::First),
         ("f", Some("one 0/A:4"), Taken::First),
         ("g", Some("three 0/A:3"), Taken::First),
+        // The limits that docs/consumers.md tells: a place in between that was never taken, and forgotten ids that come by another way.
+        ("h", Some("one 0/9:2"), Taken::Again),
+        ("c", None, Taken::First),
+        ("a", Some("new 0/1:1"), Taken::First),
+    ] {
+        assert_eq!(take(id, place).await, expected, "{id}");
+    }
+    // The range grows at its end only.
+    let zero = std::time::Duration::ZERO;
+    inbox.forget(&fixture.sql, zero).await.unwrap();
+    for (id, place, expected) in [
+        ("e", Some("one 0/8:9"), Taken::First),
+        ("f", Some("one 0/A:4"), Taken::Again),
     ] {
         assert_eq!(take(id, place).await, expected, "{id}");
     }
