@@ -193,6 +193,49 @@ mod tests {
         }
     }
 
+    /// `pg_logical_emit_message(true, 'outbox', content)`
+    fn logical(content: &[u8]) -> Vec<u8> {
+        let mut frame = vec![b'w'];
+        frame.extend_from_slice(&[0; 24]);
+        frame.extend_from_slice(b"M\x01\0\0\0\0\0\0\0\0outbox\0");
+        frame.extend_from_slice(&(content.len() as u32).to_be_bytes());
+        frame.extend_from_slice(content);
+        frame
+    }
+
+    #[test]
+    fn a_message_of_the_wal_is_cut_at_what_may_be_gathered_and_tells_its_length() {
+        // A content that looks like columns is none.
+        let content = b"t\0\0\0\x01".repeat(200);
+        let whole = logical(&content);
+        for size in [1, 7, 100, whole.len()] {
+            for (room, expected) in [
+                (whole.len(), pgoutput::Column::Text(&content)),
+                (whole.len() - 1, pgoutput::Column::Skipped { len: 1_000 }),
+                (100, pgoutput::Column::Skipped { len: 1_000 }),
+            ] {
+                let mut filter = ColumnFilter::new(10, room);
+                whole.chunks(size).for_each(|piece| filter.chunk(piece));
+                let frame = filter.finish();
+                assert!(frame.len() <= room, "{} of {room} bytes", frame.len());
+                let Ok(copy_both::ReplicationMessage::XLogData { data, .. }) =
+                    copy_both::decode(&frame)
+                else {
+                    panic!("not XLogData");
+                };
+                let Ok(pgoutput::Message::Logical(message)) = pgoutput::decode(data) else {
+                    panic!("not a message");
+                };
+                assert_eq!(
+                    message.content, expected,
+                    "{room} bytes in pieces of {size}"
+                );
+                assert!(message.is_transactional);
+                assert_eq!(message.prefix, b"outbox");
+            }
+        }
+    }
+
     #[test]
     fn memory_is_bounded_by_what_may_be_gathered() {
         let value = [b'x'; 90];

@@ -102,6 +102,37 @@ async fn messages_keep_their_place_among_rows() {
     fixture.walrelay(&["verify"]).await.success();
 }
 
+/// It is cut while it is read, and nothing else has it: no dead letter would hold it, and no id says which it was.
+#[tokio::test]
+async fn a_message_longer_than_a_frame_halts_and_is_passed() {
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    for sql in [
+        &transaction(1, 1),
+        "SELECT outbox_message(gen_random_uuid(), 'a.b', to_jsonb(repeat('x', 3000000)))",
+        &transaction(2, 2),
+    ] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    assert_eq!(relay.ends().await, Some(4));
+    let log = relay.log();
+    let remedy = log.split("`walrelay dead-letters skip ").nth(1);
+    let position = remedy.and_then(|rest| rest.split('`').next());
+    let position = position.unwrap_or_else(|| panic!("no remedy in {log}"));
+    let skip = ["dead-letters", "skip", position];
+    fixture.walrelay(&skip).await.success();
+    let relay = fixture.run();
+    fixture.holds(3).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[0].id(), uuid(1));
+    assert_eq!(stored[1].kind.as_deref(), Some("dead-letter"));
+    assert_eq!(stored[1].field("reason"), "too-large");
+    assert!(stored[1].position.ends_with(position), "{position}");
+    assert_eq!(stored[2].id(), uuid(2));
+}
+
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_when_the_relay_is_killed() {
     const TRANSACTIONS: u64 = 60;
