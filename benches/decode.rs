@@ -22,8 +22,8 @@ fn data(payload: &[u8]) -> &[u8] {
 }
 
 fn described() -> Relations {
-    let mut relations = Relations::new(input::source());
-    let relation = input::relation();
+    let mut relations = Relations::new(input::source(input::DEFAULT));
+    let relation = input::relation(input::DEFAULT);
     let Ok(Message::Relation(relation)) = pgoutput::decode(data(&relation)) else {
         unreachable!("a Relation message");
     };
@@ -34,7 +34,7 @@ fn described() -> Relations {
 #[divan::bench]
 fn insert(bencher: Bencher<'_, '_>) {
     let relations = described();
-    let payload = input::insert(1);
+    let payload = input::insert(input::DEFAULT, 1);
     bencher
         .counter(divan::counter::ItemsCount::new(1_u32))
         .bench_local(|| {

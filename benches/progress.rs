@@ -44,8 +44,10 @@ fn marks(bencher: Bencher<'_, '_>, rows: u64) {
 /// Decode, envelope, window, acknowledgement and marks: all that the relay does with an event but the sockets.
 #[divan::bench(args = [1, 10, 400])]
 fn engine(bencher: Bencher<'_, '_>, rows: u64) {
-    let mut lane = input::Lane1::new();
-    let inserts: Vec<_> = (0..rows).map(input::insert).collect();
+    let mut lane = input::Lane1::new(input::DEFAULT);
+    let inserts: Vec<_> = (0..rows)
+        .map(|number| input::insert(input::DEFAULT, number))
+        .collect();
     bencher
         .counter(divan::counter::ItemsCount::new(EVENTS))
         .bench_local(|| black_box(lane.turn(EVENTS / rows, &inserts)));

@@ -11,8 +11,9 @@ use walrelay::pipeline::continuity::Plan;
 use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::engine::{Engine, EngineSettings, EpochSettings};
 use walrelay::pipeline::epochs::Refused;
+use walrelay::pipeline::fields::Fields;
 use walrelay::pipeline::limit::SizeLimit;
-use walrelay::pipeline::mapping::Mapping;
+use walrelay::pipeline::mapping::{Format, HeaderValues, Mapping, MessageSettings, Value};
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
@@ -21,24 +22,82 @@ use walrelay::pipeline::tables::Tables;
 
 /// OID of the outbox table.
 pub const OID: u32 = 16_384;
-const COLUMNS: [(&str, u32); 6] = [
-    ("id", 2950),
-    ("aggregate_id", 2950),
-    ("event_type", 25),
-    ("event_version", 21),
-    ("occurred_at", 1184),
-    ("payload_json", 3802),
-];
+/// A table: its columns, with the OIDs of their types, the values of a row by the event's number, and its mapping.
+#[derive(Clone, Copy)]
+pub struct Layout {
+    columns: &'static [(&'static str, u32)],
+    values: fn(String) -> Vec<String>,
+    mapping: fn() -> Mapping,
+}
+
+/// walrelay's own.
+pub const DEFAULT: Layout = Layout {
+    columns: &[
+        ("id", 2950),
+        ("aggregate_id", 2950),
+        ("event_type", 25),
+        ("event_version", 21),
+        ("occurred_at", 1184),
+        ("payload_json", 3802),
+    ],
+    values: |id| {
+        let rest = [
+            AGGREGATE,
+            "lesson.published.v1",
+            "1",
+            "2026-11-23 04:40:52.84613+00",
+            PAYLOAD,
+        ];
+        [id].into_iter().chain(rest.map(str::to_owned)).collect()
+    },
+    mapping: Mapping::default,
+};
+
+/// Debezium's, as `preset = "debezium"` has it.
+pub const DEBEZIUM: Layout = Layout {
+    columns: &[
+        ("id", 2950),
+        ("aggregatetype", 1043),
+        ("aggregateid", 1043),
+        ("type", 1043),
+        ("payload", 3802),
+    ],
+    values: |id| {
+        let rest = ["lesson", AGGREGATE, "lesson.published.v1", PAYLOAD];
+        [id].into_iter().chain(rest.map(str::to_owned)).collect()
+    },
+    mapping: || {
+        let column = |name: &str| Value::Column(name.to_owned());
+        let columns = Fields {
+            id: column("id"),
+            aggregate_id: column("aggregateid"),
+            event_type: column("type"),
+            event_version: Value::Absent,
+            occurred_at: Value::Absent,
+            payload: column("payload"),
+        };
+        let subject = "outbox.event.{aggregatetype}".parse().expect("a template");
+        let message = MessageSettings {
+            format: Format::Payload,
+            tombstones: true,
+            header_values: HeaderValues::Json,
+            ..MessageSettings::default()
+        };
+        Mapping::new(columns, subject, message)
+    },
+};
+
+const AGGREGATE: &str = "0192f7a0-0000-7000-8000-000000000001";
 /// About 370 bytes once it stands in its envelope.
 const PAYLOAD: &str = r#"{"title": "The water cycle", "lesson_id": "0192f7a0-0000-7000-8000-000000000001", "teacher_id": "0192f7a0-0000-7000-8000-000000000002", "number": 42}"#;
 
 /// A Relation message in XLogData.
-pub fn relation() -> Vec<u8> {
+pub fn relation(layout: Layout) -> Vec<u8> {
     let mut out = vec![b'R'];
     out.extend(OID.to_be_bytes());
     out.extend(b"public\0outbox_events\0d");
-    out.extend((COLUMNS.len() as i16).to_be_bytes());
-    for (name, type_oid) in COLUMNS {
+    out.extend((layout.columns.len() as i16).to_be_bytes());
+    for (name, type_oid) in layout.columns {
         out.push(0);
         out.extend(name.as_bytes());
         out.push(0);
@@ -49,16 +108,8 @@ pub fn relation() -> Vec<u8> {
 }
 
 /// An Insert message in XLogData.
-pub fn insert(number: u64) -> Vec<u8> {
-    let id = format!("0192f7a0-0000-7000-9000-{number:012x}");
-    let values = [
-        id.as_str(),
-        "0192f7a0-0000-7000-8000-000000000001",
-        "lesson.published.v1",
-        "1",
-        "2026-11-23 04:40:52.84613+00",
-        PAYLOAD,
-    ];
+pub fn insert(layout: Layout, number: u64) -> Vec<u8> {
+    let values = (layout.values)(format!("0192f7a0-0000-7000-9000-{number:012x}"));
     let mut out = vec![b'I'];
     out.extend(OID.to_be_bytes());
     out.push(b'N');
@@ -97,12 +148,12 @@ fn xlog_data(data: &[u8]) -> Vec<u8> {
 }
 
 /// The outbox table as the relay is configured for it.
-pub fn source() -> Source {
+pub fn source(layout: Layout) -> Source {
     Source {
         tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
         domains: Vec::new(),
         encoding: Encoding::Utf8,
-        mapping: Mapping::default(),
+        mapping: (layout.mapping)(),
         messages: None,
     }
 }
@@ -143,7 +194,7 @@ pub struct Lane1 {
 
 impl Lane1 {
     /// Describes the table to a new engine.
-    pub fn new() -> Self {
+    pub fn new(layout: Layout) -> Self {
         let settings = EngineSettings {
             lane: Lane {
                 system_identifier: 1,
@@ -160,7 +211,7 @@ impl Lane1 {
             confirmed_flush_lsn: 1_u64.into(),
             epoch: EpochSettings {
                 publications: Vec::new(),
-                source: source(),
+                source: source(layout),
                 carrier: None,
                 catalog_lsn: 0.into(),
                 limits: limits(),
@@ -194,7 +245,7 @@ impl Lane1 {
             token: String::with_capacity(256),
             commit_lsn: 1_000,
         };
-        lane.take(&relation());
+        lane.take(&relation(layout));
         lane
     }
 
