@@ -18,6 +18,7 @@ mod messages;
 mod partitions;
 mod pooler;
 mod presets;
+mod producers;
 mod refusals;
 mod rejects;
 mod replay;

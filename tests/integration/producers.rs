@@ -1,0 +1,128 @@
+//! Producers in other languages: what `examples/producers` inserts is in the stream.
+//!
+//! SQL runs everywhere. The others run where their drivers are: `PYTHON` has psycopg, `NODE_MODULES` has tsx and pg, `PGJDBC` is the
+//! driver's jar, `GO_MODULE` is a module with pgx (`scripts/peers.sh producers` gets them). A compiler that is there checks its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::support::Fixture;
+
+const SQL: &str = include_str!("../../examples/producers/payment.sql");
+const LANGUAGES: [(&str, Run); 4] = [
+    ("py", python),
+    ("ts", type_script),
+    ("go", go),
+    ("java", java),
+];
+
+/// How a language runs the example in this file, if it can; it may use the folder.
+type Run = fn(PathBuf, &Path) -> Option<Command>;
+
+fn file(name: &str) -> PathBuf {
+    let producers = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/producers");
+    PathBuf::from(producers).join(name)
+}
+
+fn python(producer: PathBuf, _: &Path) -> Option<Command> {
+    let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
+    if !succeeds(Command::new(&python).args(["-c", "import psycopg"]))? {
+        return None;
+    }
+    let mut command = Command::new(python);
+    command.arg(producer);
+    Some(command)
+}
+
+fn type_script(producer: PathBuf, folder: &Path) -> Option<Command> {
+    let modules = PathBuf::from(std::env::var("NODE_MODULES").ok()?);
+    // Modules are looked for beside the file that imports them.
+    let copy = folder.join("payment.ts");
+    std::fs::copy(producer, &copy).unwrap();
+    std::os::unix::fs::symlink(&modules, folder.join("node_modules")).unwrap();
+    let mut command = Command::new(modules.join(".bin/tsx"));
+    command.arg(copy);
+    Some(command)
+}
+
+fn go(producer: PathBuf, _: &Path) -> Option<Command> {
+    let mut command = Command::new("go");
+    command.current_dir(std::env::var("GO_MODULE").ok()?);
+    command.arg("run").arg(producer);
+    Some(command)
+}
+
+fn java(producer: PathBuf, folder: &Path) -> Option<Command> {
+    let Ok(driver) = std::env::var("PGJDBC") else {
+        let mut javac = Command::new("javac");
+        javac.arg("-d").arg(folder).arg(producer);
+        let compiles = succeeds(javac.args(["-J-Xshare:auto", "-J-XX:TieredStopAtLevel=1"]));
+        assert_ne!(compiles, Some(false), "javac refuses it");
+        return None;
+    };
+    let mut command = Command::new("java");
+    command.args(["-cp", &driver]).arg(producer);
+    Some(command)
+}
+
+/// `postgres://postgres:password@host:port/name`, as JDBC wants it.
+fn jdbc_url(url: &str) -> String {
+    let (login, address) = url.split_once('@').expect("a login");
+    let login = login.trim_start_matches("postgres://");
+    let (user, password) = login.split_once(':').unwrap_or((login, ""));
+    format!("jdbc:postgresql://{address}?user={user}&password={password}")
+}
+
+/// None where the program is not there.
+fn succeeds(command: &mut Command) -> Option<bool> {
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    Some(status.ok()?.success())
+}
+
+#[tokio::test]
+async fn payments_of_every_language_are_in_the_stream() {
+    let fixture = Fixture::new().await;
+    let mut relay = fixture.run();
+    fixture.sql.batch_execute(SQL).await.unwrap();
+    let url = fixture.servers().postgres.url(&fixture.name);
+    let folder = tempfile::tempdir().unwrap();
+    let mut accounts = vec!["alice"];
+    for (extension, run) in LANGUAGES {
+        let name = match extension {
+            "java" => "Payment.java".to_owned(),
+            extension => format!("payment.{extension}"),
+        };
+        let Some(mut command) = run(file(&name), folder.path()) else {
+            eprintln!("not run: {name}");
+            continue;
+        };
+        let url = match extension {
+            "java" => jdbc_url(&url),
+            _ => url.clone(),
+        };
+        command.env("DATABASE_URL", url).args([extension, "1250"]);
+        let ended = command.output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{name}: {said}");
+        accounts.push(extension);
+    }
+    fixture.holds(accounts.len() as u64).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored.len(), accounts.len());
+    for (event, account) in stored.iter().zip(accounts) {
+        assert_eq!(event.kind, None);
+        assert_eq!(event.field("event_type"), json!("payment.received.v1"));
+        let payment = json!({"account": account, "cents": 1250});
+        assert_eq!(event.field("payload_json"), payment);
+        // The event is of the payment that was made with it.
+        let sql = "SELECT id::text FROM payments WHERE account = $1";
+        let payment = fixture.sql.query_one(sql, &[&account]).await.unwrap();
+        assert_eq!(
+            event.field("aggregate_id"),
+            json!(payment.get::<_, String>(0))
+        );
+    }
+}
