@@ -21,10 +21,10 @@ use crate::postgres::findings::{Finding, Kind, Severity, findings};
 use crate::postgres::health::{self, Health};
 use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
-use crate::postgres::table_name::quote_identifier;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
+use crate::table_name::quote_identifier;
 
 /// Everything together; each side has half of it.
 const LIMIT: Duration = Duration::from_secs(14);

@@ -83,8 +83,8 @@ fn succeeds(command: &mut Command) -> Option<bool> {
 
 #[tokio::test]
 async fn payments_of_every_language_are_in_the_stream() {
-    let fixture = Fixture::new().await;
-    let mut relay = fixture.run();
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
     fixture.sql.batch_execute(SQL).await.unwrap();
     let url = fixture.servers().postgres.url(&fixture.name);
     let folder = tempfile::tempdir().unwrap();
