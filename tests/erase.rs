@@ -4,6 +4,7 @@ mod platform;
 
 use std::path::Path;
 
+use async_nats::jetstream;
 use platform::Platform;
 use serde_json::{Value, json};
 use tokio_postgres::types::ToSql;
@@ -206,7 +207,24 @@ async fn streams_that_the_lane_has_left_and_their_copies_go_too() {
         .expect(&["move", "--to-stream", "EVENTS", "--yes"], 0)
         .await;
     platform.set("WALRELAY_NATS_STREAM", "EVENTS");
-    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    // What somebody has copied by other means is named, since it may be another lane's of the same slot.
+    let copied = jetstream::stream::Config {
+        name: "COPY".to_owned(),
+        subjects: vec!["copy".to_owned()],
+        ..jetstream::stream::Config::default()
+    };
+    let made = platform.jetstream.create_stream(copied).await;
+    made.expect("it is made");
+    let (headers, body) = platform.message(1).await;
+    platform.publish("copy", headers, body).await;
+    let id = user.to_string();
+    let output = platform
+        .output(&["erase", "--dry-run", "--aggregate-id", &id])
+        .await;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("give --also-stream COPY"), "{said}");
+    assert_eq!(said.matches("--also-stream").count(), 1, "{said}");
+    let receipt = erase(&platform, user, &["--yes", "--also-stream", "COPY"], 0).await;
     let streams = receipt["streams"].as_array().expect("a list");
     let mut found: Vec<_> = streams
         .iter()
@@ -214,7 +232,7 @@ async fn streams_that_the_lane_has_left_and_their_copies_go_too() {
         .collect();
     found[1..].sort_by_key(|(stream, _)| *stream);
     let first = json!([1]);
-    let all = ["EVENTS", "AGAIN", "OUTBOX"].map(|stream| (stream, first.clone()));
+    let all = ["EVENTS", "AGAIN", "COPY", "OUTBOX"].map(|stream| (stream, first.clone()));
     assert_eq!(found, all);
     assert!(!holds(&platform.nats.store_dir(), SECRET));
     platform.verify(0).await;

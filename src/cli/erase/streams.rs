@@ -3,16 +3,17 @@
 //! In: the lane, further names. Out: names of streams, each one from which messages may be erased. Guarantee: no stream in which
 //! another lane lives, whose place only its own record tells.
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use async_nats::jetstream::stream::{Config, Info};
 use futures_util::TryStreamExt as _;
 
 use crate::cli::lane_records;
 use crate::cli::move_lane::left_subject;
+use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, LANE_RECORD_STREAM};
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::position::REPLAY_HEADER;
+use crate::pipeline::position::{POSITION_HEADER, REPLAY_HEADER};
 use crate::pipeline::record::Moved;
 use crate::postgres::client::Client;
 use crate::relay::lane_client::LaneClient;
@@ -39,7 +40,7 @@ pub(super) async fn with_copies(
         let is_wanted = is_lanes
             || named.contains(name)
             || name != LANE_RECORD_STREAM
-                && (is_copy(config, &lanes) || is_replay(nats, &lanes, name).await?);
+                && (is_copy(config, &lanes) || is_replay(nats, lane, &lanes, name).await?);
         if !is_wanted {
             continue;
         }
@@ -48,9 +49,11 @@ pub(super) async fn with_copies(
             "stream {name} was made with deny_delete, which cannot be taken back, so nothing was erased: only its \
              age and limits remove messages, or its deletion"
         );
-        if !is_lanes {
-            no_lane_lives_in(nats, lane, name).await?;
-        }
+        ensure!(
+            is_lanes || !has_lane(nats, lane, name).await?,
+            "another lane lives in stream {name}, which has messages of {own}: run walrelay erase with that lane's configuration \
+             for it, and then this one, or let that stream go"
+        );
         match name == own {
             true => streams.insert(0, name.clone()),
             false => streams.push(name.clone()),
@@ -114,35 +117,44 @@ pub(super) async fn of_shares_before(
     Ok(past)
 }
 
-/// Whether the first message of stream `name` is one that a replay of one of `streams` has published.
-async fn is_replay(nats: &Admin, streams: &[String], name: &str) -> anyhow::Result<bool> {
+/// Whether the first message of stream `name` is one that a replay of one of `lanes` has published. Where it is one of this slot, a
+/// person is told: it may be a copy that somebody has made by other means, or another database's.
+async fn is_replay(
+    nats: &Admin,
+    lane: &LaneClient,
+    lanes: &[String],
+    name: &str,
+) -> anyhow::Result<bool> {
     let stream = LaneClient::new(nats, name, "-")?;
-    let first = stream
-        .message(Lookup::Next {
-            from: 1,
-            filter: ">",
-        })
-        .await?;
-    let of = first.and_then(|message| {
-        let value = message.header_text(REPLAY_HEADER)?.to_owned();
-        Some(value.split(' ').nth(1)?.to_owned())
-    });
-    Ok(of.is_some_and(|of| streams.contains(&of)))
+    let lookup = Lookup::Next {
+        from: 1,
+        filter: ">",
+    };
+    let Some(first) = stream.message(lookup).await? else {
+        return Ok(false);
+    };
+    let word = |header, number| first.header_text(header)?.split(' ').nth(number);
+    if let Some(of) = word(REPLAY_HEADER, 1) {
+        return Ok(lanes.iter().any(|stream| stream == of));
+    }
+    let slot = lane.slot();
+    if word(POSITION_HEADER, 0) == Some(slot) && !has_lane(nats, lane, name).await? {
+        stderr::line(format_args!(
+            "stream {name} begins with a message of slot {slot}, and no lane lives there: if it is a copy of stream {}, give \
+             --also-stream {name}",
+            lane.stream_name()
+        ));
+    }
+    Ok(false)
 }
 
-async fn no_lane_lives_in(nats: &Admin, own: &LaneClient, name: &str) -> anyhow::Result<()> {
+/// Whether a lane lives in stream `name`, or has lived there.
+async fn has_lane(nats: &Admin, own: &LaneClient, name: &str) -> anyhow::Result<bool> {
     let records = LaneClient::new(nats, LANE_RECORD_STREAM, own.slot())?;
     let filter = format!("walrelay.lane.{name}.*");
     let lookup = Lookup::Next {
         from: 1,
         filter: &filter,
     };
-    if records.message(lookup).await?.is_some() {
-        bail!(
-            "another lane lives in stream {name}, which has messages of {}: run walrelay erase with that lane's configuration \
-             for it, and then this one, or let that stream go",
-            own.stream_name()
-        );
-    }
-    Ok(())
+    Ok(records.message(lookup).await?.is_some())
 }
