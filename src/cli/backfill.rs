@@ -35,11 +35,11 @@ It is for rows from before the slot was made, and for what a slot or a broker ha
 have had their messages and removed them; give --unjudged where you know that it did not. The
 events come behind those that are in the stream already, with the header Walrelay-Kind: backfill
 and without a place in the lane. A relay that runs meanwhile goes on: the backfill publishes at
-most a thousand events at once and then lets the relay.
+most a thousand events at once and then gives way to the relay.
 
 Where it was stopped or killed, run it again: it publishes what the stream still lacks. One
-command publishes for a lane at a time; one that was killed is waited for for 5 seconds. A broker
-that goes away while it publishes is waited for for a minute.
+command publishes for a lane at a time; after one that was killed, wait 5 seconds. A broker that
+goes away while it publishes has a minute to come back.
 
 Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped
 before its end. 3: row security hides rows of the table.";

@@ -46,7 +46,7 @@ can give.
 in the order of occurred_at. That is not the order of their commits, and what the application has
 deleted does not come.
 
-A broker that goes away while it publishes is waited for for a minute.
+A broker that goes away while it publishes has a minute to come back.
 
 Where it was stopped or killed, run it again with the same range, filters and subject: it goes on
 behind the last event that stands in the other stream. Without --to, a later run publishes what

@@ -61,7 +61,7 @@ pub enum Fault {
     },
     /// There are fewer shares than that this would be one.
     #[error(
-        "the outbox has {count} shares, and share {share} is none of them; where there shall be more, walrelay reshard makes them"
+        "the outbox has {count} shares, and share {share} is none of them; to have more, run walrelay reshard"
     )]
     NoShare {
         /// Its number.

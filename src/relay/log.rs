@@ -81,7 +81,7 @@ fn say_more(more: Option<u64>) {
     if let Some(more) = more {
         tracing::error!(
             more,
-            "more rows became dead letters since: `walrelay dead-letters list` shows them"
+            "further rows became dead letters: `walrelay dead-letters list` shows them"
         );
     }
 }

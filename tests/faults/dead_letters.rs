@@ -203,7 +203,7 @@ async fn each_takes_its_place_in_one_transaction() {
         // One is told in full, the others as a number.
         assert_eq!(log.matches("a row cannot be published").count(), 1, "{log}");
         let (_, more) = log
-            .split_once("more rows became dead letters")
+            .split_once("further rows became dead letters")
             .expect("a count");
         let (_, more) = more.split_once("more=").expect("a count");
         let more: usize = more.split_whitespace().next().unwrap().parse().unwrap();
