@@ -11,8 +11,8 @@ pub(super) use letters::{Rows, shown as letter};
 
 use super::runbook;
 use crate::ops::history::{Past, Point};
-use crate::relay::open_letters::StoredLetter;
 use crate::relay::status::{PastFault, State, Status};
+use crate::relay::stored_letter::StoredLetter;
 use chart::chart;
 use chrono::{DateTime, Utc};
 use markup::{escaped, with_code};

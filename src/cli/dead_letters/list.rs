@@ -15,7 +15,7 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
 use crate::relay::clock::POSTGRES_EPOCH_UNIX_S;
 use crate::relay::lane_client::LaneClient;
-use crate::relay::open_letters::StoredLetter;
+use crate::relay::stored_letter::StoredLetter;
 
 /// A dead letter; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -6,7 +6,7 @@ use super::markup::{escaped, with_code};
 use super::{bytes, document, grouped, table};
 use crate::ops::runbook;
 use crate::pipeline::dead_letter::DeadLetter;
-use crate::relay::open_letters::StoredLetter;
+use crate::relay::stored_letter::StoredLetter;
 
 /// Who may see values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
