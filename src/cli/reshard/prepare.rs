@@ -45,8 +45,8 @@ impl Resharding<'_> {
         setup::execute_until(setup::Args::default(), lane, cancel).await
     }
 
-    /// Drops a slot that has no record. Nobody has read it, since a relay writes one first, and its publication carries nothing.
-    async fn remove_leftover(&self, lane: &Settings) -> anyhow::Result<()> {
+    /// Drops a slot that has no record, as a command leaves it that was killed. Nobody has read it, since a relay writes one first, and its publication carries nothing.
+    pub(super) async fn remove_leftover(&self, lane: &Settings) -> anyhow::Result<()> {
         let slot = &lane.postgres.slot;
         let query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1::text";
         let begun = Instant::now();

@@ -55,6 +55,9 @@ impl Resharding<'_> {
             lane
         });
         let lanes: Vec<Settings> = lanes.collect();
+        for lane in &lanes {
+            self.remove_leftover(lane).await?;
+        }
         try_join_all(lanes.iter().map(|lane| empty(lane, end, self.args.wait))).await?;
         for (number, lane) in leaving.iter().zip(&lanes) {
             self.remove(lane).await?;

@@ -238,6 +238,16 @@ async fn a_slot_that_a_killed_command_has_left_is_made_again() {
     let name = fixture.name.clone();
     let slot =
         move |n| format!("SELECT pg_create_logical_replication_slot('{name}_{n}', 'pgoutput')");
+    let publication = format!(
+        "CREATE PUBLICATION {}_3 FOR TABLE outbox_events WHERE (false) WITH (publish = 'insert')",
+        fixture.name
+    );
+    for sql in [&publication, &slot(3)] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    // It is taken back.
+    reshard(&fixture, "2").await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
     fixture.sql.batch_execute(&slot(3)).await.unwrap();
     let other = fixture.connect().await;
     let open = "BEGIN; SELECT pg_current_xact_id()";
