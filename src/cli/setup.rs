@@ -120,7 +120,11 @@ pub(crate) async fn execute_until(
         }
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
-    let streams = plan_streams(&nats, settings, &args).await?;
+    let mut wanted = settings.nats.stream_settings(&postgres.slot);
+    if let Some(replicas) = args.replicas {
+        wanted.num_replicas = usize::from(replicas);
+    }
+    let streams = plan_streams(&nats, wanted).await?;
     if let Some(exit) = refused_streams(&streams) {
         return Ok(exit);
     }
@@ -362,15 +366,21 @@ struct Streams {
     taken: Vec<stream::StreamFinding>,
 }
 
+/// How the command ends because of what a stream is, which is told; none where it fits or is to be made.
+///
+/// # Errors
+/// NATS refuses to tell.
+pub(super) async fn refused_by_stream(
+    nats: &Admin,
+    wanted: stream::StreamSettings,
+) -> Result<Option<Exit>, anyhow::Error> {
+    Ok(refused_streams(&plan_streams(nats, wanted).await?))
+}
+
 async fn plan_streams(
     nats: &Admin,
-    settings: &Settings,
-    args: &Args,
+    wanted: stream::StreamSettings,
 ) -> Result<Streams, anyhow::Error> {
-    let mut wanted = settings.nats.stream_settings(&settings.postgres.slot);
-    if let Some(replicas) = args.replicas {
-        wanted.num_replicas = usize::from(replicas);
-    }
     let events = stream_fit::plan(nats, &wanted).await?;
     let records = stream::plan_lane_records(nats, wanted.num_replicas).await?;
     let taken = stream::taken(nats, &wanted).await?;

@@ -287,7 +287,7 @@ async fn a_second_standby_with_the_lanes_slot_goes_on() {
 }
 
 /// A program of Postgres, run as the user of its data.
-fn as_owner(data: &Path, program: &Path) -> Command {
+pub(crate) fn as_owner(data: &Path, program: &Path) -> Command {
     let owner = std::fs::metadata(data).unwrap();
     let mut command = Command::new(program);
     command.current_dir(data);

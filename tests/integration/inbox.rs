@@ -183,6 +183,7 @@ async fn an_inbox_goes_by_ids_and_what_is_forgotten_by_places() {
     let event = |id: &str, place: Option<&str>| {
         let mut message = crate::support::Stored {
             sequence: 1,
+            stored_ns: 0,
             subject: "outbox.a".to_owned(),
             position: String::new(),
             kind: None,

@@ -2,6 +2,8 @@
 
 mod commands;
 mod filters;
+#[cfg(target_os = "linux")]
+mod rates;
 mod reshard;
 
 use std::collections::HashMap;

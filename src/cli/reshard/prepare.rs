@@ -17,6 +17,26 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 impl Resharding<'_> {
+    /// A stream of all shares has to take the dead letters of the new ones: one command for all of them.
+    ///
+    /// # Errors
+    /// NATS refuses to tell.
+    pub(super) async fn refused_by_stream(&self) -> Result<Option<Exit>, anyhow::Error> {
+        let mut new = (self.switch.from..self.switch.to).map(|number| &self.lanes[number as usize]);
+        let Some(first) = new.next().filter(|lane| lane.nats.shared) else {
+            return Ok(None);
+        };
+        let wanted = |lane: &Settings| lane.nats.stream_settings(&lane.postgres.slot);
+        let mut all = wanted(first);
+        for subject in new.flat_map(|lane| wanted(lane).subjects) {
+            if !all.subjects.contains(&subject) {
+                all.subjects.push(subject);
+            }
+        }
+        let nats = Admin::connect(&first.nats.connection).await?;
+        setup::refused_by_stream(&nats, all).await
+    }
+
     /// Makes it.
     ///
     /// # Errors

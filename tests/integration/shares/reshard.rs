@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 
 use async_nats::jetstream;
+use postgres_types::PgLsn;
 use rustix::process::Signal;
 use uuid::Uuid;
 
 use super::divide;
-use crate::support::{Fixture, Output, Relay, Writer, eventually, uuid};
+use crate::support::{Fixture, Output, Relay, Stored, Writer, eventually, uuid};
 
 /// Events are of twenty aggregates, whoever writes them.
 const FEW_AGGREGATES: &str = "
@@ -32,18 +33,22 @@ async fn two_shares(own_streams: bool) -> Fixture {
     fixture
 }
 
-/// A stream of all shares takes the dead letters of each: `setup` names the command for that.
-async fn takes_dead_letters_of(fixture: &Fixture, count: u32) {
+/// A stream of all shares has to take the dead letters of the new ones: what is printed is typed.
+async fn takes_dead_letters_of(fixture: &Fixture, shares: &str) {
+    let refused = fixture.walrelay(&["reshard", "--shares", shares]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let name = fixture.stream_name();
+    let edit = format!("nats stream edit {name} ");
+    let (_, flags) = refused.stderr.split_once(&edit).expect("a command");
+    let flags = flags.lines().next().unwrap().split("--subjects='").skip(1);
     let jetstream = jetstream::new(fixture.nats.clone());
-    let stream = jetstream.get_stream(fixture.stream_name()).await.unwrap();
+    let stream = jetstream.get_stream(name).await.unwrap();
     let mut config = stream.cached_info().config.clone();
-    for number in 0..count {
-        let subject = format!("walrelay.dead.{}_{number}", fixture.name);
-        if !config.subjects.contains(&subject) {
-            config.subjects.push(subject);
-        }
-    }
+    config.subjects = flags
+        .map(|flag| flag.split('\'').next().unwrap().to_owned())
+        .collect();
     jetstream.update_stream(config).await.unwrap();
+    assert_eq!(count(fixture, SLOTS).await, 2, "nothing was made");
 }
 
 async fn count(fixture: &Fixture, query: &str) -> i64 {
@@ -53,28 +58,41 @@ async fn count(fixture: &Fixture, query: &str) -> i64 {
 
 const SLOTS: &str = "FROM pg_replication_slots WHERE database = current_database()";
 
-/// Ids in the order of the stream, without fences.
-async fn events_of(fixture: &Fixture, stream: &str) -> Vec<Uuid> {
-    let root = format!("{}.", fixture.name);
-    let stored = fixture.stored_in(stream).await;
-    let events = stored
-        .iter()
-        .filter(|message| message.subject.starts_with(&root));
-    events.map(|message| message.id()).collect()
+/// The streams of so many shares.
+fn streams_of(fixture: &Fixture, count: u32) -> Vec<String> {
+    let name = |share: u32| fixture.stream_name().replace("{share}", &share.to_string());
+    (0..count).map(name).collect()
 }
 
-/// Each committed event is in the streams once, and in each stream the order of every aggregate is that of the commits.
+/// Of those that are there, without fences, each in its own order.
+async fn events_of(fixture: &Fixture, streams: &[String]) -> Vec<Vec<Stored>> {
+    let root = format!("{}.", fixture.name);
+    let mut all = Vec::new();
+    for name in streams {
+        let mut stored = fixture.stored_in(name).await;
+        stored.retain(|message| message.subject.starts_with(&root));
+        all.push(stored);
+    }
+    all
+}
+
+/// What a consumer of several streams sorts by.
+fn position(event: &Stored) -> (PgLsn, u32) {
+    let (lsn, ordinal) = event.position.split_once(':').expect("a position");
+    let lsn = lsn.parse().expect("an LSN");
+    (lsn, ordinal.parse().expect("an ordinal"))
+}
+
+/// Each committed event is in the streams once. The order of every aggregate is that of the commits: in each stream, and over all
+/// of them by position and by when they were stored.
 async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
     let all = eventually("all events are in the streams", async || {
-        let mut all = Vec::new();
-        for stream in streams {
-            all.push(events_of(fixture, stream).await);
-        }
+        let all = events_of(fixture, streams).await;
         let stored: usize = all.iter().map(Vec::len).sum();
         (stored >= committed.len()).then_some(all)
     })
     .await;
-    let mut stored: Vec<Uuid> = all.concat();
+    let mut stored: Vec<Uuid> = all.iter().flatten().map(Stored::id).collect();
     let mut expected = committed.to_vec();
     stored.sort_unstable();
     expected.sort_unstable();
@@ -85,13 +103,22 @@ async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
         .query("SELECT id, aggregate_id FROM outbox_events", &[]);
     let rows = rows.await.unwrap();
     let aggregates: HashMap<Uuid, Uuid> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    for events in &all {
+    let in_order = |events: &mut dyn Iterator<Item = &Stored>, by: &str| {
         let mut last: HashMap<Uuid, usize> = HashMap::new();
-        for id in events {
-            let before = last.insert(aggregates[id], ranks[id]);
-            assert!(before < Some(ranks[id]), "event {id} is out of order");
+        for id in events.map(Stored::id) {
+            let before = last.insert(aggregates[&id], ranks[&id]);
+            assert!(before < Some(ranks[&id]), "{id} is out of order by {by}");
         }
+    };
+    for events in &all {
+        in_order(&mut events.iter(), "sequence");
     }
+    let mut merged: Vec<&Stored> = all.iter().flatten().collect();
+    merged.sort_by_key(|event| position(event));
+    in_order(&mut merged.iter().copied(), "position");
+    // A stable sort: of what was stored in one moment by one batch, by position.
+    merged.sort_by_key(|event| event.stored_ns);
+    in_order(&mut merged.iter().copied(), "time");
 }
 
 async fn reshard(fixture: &Fixture, to: &str) -> Output {
@@ -101,20 +128,33 @@ async fn reshard(fixture: &Fixture, to: &str) -> Output {
         .success()
 }
 
-/// The instances need not know: one has the old number of shares, one the highest.
 #[tokio::test]
 async fn twice_as_many_and_half_as_many_under_load() {
-    let mut fixture = two_shares(false).await;
-    takes_dead_letters_of(&fixture, 8).await;
+    twice_and_half(false).await;
+}
+
+#[tokio::test]
+async fn with_a_stream_each_an_aggregate_is_in_order_over_all_of_them() {
+    twice_and_half(true).await;
+}
+
+/// The instances need not know: one has the old number of shares, one the highest.
+async fn twice_and_half(own_streams: bool) {
+    let mut fixture = two_shares(own_streams).await;
+    if !own_streams {
+        takes_dead_letters_of(&fixture, "8").await;
+    }
     let old = fixture.run();
     shares(&mut fixture, 8);
     let new = fixture.run();
     let writer = Writer::start(&fixture).await;
     let more = async |fixture: &Fixture| {
         let begin = writer.committed();
-        let stored = fixture.message_count().await;
+        // Share 0 is there all the time.
+        let first = &streams_of(fixture, 1)[0];
+        let stored = fixture.message_count_of(first).await;
         eventually("events go on", async || {
-            let grown = fixture.message_count().await >= stored + 300;
+            let grown = fixture.message_count_of(first).await >= stored + 30;
             (grown && writer.committed() >= begin + 300).then_some(())
         })
         .await;
@@ -138,8 +178,8 @@ async fn twice_as_many_and_half_as_many_under_load() {
         more(&fixture).await;
     }
     let committed = writer.stop(&fixture).await;
-    let stream = fixture.stream_name().to_owned();
-    verdict(&fixture, &committed, &[stream]).await;
+    let streams = streams_of(&fixture, if own_streams { 8 } else { 1 });
+    verdict(&fixture, &committed, &streams).await;
     for relay in [old, new] {
         stops(relay).await;
     }
@@ -186,7 +226,7 @@ async fn before_the_change_it_is_taken_back() {
 #[tokio::test]
 async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     let mut fixture = two_shares(false).await;
-    takes_dead_letters_of(&fixture, 4).await;
+    takes_dead_letters_of(&fixture, "4").await;
     reshard(&fixture, "4").await;
     shares(&mut fixture, 4);
     let writer = Writer::start(&fixture).await;
@@ -208,8 +248,7 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     reshard(&fixture, "2").await;
     assert_eq!(count(&fixture, SLOTS).await, 2);
     let committed = writer.stop(&fixture).await;
-    let stream = fixture.stream_name().to_owned();
-    verdict(&fixture, &committed, &[stream]).await;
+    verdict(&fixture, &committed, &streams_of(&fixture, 1)).await;
     // A share comes again, under the number that one had before.
     shares(&mut fixture, 4);
     relay.signal(Signal::TERM);
@@ -227,7 +266,7 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
 #[tokio::test]
 async fn a_slot_that_a_killed_command_has_left_is_made_again() {
     let mut fixture = two_shares(false).await;
-    takes_dead_letters_of(&fixture, 4).await;
+    takes_dead_letters_of(&fixture, "4").await;
     shares(&mut fixture, 4);
     let relay = fixture.run();
     reshard(&fixture, "4").await;
@@ -269,8 +308,7 @@ async fn a_slot_that_a_killed_command_has_left_is_made_again() {
     assert_eq!(command.ends().await, Some(0), "{}", command.log());
     fixture.insert(201, 300).await;
     let committed: Vec<Uuid> = (1..=300).map(uuid).collect();
-    let stream = fixture.stream_name().to_owned();
-    verdict(&fixture, &committed, &[stream]).await;
+    verdict(&fixture, &committed, &streams_of(&fixture, 1)).await;
     stops(relay).await;
 }
 
@@ -281,17 +319,12 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
         let mut fixture = two_shares(own_streams).await;
         shares(&mut fixture, 4);
         if !own_streams {
-            takes_dead_letters_of(&fixture, 4).await;
+            takes_dead_letters_of(&fixture, "4").await;
         }
         let relay = fixture.run();
         fixture.insert(1, 40).await;
         let committed: Vec<Uuid> = (1..=40).map(uuid).collect();
-        let streams: Vec<String> = match own_streams {
-            true => (0..4)
-                .map(|share| format!("{}_{share}", fixture.name.to_uppercase()))
-                .collect(),
-            false => vec![fixture.stream_name().to_owned()],
-        };
+        let streams = streams_of(&fixture, if own_streams { 4 } else { 1 });
         let first = if own_streams { &streams[..2] } else { &streams };
         verdict(&fixture, &committed, first).await;
         for count in [4, 2] {
@@ -314,13 +347,8 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
             let erase = ["erase", "--yes", "--json", "--aggregate-id", &aggregate];
             fixture.walrelay(&erase).await.success();
         }
-        for stream in &streams {
-            assert_eq!(
-                events_of(&fixture, stream).await,
-                [] as [Uuid; 0],
-                "{stream}"
-            );
-        }
+        let left = events_of(&fixture, &streams).await;
+        assert!(left.iter().all(Vec::is_empty), "{left:?}");
         fixture.insert(41, 60).await;
         if own_streams {
             let jetstream = jetstream::new(fixture.nats.clone());
@@ -337,7 +365,7 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
 #[tokio::test]
 async fn a_change_is_of_one_outbox() {
     let mut fixture = two_shares(false).await;
-    takes_dead_letters_of(&fixture, 4).await;
+    takes_dead_letters_of(&fixture, "4").await;
     let mut other = Fixture::bare().await;
     divide(&mut other, false);
     shares(&mut other, 2);
@@ -353,7 +381,7 @@ async fn a_change_is_of_one_outbox() {
                SELECT gen_random_uuid(), gen_random_uuid(), 'a', '{}' FROM generate_series(1, 20)";
     fixture.sql.batch_execute(sql).await.unwrap();
     eventually("the other outbox goes on", async || {
-        (events_of(&other, other.stream_name()).await.len() == 20).then_some(())
+        (events_of(&other, &streams_of(&other, 1)).await[0].len() == 20).then_some(())
     })
     .await;
     for relay in relays {

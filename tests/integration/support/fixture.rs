@@ -302,7 +302,12 @@ impl Fixture {
 
     /// How many messages the stream holds.
     pub(crate) async fn message_count(&self) -> u64 {
-        stream::message_count(&self.nats, self.stream_name()).await
+        self.message_count_of(self.stream_name()).await
+    }
+
+    /// How many messages another stream holds.
+    pub(crate) async fn message_count_of(&self, name: &str) -> u64 {
+        stream::message_count(&self.nats, name).await
     }
 
     /// Waits until the stream holds so many messages, or more.

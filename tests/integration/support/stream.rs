@@ -15,6 +15,8 @@ use super::wait::SOON;
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) sequence: u64,
+    /// When the server stored it, in nanoseconds since 1970.
+    pub(crate) stored_ns: i128,
     pub(crate) subject: String,
     /// `Walrelay-Position`, without the slot.
     pub(crate) position: String,
@@ -108,6 +110,7 @@ pub(super) async fn read(nats: &async_nats::Client, name: &str) -> Vec<Stored> {
             .expect("a message");
         let info = message.info().expect("a JetStream message");
         let (sequence, pending) = (info.stream_sequence, info.pending);
+        let stored_ns = info.published.unix_timestamp_nanos();
         let header = |name: &str| {
             let value = message.headers.as_ref()?.get(name)?;
             Some(value.as_str().to_owned())
@@ -115,6 +118,7 @@ pub(super) async fn read(nats: &async_nats::Client, name: &str) -> Vec<Stored> {
         let position = header("Walrelay-Position").unwrap_or_default();
         stored.push(Stored {
             sequence,
+            stored_ns,
             subject: message.subject.to_string(),
             position: position.rsplit(' ').next().unwrap_or_default().to_owned(),
             kind: header("Walrelay-Kind"),

@@ -56,13 +56,21 @@ pub(crate) struct Writer {
 impl Writer {
     /// Makes the ledger and begins to write.
     pub(crate) async fn start(fixture: &Fixture) -> Writer {
+        let url = fixture.servers().postgres.url(&fixture.name);
+        Writer::start_at(fixture, &url, EVENTS_MAX).await
+    }
+
+    /// The same where these servers are, up to so many events.
+    pub(crate) async fn start_at(fixture: &Fixture, url: &str, events_max: u64) -> Writer {
         let made = fixture.sql.batch_execute(LEDGER).await;
         made.expect("the database has no ledger yet");
         let stop = Arc::new(AtomicBool::new(false));
         let committed = Arc::new(AtomicU64::new(0));
-        let url = fixture.servers().postgres.url(&fixture.name);
         let tasks = (0..CONNECTIONS)
-            .map(|_| tokio::spawn(write(url.clone(), stop.clone(), committed.clone())))
+            .map(|_| {
+                let (stop, committed) = (stop.clone(), committed.clone());
+                tokio::spawn(write(url.to_owned(), events_max, stop, committed))
+            })
             .collect();
         Writer {
             stop,
@@ -99,22 +107,23 @@ impl Drop for Writer {
     }
 }
 
-async fn write(url: String, stop: Arc<AtomicBool>, committed: Arc<AtomicU64>) {
+async fn write(url: String, events_max: u64, stop: Arc<AtomicBool>, committed: Arc<AtomicU64>) {
     while !stop.load(Ordering::Relaxed) {
         // A server that is away or goes away is part of the tests.
-        let _ = session(&url, &stop, &committed).await;
+        let _ = session(&url, events_max, &stop, &committed).await;
         tokio::time::sleep(RETRY_PAUSE).await;
     }
 }
 
 async fn session(
     url: &str,
+    events_max: u64,
     stop: &AtomicBool,
     committed: &AtomicU64,
 ) -> Result<(), tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     let connection = tokio::spawn(connection);
-    while !stop.load(Ordering::Relaxed) && committed.load(Ordering::Relaxed) < EVENTS_MAX {
+    while !stop.load(Ordering::Relaxed) && committed.load(Ordering::Relaxed) < events_max {
         let count = rand::random_range(1..=8_i32);
         let end = if rand::random_bool(0.1) {
             "ROLLBACK"
