@@ -2,18 +2,11 @@
 //!
 //! In: a client of the database. Out: what the broker's lane records say of it.
 
-use anyhow::Context as _;
-
 use crate::nats::admin::Admin;
-use crate::nats::stream::LANE_RECORD_STREAM;
-use crate::pipeline::end_search::Lookup;
-use crate::pipeline::record::{LaneRecord, RecordOrNote};
+use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::Client;
 use crate::postgres::share::Share;
-use crate::relay::lane_client::{LaneClient, LaneError};
-
-/// The records of all lanes, and nothing else of theirs.
-const RECORD_SUBJECTS: &str = "walrelay.lane.*.*";
+use crate::relay::lane_client::{LaneError, lane_records};
 
 /// Which database a lane is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,29 +39,7 @@ impl Database {
 /// # Errors
 /// Postgres or NATS refuse, or a record cannot be read.
 pub(super) async fn of_database(nats: &Admin, client: &Client) -> anyhow::Result<Vec<LaneRecord>> {
-    let database = Database::of(client).await?;
-    let records = LaneClient::new(nats, LANE_RECORD_STREAM, "-")?;
-    let mut found = Vec::new();
-    let mut from = 1;
-    loop {
-        let lookup = Lookup::Next {
-            from,
-            filter: RECORD_SUBJECTS,
-        };
-        let message = match records.message(lookup).await {
-            Err(LaneError::NoStream(_)) | Ok(None) => return Ok(found),
-            Ok(Some(message)) => message,
-            Err(error) => return Err(error.into()),
-        };
-        from = message.seq + 1;
-        let kept = RecordOrNote::from_json(&message.data)
-            .with_context(|| format!("the lane record on {} cannot be read", message.subject))?;
-        if let RecordOrNote::Record(record) = kept
-            && database.has(&record)
-        {
-            found.push(*record);
-        }
-    }
+    of_slots(nats, client, |_| true).await
 }
 
 /// The same, of the lanes of an outbox with shares alone, whatever their number was.
@@ -77,7 +48,19 @@ pub(super) async fn of_shares(
     client: &Client,
     share: &Share,
 ) -> anyhow::Result<Vec<LaneRecord>> {
-    let mut records = of_database(nats, client).await?;
-    records.retain(|record| share.number_of_slot(&record.slot).is_some());
+    of_slots(nats, client, |slot| share.number_of_slot(slot).is_some()).await
+}
+
+async fn of_slots(
+    nats: &Admin,
+    client: &Client,
+    is_wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<Vec<LaneRecord>> {
+    let database = Database::of(client).await?;
+    let mut records = match lane_records(nats, "*", is_wanted).await {
+        Err(LaneError::NoStream(_)) => return Ok(Vec::new()),
+        records => records?,
+    };
+    records.retain(|record| database.has(record));
     Ok(records)
 }

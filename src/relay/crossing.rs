@@ -4,15 +4,12 @@
 //! long is told, since such a lane may have no relay.
 
 use crate::nats::admin::Admin;
-use crate::nats::stream::LANE_RECORD_STREAM;
-use crate::pipeline::end_search::Lookup;
 use crate::pipeline::engine::CrossingQuestion;
 use crate::pipeline::position::Lane;
-use crate::pipeline::record::LaneRecord;
 use crate::pipeline::reshard::Switch;
 use crate::postgres::client::connect;
 use crate::relay::board::Board;
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::lane_records;
 use crate::relay::settings::Settings;
 use postgres_types::PgLsn;
 use std::time::{Duration, Instant};
@@ -35,18 +32,22 @@ pub(super) async fn until_across(
     let mut is_told = false;
     let mut left = question.givers.clone();
     while !left.is_empty() {
-        let pause = match look(settings, &lane, &question, &mut left).await {
-            Ok(()) => LOOK_INTERVAL,
+        let mut pause = LOOK_INTERVAL;
+        // Where a look fails, all are waited for that were before it.
+        match not_across(settings, &lane, &question, &left).await {
+            Ok(waited_for) => left = waited_for,
             Err(error) => {
                 tracing::debug!("cannot read the records of other lanes: {error:#}");
-                PAUSE
+                pause = PAUSE;
             }
-        };
-        let mut pause = pause;
+        }
         if !left.is_empty() && begun.elapsed() >= PATIENCE {
             pause = PAUSE;
-            if let Err(error) = leave_strangers(settings, &question, &mut left).await {
-                tracing::debug!("cannot look for the other lanes in Postgres: {error:#}");
+            match without_strangers(settings, &question, &left).await {
+                Ok(waited_for) => left = waited_for,
+                Err(error) => {
+                    tracing::debug!("cannot look for the other lanes in Postgres: {error:#}");
+                }
             }
             if !left.is_empty() && !is_told {
                 is_told = true;
@@ -73,52 +74,49 @@ fn waits_for(question: &CrossingQuestion, left: &[u32]) -> String {
     )
 }
 
-/// Leaves only those that are not across.
-async fn look(
+/// Those of `givers` that are not across.
+async fn not_across(
     settings: &Settings,
     lane: &Lane,
     question: &CrossingQuestion,
-    left: &mut Vec<u32>,
-) -> anyhow::Result<()> {
-    let nats = Admin::connect(&settings.nats.connection).await?;
+    givers: &[u32],
+) -> anyhow::Result<Vec<u32>> {
+    let mut found = Vec::new();
     let Some(share) = &settings.postgres.share else {
-        left.clear();
-        return Ok(());
+        return Ok(found);
     };
-    for giver in std::mem::take(left) {
+    let nats = Admin::connect(&settings.nats.connection).await?;
+    for giver in givers {
         let giving = Lane {
-            slot: share.slot(giver),
+            slot: share.slot(*giver),
             ..lane.clone()
         };
-        let across = switched_lsn(&nats, &giving).await?;
-        if across < Some(question.lsn) {
-            left.push(giver);
+        if switched_lsn(&nats, &giving).await? < Some(question.lsn) {
+            found.push(*giver);
         }
     }
-    Ok(())
+    Ok(found)
 }
 
-/// Leaves out who is no share: without a publication and a slot, it had no rows, or all that it had is published. `reshard` lets both
-/// stay until then, but any role may write a message like its own.
-async fn leave_strangers(
+/// Those of `givers` that are shares. Without a publication and a slot, one had no rows, or all that it had is published: `reshard` lets
+/// both stay until then, but any role may write a message like its own.
+async fn without_strangers(
     settings: &Settings,
     question: &CrossingQuestion,
-    left: &mut Vec<u32>,
-) -> anyhow::Result<()> {
+    givers: &[u32],
+) -> anyhow::Result<Vec<u32>> {
+    let mut found = Vec::new();
     let Some(share) = &settings.postgres.share else {
-        return Ok(());
+        return Ok(found);
     };
     let sql = connect(&settings.postgres.conninfo).await?;
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text) \
                  OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $2::text)";
-    for giver in std::mem::take(left) {
-        let names = (share.publication(giver), share.slot(giver));
-        if sql
-            .query_one(query, &[&names.0, &names.1])
-            .await?
-            .try_get(0)?
-        {
-            left.push(giver);
+    for giver in givers {
+        let names = (share.publication(*giver), share.slot(*giver));
+        let row = sql.query_one(query, &[&names.0, &names.1]).await?;
+        if row.try_get(0)? {
+            found.push(*giver);
             continue;
         }
         let Switch { from, to } = question.switch;
@@ -128,26 +126,12 @@ async fn leave_strangers(
             question.lsn
         );
     }
-    Ok(())
+    Ok(found)
 }
 
 /// How far a lane is across, by its records in whichever stream.
 async fn switched_lsn(nats: &Admin, lane: &Lane) -> anyhow::Result<Option<PgLsn>> {
-    let records = LaneClient::new(nats, LANE_RECORD_STREAM, &lane.slot)?;
-    let filter = format!("walrelay.lane.*.{}", lane.slot);
-    let (mut from, mut across) = (1, None);
-    loop {
-        let lookup = Lookup::Next {
-            from,
-            filter: &filter,
-        };
-        let Some(message) = records.message(lookup).await? else {
-            return Ok(across);
-        };
-        from = message.seq + 1;
-        let record = LaneRecord::from_json(&message.data)?;
-        if record.is_of(lane) {
-            across = across.max(record.switched_lsn);
-        }
-    }
+    let records = lane_records(nats, &lane.slot, |_| true).await?;
+    let own = records.into_iter().filter(|record| record.is_of(lane));
+    Ok(own.filter_map(|record| record.switched_lsn).max())
 }

@@ -11,7 +11,7 @@ use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_header};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::publish::tail_header;
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::{LaneRecord, RecordOrNote};
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
 use async_nats::HeaderMap;
@@ -262,6 +262,39 @@ impl LaneClient {
             last_sequence,
             lane_end,
         })
+    }
+}
+
+/// The records of the lanes of this slot in whichever stream; where it is `*`, of all slots that are wanted.
+///
+/// # Errors
+/// [`LaneError`]; a record that is not wanted may be unreadable.
+pub async fn lane_records(
+    client: &Admin,
+    slot: &str,
+    is_wanted: impl Fn(&str) -> bool,
+) -> Result<Vec<LaneRecord>, LaneError> {
+    let records = LaneClient::new(client, LANE_RECORD_STREAM, slot)?;
+    let filter = format!("walrelay.lane.*.{slot}");
+    let (mut from, mut found) = (1, Vec::new());
+    loop {
+        let lookup = Lookup::Next {
+            from,
+            filter: &filter,
+        };
+        let Some(message) = records.message(lookup).await? else {
+            return Ok(found);
+        };
+        from = message.seq + 1;
+        let of_slot = message.subject.rsplit('.').next();
+        if !of_slot.is_some_and(&is_wanted) {
+            continue;
+        }
+        // A note of a halt stands where there is no record.
+        let kept = RecordOrNote::from_json(&message.data).map_err(StoreError::from)?;
+        if let RecordOrNote::Record(record) = kept {
+            found.push(*record);
+        }
     }
 }
 

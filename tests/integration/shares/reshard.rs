@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use uuid::Uuid;
 
 use super::divide;
-use crate::support::{Fixture, Output, Relay, Stored, Writer, eventually, uuid};
+use crate::support::{Fixture, Output, Relay, Servers, Stored, Writer, eventually, uuid};
 
 /// Events are of twenty aggregates, whoever writes them.
 const FEW_AGGREGATES: &str = "
@@ -24,7 +24,10 @@ fn shares(fixture: &mut Fixture, count: u32) {
 
 /// Two shares, set up; relays confirm at once.
 async fn two_shares(own_streams: bool) -> Fixture {
-    let mut fixture = Fixture::bare().await;
+    two_shares_on(Fixture::bare().await, own_streams).await
+}
+
+async fn two_shares_on(mut fixture: Fixture, own_streams: bool) -> Fixture {
     divide(&mut fixture, own_streams);
     shares(&mut fixture, 2);
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
@@ -359,6 +362,34 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
         }
         stops(relay).await;
     }
+}
+
+/// What cannot be read of a lane that had rows is no word that they are published.
+#[tokio::test]
+async fn a_lane_whose_record_cannot_be_read_is_waited_for() {
+    // What stands in the records' stream is read by the commands of every lane.
+    let mut fixture = two_shares_on(Fixture::bare_on(Servers::own().await).await, false).await;
+    takes_dead_letters_of(&fixture, "4").await;
+    fixture.insert(1, 40).await;
+    reshard(&fixture, "4").await;
+    shares(&mut fixture, 4);
+    fixture.insert(41, 80).await;
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let unreadable = format!("walrelay.lane.OTHER.{}_0", fixture.name);
+    let stored = jetstream.publish(unreadable.clone(), "no record".into());
+    stored.await.unwrap().await.unwrap();
+    // Share 2 has rows of share 0, which nobody publishes yet.
+    let streams = streams_of(&fixture, 1);
+    let mut early = fixture.run_with(&["--share", "2"]);
+    early.logs("waiting until share 0").await;
+    assert_eq!(events_of(&fixture, &streams).await[0].len(), 0);
+    let records = jetstream.get_stream("WALRELAY").await.unwrap();
+    records.purge().filter(unreadable).await.unwrap();
+    let relay = fixture.run();
+    let committed: Vec<Uuid> = (1..=80).map(uuid).collect();
+    verdict(&fixture, &committed, &streams).await;
+    stops(early).await;
+    stops(relay).await;
 }
 
 /// Two outboxes in one database.
