@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
 /// 2000-01-01 00:00:00 UTC in seconds of Unix time, where Postgres' clock begins.
-pub(crate) const POSTGRES_EPOCH_UNIX_S: u64 = 946_684_800;
+const POSTGRES_EPOCH_UNIX_S: u64 = 946_684_800;
 
 /// Time since the relay's start.
 #[derive(Debug, Clone, Copy)]

@@ -3,7 +3,6 @@
 //! In: a lane. Out: its dead letters on standard output, as text or JSON. Reads only.
 
 use anyhow::Context as _;
-use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
 
 use super::letters::{Letters, Standing};
@@ -13,7 +12,7 @@ use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::dead_letter::state::State;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
-use crate::relay::clock::POSTGRES_EPOCH_UNIX_S;
+use crate::pipeline::value::push_commit_time;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::stored_letter::StoredLetter;
 
@@ -119,11 +118,11 @@ pub(super) async fn show(
     Ok(Exit::Done)
 }
 
-/// A moment of Postgres' for a person; none where a replication origin has set none.
+/// A commit's time for a person; none where a replication origin has set none.
 fn moment(us: i64) -> Option<String> {
-    let unix_us = us.checked_add(POSTGRES_EPOCH_UNIX_S.cast_signed() * 1_000_000)?;
-    let at = DateTime::from_timestamp_micros(unix_us).filter(|_| us > 0)?;
-    Some(at.to_rfc3339_opts(SecondsFormat::Micros, true))
+    let mut text = Vec::new();
+    push_commit_time(&mut text, us).ok().filter(|()| us > 0)?;
+    String::from_utf8(text).ok()
 }
 
 /// The letter itself; none where the stream no longer has it.

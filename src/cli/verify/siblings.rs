@@ -13,7 +13,7 @@ use super::lane::id_of;
 use super::sort::{Entries, Entry, Kind};
 use crate::cli::lane_records;
 use crate::nats::admin::Admin;
-use crate::nats::stored::StoredMessages;
+use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream;
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, parse_header,
@@ -79,12 +79,9 @@ impl Sibling {
         let end = info.state.last_seq;
         let begun = info.config.first_seq.max(1) - 1;
         let removed = (end.saturating_sub(begun)).saturating_sub(info.state.messages);
-        if info.state.messages == 0 {
-            return Ok(removed);
-        }
         let config = OrderedConfig::default();
         let mut messages = StoredMessages::from(nats, &self.stream, config).await?;
-        loop {
+        while messages.left() > 0 {
             let (sequence, message) = messages.next().await?;
             if sequence > end {
                 break;
@@ -92,17 +89,13 @@ impl Sibling {
             if let Some((kind, id)) = self.kind(&message) {
                 entries.push(Entry::new(id, kind, sequence))?;
             }
-            if sequence == end || messages.left() == 0 {
-                break;
-            }
         }
         Ok(removed)
     }
 
     /// What a message is to the lane, with its event's id; none where it is nothing, or where the lane's own reading has it.
     fn kind(&self, message: &Message) -> Option<(Kind, u128)> {
-        let headers = message.headers.as_ref();
-        let header = |name: &str| Some(headers?.get(name)?.as_str());
+        let header = |name| header(message, name);
         let is_theirs = || {
             let told = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
             told.is_some_and(|(slot, _)| self.slots.contains(slot))
@@ -114,6 +107,7 @@ impl Sibling {
             Some(KIND_DEAD_LETTER) if !self.is_shared && is_theirs() => Kind::Replay,
             _ => return None,
         };
+        let headers = message.headers.as_ref();
         Some((kind, id_of(headers, &message.payload)?))
     }
 }
