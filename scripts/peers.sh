@@ -21,13 +21,10 @@ case ${1-} in
   cloudevents) packages+=(cloudevents==2.2.0) ;;
   *) sed -n 's/^#   //p' "$0" >&2; exit 2 ;;
 esac
-"$root/scripts/servers.sh"
-export WALRELAY=${WALRELAY:-$root/target/release/walrelay}
-[ -x "$WALRELAY" ] || [ "$1" = producers ] || { echo "there is no $WALRELAY: make build" >&2; exit 1; }
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check "${packages[@]}"
+. "$root/scripts/program.sh"
+# The test that runs the producers builds its own program.
+if [ "$1" = producers ]; then "$root/scripts/servers.sh"; else program; fi
+venv "${packages[@]}"
 if [ "$1" = asyncapi ]; then
   npm install --prefix "$folder" --silent --no-audit --no-fund --ignore-scripts @asyncapi/parser@3.6.6 ajv@8.20.0 ajv-formats@3.0.1
   export NODE_MODULES=$folder/node_modules
