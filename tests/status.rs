@@ -7,6 +7,7 @@ mod hostile;
 mod platform;
 #[path = "status/prometheus.rs"]
 mod prometheus;
+mod site;
 #[path = "status/systemd.rs"]
 #[cfg(target_os = "linux")]
 mod systemd;
@@ -15,35 +16,11 @@ mod watching;
 
 use platform::Platform;
 use postgres_types::PgLsn;
-use std::net::{SocketAddr, TcpListener};
+use site::{free_address, get, get_with};
+use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 const LIMIT: Duration = Duration::from_secs(30);
-
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-}
-
-/// Status line and body; nothing while nobody listens.
-async fn get(address: SocketAddr, path: &str) -> Option<(String, String)> {
-    get_with(address, path, "").await
-}
-
-/// The same, with further header lines.
-async fn get_with(address: SocketAddr, path: &str, headers: &str) -> Option<(String, String)> {
-    let mut stream = TcpStream::connect(address).await.ok()?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n{headers}\r\n");
-    stream.write_all(request.as_bytes()).await.ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.ok()?;
-    let (head, body) = answer.split_once("\r\n\r\n")?;
-    let status = head.split(' ').nth(1)?.to_owned();
-    Some((status, body.to_owned()))
-}
 
 async fn wait_for(address: SocketAddr, path: &str, wanted: impl Fn(&str, &str) -> bool) -> String {
     let reached = async {

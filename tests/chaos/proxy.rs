@@ -54,7 +54,6 @@ struct Link {
 pub struct Proxy {
     port: u16,
     link: watch::Sender<Link>,
-    sent_bytes: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -72,33 +71,20 @@ impl Proxy {
             mode: Mode::Pass,
             generation: 0,
         });
-        let sent_bytes = Arc::new(AtomicU64::new(0));
-        let sent = sent_bytes.clone();
         let task = tokio::spawn(async move {
             loop {
                 let Ok((client, _)) = listener.accept().await else {
                     tokio::task::yield_now().await;
                     continue;
                 };
-                tokio::spawn(connection(client, server_port, state.clone(), sent.clone()));
+                tokio::spawn(connection(client, server_port, state.clone()));
             }
         });
-        Ok(Proxy {
-            port,
-            link,
-            sent_bytes,
-            task,
-        })
+        Ok(Proxy { port, link, task })
     }
 
     pub fn port(&self) -> u16 {
         self.port
-    }
-
-    /// How much the relay has sent, whether or not it was let through.
-    #[allow(dead_code)] // The fault tests use it.
-    pub fn sent_bytes(&self) -> u64 {
-        self.sent_bytes.load(Ordering::Relaxed)
     }
 
     /// Sets how bytes are treated from now on.
@@ -119,12 +105,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn connection(
-    client: TcpStream,
-    server_port: u16,
-    state: watch::Receiver<Link>,
-    sent: Arc<AtomicU64>,
-) {
+async fn connection(client: TcpStream, server_port: u16, state: watch::Receiver<Link>) {
     let link = *state.borrow();
     if link.mode == Mode::Refuse {
         return;
@@ -141,7 +122,6 @@ async fn connection(
         state: state.clone(),
         generation: link.generation,
         up: true,
-        bytes: sent,
         answered: answered.clone(),
         forgotten: forgotten.clone(),
     };
@@ -149,7 +129,6 @@ async fn connection(
         state,
         generation: link.generation,
         up: false,
-        bytes: Arc::default(),
         answered,
         forgotten,
     };
@@ -165,7 +144,6 @@ struct Pump {
     state: watch::Receiver<Link>,
     generation: u64,
     up: bool,
-    bytes: Arc<AtomicU64>,
     /// What the server's answers have brought to the client, in bytes.
     answered: Arc<AtomicU64>,
     forgotten: Arc<AtomicBool>,
@@ -185,7 +163,6 @@ impl Pump {
                 }
                 return Ok(());
             }
-            self.bytes.fetch_add(got as u64, Ordering::Relaxed);
             if !self.forward(&buffer[..got], &mut to).await? {
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! Two relays on one slot: the older one is frozen until the slot is another's, and thawed. It writes nothing more.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 use rustix::process::Signal;
@@ -13,9 +14,11 @@ use crate::lane::{
     share,
 };
 use crate::proxy::{Mode, Proxy};
-use crate::support::{Fixture, Relay, Writer, binaries, eventually};
+use crate::support::{Fixture, Relay, Writer, binaries, eventually, site};
 
 const EVENTS_BETWEEN: u64 = 300;
+/// So many looks in a row that find the same.
+const LOOKS: u32 = 20;
 
 /// New connections to the database, the relay's too, are given up after a second of silence.
 async fn impatient(sql: &Client, name: &str) {
@@ -71,20 +74,22 @@ fn position(message: &async_nats::Message) -> String {
         .to_string()
 }
 
-/// A relay, and the way to NATS that only it takes.
-async fn run(fixture: &mut Fixture) -> (Relay, Proxy) {
+/// A relay, the way to NATS that only it takes, and where it tells of itself.
+async fn run(fixture: &mut Fixture) -> (Relay, Proxy, SocketAddr) {
     let port = fixture.nats.server_info().port;
     let link = Proxy::start(port).await.unwrap();
     let url = format!("nats://127.0.0.1:{}", link.port());
     fixture.set("WALRELAY_NATS_URL", url);
-    (fixture.run(), link)
+    let address = site::free_address();
+    fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
+    (fixture.run(), link, address)
 }
 
 /// Freezes the relay in mid-load with events on their way, has another one take the slot over and publish them, thaws the
 /// first and lets what it had sent arrive.
 async fn freeze_and_thaw(fixture: &mut Fixture) {
     impatient(&fixture.sql, &fixture.name).await;
-    let (mut relay, mut link) = run(fixture).await;
+    let (mut relay, mut link, mut address) = run(fixture).await;
     relay.streams().await;
     let writer = Writer::start(fixture).await;
     for _ in 0..3 {
@@ -92,15 +97,9 @@ async fn freeze_and_thaw(fixture: &mut Fixture) {
         let mut wire = Wire::listen(fixture).await;
         // What it sends from here on waits before the broker.
         link.set(Mode::HalfOpenUp);
-        let sent = link.sent_bytes();
-        eventually("something waits there", async || {
-            (link.sent_bytes() > sent).then_some(())
-        })
-        .await;
-        // Not only a record of the lane.
-        more_commits(&writer).await;
+        events_wait(address).await;
         relay.signal(Signal::STOP);
-        let (mut next, next_link) = run(fixture).await;
+        let (mut next, next_link, next_address) = run(fixture).await;
         next.streams().await;
         more_events(fixture, EVENTS_BETWEEN).await;
         wire.read();
@@ -127,17 +126,27 @@ async fn freeze_and_thaw(fixture: &mut Fixture) {
         })
         .await;
         relay.kill();
-        (relay, link) = (next, next_link);
+        (relay, link, address) = (next, next_link, next_address);
     }
     judge(fixture, writer).await;
     relay.stop().await;
 }
 
-/// Waits until some more have committed.
-async fn more_commits(writer: &Writer) {
-    let before = writer.committed();
-    eventually("more is committed", async || {
-        (writer.committed() > before + EVENTS_BETWEEN / 10).then_some(())
+/// Waits until events that were sent stay without an answer, by the relay's own count.
+async fn events_wait(address: SocketAddr) {
+    let mut looks = (String::new(), 0);
+    eventually("events wait for an answer", async || {
+        let (_, metrics) = site::get(address, "/metrics").await?;
+        let value = |name: &str| {
+            let line = metrics.lines().find(|line| line.starts_with(name))?;
+            Some(line.rsplit(' ').next()?.to_owned())
+        };
+        let acknowledged = value("walrelay_events_acknowledged_total")?;
+        if value("walrelay_in_flight_messages")? == "0" || acknowledged != looks.0 {
+            looks = (acknowledged, 0);
+        }
+        looks.1 += 1;
+        (looks.1 > LOOKS).then_some(())
     })
     .await;
 }

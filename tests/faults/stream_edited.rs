@@ -1,17 +1,15 @@
 //! The events' stream is edited while the relay runs, each key that matters: what nats-server takes, what the relay does
 //! about it, and that nothing is lost or doubled once the edit is taken back.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::lane::{LANES, Lane, events, holds_events, judge_events, logs_from, set_up};
-use crate::support::{Fixture, Stored, eventually, uuid};
+use crate::support::{Fixture, Stored, eventually, site, uuid};
 
 /// The events before an edit, while it is there, and behind it.
 const BEFORE: u64 = 10;
@@ -106,23 +104,11 @@ const EDITS: [Edit; 12] = [
     },
 ];
 
-fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its address")
-}
-
 /// Waits until `/readyz` answers with this status; the reason that it gives.
 async fn ready(address: SocketAddr, status: &str) -> String {
     eventually(format!("/readyz answers {status}"), async || {
-        let mut stream = TcpStream::connect(address).await.ok()?;
-        stream
-            .write_all(b"GET /readyz HTTP/1.0\r\n\r\n")
-            .await
-            .ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        let (head, body) = answer.split_once("\r\n\r\n")?;
-        (head.split(' ').nth(1)? == status).then(|| body.to_owned())
+        let (answered, body) = site::get(address, "/readyz").await?;
+        (answered == status).then_some(body)
     })
     .await
 }
@@ -162,7 +148,7 @@ async fn edited(lane: Lane, edit: &Edit, restarts: bool) {
     let case = format!("{} in {lane:?}, {restarts}", edit.key);
     let mut fixture = Fixture::bare().await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    let address = free_address();
+    let address = site::free_address();
     fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
     set_up(&mut fixture, lane).await;
     let mut relay = fixture.run();

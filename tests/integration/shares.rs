@@ -7,15 +7,14 @@ mod rates;
 mod reshard;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::support::{
-    Fixture, Output, Relay, Servers, Writer, assert_exactly_once, eventually, options, uuid,
+    Fixture, Output, Relay, Servers, Writer, assert_exactly_once, eventually, options, site, uuid,
 };
 
 const SHARES: usize = 4;
@@ -78,26 +77,9 @@ async fn all_stream(fixture: &Fixture) {
     .await;
 }
 
-/// An address that nobody listens on.
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it has one").to_string()
-}
-
-/// What a path of the relay's own site answers, with the header.
-async fn get(address: &str, path: &str) -> String {
-    let mut stream = TcpStream::connect(address).await.expect("it listens");
-    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .expect("it takes it");
-    let mut answer = String::new();
-    stream
-        .read_to_string(&mut answer)
-        .await
-        .expect("it answers");
-    answer
+/// What a path of the relay's own site answers.
+async fn get(address: SocketAddr, path: &str) -> String {
+    site::get(address, path).await.expect("it answers").1
 }
 
 fn reports(output: &Output) -> Vec<Value> {
@@ -127,8 +109,8 @@ async fn each_share_has_a_lane_and_commands_work_on_all() {
     let healthy = fixture.walrelay(&["doctor", "--json"]).await;
     assert!(!healthy.stdout.contains("row-filter"), "{}", healthy.stdout);
 
-    let address = free_address();
-    fixture.set("WALRELAY_HTTP_LISTEN", &address);
+    let address = site::free_address();
+    fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
     let mut relay = fixture.run();
     all_stream(&fixture).await;
     fixture.insert(81, 160).await;
@@ -163,12 +145,8 @@ async fn each_share_has_a_lane_and_commands_work_on_all() {
         .map(|report| report["relay"]["state"].clone())
         .collect();
     assert_eq!(states, [const { "streaming" }; SHARES]);
-    assert!(
-        get(&address, "/readyz")
-            .await
-            .contains("share 3: streaming")
-    );
-    let metrics = get(&address, "/metrics").await;
+    assert!(get(address, "/readyz").await.contains("share 3: streaming"));
+    let metrics = get(address, "/metrics").await;
     for share in 0..SHARES {
         let streaming = format!(
             "walrelay_streaming{{relay=\"{}\",share=\"{share}\"}} 1",
@@ -176,7 +154,7 @@ async fn each_share_has_a_lane_and_commands_work_on_all() {
         );
         assert!(metrics.contains(&streaming), "{metrics}");
     }
-    assert_eq!(get(&address, "/").await.matches("<h1>").count(), SHARES);
+    assert_eq!(get(address, "/").await.matches("<h1>").count(), SHARES);
     // One of them alone.
     fixture
         .walrelay(&["backfill", "--share", "2"])

@@ -7,7 +7,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::platform::Platform;
-use crate::{LIMIT, free_address, get, wait_for};
+use crate::site::{free_address, get};
+use crate::{LIMIT, wait_for};
 
 async fn listening() -> (Platform, crate::platform::Relay, SocketAddr) {
     let mut platform = Platform::start().await;

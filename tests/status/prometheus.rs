@@ -10,7 +10,8 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::platform::{Platform, insert_of_type};
-use crate::{free_address, get_with, wait_for};
+use crate::site::{free_address, get_with};
+use crate::wait_for;
 
 const RULES: &str = "deploy/prometheus/walrelay.rules.yml";
 const DASHBOARD: &str = "deploy/grafana/walrelay.json";

@@ -7,7 +7,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::timeout;
 
 use crate::platform::Platform;
-use crate::{LIMIT, free_address, wait_for};
+use crate::site::free_address;
+use crate::{LIMIT, wait_for};
 
 #[tokio::test]
 async fn into_a_pipe_a_line_a_look_until_a_signal_or_until_nobody_reads() {

@@ -5,6 +5,8 @@ mod fixture;
 mod relay;
 pub(crate) mod secure;
 mod servers;
+#[path = "../../site/mod.rs"]
+pub(crate) mod site;
 mod stream;
 mod verdict;
 pub(crate) mod wait;
