@@ -7,7 +7,7 @@ use walrelay::relay::settings::{OnReject, Settings};
 use walrelay::relay::status::{State, Status};
 use walrelay::relay::{Outcome, spawn};
 
-use crate::support::Fixture;
+use crate::support::{Fixture, secure};
 
 /// Set in the process that a test starts of itself.
 const CHILD: &str = "WALRELAY_TEST_CHILD";
@@ -15,6 +15,9 @@ const CHILD: &str = "WALRELAY_TEST_CHILD";
 fn settings(fixture: &Fixture, database: &str) -> Settings {
     let servers = fixture.servers();
     let mut settings = Settings::of_urls(database, &servers.nats.url()).expect("URLs");
+    if secure::is_wanted() {
+        secure::nats_connection(&mut settings.nats.connection, &servers.nats);
+    }
     settings.name.clone_from(&fixture.name);
     settings.postgres.slot.clone_from(&fixture.name);
     settings.postgres.publication.clone_from(&fixture.name);
@@ -23,6 +26,15 @@ fn settings(fixture: &Fixture, database: &str) -> Settings {
         .parse()
         .expect("a subject");
     settings
+}
+
+fn database_url(fixture: &Fixture) -> String {
+    let servers = fixture.servers();
+    let url = servers.postgres.url(&fixture.name);
+    match secure::is_wanted() {
+        true => secure::postgres_url(&url, &servers.nats),
+        false => url,
+    }
 }
 
 async fn becomes(watch: &mut StatusWatch, wanted: impl Fn(&Status) -> bool) -> Status {
@@ -61,7 +73,7 @@ async fn a_relay_that_cannot_start_says_so_before_anybody_stops_it() {
 #[tokio::test]
 async fn state_progress_and_the_end_are_told() {
     let fixture = Fixture::new().await;
-    let url = fixture.servers().postgres.url(&fixture.name);
+    let url = database_url(&fixture);
     let relay = spawn(settings(&fixture, &url));
     let mut watch = relay.watch();
     becomes(&mut watch, |status| status.state == State::Streaming).await;
@@ -79,7 +91,7 @@ async fn state_progress_and_the_end_are_told() {
 #[tokio::test]
 async fn a_halt_ends_the_relay_with_its_reason() {
     let fixture = Fixture::new().await;
-    let url = fixture.servers().postgres.url(&fixture.name);
+    let url = database_url(&fixture);
     let mut settings = settings(&fixture, &url);
     settings.relay.on_reject = OnReject::Halt;
     let mut relay = spawn(settings);

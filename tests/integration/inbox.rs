@@ -4,7 +4,7 @@ use std::process::{Child, Command, Stdio};
 
 use walrelay::consumer::{INBOX_SQL, Inbox, InboxError, Taken};
 
-use crate::support::{Fixture, eventually};
+use crate::support::{Fixture, eventually, secure};
 
 #[allow(dead_code, reason = "its main is for the example")]
 #[path = "../../examples/ledger.rs"]
@@ -23,7 +23,15 @@ async fn the_service() {
         return;
     };
     let variable = |name| std::env::var(name).expect(name);
-    let nats = async_nats::connect(variable("NATS_URL")).await.unwrap();
+    let options = match std::env::var_os("ROOTS") {
+        Some(roots) => {
+            let credentials = variable("CREDENTIALS");
+            let options = async_nats::ConnectOptions::with_credentials_file(credentials).await;
+            options.unwrap().add_root_certificates(roots.into())
+        }
+        None => async_nats::ConnectOptions::new(),
+    };
+    let nats = options.connect(variable("NATS_URL")).await.unwrap();
     let template = variable("SUBJECT").replace("payment.received.v1", "{event_type}");
     let served = ledger::serve(&variable("DATABASE_URL"), nats, &stream, &template).await;
     panic!("{served:?}");
@@ -60,6 +68,10 @@ impl Service {
             .env("NATS_URL", fixture.servers().nats.url())
             .env("STREAM", fixture.stream_name())
             .env("SUBJECT", format!("{}.payment.received.v1", fixture.name));
+        if secure::is_wanted() {
+            let [roots, credentials] = secure::files(&fixture.servers().nats);
+            command.env("ROOTS", roots).env("CREDENTIALS", credentials);
+        }
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         Service(child.expect("it starts"))
     }
@@ -170,6 +182,7 @@ async fn a_service_that_is_killed_has_its_sums_right() {
 #[tokio::test]
 async fn the_same_in_python_where_its_clients_are_there() {
     match in_python() {
+        Some(_) if secure::is_wanted() => eprintln!("not run: the example takes no certificate"),
         Some(_) => sums_come_out_right(|| in_python().expect("as before")).await,
         None => eprintln!("not run: pip install nats-py 'psycopg[binary]', or set PYTHON"),
     }

@@ -11,6 +11,9 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions};
+use walrelay::nats::login::Login;
+use walrelay::nats::settings::ConnectionSettings;
+use walrelay::tls::Roots;
 
 /// Of the superuser.
 pub(crate) const PASSWORD: &str = "hush";
@@ -83,6 +86,19 @@ pub(crate) fn environment(nats: &LocalNats) -> [(&'static str, String); 5] {
         ("WALRELAY_NATS_TLS_CA", file(CERTIFICATE)),
         ("WALRELAY_NATS_CREDENTIALS", file(CREDENTIALS)),
     ]
+}
+
+/// The same to Postgres in the URL, for a relay inside the test.
+pub(crate) fn postgres_url(url: &str, nats: &LocalNats) -> String {
+    let file = |name| nats.file(name).display().to_string();
+    let (roots, passfile) = (file(CERTIFICATE), file(PASSFILE));
+    format!("{url}?sslmode=verify-full&sslrootcert={roots}&passfile={passfile}")
+}
+
+/// The same to NATS.
+pub(crate) fn nats_connection(connection: &mut ConnectionSettings, nats: &LocalNats) {
+    connection.login = Login::Credentials(nats.file(CREDENTIALS));
+    connection.tls.roots = Roots::File(nats.file(CERTIFICATE));
 }
 
 /// Roots and credentials.
