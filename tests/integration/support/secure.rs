@@ -89,6 +89,7 @@ pub(crate) fn environment(nats: &LocalNats) -> [(&'static str, String); 5] {
 }
 
 /// The same to Postgres in the URL, for a relay inside the test.
+#[allow(dead_code)] // The chaos tests embed none.
 pub(crate) fn postgres_url(url: &str, nats: &LocalNats) -> String {
     let file = |name| nats.file(name).display().to_string();
     let (roots, passfile) = (file(CERTIFICATE), file(PASSFILE));
@@ -96,6 +97,7 @@ pub(crate) fn postgres_url(url: &str, nats: &LocalNats) -> String {
 }
 
 /// The same to NATS.
+#[allow(dead_code)]
 pub(crate) fn nats_connection(connection: &mut ConnectionSettings, nats: &LocalNats) {
     connection.login = Login::Credentials(nats.file(CREDENTIALS));
     connection.tls.roots = Roots::File(nats.file(CERTIFICATE));
