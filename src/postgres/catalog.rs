@@ -65,6 +65,8 @@ pub struct Server {
     pub(crate) clock: ServerClock,
     /// For whom commits wait, as configured.
     pub synchronous_standby_names: String,
+    /// The physical standbys that follow now, by `application_name`; none where the role may not see them.
+    pub(crate) standbys: Vec<String>,
     /// What this session is called there, and the relay's replication connection too.
     pub application_name: String,
 }
@@ -172,8 +174,10 @@ pub struct Table {
     pub owned: bool,
     /// In the order of the table.
     pub columns: Vec<Column>,
-    /// Leaf partitions whose rows never reach the WAL (unlogged) or this server (foreign), as SQL names.
-    pub(crate) silent_leaves: Vec<String>,
+    /// Leaf partitions whose rows never reach the WAL, as SQL names.
+    pub(crate) unlogged_leaves: Vec<String>,
+    /// Leaf partitions whose rows never reach this server, as SQL names.
+    pub(crate) foreign_leaves: Vec<String>,
     /// Tables that inherit from it and are no partitions, as SQL names.
     pub(crate) heirs: Vec<String>,
     /// It holds rows, or has held some.
@@ -304,7 +308,11 @@ SELECT current_setting('server_version_num')::int4, current_setting('wal_level')
        CASE WHEN pg_is_in_recovery() THEN coalesce(pg_last_wal_replay_lsn(), '0/0') ELSE pg_current_wal_lsn() END,
        current_setting('synchronous_standby_names'), current_setting('application_name'),
        session_user::text, nullif(current_setting('idle_replication_slot_timeout', true), '0'),
-       (extract(epoch FROM clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::int8";
+       (extract(epoch FROM clock_timestamp() - '2000-01-01 00:00:00+00') * 1000000)::int8,
+       ARRAY(SELECT DISTINCT application_name FROM pg_catalog.pg_stat_replication r
+             WHERE state IN ('streaming', 'catchup') AND NOT EXISTS (
+               SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical')
+             ORDER BY application_name)";
 
 const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
@@ -337,12 +345,18 @@ SELECT jsonb_build_object(
          FROM base JOIN pg_catalog.pg_type t ON t.oid = base.typbasetype WHERE base.typtype = 'd')
        SELECT * FROM base WHERE typtype <> 'd') b
      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
-  'silent_leaves', coalesce((
+  'unlogged_leaves', coalesce((
      SELECT jsonb_agg(format('%I.%I', ln.nspname, l.relname) ORDER BY l.relname)
      FROM pg_catalog.pg_partition_tree(c.oid) p
      JOIN pg_catalog.pg_class l ON l.oid = p.relid
      JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
-     WHERE p.isleaf AND c.relkind = 'p' AND (l.relpersistence <> 'p' OR l.relkind <> 'r')), '[]'),
+     WHERE p.isleaf AND c.relkind = 'p' AND l.relkind = 'r' AND l.relpersistence <> 'p'), '[]'),
+  'foreign_leaves', coalesce((
+     SELECT jsonb_agg(format('%I.%I', ln.nspname, l.relname) ORDER BY l.relname)
+     FROM pg_catalog.pg_partition_tree(c.oid) p
+     JOIN pg_catalog.pg_class l ON l.oid = p.relid
+     JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+     WHERE p.isleaf AND c.relkind = 'p' AND l.relkind <> 'r'), '[]'),
   'heirs', coalesce((
      WITH RECURSIVE heir AS (
        SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = c.oid
@@ -389,6 +403,7 @@ async fn server(client: &Client) -> Result<Server, SqlError> {
         application_name: row.try_get(11)?,
         login_role: row.try_get(12)?,
         idle_slot_timeout: row.try_get(13)?,
+        standbys: row.try_get(15)?,
     })
 }
 

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::postgres::catalog::{Inspection, Publication, Server, Slot, Table};
+use crate::postgres::catalog::{Inspection, Publication, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::row_security::missing_grants;
 use crate::postgres::settings::PostgresSettings;
@@ -14,6 +14,7 @@ use crate::table_name::quote_identifier;
 mod columns;
 mod needs;
 mod proposal;
+mod server;
 pub(crate) mod shares;
 
 /// How grave a finding is.
@@ -166,7 +167,7 @@ pub(super) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>)
 /// Everything that stands in the way, refusals first.
 pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Finding> {
     let mut found = Vec::new();
-    server(&inspection.server, &mut found);
+    server::server(&inspection.server, &mut found);
     if inspection.table.is_none() && inspection.publication.is_none() && inspection.slot.is_none() {
         found.push(nothing(inspection, settings));
     } else {
@@ -191,91 +192,6 @@ fn nothing(inspection: &Inspection, settings: &PostgresSettings) -> Finding {
         ),
         "run walrelay setup; if they were there, find out first why they have gone",
     )
-}
-
-fn server(server: &Server, found: &mut Vec<Finding>) {
-    if server.wal_level != "logical" {
-        found.push(refuse(
-            Kind::WalLevel,
-            format!(
-                "wal_level is {}, and logical replication needs logical",
-                server.wal_level
-            ),
-            "run ALTER SYSTEM SET wal_level = logical; and restart Postgres",
-        ));
-    }
-    if server.in_recovery && server.version_num < 160_000 {
-        found.push(refuse(
-            Kind::Standby,
-            "the server is a standby, and Postgres decodes on standbys from version 16 on only",
-            "give the primary's address in postgres.url",
-        ));
-    } else if server.in_recovery {
-        found.push(warn(
-            Kind::Standby,
-            "the server is a standby: events arrive once they are replayed there, and the slot ends with it",
-            "give the primary's address in postgres.url, or add target_session_attrs=read-write",
-        ));
-    }
-    if names_standby(&server.synchronous_standby_names, &server.application_name) {
-        found.push(warn(
-            Kind::SynchronousStandby,
-            format!(
-                "synchronous_standby_names is {:?}, which also means this relay: at each confirmation it counts as a standby \
-                 for a moment, and a commit that waits for a real one may be released",
-                server.synchronous_standby_names
-            ),
-            "name the standbys there, such as FIRST 1 (standby1, standby2), and run SELECT pg_reload_conf();",
-        ));
-    }
-    if let Some(timeout) = &server.idle_slot_timeout {
-        found.push(warn(
-            Kind::IdleSlotTimeout,
-            format!(
-                "idle_replication_slot_timeout is {timeout}: a slot that nobody reads for so long is given up, and with it what \
-                 commits while the relay is stopped, or has started while NATS is away: it takes the slot once NATS is there"
-            ),
-            "run ALTER SYSTEM SET idle_replication_slot_timeout = 0; SELECT pg_reload_conf();",
-        ));
-    }
-    if server.encoding == "SQL_ASCII" {
-        found.push(warn(
-            Kind::Encoding,
-            "the database's encoding is SQL_ASCII, which does not promise that text is UTF-8: a row of the outbox that is not \
-             becomes a dead letter",
-            "dump the database and restore it into one made with ENCODING 'UTF8'",
-        ));
-    }
-    if ["EUC_", "MULE_INTERNAL", "JOHAB"]
-        .iter()
-        .any(|name| server.encoding.starts_with(name))
-    {
-        found.push(warn(
-            Kind::Encoding,
-            format!(
-                "the database's encoding is {}: a row with a character that UTF-8 cannot write, of any table of the publication, \
-                 stops the relay in front of it",
-                server.encoding
-            ),
-            "dump the database and restore it into one made with ENCODING 'UTF8'",
-        ));
-    }
-    if !server.may_replicate {
-        let role = quote_identifier(&server.login_role);
-        found.push(refuse(
-            Kind::Privilege,
-            format!("role {role} may not open a replication connection"),
-            format!("run ALTER ROLE {role} REPLICATION; (on Amazon RDS: GRANT rds_replication TO {role};)"),
-        ));
-    }
-}
-
-/// Whether `synchronous_standby_names` lists the name, or everybody. Names are compared without case (manual, 19.6.2).
-fn names_standby(setting: &str, application_name: &str) -> bool {
-    setting.split([',', '(', ')', ' ']).any(|name| {
-        let name = name.trim_matches('"');
-        name == "*" || (!name.is_empty() && name.eq_ignore_ascii_case(application_name))
-    })
 }
 
 fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Finding>) {
@@ -386,11 +302,18 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
             format!("run ALTER TABLE {name} SET LOGGED;"),
         ));
     }
-    for leaf in &table.silent_leaves {
+    for leaf in &table.unlogged_leaves {
         found.push(refuse(
             Kind::TableMismatch,
-            format!("partition {leaf} of {name} is unlogged or foreign: its rows are never sent"),
-            format!("run ALTER TABLE {leaf} SET LOGGED; or detach it"),
+            format!("partition {leaf} of {name} is unlogged: its rows never reach the WAL"),
+            format!("run ALTER TABLE {leaf} SET LOGGED;"),
+        ));
+    }
+    for leaf in &table.foreign_leaves {
+        found.push(refuse(
+            Kind::TableMismatch,
+            format!("partition {leaf} of {name} is a foreign table: its rows never reach this server's WAL"),
+            format!("run ALTER TABLE {name} DETACH PARTITION {leaf}; and write to {name} what this relay is to publish"),
         ));
     }
     heirs(table, settings, found);
@@ -558,7 +481,14 @@ fn row_filter(
         found.push(warn(
             Kind::RowFilter,
             format!("the row filter {filter} of publication {publication_name} takes a remainder, which is negative for half of all hashes"),
-            "use (uuid_hash(aggregate_id) & 3) = 0 .. 3 for four shares",
+            match shares::example(table, settings) {
+                Some(first) => format!(
+                    "take the lowest bits instead, such as for the first of four relays: ALTER PUBLICATION {publication_name} SET TABLE {} \
+                     WHERE {first};",
+                    settings.table
+                ),
+                None => "take the lowest bits instead, as in hashtext(key) & 3".to_owned(),
+            },
         ));
     }
 }

@@ -33,8 +33,8 @@ pub struct Health {
     pub(crate) senders: [i64; 2],
     /// Connections that the login role may have; -1 for any number.
     pub(crate) connection_limit: i64,
-    /// `synchronized_standby_slots` (Postgres 17).
-    pub(crate) standby_slots: String,
+    /// Those of `synchronized_standby_slots` (Postgres 17), which a slot with FAILOVER waits for.
+    pub(crate) standby_slots: Vec<StandbySlot>,
     /// What decoding has written to disk for the slot, in bytes, and what it was allowed to keep in memory.
     pub(crate) spilled_bytes: Option<i64>,
     /// `logical_decoding_work_mem`, as the server shows it.
@@ -60,6 +60,14 @@ pub struct OldTransaction {
     pub(crate) usename: Option<String>,
     /// `application_name`.
     pub application_name: String,
+}
+
+/// The physical slot of a standby.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct StandbySlot {
+    pub(crate) name: String,
+    /// It is there, and its standby reads it.
+    pub(crate) is_read: bool,
 }
 
 /// A transaction between PREPARE TRANSACTION and its end.
@@ -90,7 +98,12 @@ SELECT jsonb_build_object(
   'slots', jsonb_build_array(current_setting('max_replication_slots')::int8, (SELECT count(*) FROM pg_catalog.pg_replication_slots)),
   'senders', jsonb_build_array(current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_catalog.pg_stat_replication)),
   'connection_limit', (SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = session_user),
-  'standby_slots', coalesce(current_setting('synchronized_standby_slots', true), ''),
+  'standby_slots', coalesce((
+     SELECT jsonb_agg(jsonb_build_object('name', named.name, 'is_read', coalesce(s.active, false)) ORDER BY place)
+     FROM regexp_split_to_table(current_setting('synchronized_standby_slots', true), '[[:space:]\",]+')
+       WITH ORDINALITY AS named (name, place)
+     LEFT JOIN pg_catalog.pg_replication_slots s ON s.slot_name = named.name::name
+     WHERE named.name <> ''), '[]'),
   'spilled_bytes', (SELECT spill_bytes FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = $1::text),
   'work_mem', current_setting('logical_decoding_work_mem'),
   'oldest_transaction', (SELECT jsonb_build_object('pid', pid, 'usename', usename, 'application_name', coalesce(application_name, ''),
@@ -124,7 +137,7 @@ pub fn findings(
     let mut found = Vec::new();
     limit(inspection, wal_rate, &mut found);
     places(inspection, health, &mut found);
-    waits(health, &mut found);
+    waits(inspection, health, &mut found);
     transactions(health, &mut found);
     if let Some(bytes) = health.spilled_bytes.filter(|bytes| *bytes > 0) {
         found.push(warn(
@@ -231,17 +244,28 @@ fn places(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
     }
 }
 
-/// Standbys that the slot depends on.
-fn waits(health: &Health, found: &mut Vec<Finding>) {
-    if !health.standby_slots.is_empty() {
+/// Standbys that a slot with FAILOVER waits for, and that are away.
+fn waits(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
+    let waits = inspection
+        .slot
+        .as_ref()
+        .is_some_and(|slot| slot.failover == Some(true));
+    let names = |is_read| {
+        let slots = health.standby_slots.iter();
+        let slots = slots.filter(|slot| slot.is_read == is_read);
+        slots.map(|slot| &*slot.name).collect::<Vec<_>>().join(", ")
+    };
+    let away = names(false);
+    if waits && !away.is_empty() {
         found.push(warn(
             Kind::StandbySlots,
             format!(
-                "synchronized_standby_slots is {:?}: while one of these standbys is down, nothing is sent to the relay",
-                health.standby_slots
+                "synchronized_standby_slots names {away}, which no standby reads: nothing that commits is sent to the relay"
             ),
-            "watch these standbys, or take one that stays away out of it: ALTER SYSTEM SET synchronized_standby_slots, and SELECT \
-             pg_reload_conf();",
+            format!(
+                "bring the standby back, or run ALTER SYSTEM SET synchronized_standby_slots = {}; SELECT pg_reload_conf();",
+                quote_literal(&names(true))
+            ),
         ));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::lane::{Restraint, holds_events, judge, judge_events, logs_from, more_events, share};
+use crate::remedies::{mend, types};
 use crate::support::{Fixture, Relay, Servers, Writer, eventually, uuid};
 
 /// Ends the relay's replication connection while it cannot take a new one.
@@ -384,12 +385,9 @@ async fn a_standby_that_postgres_waits_for_is_down() {
         (waits >= 2).then_some(())
     })
     .await;
-    for sql in [
-        "ALTER SYSTEM RESET synchronized_standby_slots",
-        "SELECT pg_reload_conf()",
-    ] {
-        fixture.sql.batch_execute(sql).await.unwrap();
-    }
+    let remedy = mend(&fixture, "standby-slots").await;
+    types(&fixture, &remedy.expect("the standby is away")).await;
+    assert_eq!(mend(&fixture, "standby-slots").await, None);
     judge_events(&fixture, &(1..=inserted).map(uuid).collect::<Vec<_>>()).await;
     relay.logs("Postgres sends on").await;
     let said = log(&relay);

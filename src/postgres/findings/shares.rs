@@ -60,6 +60,18 @@ pub(crate) fn wanted(table: &Table, settings: &PostgresSettings) -> Option<Strin
     filter(settings.share.as_ref()?, key(table, settings)?)
 }
 
+/// The condition of the first of four shares, where the table can be divided.
+pub(super) fn example(table: &Table, settings: &PostgresSettings) -> Option<String> {
+    let first = Share {
+        number: 0,
+        count: 4,
+        whole_slot: String::new(),
+        whole_publication: String::new(),
+        empties: false,
+    };
+    filter(&first, key(table, settings)?)
+}
+
 /// Whether the publication's filter is the share's.
 pub(super) fn row_filter(
     table: &Table,
