@@ -31,11 +31,11 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	@scripts/servers.sh --deny
 	$(CARGO) fmt --check
 	.servers/cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
-	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) clippy --all-targets --features outbox-sqlx -- -D warnings
 	@scripts/library.sh
-	$(CARGO) test
+	$(CARGO) test --features outbox-sqlx
 	@scripts/instructions.sh
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features outbox-sqlx
 
 tls: toolchain servers ## Integration tests and chaos over TLS, with SCRAM bound to the channel and with a JWT
 	@scripts/servers.sh --tls

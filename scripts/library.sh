@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 
-for features in '' outbox consumer inbox relay; do
+for features in '' outbox outbox-sqlx consumer inbox relay; do
     "$cargo" clippy --quiet --no-default-features --features "$features" --lib -- -D warnings
 done
 
@@ -26,6 +26,7 @@ network='tokio|async-nats|tokio-postgres|rustls|ring'
 program='axum|clap|clap_complete|clap_mangen|hdrhistogram|indicatif|tracing-subscriber'
 crates '' 24 "$network"
 crates outbox 76 "async-nats|rustls|$program"
+crates outbox-sqlx 126 "async-nats|tokio-postgres|rustls|rsa|sqlx-macros|sqlx-mysql|sqlx-sqlite|$program"
 crates consumer 118 "tokio-postgres|ring|$program"
 crates inbox 130 "ring|$program"
 crates relay 180 "$program"

@@ -15,6 +15,7 @@
 //! |---|---|---|
 //! | none | `event` | `DomainEvent`, `EventEnvelope`: producers with inserts of their own |
 //! | `outbox` | `outbox` | producers on tokio-postgres: an event in the caller's transaction |
+//! | `outbox-sqlx` | `outbox` | producers on sqlx |
 //! | `consumer` | `consumer` | consumers on async-nats: what a message says, of any format |
 //! | `inbox` | `consumer` | and their effects in Postgres, exactly once |
 //! | `relay` | `relay`, `config` | the relay inside an application |
@@ -68,7 +69,7 @@ mod nearest;
 #[cfg(feature = "cli")]
 #[cfg_attr(doc, doc(hidden))]
 pub mod ops;
-#[cfg(feature = "outbox")]
+#[cfg(any(feature = "outbox", feature = "outbox-sqlx"))]
 pub mod outbox;
 #[cfg(feature = "relay")]
 #[cfg_attr(doc, doc(hidden))]
@@ -80,7 +81,7 @@ pub mod relay;
 #[cfg(feature = "relay")]
 #[cfg_attr(doc, doc(hidden))]
 pub mod secret;
-#[cfg(any(feature = "outbox", feature = "relay"))]
+#[cfg(any(feature = "outbox", feature = "outbox-sqlx", feature = "relay"))]
 #[doc(hidden)]
 pub mod table_name;
 #[cfg(feature = "relay")]

@@ -1,34 +1,14 @@
 //! Events into the outbox table.
 //!
-//! In: events or envelopes, and the caller's open transaction. Out: rows. Guarantee: one round trip a call, whether it
+//! In: events or envelopes, and the caller's open transaction. Out: rows. Guarantee: one statement a call, whether it
 //! carries one event or many; the rows of a call take positions in the order in which they were given.
 
 use serde_json::value::RawValue;
-use tokio_postgres::types::{Json, ToSql, Type};
-use tokio_postgres::{GenericClient, Statement, Transaction};
 
-use super::{Outbox, OutboxError};
+use super::{OpenTransaction, Outbox, OutboxError};
 use crate::event::{DomainEvent, EventEnvelope};
 
 const COLUMNS: &str = "id, aggregate_id, event_type, event_version, occurred_at, payload_json";
-
-const COLUMN_TYPES: [Type; 6] = [
-    Type::UUID,
-    Type::UUID,
-    Type::TEXT,
-    Type::INT2,
-    Type::TIMESTAMPTZ,
-    Type::JSONB,
-];
-
-const ARRAY_TYPES: [Type; 6] = [
-    Type::UUID_ARRAY,
-    Type::UUID_ARRAY,
-    Type::TEXT_ARRAY,
-    Type::INT2_ARRAY,
-    Type::TIMESTAMPTZ_ARRAY,
-    Type::JSONB_ARRAY,
-];
 
 pub(super) fn insert_sql(table: &str) -> String {
     format!("insert into {table} ({COLUMNS}) values ($1, $2, $3, $4, $5, $6)")
@@ -47,15 +27,19 @@ pub(super) fn insert_many_sql(table: &str) -> String {
 impl Outbox {
     /// Stores an event in the caller's transaction: the relay publishes it if that commits, and never otherwise.
     ///
-    /// One round trip and no state on the connection, so it works through a pooler. Takes the transaction itself, not
-    /// just any client, since an event outside of the transaction that it tells of is what the outbox exists to prevent.
+    /// Takes the transaction itself, not just any client, since an event outside of the transaction that it tells of is
+    /// what the outbox exists to prevent: `&Transaction` of tokio-postgres, `&mut Transaction` of sqlx.
+    ///
+    /// One round trip. tokio-postgres keeps no state on the connection for it, so it works through a pooler. sqlx
+    /// prepares the statement in its first call on a connection, in a round trip of its own, and keeps it as your
+    /// connection's options say.
     ///
     /// # Errors
     /// [`OutboxError::Event`], [`OutboxError::EventType`] and [`OutboxError::NulCharacter`] before anything is sent;
     /// otherwise what Postgres answered, such as a unique violation (SQLSTATE 23505) for an event id stored before.
     pub async fn add_event<E: DomainEvent>(
         &self,
-        transaction: &Transaction<'_>,
+        transaction: impl OpenTransaction,
         event: &E,
     ) -> Result<(), OutboxError> {
         self.add_envelope(transaction, &EventEnvelope::from_event(event)?)
@@ -68,7 +52,7 @@ impl Outbox {
     /// As [`Self::add_event`]; one event that is refused refuses the call.
     pub async fn add_events<E: DomainEvent>(
         &self,
-        transaction: &Transaction<'_>,
+        transaction: impl OpenTransaction,
         events: &[E],
     ) -> Result<(), OutboxError> {
         let envelopes = events
@@ -84,17 +68,11 @@ impl Outbox {
     /// As [`Self::add_event`].
     pub async fn add_envelope(
         &self,
-        transaction: &Transaction<'_>,
+        transaction: impl OpenTransaction,
         envelope: &EventEnvelope,
     ) -> Result<(), OutboxError> {
         check(envelope)?;
-        let row = Row::of(envelope);
-        let values: Vec<_> = row.parameters().into_iter().zip(COLUMN_TYPES).collect();
-        transaction
-            .execute_typed(&self.insert_sql, &values)
-            .await
-            .map_err(|source| OutboxError::postgres("inserting into", &self.table, source))?;
-        Ok(())
+        transaction.insert(self, envelope).await
     }
 
     /// Stores many envelopes of any types in one statement, in the given order, in one round trip.
@@ -105,123 +83,29 @@ impl Outbox {
     /// As [`Self::add_event`]; one envelope that is refused refuses the call.
     pub async fn add_envelopes(
         &self,
-        transaction: &Transaction<'_>,
+        transaction: impl OpenTransaction,
         envelopes: &[EventEnvelope],
     ) -> Result<(), OutboxError> {
         if envelopes.is_empty() {
             return Ok(());
         }
         envelopes.iter().try_for_each(check)?;
-        let columns = Columns::of(envelopes);
-        let values: Vec<_> = columns.parameters().into_iter().zip(ARRAY_TYPES).collect();
-        transaction
-            .execute_typed(&self.insert_many_sql, &values)
-            .await
-            .map_err(|source| OutboxError::postgres("inserting into", &self.table, source))?;
-        Ok(())
-    }
-
-    /// Parses and plans the insert once for a connection that will store many events, one a transaction.
-    ///
-    /// # Errors
-    /// [`OutboxError::NoTable`], or what else Postgres answered.
-    pub async fn prepare<C: GenericClient + Sync>(
-        &self,
-        client: &C,
-    ) -> Result<PreparedOutbox, OutboxError> {
-        let insert = client
-            .prepare_typed(&self.insert_sql, &COLUMN_TYPES)
-            .await
-            .map_err(|source| {
-                OutboxError::postgres("preparing the insert into", &self.table, source)
-            })?;
-        Ok(PreparedOutbox {
-            insert,
-            table: self.table.clone(),
-        })
+        transaction.insert_many(self, envelopes).await
     }
 }
 
-/// An [`Outbox`] whose insert is prepared on one connection, and belongs to it: saves Postgres the parsing of each
-/// call. Not for a pooler in transaction mode that knows no prepared statements.
-#[derive(Clone, Debug)]
-pub struct PreparedOutbox {
-    insert: Statement,
-    table: String,
+/// Many envelopes as one array a column; `Json` is a payload as the client takes it.
+pub(super) struct Columns<'a, Json> {
+    pub ids: Vec<uuid::Uuid>,
+    pub aggregate_ids: Vec<uuid::Uuid>,
+    pub event_types: Vec<&'a str>,
+    pub event_versions: Vec<i16>,
+    pub occurred_ats: Vec<chrono::DateTime<chrono::Utc>>,
+    pub payloads: Vec<Json>,
 }
 
-impl PreparedOutbox {
-    /// Stores an event in a transaction of the connection that this was prepared on.
-    ///
-    /// # Errors
-    /// As [`Outbox::add_event`].
-    pub async fn add_event<E: DomainEvent>(
-        &self,
-        transaction: &Transaction<'_>,
-        event: &E,
-    ) -> Result<(), OutboxError> {
-        self.add_envelope(transaction, &EventEnvelope::from_event(event)?)
-            .await
-    }
-
-    /// Stores an envelope in a transaction of the connection that this was prepared on.
-    ///
-    /// # Errors
-    /// As [`Outbox::add_event`].
-    pub async fn add_envelope(
-        &self,
-        transaction: &Transaction<'_>,
-        envelope: &EventEnvelope,
-    ) -> Result<(), OutboxError> {
-        check(envelope)?;
-        transaction
-            .execute(&self.insert, &Row::of(envelope).parameters())
-            .await
-            .map_err(|source| OutboxError::postgres("inserting into", &self.table, source))?;
-        Ok(())
-    }
-}
-
-/// One envelope as parameters.
-struct Row<'a> {
-    envelope: &'a EventEnvelope,
-    event_version: i16,
-    payload_json: Json<&'a RawValue>,
-}
-
-impl<'a> Row<'a> {
-    fn of(envelope: &'a EventEnvelope) -> Self {
-        Self {
-            envelope,
-            event_version: envelope.event_version.into(),
-            payload_json: Json(&envelope.payload_json),
-        }
-    }
-
-    fn parameters(&self) -> [&(dyn ToSql + Sync); 6] {
-        [
-            &self.envelope.id,
-            &self.envelope.aggregate_id,
-            &self.envelope.event_type,
-            &self.event_version,
-            &self.envelope.occurred_at,
-            &self.payload_json,
-        ]
-    }
-}
-
-/// Many envelopes as one array a column.
-struct Columns<'a> {
-    ids: Vec<uuid::Uuid>,
-    aggregate_ids: Vec<uuid::Uuid>,
-    event_types: Vec<&'a str>,
-    event_versions: Vec<i16>,
-    occurred_ats: Vec<chrono::DateTime<chrono::Utc>>,
-    payloads: Vec<Json<&'a RawValue>>,
-}
-
-impl<'a> Columns<'a> {
-    fn of(envelopes: &'a [EventEnvelope]) -> Self {
+impl<'a, Json> Columns<'a, Json> {
+    pub fn of(envelopes: &'a [EventEnvelope], json: fn(&'a RawValue) -> Json) -> Self {
         Self {
             ids: envelopes.iter().map(|envelope| envelope.id).collect(),
             aggregate_ids: envelopes
@@ -242,25 +126,14 @@ impl<'a> Columns<'a> {
                 .collect(),
             payloads: envelopes
                 .iter()
-                .map(|envelope| Json(&*envelope.payload_json))
+                .map(|envelope| json(&envelope.payload_json))
                 .collect(),
         }
-    }
-
-    fn parameters(&self) -> [&(dyn ToSql + Sync); 6] {
-        [
-            &self.ids,
-            &self.aggregate_ids,
-            &self.event_types,
-            &self.event_versions,
-            &self.occurred_ats,
-            &self.payloads,
-        ]
     }
 }
 
 /// What would be refused later, by jsonb or by a NATS subject, is refused here, before the transaction is harmed.
-fn check(envelope: &EventEnvelope) -> Result<(), OutboxError> {
+pub(super) fn check(envelope: &EventEnvelope) -> Result<(), OutboxError> {
     if !is_subject_part(&envelope.event_type) {
         let event_type = envelope.event_type.clone();
         return Err(OutboxError::EventType {

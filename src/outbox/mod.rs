@@ -4,8 +4,10 @@
 //! write-ahead log. Guarantee: an event becomes visible to the relay if and only if its transaction commits, and what
 //! is accepted here can be published: what Postgres or a NATS subject would refuse is refused before it is sent.
 //!
-//! `insert.rs` writes events; `pending.rs` is the option of marking rows as dispatched, and the backfill's view.
+//! `insert.rs` has the statements; `on_tokio_postgres.rs` and `on_sqlx.rs` send them, with the features `outbox` and
+//! `outbox-sqlx`. `pending.rs` is the option of marking rows as dispatched, and the backfill's view, on tokio-postgres.
 //!
+//! On tokio-postgres; with a transaction of sqlx it is `outbox.add_event(&mut transaction, &event)`:
 //! ```no_run
 //! use uuid::Uuid;
 //! use walrelay::event::teaching::LessonPublished;
@@ -23,15 +25,21 @@
 //! ```
 
 mod insert;
+#[cfg(feature = "outbox-sqlx")]
+mod on_sqlx;
+#[cfg(feature = "outbox")]
+mod on_tokio_postgres;
+#[cfg(feature = "outbox")]
 mod pending;
 
 use uuid::Uuid;
 
-use crate::event::EventError;
+use crate::event::{EventEnvelope, EventError};
 use crate::table_name::DEFAULT_SCHEMA;
 
 pub use crate::table_name::{TableName, TableNameError};
-pub use insert::PreparedOutbox;
+#[cfg(feature = "outbox")]
+pub use on_tokio_postgres::PreparedOutbox;
 
 /// The table as `walrelay setup` creates it; an existing one with more columns or another order serves as well.
 pub const SCHEMA_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");
@@ -70,6 +78,25 @@ impl Outbox {
     pub fn table(&self) -> &str {
         &self.table
     }
+}
+
+/// A transaction that takes events: `&Transaction` of tokio-postgres, `&mut Transaction<Postgres>` of sqlx.
+#[expect(private_bounds, reason = "the clients are those that walrelay knows")]
+pub trait OpenTransaction: Insert {}
+
+/// What [`Outbox`] does in a transaction, over one client or another, with envelopes that it has checked.
+trait Insert: Send {
+    fn insert(
+        self,
+        outbox: &Outbox,
+        envelope: &EventEnvelope,
+    ) -> impl Future<Output = Result<(), OutboxError>> + Send;
+
+    fn insert_many(
+        self,
+        outbox: &Outbox,
+        envelopes: &[EventEnvelope],
+    ) -> impl Future<Output = Result<(), OutboxError>> + Send;
 }
 
 /// Why an event could not be stored, or a stored one not be read.
@@ -123,6 +150,7 @@ pub enum OutboxError {
         table: String,
     },
     /// Postgres refused, or could not be asked. After a refusal the transaction can only be rolled back, as always.
+    #[cfg(feature = "outbox")]
     #[error("{action} {table} failed")]
     Postgres {
         /// What was tried, to be read before the table.
@@ -132,8 +160,36 @@ pub enum OutboxError {
         /// Postgres' own words.
         source: tokio_postgres::Error,
     },
+    /// The same over sqlx.
+    #[cfg(feature = "outbox-sqlx")]
+    #[error("{action} {table} failed")]
+    Sqlx {
+        /// What was tried, to be read before the table.
+        action: &'static str,
+        /// The table as SQL text.
+        table: String,
+        /// Postgres' own words, or sqlx'.
+        source: sqlx_core::Error,
+    },
 }
 
+#[cfg(feature = "outbox-sqlx")]
+impl OutboxError {
+    /// As [`Self::postgres`], of an insert.
+    fn sqlx(action: &'static str, table: &str, source: sqlx_core::Error) -> Self {
+        let table = table.to_owned();
+        match source.as_database_error().and_then(|error| error.code()) {
+            Some(code) if code == "42P01" => Self::NoTable { table },
+            _ => Self::Sqlx {
+                action,
+                table,
+                source,
+            },
+        }
+    }
+}
+
+#[cfg(feature = "outbox")]
 impl OutboxError {
     /// The one place where Postgres' refusals become ours: the two that have a command that mends them.
     fn postgres(action: &'static str, table: &str, source: tokio_postgres::Error) -> Self {

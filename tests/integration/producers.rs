@@ -1,6 +1,6 @@
-//! Producers in other languages: what `examples/producers` inserts is in the stream.
+//! Producers on another client and in other languages: what they insert is in the stream.
 //!
-//! SQL runs everywhere. The others run where their drivers are: `PYTHON` has psycopg, `NODE_MODULES` has tsx and pg, `PGJDBC` is the
+//! Of `examples/producers`, SQL runs everywhere. The others run where their drivers are: `PYTHON` has psycopg, `NODE_MODULES` has tsx and pg, `PGJDBC` is the
 //! driver's jar, `GO_MODULE` is a module with pgx (`scripts/peers.sh producers` gets them). A compiler that is there checks its own.
 
 use std::path::{Path, PathBuf};
@@ -125,4 +125,72 @@ async fn payments_of_every_language_are_in_the_stream() {
             json!(payment.get::<_, String>(0))
         );
     }
+}
+
+#[cfg(feature = "outbox-sqlx")]
+#[tokio::test]
+async fn what_a_sqlx_transaction_commits_is_in_the_stream() {
+    use sqlx_core::connection::Connection;
+    use uuid::Uuid;
+    use walrelay::event::teaching::{LessonPublished, UserEraseRequested};
+    use walrelay::event::{DomainEvent, EventEnvelope};
+    use walrelay::outbox::{Outbox, OutboxError};
+
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
+    let url = fixture.servers().postgres.url(&fixture.name);
+    let mut connection = sqlx_postgres::PgConnection::connect(&url).await.unwrap();
+    let outbox = Outbox::default();
+    let lesson = |title: &str| LessonPublished::new(Uuid::now_v7(), Uuid::now_v7(), title);
+    let (one, taken_back) = (lesson("«Größe»\n"), lesson("taken back"));
+
+    let mut transaction = connection.begin().await.unwrap();
+    outbox
+        .add_event(&mut transaction, &taken_back)
+        .await
+        .unwrap();
+    transaction.rollback().await.unwrap();
+
+    // Neither the ids' order nor the clock's is the order that counts.
+    let mut many: Vec<_> = (0..300).map(|number| lesson(&number.to_string())).collect();
+    many.reverse();
+    let erase = EventEnvelope::from_event(&UserEraseRequested::new(Uuid::now_v7())).unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    outbox.add_event(&mut transaction, &one).await.unwrap();
+    let refused = outbox.add_event(&mut transaction, &lesson("a\0b")).await;
+    assert!(matches!(refused, Err(OutboxError::NulCharacter { .. })));
+    outbox.add_events(&mut transaction, &many).await.unwrap();
+    outbox.add_envelope(&mut transaction, &erase).await.unwrap();
+    transaction.commit().await.unwrap();
+
+    let written: Vec<_> = std::iter::once(&one).chain(&many).collect();
+    fixture.holds(written.len() as u64 + 1).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored.len(), written.len() + 1);
+    for (event, lesson) in stored.iter().zip(written) {
+        assert_eq!(event.field("id"), json!(lesson.event_id));
+        assert_eq!(
+            event.field("event_type"),
+            json!(LessonPublished::EVENT_TYPE)
+        );
+        assert_eq!(event.field("payload_json"), json!(lesson));
+    }
+    assert_eq!(stored[301].field("id"), json!(erase.id));
+    // The many took one command of their transaction, and so did each of the others.
+    let sql =
+        "SELECT count(*) FROM outbox_events GROUP BY cmin::text::int ORDER BY cmin::text::int";
+    let commands = fixture.sql.query(sql, &[]).await.unwrap();
+    let commands: Vec<i64> = commands.iter().map(|row| row.get(0)).collect();
+    assert_eq!(commands, [1, 300, 1]);
+
+    let mut transaction = connection.begin().await.unwrap();
+    let twice = outbox.add_event(&mut transaction, &one).await;
+    assert!(matches!(twice, Err(OutboxError::Sqlx { source, .. })
+        if source.as_database_error().unwrap().is_unique_violation()));
+    transaction.rollback().await.unwrap();
+    let mut transaction = connection.begin().await.unwrap();
+    let missing = Outbox::new(&"public.nowhere".parse().unwrap());
+    let refused = missing.add_events(&mut transaction, &many).await;
+    assert!(matches!(refused, Err(OutboxError::NoTable { .. })));
 }
