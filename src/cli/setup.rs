@@ -17,7 +17,7 @@ use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::history::History;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::catalog::{Column, Inspection, Slot, count_rows, inspect};
+use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
@@ -154,30 +154,12 @@ pub(crate) async fn execute_until(
     recorded.context("cannot write the lane's first record")?;
     account.close()?;
 
-    tell_versions(&before, settings)?;
     let left = findings(&inspect(&client, postgres).await?, postgres);
     print_findings(&left);
     let refusals = left
         .iter()
         .any(|finding| finding.severity == Severity::Refuse);
     Ok(if refusals { Exit::Failed } else { Exit::Done })
-}
-
-/// What a wider column may hold and an event may not.
-fn tell_versions(found: &Inspection, settings: &Settings) -> Result<(), anyhow::Error> {
-    let Some(name) = settings.postgres.columns.event_version.column() else {
-        return Ok(());
-    };
-    let mut columns = found.table.iter().flat_map(|table| &table.columns);
-    let wide = |column: &Column| {
-        column.name == name && matches!(column.base_type.as_str(), "int4" | "int8")
-    };
-    if columns.any(wide) {
-        stdout::write(&format!(
-            "{name} of an event is 0 to 255: a row with another one cannot be published\n"
-        ))?;
-    }
-    Ok(())
 }
 
 /// The table too.

@@ -118,6 +118,9 @@ pub(super) struct Report {
     events: u64,
     /// Replays, retries, backfills.
     again: u64,
+    dead_letters: u64,
+    /// Of the lane, and no events: where it was adopted or erased, its fences, the states of dead letters.
+    marks: u64,
     /// Of other slots, or of no relay.
     foreign: u64,
     /// Messages that are no longer there between the stream's first and last.
@@ -173,6 +176,8 @@ impl Report {
             messages: lane.messages,
             events: lane.events,
             again: lane.again,
+            dead_letters: lane.dead_letters,
+            marks: lane.marks,
             foreign: lane.foreign,
             removed_inside: lane.removed_inside,
             missing: Findings::default(),
@@ -303,9 +308,18 @@ impl Report {
 
     fn text(&self) -> String {
         let mut text = format!(
-            "table          {} rows below {}\nstream         {} messages: {} events, {} published again, {} not of this slot\n",
-            self.rows, self.snapshot_lsn, self.messages, self.events, self.again, self.foreign
+            "table          {} rows below {}\nstream         {} messages: {} events, {} published again, ",
+            self.rows, self.snapshot_lsn, self.messages, self.events, self.again
         );
+        for (count, what) in [
+            (self.dead_letters, "dead letters"),
+            (self.marks, "marks of the lane"),
+        ] {
+            if count > 0 {
+                text.push_str(&format!("{count} {what}, "));
+            }
+        }
+        text.push_str(&format!("{} not of this slot\n", self.foreign));
         for (kind, findings) in self.kinds() {
             text.push_str(&format!("{kind:<14} {}\n", findings.count));
             for example in &findings.examples {
