@@ -288,3 +288,77 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
     assert_eq!(ids.len(), retries.len(), "each once");
     assert_eq!(retries.len() + count(&fixture, "discarded").await, ROWS);
 }
+
+/// Makes the streams that docs/consumers.md has, of this lane, and returns their names.
+async fn make_copies(fixture: &Fixture) -> Vec<String> {
+    let text = include_str!("../../docs/consumers.md");
+    let mut names = Vec::new();
+    for block in text.split("```json\n").skip(1) {
+        let config = block.split("```").next().unwrap();
+        let config = config
+            .replace("\"OUTBOX", &format!("\"{}", fixture.stream_name()))
+            .replace("\"outbox.>", &format!("\"{}.>", fixture.name));
+        let parsed: Value = serde_json::from_str(&config).unwrap();
+        let name = parsed["name"].as_str().unwrap().to_owned();
+        let subject = format!("$JS.API.STREAM.CREATE.{name}");
+        let made = fixture.nats.request(subject, config.into()).await.unwrap();
+        let made: Value = serde_json::from_slice(&made.payload).unwrap();
+        assert!(made["error"].is_null(), "{made}");
+        names.push(name);
+    }
+    names
+}
+
+#[tokio::test]
+async fn copies_have_dead_letters_and_events_apart_through_a_killed_server() {
+    let mut fixture = with_table(Fixture::own().await, Lane::FastIngest).await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 100).await;
+    insert_bad(&fixture, 101, 110).await;
+    let copies = make_copies(&fixture).await;
+    assert_eq!(copies.len(), 2);
+    // Killed wherever the copies are by then, with more to come.
+    for first in [200, 400] {
+        let rows = (first..first + 100).step_by(10).map(|n| {
+            let (good, bad) = (insert_sql(n, n + 7), insert_sql(n + 8, n + 9));
+            format!(
+                "{good}; {}",
+                bad.replace("lesson.published.v1", "has a space")
+            )
+        });
+        let rows = rows.collect::<Vec<_>>().join(";");
+        fixture.sql.batch_execute(&rows).await.unwrap();
+        eventually("some of it is in the stream", async || {
+            (fixture.message_count().await > 110).then_some(())
+        })
+        .await;
+        fixture.own_servers().nats.kill();
+        fixture.own_servers().nats.start_again().await.unwrap();
+    }
+    fixture.holds(310).await;
+    let letter = &letters(&fixture, 50).await[49];
+    let why = ["--reason", "a test"];
+    let discard = [&[letter.position.as_str()][..], &why].concat();
+    command(&fixture, "discard", &discard).await.success();
+    relay.stop().await;
+
+    let told = |stored: &[Stored], is_dead: bool| -> Vec<_> {
+        let of_kind = stored
+            .iter()
+            .filter(|m| m.subject.starts_with("walrelay.dead.") == is_dead);
+        let told = of_kind.map(|m| (m.subject.clone(), m.headers.clone(), m.body.clone()));
+        told.collect()
+    };
+    let lane = fixture.stored().await;
+    for (name, is_dead, count) in [(&copies[0], true, 51), (&copies[1], false, 260)] {
+        let copy = eventually(format!("all of {name}"), async || {
+            let copy = fixture.stored_in(name).await;
+            (copy.len() >= count).then_some(copy)
+        })
+        .await;
+        assert_eq!(copy.len(), count);
+        assert!(told(&copy, !is_dead).is_empty());
+        assert_eq!(told(&copy, is_dead), told(&lane, is_dead));
+    }
+}
