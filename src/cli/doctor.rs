@@ -3,42 +3,35 @@
 //! In: the settings. Out: what was found, why it matters, and what to paste. Guarantees: writes nothing, on no server; ends
 //! within 15 seconds, and says what could not be looked at instead of calling it well.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use anyhow::Context as _;
 use serde::Serialize;
 
 use super::exit::{Exit, message};
 use super::stdout::Account;
-use crate::nats::admin::Admin;
-use crate::nats::stream::{self, StreamFinding, StreamPlan, StreamSeverity};
+use crate::nats::stream::{StreamFinding, StreamSeverity};
+use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::HaltNote;
-use crate::pipeline::request::StoredRecord;
-use crate::postgres::catalog::{Inspection, inspect};
-use crate::postgres::client::{Client, connect};
-use crate::postgres::division::Division;
-use crate::postgres::findings::{Finding, Kind, Severity, findings};
-use crate::postgres::health::{self, Health};
-use crate::postgres::share::ROW_FILTERS_SINCE;
-use crate::postgres::sibling_slots;
-use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::postgres::findings::{Finding, Severity};
+use crate::postgres::row_sizes::Sample;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
-use crate::table_name::quote_identifier;
+
+mod clock;
+mod monitoring;
+mod nats;
+mod postgres;
+
+use monitoring::Monitoring;
 
 /// Everything together; each side has half of it.
 const LIMIT: Duration = Duration::from_secs(14);
-
-/// So long the rate of the WAL is measured, twice.
-const RATE_TIME: Duration = Duration::from_millis(1500);
-
-/// What two clocks may differ before latencies mislead, in seconds.
-const CLOCK_MAX_S: f64 = 0.5;
 
 const EXAMPLES: &str = "\
 Examples:
   walrelay doctor                                 what is wrong, and what will be
   walrelay doctor --json | jq '.findings[].code'
+  walrelay doctor --nats-monitoring localhost:8222   JetStream's sync_interval too
 
 Each finding has a code; docs/doctor.md says more of each. It writes nothing.
 
@@ -52,6 +45,10 @@ pub struct Args {
     /// One JSON object.
     #[arg(long)]
     json: bool,
+
+    /// The monitoring port of nats-server, which alone tells JetStream's sync_interval
+    #[arg(long, value_name = "HOST:PORT")]
+    nats_monitoring: Option<Monitoring>,
 }
 
 /// What was found; the names are the JSON keys.
@@ -62,6 +59,14 @@ struct Report {
     findings: Vec<Found>,
     /// What could not be looked at, and why.
     not_seen: Vec<String>,
+    /// What nobody has asked for, and how to.
+    not_asked: Vec<String>,
+    /// The largest of some rows.
+    #[serde(skip)]
+    rows: Option<Sample>,
+    /// How large a message may be, and the stream's name.
+    #[serde(skip)]
+    limit: Option<(SizeLimit, String)>,
 }
 
 #[derive(Debug, Serialize)]
@@ -92,7 +97,7 @@ impl From<Finding> for Found {
 impl From<StreamFinding> for Found {
     fn from(finding: StreamFinding) -> Self {
         Found {
-            code: STREAM,
+            code: finding.code,
             severity: match finding.severity {
                 StreamSeverity::Blocks => "refuse",
                 _ => "warn",
@@ -114,21 +119,24 @@ impl From<HaltNote> for Found {
     }
 }
 
-/// The code of what is wrong with a stream.
-const STREAM: &str = "stream";
-
 /// Runs the command.
 ///
 /// # Errors
 /// Standard output cannot be written.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let mut report = Report::default();
-    let (postgres, nats) = tokio::join!(
-        tokio::time::timeout(LIMIT, look_at_postgres(settings)),
-        tokio::time::timeout(LIMIT, look_at_nats(settings)),
+    let (postgres, nats, monitoring) = tokio::join!(
+        tokio::time::timeout(LIMIT, postgres::look(settings)),
+        tokio::time::timeout(LIMIT, nats::look(settings)),
+        tokio::time::timeout(LIMIT, monitoring::look(args.nats_monitoring, settings)),
     );
     report.take("Postgres", postgres);
     report.take("NATS", nats);
+    report.take("monitoring of NATS", monitoring);
+    if let (Some(rows), Some((limit, stream))) = (report.rows, report.limit.take()) {
+        let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
+        report.findings.extend(large.map(Found::from));
+    }
     let mut account = Account::default();
     account.line(match args.json {
         true => serde_json::to_string(&report)?,
@@ -153,6 +161,9 @@ impl Report {
                 self.looked_at.extend(found.looked_at);
                 self.findings.extend(found.findings);
                 self.not_seen.extend(found.not_seen);
+                self.not_asked.extend(found.not_asked);
+                self.rows = self.rows.or(found.rows);
+                self.limit = self.limit.take().or(found.limit);
             }
             Ok(Err(error)) => self.not_seen.push(format!("{side}: {}", message(&error))),
             Err(_) => self
@@ -176,6 +187,8 @@ impl Report {
         }
         let unseen = self.not_seen.iter();
         lines.extend(unseen.map(|what| format!("not seen  {what}")));
+        let unasked = self.not_asked.iter();
+        lines.extend(unasked.map(|what| format!("not asked {what}")));
         lines.push(match (self.findings.len(), self.not_seen.len()) {
             (0, 0) => "All is well.".to_owned(),
             (found, 0) => format!("{found} found."),
@@ -190,147 +203,6 @@ impl Report {
             severity: "warn",
             what,
             mend,
-        });
-    }
-}
-
-async fn look_at_postgres(settings: &Settings) -> anyhow::Result<Report> {
-    let postgres = &settings.postgres;
-    let client = connect(&postgres.conninfo)
-        .await
-        .with_context(|| format!("cannot connect to {}", postgres.conninfo))?;
-    let mut report = Report::default();
-    let inspection = inspect(&client, postgres).await?;
-    report.looked_at.push(server_line(&inspection));
-    if let Some(share) = &postgres.share
-        && inspection.server.version_num >= ROW_FILTERS_SINCE
-    {
-        let division = Division::look(&client, postgres).await?.unwrap_or_default();
-        let others = sibling_slots::others(&client, share, &division).await?;
-        let mixed = division.finding(share);
-        let found = others.into_iter().chain(mixed);
-        report.findings.extend(found.map(Found::from));
-    }
-    let (before, at) = (health::health(&client, postgres).await?, now_s());
-    let rate = wal_rate(&client, settings, &before).await?;
-    // A relay that runs reads its slot, as it should.
-    let found = findings(&inspection, postgres).into_iter();
-    let found = found.filter(|finding| finding.kind != Kind::SlotActive);
-    let later = health::findings(&inspection, &before, postgres, rate);
-    report.findings.extend(found.chain(later).map(Found::from));
-    if before.oldest_transaction.is_none() && !may_see_others(&client).await? {
-        report.not_seen.push(
-            format!(
-                "Postgres: transactions of other roles: let a superuser run GRANT pg_read_all_stats TO {};",
-                quote_identifier(&inspection.server.role)
-            ),
-        );
-    }
-    clock("Postgres", before.clock_s - at, &mut report);
-    Ok(report)
-}
-
-fn server_line(inspection: &Inspection) -> String {
-    let server = &inspection.server;
-    let version = (server.version_num / 10_000, server.version_num % 10_000);
-    let role = if server.in_recovery {
-        "standby"
-    } else {
-        "primary"
-    };
-    format!(
-        "Postgres {}.{}, {role}, database {}, role {}",
-        version.0, version.1, server.dbname, server.role
-    )
-}
-
-/// Bytes of WAL a second: the lower of two measures, since a checkpoint or one large transaction is no rate.
-async fn wal_rate(client: &Client, settings: &Settings, before: &Health) -> anyhow::Result<f64> {
-    let mut lowest = f64::INFINITY;
-    let (mut clock_s, mut wal_bytes) = (before.clock_s, before.wal_bytes);
-    for _ in 0..2 {
-        tokio::time::sleep(RATE_TIME).await;
-        let after = health::health(client, &settings.postgres).await?;
-        let written = (after.wal_bytes - wal_bytes).max(0) as f64;
-        lowest = lowest.min(written / (after.clock_s - clock_s).max(0.1));
-        (clock_s, wal_bytes) = (after.clock_s, after.wal_bytes);
-    }
-    Ok(lowest)
-}
-
-async fn may_see_others(client: &Client) -> anyhow::Result<bool> {
-    let sql = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')";
-    Ok(client.query_one(sql, &[]).await?.try_get(0)?)
-}
-
-fn now_s() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// Latencies are made of two machines' clocks.
-fn clock(side: &str, ahead_s: f64, report: &mut Report) {
-    if ahead_s.abs() > CLOCK_MAX_S {
-        report.warn(
-            "clock",
-            format!(
-                "the clock of {side} is {:.1} s {} this machine's: latencies and times of events mislead by as much",
-                ahead_s.abs(),
-                if ahead_s > 0.0 { "ahead of" } else { "behind" }
-            ),
-            Some("let NTP (chrony, systemd-timesyncd) run on both machines".to_owned()),
-        );
-    }
-}
-
-async fn look_at_nats(settings: &Settings) -> anyhow::Result<Report> {
-    let mut report = Report::default();
-    let client = Admin::connect(&settings.nats.connection).await?;
-    let version = client.server_version()?;
-    report.looked_at.push(format!("nats-server {version}"));
-    let wanted = settings.nats.stream_settings(&settings.postgres.slot);
-    match stream_fit::plan(&client, &wanted).await? {
-        StreamPlan::Exists { info, findings } => {
-            report.looked_at.push(format!(
-                "stream {}: {} messages, {} bytes, {} replica(s), {}",
-                wanted.name,
-                info.state.messages,
-                info.state.bytes,
-                info.config.num_replicas,
-                info.config.storage
-            ));
-            report
-                .findings
-                .extend(findings.into_iter().map(Found::from));
-        }
-        StreamPlan::Create(_) => report.missing(&wanted.name),
-    }
-    match stream::plan_lane_records(&client, 1).await? {
-        StreamPlan::Exists { findings, .. } => {
-            report
-                .findings
-                .extend(findings.into_iter().map(Found::from));
-        }
-        StreamPlan::Create(_) => report.missing(stream::LANE_RECORD_STREAM),
-    }
-    let lane = LaneClient::new(&client, &wanted.name, &settings.postgres.slot)?;
-    let stored = match lane.record().await {
-        Err(LaneError::NoStream(_)) => StoredRecord::default(),
-        stored => stored?,
-    };
-    let halted = stored.halted().cloned();
-    report.findings.extend(halted.map(Found::from));
-    Ok(report)
-}
-
-impl Report {
-    fn missing(&mut self, stream: &str) {
-        self.findings.push(Found {
-            code: STREAM,
-            severity: "refuse",
-            what: format!("there is no stream {stream}"),
-            mend: Some("run walrelay setup".to_owned()),
         });
     }
 }

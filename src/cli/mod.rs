@@ -18,6 +18,7 @@ pub mod erase;
 pub mod exit;
 mod flags;
 mod given;
+mod http_get;
 mod lane_records;
 mod lane_state;
 mod lanes;

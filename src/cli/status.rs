@@ -11,10 +11,9 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow};
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 
 use crate::cli::exit::Exit;
+use crate::cli::http_get::get;
 use crate::cli::lane_state::{LaneState, wal_text};
 use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
@@ -26,8 +25,6 @@ use crate::relay::status::Status;
 
 /// How long the relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest answer that is read.
-const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -169,7 +166,7 @@ async fn without_relay(settings: &Settings, why: String) -> Look {
 /// Asks the relay that should listen there.
 async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> {
     let address = reachable(listen);
-    let body = tokio::time::timeout(ANSWER_TIMEOUT, get(address))
+    let body = tokio::time::timeout(ANSWER_TIMEOUT, get(&address.to_string(), STATUS_PATH))
         .await
         .map_err(|_| anyhow!("no answer from {address} within {ANSWER_TIMEOUT:?}"))?
         .with_context(|| format!("{address}"))?;
@@ -200,21 +197,6 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     };
     SocketAddr::new(ip, listen.port())
-}
-
-/// The body of the status; HTTP/1.0, so that the answer comes in one piece and ends with the connection.
-async fn get(address: SocketAddr) -> anyhow::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect(address).await?;
-    let request = format!("GET {STATUS_PATH} HTTP/1.0\r\nHost: {address}\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
-    let mut answer = Vec::new();
-    stream
-        .take(ANSWER_BYTES_MAX)
-        .read_to_end(&mut answer)
-        .await?;
-    let head = memchr::memmem::find(&answer, b"\r\n\r\n")
-        .ok_or_else(|| anyhow!("the answer is not HTTP"))?;
-    Ok(answer.split_off(head + 4))
 }
 
 fn text(status: &Status) -> String {

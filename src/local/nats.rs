@@ -224,11 +224,14 @@ impl LocalNats {
         log_tail(&self.log())
     }
 
+    /// Where monitoring listens, host:port.
+    pub fn monitoring(&self) -> String {
+        format!("127.0.0.1:{}", self.monitor_port)
+    }
+
     /// What monitoring answers on `path`; `None` when it does not answer with JSON.
     pub(super) async fn monitor(&self, path: &str) -> Option<serde_json::Value> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.monitor_port))
-            .await
-            .ok()?;
+        let mut stream = TcpStream::connect(self.monitoring()).await.ok()?;
         stream
             .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
             .await

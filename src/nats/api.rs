@@ -27,6 +27,9 @@ const NO_MESSAGE_FOUND: u16 = 10037;
 /// `err_code` of "stream not found".
 const STREAM_NOT_FOUND: u16 = 10059;
 
+/// `err_code` of "stream is offline".
+const STREAM_OFFLINE: u16 = 10118;
+
 /// A name that no stream can have.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -53,6 +56,12 @@ impl ApiError {
     #[must_use]
     pub fn is_stream_not_found(&self) -> bool {
         self.err_code == STREAM_NOT_FOUND
+    }
+
+    /// Whether nobody leads the stream: the servers of its replicas are away, or elect one.
+    #[must_use]
+    pub(crate) fn is_leaderless(&self) -> bool {
+        self.err_code == STREAM_OFFLINE || self.is_transient()
     }
 
     /// Whether waiting may cure it: no leader, no quorum, overload. Unknown means no.
@@ -184,6 +193,9 @@ pub struct StreamInfo {
     /// Where it runs; absent without a cluster.
     #[serde(default)]
     pub cluster: Option<StreamCluster>,
+    /// The server's clock when it answered, RFC 3339, verbatim; none from an old server.
+    #[serde(default)]
+    pub ts: Option<String>,
 }
 
 impl StreamInfo {
@@ -327,6 +339,21 @@ pub struct StreamCluster {
     pub name: Option<String>,
     /// Server that leads the stream; absent during an election.
     pub leader: Option<String>,
+    /// The others that have a copy; none of a stream with one replica.
+    #[serde(deserialize_with = "null_as_default")]
+    pub replicas: Vec<Replica>,
+}
+
+/// A copy of a stream beside its leader's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Replica {
+    /// Its server.
+    pub name: String,
+    /// Whether it has what the leader has.
+    pub current: bool,
+    /// Whether its server is away.
+    pub offline: bool,
 }
 
 /// A message as the stream stores it.
@@ -413,6 +440,13 @@ pub(super) fn refuse(payload: &[u8]) -> Result<(), AnswerError> {
         Some(error) => Err(error.into()),
         None => Ok(()),
     }
+}
+
+/// Go writes an empty list as null too.
+fn null_as_default<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Go's durations; negative ones mean none.

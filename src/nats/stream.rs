@@ -18,10 +18,12 @@ use super::denial::Denial;
 use super::protocol::ServerVersion;
 
 mod fit;
+pub mod standing;
 mod taken;
 mod transform;
 
-pub use fit::{StreamFinding, StreamSeverity, covers, overlaps};
+pub use fit::{STREAM, StreamFinding, StreamSeverity, covers, overlaps};
+use standing::Account;
 pub use taken::taken;
 
 /// The stream of the lanes' records.
@@ -103,9 +105,29 @@ pub enum StreamError {
         /// The answer.
         source: AnswerError,
     },
+    /// The answer about the account is an error.
+    #[error("JetStream refuses a look at the account")]
+    Account {
+        /// The answer.
+        source: AnswerError,
+    },
     /// The server's version cannot be read.
     #[error(transparent)]
     Version(#[from] VersionError),
+}
+
+impl StreamError {
+    /// What to say of a stream that nobody leads.
+    #[must_use]
+    pub fn leaderless(&self) -> Option<StreamFinding> {
+        match self {
+            StreamError::Answer {
+                source: AnswerError::Api(api),
+                ..
+            } if api.is_leaderless() => Some(standing::leaderless(&api.to_string())),
+            _ => None,
+        }
+    }
 }
 
 /// Looks whether the events' stream exists, and how it fits, whatever the way of publishing.
@@ -160,7 +182,8 @@ pub async fn plan_lane_records(
 ) -> Result<StreamPlan, StreamError> {
     Ok(match find(client, LANE_RECORD_STREAM).await? {
         Some(info) => {
-            let findings = lane_record_findings(&info.config);
+            let mut findings = lane_record_findings(&info.config);
+            findings.extend(standing::findings(&info));
             StreamPlan::Exists {
                 info: Box::new(info),
                 findings,
@@ -168,6 +191,20 @@ pub async fn plan_lane_records(
         }
         None => StreamPlan::Create(Box::new(lane_records_config(num_replicas))),
     })
+}
+
+/// What the account has in JetStream, and what it may have.
+///
+/// # Errors
+/// [`StreamError`].
+pub async fn account(client: &Admin) -> Result<Account, StreamError> {
+    let payload = request(
+        client,
+        format!("{}.INFO", client.api_prefix()),
+        Bytes::new(),
+    )
+    .await?;
+    Account::parse(&payload).map_err(|source| StreamError::Account { source })
 }
 
 /// Creates a planned stream. Creating the same one twice is no error.

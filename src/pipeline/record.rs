@@ -18,6 +18,9 @@ use serde::{Deserialize, Serialize};
 pub struct LaneRecord {
     /// Form of this record; 1.
     pub version: u32,
+    /// The version of walrelay whose relay wrote this; none in the record of an older one. No start decides by it.
+    #[serde(default)]
+    pub walrelay: Option<String>,
     /// The cluster that the slot belongs to.
     pub system_identifier: u64,
     /// Its timeline when the record was written.
@@ -241,6 +244,7 @@ impl LaneRecord {
     pub fn new(lane: &Lane, history: &History, stream: &str, created: &str) -> Self {
         LaneRecord {
             version: LaneRecord::VERSION,
+            walrelay: Some(env!("CARGO_PKG_VERSION").to_owned()),
             system_identifier: lane.system_identifier,
             timeline: history.timeline(),
             switches: history.switches().map(<[_]>::to_vec),

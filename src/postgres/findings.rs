@@ -11,7 +11,7 @@ use crate::postgres::row_security::missing_grants;
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
-mod columns;
+pub(super) mod columns;
 mod needs;
 mod proposal;
 mod server;

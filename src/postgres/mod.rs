@@ -27,6 +27,7 @@
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | `published_rows` | ids of published rows | the rows marked or deleted |
+//! | `row_sizes` | the table | how large some of its rows are |
 //! | [`settings`] | the configuration | which database, slot and table |
 //! | [`division`] | that client | how many shares there are |
 //! | [`share`] | a share's number | the row filter of its publication |
@@ -61,6 +62,8 @@ pub mod publications;
 pub(crate) mod published_rows;
 pub mod replication;
 pub mod row_security;
+#[cfg(feature = "cli")]
+pub mod row_sizes;
 pub mod server_kind;
 pub mod session;
 pub mod settings;

@@ -9,8 +9,8 @@ use crate::nats::api::{
 };
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::{
-    self, LANE_RECORD_STREAM, StreamSettings, StreamSeverity, lane_lease_subject,
-    lane_record_subject, lane_settled_subject,
+    self, LANE_RECORD_STREAM, StreamSettings, lane_lease_subject, lane_record_subject,
+    lane_settled_subject,
 };
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
@@ -147,7 +147,7 @@ impl LaneStore {
         self.judge
             .as_ref()
             .map_or_else(Vec::new, |(wanted, version)| {
-                stream_fit::texts(&info.config, wanted, *version, StreamSeverity::Warns)
+                stream_fit::warnings(info, wanted, *version)
             })
     }
 

@@ -4,13 +4,17 @@
 //! that both refuse the same.
 
 use crate::nats::admin::Admin;
-use crate::nats::api::StreamConfig;
+use crate::nats::api::{StreamConfig, StreamInfo};
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::{
-    self, StreamError, StreamFinding, StreamPlan, StreamSettings, StreamSeverity,
+    self, StreamError, StreamFinding, StreamPlan, StreamSettings, StreamSeverity, standing,
 };
+use crate::pipeline::limit::{Limiter, SizeLimit};
 use crate::pipeline::publish::{Mode, NoMode, Offer};
 use crate::pipeline::request::Unfit;
+
+/// The code of rows that are large beside what NATS takes.
+const MESSAGE_SIZE: &str = "message-size";
 
 /// What of an existing stream does not fit the settings.
 pub fn findings(
@@ -32,6 +36,17 @@ pub fn texts(
     severity: StreamSeverity,
 ) -> Vec<String> {
     told(config, &findings(config, settings, version), severity)
+}
+
+/// What of a stream is a risk, or slow: of its configuration and its state.
+pub(crate) fn warnings(
+    info: &StreamInfo,
+    settings: &StreamSettings,
+    version: ServerVersion,
+) -> Vec<String> {
+    let mut found = findings(&info.config, settings, version);
+    found.extend(standing::findings(info));
+    told(&info.config, &found, StreamSeverity::Warns)
 }
 
 /// As [`texts`], of the stream of the lanes' records.
@@ -74,8 +89,42 @@ pub async fn plan(client: &Admin, settings: &StreamSettings) -> Result<StreamPla
     if let StreamPlan::Exists { info, findings } = &mut plan {
         let version = client.server_version()?;
         *findings = self::findings(&info.config, settings, version);
+        findings.extend(standing::findings(info));
     }
     Ok(plan)
+}
+
+/// What an event has beside its columns: the envelope's names, subject and headers.
+const BESIDE_BYTES: u64 = 512;
+
+/// Rows whose messages are close to what server and stream take: `bytes` is the largest of `rows`.
+#[must_use]
+pub fn rows(stream: &str, limit: SizeLimit, rows: i64, bytes: i64) -> Option<StreamFinding> {
+    let message_bytes = bytes.unsigned_abs().saturating_add(BESIDE_BYTES);
+    let limit_bytes = limit.bytes as u64;
+    if message_bytes <= limit_bytes / 2 {
+        return None;
+    }
+    let wanted = message_bytes.saturating_mul(2).next_power_of_two();
+    let mend = match limit.by {
+        Limiter::Stream => format!("nats stream edit {stream} --max-msg-size={wanted}"),
+        Limiter::Server => format!(
+            "set max_payload: {wanted} in nats-server's configuration, of leaf nodes and their hub too, and reload it; or keep \
+             large payloads elsewhere, and their address in the event"
+        ),
+    };
+    let becomes = match message_bytes > limit_bytes {
+        true => "such a row becomes a dead letter",
+        false => "a row twice as large becomes a dead letter",
+    };
+    Some(StreamFinding {
+        code: MESSAGE_SIZE,
+        severity: StreamSeverity::Warns,
+        message: format!(
+            "the largest of {rows} rows makes a message of about {message_bytes} bytes, beside {limit}: {becomes}"
+        ),
+        command: Some(mend),
+    })
 }
 
 /// Why no way of publishing serves.

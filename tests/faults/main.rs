@@ -28,6 +28,7 @@ mod postgres_says_no;
 mod proxy;
 mod record_stream;
 mod remedies;
+mod remedies_of_nats;
 mod resync;
 mod row_security;
 mod shared_streams;

@@ -21,7 +21,11 @@ pub(crate) async fn types(fixture: &Fixture, text: &str) {
 
 /// The remedy of the finding with this code, as `doctor` has it.
 pub(crate) async fn mend(fixture: &Fixture, code: &str) -> Option<String> {
-    let output = fixture.walrelay(&["doctor", "--json"]).await;
+    mend_by(fixture, &["doctor", "--json"], code).await
+}
+
+pub(crate) async fn mend_by(fixture: &Fixture, arguments: &[&str], code: &str) -> Option<String> {
+    let output = fixture.walrelay(arguments).await;
     let report: serde_json::Value = serde_json::from_str(&output.stdout).expect("a report");
     let findings = report["findings"].as_array().expect("a list");
     let found = findings.iter().find(|finding| finding["code"] == code)?;

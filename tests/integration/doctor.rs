@@ -123,7 +123,16 @@ async fn servers_that_are_away_and_a_role_that_sees_little() {
 #[test]
 fn each_code_has_its_place_in_the_documents() {
     let page = include_str!("../../docs/doctor.md");
-    let own = ["stream", "clock", "halted"];
+    let own = [
+        "stream",
+        "replicas",
+        "storage-limit",
+        "message-size",
+        "sync-interval",
+        "version",
+        "clock",
+        "halted",
+    ];
     let codes = Kind::ALL.iter().map(|kind| kind.code()).chain(own);
     for code in codes {
         assert!(page.contains(&format!("| `{code}` |")), "{code}");

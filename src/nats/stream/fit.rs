@@ -22,6 +22,8 @@ pub enum StreamSeverity {
 /// Something about a stream that does not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamFinding {
+    /// The name in `walrelay doctor --json` and in docs/doctor.md; it stays.
+    pub code: &'static str,
     /// How bad it is.
     pub severity: StreamSeverity,
     /// What is wrong, and why it matters.
@@ -29,6 +31,9 @@ pub struct StreamFinding {
     /// What mends it: a shell command, or the keys to set; `None` where only another stream does.
     pub command: Option<String>,
 }
+
+/// The code of what is wrong with a stream's configuration.
+pub const STREAM: &str = "stream";
 
 impl StreamFinding {
     /// One that `nats stream edit` with these flags mends; without flags, only another stream does.
@@ -39,6 +44,7 @@ impl StreamFinding {
         flags: Option<&str>,
     ) -> Self {
         StreamFinding {
+            code: STREAM,
             severity,
             message: message.into(),
             command: flags.map(|flags| format!("nats stream edit {} {flags}", config.name)),

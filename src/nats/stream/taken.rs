@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::fit::{overlaps, owner};
+use super::fit::{STREAM, overlaps, owner};
 use super::{
     StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find, request,
 };
@@ -58,6 +58,7 @@ fn finding(
         }
     };
     Some(StreamFinding {
+        code: STREAM,
         severity: StreamSeverity::Blocks,
         message,
         command: Some(mend),

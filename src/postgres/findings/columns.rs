@@ -12,7 +12,7 @@ use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
 /// The names of all columns that messages are made of, each with its field if it has one.
-pub(super) fn wanted(settings: &PostgresSettings) -> Vec<(Option<Field>, &str)> {
+pub(in crate::postgres) fn wanted(settings: &PostgresSettings) -> Vec<(Option<Field>, &str)> {
     let own = settings.columns.as_ref().into_iter();
     let own = own.filter_map(|(field, value)| Some((Some(field), value.column()?)));
     let extra = settings.extra_columns.iter();

@@ -1,0 +1,124 @@
+//! What `walrelay doctor` finds at NATS.
+//!
+//! In: the settings. Out: half of the report. Guarantee: reads only.
+
+use super::clock::now_s;
+use super::{Found, Report};
+use crate::cli::exit::message;
+use crate::nats::admin::Admin;
+use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan};
+use crate::pipeline::limit::SizeLimit;
+use crate::pipeline::record::LaneRecord;
+use crate::pipeline::request::StoredRecord;
+use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::settings::Settings;
+use crate::relay::stream_fit;
+
+/// Looks at the streams.
+///
+/// # Errors
+/// No connection, or a stream that does not answer.
+pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    let client = Admin::connect(&settings.nats.connection).await?;
+    let version = client.server_version()?;
+    report.looked_at.push(format!("nats-server {version}"));
+    let wanted = settings.nats.stream_settings(&settings.postgres.slot);
+    let (mut replicas, mut storage) = (wanted.num_replicas, "file".to_owned());
+    let asked_s = now_s();
+    match stream_fit::plan(&client, &wanted).await {
+        Err(error) => {
+            let leaderless = error.leaderless().ok_or(error)?;
+            report.of_stream(&wanted.name, vec![leaderless]);
+        }
+        Ok(StreamPlan::Exists { info, findings }) => {
+            (replicas, storage) = (info.config.num_replicas, info.config.storage.clone());
+            let max_payload = client.client().server_info().max_payload;
+            let limit = SizeLimit::smaller(max_payload, info.config.message_bytes_max());
+            report.limit = Some((limit, wanted.name.clone()));
+            if let Some(server_s) = info.ts.as_deref().and_then(seconds) {
+                report.clock("NATS", server_s, asked_s);
+            }
+            report.looked_at.push(format!(
+                "stream {}: {} messages, {} bytes, {} replica(s), {}",
+                wanted.name,
+                info.state.messages,
+                info.state.bytes,
+                info.config.num_replicas,
+                info.config.storage
+            ));
+            report.of_stream(&wanted.name, findings);
+        }
+        Ok(StreamPlan::Create(_)) => report.missing(&wanted.name),
+    }
+    match stream::plan_lane_records(&client, 1).await? {
+        StreamPlan::Exists { findings, .. } => {
+            report.of_stream(stream::LANE_RECORD_STREAM, findings);
+        }
+        StreamPlan::Create(_) => report.missing(stream::LANE_RECORD_STREAM),
+    }
+    let lane = LaneClient::new(&client, &wanted.name, &settings.postgres.slot)?;
+    let stored = match lane.record().await {
+        Err(LaneError::NoStream(_)) => StoredRecord::default(),
+        stored => stored?,
+    };
+    let halted = stored.halted().cloned();
+    report.findings.extend(halted.map(Found::from));
+    if let Some(record) = &stored.record {
+        report.version(record);
+    }
+    match stream::account(&client).await {
+        Ok(account) => {
+            let found = account.findings(replicas, &storage);
+            report.findings.extend(found.into_iter().map(Found::from));
+        }
+        Err(error) => report.not_seen.push(format!(
+            "NATS: the account's limits: {}",
+            message(&error.into())
+        )),
+    }
+    Ok(report)
+}
+
+/// Seconds since 1970 of a time in RFC 3339.
+fn seconds(time: &str) -> Option<f64> {
+    let time = chrono::DateTime::parse_from_rfc3339(time).ok()?;
+    Some(time.timestamp_micros() as f64 / 1e6)
+}
+
+impl Report {
+    fn of_stream(&mut self, name: &str, findings: Vec<StreamFinding>) {
+        let found = findings.into_iter().map(Found::from);
+        self.findings.extend(found.map(|found| Found {
+            what: format!("stream {name}: {}", found.what),
+            ..found
+        }));
+    }
+
+    /// A relay of another version than this command.
+    fn version(&mut self, record: &LaneRecord) {
+        let ours = env!("CARGO_PKG_VERSION");
+        let others = record.walrelay.as_deref().unwrap_or("an older one");
+        // What has stopped may be on its way to the next version.
+        if record.active && others != ours {
+            self.warn(
+                "version",
+                format!(
+                    "the relay of this lane is walrelay {others}, and this is {ours}: they may judge lane and streams by other rules"
+                ),
+                Some(format!(
+                    "stop the relay, install walrelay {ours} there, and start it again; or run this with the relay's version"
+                )),
+            );
+        }
+    }
+
+    fn missing(&mut self, stream: &str) {
+        self.findings.push(Found {
+            code: STREAM,
+            severity: "refuse",
+            what: format!("there is no stream {stream}"),
+            mend: Some("run walrelay setup".to_owned()),
+        });
+    }
+}

@@ -1,0 +1,124 @@
+//! What `walrelay doctor` finds at Postgres.
+//!
+//! In: the settings. Out: half of the report. Guarantee: reads only.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use super::clock::now_s;
+use super::{Found, Report};
+use crate::cli::exit::message;
+use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::client::{Client, connect};
+use crate::postgres::division::Division;
+use crate::postgres::findings::{Kind, findings};
+use crate::postgres::health::{self, Health};
+use crate::postgres::row_sizes;
+use crate::postgres::share::ROW_FILTERS_SINCE;
+use crate::postgres::sibling_slots;
+use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
+
+/// So long the rate of the WAL is measured, twice.
+const RATE_TIME: Duration = Duration::from_millis(1500);
+
+/// Looks at the database.
+///
+/// # Errors
+/// No connection, or a query that failed.
+pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
+    let postgres = &settings.postgres;
+    let client = connect(&postgres.conninfo)
+        .await
+        .with_context(|| format!("cannot connect to {}", postgres.conninfo))?;
+    let mut report = Report::default();
+    let inspection = inspect(&client, postgres).await?;
+    report.looked_at.push(server_line(&inspection));
+    if let Some(share) = &postgres.share
+        && inspection.server.version_num >= ROW_FILTERS_SINCE
+    {
+        let division = Division::look(&client, postgres).await?.unwrap_or_default();
+        let others = sibling_slots::others(&client, share, &division).await?;
+        let mixed = division.finding(share);
+        let found = others.into_iter().chain(mixed);
+        report.findings.extend(found.map(Found::from));
+    }
+    let asked_s = now_s();
+    let before = health::health(&client, postgres).await?;
+    report.clock("Postgres", before.clock_s, asked_s);
+    let rate = wal_rate(&client, settings, &before).await?;
+    // A relay that runs reads its slot, as it should.
+    let found = findings(&inspection, postgres).into_iter();
+    let found = found.filter(|finding| finding.kind != Kind::SlotActive);
+    let later = health::findings(&inspection, &before, postgres, rate);
+    report.findings.extend(found.chain(later).map(Found::from));
+    if before.oldest_transaction.is_none() && !may_see_others(&client).await? {
+        report.not_seen.push(
+            format!(
+                "Postgres: transactions of other roles: let a superuser run GRANT pg_read_all_stats TO {};",
+                quote_identifier(&inspection.server.role)
+            ),
+        );
+    }
+    rows(&client, &inspection, settings, &mut report).await;
+    Ok(report)
+}
+
+/// How large rows are. Whether the role may look is told as one of its rights.
+async fn rows(client: &Client, inspection: &Inspection, settings: &Settings, report: &mut Report) {
+    let Some(table) = inspection
+        .table
+        .as_ref()
+        .filter(|table| table.may_use_schema && table.may_select)
+    else {
+        return;
+    };
+    match row_sizes::sample(client, table, &settings.postgres).await {
+        Ok(Some(sample)) => {
+            report.looked_at.push(format!(
+                "table {}: the largest of {} rows makes about {} bytes",
+                settings.postgres.table, sample.rows, sample.bytes_max
+            ));
+            report.rows = Some(sample);
+        }
+        Ok(None) => {}
+        Err(error) => report.not_seen.push(format!(
+            "Postgres: how large rows are: {}",
+            message(&error.into())
+        )),
+    }
+}
+
+fn server_line(inspection: &Inspection) -> String {
+    let server = &inspection.server;
+    let version = (server.version_num / 10_000, server.version_num % 10_000);
+    let role = if server.in_recovery {
+        "standby"
+    } else {
+        "primary"
+    };
+    format!(
+        "Postgres {}.{}, {role}, database {}, role {}",
+        version.0, version.1, server.dbname, server.role
+    )
+}
+
+/// Bytes of WAL a second: the lower of two measures, since a checkpoint or one large transaction is no rate.
+async fn wal_rate(client: &Client, settings: &Settings, before: &Health) -> anyhow::Result<f64> {
+    let mut lowest = f64::INFINITY;
+    let (mut clock_s, mut wal_bytes) = (before.clock_s, before.wal_bytes);
+    for _ in 0..2 {
+        tokio::time::sleep(RATE_TIME).await;
+        let after = health::health(client, &settings.postgres).await?;
+        let written = (after.wal_bytes - wal_bytes).max(0) as f64;
+        lowest = lowest.min(written / (after.clock_s - clock_s).max(0.1));
+        (clock_s, wal_bytes) = (after.clock_s, after.wal_bytes);
+    }
+    Ok(lowest)
+}
+
+async fn may_see_others(client: &Client) -> anyhow::Result<bool> {
+    let sql = "SELECT pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE')";
+    Ok(client.query_one(sql, &[]).await?.try_get(0)?)
+}

@@ -1,0 +1,293 @@
+//! How an existing stream stands: where its copies are, how full it is, and how full its account.
+//!
+//! In: what the server says of stream and account. Out: findings. Pure.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use super::{StreamFinding, StreamSeverity};
+use crate::nats::api::{AnswerError, StreamInfo, refuse};
+
+/// What is fuller than this, in percent, is full before somebody looks again.
+const FULL_PERCENT: u64 = 80;
+
+/// The code of what is wrong with the copies of a stream.
+pub const REPLICAS: &str = "replicas";
+/// The code of a limit on what is stored that is close.
+pub const STORAGE_LIMIT: &str = "storage-limit";
+
+/// What of its state will hurt.
+#[must_use]
+pub fn findings(info: &StreamInfo) -> Vec<StreamFinding> {
+    let mut found: Vec<StreamFinding> = copies(info).into_iter().collect();
+    found.extend(away(info));
+    found.extend(fills(info));
+    found
+}
+
+fn warn(
+    info: &StreamInfo,
+    code: &'static str,
+    message: String,
+    flags: Option<&str>,
+) -> StreamFinding {
+    StreamFinding {
+        code,
+        ..StreamFinding::new(&info.config, StreamSeverity::Warns, message, flags)
+    }
+}
+
+fn copies(info: &StreamInfo) -> Option<StreamFinding> {
+    let cluster = info.cluster.as_ref()?;
+    let name = cluster.name.as_ref()?;
+    (info.config.num_replicas < 2).then(|| {
+        let server = cluster.leader.as_deref().unwrap_or("its server");
+        let message = format!(
+            "it has one replica in cluster {name}: while {server} is away the relay waits, and with its disk \
+             the events are lost"
+        );
+        warn(info, REPLICAS, message, Some("--replicas=3"))
+    })
+}
+
+/// `why` are the server's words.
+pub(super) fn leaderless(why: &str) -> StreamFinding {
+    StreamFinding {
+        code: REPLICAS,
+        severity: StreamSeverity::Blocks,
+        message: format!(
+            "nobody leads it ({why}): nothing is stored until its servers have elected one"
+        ),
+        command: Some(
+            "start the servers of its replicas: more than half of them must run".to_owned(),
+        ),
+    }
+}
+
+/// Copies that cannot take over.
+fn away(info: &StreamInfo) -> Option<StreamFinding> {
+    let cluster = info.cluster.as_ref()?;
+    if cluster.name.is_some() && cluster.leader.is_none() {
+        return Some(leaderless("no leader"));
+    }
+    let behind = cluster.replicas.iter().filter(|copy| !copy.current);
+    let behind: Vec<String> = behind
+        .map(|copy| match copy.offline {
+            true => format!("{} is away", copy.name),
+            false => format!("{} is behind", copy.name),
+        })
+        .collect();
+    (!behind.is_empty()).then(|| StreamFinding {
+        command: Some("start the servers that are away; those that run catch up".to_owned()),
+        ..warn(
+            info,
+            REPLICAS,
+            format!(
+                "of its replicas, {}: without a majority nothing is stored",
+                behind.join(", ")
+            ),
+            None,
+        )
+    })
+}
+
+/// A stream that refuses what is new once it is full. One that drops what is old is never full.
+fn fills(info: &StreamInfo) -> Vec<StreamFinding> {
+    let (config, state) = (&info.config, &info.state);
+    if config.discard != "new" {
+        return Vec::new();
+    }
+    let limits = [
+        ("bytes", "--max-bytes", config.max_bytes, state.bytes),
+        ("messages", "--max-msgs", config.max_msgs, state.messages),
+    ];
+    let near = limits.into_iter().filter_map(|(what, flag, limit, used)| {
+        let limit = limit_near(limit, used)?;
+        let message = format!(
+            "it has {used} of {limit} {what} and refuses new events when it is full (discard new): then the relay waits"
+        );
+        let flags = format!("{flag}={}", limit.saturating_mul(2));
+        Some(warn(info, STORAGE_LIMIT, message, Some(&flags)))
+    });
+    near.collect()
+}
+
+/// The limit, where there is one and it is close.
+fn limit_near(limit: i64, used: u64) -> Option<u64> {
+    let limit = u64::try_from(limit).ok().filter(|limit| *limit > 0)?;
+    (used >= limit / 100 * FULL_PERCENT).then_some(limit)
+}
+
+/// What an account has in JetStream, and what it may have.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Account {
+    #[serde(flatten)]
+    all: Usage,
+    /// Of accounts whose limits depend on the number of replicas, by `R1`, `R3` and so on.
+    tiers: HashMap<String, Usage>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Usage {
+    memory: u64,
+    storage: u64,
+    streams: u64,
+    limits: Limits,
+}
+
+/// -1 for any number; bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Limits {
+    max_memory: i64,
+    max_storage: i64,
+    max_streams: i64,
+}
+
+impl Account {
+    /// Reads the answer to `$JS.API.INFO`.
+    ///
+    /// # Errors
+    /// [`AnswerError`].
+    pub fn parse(payload: &[u8]) -> Result<Self, AnswerError> {
+        refuse(payload)?;
+        Ok(serde_json::from_slice(payload)?)
+    }
+
+    /// What will hurt a stream of so many replicas in such storage, `file` or `memory`.
+    #[must_use]
+    pub fn findings(&self, replicas: usize, storage: &str) -> Vec<StreamFinding> {
+        let usage = self.tiers.get(&format!("R{replicas}"));
+        let usage = usage.unwrap_or(&self.all);
+        let (key, limit, used) = match storage {
+            "memory" => ("max_memory", usage.limits.max_memory, usage.memory),
+            _ => ("max_file", usage.limits.max_storage, usage.storage),
+        };
+        let full = limit_near(limit, used).map(|limit| {
+            (
+                format!(
+                    "the account has {used} of {limit} bytes that it may store in JetStream ({storage}): when that is full \
+                     nothing is stored and the relay waits"
+                ),
+                format!(
+                    "set {key}: {} in the account's jetstream block of nats-server's configuration and reload it, or in the \
+                     account's JWT; or remove what streams need not keep",
+                    limit.saturating_mul(2)
+                ),
+            )
+        });
+        let streams = usage.limits.max_streams;
+        // Even where both are made already: a move, a replay and a reshard make one more.
+        let no_more = u64::try_from(streams).is_ok_and(|max| max > 0 && usage.streams >= max);
+        let no_more = no_more.then(|| {
+            (
+                format!(
+                    "the account has all of the {streams} streams that it may have: walrelay setup, move, replay and reshard \
+                     make some"
+                ),
+                format!(
+                    "set max_streams: {} in the account's jetstream block of nats-server's configuration and reload it, or in \
+                     the account's JWT",
+                    streams.saturating_add(4)
+                ),
+            )
+        });
+        let found = full.into_iter().chain(no_more);
+        found
+            .map(|(message, mend)| StreamFinding {
+                code: STORAGE_LIMIT,
+                severity: StreamSeverity::Warns,
+                message,
+                command: Some(mend),
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(text: &str) -> StreamInfo {
+        StreamInfo::parse(text.as_bytes()).expect("an answer")
+    }
+
+    fn codes(info: &StreamInfo) -> Vec<&'static str> {
+        findings(info).iter().map(|found| found.code).collect()
+    }
+
+    #[test]
+    fn copies_that_are_missing_or_behind_are_told() {
+        let with = |replicas: u8, cluster: &str| {
+            info(&format!(
+                r#"{{"created":"c","config":{{"name":"S","num_replicas":{replicas}}},"state":{{}},"cluster":{cluster}}}"#
+            ))
+        };
+        let alone = with(1, r#"{"name":"C","leader":"n1"}"#);
+        assert_eq!(codes(&alone), [REPLICAS]);
+        let command = findings(&alone)[0].command.clone();
+        assert_eq!(command.as_deref(), Some("nats stream edit S --replicas=3"));
+        // No cluster: nobody could have a copy.
+        assert_eq!(codes(&with(1, "null")), Vec::<&str>::new());
+        assert_eq!(codes(&with(1, r#"{"leader":"n1"}"#)), Vec::<&str>::new());
+        let copy = |current, offline| {
+            let copy = format!(r#"{{"name":"n2","current":{current},"offline":{offline}}}"#);
+            with(
+                3,
+                &format!(r#"{{"name":"C","leader":"n1","replicas":[{copy}]}}"#),
+            )
+        };
+        assert_eq!(codes(&copy(true, false)), Vec::<&str>::new());
+        assert!(
+            findings(&copy(false, true))[0]
+                .message
+                .contains("n2 is away")
+        );
+        assert!(
+            findings(&copy(false, false))[0]
+                .message
+                .contains("n2 is behind")
+        );
+        let lost = with(3, r#"{"name":"C","replicas":null}"#);
+        assert!(findings(&lost)[0].message.contains("no leader"));
+    }
+
+    #[test]
+    fn a_stream_that_refuses_is_told_before_it_does() {
+        let with = |discard: &str, bytes: u64| {
+            codes(&info(&format!(
+                r#"{{"created":"c","config":{{"name":"S","discard":"{discard}","max_bytes":1000,"max_msgs":-1}},
+                    "state":{{"bytes":{bytes},"messages":5}}}}"#
+            )))
+        };
+        assert_eq!(with("new", 799), Vec::<&str>::new());
+        assert_eq!(with("new", 800), [STORAGE_LIMIT]);
+        assert_eq!(with("old", 1000), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn an_account_is_measured_by_its_own_limits_or_those_of_a_tier() {
+        let usage = |used: u64, streams: u64| {
+            format!(
+                r#"{{"memory":0,"storage":{used},"streams":{streams},
+                    "limits":{{"max_memory":-1,"max_storage":1000,"max_streams":5}}}}"#
+            )
+        };
+        let found = |text: &str, replicas| {
+            let account = Account::parse(text.as_bytes()).expect("an answer");
+            account.findings(replicas, "file").len()
+        };
+        assert_eq!(found(&usage(799, 4), 1), 0);
+        assert_eq!(found(&usage(800, 4), 1), 1);
+        assert_eq!(found(&usage(800, 5), 1), 2);
+        let tiers = format!(
+            r#"{{"storage":0,"limits":{{"max_storage":0}},"tiers":{{"R3":{}}}}}"#,
+            usage(900, 1)
+        );
+        assert_eq!(found(&tiers, 3), 1);
+        assert_eq!(found(&tiers, 1), 0);
+    }
+}

@@ -1,0 +1,189 @@
+//! What `doctor` says of NATS, typed as it is printed.
+
+use walrelay::local::LocalNatsCluster;
+
+use crate::lane::{by_hand, jetstream, move_to_cluster, stream_of};
+use crate::remedies::{mend, mend_by};
+use crate::support::{Fixture, Servers, binaries, eventually};
+
+/// The number behind these words of a remedy.
+fn number(remedy: &str, words: &str) -> u64 {
+    let (_, behind) = remedy.split_once(words).expect(remedy);
+    let digits = behind.split(|c: char| !c.is_ascii_digit()).next();
+    digits.and_then(|digits| digits.parse().ok()).expect(remedy)
+}
+
+/// Rows that are large beside what stream and server take.
+#[tokio::test]
+async fn what_doctor_says_of_rows_that_are_large() {
+    let mut servers = Servers::own().await;
+    let small = "max_payload: 20000".to_owned();
+    servers.nats.reload(small).await.unwrap();
+    let mut fixture = Fixture::bare_on(servers).await;
+    fixture.setup().await;
+    fixture.insert(1, 9).await;
+    assert_eq!(mend(&fixture, "message-size").await, None);
+    let grow =
+        "UPDATE outbox_events SET payload_json = to_jsonb(repeat('x', 12000)) WHERE ctid = '(0,1)'";
+    assert_eq!(fixture.sql.execute(grow, &[]).await.unwrap(), 1);
+    let mut config = stream_of(&fixture).await.cached_info().config.clone();
+    config.max_message_size = 5_000;
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+
+    let remedy = mend(&fixture, "message-size").await.expect("of the stream");
+    let edit = format!("nats stream edit {} --max-msg-size=", config.name);
+    config.max_message_size = i32::try_from(number(&remedy, &edit)).unwrap();
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+    let remedy = mend(&fixture, "message-size").await.expect("of the server");
+    let raised = format!("max_payload: {}", number(&remedy, "set max_payload: "));
+    fixture.own_servers().nats.reload(raised).await.unwrap();
+    assert_eq!(mend(&fixture, "message-size").await, None);
+}
+
+/// What an account may store, and how many streams it may have.
+#[tokio::test]
+async fn what_doctor_says_of_an_account_that_is_nearly_full() {
+    let account = |limits: &str| {
+        format!(
+            "accounts {{ A {{ jetstream {{ {limits} }}, users: [{{ user: a, password: p }}] }} }}\nno_auth_user: a\n"
+        )
+    };
+    let mut servers = Servers::own().await;
+    servers.nats.stop().await.unwrap();
+    let two = account("max_file: 1GB, max_streams: 2");
+    servers.nats.reload(two).await.unwrap();
+    servers.nats.start_again().await.unwrap();
+    let mut fixture = Fixture::bare_on(servers).await;
+    fixture.setup().await;
+    let remedy = mend(&fixture, "storage-limit")
+        .await
+        .expect("no stream more");
+    let streams = format!("max_streams: {}", number(&remedy, "set max_streams: "));
+    let relay = fixture.run();
+    fixture.insert(1, 100).await;
+    fixture.holds(100).await;
+    relay.stop().await;
+    let used = jetstream(&fixture).query_account().await.unwrap().storage;
+
+    let tight = account(&format!("max_file: {}, {streams}", used + used / 10));
+    fixture.own_servers().nats.reload(tight).await.unwrap();
+    let remedy = mend(&fixture, "storage-limit")
+        .await
+        .expect("it is nearly full");
+    let wide = format!("max_file: {}, {streams}", number(&remedy, "set max_file: "));
+    fixture
+        .own_servers()
+        .nats
+        .reload(account(&wide))
+        .await
+        .unwrap();
+    assert_eq!(mend(&fixture, "storage-limit").await, None);
+}
+
+/// What only the monitoring of nats-server tells.
+#[tokio::test]
+async fn what_doctor_says_of_the_syncs_of_jetstream() {
+    let mut fixture = Fixture::new().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "180s");
+    let unasked = fixture.walrelay(&["doctor"]).await.stdout;
+    let said = "not asked JetStream's sync_interval: a client cannot see it, --nats-monitoring HOST:PORT can";
+    assert!(unasked.contains(said), "{unasked}");
+    let monitoring = fixture.servers().nats.monitoring();
+    let doctor = ["doctor", "--json", "--nats-monitoring", &monitoring];
+    // Two minutes, as nats-server has it by itself.
+    assert_eq!(mend_by(&fixture, &doctor, "sync-interval").await, None);
+    for too_short in ["0s", "100s"] {
+        fixture.set("WALRELAY_RELAY_HOLD_BACK", too_short);
+        let remedy = mend_by(&fixture, &doctor, "sync-interval").await;
+        let seconds = number(&remedy.expect(too_short), "relay.hold_back = \"");
+        fixture.set("WALRELAY_RELAY_HOLD_BACK", format!("{seconds}s"));
+        assert_eq!(mend_by(&fixture, &doctor, "sync-interval").await, None);
+    }
+
+    let mute = ["doctor", "--nats-monitoring", "127.0.0.1:1"];
+    let output = fixture.walrelay(&mute).await;
+    assert_eq!(output.code, Some(3), "{}", output.stdout);
+    let said = "not seen  monitoring of NATS: 127.0.0.1:1";
+    assert!(output.stdout.contains(said), "{}", output.stdout);
+}
+
+/// A stream with one replica in a cluster, whose server goes away.
+#[tokio::test]
+async fn what_doctor_says_of_one_replica_in_a_cluster() {
+    let mut cluster = LocalNatsCluster::start(&binaries(), 3).await.unwrap();
+    let mut fixture = Fixture::bare().await;
+    move_to_cluster(&mut fixture, &cluster).await;
+    let subjects = [
+        format!("{}.>", fixture.name),
+        format!("walrelay.dead.{}", fixture.name),
+    ];
+    let mut config = by_hand(fixture.stream_name(), &subjects, 1);
+    jetstream(&fixture).create_stream(&config).await.unwrap();
+    fixture.setup().await;
+    let remedy = mend(&fixture, "replicas")
+        .await
+        .expect("it is the only one");
+    let edit = format!("nats stream edit {} --replicas=", config.name);
+    let leader = async || {
+        let info = stream_of(&fixture).await.cached_info().clone();
+        info.cluster.expect("a cluster").leader.expect("a leader")
+    };
+    let alone = leader().await;
+    let index = cluster
+        .nodes()
+        .iter()
+        .position(|node| alone.ends_with(node.name()));
+    let node = cluster.node(index.expect("one of the nodes"));
+    node.stop().await.unwrap();
+    let down = eventually("the others miss it", async || {
+        mend(&fixture, "replicas")
+            .await
+            .filter(|mend| !mend.starts_with("nats"))
+    })
+    .await;
+    assert!(down.starts_with("start the servers"), "{down}");
+    node.start_again().await.unwrap();
+    cluster.wait_for_leader().await.unwrap();
+
+    config.num_replicas = usize::try_from(number(&remedy, &edit)).unwrap();
+    eventually("the stream has three replicas", async || {
+        let edited = jetstream(&fixture).update_stream(&config).await;
+        edited.ok().map(|_| ())
+    })
+    .await;
+    eventually("they have all of it", async || {
+        mend(&fixture, "replicas").await.is_none().then_some(())
+    })
+    .await;
+}
+
+/// A relay of another version, which is still there.
+#[tokio::test]
+async fn what_doctor_says_of_a_relay_of_another_version() {
+    let mut fixture = Fixture::new().await;
+    fixture.insert(1, 1).await;
+    let mut relay = fixture.run();
+    fixture.holds(1).await;
+    assert_eq!(mend(&fixture, "version").await, None);
+    relay.kill();
+    let subject = format!("walrelay.lane.{}.{}", fixture.stream_name(), fixture.name);
+    let records = jetstream(&fixture).get_stream("WALRELAY").await.unwrap();
+    let record = records
+        .get_last_raw_message_by_subject(&subject)
+        .await
+        .unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
+    assert_eq!(record["walrelay"], env!("CARGO_PKG_VERSION"));
+    record["walrelay"] = "0.0.1".into();
+    let stored = jetstream(&fixture)
+        .publish(subject, record.to_string().into())
+        .await;
+    stored.unwrap().await.unwrap();
+    let remedy = mend(&fixture, "version").await.expect("it is another one");
+    assert!(remedy.contains("start it again"), "{remedy}");
+    let relay = fixture.run();
+    fixture.insert(2, 2).await;
+    fixture.holds(2).await;
+    assert_eq!(mend(&fixture, "version").await, None);
+    relay.stop().await;
+}
