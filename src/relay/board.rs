@@ -233,6 +233,8 @@ impl Board {
         totals.hold_back_cut_short += now.cut_short - before.cut_short;
         let acknowledged = totals.acknowledged;
         inner.status.marks = now.marks;
+        // What has come was written, whenever the server was looked at.
+        inner.status.server_lsn = inner.status.server_lsn.max(now.marks.received_lsn);
         for commit in now.commits.into_iter().flatten() {
             inner.committed(commit);
         }
@@ -264,6 +266,10 @@ impl Board {
         let mut inner = self.change();
         let count = &mut inner.status.totals.dead_letters;
         *count.entry(reason.to_owned()).or_default() += 1;
+        // Until they are counted again, seconds later.
+        if let Some(open) = &mut inner.status.dead_letters_open {
+            *open += 1;
+        }
     }
 
     /// So many dead letters are open.
@@ -407,6 +413,7 @@ mod tests {
         (now.marks.received_lsn, now.marks.acknowledged_lsn) = (600, 550);
         board.report(&now);
         assert_eq!(board.status().lag_bytes(), 50);
+        assert_eq!(board.status().server_lsn, 600);
         // While the broker is away, the server goes on.
         board.fault(&Fault::Broker("gone".into()));
         board.looked(900.into(), Some(300.into()), SlotWal::default(), clock(0));
@@ -453,6 +460,18 @@ mod tests {
         now.marks.acknowledged_lsn = 100;
         board.report(&now);
         assert!(board.status().lag_seconds < 60);
+    }
+
+    #[test]
+    fn a_dead_letter_is_open_before_they_are_counted_again() {
+        let board = Board::new("a", "a", "A");
+        board.dead_letter("too-large");
+        assert_eq!(board.status().dead_letters_open, None);
+        board.open_dead_letters(1, Vec::new());
+        board.dead_letter("too-large");
+        assert_eq!(board.status().dead_letters_open, Some(2));
+        board.open_dead_letters(1, Vec::new());
+        assert_eq!(board.status().dead_letters_open, Some(1));
     }
 
     #[test]
