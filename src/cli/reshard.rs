@@ -40,9 +40,9 @@ transaction. That needs the table without a transaction that has written to it: 
 moment, and tried again while others are under way. An insert waits for at most --lock-wait.
 
 A relay reads up to there, waits until the shares that had its rows are published up to there, and
-goes on: the events of each aggregate stay in order. Where shares become fewer, it publishes the
-rest of those that are no more, waits until it is confirmed (as long as relay.hold_back), and drops
-their slots.
+goes on: the events of each aggregate stay in order. Where shares become fewer, the rest of those
+that are no more is published, by relays or else by this command, which waits until it is confirmed
+(as long as relay.hold_back) and drops their slots.
 
 Give relay.shares the new number in every configuration, before or after: a relay with another
 number has the shares that there are, of those that it knows. Where this was ended, run it again,

@@ -127,7 +127,6 @@ fn lane(whole: &Layers, number: u32, count: u32, own_streams: bool) -> LaneLayer
             count,
             whole_slot: required(whole, Key::PostgresSlot).text.clone(),
             whole_publication: required(whole, Key::PostgresPublication).text.clone(),
-            empties: false,
         }),
     }
 }

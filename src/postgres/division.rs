@@ -85,9 +85,9 @@ impl Division {
         self.0.contains_key(&number)
     }
 
-    /// How many shares there are, where the one of the settings is none of them, and nobody empties its slot on purpose.
+    /// How many shares there are, where the one of the settings is none of them.
     pub fn lacks(&self, settings: &PostgresSettings) -> Option<u32> {
-        let share = settings.share.as_ref().filter(|share| !share.empties)?;
+        let share = settings.share.as_ref()?;
         self.count().filter(|count| share.number >= *count)
     }
 

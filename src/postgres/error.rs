@@ -13,6 +13,9 @@ use crate::tls::TlsError;
 /// What to say where an answer does not come any more.
 pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hangs, or the network between has lost the connection";
 
+/// SQLSTATE: somebody reads the slot.
+pub(crate) const OBJECT_IN_USE: &str = "55006";
+
 /// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
 pub(crate) const PUBLICATION_MISSING: &str = "42704";
 /// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made

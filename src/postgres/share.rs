@@ -17,8 +17,6 @@ pub struct Share {
     pub whole_slot: String,
     /// The publication that theirs are named after.
     pub whole_publication: String,
-    /// The lane runs although there are fewer shares by now: what is left of it is published.
-    pub empties: bool,
 }
 
 impl Share {
@@ -126,7 +124,6 @@ mod tests {
             count: 4,
             whole_slot: "walrelay".to_owned(),
             whole_publication: "walrelay".to_owned(),
-            empties: false,
         }
     }
 

@@ -31,13 +31,15 @@ pub(super) async fn until_across(
     let begun = Instant::now();
     let mut is_told = false;
     let mut left = question.givers.clone();
+    let mut nats = None;
     while !left.is_empty() {
         let mut pause = LOOK_INTERVAL;
         // Where a look fails, all are waited for that were before it.
-        match not_across(settings, &lane, &question, &left).await {
+        match not_across(&mut nats, settings, &lane, &question, &left).await {
             Ok(waited_for) => left = waited_for,
             Err(error) => {
                 tracing::debug!("cannot read the records of other lanes: {error:#}");
+                nats = None;
                 pause = PAUSE;
             }
         }
@@ -74,8 +76,9 @@ fn waits_for(question: &CrossingQuestion, left: &[u32]) -> String {
     )
 }
 
-/// Those of `givers` that are not across.
+/// Those of `givers` that are not across, asked on a connection that stays.
 async fn not_across(
+    nats: &mut Option<Admin>,
     settings: &Settings,
     lane: &Lane,
     question: &CrossingQuestion,
@@ -85,13 +88,16 @@ async fn not_across(
     let Some(share) = &settings.postgres.share else {
         return Ok(found);
     };
-    let nats = Admin::connect(&settings.nats.connection).await?;
+    let nats = match nats {
+        Some(nats) => nats,
+        None => nats.insert(Admin::connect(&settings.nats.connection).await?),
+    };
     for giver in givers {
         let giving = Lane {
             slot: share.slot(*giver),
             ..lane.clone()
         };
-        if switched_lsn(&nats, &giving).await? < Some(question.lsn) {
+        if switched_lsn(nats, &giving).await? < Some(question.lsn) {
             found.push(*giver);
         }
     }

@@ -9,6 +9,7 @@ use crate::pipeline::encoding::Encoding;
 use crate::pipeline::engine::EpochSettings;
 use crate::pipeline::engine::Note;
 use crate::pipeline::epochs::Refused;
+use crate::pipeline::fault::Fault;
 use crate::pipeline::lane_end::Memory;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Known, Opening, Wanted};
@@ -23,6 +24,7 @@ use crate::postgres::processes::Process;
 use crate::postgres::slot_wal::SlotWal;
 use crate::relay::board::Board;
 use crate::relay::broker::Broker;
+use crate::relay::lane_store::Answer;
 use crate::relay::open_error::OpenError;
 use crate::relay::postgres_side::{OWN_END_LIMIT, PostgresSide, status_interval};
 use crate::relay::settings::{OnReject, Settings};
@@ -100,6 +102,9 @@ pub async fn open(
     let mut postgres = PostgresSide::look(settings, inherited.memory.is_some(), board).await?;
     opening.catalog_seen();
     let mut broker = connect(settings, inherited).await?;
+    if let Some(fault) = postgres.no_share.take() {
+        check_rest(&mut broker, fault).await?;
+    }
     opening.connected(broker.server());
     let mut engine = loop {
         postgres.hold_slot(broker.answer(&mut opening)).await?;
@@ -161,6 +166,18 @@ pub async fn open(
             },
         ),
     })
+}
+
+/// A share that carries no rows may still have some on their way, until its record says that it is at its end. A slot without a
+/// record is still being made.
+async fn check_rest(broker: &mut Broker, fault: Fault) -> Result<(), OpenError> {
+    let Answer::Record(stored) = broker.ask(&Request::Record).await? else {
+        unreachable!("another answer to a request for the record");
+    };
+    match stored.record.is_some_and(|record| !record.retired) {
+        true => Ok(()),
+        false => Err(OpenError::Fault(fault)),
+    }
 }
 
 /// Reads the WAL on from `lsn` under another name of the publication. The rest of the epoch stays, as long as the slot is where

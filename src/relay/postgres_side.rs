@@ -43,6 +43,8 @@ pub(super) struct PostgresSide {
     pub(super) inspection: Inspection,
     pub(super) encoding: Encoding,
     pub(super) warnings: Vec<String>,
+    /// The lane's share carries no rows. It is read on until its record says that it is at its end.
+    pub(super) no_share: Option<Fault>,
     /// Under which names the publication is read.
     pub(super) publications: Vec<PublicationName>,
     pub(super) replication: Option<Replication>,
@@ -76,15 +78,16 @@ impl PostgresSide {
             SlotWal::of(&inspection),
             inspection.server.clock,
         );
-        let besides = check_shares(&sql, &inspection, &settings.postgres).await?;
+        let (no_share, others) = check_shares(&sql, &inspection, &settings.postgres).await?;
         let mut warnings = check_postgres(&inspection, &settings.postgres, has_streamed)?;
-        warnings.extend(besides);
+        warnings.extend(others);
         let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
         Ok(PostgresSide {
             sql,
             encoding,
             inspection,
             warnings,
+            no_share,
             publications: Vec::new(),
             replication: None,
         })
@@ -245,26 +248,30 @@ async fn own_slot(sql: &Client, slot: &str, walsender_pid: i32) -> Result<SlotAn
         })
 }
 
-/// Whether the lane's share is one, and what there is beside it.
+/// Whether the lane's share is none that carries rows, and what there is beside it. Without publication or slot there is nothing to read.
 async fn check_shares(
     sql: &Client,
     inspection: &Inspection,
     settings: &PostgresSettings,
-) -> Result<Vec<String>, OpenError> {
+) -> Result<(Option<Fault>, Vec<String>), OpenError> {
     let share = settings.share.as_ref();
     let Some(share) = share.filter(|_| inspection.server.version_num >= ROW_FILTERS_SINCE) else {
-        return Ok(Vec::new());
+        return Ok((None, Vec::new()));
     };
     let division = Division::look(sql, settings).await?.unwrap_or_default();
-    if let Some(count) = division.lacks(settings) {
-        let share = share.number;
-        return Err(OpenError::Fault(Fault::NoShare { share, count }));
+    let no_share = division.lacks(settings).map(|count| Fault::NoShare {
+        share: share.number,
+        count,
+    });
+    let is_readable = inspection.slot.is_some() && division.has(share.number);
+    if let Some(fault) = no_share.clone().filter(|_| !is_readable) {
+        return Err(OpenError::Fault(fault));
     }
     if let Some(mixed) = division.finding(share) {
         return Err(OpenError::Permanent(anyhow::anyhow!("{mixed}")));
     }
     let others = sibling_slots::others(sql, share, &division).await?;
-    Ok(others.iter().map(ToString::to_string).collect())
+    Ok((no_share, others.iter().map(ToString::to_string).collect()))
 }
 
 fn check_postgres(

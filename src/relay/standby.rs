@@ -19,7 +19,7 @@ const ANEW_AFTER: Duration = Duration::from_secs(5);
 pub(super) enum Awaited {
     /// Nobody reads the slot.
     Slot,
-    /// There are so many shares that the lane has one.
+    /// There are so many shares that the lane has one. What else lets it begin, a new start sees.
     Share,
 }
 

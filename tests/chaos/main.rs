@@ -102,13 +102,11 @@ async fn a_long_while_of_chaos() {
         Some("chain") => Lane::Chain,
         Some("shared") => Lane::Shared,
         Some(lane @ ("shares" | "reshard")) => {
-            let reshards = lane == "reshard";
             play_shares(&shares::Plan {
                 seed,
                 time: Duration::from_secs_f64(minutes * 60.0),
-                // What a share has that is about to be no more, nobody takes at once.
-                ownerless_max: (!reshards).then_some(Duration::from_secs(5)),
-                reshards,
+                ownerless_max: Some(Duration::from_secs(5)),
+                reshards: lane == "reshard",
             })
             .await;
             return;

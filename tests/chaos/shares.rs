@@ -1,7 +1,8 @@
 //! Chaos among the instances of an outbox with shares: any of them dies or freezes at any time, and comes back.
 //!
 //! In: a seed, a time (`make chaos LANE=shares`, or `LANE=reshard`). Out: the verdict, in which the order is that of each aggregate, and for how long a
-//! share had no owner at most: a slot that nobody reads, or that a frozen process holds.
+//! share had no owner at most: a slot that nobody reads, or that a frozen process holds. A share counts from when it carries rows until its
+//! slot is dropped.
 
 use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
@@ -29,13 +30,16 @@ const SHARES: usize = 4;
 /// With another number all the time, at most.
 const SHARES_MAX: usize = 8;
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-const CATCH_UP_MAX: Duration = Duration::from_secs(120);
+/// Without a further event in the streams.
+const CATCH_UP_MAX: Duration = Duration::from_secs(60);
+/// A share that had no owner for longer is told of.
+const GAP_TOLD: Duration = Duration::from_secs(2);
 
 /// What a run is to be.
 pub struct Plan {
     pub seed: u64,
     pub time: Duration,
-    /// No share may be without an owner for longer.
+    /// No share that carries rows may be without an owner for longer.
     pub ownerless_max: Option<Duration>,
     /// The number of shares changes all the time, by a command that dies too.
     pub reshards: bool,
@@ -60,7 +64,8 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
     }
     let tending = tokio::spawn(Arc::clone(&relays).tend());
     let owners = Arc::new(Owners::new(plan.shares()));
-    let watching = tokio::spawn(Arc::clone(&owners).watch(postgres.connect().await?));
+    let watch = Arc::clone(&owners).watch(postgres.connect().await?, Arc::clone(history));
+    let watching = tokio::spawn(watch);
     let mut writer = Writer::start(&postgres.url, random.random_range(300.0..900.0), plan.seed);
     history.note(format!("everything runs; a stream each: {own_streams}"));
     owners.are_known().await?;
@@ -102,21 +107,27 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
     }
     history.note(format!(
         "{transactions} transactions, {} events committed, {} in the stream; lost {}, doubled {}, reordered {}, phantom {}, altered {}; \
-         no share was without an owner for more than {ownerless:?}",
+         no share was without an owner for more than {:?}, and no slot that carries nothing for more than {:?}",
         verdict.committed,
         verdict.in_the_stream,
         verdict.lost,
         verdict.doubled,
         verdict.reordered,
         verdict.phantom,
-        verdict.altered
+        verdict.altered,
+        ownerless.of_shares,
+        ownerless.of_others
     ));
     for example in &verdict.examples {
         history.note(example);
     }
     ensure!(verdict.holds(), "the guarantee does not hold");
     if let Some(max) = plan.ownerless_max {
-        ensure!(ownerless <= max, "a share had no owner for {ownerless:?}");
+        ensure!(
+            ownerless.of_shares <= max,
+            "a share had no owner for {:?}",
+            ownerless.of_shares
+        );
     }
     Ok(())
 }
@@ -285,32 +296,75 @@ impl Owners {
     }
 
     /// Looks until it is done; for how long a share had no owner at most, once each had its first.
-    async fn watch(self: Arc<Owners>, client: Client) -> anyhow::Result<Duration> {
-        let query = "SELECT s.slot_name::text, r.application_name FROM pg_replication_slots s \
-                     LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid";
-        let mut seen: HashMap<String, Instant> = HashMap::new();
-        let mut longest = Duration::ZERO;
+    async fn watch(
+        self: Arc<Owners>,
+        client: Client,
+        history: Arc<History>,
+    ) -> anyhow::Result<Ownerless> {
+        let query = "SELECT s.slot_name::text, r.application_name, coalesce(p.rowfilter <> 'false', false) \
+                     FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
+                     LEFT JOIN pg_publication_tables p ON p.pubname = s.slot_name";
+        let mut slots: HashMap<String, Seen> = HashMap::new();
+        let mut longest = Ownerless::default();
         while !self.done.load(Ordering::Relaxed) {
+            let mut are_there = HashSet::new();
             for row in client.query(query, &[]).await? {
                 let (slot, owner): (String, Option<String>) = (row.get(0), row.get(1));
-                let frozen = self.frozen.lock().expect("no holder panics");
+                let carries: bool = row.get(2);
+                let frozen = self.frozen.lock().expect("no holder panics").clone();
                 let is_owned = owner.is_some_and(|owner| !frozen.contains(&owner));
-                if let Some(last) = seen.get(&slot) {
-                    longest = longest.max(last.elapsed());
+                let begins = carries && self.all_known.load(Ordering::Relaxed);
+                let seen = slots.get(&slot);
+                if let Some(seen) = seen.filter(|seen| seen.carries == carries) {
+                    let gap = seen.at.elapsed();
+                    longest.note(gap, carries);
+                    if is_owned && gap > GAP_TOLD {
+                        history.note(format!("{slot} had no owner for {gap:?}"));
+                    }
                 }
-                if is_owned {
-                    seen.insert(slot, Instant::now());
+                let is_other = seen.is_some_and(|seen| seen.carries != carries);
+                if is_owned || is_other || (begins && seen.is_none()) {
+                    let at = Instant::now();
+                    slots.insert(slot.clone(), Seen { at, carries });
                 }
+                are_there.insert(slot);
             }
+            // One of the same name later is another.
+            slots.retain(|slot, _| are_there.contains(slot));
             self.all_known
-                .fetch_or(seen.len() == self.shares, Ordering::Relaxed);
+                .fetch_or(slots.len() == self.shares, Ordering::Relaxed);
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
         Ok(longest)
     }
 }
 
-/// The verdict, once nothing is missing or that takes too long.
+/// A slot, when it had an owner last, or when it began to need one.
+struct Seen {
+    at: Instant,
+    carries: bool,
+}
+
+/// For how long there was no owner at most.
+#[derive(Default)]
+struct Ownerless {
+    /// Of a slot whose publication carries rows.
+    of_shares: Duration,
+    /// Of one that is not a share yet, or no more.
+    of_others: Duration,
+}
+
+impl Ownerless {
+    fn note(&mut self, gap: Duration, carries: bool) {
+        let longest = match carries {
+            true => &mut self.of_shares,
+            false => &mut self.of_others,
+        };
+        *longest = gap.max(*longest);
+    }
+}
+
+/// The verdict, once nothing is missing or nothing more comes.
 async fn judged(
     broker: &Broker,
     own_streams: bool,
@@ -318,7 +372,7 @@ async fn judged(
     ids: &[uuid::Uuid],
 ) -> anyhow::Result<verdict::Verdict> {
     let removed = HashSet::new();
-    let begin = Instant::now();
+    let (mut stored, mut grown_at) = (0, Instant::now());
     loop {
         let mut checker = Checker::of_aggregates(ids, &removed);
         match own_streams {
@@ -331,7 +385,10 @@ async fn judged(
             false => verdict::read(broker.connect().await?, "OUTBOX", &mut checker).await?,
         }
         let verdict = checker.finish();
-        if verdict.lost == 0 || begin.elapsed() > CATCH_UP_MAX {
+        if verdict.in_the_stream > stored {
+            (stored, grown_at) = (verdict.in_the_stream, Instant::now());
+        }
+        if verdict.lost == 0 || grown_at.elapsed() > CATCH_UP_MAX {
             return Ok(verdict);
         }
         tokio::time::sleep(LOOK_INTERVAL * 10).await;

@@ -11,10 +11,13 @@ use super::{LOOK_INTERVAL, Resharding};
 use crate::cli::exit::Exit;
 use crate::cli::setup;
 use crate::nats::admin::Admin;
+use crate::postgres::error::OBJECT_IN_USE;
 use crate::postgres::replication::quote_literal;
+use crate::postgres::settings::PostgresSettings;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
 
 impl Resharding<'_> {
     /// A stream of all shares has to take the dead letters of the new ones: one command for all of them.
@@ -65,12 +68,15 @@ impl Resharding<'_> {
         setup::execute_until(setup::Args::default(), lane, cancel).await
     }
 
-    /// Drops a slot that has no record, as a command leaves it that was killed. Nobody has read it, since a relay writes one first, and its publication carries nothing.
+    /// Drops a slot that has no record, as a command leaves it that was killed, or whose record says that it is at its end. Its
+    /// publication carries nothing, and no relay begins to read it.
     pub(super) async fn remove_leftover(&self, lane: &Settings) -> anyhow::Result<()> {
-        let slot = &lane.postgres.slot;
+        let PostgresSettings {
+            slot, publication, ..
+        } = &lane.postgres;
         let query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1::text";
         let begun = Instant::now();
-        // Postgres still makes the slot of a command that was killed while it waits for a transaction.
+        let mut is_told = false;
         while let Some(row) = self.sql.query_opt(query, &[slot]).await? {
             let nats = Admin::connect(&lane.nats.connection).await?;
             let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
@@ -81,10 +87,22 @@ impl Resharding<'_> {
             let reader: Option<i32> = row.try_get(0)?;
             let Some(pid) = reader else {
                 let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(slot));
-                let dropped = self.sql.batch_execute(&drop).await;
-                dropped.with_context(|| format!("cannot drop slot {slot}"))?;
+                match self.sql.batch_execute(&drop).await {
+                    Err(error) if error.code() == Some(OBJECT_IN_USE) => {}
+                    dropped => dropped.with_context(|| format!("cannot drop slot {slot}"))?,
+                }
                 continue;
             };
+            if !std::mem::replace(&mut is_told, true) {
+                // A relay that still reads it looks at everything again when the publication was changed, and lets go. Or Postgres
+                // still makes the slot of a command that was killed while it waits for a transaction.
+                let touch = format!(
+                    "ALTER PUBLICATION {} SET (publish = 'insert')",
+                    quote_identifier(publication)
+                );
+                let touched = self.sql.batch_execute(&touch).await;
+                touched.with_context(|| format!("cannot run {touch}"))?;
+            }
             if begun.elapsed() >= self.args.wait {
                 bail!(
                     "slot {slot} is in use by process {pid} of Postgres: SELECT pg_terminate_backend({pid}); ends it. Then run this again"

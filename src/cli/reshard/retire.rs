@@ -17,9 +17,8 @@ use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::client::{Client, connect};
-use crate::postgres::replication::quote_literal;
 use crate::relay::board::Board;
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown};
 use crate::table_name::quote_identifier;
@@ -47,20 +46,16 @@ impl Resharding<'_> {
             "waiting until what share {} had is published and confirmed through {end}",
             names.join(" and share ")
         ));
-        let lanes = leaving.iter().map(|number| {
-            let mut lane = self.lanes[*number as usize].clone();
-            if let Some(share) = &mut lane.postgres.share {
-                share.empties = true;
-            }
-            lane
-        });
-        let lanes: Vec<Settings> = lanes.collect();
+        let lanes: Vec<&Settings> = leaving
+            .iter()
+            .map(|number| &self.lanes[*number as usize])
+            .collect();
         for lane in &lanes {
             self.remove_leftover(lane).await?;
         }
         try_join_all(lanes.iter().map(|lane| empty(lane, end, self.args.wait))).await?;
-        for (number, lane) in leaving.iter().zip(&lanes) {
-            self.remove(lane).await?;
+        try_join_all(lanes.iter().map(|lane| self.remove(lane))).await?;
+        for number in leaving {
             stdout::write(&format!("share {number} is no more\n"))?;
         }
         Ok(())
@@ -79,20 +74,8 @@ impl Resharding<'_> {
                 self.lanes.len()
             ));
         }
-        let stored = client.record().await?;
-        if let Some(record) = stored.record {
-            let retired = LaneRecord {
-                retired: true,
-                ..record
-            };
-            client.store_record(retired, stored.sequence).await?;
-        }
-        let drop = format!(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
-            quote_literal(slot)
-        );
-        let dropped = self.sql.batch_execute(&drop).await;
-        dropped.with_context(|| format!("cannot drop slot {slot}"))?;
+        retire_record(&client).await?;
+        self.remove_leftover(lane).await?;
         let drop = format!(
             "DROP PUBLICATION IF EXISTS {}",
             quote_identifier(publication)
@@ -102,7 +85,25 @@ impl Resharding<'_> {
     }
 }
 
-/// Sees to it that a slot is confirmed through `end`, and read by nobody.
+/// Behind whatever a relay of the lane records meanwhile.
+async fn retire_record(client: &LaneClient) -> Result<(), LaneError> {
+    loop {
+        let stored = client.record().await?;
+        let Some(record) = stored.record.filter(|record| !record.retired) else {
+            return Ok(());
+        };
+        let retired = LaneRecord {
+            retired: true,
+            ..record
+        };
+        match client.store_record(retired, stored.sequence).await {
+            Err(LaneError::Taken) => {}
+            stored => return stored.map(drop),
+        }
+    }
+}
+
+/// Sees to it that a slot is confirmed through `end`.
 async fn empty(lane: &Settings, end: PgLsn, limit: Duration) -> anyhow::Result<()> {
     let sql = connect(&lane.postgres.conninfo).await?;
     let slot = &lane.postgres.slot;
@@ -124,13 +125,6 @@ async fn empty(lane: &Settings, end: PgLsn, limit: Duration) -> anyhow::Result<(
     }
     handle.stop();
     relay.await?;
-    let begun = Instant::now();
-    while is_read(&sql, slot).await? {
-        if begun.elapsed() >= limit {
-            bail!("slot {slot} is still read: stop the relay that has it, and run this again");
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
     Ok(())
 }
 
@@ -146,9 +140,4 @@ async fn confirmed(sql: &Client, slot: &str, end: PgLsn, limit: Duration) -> any
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-async fn is_read(sql: &Client, slot: &str) -> anyhow::Result<bool> {
-    let place = slot_and_wal(sql, slot).await?;
-    Ok(place.is_some_and(|place| place.active_pid.is_some()))
 }

@@ -15,12 +15,10 @@ use crate::pipeline::row::{Relations, Source};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::encoding::{self, SEND_BYTES, SEND_UTF8};
 use crate::postgres::error::{
-    PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, PUBLICATION_MISSING_WHY,
+    OBJECT_IN_USE, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, PUBLICATION_MISSING_WHY,
 };
 use crate::postgres::settings::PostgresSettings;
 
-/// SQLSTATE object_in_use.
-const OBJECT_IN_USE: &str = "55006";
 /// How often the slot is looked at.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The same for what asynchronous commits leave to the WAL writer, three times `wal_writer_delay` (0.2 s) at most.

@@ -67,7 +67,6 @@ pub(super) fn example(table: &Table, settings: &PostgresSettings) -> Option<Stri
         count: 4,
         whole_slot: String::new(),
         whole_publication: String::new(),
-        empties: false,
     };
     filter(&first, key(table, settings)?)
 }

@@ -265,6 +265,29 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     stops(relay).await;
 }
 
+/// The command died at the change and nobody runs it again. A later one takes the slots from the relay that reads them.
+#[tokio::test]
+async fn relays_publish_the_rest_of_a_share_that_is_no_more_without_the_command() {
+    let mut fixture = two_shares(true).await;
+    reshard(&fixture, "4").await;
+    shares(&mut fixture, 4);
+    fixture.insert(1, 100).await;
+    let dry = ["reshard", "--shares", "2", "--dry-run"];
+    let dry = fixture.walrelay(&dry).await.success().stdout;
+    let (change, _) = dry.split_once("COMMIT;").expect("a transaction");
+    let change = format!("{change}COMMIT;");
+    fixture.sql.batch_execute(&change).await.unwrap();
+    fixture.insert(101, 200).await;
+    let relay = fixture.run();
+    let committed: Vec<Uuid> = (1..=200).map(uuid).collect();
+    verdict(&fixture, &committed, &streams_of(&fixture, 4)).await;
+    assert_eq!(count(&fixture, &format!("{SLOTS} AND active")).await, 4);
+    reshard(&fixture, "2").await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
+    assert_eq!(count(&fixture, "FROM pg_publication").await, 2);
+    stops(relay).await;
+}
+
 /// The command was killed while Postgres made a slot, or behind that: no record tells where it begins.
 #[tokio::test]
 async fn a_slot_that_a_killed_command_has_left_is_made_again() {
