@@ -46,6 +46,9 @@ pub struct Known<'a> {
     pub memory: Option<Memory>,
     /// `--from`, as far as it is not done.
     pub from: Option<PgLsn>,
+    /// Why the lane's share carries no rows, if it does not. There may be some on their way, until the record says that the lane is at its
+    /// end.
+    pub no_share: Option<Fault>,
 }
 
 /// What a start needs next.
@@ -263,6 +266,7 @@ impl<'a> Opening<'a> {
             (Step::Stream, Reply::Stream(stream)) => Step::Record(stream),
             (Step::Record(stream), Reply::Record(stored)) => {
                 lives_here(&stored)?;
+                self.has_rest(&stored)?;
                 self.share_doubt(&stream, &stored);
                 if let Some(record) = &stored.record {
                     self.publications.clone_from(&record.publications);
@@ -283,6 +287,16 @@ impl<'a> Opening<'a> {
             (step, reply) => panic!("{reply:?} is no reply to what {step:?} asks for"),
         };
         Ok(())
+    }
+
+    /// A slot without a record is still being made.
+    fn has_rest(&self, stored: &StoredRecord) -> Result<(), NotOpened> {
+        let record = stored.record.as_ref();
+        let has_rest = record.is_some_and(|record| !record.retired);
+        match self.known.no_share.clone().filter(|_| !has_rest) {
+            Some(fault) => Err(NotOpened::Fault(fault)),
+            None => Ok(()),
+        }
     }
 
     /// What another relay has seen of the stream goes for what this one remembers too.

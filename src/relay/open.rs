@@ -24,7 +24,6 @@ use crate::postgres::processes::Process;
 use crate::postgres::slot_wal::SlotWal;
 use crate::relay::board::Board;
 use crate::relay::broker::Broker;
-use crate::relay::lane_store::Answer;
 use crate::relay::open_error::OpenError;
 use crate::relay::postgres_side::{OWN_END_LIMIT, PostgresSide, status_interval};
 use crate::relay::settings::{OnReject, Settings};
@@ -57,6 +56,8 @@ pub struct Inherited {
     /// The server's end of the last replication connection. Where the network has lost that one, the server does not
     /// know, and keeps the slot for it.
     pub walsender: Option<Process>,
+    /// Why the lane's share carries no rows, if it does not.
+    pub(crate) no_share: Option<Fault>,
     /// The cluster's servers, as the last one told of them.
     pub advertised: Vec<Advertised>,
 }
@@ -98,13 +99,11 @@ pub async fn open(
     now: Duration,
 ) -> Result<Epoch, OpenError> {
     let slot = &settings.postgres.slot;
-    let mut opening = Opening::new(known(settings, inherited));
     let mut postgres = PostgresSide::look(settings, inherited.memory.is_some(), board).await?;
+    inherited.no_share = postgres.no_share.take();
+    let mut opening = Opening::new(known(settings, inherited));
     opening.catalog_seen();
     let mut broker = connect(settings, inherited).await?;
-    if let Some(fault) = postgres.no_share.take() {
-        check_rest(&mut broker, fault).await?;
-    }
     opening.connected(broker.server());
     let mut engine = loop {
         postgres.hold_slot(broker.answer(&mut opening)).await?;
@@ -168,18 +167,6 @@ pub async fn open(
     })
 }
 
-/// A share that carries no rows may still have some on their way, until its record says that it is at its end. A slot without a
-/// record is still being made.
-async fn check_rest(broker: &mut Broker, fault: Fault) -> Result<(), OpenError> {
-    let Answer::Record(stored) = broker.ask(&Request::Record).await? else {
-        unreachable!("another answer to a request for the record");
-    };
-    match stored.record.is_some_and(|record| !record.retired) {
-        true => Ok(()),
-        false => Err(OpenError::Fault(fault)),
-    }
-}
-
 /// Reads the WAL on from `lsn` under another name of the publication. The rest of the epoch stays, as long as the slot is where
 /// it was: what lies below has been seen to continue the stream.
 ///
@@ -230,6 +217,7 @@ pub(super) fn known<'s>(settings: &'s Settings, inherited: &Inherited) -> Known<
         shared: settings.nats.shared,
         memory: inherited.memory.clone(),
         from: inherited.from,
+        no_share: inherited.no_share.clone(),
     }
 }
 

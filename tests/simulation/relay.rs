@@ -333,6 +333,7 @@ impl Relay {
             shared: self.settings.shared,
             memory: self.memory.clone(),
             from: self.from.map(Into::into),
+            no_share: None,
         };
         Start {
             opening: match self.is_resyncing() {

@@ -21,6 +21,7 @@ fn opening_with(memory: Option<Memory>) -> Opening<'static> {
         shared: false,
         memory,
         from: None,
+        no_share: None,
     });
     opening.catalog_seen();
     opening.connected(Server::default());
@@ -202,6 +203,36 @@ fn what_was_confirmed_on_a_timeline_that_the_server_left_is_not_carried_over() {
     before.confirmed_lsn = 40.into();
     let usable = begin::usable_record(Some(before), &history).expect("a record");
     assert_eq!(u64::from(usable.confirmed_lsn), 10);
+}
+
+#[test]
+fn a_share_that_is_no_more_is_read_until_its_record_is_at_its_end() {
+    let no_share = Fault::NoShare { share: 2, count: 2 };
+    let retired = LaneRecord {
+        retired: true,
+        ..record(2)
+    };
+    for (record, has_rest) in [
+        (None, false),
+        (Some(record(2)), true),
+        (Some(retired), false),
+    ] {
+        let mut opening = opening();
+        opening.known.no_share = Some(no_share.clone());
+        opening
+            .take(Reply::Stream(stream(CREATED, 2)))
+            .expect("the record is asked for");
+        let stored = StoredRecord {
+            record,
+            note: None,
+            sequence: 1,
+        };
+        match opening.take(Reply::Record(Box::new(stored))) {
+            Ok(()) => assert!(has_rest),
+            Err(NotOpened::Fault(fault)) => assert!(!has_rest && fault == no_share),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]
