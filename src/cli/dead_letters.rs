@@ -1,15 +1,16 @@
 //! `walrelay dead-letters`: the rows that could not be published.
 //!
-//! In: settings, a position. Out: the dead letters of the slot in the stream and what has become of each; a retry of one, or
-//! that nobody wants it; or a person's permission to skip the row at which `on_reject = "halt"` halted. Guarantees: a dead
+//! In: settings, a position. Out: the dead letters of the slot in the stream and what has become of each, and of those of shares that
+//! are no more and whose rows are this one's; a retry of one, or that nobody wants it; or a person's permission to skip the row at which `on_reject = "halt"` halted. Guarantees: a dead
 //! letter stays where it is; each is retried once; a row is skipped only while no relay runs.
 
 use anyhow::{Context as _, bail};
 use clap::{Subcommand, builder::NonEmptyStringValueParser};
 
 use crate::cli::adopt::RELEASE_LIMIT;
-use crate::cli::exit::Exit;
-use crate::cli::stdout;
+use crate::cli::exit::{Exit, UsageError};
+use crate::cli::taken_over;
+use crate::cli::{stderr, stdout};
 use crate::nats::admin::Admin;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::inspect_released;
@@ -22,6 +23,7 @@ pub(in crate::cli) mod letters;
 mod list;
 
 use close::Action as Closing;
+use letters::Letters;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -112,23 +114,126 @@ fn assignment(text: &str) -> Result<(String, String), String> {
     Ok((column.to_owned(), value.to_owned()))
 }
 
-/// Runs the command.
+/// Runs the command; `load` gives the settings of a share that is no more.
 ///
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub async fn execute(
+    args: Args,
+    settings: &Settings,
+    load: impl Fn(u32) -> Result<Settings, anyhow::Error>,
+) -> Result<Exit, anyhow::Error> {
     let nats = Admin::connect(&settings.nats.connection).await?;
-    let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let lanes = Lanes::find(&nats, settings, load).await?;
     match args.action {
-        Action::List { all, json } => list::list(&lane, all, json).await,
-        Action::Show { position, json } => list::show(&lane, position, json).await,
-        Action::Retry { position, set, .. } => {
-            close::close(&nats, settings, position, Closing::Retry { set }).await
+        Action::List { all, json } => lanes.list(all, json).await,
+        Action::Show { position, json } => {
+            let lane = lanes.client(lanes.with(position).await?)?;
+            list::show(&lane, position, json).await
         }
+        Action::Retry { position, set, .. } => lanes.close(position, Closing::Retry { set }).await,
         Action::Discard {
             position, reason, ..
-        } => close::close(&nats, settings, position, Closing::Discard { reason }).await,
-        Action::Skip { position } => skip(&lane, settings, position).await,
+        } => lanes.close(position, Closing::Discard { reason }).await,
+        Action::Skip { position } => skip(&lanes.client(settings)?, settings, position).await,
+    }
+}
+
+/// The lane, and behind it those whose shares are no more and whose rows are its own now, where they have dead letters.
+struct Lanes<'a> {
+    nats: &'a Admin,
+    own: &'a Settings,
+    taken_over: Vec<Settings>,
+}
+
+impl<'a> Lanes<'a> {
+    async fn find(
+        nats: &'a Admin,
+        own: &'a Settings,
+        load: impl Fn(u32) -> Result<Settings, anyhow::Error>,
+    ) -> anyhow::Result<Self> {
+        let mut taken_over = Vec::new();
+        if own.postgres.share.is_some() {
+            let client = connect(&own.postgres.conninfo).await?;
+            for lane in taken_over::by(own, &client, nats).await? {
+                let letters = lane.letters(nats).await?;
+                if letters.is_some_and(|letters| !letters.all().is_empty()) {
+                    let mut settings = load(lane.number)?;
+                    settings.nats.stream = lane.stream;
+                    taken_over.push(settings);
+                }
+            }
+        }
+        Ok(Lanes {
+            nats,
+            own,
+            taken_over,
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Settings> {
+        std::iter::once(self.own).chain(&self.taken_over)
+    }
+
+    fn client(&self, lane: &Settings) -> anyhow::Result<LaneClient> {
+        let (stream, slot) = (&lane.nats.stream, &lane.postgres.slot);
+        Ok(LaneClient::new(self.nats, stream, slot)?)
+    }
+
+    async fn list(&self, all: bool, json: bool) -> Result<Exit, anyhow::Error> {
+        list::list(&self.client(self.own)?, all, json).await?;
+        for lane in &self.taken_over {
+            let (slot, stream) = (&lane.postgres.slot, &lane.nats.stream);
+            stderr::line(format_args!(
+                "of slot {slot} in stream {stream}, whose share is no more:"
+            ));
+            list::list(&self.client(lane)?, all, json).await?;
+        }
+        Ok(Exit::Done)
+    }
+
+    /// The lane whose dead letter at this position is meant: one that is open before one that is not.
+    async fn with(&self, position: Position) -> anyhow::Result<&Settings> {
+        let (mut open, mut closed) = (Vec::new(), None);
+        for lane in self.all().filter(|_| !self.taken_over.is_empty()) {
+            let letters = Letters::read(&self.client(lane)?).await?;
+            if letters
+                .open()
+                .any(|letter| letter.place.position == position)
+            {
+                open.push(lane);
+            } else if letters.find(position).is_ok() {
+                closed.get_or_insert(lane);
+            }
+        }
+        let share = |lane: &&Settings| lane.postgres.share.clone();
+        match &open[..] {
+            [] => Ok(closed.unwrap_or(self.own)),
+            [lane] => Ok(lane),
+            [.., last] => {
+                let share = share(last).context("it has a share")?;
+                let (slot, count, number) = (share.slot(share.number), share.count, share.number);
+                let why = format!(
+                    "several slots have an open dead letter at {position}: --shares {count} --share {number} means that of {slot} alone"
+                );
+                Err(UsageError(why).into())
+            }
+        }
+    }
+
+    async fn close(
+        &self,
+        position: Option<Position>,
+        action: Closing,
+    ) -> Result<Exit, anyhow::Error> {
+        if let Some(at) = position {
+            return close::close(self.nats, self.with(at).await?, position, action).await;
+        }
+        let mut gravest = Exit::Done;
+        for lane in self.all() {
+            gravest = gravest.graver(close::close(self.nats, lane, None, action.clone()).await?);
+        }
+        Ok(gravest)
     }
 }
 

@@ -37,6 +37,7 @@ pub mod status;
 mod stderr;
 pub mod stdout;
 pub mod tail;
+mod taken_over;
 pub mod teardown;
 pub mod verify;
 
@@ -205,7 +206,16 @@ impl Cli {
             }
             Command::DeadLetters(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(dead_letters::execute(args, loaded.lane()?))
+                // A share that is no more, as if there were still so many.
+                let load = |share: u32| {
+                    let mut values = keys.given();
+                    let count = (share + 1).next_power_of_two();
+                    values.push((Key::RelayShares, count.to_string()));
+                    values.push((Key::RelayShare, share.to_string()));
+                    let loaded = given.clone().with(values).load()?;
+                    Ok(loaded.lane()?.clone())
+                };
+                block_on(dead_letters::execute(args, loaded.lane()?, load))
             }
             Command::Prune(Configured { args, keys }) => {
                 block_on(prune::execute(args, &load(keys.given())?.lanes))

@@ -16,6 +16,7 @@ use postgres_types::PgLsn;
 
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
+use crate::cli::taken_over;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -258,13 +259,18 @@ async fn check(
     }
     let lane = &comparison.lane;
     let read_through = lane.read_through();
-    let report = Report::new(
+    let mut report = Report::new(
         &table,
         lane,
         settled,
         comparison.pending_for,
         unfit.map(|unfit| unfit.reason),
     );
+    for lane in taken_over::by(settings, client, &nats).await? {
+        if let Some(letters) = lane.letters(&nats).await? {
+            report.take_letters(&lane.slot, &letters);
+        }
+    }
     Ok((comparison.judge(report, each).await?, read_through))
 }
 

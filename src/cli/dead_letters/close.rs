@@ -31,7 +31,7 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// What is to become of dead letters.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Action {
     Retry { set: Vec<(String, String)> },
     Discard { reason: String },

@@ -12,6 +12,7 @@ use super::compare::{Group, Verdict};
 use super::lane::{LaneReading, SAMPLES_MAX};
 use super::slot::Settled;
 use super::table::Table;
+use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::Exit;
 use crate::cli::stdout::Account;
 
@@ -31,6 +32,9 @@ pub(super) struct Example {
     last_sequence: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<String>,
+    /// Of another one whose share is no more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slot: Option<String>,
     /// The position that came before it.
     #[serde(skip_serializing_if = "Option::is_none")]
     behind: Option<String>,
@@ -82,6 +86,9 @@ impl std::fmt::Display for Example {
         }
         if let (Some(position), Some(behind)) = (&self.position, &self.behind) {
             write!(f, "  {position} behind {behind}")?;
+        }
+        if let Some(slot) = &self.slot {
+            write!(f, "  of slot {slot}, whose share is no more")?;
         }
         Ok(())
     }
@@ -234,6 +241,19 @@ impl Report {
             if count > 0 {
                 findings.add(count, example);
             }
+        }
+    }
+
+    /// Adds the open ones of a lane whose share is no more. Its rows count as published until then, whatever share they are of.
+    pub(super) fn take_letters(&mut self, slot: &str, letters: &Letters) {
+        for letter in letters.open() {
+            let example = Example {
+                id: letter.id.clone(),
+                sequence: Some(letter.place.sequence),
+                slot: Some(slot.to_owned()),
+                ..Example::default()
+            };
+            self.dead_lettered.add(1, example);
         }
     }
 

@@ -387,6 +387,83 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
     }
 }
 
+/// They are told with those of the share that has the rows now, and what `doctor` says is typed.
+#[tokio::test]
+async fn dead_letters_of_a_share_that_is_no_more_are_shown_and_closed() {
+    for own_streams in [true, false] {
+        let mut fixture = two_shares(own_streams).await;
+        if !own_streams {
+            takes_dead_letters_of(&fixture, "4").await;
+        }
+        reshard(&fixture, "4").await;
+        shares(&mut fixture, 4);
+        let relay = fixture.run();
+        // Of share 3, and later of share 1.
+        let share = "(uuid_hash(aggregate_id) & 3) = 3";
+        fixture.insert(1, 60).await;
+        let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+            SELECT gen_random_uuid(), aggregate_id, 'has a space', '{}' FROM outbox_events WHERE";
+        let bad = format!("{bad} {share} LIMIT 2");
+        // The trigger would give them another aggregate.
+        let sql = format!("DROP TRIGGER few ON outbox_events; {bad}");
+        fixture.sql.batch_execute(&sql).await.unwrap();
+        reshard(&fixture, "2").await;
+        shares(&mut fixture, 2);
+
+        let doctor = fixture.walrelay(&["doctor"]).await;
+        let told = format!("2 dead letters of slot {}_3", fixture.name);
+        assert!(doctor.stdout.contains(&told), "{}", doctor.stdout);
+        let (_, typed) = doctor
+            .stdout
+            .split_once("walrelay dead-letters list ")
+            .unwrap();
+        let typed: Vec<&str> = typed.split(' ').take(2).collect();
+        assert_eq!(typed, ["--share", "1"]);
+        let of_share =
+            |command: &[&'static str]| [&["dead-letters"], command, &["--share", "1"]].concat();
+        let found = fixture.walrelay(&["verify"]).await;
+        assert_eq!(found.code, Some(1), "{}", found.stderr);
+        let told = format!("of slot {}_3, whose share is no more", fixture.name);
+        assert_eq!(found.stdout.matches(&told).count(), 2, "{}", found.stdout);
+        let listed = fixture
+            .walrelay(&of_share(&["list", "--json"]))
+            .await
+            .success();
+        let positions: Vec<String> = (listed.stdout.lines())
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|letter| letter["position"].as_str().unwrap().to_owned())
+            .collect();
+        assert_eq!(positions.len(), 2, "{}", listed.stdout);
+
+        let mend = [
+            "dead-letters",
+            "retry",
+            &positions[0],
+            "--set",
+            "event_type=mended",
+        ];
+        fixture
+            .walrelay(&[&mend[..], &["--share", "1"]].concat())
+            .await
+            .success();
+        let again = ["dead-letters", "retry", &positions[0], "--share", "1"];
+        assert_eq!(
+            fixture.walrelay(&again).await.code,
+            Some(1),
+            "it was retried"
+        );
+        let discard = of_share(&["discard", "--all", "--reason", "a test"]);
+        fixture.walrelay(&discard).await.success();
+        fixture.walrelay(&["verify"]).await.success();
+        let left = fixture
+            .walrelay(&of_share(&["list", "--json"]))
+            .await
+            .success();
+        assert_eq!(left.stdout, "");
+        stops(relay).await;
+    }
+}
+
 /// What cannot be read of a lane that had rows is no word that they are published.
 #[tokio::test]
 async fn a_lane_whose_record_cannot_be_read_is_waited_for() {
