@@ -14,7 +14,7 @@ use crate::tls::TlsError;
 pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hangs, or the network between has lost the connection";
 
 /// SQLSTATE: somebody reads the slot.
-pub(crate) const OBJECT_IN_USE: &str = "55006";
+pub const OBJECT_IN_USE: &str = "55006";
 
 /// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
 pub(crate) const PUBLICATION_MISSING: &str = "42704";
