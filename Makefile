@@ -47,6 +47,7 @@ versions: toolchain servers ## Stream from Postgres 14 to 17, and to NATS 2.10 t
 	@scripts/servers.sh --all-nats
 	$(CARGO) test --test integration versions:: -- --include-ignored
 	$(CARGO) test --test faults in_every_supported_version -- --include-ignored
+	$(CARGO) test --test faults a_cluster_is_upgraded -- --include-ignored
 
 # How many events the backlog has; fewer for a first look: EVENTS=100000
 EVENTS ?= 1000000

@@ -157,6 +157,15 @@ impl LocalNats {
         self.launch().await
     }
 
+    /// The same with another build of the server, as in an upgrade.
+    ///
+    /// # Errors
+    /// As [`Self::start_again`].
+    pub async fn start_again_as(&mut self, binaries: &ServerBinaries) -> Result<(), LocalError> {
+        self.binaries = binaries.clone();
+        self.start_again().await
+    }
+
     /// Halts the process where it is (SIGSTOP): its connections stay open and silent.
     pub fn pause(&mut self) {
         if let Some(process) = &mut self.process {

@@ -301,9 +301,10 @@ impl Owners {
         client: Client,
         history: Arc<History>,
     ) -> anyhow::Result<Ownerless> {
-        let query = "SELECT s.slot_name::text, r.application_name, coalesce(p.rowfilter <> 'false', false) \
+        // pg_publication_tables fails where a publication goes meanwhile.
+        let query = "SELECT s.slot_name::text, r.application_name, coalesce(pg_get_expr(t.prqual, t.prrelid) <> 'false', false) \
                      FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
-                     LEFT JOIN pg_publication_tables p ON p.pubname = s.slot_name";
+                     LEFT JOIN pg_publication p ON p.pubname = s.slot_name LEFT JOIN pg_publication_rel t ON t.prpubid = p.oid";
         let mut slots: HashMap<String, Seen> = HashMap::new();
         let mut longest = Ownerless::default();
         while !self.done.load(Ordering::Relaxed) {

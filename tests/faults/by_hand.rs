@@ -260,6 +260,86 @@ async fn a_disk_is_wiped_beside_a_frozen_follower() {
     }
 }
 
+/// Node by node, while writers write to a stream of their own and to a shared one.
+#[tokio::test]
+#[ignore = "needs nats-server 2.14 and 2.15: make versions"]
+async fn a_cluster_is_upgraded_under_load() {
+    let [old, new] = [14, 15].map(|minor| binaries().with_nats_minor(minor).expect("it is there"));
+    let mut cluster = LocalNatsCluster::start(&old, 3).await.unwrap();
+    let (mut own, mut shared) = (Fixture::bare().await, Fixture::bare().await);
+    for fixture in [&mut own, &mut shared] {
+        move_to_cluster(fixture, &cluster).await;
+    }
+    let subjects = [
+        format!("{}.>", own.name),
+        format!("walrelay.dead.{}", own.name),
+    ];
+    let config = by_hand(own.stream_name(), &subjects, 3);
+    jetstream(&own).create_stream(config).await.unwrap();
+    own.setup().await;
+    share(&mut [&mut shared], 3).await;
+    let mut relays = [own.run(), shared.run()];
+    let writers = [Writer::start(&own).await, Writer::start(&shared).await];
+    for index in 0..3 {
+        for fixture in [&own, &shared] {
+            more_events(fixture, EVENTS_BETWEEN).await;
+        }
+        let node = cluster.node(index);
+        node.stop().await.unwrap();
+        node.start_again_as(&new).await.unwrap();
+        let client = async_nats::connect(node.url()).await.unwrap();
+        let version = client.server_info().version;
+        assert!(version.starts_with("2.15."), "{version}");
+        caught_up(&own, &[own.stream_name(), shared.stream_name(), "WALRELAY"]).await;
+    }
+    for (fixture, writer) in [&own, &shared].into_iter().zip(writers) {
+        more_events(fixture, EVENTS_BETWEEN).await;
+        judge(fixture, writer).await;
+    }
+    for relay in &mut relays {
+        assert!(relay.runs(), "{}", relay.log());
+    }
+    for relay in relays {
+        relay.stop().await;
+    }
+}
+
+/// A backlog, in turns into a stream with one copy and into one with three, of the same cluster.
+#[tokio::test]
+#[ignore = "measures, and needs an optimised build of walrelay in WALRELAY_THIS"]
+async fn one_and_three_replicas_take_a_backlog() {
+    const ROWS: u64 = 200_000;
+    const PER_TRANSACTION: u64 = 1_000;
+    let build = std::env::var("WALRELAY_THIS").expect("WALRELAY_THIS names a build");
+    let cluster = LocalNatsCluster::start(&binaries(), 3).await.unwrap();
+    for round in 1..=3 {
+        for replicas in [1, 3] {
+            let mut fixture = Fixture::bare().await;
+            move_to_cluster(&mut fixture, &cluster).await;
+            let subjects = [
+                format!("{}.>", fixture.name),
+                format!("walrelay.dead.{}", fixture.name),
+            ];
+            let config = by_hand(fixture.stream_name(), &subjects, replicas);
+            jetstream(&fixture).create_stream(config).await.unwrap();
+            fixture.setup().await;
+            for part in 0..ROWS / PER_TRANSACTION {
+                let first = part * PER_TRANSACTION;
+                fixture.insert(first + 1, first + PER_TRANSACTION).await;
+            }
+            let begun = std::time::Instant::now();
+            let relay = fixture.run_by(&build, &["run"]);
+            eventually_within(BACKFILL_LIMIT, "all are published", async || {
+                (event_count(&fixture).await >= ROWS).then_some(())
+            })
+            .await;
+            let rate = ROWS as f64 / begun.elapsed().as_secs_f64();
+            eprintln!("round {round}, {replicas} replicas: {rate:.0}/s");
+            relay.stop().await;
+        }
+    }
+}
+
 /// Commits the last [`EVENTS_BETWEEN`] events up to `last` on both lanes.
 async fn commits(fixtures: &[&Fixture], last: u64) {
     for fixture in fixtures {
