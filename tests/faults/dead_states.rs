@@ -341,7 +341,6 @@ async fn copies_have_dead_letters_and_events_apart_through_a_killed_server() {
     let why = ["--reason", "a test"];
     let discard = [&[letter.position.as_str()][..], &why].concat();
     command(&fixture, "discard", &discard).await.success();
-    relay.stop().await;
 
     let told = |stored: &[Stored], is_dead: bool| -> Vec<_> {
         let of_kind = stored
@@ -361,4 +360,19 @@ async fn copies_have_dead_letters_and_events_apart_through_a_killed_server() {
         assert!(told(&copy, !is_dead).is_empty());
         assert_eq!(told(&copy, is_dead), told(&lane, is_dead));
     }
+
+    // What is erased goes from both.
+    for of in ["= 'has a space'", "<> 'has a space'"] {
+        let sql =
+            format!("SELECT aggregate_id::text FROM outbox_events WHERE event_type {of} LIMIT 1");
+        let aggregate: String = fixture.sql.query_one(&sql, &[]).await.unwrap().get(0);
+        let erase = ["erase", "--aggregate-id", &aggregate, "--yes"];
+        fixture.walrelay(&erase).await.success();
+        for name in &copies {
+            let copy = fixture.stored_in(name).await;
+            assert!(copy.iter().all(|m| !m.body.contains(&aggregate)));
+        }
+    }
+    assert_eq!(told(&fixture.stored_in(&copies[1]).await, false).len(), 259);
+    relay.stop().await;
 }
