@@ -11,7 +11,7 @@ use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::mapping::{Mapping, default_columns};
 use walrelay::pipeline::oversized::ColumnFilter;
 use walrelay::pipeline::pgoutput::{self, Column, Message};
-use walrelay::pipeline::row::{Relations, Source};
+use walrelay::pipeline::row::{Outbox, Relations, Source};
 use walrelay::pipeline::tables::Tables;
 
 /// Everything that reads a payload.
@@ -27,10 +27,12 @@ fn read(payload: &[u8]) -> Result<(), DecodeError> {
 
 fn source() -> Source {
     Source {
-        tables: Tables::new("public".into(), "outbox_events".into(), 0, 0.into()),
+        outboxes: vec![Outbox {
+            tables: Tables::new("public".into(), "outbox_events".into(), 0, 0.into()),
+            mapping: Mapping::default(),
+        }],
         domains: Vec::new(),
         encoding: Encoding::Utf8,
-        mapping: Mapping::default(),
         messages: None,
     }
 }
@@ -119,7 +121,7 @@ proptest! {
         let Ok(Message::Relation(relation)) = pgoutput::decode(&relation) else {
             panic!("not a relation");
         };
-        prop_assert!(!relations.describe(relation));
+        prop_assert!(relations.describe(relation).is_none());
         let insert = wire::insert(oid, &ordered);
         let Ok(Message::Insert { relation_oid, row }) = pgoutput::decode(&insert) else {
             panic!("not an insert");

@@ -28,6 +28,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         columns: default_columns(),
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
+        further: Vec::new(),
         messages: None,
         share: None,
     }
@@ -58,6 +59,7 @@ async fn the_commands_make_and_remove_postgres_and_stream_together() {
             stream: "OUTBOX".to_owned(),
             subject: "outbox.{event_type}".parse().expect("a template"),
             shared: false,
+            further_subjects: Vec::new(),
             neighbours: Vec::new(),
         },
         message: walrelay::pipeline::mapping::MessageSettings::default(),

@@ -46,6 +46,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         columns: default_columns(),
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
+        further: Vec::new(),
         messages: None,
         share: None,
     }

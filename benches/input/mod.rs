@@ -17,7 +17,7 @@ use walrelay::pipeline::mapping::{Format, HeaderValues, Mapping, MessageSettings
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
-use walrelay::pipeline::row::Source;
+use walrelay::pipeline::row::{Outbox, Source};
 use walrelay::pipeline::tables::Tables;
 
 /// OID of the outbox table.
@@ -150,10 +150,12 @@ fn xlog_data(data: &[u8]) -> Vec<u8> {
 /// The outbox table as the relay is configured for it.
 pub fn source(layout: Layout) -> Source {
     Source {
-        tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
+        outboxes: vec![Outbox {
+            tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
+            mapping: (layout.mapping)(),
+        }],
         domains: Vec::new(),
         encoding: Encoding::Utf8,
-        mapping: (layout.mapping)(),
         messages: None,
     }
 }

@@ -12,11 +12,12 @@ use tokio::sync::mpsc;
 use super::rows::{RowText, Rows, columns};
 use super::source::{AHEAD, Source};
 use super::{Item, Sourced};
+use crate::nats::api::StoredMessage;
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::mapping::Mapping;
-use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER};
+use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, TABLE_HEADER};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -43,11 +44,17 @@ pub async fn events(
     values: Values,
 ) -> anyhow::Result<Source> {
     let (sender, receiver) = mpsc::channel(AHEAD);
+    let mut tables = Vec::new();
+    for settings in settings.tables() {
+        tables.push(Outbox {
+            rows: Rows::open(&settings).await?,
+            id_column: settings.postgres.id_column().to_owned(),
+            mapping: settings.mapping(),
+        });
+    }
     let reader = Reader {
-        rows: Rows::open(settings).await?,
-        id_column: settings.postgres.id_column().to_owned(),
+        tables,
         slot: settings.postgres.slot.clone(),
-        mapping: settings.mapping(),
         lane: lane.clone(),
         values,
     };
@@ -85,12 +92,18 @@ pub fn marks(slot: &str, state: State, marks: Vec<Mark>) -> Source {
 }
 
 struct Reader {
-    rows: Rows,
-    id_column: String,
+    /// The lane's own first.
+    tables: Vec<Outbox>,
     slot: String,
-    mapping: Mapping,
     lane: LaneClient,
     values: Values,
+}
+
+/// One table of the lane.
+struct Outbox {
+    rows: Rows,
+    id_column: String,
+    mapping: Mapping,
 }
 
 impl Reader {
@@ -101,12 +114,9 @@ impl Reader {
     async fn sourced(&self, letter: Place) -> anyhow::Result<Sourced> {
         let name = letter.position.to_string();
         let message = self.lane.message(Lookup::Message(letter.sequence)).await?;
-        let body = message
-            .as_ref()
-            .map(|message| message.data.as_slice())
-            .context("the stream no longer has it");
-        let item = match body {
-            Ok(body) => self.item(letter.position, body).await,
+        let message = message.context("the stream no longer has it");
+        let item = match message {
+            Ok(message) => self.item(letter.position, &message).await,
             Err(gone) => Err(gone),
         };
         Ok(match item {
@@ -118,16 +128,24 @@ impl Reader {
         })
     }
 
-    async fn item(&self, position: Position, body: &[u8]) -> anyhow::Result<Item> {
-        let letter: DeadLetter = serde_json::from_slice(body).context("it cannot be read")?;
-        let mut row = match self.in_table(&letter).await? {
+    async fn item(&self, position: Position, message: &StoredMessage) -> anyhow::Result<Item> {
+        let letter: DeadLetter =
+            serde_json::from_slice(&message.data).context("it cannot be read")?;
+        let table = message.header_text(TABLE_HEADER);
+        let outbox = (self.tables.iter())
+            .find(|outbox| outbox.mapping.message.table.as_deref() == table)
+            .with_context(|| {
+                let table = table.unwrap_or_default();
+                format!("its row is of table {table}, which source.tables does not name")
+            })?;
+        let mut row = match outbox.in_table(&letter).await? {
             Some(row) => row,
-            None => self.in_letter(&letter)?,
+            None => outbox.in_letter(&letter, &self.values)?,
         };
         for (name, value) in &self.values {
             row.columns.insert(name.clone(), Some(value.clone()));
         }
-        let parts = self.rows.parts(&row)?;
+        let parts = outbox.rows.parts(&row)?;
         let mark = format!(
             "{KIND_HEADER}: {KIND_RETRY}\r\n{RETRY_HEADER}: {} {position}\r\n",
             self.slot
@@ -139,7 +157,9 @@ impl Reader {
             body: parts.body,
         })
     }
+}
 
+impl Outbox {
     /// The row as the table has it now; none where it is gone, or has no id to find it by.
     async fn in_table(&self, letter: &DeadLetter) -> anyhow::Result<Option<RowText>> {
         let row = letter.row.as_ref();
@@ -153,12 +173,12 @@ impl Reader {
     }
 
     /// The row as the relay read it, where the dead letter has all of it that a message needs and that is not set anew.
-    fn in_letter(&self, letter: &DeadLetter) -> anyhow::Result<RowText> {
+    fn in_letter(&self, letter: &DeadLetter, values: &Values) -> anyhow::Result<RowText> {
         let gone = "the table no longer has its row, and the dead letter";
         let row = letter.row.as_ref();
         let row = row.with_context(|| format!("{gone} does not hold it"))?;
         for name in columns(&self.mapping) {
-            if self.values.contains_key(name) {
+            if values.contains_key(name) {
                 continue;
             }
             let value = row.get(name);

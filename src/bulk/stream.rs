@@ -37,9 +37,16 @@ pub struct Events {
     /// The lane's slot, where others publish to the stream too.
     pub slot: Option<String>,
     /// What the lane's events are published on.
-    pub filter: String,
+    pub filters: Vec<String>,
     /// Up to here events without a position are the lane's: another relay published them.
     pub taken_over_sequence: u64,
+}
+
+impl Events {
+    /// Whether the lane's events are published on this subject.
+    fn has(&self, subject: &str) -> bool {
+        self.filters.iter().any(|filter| covers(filter, subject))
+    }
 }
 
 /// Reads the events from sequence `first` to `last`, both included. What the stream removes at its beginning meanwhile ends it.
@@ -185,12 +192,8 @@ impl Replayed {
         let position = header(message, POSITION_HEADER).map(parse_header);
         match (header(message, KIND_HEADER), position) {
             (None, Some(Ok((slot, _)))) => is_in_place && is_own(slot),
-            (None, _) => {
-                sequence <= self.events.taken_over_sequence && covers(&self.events.filter, subject)
-            }
-            (Some(KIND_BACKFILL | KIND_RETRY), _) => {
-                is_in_place && covers(&self.events.filter, subject)
-            }
+            (None, _) => sequence <= self.events.taken_over_sequence && self.events.has(subject),
+            (Some(KIND_BACKFILL | KIND_RETRY), _) => is_in_place && self.events.has(subject),
             _ => false,
         }
     }

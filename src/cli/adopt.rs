@@ -171,6 +171,13 @@ async fn look(
     sql: &Client,
     nats: &Admin,
 ) -> anyhow::Result<(View, Option<Published>)> {
+    if args.debezium && !settings.postgres.further.is_empty() {
+        return Err(UsageError(
+            "--debezium: Debezium's messages do not tell their table: adopt without source.tables, and name further tables then"
+                .to_owned(),
+        )
+        .into());
+    }
     let name = &settings.postgres.slot;
     let inspection = inspect_released(sql, &settings.postgres, RELEASE_LIMIT).await?;
     let confirmed_lsn = confirmed_lsn(&inspection, name)?;
@@ -208,8 +215,7 @@ async fn look(
         None => {
             let recorded = record.record.as_ref().filter(|record| record.is_of(&lane));
             let tables = recorded.map_or(&[][..], |record| &record.tables);
-            let mut source = source(&inspection, settings);
-            source.tables = source.tables.continued(tables, confirmed_lsn);
+            let source = source(&inspection, settings).continued(tables, confirmed_lsn);
             let named = recorded.map_or(&[][..], |record| &record.publications);
             let publications =
                 publication_list(sql, &settings.postgres, &inspection, named).await?;

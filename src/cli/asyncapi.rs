@@ -11,21 +11,15 @@ use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::{Extra, Format, HeaderValues, Mapping, Value};
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER,
-    REASON_HEADER,
+    REASON_HEADER, TABLE_HEADER,
 };
 use crate::relay::settings::Settings;
 
 /// The document.
 pub(super) fn document(settings: &Settings) -> Json {
-    let mapping = settings.mapping();
-    let (address, parameters) = address(&mapping.subject.to_string());
     let dead = dead_letter::subject(&settings.postgres.slot);
     let message = |name: &str| json!({"$ref": format!("#/components/messages/{name}")});
     let channel = |address: &str, name: &str, description: &str| json!({"address": address, "description": description, "messages": {(name): message(name)}});
-    let mut events = channel(&address, "event", "Each event once, in commit order.");
-    if !parameters.is_empty() {
-        events["parameters"] = parameters.into();
-    }
     let sends = |channel: &str, name: &str| {
         json!({
             "action": "send",
@@ -33,6 +27,39 @@ pub(super) fn document(settings: &Settings) -> Json {
             "messages": [{"$ref": format!("#/channels/{channel}/messages/{name}")}],
         })
     };
+    let (mut channels, mut operations, mut messages) = (Map::new(), Map::new(), Map::new());
+    for (index, table) in settings.tables().iter().enumerate() {
+        // The lane's own table has the plain names.
+        let number = match index {
+            0 => String::new(),
+            _ => (index + 1).to_string(),
+        };
+        let mapping = table.mapping();
+        let (address, parameters) = address(&mapping.subject.to_string());
+        let (events, name) = (format!("events{number}"), format!("event{number}"));
+        let of_table = match index {
+            0 => "Each event once, in commit order.".to_owned(),
+            _ => format!("The same of table {}.", table.postgres.table),
+        };
+        let mut of_events = channel(&address, &name, &of_table);
+        if !parameters.is_empty() {
+            of_events["parameters"] = parameters.into();
+        }
+        channels.insert(events.clone(), of_events);
+        operations.insert(format!("publishEvents{number}"), sends(&events, &name));
+        messages.insert(name.clone(), event(&name, &mapping));
+    }
+    let letters = channel(
+        &dead,
+        "deadLetter",
+        "Rows that cannot be published, in their place.",
+    );
+    channels.insert("deadLetters".to_owned(), letters);
+    operations.insert(
+        "publishDeadLetters".to_owned(),
+        sends("deadLetters", "deadLetter"),
+    );
+    messages.insert("deadLetter".to_owned(), letter());
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -44,15 +71,9 @@ pub(super) fn document(settings: &Settings) -> Json {
             ),
         },
         "servers": servers(&settings.nats.connection.servers),
-        "channels": {
-            "events": events,
-            "deadLetters": channel(&dead, "deadLetter", "Rows that cannot be published, in their place."),
-        },
-        "operations": {
-            "publishEvents": sends("events", "event"),
-            "publishDeadLetters": sends("deadLetters", "deadLetter"),
-        },
-        "components": {"messages": {"event": event(&mapping), "deadLetter": letter()}},
+        "channels": channels,
+        "operations": operations,
+        "components": {"messages": messages},
     })
 }
 
@@ -98,7 +119,7 @@ fn address(template: &str) -> (String, Map<String, Json>) {
     (address, parameters)
 }
 
-fn event(mapping: &Mapping) -> Json {
+fn event(name: &str, mapping: &Mapping) -> Json {
     let message = &mapping.message;
     let is_enveloped = matches!(message.format, Format::Envelope | Format::CloudEventsJson);
     let content_type = match message.format {
@@ -118,7 +139,7 @@ fn event(mapping: &Mapping) -> Json {
         Format::Payload | Format::CloudEvents => json!({}),
     };
     json!({
-        "name": "event",
+        "name": name,
         "contentType": content_type,
         "headers": headers(mapping),
         "payload": payload,
@@ -147,6 +168,9 @@ fn headers(mapping: &Mapping) -> Json {
         false,
         json!({"type": "string", "enum": [KIND_REPLAY, KIND_RETRY, KIND_BACKFILL], "description": "Published again on request."}),
     );
+    if let Some(table) = &message.table {
+        add(TABLE_HEADER, true, json!({"const": table}));
+    }
     let in_json = |of: &str| match message.header_values {
         HeaderValues::Json => json!({"type": "string", "description": format!("{of}, as JSON.")}),
         HeaderValues::Text => json!({"type": "string", "description": of}),

@@ -111,25 +111,47 @@ pub(super) async fn execute_until(
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let tables = settings.tables().len();
     if args.dry_run {
         let mut account = Account::default();
-        missing(&args, settings, &mut account, &shutdown).await?;
+        for table in 0..tables {
+            missing(&args, settings, table, &mut account, &shutdown).await?;
+        }
         account.close()?;
         return Ok(Exit::Done);
     }
     let lease = Lease::take(&lane, "backfill").await?;
-    let done = backfill(&args, settings, &nats, &lane, &lease, &shutdown).await;
+    let done = async {
+        let mut gravest = Exit::Done;
+        for table in 0..tables {
+            let done = backfill(&args, settings, table, &nats, &lane, &lease, &shutdown).await?;
+            gravest = gravest.graver(done);
+        }
+        Ok(gravest)
+    };
+    let done = done.await;
     lease.release().await;
     done
+}
+
+/// What rows are called: of which table, where the lane has several.
+pub(super) fn rows_of(settings: &Settings, table: usize) -> String {
+    let mut tables = settings.postgres.tables();
+    match tables.len() {
+        1 => "rows".to_owned(),
+        _ => format!("rows of {}", tables.swap_remove(table).table),
+    }
 }
 
 /// What is to be published; says how much that is where nothing will be done about it.
 async fn missing(
     args: &Args,
     settings: &Settings,
+    table: usize,
     account: &mut Account,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Missing> {
+    let rows = rows_of(settings, table);
     let mut shutdown = shutdown.clone();
     let choice = Choice {
         since: args.since,
@@ -137,13 +159,13 @@ async fn missing(
         unjudged: args.unjudged,
     };
     let found = tokio::select! {
-        found = verify::missing(settings, choice) => found,
+        found = verify::missing(settings, table, choice) => found,
         () = shutdown.wait() => bail!("stopped while table and stream were compared: nothing is published"),
     };
     let found = found.context("table and stream cannot be compared")?;
     if found.unjudged > 0 && !args.unjudged {
         let text = format_args!(
-            "{} rows cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
+            "{} {rows} cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
              verify names some, --unjudged publishes them too",
             found.unjudged
         );
@@ -158,7 +180,7 @@ async fn missing(
             true => {
                 Progress::of(total, true).end(account);
             }
-            false => account.line(format_args!("{total} rows are not in the stream")),
+            false => account.line(format_args!("{total} {rows} are not in the stream")),
         }
     }
     Ok(found)
@@ -167,6 +189,7 @@ async fn missing(
 async fn backfill(
     args: &Args,
     settings: &Settings,
+    table: usize,
     nats: &Admin,
     lane: &LaneClient,
     lease: &Lease,
@@ -175,7 +198,7 @@ async fn backfill(
     let version = nats.server_version()?;
     let mut fence = Fence::raise(lane, lease, settings, version).await?;
     let mut account = Account::default();
-    let found = missing(args, settings, &mut account, shutdown).await?;
+    let found = missing(args, settings, table, &mut account, shutdown).await?;
     fence.has_read(found.read_through);
     let mut rows = found.rows;
     if rows.is_empty() {
@@ -183,7 +206,8 @@ async fn backfill(
         return Ok(Exit::Done);
     }
     let total = rows.len() as u64;
-    let source = table::source(settings, KIND_BACKFILL, rows.ids()?);
+    let of_table = settings.tables().swap_remove(table);
+    let source = table::source(&of_table, KIND_BACKFILL, rows.ids()?);
     let mut publisher = Publisher::new(settings, lane, lease, fence)
         .await?
         .until(shutdown.clone());
@@ -197,7 +221,8 @@ async fn backfill(
             false => "",
         };
         account.line(format_args!(
-            "{published} of {total} rows that were not in the stream are published{more}"
+            "{published} of {total} {} that were not in the stream are published{more}",
+            rows_of(settings, table)
         ));
     }
     account.close()?;

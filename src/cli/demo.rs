@@ -155,6 +155,7 @@ async fn set_the_stage(narrator: Narrator) -> anyhow::Result<Stage> {
         stream: "OUTBOX".to_owned(),
         subject: "outbox.{event_type}".parse()?,
         shared: false,
+        further_subjects: Vec::new(),
         neighbours: Vec::new(),
     };
     let watcher = Watcher::start(&nats_settings, narrator).await?;

@@ -26,10 +26,11 @@ use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
 use crate::pipeline::end_search::split_tail;
 use crate::pipeline::position::{KIND_ERASED, KIND_HEADER, Position, parse_header};
-use crate::postgres::catalog::{Inspection, Table, inspect};
+use crate::postgres::catalog::{Column, Inspection, Table, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::publications::publication_list;
+use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
@@ -109,17 +110,66 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
     let first = lanes.first().context("there is no lane")?;
     let sql = connect(&first.postgres.conninfo).await?;
     let nats = Admin::connect(&first.nats.connection).await?;
-    let mut erasing = Vec::new();
-    for settings in lanes {
-        erasing.push(Erasing::new(&args, settings, &sql, &nats).await?);
+    let tables = tables(&sql, first, &args.aggregate_id).await?;
+    // What one table does not permit is told before another one is erased from.
+    for table in tables.iter().skip(1) {
+        Erasing::new(&args, first, *table, &sql, &nats).await?;
     }
-    let past = streams::of_shares_before(&nats, &sql, lanes).await?;
+    let mut gravest = Exit::Done;
+    for table in tables {
+        let done = execute_one(&args, lanes, table, (&sql, &nats), &mut shutdown).await?;
+        gravest = gravest.graver(done);
+    }
+    Ok(gravest)
+}
+
+/// Those of the lane's tables that an aggregate of this id may be in; all where it can be in none, which the first one then says.
+async fn tables(sql: &Client, lane: &Settings, id: &str) -> anyhow::Result<Vec<usize>> {
+    let inspection = inspect(sql, &lane.postgres).await?;
+    let found = inspection.tables().zip(lane.tables());
+    let may_be_in = |(_, (found, settings)): &(usize, (&Inspection, Settings))| {
+        let column = settings.postgres.columns.aggregate_id.column();
+        let columns = found.table.iter().flat_map(|table| &table.columns);
+        let mut columns = columns.filter(|found| Some(found.name.as_str()) == column);
+        columns.all(|column| is_of_type(column, id))
+    };
+    let all: Vec<_> = found.enumerate().collect();
+    let some = all.iter().filter(|table| may_be_in(table));
+    let some: Vec<usize> = some.map(|(index, _)| *index).collect();
+    Ok(match some.is_empty() {
+        true => (0..all.len()).collect(),
+        false => some,
+    })
+}
+
+/// Whether the column can hold the id.
+fn is_of_type(column: &Column, id: &str) -> bool {
+    match column.base_type.as_str() {
+        "uuid" => Uuid::try_parse(id).is_ok(),
+        "int2" | "int4" | "int8" => id.parse::<i64>().is_ok(),
+        _ => true,
+    }
+}
+
+/// Runs the command for one table, of [`Settings::tables`].
+async fn execute_one(
+    args: &Args,
+    lanes: &[Settings],
+    table: usize,
+    (sql, nats): (&Client, &Admin),
+    shutdown: &mut Shutdown,
+) -> Result<Exit, anyhow::Error> {
+    let mut erasing = Vec::new();
+    for lane in lanes {
+        erasing.push(Erasing::new(args, lane, table, sql, nats).await?);
+    }
+    let past = streams::of_shares_before(nats, sql, lanes).await?;
     erasing[0].also(past).await?;
     let mut receipt = Receipt {
         aggregate_id: args.aggregate_id.clone(),
         at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
         dry_run: args.dry_run,
-        table: first.postgres.table.to_string(),
+        table: erasing[0].table.clone(),
         rows: 0,
         streams: Vec::new(),
         done: false,
@@ -226,12 +276,7 @@ fn is_aggregate(table: &Table, settings: &Settings, id: &str) -> Result<String, 
     };
     let found = table.columns.iter().find(|found| found.name == column);
     let type_name = found.map_or("text", |found| found.type_name.as_str());
-    let fits = match found.map(|found| found.base_type.as_str()) {
-        Some("uuid") => Uuid::try_parse(id).is_ok(),
-        Some("int2" | "int4" | "int8") => id.parse::<i64>().is_ok(),
-        _ => true,
-    };
-    if !fits {
+    if !found.is_none_or(|found| is_of_type(found, id)) {
         return Err(UsageError(format!(
             "--aggregate-id: {id:?} is no {type_name}, which column {column} is{}",
             match type_name {
@@ -248,7 +293,11 @@ fn is_aggregate(table: &Table, settings: &Settings, id: &str) -> Result<String, 
 
 /// One run of the command, for one lane.
 struct Erasing<'a> {
-    settings: &'a Settings,
+    /// With all its tables.
+    whole: &'a Settings,
+    /// Which of them.
+    outbox: usize,
+    settings: Settings,
     args: &'a Args,
     sql: &'a Client,
     id_column: IdColumn,
@@ -265,25 +314,30 @@ struct Erasing<'a> {
 impl<'a> Erasing<'a> {
     async fn new(
         args: &'a Args,
-        settings: &'a Settings,
+        whole: &'a Settings,
+        outbox: usize,
         sql: &'a Client,
         nats: &'a Admin,
     ) -> anyhow::Result<Self> {
-        let inspection = inspect(sql, &settings.postgres).await?;
-        let table = deletable(sql, &inspection, &settings.postgres.table).await?;
-        let is_aggregate = is_aggregate(table, settings, &args.aggregate_id)?;
+        let inspection = inspect(sql, &whole.postgres).await?;
+        let settings = whole.tables().swap_remove(outbox);
+        let found = inspection.tables().nth(outbox).expect("each was looked at");
+        let table = deletable(sql, found, &settings.postgres.table).await?;
+        let is_aggregate = is_aggregate(table, &settings, &args.aggregate_id)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
         let streams = streams::with_copies(nats, &lane, &args.also_stream).await?;
         Ok(Erasing {
+            id_column: IdColumn::of(table, &settings.postgres),
+            table: settings.postgres.table.to_string(),
+            whole,
+            outbox,
             settings,
             args,
             sql,
-            id_column: IdColumn::of(table, &settings.postgres),
             inspection,
             is_aggregate,
             nats,
             lane,
-            table: settings.postgres.table.to_string(),
             streams: streams.into_iter().map(Erased::new).collect(),
             past_slots: BTreeSet::new(),
         })
@@ -300,7 +354,7 @@ impl<'a> Erasing<'a> {
     /// What to look for.
     fn wanted(&self, ids: BTreeSet<String>) -> Wanted {
         let past_slots = self.past_slots.clone();
-        Wanted::new(&self.args.aggregate_id, ids, self.settings, past_slots)
+        Wanted::new(&self.args.aggregate_id, ids, &self.settings, past_slots)
     }
 
     /// Erases what these lanes had too, from their streams and from copies of them.
@@ -378,9 +432,9 @@ impl<'a> Erasing<'a> {
     async fn pending(&self, ids: &BTreeSet<String>, lsn: PgLsn) -> anyhow::Result<Option<u64>> {
         let record = self.lane.record().await?.record;
         let postgres = &self.settings.postgres;
-        let mut outbox = source(&self.inspection, self.settings);
+        let mut outbox = source(&self.inspection, self.whole);
         if let Some(record) = &record {
-            outbox.tables = outbox.tables.continued(&record.tables, 0.into());
+            outbox = outbox.continued(&record.tables, 0.into());
         }
         let named = record
             .as_ref()
@@ -391,7 +445,8 @@ impl<'a> Erasing<'a> {
         let mut pending = 0;
         let count = |held: slot::Held<'_>| {
             let is_published = lane_end.is_some_and(|lane_end| held.position <= lane_end);
-            let is_one = held.id.is_some_and(|id| ids.contains(id));
+            let is_own = held.outbox == self.outbox;
+            let is_one = is_own && held.id.is_some_and(|id| ids.contains(id));
             pending += u64::from(is_one && !is_published);
             Ok(())
         };
@@ -432,8 +487,8 @@ impl<'a> Erasing<'a> {
     /// behind the recorded end was the lane's.
     async fn tell_place(&self, lease: &Lease) -> anyhow::Result<()> {
         let version = self.nats.server_version()?;
-        let fence = Fence::raise(&self.lane, lease, self.settings, version).await?;
-        let mut publisher = Publisher::new(self.settings, &self.lane, lease, fence).await?;
+        let fence = Fence::raise(&self.lane, lease, &self.settings, version).await?;
+        let mut publisher = Publisher::new(&self.settings, &self.lane, lease, fence).await?;
         let item = Item {
             name: KIND_ERASED.to_owned(),
             subject: dead_letter::subject(self.lane.slot()).into_bytes(),

@@ -13,7 +13,8 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use postgres_types::PgLsn;
 
-use super::exit::Exit;
+use super::backfill::rows_of;
+use super::exit::{Exit, message};
 use super::lane_records::Database;
 use super::signals::{self, Hangup};
 use super::{stderr, verify};
@@ -102,8 +103,33 @@ pub struct Args {
 /// # Errors
 /// Something must not go, or Postgres or NATS refuse.
 pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Error> {
-    let settings = whole(lanes)?;
     let shutdown = signals::listen(Hangup::Stops)?;
+    let mut gravest = Exit::Done;
+    let tables = whole(lanes)?.tables();
+    for (table, settings) in tables.iter().enumerate() {
+        let done = execute_one(&args, lanes, table, settings, &shutdown).await;
+        gravest = gravest.graver(match done {
+            // Such as one that does not tell when a row occurred: the others are pruned nevertheless.
+            Err(error) if tables.len() > 1 && Exit::of_error(&error) == Exit::Usage => {
+                let table = &settings.postgres.table;
+                stderr::line(format_args!("error: {table}: {}", message(&error)));
+                Exit::Usage
+            }
+            done => done?,
+        });
+    }
+    Ok(gravest)
+}
+
+/// Runs the command for one table, of [`Settings::tables`].
+async fn execute_one(
+    args: &Args,
+    lanes: &[Settings],
+    table: usize,
+    settings: &Settings,
+    shutdown: &Shutdown,
+) -> Result<Exit, anyhow::Error> {
+    let table_index = table;
     let mut stopped = shutdown.clone();
     let prepared = async {
         let reader = connect(&settings.postgres.conninfo).await?;
@@ -131,7 +157,8 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
         let prune = Prune {
             settings,
             lanes,
-            args: &args,
+            table: table_index,
+            args,
             clients: clients.collect::<Result<_, _>>()?,
             nats,
             cutoff,
@@ -150,7 +177,7 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
     };
     let report = match args.dry_run {
         true => prune.count(&reader).await?,
-        false => prune.delete(&reader, &shutdown).await?,
+        false => prune.delete(&reader, shutdown).await?,
     };
     report.print(args.json)?;
     Ok(if report.done {
@@ -165,6 +192,8 @@ struct Prune<'a> {
     /// Of the first lane; of the table they are the same in all.
     settings: &'a Settings,
     lanes: &'a [Settings],
+    /// Which of the lane's tables.
+    table: usize,
     args: &'a Args,
     nats: Admin,
     /// Of each lane.
@@ -199,14 +228,15 @@ impl Prune<'_> {
             return Ok(());
         }
         for lane in self.lanes {
-            let found = verify::missing(lane, verify::Choice::default())
+            let found = verify::missing(lane, self.table, verify::Choice::default())
                 .await
                 .context("table and stream cannot be compared")?;
             ensure!(
                 found.rows.is_empty(),
-                "{} rows are not in stream {}, so nothing was deleted: walrelay backfill publishes them, or give \
+                "{} {} are not in stream {}, so nothing was deleted: walrelay backfill publishes them, or give \
                  --without-comparison where nobody wants them published",
                 found.rows.len(),
+                rows_of(lane, self.table),
                 lane.nats.stream
             );
         }

@@ -133,16 +133,20 @@ pub(crate) async fn execute_until(
         return Ok(Exit::Done);
     }
     let mut account = Account::default();
-    make_publication(&client, &steps, settings, &mut account).await?;
+    make_publication(&client, &steps, &before, settings, &mut account).await?;
     make_streams(&nats, &streams.plans, &mut account).await?;
-    let rows = rows_before(&client, &nats, &before, settings).await?;
+    let (mut rows, mut limits) = (Vec::new(), Vec::new());
+    for (before, table) in before.tables().zip(settings.tables()) {
+        rows.extend(rows_before(&client, &nats, before, &table).await?);
+        limits.extend(version_limit(before, &table));
+    }
     let made_lsn = make_slot(&client, &steps, settings, cancel, &mut account).await?;
-    if let (Some(_), Some(rows), false) = (made_lsn, rows, args.backfill) {
-        account.line(rows);
-    }
-    if let Some(limit) = version_limit(&before, settings) {
-        account.line(limit);
-    }
+    let unpublished = rows
+        .into_iter()
+        .filter(|_| made_lsn.is_some() && !args.backfill);
+    unpublished
+        .chain(limits)
+        .for_each(|line| account.line(line));
     let slot = before.slot.as_ref();
     let takes_over = args.backfill && !settings.nats.shared;
     let recorded = record_slot(&nats, settings, slot, made_lsn, takes_over, &mut account).await;
@@ -166,22 +170,28 @@ pub(crate) async fn execute_until(
 async fn make_publication(
     client: &Client,
     steps: &[Step],
+    before: &Inspection,
     settings: &Settings,
     account: &mut Account,
 ) -> Result<(), anyhow::Error> {
     let postgres = &settings.postgres;
-    for (part, name) in [
-        (Part::Table, &postgres.table.to_string()),
-        (Part::Publication, &postgres.publication),
-    ] {
-        let Some(step) = steps.iter().find(|step| step.part == part) else {
-            report(account, part, name, "found");
+    let tables = before.tables().zip(postgres.tables());
+    let tables =
+        tables.map(|(found, of)| (Part::Table, of.table.to_string(), found.table.is_some()));
+    let publication = postgres.publication.clone();
+    let publication = (Part::Publication, publication, before.publication.is_some());
+    // The plan has a step for each that is missing, in this order.
+    let mut steps = steps.iter();
+    for (part, name, is_there) in tables.chain([publication]) {
+        if is_there {
+            report(account, part, &name, "found");
             continue;
-        };
+        }
+        let step = steps.next().context("the plan makes what is missing")?;
         apply(client, step)
             .await
             .with_context(|| format!("cannot make {part} {name}"))?;
-        report(account, part, name, "made");
+        report(account, part, &name, "made");
     }
     Ok(())
 }

@@ -143,9 +143,23 @@ pub(in crate::cli) async fn execute(
     settings: &Settings,
     shutdown: &mut Shutdown,
 ) -> Result<Exit, anyhow::Error> {
+    let mut gravest = Exit::Done;
+    for table in 0..settings.tables().len() {
+        gravest = gravest.graver(execute_one(args, settings, table, shutdown).await?);
+    }
+    Ok(gravest)
+}
+
+/// Looks at one table of the lane, of [`Settings::tables`].
+async fn execute_one(
+    args: &Args,
+    settings: &Settings,
+    table: usize,
+    shutdown: &mut Shutdown,
+) -> Result<Exit, anyhow::Error> {
     let checked = async {
-        let (client, inspection) = look(settings).await?;
-        check(args, settings, &client, &inspection, |_, _| Ok(())).await
+        let (client, inspection) = look(settings, table).await?;
+        check(args, settings, table, &client, &inspection, |_, _| Ok(())).await
     };
     let checked = tokio::select! {
         checked = checked => checked,
@@ -175,21 +189,32 @@ pub(in crate::cli) async fn execute(
 #[error("{0}; nothing was compared: to read such a stream removes what is read")]
 struct Unreadable(String);
 
-async fn look(settings: &Settings) -> anyhow::Result<(Client, Inspection)> {
+async fn look(settings: &Settings, table: usize) -> anyhow::Result<(Client, Inspection)> {
     let client = connect(&settings.postgres.conninfo).await?;
     let inspection = inspect(&client, &settings.postgres).await?;
-    row_security::check(&inspection, &settings.postgres.table)?;
+    let name = settings.postgres.tables().swap_remove(table).table;
+    row_security::check(of_table(&inspection, table), &name)?;
     Ok((client, inspection))
 }
 
-/// Returns also up to which sequence the stream was read.
+/// What there is of one table of the lane.
+fn of_table(inspection: &Inspection, table: usize) -> &Inspection {
+    let mut tables = inspection.tables();
+    tables.nth(table).expect("each table was looked at")
+}
+
+/// Compares one table of the lane. Returns also up to which sequence the stream was read.
 async fn check(
     args: &Args,
-    settings: &Settings,
+    lane: &Settings,
+    table: usize,
     client: &Client,
     inspection: &Inspection,
     each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
 ) -> Result<(Report, u64), anyhow::Error> {
+    let mut outbox = source(inspection, lane);
+    let settings = &lane.tables().swap_remove(table);
+    let (inspection, outbox_index) = (of_table(inspection, table), table);
     let postgres = &settings.postgres;
     let found = table_beside_slot(inspection, postgres)?;
     let nats = Admin::connect(&settings.nats.connection).await?;
@@ -229,9 +254,8 @@ async fn check(
     bar.finish_and_clear();
 
     let snapshot_lsn = table.snapshot_lsn;
-    let mut outbox = source(inspection, settings);
     if let Some(record) = &record {
-        outbox.tables = outbox.tables.continued(&record.tables, 0.into());
+        outbox = outbox.continued(&record.tables, 0.into());
     }
     let named = record
         .as_ref()
@@ -243,9 +267,17 @@ async fn check(
         nats: &nats,
         publications,
         source: outbox,
+        outbox: outbox_index,
         id_column,
         snapshot_lsn,
-        lane: LaneReading::new(&info, name, &postgres.slot, record.as_ref(), snapshot_lsn),
+        lane: LaneReading::new(
+            &info,
+            name,
+            &postgres.slot,
+            settings.message.table.as_deref(),
+            record.as_ref(),
+            snapshot_lsn,
+        ),
         recorded: record.and_then(|record| record.position),
         entries,
         pending_for: None,
@@ -257,11 +289,13 @@ async fn check(
     for sibling in siblings::of(settings, client, &nats).await? {
         comparison.removed_elsewhere += sibling.read(&nats, &mut comparison.entries).await?;
     }
-    let lane = &comparison.lane;
-    let read_through = lane.read_through();
+    let reading = &comparison.lane;
+    let read_through = reading.read_through();
+    let several = (lane.tables().len() > 1).then(|| postgres.table.to_string());
     let mut report = Report::new(
+        several,
         &table,
-        lane,
+        reading,
         settled,
         comparison.pending_for,
         unfit.map(|unfit| unfit.reason),
@@ -310,6 +344,8 @@ struct Comparison<'a> {
     /// Under which names the slot is read.
     publications: String,
     source: Source,
+    /// Which of them is compared.
+    outbox: usize,
     id_column: IdColumn,
     snapshot_lsn: PgLsn,
     lane: LaneReading,
@@ -359,6 +395,9 @@ impl Comparison<'_> {
         let mut entries = Entries::default();
         let mut oldest: Option<Duration> = None;
         let take = |held: Held<'_>| -> anyhow::Result<()> {
+            if held.outbox != self.outbox {
+                return Ok(());
+            }
             let id = held.id.map(key::key);
             let kind = self.lane.held(held.position, self.recorded);
             if let (Some(kind), Some(id)) = (kind, id) {

@@ -55,6 +55,9 @@ impl Key {
             Key::SourceMessages => {
                 "Prefix of `pg_logical_emit_message` whose messages are events too."
             }
+            Key::SourceTables => {
+                "Further tables of the lane, each `{ name = \"…\" }` with its own mapping."
+            }
             Key::ColumnsId => "Column of the event's id.",
             Key::ColumnsAggregateId => "Column of the aggregate's id.",
             Key::ColumnsEventType => "Column of the type, or `{ value = \"…\" }`.",

@@ -76,6 +76,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         source: TemplateError,
     },
+    /// A further table of the lane.
+    #[error("source.tables, {table}")]
+    Table {
+        /// As it is named there.
+        table: String,
+        /// What is wrong with it.
+        source: Box<ConfigError>,
+    },
     /// The Postgres connection string, or the PG* variables.
     #[error("postgres.url ({origin})")]
     Conninfo {
@@ -170,6 +178,7 @@ impl ConfigError {
                 entry.map(|entry| entry.key).into_iter().collect()
             }
             ConfigError::Subject { .. } => vec![Key::NatsSubject],
+            ConfigError::Table { .. } => vec![Key::SourceTables],
             ConfigError::Conninfo { .. } => vec![Key::PostgresUrl],
             ConfigError::Context { .. } => vec![Key::NatsContext],
             ConfigError::ApiTwice { .. } => vec![Key::NatsDomain, Key::NatsApiPrefix],

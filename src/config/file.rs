@@ -170,6 +170,9 @@ fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
         (Key::MessageHeaders | Key::MessageFields, DeValue::Table(table)) => {
             inline(table).ok_or("a table of names and columns")
         }
+        (Key::SourceTables, value @ DeValue::Array(_)) => {
+            written(value).ok_or("a list of tables, [[source.tables]]")
+        }
         (_, DeValue::Table(table)) if key.entry().section == Some("columns") => {
             inline(table).ok_or("a column's name, or { value = … }")
         }
@@ -177,19 +180,38 @@ fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
     }
 }
 
-/// A table of texts and whole numbers as an inline one, which is how the other layers write it.
-fn inline(table: &DeTable<'_>) -> Option<String> {
+/// A value as TOML has it within a line; none for numbers and times that no key takes.
+fn written(value: &DeValue<'_>) -> Option<String> {
+    Some(match value {
+        DeValue::String(text) => toml::Value::from(&**text).to_string(),
+        DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
+        DeValue::Boolean(is_so) => is_so.to_string(),
+        DeValue::Array(values) => {
+            let values: Option<Vec<_>> = values.iter().map(|it| written(it.get_ref())).collect();
+            format!("[{}]", values?.join(", "))
+        }
+        DeValue::Table(table) => written_table(table)?,
+        _ => return None,
+    })
+}
+
+fn written_table(table: &DeTable<'_>) -> Option<String> {
     let mut pairs = Vec::new();
     for (name, value) in table {
-        let value = match value.get_ref() {
-            DeValue::String(text) => toml::Value::from(&**text).to_string(),
-            DeValue::Integer(number) if number.radix() == 10 => number.as_str().to_owned(),
-            _ => return None,
-        };
         let name = toml::Value::from(&**name.get_ref());
-        pairs.push(format!("{name} = {value}"));
+        pairs.push(format!("{name} = {}", written(value.get_ref())?));
     }
     Some(format!("{{{}}}", pairs.join(", ")))
+}
+
+/// A table of texts and whole numbers as an inline one, which is how the other layers write it.
+fn inline(table: &DeTable<'_>) -> Option<String> {
+    let is_plain = |value: &DeValue<'_>| matches!(value, DeValue::String(_) | DeValue::Integer(_));
+    let values = table.values().map(|value| value.get_ref());
+    values
+        .into_iter()
+        .all(is_plain)
+        .then(|| written_table(table))?
 }
 
 /// The key that an unknown one was probably meant to be: of the same section, else the same name

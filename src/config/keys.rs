@@ -36,6 +36,7 @@ pub enum Key {
     NatsInboxPrefix,
     NatsConnectTimeout,
     SourceMessages,
+    SourceTables,
     ColumnsId,
     ColumnsAggregateId,
     ColumnsEventType,
@@ -259,6 +260,8 @@ pub const KEYS: &[Entry] = &[
     ),
     // Messages without a table are asked for where somebody writes them.
     open(Key::SourceMessages, "source", "messages", Some(""), None),
+    // Beside postgres.table.
+    open(Key::SourceTables, "source", "tables", Some("[]"), None),
     column(Key::ColumnsId, "id", "id"),
     column(Key::ColumnsAggregateId, "aggregate_id", "aggregate_id"),
     column(Key::ColumnsEventType, "event_type", "event_type"),

@@ -192,6 +192,21 @@ pub(super) fn message(
                 (!text.is_empty() && text.bytes().all(fits)).then(|| text.to_owned())
             },
         )?,
+        table: None,
+    })
+}
+
+/// The template of the subjects.
+///
+/// # Errors
+/// One that NATS or walrelay does not permit.
+pub(super) fn subject(layers: &Layers) -> Result<SubjectTemplate, ConfigError> {
+    let subject = required(layers, Key::NatsSubject);
+    let parsed = subject.text.parse();
+    parsed.map_err(|source| ConfigError::Subject {
+        shown: subject.text.clone(),
+        origin: subject.source.clone(),
+        source,
     })
 }
 

@@ -24,6 +24,7 @@ pub mod quantity;
 mod resolve;
 mod shares;
 pub mod syntax;
+mod tables;
 #[cfg(test)]
 mod tests;
 

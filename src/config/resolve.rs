@@ -13,7 +13,7 @@ use super::layers::{Layers, Value, command_words};
 use super::origin::ValueOrigin;
 use super::quantity::{format_bytes, parse_bytes, parse_duration};
 use super::shares::{self, LaneLayers};
-use super::{HttpSettings, mapping, nats_way, syntax};
+use super::{HttpSettings, mapping, nats_way, syntax, tables};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
@@ -110,6 +110,7 @@ fn resolve_lane(
     let mapping = settings.mapping();
     settings.postgres.extra_columns = mapping.extras().to_vec();
     settings.postgres.may_be_null = mapping.may_be_null();
+    tables::add(&layers, &mut settings)?;
     Ok(settings)
 }
 
@@ -151,6 +152,7 @@ fn resolve_postgres(
         columns: mapping::columns(layers)?,
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
+        further: Vec::new(),
         messages: checked(
             layers,
             Key::SourceMessages,
@@ -237,7 +239,6 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
             origin: url.source.clone(),
             expected: format!("one or more NATS URLs such as nats://localhost:4222: {error}"),
         })?;
-    let subject = required(layers, Key::NatsSubject);
     Ok(NatsSettings {
         connection: ConnectionSettings {
             login: auth::choose(layers, of_url, environment)?,
@@ -253,14 +254,8 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
         stream: checked(layers, Key::NatsStream, syntax::STREAM_FORM, |text| {
             syntax::is_stream(text).then(|| text.to_owned())
         })?,
-        subject: subject
-            .text
-            .parse()
-            .map_err(|source| ConfigError::Subject {
-                shown: subject.text.clone(),
-                origin: subject.source.clone(),
-                source,
-            })?,
+        subject: mapping::subject(layers)?,
+        further_subjects: Vec::new(),
         shared: checked(layers, Key::NatsShared, "true or false", |text| {
             text.parse().ok()
         })?,

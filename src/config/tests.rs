@@ -3,6 +3,7 @@
 mod mapping;
 mod nats_way;
 mod secrets;
+mod tables;
 
 use std::fs;
 use std::path::PathBuf;

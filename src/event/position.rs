@@ -13,6 +13,8 @@ pub const POSITION_HEADER: &str = "Walrelay-Position";
 pub const KIND_HEADER: &str = "Walrelay-Kind";
 /// Header of a dead letter: why the row could not be published.
 pub const REASON_HEADER: &str = "Walrelay-Reason";
+/// Header of what comes from a further table of the lane: the table, as the configuration names it. The lane's own has none.
+pub const TABLE_HEADER: &str = "Walrelay-Table";
 /// Header of a replayed event: the lane's last position when it was sent, so that resume finds it behind a replay.
 /// What is published outside the lane has it too, with the sequence behind which the lane has no message where it has none.
 pub const TAIL_HEADER: &str = "Walrelay-Tail";

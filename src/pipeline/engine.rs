@@ -518,7 +518,7 @@ impl Engine {
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),
             history: self.settings.history.clone(),
-            tables: self.relations.tables().periods().to_vec(),
+            tables: self.relations.periods(),
             epoch: self.settings.number,
             settled: self.window.is_settled(),
             server_id: self.settings.server_id.clone(),

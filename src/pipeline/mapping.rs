@@ -4,6 +4,7 @@
 //! and when a Relation message arrives; nothing is looked up by name for a row.
 
 use super::fields::{Field, Fields};
+use super::position::TABLE_HEADER;
 use super::subject::{Placeholder, SubjectTemplate};
 
 /// Where a field's value comes from.
@@ -94,6 +95,21 @@ pub struct MessageSettings {
     pub fields: Vec<Extra>,
     /// `source` of a CloudEvent: a URI reference.
     pub source: String,
+    /// The further table of the lane that it is of, as its header has it; none for the lane's own.
+    pub table: Option<String>,
+}
+
+/// The line that tells a further table of the lane.
+pub(super) fn table_line(table: &str) -> String {
+    format!("{TABLE_HEADER}: {table}\r\n")
+}
+
+impl MessageSettings {
+    /// The line that tells the table; empty for the lane's own.
+    pub(super) fn table_header(&self) -> String {
+        let table = self.table.as_deref();
+        table.map_or_else(String::new, table_line)
+    }
 }
 
 /// What of a table's row becomes what of a message.
@@ -107,6 +123,8 @@ pub struct Mapping {
     pub message: MessageSettings,
     /// No more than the six columns in the envelope.
     is_plain: bool,
+    /// A message has headers of its table.
+    has_headers: bool,
     extras: Vec<String>,
 }
 
@@ -128,6 +146,7 @@ impl Mapping {
                 && message.format == Format::Envelope
                 && !message.tombstones
                 && message.fields.is_empty(),
+            has_headers: message.table.is_some() || !message.headers.is_empty(),
             columns,
             subject,
             message,
@@ -165,6 +184,11 @@ impl Mapping {
     /// Where the fields' columns begin in [`Self::extras`].
     pub(super) fn first_field(&self) -> usize {
         self.first_header() + self.message.headers.len()
+    }
+
+    /// Whether a message has headers of its table.
+    pub(super) fn has_headers(&self) -> bool {
+        self.has_headers
     }
 
     /// Whether the envelope holds the six columns and nothing else.

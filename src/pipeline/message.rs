@@ -56,7 +56,7 @@ pub(crate) fn compose<'a>(
             error,
             subject: shown(subject),
         })?;
-    if !mapping.message.headers.is_empty() {
+    if mapping.has_headers() {
         event.push_headers(headers)?;
     }
     Ok(composed)
@@ -111,6 +111,7 @@ impl<'a> Event<'_, 'a> {
     }
 
     fn push_headers(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
+        headers.extend_from_slice(self.mapping.message.table_header().as_bytes());
         let first = self.mapping.first_header();
         for (index, extra) in self.mapping.message.headers.iter().enumerate() {
             let (kind, column) = self.row.extras()[first + index];

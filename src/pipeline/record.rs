@@ -12,6 +12,7 @@ use super::tables::Period;
 use super::text;
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What is known of a lane, as JSON on its control subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +206,9 @@ pub struct Carrier {
     /// End of the WAL at that moment.
     #[serde(with = "text")]
     pub(crate) seen_lsn: PgLsn,
+    /// The same of further tables, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) further: BTreeMap<String, Carrier>,
 }
 
 impl Carrier {
@@ -226,7 +230,14 @@ impl Carrier {
                 "that committed between a SET UNLOGGED and its SET LOGGED; any other form of it loses none",
             )
         } else {
-            return None;
+            // A table that is new here, or no longer asked for, says nothing.
+            let both = self.further.iter();
+            let mut both =
+                both.filter_map(|(name, before)| Some((name, before, now.further.get(name)?)));
+            return both.find_map(|(name, before, now)| {
+                let change = before.change(now)?;
+                Some(format!("table {name}: {change}"))
+            });
         };
         Some(format!(
             "{what} between {} and {}: Postgres never sends the rows {which}. `walrelay verify` names them, \

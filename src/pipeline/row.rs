@@ -10,27 +10,66 @@ use super::kind::Kind;
 use super::mapping::Mapping;
 use super::pgoutput::{Column, Relation, RelationColumn, Tuple};
 use super::reader::DecodeError;
-use super::tables::{Tables, Verdict};
+use super::tables::{Period, Tables, Verdict};
 use postgres_types::PgLsn;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// The table to relay: how it and its columns are called.
+/// What to relay: the tables, how they and their columns are called.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// Which table it is, where in the WAL.
-    pub tables: Tables,
-    /// What its columns' domains stand on: OIDs of domain and type. The WAL names a domain only by its OID.
+    /// The lane's own, which messages of the WAL are mapped like, and further ones.
+    pub outboxes: Vec<Outbox>,
+    /// What the columns' domains stand on: OIDs of domain and type. The WAL names a domain only by its OID.
     pub domains: Vec<(u32, u32)>,
-    /// How its text comes.
+    /// How text comes.
     pub encoding: Encoding,
-    /// What of its rows becomes what of a message.
-    pub mapping: Mapping,
     /// The prefix of messages of the WAL that are taken for rows; none where they are not asked for.
     pub messages: Option<String>,
 }
 
+/// A table to relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outbox {
+    /// Which table it is, where in the WAL.
+    pub tables: Tables,
+    /// What of its rows becomes what of a message.
+    pub mapping: Mapping,
+}
+
 impl Source {
+    /// Each outbox goes on with what is recorded of it, see [`Tables::continued`].
+    #[must_use]
+    pub(crate) fn continued(mut self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
+        for outbox in &mut self.outboxes {
+            let tables = outbox.tables.clone();
+            outbox.tables = tables.continued(recorded, confirmed_lsn);
+        }
+        self
+    }
+
+    /// What a relation is in a transaction that commits at `lsn`, and to which outbox.
+    fn verdict(&self, relation: &Relation, lsn: PgLsn) -> (usize, Verdict) {
+        let (schema, table) = (
+            self.encoding.name(&relation.schema),
+            self.encoding.name(&relation.name),
+        );
+        let verdicts = self.outboxes.iter().map(|outbox| {
+            let tables = &outbox.tables;
+            tables.verdict(&schema, &table, relation.oid, lsn)
+        });
+        let mut successor = None;
+        for found in verdicts.enumerate() {
+            match found.1 {
+                // A table that is known stays what it was, also under the name of another.
+                Verdict::Outbox => return found,
+                Verdict::Successor => successor = successor.or(Some(found)),
+                Verdict::Other => {}
+            }
+        }
+        successor.unwrap_or((0, Verdict::Other))
+    }
+
     fn kind_of(&self, type_oid: u32) -> Kind {
         let domain = self.domains.iter().find(|(oid, _)| *oid == type_oid);
         Kind::of_type(domain.map_or(type_oid, |(_, base)| *base))
@@ -46,6 +85,8 @@ pub struct Row<'a> {
     extras: Vec<(Kind, Column<'a>)>,
     /// When its transaction was committed, in µs since 2000-01-01 UTC.
     pub committed_at_us: i64,
+    /// Whose row it is, of [`Source::outboxes`]; small, since every row is moved.
+    outbox: u16,
 }
 
 impl<'a> Row<'a> {
@@ -61,7 +102,14 @@ impl<'a> Row<'a> {
             kinds,
             extras,
             committed_at_us,
+            outbox: 0,
         }
+    }
+
+    /// Whose row it is, of [`Source::outboxes`].
+    #[inline]
+    pub(crate) fn outbox(&self) -> usize {
+        usize::from(self.outbox)
     }
 
     /// The value of one field; null where no column has it.
@@ -186,6 +234,8 @@ pub struct Foreign {
 /// Where a relation's rows have what.
 #[derive(Debug)]
 struct Columns {
+    /// Whose rows they are, of [`Source::outboxes`].
+    outbox: u16,
     /// What each column is; `None` for one that no field has for its own.
     fields: Vec<Option<Field>>,
     kinds: Fields<Kind>,
@@ -229,12 +279,13 @@ impl Relations {
     #[inline]
     pub fn begin(&mut self, commit_lsn: PgLsn) {
         let before = std::mem::replace(&mut self.commit_lsn, commit_lsn);
-        if self.source.tables.changes_between(before, commit_lsn) {
+        let mut outboxes = self.source.outboxes.iter();
+        if outboxes.any(|outbox| outbox.tables.changes_between(before, commit_lsn)) {
             // The server describes a relation again only where it has changed itself.
             for (_, (relation, before)) in std::mem::take(&mut self.described) {
-                let verdict = match self.verdict(&relation) {
+                let verdict = match self.source.verdict(&relation, commit_lsn) {
                     // The name is from before another table took it. One that really takes it is described anew.
-                    Verdict::Successor => Verdict::Other,
+                    (outbox, Verdict::Successor) => (outbox, Verdict::Other),
                     verdict => verdict,
                 };
                 self.keep(relation, verdict, Some(before));
@@ -242,41 +293,39 @@ impl Relations {
         }
     }
 
-    /// The outbox's tables, as far as the WAL has told.
-    pub fn tables(&self) -> &Tables {
-        &self.source.tables
+    /// Which tables were the outboxes, where in the WAL, as far as it has told.
+    pub(crate) fn periods(&self) -> Vec<Period> {
+        let outboxes = self.source.outboxes.iter();
+        let periods = outboxes.flat_map(|outbox| outbox.tables.periods());
+        periods.cloned().collect()
     }
 
-    /// Takes a Relation message; true where another table has taken the outbox's name, and is the outbox from then on.
-    pub fn describe(&mut self, relation: Relation) -> bool {
+    /// Takes a Relation message; says since when where another table has taken an outbox's name, and is that outbox from then
+    /// on.
+    pub fn describe(&mut self, relation: Relation) -> Option<&Period> {
         let oid = relation.oid;
-        let verdict = self.verdict(&relation);
-        if verdict == Verdict::Successor {
-            self.source.tables.succeed(oid, self.commit_lsn);
+        let (outbox, verdict) = self.source.verdict(&relation, self.commit_lsn);
+        let succeeds = verdict == Verdict::Successor;
+        if succeeds {
+            let tables = &mut self.source.outboxes[outbox].tables;
+            tables.succeed(oid, self.commit_lsn);
         }
         let before = self.described.remove(&oid).map(|(_, before)| before);
-        self.keep(relation, verdict, before);
-        verdict == Verdict::Successor
+        self.keep(relation, (outbox, verdict), before);
+        succeeds.then(|| self.source.outboxes[outbox].tables.current())
     }
 
-    /// What a relation is in the transaction that is read.
-    fn verdict(&self, relation: &Relation) -> Verdict {
-        let Source {
-            encoding, tables, ..
-        } = &self.source;
-        let (schema, table) = (
-            encoding.name(&relation.schema),
-            encoding.name(&relation.name),
-        );
-        tables.verdict(&schema, &table, relation.oid, self.commit_lsn)
-    }
-
-    fn keep(&mut self, relation: Relation, verdict: Verdict, before: Option<Described>) {
+    fn keep(
+        &mut self,
+        relation: Relation,
+        (outbox, verdict): (usize, Verdict),
+        before: Option<Described>,
+    ) {
         let source = &self.source;
         let oid = relation.oid;
         let described = match (verdict, before) {
             (Verdict::Outbox | Verdict::Successor, _) => {
-                let columns = Columns::find(source, &relation);
+                let columns = Columns::find(source, outbox, &relation);
                 self.lacks_columns |= columns.missing.is_some();
                 Described::Outbox(columns)
             }
@@ -288,7 +337,10 @@ impl Relations {
                         source.encoding.name(&relation.schema),
                         source.encoding.name(&relation.name)
                     ),
-                    was_outbox: source.tables.knows(oid),
+                    was_outbox: {
+                        let mut outboxes = source.outboxes.iter();
+                        outboxes.any(|outbox| outbox.tables.knows(oid))
+                    },
                 }),
             },
         };
@@ -327,9 +379,9 @@ impl Relations {
         self.source.messages.as_deref()
     }
 
-    /// What of a row becomes what of a message.
+    /// What of a message of the WAL becomes what of a message.
     pub fn mapping(&self) -> &Mapping {
-        &self.source.mapping
+        &self.source.outboxes[0].mapping
     }
 
     /// Reads a tuple, its text as it comes; `None` for a table that is not the outbox.
@@ -370,7 +422,9 @@ impl Relations {
             true => Vec::new(),
             false => columns.extras_of(tuple)?,
         };
-        Ok(Some(Row::new(values, columns.kinds, extras, 0)))
+        let mut row = Row::new(values, columns.kinds, extras, 0);
+        row.outbox = columns.outbox;
+        Ok(Some(row))
     }
 
     /// All columns of the outbox table's row with their names; none of another table.
@@ -403,7 +457,8 @@ impl Columns {
         Ok(columns)
     }
 
-    fn find(source: &Source, relation: &Relation) -> Self {
+    fn find(source: &Source, outbox: usize, relation: &Relation) -> Self {
+        let mapping = &source.outboxes[outbox].mapping;
         let mut missing = None;
         let mut index_of = |name: &str| {
             let has_name = |column: &RelationColumn| source.encoding.name(&column.name) == name;
@@ -415,6 +470,7 @@ impl Columns {
         };
         let kind_of = |index: usize| source.kind_of(relation.columns[index].type_oid);
         let mut found = Columns {
+            outbox: u16::try_from(outbox).expect("a lane has few tables"),
             fields: vec![None; relation.columns.len()],
             kinds: Fields::default(),
             shared: Vec::new(),
@@ -433,7 +489,7 @@ impl Columns {
                 })
                 .collect(),
         };
-        for (field, value) in source.mapping.columns.as_ref() {
+        for (field, value) in mapping.columns.as_ref() {
             let Some(name) = value.column() else {
                 continue;
             };
@@ -450,7 +506,7 @@ impl Columns {
                 found.padded.push(field);
             }
         }
-        for name in source.mapping.extras() {
+        for name in mapping.extras() {
             let index = index_of(name);
             found
                 .extras

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 /// From where on a table is the outbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Period {
+    /// The further outbox of the lane that it is of, by its configured name; empty for the lane's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub outbox: String,
     /// Schema of the table.
     pub schema: String,
     /// The name that was configured.
@@ -53,6 +56,7 @@ impl Tables {
     /// The table as configured and as the catalog has it, with the WAL's end: `oid` 0 for none.
     pub fn new(schema: String, table: String, oid: u32, server_lsn: PgLsn) -> Self {
         let period = Period {
+            outbox: String::new(),
             schema,
             table,
             oid,
@@ -63,11 +67,30 @@ impl Tables {
         }
     }
 
+    /// The same, of a further outbox of the lane; of the lane's own where the name is empty.
+    #[must_use]
+    pub fn of_further(mut self, outbox: &str) -> Self {
+        for period in &mut self.periods {
+            outbox.clone_into(&mut period.outbox);
+        }
+        self
+    }
+
     /// Goes on with what is recorded, of which nothing is needed any more that ends at or below `confirmed_lsn`. Another
     /// name in the configuration is a new period from the WAL's end on, of the same table or of another one.
+    /// A further outbox that is not recorded beside others has no row in front of the WAL's end.
     pub(crate) fn continued(self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
-        let mut periods = recorded.to_vec();
         let now = self.current();
+        let is_own = |period: &&Period| period.outbox == now.outbox;
+        let mut periods: Vec<Period> = recorded.iter().filter(is_own).cloned().collect();
+        if periods.is_empty() && !recorded.is_empty() {
+            periods.push(Period {
+                table: String::new(),
+                oid: 0,
+                from: 0.into(),
+                ..now.clone()
+            });
+        }
         let is_known = |last: &Period| last.has_name(&now.schema, &now.table);
         if !periods.last().is_some_and(is_known) {
             periods.push(now.clone());
@@ -200,5 +223,27 @@ mod tests {
         );
         let swapped = Tables::new("public".into(), "outbox".into(), 9, 900.into());
         assert_eq!(swapped.continued(recorded.periods(), 100.into()), recorded);
+    }
+
+    #[test]
+    fn a_further_table_begins_at_the_end_of_the_wal_of_a_lane_that_has_begun() {
+        let further = || {
+            let tables = Tables::new("public".into(), "audit".into(), 2, 500.into());
+            tables.of_further("public.audit")
+        };
+        // A lane that begins with it has its rows from its beginning.
+        let first = further().continued(&[], 100.into());
+        assert_eq!(verdict(&first, "audit", 2, 300), Verdict::Outbox);
+        let own = tables();
+        let added = further().continued(own.periods(), 100.into());
+        assert_eq!(verdict(&added, "audit", 2, 300), Verdict::Other);
+        assert_eq!(verdict(&added, "audit", 2, 501), Verdict::Outbox);
+        // Each goes on with what is recorded of itself.
+        let recorded = [own.periods(), added.periods()].concat();
+        assert_eq!(further().continued(&recorded, 100.into()), added);
+        assert_eq!(tables().continued(&recorded, 100.into()), own);
+        // Once the slot has passed its beginning, that needs no memory.
+        let passed = further().continued(&recorded, 501.into());
+        assert_eq!(passed.periods().len(), 1);
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Manual: 53.20 "pg_replication_slots", 53.18 "pg_publication_tables", 52.7 "pg_attribute".
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use postgres_types::PgLsn;
@@ -30,8 +31,10 @@ pub struct Inspection {
     pub table: Option<Table>,
     /// What the role may make.
     pub rights: Rights,
-    /// What carries the table's rows; `None` unless both publication and table exist.
+    /// What carries the tables' rows; `None` unless both publication and table exist.
     pub carrier: Option<Carrier>,
+    /// The same of the lane's further tables, as in the settings.
+    pub further: Vec<Inspection>,
 }
 
 /// The server, the database and the role of the session.
@@ -187,6 +190,11 @@ pub struct Table {
 }
 
 impl Inspection {
+    /// What there is of each table, the lane's own first.
+    pub fn tables(&self) -> impl Iterator<Item = &Inspection> {
+        std::iter::once(self).chain(&self.further)
+    }
+
     /// What the slot has confirmed, if it exists.
     pub fn confirmed_lsn(&self) -> Option<PgLsn> {
         self.slot.as_ref()?.confirmed_flush_lsn
@@ -244,14 +252,30 @@ pub struct Column {
 /// A failed query.
 pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Inspection, SqlError> {
     let server = server(client).await?;
-    Ok(Inspection {
-        carrier: carrier(client, &server, settings).await?,
-        server,
-        slot: row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?,
-        publication: publication(client, &settings.publication, &settings.table).await?,
-        table: table(client, &settings.table).await?,
-        rights: rights(client, &settings.table.schema).await?,
-    })
+    let slot = row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?;
+    let mut tables = Vec::new();
+    for settings in settings.tables() {
+        tables.push(Inspection {
+            server: server.clone(),
+            slot: slot.clone(),
+            publication: publication(client, &settings.publication, &settings.table).await?,
+            table: table(client, &settings.table).await?,
+            rights: rights(client, &settings.table.schema).await?,
+            carrier: carrier(client, &server, &settings).await?,
+            further: Vec::new(),
+        });
+    }
+    let further = tables.split_off(1);
+    let mut own = tables.remove(0);
+    if let Some(carrier) = &mut own.carrier {
+        for (settings, found) in settings.further.iter().zip(&further) {
+            let found = found.carrier.clone();
+            carrier
+                .further
+                .extend(found.map(|found| (settings.name.to_string(), found)));
+        }
+    }
+    Ok(Inspection { further, ..own })
 }
 
 async fn rights(client: &Client, schema: &str) -> Result<Rights, SqlError> {
@@ -467,6 +491,7 @@ async fn carrier(
             identity: row.try_get(0)?,
             rewrites: row.try_get(1)?,
             seen_lsn: server.current_lsn,
+            further: BTreeMap::new(),
         })
     })
     .transpose()

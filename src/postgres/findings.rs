@@ -168,11 +168,21 @@ pub(super) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>)
 pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Finding> {
     let mut found = Vec::new();
     server::server(&inspection.server, &mut found);
-    if inspection.table.is_none() && inspection.publication.is_none() && inspection.slot.is_none() {
-        found.push(nothing(inspection, settings));
+    let names: Vec<String> = (settings.tables().iter())
+        .map(|settings| settings.table.to_string())
+        .collect();
+    let has_table = inspection.tables().any(|it| it.table.is_some());
+    if !has_table && inspection.publication.is_none() && inspection.slot.is_none() {
+        found.push(nothing(inspection, settings, &names));
     } else {
-        table(inspection, settings, &mut found);
-        publication(inspection, settings, &mut found);
+        for (inspection, settings) in inspection.tables().zip(settings.tables()) {
+            let mut of_table = Vec::new();
+            table(inspection, &settings, &mut of_table);
+            publication(inspection, &settings, &names, &mut of_table);
+            // What is wrong with the publication is so for each table.
+            of_table.retain(|finding| !found.contains(finding));
+            found.append(&mut of_table);
+        }
         slot(inspection, settings, &mut found);
     }
     found.sort_by_key(|finding| finding.severity);
@@ -180,12 +190,12 @@ pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Fin
 }
 
 /// Not three findings: before the first set-up this is no fault, and one command mends it.
-fn nothing(inspection: &Inspection, settings: &PostgresSettings) -> Finding {
+fn nothing(inspection: &Inspection, settings: &PostgresSettings, names: &[String]) -> Finding {
     refuse(
         Kind::SlotMissing,
         format!(
             "there is no table {}, no publication {} and no replication slot \"{}\" in database {}",
-            settings.table,
+            names.join(", no table "),
             quote_identifier(&settings.publication),
             settings.slot,
             inspection.server.dbname
@@ -371,7 +381,13 @@ fn partition_keys(table: &Table, settings: &PostgresSettings, found: &mut Vec<Fi
     }
 }
 
-fn publication(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+/// Of one of the publication's tables, which are called `names`.
+fn publication(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    names: &[String],
+    found: &mut Vec<Finding>,
+) {
     let name = quote_identifier(&settings.publication);
     let Some(publication) = &inspection.publication else {
         found.push(refuse(
@@ -419,7 +435,7 @@ fn publication(inspection: &Inspection, settings: &PostgresSettings, found: &mut
             format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table),
         ));
     }
-    published_columns(table, publication, settings, found);
+    published_columns(table, publication, settings, names, found);
     match &settings.share {
         Some(share) => {
             shares::row_filter(table, inspection.row_filter(), share, settings, found);
@@ -432,6 +448,7 @@ fn published_columns(
     table: &Table,
     publication: &Publication,
     settings: &PostgresSettings,
+    names: &[String],
     found: &mut Vec<Finding>,
 ) {
     let Some(entry) = &publication.entry else {
@@ -450,7 +467,7 @@ fn published_columns(
             found.push(refuse(
                 Kind::PublicationMismatch,
                 format!("publication {publication_name} does not send column {}", quote_identifier(name)),
-                format!("run ALTER PUBLICATION {publication_name} SET TABLE {}; (without a list of columns)", settings.table),
+                format!("run ALTER PUBLICATION {publication_name} SET TABLE {}; (without a list of columns)", names.join(", ")),
             ));
         }
     }

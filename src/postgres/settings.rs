@@ -5,7 +5,7 @@
 use super::conninfo::Conninfo;
 use super::share::Share;
 use crate::pipeline::fields::{Field, Fields};
-use crate::pipeline::mapping::Value;
+use crate::pipeline::mapping::{Mapping, Value};
 use crate::table_name::TableName;
 
 /// `[postgres]`: which database, and what is read from it.
@@ -25,13 +25,42 @@ pub struct PostgresSettings {
     pub extra_columns: Vec<String>,
     /// Fields whose NULL makes no row a dead letter.
     pub may_be_null: Vec<Field>,
+    /// Further tables of the lane.
+    pub further: Vec<FurtherTable>,
     /// The prefix of messages of the WAL that are published as rows are; none for no messages.
     pub messages: Option<String>,
     /// Which of the table's rows; none for all.
     pub share: Option<Share>,
 }
 
+/// A further table of the lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FurtherTable {
+    /// The table.
+    pub name: TableName,
+    /// What of its rows becomes what of a message.
+    pub mapping: Mapping,
+}
+
 impl PostgresSettings {
+    /// The same of each table by itself, the lane's own first.
+    #[must_use]
+    pub fn tables(&self) -> Vec<PostgresSettings> {
+        let own = PostgresSettings {
+            further: Vec::new(),
+            ..self.clone()
+        };
+        let further = self.further.iter().map(|further| PostgresSettings {
+            table: further.name.clone(),
+            columns: further.mapping.columns.clone(),
+            extra_columns: further.mapping.extras().to_vec(),
+            may_be_null: further.mapping.may_be_null(),
+            messages: None,
+            ..own.clone()
+        });
+        std::iter::once(own.clone()).chain(further).collect()
+    }
+
     /// The column that holds the event's id.
     ///
     /// # Panics

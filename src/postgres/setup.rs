@@ -79,23 +79,31 @@ pub fn plan(
         .into_iter()
         .filter(|finding| finding.severity == Severity::Refuse && !mendable(finding.kind))
         .collect();
-    refusals.extend(order_refusals(inspection, settings, failover));
+    let tables: Vec<(&Inspection, PostgresSettings)> =
+        inspection.tables().zip(settings.tables()).collect();
+    for (inspection, settings) in &tables {
+        let mut of_table = order_refusals(inspection, settings, failover);
+        of_table.retain(|refusal| !refusals.contains(refusal));
+        refusals.append(&mut of_table);
+    }
     if !refusals.is_empty() {
         return Err(refusals);
     }
-    let mut steps = Vec::new();
-    if inspection.table.is_none() {
-        steps.push(Step {
+    let missing = tables.iter().filter(|(found, _)| found.table.is_none());
+    let mut steps: Vec<Step> = missing
+        .map(|(_, settings)| Step {
             part: Part::Table,
             sql: table_sql(settings),
-        });
-    }
+        })
+        .collect();
     if inspection.publication.is_none() {
+        let published = tables
+            .iter()
+            .map(|(found, settings)| format!("{}{}", settings.table, filter(found, settings)));
         let sql = format!(
-            "CREATE PUBLICATION {} FOR TABLE {}{} WITH (publish = 'insert', publish_via_partition_root = true);",
+            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true);",
             quote_identifier(&settings.publication),
-            settings.table,
-            filter(inspection, settings)
+            published.collect::<Vec<_>>().join(", ")
         );
         steps.push(Step {
             part: Part::Publication,
@@ -407,11 +415,13 @@ pub fn teardown_plan(
             sql,
         });
     }
-    if with_table && inspection.table.is_some() {
-        steps.push(Step {
+    if with_table {
+        let tables = inspection.tables().zip(settings.tables());
+        let there = tables.filter(|(found, _)| found.table.is_some());
+        steps.extend(there.map(|(_, settings)| Step {
             part: Part::Table,
             sql: format!("DROP TABLE {};", settings.table),
-        });
+        }));
     }
     match rights::refusal(inspection, settings, &steps, "teardown") {
         Some(refusal) => Err(vec![refusal]),

@@ -16,7 +16,7 @@ use crate::pipeline::opening::{Known, Opening, Wanted};
 use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::request::Request;
-use crate::pipeline::row::Source;
+use crate::pipeline::row::{Outbox, Source};
 use crate::pipeline::tables::Tables;
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;
@@ -302,20 +302,28 @@ pub(super) fn window_limits(
     }
 }
 
-/// The outbox table as the engine knows it, in a database of UTF-8.
+/// The lane's tables as the engine knows them, in a database of UTF-8.
 pub(crate) fn source(inspection: &Inspection, settings: &Settings) -> Source {
-    let table = inspection.table.as_ref();
-    let name = &settings.postgres.table;
+    let outbox = |(inspection, settings): (&Inspection, Settings)| {
+        let name = &settings.postgres.table;
+        let mapping = settings.mapping();
+        let oid = inspection.table.as_ref().map_or(0, |table| table.oid);
+        let lsn = inspection.server.current_lsn;
+        let tables = Tables::new(name.schema.clone(), name.table.clone(), oid, lsn);
+        Outbox {
+            tables: tables.of_further(mapping.message.table.as_deref().unwrap_or_default()),
+            mapping,
+        }
+    };
+    let tables = inspection.tables().filter_map(|found| found.table.as_ref());
     Source {
-        tables: Tables::new(
-            name.schema.clone(),
-            name.table.clone(),
-            table.map_or(0, |table| table.oid),
-            inspection.server.current_lsn,
-        ),
-        domains: table.map_or_else(Vec::new, Table::domains),
+        outboxes: inspection
+            .tables()
+            .zip(settings.tables())
+            .map(outbox)
+            .collect(),
+        domains: tables.flat_map(Table::domains).collect(),
         encoding: Encoding::Utf8,
-        mapping: settings.mapping(),
         messages: settings.postgres.messages.clone(),
     }
 }

@@ -40,6 +40,27 @@ impl Settings {
             self.message.clone(),
         )
     }
+
+    /// The same of each table by itself, the lane's own first: for what is about one table.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Settings> {
+        let mut tables = Vec::new();
+        let further = self.postgres.further.iter();
+        let mappings = std::iter::once(self.mapping()).chain(further.map(|it| it.mapping.clone()));
+        for (postgres, mapping) in self.postgres.tables().into_iter().zip(mappings) {
+            let nats = NatsSettings {
+                subject: mapping.subject,
+                ..self.nats.clone()
+            };
+            tables.push(Settings {
+                postgres,
+                nats,
+                message: mapping.message,
+                ..self.clone()
+            });
+        }
+        tables
+    }
 }
 
 /// `[nats]`: which servers, and where the events go.
@@ -51,6 +72,8 @@ pub struct NatsSettings {
     pub stream: String,
     /// Template of the events' subjects.
     pub subject: SubjectTemplate,
+    /// All that the tables of the lane publish on, where it has several; empty where it has one.
+    pub further_subjects: Vec<String>,
     /// Others write to the stream too: other relays, or anything else.
     pub shared: bool,
     /// What other lanes of this configuration publish on in the same stream.
@@ -59,14 +82,24 @@ pub struct NatsSettings {
 
 impl NatsSettings {
     /// Of events and dead letters. Dead letters stay those of this slot: another slot's may be in a stream of its own.
-    pub(crate) fn own_subjects(&self, slot: &str) -> [String; 2] {
-        [self.subject.filter(), dead_letter::subject(slot)]
+    pub(crate) fn own_subjects(&self, slot: &str) -> Vec<String> {
+        let mut subjects = self.event_subjects();
+        subjects.push(dead_letter::subject(slot));
+        subjects
+    }
+
+    /// What the lane's events come on.
+    pub(crate) fn event_subjects(&self) -> Vec<String> {
+        match self.further_subjects.is_empty() {
+            true => vec![self.subject.filter()],
+            false => self.further_subjects.clone(),
+        }
     }
 
     /// What a slot's lane wants of its stream; a new one has a single replica.
     #[must_use]
     pub fn stream_settings(&self, slot: &str) -> StreamSettings {
-        let mut subjects = self.own_subjects(slot).to_vec();
+        let mut subjects = self.own_subjects(slot);
         let mut subjects_to_create = subjects.clone();
         let neighbours = self.neighbours.iter();
         subjects_to_create.extend(
@@ -138,6 +171,7 @@ mod tests {
             connection: ConnectionSettings::new(Vec::new(), NatsAuth::None),
             stream: "OUTBOX".to_owned(),
             subject: "outbox.{event_type}".parse().expect("a template"),
+            further_subjects: Vec::new(),
             shared: false,
             neighbours: Vec::new(),
         };

@@ -168,11 +168,13 @@ async fn presence(
     first: &First,
     question: &RowQuestion,
 ) -> Result<RowPresence, String> {
-    let Some(table) = &first.inspection.table else {
+    let settings = settings.tables().swap_remove(question.outbox);
+    let first = first.inspection.tables().nth(question.outbox);
+    let Some(table) = first.and_then(|first| first.table.as_ref()) else {
         let text = format!("there was no table {}", settings.table);
         return Ok(RowPresence::Unseen(text));
     };
-    let id_column = IdColumn::of(table, settings);
+    let id_column = IdColumn::of(table, &settings);
     let kept = sql.take().filter(|sql| !sql.is_closed());
     let client = match kept {
         Some(client) => client,
@@ -190,8 +192,8 @@ async fn presence(
 #[derive(Debug)]
 struct View {
     inspection: Inspection,
-    /// The table of the epoch's start is there, if under another name.
-    has_table: bool,
+    /// A table of the epoch's start that is there under another name.
+    renamed: Option<String>,
     is_decoding: bool,
     /// The server's timeline; none where it cannot change.
     timeline: Option<u32>,
@@ -207,10 +209,15 @@ async fn view(
         None => client::connect(&settings.conninfo).await?,
     };
     let inspection = catalog::inspect(&client, settings).await?;
-    let has_table = match (&inspection.table, &first.inspection.table) {
-        (None, Some(table)) => catalog::has_relation(&client, table.oid).await?,
-        (table, _) => table.is_some(),
-    };
+    let mut renamed = None;
+    let tables = inspection.tables().zip(first.inspection.tables());
+    for ((now, first), settings) in tables.zip(settings.tables()) {
+        if let (None, Some(table)) = (&now.table, &first.table)
+            && catalog::has_relation(&client, table.oid).await?
+        {
+            renamed = Some(settings.table.to_string());
+        }
+    }
     let is_decoding = processes::is_decoding(&client, first.walsender_pid).await?;
     *sql = Some(client);
     let timeline = match first.inspection.server.in_recovery {
@@ -219,7 +226,7 @@ async fn view(
     };
     Ok(View {
         inspection,
-        has_table,
+        renamed,
         is_decoding,
         timeline,
     })
@@ -246,11 +253,10 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
         let before = first.timeline;
         return Err(Fault::Promoted { before, now });
     }
-    if now.table.is_none() && view.has_table {
+    if let Some(table) = &view.renamed {
         // Its rows are known by the table's oid.
         return Ok(Looked::Missed(format!(
-            "there is no table {}, the one that it was has another name",
-            settings.table
+            "there is no table {table}, the one that it was has another name"
         )));
     }
     let hides_rows = |kind| {

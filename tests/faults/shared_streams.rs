@@ -221,6 +221,7 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
             .parse()
             .expect("a template"),
         shared: true,
+        further_subjects: Vec::new(),
         neighbours: Vec::new(),
     };
     let slot = &fixture.name;

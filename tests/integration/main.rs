@@ -24,6 +24,7 @@ mod rejects;
 mod replay;
 mod rights;
 mod setup;
+mod several_tables;
 mod shares;
 mod signals;
 #[path = "../statements/mod.rs"]

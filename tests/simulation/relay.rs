@@ -23,7 +23,7 @@ use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::RecordOrNote;
 use walrelay::pipeline::request::{StoredRecord, Unfit};
-use walrelay::pipeline::row::Source;
+use walrelay::pipeline::row::{Outbox, Source};
 use walrelay::pipeline::tables::Tables;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
 use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
@@ -542,18 +542,20 @@ impl Relay {
         let settings = &self.settings;
         EpochSettings {
             source: Source {
-                tables: Tables::new(
-                    "public".into(),
-                    "outbox_events".into(),
-                    outbox_oid,
-                    server_lsn.into(),
-                ),
+                outboxes: vec![Outbox {
+                    tables: Tables::new(
+                        "public".into(),
+                        "outbox_events".into(),
+                        outbox_oid,
+                        server_lsn.into(),
+                    ),
+                    mapping: Mapping::default(),
+                }],
                 domains: Vec::new(),
                 encoding: match world.postgres.sql_ascii {
                     true => Encoding::Unchecked,
                     false => Encoding::Utf8,
                 },
-                mapping: Mapping::default(),
                 messages: Some("outbox".into()),
             },
             publications: Vec::new(),

@@ -39,6 +39,7 @@ impl Own {
         settings.postgres.publication = NAME.to_owned();
         settings.postgres.columns = default_columns();
         settings.postgres.extra_columns = Vec::new();
+        settings.postgres.further = Vec::new();
         settings.message = MessageSettings::default();
         settings.postgres.table = TableName {
             schema: "public".to_owned(),
@@ -46,6 +47,7 @@ impl Own {
         };
         settings.nats.stream = STREAM.to_owned();
         settings.nats.subject = format!("{NAME}.{{event_type}}").parse()?;
+        settings.nats.further_subjects = Vec::new();
         settings.nats.shared = false;
         // Its stream is gone right afterwards.
         settings.relay.hold_back = Duration::ZERO;

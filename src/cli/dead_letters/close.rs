@@ -54,7 +54,7 @@ pub(super) async fn close(
     action: Action,
 ) -> Result<Exit, anyhow::Error> {
     if let Action::Retry { set } = &action {
-        check_set(&settings.mapping(), set)?;
+        check_set(settings, set)?;
     }
     let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
@@ -79,12 +79,13 @@ pub(super) async fn close(
 }
 
 /// What `--set` says: other values for one publication.
-fn check_set(mapping: &Mapping, set: &[(String, String)]) -> Result<(), UsageError> {
-    let columns = columns(mapping);
-    match set
-        .iter()
-        .find(|(name, _)| !columns.contains(&name.as_str()))
-    {
+fn check_set(settings: &Settings, set: &[(String, String)]) -> Result<(), UsageError> {
+    let mappings: Vec<Mapping> = settings.tables().iter().map(Settings::mapping).collect();
+    let is_column = |name: &str| {
+        let mut mappings = mappings.iter();
+        mappings.any(|mapping| columns(mapping).contains(&name))
+    };
+    match set.iter().find(|(name, _)| !is_column(name)) {
         Some((name, _)) => Err(UsageError(format!(
             "--set: no message is made of a column {name:?}"
         ))),

@@ -12,7 +12,9 @@ use crate::nats::api::StoredMessage;
 use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::position::{DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position};
+use crate::pipeline::position::{
+    DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position, TABLE_HEADER,
+};
 use crate::relay::lane_client::LaneClient;
 
 /// A dead letter, and what has become of it.
@@ -25,6 +27,8 @@ pub(in crate::cli) struct Standing {
     pub(super) state_at: Option<String>,
     /// Why it was discarded.
     pub(super) state_reason: Option<String>,
+    /// The further table of the lane that its row is of.
+    table: Option<String>,
 }
 
 impl Standing {
@@ -35,6 +39,7 @@ impl Standing {
             position: self.place.position.to_string(),
             was: self.state,
             reason: reason.map(str::to_owned),
+            table: self.table.clone(),
         }
     }
 }
@@ -97,6 +102,7 @@ impl Letters {
                     state: State::Open,
                     state_at: None,
                     state_reason: None,
+                    table: message.header_text(TABLE_HEADER).map(str::to_owned),
                 });
             }
             Some(Told::Mark(position, state)) => {

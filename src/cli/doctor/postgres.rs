@@ -61,7 +61,9 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             ),
         );
     }
-    rows(&client, &inspection, settings, &mut report).await;
+    for (found, table) in inspection.tables().zip(settings.tables()) {
+        rows(&client, found, &table, &mut report).await;
+    }
     Ok(report)
 }
 
@@ -80,7 +82,10 @@ async fn rows(client: &Client, inspection: &Inspection, settings: &Settings, rep
                 "table {}: the largest of {} rows makes about {} bytes",
                 settings.postgres.table, sample.rows, sample.bytes_max
             ));
-            report.rows = Some(sample);
+            let largest = report.rows.as_ref();
+            if largest.is_none_or(|largest| largest.bytes_max < sample.bytes_max) {
+                report.rows = Some(sample);
+            }
         }
         Ok(None) => {}
         Err(error) => report.not_seen.push(format!(

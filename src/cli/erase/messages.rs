@@ -16,7 +16,7 @@ use crate::nats::stream;
 use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
-    POSITION_HEADER, RETRY_HEADER, TAIL_HEADER,
+    POSITION_HEADER, RETRY_HEADER, TABLE_HEADER, TAIL_HEADER,
 };
 use crate::pipeline::stored_event::StoredEvent;
 use crate::relay::settings::Settings;
@@ -38,6 +38,8 @@ pub(super) struct Wanted {
     /// Others write to the stream too, of other tables with ids of their own.
     is_shared: bool,
     aggregate_id: String,
+    /// The further table of the lane that its rows are in; none for the lane's own.
+    table: Option<String>,
     /// Of its rows.
     ids: BTreeSet<String>,
     /// Headers that tell the aggregate.
@@ -83,6 +85,7 @@ impl Wanted {
             past_slots,
             is_shared: settings.nats.shared,
             aggregate_id: aggregate_id.to_owned(),
+            table: mapping.message.table.clone(),
             ids,
             headers: headers.map(|extra| extra.name.clone()).collect(),
         }
@@ -98,7 +101,7 @@ impl Wanted {
             Some(slot) => slot == self.slot,
             None => !self.is_shared,
         };
-        if !is_own && !is_past {
+        if !is_own && !is_past || header(TABLE_HEADER) != self.table {
             return None;
         }
         let kind = header(KIND_HEADER);
@@ -227,6 +230,7 @@ mod tests {
             past_slots: BTreeSet::from(["gone".to_owned()]),
             is_shared: false,
             aggregate_id: "a".to_owned(),
+            table: None,
             ids: BTreeSet::from(["e1".to_owned()]),
             headers: vec!["user".to_owned()],
         };
@@ -278,6 +282,9 @@ mod tests {
         let retry = (KIND_HEADER, "retry");
         assert_eq!(find(&[retry], r#"{"id":"e1"}"#), Some(Found::Outside));
         assert_eq!(find(&[letter], "{}"), None);
+        // The same id may be in a further table.
+        let further = (TABLE_HEADER, "public.audit");
+        assert_eq!(find(&[further], r#"{"id":"e1","aggregate_id":"a"}"#), None);
         let other = (POSITION_HEADER, "t 0/10:1");
         assert_eq!(find(&[other], r#"{"id":"e1","aggregate_id":"a"}"#), None);
     }

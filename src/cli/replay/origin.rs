@@ -57,7 +57,7 @@ impl Origin {
         let events = Events {
             stream: stream.clone(),
             slot: settings.nats.shared.then(|| slot.clone()),
-            filter: settings.nats.subject.filter(),
+            filters: settings.nats.event_subjects(),
             taken_over_sequence: of_lane.map_or(0, |record| record.taken_over_sequence),
         };
         Ok(Origin::Stream {
@@ -69,6 +69,14 @@ impl Origin {
     }
 
     pub(super) async fn of_table(args: &Args, settings: &Settings) -> anyhow::Result<Origin> {
+        if !settings.postgres.further.is_empty() {
+            return Err(UsageError(
+                "--source table: the lane has several tables (source.tables), and no order among their rows but the stream's: \
+                 leave --source out to replay from the stream"
+                    .to_owned(),
+            )
+            .into());
+        }
         let origin = match (args.from, args.to) {
             (Bound::Time(from), None) => Ok(Origin::Table { from, to: None }),
             (Bound::Time(from), Some(Bound::Time(to))) => Ok(Origin::Table { from, to: Some(to) }),

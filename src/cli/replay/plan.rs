@@ -49,10 +49,11 @@ impl Plan {
         let source = stream::find(nats, stream)
             .await?
             .with_context(|| format!("there is no stream {stream}"))?;
-        let subjects = vec![readdress::filter(
-            &args.subject,
-            &settings.nats.subject.filter(),
-        )];
+        let own = settings.nats.event_subjects();
+        let mut subjects: Vec<String> = (own.iter())
+            .map(|own| readdress::filter(&args.subject, own))
+            .collect();
+        subjects.dedup();
         let wanted = StreamSettings {
             subjects_to_create: subjects.clone(),
             subjects,
@@ -179,10 +180,10 @@ fn check_fields(args: &Args, settings: &Settings) -> Result<(), UsageError> {
             args.subject
         )));
     }
-    let has_fields = !matches!(
-        settings.message.format,
-        Format::Payload | Format::PayloadString
-    );
+    let has_fields = settings.tables().iter().all(|table| {
+        let format = table.message.format;
+        !matches!(format, Format::Payload | Format::PayloadString)
+    });
     let asks = readdress::asks_for_fields(&args.subject)
         || !args.event_types.is_empty()
         || !args.aggregate_ids.is_empty();

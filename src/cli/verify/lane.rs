@@ -18,7 +18,7 @@ use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_ERASED, KIND_HEADER,
-    KIND_RETRY, POSITION_HEADER, Position, parse_header,
+    KIND_RETRY, POSITION_HEADER, Position, TABLE_HEADER, parse_header,
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
@@ -40,6 +40,8 @@ pub(super) struct Misplaced {
 pub(super) struct LaneReading {
     name: String,
     slot: String,
+    /// The further table that is compared; none for the lane's own.
+    table: Option<String>,
     snapshot_lsn: PgLsn,
     /// End of the server's WAL, later than the last message to be read.
     server_lsn: PgLsn,
@@ -76,6 +78,8 @@ pub(super) struct LaneReading {
     pub(super) marks: u64,
     /// Messages of other slots, or of no relay.
     pub(super) foreign: u64,
+    /// Messages of other tables of the lane; in the look at a further one, those of no table too.
+    pub(super) of_other_tables: u64,
     pub(super) out_of_order: u64,
     pub(super) misplaced: Vec<Misplaced>,
 }
@@ -86,12 +90,14 @@ impl LaneReading {
         info: &StreamInfo,
         name: &str,
         slot: &str,
+        table: Option<&str>,
         record: Option<&LaneRecord>,
         snapshot_lsn: PgLsn,
     ) -> Self {
         LaneReading {
             name: name.to_owned(),
             slot: slot.to_owned(),
+            table: table.map(str::to_owned),
             snapshot_lsn,
             server_lsn: snapshot_lsn,
             adopted_sequence: record.map_or(0, |record| record.adopted_sequence),
@@ -115,6 +121,7 @@ impl LaneReading {
             again: 0,
             marks: 0,
             foreign: 0,
+            of_other_tables: 0,
             out_of_order: 0,
             misplaced: Vec::new(),
         }
@@ -267,6 +274,14 @@ impl LaneReading {
             .and_then(|value| parse_header(value).ok())
             .filter(|(slot, _)| *slot == self.slot)
             .map(|(_, position)| position);
+        if header(TABLE_HEADER) != self.table.as_deref() {
+            // Its place is in the order of this lane nevertheless.
+            if let (None | Some(KIND_DEAD_LETTER), Some(position)) = (kind, position) {
+                self.check_order(sequence, position);
+            }
+            self.of_other_tables += 1;
+            return Ok(());
+        }
         let id = id_of(headers, body);
         let letter = header(DEAD_LETTER_HEADER);
         if let Some(Told::Mark(_, state)) = Told::of(&self.slot, kind, None, letter) {
@@ -445,7 +460,7 @@ mod tests {
     #[test]
     fn a_mark_closes_a_dead_letter_without_an_id_too() {
         let info = StreamInfo::parse(br#"{"created":"c","config":{},"state":{}}"#).unwrap();
-        let mut lane = LaneReading::new(&info, "S", "a", None, 0.into());
+        let mut lane = LaneReading::new(&info, "S", "a", None, None, 0.into());
         let mut entries = Entries::default();
         for (sequence, kind, was, expected) in [
             (1, "dead-letter", "open", (1, 0)),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::oldest::OldestFirst;
-use super::{Args, check, look, table};
+use super::{Args, check, look, of_table, table};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::relay::settings::Settings;
@@ -35,9 +35,10 @@ pub(in crate::cli) struct Missing {
 }
 
 /// The rows that the stream does not have although the relay has passed them. Only the publication says which rows are this stream's, so without it there is
-/// no answer.
+/// no answer. `table` is one of [`Settings::tables`].
 pub(in crate::cli) async fn missing(
     settings: &Settings,
+    table: usize,
     choice: Choice,
 ) -> Result<Missing, anyhow::Error> {
     let with_unjudged = choice.unjudged;
@@ -49,26 +50,33 @@ pub(in crate::cli) async fn missing(
         unjudged: false,
         only: choice.only,
     };
-    let (client, inspection) = look(settings).await?;
-    let publication = inspection.publication.as_ref();
+    let (client, inspection) = look(settings, table).await?;
+    let publication = of_table(&inspection, table).publication.as_ref();
     anyhow::ensure!(
         publication.is_some_and(|publication| publication.entry.is_some()),
         "publication {} does not hold table {}, and its row filter says which rows are this stream's: run walrelay setup, \
          or set postgres.publication",
         settings.postgres.publication,
-        settings.postgres.table
+        settings.postgres.tables().swap_remove(table).table
     );
     let mut rows = OldestFirst::default();
     let mut unjudged = 0;
-    let (report, read_through) = check(&args, settings, &client, &inspection, |group, verdict| {
-        unjudged += verdict.unjudged + verdict.ambiguous;
-        let is_wanted =
-            verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
-        match is_wanted {
-            true => rows.push(group.xmin_age, group.id),
-            false => Ok(()),
-        }
-    })
+    let (report, read_through) = check(
+        &args,
+        settings,
+        table,
+        &client,
+        &inspection,
+        |group, verdict| {
+            unjudged += verdict.unjudged + verdict.ambiguous;
+            let is_wanted =
+                verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
+            match is_wanted {
+                true => rows.push(group.xmin_age, group.id),
+                false => Ok(()),
+            }
+        },
+    )
     .await?;
     anyhow::ensure!(
         !report.may_come(),
@@ -88,8 +96,10 @@ pub(in crate::cli) async fn missing(
 pub(in crate::cli) async fn check_condition(settings: &Settings, only: &str) -> anyhow::Result<()> {
     let client = connect(&settings.postgres.conninfo).await?;
     let inspection = inspect(&client, &settings.postgres).await?;
-    match inspection.table {
-        Some(_) => table::check_condition(&client, &settings.postgres, only).await,
-        None => Ok(()),
+    for (found, settings) in inspection.tables().zip(settings.postgres.tables()) {
+        if found.table.is_some() {
+            table::check_condition(&client, &settings, only).await?;
+        }
     }
+    Ok(())
 }

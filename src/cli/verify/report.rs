@@ -110,11 +110,19 @@ impl Findings {
     }
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_none(count: &u64) -> bool {
+    *count == 0
+}
+
 /// Everything; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Report {
     /// `clean`, `found` or `unchecked`.
     verdict: &'static str,
+    /// Which of the lane's tables, where it has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
     rows: u64,
     rows_without_id: u64,
     /// All rows of the snapshot were committed below this.
@@ -130,6 +138,9 @@ pub(super) struct Report {
     marks: u64,
     /// Of other slots, or of no relay.
     foreign: u64,
+    /// Of other tables of the lane; in the report on a further one, those of no table too.
+    #[serde(skip_serializing_if = "is_none")]
+    of_other_tables: u64,
     /// Messages that are no longer there between the stream's first and last.
     removed_inside: u64,
     missing: Findings,
@@ -164,6 +175,7 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn new(
+        name: Option<String>,
         table: &Table,
         lane: &LaneReading,
         settled: Settled,
@@ -176,6 +188,7 @@ impl Report {
         };
         Report {
             verdict: "",
+            table: name,
             rows: table.rows,
             rows_without_id: table.rows_without_id,
             snapshot_lsn: table.snapshot_lsn.to_string(),
@@ -186,6 +199,7 @@ impl Report {
             dead_letters: lane.dead_letters,
             marks: lane.marks,
             foreign: lane.foreign,
+            of_other_tables: lane.of_other_tables,
             removed_inside: lane.removed_inside,
             missing: Findings::default(),
             unjudged: Findings::default(),
@@ -327,13 +341,20 @@ impl Report {
     }
 
     fn text(&self) -> String {
+        let name = self.table.as_ref();
         let mut text = format!(
-            "table          {} rows below {}\nstream         {} messages: {} events, {} published again, ",
-            self.rows, self.snapshot_lsn, self.messages, self.events, self.again
+            "table          {}{} rows below {}\nstream         {} messages: {} events, {} published again, ",
+            name.map_or_else(String::new, |name| format!("{name}: ")),
+            self.rows,
+            self.snapshot_lsn,
+            self.messages,
+            self.events,
+            self.again
         );
         for (count, what) in [
             (self.dead_letters, "dead letters"),
             (self.marks, "marks of the lane"),
+            (self.of_other_tables, "not of this table"),
         ] {
             if count > 0 {
                 text.push_str(&format!("{count} {what}, "));

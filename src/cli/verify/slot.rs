@@ -78,6 +78,8 @@ pub(in crate::cli) struct Held<'a> {
     pub(in crate::cli) position: Position,
     /// When its transaction committed, in µs since 2000-01-01 UTC.
     pub(in crate::cli) committed_at_us: i64,
+    /// Whose row it is, of [`Source::outboxes`].
+    pub(in crate::cli) outbox: usize,
     /// Its id as text.
     pub(in crate::cli) id: Option<&'a str>,
 }
@@ -190,6 +192,7 @@ async fn peek_as(
                     let id = id.as_deref().and_then(|id| std::str::from_utf8(id).ok());
                     each(Held {
                         position,
+                        outbox: row.outbox(),
                         committed_at_us,
                         id,
                     })?;

@@ -3,6 +3,7 @@
 //! In: the messages on the subject of a slot's dead letters, in their order. Out: which are letters and which are marks, and
 //! how many letters are open. Guarantee: the stream alone tells, so a copy of it tells the same, wherever it is read.
 
+use crate::pipeline::mapping::table_line;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, Position,
     parse_header,
@@ -50,6 +51,9 @@ pub struct Mark {
     pub was: State,
     /// Why it is discarded, in a person's words.
     pub reason: Option<String>,
+    /// The further table of the lane that its row is of, as its header has it; none for the lane's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
 }
 
 impl Mark {
@@ -62,7 +66,8 @@ impl Mark {
             State::Discarded => KIND_DISCARDED,
         };
         let position = &self.position;
-        format!("{KIND_HEADER}: {kind}\r\n{DEAD_LETTER_HEADER}: {slot} {position}\r\n")
+        let table = self.table.as_deref().map_or_else(String::new, table_line);
+        format!("{KIND_HEADER}: {kind}\r\n{DEAD_LETTER_HEADER}: {slot} {position}\r\n{table}")
     }
 
     /// JSON.

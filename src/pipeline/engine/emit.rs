@@ -60,7 +60,7 @@ impl Engine {
         let limit = self.settings.epoch.limits.message_limit;
         let composed = compose(
             row,
-            &self.settings.epoch.source.mapping,
+            &self.settings.epoch.source.outboxes[row.outbox()].mapping,
             &mut self.subject,
             &mut self.headers,
             &mut self.body,

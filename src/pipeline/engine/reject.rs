@@ -22,6 +22,10 @@ pub struct RowQuestion {
     pub id: String,
     /// The transaction that inserted it, by the low half of its number: it may not be visible yet.
     pub xid: u32,
+    /// In which table, of [`Source::outboxes`].
+    ///
+    /// [`Source::outboxes`]: crate::pipeline::row::Source::outboxes
+    pub outbox: usize,
 }
 
 /// What the table has of a row.
@@ -46,6 +50,7 @@ pub(super) struct Pending {
     row: RejectedRow,
     id: Option<Vec<u8>>,
     xid: u32,
+    outbox: usize,
     state: Question,
 }
 
@@ -80,12 +85,16 @@ impl Engine {
         };
         let mut headers = std::mem::take(&mut self.headers);
         headers.extend_from_slice(dead_letter::headers(rejected.reject).as_bytes());
+        let source = &self.settings.epoch.source;
+        let mapping = &source.outboxes[rejected.row.outbox()].mapping;
+        headers.extend_from_slice(mapping.message.table_header().as_bytes());
         let pending = Pending {
             headers,
-            letter: DeadLetter::of(rejected, &self.settings.epoch.source.encoding),
+            letter: DeadLetter::of(rejected, &source.encoding),
             row,
             id: id.map(|id| id.to_vec()),
             xid,
+            outbox: rejected.row.outbox(),
             state: Question::Limit,
         };
         match self.may_be_raised(&pending.row, now) {
@@ -180,6 +189,7 @@ impl Engine {
         Some(RowQuestion {
             id: String::from_utf8_lossy(pending.id.as_ref()?).into_owned(),
             xid: pending.xid,
+            outbox: pending.outbox,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::Lane;
 use crate::pipeline::progress::HeldMarks;
 use crate::pipeline::publish::{Mode, WindowLimits};
-use crate::pipeline::row::Source;
+use crate::pipeline::row::{Outbox, Source};
 use crate::pipeline::tables::Tables;
 use std::time::Duration;
 
@@ -66,10 +66,12 @@ pub(crate) fn settings() -> EngineSettings {
         held: HeldMarks::default(),
         epoch: EpochSettings {
             source: Source {
-                tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
+                outboxes: vec![Outbox {
+                    tables: Tables::new("public".into(), "outbox_events".into(), OID, 0.into()),
+                    mapping: Mapping::default(),
+                }],
                 domains: Vec::new(),
                 encoding: Encoding::Utf8,
-                mapping: Mapping::default(),
                 messages: None,
             },
             publications: Vec::new(),

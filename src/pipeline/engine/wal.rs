@@ -129,10 +129,9 @@ impl Engine {
     }
 
     fn describe(&mut self, relation: Relation) -> Result<(), Stop> {
-        if !self.relations.describe(relation) {
+        let Some(now) = self.relations.describe(relation) else {
             return Ok(());
-        }
-        let now = self.relations.tables().current();
+        };
         Err(Fault::Successor {
             table: format!("{}.{}", now.schema, now.table),
             from: now.from,

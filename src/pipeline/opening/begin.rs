@@ -50,10 +50,7 @@ impl Opening<'_> {
         let record = usable_record(stored.record, &place.history);
         epoch.limits = limits_of(mode, &stream, epoch.limits);
         let tables = Memory::tables(self.known.memory.as_ref(), &stream.created, record.as_ref());
-        epoch.source.tables = epoch
-            .source
-            .tables
-            .continued(tables, place.confirmed_flush_lsn);
+        epoch.source = epoch.source.continued(tables, place.confirmed_flush_lsn);
         let settings = EngineSettings {
             lane: place.lane,
             history: place.history,

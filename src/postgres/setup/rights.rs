@@ -16,18 +16,21 @@ pub(super) fn refusal(
     steps: &[Step],
     command: &str,
 ) -> Option<Finding> {
-    let owned = |owned: Option<bool>| owned.unwrap_or(false);
-    let rights = &inspection.rights;
-    let table = inspection.table.as_ref();
-    let publication = inspection.publication.as_ref();
-    let may = |step: &Step| match (step.part, table, publication) {
-        (Part::Slot, ..) => true,
-        (Part::Table, Some(table), _) => table.owned,
-        (Part::Table, None, _) => owned(rights.create_in_schema),
-        (Part::Publication, _, Some(publication)) => publication.owned,
-        (Part::Publication, table, None) => {
-            let makes_table = rights.create_in_schema == Some(true);
-            rights.create_in_database && table.map_or(makes_table, |table| table.owned)
+    let makes = command != "teardown";
+    // Those that are there, or are made.
+    let owns = |found: &Inspection| match &found.table {
+        Some(table) => table.owned,
+        None => found.rights.create_in_schema == Some(true),
+    };
+    let may = |step: &Step| match (step.part, &inspection.publication) {
+        (Part::Slot, _) => true,
+        (Part::Table, _) => inspection
+            .tables()
+            .filter(|found| found.table.is_none() == makes)
+            .all(owns),
+        (Part::Publication, Some(publication)) => publication.owned,
+        (Part::Publication, None) => {
+            inspection.rights.create_in_database && inspection.tables().all(owns)
         }
     };
     let forbidden: Vec<&Step> = steps.iter().filter(|step| !may(step)).collect();
@@ -36,10 +39,13 @@ pub(super) fn refusal(
     }
     let parts: Vec<String> = forbidden.iter().map(|step| step.part.to_string()).collect();
     let mut sql: Vec<String> = Vec::new();
-    if table.is_none() && rights.create_in_schema.is_none() {
-        let schema = quote_identifier(&settings.table.schema);
-        sql.push(format!("CREATE SCHEMA {schema};"));
+    for (found, settings) in inspection.tables().zip(settings.tables()) {
+        if found.table.is_none() && found.rights.create_in_schema.is_none() {
+            let schema = quote_identifier(&settings.table.schema);
+            sql.push(format!("CREATE SCHEMA {schema};"));
+        }
     }
+    sql.dedup();
     sql.extend(forbidden.iter().map(|step| step.sql.trim().to_owned()));
     Some(Finding {
         severity: Severity::Refuse,

@@ -1,0 +1,199 @@
+//! `source.tables`: further tables of the lane, each with a mapping of its own.
+//!
+//! In: the layers of the lane. Out: each table with its mapping. What an entry leaves out is as for `postgres.table`; where it
+//! has a preset, as the preset has it. Guarantee: what passes here is read, published and told apart from the lane's own table.
+
+use toml::Table;
+
+use super::checked::{checked, invalid, required};
+use super::error::ConfigError;
+use super::keys::{Entry, KEYS, Key};
+use super::layers::Layers;
+use super::mapping;
+use crate::nats::stream::covers;
+use crate::nearest::nearest;
+use crate::pipeline::after_publish::AfterPublish;
+use crate::pipeline::mapping::Mapping;
+use crate::postgres::settings::FurtherTable;
+use crate::relay::settings::Settings;
+use crate::table_name::TableName;
+
+/// Each costs a look at the catalog every five seconds.
+const TABLES_MAX: usize = 32;
+
+/// Which key an entry's own one stands for.
+const OWN: [(&str, Key); 3] = [
+    ("name", Key::PostgresTable),
+    ("preset", Key::Preset),
+    ("subject", Key::NatsSubject),
+];
+
+/// Its tables, whose keys are those of the sections of that name.
+const SECTIONS: [&str; 2] = ["columns", "message"];
+
+/// Adds the further tables to the settings of a lane.
+///
+/// # Errors
+/// An unknown key, a table twice, a mapping that does not fit, or something that is for one table only.
+pub(super) fn add(layers: &Layers, lane: &mut Settings) -> Result<(), ConfigError> {
+    let key = Key::SourceTables;
+    let text = required(layers, key);
+    let wrong = |expected: String| invalid(key, text, expected);
+    let list = "a list of tables, such as [{ name = \"public.audit_events\" }]";
+    let entries = parse(&text.text).ok_or_else(|| wrong(list.to_owned()))?;
+    if entries.is_empty() {
+        return Ok(());
+    }
+    if entries.len() > TABLES_MAX {
+        return Err(wrong(format!("at most {TABLES_MAX} tables")));
+    }
+    if lane.postgres.share.is_some() {
+        return Err(wrong("[] where relay.shares is more than 1".to_owned()));
+    }
+    if lane.outbox.after_publish != AfterPublish::Keep {
+        let key = Key::OutboxAfterPublish;
+        let expected =
+            "keep where source.tables names further tables: let walrelay prune delete their rows";
+        return Err(invalid(key, required(layers, key), expected.to_owned()));
+    }
+    for entry in entries {
+        let further = of_entry(layers, &entry)?;
+        let names = std::iter::once(&lane.postgres.table)
+            .chain(lane.postgres.further.iter().map(|further| &further.name));
+        if names.into_iter().any(|name| *name == further.name) {
+            return Err(wrong(format!(
+                "without {} twice; postgres.table counts too",
+                further.name
+            )));
+        }
+        lane.postgres.further.push(further);
+    }
+    let filters = subjects(lane);
+    let own = lane.nats.subject.filter();
+    // Of what a lane publishes in a shared stream, its end is found by one filter.
+    if lane.nats.shared && filters != [own.as_str()] {
+        return Err(wrong(format!(
+            "a list of tables that publish on {own} as postgres.table does, since nats.shared is true"
+        )));
+    }
+    lane.nats.further_subjects = filters;
+    Ok(())
+}
+
+/// What the tables of a lane publish on. No stream takes subjects of which one covers another.
+fn subjects(lane: &Settings) -> Vec<String> {
+    let mut filters: Vec<String> = Vec::new();
+    let further = lane.postgres.further.iter();
+    let further = further.map(|further| further.mapping.subject.filter());
+    for filter in std::iter::once(lane.nats.subject.filter()).chain(further) {
+        if !filters.iter().any(|wider| covers(wider, &filter)) {
+            filters.retain(|narrow| !covers(&filter, narrow));
+            filters.push(filter);
+        }
+    }
+    filters
+}
+
+/// `[{ … }, …]` by itself is no document.
+fn parse(text: &str) -> Option<Vec<Table>> {
+    let document: Table = format!("it = {text}").parse().ok()?;
+    let entries = document.get("it")?.as_array()?;
+    entries
+        .iter()
+        .map(|entry| entry.as_table().cloned())
+        .collect()
+}
+
+fn of_entry(whole: &Layers, entry: &Table) -> Result<FurtherTable, ConfigError> {
+    let text = required(whole, Key::SourceTables);
+    let wrong = |expected: String| invalid(Key::SourceTables, text, expected);
+    let name = entry.get("name").and_then(toml::Value::as_str);
+    let name = name.ok_or_else(|| wrong("a list of tables, each with a name".to_owned()))?;
+    let of_table = |error: ConfigError| ConfigError::Table {
+        table: name.to_owned(),
+        source: Box::new(error),
+    };
+    let given = given(entry).map_err(|unknown| wrong(format!("{unknown} of {name}")))?;
+    let mut layers = whole.clone();
+    if entry.contains_key("preset") {
+        let of_mapping = |entry: &&Entry| {
+            let section = entry.section;
+            section.is_some_and(|section| SECTIONS.contains(&section))
+        };
+        let keys = KEYS.iter().filter(of_mapping).map(|entry| entry.key);
+        for key in keys
+            .filter(|key| *key != Key::MessageSource)
+            .chain([Key::NatsSubject])
+        {
+            layers.forget(key);
+        }
+    }
+    for (key, value) in given {
+        layers.forget(key);
+        layers.set(key, value, text.source.clone());
+    }
+    mapping::apply_preset(&mut layers).map_err(of_table)?;
+    resolve(&layers).map_err(of_table)
+}
+
+/// The keys that an entry gives, or what is wrong with it.
+fn given(entry: &Table) -> Result<Vec<(Key, String)>, String> {
+    let mut given = Vec::new();
+    for (name, value) in entry {
+        match value {
+            toml::Value::Table(table) if SECTIONS.contains(&name.as_str()) => {
+                for (own, value) in table {
+                    let is_key =
+                        |entry: &&Entry| entry.section == Some(name.as_str()) && entry.name == own;
+                    let key = KEYS.iter().find(is_key).map(|entry| entry.key);
+                    let section = KEYS
+                        .iter()
+                        .filter(|entry| entry.section == Some(name.as_str()));
+                    let key = key.ok_or_else(|| unknown(own, section.map(|entry| entry.name)))?;
+                    given.push((key, written(value)));
+                }
+            }
+            value => {
+                let own = OWN.iter().find(|(own, _)| own == name);
+                let names = OWN.iter().map(|(own, _)| *own).chain(SECTIONS);
+                let (_, key) = own.ok_or_else(|| unknown(name, names))?;
+                given.push((*key, written(value)));
+            }
+        }
+    }
+    Ok(given)
+}
+
+fn unknown<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
+    let meant = nearest(name, known).map(|known| format!(" (did you mean {known}?)"));
+    format!(
+        "without the unknown key {name}{}",
+        meant.unwrap_or_default()
+    )
+}
+
+/// As the other layers write it.
+fn written(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+fn resolve(layers: &Layers) -> Result<FurtherTable, ConfigError> {
+    let expected = "a table as in SQL, such as public.outbox_events, without control characters";
+    let name: TableName = checked(layers, Key::PostgresTable, expected, |text| {
+        // It is told in a header.
+        text.parse()
+            .ok()
+            .filter(|_| !text.contains(char::is_control))
+    })?;
+    let columns = mapping::columns(layers)?;
+    let subject = mapping::subject(layers)?;
+    let mut message = mapping::message(layers, &columns, &subject)?;
+    message.table = Some(name.to_string());
+    Ok(FurtherTable {
+        name,
+        mapping: Mapping::new(columns, subject, message),
+    })
+}

@@ -1,0 +1,137 @@
+//! `source.tables`, as a file, a variable and `config show` have it.
+
+use super::*;
+use crate::pipeline::mapping::{Format, Value};
+
+const FILE: &str = r#"
+    [nats]
+    subject = "shop.{event_type}"
+    [columns]
+    payload = "body"
+    [message]
+    headers = { traceparent = "trace" }
+    [[source.tables]]
+    name = "orders"
+    preset = "debezium"
+    subject = "orders.{aggregatetype}"
+    message = { headers = { "x-tenant" = "tenant" }, tombstones = false }
+    [[source.tables]]
+    name = '"Audit".events'
+    columns = { id = "no", event_version = { value = 2 }, occurred_at = "" }
+"#;
+
+#[test]
+fn each_table_has_a_mapping_of_its_own() {
+    let loaded = Case::new(FILE).load().unwrap();
+    let lane = loaded.lane().unwrap();
+    let [own, orders, audit] = &lane.tables()[..] else {
+        panic!("three tables: {lane:?}");
+    };
+    assert_eq!(own.postgres.table, lane.postgres.table);
+    assert_eq!(own.mapping(), lane.mapping());
+    // With a preset: as that has it.
+    let column = |name: &str| Value::Column(name.to_owned());
+    assert_eq!(orders.postgres.table.to_string(), "public.orders");
+    assert_eq!(orders.postgres.columns.payload, column("payload"));
+    assert_eq!(orders.postgres.extra_columns, ["aggregatetype", "tenant"]);
+    assert_eq!(orders.message.format, Format::Payload);
+    assert!(!orders.message.tombstones);
+    assert_eq!(orders.message.headers[0].name, "x-tenant");
+    assert_eq!(orders.message.table.as_deref(), Some("public.orders"));
+    // Without: as for postgres.table.
+    assert_eq!(audit.postgres.table.to_string(), "\"Audit\".events");
+    assert_eq!(audit.postgres.columns.id, column("no"));
+    assert_eq!(audit.postgres.columns.payload, column("body"));
+    assert_eq!(
+        audit.postgres.columns.event_version,
+        Value::Constant("2".to_owned())
+    );
+    assert_eq!(audit.nats.subject, own.nats.subject);
+    assert_eq!(audit.message.headers, own.message.headers);
+    assert_eq!(
+        lane.nats.stream_settings("walrelay").subjects,
+        ["shop.>", "orders.>", "walrelay.dead.walrelay"]
+    );
+    // What `config show` prints can be pasted as a variable, too.
+    let shown = shown(&loaded, Key::SourceTables);
+    let file = FILE.split("[[source.tables]]").next().unwrap();
+    let again = Case::new(file).env("WALRELAY_SOURCE_TABLES", &shown.text);
+    let again = again.load().unwrap();
+    let again = again.lane().unwrap();
+    assert_eq!(again.postgres.further, lane.postgres.further);
+}
+
+#[test]
+fn what_does_not_fit_names_table_and_key() {
+    for (tables, words) in [
+        ("[{ preset = 'debezium' }]", &["each with a name"][..]),
+        ("'orders'", &["a list of tables"]),
+        (
+            "[{ name = 'a' }, { name = 'public.a' }]",
+            &["without public.a twice"],
+        ),
+        (
+            "[{ name = 'outbox_events' }]",
+            &["without public.outbox_events twice"],
+        ),
+        (
+            "[{ name = 'a', presett = 'debezium' }]",
+            &["unknown key presett", "did you mean preset?", "of a"],
+        ),
+        (
+            "[{ name = 'a', columns = { idd = 'no' } }]",
+            &["unknown key idd", "did you mean id?"],
+        ),
+        (
+            "[{ name = 'a', preset = 'debezum' }]",
+            &[
+                "source.tables, a",
+                "preset = \"debezum\"",
+                "walrelay or debezium",
+            ],
+        ),
+        (
+            "[{ name = 'a', columns = { id = '' } }]",
+            &["source.tables, a", "columns.id", "a column's name"],
+        ),
+        (
+            "[{ name = 'a', subject = '{x}' }]",
+            &["source.tables, a", "nats.subject"],
+        ),
+        (
+            "[{ name = 'a b' }]",
+            &["source.tables, a b", "a table as in SQL"],
+        ),
+    ] {
+        let error = Case::new(&format!("[source]\ntables = {tables}")).load();
+        let error = message(error.expect_err(tables));
+        for word in words {
+            assert!(error.contains(word), "{tables}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_for_one_table_is_refused_beside_several() {
+    let tables = "[source]\ntables = [{ name = 'a', subject = 'other.{id}' }]\n";
+    for (more, words) in [
+        ("[relay]\nshares = 2", ["source.tables", "relay.shares"]),
+        (
+            "[outbox]\nafter_publish = 'mark'",
+            ["outbox.after_publish", "prune"],
+        ),
+        ("[nats]\nshared = true", ["source.tables", "nats.shared"]),
+    ] {
+        let error = Case::new(&format!("{tables}{more}")).load();
+        let error = message(error.expect_err(more));
+        for word in words {
+            assert!(error.contains(word), "{more}: {error}");
+        }
+    }
+    let alike = tables.replace("other.", "outbox.") + "[nats]\nshared = true";
+    Case::new(&alike).load().unwrap();
+}
+
+fn message(error: ConfigError) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}
