@@ -3,9 +3,11 @@
 mod platform;
 
 use std::path::Path;
+use std::process::Stdio;
 
 use async_nats::jetstream;
 use platform::Platform;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
@@ -184,6 +186,60 @@ async fn replays_and_dead_letters_go_too() {
     assert!(!letters.contains(&user.to_string()), "{letters}");
     relay.stop().await;
     platform.verify(0).await;
+}
+
+/// A replay that was stopped in its midst, with the aggregate's last event read or still to be read.
+#[tokio::test]
+async fn a_replay_that_goes_on_publishes_nothing_that_was_erased() {
+    const OTHERS: u32 = 30_000;
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    let user = Uuid::new_v4();
+    // The stream still has its first message afterwards, so that it can give the whole range.
+    platform.insert(1).await;
+    insert_of(&platform, user, TYPE, 1).await;
+    platform.insert(OTHERS).await;
+    insert_of(&platform, user, TYPE, 1).await;
+    let last = u64::from(OTHERS) + 3;
+    platform.wait_for(last).await;
+    let replay = ["replay", "--from", "2020-01-01T00:00:00Z", "--yes"];
+    let replaying = platform
+        .command(&replay)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let pid = Pid::from_raw(i32::try_from(replaying.id().expect("it runs")).unwrap()).unwrap();
+    let replayed = loop {
+        let found = platform.jetstream.get_stream("OUTBOX_REPLAY").await;
+        match found {
+            Ok(stream) if stream.cached_info().state.messages > 0 => break stream,
+            _ => tokio::task::yield_now().await,
+        }
+    };
+    // While it is heard of, nothing is erased.
+    let arguments = ["erase", "--yes", "--aggregate-id", &user.to_string()];
+    let refused = platform.expect(&arguments, 1).await;
+    assert!(refused.contains("walrelay replay publishes"), "{refused}");
+    kill_process(pid, Signal::STOP).expect("it runs");
+    let reached = replayed.get_info().await.expect("there").state.messages;
+    assert!(reached < last, "the replay has ended before it was stopped");
+    assert_eq!(rows(&platform).await, i64::from(OTHERS) + 3);
+
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(receipt["rows"], 2);
+    kill_process(pid, Signal::CONT).expect("it is stopped");
+    let ended = replaying.wait_with_output().await.expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("walrelay erase"), "{said}");
+    platform.expect(&replay, 0).await;
+    let dry = erase(&platform, user, &["--dry-run"], 0).await;
+    assert_eq!(dry["rows"], 0, "{dry}");
+    for stream in dry["streams"].as_array().expect("a list") {
+        assert_eq!(stream["events"], json!([]), "{dry}");
+    }
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    relay.stop().await;
 }
 
 #[tokio::test]

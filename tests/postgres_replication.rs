@@ -290,6 +290,42 @@ async fn authenticates_by_every_method() {
     assert!(rejected.server().unwrap().code == "28000" && !rejected.is_transient());
 }
 
+/// A password that is kept with more iterations than are computed, and what the refusal says to do.
+#[tokio::test]
+async fn a_proof_that_takes_too_long_is_refused_until_the_password_is_kept_anew() {
+    let hba = "local all all trust
+               host all postgres 127.0.0.1/32 trust
+               host all slow 127.0.0.1/32 scram-sha-256";
+    let server = server(Some(hba)).await;
+    let sql = server.connect("postgres").await.unwrap();
+    // Whoever makes the password may make it on another server: only Postgres 16 and later have the setting.
+    let known = "SELECT current_setting('scram_iterations', true) IS NOT NULL";
+    if !sql.query_one(known, &[]).await.unwrap().get::<_, bool>(0) {
+        return;
+    }
+    let role = "SET scram_iterations = 1000001; CREATE ROLE slow LOGIN REPLICATION PASSWORD 'pencil'; RESET scram_iterations";
+    sql.batch_execute(role).await.unwrap();
+    let conninfo = conninfo(&server, "slow", Some("pencil"));
+    let refused = session(&conninfo).await.unwrap_err();
+    assert!(!refused.is_transient());
+    assert!(matches!(
+        refused,
+        ReplicationError::Authentication(AuthenticationError::Iterations {
+            asked: 1_000_001,
+            ..
+        })
+    ));
+    let text = refused.to_string();
+    let (_, remedy) = text.split_once("run ").expect(&text);
+    let (statements, _) = remedy.rsplit_once(';').expect(remedy);
+    let typed = statements
+        .replacen('…', "slow", 1)
+        .replacen('…', "pencil", 1);
+    assert!(!typed.contains('…'), "{typed}");
+    sql.batch_execute(&typed).await.expect(&typed);
+    session(&conninfo).await.unwrap();
+}
+
 #[tokio::test]
 async fn finds_the_server_or_says_why_not() {
     let server = server(None).await;

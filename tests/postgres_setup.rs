@@ -4,6 +4,7 @@ mod statements;
 
 use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use postgres_types::PgLsn;
 use statements::statements;
 use walrelay::environment::Environment;
@@ -15,6 +16,7 @@ use walrelay::postgres::client::{Client, connect};
 use walrelay::postgres::conninfo::Conninfo;
 use walrelay::postgres::findings::{Kind, Severity, findings};
 use walrelay::postgres::health;
+use walrelay::postgres::occurred_at::OccurredAt;
 use walrelay::postgres::settings::PostgresSettings;
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
 
@@ -810,4 +812,90 @@ async fn a_partition_key_that_is_there_to_be_changed_is_told() {
         (Severity::Warn, Kind::TableMismatch)
     );
     assert!(warned[0].what.contains("by dispatched"), "{}", warned[0]);
+}
+
+/// What lies before, between and at moments, by the column's type: as Postgres compares them, and not a row more or less.
+#[tokio::test]
+async fn moments_are_compared_in_the_type_of_the_column() {
+    let server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
+    let moment = |text: &str| text.parse::<DateTime<Utc>>().expect(text);
+    // Each value as the column has it, and as a moment.
+    let fractions = |zone: &'static str| {
+        [
+            ("1969-12-31T23:59:59.999999", "'1969-12-31 23:59:59.999999"),
+            ("1970-01-01T00:00:00", "'1970-01-01 00:00:00"),
+            ("2026-11-29T12:00:00.000001", "'2026-11-29 12:00:00.000001"),
+            ("0000-12-31T00:00:00", "'0001-12-31 00:00:00"),
+        ]
+        .map(|(moment, sql)| {
+            let era = if moment.starts_with("0000") {
+                " BC"
+            } else {
+                ""
+            };
+            (format!("{moment}Z"), format!("{sql}{zone}{era}'"))
+        })
+        .to_vec()
+    };
+    let own = |values: &[(&str, &str)]| -> Vec<(String, String)> {
+        let values = values.iter();
+        values
+            .map(|(moment, sql)| ((*moment).to_owned(), (*sql).to_owned()))
+            .collect()
+    };
+    let days = own(&[
+        ("1969-12-31T00:00:00Z", "'1969-12-31'"),
+        ("2026-11-29T00:00:00Z", "'2026-11-29'"),
+    ]);
+    let milliseconds = own(&[
+        ("1969-12-31T23:59:59.999Z", "-1"),
+        ("1970-01-01T00:00:00Z", "0"),
+        ("2026-11-29T12:00:00.001Z", "1795953600001"),
+    ]);
+    for (column_type, values) in [
+        ("timestamptz", fractions("+00")),
+        ("timestamp", fractions("")),
+        ("date", days),
+        ("bigint", milliseconds),
+    ] {
+        let rows: Vec<String> = values.iter().map(|(_, sql)| format!("({sql})")).collect();
+        let table = format!(
+            "DROP TABLE IF EXISTS outbox_events; CREATE TABLE outbox_events (occurred_at {column_type});
+             INSERT INTO outbox_events VALUES {}",
+            rows.join(", ")
+        );
+        client.batch_execute(&table).await.unwrap();
+        let inspection = inspect(&client, &settings).await.unwrap();
+        let column = OccurredAt::of(&inspection.table.unwrap(), &settings).unwrap();
+        let moments: Vec<DateTime<Utc>> = values.iter().map(|(at, _)| moment(at)).collect();
+        let far = ["-9000-01-01T00:00:00Z", "+99999-12-31T23:59:59Z"].map(moment);
+        let steps =
+            [-1_000_000, -1_000, -1, 0, 1, 999, 1_000, 1_000_000].map(TimeDelta::nanoseconds);
+        let near = moments.iter().flat_map(|at| steps.map(|step| *at + step));
+        let bounds: Vec<DateTime<Utc>> = near.chain(far).collect();
+        let count = async |condition: String| -> usize {
+            let query = format!("SELECT count(*) FROM outbox_events WHERE {condition}");
+            let row = client.query_one(&query, &[]).await;
+            let count: i64 = row
+                .unwrap_or_else(|error| panic!("{query}: {error}"))
+                .get(0);
+            usize::try_from(count).unwrap()
+        };
+        for at in &bounds {
+            let before = moments.iter().filter(|moment| *moment < at).count();
+            assert_eq!(
+                count(column.is_before(*at)).await,
+                before,
+                "{column_type} before {at:?}"
+            );
+            let behind = moments.iter().filter(|moment| *moment >= at).count();
+            let found = count(column.is_between(*at, far[1])).await;
+            assert_eq!(found, behind, "{column_type} from {at:?}");
+            let through = moments.iter().filter(|moment| *moment <= at).count();
+            let found = count(column.is_between(far[0], *at)).await;
+            assert_eq!(found, through, "{column_type} through {at:?}");
+        }
+    }
 }

@@ -365,7 +365,7 @@ pub enum AuthenticationError {
     CannotBind,
     /// A proof that would take longer than a start-up may: the thread that computes it does nothing else.
     #[error(
-        "the server asks for {asked} iterations of SCRAM, and walrelay computes no more than {limit}: SET scram_iterations = 4096 in a session, and there ALTER ROLE … PASSWORD anew"
+        "the server asks for {asked} iterations of SCRAM, and walrelay computes no more than {limit}: in one session, run SET scram_iterations = 4096; ALTER ROLE … PASSWORD '…'; so that the password is kept anew"
     )]
     Iterations {
         /// By the server.

@@ -3,7 +3,7 @@
 //! In: the table and the configuration. Out: expressions. Guarantees: a moment is compared in the column's own type, so that an index on
 //! the column serves; a column without a time zone is read as UTC, a bigint as milliseconds since 1970, as the relay reads them.
 
-use chrono::{DateTime, Datelike as _, Utc};
+use chrono::{DateTime, Datelike as _, TimeDelta, Timelike as _, Utc};
 
 use super::catalog::Table;
 use super::settings::PostgresSettings;
@@ -22,6 +22,10 @@ pub struct OccurredAt {
     type_name: String,
     form: Form,
 }
+
+/// Nanoseconds in the units that columns count.
+const MILLISECOND: u32 = 1_000_000;
+const MICROSECOND: u32 = 1_000;
 
 /// How the column holds a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,12 +138,13 @@ impl OccurredAt {
 
     /// The first value that is not before `at`.
     fn rounded_up(&self, at: DateTime<Utc>) -> String {
-        match self.form {
-            Form::Milliseconds if !at.timestamp_subsec_nanos().is_multiple_of(1_000_000) => {
-                (at.timestamp_millis() + 1).to_string()
-            }
-            _ => self.value(at),
-        }
+        let unit = match self.form {
+            Form::Milliseconds => MILLISECOND,
+            Form::Zoned | Form::Utc => MICROSECOND,
+        };
+        let beyond = at.nanosecond() % unit;
+        let up = (beyond > 0).then(|| TimeDelta::nanoseconds(i64::from(unit - beyond)));
+        self.value(up.and_then(|up| at.checked_add_signed(up)).unwrap_or(at))
     }
 
     /// SQL for the moment in µs since 1970, where it is finite and lies in the years that RFC 3339 has.
@@ -152,10 +157,12 @@ impl OccurredAt {
     }
 }
 
-/// A moment as Postgres reads it: before the year 1 it counts as people do, who have no year 0.
+/// A moment as Postgres reads it: before the year 1 it counts as people do, who have no year 0, and before the first day that it knows
+/// there is nothing.
 fn text(at: DateTime<Utc>) -> String {
     let (year, era) = match at.year() {
         year @ 1.. => (year, ""),
+        ..-4713 => return "4714-11-24 00:00:00+00 BC".to_owned(),
         year => (1 - year, " BC"),
     };
     format!("{year:04}-{}+00{era}", at.format("%m-%d %T%.6f"))
