@@ -4,7 +4,10 @@
 //! [`Secret::expose`]. Guarantees: `Debug` and `Display` print `***`, so that no log, error or
 //! `config show` can print one by accident; its memory is wiped when it goes. What libraries copy out of it is theirs.
 
-use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+use std::{fmt, io};
 
 use zeroize::Zeroizing;
 
@@ -24,6 +27,24 @@ impl Secret {
     /// The value itself, for the one place that sends it to a server.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+/// What is in a text file, of which at most so many bytes are read: a device has no end.
+///
+/// # Errors
+/// The system's, and `InvalidData` for a longer one.
+pub(crate) fn read_file(path: &Path, bytes_max: u64) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    File::open(path)?
+        .take(bytes_max + 1)
+        .read_to_string(&mut text)?;
+    match text.len() as u64 > bytes_max {
+        true => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("it has more than {bytes_max} bytes"),
+        )),
+        false => Ok(text),
     }
 }
 

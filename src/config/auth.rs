@@ -136,6 +136,19 @@ fn file(value: &Value, environment: &Environment) -> Option<PathBuf> {
     }
 }
 
+/// The path of a file; what stands in the file is not printed where it is given instead.
+pub(super) fn file_path(key: Key, value: &Value) -> Result<PathBuf, ConfigError> {
+    let text = value.text.trim();
+    match is_secret(text) {
+        true => Err(failure(
+            key,
+            &value.source,
+            "is given by its content: give the file's path",
+        )),
+        false => Ok(PathBuf::from(text)),
+    }
+}
+
 /// The login of the file that a key names, which must be readable now already. A secret that was put in the name's place
 /// is not printed.
 fn of_file(
@@ -143,15 +156,7 @@ fn of_file(
     value: &Value,
     login: impl FnOnce(PathBuf) -> Login,
 ) -> Result<Login, ConfigError> {
-    let text = value.text.trim();
-    if is_secret(text) {
-        return Err(failure(
-            key,
-            &value.source,
-            "is given by its content: give the file's path",
-        ));
-    }
-    let login = login(PathBuf::from(text));
+    let login = login(file_path(key, value)?);
     match login.read() {
         Ok(_) => Ok(login),
         Err(LoginError::File { problem, .. }) => Err(failure(key, &value.source, &problem)),

@@ -5,7 +5,6 @@
 //! may be secret is printed.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use zeroize::Zeroize;
@@ -18,7 +17,7 @@ use crate::nats::address::mask_urls;
 use crate::nats::login::is_secret;
 use crate::nearest::nearest;
 use crate::postgres::conninfo;
-use crate::secret::MASK;
+use crate::secret::{self, MASK};
 
 /// How all variables begin.
 const PREFIX: &str = "WALRELAY_";
@@ -200,13 +199,8 @@ pub(super) fn read_secret_file(
         origin: origin.clone(),
         problem,
     };
-    let metadata =
-        fs::metadata(path).map_err(|error| failure(format!("cannot be read: {error}")))?;
-    if metadata.len() > BYTES_MAX {
-        return Err(failure(format!("has more than {BYTES_MAX} bytes")));
-    }
-    let text =
-        fs::read_to_string(path).map_err(|error| failure(format!("cannot be read: {error}")))?;
+    let text = secret::read_file(path, BYTES_MAX)
+        .map_err(|error| failure(format!("cannot be read: {error}")))?;
     let text = text.trim_end_matches(['\r', '\n']);
     match text.is_empty() {
         true => Err(failure("is empty".to_owned())),

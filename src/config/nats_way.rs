@@ -3,8 +3,7 @@
 //! In: the keys `nats.tls_…`, `nats.domain`, `nats.api_prefix`, `nats.inbox_prefix`. Out: the values of
 //! [`ConnectionSettings`](crate::nats::settings::ConnectionSettings).
 
-use std::path::PathBuf;
-
+use super::auth::file_path;
 use super::checked::checked;
 use super::error::ConfigError;
 use super::keys::Key;
@@ -21,13 +20,13 @@ const SUBJECT: &str = "a subject without wildcards, such as _INBOX.walrelay";
 pub(super) fn tls(layers: &Layers, servers: &[NatsAddress]) -> Result<NatsTls, ConfigError> {
     let path = |key| {
         let value: Option<&Value> = layers.get(key);
-        value.map(|value| PathBuf::from(value.text.trim()))
+        value.map(|value| file_path(key, value)).transpose()
     };
     let half = |given: Key, missing: Key| ConfigError::AuthHalf {
         given: given.path(),
         missing: missing.path(),
     };
-    let identity = match (path(Key::NatsTlsCert), path(Key::NatsTlsKey)) {
+    let identity = match (path(Key::NatsTlsCert)?, path(Key::NatsTlsKey)?) {
         (Some(certificate), Some(key)) => Some(Identity {
             certificate,
             key,
@@ -37,7 +36,7 @@ pub(super) fn tls(layers: &Layers, servers: &[NatsAddress]) -> Result<NatsTls, C
         (None, Some(_)) => return Err(half(Key::NatsTlsKey, Key::NatsTlsCert)),
         (None, None) => None,
     };
-    let roots = path(Key::NatsTlsCa);
+    let roots = path(Key::NatsTlsCa)?;
     let first = checked(layers, Key::NatsTlsFirst, "true or false", |text| {
         text.parse().ok()
     })?;

@@ -50,6 +50,15 @@ pub enum AdminError {
         /// Addresses tried.
         servers: String,
     },
+    /// Nothing was said.
+    #[error(
+        "NATS at {servers} says nothing: if it begins with TLS (handshake_first), set nats.tls_first = true; else check host \
+         and port"
+    )]
+    Silent {
+        /// Addresses tried.
+        servers: String,
+    },
     /// No server could be reached.
     #[error("cannot connect to NATS at {servers}")]
     Connect {
@@ -98,7 +107,7 @@ impl Admin {
     /// # Errors
     /// [`AdminError`].
     pub async fn connect(settings: &ConnectionSettings) -> Result<Self, AdminError> {
-        let servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
+        let mut servers: Vec<String> = settings.servers.iter().map(ToString::to_string).collect();
         // What cannot be read is told by its file, and not as a refusal.
         Signed::new(&settings.login.read()?, None)?;
         let (denied, denials) = watch::channel(None);
@@ -110,6 +119,7 @@ impl Admin {
             .custom_inbox_prefix(&settings.inbox_prefix)
             .ping_interval(PING_INTERVAL)
             .connection_timeout(settings.connect_timeout)
+            .retain_servers_order()
             .event_callback(move |event| {
                 if let Event::ServerError(error) = event
                     && let Some(denial) = Denial::parse(&error.to_string())
@@ -118,23 +128,34 @@ impl Admin {
                 }
                 std::future::ready(())
             });
-        match options.connect(servers.as_slice()).await {
-            Ok(client) => Ok(Self {
-                client,
-                denials,
-                api_prefix: settings.api_prefix.clone(),
-            }),
-            Err(source) => {
-                let host = settings.servers.first().map_or("", |server| &server.host);
-                let of_tls = of_tls(&source, host);
-                let servers = servers.join(", ");
-                Err(match (source.kind(), of_tls) {
-                    (_, Some(source)) => AdminError::Tls { servers, source },
-                    (ConnectErrorKind::AuthorizationViolation, _) => AdminError::Auth { servers },
-                    _ => AdminError::Connect { servers, source },
-                })
+        let mut connected = options.clone().connect(servers.as_slice()).await;
+        // async-nats stops at a server that refuses the credentials, and the others may take them.
+        for _ in 1..servers.len() {
+            if !connected.as_ref().is_err_and(refuses) {
+                break;
             }
+            servers.rotate_left(1);
+            connected = options.clone().connect(servers.as_slice()).await;
         }
+        let source = match connected {
+            Ok(client) => {
+                return Ok(Self {
+                    client,
+                    denials,
+                    api_prefix: settings.api_prefix.clone(),
+                });
+            }
+            Err(source) => source,
+        };
+        let host = settings.servers.first().map_or("", |server| &server.host);
+        let of_tls = of_tls(&source, host);
+        let servers = servers.join(", ");
+        Err(match of_tls {
+            Some(source) => AdminError::Tls { servers, source },
+            None if refuses(&source) => AdminError::Auth { servers },
+            None if source.to_string().contains("expected INFO") => AdminError::Silent { servers },
+            None => AdminError::Connect { servers, source },
+        })
     }
 
     /// The connection itself. What it is denied, only [`Self::allowed`] tells.
@@ -269,6 +290,10 @@ async fn authenticate(login: Login, nonce: Vec<u8>) -> Result<Auth, AuthError> {
         NatsAuth::Jwt { jwt, .. } => told.jwt = Some(jwt.expose().to_owned()),
     }
     Ok(told)
+}
+
+fn refuses(error: &async_nats::ConnectError) -> bool {
+    error.kind() == ConnectErrorKind::AuthorizationViolation
 }
 
 /// The error of TLS in it, in words.

@@ -137,8 +137,8 @@ impl LaneConnection {
     /// each attempt, handshake included. Credentials and certificates are read anew.
     ///
     /// # Errors
-    /// [`ConnectError`]: a refusal of the credentials at once; else a transient error of any server where there was one,
-    /// since waiting may help; else the last error.
+    /// [`ConnectError`]: a refusal of the credentials where no server takes them; else a transient error of any server where
+    /// there was one, since waiting may help; else the last error.
     pub async fn open(
         settings: &ConnectionSettings,
         name: &str,
@@ -149,7 +149,7 @@ impl LaneConnection {
             address: server.clone(),
             tls_name: server.host.clone(),
         });
-        let mut failure = ConnectError::NoServer;
+        let (mut refusal, mut failure) = (None, ConnectError::NoServer);
         for server in given.chain(advertised.iter().cloned()) {
             let address = server.address.clone();
             let attempt = handshake::run(server, settings, &auth, name);
@@ -162,14 +162,15 @@ impl LaneConnection {
                     after,
                 },
             };
-            if matches!(error, ConnectError::Auth { .. } | ConnectError::Login(_)) {
-                return Err(error);
-            }
-            if error.is_transient() || !failure.is_transient() {
-                failure = error;
+            match error {
+                ConnectError::Login(_) => return Err(error),
+                // They may be changed on one server after the other.
+                ConnectError::Auth { .. } => refusal = refusal.or(Some(error)),
+                _ if error.is_transient() || !failure.is_transient() => failure = error,
+                _ => {}
             }
         }
-        Err(failure)
+        Err(refusal.unwrap_or(failure))
     }
 
     /// A connection on which the server has said what it is.

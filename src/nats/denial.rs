@@ -69,11 +69,16 @@ impl fmt::Display for Denial {
             Right::Publish => ("publish", "publish", "--allow-pub"),
             Right::Subscribe => ("subscribe", "subscribe", "--allow-sub"),
         };
+        // The name of an inbox is another one at each try.
+        let subject = match self.right {
+            Right::Publish => &self.subject,
+            Right::Subscribe => &self.permission,
+        };
         write!(
             f,
             "permission denied to {verb} to {}: add \"{permission}\" to {list}.allow of the NATS user (with nsc: {flag} \
              \"{permission}\"), and have no deny cover it",
-            self.subject.escape_debug(),
+            subject.escape_debug(),
             permission = self.permission.escape_debug(),
         )
     }
@@ -167,6 +172,16 @@ mod tests {
         ] {
             assert_eq!(of(text), (right, permission.to_owned()), "{text}");
         }
+    }
+
+    #[test]
+    fn what_is_said_of_an_inbox_is_the_same_at_each_try() {
+        let said = |inbox: &str| {
+            let text = format!("Permissions Violation for Subscription to \"{inbox}.>\"");
+            Denial::parse(&text).expect("a denial").to_string()
+        };
+        assert_eq!(said("_INBOX.Ab3"), said("_INBOX.Xy9"));
+        assert!(said("_INBOX.Ab3").contains("_INBOX.>"));
     }
 
     #[test]

@@ -3,14 +3,13 @@
 //! In: a [`Login`]. Out: [`NatsAuth`], read at each connect, so that what was rotated counts from the next connection on.
 //! Guarantee: an error names the file, and never shows what is in it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
 use super::address::NatsAuth;
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 
 /// Largest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 64 * 1024;
@@ -162,17 +161,8 @@ fn between_marks<'a>(text: &'a str, what: &str) -> Option<&'a str> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<String>, LoginError> {
-    let unreadable = |error| problem(path, &format!("cannot be read: {error}"));
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err(problem(
-            path,
-            &format!("has more than {FILE_BYTES_MAX} bytes"),
-        ));
-    }
-    fs::read_to_string(path)
-        .map(Zeroizing::new)
-        .map_err(unreadable)
+    secret::read_file(path, FILE_BYTES_MAX)
+        .map_err(|error| problem(path, &format!("cannot be read: {error}")))
 }
 
 fn problem(path: &Path, problem: &str) -> LoginError {
@@ -244,7 +234,7 @@ mod tests {
         assert!(matches!(login.read(), Err(LoginError::File { .. })));
         for _ in 0..2 {
             let seed = KeyPair::new_user().seed().expect("a private key");
-            fs::write(&path, &seed).expect("writable");
+            std::fs::write(&path, &seed).expect("writable");
             let seed = Secret::new(seed);
             assert_eq!(login.read(), Ok(NatsAuth::NKey { seed }));
         }

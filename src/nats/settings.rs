@@ -16,6 +16,7 @@ pub(crate) const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
 pub(super) const TERMS: Terms = Terms {
     roots: "nats.tls_ca",
     identity: "nats.tls_cert and nats.tls_key",
+    first: Some("nats.tls_first"),
 };
 
 /// How to reach one server of a cluster, and JetStream there.

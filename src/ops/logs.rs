@@ -51,19 +51,26 @@ impl FromStr for LogFormat {
 impl Default for LogFilter {
     /// What an operator wants to know: starts, stops, epochs, rejects.
     fn default() -> Self {
-        LogFilter("warn,walrelay=info".to_owned())
+        "info".parse().expect("a level")
     }
 }
+
+/// Each try of async-nats is logged there, once more.
+const TOLD: &str = "async_nats::connector=off";
 
 impl FromStr for LogFilter {
     type Err = LogError;
 
-    /// A bare level is walrelay's; the other crates stay at `warn`, or below where it is lower.
+    /// A bare level is walrelay's; the other crates stay at `warn`, or below where it is lower. What keeps async-nats from
+    /// connecting is told by whoever connects.
     fn from_str(text: &str) -> Result<Self, LogError> {
         let wrong = || LogError::Filter(text.to_owned());
         match text.trim().to_ascii_lowercase().as_str() {
-            level @ ("off" | "error" | "warn") => Ok(LogFilter(level.to_owned())),
-            level @ ("info" | "debug" | "trace") => Ok(LogFilter(format!("warn,walrelay={level}"))),
+            "off" => Ok(LogFilter("off".to_owned())),
+            level @ ("error" | "warn") => Ok(LogFilter(format!("{level},{TOLD}"))),
+            level @ ("info" | "debug" | "trace") => {
+                Ok(LogFilter(format!("warn,{TOLD},walrelay={level}")))
+            }
             // A mistyped level would be taken for the name of a crate, and log nothing.
             word if !word.contains(['=', ',', ':', '[']) => Err(wrong()),
             _ => match EnvFilter::builder().parse(text) {
@@ -143,9 +150,10 @@ mod tests {
     #[test]
     fn levels_are_walrelays_and_directives_are_anyones() {
         for (text, expected) in [
-            ("error", "error"),
-            ("WARN", "warn"),
-            ("debug", "warn,walrelay=debug"),
+            ("off", "off"),
+            ("error", "error,async_nats::connector=off"),
+            ("WARN", "warn,async_nats::connector=off"),
+            ("debug", "warn,async_nats::connector=off,walrelay=debug"),
             ("walrelay::nats=trace,warn", "walrelay::nats=trace,warn"),
         ] {
             assert_eq!(text.parse(), Ok(LogFilter(expected.to_owned())), "{text}");

@@ -26,6 +26,7 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 pub(crate) const TERMS: Terms = Terms {
     roots: "sslrootcert",
     identity: "sslcert and sslkey",
+    first: None,
 };
 
 /// An encrypted TCP connection.

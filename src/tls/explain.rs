@@ -13,6 +13,8 @@ pub(crate) struct Terms {
     pub(crate) roots: &'static str,
     /// The files of our own certificate and its key.
     pub(crate) identity: &'static str,
+    /// Whether the server begins with TLS, where it may do either.
+    pub(crate) first: Option<&'static str>,
 }
 
 /// The same error with its reason in words, where it is one of TLS.
@@ -33,9 +35,10 @@ fn explain(error: &Error, host: &str, terms: Terms) -> String {
         Error::PeerIncompatible(why) => {
             format!("the server has no TLS version or cipher that walrelay may use ({why:?}): allow TLS 1.2 or 1.3 on it")
         }
-        Error::InvalidMessage(_) => {
-            "what answers there does not speak TLS: check host and port".to_owned()
-        }
+        Error::InvalidMessage(_) => match terms.first {
+            Some(first) => format!("what answers there does not begin with TLS: check host and port, and {first}"),
+            None => "what answers there does not speak TLS: check host and port".to_owned(),
+        },
         Error::NoApplicationProtocol => {
             "the server does not know this way of beginning with TLS: is it the server that was meant?".to_owned()
         }

@@ -1,8 +1,8 @@
 //! The relay's ways into Postgres: TCP and Unix sockets, trust, cleartext, md5 and SCRAM-SHA-256.
 
-use walrelay::local::{Authentication, PasswordMethod, PostgresOptions};
+use walrelay::local::{Authentication, LocalNats, NatsOptions, PasswordMethod, PostgresOptions};
 
-use crate::support::{Fixture, Servers, assert_exactly_once, uuid};
+use crate::support::{Fixture, Servers, assert_exactly_once, binaries, uuid};
 
 const PASSWORD: &str = "p@ss: wörd/100%";
 
@@ -74,6 +74,39 @@ async fn a_password_from_the_environment_or_a_file() {
     std::fs::write(&file, format!("{PASSWORD}\n")).unwrap();
     fixture.set("WALRELAY_POSTGRES_PASSWORD_FILE", file.to_str().unwrap());
     works(&mut fixture, 4).await;
+}
+
+/// As while they are changed on one server of a cluster after the other.
+#[tokio::test]
+async fn one_of_the_nats_servers_refuses_the_credentials() {
+    let options = NatsOptions {
+        config_extra: "authorization { user: other, password: another }".to_owned(),
+        ..NatsOptions::default()
+    };
+    let refusing = LocalNats::start(&binaries(), options).await.unwrap();
+    let mut fixture = Fixture::new().await;
+    let taking = fixture.servers().nats.url();
+    for (servers, first) in [
+        ([refusing.url(), taking.clone()], 1),
+        ([taking, refusing.url()], 4),
+    ] {
+        fixture.set("WALRELAY_NATS_URL", servers.join(","));
+        for _ in 0..4 {
+            fixture.walrelay(&["position"]).await.success();
+        }
+        works(&mut fixture, first).await;
+    }
+    fixture.set("WALRELAY_NATS_URL", refusing.url());
+    for command in ["position", "run"] {
+        let output = fixture.walrelay(&[command]).await;
+        assert_eq!(output.code, Some(1), "{}", output.stderr);
+        let said = output
+            .stderr
+            .lines()
+            .filter(|line| line.contains("refused the credentials"));
+        assert_eq!(said.count(), 1, "{}", output.stderr);
+        assert!(!output.stderr.contains("async_nats"), "{}", output.stderr);
+    }
 }
 
 #[tokio::test]

@@ -86,6 +86,14 @@ async fn a_slow_command_is_no_silence_of_the_server() {
     assert!(row.is_ok(), "{row:?}");
 }
 
+/// What it has started may live on with its output.
+#[tokio::test]
+async fn a_command_has_ended_when_it_has() {
+    let server = password_server().await;
+    let conninfo = with(&server, command(&["sh", "-c", "echo first; sleep 20 &"]));
+    assert_eq!(sql(&conninfo).await.unwrap(), Outcome::Plain);
+}
+
 #[tokio::test]
 async fn a_command_that_fails_is_told_without_what_it_prints() {
     let server = password_server().await;
@@ -97,6 +105,7 @@ async fn a_command_that_fails_is_told_without_what_it_prints() {
             "`sh` has failed (exit status: 3)",
         ),
         (&["true"], true, "holds no password"),
+        (&["yes", "hunter2"], true, "prints more than 65536 bytes"),
         (&["/no/such/program", "hunter2"], false, "by its full path"),
     ] {
         let conninfo = with(&server, command(words));

@@ -47,6 +47,42 @@ fn secrets_come_from_files_too() {
 }
 
 #[test]
+fn what_is_in_a_file_is_not_shown_where_its_path_was_asked_for() {
+    let key = "-----BEGIN PRIVATE KEY-----\nMIIEhunter2\n-----END PRIVATE KEY-----\n";
+    for variable in [
+        "WALRELAY_NATS_TLS_KEY",
+        "WALRELAY_NATS_TLS_CERT",
+        "WALRELAY_NATS_TLS_CA",
+        "PGSSLKEY",
+        "PGSSLCERT",
+    ] {
+        let error = Case::new("").env(variable, key).load().expect_err(variable);
+        let text = format!("{:#}", anyhow::Error::from(error));
+        assert!(
+            !text.contains("hunter2") && text.contains("path"),
+            "{variable}: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_file_without_an_end_is_no_secret() {
+    for variable in [
+        "WALRELAY_POSTGRES_PASSWORD_FILE",
+        "WALRELAY_NATS_TOKEN_FILE",
+    ] {
+        let error = Case::new("")
+            .env(variable, "/dev/zero")
+            .load()
+            .expect_err(variable);
+        assert!(
+            format!("{:#}", anyhow::Error::from(error)).contains("65536 bytes"),
+            "{variable}"
+        );
+    }
+}
+
+#[test]
 fn a_command_gives_the_password_where_nothing_higher_does() {
     let source = |case: Case| {
         case.load()

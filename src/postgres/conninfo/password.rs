@@ -3,19 +3,23 @@
 //! In: a value, a file, or a command. Out: the password for a host. Guarantee: what a file or a command says now is used,
 //! so that a password that has been changed needs no restart; the output of a command is never shown.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
+use std::{fmt, io};
 
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Child;
 use zeroize::Zeroizing;
 
 use super::passfile::{self, Wanted};
 use super::{DEFAULT_SOCKET_DIR, Host, HostPort};
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 
 /// For a command: the cloud's own take some seconds on a busy machine.
 const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+/// For what a command that has ended has printed.
+const REST_LIMIT: Duration = Duration::from_millis(100);
 /// Longest password, in bytes; a token of a cloud has about 1,500.
 const PASSWORD_BYTES_MAX: usize = 64 * 1024;
 
@@ -101,23 +105,57 @@ impl PasswordCommand {
         command
             .args(&self.arguments)
             .stdin(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .kill_on_drop(true);
-        let output = tokio::time::timeout(COMMAND_LIMIT, command.output())
+        let mut child = command.spawn().map_err(|source| PasswordError::Start {
+            program: self.program.clone(),
+            source,
+        })?;
+        let output = tokio::time::timeout(COMMAND_LIMIT, output_of(&mut child))
             .await
-            .map_err(|_| failed(format!("has not ended within {COMMAND_LIMIT:?}")))?
-            .map_err(|source| PasswordError::Start {
-                program: self.program.clone(),
-                source,
-            })?;
-        if !output.status.success() {
-            return Err(failed(format!("has failed ({})", output.status)));
+            .map_err(|_| failed(format!("has not ended within {COMMAND_LIMIT:?}")))?;
+        let (status, bytes) = output.map_err(|error| failed(format!("cannot be read: {error}")))?;
+        match status {
+            None => {
+                return Err(failed(format!(
+                    "prints more than {PASSWORD_BYTES_MAX} bytes"
+                )));
+            }
+            Some(status) if !status.success() => {
+                return Err(failed(format!("has failed ({status})")));
+            }
+            Some(_) => {}
         }
-        let bytes = Zeroizing::new(output.stdout);
         let text =
             str::from_utf8(&bytes).map_err(|_| failed("prints what is no text".to_owned()))?;
         password_of(text).map_err(failed)
     }
+}
+
+/// What a command has printed when it ended; no status for one that prints more than a password.
+async fn output_of(child: &mut Child) -> io::Result<(Option<ExitStatus>, Zeroizing<Vec<u8>>)> {
+    let stdout = child.stdout.take().expect("it is piped");
+    let mut stdout = stdout.take(PASSWORD_BYTES_MAX as u64 + 1);
+    let mut bytes = Zeroizing::new(Vec::new());
+    let mut read = Box::pin(stdout.read_to_end(&mut bytes));
+    let ended = tokio::select! {
+        biased;
+        read = &mut read => read.map(|_| None)?,
+        status = child.wait() => Some(status?),
+    };
+    if ended.is_some() {
+        // What it has printed is there; what it has started may keep the pipe open.
+        if let Ok(read) = tokio::time::timeout(REST_LIMIT, &mut read).await {
+            read?;
+        }
+    }
+    drop(read);
+    let status = match ended {
+        None if bytes.len() <= PASSWORD_BYTES_MAX => Some(child.wait().await?),
+        ended => ended,
+    };
+    Ok((status, bytes))
 }
 
 /// Arguments may hold secrets.
@@ -194,8 +232,7 @@ fn read_file(path: &Path) -> Result<Secret, PasswordError> {
         path: path.to_owned(),
         problem,
     };
-    let text = std::fs::read_to_string(path)
-        .map(Zeroizing::new)
+    let text = secret::read_file(path, PASSWORD_BYTES_MAX as u64)
         .map_err(|error| failed(error.to_string()))?;
     password_of(&text).map_err(|problem| failed(format!("it {problem}")))
 }

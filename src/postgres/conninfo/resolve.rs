@@ -153,11 +153,16 @@ impl<'a> Parameters<'a> {
         self.get_with_origin(name).map(|(value, _)| value)
     }
 
-    /// A value with what to call it in an error: the parameter's or the variable's name.
+    /// The same with what to call it in an error: the parameter's or the variable's name.
     pub(super) fn get_with_origin(&self, name: &'static str) -> Option<(&'a str, &'static str)> {
+        self.given(name).filter(|(value, _)| !value.is_empty())
+    }
+
+    /// The same, also where it is empty: no weaker choice than the environment's is made of a forgotten value.
+    pub(super) fn given(&self, name: &'static str) -> Option<(&'a str, &'static str)> {
         let own = self.parsed.parameters.get(name);
         match own.or_else(|| self.service.parameters.get(name)) {
-            Some(value) => Some((value.as_str(), name)).filter(|(value, _)| !value.is_empty()),
+            Some(value) => Some((value.as_str(), name)),
             None => {
                 let (_, variable) = VARIABLES.iter().find(|(parameter, _)| *parameter == name)?;
                 Some((self.environment.get(variable)?, variable))
@@ -171,7 +176,7 @@ impl<'a> Parameters<'a> {
         name: &'static str,
         values: &[(&'static str, T)],
     ) -> Result<Option<T>, ConninfoError> {
-        let Some((value, origin)) = self.get_with_origin(name) else {
+        let Some((value, origin)) = self.given(name) else {
             return Ok(None);
         };
         match values.iter().find(|(known, _)| *known == value) {
@@ -250,7 +255,7 @@ impl<'a> Parameters<'a> {
     }
 
     fn connect_timeout(&self) -> Result<Duration, ConninfoError> {
-        let Some((value, origin)) = self.get_with_origin("connect_timeout") else {
+        let Some((value, origin)) = self.given("connect_timeout") else {
             return Ok(CONNECT_TIMEOUT_DEFAULT);
         };
         match value.trim().parse::<i32>() {

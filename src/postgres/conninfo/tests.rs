@@ -163,6 +163,11 @@ fn refuses_what_libpq_refuses() {
         ("require_auth=md5,!password", "require_auth"),
         ("require_auth=ldap", "require_auth"),
         ("keepalives_idle=soon", "keepalives_idle"),
+        // Forgotten values are no weaker ones.
+        ("sslmode=''", "sslmode"),
+        ("postgres://u@h/d?sslmode=", "sslmode"),
+        ("require_auth=''", "require_auth"),
+        ("connect_timeout=''", "connect_timeout"),
     ] {
         assert!(
             matches!(resolve(text), Err(E::Value { parameter, .. }) if parameter == name),
@@ -175,6 +180,10 @@ fn refuses_what_libpq_refuses() {
         "sslsni=yes",
         "channel_binding=on",
         "ssl_min_protocol_version=SSLv3",
+        "channel_binding=''",
+        "target_session_attrs=''",
+        "sslnegotiation=''",
+        "load_balance_hosts=''",
     ] {
         assert!(matches!(resolve(text), Err(E::Choice { .. })), "{text}");
     }
@@ -201,6 +210,7 @@ fn no_error_shows_a_password() {
         "password=x hunter2",
         "password='hunter2",
         "password=hunter2 sslmode=hunter2",
+        "sslkey='-----BEGIN PRIVATE KEY----- hunter2'",
     ] {
         let error = resolve(text).expect_err(text);
         assert!(

@@ -162,7 +162,7 @@ impl fmt::Display for SslMode {
 impl Parameters<'_> {
     pub(super) fn tls(&self) -> Result<TlsSettings, ConninfoError> {
         let system = self.get("sslrootcert") == Some("system");
-        let mode = match self.get_with_origin("sslmode") {
+        let mode = match self.given("sslmode") {
             None if system => SslMode::VerifyFull,
             None => SslMode::Prefer,
             Some((value, origin)) => ssl_mode(value, origin)?,
@@ -194,11 +194,11 @@ impl Parameters<'_> {
             direct,
             roots: match system {
                 true => RootChoice::System,
-                false => RootChoice::File(self.file("sslrootcert", "root.crt")),
+                false => RootChoice::File(self.file("sslrootcert", "root.crt")?),
             },
-            revocations: self.file("sslcrl", "root.crl"),
-            certificate: own(self.file("sslcert", "postgresql.crt")),
-            key: own(self.file("sslkey", "postgresql.key")),
+            revocations: self.file("sslcrl", "root.crl")?,
+            certificate: own(self.file("sslcert", "postgresql.crt")?),
+            key: own(self.file("sslkey", "postgresql.key")?),
             key_password: self.get("sslpassword").map(Secret::from),
             tls12,
             tls13,
@@ -235,7 +235,7 @@ impl Parameters<'_> {
         )?;
         Ok(AuthenticationRules {
             channel_binding: channel_binding.unwrap_or(ChannelBinding::Prefer),
-            methods: match self.get_with_origin("require_auth") {
+            methods: match self.given("require_auth") {
                 Some((value, origin)) => methods(value).ok_or_else(|| {
                     invalid(
                         origin,
@@ -248,12 +248,16 @@ impl Parameters<'_> {
     }
 
     /// The file that a parameter names, else the one of this name in `~/.postgresql`.
-    fn file(&self, name: &'static str, default: &str) -> FileChoice {
-        match (self.get(name), self.home()) {
-            (Some(path), _) => FileChoice::Named(PathBuf::from(path)),
+    fn file(&self, name: &'static str, default: &str) -> Result<FileChoice, ConninfoError> {
+        Ok(match (self.get_with_origin(name), self.home()) {
+            // A key that is told is a key that is lost.
+            (Some((path, origin)), _) if path.contains("-----BEGIN") => {
+                return Err(invalid(origin, "the path of a file, not what is in it"));
+            }
+            (Some((path, _)), _) => FileChoice::Named(PathBuf::from(path)),
             (None, Some(home)) => FileChoice::Default(home.join(".postgresql").join(default)),
             (None, None) => FileChoice::None,
-        }
+        })
     }
 }
 
