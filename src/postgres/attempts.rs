@@ -46,6 +46,9 @@ pub(crate) trait Failure: From<ConnectError> + Display {
     /// Nothing came in time.
     fn timed_out(after: Duration) -> Self;
 
+    /// Whether trying again later can help without anybody's doing.
+    fn is_transient(&self) -> bool;
+
     /// Whether the next host is tried: one that is of no use, and not a refusal that another would repeat.
     fn gives_way(&self) -> bool;
 
@@ -59,7 +62,7 @@ pub(crate) trait Failure: From<ConnectError> + Display {
 /// Makes a session with the first of the hosts that serves.
 ///
 /// # Errors
-/// Of the first host whose error does not give way to the next, else the last host's.
+/// Of the first host whose error does not give way to the next, else [`ConnectError::Several`], or the only one there is.
 pub(crate) async fn first_host<T, E: Failure, A: Future<Output = Result<T, E>>>(
     conninfo: &Conninfo,
     begin: impl Fn(Opened) -> A,
@@ -71,13 +74,13 @@ pub(crate) async fn first_host<T, E: Failure, A: Future<Output = Result<T, E>>>(
         }
         ref one => std::slice::from_ref(one),
     };
-    let mut last = None;
+    let mut failures = Failures::default();
     for wanted in passes {
         for host in shuffled(conninfo, conninfo.hosts.clone()) {
             let addresses = match addresses(conninfo, &host).await {
                 Ok(addresses) => addresses,
                 Err(error) => {
-                    last = Some(E::from(error));
+                    failures.add(&host, E::from(error));
                     continue;
                 }
             };
@@ -85,20 +88,64 @@ pub(crate) async fn first_host<T, E: Failure, A: Future<Output = Result<T, E>>>(
                 let attempt = Attempt {
                     conninfo,
                     password: passwords.of(&server, &conninfo.dbname, &conninfo.user),
-                    server,
+                    server: server.clone(),
                     wanted: *wanted,
                 };
                 match attempt.within_limit(&begin).await {
                     Err(error) if error.gives_way() => {
                         tracing::debug!(%host, %error, "cannot use this host, trying the next");
-                        last = Some(error);
+                        failures.add(&server, error);
                     }
                     made => return made,
                 }
             }
         }
     }
-    Err(last.expect("a connection string names at least one host"))
+    Err(failures.told())
+}
+
+/// Why no address has served so far.
+struct Failures<E> {
+    last: Option<E>,
+    /// Each text once, with its address.
+    attempts: Vec<String>,
+    is_transient: bool,
+}
+
+impl<E> Default for Failures<E> {
+    fn default() -> Self {
+        Failures {
+            last: None,
+            attempts: Vec::new(),
+            is_transient: false,
+        }
+    }
+}
+
+impl<E: Failure> Failures<E> {
+    fn add(&mut self, server: &HostPort, error: E) {
+        let (address, mut text) = (address_text(server), error.to_string());
+        if !text.contains(&address) {
+            text = format!("{address}: {text}");
+        }
+        if !self.attempts.contains(&text) {
+            self.attempts.push(text);
+        }
+        self.is_transient |= error.is_transient();
+        self.last = Some(error);
+    }
+
+    fn told(self) -> E {
+        match self.attempts.len() {
+            0 | 1 => self
+                .last
+                .expect("a connection string names at least one host"),
+            _ => E::from(ConnectError::Several {
+                attempts: self.attempts,
+                is_transient: self.is_transient,
+            }),
+        }
+    }
 }
 
 /// A socket to the same server, for a request to cancel.

@@ -48,9 +48,7 @@ impl AuthWatch {
         while let Some((&[message_tag, a, b, c, d], behind)) = rest.split_first_chunk::<5>() {
             let length = u32::from_be_bytes([a, b, c, d]).saturating_sub(4) as usize;
             if length > MESSAGE_BYTES_MAX {
-                return Err(AuthenticationError::Unsupported {
-                    method: "something that is no request of Postgres".to_owned(),
-                });
+                return Err(AuthenticationError::NotPostgres);
             }
             let Some((body, behind)) = behind.split_at_checked(length) else {
                 break;

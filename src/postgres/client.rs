@@ -127,7 +127,7 @@ impl Client {
 /// client is dropped.
 ///
 /// # Errors
-/// [`SqlError`], the last host's.
+/// [`SqlError`].
 pub async fn connect(conninfo: &Conninfo) -> Result<Client, SqlError> {
     let (client, peer) = session(conninfo).await?;
     let pinned = silence::answer(conninfo, 0, client.simple_query(pins::SET_AND_PID)).await;

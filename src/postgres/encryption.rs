@@ -17,6 +17,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, version};
 
 use crate::postgres::conninfo::{Host, HostPort, RootChoice, SslMode, TlsSettings};
+use crate::postgres::error::NOT_POSTGRES;
 use crate::tls::{self, Identity, Roots, Terms, TlsError, Verifier};
 
 /// What is read of the socket at once: rustls itself would ask for 4 kB, and the walsender sends a record a row.
@@ -102,7 +103,7 @@ async fn is_offered(tcp: &mut TcpStream) -> io::Result<bool> {
         (_, b'E') => Err(io::Error::other(
             "the server answered the request for TLS with an error: its log says which",
         )),
-        _ => refuse("what answers there is no Postgres server: check host and port"),
+        _ => refuse(NOT_POSTGRES),
     }
 }
 

@@ -13,6 +13,10 @@ use crate::tls::TlsError;
 /// What to say where an answer does not come any more.
 pub(crate) const SILENT: &str = "Postgres has stopped answering: the server hangs, or the network between has lost the connection";
 
+/// What to say where another program listens.
+pub(crate) const NOT_POSTGRES: &str =
+    "what answers there is no Postgres server: check host and port";
+
 /// SQLSTATE: somebody reads the slot.
 pub const OBJECT_IN_USE: &str = "55006";
 
@@ -220,6 +224,14 @@ pub enum ConnectError {
         /// The reason.
         source: io::Error,
     },
+    /// None of several addresses serves.
+    #[error("{}", .attempts.join("; "))]
+    Several {
+        /// What each of them said, in order.
+        attempts: Vec<String>,
+        /// Whether one of them may serve later.
+        is_transient: bool,
+    },
     /// TLS cannot be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] TlsError),
@@ -238,6 +250,7 @@ impl ConnectError {
             // A promotion, or its end, makes it one.
             ConnectError::Kind { .. } => true,
             ConnectError::Password(error) => error.is_transient(),
+            ConnectError::Several { is_transient, .. } => *is_transient,
             ConnectError::NotOffered { .. } | ConnectError::Tls(_) => false,
         }
     }
@@ -344,6 +357,9 @@ pub enum AuthenticationError {
         /// The method's name.
         method: String,
     },
+    /// What comes is no message of Postgres.
+    #[error("{NOT_POSTGRES}")]
+    NotPostgres,
     /// A method that `require_auth` rules out.
     #[error("{}, which require_auth rules out: allow it there, or change the method in pg_hba.conf", asks(.method))]
     NotAllowed {

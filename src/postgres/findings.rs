@@ -7,7 +7,7 @@ use std::fmt;
 
 use crate::postgres::catalog::{Inspection, Publication, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
-use crate::postgres::row_security::missing_grants;
+use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
@@ -328,13 +328,9 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
     }
     heirs(table, settings, found);
     partition_keys(table, settings, found);
-    if let Some(grants) = missing_grants(inspection, name) {
-        let role = quote_identifier(&inspection.server.role);
-        found.push(warn(
-            Kind::Privilege,
-            format!("role {role} may not read {name}, which backfill and verify need"),
-            format!("run {grants}"),
-        ));
+    if let Err(hidden) = row_security::check(inspection, name) {
+        let what = format!("{}, which backfill and verify need", hidden.what());
+        found.push(warn(Kind::Privilege, what, hidden.mend()));
     }
     columns::columns(table, settings, found);
     shares::table(&inspection.server, table, settings, found);

@@ -11,8 +11,7 @@ use crate::table_name::{TableName, quote_identifier};
 pub enum RowsHidden {
     /// A policy hides some.
     #[error(
-        "row security hides rows of {table} from role {role}, so that nothing can be said of them: run ALTER ROLE {role} \
-         BYPASSRLS; as a superuser, or name another role in postgres.url"
+        "row security hides rows of {table} from role {role}, so that nothing can be said of them: {}", policy_mend(.role)
     )]
     Policy {
         /// The table.
@@ -30,6 +29,30 @@ pub enum RowsHidden {
         /// What it lacks, as SQL.
         grants: String,
     },
+}
+
+impl RowsHidden {
+    /// What the role cannot see.
+    pub(crate) fn what(&self) -> String {
+        match self {
+            RowsHidden::Policy { table, role } => {
+                format!("role {role} sees not every row of {table} because of row security")
+            }
+            RowsHidden::Rights { table, role, .. } => format!("role {role} may not read {table}"),
+        }
+    }
+
+    /// What mends it.
+    pub(crate) fn mend(&self) -> String {
+        match self {
+            RowsHidden::Policy { role, .. } => policy_mend(role),
+            RowsHidden::Rights { grants, .. } => format!("run {grants}"),
+        }
+    }
+}
+
+fn policy_mend(role: &str) -> String {
+    format!("run ALTER ROLE {role} BYPASSRLS; as a superuser, or name another role in postgres.url")
 }
 
 /// What the session's role lacks to read the table, as SQL; `None` where nothing.

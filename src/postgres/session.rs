@@ -10,7 +10,7 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use crate::postgres::attempts::{Failure, Opened, Peer, first_host};
-use crate::postgres::conninfo::{self, Conninfo};
+use crate::postgres::conninfo::{self, Conninfo, PasswordSource};
 use crate::postgres::error::{
     AuthenticationError, ConnectError, SILENT, ServerError, io_is_transient,
 };
@@ -144,15 +144,14 @@ fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
     let database = quote_identifier(&conninfo.dbname);
     Some(match error.code.as_str() {
         "28P01" => format!(
-            "give its password in postgres.url, PGPASSWORD or a password file, or run ALTER ROLE {role} PASSWORD '…';"
+            "the password came from {}: correct it there, or run ALTER ROLE {role} PASSWORD '…';",
+            origin(&conninfo.password)
         ),
         // The file's name is the same in every language of the server.
         "28000" if error.message.contains("pg_hba.conf") => format!(
             "let role {role} into database {database} by a line in pg_hba.conf, and run SELECT pg_reload_conf();"
         ),
-        "28000" => format!(
-            "name another role in postgres.url, or run CREATE ROLE {role} LOGIN REPLICATION; or, where it exists, ALTER ROLE {role} LOGIN REPLICATION;"
-        ),
+        "28000" => refused_login(error, conninfo, &role),
         "42501" => {
             format!("run GRANT CONNECT ON DATABASE {database} TO {role}; as the database's owner")
         }
@@ -161,6 +160,43 @@ fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+/// Which of its checks has failed is told by the function of the server's source: the text is in the server's language.
+fn refused_login(error: &ServerError, conninfo: &Conninfo, role: &str) -> String {
+    match (error.routine.as_deref(), conninfo.tls.certificate.path()) {
+        (Some("ClientAuthentication"), _) => {
+            "give a certificate that an authority of the server's ssl_ca_file has signed, and its key: sslcert and sslkey \
+             in postgres.url, with TLS (sslmode=require or more)"
+                .to_owned()
+        }
+        (Some("auth_failed"), Some(certificate)) => format!(
+            "the CN of the certificate {} must be {role}: give another one (sslcert and sslkey in postgres.url), or map its \
+             CN to {role} in pg_ident.conf and run SELECT pg_reload_conf();",
+            certificate.display()
+        ),
+        (Some("auth_failed"), None) => format!(
+            "run walrelay as the user of the operating system that is called {role}, or map its name to {role} in \
+             pg_ident.conf and run SELECT pg_reload_conf();"
+        ),
+        _ => format!(
+            "name another role in postgres.url, or run CREATE ROLE {role} LOGIN REPLICATION; or, where it exists, ALTER ROLE {role} LOGIN REPLICATION;"
+        ),
+    }
+}
+
+/// Where a password came from that the server has refused, for a person.
+fn origin(source: &PasswordSource) -> String {
+    match source {
+        PasswordSource::Command(_) => {
+            "postgres.password_command (all that it prints, without the last line end)".to_owned()
+        }
+        PasswordSource::File(path) => format!("the file {}", path.display()),
+        PasswordSource::PasswordFile(path) => format!("the password file {}", path.display()),
+        PasswordSource::Given(_) | PasswordSource::None => {
+            "postgres.url, postgres.password or PGPASSWORD".to_owned()
+        }
+    }
 }
 
 fn with_cause(error: &tokio_postgres::Error) -> String {
@@ -175,8 +211,12 @@ impl Failure for SqlError {
         SqlError::Timeout { after }
     }
 
+    fn is_transient(&self) -> bool {
+        SqlError::is_transient(self)
+    }
+
     fn gives_way(&self) -> bool {
-        self.is_transient() || self.connect().is_some()
+        SqlError::is_transient(self) || self.connect().is_some()
     }
 
     fn refusal(&self) -> Option<&ServerError> {
@@ -219,7 +259,7 @@ impl TlsStream for Socket {
 /// A session with nothing set, and where it leads.
 ///
 /// # Errors
-/// [`SqlError`], the last host's.
+/// [`SqlError`].
 pub(crate) async fn session(
     conninfo: &Conninfo,
 ) -> Result<(tokio_postgres::Client, Peer), SqlError> {

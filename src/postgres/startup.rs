@@ -46,7 +46,7 @@ pub struct SessionSettings {
 /// another host would repeat (password, database) does not.
 ///
 /// # Errors
-/// The last host's error.
+/// Each host's error, in order.
 pub async fn connect(
     conninfo: &Conninfo,
     settings: &SessionSettings,
@@ -62,8 +62,12 @@ impl Failure for ReplicationError {
         }
     }
 
+    fn is_transient(&self) -> bool {
+        ReplicationError::is_transient(self)
+    }
+
     fn gives_way(&self) -> bool {
-        self.is_transient() || self.connect().is_some()
+        ReplicationError::is_transient(self) || self.connect().is_some()
     }
 
     fn refusal(&self) -> Option<&ServerError> {

@@ -44,6 +44,15 @@ async fn hidden_rows_are_neither_clean_nor_missing() {
             refused.stderr
         );
     }
+    let privilege = async |fixture: &Fixture| {
+        let doctor = fixture.walrelay(&["doctor", "--json"]).await;
+        let report: serde_json::Value = serde_json::from_str(&doctor.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().clone();
+        let of_rows = |finding: &serde_json::Value| finding.to_string().contains(&remedy);
+        findings.into_iter().find(of_rows)
+    };
+    let found = privilege(&fixture).await.unwrap();
+    assert!(found.to_string().contains("\"privilege\""), "{found}");
     assert_eq!(fixture.message_count().await, 5);
     // The relay reads the log, which has no policies.
     let drop = format!("SELECT pg_drop_replication_slot('{}')", fixture.name);
@@ -52,6 +61,7 @@ async fn hidden_rows_are_neither_clean_nor_missing() {
     assert!(made.stdout.contains(&remedy), "{}", made.stdout);
 
     fixture.sql.batch_execute(&remedy).await.unwrap();
+    assert_eq!(privilege(&fixture).await, None);
     let verified = fixture.walrelay(&["verify", "--json"]).await;
     let report: serde_json::Value = serde_json::from_str(&verified.stdout).unwrap();
     assert_eq!(report["rows"], 5, "{report}");

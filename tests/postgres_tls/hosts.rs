@@ -55,16 +55,23 @@ async fn the_first_that_is_of_the_right_kind() {
             assert_eq!(by_psql, Outcome::Refused, "{said}");
             let conninfo = conninfo(&text, home.path()).unwrap();
             let error = sql(&conninfo).await.unwrap_err();
-            assert!(
-                matches!(error, SqlError::Connect(ConnectError::Kind { .. })),
-                "{error}"
-            );
+            let told = |attempts: &[String]| {
+                assert_eq!(attempts.len(), 3);
+                for (attempt, port) in attempts.iter().zip(ports) {
+                    assert!(attempt.contains(&format!("127.0.0.1:{port}")), "{attempt}");
+                }
+                assert!(attempts[1].contains("target_session_attrs"), "{attempts:?}");
+            };
+            match &error {
+                SqlError::Connect(ConnectError::Several { attempts, .. }) => told(attempts),
+                other => panic!("{other}"),
+            }
             assert!(error.is_transient(), "a promotion may mend it");
             let error = replication(&conninfo).await.unwrap_err();
-            assert!(
-                matches!(error, ReplicationError::Connect(ConnectError::Kind { .. })),
-                "{error}"
-            );
+            match &error {
+                ReplicationError::Connect(ConnectError::Several { attempts, .. }) => told(attempts),
+                other => panic!("{other}"),
+            }
             continue;
         };
         assert_eq!(port_of(&text).await, expected.port(), "{wanted}");

@@ -62,9 +62,26 @@ async fn a_changed_password_counts_from_the_next_connect_on() {
     let admin = server.connect("postgres").await.unwrap();
     let change = "ALTER ROLE postgres PASSWORD 'second'";
     admin.batch_execute(change).await.unwrap();
-    for conninfo in &conninfos {
+    let origins = [
+        "postgres.password_command".to_owned(),
+        format!("the file {}", file.display()),
+        format!(
+            "the password file {}",
+            home.path().join(".pgpass").display()
+        ),
+    ];
+    for (conninfo, origin) in conninfos.iter().zip(origins) {
         let error = sql(conninfo).await.unwrap_err();
         assert_eq!(error.code(), Some("28P01"), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(&format!("the password came from {origin}")),
+            "{text}"
+        );
+        assert!(
+            !text.contains("PGPASSWORD") && !text.contains("first"),
+            "{text}"
+        );
     }
     fs::write(&file, "second").unwrap();
     fs::write(home.path().join(".pgpass"), "*:*:*:*:second\n").unwrap();

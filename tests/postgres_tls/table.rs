@@ -292,14 +292,14 @@ async fn a_server_that_asks_for_our_certificate() {
             &mapped,
             ROOT,
             "xxxxxx",
-            "requires a valid client certificate",
+            "has signed, and its key: sslcert and sslkey",
         ),
         (
             "unmapped",
             &unmapped,
             &own,
             "xxxxxx",
-            "certificate authentication failed",
+            "map its CN to postgres in pg_ident.conf",
         ),
         (
             "of another CA",
@@ -313,7 +313,7 @@ async fn a_server_that_asks_for_our_certificate() {
             &mapped,
             &format!("{own} sslcertmode=disable"),
             "xxxxxx",
-            "requires a valid client certificate",
+            "has signed, and its key: sslcert and sslkey",
         ),
     ] {
         let files = files(pair);

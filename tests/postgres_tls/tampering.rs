@@ -55,3 +55,31 @@ async fn what_comes_before_tls_is_not_believed() {
         assert_eq!(by_replication.is_transient(), is_transient, "{by_sql}");
     }
 }
+
+#[tokio::test]
+async fn another_program_on_the_port_is_told_as_such() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            // As NATS: it speaks first. The client may have gone by the end.
+            let info = b"INFO {\"server_id\":\"N\"}\r\n";
+            socket.write_all(info).await.unwrap();
+            tokio::spawn(async move { socket.read_to_end(&mut Vec::new()).await });
+        }
+    });
+    for mode in ["disable", "prefer", "require"] {
+        let text = format!("host=127.0.0.1 port={port} user=u sslmode={mode} connect_timeout=20");
+        let home = home(&[]);
+        let error = sql(&conninfo(&text, home.path()).unwrap())
+            .await
+            .unwrap_err();
+        let said = error.to_string();
+        assert!(
+            said.contains("no Postgres server: check host and port"),
+            "{mode}: {said}"
+        );
+        assert!(!said.contains("pg_hba.conf"), "{mode}: {said}");
+    }
+}
