@@ -170,6 +170,17 @@ impl ConfigError {
         }
     }
 
+    /// Whether it is the same fault as another: one of a PG* variable stays where the URL is left out.
+    pub(super) fn repeats(&self, other: &ConfigError) -> bool {
+        match (self, other) {
+            (
+                ConfigError::Conninfo { source, .. },
+                ConfigError::Conninfo { source: before, .. },
+            ) => source.to_string() == before.to_string(),
+            _ => false,
+        }
+    }
+
     /// The keys without which one can see what else is wrong.
     pub(super) fn keys(&self) -> Vec<Key> {
         match self {
@@ -184,6 +195,9 @@ impl ConfigError {
             ConfigError::ApiTwice { .. } => vec![Key::NatsDomain, Key::NatsApiPrefix],
             ConfigError::PasswordTwice { .. } => {
                 vec![Key::PostgresPassword, Key::PostgresPasswordCommand]
+            }
+            ConfigError::AuthHalf { given, .. } if given.starts_with("nats.tls_") => {
+                vec![Key::NatsTlsCert, Key::NatsTlsKey]
             }
             ConfigError::AuthTwice { .. } | ConfigError::AuthHalf { .. } => vec![
                 Key::NatsUser,

@@ -211,7 +211,9 @@ fn resolve_all(
             Ok(_) => return Err(ConfigError::all(errors)),
             Err(error) => {
                 let keys = error.keys();
-                errors.push(error);
+                if !errors.iter().any(|before| error.repeats(before)) {
+                    errors.push(error);
+                }
                 if !keys.iter().any(|key| layers.is_given(*key)) {
                     return Err(ConfigError::all(errors));
                 }

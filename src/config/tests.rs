@@ -535,6 +535,13 @@ fn a_connection_string_is_an_error_with_its_source() {
         }
         other => panic!("{other:?}"),
     }
+    // One fault of a variable is told once.
+    let error = Case::new("")
+        .env("PGSSLMODE", "maybe")
+        .flag(Key::PostgresUrl, "")
+        .load()
+        .unwrap_err();
+    assert!(matches!(error, ConfigError::Conninfo { .. }), "{error}");
     let loaded = Case::new("")
         .env("DATABASE_URL", "postgres://h/d?pgbouncer=true")
         .load()

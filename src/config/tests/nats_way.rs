@@ -24,6 +24,9 @@ fn whoever_names_what_tls_needs_has_it() {
     assert_eq!(connection(&system).tls.roots, Roots::System);
     let half = Case::new("[nats]\ntls_key = \"client.key\"\n");
     assert!(matches!(half.load(), Err(ConfigError::AuthHalf { .. })));
+    // Once, also where there is a login that is whole.
+    let half = half.env("WALRELAY_NATS_TOKEN", "t");
+    assert!(matches!(half.load(), Err(ConfigError::AuthHalf { .. })));
 }
 
 #[test]
