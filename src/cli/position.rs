@@ -75,6 +75,9 @@ pub struct Positions {
     /// Whether the stream exists.
     #[serde(skip)]
     pub(crate) has_stream: bool,
+    /// Whether NATS could be asked.
+    #[serde(skip)]
+    is_stream_seen: bool,
 }
 
 impl Positions {
@@ -181,6 +184,7 @@ pub(super) async fn look(
         lane,
         has_slot: inspection.slot.is_some(),
         has_stream: stored.has_stream,
+        is_stream_seen: unseen.is_none(),
     };
     Ok((positions, unseen))
 }
@@ -216,6 +220,7 @@ pub(super) fn text(positions: &Positions) -> String {
     });
     let last = match positions.stream_sequence {
         Some(sequence) => format!("sequence {sequence}"),
+        None if !positions.is_stream_seen => "not seen".to_owned(),
         None => "no event of this slot at its end".to_owned(),
     };
     let copied = match &positions.copied_position {
@@ -333,6 +338,7 @@ mod tests {
                 lane: LaneState::of_stopped(),
                 has_slot: true,
                 has_stream: true,
+                is_stream_seen: true,
             };
             positions.ahead_bytes()
         };
@@ -356,6 +362,7 @@ mod tests {
             lane: LaneState::of_stopped(),
             has_slot: true,
             has_stream: true,
+            is_stream_seen: true,
         };
         assert_eq!(
             serde_json::to_string(&positions).unwrap(),

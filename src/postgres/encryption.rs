@@ -114,7 +114,7 @@ fn client_config(settings: &TlsSettings) -> Result<ClientConfig, TlsError> {
     let identity = settings.certificate.path().map(|certificate| Identity {
         certificate: certificate.to_owned(),
         // As libpq, which says so where it is missing.
-        key: settings.key.path().unwrap_or(certificate).to_owned(),
+        key: settings.key.wanted().unwrap_or(certificate).to_owned(),
         key_password: settings.key_password.clone(),
     });
     let mut config = tls::client_config_with(verifier(settings)?, &versions, identity.as_ref())?;

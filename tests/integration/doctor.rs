@@ -88,6 +88,8 @@ async fn nothing_is_there_yet() {
     let codes = codes(&report);
     assert!(codes.contains(&"slot-missing"), "{report}");
     assert!(codes.contains(&"stream"), "{report}");
+    let tail = fixture.walrelay(&["tail"]).await;
+    assert!(tail.stderr.contains("walrelay setup makes it"), "{tail:?}");
 }
 
 /// It says what it could not look at, and does not hang.
@@ -99,6 +101,15 @@ async fn servers_that_are_away_and_a_role_that_sees_little() {
     assert_eq!(output.code, Some(3), "{report}");
     let unseen = report["not_seen"][0].as_str().expect("one");
     assert!(unseen.starts_with("NATS: "), "{unseen}");
+    let status = fixture.walrelay(&["status"]).await;
+    let told = status
+        .stdout
+        .lines()
+        .find(|line| line.starts_with("stream"));
+    assert!(
+        told.is_some_and(|line| line.ends_with("not seen")),
+        "{status:?}"
+    );
     assert!(!report["looked_at"].as_array().expect("a list").is_empty());
 
     let name = fixture.name.clone();

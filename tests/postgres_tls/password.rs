@@ -148,6 +148,14 @@ async fn a_private_key_that_others_may_read_is_refused() {
     let key = home.path().join("own.key");
     let parameters = "sslmode=require sslcert={home}/own.crt sslkey={home}/own.key";
     let text = conninfo_text(&server, home.path(), parameters);
+    // Without sslkey it is libpq's own file that is wanted, and not there.
+    let without = text.split(" sslkey=").next().unwrap();
+    let (by_psql, said) = psql(without, home.path()).await;
+    assert_eq!(by_psql, Outcome::Refused, "{said}");
+    let error = sql(&conninfo(without, home.path()).unwrap())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("postgresql.key"), "{error}");
     let conninfo = conninfo(&text, home.path()).unwrap();
     for mode in [0o644, 0o602] {
         fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();

@@ -18,6 +18,7 @@ use futures_util::StreamExt as _;
 use super::entry::Entry;
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
+use crate::nats::stream::find;
 use crate::relay::settings::NatsSettings;
 
 /// How often the connection is looked at: an ordered consumer alone needs two missed heartbeats, half a minute, to
@@ -98,12 +99,11 @@ impl Reader {
     ) -> anyhow::Result<Self> {
         let client = Admin::connect(&settings.connection).await?;
         let name = &settings.stream;
+        if find(&client, name).await?.is_none() {
+            bail!("there is no stream {name}: walrelay setup makes it");
+        }
         let stream = get_stream(&client, name).await;
-        let stream = stream.with_context(|| {
-            format!(
-                "cannot read the stream {name}; `walrelay setup` creates it where it is missing"
-            )
-        })?;
+        let stream = stream.with_context(|| format!("cannot read the stream {name}"))?;
         let first_info = stream.cached_info().clone();
         let cursor = match since {
             // As a sequence, so that what arrives while the broker is away is not missed.

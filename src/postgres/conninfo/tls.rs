@@ -144,6 +144,14 @@ impl FileChoice {
             FileChoice::None => None,
         }
     }
+
+    /// The file, whether it is there or not.
+    pub fn wanted(&self) -> Option<&Path> {
+        match self {
+            FileChoice::Named(path) | FileChoice::Default(path) => Some(path),
+            FileChoice::None => None,
+        }
+    }
 }
 
 impl fmt::Display for SslMode {
