@@ -266,7 +266,7 @@ fn cases() -> Vec<Case> {
             name: "plain server, TLS first",
             server: None,
             first: true,
-            outcome: Refused("does not speak TLS"),
+            outcome: Refused("does not begin with TLS"),
             ..BASE
         },
     ]
