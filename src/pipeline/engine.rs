@@ -36,6 +36,7 @@ use super::publish::{Mode, Traffic, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Foreign, Relations, Source};
 use super::shared_end_search::fence_subject;
+use super::tables::Period;
 use bytes::BytesMut;
 use crossing::Crossing;
 use postgres_types::PgLsn;
@@ -518,7 +519,7 @@ impl Engine {
             recorded_sequence: self.recorded_sequence(),
             confirmed_lsn: self.confirmed_lsn(),
             history: self.settings.history.clone(),
-            tables: self.relations.periods(),
+            tables: self.tables(),
             epoch: self.settings.number,
             settled: self.window.is_settled(),
             server_id: self.settings.server_id.clone(),
@@ -531,6 +532,19 @@ impl Engine {
             memory.doubt();
         }
         memory
+    }
+
+    /// Which tables were the outboxes, where in the WAL. One that the configuration names no more stays as recorded until
+    /// the end of the stream is found without it: else naming it again would not mend the halt.
+    fn tables(&self) -> Vec<Period> {
+        let mut periods = self.relations.periods();
+        if let (Some(_), Some(record)) = (&self.overlap, &self.settings.record) {
+            let unnamed =
+                |recorded: &&Period| periods.iter().all(|it| it.outbox != recorded.outbox);
+            let unnamed: Vec<Period> = record.tables.iter().filter(unnamed).cloned().collect();
+            periods.extend(unnamed);
+        }
+        periods
     }
 
     /// Whether anything was acknowledged on this connection to the broker.

@@ -205,6 +205,8 @@ async fn a_dead_letter_tells_its_table_and_is_retried_from_it() {
 #[tokio::test]
 async fn a_table_is_added_to_a_lane_that_has_published() {
     let mut fixture = Fixture::new().await;
+    // Each start reads again what is published, as with the default.
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     let mut relay = fixture.run();
     relay.streams().await;
     fixture.insert(1, 1).await;
@@ -240,6 +242,21 @@ async fn a_table_is_added_to_a_lane_that_has_published() {
         .collect();
     assert_eq!(missing, [json!(0), json!(0), json!(1)]);
     fixture.walrelay(&["backfill"]).await.success();
+    let verify = fixture.walrelay(&["verify"]).await;
+    assert_eq!(verify.code, Some(0), "{verify:?}");
+
+    // Without the table of the last event the WAL does not continue the stream. Named again, it does.
+    let all = FURTHER.replace("NAME", &fixture.name);
+    let (_, without_orders) = all.split_once("\n\n").expect("two tables");
+    fixture.configure(without_orders);
+    let halted = fixture.walrelay(&["run"]).await;
+    assert_eq!(halted.code, Some(4), "{halted:?}");
+    fixture.configure(&all);
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.sql.batch_execute(&each(3).join(";")).await.unwrap();
+    fixture.holds(8).await;
+    relay.stop().await;
     let verify = fixture.walrelay(&["verify"]).await;
     assert_eq!(verify.code, Some(0), "{verify:?}");
 }

@@ -428,8 +428,10 @@ fn id(headers: [Option<&str>; 2], body: &[u8]) -> Option<u128> {
     let begun = body
         .strip_prefix(BEGIN)
         .and_then(|rest| rest.get(..37))
-        .filter(|rest| rest[36] == b'"' && !rest.contains(&b'\\'))
-        .and_then(|rest| std::str::from_utf8(&rest[..36]).ok());
+        .and_then(|rest| rest.strip_suffix(b"\""))
+        // A shorter id may have another text's quote there.
+        .filter(|id| !id.contains(&b'"') && !id.contains(&b'\\'))
+        .and_then(|id| std::str::from_utf8(id).ok());
     match begun {
         Some(id) => Some(key(id)),
         None => Some(key(&event_id::of_body(body)?)),
@@ -453,6 +455,10 @@ mod tests {
         assert_eq!(of_body("{\"id\":7}"), Some(key("7")));
         assert_eq!(of_body("{\"id\":null}"), None);
         assert_eq!(of_body("{\"id\":\"short\"}"), Some(key("short")));
+        // The 37th byte behind the quote is one again.
+        let short = "{\"id\":\"78\",\"aggregate_id\":\"w\",\"event_type\":\"made\"}";
+        assert_eq!(short.as_bytes()[7 + 36], b'"');
+        assert_eq!(of_body(short), Some(key("78")));
         assert_eq!(id([None; 2], b"\xff"), None);
         assert_eq!(id([Some("8"), None], b"{\"id\":7}"), Some(key("8")));
     }

@@ -100,7 +100,7 @@ impl Engine {
                 .filter(|skip| lane_end.is_none_or(|lane_end| *skip > lane_end.position))
                 .collect(),
             carrier: settings.epoch.carrier.clone(),
-            tables: self.relations.periods(),
+            tables: self.tables(),
             publications: settings.epoch.publications.clone(),
             switched_lsn: self.switched_lsn,
             ..LaneRecord::new(
