@@ -8,8 +8,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use walrelay::local::LocalNatsCluster;
 
 use crate::lane::{
-    Restraint, by_hand, chain, event_count, holds_events, jetstream, judge_events, logs_from,
-    move_to_cluster, share,
+    Restraint, chain, event_count, holds_events, jetstream, judge_events, logs_from,
+    move_to_cluster, set_up_on_three, share,
 };
 use crate::support::{Fixture, Relay, Servers, binaries, eventually, insert_sql, uuid};
 
@@ -204,13 +204,7 @@ async fn leaders_of_three_replicas_change() {
     let mut cluster = LocalNatsCluster::start(&binaries(), 3).await.unwrap();
     let mut own = Fixture::bare().await;
     move_to_cluster(&mut own, &cluster).await;
-    let subjects = [
-        format!("{}.>", own.name),
-        format!("walrelay.dead.{}", own.name),
-    ];
-    let config = by_hand(own.stream_name(), &subjects, 3);
-    jetstream(&own).create_stream(config).await.unwrap();
-    own.setup().await;
+    set_up_on_three(&own).await;
     leaders_change(&mut own, &mut cluster, "fast-ingest").await;
 
     let mut shared = Fixture::bare().await;

@@ -9,7 +9,7 @@ use walrelay::local::LocalNatsCluster;
 
 use crate::lane::{
     LANES, Lane, by_hand, event_count, events, holds_events, jetstream, judge, judge_events,
-    logs_from, more_events, move_to_cluster, set_up, share, stream_of,
+    logs_from, more_events, move_to_cluster, set_up, set_up_on_three, share, stream_of,
 };
 use crate::support::wait::eventually_within;
 use crate::support::{
@@ -221,13 +221,7 @@ async fn a_disk_is_wiped_beside_a_frozen_follower() {
     for fixture in [&mut own, &mut shared] {
         move_to_cluster(fixture, &cluster).await;
     }
-    let subjects = [
-        format!("{}.>", own.name),
-        format!("walrelay.dead.{}", own.name),
-    ];
-    let config = by_hand(own.stream_name(), &subjects, 3);
-    jetstream(&own).create_stream(config).await.unwrap();
-    own.setup().await;
+    set_up_on_three(&own).await;
     share(&mut [&mut shared], 3).await;
     let relays = (own.run(), shared.run());
     let mut last = 0;
@@ -270,13 +264,7 @@ async fn a_cluster_is_upgraded_under_load() {
     for fixture in [&mut own, &mut shared] {
         move_to_cluster(fixture, &cluster).await;
     }
-    let subjects = [
-        format!("{}.>", own.name),
-        format!("walrelay.dead.{}", own.name),
-    ];
-    let config = by_hand(own.stream_name(), &subjects, 3);
-    jetstream(&own).create_stream(config).await.unwrap();
-    own.setup().await;
+    set_up_on_three(&own).await;
     share(&mut [&mut shared], 3).await;
     let mut relays = [own.run(), shared.run()];
     let writers = [Writer::start(&own).await, Writer::start(&shared).await];

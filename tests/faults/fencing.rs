@@ -10,7 +10,7 @@ use walrelay::local::LocalNatsCluster;
 
 use crate::foreign::ForeignPublisher;
 use crate::lane::{
-    by_hand, chain, event_count, events, jetstream, judge, logs_from, more_events, move_to_cluster,
+    chain, event_count, events, judge, logs_from, more_events, move_to_cluster, set_up_on_three,
     share,
 };
 use crate::proxy::{Mode, Proxy};
@@ -178,13 +178,7 @@ async fn on_three_replicas() {
     let cluster = LocalNatsCluster::start(&binaries(), 3).await.unwrap();
     let mut own = Fixture::bare().await;
     move_to_cluster(&mut own, &cluster).await;
-    let subjects = [
-        format!("{}.>", own.name),
-        format!("walrelay.dead.{}", own.name),
-    ];
-    let config = by_hand(own.stream_name(), &subjects, 3);
-    jetstream(&own).create_stream(config).await.unwrap();
-    own.setup().await;
+    set_up_on_three(&own).await;
     freeze_and_thaw(&mut own).await;
 
     let mut shared = Fixture::bare().await;

@@ -24,6 +24,17 @@ pub(crate) async fn stream_of(fixture: &Fixture) -> stream::Stream {
     found.expect("the stream is there")
 }
 
+/// A stream of the lane's own on three nodes, and the rest of its set-up.
+pub(crate) async fn set_up_on_three(fixture: &Fixture) {
+    let subjects = [
+        format!("{}.>", fixture.name),
+        format!("walrelay.dead.{}", fixture.name),
+    ];
+    let config = by_hand(fixture.stream_name(), &subjects, 3);
+    jetstream(fixture).create_stream(config).await.unwrap();
+    fixture.setup().await;
+}
+
 /// A stream's configuration as a person would make it for these lanes.
 pub(crate) fn by_hand(name: &str, subjects: &[String], replicas: usize) -> stream::Config {
     stream::Config {
