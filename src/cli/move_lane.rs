@@ -10,7 +10,7 @@
 //! 2. Messages are copied while the relay goes on, until few are left.
 //! 3. The old stream's record says that the lane has gone, so that no relay begins there any more; then a message at its end breaks
 //!    the chain of the one that runs. Behind it the lane stores nothing there.
-//! 4. The rest is copied. On the same NATS the subjects go over.
+//! 4. The rest is copied, and the target's record says so. On the same NATS the subjects go over.
 //! 5. The target's record says that the lane lives there, where the relay goes on with the new configuration.
 
 use anyhow::{Context as _, bail, ensure};
@@ -108,6 +108,8 @@ enum Stage {
     Copying,
     /// The lane has left the old stream.
     Fenced,
+    /// Every message is in the target, and what comes behind them is the lane's.
+    Copied,
     /// The lane is there.
     Done,
 }
@@ -210,10 +212,14 @@ impl Move {
             None => None,
         };
         let there = there.map(|record| record.moved);
-        let on_its_way = Some(Moved::From {
-            stream: from.to_owned(),
-            created: self.created.clone(),
-        });
+        // Whether the move is this one, and whether it has copied everything.
+        let is_on_its_way = |there: &Option<Moved>| match there {
+            Some(Moved::From {
+                stream, created, ..
+            }) => stream == from && *created == self.created,
+            _ => false,
+        };
+        let is_whole = |there| matches!(there, &Some(Moved::From { is_whole: true, .. }));
         match (here.moved, there) {
             (None, None) => {
                 ensure!(
@@ -224,12 +230,18 @@ impl Move {
                 );
                 Ok(Stage::Begin)
             }
-            (None, Some(there)) if there == on_its_way => Ok(Stage::Copying),
+            (None, Some(there)) if is_on_its_way(&there) => Ok(Stage::Copying),
             (Some(Moved::To { stream, nats }), _) if stream != to || nats != self.nats => bail!(
                 "the lane has gone from stream {from} to {stream}{} already",
                 nats.map_or_else(String::new, |nats| format!(" at {nats}"))
             ),
-            (Some(Moved::To { .. }), Some(there)) if there == on_its_way => Ok(Stage::Fenced),
+            (Some(Moved::To { .. }), Some(there)) if is_on_its_way(&there) => {
+                Ok(if is_whole(&there) {
+                    Stage::Copied
+                } else {
+                    Stage::Fenced
+                })
+            }
             (Some(Moved::To { .. }), Some(_)) => Ok(Stage::Done),
             (Some(Moved::To { .. }), None) => bail!(
                 "the lane has left stream {from}, and its record at {to} has gone: walrelay adopt with the configuration of the \
@@ -292,6 +304,7 @@ impl Move {
             Stage::Fenced => {
                 "The lane has left the old stream; what is left is copied, and the lane goes on there.".to_owned()
             }
+            Stage::Copied => "Everything is copied: the lane goes on there.".to_owned(),
             Stage::Done => "The lane is there already.".to_owned(),
         });
         if self.stage < Stage::Fenced {
@@ -303,22 +316,26 @@ impl Move {
     }
 
     async fn run(&self, lease: &Lease, shutdown: &Shutdown) -> anyhow::Result<()> {
-        if self.stage == Stage::Begin {
+        // One that was waited for may have come further.
+        let stage = self.found().await?;
+        if stage == Stage::Begin {
             self.announce().await?;
         }
-        if self.stage <= Stage::Copying {
+        if stage <= Stage::Copying {
             self.make_target().await?;
             tracing::info!("stream {} is there: messages are copied", self.to.stream());
             self.copy_history(lease, shutdown).await?;
         }
         // From here on it is a matter of moments, and stopping would leave the lane nowhere.
-        if self.stage <= Stage::Fenced {
+        if stage < Stage::Done {
             let sql = connect(&self.from.settings.postgres.conninfo).await?;
             let reader = self.reader(&sql).await?;
-            let last = self.fence().await?;
-            tracing::info!("the lane has left stream {}", self.from.stream());
-            self.copy_rest(lease, last).await?;
-            tracing::info!("everything is copied");
+            if stage < Stage::Copied {
+                let last = self.fence().await?;
+                tracing::info!("the lane has left stream {}", self.from.stream());
+                self.copy_rest(lease, last).await?;
+                tracing::info!("everything is copied");
+            }
             self.take_subjects().await?;
             tracing::info!("stream {} takes the events", self.to.stream());
             self.arrive().await?;

@@ -110,6 +110,9 @@ pub enum Moved {
         stream: String,
         /// When that was created.
         created: String,
+        /// Whether every message has been copied: what stands behind them is not one.
+        #[serde(default)]
+        is_whole: bool,
     },
 }
 

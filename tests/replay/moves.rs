@@ -131,13 +131,14 @@ async fn to_another_stream_under_load() {
     next.stop().await;
 }
 
-/// Runs the command again and again, each run killed once it has logged the next of `steps`.
-async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) {
+/// Runs the command again and again, each run killed once it has logged the next step; what the last one prints.
+async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) -> String {
     for (number, step) in [
         "are copied",
         "has left",
         "is copied",
         "takes the events",
+        "tells the lane's place",
         "lives in",
     ]
     .into_iter()
@@ -149,6 +150,7 @@ async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) {
     }
     let moved = fixture.walrelay(arguments).await.success();
     assert!(moved.stdout.contains("moved: "), "{}", moved.stdout);
+    moved.stdout
 }
 
 #[tokio::test]
@@ -182,15 +184,8 @@ async fn to_another_nats() {
     relay.streams().await;
     let writer = Writer::start(&fixture).await;
     more_events(&fixture, EVENTS_BEFORE).await;
-    let moved = fixture
-        .walrelay(&["move", "--yes", "--to-nats", &url])
-        .await
-        .success();
-    assert!(
-        moved.stdout.contains(&format!("nats.url = \"{url}\"")),
-        "{}",
-        moved.stdout
-    );
+    let moved = killed_after_each_step(&fixture, &["move", "--yes", "--to-nats", &url]).await;
+    assert!(moved.contains(&format!("nats.url = \"{url}\"")), "{moved}");
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     assert!(relay.log().contains(&url), "{}", relay.log());
     is_halted(&mut fixture, &stream).await;

@@ -34,6 +34,7 @@ impl Move {
             moved: Some(Moved::From {
                 stream: self.from.stream().to_owned(),
                 created: self.created.clone(),
+                is_whole: false,
             }),
             ..record
         };
@@ -108,9 +109,21 @@ impl Move {
         }
     }
 
-    /// Copies the last messages.
+    /// Copies the last messages, and says at the target that nothing is missing there: a run that follows one that was killed behind
+    /// this would take the lane's own mark, or a message of the old relay that came late, for somebody else's.
     pub(super) async fn copy_rest(&self, lease: &Lease, last: u64) -> anyhow::Result<()> {
         self.copy_through(lease, last, &Shutdown::never()).await?;
+        let stored = self.to.lane.record().await?;
+        let on_its_way = stored.record.filter(|record| record.moved.is_some());
+        let whole = LaneRecord {
+            moved: Some(Moved::From {
+                stream: self.from.stream().to_owned(),
+                created: self.created.clone(),
+                is_whole: true,
+            }),
+            ..on_its_way.context("somebody else has written the lane's record there")?
+        };
+        self.to.lane.store_record(whole, stored.sequence).await?;
         Ok(())
     }
 

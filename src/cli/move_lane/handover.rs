@@ -58,10 +58,6 @@ impl Move {
                 }
             }
         }
-        if !self.has_subjects().await? {
-            // An earlier run has come further.
-            return Ok(self.from.lane.stream().await?.state.last_seq);
-        }
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", self.from.stream());
         headers.insert(KIND_HEADER, KIND_MOVED);
@@ -132,6 +128,7 @@ impl Move {
                 event_id: event_id.as_deref(),
             };
             sequence = mark.behind(&self.to.nats, sequence).await?;
+            tracing::info!("stream {} tells the lane's place", self.to.stream());
         }
         self.take_settled_place(&target.created).await?;
         let before = |count: u64| if count == 0 { 0 } else { sequence - 1 };
