@@ -1,24 +1,30 @@
 //! The relay's metrics, in Prometheus' text format or as OpenMetrics.
 //!
-//! In: a [`Status`] for each lane. Out: the body of `/metrics`. They are made of the status when they are asked for, so they cost the relay
+//! In: a [`Status`] for each lane. Out: the body of `/metrics`, or the families that it is made of. They are made of the status when they are asked for, so they cost the relay
 //! nothing; names have base units and `_total`, and no label has unbounded values.
 
 mod exposition;
+pub(crate) mod families;
 mod process;
 
 pub use exposition::Format;
 
 use crate::pipeline::commit_time::LATENCY_BOUNDS_US;
 use crate::relay::status::{CLASS_NAMES, State, Status};
-use exposition::{Exposition, Kind};
+use families::{Families, Family, Kind};
 
 /// What `wal_status` of a slot may be (manual, pg_replication_slots).
 const WAL_STATUSES: [&str; 4] = ["reserved", "extended", "unreserved", "lost"];
 
+/// The metrics of the process' lanes as they are now, written.
+pub fn render(lanes: &[Status], format: Format) -> String {
+    exposition::write(&collect(lanes), format)
+}
+
 /// The metrics of the process' lanes as they are now. All carry the relay's name as the label `relay`, and where the outbox is
 /// divided those of a lane the share's number as `share`.
-pub fn render(lanes: &[Status], format: Format) -> String {
-    let mut out = Exposition::new(format);
+fn collect(lanes: &[Status]) -> Vec<Family> {
+    let mut out = Families::default();
     for status in lanes {
         let share = status.share.map(|share| share.to_string());
         let share = share.as_deref().map(|share| ("share", share));
@@ -36,13 +42,13 @@ pub fn render(lanes: &[Status], format: Format) -> String {
             Kind::Gauge,
             "1, with the version as a label",
         );
-        out.sample(&[("version", &status.version)], 1);
+        out.sample(&[("version", &status.version)], 1_u64);
         process::write(&mut out);
     }
     out.finish()
 }
 
-fn events(out: &mut Exposition, status: &Status) {
+fn events(out: &mut Families, status: &Status) {
     let totals = &status.totals;
     for (name, help, value) in [
         (
@@ -138,7 +144,7 @@ fn events(out: &mut Exposition, status: &Status) {
     }
 }
 
-fn progress(out: &mut Exposition, status: &Status) {
+fn progress(out: &mut Families, status: &Status) {
     let marks = status.marks;
     for (name, help, value) in [
         (
@@ -198,7 +204,7 @@ fn progress(out: &mut Exposition, status: &Status) {
 
 /// In seconds, exactly enough: below 2⁵³ µs.
 #[allow(clippy::cast_precision_loss)]
-fn latency(out: &mut Exposition, status: &Status) {
+fn latency(out: &mut Families, status: &Status) {
     let seconds = |us: u64| us as f64 / 1e6;
     let latencies = &status.commit_to_ack;
     out.family(
@@ -224,7 +230,7 @@ fn latency(out: &mut Exposition, status: &Status) {
     );
 }
 
-fn slot(out: &mut Exposition, status: &Status) {
+fn slot(out: &mut Families, status: &Status) {
     let wal = &status.slot_wal;
     out.known(
         "walrelay_slot_retained_bytes",
@@ -253,7 +259,7 @@ fn slot(out: &mut Exposition, status: &Status) {
     );
 }
 
-fn epochs(out: &mut Exposition, status: &Status) {
+fn epochs(out: &mut Families, status: &Status) {
     let totals = &status.totals;
     let state = status.state;
     out.one(

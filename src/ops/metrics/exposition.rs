@@ -1,8 +1,9 @@
 //! How metrics are written: Prometheus' text format, and OpenMetrics.
 //!
-//! In: families of samples. Out: the body of an answer. Guarantee: each family once, its help and type before its samples, in both
-//! formats, with every label value escaped; a family that is begun again goes on where it was.
+//! In: families of samples. Out: the body of an answer. Guarantee: help and type of a family before its samples, in both formats,
+//! with every label value escaped.
 
+use super::families::{Family, Kind, Number, Value};
 use std::fmt::{Display, Write as _};
 
 /// What is answered.
@@ -32,133 +33,96 @@ impl Format {
     }
 }
 
-/// What a family counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Rises only; the name ends in `_total`.
-    Counter,
-    Gauge,
-    Histogram,
+/// The body of an answer.
+pub(super) fn write(families: &[Family], format: Format) -> String {
+    let mut text = String::new();
+    for family in families {
+        head(&mut text, family, format);
+        for sample in &family.samples {
+            let mut line = Line {
+                text: &mut text,
+                name: family.name,
+                labels: &sample.labels,
+            };
+            match &sample.value {
+                Value::Number(number) => line.write("", None, number),
+                Value::Histogram {
+                    bounds,
+                    counts,
+                    sum,
+                } => histogram(&mut line, bounds, counts, *sum),
+            }
+        }
+    }
+    if format == Format::OpenMetrics {
+        text.push_str("# EOF\n");
+    }
+    text
 }
 
-/// A body that is being written.
-#[derive(Debug)]
-pub(super) struct Exposition {
-    format: Format,
-    /// Labels of every sample from now on, as written.
-    common: String,
-    families: Vec<Family>,
-    /// Index of the one whose samples follow.
-    current: usize,
+fn head(text: &mut String, family: &Family, format: Format) {
+    let Family { name, help, .. } = family;
+    let kind = match family.kind {
+        Kind::Counter => "counter",
+        Kind::Gauge => "gauge",
+        Kind::Histogram => "histogram",
+    };
+    // OpenMetrics names a counter without the end that its sample has.
+    let shown = match format {
+        Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
+        Format::Prometheus => name,
+    };
+    let _ = write!(text, "# HELP {shown} {help}\n# TYPE {shown} {kind}\n");
 }
 
-#[derive(Debug)]
-struct Family {
-    name: &'static str,
-    /// Its lines.
-    text: String,
+/// Each bucket has all of those below it.
+fn histogram(line: &mut Line<'_>, bounds: &[f64], counts: &[u64], sum: f64) {
+    let mut so_far = 0;
+    for (index, count) in counts.iter().enumerate() {
+        so_far += count;
+        let bound = bounds
+            .get(index)
+            .map_or_else(|| "+Inf".to_owned(), |bound| format!("{bound:?}"));
+        line.write("_bucket", Some(("le", &bound)), so_far);
+    }
+    line.write("_sum", None, sum);
+    line.write("_count", None, so_far);
 }
 
-impl Exposition {
-    pub(super) fn new(format: Format) -> Self {
-        Exposition {
-            format,
-            common: String::new(),
-            families: Vec::new(),
-            current: 0,
+/// The lines of one sample.
+struct Line<'a> {
+    text: &'a mut String,
+    name: &'a str,
+    labels: &'a [(String, String)],
+}
+
+impl Line<'_> {
+    fn write(&mut self, suffix: &str, last: Option<(&str, &str)>, value: impl Display) {
+        let _ = write!(self.text, "{}{suffix}{{", self.name);
+        let labels = self.labels.iter();
+        let labels = labels.map(|(name, value)| (name.as_str(), value.as_str()));
+        for (index, pair) in labels.chain(last).enumerate() {
+            if index > 0 {
+                self.text.push(',');
+            }
+            label(self.text, pair);
         }
+        let _ = writeln!(self.text, "}} {value}");
     }
+}
 
-    /// Labels of every sample from now on.
-    pub(super) fn label_all<'l>(&mut self, labels: impl IntoIterator<Item = (&'l str, &'l str)>) {
-        self.common.clear();
-        for pair in labels {
-            label(&mut self.common, pair);
+impl Display for Number {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Number::Whole(value) => value.fmt(f),
+            Number::Signed(value) => value.fmt(f),
+            Number::Real(value) => value.fmt(f),
         }
-    }
-
-    /// Begins a family, or goes on with it; its samples follow.
-    pub(super) fn family(&mut self, name: &'static str, kind: Kind, help: &str) {
-        let known = (self.families.iter()).position(|family| family.name == name);
-        self.current = known.unwrap_or_else(|| {
-            let text = self.head(name, kind, help);
-            self.families.push(Family { name, text });
-            self.families.len() - 1
-        });
-    }
-
-    fn head(&self, name: &str, kind: Kind, help: &str) -> String {
-        let kind = match kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-            Kind::Histogram => "histogram",
-        };
-        // OpenMetrics names a counter without the end that its sample has.
-        let shown = match self.format {
-            Format::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
-            Format::Prometheus => name,
-        };
-        format!("# HELP {shown} {help}\n# TYPE {shown} {kind}\n")
-    }
-
-    /// A family of one sample.
-    pub(super) fn one(&mut self, name: &'static str, kind: Kind, help: &str, value: impl Display) {
-        self.family(name, kind, help);
-        self.sample(&[], value);
-    }
-
-    /// A gauge that is absent where nothing is known.
-    pub(super) fn known(&mut self, name: &'static str, help: &str, value: Option<impl Display>) {
-        if let Some(value) = value {
-            self.one(name, Kind::Gauge, help, value);
-        }
-    }
-
-    /// A sample of the family.
-    pub(super) fn sample(&mut self, labels: &[(&str, &str)], value: impl Display) {
-        self.suffixed("", labels, value);
-    }
-
-    /// A histogram: how many at or below each bound and above the one before, the last of them above all; and their sum.
-    pub(super) fn histogram(&mut self, bounds: &[f64], counts: &[u64], sum: f64) {
-        let mut so_far = 0;
-        for (index, count) in counts.iter().enumerate() {
-            so_far += count;
-            let bound = bounds
-                .get(index)
-                .map_or_else(|| "+Inf".to_owned(), |bound| format!("{bound:?}"));
-            self.suffixed("_bucket", &[("le", &bound)], so_far);
-        }
-        self.suffixed("_sum", &[], sum);
-        self.suffixed("_count", &[], so_far);
-    }
-
-    fn suffixed(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
-        let Some(Family { name, text }) = self.families.get_mut(self.current) else {
-            return;
-        };
-        let mut all = self.common.clone();
-        for pair in labels {
-            label(&mut all, *pair);
-        }
-        let _ = writeln!(text, "{name}{suffix}{{{all}}} {value}");
-    }
-
-    pub(super) fn finish(self) -> String {
-        let end = match self.format {
-            Format::OpenMetrics => "# EOF\n",
-            Format::Prometheus => "",
-        };
-        let texts = self.families.into_iter().map(|family| family.text);
-        texts.chain([end.to_owned()]).collect()
     }
 }
 
 /// Adds a label.
 fn label(text: &mut String, (name, value): (&str, &str)) {
-    if !text.is_empty() {
-        text.push(',');
-    }
     let _ = write!(text, "{name}=\"");
     for character in value.chars() {
         match character {
@@ -174,15 +138,16 @@ fn label(text: &mut String, (name, value): (&str, &str)) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::metrics::families::Families;
 
     fn written(format: Format) -> String {
-        let mut exposition = Exposition::new(format);
-        exposition.label_all([("relay", "a \"b\"\\\n")]);
-        exposition.one("x_total", Kind::Counter, "Things", 7);
-        exposition.family("y_seconds", Kind::Histogram, "Times");
-        exposition.histogram(&[0.5, 1.0], &[2, 0, 1], 9.5);
-        exposition.known("z", "Nothing", None::<u64>);
-        exposition.finish()
+        let mut families = Families::default();
+        families.label_all([("relay", "a \"b\"\\\n")]);
+        families.one("x_total", Kind::Counter, "Things", 7_u64);
+        families.family("y_seconds", Kind::Histogram, "Times");
+        families.histogram(&[0.5, 1.0], &[2, 0, 1], 9.5);
+        families.known("z", "Nothing", None::<u64>);
+        write(&families.finish(), format)
     }
 
     #[test]

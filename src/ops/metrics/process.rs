@@ -4,10 +4,10 @@
 
 use std::fs;
 
-use super::exposition::{Exposition, Kind};
+use super::families::{Families, Kind};
 
 /// Adds what is known.
-pub(super) fn write(out: &mut Exposition) {
+pub(super) fn write(out: &mut Families) {
     let Some(usage) = Usage::read() else {
         return;
     };
