@@ -1,11 +1,13 @@
 # syntax=docker/dockerfile:1
 # walrelay in a small image: the C library and one binary.
 FROM rust:1.95-slim-bookworm AS build
+# Beside the default ones: otlp.
+ARG FEATURES=
 WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
-    cargo build --release --locked --bin walrelay && cp target/release/walrelay /walrelay
+    cargo build --release --locked --bin walrelay --features "$FEATURES" && cp target/release/walrelay /walrelay
 
 # Not root: nothing here needs a right.
 FROM debian:bookworm-slim

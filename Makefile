@@ -9,7 +9,7 @@ CARGO ?= cargo
 # Most tests wait for a server's deadline, not for a processor.
 export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
 
-.PHONY: help servers build demo test tls versions bench bench-tls chaos wiped failover shares cable deny package deploy book clean toolchain
+.PHONY: help servers build demo test otlp tls versions bench bench-tls chaos wiped failover shares cable deny package deploy book clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,12 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	$(CARGO) test --features outbox-sqlx
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features outbox-sqlx
+
+otlp: toolchain servers ## Lints and tests of the export by OTLP, which is not in the default build
+	@scripts/toolchain.sh clippy
+	$(CARGO) clippy --all-targets --features outbox-sqlx,otlp -- -D warnings
+	$(CARGO) test --features outbox-sqlx,otlp --lib -- ops::otlp relay::batch_spans
+	$(CARGO) test --features outbox-sqlx,otlp --test otlp
 
 tls: toolchain servers ## Integration tests and chaos over TLS, with SCRAM bound to the channel and with a JWT
 	@scripts/servers.sh --tls
@@ -96,8 +102,11 @@ deny: toolchain ## Known vulnerabilities, licences and sources of all that is bu
 	@scripts/servers.sh --deny
 	.servers/cargo-deny check
 
-package: toolchain ## Build dist/: the binary as tar.gz, .deb and .rpm, with manual, completions and systemd unit
-	$(CARGO) build --release --locked
+# Beside the default ones: otlp.
+FEATURES ?=
+
+package: toolchain ## Build dist/: binary as tar.gz, .deb and .rpm, with manual, completions and systemd unit: FEATURES=otlp
+	$(CARGO) build --release --locked --features '$(FEATURES)'
 	@scripts/package.sh
 
 deploy: ## Check image, compose file, manifests, chart and workflows with the tools of those who run them

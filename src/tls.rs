@@ -119,6 +119,16 @@ pub(crate) fn client_config(
     client_config_with(verifier(roots, None, true)?, ALL_VERSIONS, identity)
 }
 
+/// A client that trusts nobody, for connections without TLS.
+#[cfg(feature = "otlp")]
+pub(crate) fn client_without_roots() -> ClientConfig {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(ALL_VERSIONS)
+        .expect("the provider has cipher suites for each of the versions")
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth()
+}
+
 /// What checks a server's certificate against `roots` and the lists in the file `revocations`, and whether it has the
 /// server's name if `name`.
 pub(crate) fn verifier(

@@ -441,3 +441,42 @@ fn all_that_is_wrong_with_the_configuration_is_told_at_once() {
         assert_eq!(said.lines().count(), 9, "{said}");
     }
 }
+
+/// With the feature it would begin to run instead.
+#[cfg(not(feature = "otlp"))]
+#[test]
+fn an_export_by_otlp_that_is_not_built_in_is_refused_and_the_way_out_is_one() {
+    let file = "[postgres]\nurl = \"postgres://relay@127.0.0.1:1/app\"\n";
+    for (variable, value) in [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318"),
+        (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "http://localhost:4318/v1/traces",
+        ),
+        ("OTEL_METRICS_EXPORTER", "otlp"),
+    ] {
+        let refused = Walrelay::with_file(file).env(variable, value).run(&["run"]);
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        for word in [variable, "cargo build --release --features otlp"] {
+            assert!(refused.stderr.contains(word), "{}", refused.stderr);
+        }
+        let (way_out, value_of_it) = (refused.stderr.split(' '))
+            .find_map(|word| word.strip_prefix("OTEL_SDK_DISABLED").map(|_| word))
+            .and_then(|word| word.split_once('='))
+            .expect("it names the variable");
+        assert_eq!(way_out, "OTEL_SDK_DISABLED");
+        let value_of_it = value_of_it.to_owned();
+        // It comes to what is looked at next.
+        let runs = Walrelay::with_file(file)
+            .env(variable, value)
+            .env("OTEL_SDK_DISABLED", &value_of_it)
+            .run(&["run", "--from", "0/0"]);
+        assert!(!runs.stderr.contains("OTLP"), "{}", runs.stderr);
+        assert!(runs.stderr.contains("--from 0/0"), "{}", runs.stderr);
+    }
+    // Other commands export nothing.
+    let shown = Walrelay::with_file(file)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
+        .run(&["config", "check"]);
+    assert_eq!(shown.code, 0, "{}", shown.stderr);
+}

@@ -35,7 +35,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "bulk",
         &["nats", "pipeline", "postgres", "relay", "table_name"],
     ),
-    ("ops", &["pipeline", "relay"]),
+    ("ops", &["environment", "pipeline", "relay", "tls"]),
     (
         "config",
         &[

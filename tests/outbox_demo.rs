@@ -35,6 +35,7 @@ async fn ctrl_c_leaves_nothing_running() {
         .env("WALRELAY_RELAY_HOLD_BACK", "nonsense")
         .env("WALRELAY_POSTGRES_URL", "postgres://nowhere.invalid/x")
         .env("PGHOST", "nowhere.invalid")
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://nowhere.invalid")
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();

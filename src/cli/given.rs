@@ -52,6 +52,11 @@ impl Given {
         })
     }
 
+    /// The environment of this process.
+    pub(super) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
     /// With the command's own flags.
     pub(super) fn with(mut self, values: Vec<(Key, String)>) -> Self {
         self.values = values;

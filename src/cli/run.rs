@@ -6,6 +6,7 @@
 mod preparation;
 mod reread;
 mod supervisor;
+mod telemetry;
 
 use super::exit::{Exit, UsageError};
 use super::given::Given;
@@ -16,7 +17,7 @@ use crate::pipeline::position::Position;
 use crate::relay::board::Board;
 use crate::relay::claims::Claims;
 use crate::relay::settings::Settings;
-use crate::relay::{self, Outcome};
+use crate::relay::{self, Outcome, Shutdown};
 use postgres_types::PgLsn;
 
 const EXAMPLES: &str = "\
@@ -67,21 +68,35 @@ pub(super) async fn execute(
     given: Given,
     loaded: Loaded,
 ) -> Result<Exit, anyhow::Error> {
+    let telemetry = telemetry::of(given.environment())?;
     let started = loaded.clone();
     let hangup = Hangup::Reads(Box::new(move || reread::reread(&given, &started)));
     let shutdown = signals::listen(hangup)?;
     if args.from.is_some_and(|lsn| u64::from(lsn) == 0) {
         return Err(UsageError("--from 0/0 is not a position in the WAL".into()).into());
     }
-    let mut lanes: Vec<(Settings, Board)> = (loaded.lanes.iter())
+    let lanes: Vec<(Settings, Board)> = (loaded.lanes.iter())
         .map(|settings| (settings.clone(), Board::of(settings)))
         .collect();
     // Served by a task beside the relay's loop, until this function ends.
     let boards: Vec<Board> = lanes.iter().map(|(_, board)| board.clone()).collect();
     let _server = serve(&loaded.http, lanes.clone()).await?;
-    let _supervised = supervisor::tell(boards);
+    let _supervised = supervisor::tell(boards.clone());
+    let exporting = telemetry.start(boards)?;
+    let ended = relay_lanes(&args, &loaded, lanes, shutdown).await;
+    exporting.flush().await;
+    ended
+}
+
+/// Relays, with what is missing made first where that is wanted.
+async fn relay_lanes(
+    args: &Args,
+    loaded: &Loaded,
+    mut lanes: Vec<(Settings, Board)>,
+    shutdown: Shutdown,
+) -> Result<Exit, anyhow::Error> {
     if args.setup
-        && let Some(exit) = preparation::prepare(&loaded, &shutdown, &lanes).await?
+        && let Some(exit) = preparation::prepare(loaded, &shutdown, &lanes).await?
     {
         return Ok(exit);
     }

@@ -1,4 +1,4 @@
-//! The relay's metrics, in Prometheus' text format or as OpenMetrics.
+//! The relay's metrics, in Prometheus' text format or as OpenMetrics, or as values for OTLP.
 //!
 //! In: a [`Status`] for each lane. Out: the body of `/metrics`, or the families that it is made of. They are made of the status when they are asked for, so they cost the relay
 //! nothing; names have base units and `_total`, and no label has unbounded values.
@@ -10,7 +10,7 @@ mod process;
 pub use exposition::Format;
 
 use crate::pipeline::commit_time::LATENCY_BOUNDS_US;
-use crate::relay::status::{CLASS_NAMES, State, Status};
+use crate::relay::status::{CLASS_NAMES, OtlpCounts, State, Status};
 use families::{Families, Family, Kind};
 
 /// What `wal_status` of a slot may be (manual, pg_replication_slots).
@@ -23,7 +23,7 @@ pub fn render(lanes: &[Status], format: Format) -> String {
 
 /// The metrics of the process' lanes as they are now. All carry the relay's name as the label `relay`, and where the outbox is
 /// divided those of a lane the share's number as `share`.
-fn collect(lanes: &[Status]) -> Vec<Family> {
+pub(crate) fn collect(lanes: &[Status]) -> Vec<Family> {
     let mut out = Families::default();
     for status in lanes {
         let share = status.share.map(|share| share.to_string());
@@ -43,6 +43,9 @@ fn collect(lanes: &[Status]) -> Vec<Family> {
             "1, with the version as a label",
         );
         out.sample(&[("version", &status.version)], 1_u64);
+        if let Some(exported) = &status.otlp {
+            otlp(&mut out, exported);
+        }
         process::write(&mut out);
     }
     out.finish()
@@ -199,6 +202,38 @@ fn progress(out: &mut Families, status: &Status) {
         ),
     ] {
         out.one(name, Kind::Gauge, help, value);
+    }
+}
+
+/// What became of the export itself.
+fn otlp(out: &mut Families, exported: &OtlpCounts) {
+    out.one(
+        "walrelay_otlp_spans_exported_total",
+        Kind::Counter,
+        "Spans that the collector has taken",
+        exported.spans_exported,
+    );
+    out.family(
+        "walrelay_otlp_spans_dropped_total",
+        Kind::Counter,
+        "Spans that were not exported, by reason",
+    );
+    for (reason, count) in &exported.spans_dropped {
+        out.sample(&[("reason", reason)], count);
+    }
+    out.one(
+        "walrelay_otlp_links_dropped_total",
+        Kind::Counter,
+        "Trace contexts of events that found no room among the links of their span",
+        exported.links_dropped,
+    );
+    out.family(
+        "walrelay_otlp_exports_failed_total",
+        Kind::Counter,
+        "Attempts to export that failed, by signal",
+    );
+    for (signal, count) in &exported.exports_failed {
+        out.sample(&[("signal", signal)], count);
     }
 }
 

@@ -4,6 +4,7 @@ mod history;
 pub mod http;
 pub mod logs;
 pub mod metrics;
+pub mod otlp;
 mod page;
 mod runbook;
 

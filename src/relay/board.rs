@@ -14,6 +14,8 @@ use crate::relay::epoch_marks::{EpochMarks, EpochStart};
 use crate::relay::lag::Lag;
 use crate::relay::settings::Settings;
 use crate::relay::slot_room;
+#[cfg(feature = "otlp")]
+use crate::relay::span_queue::SpanQueue;
 use crate::relay::status::{CLASS_NAMES, PastFault, State, Status};
 use crate::relay::stored_letter::StoredLetter;
 use chrono::Utc;
@@ -50,6 +52,9 @@ struct Inner {
     room: RoomWatch,
     /// The newest that are open, newest first.
     letters: Vec<StoredLetter>,
+    /// Where spans of its batches go.
+    #[cfg(feature = "otlp")]
+    spans: Option<SpanQueue>,
 }
 
 impl Inner {
@@ -144,6 +149,8 @@ impl Board {
                 cause: "start",
                 room: RoomWatch::default(),
                 letters: Vec::new(),
+                #[cfg(feature = "otlp")]
+                spans: None,
             })),
             changes: watch::Sender::new(()),
         }
@@ -178,11 +185,27 @@ impl Board {
         status.received_lag_seconds = age(inner.acknowledged_lsn.max(status.marks.received_lsn));
         status.lag_seconds = age(inner.acknowledged_lsn);
         status.confirmed_lag_seconds = age(status.marks.confirmed_lsn);
+        #[cfg(feature = "otlp")]
+        {
+            status.otlp = inner.spans.as_ref().map(SpanQueue::counts);
+        }
         if inner.sample.at.elapsed() > 3 * RATE_INTERVAL {
             // Nothing is reported while nothing moves.
             status.events_per_second = 0;
         }
         status
+    }
+
+    /// What becomes of an export is told here, and spans of the batches go there.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn export(&self, spans: SpanQueue) {
+        self.lock().spans = Some(spans);
+    }
+
+    /// Where spans of the batches go; none where nobody takes them.
+    #[cfg(feature = "otlp")]
+    pub(super) fn spans(&self) -> Option<SpanQueue> {
+        self.lock().spans.clone().filter(SpanQueue::is_wanted)
     }
 
     /// An epoch has begun.

@@ -24,6 +24,8 @@ use crate::relay::log::{DeadLetterLog, StandbyWait, StartLine};
 use crate::relay::open::{self, Epoch, Inherited};
 use crate::relay::open_error::{OpenError, with_cause};
 use crate::relay::settings::Settings;
+#[cfg(feature = "otlp")]
+use crate::relay::span_queue::SpanLane;
 use crate::relay::turn::{BrokerTransport, WalTransport, missed, postgres_gone};
 use crate::relay::watch::{Look, Looked};
 use bytes::BytesMut;
@@ -99,6 +101,11 @@ impl<'a> Drive<'a> {
         settings: &'a Settings,
     ) -> Self {
         let began = clock.now();
+        #[cfg(feature = "otlp")]
+        if let Some(queue) = board.spans() {
+            let lane = SpanLane::of(settings, epoch.summary.mode);
+            epoch.turn.tell_batches(queue, lane);
+        }
         set_clock(epoch.turn.engine.commit_times(), board, clock);
         Drive {
             start_line: Some(start_line),
@@ -161,6 +168,12 @@ impl<'a> Drive<'a> {
     /// Runs until the epoch ends.
     pub(super) async fn run(&mut self, shutdown: &mut Shutdown, limit: Duration) -> Ended {
         let ended = self.stream(shutdown, limit).await;
+        #[cfg(feature = "otlp")]
+        self.epoch.turn.end_spans(match &ended {
+            Ok(()) => "stopped",
+            Err(Stop::Halt(halt)) => halt.name(),
+            Err(Stop::Fault(fault)) => fault.name().1,
+        });
         // What came together with the end.
         self.log_notes();
         match ended {

@@ -5,6 +5,8 @@
 //! connection there, and a new one asks the stream.
 
 pub(crate) mod after_publish;
+#[cfg(feature = "otlp")]
+pub mod batch_spans;
 pub mod board;
 pub mod broker;
 pub mod claims;
@@ -28,6 +30,8 @@ mod resync;
 pub mod settings;
 mod shutdown;
 mod slot_room;
+#[cfg(feature = "otlp")]
+pub mod span_queue;
 mod standby;
 pub mod status;
 pub mod stored_letter;

@@ -110,6 +110,20 @@ pub struct Totals {
     pub(crate) after_publish_rows: u64,
 }
 
+/// What became of what the process exports by OTLP.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OtlpCounts {
+    /// Spans that were taken.
+    pub spans_exported: u64,
+    /// Spans that were not, by reason.
+    pub spans_dropped: BTreeMap<String, u64>,
+    /// Trace contexts that found no room among the links of their span.
+    pub links_dropped: u64,
+    /// Attempts to export that failed, by signal.
+    pub exports_failed: BTreeMap<String, u64>,
+}
+
 /// How far the lane is; LSNs in bytes, as in the metrics, and in JSON as Postgres writes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Marks {
@@ -207,6 +221,9 @@ pub struct Status {
     pub after_publish_lag: Option<u64>,
     /// Counts since the start.
     pub totals: Totals,
+    /// What became of what the process exports by OTLP; none where it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp: Option<OtlpCounts>,
     /// The last faults, newest first.
     pub(crate) last_faults: VecDeque<PastFault>,
 }

@@ -3,6 +3,9 @@
 //! In: two transports and the time. Out: bytes for both sides, and why the epoch ends. Nothing here waits: the relay
 //! runs it on sockets, the simulation on connections of its own, and both run the same steps.
 
+#[cfg(feature = "otlp")]
+mod spans;
+
 use crate::nats::api::AnswerError;
 use crate::nats::protocol::{Msg, Op};
 use crate::pipeline::copy_both::StatusUpdate;
@@ -16,6 +19,8 @@ use crate::postgres::error::{
     Notice, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, PUBLICATION_MISSING_WHY,
     ReplicationError, SILENT, SLOT_LOST_MEND, ServerError,
 };
+#[cfg(feature = "otlp")]
+use crate::relay::batch_spans::BatchSpans;
 use crate::relay::lane_store::{Expects, LaneStore, StoreError};
 use crate::relay::open_error::with_cause;
 use bytes::BytesMut;
@@ -143,6 +148,9 @@ pub struct Turn<W, B> {
     /// Notices of Postgres that end nothing.
     notices: VecDeque<Box<ServerError>>,
     stop_by: Option<Duration>,
+    /// Told of what leaves and of what is acknowledged.
+    #[cfg(feature = "otlp")]
+    spans: Option<BatchSpans>,
 }
 
 impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
@@ -161,6 +169,8 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
             silence: Silence::new(limits.wal_sender_timeout, now),
             notices: VecDeque::new(),
             stop_by: None,
+            #[cfg(feature = "otlp")]
+            spans: None,
         }
     }
 
@@ -182,6 +192,8 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     /// Why the epoch ends.
     pub fn run(&mut self, now: Duration) -> Result<bool, Stop> {
         self.take_answers(now)?;
+        #[cfg(feature = "otlp")]
+        self.tell_acknowledged();
         self.take_wal(now)?;
         self.engine.handle_time(now)?;
         if let Some(request) = self.engine.poll_request(now) {
@@ -283,6 +295,8 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     /// Hands over what is to be sent again and what WAL is at hand, at most a turn's worth, and ends the turn.
     fn take_wal(&mut self, now: Duration) -> Result<(), Stop> {
         let turn_bytes_max = self.limits.turn_bytes_max;
+        #[cfg(feature = "otlp")]
+        let unread = self.unread();
         self.engine
             .send_again(self.broker.outgoing(), turn_bytes_max, now)?;
         let mut dry = false;
@@ -298,6 +312,8 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
             }
             self.silence.heard(now);
         }
+        #[cfg(feature = "otlp")]
+        self.tell_sent(unread);
         self.engine.end_turn(self.broker.outgoing(), dry);
         Ok(())
     }

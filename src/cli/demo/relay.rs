@@ -79,6 +79,7 @@ impl Relay {
             let name = inherited.to_string_lossy();
             if name.starts_with("WALRELAY_")
                 || name.starts_with("PG")
+                || name.starts_with("OTEL_")
                 || name == "DATABASE_URL"
                 || name == "NATS_URL"
             {
