@@ -151,7 +151,7 @@ impl Receiver {
             }
         };
         if tokio::time::timeout(LIMIT, waiting).await.is_err() {
-            panic!("{what}: {:?}", self.taken(|taken| format!("{taken:?}")));
+            panic!("{what}: {} attempts, {:#?}", self.attempts(), self.spans());
         }
     }
 }
