@@ -9,14 +9,15 @@ use clap::{Subcommand, builder::NonEmptyStringValueParser};
 
 use crate::cli::adopt::RELEASE_LIMIT;
 use crate::cli::exit::{Exit, UsageError};
-use crate::cli::taken_over;
 use crate::cli::{stderr, stdout};
 use crate::nats::admin::Admin;
 use crate::pipeline::position::Position;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::connect;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_records::was_divided;
 use crate::relay::settings::Settings;
+use crate::relay::taken_over::{self, TakenOver};
 
 mod close;
 pub(in crate::cli) mod letters;
@@ -118,10 +119,10 @@ fn assignment(text: &str) -> Result<(String, String), String> {
 ///
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
-pub async fn execute(
+pub(in crate::cli) async fn execute(
     args: Args,
     settings: &Settings,
-    load: impl Fn(u32) -> Result<Settings, anyhow::Error>,
+    load: impl Fn(&TakenOver) -> Result<Settings, anyhow::Error>,
 ) -> Result<Exit, anyhow::Error> {
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lanes = Lanes::find(&nats, settings, load).await?;
@@ -150,16 +151,19 @@ impl<'a> Lanes<'a> {
     async fn find(
         nats: &'a Admin,
         own: &'a Settings,
-        load: impl Fn(u32) -> Result<Settings, anyhow::Error>,
+        load: impl Fn(&TakenOver) -> Result<Settings, anyhow::Error>,
     ) -> anyhow::Result<Self> {
         let mut taken_over = Vec::new();
-        if own.postgres.share.is_some() {
+        if was_divided(nats, &own.postgres).await? {
             let client = connect(&own.postgres.conninfo).await?;
             for lane in taken_over::by(own, &client, nats).await? {
-                let letters = lane.letters(nats).await?;
+                let letters = Letters::of(&lane, nats).await?;
                 if letters.is_some_and(|letters| !letters.all().is_empty()) {
-                    let mut settings = load(lane.number)?;
-                    settings.nats.stream = lane.stream;
+                    let mut settings = load(&lane)?;
+                    if own.postgres.share.is_none() {
+                        // Of a stream without {share} it cannot tell whether the shares had one each.
+                        settings.nats.shared = own.nats.shared;
+                    }
                     taken_over.push(settings);
                 }
             }
@@ -206,15 +210,19 @@ impl<'a> Lanes<'a> {
                 closed.get_or_insert(lane);
             }
         }
-        let share = |lane: &&Settings| lane.postgres.share.clone();
         match &open[..] {
             [] => Ok(closed.unwrap_or(self.own)),
             [lane] => Ok(lane),
             [.., last] => {
-                let share = share(last).context("it has a share")?;
-                let (slot, count, number) = (share.slot(share.number), share.count, share.number);
+                let share = last.postgres.any_share();
+                let (slot, count) = (&last.postgres.slot, share.count);
+                let which = match share.part() {
+                    Some(number) => format!("--share {number}"),
+                    None => format!("--stream {}", last.nats.stream),
+                };
                 let why = format!(
-                    "several slots have an open dead letter at {position}: --shares {count} --share {number} means that of {slot} alone"
+                    "several slots have an open dead letter at {position}: WALRELAY_RELAY_SHARES={count} with {which} means that of \
+                     {slot} alone"
                 );
                 Err(UsageError(why).into())
             }
@@ -227,13 +235,38 @@ impl<'a> Lanes<'a> {
         action: Closing,
     ) -> Result<Exit, anyhow::Error> {
         if let Some(at) = position {
-            return close::close(self.nats, self.with(at).await?, position, action).await;
+            return self.close_of(self.with(at).await?, position, action).await;
         }
         let mut gravest = Exit::Done;
         for lane in self.all() {
-            gravest = gravest.graver(close::close(self.nats, lane, None, action.clone()).await?);
+            gravest = gravest.graver(self.close_of(lane, None, action.clone()).await?);
         }
         Ok(gravest)
+    }
+
+    /// Between a lane of all rows and shares, this configuration need not tell on which subject the other one published.
+    async fn close_of(
+        &self,
+        lane: &Settings,
+        position: Option<Position>,
+        action: Closing,
+    ) -> Result<Exit, anyhow::Error> {
+        let closed = close::close(self.nats, lane, position, action).await;
+        let (slot, stream) = (&lane.postgres.slot, &lane.nats.stream);
+        let its = match (lane.postgres.part(), self.own.postgres.part()) {
+            (None, Some(_)) => {
+                format!("WALRELAY_RELAY_SHARES=1 --stream {stream} and its --subject")
+            }
+            (Some(share), None) => {
+                format!(
+                    "relay.shares, nats.stream and nats.subject as they were, and --share {share}"
+                )
+            }
+            _ => return closed,
+        };
+        closed.with_context(|| {
+            format!("slot {slot}, whose lane is no more: with {its} this command is about that lane alone")
+        })
     }
 }
 

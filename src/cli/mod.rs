@@ -19,7 +19,6 @@ pub mod exit;
 mod flags;
 mod given;
 mod http_get;
-mod lane_records;
 mod lane_state;
 mod lanes;
 pub mod man;
@@ -37,7 +36,6 @@ pub mod status;
 mod stderr;
 pub mod stdout;
 pub mod tail;
-mod taken_over;
 pub mod teardown;
 pub mod verify;
 
@@ -48,6 +46,7 @@ use clap::{ArgAction, Parser, Subcommand};
 use crate::config::Key;
 use crate::environment::Environment;
 use crate::ops::logs::{LogError, LogFilter, LogFormat};
+use crate::relay::taken_over::TakenOver;
 use exit::Exit;
 use flags::{AllFlags, Configured, KeyFlags as _, LaneFlags, SetupFlags, StreamFlags};
 use given::Given;
@@ -206,14 +205,21 @@ impl Cli {
             }
             Command::DeadLetters(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                // A share that is no more, as if there were still so many.
-                let load = |share: u32| {
+                // A lane that is no more, as if there were still so many shares.
+                let load = |lane: &TakenOver| {
                     let mut values = keys.given();
-                    let count = (share + 1).next_power_of_two();
+                    let count = lane
+                        .part
+                        .map_or(1, |share| (share + 1).next_power_of_two().max(2));
                     values.push((Key::RelayShares, count.to_string()));
-                    values.push((Key::RelayShare, share.to_string()));
+                    match lane.part {
+                        Some(share) => values.push((Key::RelayShare, share.to_string())),
+                        None => values.push((Key::NatsStream, lane.stream.clone())),
+                    }
                     let loaded = given.clone().with(values).load()?;
-                    Ok(loaded.lane()?.clone())
+                    let mut settings = loaded.lane()?.clone();
+                    settings.nats.stream.clone_from(&lane.stream);
+                    Ok(settings)
                 };
                 block_on(dead_letters::execute(args, loaded.lane()?, load))
             }
@@ -224,8 +230,9 @@ impl Cli {
                 block_on(erase::execute(args, &load(keys.given())?.lanes))
             }
             Command::Reshard(Configured { args, keys }) => {
-                let load = |count: u32| {
+                let load = |count: u32, further: Vec<(Key, String)>| {
                     let mut values = keys.given();
+                    values.extend(further);
                     values.push((Key::RelayShares, count.to_string()));
                     given.clone().with(values).load()
                 };

@@ -15,7 +15,6 @@ use postgres_types::PgLsn;
 
 use super::backfill::rows_of;
 use super::exit::{Exit, message};
-use super::lane_records::Database;
 use super::signals::{self, Hangup};
 use super::{stderr, verify};
 use crate::nats::admin::Admin;
@@ -25,6 +24,7 @@ use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_records::Database;
 use crate::relay::settings::Settings;
 
 mod age;

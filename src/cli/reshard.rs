@@ -1,4 +1,5 @@
-//! `walrelay reshard`: another number of shares, while writers write and relays relay.
+//! `walrelay reshard`: another number of shares, while writers write and relays relay. An outbox that is not divided has one lane, of
+//! all rows; that is one share.
 //!
 //! In: a number. Out: publications, slots and streams for so many shares. Guarantees: all publications change in one transaction,
 //! while no other has rows of the table under way, so each row is of one share in front of it and of one behind it; what the WAL
@@ -14,17 +15,18 @@ use super::setup;
 use super::signals::{self, Hangup};
 use super::stderr;
 use super::stdout;
-use crate::config::Loaded;
-use crate::pipeline::reshard::Switch;
+use crate::config::{Key, Loaded};
+use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
-use crate::postgres::share::ROW_FILTERS_SINCE;
+use crate::postgres::share::{ROW_FILTERS_SINCE, Share};
 use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
 mod change;
+mod check;
 mod prepare;
 mod retire;
 
@@ -34,6 +36,8 @@ const EXAMPLES: &str = "\
 Examples:
   walrelay reshard --shares 8 --dry-run    what it would do, as SQL
   walrelay reshard --shares 8              do it; writers and relays go on meanwhile
+  walrelay reshard --shares 4 --undivided-stream OUTBOX --undivided-subject 'outbox.{event_type}'
+                                           from one lane of all rows to a stream for each share
 
 It makes publications, slots and streams for new shares, and then changes all publications in one
 transaction. That needs the table without a transaction that has written to it: it is locked for a
@@ -54,9 +58,17 @@ Exit code 0: done. 1: something is in the way. 2: wrong usage.";
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// How many there shall be: a power of two.
+    /// How many there shall be: a power of two; 1 is one lane of all rows.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
     shares: u32,
+
+    /// Where nats.stream has {share}: the stream of the lane of all rows, which was before or shall be.
+    #[arg(long, value_name = "STREAM", requires = "undivided_subject")]
+    undivided_stream: Option<String>,
+
+    /// And its subject.
+    #[arg(long, value_name = "TEMPLATE", requires = "undivided_stream")]
+    undivided_subject: Option<String>,
 
     /// Print what would be done, and do nothing.
     #[arg(long)]
@@ -71,16 +83,17 @@ pub struct Args {
     wait: Duration,
 }
 
-/// Runs the command; `load` gives the configuration of so many shares.
+/// Runs the command; `load` gives the configuration of so many shares, with further values.
 ///
 /// # Errors
 /// Something is in the way, or Postgres or NATS refuse.
 pub(super) async fn execute(
     args: Args,
-    load: impl Fn(u32) -> Result<Loaded, anyhow::Error>,
+    load: impl Fn(u32, Vec<(Key, String)>) -> Result<Loaded, anyhow::Error>,
 ) -> Result<Exit, anyhow::Error> {
-    let lanes = lanes(&load, args.shares)?;
-    let first = &lanes[0].postgres;
+    let to = args.shares;
+    let shares = shares(&load, to.max(2))?;
+    let first = &shares[0].postgres;
     let sql = connect(&first.conninfo)
         .await
         .with_context(|| format!("cannot connect to {}", first.conninfo))?;
@@ -88,23 +101,26 @@ pub(super) async fn execute(
         setup::server_version(&sql).await? >= ROW_FILTERS_SINCE,
         "shares need publications with row filters, which came with Postgres 15"
     );
-    let division = Division::look(&sql, first).await?.unwrap_or_default();
-    let from = whole(&division)?;
-    let switch = Switch {
-        from,
-        to: args.shares,
-    };
+    let division = Division::look(&sql, first).await?;
+    let from = whole(&division, &first.any_share())?;
     let last = division.last().map_or(0, |last| last + 1);
-    let lanes = self::lanes(&load, last.max(from).max(args.shares).next_power_of_two())?;
-    let inspection = inspect(&sql, &lanes[0].postgres).await?;
+    let shares = self::shares(&load, last.max(from).max(to).max(2).next_power_of_two())?;
+    let is_undivided = [from, to].contains(&1) || division.has(None);
+    let undivided = match is_undivided {
+        true => Some(undivided(&args, &load)?),
+        false => None,
+    };
+    let inspection = inspect(&sql, &shares[0].postgres).await?;
     let resharding = Resharding {
+        switch: Switch { from, to },
         args: &args,
-        switch,
         division,
-        lanes,
+        shares,
+        undivided,
         inspection,
         sql,
     };
+    resharding.check_lanes().await?;
     if args.dry_run {
         resharding.print()?;
         return Ok(Exit::Done);
@@ -114,15 +130,11 @@ pub(super) async fn execute(
 }
 
 /// A lane for each of so many shares.
-fn lanes(
-    load: &impl Fn(u32) -> Result<Loaded, anyhow::Error>,
+fn shares(
+    load: &impl Fn(u32, Vec<(Key, String)>) -> Result<Loaded, anyhow::Error>,
     count: u32,
 ) -> Result<Vec<Settings>, anyhow::Error> {
-    if count < 2 {
-        let why = "--shares: an outbox without shares has another slot; docs/scaling.md has how to come to it";
-        return Err(UsageError(why.to_owned()).into());
-    }
-    let lanes = load(count)?.lanes;
+    let lanes = load(count, Vec::new())?.lanes;
     if lanes.len() != count as usize {
         let why = "this is about all shares: leave out --share and relay.share";
         return Err(UsageError(why.to_owned()).into());
@@ -130,15 +142,50 @@ fn lanes(
     Ok(lanes)
 }
 
-fn whole(division: &Division) -> anyhow::Result<u32> {
+/// The lane of all rows.
+fn undivided(
+    args: &Args,
+    load: &impl Fn(u32, Vec<(Key, String)>) -> Result<Loaded, anyhow::Error>,
+) -> Result<Settings, anyhow::Error> {
+    let given = [
+        (Key::NatsStream, &args.undivided_stream),
+        (Key::NatsSubject, &args.undivided_subject),
+    ];
+    let given = given
+        .into_iter()
+        .filter_map(|(key, text)| Some((key, text.clone()?)));
+    let loaded = load(1, given.collect());
+    let loaded = loaded.context(
+        "--undivided-stream and --undivided-subject say where the lane of all rows publishes, which has no {share}",
+    )?;
+    Ok(loaded.lane()?.clone())
+}
+
+fn whole(division: &Division, share: &Share) -> anyhow::Result<u32> {
+    if let Some(both) = division.all_rows_beside(share) {
+        bail!("{both}");
+    }
     match (division.whole(), division.count()) {
         (Some(count), _) => Ok(count),
-        (None, None) => {
-            bail!("the outbox has no shares yet: set relay.shares and run walrelay setup")
-        }
+        (None, None) if division.has(None) => bail!(
+            "publication {} has a row filter of its own: only one of all rows can be divided",
+            share.whole_publication
+        ),
+        (None, None) => bail!(
+            "no publication {} or {}_0 and on holds the table by FOR TABLE: run walrelay setup",
+            share.whole_publication,
+            share.whole_publication
+        ),
         (None, Some(count)) => bail!(
             "the publications are not those of {count} shares: walrelay doctor says which is not, and the command that mends it"
         ),
+    }
+}
+
+fn counted(shares: u32) -> String {
+    match shares {
+        1 => "one lane of all rows".to_owned(),
+        _ => format!("{shares} shares"),
     }
 }
 
@@ -148,7 +195,9 @@ struct Resharding<'a> {
     switch: Switch,
     division: Division,
     /// Of every share that there is, was or shall be.
-    lanes: Vec<Settings>,
+    shares: Vec<Settings>,
+    /// The lane of all rows, where there is, was or shall be one.
+    undivided: Option<Settings>,
     inspection: Inspection,
     sql: Client,
 }
@@ -156,11 +205,11 @@ struct Resharding<'a> {
 impl Resharding<'_> {
     async fn run(&self, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
         let Switch { from, to } = self.switch;
-        if let Some(exit) = self.refused_by_stream().await? {
+        if let Some(exit) = self.refused().await? {
             return Ok(exit);
         }
-        for number in from..to {
-            let exit = self.prepare(number, shutdown.clone()).await?;
+        for part in self.coming() {
+            let exit = self.prepare(part, shutdown.clone()).await?;
             if exit != Exit::Done {
                 return Ok(exit);
             }
@@ -169,7 +218,7 @@ impl Resharding<'_> {
         let rest = async {
             if from != to {
                 let lsn = self.change().await?;
-                stdout::write(&format!("from {lsn} on the outbox has {to} shares\n"))?;
+                stdout::write(&format!("from {lsn} on the outbox has {}\n", counted(to)))?;
             }
             self.retire().await
         };
@@ -183,6 +232,14 @@ impl Resharding<'_> {
         Ok(Exit::Done)
     }
 
+    /// The lane of a share, or of all rows.
+    fn lane(&self, part: Option<u32>) -> &Settings {
+        match part {
+            Some(number) => &self.shares[number as usize],
+            None => (self.undivided.as_ref()).expect("it is loaded where it is about it"),
+        }
+    }
+
     fn create(&self, lane: &Settings) -> String {
         format!(
             "CREATE PUBLICATION {} FOR TABLE {} WHERE (false) WITH (publish = 'insert', publish_via_partition_root = true);",
@@ -194,8 +251,8 @@ impl Resharding<'_> {
     fn print(&self) -> anyhow::Result<()> {
         let Switch { from, to } = self.switch;
         let mut text = String::new();
-        for number in (from..to).filter(|number| !self.division.has(*number)) {
-            let lane = &self.lanes[number as usize];
+        for part in self.coming().filter(|part| !self.division.has(*part)) {
+            let lane = self.lane(part);
             text.push_str(&self.create(lane));
             text.push_str(&format!(
                 "\n-- and walrelay setup of slot {} and stream {}\n",
@@ -208,8 +265,8 @@ impl Resharding<'_> {
                 self.statements()?.join("\n")
             ));
         }
-        for number in self.leaving() {
-            let lane = &self.lanes[number as usize].postgres;
+        for part in self.leaving() {
+            let lane = &self.lane(part).postgres;
             text.push_str(&format!(
                 "-- once slot {} is confirmed up to there\nSELECT pg_drop_replication_slot('{}');\nDROP PUBLICATION {};\n",
                 lane.slot,
@@ -218,16 +275,22 @@ impl Resharding<'_> {
             ));
         }
         if text.is_empty() {
-            text.push_str(&format!("-- the outbox has {to} shares\n"));
+            text.push_str(&format!("-- the outbox has {}\n", counted(to)));
         }
         stdout::write(&text)?;
         Ok(())
     }
 
-    /// Shares that will be no more.
-    fn leaving(&self) -> impl Iterator<Item = u32> {
+    /// Lanes that were none before.
+    fn coming(&self) -> impl Iterator<Item = Option<u32>> {
         let Switch { from, to } = self.switch;
-        let end = self.division.last().map_or(from, |last| from.max(last + 1));
-        (to..end.max(to)).filter(|number| self.division.has(*number))
+        lanes_of(to).filter(move |part| !has_lane(from, *part))
+    }
+
+    /// Lanes that will be none any more.
+    fn leaving(&self) -> impl Iterator<Item = Option<u32>> {
+        let to = self.switch.to;
+        let is_leaving = move |part: &Option<u32>| !has_lane(to, *part);
+        self.division.parts().filter(is_leaving)
     }
 }

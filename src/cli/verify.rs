@@ -14,9 +14,9 @@ use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
 
+use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
-use crate::cli::taken_over;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -35,6 +35,7 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
+use crate::relay::taken_over;
 
 mod compare;
 pub(in crate::cli) mod key;
@@ -301,7 +302,7 @@ async fn check(
         unfit.map(|unfit| unfit.reason),
     );
     for lane in taken_over::by(settings, client, &nats).await? {
-        if let Some(letters) = lane.letters(&nats).await? {
+        if let Some(letters) = Letters::of(&lane, &nats).await? {
             report.take_letters(&lane.slot, &letters);
         }
     }

@@ -103,7 +103,12 @@ fn part(index: usize, name: &str, lane: &Lane, rows: Rows) -> String {
     let told = format!(
         "<h2>Positions</h2>{}<h2>Open dead letters</h2>{}<h2>Dead letters since the start</h2>{}",
         positions(status),
-        letters::open(index, letters, status.dead_letters_open, rows),
+        letters::open(
+            (index, &status.slot),
+            letters,
+            status.dead_letters_open,
+            rows
+        ),
         dead_letters(status)
     );
     let happened = format!(

@@ -60,12 +60,10 @@ pub enum Fault {
         pid: u32,
     },
     /// There are fewer shares than that this would be one.
-    #[error(
-        "the outbox has {count} shares, and share {share} is none of them; to have more, run walrelay reshard"
-    )]
+    #[error("{}", no_share(*.share, *.count))]
     NoShare {
-        /// Its number.
-        share: u32,
+        /// Its number; none for the lane of all rows.
+        share: Option<u32>,
         /// How many there are.
         count: u32,
     },
@@ -212,6 +210,20 @@ fn refused_frame(oldest: Position, in_flight: u64) -> String {
     match in_flight {
         1 => format!("the event at {oldest}"),
         count => format!("one of the {count} events from {oldest} on"),
+    }
+}
+
+fn no_share(share: Option<u32>, count: u32) -> String {
+    match (share, count) {
+        (Some(share), 1) => format!(
+            "the outbox is not divided, and share {share} is none of it; to divide it, run walrelay reshard, else set relay.shares = 1"
+        ),
+        (Some(share), _) => format!(
+            "the outbox has {count} shares, and share {share} is none of them; to have more, run walrelay reshard"
+        ),
+        (None, _) => format!(
+            "the outbox has {count} shares, so no lane has all rows: set relay.shares = {count}, or run walrelay reshard --shares 1"
+        ),
     }
 }
 

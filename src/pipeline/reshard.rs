@@ -9,7 +9,8 @@ use std::str;
 /// database may have several outboxes.
 pub const PREFIX: &str = "walrelay.reshard";
 
-/// From one number of shares to another; both are powers of two.
+/// From one number of shares to another; both are powers of two. An outbox that is not divided counts as one, and its lane has no
+/// share's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Switch {
     /// Before.
@@ -18,9 +19,24 @@ pub struct Switch {
     pub to: u32,
 }
 
+/// The lanes of an outbox of so many shares, by their shares' numbers: none for the lane of all rows.
+pub fn lanes_of(count: u32) -> impl Iterator<Item = Option<u32>> {
+    (0..count).map(move |number| (count > 1).then_some(number))
+}
+
+/// Whether an outbox of so many shares has this lane.
+pub fn has_lane(count: u32, share: Option<u32>) -> bool {
+    share.map_or(count == 1, |number| count > 1 && number < count)
+}
+
 impl Switch {
     /// What a logical message says to the lane of this slot, which has this share, if it is about its outbox.
-    pub(crate) fn read(prefix: &[u8], content: &[u8], slot: &str, share: u32) -> Option<Switch> {
+    pub(crate) fn read(
+        prefix: &[u8],
+        content: &[u8],
+        slot: &str,
+        share: Option<u32>,
+    ) -> Option<Switch> {
         let text = str::from_utf8(content).ok();
         let (from, rest) = text
             .filter(|_| prefix == PREFIX.as_bytes())?
@@ -31,7 +47,10 @@ impl Switch {
             to: to.parse().ok()?,
         };
         let is_whole = switch.from.is_power_of_two() && switch.to.is_power_of_two();
-        let is_of_lane = slot == format!("{whole_slot}_{share}");
+        let is_of_lane = match share {
+            Some(number) => slot == format!("{whole_slot}_{number}"),
+            None => slot == whole_slot,
+        };
         (is_whole && is_of_lane).then_some(switch)
     }
 
@@ -40,12 +59,13 @@ impl Switch {
         format!("{} {} {whole_slot}", self.from, self.to)
     }
 
-    /// The other lanes that had rows which `share` has from now on.
-    pub(crate) fn givers(self, share: u32) -> Vec<u32> {
+    /// The other lanes that had rows which the lane of `share` has from now on.
+    pub(crate) fn givers(self, share: Option<u32>) -> Vec<Option<u32>> {
         let smaller = self.from.min(self.to);
-        let is_giver = |giver: &u32| *giver != share && giver % smaller == share % smaller;
-        match share < self.to {
-            true => (0..self.from).filter(is_giver).collect(),
+        let rest = |share: Option<u32>| share.unwrap_or(0) % smaller;
+        let is_giver = |giver: &Option<u32>| *giver != share && rest(*giver) == rest(share);
+        match has_lane(self.to, share) {
+            true => lanes_of(self.from).filter(is_giver).collect(),
             false => Vec::new(),
         }
     }
@@ -61,12 +81,22 @@ mod tests {
 
     #[test]
     fn a_lane_takes_rows_only_from_lanes_that_had_them() {
-        for (from, to) in [(2, 4), (4, 2), (4, 8), (8, 2), (1, 4), (4, 4)] {
-            for share in 0..from.max(to) {
-                // A row's hash tells both shares.
-                let mut givers: Vec<u32> = (0..64)
-                    .filter(|hash| share < to && hash & (to - 1) == share)
-                    .map(|hash| hash & (from - 1))
+        for (from, to) in [
+            (2, 4),
+            (4, 2),
+            (4, 8),
+            (8, 2),
+            (1, 4),
+            (4, 1),
+            (4, 4),
+            (1, 1),
+        ] {
+            for share in lanes_of(from).chain(lanes_of(to)) {
+                // A row's hash tells both lanes.
+                let lane = |count: u32, hash: u32| (count > 1).then_some(hash & (count - 1));
+                let mut givers: Vec<Option<u32>> = (0..64)
+                    .filter(|hash| has_lane(to, share) && lane(to, *hash) == share)
+                    .map(|hash| lane(from, hash))
                     .filter(|giver| *giver != share)
                     .collect();
                 givers.sort_unstable();
@@ -74,7 +104,7 @@ mod tests {
                 assert_eq!(
                     switch(from, to).givers(share),
                     givers,
-                    "{from} {to} {share}"
+                    "{from} {to} {share:?}"
                 );
             }
         }
@@ -82,19 +112,28 @@ mod tests {
 
     #[test]
     fn nobody_waits_in_a_circle() {
-        for (from, to) in [(2, 4), (4, 2), (2, 8), (8, 2)] {
+        for (from, to) in [(2, 4), (4, 2), (2, 8), (8, 2), (1, 4), (4, 1)] {
             let switch = switch(from, to);
-            let waits = |share: u32| !switch.givers(share).is_empty();
-            for share in 0..from.max(to) {
+            let waits = |share: Option<u32>| !switch.givers(share).is_empty();
+            for share in lanes_of(from).chain(lanes_of(to)) {
                 assert!(switch.givers(share).into_iter().all(|giver| !waits(giver)));
             }
         }
     }
 
     #[test]
+    fn the_lane_of_all_rows_is_told_by_its_own_slot() {
+        let read = |slot: &str| Switch::read(PREFIX.as_bytes(), b"1 4 out_0", slot, None);
+        assert_eq!(read("out_0"), Some(switch(1, 4)));
+        // The lane of another outbox, whose slot is called like that of a share.
+        assert_eq!(read("out_0_0"), None);
+        assert_eq!(read("out"), None);
+    }
+
+    #[test]
     fn other_messages_say_nothing() {
         let read = |prefix: &str, content: &str| {
-            Switch::read(prefix.as_bytes(), content.as_bytes(), "out_box_3", 3)
+            Switch::read(prefix.as_bytes(), content.as_bytes(), "out_box_3", Some(3))
         };
         assert_eq!(read(PREFIX, "2 4 out_box"), Some(switch(2, 4)));
         assert_eq!(
@@ -116,7 +155,7 @@ mod tests {
             assert_eq!(read(prefix, content), None, "{prefix} {content:?}");
         }
         assert_eq!(
-            Switch::read(PREFIX.as_bytes(), b"\xff 4 out_box", "out_box_3", 3),
+            Switch::read(PREFIX.as_bytes(), b"\xff 4 out_box", "out_box_3", Some(3)),
             None
         );
     }

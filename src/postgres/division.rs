@@ -1,42 +1,39 @@
-//! How the outbox is divided: what the publications of its shares carry.
+//! How the outbox is divided: what the publications of its lanes carry.
 //!
-//! In: a client, the shares' common name. Out: how many shares there are. Guarantee: reads only. The publications alone tell: what a
-//! configuration says is what somebody wants.
+//! In: a client, the lanes' common name. Out: how many shares there are, one where all rows are of one lane. Guarantee: reads only. The
+//! publications alone tell: what a configuration says is what somebody wants.
 
 use std::collections::BTreeMap;
 
+use crate::pipeline::reshard::{has_lane, lanes_of};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, refuse};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::{self, Share};
+use crate::table_name::quote_identifier;
 
-/// What a share's publication carries.
+/// What a lane's publication carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Carried {
     /// No row: the share is not one yet, or no longer.
     Nothing,
-    /// The rows of the share, one of so many.
+    /// The rows of the share, one of so many; all rows are one of one.
     Share(u32),
     /// Whatever somebody has set by hand.
     Other,
 }
 
-/// The shares' publications, by number.
+/// The lanes' publications by the numbers of their shares, none for that of all rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Division(BTreeMap<u32, Carried>);
+pub struct Division(BTreeMap<Option<u32>, Carried>);
 
 impl Division {
-    /// Of the table that the settings name; none where these have all rows.
+    /// Of the table that the settings name.
     ///
     /// # Errors
     /// A failed query, as on a server without row filters.
-    pub async fn look(
-        client: &Client,
-        settings: &PostgresSettings,
-    ) -> Result<Option<Self>, SqlError> {
-        let Some(share) = &settings.share else {
-            return Ok(None);
-        };
+    pub async fn look(client: &Client, settings: &PostgresSettings) -> Result<Self, SqlError> {
+        let share = settings.any_share();
         let query = "SELECT p.pubname::text, pg_get_expr(r.prqual, r.prrelid) FROM pg_catalog.pg_publication_rel r \
                      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
                      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
@@ -44,60 +41,81 @@ impl Division {
         let mut division = Division::default();
         for row in client.query(query, &[&table.schema, &table.table]).await? {
             let (name, filter): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-            if let Some(number) = share.number_of_publication(&name) {
-                division
-                    .0
-                    .insert(number, carried(number, filter.as_deref()));
+            if let Some(part) = share.part_of_publication(&name) {
+                division.0.insert(part, carried(part, filter.as_deref()));
             }
         }
-        Ok(Some(division))
+        Ok(division)
     }
 
-    /// How many shares there are, where those that carry rows agree.
+    /// How many shares there are, where those that carry rows agree. A publication of all rows beside them is another reader's, or a
+    /// mistake, which [`Self::whole`] sees.
     pub fn count(&self) -> Option<u32> {
-        let mut counts = self.0.values().filter_map(|carried| match carried {
+        let mut counts = self.carrying().filter(|count| *count > 1);
+        let Some(first) = counts.next() else {
+            return self.carrying().next();
+        };
+        counts.all(|count| count == first).then_some(first)
+    }
+
+    fn carrying(&self) -> impl Iterator<Item = u32> {
+        self.0.values().filter_map(|carried| match carried {
             Carried::Share(count) => Some(*count),
             Carried::Nothing | Carried::Other => None,
-        });
-        let first = counts.next()?;
-        counts.all(|count| count == first).then_some(first)
+        })
     }
 
     /// How many shares there are, where each of them is there and nothing else carries rows.
     pub fn whole(&self) -> Option<u32> {
         let count = self.count()?;
-        let is_right = |number: u32| match self.0.get(&number) {
-            Some(Carried::Share(of)) => number < count && *of == count,
-            Some(Carried::Nothing) | None => number >= count,
-            Some(Carried::Other) => false,
+        let is_there = |part| self.0.get(&part) == Some(&Carried::Share(count));
+        let is_right = |(part, carried): (&Option<u32>, &Carried)| {
+            has_lane(count, *part) || *carried == Carried::Nothing
         };
-        let end = self.0.keys().next_back().map_or(0, |last| last + 1);
-        (0..count.max(end)).all(is_right).then_some(count)
+        (lanes_of(count).all(is_there) && self.0.iter().all(is_right)).then_some(count)
     }
 
-    /// The highest number.
+    /// The highest number of a share.
     pub fn last(&self) -> Option<u32> {
-        self.0.keys().next_back().copied()
+        self.0.keys().next_back().copied().flatten()
     }
 
     /// Whether a publication is there.
-    pub fn has(&self, number: u32) -> bool {
-        self.0.contains_key(&number)
+    pub fn has(&self, part: Option<u32>) -> bool {
+        self.0.contains_key(&part)
     }
 
-    /// How many shares there are, where the one of the settings is none of them.
+    /// The lanes that there are publications of.
+    pub fn parts(&self) -> impl Iterator<Item = Option<u32>> {
+        self.0.keys().copied()
+    }
+
+    /// How many shares there are, where the lane of the settings has none of them.
     pub fn lacks(&self, settings: &PostgresSettings) -> Option<u32> {
-        let share = settings.share.as_ref()?;
-        self.count().filter(|count| share.number >= *count)
+        self.count()
+            .filter(|count| !has_lane(*count, settings.part()))
+    }
+
+    /// A publication of all rows beside those of shares.
+    pub fn all_rows_beside(&self, share: &Share) -> Option<Finding> {
+        let carries = matches!(self.0.get(&None), Some(Carried::Share(_) | Carried::Other));
+        let count = self.count().filter(|count| *count > 1 && carries)?;
+        let name = &share.whole_publication;
+        Some(refuse(
+            Kind::RowFilter,
+            format!(
+                "publication {name} has all rows beside those of the {count} shares: they would be published twice"
+            ),
+            format!(
+                "where nobody else reads it, run DROP PUBLICATION {};",
+                quote_identifier(name)
+            ),
+        ))
     }
 
     /// What is wrong with the publications together.
     pub fn finding(&self, share: &Share) -> Option<Finding> {
-        let carries = self
-            .0
-            .values()
-            .any(|carried| matches!(carried, Carried::Share(_)));
-        (carries && self.count().is_none()).then(|| {
+        (self.carrying().next().is_some() && self.count().is_none()).then(|| {
             let name = &share.whole_publication;
             refuse(
                 Kind::RowFilter,
@@ -111,10 +129,11 @@ impl Division {
     }
 }
 
-fn carried(number: u32, filter: Option<&str>) -> Carried {
+fn carried(part: Option<u32>, filter: Option<&str>) -> Carried {
     match filter.map(|filter| (filter, share::told(filter))) {
         Some((share::NOTHING, _)) => Carried::Nothing,
-        Some((_, Some((of, count)))) if of == number => Carried::Share(count),
+        Some((_, Some((of, count)))) if Some(of) == part => Carried::Share(count),
+        None if part.is_none() => Carried::Share(1),
         _ => Carried::Other,
     }
 }
@@ -131,15 +150,23 @@ mod tests {
         let parts = filters.iter().map(filter);
         let parts = (0..)
             .zip(parts)
-            .map(|(number, filter)| (number, carried(number, Some(&filter))));
+            .map(|(number, filter)| (Some(number), carried(Some(number), Some(&filter))));
         Division(parts.collect())
+    }
+
+    fn with_all(mut division: Division, filter: Option<&str>) -> Division {
+        division.0.insert(None, carried(None, filter));
+        division
     }
 
     #[test]
     fn the_publications_tell_how_many_shares_there_are() {
         let two = division(&[Some((0, 2)), Some((1, 2)), None, None]);
         assert_eq!((two.count(), two.whole()), (Some(2), Some(2)));
-        assert_eq!((two.last(), two.has(3), two.has(4)), (Some(3), true, false));
+        assert_eq!(
+            (two.last(), two.has(Some(3)), two.has(Some(4))),
+            (Some(3), true, false)
+        );
         let mixed = division(&[Some((0, 2)), Some((1, 4))]);
         assert_eq!((mixed.count(), mixed.whole()), (None, None));
         let part = division(&[Some((0, 4)), Some((1, 4))]);
@@ -147,5 +174,30 @@ mod tests {
         let edited = division(&[Some((0, 2)), Some((0, 2))]);
         assert_eq!((edited.count(), edited.whole()), (Some(2), None));
         assert_eq!(division(&[]).count(), None);
+    }
+
+    #[test]
+    fn all_rows_are_one_share_of_one() {
+        let told = |division: &Division| (division.count(), division.whole());
+        let all = with_all(division(&[]), None);
+        assert_eq!(told(&all), (Some(1), Some(1)));
+        assert_eq!(
+            told(&with_all(division(&[None, None]), None)),
+            (Some(1), Some(1))
+        );
+        let two = || division(&[Some((0, 2)), Some((1, 2))]);
+        assert_eq!(
+            told(&with_all(two(), Some(share::NOTHING))),
+            (Some(2), Some(2))
+        );
+        // What it is for, its reader knows.
+        assert_eq!(told(&with_all(two(), None)), (Some(2), None));
+        assert_eq!(told(&with_all(two(), Some("(id > 3)"))), (Some(2), None));
+        assert_eq!(
+            told(&with_all(division(&[]), Some("(id > 3)"))),
+            (None, None)
+        );
+        // A share of one is none.
+        assert_eq!(told(&division(&[Some((0, 1))])), (None, None));
     }
 }

@@ -43,6 +43,17 @@ pub struct FurtherTable {
 }
 
 impl PostgresSettings {
+    /// The lane's share, or all rows as the only one: how the outbox' other lanes would be called.
+    pub(crate) fn any_share(&self) -> Share {
+        let whole = || Share::whole(&self.slot, &self.publication);
+        self.share.clone().unwrap_or_else(whole)
+    }
+
+    /// Number of the lane's share; none where it has all rows.
+    pub(crate) fn part(&self) -> Option<u32> {
+        self.share.as_ref().and_then(Share::part)
+    }
+
     /// The same of each table by itself, the lane's own first.
     #[must_use]
     pub fn tables(&self) -> Vec<PostgresSettings> {

@@ -6,12 +6,14 @@
 //! Why `&` and not a remainder: a hash may be negative, and so may its remainder; such rows would be of no share. Why these functions:
 //! a row filter takes immutable built-in ones alone (manual, 29.4.3).
 
-/// One of several shares.
+use crate::pipeline::reshard::has_lane;
+
+/// One of several shares, or all rows as the only one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Share {
     /// From 0 on.
     pub number: u32,
-    /// How many there are: a power of two.
+    /// How many there are: a power of two; 1 where the outbox is not divided.
     pub count: u32,
     /// The slot that the shares' slots are named after.
     pub whole_slot: String,
@@ -35,43 +37,45 @@ impl Share {
         }
     }
 
+    /// That of the lane of all rows, whose slot and publication these are.
+    pub(crate) fn whole(slot: &str, publication: &str) -> Self {
+        Share {
+            number: 0,
+            count: 1,
+            whole_slot: slot.to_owned(),
+            whole_publication: publication.to_owned(),
+        }
+    }
+
+    /// Its number; none where it is all rows.
+    pub fn part(&self) -> Option<u32> {
+        (self.count > 1).then_some(self.number)
+    }
+
     /// Whether a slot has the name of another number of shares' slot, or of the outbox as a whole.
     pub(crate) fn is_of_others(&self, slot: &str) -> bool {
-        let Some(behind) = slot.strip_prefix(&self.whole_slot) else {
-            return false;
-        };
-        let number = behind.strip_prefix('_');
-        let number = number.and_then(|number| number.parse::<u32>().ok());
-        behind.is_empty() || number.is_some_and(|number| number >= self.count)
+        let part = self.part_of_slot(slot);
+        part.is_some_and(|part| !has_lane(self.count, part))
     }
 
-    /// The slot of another share.
-    pub(crate) fn slot(&self, number: u32) -> String {
-        format!("{}_{number}", self.whole_slot)
+    /// The slot of another share, or of all rows.
+    pub(crate) fn slot(&self, part: Option<u32>) -> String {
+        named(&self.whole_slot, part)
     }
 
-    /// The publication of another share.
-    pub(crate) fn publication(&self, number: u32) -> String {
-        format!("{}_{number}", self.whole_publication)
+    /// The publication of another share, or of all rows.
+    pub(crate) fn publication(&self, part: Option<u32>) -> String {
+        named(&self.whole_publication, part)
     }
 
-    /// Number of the share whose slot has this name.
-    pub(crate) fn number_of_slot(&self, name: &str) -> Option<u32> {
-        name.strip_prefix(&self.whole_slot)?
-            .strip_prefix('_')?
-            .parse()
-            .ok()
+    /// Number of the share whose slot has this name, or that it is the slot of all rows.
+    pub(crate) fn part_of_slot(&self, name: &str) -> Option<Option<u32>> {
+        part_of(&self.whole_slot, name)
     }
 
-    /// Number of the share whose publication has this name.
-    pub(crate) fn number_of_publication(&self, name: &str) -> Option<u32> {
-        let number = name
-            .strip_prefix(&self.whole_publication)?
-            .strip_prefix('_')?;
-        number
-            .parse()
-            .ok()
-            .filter(|parsed: &u32| parsed.to_string() == number)
+    /// The same, of a publication.
+    pub(crate) fn part_of_publication(&self, name: &str) -> Option<Option<u32>> {
+        part_of(&self.whole_publication, name)
     }
 
     /// The same share of another number of them.
@@ -82,6 +86,20 @@ impl Share {
             ..self.clone()
         }
     }
+}
+
+fn named(whole: &str, part: Option<u32>) -> String {
+    part.map_or_else(|| whole.to_owned(), |number| format!("{whole}_{number}"))
+}
+
+fn part_of(whole: &str, name: &str) -> Option<Option<u32>> {
+    let behind = name.strip_prefix(whole)?;
+    if behind.is_empty() {
+        return Some(None);
+    }
+    let text = behind.strip_prefix('_')?;
+    let number: u32 = text.parse().ok()?;
+    (number.to_string() == text).then_some(Some(number))
 }
 
 /// The first Postgres with row filters.
@@ -97,7 +115,7 @@ pub(crate) fn told(filter: &str) -> Option<(u32, u32)> {
     let (number, _) = behind.split_once(')')?;
     let count = mask.parse::<u32>().ok()?.checked_add(1)?;
     let number = number.parse().ok()?;
-    (count.is_power_of_two() && number < count).then_some((number, count))
+    (count.is_power_of_two() && count > 1 && number < count).then_some((number, count))
 }
 
 /// The hash of a column whose name is quoted.
@@ -168,15 +186,16 @@ mod tests {
 
     #[test]
     fn publications_have_a_number() {
-        assert_eq!(share(0).number_of_publication("walrelay_7"), Some(7));
+        assert_eq!(share(0).part_of_publication("walrelay_7"), Some(Some(7)));
+        assert_eq!(share(0).part_of_publication("walrelay"), Some(None));
         for other in [
-            "walrelay",
             "walrelay_",
             "walrelay_07",
             "walrelay_x",
+            "walrelays",
             "orders_1",
         ] {
-            assert_eq!(share(0).number_of_publication(other), None, "{other}");
+            assert_eq!(share(0).part_of_publication(other), None, "{other}");
         }
     }
 }

@@ -24,9 +24,9 @@ pub async fn others(
     let mut found = Vec::new();
     for row in client.query(query, &[]).await? {
         let slot: String = row.try_get(0)?;
-        let is_kept = share
-            .number_of_slot(&slot)
-            .is_some_and(|number| division.has(number));
+        let part = share.part_of_slot(&slot);
+        let is_kept = part.is_some_and(|part| division.has(part))
+            && (part != Some(None) || division.all_rows_beside(share).is_none());
         if share.is_of_others(&slot) && !is_kept {
             found.push(warn(
                 Kind::SlotMismatch,

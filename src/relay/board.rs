@@ -62,6 +62,12 @@ impl Inner {
         i64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(i64::MAX)
     }
 
+    /// They are another relay's to count.
+    fn leave_letters(&mut self) {
+        self.status.dead_letters_open = None;
+        self.letters.clear();
+    }
+
     /// Takes note of how far the lane is.
     fn passed(&mut self) {
         let marks = self.status.marks;
@@ -116,8 +122,7 @@ impl Board {
             &settings.postgres.slot,
             &settings.nats.stream,
         );
-        let share = settings.postgres.share.as_ref();
-        board.lock().status.share = share.map(|share| share.number);
+        board.lock().status.share = settings.postgres.part();
         board
     }
 
@@ -296,8 +301,12 @@ impl Board {
     }
 
     /// So many dead letters are open.
+    /// A lane that only stands by has none: the relay that has it counts them.
     pub(crate) fn open_dead_letters(&self, count: u64, newest: Vec<StoredLetter>) {
         let mut inner = self.lock();
+        if inner.status.state == State::Standby {
+            return;
+        }
         inner.status.dead_letters_open = Some(count);
         inner.letters = newest;
     }
@@ -371,12 +380,17 @@ impl Board {
             _ => State::Waiting,
         };
         status.set_state(state, Some(text));
+        if state == State::Standby {
+            inner.leave_letters();
+        }
     }
 
     /// It has everything but a lane to relay.
     pub(super) fn standby(&self, reason: &str) {
         let reason = Some(reason.to_owned());
-        self.change().status.set_state(State::Standby, reason);
+        let mut inner = self.change();
+        inner.status.set_state(State::Standby, reason);
+        inner.leave_letters();
     }
 
     /// A person has to look.

@@ -65,14 +65,22 @@ pub(super) async fn until_across(
     }
 }
 
-fn waits_for(question: &CrossingQuestion, left: &[u32]) -> String {
+/// What a person calls a lane.
+pub(crate) fn name(part: Option<u32>) -> String {
+    part.map_or_else(
+        || "the lane of all rows".to_owned(),
+        |number| format!("share {number}"),
+    )
+}
+
+fn waits_for(question: &CrossingQuestion, left: &[Option<u32>]) -> String {
     let (from, to) = (question.switch.from, question.switch.to);
-    let left: Vec<String> = left.iter().map(ToString::to_string).collect();
+    let left: Vec<String> = left.iter().copied().map(name).collect();
     format!(
-        "at {} the outbox goes from {from} shares to {to}: waiting until share {} is published up to there. Where no relay has that \
-         share, walrelay reshard --shares {to} publishes the rest of it",
+        "at {} the outbox goes from {from} shares to {to}: waiting until {} is published up to there. Where no relay has that \
+         lane, walrelay reshard --shares {to} publishes the rest of it",
         question.lsn,
-        left.join(" and share ")
+        left.join(" and ")
     )
 }
 
@@ -82,12 +90,10 @@ async fn not_across(
     settings: &Settings,
     lane: &Lane,
     question: &CrossingQuestion,
-    givers: &[u32],
-) -> anyhow::Result<Vec<u32>> {
+    givers: &[Option<u32>],
+) -> anyhow::Result<Vec<Option<u32>>> {
     let mut found = Vec::new();
-    let Some(share) = &settings.postgres.share else {
-        return Ok(found);
-    };
+    let share = settings.postgres.any_share();
     let nats = match nats {
         Some(nats) => nats,
         None => nats.insert(Admin::connect(&settings.nats.connection).await?),
@@ -109,12 +115,10 @@ async fn not_across(
 async fn without_strangers(
     settings: &Settings,
     question: &CrossingQuestion,
-    givers: &[u32],
-) -> anyhow::Result<Vec<u32>> {
+    givers: &[Option<u32>],
+) -> anyhow::Result<Vec<Option<u32>>> {
     let mut found = Vec::new();
-    let Some(share) = &settings.postgres.share else {
-        return Ok(found);
-    };
+    let share = settings.postgres.any_share();
     let sql = connect(&settings.postgres.conninfo).await?;
     let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication WHERE pubname = $1::text) \
                  OR EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $2::text)";
@@ -127,9 +131,10 @@ async fn without_strangers(
         }
         let Switch { from, to } = question.switch;
         tracing::warn!(
-            "a message at {} says that the outbox goes from {from} shares to {to}, but there is no share {giver}: it is not waited for. \
-             Any role may write such a message, unless EXECUTE on pg_logical_emit_message is revoked from PUBLIC",
-            question.lsn
+            "a message at {} says that the outbox goes from {from} shares to {to}, but {} has neither publication nor slot: it is not \
+             waited for. Any role may write such a message, unless EXECUTE on pg_logical_emit_message is revoked from PUBLIC",
+            question.lsn,
+            name(*giver)
         );
     }
     Ok(found)

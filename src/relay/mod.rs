@@ -18,6 +18,7 @@ pub mod epoch_marks;
 mod halted;
 mod lag;
 pub mod lane_client;
+pub(crate) mod lane_records;
 pub mod lane_store;
 #[cfg(feature = "cli")]
 pub(crate) mod lanes;
@@ -36,6 +37,7 @@ mod standby;
 pub mod status;
 pub mod stored_letter;
 pub mod stream_fit;
+pub(crate) mod taken_over;
 pub mod turn;
 pub mod watch;
 

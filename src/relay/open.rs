@@ -280,7 +280,7 @@ fn epoch_settings(
         status_interval: status_interval(settings, inspection),
         halt_on_reject: settings.relay.on_reject == OnReject::Halt,
         refused: inherited.refused.clone(),
-        share: (settings.postgres.share.as_ref()).map(|share| share.number),
+        share: settings.postgres.part(),
         limit_raised_for: inherited.limit_raised_for,
     }
 }

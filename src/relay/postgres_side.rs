@@ -140,7 +140,7 @@ impl PostgresSide {
                 slot,
                 start_lsn,
                 &[publication],
-                settings.postgres.share.is_some() || settings.postgres.messages.is_some(),
+                self.reads_messages(&settings.postgres),
                 frame_bytes_max,
             )
             .await?;
@@ -153,6 +153,11 @@ impl PostgresSide {
             status_interval,
         });
         Ok(())
+    }
+
+    /// One tells where the number of shares changes, which takes row filters.
+    fn reads_messages(&self, settings: &PostgresSettings) -> bool {
+        settings.messages.is_some() || self.inspection.server.version_num >= ROW_FILTERS_SINCE
     }
 
     /// Waits for `other` and meanwhile tells Postgres that we are there, once the slot is ours.
@@ -254,18 +259,21 @@ async fn check_shares(
     inspection: &Inspection,
     settings: &PostgresSettings,
 ) -> Result<(Option<Fault>, Vec<String>), OpenError> {
-    let share = settings.share.as_ref();
-    let Some(share) = share.filter(|_| inspection.server.version_num >= ROW_FILTERS_SINCE) else {
+    if inspection.server.version_num < ROW_FILTERS_SINCE {
         return Ok((None, Vec::new()));
-    };
-    let division = Division::look(sql, settings).await?.unwrap_or_default();
-    let no_share = division.lacks(settings).map(|count| Fault::NoShare {
-        share: share.number,
-        count,
-    });
-    let is_readable = inspection.slot.is_some() && division.has(share.number);
+    }
+    let division = Division::look(sql, settings).await?;
+    let (share, part) = (&settings.any_share(), settings.part());
+    let no_share = (division.lacks(settings)).map(|count| Fault::NoShare { share: part, count });
+    let is_readable = inspection.slot.is_some() && division.has(part);
     if let Some(fault) = no_share.clone().filter(|_| !is_readable) {
         return Err(OpenError::Fault(fault));
+    }
+    if part.is_none() {
+        return match division.all_rows_beside(share) {
+            Some(both) => Err(OpenError::Permanent(anyhow::anyhow!("{both}"))),
+            None => Ok((no_share, Vec::new())),
+        };
     }
     if let Some(mixed) = division.finding(share) {
         return Err(OpenError::Permanent(anyhow::anyhow!("{mixed}")));

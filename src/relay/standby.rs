@@ -41,7 +41,8 @@ async fn look(settings: &Settings, awaited: Awaited) -> Result<(), SqlError> {
                 .is_none_or(|slot| slot.active_pid.is_none()),
             Awaited::Share => Division::look(&sql, &settings.postgres)
                 .await?
-                .is_none_or(|division| division.lacks(&settings.postgres).is_none()),
+                .lacks(&settings.postgres)
+                .is_none(),
         };
         if is_there {
             return Ok(());

@@ -16,6 +16,8 @@ use crate::relay::settings::Settings;
 /// A dead letter, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredLetter {
+    /// The lane's that it is of: that of a lane that is no more is told with another's.
+    pub slot: String,
     /// In the stream.
     pub sequence: u64,
     /// When the stream stored it.
@@ -32,7 +34,9 @@ impl StoredLetter {
         letter.position = position.to_string();
         let reason = message.header_text(REASON_HEADER);
         letter.reason = reason.unwrap_or_default().to_owned();
+        let slot = message.subject.rsplit('.').next();
         StoredLetter {
+            slot: slot.unwrap_or_default().to_owned(),
             sequence: message.seq,
             stored_at: message.time,
             letter,

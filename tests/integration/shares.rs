@@ -2,9 +2,11 @@
 
 mod commands;
 mod filters;
+mod letters;
 #[cfg(target_os = "linux")]
 mod rates;
 mod reshard;
+mod undivided;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -269,20 +271,6 @@ async fn another_number_of_shares_at_once_is_told() {
 }
 
 #[tokio::test]
-async fn an_outbox_that_has_a_slot_for_all_rows_is_not_divided() {
-    let mut fixture = Fixture::new().await;
-    divide(&mut fixture, true);
-    let subject = format!("divided_{}.{{share}}.{{event_type}}", fixture.name);
-    fixture.set("WALRELAY_NATS_SUBJECT", subject);
-    let refused = fixture.walrelay(&["setup"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    let drop = format!("SELECT pg_drop_replication_slot('{}');", fixture.name);
-    assert!(refused.stderr.contains(&drop), "{}", refused.stderr);
-    fixture.sql.batch_execute(&drop).await.unwrap();
-    fixture.walrelay(&["setup"]).await.success();
-}
-
-#[tokio::test]
 async fn a_server_without_room_for_all_slots_gets_none() {
     let settings = [("max_replication_slots", "3")];
     let mut fixture = Fixture::bare_on(Servers::with(options(&settings)).await).await;
@@ -315,7 +303,7 @@ async fn a_share_that_is_pinned_twice_waits() {
     second.stop().await;
 }
 
-/// As docs/scaling.md has it.
+/// By hand, without `reshard`.
 #[tokio::test]
 async fn the_number_of_shares_is_changed_in_a_pause_of_the_writers() {
     let mut fixture = Fixture::bare().await;

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 
 use crate::bulk::letters::Place;
+use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
 use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::dead_letter::{self, DeadLetter};
@@ -15,7 +16,8 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position, TABLE_HEADER,
 };
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::taken_over::TakenOver;
 
 /// A dead letter, and what has become of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,21 @@ pub(in crate::cli) struct Letters {
 }
 
 impl Letters {
+    /// Those of a lane that is at its end; none where its stream is gone.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub(in crate::cli) async fn of(lane: &TakenOver, nats: &Admin) -> anyhow::Result<Option<Self>> {
+        let lane = LaneClient::new(nats, &lane.stream, &lane.slot)?;
+        match lane.stream().await {
+            Err(LaneError::NoStream(_)) => Ok(None),
+            found => {
+                found?;
+                Ok(Some(Letters::read(&lane).await?))
+            }
+        }
+    }
+
     /// Reads all that the stream has.
     ///
     /// # Errors

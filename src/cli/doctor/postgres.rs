@@ -35,14 +35,16 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     let mut report = Report::default();
     let inspection = inspect(&client, postgres).await?;
     report.looked_at.push(server_line(&inspection));
-    if let Some(share) = &postgres.share
-        && inspection.server.version_num >= ROW_FILTERS_SINCE
-    {
-        let division = Division::look(&client, postgres).await?.unwrap_or_default();
-        let others = sibling_slots::others(&client, share, &division).await?;
-        let mixed = division.finding(share);
-        let found = others.into_iter().chain(mixed);
-        report.findings.extend(found.map(Found::from));
+    if inspection.server.version_num >= ROW_FILTERS_SINCE {
+        let division = Division::look(&client, postgres).await?;
+        if let Some(share) = &postgres.share {
+            let others = sibling_slots::others(&client, share, &division).await?;
+            let mixed = division.finding(share);
+            let found = others.into_iter().chain(mixed);
+            report.findings.extend(found.map(Found::from));
+        }
+        let both = division.all_rows_beside(&postgres.any_share());
+        report.findings.extend(both.map(Found::from));
     }
     let asked_s = now_s();
     let before = health::health(&client, postgres).await?;

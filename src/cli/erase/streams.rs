@@ -7,7 +7,6 @@ use anyhow::ensure;
 use async_nats::jetstream::stream::{Config, Info};
 use futures_util::TryStreamExt as _;
 
-use crate::cli::lane_records;
 use crate::cli::move_lane::left_subject;
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
@@ -17,6 +16,7 @@ use crate::pipeline::position::{POSITION_HEADER, REPLAY_HEADER};
 use crate::pipeline::record::Moved;
 use crate::postgres::client::Client;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_records;
 use crate::relay::settings::Settings;
 
 /// The lane's stream first, then those that it has left, the replays and copies of all these, and those that were named.
@@ -104,11 +104,10 @@ pub(super) async fn of_shares_before(
     lanes: &[Settings],
 ) -> anyhow::Result<Vec<LaneClient>> {
     let mut past = Vec::new();
-    let share = lanes.first().and_then(|lane| lane.postgres.share.as_ref());
-    let Some(share) = share else {
+    let Some(first) = lanes.first() else {
         return Ok(past);
     };
-    let records = lane_records::of_shares(nats, client, share).await?;
+    let records = lane_records::of_shares(nats, client, &first.postgres).await?;
     for record in records.into_iter().filter(|record| record.retired) {
         if stream::find(nats, &record.stream).await?.is_some() {
             past.push(LaneClient::new(nats, &record.stream, &record.slot)?);

@@ -8,11 +8,11 @@ use std::collections::HashSet;
 use anyhow::{Context as _, bail};
 
 use crate::cli::dead_letters::letters::Letters;
-use crate::cli::lane_records;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
 use crate::postgres::client::Client;
 use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::lane_records;
 
 /// The ids of rows that stay.
 #[derive(Debug, Default)]

@@ -11,7 +11,7 @@ use postgres_types::PgLsn;
 
 use super::Resharding;
 use crate::cli::stderr;
-use crate::pipeline::reshard;
+use crate::pipeline::reshard::{self, has_lane, lanes_of};
 use crate::postgres::client::SqlError;
 use crate::postgres::division::Division;
 use crate::postgres::findings::shares;
@@ -52,7 +52,7 @@ impl Resharding<'_> {
             if !is_busy {
                 return Err(error.context("the publications are as they were"));
             }
-            let table = &self.lanes[0].postgres.table;
+            let table = &self.shares[0].postgres.table;
             if begun.elapsed() >= self.args.wait {
                 bail!(
                     "the publications are as they were: {table} was never without a transaction that has written to it. \
@@ -70,7 +70,7 @@ impl Resharding<'_> {
 
     async fn try_to(&self, statements: &[String]) -> anyhow::Result<PgLsn> {
         let (lock, changes) = statements.split_first().context("there is a lock")?;
-        let table = &self.lanes[0].postgres.table;
+        let table = &self.shares[0].postgres.table;
         let wait =
             |time: Duration| format!("SET LOCAL lock_timeout = '{}ms'", time.as_millis().max(1));
         self.sql
@@ -80,9 +80,9 @@ impl Resharding<'_> {
                 wait(self.args.lock_wait)
             ))
             .await?;
-        let division = Division::look(&self.sql, &self.lanes[0].postgres).await?;
+        let division = Division::look(&self.sql, &self.shares[0].postgres).await?;
         ensure!(
-            division.and_then(|division| division.whole()) == Some(self.switch.from),
+            division.whole() == Some(self.switch.from),
             "somebody else has changed the publications meanwhile"
         );
         for change in changes {
@@ -98,7 +98,7 @@ impl Resharding<'_> {
 
     /// What the transaction consists of, the lock first.
     pub(super) fn statements(&self) -> anyhow::Result<Vec<String>> {
-        let first = &self.lanes[0].postgres;
+        let first = &self.shares[0].postgres;
         let table = (self.inspection.table.as_ref())
             .with_context(|| format!("there is no table {}", first.table))?;
         let mut statements = vec![format!(
@@ -106,26 +106,30 @@ impl Resharding<'_> {
             first.table
         )];
         let reshard::Switch { from, to } = self.switch;
-        for number in 0..from.max(to) {
-            let mut lane = self.lanes[number as usize].postgres.clone();
+        let leaving = lanes_of(from).filter(|part| !has_lane(to, *part));
+        for part in lanes_of(to).chain(leaving) {
+            let mut lane = self.lane(part).postgres.clone();
             lane.share = lane.share.map(|share| share.of(to));
-            let filter = match number < to {
-                true => shares::wanted(table, &lane).with_context(|| {
-                    format!("the aggregate's column of {} cannot be hashed", lane.table)
-                })?,
-                false => "(false)".to_owned(),
+            let filter = match (has_lane(to, part), part) {
+                (true, None) => String::new(),
+                (true, Some(_)) => {
+                    let wanted = shares::wanted(table, &lane).with_context(|| {
+                        format!("the aggregate's column of {} cannot be hashed", lane.table)
+                    })?;
+                    format!(" WHERE {wanted}")
+                }
+                (false, _) => " WHERE (false)".to_owned(),
             };
             statements.push(format!(
-                "ALTER PUBLICATION {} SET TABLE {} WHERE {filter};",
+                "ALTER PUBLICATION {} SET TABLE {}{filter};",
                 quote_identifier(&lane.publication),
                 lane.table
             ));
         }
-        let share = (first.share.as_ref()).context("the lanes are of shares")?;
         statements.push(format!(
             "SELECT pg_logical_emit_message(true, '{}', '{}');",
             reshard::PREFIX,
-            self.switch.content(&share.whole_slot)
+            self.switch.content(&first.any_share().whole_slot)
         ));
         Ok(statements)
     }

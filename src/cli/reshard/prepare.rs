@@ -15,42 +15,23 @@ use crate::postgres::error::OBJECT_IN_USE;
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::Shutdown;
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::{LaneClient, lane_records};
+use crate::relay::lane_records::Database;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
 impl Resharding<'_> {
-    /// A stream of all shares has to take the dead letters of the new ones: one command for all of them.
-    ///
-    /// # Errors
-    /// NATS refuses to tell.
-    pub(super) async fn refused_by_stream(&self) -> Result<Option<Exit>, anyhow::Error> {
-        let mut new = (self.switch.from..self.switch.to).map(|number| &self.lanes[number as usize]);
-        let Some(first) = new.next().filter(|lane| lane.nats.shared) else {
-            return Ok(None);
-        };
-        let wanted = |lane: &Settings| lane.nats.stream_settings(&lane.postgres.slot);
-        let mut all = wanted(first);
-        for subject in new.flat_map(|lane| wanted(lane).subjects) {
-            if !all.subjects.contains(&subject) {
-                all.subjects.push(subject);
-            }
-        }
-        let nats = Admin::connect(&first.nats.connection).await?;
-        setup::refused_by_stream(&nats, all).await
-    }
-
     /// Makes it.
     ///
     /// # Errors
     /// Something is in the way, or Postgres or NATS refuse.
     pub(super) async fn prepare(
         &self,
-        number: u32,
+        part: Option<u32>,
         shutdown: Shutdown,
     ) -> Result<Exit, anyhow::Error> {
-        let lane = &self.lanes[number as usize];
-        if !self.division.has(number) {
+        let lane = self.lane(part);
+        if !self.division.has(part) {
             let create = self.create(lane);
             let created = self.sql.batch_execute(&create).await;
             created.with_context(|| format!("cannot run {create}"))?;
@@ -66,6 +47,24 @@ impl Resharding<'_> {
             let _ended = tokio::time::timeout(self.args.wait, stopped.wait()).await;
         };
         setup::execute_until(setup::Args::default(), lane, cancel).await
+    }
+
+    /// Where the configuration names another stream than the lane's, there is no record, and much in the slot.
+    async fn check_lives_nowhere(&self, nats: &Admin, lane: &Settings) -> anyhow::Result<()> {
+        let slot = &lane.postgres.slot;
+        let database = Database::of(&self.sql).await?;
+        let records = lane_records(nats, slot, |_| true).await?;
+        let mut living = records
+            .iter()
+            .filter(|record| !record.retired && database.has(record));
+        match living.next() {
+            None => Ok(()),
+            Some(record) => bail!(
+                "the lane of slot {slot} lives in stream {}, and {} is what the configuration names for it",
+                record.stream,
+                lane.nats.stream
+            ),
+        }
     }
 
     /// Drops a slot that has no record, as a command leaves it that was killed, or whose record says that it is at its end. Its
@@ -84,6 +83,7 @@ impl Resharding<'_> {
             if record.is_some_and(|record| !record.retired) {
                 return Ok(());
             }
+            self.check_lives_nowhere(&nats, lane).await?;
             let reader: Option<i32> = row.try_get(0)?;
             let Some(pid) = reader else {
                 let drop = format!("SELECT pg_drop_replication_slot({})", quote_literal(slot));

@@ -18,6 +18,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::client::{Client, connect};
 use crate::relay::board::Board;
+use crate::relay::crossing::name;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown};
@@ -29,7 +30,7 @@ impl Resharding<'_> {
     /// # Errors
     /// One of them cannot be published, or not in time, or Postgres or NATS refuse.
     pub(super) async fn retire(&self) -> anyhow::Result<()> {
-        let leaving: Vec<u32> = self.leaving().collect();
+        let leaving: Vec<Option<u32>> = self.leaving().collect();
         if leaving.is_empty() {
             return Ok(());
         }
@@ -41,37 +42,37 @@ impl Resharding<'_> {
         self.sql
             .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
             .await?;
-        let names: Vec<String> = leaving.iter().map(ToString::to_string).collect();
+        let names: Vec<String> = leaving.iter().copied().map(name).collect();
         stderr::line(format_args!(
-            "waiting until what share {} had is published and confirmed through {end}",
-            names.join(" and share ")
+            "waiting until what {} had is published and confirmed through {end}",
+            names.join(" and ")
         ));
-        let lanes: Vec<&Settings> = leaving
-            .iter()
-            .map(|number| &self.lanes[*number as usize])
-            .collect();
+        let lanes: Vec<&Settings> = leaving.iter().map(|part| self.lane(*part)).collect();
         for lane in &lanes {
             self.remove_leftover(lane).await?;
         }
         try_join_all(lanes.iter().map(|lane| empty(lane, end, self.args.wait))).await?;
-        try_join_all((leaving.iter().zip(&lanes)).map(|(number, lane)| self.remove(*number, lane)))
+        try_join_all((leaving.iter().zip(&lanes)).map(|(part, lane)| self.remove(*part, lane)))
             .await?;
-        for number in leaving {
-            stdout::write(&format!("share {number} is no more\n"))?;
+        for part in leaving {
+            stdout::write(&format!("{} is no more\n", name(part)))?;
         }
         Ok(())
     }
 
-    async fn remove(&self, number: u32, lane: &Settings) -> anyhow::Result<()> {
+    async fn remove(&self, part: Option<u32>, lane: &Settings) -> anyhow::Result<()> {
         let (slot, publication) = (&lane.postgres.slot, &lane.postgres.publication);
         let nats = Admin::connect(&lane.nats.connection).await?;
         let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
         let open = Letters::read(&client).await?.open().count();
         if open > 0 {
+            let share = match self.switch.to {
+                1 => String::new(),
+                to => format!(" --share {}", part.unwrap_or(0) % to),
+            };
             stderr::line(format_args!(
-                "{open} dead letters of slot {slot} are open in stream {}: walrelay dead-letters list --share {} shows them from now on",
+                "{open} dead letters of slot {slot} are open in stream {}: walrelay dead-letters list{share} shows them from now on",
                 lane.nats.stream,
-                number % self.switch.to
             ));
         }
         // Again where a relay began an epoch meanwhile: a slot that outlives its publication cannot be read.

@@ -1,7 +1,7 @@
 //! `walrelay setup` of an outbox with shares: all of them or none.
 //!
 //! In: the configuration's lanes. Out: each of them set up. Guarantee: nothing is made while the server has no room for all of them,
-//! or has slots of another number of shares.
+//! or has slots or publications of another number of shares, which may be one.
 
 use anyhow::Context as _;
 
@@ -9,6 +9,7 @@ use super::{Args, execute, refused};
 use crate::cli::exit::Exit;
 use crate::cli::lanes;
 use crate::config::Loaded;
+use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::client::{Client, SqlError, connect};
 use crate::postgres::division::Division;
 use crate::postgres::findings::{Finding, Kind, Severity, refuse};
@@ -47,35 +48,49 @@ pub(crate) async fn each_lane(
     Ok(Exit::Done)
 }
 
-/// What stands in the way of the shares together; nothing where the outbox is not divided.
+/// What stands in the way of the lanes together.
 async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
     let first = lanes.first().map(|lane| &lane.postgres);
-    let Some((postgres, share)) = first.and_then(|first| Some((first, first.share.as_ref()?)))
-    else {
+    let Some(postgres) = first else {
         return Ok(Vec::new());
     };
+    let share = &postgres.any_share();
     let conninfo = &postgres.conninfo;
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let division = match server_version(&client).await? {
-        ROW_FILTERS_SINCE.. => Division::look(&client, postgres).await?.unwrap_or_default(),
+        ROW_FILTERS_SINCE.. => Division::look(&client, postgres).await?,
         _ => Division::default(),
     };
-    let mut refusals = sibling_slots::others(&client, share, &division).await?;
-    for finding in &mut refusals {
-        finding.severity = Severity::Refuse;
+    let mut refusals = Vec::new();
+    if postgres.share.is_some() {
+        refusals = sibling_slots::others(&client, share, &division).await?;
+        for finding in &mut refusals {
+            finding.severity = Severity::Refuse;
+        }
+        refusals.extend(division.finding(share));
     }
-    refusals.extend(division.finding(share));
-    if let Some(other) = division.count().filter(|other| *other != share.count) {
+    let mut found = division.count();
+    // A publication that nobody reads divides nothing.
+    if found == Some(1) && slot_and_wal(&client, &share.slot(None)).await?.is_none() {
+        found = None;
+    }
+    if let Some(other) = found.filter(|other| *other != share.count) {
         let wanted = share.count;
         refusals.push(refuse(
             Kind::RowFilter,
-            format!("the outbox has {other} shares, and relay.shares is {wanted}"),
+            match other {
+                1 => format!("the outbox is not divided, and relay.shares is {wanted}"),
+                _ => format!("the outbox has {other} shares, and relay.shares is {wanted}"),
+            },
             format!(
                 "set relay.shares = {other} in every configuration, or run walrelay reshard --shares {wanted}"
             ),
         ));
+    }
+    if postgres.share.is_none() {
+        return Ok(refusals);
     }
     let slots: Vec<&str> = (lanes.iter())
         .map(|lane| lane.postgres.slot.as_str())

@@ -11,7 +11,6 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 
 use super::lane::id_of;
 use super::sort::{Entries, Entry, Kind};
-use crate::cli::lane_records;
 use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream;
@@ -19,6 +18,7 @@ use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, parse_header,
 };
 use crate::postgres::client::Client;
+use crate::relay::lane_records;
 use crate::relay::settings::Settings;
 
 /// A stream that other shares have published in.
@@ -39,10 +39,7 @@ pub(super) async fn of(
     client: &Client,
     nats: &Admin,
 ) -> anyhow::Result<Vec<Sibling>> {
-    let Some(share) = &settings.postgres.share else {
-        return Ok(Vec::new());
-    };
-    let records = lane_records::of_shares(nats, client, share).await?;
+    let records = lane_records::of_shares(nats, client, &settings.postgres).await?;
     let is_changed = records
         .iter()
         .any(|record| record.switched_lsn.is_some() || record.retired);

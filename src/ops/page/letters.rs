@@ -17,9 +17,9 @@ pub(in crate::ops) enum Rows {
     ByCommand,
 }
 
-/// The newest of those that are open; `lane` is the index of theirs.
+/// The newest of those that are open; `lane` is the index of theirs, and `slot` its slot.
 pub(super) fn open(
-    lane: usize,
+    (lane, slot): (usize, &str),
     letters: &[StoredLetter],
     count: Option<u64>,
     rows: Rows,
@@ -36,6 +36,8 @@ pub(super) fn open(
             let letter = &stored.letter;
             let position = escaped(&letter.position);
             let head = match rows {
+                // Its lane is no more.
+                _ if stored.slot != slot => format!("{position} of slot {}", escaped(&stored.slot)),
                 Rows::OnDemand => format!(
                     "<a href=\"/dead-letters/{lane}/{}\" title=\"show the row\">{position}</a>",
                     stored.sequence

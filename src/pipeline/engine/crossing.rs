@@ -37,8 +37,8 @@ pub struct CrossingQuestion {
     pub switch: Switch,
     /// Where.
     pub lsn: PgLsn,
-    /// Numbers of the other lanes' shares.
-    pub givers: Vec<u32>,
+    /// The other lanes' shares; none for the lane of all rows.
+    pub givers: Vec<Option<u32>>,
 }
 
 impl Engine {
@@ -46,7 +46,7 @@ impl Engine {
     pub(super) fn told(&mut self, prefix: &[u8], content: &[u8]) {
         let share = self.settings.epoch.share;
         let slot = &self.settings.lane.slot;
-        let switch = share.and_then(|share| Switch::read(prefix, content, slot, share));
+        let switch = Switch::read(prefix, content, slot, share);
         let lsn = self.transaction.as_ref().map(|open| open.commit_lsn);
         if let Some((switch, lsn)) = switch.zip(lsn) {
             let stage = Stage::Draining;
@@ -77,8 +77,7 @@ impl Engine {
     pub(super) fn record_is_stored(&mut self) {
         self.step(Stage::Storing, Stage::Stored);
         let is_free = |crossing: &Crossing| {
-            let share = self.settings.epoch.share;
-            let givers = share.map_or_else(Vec::new, |share| crossing.switch.givers(share));
+            let givers = crossing.switch.givers(self.settings.epoch.share);
             crossing.stage == Stage::Stored && givers.is_empty()
         };
         if self.crossing.as_ref().is_some_and(is_free) {
@@ -122,7 +121,7 @@ impl Engine {
             .crossing
             .filter(|crossing| crossing.stage == Stage::Stored)?;
         let (switch, lsn) = (crossing.switch, crossing.lsn);
-        let givers = switch.givers(self.settings.epoch.share?);
+        let givers = switch.givers(self.settings.epoch.share);
         self.step(Stage::Stored, Stage::Asked);
         Some(CrossingQuestion {
             switch,
@@ -151,9 +150,13 @@ mod tests {
 
     /// The lane of this share with a row in flight, and behind it the place where 4 shares become 2.
     fn engine(share: u32) -> Engine {
+        engine_of(Some(share), "4 2 s")
+    }
+
+    fn engine_of(share: Option<u32>, told: &str) -> Engine {
         let mut settings = settings();
-        settings.epoch.share = Some(share);
-        settings.lane.slot = format!("s_{share}");
+        settings.epoch.share = share;
+        settings.lane.slot = share.map_or("s".to_owned(), |share| format!("s_{share}"));
         let mut engine = Engine::new(settings, &plan(None, 0), MS);
         let mut out = BytesMut::new();
         for payload in [
@@ -164,7 +167,7 @@ mod tests {
             begin(200),
             // Another outbox of the database.
             message("walrelay.reshard", "8 4 t"),
-            message("walrelay.reshard", "4 2 s"),
+            message("walrelay.reshard", told),
         ] {
             engine
                 .handle_payload(&payload, &mut out, MS)
@@ -230,7 +233,7 @@ mod tests {
         records(&mut engine);
         assert!(!engine.wants_wal());
         let question = engine.poll_crossing().expect("who had its rows");
-        assert_eq!((question.givers, question.lsn), (vec![3], 200.into()));
+        assert_eq!((question.givers, question.lsn), (vec![Some(3)], 200.into()));
         assert_eq!(engine.poll_crossing(), None, "it is asked once");
         // On another connection to the broker it is asked again.
         engine.cross_again();
@@ -240,10 +243,32 @@ mod tests {
     }
 
     #[test]
-    fn a_lane_of_all_rows_reads_on() {
+    fn the_lane_of_all_rows_gives_them_away_and_takes_them_back() {
+        let mut before = engine_of(None, "1 2 s");
+        assert!(!before.wants_wal());
+        acknowledge(&mut before);
+        let stored = records(&mut before);
+        assert_eq!(
+            stored.last().and_then(|record| record.switched_lsn),
+            Some(200.into())
+        );
+        assert_eq!(before.poll_crossing(), None);
+        assert!(before.wants_wal());
+
+        let mut behind = engine_of(None, "2 1 s");
+        acknowledge(&mut behind);
+        records(&mut behind);
+        let question = behind.poll_crossing().expect("who had its rows");
+        assert_eq!(question.givers, [Some(0), Some(1)]);
+        behind.crossed();
+        assert!(behind.wants_wal());
+    }
+
+    #[test]
+    fn a_lane_reads_on_where_another_outbox_changes() {
         let mut engine = Engine::new(settings(), &plan(None, 0), MS);
         let mut out = BytesMut::new();
-        for payload in [begin(200), message("walrelay.reshard", "4 2 s")] {
+        for payload in [begin(200), message("walrelay.reshard", "4 2 t")] {
             engine
                 .handle_payload(&payload, &mut out, MS)
                 .expect("well formed");

@@ -207,7 +207,10 @@ fn what_was_confirmed_on_a_timeline_that_the_server_left_is_not_carried_over() {
 
 #[test]
 fn a_share_that_is_no_more_is_read_until_its_record_is_at_its_end() {
-    let no_share = Fault::NoShare { share: 2, count: 2 };
+    let no_share = Fault::NoShare {
+        share: Some(2),
+        count: 2,
+    };
     let retired = LaneRecord {
         retired: true,
         ..record(2)

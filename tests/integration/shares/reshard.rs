@@ -11,19 +11,19 @@ use super::divide;
 use crate::support::{Fixture, Output, Relay, Servers, Stored, Writer, eventually, uuid};
 
 /// Events are of twenty aggregates, whoever writes them.
-const FEW_AGGREGATES: &str = "
+pub(super) const FEW_AGGREGATES: &str = "
 CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
   NEW.aggregate_id := ('00000000-0000-4000-8000-' || lpad((abs(hashtext(NEW.id::text)) % 20)::text, 12, '0'))::uuid;
   RETURN NEW;
 END $$;
 CREATE TRIGGER few BEFORE INSERT ON outbox_events FOR EACH ROW EXECUTE FUNCTION few();";
 
-fn shares(fixture: &mut Fixture, count: u32) {
+pub(super) fn shares(fixture: &mut Fixture, count: u32) {
     fixture.set("WALRELAY_RELAY_SHARES", count.to_string());
 }
 
 /// Two shares, set up; relays confirm at once.
-async fn two_shares(own_streams: bool) -> Fixture {
+pub(super) async fn two_shares(own_streams: bool) -> Fixture {
     two_shares_on(Fixture::bare().await, own_streams).await
 }
 
@@ -37,7 +37,7 @@ async fn two_shares_on(mut fixture: Fixture, own_streams: bool) -> Fixture {
 }
 
 /// A stream of all shares has to take the dead letters of the new ones: what is printed is typed.
-async fn takes_dead_letters_of(fixture: &Fixture, shares: &str) {
+pub(super) async fn takes_dead_letters_of(fixture: &Fixture, shares: &str) {
     let refused = fixture.walrelay(&["reshard", "--shares", shares]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     let name = fixture.stream_name();
@@ -54,26 +54,25 @@ async fn takes_dead_letters_of(fixture: &Fixture, shares: &str) {
     assert_eq!(count(fixture, SLOTS).await, 2, "nothing was made");
 }
 
-async fn count(fixture: &Fixture, query: &str) -> i64 {
+pub(super) async fn count(fixture: &Fixture, query: &str) -> i64 {
     let query = format!("SELECT count(*) {query}");
     fixture.sql.query_one(&query, &[]).await.unwrap().get(0)
 }
 
-const SLOTS: &str = "FROM pg_replication_slots WHERE database = current_database()";
+pub(super) const SLOTS: &str = "FROM pg_replication_slots WHERE database = current_database()";
 
 /// The streams of so many shares.
-fn streams_of(fixture: &Fixture, count: u32) -> Vec<String> {
+pub(super) fn streams_of(fixture: &Fixture, count: u32) -> Vec<String> {
     let name = |share: u32| fixture.stream_name().replace("{share}", &share.to_string());
     (0..count).map(name).collect()
 }
 
 /// Of those that are there, without fences, each in its own order.
-async fn events_of(fixture: &Fixture, streams: &[String]) -> Vec<Vec<Stored>> {
-    let root = format!("{}.", fixture.name);
+pub(super) async fn events_of(fixture: &Fixture, streams: &[String]) -> Vec<Vec<Stored>> {
     let mut all = Vec::new();
     for name in streams {
         let mut stored = fixture.stored_in(name).await;
-        stored.retain(|message| message.subject.starts_with(&root));
+        stored.retain(|message| !message.subject.starts_with("walrelay."));
         all.push(stored);
     }
     all
@@ -88,7 +87,7 @@ fn position(event: &Stored) -> (PgLsn, u32) {
 
 /// Each committed event is in the streams once. The order of every aggregate is that of the commits: in each stream, and over all
 /// of them by position and by when they were stored.
-async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
+pub(super) async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
     let all = eventually("all events are in the streams", async || {
         let all = events_of(fixture, streams).await;
         let stored: usize = all.iter().map(Vec::len).sum();
@@ -124,7 +123,7 @@ async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
     in_order(&mut merged.iter().copied(), "time");
 }
 
-async fn reshard(fixture: &Fixture, to: &str) -> Output {
+pub(super) async fn reshard(fixture: &Fixture, to: &str) -> Output {
     fixture
         .walrelay(&["reshard", "--shares", to])
         .await
@@ -189,7 +188,7 @@ async fn twice_and_half(own_streams: bool) {
 }
 
 /// With a lane that waits, it ends with 0: no lane has halted.
-async fn stops(mut relay: Relay) {
+pub(super) async fn stops(mut relay: Relay) {
     relay.signal(Signal::TERM);
     assert_eq!(relay.ends().await, Some(0), "{}", relay.log());
 }
@@ -383,83 +382,6 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
             assert_eq!(unsure.code, Some(3), "{}", unsure.stderr);
             assert!(unsure.stderr.contains("--since"), "{}", unsure.stderr);
         }
-        stops(relay).await;
-    }
-}
-
-/// They are told with those of the share that has the rows now, and what `doctor` says is typed.
-#[tokio::test]
-async fn dead_letters_of_a_share_that_is_no_more_are_shown_and_closed() {
-    for own_streams in [true, false] {
-        let mut fixture = two_shares(own_streams).await;
-        if !own_streams {
-            takes_dead_letters_of(&fixture, "4").await;
-        }
-        reshard(&fixture, "4").await;
-        shares(&mut fixture, 4);
-        let relay = fixture.run();
-        // Of share 3, and later of share 1.
-        let share = "(uuid_hash(aggregate_id) & 3) = 3";
-        fixture.insert(1, 60).await;
-        let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
-            SELECT gen_random_uuid(), aggregate_id, 'has a space', '{}' FROM outbox_events WHERE";
-        let bad = format!("{bad} {share} LIMIT 2");
-        // The trigger would give them another aggregate.
-        let sql = format!("DROP TRIGGER few ON outbox_events; {bad}");
-        fixture.sql.batch_execute(&sql).await.unwrap();
-        reshard(&fixture, "2").await;
-        shares(&mut fixture, 2);
-
-        let doctor = fixture.walrelay(&["doctor"]).await;
-        let told = format!("2 dead letters of slot {}_3", fixture.name);
-        assert!(doctor.stdout.contains(&told), "{}", doctor.stdout);
-        let (_, typed) = doctor
-            .stdout
-            .split_once("walrelay dead-letters list ")
-            .unwrap();
-        let typed: Vec<&str> = typed.split(' ').take(2).collect();
-        assert_eq!(typed, ["--share", "1"]);
-        let of_share =
-            |command: &[&'static str]| [&["dead-letters"], command, &["--share", "1"]].concat();
-        let found = fixture.walrelay(&["verify"]).await;
-        assert_eq!(found.code, Some(1), "{}", found.stderr);
-        let told = format!("of slot {}_3, whose share is no more", fixture.name);
-        assert_eq!(found.stdout.matches(&told).count(), 2, "{}", found.stdout);
-        let listed = fixture
-            .walrelay(&of_share(&["list", "--json"]))
-            .await
-            .success();
-        let positions: Vec<String> = (listed.stdout.lines())
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-            .map(|letter| letter["position"].as_str().unwrap().to_owned())
-            .collect();
-        assert_eq!(positions.len(), 2, "{}", listed.stdout);
-
-        let mend = [
-            "dead-letters",
-            "retry",
-            &positions[0],
-            "--set",
-            "event_type=mended",
-        ];
-        fixture
-            .walrelay(&[&mend[..], &["--share", "1"]].concat())
-            .await
-            .success();
-        let again = ["dead-letters", "retry", &positions[0], "--share", "1"];
-        assert_eq!(
-            fixture.walrelay(&again).await.code,
-            Some(1),
-            "it was retried"
-        );
-        let discard = of_share(&["discard", "--all", "--reason", "a test"]);
-        fixture.walrelay(&discard).await.success();
-        fixture.walrelay(&["verify"]).await.success();
-        let left = fixture
-            .walrelay(&of_share(&["list", "--json"]))
-            .await
-            .success();
-        assert_eq!(left.stdout, "");
         stops(relay).await;
     }
 }

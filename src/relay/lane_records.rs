@@ -5,19 +5,19 @@
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::Client;
-use crate::postgres::share::Share;
+use crate::postgres::settings::PostgresSettings;
 use crate::relay::lane_client::{LaneError, lane_records};
 
 /// Which database a lane is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Database {
+pub(crate) struct Database {
     system_identifier: String,
     name: String,
 }
 
 impl Database {
     /// That of a client.
-    pub(super) async fn of(client: &Client) -> anyhow::Result<Self> {
+    pub(crate) async fn of(client: &Client) -> anyhow::Result<Self> {
         let query =
             "SELECT system_identifier::text, current_database()::text FROM pg_control_system()";
         let row = client.query_one(query, &[]).await?;
@@ -28,7 +28,7 @@ impl Database {
     }
 
     /// Whether the record's lane is of it.
-    pub(super) fn has(&self, record: &LaneRecord) -> bool {
+    pub(crate) fn has(&self, record: &LaneRecord) -> bool {
         record.system_identifier.to_string() == self.system_identifier
             && record.database == self.name
     }
@@ -38,17 +38,40 @@ impl Database {
 ///
 /// # Errors
 /// Postgres or NATS refuse, or a record cannot be read.
-pub(super) async fn of_database(nats: &Admin, client: &Client) -> anyhow::Result<Vec<LaneRecord>> {
+#[cfg(feature = "cli")]
+pub(crate) async fn of_database(nats: &Admin, client: &Client) -> anyhow::Result<Vec<LaneRecord>> {
     of_slots(nats, client, |_| true).await
 }
 
-/// The same, of the lanes of an outbox with shares alone, whatever their number was.
-pub(super) async fn of_shares(
+/// The same, of the lanes of one outbox alone, however many shares it has had. None where it was never divided: slots may be
+/// called like those of its shares by chance.
+pub(crate) async fn of_shares(
     nats: &Admin,
     client: &Client,
-    share: &Share,
+    postgres: &PostgresSettings,
 ) -> anyhow::Result<Vec<LaneRecord>> {
-    of_slots(nats, client, |slot| share.number_of_slot(slot).is_some()).await
+    if !was_divided(nats, postgres).await? {
+        return Ok(Vec::new());
+    }
+    let share = postgres.any_share();
+    of_slots(nats, client, |slot| share.part_of_slot(slot).is_some()).await
+}
+
+/// Whether the outbox has shares or had some, by the record of the lane.
+///
+/// # Errors
+/// NATS refuses, or the record cannot be read.
+pub(crate) async fn was_divided(
+    nats: &Admin,
+    postgres: &PostgresSettings,
+) -> Result<bool, LaneError> {
+    if postgres.share.is_some() {
+        return Ok(true);
+    }
+    match lane_records(nats, &postgres.slot, |_| true).await {
+        Err(LaneError::NoStream(_)) => Ok(false),
+        own => Ok(own?.iter().any(|record| record.switched_lsn.is_some())),
+    }
 }
 
 async fn of_slots(

@@ -1,0 +1,491 @@
+//! `walrelay reshard` from one lane of all rows to shares, and back.
+
+use async_nats::jetstream;
+use uuid::Uuid;
+
+use super::reshard::{
+    FEW_AGGREGATES, SLOTS, count, events_of, reshard, shares, stops, streams_of, verdict,
+};
+use crate::support::{Fixture, Relay, Servers, Writer, eventually, options, uuid};
+
+/// One lane of all rows, set up, whose relay confirms at once.
+async fn undivided() -> Fixture {
+    undivided_on(Fixture::bare().await).await
+}
+
+async fn undivided_on(mut fixture: Fixture) -> Fixture {
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    fixture.setup().await;
+    fixture.sql.batch_execute(FEW_AGGREGATES).await.unwrap();
+    fixture
+}
+
+/// From now on the configuration is of so many shares, with a stream each; of one, as it was.
+fn own_streams(fixture: &mut Fixture, count: u32) {
+    let name = fixture.name.clone();
+    let (stream, subject) = match count {
+        1 => (name.to_uppercase(), format!("{name}.{{event_type}}")),
+        _ => (
+            format!("{}_{{share}}", name.to_uppercase()),
+            format!("divided_{name}.{{share}}.{{event_type}}"),
+        ),
+    };
+    fixture.set("WALRELAY_NATS_STREAM", stream);
+    fixture.set("WALRELAY_NATS_SUBJECT", subject);
+    shares(fixture, count);
+}
+
+/// The command, with what it is told of the lane of all rows.
+fn command<'a>(to: &'a str, of_undivided: &'a [String; 2]) -> Vec<&'a str> {
+    let [stream, subject] = of_undivided;
+    let mut command = vec!["reshard", "--shares", to, "--undivided-stream", stream];
+    command.extend(["--undivided-subject", subject]);
+    command
+}
+
+fn of_undivided(fixture: &Fixture) -> [String; 2] {
+    let name = &fixture.name;
+    [name.to_uppercase(), format!("{name}.{{event_type}}")]
+}
+
+const CARRY_NOTHING: &str = "FROM pg_publication_tables WHERE rowfilter = 'false'";
+
+/// Waits until the catalog has come so far.
+async fn has(fixture: &Fixture, what: &str, query: &str, wanted: i64) {
+    eventually(what, async || {
+        (count(fixture, query).await == wanted).then_some(())
+    })
+    .await;
+}
+
+/// Waits until it has so many events more than now.
+async fn more(writer: &Writer) {
+    let begin = writer.committed();
+    eventually("events are committed", async || {
+        (writer.committed() >= begin + 300).then_some(())
+    })
+    .await;
+}
+
+/// Kills the command at each step, and every time a relay as well.
+async fn killed_at_each_step(
+    fixture: &mut Fixture,
+    command: &[&str],
+    steps: &[(&str, &str, i64)],
+    relays: [&mut Relay; 2],
+) {
+    let [old, new] = relays;
+    for (step, (what, query, wanted)) in steps.iter().enumerate() {
+        let mut running = fixture.start(command);
+        has(fixture, what, query, *wanted).await;
+        running.kill();
+        let relay = if step % 2 == 0 { &mut *old } else { &mut *new };
+        relay.kill();
+        relay_again(fixture, relay, step % 2 == 0);
+    }
+}
+
+/// The same configuration as before: of the lane of all rows, or of shares.
+fn relay_again(fixture: &mut Fixture, relay: &mut Relay, is_undivided: bool) {
+    own_streams(fixture, if is_undivided { 1 } else { 4 });
+    *relay = fixture.run();
+    own_streams(fixture, 4);
+}
+
+#[tokio::test]
+async fn to_a_stream_each_and_back_under_load_and_kills() {
+    let mut fixture = undivided().await;
+    let mut old = fixture.run();
+    let writer = Writer::start(&fixture).await;
+    own_streams(&mut fixture, 4);
+    let mut new = fixture.run();
+    new.logs("the outbox is not divided").await;
+    more(&writer).await;
+
+    let given = of_undivided(&fixture);
+    let divide = command("4", &given);
+    let dry: Vec<&str> = divide.iter().copied().chain(["--dry-run"]).collect();
+    let dry = fixture.walrelay(&dry).await.success().stdout;
+    let nothing = format!(
+        "ALTER PUBLICATION {} SET TABLE public.outbox_events WHERE (false);",
+        fixture.name
+    );
+    assert!(dry.contains(&nothing) && dry.contains("& 3) = 2"), "{dry}");
+    assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
+    let without = fixture.walrelay(&["reshard", "--shares", "4"]).await;
+    assert!(
+        without.stderr.contains("--undivided-stream"),
+        "{}",
+        without.stderr
+    );
+
+    let steps = [
+        ("a publication is made", "FROM pg_publication", 2),
+        ("a slot is made", SLOTS, 3),
+        (
+            "the publications are changed",
+            "FROM pg_publication_tables WHERE rowfilter LIKE '%& 3)%'",
+            4,
+        ),
+    ];
+    killed_at_each_step(&mut fixture, &divide, &steps, [&mut old, &mut new]).await;
+    fixture.walrelay(&divide).await.success();
+    assert_eq!(count(&fixture, SLOTS).await, 4);
+    assert_eq!(count(&fixture, "FROM pg_publication").await, 4);
+    // It publishes nothing beside the shares, and says what to set, now and when it is started again.
+    old.logs("set relay.shares = 4").await;
+    let slots = format!("{SLOTS} AND active");
+    has(&fixture, "each share has an owner", &slots, 4).await;
+    more(&writer).await;
+    own_streams(&mut fixture, 1);
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("set relay.shares = 4"),
+        "{}",
+        refused.stderr
+    );
+    stops(old).await;
+    let mut old = fixture.run();
+    old.logs("set relay.shares = 4").await;
+    own_streams(&mut fixture, 4);
+
+    let back = command("1", &given);
+    let steps = [
+        ("the publication is made", "FROM pg_publication", 5),
+        ("the slot is made", SLOTS, 5),
+        ("the publications are changed", CARRY_NOTHING, 4),
+    ];
+    killed_at_each_step(&mut fixture, &back, &steps, [&mut old, &mut new]).await;
+    fixture.walrelay(&back).await.success();
+    assert_eq!(count(&fixture, SLOTS).await, 1);
+    assert_eq!(count(&fixture, "FROM pg_publication").await, 1);
+    more(&writer).await;
+    let committed = writer.stop(&fixture).await;
+    let mut streams = streams_of(&fixture, 4);
+    streams.push(given[0].clone());
+    verdict(&fixture, &committed, &streams).await;
+    own_streams(&mut fixture, 1);
+    fixture.walrelay(&["verify"]).await.success();
+    for relay in [old, new] {
+        stops(relay).await;
+    }
+}
+
+/// What is left of the lane of all rows is published by the command where no relay has its configuration any more.
+#[tokio::test]
+async fn the_command_publishes_what_is_left_and_nothing_is_missing() {
+    let mut fixture = undivided().await;
+    fixture.insert(1, 100).await;
+    own_streams(&mut fixture, 2);
+    let relay = fixture.run();
+    let given = of_undivided(&fixture);
+    let divide = command("2", &given);
+    let mut other = fixture.connect().await;
+    let open = other.transaction().await.unwrap();
+    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
+    open.batch_execute(lock).await.unwrap();
+    let soon: Vec<&str> = divide.iter().copied().chain(["--wait", "1s"]).collect();
+    assert_eq!(fixture.walrelay(&soon).await.code, Some(1));
+    open.commit().await.unwrap();
+    // As if the command had been killed at the change.
+    let dry: Vec<&str> = divide.iter().copied().chain(["--dry-run"]).collect();
+    let dry = fixture.walrelay(&dry).await.success().stdout;
+    let (change, _) = dry.split_once("COMMIT;").expect("a transaction");
+    let change = format!("{change}COMMIT;");
+    fixture.sql.batch_execute(&change).await.unwrap();
+    // A slot that is not empty is no leftover, whatever somebody types.
+    let another = ["OTHER".to_owned(), "other.{event_type}".to_owned()];
+    let refused = fixture.walrelay(&command("2", &another)).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let told = format!("lives in stream {}", given[0]);
+    assert!(refused.stderr.contains(&told), "{}", refused.stderr);
+    assert_eq!(count(&fixture, SLOTS).await, 3, "it is there");
+    fixture.walrelay(&divide).await.success();
+    fixture.insert(101, 200).await;
+    let committed: Vec<Uuid> = (1..=200).map(uuid).collect();
+    let mut streams = streams_of(&fixture, 2);
+    streams.push(given[0].clone());
+    verdict(&fixture, &committed, &streams).await;
+    fixture.walrelay(&["verify"]).await.success();
+    let backfill = fixture.walrelay(&["backfill"]).await.success();
+    assert_eq!(
+        backfill.stdout.matches("0 rows are not in").count(),
+        2,
+        "{}",
+        backfill.stdout
+    );
+    verdict(&fixture, &committed, &streams).await;
+    // An aggregate goes from the stream of the lane that is no more as well.
+    let row = "SELECT aggregate_id::text FROM outbox_events GROUP BY 1";
+    for row in fixture.sql.query(row, &[]).await.unwrap() {
+        let aggregate: String = row.get(0);
+        let erase = ["erase", "--yes", "--json", "--aggregate-id", &aggregate];
+        fixture.walrelay(&erase).await.success();
+    }
+    let left = events_of(&fixture, &streams).await;
+    assert!(left.iter().all(Vec::is_empty), "{left:?}");
+    stops(relay).await;
+}
+
+/// Flags of a printed `nats stream edit`, done.
+async fn edit(fixture: &Fixture, printed: &str) {
+    let name = fixture.stream_name();
+    let (_, flags) = printed
+        .split_once(&format!("nats stream edit {name} "))
+        .unwrap_or_else(|| panic!("no command in {printed}"));
+    let flags = flags.lines().next().unwrap();
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let stream = jetstream.get_stream(name).await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    let subjects = flags.split("--subjects='").skip(1);
+    let subjects: Vec<String> = subjects
+        .map(|flag| flag.split('\'').next().unwrap().to_owned())
+        .collect();
+    if !subjects.is_empty() {
+        config.subjects = subjects;
+    }
+    config.allow_atomic_publish |= flags.contains("--allow-batch");
+    jetstream.update_stream(config).await.unwrap();
+}
+
+#[tokio::test]
+async fn in_one_stream_and_back_under_load() {
+    let mut fixture = undivided().await;
+    let mut alone = fixture.run();
+    alone.streams().await;
+    shares(&mut fixture, 2);
+    let refused = fixture.walrelay(&["reshard", "--shares", "2"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("nats.shared = true"),
+        "{}",
+        refused.stderr
+    );
+    // The key alone does not make the relay that runs another one.
+    fixture.set("WALRELAY_NATS_SHARED", "true");
+    let refused = fixture.walrelay(&["reshard", "--shares", "2"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("start its relay again"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
+    let writer = Writer::start(&fixture).await;
+    more(&writer).await;
+
+    shares(&mut fixture, 1);
+    let refused = fixture.walrelay(&["setup"]).await;
+    edit(&fixture, &refused.stderr).await;
+    fixture.walrelay(&["setup"]).await.success();
+    alone.stop().await;
+    let mut old = fixture.run();
+    old.streams().await;
+    more(&writer).await;
+    shares(&mut fixture, 4);
+    let refused = fixture.walrelay(&["reshard", "--shares", "4"]).await;
+    edit(&fixture, &refused.stderr).await;
+    let new = fixture.run();
+    for (to, lanes) in [("2", 2), ("4", 4), ("1", 1), ("4", 4)] {
+        reshard(&fixture, to).await;
+        assert_eq!(count(&fixture, SLOTS).await, lanes);
+        has(
+            &fixture,
+            "each lane has an owner",
+            &format!("{SLOTS} AND active"),
+            lanes,
+        )
+        .await;
+        more(&writer).await;
+    }
+    let committed = writer.stop(&fixture).await;
+    verdict(&fixture, &committed, &streams_of(&fixture, 1)).await;
+    fixture.walrelay(&["verify"]).await.success();
+    for relay in [old, new] {
+        stops(relay).await;
+    }
+}
+
+/// All of it was for a publication of all rows, whatever of it was left.
+#[tokio::test]
+async fn a_lane_of_all_rows_beside_shares_is_refused() {
+    let mut fixture = undivided().await;
+    own_streams(&mut fixture, 2);
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("walrelay reshard --shares 2"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
+    // Somebody has other ideas.
+    let name = fixture.name.clone();
+    let drop = format!("SELECT pg_drop_replication_slot('{name}')");
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    fixture.walrelay(&["setup"]).await.success();
+    let make = format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')");
+    fixture.sql.batch_execute(&make).await.unwrap();
+    own_streams(&mut fixture, 1);
+    let refused = fixture.walrelay(&["run"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let mend = format!("DROP PUBLICATION {name};");
+    assert!(refused.stderr.contains(&mend), "{}", refused.stderr);
+    let found = fixture.walrelay(&["doctor"]).await;
+    assert!(found.stdout.contains(&mend), "{}", found.stdout);
+    own_streams(&mut fixture, 2);
+    let refused = fixture.walrelay(&["reshard", "--shares", "4"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&mend), "{}", refused.stderr);
+    fixture.sql.batch_execute(&mend).await.unwrap();
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    reshard(&fixture, "4").await;
+}
+
+/// Nothing is made where the new lanes cannot all be.
+#[tokio::test]
+async fn what_is_in_the_way_of_the_new_lanes_is_told_before_any_is_made() {
+    let settings = [("max_replication_slots", "3")];
+    let fixture = Fixture::bare_on(Servers::with(options(&settings)).await).await;
+    let mut fixture = undivided_on(fixture).await;
+    own_streams(&mut fixture, 4);
+    let given = of_undivided(&fixture);
+    let refused = fixture.walrelay(&command("4", &given)).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("max_replication_slots = 5"),
+        "{}",
+        refused.stderr
+    );
+    // The stream of the lane of all rows has that subject.
+    let name = fixture.name.clone();
+    fixture.set(
+        "WALRELAY_NATS_SUBJECT",
+        format!("{name}.{{share}}.{{event_type}}"),
+    );
+    let refused = fixture.walrelay(&command("2", &given)).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains(&given[0]), "{}", refused.stderr);
+    let another = ["OTHER".to_owned(), "other.{event_type}".to_owned()];
+    own_streams(&mut fixture, 2);
+    let refused = fixture.walrelay(&command("2", &another)).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("no lane of slot"),
+        "{}",
+        refused.stderr
+    );
+    let three = fixture.walrelay(&command("3", &given)).await;
+    assert_eq!(three.code, Some(2), "{}", three.stderr);
+    assert!(three.stderr.contains("power of two"), "{}", three.stderr);
+    assert_eq!(
+        count(&fixture, "FROM pg_publication").await,
+        1,
+        "nothing was made"
+    );
+    let filter =
+        format!("ALTER PUBLICATION {name} SET TABLE outbox_events WHERE (event_version > 1)");
+    fixture.sql.batch_execute(&filter).await.unwrap();
+    let refused = fixture.walrelay(&command("2", &given)).await;
+    assert!(
+        refused.stderr.contains("row filter of its own"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
+}
+
+/// They are those of the lane that has the rows now.
+#[tokio::test]
+async fn dead_letters_of_a_lane_that_is_no_more_are_shown_and_closed() {
+    let mut fixture = undivided().await;
+    let relay = fixture.run();
+    let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+        VALUES (gen_random_uuid(), NULL, 'has a space', '{}'), (gen_random_uuid(), NULL, 'has another', '{}')";
+    fixture.sql.batch_execute(bad).await.unwrap();
+    own_streams(&mut fixture, 2);
+    let given = of_undivided(&fixture);
+    let told = fixture.walrelay(&command("2", &given)).await.success();
+    assert!(
+        told.stderr.contains("dead-letters list --share 0 shows"),
+        "{}",
+        told.stderr
+    );
+    let positions = letters(&fixture, &["--share", "0"]).await;
+    assert_eq!(positions.len(), 2);
+    assert!(letters(&fixture, &["--share", "1"]).await.is_empty());
+    // Where to, only the configuration of that lane knows.
+    let retry = [
+        "dead-letters",
+        "retry",
+        &positions[0],
+        "--set",
+        "event_type=mended",
+    ];
+    let of_share = fixture
+        .walrelay(&[&retry[..], &["--share", "0"]].concat())
+        .await;
+    assert_eq!(of_share.code, Some(1), "{}", of_share.stderr);
+    let [stream, subject] = given.each_ref().map(String::as_str);
+    let mend = format!("WALRELAY_RELAY_SHARES=1 --stream {stream} and its --subject");
+    assert!(of_share.stderr.contains(&mend), "{}", of_share.stderr);
+    let of_lane = ["--stream", stream, "--subject", subject];
+    shares(&mut fixture, 1);
+    fixture
+        .walrelay(&[&retry[..], &of_lane].concat())
+        .await
+        .success();
+    shares(&mut fixture, 2);
+    assert_eq!(letters(&fixture, &["--share", "0"]).await, positions[1..]);
+    shares(&mut fixture, 1);
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    fixture
+        .walrelay(&[&discard[..], &of_lane].concat())
+        .await
+        .success();
+    shares(&mut fixture, 2);
+    assert!(letters(&fixture, &["--share", "0"]).await.is_empty());
+    relay.stop().await;
+
+    // And of shares, whose rows are of one lane again.
+    fixture.sql.batch_execute(bad).await.unwrap();
+    let relay = fixture.run();
+    fixture.walrelay(&command("1", &given)).await.success();
+    own_streams(&mut fixture, 1);
+    let positions = letters(&fixture, &[]).await;
+    assert_eq!(positions.len(), 2);
+    let doctor = fixture.walrelay(&["doctor"]).await;
+    assert!(
+        doctor.stdout.contains("walrelay dead-letters list shows"),
+        "{}",
+        doctor.stdout
+    );
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    let refused = fixture.walrelay(&discard).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("as they were, and --share "),
+        "{}",
+        refused.stderr
+    );
+    own_streams(&mut fixture, 2);
+    for share in ["0", "1"] {
+        let of_share = [&discard[..], &["--share", share]].concat();
+        fixture.walrelay(&of_share).await.success();
+    }
+    own_streams(&mut fixture, 1);
+    assert!(letters(&fixture, &[]).await.is_empty());
+    relay.stop().await;
+}
+
+/// Positions of those that are open.
+async fn letters(fixture: &Fixture, further: &[&str]) -> Vec<String> {
+    let list = [&["dead-letters", "list", "--json"], further].concat();
+    let listed = fixture.walrelay(&list).await.success();
+    let lines = listed.stdout.lines();
+    lines
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|letter| letter["position"].as_str().unwrap().to_owned())
+        .collect()
+}
