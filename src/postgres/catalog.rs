@@ -183,6 +183,8 @@ pub struct Table {
     pub(crate) foreign_leaves: Vec<String>,
     /// Tables that inherit from it and are no partitions, as SQL names.
     pub(crate) heirs: Vec<String>,
+    /// The tables that it is a partition of, as SQL names.
+    pub(crate) ancestors: Vec<String>,
     /// It holds rows, or has held some.
     pub(crate) has_rows: bool,
     /// Columns that decide about a row's partition.
@@ -388,6 +390,11 @@ SELECT jsonb_build_object(
      SELECT jsonb_agg(format('%I.%I', hn.nspname, h.relname) ORDER BY h.relname)
      FROM heir JOIN pg_catalog.pg_class h ON h.oid = heir.inhrelid
      JOIN pg_catalog.pg_namespace hn ON hn.oid = h.relnamespace WHERE NOT h.relispartition), '[]'),
+  'ancestors', coalesce((
+     SELECT jsonb_agg(format('%I.%I', an.nspname, a.relname))
+     FROM pg_catalog.pg_partition_ancestors(c.oid) p
+     JOIN pg_catalog.pg_class a ON a.oid = p.relid AND a.oid <> c.oid
+     JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace), '[]'),
   'partition_keys', coalesce((
      SELECT jsonb_agg(DISTINCT k.attname)
      FROM pg_catalog.pg_partition_tree(c.oid) p

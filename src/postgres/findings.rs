@@ -5,15 +5,17 @@
 
 use std::fmt;
 
+use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Publication, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
-use crate::table_name::quote_identifier;
+use crate::table_name::{TableName, quote_identifier};
 
 pub(super) mod columns;
 mod needs;
 mod proposal;
+mod publication;
 mod server;
 pub(crate) mod shares;
 
@@ -168,8 +170,8 @@ pub(super) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>)
 pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Finding> {
     let mut found = Vec::new();
     server::server(&inspection.server, &mut found);
-    let names: Vec<String> = (settings.tables().iter())
-        .map(|settings| settings.table.to_string())
+    let names: Vec<TableName> = (settings.tables().iter())
+        .map(|settings| settings.table.clone())
         .collect();
     let has_table = inspection.tables().any(|it| it.table.is_some());
     if !has_table && inspection.publication.is_none() && inspection.slot.is_none() {
@@ -178,7 +180,11 @@ pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Fin
         for (inspection, settings) in inspection.tables().zip(settings.tables()) {
             let mut of_table = Vec::new();
             table(inspection, &settings, &mut of_table);
-            publication(inspection, &settings, &names, &mut of_table);
+            if let Some(whole) = part_of(inspection, &names) {
+                found.push(partition(&settings, whole));
+                continue;
+            }
+            publication::publication(inspection, &settings, &mut of_table);
             // What is wrong with the publication is so for each table.
             of_table.retain(|finding| !found.contains(finding));
             found.append(&mut of_table);
@@ -189,8 +195,35 @@ pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Fin
     found
 }
 
+/// Which of the lane's tables this one is a partition of.
+fn part_of<'n>(inspection: &Inspection, names: &'n [TableName]) -> Option<&'n TableName> {
+    let ancestors = &inspection.table.as_ref()?.ancestors;
+    names.iter().find(|name| {
+        let is_it = |ancestor: &String| ancestor.parse().as_ref() == Ok(*name);
+        ancestors.iter().any(is_it)
+    })
+}
+
+/// A publication sends the rows of both as the whole's.
+fn partition(settings: &PostgresSettings, whole: &TableName) -> Finding {
+    let name = &settings.table;
+    refuse(
+        Kind::TableMismatch,
+        format!(
+            "table {name} is a partition of {whole}, which the lane has too: its rows come as rows of {whole}"
+        ),
+        match settings.is_further {
+            true => format!("remove the entry of {name} from [[source.tables]]"),
+            false => format!(
+                "set postgres.table to {whole}, and remove its entry from [[source.tables]]"
+            ),
+        },
+    )
+}
+
 /// Not three findings: before the first set-up this is no fault, and one command mends it.
-fn nothing(inspection: &Inspection, settings: &PostgresSettings, names: &[String]) -> Finding {
+fn nothing(inspection: &Inspection, settings: &PostgresSettings, names: &[TableName]) -> Finding {
+    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
     refuse(
         Kind::SlotMissing,
         format!(
@@ -293,7 +326,7 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
                 "there is no table {name} in database {}",
                 inspection.server.dbname
             ),
-            "run walrelay setup, or set postgres.table",
+            missing_table(inspection, settings),
         ));
         return;
     };
@@ -301,7 +334,7 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
         found.push(refuse(
             Kind::TableMismatch,
             format!("{name} is not a table (relkind {})", table.relkind),
-            "set postgres.table to the outbox table",
+            format!("set {} to the outbox table", settings.table_key()),
         ));
         return;
     }
@@ -334,6 +367,23 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
     }
     columns::columns(table, settings, found);
     shares::table(&inspection.server, table, settings, found);
+}
+
+/// `setup` makes a table only with walrelay's own columns, and puts none into a publication that there is.
+fn missing_table(inspection: &Inspection, settings: &PostgresSettings) -> String {
+    let key = settings.table_key();
+    let (table, publication) = (&settings.table, quote_identifier(&settings.publication));
+    let holds_what_comes = |it: &Publication| it.puballtables;
+    let is_default = settings.columns == default_columns();
+    match &inspection.publication {
+        Some(it) if settings.is_further && !holds_what_comes(it) => format!(
+            "make the table, then run ALTER PUBLICATION {publication} ADD TABLE {table};, or set {key}"
+        ),
+        _ if !is_default => {
+            format!("make the table with the columns that the configuration names, or set {key}")
+        }
+        _ => format!("run walrelay setup, or set {key}"),
+    }
 }
 
 /// Rows of a table that inherits are seen in every query of the outbox, and come, if at all, under that table's own name.
@@ -375,141 +425,4 @@ fn partition_keys(table: &Table, settings: &PostgresSettings, found: &mut Vec<Fi
             "never update that column, or partition by occurred_at, as sql/outbox_events_partitioned.sql does",
         ));
     }
-}
-
-/// Of one of the publication's tables, which are called `names`.
-fn publication(
-    inspection: &Inspection,
-    settings: &PostgresSettings,
-    names: &[String],
-    found: &mut Vec<Finding>,
-) {
-    let name = quote_identifier(&settings.publication);
-    let Some(publication) = &inspection.publication else {
-        found.push(refuse(
-            Kind::PublicationMissing,
-            format!("there is no publication {name} in database {}", inspection.server.dbname),
-            "run walrelay setup; rows that committed before are never sent, and where there are any the relay says how to go on",
-        ));
-        return;
-    };
-    if !publication.pubinsert {
-        found.push(refuse(
-            Kind::PublicationMismatch,
-            format!("publication {name} does not publish inserts"),
-            format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
-        ));
-    }
-    if publication.pubupdate
-        && let Some(filter) = inspection.row_filter()
-    {
-        found.push(refuse(
-            Kind::PublicationMismatch,
-            format!(
-                "publication {name} has the row filter {filter} and publishes updates: one after which the filter holds, and \
-                 did not before, arrives as an insert, and the event comes twice"
-            ),
-            format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
-        ));
-    }
-    let Some(table) = &inspection.table else {
-        return;
-    };
-    if table.relkind == 'p' && !publication.pubviaroot {
-        found.push(refuse(
-            Kind::PublicationMismatch,
-            format!(
-                "publication {name} sends rows of {} under the names of its partitions",
-                settings.table
-            ),
-            format!("run ALTER PUBLICATION {name} SET (publish_via_partition_root = true);"),
-        ));
-    } else if publication.entry.is_none() {
-        found.push(refuse(
-            Kind::PublicationMismatch,
-            format!("publication {name} does not hold table {}", settings.table),
-            format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table),
-        ));
-    }
-    published_columns(table, publication, settings, names, found);
-    match &settings.share {
-        Some(share) => {
-            shares::row_filter(table, inspection.row_filter(), share, settings, found);
-        }
-        None => row_filter(table, inspection.row_filter(), settings, found),
-    }
-}
-
-fn published_columns(
-    table: &Table,
-    publication: &Publication,
-    settings: &PostgresSettings,
-    names: &[String],
-    found: &mut Vec<Finding>,
-) {
-    let Some(entry) = &publication.entry else {
-        return;
-    };
-    let publication_name = quote_identifier(&settings.publication);
-    for (_, name) in columns::wanted(settings) {
-        let Some(column) = table.columns.iter().find(|column| column.name == name) else {
-            continue;
-        };
-        let published = match &entry.attnames {
-            Some(names) => names.iter().any(|published| published == name),
-            None => !column.generated,
-        };
-        if !published {
-            found.push(refuse(
-                Kind::PublicationMismatch,
-                format!("publication {publication_name} does not send column {}", quote_identifier(name)),
-                format!("run ALTER PUBLICATION {publication_name} SET TABLE {}; (without a list of columns)", names.join(", ")),
-            ));
-        }
-    }
-}
-
-/// A filter is three-valued: a row for which it is NULL is left out, by every share of a sharded outbox.
-fn row_filter(
-    table: &Table,
-    filter: Option<&str>,
-    settings: &PostgresSettings,
-    found: &mut Vec<Finding>,
-) {
-    let Some(filter) = filter else {
-        return;
-    };
-    let publication_name = quote_identifier(&settings.publication);
-    for column in table.columns.iter().filter(|column| !column.not_null) {
-        let name = quote_identifier(&column.name);
-        if mentions(filter, &name) && !filter.contains(&format!("{name} IS NULL")) {
-            found.push(warn(
-                Kind::RowFilter,
-                format!("the row filter {filter} of publication {publication_name} leaves out rows whose {name} is null"),
-                format!("add OR {name} IS NULL to the filter of one share, or run ALTER TABLE {} ALTER COLUMN {name} SET NOT NULL;", settings.table),
-            ));
-        }
-    }
-    if mentions(filter, "mod") || filter.contains(" % ") {
-        found.push(warn(
-            Kind::RowFilter,
-            format!("the row filter {filter} of publication {publication_name} takes a remainder, which is negative for half of all hashes"),
-            match shares::example(table, settings) {
-                Some(first) => format!(
-                    "take the lowest bits instead, such as for the first of four relays: ALTER PUBLICATION {publication_name} SET TABLE {} \
-                     WHERE {first};",
-                    settings.table
-                ),
-                None => "take the lowest bits instead, as in hashtext(key) & 3".to_owned(),
-            },
-        ));
-    }
-}
-
-/// Whether an expression contains a name as a whole word.
-fn mentions(expression: &str, name: &str) -> bool {
-    let word = |c: char| c.is_alphanumeric() || c == '_' || c == '"';
-    expression.match_indices(name).any(|(at, _)| {
-        !expression[..at].ends_with(word) && !expression[at + name.len()..].starts_with(word)
-    })
 }

@@ -27,6 +27,8 @@ pub struct PostgresSettings {
     pub may_be_null: Vec<Field>,
     /// Further tables of the lane.
     pub further: Vec<FurtherTable>,
+    /// The table by itself is a further one of its lane.
+    pub is_further: bool,
     /// The prefix of messages of the WAL that are published as rows are; none for no messages.
     pub messages: Option<String>,
     /// Which of the table's rows; none for all.
@@ -66,10 +68,19 @@ impl PostgresSettings {
             columns: further.mapping.columns.clone(),
             extra_columns: further.mapping.extras().to_vec(),
             may_be_null: further.mapping.may_be_null(),
+            is_further: true,
             messages: None,
             ..own.clone()
         });
         std::iter::once(own.clone()).chain(further).collect()
+    }
+
+    /// Where the configuration names the table.
+    pub(super) fn table_key(&self) -> String {
+        match self.is_further {
+            true => format!("name in the entry of {} in [[source.tables]]", self.table),
+            false => "postgres.table".to_owned(),
+        }
     }
 
     /// The column that holds the event's id.

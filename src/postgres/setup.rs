@@ -172,7 +172,14 @@ fn order_refusals(
         refuse(
             Kind::PublicationMismatch,
             format!("publication \"{}\" exists and table {} does not", settings.publication, settings.table),
-            "set postgres.publication to a name that is free, or postgres.table to the table that it is for".to_owned(),
+            match settings.is_further {
+                true => format!(
+                    "make the table, then run ALTER PUBLICATION {} ADD TABLE {};",
+                    quote_identifier(&settings.publication),
+                    settings.table
+                ),
+                false => "set postgres.publication to a name that is free, or postgres.table to the table that it is for".to_owned(),
+            },
         );
     }
     if inspection.table.is_none() && settings.columns != default_columns() {

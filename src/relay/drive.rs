@@ -312,7 +312,7 @@ impl<'a> Drive<'a> {
             }) => tracing::warn!(
                 table,
                 "rows of this table are passed over: it is the outbox in other parts of the WAL, but here it has another name, or \
-                 another table has its name. To publish these events, insert them into the table that postgres.table names"
+                 another table has its name. To publish these events, insert them into a table that the configuration names"
             ),
             Note::NotTransactional => tracing::warn!(
                 "a message of pg_logical_emit_message(false, …) is refused, and all others of that kind: it was written whether \

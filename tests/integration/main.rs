@@ -25,6 +25,8 @@ mod replay;
 mod rights;
 mod setup;
 mod several_tables;
+mod several_tables_commands;
+mod several_tables_refusals;
 mod shares;
 mod signals;
 #[path = "../statements/mod.rs"]

@@ -12,7 +12,7 @@ const TABLES: &str = "
     CREATE TABLE audit (no bigserial PRIMARY KEY, who text NOT NULL, what text, at timestamptz NOT NULL
         DEFAULT '2026-11-28 07:05:32Z', body jsonb NOT NULL)";
 
-const FURTHER: &str = r#"
+pub(crate) const FURTHER: &str = r#"
 [[source.tables]]
 name = "public.orders"
 preset = "debezium"
@@ -23,30 +23,30 @@ name = "public.audit"
 columns = { id = "no", aggregate_id = "who", event_type = "what", event_version = "", occurred_at = "at", payload = "body" }
 "#;
 
-async fn bare() -> Fixture {
+pub(crate) async fn bare() -> Fixture {
     let mut fixture = Fixture::bare().await;
     fixture.sql.batch_execute(TABLES).await.unwrap();
     fixture.configure(&FURTHER.replace("NAME", &fixture.name));
     fixture
 }
 
-fn order(n: u64) -> String {
+pub(crate) fn order(n: u64) -> String {
     format!(
         "INSERT INTO orders (aggregatetype, aggregateid, type, payload) VALUES ('Book', 'o{n}', 'made', '{{\"n\": {n}}}')"
     )
 }
 
-fn audit(n: u64) -> String {
+pub(crate) fn audit(n: u64) -> String {
     format!("INSERT INTO audit (who, what, body) VALUES ('w{n}', 'read.v1', '{{\"n\": {n}}}')")
 }
 
 /// One row of each.
-fn each(n: u64) -> [String; 3] {
+pub(crate) fn each(n: u64) -> [String; 3] {
     [audit(n), insert_sql(n, n), order(n)]
 }
 
 /// Table, position's ordinal and subject's end of a message.
-fn told(message: &Stored) -> (Option<&str>, Option<&str>) {
+pub(crate) fn told(message: &Stored) -> (Option<&str>, Option<&str>) {
     let header = |name| message.headers.get(name).map(String::as_str);
     let position = header("Walrelay-Position").and_then(|it| it.rsplit_once(':'));
     (
@@ -55,7 +55,7 @@ fn told(message: &Stored) -> (Option<&str>, Option<&str>) {
     )
 }
 
-fn reports(verify: &Output) -> Vec<Value> {
+pub(crate) fn reports(verify: &Output) -> Vec<Value> {
     let lines = verify.stdout.lines();
     lines
         .map(|line| serde_json::from_str(line).unwrap())

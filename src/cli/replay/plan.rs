@@ -180,20 +180,26 @@ fn check_fields(args: &Args, settings: &Settings) -> Result<(), UsageError> {
             args.subject
         )));
     }
-    let has_fields = settings.tables().iter().all(|table| {
+    let tables = settings.tables();
+    let bare = tables.iter().find(|table| {
         let format = table.message.format;
-        !matches!(format, Format::Payload | Format::PayloadString)
+        matches!(format, Format::Payload | Format::PayloadString)
     });
     let asks = readdress::asks_for_fields(&args.subject)
         || !args.event_types.is_empty()
         || !args.aggregate_ids.is_empty();
-    match has_fields || !asks {
-        true => Ok(()),
-        false => Err(UsageError(
-            "messages in this format (message.format) are the payload alone and tell neither type nor aggregate: leave out \
-             --event-type and --aggregate-id, and use {subject} alone in --subject"
-                .to_owned(),
-        )),
+    match bare.filter(|_| asks) {
+        None => Ok(()),
+        Some(bare) => {
+            let whose = match tables.len() {
+                1 => String::new(),
+                _ => format!("of {} ", bare.postgres.table),
+            };
+            Err(UsageError(format!(
+                "messages {whose}in this format (message.format) are the payload alone and tell neither type nor aggregate: leave \
+                 out --event-type and --aggregate-id, and use {{subject}} alone in --subject"
+            )))
+        }
     }
 }
 

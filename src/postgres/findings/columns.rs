@@ -100,10 +100,16 @@ impl Misfit<'_> {
                 let names = table.columns.iter().map(|column| column.name.as_str());
                 let near = nearest(self.name, names)
                     .map(|near| format!("; did you mean {}?", quote_identifier(near)));
-                format!(
-                    "name a column of the table in nats.subject and [message]{}",
-                    near.unwrap_or_default()
-                )
+                let near = near.unwrap_or_default();
+                match settings.is_further {
+                    true => format!(
+                        "name a column of the table in subject and message of the entry of {name} in [[source.tables]], which are as \
+                         for postgres.table where it has none of its own{near}"
+                    ),
+                    false => {
+                        format!("name a column of the table in nats.subject and [message]{near}")
+                    }
+                }
             }
             (Some(field), None) => format!(
                 "run ALTER TABLE {name} ADD COLUMN {sql_name} {};",
@@ -123,16 +129,20 @@ impl Misfit<'_> {
 /// For a table that has rows: the configuration follows the table.
 fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Finding {
     let whats: Vec<String> = misfits.iter().map(|misfit| misfit.what(settings)).collect();
-    let mend = proposal::of(table).unwrap_or_else(|| {
+    let mend = proposal::of(table, settings).unwrap_or_else(|| {
         let needs = needs();
         let types: Vec<String> = misfits
             .iter()
             .filter_map(|misfit| misfit.field)
             .map(|field| format!("{field} ({})", needs.get(field).types))
             .collect();
+        let (types, key) = (types.join(", "), settings.table_key());
+        let section = match settings.is_further {
+            true => "columns of its entry",
+            false => "[columns]",
+        };
         format!(
-            "name the columns that hold {} in [columns], or set postgres.table to a table of walrelay's own",
-            types.join(", ")
+            "name the columns that hold {types} in {section}, or set {key} to a table of walrelay's own"
         )
     });
     refuse(Kind::Column, whats.join("; "), mend)

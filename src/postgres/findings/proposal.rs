@@ -1,11 +1,12 @@
 //! Which of a table's columns an event is probably made of, by their names and types.
 //!
-//! In: the table. Out: the configuration to paste, or none where id or payload are not to be told. Guarantee: pure; what
+//! In: the table, and whether it is a further one of its lane. Out: the configuration to paste, or none where id or payload are not to be told. Guarantee: pure; what
 //! is proposed is accepted.
 
 use super::needs::needs;
 use crate::pipeline::fields::{Field, Fields};
 use crate::postgres::catalog::{Column, Table};
+use crate::postgres::settings::PostgresSettings;
 
 /// What outbox tables call each field, the likeliest first; capitals and underscores do not count.
 const NAMES: Fields<&[&str]> = Fields {
@@ -81,13 +82,17 @@ fn bare(name: &str) -> impl Iterator<Item = char> {
 }
 
 /// What to paste.
-pub(super) fn of(table: &Table) -> Option<String> {
+pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
+    let further = settings.is_further.then(|| settings.table.to_string());
     let has = |name: &str| table.columns.iter().any(|column| column.name == name);
     if DEBEZIUM.iter().all(|name| has(name)) {
-        return Some(
-            "this is the table of Debezium's outbox event router: begin the configuration with preset = \"debezium\""
-                .to_owned(),
-        );
+        let whose = "this is the table of Debezium's outbox event router";
+        return Some(match further {
+            Some(name) => format!(
+                "{whose}: put preset = \"debezium\" into the entry of {name} in [[source.tables]]"
+            ),
+            None => format!("{whose}: begin the configuration with preset = \"debezium\""),
+        });
     }
     let needs = needs();
     let find = |field: Field| -> Option<&Column> {
@@ -106,24 +111,45 @@ pub(super) fn of(table: &Table) -> Option<String> {
     };
     find(Field::Id)?;
     find(Field::Payload)?;
-    let mut lines = vec!["put this into the configuration, as far as it is right:".to_owned()];
-    lines.push("[columns]".to_owned());
+    let (mut lines, prefix) = match &further {
+        Some(name) => (
+            vec![
+                format!("put this in place of the entry of {name}, as far as it is right:"),
+                "[[source.tables]]".to_owned(),
+                format!("name = {}", quoted(name)),
+            ],
+            "columns.",
+        ),
+        None => (
+            vec![
+                "put this into the configuration, as far as it is right:".to_owned(),
+                "[columns]".to_owned(),
+            ],
+            "",
+        ),
+    };
     for (field, ()) in Fields::<()>::default() {
         let (name, remark) = match find(field) {
             Some(column) => (column.name.as_str(), format!("  # {}", column.type_name)),
             None if field == Field::OccurredAt => ("", "  # the time of the commit".to_owned()),
             None => ("", String::new()),
         };
-        let name = serde_json::to_string(name).expect("a string always has a JSON form");
-        lines.push(format!("{field} = {name}{remark}"));
+        lines.push(format!("{prefix}{field} = {}{remark}", quoted(name)));
     }
     if find(Field::EventType).is_none() {
         let subject = match find(Field::AggregateId) {
             Some(_) => "outbox.{aggregate_id:token}",
             None => "outbox.events",
         };
-        lines.push("[nats]".to_owned());
+        if further.is_none() {
+            lines.push("[nats]".to_owned());
+        }
         lines.push(format!("subject = \"{subject}\""));
     }
     Some(lines.join("\n"))
+}
+
+/// As a string of TOML.
+fn quoted(text: &str) -> String {
+    serde_json::to_string(text).expect("a string always has a JSON form")
 }

@@ -1,0 +1,160 @@
+//! Whether the publication sends the table's rows, all of them and whole, each once.
+//!
+//! In: what the catalog has of publication and table. Out: findings. Guarantee: pure; no remedy takes another table out of the
+//! publication.
+
+use super::{Finding, Kind, columns, refuse, shares, warn};
+use crate::postgres::catalog::{Inspection, Table};
+use crate::postgres::settings::PostgresSettings;
+use crate::table_name::quote_identifier;
+
+/// Of one of the publication's tables.
+pub(super) fn publication(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let name = quote_identifier(&settings.publication);
+    let Some(publication) = &inspection.publication else {
+        found.push(refuse(
+            Kind::PublicationMissing,
+            format!("there is no publication {name} in database {}", inspection.server.dbname),
+            "run walrelay setup; rows that committed before are never sent, and where there are any the relay says how to go on",
+        ));
+        return;
+    };
+    if !publication.pubinsert {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!("publication {name} does not publish inserts"),
+            format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
+        ));
+    }
+    if publication.pubupdate
+        && let Some(filter) = inspection.row_filter()
+    {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!(
+                "publication {name} has the row filter {filter} and publishes updates: one after which the filter holds, and \
+                 did not before, arrives as an insert, and the event comes twice"
+            ),
+            format!("run ALTER PUBLICATION {name} SET (publish = 'insert');"),
+        ));
+    }
+    let Some(table) = &inspection.table else {
+        return;
+    };
+    if table.relkind == 'p' && !publication.pubviaroot {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!(
+                "publication {name} sends rows of {} under the names of its partitions",
+                settings.table
+            ),
+            format!("run ALTER PUBLICATION {name} SET (publish_via_partition_root = true);"),
+        ));
+    } else if publication.entry.is_none() {
+        found.push(refuse(
+            Kind::PublicationMismatch,
+            format!("publication {name} does not hold table {}", settings.table),
+            format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table),
+        ));
+    }
+    published_columns(table, inspection, settings, found);
+    match &settings.share {
+        Some(share) => {
+            shares::row_filter(table, inspection.row_filter(), share, settings, found);
+        }
+        None => row_filter(table, inspection.row_filter(), settings, found),
+    }
+}
+
+fn published_columns(
+    table: &Table,
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let publication = inspection.publication.as_ref();
+    let Some(entry) = publication.and_then(|publication| publication.entry.as_ref()) else {
+        return;
+    };
+    let publication_name = quote_identifier(&settings.publication);
+    for (_, name) in columns::wanted(settings) {
+        let Some(column) = table.columns.iter().find(|column| column.name == name) else {
+            continue;
+        };
+        let published = match &entry.attnames {
+            Some(names) => names.iter().any(|published| published == name),
+            None => !column.generated,
+        };
+        if !published {
+            found.push(refuse(
+                Kind::PublicationMismatch,
+                format!(
+                    "publication {publication_name} does not send column {}",
+                    quote_identifier(name)
+                ),
+                format!(
+                    "run {} (without a list of columns)",
+                    put_anew(settings, inspection.row_filter())
+                ),
+            ));
+        }
+    }
+}
+
+/// What puts the table into the publication with that filter and all columns. SET TABLE would take out what else the publication
+/// holds; between two transactions rows would be lost.
+fn put_anew(settings: &PostgresSettings, filter: Option<&str>) -> String {
+    let (name, table) = (quote_identifier(&settings.publication), &settings.table);
+    let filter = filter.map_or_else(String::new, |filter| format!(" WHERE ({filter})"));
+    format!(
+        "BEGIN; ALTER PUBLICATION {name} DROP TABLE {table}; ALTER PUBLICATION {name} ADD TABLE {table}{filter}; COMMIT;"
+    )
+}
+
+/// A filter is three-valued: a row for which it is NULL is left out, by every share of a sharded outbox.
+fn row_filter(
+    table: &Table,
+    filter: Option<&str>,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
+    let Some(filter) = filter else {
+        return;
+    };
+    let publication_name = quote_identifier(&settings.publication);
+    for column in table.columns.iter().filter(|column| !column.not_null) {
+        let name = quote_identifier(&column.name);
+        if mentions(filter, &name) && !filter.contains(&format!("{name} IS NULL")) {
+            found.push(warn(
+                Kind::RowFilter,
+                format!("the row filter {filter} of publication {publication_name} leaves out rows whose {name} is null"),
+                format!("add OR {name} IS NULL to the filter of one share, or run ALTER TABLE {} ALTER COLUMN {name} SET NOT NULL;", settings.table),
+            ));
+        }
+    }
+    if mentions(filter, "mod") || filter.contains(" % ") {
+        found.push(warn(
+            Kind::RowFilter,
+            format!("the row filter {filter} of publication {publication_name} takes a remainder, which is negative for half of all hashes"),
+            match shares::example(table, settings) {
+                Some(first) => format!(
+                    "take the lowest bits instead, such as for the first of four relays: {}",
+                    put_anew(settings, Some(&first))
+                ),
+                None => "take the lowest bits instead, as in hashtext(key) & 3".to_owned(),
+            },
+        ));
+    }
+}
+
+/// Whether an expression contains a name as a whole word.
+fn mentions(expression: &str, name: &str) -> bool {
+    let word = |c: char| c.is_alphanumeric() || c == '_' || c == '"';
+    expression.match_indices(name).any(|(at, _)| {
+        !expression[..at].ends_with(word) && !expression[at + name.len()..].starts_with(word)
+    })
+}
