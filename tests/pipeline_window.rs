@@ -1,4 +1,4 @@
-//! The window in both modes against a broker and foreign messages: what is acknowledged is stored, in order, without a gap.
+//! The window in each mode against a broker and foreign messages: what is acknowledged is stored, in order, without a gap.
 
 #[allow(dead_code)]
 mod simulation {
@@ -10,7 +10,7 @@ mod relay {
 
 use bytes::BytesMut;
 use proptest::prelude::*;
-use simulation::broker::{Broker, ClientOp, STREAM, answer_bytes, take_frame};
+use simulation::broker::{Broker, ClientOp, Frame, STREAM, answer_bytes, take_frame};
 use std::collections::VecDeque;
 use std::time::Duration;
 use walrelay::nats::protocol::{Op, Parser};
@@ -20,6 +20,8 @@ use walrelay::pipeline::position::Position;
 use walrelay::pipeline::publish::{
     Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
 };
+
+const FENCE: &str = "walrelay.fence.OUTBOX.s";
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -44,12 +46,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![
+        Just(Mode::FastIngest),
+        Just(Mode::Chain),
+        Just(Mode::Atomic)
+    ]
+}
+
 fn settings(mode: Mode, messages_max: usize, connection: u64) -> WindowSettings {
     WindowSettings {
         mode,
         stream: STREAM.into(),
         slot: "s".to_owned(),
-        fence_subject: String::new(),
+        fence_subject: FENCE.to_owned(),
         limits: WindowLimits {
             inbox: format!("_INBOX.x{connection}"),
             epoch_token: format!("e{connection}"),
@@ -93,13 +103,16 @@ struct Bench {
 
 impl Bench {
     fn new(mode: Mode, messages_max: usize, granted: u64) -> Self {
+        let mut broker = Broker::new(true, granted);
+        broker.shared = mode == Mode::Atomic;
+        let begin = end_of(&mut broker);
         Bench {
             mode,
             messages_max,
             connections: 1,
-            window: Window::new(settings(mode, messages_max, 1), 0),
+            window: Window::new(settings(mode, messages_max, 1), begin),
             late: Vec::new(),
-            broker: Broker::new(true, granted),
+            broker,
             sent: Vec::new(),
             answers: VecDeque::new(),
             published: 0,
@@ -115,14 +128,13 @@ impl Bench {
         self.late.push(late);
         self.answers.clear();
         self.fault = None;
+        let begin = end_of(&mut self.broker);
         let stored = self.stored().last().map(|row| position(*row));
         let settings = settings(self.mode, self.messages_max, self.connections);
         let mut found = Vec::new();
-        let rows = self
-            .window
-            .reopen(settings, self.broker.events.last_seq, stored, |row| {
-                found.push(u64::from(row.position.commit_lsn) / 8);
-            });
+        let rows = self.window.reopen(settings, begin, stored, |row| {
+            found.push(u64::from(row.position.commit_lsn) / 8);
+        });
         let expected: Vec<u64> = (self.acknowledged + 1..=rows).collect();
         assert_eq!(found, expected, "each row once, in order");
         self.acknowledged = rows;
@@ -238,17 +250,29 @@ impl Bench {
     }
 }
 
+/// Where a connection begins: behind the stream's end, or in a shared stream behind a fence of its own.
+fn end_of(broker: &mut Broker) -> u64 {
+    if broker.shared {
+        let fence = Frame {
+            subject: FENCE.to_owned(),
+            headers: b"NATS/1.0\r\n\r\n".to_vec(),
+            ..Frame::default()
+        };
+        broker.handle(fence, Duration::ZERO);
+    }
+    broker.events.last_seq
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
     #[test]
     fn what_is_acknowledged_is_stored_in_order(
         steps in prop::collection::vec(step(), 1..60),
-        fast in any::<bool>(),
+        mode in mode(),
         messages_max in prop_oneof![Just(1_usize), 2..10_usize, 400..500_usize],
         granted in prop_oneof![Just(1), Just(5), Just(200_u64)],
     ) {
-        let mode = if fast { Mode::FastIngest } else { Mode::Chain };
         let mut bench = Bench::new(mode, messages_max, granted);
         let mut is_disturbed = false;
         for step in steps {
@@ -258,7 +282,8 @@ proptest! {
                 Step::Serve(frames) => bench.serve(frames),
                 Step::Answer(count) => bench.answer(count),
                 Step::Foreign => {
-                    is_disturbed = true;
+                    // Others write to a shared stream, and disturb nobody.
+                    is_disturbed |= mode != Mode::Atomic;
                     bench.broker.publish_foreign();
                 }
                 Step::Reconnect(arrives) => {
@@ -304,15 +329,49 @@ proptest! {
             any::<u64>().prop_map(|seq| format!(r#"{{"type":"err","seq":{seq},"error":{{"err_code":10071}}}}"#)),
         ],
         status in prop::option::of(any::<u16>()),
-        fast in any::<bool>(),
+        mode in mode(),
     ) {
-        let mode = if fast { Mode::FastIngest } else { Mode::Chain };
         let mut bench = Bench::new(mode, 100, 200);
         bench.turn(3, true);
         if let Ok(rows) = bench.window.answer(token.as_bytes(), status, payload.as_bytes(), Duration::ZERO, |_| {}) {
             prop_assert!(rows <= 3);
         }
     }
+}
+
+/// In a shared stream a batch is filled while the one before is committed, and committed behind that one's fence.
+#[test]
+fn a_batch_is_filled_while_the_one_before_is_committed() {
+    let mut bench = Bench::new(Mode::Atomic, 5_000, 1);
+    bench.turn(999, true);
+    bench.turn(500, false);
+    assert_eq!(bench.window.in_flight(), 1_499);
+    bench.serve(usize::MAX);
+    assert_eq!(bench.stored().len(), 999, "one commit is under way");
+    bench.broker.publish_foreign();
+    bench.answer(usize::MAX);
+    assert_eq!(bench.acknowledged, 999);
+    assert!(bench.window.ack_deadline().is_some());
+    bench.turn(0, false);
+    bench.serve(usize::MAX);
+    bench.answer(usize::MAX);
+    bench.check();
+    assert_eq!((bench.acknowledged, bench.stored().len()), (1_499, 1_499));
+    assert_eq!(bench.window.last_sequence(), bench.broker.events.last_seq);
+    assert!(bench.window.ack_deadline().is_none());
+    // A fence that another relay has put in between refuses the whole of the next one.
+    bench.turn(3, true);
+    bench.serve(usize::MAX);
+    end_of(&mut bench.broker);
+    bench.turn(0, false);
+    bench.serve(usize::MAX);
+    bench.answer(usize::MAX);
+    assert!(
+        matches!(bench.fault, Some(Fault::Sequence(_))),
+        "{:?}",
+        bench.fault
+    );
+    assert_eq!(bench.stored().len(), 1_499);
 }
 
 /// Numbers that no server sends must not overflow: network bytes never panic.

@@ -34,7 +34,8 @@ pub async fn ranges(
     let mut rates = [Vec::new(), Vec::new(), Vec::new()];
     for round in 0..rounds {
         let (bare, stream) = (format!("BULK_BARE_{round}"), format!("BULK_{round}"));
-        let seconds = publish::bare(&lane, Mode::FastIngest, &bare, events, EVENT_BYTES).await?;
+        let seconds =
+            publish::bare(&mut lane, Mode::FastIngest, &bare, events, EVENT_BYTES).await?;
         rates[0].push(events as f64 / seconds);
         let slot = format!("bulk_rows_{round}");
         lane.setup(&slot, &stream)?;
@@ -87,7 +88,7 @@ pub async fn beside_relay(
     eprintln!("{events} rows are backfilled beside a relay");
     let mut lane = Lane::new(servers, "beside").await?;
     lane.fill(events, 10, PAYLOAD).await?;
-    let bare = publish::bare(&lane, Mode::FastIngest, "BARE", events, EVENT_BYTES).await?;
+    let bare = publish::bare(&mut lane, Mode::FastIngest, "BARE", events, EVENT_BYTES).await?;
     let (slot, stream) = ("beside_rows", "BESIDE");
     lane.setup(slot, stream)?;
     let mut relay = lane.run(slot, stream).await?;

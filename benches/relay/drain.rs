@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use futures_util::TryStreamExt as _;
 use walrelay::pipeline::publish::Mode;
 
 use crate::child::{Child, cpu_us, peak_mib};
@@ -35,15 +36,23 @@ impl Drained {
     }
 }
 
-/// Waits until the stream holds so many messages.
-pub async fn filled(servers: &Servers, stream: &str, messages: u64) -> anyhow::Result<()> {
+/// Waits until the stream holds so many events.
+pub async fn filled(servers: &Servers, stream: &str, events: u64) -> anyhow::Result<()> {
     let begin = Instant::now();
-    let mut found = servers.jetstream.get_stream(stream).await?;
-    while found.info().await?.state.messages < messages {
+    let found = servers.jetstream.get_stream(stream).await?;
+    loop {
+        // A shared stream has messages of the lane itself too.
+        let subjects = found.info_with_subjects(">").await?;
+        let counts = subjects.try_fold(0, async |sum, (subject, count)| {
+            let is_event = !subject.starts_with("walrelay.");
+            Ok(sum + if is_event { count as u64 } else { 0 })
+        });
+        if counts.await? >= events {
+            return Ok(());
+        }
         anyhow::ensure!(begin.elapsed() < LIMIT, "stream {stream} does not fill");
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-    Ok(())
 }
 
 /// Drains by walrelay, from the start of the process to the last message in the stream.
@@ -361,7 +370,7 @@ pub async fn sizes(
             servers.jetstream.delete_stream(&stream).await?;
             let body_bytes = bytes as usize + ENVELOPE_BYTES;
             let published =
-                publish::bare(&lane, Mode::FastIngest, &stream, events, body_bytes).await?;
+                publish::bare(&mut lane, Mode::FastIngest, &stream, events, body_bytes).await?;
             bare.push(megabytes / published);
         }
         report

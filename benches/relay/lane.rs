@@ -40,6 +40,8 @@ pub struct Lane<'a> {
     pub sslmode: &'static str,
     /// The certificate of a nats-server that is to be spoken to over TLS.
     pub nats_certificate: Option<PathBuf>,
+    /// Whether others may write to its streams.
+    pub shared: bool,
     slots: u32,
 }
 
@@ -79,6 +81,7 @@ impl<'a> Lane<'a> {
             end_lsn: String::new(),
             sslmode: "prefer",
             nats_certificate: None,
+            shared: false,
             slots: 0,
         })
     }
@@ -166,6 +169,7 @@ impl<'a> Lane<'a> {
             .env("WALRELAY_POSTGRES_SLOT", slot)
             .env("WALRELAY_NATS_STREAM", stream)
             .env("WALRELAY_NATS_SUBJECT", format!("{stream}.{{event_type}}"))
+            .env("WALRELAY_NATS_SHARED", self.shared.to_string())
             .env("WALRELAY_HTTP_LISTEN", "");
         if let Some(path) = &self.nats_certificate {
             command.env("WALRELAY_NATS_TLS_CA", path);
@@ -175,15 +179,7 @@ impl<'a> Lane<'a> {
 
     /// The stream, made as a user makes it.
     pub fn setup(&self, slot: &str, stream: &str) -> anyhow::Result<()> {
-        self.setup_as(slot, stream, false)
-    }
-
-    /// The same for one that others write to as well.
-    pub fn setup_as(&self, slot: &str, stream: &str, shared: bool) -> anyhow::Result<()> {
-        let output = self
-            .walrelay(&["setup"], slot, stream)
-            .env("WALRELAY_NATS_SHARED", shared.to_string())
-            .output()?;
+        let output = self.walrelay(&["setup"], slot, stream).output()?;
         anyhow::ensure!(
             output.status.success(),
             "walrelay setup: {}",

@@ -3,7 +3,7 @@
 //! `after_publish` takes EVENTS / 1,000 seconds twice, and runs only where it is named.
 //!
 //! In: the number of events of a backlog, and which parts to run. Out: a table and a plot in `benches/results/`.
-//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,bulk,verify,polling,latency,memory,sizes,start,tls,after_publish] [--out FOLDER]`
+//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,shared,bulk,verify,polling,latency,memory,sizes,start,tls,after_publish] [--out FOLDER]`
 
 mod after_publish;
 mod bulk;
@@ -18,6 +18,7 @@ mod polling;
 mod publish;
 mod report;
 mod servers;
+mod shared;
 mod tls;
 
 use std::path::PathBuf;
@@ -92,6 +93,9 @@ async fn run(choice: &Choice) -> anyhow::Result<()> {
     }
     if choice.wants("publish") {
         publish::lanes(&servers, events.min(500_000), rounds, &mut report).await?;
+    }
+    if choice.wants("shared") {
+        shared::backlog(&servers, events.min(500_000), rounds, &mut report).await?;
     }
     if choice.wants("bulk") {
         bulk::ranges(&servers, events.min(500_000), rounds, &mut report).await?;

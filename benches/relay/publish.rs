@@ -34,13 +34,13 @@ pub async fn lanes(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     eprintln!("bare publishing of {events} messages");
-    let lane = Lane::new(servers, "bare").await?;
+    let mut lane = Lane::new(servers, "bare").await?;
     let modes = [Mode::FastIngest, Mode::Chain, Mode::Atomic];
     let mut rates = modes.map(|_| Vec::new());
     for round in 0..rounds {
         for (mode, rates) in modes.into_iter().zip(&mut rates) {
             let stream = format!("BARE_{round}");
-            let seconds = bare(&lane, mode, &stream, events, EVENT_BYTES).await?;
+            let seconds = bare(&mut lane, mode, &stream, events, EVENT_BYTES).await?;
             rates.push(events as f64 / seconds);
         }
     }
@@ -62,14 +62,16 @@ pub async fn lanes(
 
 /// Publishes into a stream that is made before and deleted afterwards; the seconds between.
 pub async fn bare(
-    lane: &Lane<'_>,
+    lane: &mut Lane<'_>,
     mode: Mode,
     stream: &str,
     events: u64,
     body_bytes: usize,
 ) -> anyhow::Result<f64> {
     let slot = format!("{}_0", lane.name);
-    lane.setup_as(&slot, stream, mode.preparation().fenced)?;
+    lane.shared = mode.preparation().fenced;
+    lane.setup(&slot, stream)?;
+    lane.shared = false;
     let seconds = publish(lane.servers, mode, stream, &slot, events, body_bytes).await?;
     lane.servers.jetstream.delete_stream(stream).await?;
     Ok(seconds)

@@ -12,10 +12,15 @@ use tokio::time::sleep;
 use crate::postgres::client::Client;
 use crate::relay::lane_client::LaneClient;
 
-/// Most messages of a stint beside a relay: fewer than are published while it resyncs.
+/// Most messages of a stint beside a relay that has something to publish: fewer than are published while it resyncs.
 const STINT_MESSAGES: u64 = 500;
-/// A relay that has something to publish does so within this time.
+/// Beside one that had nothing: its next event may wait a little longer.
+const STINT_MESSAGES_IDLE: u64 = 2_000;
+/// A relay that has something to publish does so within this time, as a rule.
 const REST_MAX: Duration = Duration::from_millis(15);
+/// So long it is waited for where it had something to publish behind the stint before: it has now, as a rule, and misses its next
+/// turn too where it is late for this one.
+const REST_MAX_BUSY: Duration = Duration::from_millis(100);
 /// Where it does, it gets so long for more.
 const GRACE: Duration = Duration::from_millis(2);
 const REST_LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -35,6 +40,8 @@ struct Relay {
     slot: String,
     runs: bool,
     looked: Option<Instant>,
+    /// Whether it had something to publish behind the last stint.
+    is_busy: bool,
 }
 
 /// What one stint may publish.
@@ -55,6 +62,7 @@ impl Pace {
                 slot: slot.to_owned(),
                 runs: true,
                 looked: None,
+                is_busy: true,
             }),
         }
     }
@@ -70,27 +78,37 @@ impl Pace {
         if let Some(relay) = &mut self.relay {
             relay.look(now).await?;
         }
-        let contended = self.is_contended();
+        let beside = self.relay.as_ref().filter(|relay| relay.runs);
         Ok(Allowance {
-            messages: if contended { STINT_MESSAGES } else { u64::MAX },
+            messages: match beside.map(|relay| relay.is_busy) {
+                Some(true) => STINT_MESSAGES,
+                Some(false) => STINT_MESSAGES_IDLE,
+                None => u64::MAX,
+            },
             until: now + LOOK_INTERVAL,
-            contended,
+            contended: beside.is_some(),
         })
     }
 
-    fn is_contended(&self) -> bool {
-        self.relay.as_ref().is_some_and(|relay| relay.runs)
-    }
-
     /// Lets a relay publish what has come meanwhile, behind the stint's last sequence.
-    pub(super) async fn rest(&self, lane: &LaneClient, last_sequence: u64) -> anyhow::Result<()> {
-        if !self.is_contended() {
+    pub(super) async fn rest(
+        &mut self,
+        lane: &LaneClient,
+        last_sequence: u64,
+    ) -> anyhow::Result<()> {
+        let Some(relay) = self.relay.as_mut().filter(|relay| relay.runs) else {
             return Ok(());
-        }
+        };
+        let limit = match relay.is_busy {
+            true => REST_MAX_BUSY,
+            false => REST_MAX,
+        };
+        relay.is_busy = false;
         let begin = Instant::now();
-        while begin.elapsed() < REST_MAX {
+        while begin.elapsed() < limit {
             sleep(REST_LOOK_INTERVAL).await;
             if lane.stream().await?.state.last_seq > last_sequence {
+                relay.is_busy = true;
                 sleep(GRACE).await;
                 break;
             }

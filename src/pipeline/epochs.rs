@@ -10,8 +10,8 @@ use std::time::Duration;
 
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 /// Where the lane end has the answer, somebody may be publishing all the time: a relay that comes back too seldom
-/// never meets a gap in it.
-const RESYNC_PAUSE_MAX: Duration = Duration::from_millis(100);
+/// never meets a gap in it, and a command that gives way to it waits for it meanwhile.
+const RESYNC_PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
 /// Rows that the broker has refused for their own sake, and what it said. In an atomic batch, which is stored whole or not
 /// at all, one after the other is met before the lane gets past the first; never more than a batch has.
@@ -73,6 +73,12 @@ impl Epochs {
         match fault {
             Fault::Frame { in_flight: 1, .. } => self.one_by_one = 0,
             Fault::Frame { in_flight, .. } => self.one_by_one = *in_flight,
+            // The first time the broker may have forgotten the batch.
+            Fault::Incomplete { in_flight, .. } if self.attempts > 0 => {
+                self.one_by_one = *in_flight;
+            }
+            // There may be more of them.
+            Fault::Refused { .. } if class == Class::Row => {}
             _ if progressed => self.one_by_one = 0,
             _ => {}
         }
@@ -88,11 +94,11 @@ impl Epochs {
         if class == Class::Resync && attempts == 0 {
             return Ok(Duration::ZERO);
         }
-        let pause_max = match class {
-            Class::Resync => self.pause_max.min(RESYNC_PAUSE_MAX),
-            Class::Transient | Class::Row | Class::Permanent => self.pause_max,
+        let (pause_min, pause_max) = match class {
+            Class::Resync => (RESYNC_PAUSE.0, RESYNC_PAUSE.1.min(self.pause_max)),
+            Class::Transient | Class::Row | Class::Permanent => (PAUSE_MIN, self.pause_max),
         };
-        let pause = PAUSE_MIN
+        let pause = pause_min
             .saturating_mul(1 << attempts.min(16))
             .min(pause_max);
         Ok(pause.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0))
@@ -240,6 +246,35 @@ mod tests {
             at(5),
             "it becomes a dead letter"
         );
+    }
+
+    #[test]
+    fn a_batch_that_is_incomplete_twice_is_sent_one_by_one() {
+        let incomplete = Fault::Incomplete {
+            oldest: at(2).expect("some"),
+            in_flight: 40,
+            text: "batch incomplete".into(),
+        };
+        let mut epochs = Epochs::new(Duration::from_secs(1));
+        // The broker was restarted each time, and the lane goes on.
+        for lsn in 0..3 {
+            assert!(epochs.ended(&incomplete, at(lsn), true, 0.0).is_ok());
+            assert_eq!(epochs.one_by_one(), 0);
+        }
+        assert!(epochs.ended(&incomplete, at(2), false, 0.0).is_ok());
+        assert_eq!(epochs.one_by_one(), 40);
+        // One is found, and the others are looked for behind it.
+        let refused = Fault::Refused {
+            position: at(5).expect("some"),
+            code: 400,
+            err_code: 10_054,
+            description: "too large".into(),
+        };
+        assert!(epochs.ended(&refused, at(4), true, 0.0).is_ok());
+        assert_eq!((epochs.one_by_one(), epochs.refused().len()), (40, 1));
+        let gone = Fault::Broker("gone".into());
+        assert!(epochs.ended(&gone, at(30), true, 0.0).is_ok());
+        assert_eq!(epochs.one_by_one(), 0);
     }
 
     #[test]

@@ -110,6 +110,17 @@ pub enum Fault {
         /// What the server says.
         text: String,
     },
+    /// The broker has not the whole of a batch: it refused one of its messages, which it was not asked to say, or has forgotten
+    /// the batch.
+    #[error("the broker does not have all of {}: {text}", events_from(*.oldest, *.in_flight))]
+    Incomplete {
+        /// The oldest row in flight.
+        oldest: Position,
+        /// How many rows were in flight.
+        in_flight: u64,
+        /// What the server says.
+        text: String,
+    },
     /// An acknowledgement that is not of the expected stream and sequence.
     #[error("unexpected acknowledgement: {0}")]
     Answer(String),
@@ -171,12 +182,15 @@ const ROW_CODES: [u16; 2] = [
     10054, // message size exceeds maximum allowed
     10097, // header size exceeds maximum allowed of 64k
 ];
+/// "atomic publish: batch incomplete": a message of it was refused, or it is forgotten, after a restart, by another leader, or after
+/// 10 s of idleness.
+pub(super) const BATCH_INCOMPLETE: u16 = 10176;
 /// Error codes that say that the expectations did not hold.
 const SEQUENCE_CODES: [u16; 5] = [
     10071, // wrong last sequence
     10070, // wrong last msg ID
     10164, // wrong last sequence, in a clustered stream
-    10176, // atomic publish: batch incomplete, after a restart, another leader or 10 s of idleness
+    BATCH_INCOMPLETE,
     10208, // batch publish: unknown batch, after a restart, a gap or 10 s of idleness
 ];
 /// Of these, those that say so of the message alone.
@@ -209,7 +223,7 @@ pub(crate) fn is_about_frame(text: &str) -> bool {
 fn refused_frame(oldest: Position, in_flight: u64) -> String {
     match in_flight {
         1 => format!("the event at {oldest}"),
-        count => format!("one of the {count} events from {oldest} on"),
+        count => format!("one of {}", events_from(oldest, count)),
     }
 }
 
@@ -227,6 +241,10 @@ fn no_share(share: Option<u32>, count: u32) -> String {
     }
 }
 
+fn events_from(oldest: Position, count: u64) -> String {
+    format!("the {count} events from {oldest} on")
+}
+
 impl Fault {
     /// Whether it is a doubt about the broker alone: a new connection there clears it, and the WAL need not be read again. A
     /// row at fault is not kept as it has to leave then, and whoever has written the record may read the slot as well.
@@ -237,6 +255,7 @@ impl Fault {
             | Fault::Mute(_)
             | Fault::NoResponders(_)
             | Fault::Sequence(_)
+            | Fault::Incomplete { .. }
             | Fault::Answer(_) => true,
             Fault::Refused { .. } => self.class() != Class::Row,
             Fault::Postgres(_)
@@ -281,6 +300,7 @@ impl Fault {
             Fault::Sequence(_) => ("nats", "sequence"),
             Fault::Refused { .. } => ("nats", "refused"),
             Fault::Frame { .. } => ("nats", "frame-refused"),
+            Fault::Incomplete { .. } => ("nats", "batch-incomplete"),
             Fault::Answer(_) => ("nats", "unexpected-answer"),
             Fault::StreamLost(_) => ("nats", "stream-lost"),
             Fault::RecordTaken(_) => ("nats", "record-taken"),
@@ -304,6 +324,7 @@ impl Fault {
             | Fault::Column { .. }
             | Fault::Successor { .. }
             | Fault::Sequence(_)
+            | Fault::Incomplete { .. }
             | Fault::StreamLost(_)
             | Fault::RecordTaken(_)
             | Fault::Reread(_)

@@ -12,9 +12,9 @@
 //!   without the ids: there nats-server fails for good where an id is not the expected one.
 //!
 //! - *Atomic* (2.12, stream flag `allow_atomic`), for a stream that others write to: batches that are stored whole or not
-//!   at all, each fenced by the sequence of the lane's last message on its own fence subject, and each ending with a
-//!   message there that tells the lane's position. So a relay that was replaced writes nothing more, and resume finds
-//!   the lane by one request in a stream of any size. One batch is in flight at a time.
+//!   at all, each ending with a message on the lane's own fence subject that tells the lane's position and expects the
+//!   one before it. So a relay that was replaced writes nothing more, and resume finds the lane by one request in a
+//!   stream of any size. One commit is under way at a time; the next batch is filled meanwhile.
 //!
 //! An answer counts only with the expected stream's name and the predicted sequence.
 

@@ -331,11 +331,12 @@ async fn one_whose_answer_is_lost_is_told_of_by_the_next_epoch() {
     link.set(Mode::HalfOpenDown);
     let bad = CASES.iter().find(|case| case.reason.is_some()).unwrap();
     insert(&fixture, &[bad.sql()]).await;
-    fixture.holds(1).await;
+    // As a rule the letter is stored by now; on a busy machine the epoch may have ended over another answer before it left.
     relay.logs("waiting: ").await;
     assert!(!relay.log().contains(SAID), "{}", relay.log());
     link.set(Mode::Pass);
     relay.logs(SAID).await;
+    fixture.holds(1).await;
     insert(&fixture, &[good(1)]).await;
     fixture.holds(2).await;
     assert_eq!(relay.log().matches(SAID).count(), 1, "{}", relay.log());

@@ -17,16 +17,10 @@ fn push_message(connection: &mut LaneConnection, batch: &str, n: u64, last: u64)
         ("Nats-Batch-Sequence", n_text.as_str()),
     ];
     let subject = match n {
-        1 => {
-            pairs.push(("Nats-Expected-Last-Subject-Sequence", &last));
-            pairs.push((
-                "Nats-Expected-Last-Subject-Sequence-Subject",
-                "walrelay.lane.s",
-            ));
-            "outbox.x"
-        }
+        1 => "outbox.x",
         2 => "outbox.y",
         _ => {
+            pairs.push(("Nats-Expected-Last-Subject-Sequence", &last));
             pairs.push(("Nats-Batch-Commit", "1"));
             "walrelay.lane.s"
         }

@@ -355,8 +355,14 @@ impl Broker {
         });
     }
 
-    /// Handles one message; the answers, in order.
+    /// Handles one message; the answers that are asked for, in order.
     pub(crate) fn handle(&mut self, frame: Frame, now: Duration) -> Vec<Reply> {
+        let mut answers = self.answers(frame, now);
+        answers.retain(|(reply, ..)| !reply.is_empty());
+        answers
+    }
+
+    fn answers(&mut self, frame: Frame, now: Duration) -> Vec<Reply> {
         let reply = frame.reply.clone();
         let one = |value: Value| vec![(reply.clone(), None, value)];
         let subject = frame.subject.clone();
@@ -515,9 +521,10 @@ pub(crate) fn take_frame(received: &mut Vec<u8>) -> Option<ClientOp> {
     }
     let arguments: Vec<&str> = words.collect();
     let length = |at: usize| arguments[at].parse::<usize>().expect("a length");
-    let (reply_at, headers, total) = match (name, arguments.len()) {
-        ("PUB", 3) => (1, 0, length(2)),
-        ("HPUB", 4) => (1, length(2), length(3)),
+    let (reply, headers, total) = match (name, arguments.len()) {
+        ("PUB", 3) => (arguments[1], 0, length(2)),
+        ("HPUB", 3) => ("", length(1), length(2)),
+        ("HPUB", 4) => (arguments[1], length(2), length(3)),
         _ => panic!("the relay sent {line:?}"),
     };
     let body = end + 2;
@@ -531,7 +538,7 @@ pub(crate) fn take_frame(received: &mut Vec<u8>) -> Option<ClientOp> {
     );
     let frame = Frame {
         subject: arguments[0].to_owned(),
-        reply: arguments[reply_at].to_owned(),
+        reply: reply.to_owned(),
         headers: received[body..body + headers].to_vec(),
         data: received[body + headers..body + total].to_vec(),
     };

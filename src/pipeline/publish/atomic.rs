@@ -9,7 +9,7 @@ use super::flight::{Flight, Reply};
 use super::frame::{Frames, HEADER_VERSION, push_number_header};
 use super::publisher::{Preparation, Publisher, TurnEnd};
 use super::{Body, tail_header};
-use crate::pipeline::fault::{Class, Fault};
+use crate::pipeline::fault::{BATCH_INCOMPLETE, Class, Fault};
 use crate::pipeline::lane_end::LaneEnd;
 use crate::pipeline::position::TAIL_HEADER;
 
@@ -49,11 +49,14 @@ impl Atomic {
         frames
             .headers
             .extend_from_slice(format!("{TAIL_HEADER}: {tail}\r\n").as_bytes());
-        self.write_headers(flight, frames.headers);
+        let place = self.batches.next(flight.published);
+        write_place(flight, place, frames.headers);
+        let fence = "Nats-Expected-Last-Subject-Sequence: ";
+        push_number_header(frames.headers, fence.as_bytes(), self.fence_sequence);
         frames
             .headers
             .extend_from_slice(b"Nats-Batch-Commit: 1\r\n\r\n");
-        write_reply(flight, self.batches.next(flight.published), frames.reply);
+        write_reply(flight, place, frames.reply);
         frames.write(flight.settings.fence_subject.as_bytes(), &Body::Bytes(b""));
     }
 }
@@ -69,27 +72,17 @@ impl Publisher for Atomic {
     }
 
     fn write_headers(&self, flight: &Flight, headers: &mut Vec<u8>) {
-        let place = self.batches.next(flight.published);
-        headers.extend_from_slice(b"Nats-Batch-Id: ");
-        headers.extend_from_slice(flight.settings.limits.epoch_token.as_bytes());
-        push_number_header(headers, b"-", place.batch);
-        push_number_header(headers, b"Nats-Batch-Sequence: ", place.sequence);
-        if place.sequence == 1 {
-            push_number_header(
-                headers,
-                b"Nats-Expected-Last-Subject-Sequence: ",
-                self.fence_sequence,
-            );
-            let fence = format!(
-                "Nats-Expected-Last-Subject-Sequence-Subject: {}\r\nNats-Expected-Stream: {}\r\n",
-                flight.settings.fence_subject, flight.settings.stream
-            );
-            headers.extend_from_slice(fence.as_bytes());
-        }
+        write_place(flight, self.batches.next(flight.published), headers);
     }
 
     fn take_in(&mut self, flight: &Flight, _subject: &[u8], reply: &mut Vec<u8>) {
-        write_reply(flight, self.batches.join(flight.published), reply);
+        let place = self.batches.join(flight.published);
+        reply.clear();
+        // The answers to the first message and to the commit tell all but which one of the others was refused; an answer to each
+        // would cost nats-server a third of what the message costs.
+        if place.sequence == 1 {
+            write_reply(flight, place, reply);
+        }
     }
 
     fn framed(&mut self, _reply_end: usize) {}
@@ -97,13 +90,14 @@ impl Publisher for Atomic {
     fn may_send(&self, flight: &Flight) -> bool {
         self.batches
             .open()
-            .is_none_or(|batch| !batch.committing && flight.published - batch.before < EVENTS_MAX)
+            .is_none_or(|batch| flight.published - batch.before < EVENTS_MAX)
     }
 
     /// A full window commits as well: nothing of a batch is acknowledged before.
     fn end_turn(&mut self, flight: &Flight, end: &TurnEnd<'_>, frames: &mut Frames<'_>) {
-        if (end.dry || end.full) && self.batches.commit() {
+        if (end.dry || end.full) && self.batches.may_commit() {
             self.write_commit(flight, end.lane_end, frames);
+            self.batches.commit(flight.published);
         }
     }
 
@@ -111,7 +105,7 @@ impl Publisher for Atomic {
         let answered = self
             .batches
             .answered(reply.token, &flight.settings.limits.epoch_token)?;
-        let (before, committing) = (answered.batch.before, answered.batch.committing);
+        let before = answered.batch.before;
         if reply.payload.is_empty() && reply.status.is_none() {
             // Taken into the batch, not stored yet.
             return Ok(flight.acknowledged);
@@ -122,7 +116,7 @@ impl Publisher for Atomic {
             .get(answered.id.len() + 1..)
             .and_then(|rest| std::str::from_utf8(rest).ok()?.parse::<u64>().ok())
             .map_or(before + 1, |sequence| before.saturating_add(sequence));
-        let is_own = committing && number > flight.published;
+        let own = answered.through.filter(|through| number > *through);
         let answer = match flight.read_answer(reply, number) {
             Err(Fault::Refused {
                 err_code: WRONG_LAST_SEQUENCE,
@@ -132,7 +126,21 @@ impl Publisher for Atomic {
                 self.refused_whole = true;
                 return Err(Fault::Sequence(description));
             }
-            Err(refused @ Fault::Refused { .. }) if is_own && refused.class() == Class::Row => {
+            Err(Fault::Refused {
+                err_code: BATCH_INCOMPLETE,
+                description,
+                position,
+                ..
+            }) if own.is_some_and(|through| through > before + 1) => {
+                return Err(Fault::Incomplete {
+                    oldest: flight.oldest().unwrap_or(position),
+                    in_flight: flight.len(),
+                    text: description,
+                });
+            }
+            Err(refused @ Fault::Refused { .. })
+                if own.is_some() && refused.class() == Class::Row =>
+            {
                 return Err(Fault::Broker(format!(
                     "stream {} does not take the lane's own message: {}",
                     flight.settings.stream,
@@ -141,18 +149,20 @@ impl Publisher for Atomic {
             }
             answer => answer?,
         };
-        let count = flight.published - before + 1;
+        let Some(through) = answered.through else {
+            return Err(Fault::Answer(excerpt(reply.payload)));
+        };
+        let count = through - before + 1;
         match answer.seq {
             Some(sequence)
-                if committing
-                    && answer.stream.as_deref() == Some(&flight.settings.stream)
+                if answer.stream.as_deref() == Some(&flight.settings.stream)
                     && answer.batch.as_deref() == Some(&answered.id)
                     && answer.count == Some(count)
                     && sequence >= self.fence_sequence + count =>
             {
                 self.fence_sequence = sequence;
                 self.batches.close();
-                Ok(flight.published)
+                Ok(through)
             }
             _ => Err(Fault::Answer(excerpt(reply.payload))),
         }
@@ -163,7 +173,7 @@ impl Publisher for Atomic {
     }
 
     fn has_open_batch(&self) -> bool {
-        self.batches.open().is_some()
+        self.batches.any()
     }
 
     fn batches(&self) -> u64 {
@@ -187,6 +197,18 @@ fn write_reply(flight: &Flight, place: Place, reply: &mut Vec<u8>) {
         )
         .as_bytes(),
     );
+}
+
+/// Appends a message's place among those of its batch; the first one names the stream.
+fn write_place(flight: &Flight, place: Place, headers: &mut Vec<u8>) {
+    headers.extend_from_slice(b"Nats-Batch-Id: ");
+    headers.extend_from_slice(flight.settings.limits.epoch_token.as_bytes());
+    push_number_header(headers, b"-", place.batch);
+    push_number_header(headers, b"Nats-Batch-Sequence: ", place.sequence);
+    if place.sequence == 1 {
+        let stream = format!("Nats-Expected-Stream: {}\r\n", flight.settings.stream);
+        headers.extend_from_slice(stream.as_bytes());
+    }
 }
 
 /// The lane's last position once everything published is stored, as its fence tells it; in a batch of replays alone the

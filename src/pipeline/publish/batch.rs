@@ -1,25 +1,27 @@
-//! The open batch, as fast ingest and atomic publishing number it (ADR-50).
+//! The batches as fast ingest and atomic publishing number them (ADR-50).
 //!
 //! In: rows taken in, commits, reply subjects. Out: each message's batch and place there. Guarantee: nothing joins a batch
-//! behind its commit.
+//! behind its commit, and one commit at most is under way.
 
 use super::answer::excerpt;
 use crate::pipeline::fault::Fault;
 
-/// The batches of an epoch, of which one at most is open.
+/// The batches of an epoch.
 #[derive(Debug, Default)]
 pub(super) struct Batches {
     opened: u64,
+    /// Takes further messages.
     open: Option<Batch>,
+    /// Its commit has no answer yet; and how many rows of the epoch there were with its last.
+    committing: Option<(Batch, u64)>,
 }
 
-/// A batch that is open, or whose commit is under way.
+/// A batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Batch {
     pub(super) number: u64,
     /// Rows of the epoch before the batch's first.
     pub(super) before: u64,
-    pub(super) committing: bool,
 }
 
 /// A message's place.
@@ -36,6 +38,8 @@ pub(super) struct Answered {
     pub(super) batch: Batch,
     /// `<epoch token>-<number>`
     pub(super) id: String,
+    /// How many rows of the epoch there were with its last, once its commit is under way.
+    pub(super) through: Option<u64>,
 }
 
 impl Batches {
@@ -44,13 +48,20 @@ impl Batches {
         self.opened
     }
 
+    /// The one that takes messages.
+    #[inline]
     pub(super) fn open(&self) -> Option<&Batch> {
         self.open.as_ref()
     }
 
     #[inline]
     pub(super) fn is_committing(&self) -> bool {
-        self.open.as_ref().is_some_and(|batch| batch.committing)
+        self.committing.is_some()
+    }
+
+    /// Whether the fate of one is not known yet.
+    pub(super) fn any(&self) -> bool {
+        self.open.is_some() || self.committing.is_some()
     }
 
     /// Where the next message behind so many rows goes; it may have to open a batch.
@@ -68,49 +79,47 @@ impl Batches {
     }
 
     /// Takes in the next message behind so many rows.
-    ///
-    /// # Panics
-    /// Behind a commit under way.
     pub(super) fn join(&mut self, published: u64) -> Place {
-        assert!(!self.is_committing(), "a message behind a commit");
         let place = self.next(published);
         self.opened = place.batch;
         self.open.get_or_insert(Batch {
             number: place.batch,
             before: published,
-            committing: false,
         });
         place
     }
 
-    /// The open batch is under commit from here on; false where there is none, or it is already.
-    pub(super) fn commit(&mut self) -> bool {
-        match &mut self.open {
-            Some(batch) if !batch.committing => {
-                batch.committing = true;
-                true
-            }
-            _ => false,
-        }
+    /// Whether a batch can be committed now.
+    pub(super) fn may_commit(&self) -> bool {
+        self.open.is_some() && self.committing.is_none()
+    }
+
+    /// The open batch, if there is one, is under commit from here on, behind so many rows.
+    pub(super) fn commit(&mut self, published: u64) {
+        self.committing = self.open.take().map(|batch| (batch, published));
     }
 
     /// The commit is answered.
     pub(super) fn close(&mut self) {
-        self.open = None;
+        self.committing = None;
     }
 
-    /// The open batch, provided that the answer is one of its own.
+    /// The batch that the answer is one of.
     pub(super) fn answered(&self, token: &[u8], epoch_token: &str) -> Result<Answered, Fault> {
-        let Some(batch) = self.open else {
+        if !self.any() {
             return Err(Fault::Answer(format!("{} behind a batch", excerpt(token))));
-        };
-        let id = format!("{epoch_token}-{}", batch.number);
-        let is_ours = token
-            .strip_prefix(id.as_bytes())
-            .is_some_and(|rest| rest.starts_with(b"."));
-        if !is_ours {
-            return Err(Fault::Answer(excerpt(token)));
         }
-        Ok(Answered { batch, id })
+        let committing = self
+            .committing
+            .map(|(batch, through)| (batch, Some(through)));
+        let open = self.open.map(|batch| (batch, None));
+        for (batch, through) in committing.into_iter().chain(open) {
+            let id = format!("{epoch_token}-{}", batch.number);
+            let rest = token.strip_prefix(id.as_bytes());
+            if rest.is_some_and(|rest| rest.starts_with(b".")) {
+                return Ok(Answered { batch, id, through });
+            }
+        }
+        Err(Fault::Answer(excerpt(token)))
     }
 }

@@ -58,6 +58,7 @@ impl Publisher for FastIngest {
     }
 
     fn take_in(&mut self, flight: &Flight, subject: &[u8], reply: &mut Vec<u8>) {
+        assert!(!self.batches.is_committing(), "a message behind a commit");
         let place = self.batches.join(flight.published);
         let mut operation = Operation::Append;
         if place.sequence == 1 {
@@ -81,9 +82,10 @@ impl Publisher for FastIngest {
         // A full window waits for the batch's own acknowledgements, unless it is too small for them to come.
         let starved = end.full && flight.len() <= 2 * FLOW;
         let place = self.batches.next(flight.published);
-        if !(end.dry || starved) || !self.batches.commit() {
+        if !(end.dry || starved) || !self.batches.may_commit() {
             return;
         }
+        self.batches.commit(flight.published);
         if let Some(at) = latest_operation_at {
             frames.out[at] = Operation::AppendAndCommit as u8;
             return;
@@ -124,7 +126,7 @@ impl Publisher for FastIngest {
             Some(_) => Err(Fault::Sequence(excerpt(reply.payload))),
             None => {
                 let count = flight.published - before;
-                if !answered.batch.committing
+                if answered.through.is_none()
                     || answer.batch.as_deref() != Some(&answered.id)
                     || answer.count != Some(count)
                 {
@@ -142,7 +144,7 @@ impl Publisher for FastIngest {
     }
 
     fn has_open_batch(&self) -> bool {
-        self.batches.open().is_some()
+        self.batches.any()
     }
 
     fn batches(&self) -> u64 {

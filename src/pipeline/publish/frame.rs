@@ -17,7 +17,7 @@ pub(super) struct Frames<'a> {
 }
 
 impl Frames<'_> {
-    /// Appends a frame of headers, reply subject and these; returns where its reply subject ends.
+    /// Appends a frame of headers, reply subject (none where it is empty) and these; returns where its reply subject ends.
     #[inline]
     pub(super) fn write(&mut self, subject: &[u8], body: &Body<'_>) -> usize {
         write_frame(self.out, subject, self.reply, self.headers, body)
@@ -77,7 +77,9 @@ fn write_frame(
     out.extend_from_slice(b" ");
     out.extend_from_slice(reply);
     let reply_end = out.len();
-    out.extend_from_slice(b" ");
+    if !reply.is_empty() {
+        out.extend_from_slice(b" ");
+    }
     out.extend_from_slice(digits.format(headers.len()).as_bytes());
     out.extend_from_slice(b" ");
     out.extend_from_slice(digits.format(total).as_bytes());

@@ -44,13 +44,18 @@ impl Broker {
             return answer(Value::Null);
         }
         let batch = self.atomic_batches.remove(&id).expect("found above");
-        if let Some((err_code, text)) = self.events.expectation(&batch.frames[0]) {
+        let mut expectations = batch
+            .frames
+            .iter()
+            .map(|frame| self.events.expectation(frame));
+        if let Some((err_code, text)) = expectations.find_map(|refusal| refusal) {
             return answer(refused(STREAM, 400, err_code, &text));
         }
         if self.is_full() {
             return answer(refused(STREAM, 503, 10_077, "maximum bytes exceeded"));
         }
-        let behind = number(&batch.frames[0], "Nats-Expected-Last-Subject-Sequence");
+        let fence = |frame| number(frame, "Nats-Expected-Last-Subject-Sequence");
+        let behind = batch.frames.iter().find_map(fence);
         let has_events = batch.frames.iter().any(|frame| frame.position().is_some());
         if has_events && behind.is_none_or(|fence| fence == 0) {
             self.events.violation = Some("a batch that is behind no fence".into());
