@@ -45,6 +45,7 @@ pub(crate) async fn of_database(nats: &Admin, client: &Client) -> anyhow::Result
 
 /// The same, of the lanes of one outbox alone, however many shares it has had. None where it was never divided: slots may be
 /// called like those of its shares by chance.
+#[cfg(feature = "cli")]
 pub(crate) async fn of_shares(
     nats: &Admin,
     client: &Client,
@@ -74,6 +75,7 @@ pub(crate) async fn was_divided(
     }
 }
 
+#[cfg(feature = "cli")]
 async fn of_slots(
     nats: &Admin,
     client: &Client,
