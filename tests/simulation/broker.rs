@@ -414,7 +414,10 @@ impl Broker {
     fn refusal(&self, frame: &Frame) -> Option<(u16, u16, String)> {
         let data = String::from_utf8_lossy(&frame.data);
         if frame.subject.starts_with("outbox.")
-            && self.poison.iter().any(|id| data.contains(id.as_str()))
+            && self
+                .poison
+                .iter()
+                .any(|id| data.contains(id.as_str()) || frame.header("id") == Some(id.as_str()))
         {
             return Some((400, 10_054, "message size exceeds maximum allowed".into()));
         }

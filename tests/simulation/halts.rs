@@ -24,6 +24,7 @@ pub(crate) fn settings() -> Settings {
         halt_on_reject: false,
         from: None,
         shared: false,
+        further: Vec::new(),
     }
 }
 

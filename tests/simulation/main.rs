@@ -8,6 +8,7 @@ mod broker;
 mod halts;
 mod limits;
 mod net;
+mod outboxes;
 mod postgres;
 mod random;
 mod regressions;

@@ -3,6 +3,7 @@
 //! Start = max(requested, confirmed); a transaction is sent if and only if its commit record begins at or behind it;
 //! only `flush` moves the slot; the confirmed LSN on disk is older than the one in memory, and a crash goes back to it.
 
+use crate::outboxes::{self, KINDS, Kind, NAMES, OIDS, OWN, Spans};
 use crate::random::Random;
 use crate::wire::{self, Table, Value};
 use std::collections::BTreeMap;
@@ -10,8 +11,6 @@ use std::time::Duration;
 use walrelay::pipeline::history::History;
 
 pub(crate) const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
-const OUTBOX: &str = "outbox_events";
-const OUTBOX_OID: u32 = 16_400;
 const OTHER_OID: u32 = 16_500;
 /// Text in some encoding, and none in UTF-8.
 pub(crate) const NO_TEXT: &[u8] = b"\"Z\xfcri\"";
@@ -20,6 +19,8 @@ pub(crate) const NO_TEXT: &[u8] = b"\"Z\xfcri\"";
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
     pub(crate) outbox: bool,
+    /// Of which layout its table is.
+    pub(crate) kind: Kind,
     /// As it was when the row was inserted: OID and name.
     table: (u32, &'static str),
     /// In the order of the envelope.
@@ -33,7 +34,7 @@ impl Row {
     fn as_message(&self) -> Option<String> {
         let text = |at: usize| std::str::from_utf8(self.values[at].as_deref()?).ok();
         let (id, payload) = (text(0)?, text(5)?);
-        let is_one = self.outbox && !self.rejected && payload.len() % 4 == 0;
+        let is_one = self.outbox && self.kind == OWN && !self.rejected && payload.len() % 4 == 0;
         is_one.then_some(())?;
         Some(format!(
             r#"{{"id" : "{id}", "aggregate_id" : "{}", "event_type" : "{}", "event_version" : {}, "occurred_at" : "{}", "payload_json" : {payload}}}"#,
@@ -104,10 +105,15 @@ pub(crate) struct Postgres {
     pub(crate) walsenders: u64,
     /// SQL_ASCII: any bytes are text.
     pub(crate) sql_ascii: bool,
-    /// OID of the table that is the outbox.
-    pub(crate) outbox_oid: u32,
+    /// OIDs of the tables that have the outboxes' names.
+    pub(crate) oids: [u32; KINDS],
+    /// The further tables that get rows.
+    pub(crate) further: Vec<Kind>,
+    /// When which table was the lane's.
+    pub(crate) spans: Spans,
     columns: Vec<usize>,
-    events: u64,
+    /// Rows of each table: their ids are the same.
+    events: [u64; KINDS],
     salt: u64,
 }
 
@@ -131,17 +137,32 @@ impl Postgres {
             walsender: None,
             walsenders: 0,
             sql_ascii: false,
-            outbox_oid: OUTBOX_OID,
+            oids: OIDS,
+            further: Vec::new(),
+            spans: Spans::default(),
             columns,
-            events: 0,
+            events: [0; KINDS],
             salt: 0,
         }
     }
 
     /// A row that can be published, or one that cannot.
     pub(crate) fn row(&mut self, random: &mut Random, rejects: bool) -> Row {
-        self.events += 1;
-        let n = self.events;
+        let kind = match self.further.is_empty() {
+            true => OWN,
+            false => *[OWN]
+                .iter()
+                .chain(&self.further)
+                .nth(random.below(self.further.len() as u64 + 1) as usize)
+                .expect("in range"),
+        };
+        self.row_of(kind, random, rejects)
+    }
+
+    /// The same, of one table.
+    pub(crate) fn row_of(&mut self, kind: Kind, random: &mut Random, rejects: bool) -> Row {
+        self.events[kind] += 1;
+        let n = self.events[kind];
         let text = |text: &str| Some(text.as_bytes().to_vec());
         let payload = "x".repeat(random.between(0, 120) as usize);
         let mut values = [
@@ -162,6 +183,8 @@ impl Postgres {
             values[random.pick(&[2, 5])] = Some(NO_TEXT.to_vec());
         } else if rejected {
             match random.below(6) {
+                // Of a payload alone the aggregate may be missing, and the table has no columns for the others.
+                1 | 3 | 4 if outboxes::has_bare_payload(kind) => values[2] = None,
                 0 => values[0] = None,
                 1 => values[1] = None,
                 2 => values[2] = text("two words"),
@@ -175,7 +198,8 @@ impl Postgres {
         }
         Row {
             outbox: true,
-            table: (self.outbox_oid, OUTBOX),
+            kind,
+            table: (self.oids[kind], NAMES[kind][0]),
             values,
             rejected,
         }
@@ -198,9 +222,10 @@ impl Postgres {
         let mut row = self.row(random, false);
         row.outbox = false;
         // One that was the outbox is another table now.
-        row.table = match self.outbox_oid > OUTBOX_OID && random.one_in(2) {
-            true => (self.outbox_oid - 1, "outbox_old"),
-            false => (OTHER_OID, "other"),
+        let oid = self.oids[row.kind];
+        row.table = match oid > OIDS[row.kind] && random.one_in(2) {
+            true => (oid - 1, NAMES[row.kind][2]),
+            false => (OTHER_OID + row.kind as u32, "other"),
         };
         if self.sql_ascii {
             row.values[5] = Some(NO_TEXT.to_vec());
@@ -210,16 +235,20 @@ impl Postgres {
 
     /// A new table, what the outbox has copied into it, and the names swapped; then an event. FOR ALL TABLES sends all of it.
     pub(crate) fn replace_table(&mut self, random: &mut Random) {
-        let events = self.events().map(|(_, _, _, row)| row.clone());
-        let mut copied: Vec<Row> = events.collect();
+        let kind = match self.further.is_empty() {
+            true => OWN,
+            false => self.row(random, false).kind,
+        };
+        let of_kind = self.events().filter(|(_, _, _, row)| row.kind == kind);
+        let mut copied: Vec<Row> = of_kind.map(|(_, _, _, row)| row.clone()).collect();
         copied.drain(..copied.len().saturating_sub(30));
-        self.outbox_oid += 1;
+        self.oids[kind] += 1;
         for row in &mut copied {
             row.outbox = false;
-            row.table = (self.outbox_oid, "outbox_new");
+            row.table = (self.oids[kind], NAMES[kind][1]);
         }
         // The relay knows of the other table by its first row.
-        let event = std::iter::repeat_with(|| self.row(random, false))
+        let event = std::iter::repeat_with(|| self.row_of(kind, random, false))
             .find(|row| row.as_message().is_none())
             .expect("most events are rows");
         // All in one transaction, or one after the other.
@@ -387,18 +416,18 @@ impl Postgres {
         Some(flush_lsn)
     }
 
-    /// All rows of the outbox: commit LSN, end LSN, ordinal, row.
+    /// All rows of the outboxes: commit LSN, end LSN, ordinal, row.
     pub(crate) fn events(&self) -> impl Iterator<Item = (u64, u64, u64, &Row)> {
-        self.wal.iter().flat_map(|record| {
+        self.wal.iter().flat_map(move |record| {
             let transaction = match record {
                 Record::Transaction(transaction) => Some(transaction),
                 Record::Other(_) => None,
             };
-            transaction.into_iter().flat_map(|transaction| {
+            transaction.into_iter().flat_map(move |transaction| {
                 transaction
                     .rows
                     .iter()
-                    .filter(|row| row.outbox)
+                    .filter(|row| row.outbox && self.spans.count(row.kind, transaction.commit_lsn))
                     .zip(1..)
                     .map(move |(row, ordinal)| {
                         (transaction.commit_lsn, transaction.end_lsn, ordinal, row)
@@ -424,28 +453,30 @@ fn send_transaction(
         }
         let (oid, name) = row.table;
         if described.insert(oid, name) != Some(name) {
-            message(&wire::relation(&table(oid, name, columns)));
+            message(&wire::relation(&table(oid, name, row.kind, columns)));
         }
-        let mut values: Vec<Value> = columns.iter().map(|at| row.values[*at].clone()).collect();
+        let of_kind = columns_of(row.kind, columns);
+        let mut values: Vec<Value> = of_kind.map(|at| row.values[at].clone()).collect();
         values.push(None);
         message(&wire::insert(oid, &values));
     }
     message(&wire::commit(transaction.commit_lsn, transaction.end_lsn));
 }
 
-/// The columns in the table's own order, and one more.
-fn table(oid: u32, name: &str, columns: &[usize]) -> Table {
-    let known = [
-        ("id", 2950),
-        ("aggregate_id", 2950),
-        ("event_type", 25),
-        ("event_version", 21),
-        ("occurred_at", 1184),
-        ("payload_json", 3802),
-    ];
-    let mut columns: Vec<_> = columns
+/// The columns that a table of that layout has.
+fn columns_of(kind: Kind, columns: &[usize]) -> impl Iterator<Item = usize> {
+    let known = outboxes::columns(kind);
+    columns
         .iter()
-        .map(|at| (known[*at].0.to_owned(), known[*at].1))
+        .copied()
+        .filter(move |at| !known[*at].0.is_empty())
+}
+
+/// The columns in the table's own order, and one more.
+fn table(oid: u32, name: &str, kind: Kind, columns: &[usize]) -> Table {
+    let known = outboxes::columns(kind);
+    let mut columns: Vec<_> = columns_of(kind, columns)
+        .map(|at| (known[at].0.to_owned(), known[at].1))
         .collect();
     columns.push(("dispatched_at".into(), 1184));
     Table {

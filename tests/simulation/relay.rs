@@ -3,6 +3,7 @@
 use crate::broker::{self, Frame, STREAM};
 use crate::limits::look_at_limit;
 use crate::net::To;
+use crate::outboxes::{KINDS, Kind, OIDS, outboxes};
 use crate::transport::{Broker, Wal};
 use crate::world::World;
 use std::time::Duration;
@@ -17,14 +18,12 @@ use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::lane_end::Memory;
 use walrelay::pipeline::limit::SizeLimit;
-use walrelay::pipeline::mapping::Mapping;
 use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::RecordOrNote;
 use walrelay::pipeline::request::{StoredRecord, Unfit};
-use walrelay::pipeline::row::{Outbox, Source};
-use walrelay::pipeline::tables::Tables;
+use walrelay::pipeline::row::Source;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
 use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
 
@@ -68,6 +67,8 @@ pub(crate) struct Settings {
     pub(crate) from: Option<u64>,
     /// `nats.shared`
     pub(crate) shared: bool,
+    /// `source.tables`
+    pub(crate) further: Vec<Kind>,
 }
 
 /// How a relay ended.
@@ -84,8 +85,8 @@ struct Start {
     /// Once it has begun.
     engine: Option<Box<Engine>>,
     incarnation: u64,
-    /// OID of the outbox and the end of the WAL, when the catalog was looked at.
-    catalog: (u32, u64),
+    /// OIDs of the outboxes and the end of the WAL, when the catalog was looked at.
+    catalog: ([u32; KINDS], u64),
     broker: Option<Broker>,
     wal: Option<Wal>,
     /// Answers that came since the slot was taken.
@@ -342,7 +343,7 @@ impl Relay {
             },
             engine: None,
             incarnation: 0,
-            catalog: (0, 0),
+            catalog: (OIDS, 0),
             broker: None,
             wal: None,
             answers_since_slot: 0,
@@ -465,7 +466,7 @@ impl Relay {
                     return Err(gone("down"));
                 }
                 start.incarnation = world.postgres.incarnation;
-                start.catalog = (world.postgres.outbox_oid, world.postgres.end_lsn);
+                start.catalog = (world.postgres.oids, world.postgres.end_lsn);
                 start.opening.catalog_seen();
             }
             Wanted::Broker => {
@@ -536,21 +537,13 @@ impl Relay {
     fn epoch_settings(
         &self,
         inbox: &str,
-        (outbox_oid, server_lsn): (u32, u64),
+        (oids, server_lsn): ([u32; KINDS], u64),
         world: &mut World,
     ) -> EpochSettings {
         let settings = &self.settings;
         EpochSettings {
             source: Source {
-                outboxes: vec![Outbox {
-                    tables: Tables::new(
-                        "public".into(),
-                        "outbox_events".into(),
-                        outbox_oid,
-                        server_lsn.into(),
-                    ),
-                    mapping: Mapping::default(),
-                }],
+                outboxes: outboxes(&settings.further, &oids, server_lsn).collect(),
                 domains: Vec::new(),
                 encoding: match world.postgres.sql_ascii {
                     true => Encoding::Unchecked,

@@ -1,5 +1,6 @@
 //! One seed: a workload, faults, healing, rest; then the verdict.
 
+use crate::outboxes::{Kind, OWN, Plan};
 use crate::relay::{Outcome, Relay, Settings};
 use crate::world::{ALL_FAULTS, FaultKind, World};
 use std::time::Duration;
@@ -52,6 +53,7 @@ pub(crate) fn settings(world: &mut World) -> Settings {
         halt_on_reject: false,
         from: None,
         shared: world.broker.shared,
+        further: Vec::new(),
     }
 }
 
@@ -142,6 +144,68 @@ impl Simulation {
         true
     }
 
+    /// Names a further table, or one no more: with the relays stopped or killed, as the documentation says.
+    fn change_tables(&mut self, present: &[Kind]) {
+        let kind = self.world.random.pick(present);
+        if !self.settings.further.contains(&kind) {
+            // Known limit: a lane that has lost its only record begins anew, and so does the table.
+            if self.world.broker.records.synced_seq == 0 {
+                return;
+            }
+            self.end_relays();
+            self.settings.further.push(kind);
+            self.world.postgres.spans.add(kind);
+            self.world.note(|| format!("table {kind} is named"));
+            return;
+        }
+        // Without a hold-back the end of the stream may go back to one of its events, which are gone then.
+        if self.world.may_lose || !self.world.postgres.up {
+            return;
+        }
+        self.world.postgres.further.retain(|other| *other != kind);
+        if self.is_confirmed_by_another_table() {
+            self.end_relays();
+            self.settings.further.retain(|other| *other != kind);
+            let end = self.world.postgres.end_lsn;
+            self.world.postgres.spans.remove(kind, end);
+            self.world.note(|| format!("table {kind} is named no more"));
+        }
+        self.world.postgres.further.push(kind);
+    }
+
+    /// An event of the lane's own table, once the slot is confirmed through it; false where that does not come.
+    fn is_confirmed_by_another_table(&mut self) -> bool {
+        let world = &mut self.world;
+        let row = world.postgres.row_of(OWN, &mut world.random, false);
+        world.postgres.commit(vec![row], &mut world.random);
+        let limit = self.world.now + self.settings.hold_back * 2 + Duration::from_secs(60);
+        let mut alive = true;
+        self.run(limit, |simulation| {
+            alive = simulation.revive();
+            !alive || simulation.world.is_done()
+        });
+        alive && self.world.is_done()
+    }
+
+    fn end_relays(&mut self) {
+        let now = self.world.now;
+        if self.world.random.one_in(2) {
+            for relay in &mut self.relays {
+                relay.stop(now);
+            }
+            let ended = |simulation: &mut Self| {
+                let mut relays = simulation.relays.iter();
+                relays.all(|relay| relay.outcome().is_some())
+            };
+            self.run(now + Duration::from_secs(20), ended);
+        }
+        for relay in &mut self.relays {
+            if relay.outcome().is_none() {
+                relay.kill(&mut self.world);
+            }
+        }
+    }
+
     fn epochs(&self) -> u64 {
         self.epochs
             + self
@@ -179,18 +243,30 @@ impl Simulation {
     }
 }
 
+/// What is done at a moment of a run.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Work,
+    Fault(FaultKind),
+    /// A further table is named, or is named no more.
+    Tables,
+}
+
 /// Runs one seed; its history where it is asked for.
 pub(crate) fn seed(seed: u64, verbose: bool) -> (World, Summary) {
     let mut world = World::new(seed, verbose);
-    let settings = settings(&mut world);
+    let tables = Plan::of_seed(seed);
+    let mut settings = settings(&mut world);
+    settings.further.clone_from(&tables.named);
+    world.postgres.further.clone_from(&tables.present);
     world.note(|| format!("{settings:?}"));
     let relays = if world.random.one_in(3) { 2 } else { 1 };
     let rejects = world.random.one_in(2);
     let faults = world.random.below(9);
     let span = world.random.millis(500, 40_000);
-    let mut plan: Vec<(Duration, Option<FaultKind>)> = Vec::new();
+    let mut plan: Vec<(Duration, Step)> = Vec::new();
     for _ in 0..world.random.between(5, 60) {
-        plan.push((span.mul_f64(world.random.fraction()), None));
+        plan.push((span.mul_f64(world.random.fraction()), Step::Work));
     }
     for _ in 0..faults {
         let fault = world.random.pick(&ALL_FAULTS);
@@ -198,26 +274,29 @@ pub(crate) fn seed(seed: u64, verbose: bool) -> (World, Summary) {
         let behind = plan
             .iter()
             .rev()
-            .find(|(_, fault)| fault.is_some())
+            .find(|(_, step)| matches!(step, Step::Fault(_)))
             .map(|(at, _)| *at);
         let at = match behind {
             Some(at) if world.random.one_in(2) => at + world.random.millis(0, 80),
             _ => span.mul_f64(world.random.fraction()),
         };
-        plan.push((at, Some(fault)));
+        plan.push((at, Step::Fault(fault)));
     }
+    let changes = tables.changes.iter();
+    plan.extend(changes.map(|part| (span.mul_f64(*part), Step::Tables)));
     plan.sort_by_key(|(at, _)| *at);
     let mut simulation = Simulation::new(world, settings, relays);
     let mut halted = false;
-    for (at, fault) in plan {
+    for (at, step) in plan {
         simulation.run(at, |_| false);
         if !simulation.revive() || simulation.world.failure.is_some() {
             halted = true;
             break;
         }
-        match fault {
-            None => simulation.work(rejects),
-            Some(fault) => simulation.world.inject(fault, &mut simulation.relays),
+        match step {
+            Step::Work => simulation.work(rejects),
+            Step::Fault(fault) => simulation.world.inject(fault, &mut simulation.relays),
+            Step::Tables => simulation.change_tables(&tables.present),
         }
     }
     if !halted {

@@ -245,10 +245,12 @@ impl World {
         {
             self.recorded_lsn = self.recorded_lsn.max(record.confirmed_lsn.into());
         }
+        let before = self.broker.records.last_seq;
         let mut answers = self.broker.handle(frame, self.now);
         if let Some(violation) = self.broker.events.violation.take() {
             self.fail(violation);
         }
+        self.read_record(before);
         if self.double_answer && answers.len() == 1 {
             self.double_answer = false;
             answers.push(answers[0].clone());
@@ -257,6 +259,17 @@ impl World {
             self.note(|| format!("← {} {}", answer.0, answer.2));
         }
         answers.iter().map(broker::answer_bytes).collect()
+    }
+
+    /// What a record that was just stored says of the lane's tables.
+    fn read_record(&mut self, before: u64) {
+        let stored = self.broker.records.messages.last_key_value();
+        let stored = stored.filter(|(seq, _)| **seq > before);
+        if let Some(record) = stored.and_then(|(_, frame)| frame.record())
+            && let Err(problem) = self.postgres.spans.recorded(&record)
+        {
+            self.fail(problem);
+        }
     }
 
     fn serve_postgres(&mut self, at: usize) {

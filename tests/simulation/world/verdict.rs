@@ -1,6 +1,8 @@
 //! What was committed against what the stream has.
 
 use super::*;
+use crate::outboxes;
+use walrelay::pipeline::position::TABLE_HEADER;
 
 impl World {
     /// Whether all that was committed is published and confirmed.
@@ -68,10 +70,18 @@ impl World {
             .as_ref()
             .map(|id| String::from_utf8_lossy(id).into_owned());
         let body: serde_json::Value = serde_json::from_slice(&frame.data).expect("JSON");
-        if body["id"].as_str() != id.as_deref() {
-            return Some(format!("id {} instead of {id:?}", body["id"]));
-        }
         let is_dead = frame.subject == format!("walrelay.dead.{SLOT}");
+        let told = match outboxes::has_bare_payload(row.kind) && !is_dead {
+            true => frame.header("id"),
+            false => body["id"].as_str(),
+        };
+        if told != id.as_deref() {
+            return Some(format!("id {told:?} instead of {id:?}"));
+        }
+        let table = outboxes::told_as(row.kind);
+        if frame.header(TABLE_HEADER) != table.as_deref() {
+            return Some(format!("not told to be of {table:?}"));
+        }
         let refused = id.is_some_and(|id| self.broker.poison.contains(&id));
         if is_dead != row.rejected && !(is_dead && refused) {
             return Some(format!(
@@ -82,6 +92,12 @@ impl World {
         let payload = row.values[5].as_deref().unwrap_or_default();
         if !is_dead && !contains(&frame.data, payload) {
             return Some("another payload".into());
+        }
+        let event_type = row.values[2].as_deref().unwrap_or_default();
+        let event_type = String::from_utf8_lossy(event_type);
+        let subject = format!("{}.{event_type}", outboxes::subject_root(row.kind));
+        if !is_dead && frame.subject != subject {
+            return Some(format!("on {} instead of {subject}", frame.subject));
         }
         None
     }
