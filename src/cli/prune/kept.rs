@@ -1,7 +1,7 @@
 //! Rows that stay whatever their age: open dead letters.
 //!
 //! In: the lane, the lanes of other slots of the database. Out: the ids of their open dead letters. Guarantee: a letter that
-//! does not tell its row keeps all of them.
+//! does not tell its row keeps all of them. In whichever table of the lane: a letter tells the name that its table had then.
 
 use std::collections::HashSet;
 
