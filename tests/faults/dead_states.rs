@@ -228,7 +228,7 @@ async fn count(fixture: &Fixture, state: &str) -> usize {
 
 #[tokio::test]
 async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_give_the_lease_back() {
-    const ROWS: usize = 5_000;
+    const ROWS: usize = 2_000;
     let mut fixture = with_table(Fixture::own().await, Lane::FastIngest).await;
     let mut relay = fixture.run();
     insert_bad(&fixture, 1, ROWS as u64).await;
