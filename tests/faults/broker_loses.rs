@@ -78,8 +78,8 @@ async fn is_set_back(shared: bool, whole: bool, while_running: bool) {
     }
     fixture.own_servers().nats.stop().await.unwrap();
     copy(&backup, &dir);
-    fixture.own_servers().nats.start_again().await.unwrap();
     let mut logged = relay.log().len();
+    fixture.own_servers().nats.start_again().await.unwrap();
     if !while_running {
         relay = fixture.run();
         logged = 0;

@@ -141,8 +141,8 @@ async fn a_publication_without_the_table() {
     let mut relay = running(&mut fixture).await;
     let name = fixture.name.clone();
     let sql = format!("CREATE TABLE other (id int); ALTER PUBLICATION {name} SET TABLE other");
-    fixture.sql.batch_execute(&sql).await.unwrap();
     let logged = relay.log().len();
+    fixture.sql.batch_execute(&sql).await.unwrap();
     logs_from(&mut relay, logged, "ADD TABLE public.outbox_events").await;
     Restraint::of(&relay)
         .keeps(&relay, Duration::from_secs(1))
@@ -204,10 +204,10 @@ async fn a_table_that_is_renamed_and_renamed_back() {
         "ALTER TABLE outbox_events RENAME TO moved; {}",
         crate::support::insert_sql(11, 12).replace("outbox_events", "moved")
     );
+    let logged = relay.log().len();
     fixture.sql.batch_execute(&renamed).await.unwrap();
     holds_events(&fixture, 12).await;
     without_the_slot(&fixture, &relay).await;
-    let logged = relay.log().len();
     relay.signal(Signal::CONT);
     logs_from(&mut relay, logged, "no table public.outbox_events").await;
     let back = "ALTER TABLE moved RENAME TO outbox_events";

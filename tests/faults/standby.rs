@@ -118,7 +118,9 @@ async fn promoted_under() -> (Fixture, Relay) {
 #[tokio::test]
 async fn a_standby_is_promoted_under_the_relay() {
     let (mut fixture, mut relay) = promoted_under().await;
-    let logged = logs_from(&mut relay, 0, "from timeline 1 to 2").await.len();
+    const PROMOTED: &str = "from timeline 1 to 2";
+    let log = logs_from(&mut relay, 0, PROMOTED).await;
+    let logged = log.find(PROMOTED).expect("it was found just now");
     logs_from(&mut relay, logged, "streaming, behind").await;
 
     // It sees what happens to the publication.

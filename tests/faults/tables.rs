@@ -148,8 +148,8 @@ async fn a_column_that_was_away_for_some_rows() {
         if !is_running {
             relay.kill();
         }
-        fixture.sql.batch_execute(away).await.unwrap();
         let logged = relay.log().len();
+        fixture.sql.batch_execute(away).await.unwrap();
         if is_running {
             // As long as it is away, it is waited for.
             logs_from(&mut relay, logged, "payload_json").await;
