@@ -33,7 +33,7 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	.servers/cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	$(CARGO) clippy --all-targets --features outbox-sqlx -- -D warnings
 	@scripts/library.sh
-	$(CARGO) test --features outbox-sqlx
+	@scripts/tests.sh --features outbox-sqlx
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features outbox-sqlx
 
