@@ -326,6 +326,34 @@ async fn a_proof_that_takes_too_long_is_refused_until_the_password_is_kept_anew(
     session(&conninfo).await.unwrap();
 }
 
+/// A walsender that is ended waits so long for a client that reads nothing. A unix socket has no such time.
+#[tokio::test]
+async fn a_client_that_reads_nothing_is_endured_for_a_while() {
+    let server = server(None).await;
+    let tcp = conninfo(&server, "postgres", None);
+    let hosts = vec![HostPort {
+        host: Host::Unix(server.socket_dir().to_owned()),
+        hostaddr: None,
+        port: server.port(),
+    }];
+    let unix = Conninfo {
+        hosts,
+        ..tcp.clone()
+    };
+    let show = async |conninfo: &Conninfo| {
+        let mut session = session(conninfo).await.unwrap();
+        let rows = session.simple_query("SHOW tcp_user_timeout").await.unwrap();
+        rows[0][0].clone().unwrap()
+    };
+    let (on_linux, unset) = (cfg!(target_os = "linux"), "0");
+    assert_eq!(show(&unix).await, unset);
+    assert_eq!(show(&tcp).await, if on_linux { "900000" } else { unset });
+    let admin = server.connect("postgres").await.unwrap();
+    let set = "ALTER ROLE postgres SET tcp_user_timeout = '7s'";
+    admin.batch_execute(set).await.unwrap();
+    assert_eq!(show(&tcp).await, if on_linux { "7000" } else { unset });
+}
+
 #[tokio::test]
 async fn finds_the_server_or_says_why_not() {
     let server = server(None).await;

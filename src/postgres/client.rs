@@ -130,7 +130,8 @@ impl Client {
 /// [`SqlError`].
 pub async fn connect(conninfo: &Conninfo) -> Result<Client, SqlError> {
     let (client, peer) = session(conninfo).await?;
-    let pinned = silence::answer(conninfo, 0, client.simple_query(pins::SET_AND_PID)).await;
+    let pins = [pins::SET, pins::PID].concat();
+    let pinned = silence::answer(conninfo, 0, client.simple_query(&pins)).await;
     let pid = pinned
         .ok_or(SqlError::Silent)??
         .iter()

@@ -1,7 +1,7 @@
 //! The server's end of a replication connection: what it does, and its end.
 //!
-//! In: a client, the number of the process. Out: whether it decodes, or has gone. Guarantee: ends no process but the one
-//! that was meant, also where its number is another's by now.
+//! In: a client, the number of the process. Out: what it is at, or whether it has gone. Guarantee: ends no process but the
+//! one that was meant, also where its number is another's by now.
 
 use std::time::Duration;
 
@@ -9,42 +9,66 @@ use postgres_types::PgLsn;
 
 use crate::postgres::client::{Client, SqlError};
 
-/// What a walsender does at one moment.
+/// What a walsender is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// It sends, or waits for WAL or for its client; or the role may not see it.
+    Streaming,
+    /// It is in the middle of one transaction: it works, gets no further in the WAL, and hears no replies. In one that sends
+    /// nothing, since it is of other tables or filtered out, it answers no question either.
+    Decoding,
+    /// It waits until its client has read everything: it has been ended, and its last words do not fit into the socket.
+    /// Whoever has ended it waits as well, such as the checkpoint that gives the slot up.
+    Ending,
+}
+
+/// A walsender at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Walsender {
-    /// For WAL, or for its client.
-    waits: bool,
+    /// Streaming, where that says nothing by itself.
+    seems: Activity,
     sent_lsn: Option<PgLsn>,
     reply_time: Option<String>,
 }
 
-/// Between the two looks of [`is_decoding`].
-const DECODING_PAUSE: Duration = Duration::from_millis(500);
+/// Between the two looks of [`activity`].
+const ACTIVITY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Whether the walsender `pid` is in the middle of one transaction: it works, gets no further in the WAL, and hears no
-/// replies. In one that sends nothing, since it is of other tables or filtered out, it answers no question either.
+/// What the walsender `pid` is at.
 ///
 /// # Errors
 /// A failed query.
-pub(crate) async fn is_decoding(client: &Client, pid: i32) -> Result<bool, SqlError> {
-    let Some(first) = walsender(client, pid).await?.filter(|first| !first.waits) else {
-        return Ok(false);
+pub(crate) async fn activity(client: &Client, pid: i32) -> Result<Activity, SqlError> {
+    let first = walsender(client, pid).await?;
+    let Some(first) = first.filter(|first| first.seems != Activity::Streaming) else {
+        return Ok(Activity::Streaming);
     };
-    tokio::time::sleep(DECODING_PAUSE).await;
-    Ok(walsender(client, pid).await? == Some(first))
+    tokio::time::sleep(ACTIVITY_PAUSE).await;
+    Ok(match walsender(client, pid).await? {
+        Some(second) if second == first => first.seems,
+        _ => Activity::Streaming,
+    })
 }
 
 async fn walsender(client: &Client, pid: i32) -> Result<Option<Walsender>, SqlError> {
-    // A state that the role may not see counts as waiting.
-    let query = "SELECT coalesce(a.state <> 'active' OR a.wait_event_type IN ('Activity', 'Client'), a.state IS NULL), \
+    // What a stream sends waits in WalSenderWriteData.
+    let query = "SELECT a.wait_event = 'ClientWrite', \
+                 a.state = 'active' AND coalesce(a.wait_event_type, '') NOT IN ('Activity', 'Client'), \
                  r.sent_lsn, r.reply_time::text \
                  FROM pg_catalog.pg_stat_activity a JOIN pg_catalog.pg_stat_replication r USING (pid) WHERE pid = $1";
     let row = client.query_opt(query, &[&pid]).await?;
     row.map(|row| {
+        // A state that the role may not see is NULL.
+        let is = |column| Ok::<_, SqlError>(row.try_get::<_, Option<bool>>(column)? == Some(true));
+        let seems = match (is(0)?, is(1)?) {
+            (true, _) => Activity::Ending,
+            (false, true) => Activity::Decoding,
+            (false, false) => Activity::Streaming,
+        };
         Ok(Walsender {
-            waits: row.try_get(0)?,
-            sent_lsn: row.try_get(1)?,
-            reply_time: row.try_get(2)?,
+            seems,
+            sent_lsn: row.try_get(2)?,
+            reply_time: row.try_get(3)?,
         })
     })
     .transpose()

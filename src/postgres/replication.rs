@@ -79,7 +79,8 @@ impl Session {
 
     /// Sets what the stream depends on, and makes sure of it.
     pub(crate) async fn pin(&mut self) -> Result<(), ReplicationError> {
-        let rows = self.simple_query(pins::SET_AND_PID).await?;
+        let pins = [pins::SET, pins::SET_FOR_WALSENDER, pins::PID].concat();
+        let rows = self.simple_query(&pins).await?;
         // By its own word: a pooler between tells a number of its own at start-up.
         let pid = rows
             .last()

@@ -13,7 +13,7 @@ use crate::postgres::client::{self, Client};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::presence;
-use crate::postgres::processes;
+use crate::postgres::processes::{self, Activity};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
@@ -99,7 +99,8 @@ impl Watch {
     /// The next look. Safe to drop and call again.
     ///
     /// # Errors
-    /// The rows are no longer carried, something that carries them was changed, or the server was promoted.
+    /// The rows are no longer carried, something that carries them was changed, the server was promoted, or it has ended the
+    /// replication connection and waits for us.
     pub async fn look(&mut self) -> Result<Looked, Fault> {
         match self.looks.recv().await {
             Some(looked) => looked,
@@ -194,7 +195,7 @@ struct View {
     inspection: Inspection,
     /// A table of the epoch's start that is there under another name.
     renamed: Option<String>,
-    is_decoding: bool,
+    activity: Activity,
     /// The server's timeline; none where it cannot change.
     timeline: Option<u32>,
 }
@@ -218,7 +219,7 @@ async fn view(
             renamed = Some(settings.table.to_string());
         }
     }
-    let is_decoding = processes::is_decoding(&client, first.walsender_pid).await?;
+    let activity = processes::activity(&client, first.walsender_pid).await?;
     *sql = Some(client);
     let timeline = match first.inspection.server.in_recovery {
         true => Some(timeline(settings).await?),
@@ -227,7 +228,7 @@ async fn view(
     Ok(View {
         inspection,
         renamed,
-        is_decoding,
+        activity,
         timeline,
     })
 }
@@ -247,6 +248,12 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
         return Ok(Looked::Missed(format!(
             "the session does not see process {} read from slot {}: it has come to another server of postgres.url",
             first.walsender_pid, settings.slot
+        )));
+    }
+    if view.activity == Activity::Ending {
+        return Err(Fault::Postgres(format!(
+            "the server has ended the replication connection, and process {} waits until all that it sent is read; closing it",
+            first.walsender_pid
         )));
     }
     if let Some(now) = view.timeline.filter(|now| *now != first.timeline) {
@@ -287,7 +294,7 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
     Ok(Looked::Seen(Look {
         carrier: carrier.clone(),
         wal: SlotWal::of(now),
-        is_decoding: view.is_decoding,
+        is_decoding: view.activity == Activity::Decoding,
         server_lsn: now.server.current_lsn,
         clock: now.server.clock,
         confirmed_lsn: now.confirmed_lsn(),

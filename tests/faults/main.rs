@@ -45,4 +45,5 @@ mod takeover;
 mod timelines;
 mod two_services;
 mod unlogged;
+mod unread;
 mod upgrade;
