@@ -73,7 +73,9 @@ pub enum AddressError {
     #[error("the port is not a number from 1 to 65535")]
     Port,
     /// A path, query or fragment.
-    #[error("a NATS URL ends after the port: remove what follows it")]
+    #[error(
+        "a NATS URL ends after the port: remove what follows it; a login stands before the host, as user:password@ or token@"
+    )]
     Trailing,
     /// Credentials where an address alone is wanted.
     #[error("credentials are not expected in this address")]
@@ -141,22 +143,41 @@ impl NatsAddress {
     }
 }
 
-/// The same list of URLs with passwords and tokens as `***`.
+/// The same list of URLs with passwords and tokens as `***`; rather too much is hidden than too little.
 pub(crate) fn mask_urls(urls: &str) -> String {
-    let masked = urls.split(',').map(|url| {
-        let (scheme, rest) = match url.split_once("://") {
-            Some((scheme, rest)) => (format!("{scheme}://"), rest),
-            None => (String::new(), url),
-        };
-        match rest.rsplit_once('@') {
-            Some((user_info, place)) => match user_info.split_once(':') {
-                Some((user, _)) => format!("{scheme}{user}:{MASK}@{place}"),
-                None => format!("{scheme}{MASK}@{place}"),
-            },
-            None => url.to_owned(),
+    // A comma may be one of a password: only behind one with a scheme does the next URL begin.
+    let mut lists: Vec<String> = Vec::new();
+    for part in urls.split(',') {
+        match lists.last_mut() {
+            Some(list) if !part.contains("://") => {
+                list.push(',');
+                list.push_str(part);
+            }
+            _ => lists.push(part.to_owned()),
         }
-    });
-    masked.collect::<Vec<_>>().join(",")
+    }
+    let masked: Vec<String> = lists.iter().map(|list| mask_list(list)).collect();
+    masked.join(",")
+}
+
+/// Servers without a scheme but the first one's.
+fn mask_list(list: &str) -> String {
+    let (scheme, rest) = match list.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), list),
+    };
+    let (user_info, place) = match rest.rsplit_once('@') {
+        Some((user_info, place)) => match user_info.split_once(':') {
+            Some((user, _)) => (format!("{user}:{MASK}@"), place),
+            None => (format!("{MASK}@"), place),
+        },
+        None => (String::new(), rest),
+    };
+    // Nothing belongs there, so that it may be anything.
+    match place.find(['?', '#']) {
+        Some(end) => format!("{scheme}{user_info}{}{MASK}", &place[..=end]),
+        None => format!("{scheme}{user_info}{place}"),
+    }
 }
 
 impl FromStr for NatsAddress {
@@ -347,6 +368,11 @@ mod tests {
                 "nats://***@h,tls://u:***@i",
             ),
             ("t0ken@h", "***@h"),
+            ("h:4222,i:4222", "h:4222,i:4222"),
+            ("nats://h?token=t0ken", "nats://h?***"),
+            ("nats://h?token=t0,ken", "nats://h?***"),
+            ("nats://h/#p@ss,tls://i", "nats://***@ss,tls://i"),
+            ("nats://u:pa,ss@h,tls://i", "nats://u:***@h,tls://i"),
         ] {
             assert_eq!(mask_urls(text), expected);
         }

@@ -13,6 +13,7 @@ use async_nats::{
     RequestErrorKind, jetstream,
 };
 use bytes::Bytes;
+use chrono::Utc;
 use tokio::sync::watch;
 
 use super::address::NatsAuth;
@@ -43,12 +44,12 @@ pub enum AdminError {
         source: io::Error,
     },
     /// The server refused the credentials.
-    #[error(
-        "NATS at {servers} refused the credentials: check user, password, token or credentials file"
-    )]
+    #[error("NATS at {servers} refused the credentials: {what_to_check}")]
     Auth {
         /// Addresses tried.
         servers: String,
+        /// What may be wrong with them.
+        what_to_check: String,
     },
     /// Nothing was said.
     #[error(
@@ -152,7 +153,10 @@ impl Admin {
         let servers = servers.join(", ");
         Err(match of_tls {
             Some(source) => AdminError::Tls { servers, source },
-            None if refuses(&source) => AdminError::Auth { servers },
+            None if refuses(&source) => AdminError::Auth {
+                servers,
+                what_to_check: settings.login.what_to_check(Utc::now()),
+            },
             None if source.to_string().contains("expected INFO") => AdminError::Silent { servers },
             None => AdminError::Connect { servers, source },
         })

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use chrono::Utc;
 use rand::Rng;
 use rand::distr::Alphanumeric;
 use tokio::io::AsyncReadExt;
@@ -165,7 +166,10 @@ impl LaneConnection {
             match error {
                 ConnectError::Login(_) => return Err(error),
                 // They may be changed on one server after the other.
-                ConnectError::Auth { .. } => refusal = refusal.or(Some(error)),
+                ConnectError::Auth { server, text } => {
+                    let text = format!("{text}; {}", settings.login.what_to_check(Utc::now()));
+                    refusal = refusal.or(Some(ConnectError::Auth { server, text }));
+                }
                 _ if error.is_transient() || !failure.is_transient() => failure = error,
                 _ => {}
             }

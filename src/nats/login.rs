@@ -5,6 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, SecondsFormat, Utc};
 use nkeys::KeyPair;
 use zeroize::Zeroizing;
 
@@ -81,6 +84,41 @@ impl Login {
             }),
         }
     }
+}
+
+impl Login {
+    /// What to look at where a server has refused it.
+    pub(crate) fn what_to_check(&self, now: DateTime<Utc>) -> String {
+        let expired_at = match self.read() {
+            Ok(NatsAuth::Jwt { jwt, .. }) => expires_at(&jwt).filter(|at| *at <= now),
+            _ => None,
+        };
+        let Some(expired_at) = expired_at else {
+            return "check user, password, token or credentials file".to_owned();
+        };
+        let jwt = match self {
+            Login::Credentials(path) | Login::JwtAndSeed { jwt: path, .. } => {
+                format!("the JWT in {}", path.display())
+            }
+            _ => "the JWT".to_owned(),
+        };
+        format!(
+            "{jwt} expired at {}: put one there that is valid, which the next attempt reads",
+            expired_at.to_rfc3339_opts(SecondsFormat::Secs, true)
+        )
+    }
+}
+
+/// `exp` of a JWT; none where it has no end, or cannot be read.
+fn expires_at(jwt: &Secret) -> Option<DateTime<Utc>> {
+    #[derive(serde::Deserialize)]
+    struct Claims {
+        exp: i64,
+    }
+    let claims = jwt.expose().split('.').nth(1)?;
+    let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    DateTime::from_timestamp(claims.exp, 0).filter(|_| claims.exp > 0)
 }
 
 fn credentials(path: &Path) -> Result<NatsAuth, LoginError> {

@@ -130,10 +130,16 @@ async fn a_running_relay_waits_for_the_successor_of_an_expired_jwt() {
     fixture.holds(10).await;
     let log = relay.log();
     assert_eq!(log.matches("refused the credentials").count(), 1, "{log}");
-    assert!(log.to_lowercase().contains("expired"), "{log}");
+    let told = format!("the JWT in {} expired at ", path.display());
+    assert!(log.contains(&told), "{log}");
     relay.stop().await;
     let ids: Vec<_> = (1..=10).map(uuid).collect();
     assert_exactly_once(&ids, &fixture.stored_ids().await);
+    // The commands say the same.
+    fs::write(&path, secure::credentials_until(now.as_secs() - 60)).unwrap();
+    let refused = fixture.walrelay(&["position"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains(&told), "{}", refused.stderr);
 }
 
 #[tokio::test]

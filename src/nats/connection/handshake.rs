@@ -55,13 +55,11 @@ pub enum ConnectError {
         text: String,
     },
     /// Wrong or missing credentials.
-    #[error(
-        "NATS at {server} refused the credentials: {text}; check user, password, token or credentials file"
-    )]
+    #[error("NATS at {server} refused the credentials: {text}")]
     Auth {
         /// Address.
         server: NatsAddress,
-        /// The server's text.
+        /// The server's text, and what may be wrong with them.
         text: String,
     },
     /// The credentials cannot be read.
