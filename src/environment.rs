@@ -54,7 +54,7 @@ impl Environment {
         self
     }
 
-    /// A variable's value; an empty one counts as not set, as in libpq.
+    /// A variable's value; an empty one counts as not set.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.variables
             .get(name)

@@ -54,6 +54,18 @@ const VARIABLES: &[(&str, &str)] = &[
     ("sslsni", "PGSSLSNI"),
 ];
 
+/// Parameters whose variable libpq refuses where it is empty; an empty one of the others is none.
+const NEVER_EMPTY: &[&str] = &[
+    "sslmode",
+    "channel_binding",
+    "target_session_attrs",
+    "load_balance_hosts",
+    "sslnegotiation",
+    "sslcertmode",
+    "connect_timeout",
+    "service",
+];
+
 /// Variables that have no effect here, but must not be ignored in silence when they ask for more
 /// safety or another server than the connection would have.
 const REFUSABLE: &[(&str, &str)] = &[
@@ -84,8 +96,8 @@ impl Conninfo {
             service: &no_service,
             environment,
         };
-        let service = match source.get("service") {
-            Some(name) => service::read(name, source.get("servicefile"), environment)?,
+        let service = match source.given("service") {
+            Some((name, _)) => service::read(name, source.get("servicefile"), environment)?,
             None => Parsed::default(),
         };
         warnings.extend(service.warnings.iter().cloned());
@@ -158,14 +170,18 @@ impl<'a> Parameters<'a> {
         self.given(name).filter(|(value, _)| !value.is_empty())
     }
 
-    /// The same, also where it is empty: no weaker choice than the environment's is made of a forgotten value.
+    /// The same, also where it is empty: no choice is made of a forgotten value, as in libpq.
     pub(super) fn given(&self, name: &'static str) -> Option<(&'a str, &'static str)> {
         let own = self.parsed.parameters.get(name);
         match own.or_else(|| self.service.parameters.get(name)) {
             Some(value) => Some((value.as_str(), name)),
             None => {
                 let (_, variable) = VARIABLES.iter().find(|(parameter, _)| *parameter == name)?;
-                Some((self.environment.get(variable)?, variable))
+                let value = match NEVER_EMPTY.contains(&name) {
+                    true => self.environment.get_even_empty(variable)?,
+                    false => self.environment.get(variable)?,
+                };
+                Some((value, variable))
             }
         }
     }

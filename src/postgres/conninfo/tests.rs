@@ -281,6 +281,46 @@ fn reads_hosts_ports_and_addresses() {
     );
 }
 
+/// Checked against psql 18.
+#[test]
+fn an_empty_variable_is_none_or_no_choice() {
+    let resolve = |variable: &'static str| {
+        let environment = Environment::new([("PGUSER", "u"), ("HOME", "/home/u"), (variable, "")]);
+        let environment = environment.with_os_user("u");
+        Conninfo::resolve(None, None, &environment).map(|(conninfo, _)| conninfo)
+    };
+    for variable in [
+        "PGSSLMODE",
+        "PGCHANNELBINDING",
+        "PGTARGETSESSIONATTRS",
+        "PGLOADBALANCEHOSTS",
+        "PGSSLNEGOTIATION",
+        "PGSSLCERTMODE",
+        "PGCONNECT_TIMEOUT",
+        "PGSERVICE",
+    ] {
+        let refused = resolve(variable).unwrap_err().to_string();
+        assert!(
+            refused.contains(variable) || variable == "PGSERVICE",
+            "{refused}"
+        );
+    }
+    let unset = resolve("PGAPPNAME").unwrap();
+    for variable in [
+        "PGHOST",
+        "PGPORT",
+        "PGUSER",
+        "PGDATABASE",
+        "PGOPTIONS",
+        "PGSSLROOTCERT",
+        "PGSSLMINPROTOCOLVERSION",
+        "PGSSLSNI",
+        "PGREQUIREAUTH",
+    ] {
+        assert_eq!(resolve(variable).unwrap(), unset, "{variable}");
+    }
+}
+
 #[test]
 fn the_environment_fills_what_the_string_leaves_open() {
     let environment = Environment::new([
