@@ -122,9 +122,13 @@ fn help_needs_no_usable_configuration() {
         &["--version"],
         &["config", "--help"],
         &["completions", "bash"],
+        &["help", "config"],
     ] {
         assert_eq!(walrelay.run(arguments).code, 0, "{arguments:?}");
     }
+    let help = walrelay.run(&["help"]).stdout;
+    assert_eq!(walrelay.run(&["help", "--help"]).stdout, help);
+    assert!(help.contains("Commands:"));
 }
 
 #[test]

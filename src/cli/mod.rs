@@ -39,6 +39,7 @@ pub mod tail;
 pub mod teardown;
 pub mod verify;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -133,6 +134,16 @@ enum Command {
 }
 
 impl Cli {
+    /// Reads the arguments, and ends the process where that is all. `help --help` is `help`: clap takes what follows for a
+    /// command's name.
+    pub fn read() -> Self {
+        let mut arguments: Vec<OsString> = std::env::args_os().collect();
+        if arguments.get(1).is_some_and(|first| first == "help") {
+            arguments.retain(|argument| argument != "--help" && argument != "-h");
+        }
+        Self::parse_from(arguments)
+    }
+
     /// Starts the log, loads the configuration and runs the command.
     ///
     /// # Errors
