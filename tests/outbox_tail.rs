@@ -4,6 +4,7 @@ use std::process::Stdio;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{self, stream};
+use futures_util::StreamExt as _;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -218,4 +219,30 @@ async fn a_closed_pipe_is_no_failure_and_a_missing_stream_is_one() {
     // Nothing is published: the end of the reader is enough.
     drop(reader);
     assert_eq!(child.wait().await.unwrap().code(), Some(0));
+}
+
+#[tokio::test]
+async fn the_stream_is_looked_at_once_at_the_start() {
+    let nats = broker().await;
+    let jetstream = stream(&nats).await;
+    publish(&jetstream, "0/10.0").await;
+    let observer = async_nats::connect(nats.url()).await.unwrap();
+    let mut requests = observer.subscribe("$JS.API.STREAM.>").await.unwrap();
+    observer.flush().await.unwrap();
+    let mut tail = FoundEnd::start(&nats.url(), &["--since", "all", "--count", "1", "--json"]);
+    tail.json().await;
+    assert_eq!(tail.exit_code().await, Some(0));
+    // Behind all that the command has asked.
+    observer
+        .publish("$JS.API.STREAM.end", "".into())
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    while let Some(request) = requests.next().await {
+        if request.subject.ends_with(".end") {
+            break;
+        }
+        seen.push(request.subject.to_string());
+    }
+    assert_eq!(seen, ["$JS.API.STREAM.INFO.OUTBOX"]);
 }

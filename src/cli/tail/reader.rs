@@ -7,18 +7,19 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use async_nats::connection::State;
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
-use async_nats::jetstream::{self, stream};
 use chrono::Utc;
 use futures_util::StreamExt as _;
 
 use super::entry::Entry;
 use crate::nats::admin::Admin;
+use crate::nats::api::StreamInfo;
 use crate::nats::denial::Denial;
-use crate::nats::stream::find;
+use crate::nats::stream::{StreamError, find};
 use crate::relay::settings::NatsSettings;
 
 /// How often the connection is looked at: an ordered consumer alone needs two missed heartbeats, half a minute, to
@@ -80,8 +81,10 @@ struct Feed {
 pub(crate) struct Reader {
     settings: NatsSettings,
     filter: String,
-    /// When the stream was created, as of our start: one that was created again counts from 1.
-    first_info: stream::Info,
+    /// The stream at our start: one that was created again counts from 1.
+    first_info: StreamInfo,
+    /// The connection of our start, until it is read from.
+    first: Option<Admin>,
     cursor: Cursor,
     feed: Option<Feed>,
     backoff: Duration,
@@ -99,15 +102,12 @@ impl Reader {
     ) -> anyhow::Result<Self> {
         let client = Admin::connect(&settings.connection).await?;
         let name = &settings.stream;
-        if find(&client, name).await?.is_none() {
+        let Some(first_info) = find(&client, name).await? else {
             bail!("there is no stream {name}: walrelay setup makes it");
-        }
-        let stream = get_stream(&client, name).await;
-        let stream = stream.with_context(|| format!("cannot read the stream {name}"))?;
-        let first_info = stream.cached_info().clone();
+        };
         let cursor = match since {
             // As a sequence, so that what arrives while the broker is away is not missed.
-            Since::New => Cursor::Sequence(first_info.state.last_sequence + 1),
+            Since::New => Cursor::Sequence(first_info.state.last_seq + 1),
             Since::All => Cursor::Sequence(1),
             Since::Sequence(sequence) => Cursor::Sequence(sequence),
             Since::Ago(ago) => Cursor::Time(
@@ -120,6 +120,7 @@ impl Reader {
             settings: settings.clone(),
             filter: filter.unwrap_or_default().to_owned(),
             first_info,
+            first: Some(client),
             cursor,
             feed: None,
             backoff: BACKOFF_MIN,
@@ -192,29 +193,26 @@ impl Reader {
         }
     }
 
-    /// A new connection and a consumer at the cursor; the inner error is one that may pass. A client that reconnects
-    /// by itself does so after pauses of its own, and forgets the consumer all the same.
+    /// A consumer at the cursor, on a new connection but at the start; the inner error is one that may pass. A client that
+    /// reconnects by itself does so after pauses of its own, and forgets the consumer all the same.
     async fn subscribe(&mut self) -> anyhow::Result<Result<Feed, String>> {
-        let client = match Admin::connect(&self.settings.connection).await {
-            Ok(client) => client,
-            Err(error) => return Ok(Err(error.to_string())),
+        let client = match self.first.take() {
+            Some(client) => client,
+            None => match connect_again(&self.settings, &self.first_info.created).await? {
+                Ok(client) => client,
+                Err(reason) => return Ok(Err(reason)),
+            },
         };
-        let stream = match get_stream(&client, &self.settings.stream).await {
-            Ok(stream) => stream,
-            Err(error) => return passing(error),
-        };
-        if stream.cached_info().created != self.first_info.created {
-            bail!(
-                "stream {} was deleted and created again; start `walrelay tail` again",
-                self.settings.stream
-            );
-        }
         let config = OrderedConfig {
             deliver_policy: self.cursor.deliver_policy(),
             filter_subject: self.filter.clone(),
             ..OrderedConfig::default()
         };
-        let consume = async { Ok(stream.create_consumer(config).await?.messages().await?) };
+        let jetstream = client.jetstream();
+        let consume = async {
+            let stream = jetstream.get_stream_no_info(&self.settings.stream).await?;
+            Ok(stream.create_consumer(config).await?.messages().await?)
+        };
         match client.allowed(consume).await {
             Ok(messages) => Ok(Ok(Feed {
                 admin: client,
@@ -225,10 +223,25 @@ impl Reader {
     }
 }
 
-async fn get_stream(admin: &Admin, name: &str) -> anyhow::Result<stream::Stream> {
-    let jetstream = admin.jetstream();
-    let get = async { Ok(jetstream.get_stream(name).await?) };
-    admin.allowed(get).await
+/// A connection to where the stream is still the one that was `created` then; the inner error is one that may pass.
+async fn connect_again(
+    settings: &NatsSettings,
+    created: &str,
+) -> anyhow::Result<Result<Admin, String>> {
+    let client = match Admin::connect(&settings.connection).await {
+        Ok(client) => client,
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    let name = &settings.stream;
+    match find(&client, name).await {
+        Ok(Some(info)) if info.created == created => Ok(Ok(client)),
+        Ok(Some(_)) => {
+            bail!("stream {name} was deleted and created again; start `walrelay tail` again")
+        }
+        Ok(None) => Ok(Err(format!("there is no stream {name}"))),
+        Err(StreamError::Denied(denial)) => Err(denial.into()),
+        Err(error) => Ok(Err(error.to_string())),
+    }
 }
 
 async fn next_message(messages: &mut Ordered) -> anyhow::Result<Option<jetstream::Message>> {
