@@ -255,14 +255,16 @@ pub struct Column {
 pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Inspection, SqlError> {
     let server = server(client).await?;
     let slot = row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?;
+    let all = settings.tables();
+    let rights = rights(client, &all).await?;
     let mut tables = Vec::new();
-    for settings in settings.tables() {
+    for settings in all {
         tables.push(Inspection {
             server: server.clone(),
             slot: slot.clone(),
             publication: publication(client, &settings.publication, &settings.table).await?,
             table: table(client, &settings.table).await?,
-            rights: rights(client, &settings.table.schema).await?,
+            rights: rights.in_schema(&settings.table.schema),
             carrier: carrier(client, &server, &settings).await?,
             further: Vec::new(),
         });
@@ -280,14 +282,30 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
     Ok(Inspection { further, ..own })
 }
 
-async fn rights(client: &Client, schema: &str) -> Result<Rights, SqlError> {
-    let query = "SELECT has_database_privilege(current_database(), 'CREATE'), \
-                 (SELECT has_schema_privilege(oid, 'CREATE') FROM pg_catalog.pg_namespace WHERE nspname = $1::text)";
-    let row = client.query_one(query, &[&schema]).await?;
-    Ok(Rights {
-        create_in_database: row.try_get(0)?,
-        create_in_schema: row.try_get(1)?,
-    })
+/// What the role may make, and in which schemas.
+#[derive(Deserialize)]
+struct AllRights {
+    create_in_database: bool,
+    /// By the schema's name, where there is one.
+    create_in_schema: BTreeMap<String, bool>,
+}
+
+impl AllRights {
+    fn in_schema(&self, schema: &str) -> Rights {
+        Rights {
+            create_in_database: self.create_in_database,
+            create_in_schema: self.create_in_schema.get(schema).copied(),
+        }
+    }
+}
+
+async fn rights(client: &Client, tables: &[PostgresSettings]) -> Result<AllRights, SqlError> {
+    let query = "SELECT jsonb_build_object('create_in_database', has_database_privilege(current_database(), 'CREATE'), \
+                 'create_in_schema', coalesce(jsonb_object_agg(nspname, has_schema_privilege(oid, 'CREATE')), '{}')) \
+                 FROM pg_catalog.pg_namespace WHERE nspname = ANY ($1::text[])";
+    let schemas: Vec<&str> = tables.iter().map(|it| it.table.schema.as_str()).collect();
+    let rights = row_as(client, "pg_namespace", query, &[&schemas]).await?;
+    Ok(rights.expect("an aggregate has one row"))
 }
 
 /// Whether a relation of this oid is there, whatever it is called.
