@@ -1,6 +1,8 @@
 //! `outbox.after_publish` against real servers: published rows are marked or deleted, and others are left alone.
 
 mod platform;
+#[allow(dead_code)] // The tests of the page use the rest of it.
+mod site;
 mod statements;
 
 use std::time::Duration;
@@ -148,6 +150,8 @@ async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
         .url("postgres")
         .replace("postgres@", "relay@");
     platform.set("DATABASE_URL", &url);
+    let address = site::free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
     platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
     let said = platform.expect(&["run"], 1).await;
     let grant = "GRANT SELECT (id), DELETE ON public.outbox_events TO relay";
@@ -161,15 +165,57 @@ async fn the_lane_goes_on_while_rows_cannot_be_deleted() {
     platform.insert(4).await;
     platform.wait_for(7).await;
     assert_eq!(count(&platform, "true").await, 4);
+    lags(&platform, 4).await;
+    // While the table refuses, too.
+    platform.insert(6).await;
+    platform.wait_for(13).await;
+    lags(&platform, 10).await;
     follow(&platform, &said).await;
     has(&platform, "true", 0).await;
 
     // Killed, it goes on where it was.
     platform.insert(5).await;
-    platform.wait_for(12).await;
+    platform.wait_for(18).await;
     relay.kill().await;
     let relay = platform.relay();
     has(&platform, "true", 0).await;
+    relay.stop().await;
+}
+
+/// Waits until the relay tells that the rows of at least so many messages are still to be settled.
+async fn lags(platform: &Platform, messages: u64) {
+    let told = async {
+        loop {
+            let json = platform.output(&["status", "--json"]).await.stdout;
+            let json: serde_json::Value = serde_json::from_slice(&json).expect("one object");
+            let lag = json["relay"]["after_publish_lag"].as_u64();
+            if lag.is_some_and(|lag| lag >= messages) {
+                return;
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    let told = tokio::time::timeout(LIMIT, told).await;
+    told.unwrap_or_else(|_| panic!("it is told that {messages} messages wait"));
+}
+
+#[tokio::test]
+async fn all_that_waits_is_counted_however_much_it_is() {
+    let mut platform = Platform::start().await;
+    let address = site::free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let relay = platform.relay();
+    platform.insert(10_500).await;
+    platform.wait_for(10_500).await;
+    lags(&platform, 10_500).await;
+    // More than is kept in memory, and nothing of it is read.
+    platform.insert(12_000).await;
+    platform.wait_for(22_500).await;
+    lags(&platform, 22_500).await;
+    let text = String::from_utf8(platform.output(&["status"]).await.stdout).expect("a text");
+    assert!(text.contains("22500 messages"), "{text}");
     relay.stop().await;
 }
 

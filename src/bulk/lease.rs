@@ -4,21 +4,19 @@
 //! one that was read, so two never have it at once by the store; a holder that is not heard for `PATIENCE` loses it to the
 //! next who asks. Time decides only who is asked to wait: what fences a message is [`super::fence`].
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
-use crate::nats::api::StoredMessage;
+use crate::nats::admin::Admin;
+use crate::relay::bulk_work::{BulkWork, Holder, PATIENCE, RENEW_INTERVAL, Watch, Work};
 use crate::relay::lane_client::{LaneClient, LaneError};
 
-/// So often a holder is heard.
-const RENEW_INTERVAL: Duration = Duration::from_secs(1);
-/// A holder without a sign of life for so long has ended, or stands still.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at a lease of which it is asked whether its holder lives.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why there is no lease.
@@ -53,26 +51,79 @@ pub enum LeaseError {
     Lane(#[from] LaneError),
 }
 
-/// What is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Holder {
-    command: String,
-    process: u32,
-    /// RFC 3339, for people.
-    since: String,
-    /// Tells two commands apart.
-    token: String,
-    /// The command has ended.
-    released: bool,
-}
-
 impl Holder {
-    fn read(message: &StoredMessage) -> Result<Self, LaneError> {
-        serde_json::from_slice(&message.data).map_err(|error| LaneError::Lease(error.to_string()))
-    }
-
     fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("strings and numbers always have a JSON form")
+    }
+
+    /// What is unfinished once `command` has it: of the same name it is taken to go on with what the one before had begun.
+    fn unfinished_beside(mut self, command: &str) -> Vec<Holder> {
+        let mut left = std::mem::take(&mut self.unfinished);
+        if !self.released {
+            left.push(self);
+        }
+        left.retain(|holder| holder.command != command);
+        left
+    }
+}
+
+/// The commands that have a lease of this slot, or had one and have ended without finishing: looks until it is known of each whether
+/// it lives, which takes as long as `PATIENCE` where one does not.
+///
+/// # Errors
+/// [`LaneError`].
+pub(crate) async fn holders(nats: &Admin, slot: &str) -> Result<Vec<BulkWork>, LaneError> {
+    let mut watch = Watch::default();
+    loop {
+        let found = watch.look(nats, slot).await?;
+        if !found.is_undecided {
+            return Ok(found.works);
+        }
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// How far a command is, as its leases tell it.
+#[derive(Debug)]
+pub struct Working {
+    done: AtomicU64,
+    total: AtomicU64,
+    stage: std::sync::Mutex<(Option<String>, Instant)>,
+}
+
+impl Working {
+    fn new() -> Self {
+        Working {
+            done: AtomicU64::new(0),
+            total: AtomicU64::new(0),
+            stage: std::sync::Mutex::new((None, Instant::now())),
+        }
+    }
+
+    /// Another stage begins, with nothing of it done.
+    pub fn begin(&self, stage: &str) {
+        let mut told = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = (Some(stage.to_owned()), Instant::now());
+        self.tell(0, 0);
+    }
+
+    /// So many of `total` are done, which is 0 where it is not known.
+    pub fn tell(&self, done: u64, total: u64) {
+        self.done.store(done, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Work {
+        let told = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        let (stage, begun) = (told.0.clone(), told.1);
+        let done = self.done.load(Ordering::Relaxed);
+        let seconds = begun.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        Work {
+            stage,
+            done,
+            total: self.total.load(Ordering::Relaxed),
+            per_second: (done as f64 / seconds) as u64,
+        }
     }
 }
 
@@ -87,26 +138,74 @@ pub struct Lease {
 struct Held {
     lane: LaneClient,
     holder: Holder,
+    working: Arc<Working>,
     /// Where the store has it.
     sequence: Mutex<u64>,
 }
 
 impl Lease {
-    /// Takes the lease for `command`. A holder that has not ended is given `PATIENCE` to show a sign of life.
+    /// Takes the lease for `command`, which was typed as `line`. A holder that has not ended is given `PATIENCE` to show a sign
+    /// of life.
     ///
     /// # Errors
     /// [`LeaseError::Held`] where it was heard.
-    pub async fn take(lane: &LaneClient, command: &str) -> Result<Self, LeaseError> {
+    pub async fn take(lane: &LaneClient, command: &str, line: &str) -> Result<Self, LeaseError> {
         let holder = Holder {
             command: command.to_owned(),
+            line: Some(line.to_owned()),
             process: std::process::id(),
             since: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
             token: format!("{:016x}", rand::random::<u64>()),
             released: false,
+            work: Work::default(),
+            unfinished: Vec::new(),
         };
+        Self::take_as(lane, holder, Arc::new(Working::new())).await
+    }
+
+    /// Takes another lane's lease for the same command.
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub async fn also(&self, lane: &LaneClient) -> Result<Self, LeaseError> {
+        let Held {
+            holder, working, ..
+        } = &*self.held;
+        Self::take_as(lane, holder.clone(), working.clone()).await
+    }
+
+    /// Gives back what a `command` had that ended without giving it back, where there is no more to do for it.
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub async fn close_abandoned(
+        lane: &LaneClient,
+        command: &str,
+        line: &str,
+    ) -> Result<(), LeaseError> {
+        let Some(stored) = lane.lease().await? else {
+            return Ok(());
+        };
+        let last = Holder::read(&stored)?;
+        let is_one = |holder: &Holder| holder.command == command && !holder.released;
+        if is_one(&last) || last.unfinished.iter().any(is_one) {
+            Self::take(lane, command, line).await?.release().await;
+        }
+        Ok(())
+    }
+
+    async fn take_as(
+        lane: &LaneClient,
+        mut holder: Holder,
+        working: Arc<Working>,
+    ) -> Result<Self, LeaseError> {
         let sequence = loop {
-            let behind = free_behind(lane).await?;
-            match lane.store_lease(holder.to_json(), behind).await {
+            let free = free_behind(lane).await?;
+            let before = free
+                .before
+                .map(|before| before.unfinished_beside(&holder.command));
+            holder.unfinished = before.unwrap_or_default();
+            match lane.store_lease(holder.to_json(), free.sequence).await {
                 Ok(sequence) => break sequence,
                 // Two have asked at once.
                 Err(LaneError::Taken) => {}
@@ -116,10 +215,17 @@ impl Lease {
         let held = Arc::new(Held {
             lane: lane.clone(),
             holder,
+            working,
             sequence: Mutex::new(sequence),
         });
         let renewing = tokio::spawn(keep(held.clone()));
         Ok(Lease { held, renewing })
+    }
+
+    /// Where it is told how far the command is.
+    #[must_use]
+    pub fn working(&self) -> Arc<Working> {
+        self.held.working.clone()
     }
 
     /// Makes sure that the lease is ours now.
@@ -127,7 +233,7 @@ impl Lease {
     /// # Errors
     /// [`LeaseError::Lost`] where it is not.
     pub(crate) async fn renew(&self) -> Result<(), LeaseError> {
-        self.held.store(&self.held.holder).await
+        self.held.renew().await
     }
 
     /// Gives it back, so that the next command need not wait.
@@ -135,6 +241,7 @@ impl Lease {
         self.renewing.abort();
         let holder = Holder {
             released: true,
+            line: None,
             ..self.held.holder.clone()
         };
         // Where that fails, the next one waits a little.
@@ -151,6 +258,14 @@ impl Drop for Lease {
 }
 
 impl Held {
+    async fn renew(&self) -> Result<(), LeaseError> {
+        let holder = Holder {
+            work: self.working.now(),
+            ..self.holder.clone()
+        };
+        self.store(&holder).await
+    }
+
     async fn store(&self, holder: &Holder) -> Result<(), LeaseError> {
         let mut sequence = self.sequence.lock().await;
         loop {
@@ -184,7 +299,7 @@ impl Held {
 async fn keep(held: Arc<Held>) {
     loop {
         sleep(RENEW_INTERVAL).await;
-        match held.store(&held.holder).await {
+        match held.renew().await {
             Ok(()) => {}
             Err(LeaseError::Lane(error)) => {
                 tracing::debug!(%error, "the lease is not renewed");
@@ -194,14 +309,30 @@ async fn keep(held: Arc<Held>) {
     }
 }
 
-/// Waits until the lease is free; sequence of the message to replace, 0 for none.
-async fn free_behind(lane: &LaneClient) -> Result<u64, LeaseError> {
+/// A lease that may be taken.
+struct Free {
+    /// Of the message to replace; 0 for none.
+    sequence: u64,
+    /// Who had it last.
+    before: Option<Holder>,
+}
+
+/// Waits until the lease is free.
+async fn free_behind(lane: &LaneClient) -> Result<Free, LeaseError> {
+    let none = Free {
+        sequence: 0,
+        before: None,
+    };
+    let free = |sequence, holder| Free {
+        sequence,
+        before: Some(holder),
+    };
     let Some(first) = lane.lease().await? else {
-        return Ok(0);
+        return Ok(none);
     };
     let holder = Holder::read(&first)?;
     if holder.released {
-        return Ok(first.seq);
+        return Ok(free(first.seq, holder));
     }
     tracing::info!(
         process = holder.process,
@@ -212,14 +343,14 @@ async fn free_behind(lane: &LaneClient) -> Result<u64, LeaseError> {
     while begin.elapsed() < PATIENCE {
         sleep(LOOK_INTERVAL).await;
         let Some(now) = lane.lease().await? else {
-            return Ok(0);
+            return Ok(none);
         };
         if now.seq == first.seq {
             continue;
         }
         let holder = Holder::read(&now)?;
         if holder.released {
-            return Ok(now.seq);
+            return Ok(free(now.seq, holder));
         }
         return Err(LeaseError::Held {
             command: holder.command,
@@ -227,5 +358,34 @@ async fn free_behind(lane: &LaneClient) -> Result<u64, LeaseError> {
             since: holder.since,
         });
     }
-    Ok(first.seq)
+    Ok(free(first.seq, holder))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_command_has_left_is_kept_and_what_its_like_has_left_is_not() {
+        let killed = Holder {
+            command: "backfill".to_owned(),
+            line: None,
+            process: 7,
+            since: "2026-11-29T07:00:00Z".to_owned(),
+            token: "a".to_owned(),
+            released: false,
+            work: Work::default(),
+            unfinished: Vec::new(),
+        };
+        assert_eq!(killed.clone().unfinished_beside("backfill"), []);
+        let unfinished = killed.clone().unfinished_beside("dead-letters retry");
+        assert_eq!(unfinished, std::slice::from_ref(&killed));
+        let retry = Holder {
+            command: "dead-letters retry".to_owned(),
+            released: true,
+            unfinished,
+            ..killed
+        };
+        assert_eq!(retry.unfinished_beside("backfill"), []);
+    }
 }

@@ -6,6 +6,7 @@
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 
+use super::command_line;
 use super::exit::Exit;
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
@@ -21,6 +22,9 @@ use crate::pipeline::position::KIND_BACKFILL;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
+
+/// Its name in the lane's lease.
+pub(super) const COMMAND: &str = "backfill";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -120,7 +124,7 @@ pub(super) async fn execute_until(
         account.close()?;
         return Ok(Exit::Done);
     }
-    let lease = Lease::take(&lane, "backfill").await?;
+    let lease = Lease::take(&lane, COMMAND, &command_line::typed()).await?;
     let done = async {
         let mut gravest = Exit::Done;
         for table in 0..tables {
@@ -196,6 +200,7 @@ async fn backfill(
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
     let version = nats.server_version()?;
+    lease.working().begin("comparing table and stream");
     let mut fence = Fence::raise(lane, lease, settings, version).await?;
     let mut account = Account::default();
     let found = missing(args, settings, table, &mut account, shutdown).await?;
@@ -211,7 +216,8 @@ async fn backfill(
     let mut publisher = Publisher::new(settings, lane, lease, fence)
         .await?
         .until(shutdown.clone());
-    let mut progress = Progress::of(total, args.json);
+    let mut progress = Progress::of(total, args.json)
+        .told_by(lease, &format!("publishing {}", rows_of(settings, table)));
     let done = publisher.run(source, |outcome| progress.take(outcome, &mut account));
     let done = done.await;
     let Counts { published, .. } = progress.end(&mut account);

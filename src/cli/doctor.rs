@@ -17,6 +17,7 @@ use crate::postgres::row_sizes::Sample;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 
+mod bulk_work;
 mod clock;
 mod letters;
 mod monitoring;
@@ -126,16 +127,18 @@ impl From<HaltNote> for Found {
 /// Standard output cannot be written.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let mut report = Report::default();
-    let (postgres, nats, monitoring, letters) = tokio::join!(
+    let (postgres, nats, monitoring, letters, bulk_work) = tokio::join!(
         tokio::time::timeout(LIMIT, postgres::look(settings)),
         tokio::time::timeout(LIMIT, nats::look(settings)),
         tokio::time::timeout(LIMIT, monitoring::look(args.nats_monitoring, settings)),
         tokio::time::timeout(LIMIT, letters::look(settings)),
+        tokio::time::timeout(LIMIT, bulk_work::look(settings)),
     );
     report.take("Postgres", postgres);
     report.take("NATS", nats);
     report.take("monitoring of NATS", monitoring);
     report.take("dead letters", letters);
+    report.take("commands beside the relay", bulk_work);
     if let (Some(rows), Some((limit, stream))) = (report.rows, report.limit.take()) {
         let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
         report.findings.extend(large.map(Found::from));

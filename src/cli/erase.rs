@@ -12,6 +12,7 @@ use clap::builder::NonEmptyStringValueParser;
 use postgres_types::PgLsn;
 use uuid::Uuid;
 
+use super::command_line;
 use super::consent::agreed;
 use super::deletable::deletable;
 use super::exit::{Exit, UsageError};
@@ -181,15 +182,18 @@ async fn execute_one(
             stderr::line("nothing was erased: answer yes, or give --yes where nobody can be asked");
             return Ok(Exit::Usage);
         }
-        let mut leases = Vec::new();
+        let mut leases: Vec<Lease> = Vec::new();
         for lane in &erasing {
-            leases.push(Lease::take(&lane.lane, "erase").await?);
+            leases.push(match leases.first() {
+                None => Lease::take(&lane.lane, "erase", &command_line::typed()).await?,
+                Some(first) => first.also(&lane.lane).await?,
+            });
         }
         // A replay that is under way has read messages, and may still publish them.
         let mut beside = Vec::new();
         for lane in &erasing {
             for target in lane.targets()? {
-                beside.push(Lease::take(&target, "erase").await?);
+                beside.push(leases[0].also(&target).await?);
             }
         }
         let done = tokio::select! {
@@ -377,9 +381,12 @@ impl<'a> Erasing<'a> {
         let lsn = self
             .sql
             .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
+        lease.working().begin("waiting for the relay");
         self.published(ids, lsn.await?.try_get(0)?).await?;
         let wanted = self.wanted(ids.clone());
         for index in 0..self.streams.len() {
+            let stage = format!("erasing from stream {}", self.streams[index].stream());
+            lease.working().begin(&stage);
             self.erase_messages(index, &wanted, lease).await?;
         }
         Ok(())

@@ -7,6 +7,7 @@ pub mod adopt;
 mod asyncapi;
 pub mod backfill;
 pub mod bench;
+mod command_line;
 pub mod completions;
 pub mod config;
 mod consent;

@@ -15,6 +15,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::command_line;
 use super::consent::agreed;
 use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
@@ -146,11 +147,9 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     }
     make_lane_records(&moving).await?;
     // Nobody else publishes for the lane meanwhile, at either end.
-    let leases = (
-        Lease::take(&moving.from.lane, "move").await?,
-        Lease::take(&moving.to.lane, "move").await?,
-    );
-    let done = moving.run(&leases.1, &shutdown).await;
+    let lease = Lease::take(&moving.from.lane, "move", &command_line::typed()).await?;
+    let leases = (lease.also(&moving.to.lane).await?, lease);
+    let done = moving.run(&leases.0, &shutdown).await;
     leases.0.release().await;
     leases.1.release().await;
     done.context("the lane is not moved yet: run this again")?;
@@ -231,6 +230,17 @@ impl Move {
                 Ok(Stage::Begin)
             }
             (None, Some(there)) if is_on_its_way(&there) => Ok(Stage::Copying),
+            // The lane was there before, and has left.
+            (None, Some(Some(Moved::To { .. }))) => {
+                ensure!(
+                    stream::find(&self.to.nats, to).await?.is_none(),
+                    UsageError(format!(
+                        "--to-stream {to}: the lane was there before, and has left that stream behind: once nobody reads it any \
+                         more, delete it (nats stream rm {to}) and run this again, or give another name"
+                    ))
+                );
+                Ok(Stage::Begin)
+            }
             (Some(Moved::To { stream, nats }), _) if stream != to || nats != self.nats => bail!(
                 "the lane has gone from stream {from} to {stream}{} already",
                 nats.map_or_else(String::new, |nats| format!(" at {nats}"))
@@ -330,6 +340,9 @@ impl Move {
         if stage < Stage::Done {
             let sql = connect(&self.from.settings.postgres.conninfo).await?;
             let reader = self.reader(&sql).await?;
+            let working = lease.working();
+            working.begin(copying::BETWEEN);
+            lease.renew().await?;
             if stage < Stage::Copied {
                 let last = self.fence().await?;
                 tracing::info!("the lane has left stream {}", self.from.stream());

@@ -2,6 +2,7 @@
 //!
 //! In: what became of one after the other. Out: a bar on standard error, or lines on standard output, at most one a second.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use super::stdout::Account;
 use crate::bulk::Outcome;
+use crate::bulk::lease::{Lease, Working};
 use crate::cli::stderr;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,6 +43,8 @@ pub(super) struct Progress {
     line_at: Instant,
     json: bool,
     bar: ProgressBar,
+    /// For those who look from elsewhere.
+    working: Option<Arc<Working>>,
 }
 
 impl Progress {
@@ -64,6 +68,18 @@ impl Progress {
             line_at: now + LINE_INTERVAL,
             json,
             bar: ProgressBar::with_draw_target(Some(total), target).with_style(style),
+            working: None,
+        }
+    }
+
+    /// Also told by the lease, as `stage`.
+    pub(super) fn told_by(self, lease: &Lease, stage: &str) -> Self {
+        let working = lease.working();
+        working.begin(stage);
+        working.tell(0, self.counts.total);
+        Progress {
+            working: Some(working),
+            ..self
         }
     }
 
@@ -79,6 +95,9 @@ impl Progress {
                     stderr::line(format_args!("{name} cannot be published: {why}"));
                 });
             }
+        }
+        if let Some(working) = &self.working {
+            working.tell(counts.published + counts.rejected, counts.total);
         }
         self.taken += 1;
         if self.taken.is_multiple_of(BAR_STEP) {

@@ -5,7 +5,10 @@
 
 use super::exit::Exit;
 use super::signals::{self, Hangup};
-use super::{backfill, verify};
+use super::{backfill, command_line, verify};
+use crate::bulk::lease::Lease;
+use crate::nats::admin::Admin;
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// Runs `walrelay verify`, with or without the repair.
@@ -18,6 +21,12 @@ pub(super) async fn execute(
 ) -> Result<Exit, anyhow::Error> {
     let mut shutdown = signals::listen(Hangup::Stops)?;
     let found = verify::execute(&args, settings, &mut shutdown).await?;
+    if args.repair && found == Exit::Done {
+        // One that was killed may have come to its end but for this.
+        let nats = Admin::connect(&settings.nats.connection).await?;
+        let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+        Lease::close_abandoned(&lane, backfill::COMMAND, &command_line::typed()).await?;
+    }
     if !args.repair || found == Exit::Done || shutdown.is_sent() {
         return Ok(found);
     }

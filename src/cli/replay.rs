@@ -6,6 +6,7 @@
 mod origin;
 mod plan;
 
+use super::command_line;
 use super::exit::{Exit, UsageError};
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
@@ -147,7 +148,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         return Ok(Exit::Usage);
     }
     plan.make_target(&nats).await?;
-    let lease = Lease::take(&plan.target, "replay").await?;
+    let lease = Lease::take(&plan.target, "replay", &command_line::typed()).await?;
     let done = replay(&args, settings, plan, &nats, &lease, &shutdown, account).await;
     lease.release().await;
     done
@@ -211,7 +212,7 @@ async fn replay(
         .origin
         .count(nats, settings, reached.as_deref())
         .await?;
-    let mut progress = Progress::of(total, args.json);
+    let mut progress = Progress::of(total, args.json).told_by(lease, "publishing events");
     let mut done = Ok(());
     if let Some(source) = plan.open(settings, reached.as_deref()).await? {
         let at_target = plan.settings(settings);

@@ -12,6 +12,7 @@ use anyhow::{Context as _, anyhow};
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 
+use crate::bulk::lease::holders;
 use crate::cli::exit::Exit;
 use crate::cli::http_get::get;
 use crate::cli::lane_state::{LaneState, wal_text};
@@ -19,7 +20,9 @@ use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::config::HttpSettings;
+use crate::nats::admin::Admin;
 use crate::ops::http::STATUS_PATH;
+use crate::relay::bulk_work::BulkWork;
 use crate::relay::settings::Settings;
 use crate::relay::status::Status;
 
@@ -39,6 +42,9 @@ tell: running elsewhere, stopped, halted (why, and what to do), or the slot is l
   received       what has arrived of it
   acknowledged   what the broker has taken, and how far and for how long behind the server's end
   confirmed      what Postgres may forget; behind acknowledged by hold_back
+  bulk work      a command that publishes for the lane beside the relay, such as backfill or move, and how
+                 far it is; or one that was killed, and how it is finished. Whether it lives is told by
+                 its lease, which it renews each second
   latency        from the commit, by the server's clock, to the acknowledgement
 
 --watch ends with 0.
@@ -65,6 +71,9 @@ struct Answer {
     relay: Option<Status>,
     #[serde(skip_serializing_if = "Option::is_none")]
     positions: Option<Positions>,
+    /// Commands beside the relay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    bulk_work: Vec<BulkWork>,
 }
 
 /// What `/status.json` has: of a process with several shares, a list.
@@ -77,11 +86,19 @@ enum Lanes {
 
 impl Answer {
     fn text(&self) -> String {
-        match (&self.relay, &self.positions) {
+        let mut text = match (&self.relay, &self.positions) {
             (Some(status), _) => text(status),
             (None, Some(positions)) => position::text(positions),
             (None, None) => String::new(),
+        };
+        for work in &self.bulk_work {
+            let before = if text.is_empty() { "" } else { "\n" };
+            text += &format!("{before}{:<14}{}", "bulk work", work.what());
+            if let Some(remedy) = work.remedy() {
+                text += &format!("\n{:<14}{remedy}", "what to do");
+            }
         }
+        text
     }
 }
 
@@ -109,8 +126,10 @@ pub async fn execute(
     let mut account = Account::default();
     if args.json {
         account.line(serde_json::to_string(&look.answer)?);
-    } else if look.answer.relay.is_some() || look.answer.positions.is_some() {
-        account.line(look.answer.text());
+    } else if let text = look.answer.text()
+        && !text.is_empty()
+    {
+        account.line(text);
     }
     account.close()?;
     Ok(look.exit)
@@ -122,12 +141,13 @@ async fn look(settings: &Settings, http: &HttpSettings) -> Look {
         None => Err(anyhow!("http.listen is turned off")),
     };
     match relay {
-        Ok(status) => Look {
+        Ok(mut status) => Look {
             exit: match status.is_ready() {
                 true => Exit::Done,
                 false => Exit::Failed,
             },
             answer: Answer {
+                bulk_work: std::mem::take(&mut status.bulk_work),
                 relay: Some(status),
                 positions: None,
             },
@@ -142,14 +162,24 @@ async fn look(settings: &Settings, http: &HttpSettings) -> Look {
 
 /// What slot, stream and lane record tell.
 async fn without_relay(settings: &Settings, why: String) -> Look {
-    let (positions, unseen) = match position::look(settings).await {
+    let (looked, bulk_work) = tokio::join!(position::look(settings), bulk_work(settings));
+    let (positions, unseen) = match looked {
         Ok((positions, unseen)) => (Some(positions), unseen),
         Err(error) => (None, Some(error)),
+    };
+    let unseen_work = match (&unseen, &bulk_work) {
+        // That tells why.
+        (Some(_), _) | (None, Ok(_)) => None,
+        (None, Err(error)) => Some(format!(
+            "commands beside the relay are not seen: {}",
+            super::exit::message(error)
+        )),
     };
     let told = positions.as_ref().map(|positions| &positions.lane);
     let is_known = told.is_some_and(LaneState::is_known);
     let error = |unseen| format!("error: {}", super::exit::message(unseen));
-    let notes = [why].into_iter().chain(unseen.as_ref().map(error));
+    let notes = [why].into_iter();
+    let notes = notes.chain(unseen.as_ref().map(error)).chain(unseen_work);
     Look {
         notes: notes.collect(),
         exit: match unseen.is_none() || is_known {
@@ -159,8 +189,15 @@ async fn without_relay(settings: &Settings, why: String) -> Look {
         answer: Answer {
             relay: None,
             positions,
+            bulk_work: bulk_work.unwrap_or_default(),
         },
     }
+}
+
+/// What publishes for the slot's lanes beside the relay.
+async fn bulk_work(settings: &Settings) -> anyhow::Result<Vec<BulkWork>> {
+    let nats = Admin::connect(&settings.nats.connection).await?;
+    Ok(holders(&nats, &settings.postgres.slot).await?)
 }
 
 /// Asks the relay that should listen there.
@@ -256,6 +293,7 @@ fn text(status: &Status) -> String {
             ),
         ),
         ("dead letters", dead_letters(status)),
+        ("after publish", after_publish(status)),
         (
             "slot's WAL",
             wal_text(&status.slot_wal).unwrap_or_else(|| "-".to_owned()),
@@ -287,6 +325,16 @@ fn latency(status: &Status) -> String {
             format!("half of the transactions within {half} of their commit, 99 % within {most}")
         }
         _ => "-".to_owned(),
+    }
+}
+
+fn after_publish(status: &Status) -> String {
+    match status.after_publish_lag {
+        None => "rows are kept".to_owned(),
+        Some(lag) => format!(
+            "{} rows marked or deleted since the start, those of {lag} messages still to be",
+            status.totals.after_publish_rows
+        ),
     }
 }
 

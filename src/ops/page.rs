@@ -111,6 +111,7 @@ fn part(index: usize, name: &str, lane: &Lane, rows: Rows) -> String {
         ),
         dead_letters(status)
     );
+    let told = bulk_work(status) + &told;
     let happened = format!(
         "<h2>Changes of the state</h2>{}<h2>Last faults</h2>{}<h2>Lane</h2>{}",
         changes(past),
@@ -125,6 +126,24 @@ fn part(index: usize, name: &str, lane: &Lane, rows: Rows) -> String {
         live("charts", " class=\"charts\"", charts(past)),
         live("told", "", told),
         live("happened", "", happened),
+    )
+}
+
+/// Commands beside the relay; nothing where there are none.
+fn bulk_work(status: &Status) -> String {
+    if status.bulk_work.is_empty() {
+        return String::new();
+    }
+    let works = status.bulk_work.iter().map(|work| {
+        let remedy = match work.ended {
+            true => format!("<br>run it again: <code>{}</code>", escaped(&work.command)),
+            false => String::new(),
+        };
+        format!("<p>{}{remedy}</p>", escaped(&work.what()))
+    });
+    format!(
+        "<h2>Commands beside the relay</h2>{}",
+        works.collect::<String>()
     )
 }
 

@@ -104,8 +104,25 @@ pub(super) async fn settle(settings: Settings, board: Board) {
             ),
             true => tracing::debug!("published rows are not {}: {error:#}", verb(&settings)),
         }
+        // What waits grows meanwhile.
+        match lag(&settings).await {
+            Ok(lag) => board.settled(0, lag),
+            Err(error) => tracing::debug!("what waits is not counted: {error:#}"),
+        }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Messages of the stream behind the place that is kept.
+async fn lag(settings: &Settings) -> anyhow::Result<u64> {
+    let nats = Admin::connect(&settings.nats.connection).await?;
+    let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    let info = lane.stream().await?;
+    let stored = lane.settled().await?;
+    let place = stored.and_then(|message| Place::stored(&message.data, &info.created));
+    let removed = info.state.first_seq.saturating_sub(1);
+    let done = place.map_or(0, |place| place.sequence).max(removed);
+    Ok(info.state.last_seq.saturating_sub(done))
 }
 
 fn verb(settings: &Settings) -> &'static str {
@@ -124,8 +141,11 @@ struct Settling {
     lane: LaneClient,
     messages: Ordered,
     waiting: Waiting,
-    /// Messages of the stream that were not read yet.
+    /// Messages of the stream that were not read yet, when that was seen last.
     unread: u64,
+    unread_at: Instant,
+    /// Sequence of the last one that was.
+    read_sequence: u64,
     place: Place,
     /// Where that is stored.
     place_sequence: u64,
@@ -185,6 +205,8 @@ impl Settling {
             messages,
             waiting: Waiting::new(after, adopted.map_or(0, |record| record.adopted_sequence)),
             unread,
+            unread_at: Instant::now(),
+            read_sequence: place.sequence,
             kept: place.clone(),
             place,
             place_sequence,
@@ -203,6 +225,7 @@ impl Settling {
                 tracing::info!("published rows are settled again");
             }
             self.keep_place().await?;
+            self.count_unread().await?;
             let waits_for_time = !self.waiting.is_empty() || self.kept != self.place;
             tokio::select! {
                 taken = next(&self.nats, &mut self.messages), if self.waiting.has_room() => {
@@ -229,7 +252,8 @@ impl Settling {
         let info =
             info.map_err(|error| anyhow::anyhow!("a message without its sequence: {error}"))?;
         let sequence = info.stream_sequence;
-        self.unread = info.pending;
+        (self.unread, self.unread_at) = (info.pending, Instant::now());
+        self.read_sequence = sequence;
         let published = published(&self.slot, message.headers.as_ref(), &message.payload);
         self.waiting.take(sequence, published);
         Ok(())
@@ -247,6 +271,16 @@ impl Settling {
         }
         board.settled(rows, self.unread + self.waiting.len() as u64);
         Ok(rows)
+    }
+
+    /// A message tells how many stand behind it; while none is read, the stream does.
+    async fn count_unread(&mut self) -> anyhow::Result<()> {
+        if self.waiting.has_room() || self.unread_at.elapsed() < KEEP_INTERVAL {
+            return Ok(());
+        }
+        let end = self.lane.stream().await?.state.last_seq;
+        (self.unread, self.unread_at) = (end.saturating_sub(self.read_sequence), Instant::now());
+        Ok(())
     }
 
     async fn keep_place(&mut self) -> anyhow::Result<()> {

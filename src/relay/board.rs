@@ -9,6 +9,7 @@ use crate::pipeline::progress::Commit;
 use crate::pipeline::room::RoomWatch;
 use crate::postgres::catalog::ServerClock;
 use crate::postgres::slot_wal::SlotWal;
+use crate::relay::bulk_work::BulkWork;
 use crate::relay::clock::postgres_clock_us;
 use crate::relay::epoch_marks::{EpochMarks, EpochStart};
 use crate::relay::lag::Lag;
@@ -314,6 +315,11 @@ impl Board {
     /// The newest of the open dead letters, without their values.
     pub fn letters(&self) -> Vec<StoredLetter> {
         self.lock().letters.clone()
+    }
+
+    /// What publishes for the lane beside it.
+    pub(crate) fn bulk_work(&self, works: Vec<BulkWork>) {
+        self.lock().status.bulk_work = works;
     }
 
     /// So many more published rows are marked or deleted, and of so many messages they are not yet.

@@ -9,6 +9,7 @@ pub(crate) mod after_publish;
 pub mod batch_spans;
 pub mod board;
 pub mod broker;
+pub mod bulk_work;
 pub mod claims;
 pub mod clock;
 pub mod crossing;

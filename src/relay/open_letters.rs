@@ -1,7 +1,8 @@
-//! Which dead letters are open, read from the stream beside the relay: on a connection of its own, not in the relay's way.
+//! Which dead letters are open, and which commands publish beside the relay: on a connection of its own, not in the relay's way.
 //!
-//! In: the stream, looked at every five seconds, and those of the lanes that are no more and whose rows are this one's. Out: their number
-//! on the board and the newest of them without their rows, and a line at the start where there are any. Guarantees: each message on
+//! In: the stream, looked at every five seconds, and those of the lanes that are no more and whose rows are this one's; the leases of
+//! the slot, each second while a command is at work. Out: both on the board, the newest of the letters without their rows, and a line
+//! at the start where there are any. Guarantees: each message on
 //! the subject of the dead letters is read once, and all of them again only where some may have gone, at most once a minute; of the
 //! newest, each is read once more. A lane that is no more belongs to one that there is, and that has one relay: each letter is counted once.
 
@@ -13,6 +14,7 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::Position;
 use crate::postgres::client::connect;
 use crate::relay::board::Board;
+use crate::relay::bulk_work::{RENEW_INTERVAL, Watch};
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_records::was_divided;
 use crate::relay::settings::Settings;
@@ -24,8 +26,8 @@ use std::time::{Duration, Instant};
 
 /// Of so many, the newest, more than their number is told.
 const TOLD_MAX: usize = 20;
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(5);
+/// Between two looks while no command is at work beside the relay.
+const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 /// Between two times that all is read.
 const RECOUNT_INTERVAL: Duration = Duration::from_secs(60);
 /// Between two looks for lanes that are no more.
@@ -40,7 +42,7 @@ pub(super) async fn count(settings: Settings, board: Board) {
     while board.status().totals.epochs == 0 {
         watch.changed().await;
     }
-    let mut lanes = None;
+    let (mut lanes, mut works) = (None, Watch::default());
     let mut is_told = false;
     loop {
         if board.status().state == State::Standby {
@@ -60,8 +62,34 @@ pub(super) async fn count(settings: Settings, board: Board) {
                 Err(error) => tracing::debug!("the open dead letters are not counted: {error:#}"),
             }
         }
-        tokio::time::sleep(INTERVAL).await;
+        let pause = match &lanes {
+            Some(Lanes { nats, own, .. }) => {
+                tell(&mut works, nats, own.client.slot(), &board).await
+            }
+            None => Ok(IDLE_INTERVAL),
+        };
+        let pause = pause.unwrap_or_else(|error| {
+            tracing::debug!("commands beside the relay are not seen: {error:#}");
+            IDLE_INTERVAL
+        });
+        tokio::time::sleep(pause).await;
     }
+}
+
+/// Puts the commands beside the relay on the board; the pause until the next look.
+async fn tell(
+    works: &mut Watch,
+    nats: &Admin,
+    slot: &str,
+    board: &Board,
+) -> Result<Duration, LaneError> {
+    let found = works.look(nats, slot).await?;
+    let is_busy = found.is_undecided || found.works.iter().any(|work| !work.ended);
+    board.bulk_work(found.works);
+    Ok(match is_busy {
+        true => RENEW_INTERVAL,
+        false => IDLE_INTERVAL,
+    })
 }
 
 /// What is told of all lanes together.

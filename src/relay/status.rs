@@ -5,6 +5,7 @@
 
 use crate::pipeline::commit_time::Latencies;
 use crate::postgres::slot_wal::SlotWal;
+use crate::relay::bulk_work::BulkWork;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
@@ -217,6 +218,9 @@ pub struct Status {
     pub slot_wal: SlotWal,
     /// Open dead letters in the stream; none until they are counted.
     pub dead_letters_open: Option<u64>,
+    /// Commands that publish for the lane beside the relay, and those that have ended without finishing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub bulk_work: Vec<BulkWork>,
     /// Messages of the stream whose rows are still to be marked or deleted; none where rows are kept.
     pub after_publish_lag: Option<u64>,
     /// Counts since the start.

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use futures_util::StreamExt as _;
 
-use crate::support::{Fixture, Output, Servers, eventually, insert_sql};
+use walrelay::local::{LocalNats, NatsOptions};
+
+use crate::support::{Fixture, Output, Servers, binaries, eventually, insert_sql};
 
 /// A permission of the file.
 #[derive(Debug, Clone)]
@@ -337,6 +339,68 @@ async fn move_needs_what_the_file_gives_it() {
     let moved = needs_each(&mut fixture, "move", &arguments, nothing).await;
     let said = moved.success().stdout;
     assert!(said.contains("the lane lives in stream EVENTS"), "{said}");
+}
+
+/// Another NATS with the same file; an administrator has made the stream of the lanes' records.
+async fn other_nats(fixture: &Fixture) -> LocalNats {
+    let options = NatsOptions {
+        config_extra: configuration(None),
+        ..NatsOptions::default()
+    };
+    let other = LocalNats::start(&binaries(), options).await.unwrap();
+    let here = async_nats::jetstream::new(fixture.nats.clone());
+    let records = here.get_stream("WALRELAY").await.unwrap();
+    let records = records.cached_info().config.clone();
+    let there = async_nats::connect(other.url()).await.unwrap();
+    let there = async_nats::jetstream::new(there);
+    there.create_stream(records).await.unwrap();
+    other
+}
+
+fn with_login(other: &LocalNats, user: &str) -> String {
+    other.url().replace("nats://", &format!("nats://{user}:p@"))
+}
+
+#[tokio::test]
+async fn move_to_another_nats_needs_what_the_file_gives_it_at_the_old_one() {
+    let mut fixture = fixture().await;
+    fill(&mut fixture).await;
+    let other = other_nats(&fixture).await;
+    let url = with_login(&other, "tester");
+    let arguments = ["move", "--yes", "--to-nats", &url];
+    let moved = needs_each(&mut fixture, "move_from", &arguments, nothing).await;
+    let said = moved.success().stdout;
+    assert!(
+        said.contains("the lane lives in stream OUTBOX at "),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn move_to_another_nats_needs_what_the_file_gives_it_at_the_new_one() {
+    let mut fixture = fixture().await;
+    fill(&mut fixture).await;
+    let mut other = other_nats(&fixture).await;
+    let url = with_login(&other, "move_to");
+    let arguments = ["move", "--yes", "--to-nats", &url];
+    log_in(&mut fixture, "tester");
+    for missing in permissions(&file()) {
+        if missing.user != "move_to" {
+            continue;
+        }
+        let text = configuration(Some(missing.line));
+        other.reload(text).await.unwrap();
+        let output = fixture.walrelay(&arguments).await;
+        assert_eq!(output.code, Some(1), "{missing:?}: {output:?}");
+        names(&output.stderr, &missing);
+    }
+    other.reload(configuration(None)).await.unwrap();
+    log_in(&mut fixture, "move_from");
+    let said = fixture.walrelay(&arguments).await.success().stdout;
+    assert!(
+        said.contains("the lane lives in stream OUTBOX at "),
+        "{said}"
+    );
 }
 
 #[tokio::test]

@@ -1,11 +1,15 @@
 //! Ranges of history that are published again: `replay`, `backfill`, `verify --repair`, on real servers.
 
+mod at_work;
 mod broker;
 #[path = "../faults/lane.rs"]
 #[allow(dead_code)] // The fault tests use the rest of it.
 mod lane;
 mod moves;
 mod of_table;
+#[path = "../chaos/proxy.rs"]
+#[allow(dead_code)] // The tests of chaos use the rest of it.
+mod proxy;
 mod range;
 mod refused;
 mod repair;

@@ -153,6 +153,55 @@ async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) -> String
     moved.stdout
 }
 
+/// The lane goes back to where it was, once what is printed was done.
+async fn goes_back(fixture: &Fixture, arguments: &[&str]) {
+    let refused = fixture.walrelay(arguments).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    let (_, remedy) = refused
+        .stderr
+        .split_once("(nats stream rm ")
+        .expect("a remedy");
+    let (stream, _) = remedy.split_once(')').expect("a name");
+    let url = match arguments {
+        [.., "--to-nats", url] => (*url).to_owned(),
+        _ => fixture.servers().nats.url(),
+    };
+    let there = async_nats::connect(url).await.expect("it answers");
+    jetstream::new(there)
+        .delete_stream(stream)
+        .await
+        .expect("deleted");
+    let moved = fixture.walrelay(arguments).await.success();
+    assert!(moved.stdout.contains("moved: "), "{}", moved.stdout);
+}
+
+#[tokio::test]
+async fn there_and_back() {
+    let mut fixture = Fixture::new().await;
+    let old = fixture.stream_name().to_owned();
+    let new = format!("{old}_NEW");
+    let relay = fixture.run();
+    let writer = Writer::start(&fixture).await;
+    more_events(&fixture, 500).await;
+    fixture
+        .walrelay(&["move", "--yes", "--to-stream", &new])
+        .await
+        .success();
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let second = fixture.run();
+    more_events(&fixture, 500).await;
+    goes_back(&fixture, &["move", "--yes", "--to-stream", &old]).await;
+    fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+    let third = fixture.run();
+    more_events(&fixture, 500).await;
+    judge(&fixture, writer).await;
+    fixture.walrelay(&["verify"]).await.success();
+    for mut halted in [relay, second] {
+        assert_eq!(halted.ends().await, Some(4), "{}", halted.log());
+    }
+    third.stop().await;
+}
+
 #[tokio::test]
 async fn killed_at_every_step() {
     let mut fixture = Fixture::new().await;
@@ -190,9 +239,17 @@ async fn to_another_nats() {
     assert!(relay.log().contains(&url), "{}", relay.log());
     is_halted(&mut fixture, &stream).await;
 
+    let first = fixture.servers().nats.url();
     fixture.set("WALRELAY_NATS_URL", url.as_str());
     fixture.nats = async_nats::connect(url).await.expect("it answers");
+    let mut relay = fixture.run();
+    more_events(&fixture, 500).await;
+    goes_back(&fixture, &["move", "--yes", "--to-nats", &first]).await;
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    fixture.set("WALRELAY_NATS_URL", first.as_str());
+    fixture.nats = async_nats::connect(first).await.expect("it answers");
     let relay = fixture.run();
+    more_events(&fixture, 500).await;
     judge(&fixture, writer).await;
     fixture.walrelay(&["verify"]).await.success();
     relay.stop().await;

@@ -17,6 +17,7 @@ use crate::bulk::lease::Lease;
 use crate::bulk::letters::{self, Values};
 use crate::bulk::publisher::Publisher;
 use crate::bulk::rows::columns;
+use crate::cli::command_line;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
@@ -58,7 +59,7 @@ pub(super) async fn close(
     }
     let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let lease = Lease::take(&lane, action.command()).await?;
+    let lease = Lease::take(&lane, action.command(), &command_line::typed()).await?;
     let mut closing = Closing {
         nats,
         settings,
@@ -229,13 +230,21 @@ impl Closing<'_> {
             () = shutdown.wait() => return Ok(Vec::new()),
         };
         let mut retried = Vec::new();
-        let each = |outcome: Outcome<'_>| match outcome {
+        let working = self.lease.working();
+        working.begin("publishing events");
+        let (mut done, total) = (0, letters.len() as u64);
+        let mut each = |outcome: Outcome<'_>| match outcome {
             Outcome::Passed => {}
             Outcome::Published { name } => retried.push(by_name[name].mark(None)),
             Outcome::Rejected { name, why } => {
                 self.failed = true;
                 stderr::line(format_args!("{name} cannot be published: {why}"));
             }
+        };
+        let each = |outcome: Outcome<'_>| {
+            each(outcome);
+            done += 1;
+            working.tell(done, total);
         };
         publisher.run(events, each).await?;
         Ok(retried)

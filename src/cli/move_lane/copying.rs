@@ -15,6 +15,8 @@ use crate::nats::stream::{self, StreamSettings};
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::relay::Shutdown;
 
+/// The stage in which the lane is in neither stream.
+pub(super) const BETWEEN: &str = "the lane leaves the old stream, and is not in the new one yet";
 /// With so few messages left, the lane is taken over.
 const CLOSE: u64 = 1_000;
 /// So many rounds of copying in a row may end further behind than the one before.
@@ -94,7 +96,8 @@ impl Move {
         let (mut least, mut without_gain) = (u64::MAX, 0);
         loop {
             let last = self.from.lane.stream().await?.state.last_seq;
-            let left = self.copy_through(lease, last, shutdown).await?;
+            let stage = format!("copying to stream {}", self.to.stream());
+            let left = self.copy_through(lease, &stage, last, shutdown).await?;
             ensure!(!shutdown.is_sent(), "stopped while messages were copied");
             if left <= CLOSE {
                 return Ok(());
@@ -112,7 +115,8 @@ impl Move {
     /// Copies the last messages, and says at the target that nothing is missing there: a run that follows one that was killed behind
     /// this would take the lane's own mark, or a message of the old relay that came late, for somebody else's.
     pub(super) async fn copy_rest(&self, lease: &Lease, last: u64) -> anyhow::Result<()> {
-        self.copy_through(lease, last, &Shutdown::never()).await?;
+        self.copy_through(lease, BETWEEN, last, &Shutdown::never())
+            .await?;
         let stored = self.to.lane.record().await?;
         let on_its_way = stored.record.filter(|record| record.moved.is_some());
         let whole = LaneRecord {
@@ -131,6 +135,7 @@ impl Move {
     async fn copy_through(
         &self,
         lease: &Lease,
+        stage: &str,
         last: u64,
         shutdown: &Shutdown,
     ) -> anyhow::Result<u64> {
@@ -158,7 +163,7 @@ impl Move {
                 Publisher::aside(&self.to.settings, &self.to.lane, lease, fence, wanted)
                     .until(shutdown.clone());
             let mut account = Account::default();
-            let mut progress = Progress::of(last - first + 1, false);
+            let mut progress = Progress::of(last - first + 1, false).told_by(lease, stage);
             let mut refused = None;
             let each = |outcome: Outcome<'_>| {
                 if let Outcome::Rejected { name, why } = outcome {

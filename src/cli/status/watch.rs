@@ -10,7 +10,7 @@ use std::time::Duration;
 use chrono::{SecondsFormat, Utc};
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{Args, Look, bytes, look};
+use super::{Answer, Args, Look, bytes, look};
 use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stdout;
@@ -94,16 +94,22 @@ fn lines(json: bool, found: &[(&str, Look)]) -> Result<String, anyhow::Error> {
     for (slot, look) in found {
         let line = match (json, &look.answer.relay) {
             (true, _) => serde_json::to_string(&look.answer)?,
-            (false, Some(status)) => line(status),
+            (false, Some(status)) => line(status) + &bulk_work(&look.answer),
             (false, None) => {
                 let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
-                format!("{now} {slot} {}", look.notes.join("; "))
+                let notes = look.notes.join("; ");
+                format!("{now} {slot} {notes}{}", bulk_work(&look.answer))
             }
         };
         text.push_str(&line.replace('\n', " "));
         text.push('\n');
     }
     Ok(text)
+}
+
+fn bulk_work(answer: &Answer) -> String {
+    let works = answer.bulk_work.iter();
+    works.map(|work| format!("; {}", work.text())).collect()
 }
 
 fn line(status: &Status) -> String {
@@ -129,7 +135,6 @@ fn line(status: &Status) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Answer;
     use super::*;
 
     #[test]
