@@ -5,7 +5,7 @@ mod platform;
 use std::path::Path;
 use std::process::Stdio;
 
-use async_nats::jetstream;
+use async_nats::{HeaderMap, jetstream};
 use platform::Platform;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -158,6 +158,42 @@ async fn what_is_still_to_be_published_is_not_half_erased() {
     assert_eq!(receipt["streams"][0]["events"], json!([1, 3]));
 }
 
+/// Publishes all that there is again, from the stream or the table.
+async fn replay(platform: &Platform, source: &str, stream: &str) {
+    let subject = format!("{stream}.{{event_type}}");
+    let arguments = [
+        &["replay", "--from", "2020-01-01T00:00:00Z", "--yes"][..],
+        &[
+            "--source",
+            source,
+            "--stream",
+            stream,
+            "--subject",
+            &subject,
+        ],
+    ];
+    platform.expect(&arguments.concat(), 0).await;
+}
+
+/// Makes a stream like `origin`, with the first message of another lane's replay.
+async fn replayed_by_another(platform: &Platform, origin: &str, name: &str) {
+    let origin = platform.jetstream.get_stream(origin).await.expect("there");
+    let config = jetstream::stream::Config {
+        name: name.to_owned(),
+        subjects: vec![format!("{name}.>")],
+        ..origin.cached_info().config.clone()
+    };
+    let made = platform.jetstream.create_stream(config).await;
+    made.expect("it is made");
+    let mut headers = HeaderMap::new();
+    headers.insert("Walrelay-Kind", "replay");
+    headers.insert("Walrelay-Replay", "0a1b2c3d4e5f OTHER 7");
+    let body = br#"{"aggregate_id":"0190b6a0-0000-7000-8000-000000000001"}"#;
+    platform
+        .publish(&format!("{name}.x"), headers, body.to_vec())
+        .await;
+}
+
 #[tokio::test]
 async fn replays_and_dead_letters_go_too() {
     let platform = Platform::start().await;
@@ -165,6 +201,11 @@ async fn replays_and_dead_letters_go_too() {
     let user = Uuid::new_v4();
     platform.insert(1).await;
     insert_of(&platform, user, TYPE, 1).await;
+    platform.wait_for(2).await;
+    replay(&platform, "table", "OF_TABLE").await;
+    replayed_by_another(&platform, "OF_TABLE", "BEHIND").await;
+    replayed_by_another(&platform, "OF_TABLE", "OTHER").await;
+    replay(&platform, "stream", "BEHIND").await;
     insert_of(&platform, user, "no subject", 2).await;
     platform.wait_for(4).await;
     platform
@@ -178,9 +219,16 @@ async fn replays_and_dead_letters_go_too() {
     assert_eq!(receipt["rows"], 3);
     let own = json!({"stream": "OUTBOX", "events": [2], "dead_letters": [3, 4]});
     assert_eq!(receipt["streams"][0], own);
-    let replayed = &receipt["streams"][1];
-    assert_eq!(replayed["stream"], "OUTBOX_REPLAY");
-    assert_eq!(replayed["events"], json!([2]));
+    let replayed = &receipt["streams"].as_array().expect("a list")[1..];
+    let mut replayed: Vec<_> = (replayed.iter())
+        .map(|of| (of["stream"].as_str().unwrap(), of["events"].clone()))
+        .collect();
+    replayed.sort_by_key(|(stream, _)| *stream);
+    let all = [("BEHIND", 3), ("OF_TABLE", 2), ("OUTBOX_REPLAY", 2)];
+    assert_eq!(
+        replayed,
+        all.map(|(stream, event)| (stream, json!([event])))
+    );
     assert!(!holds(&platform.nats.store_dir(), SECRET));
     let letters = platform.expect(&["dead-letters", "list", "--all"], 0).await;
     assert!(!letters.contains(&user.to_string()), "{letters}");
@@ -258,6 +306,19 @@ async fn streams_that_the_lane_has_left_and_their_copies_go_too() {
     platform
         .expect(&["move", "--to-stream", "EVENTS", "--yes"], 0)
         .await;
+    let id = user.to_string();
+    // With the configuration from before, the lane's own stream would be left out.
+    for more in ["--dry-run", "--yes"] {
+        let erase = ["erase", "--aggregate-id", &id, more];
+        let said = platform.expect(&erase, 1).await;
+        assert!(
+            said.contains("taken it to stream EVENTS; use the configuration of that one"),
+            "{said}"
+        );
+    }
+    let said = platform.expect(&["verify"], 3).await;
+    assert!(said.contains("taken it to stream EVENTS"), "{said}");
+    assert_eq!(rows(&platform).await, 1);
     platform.set("WALRELAY_NATS_STREAM", "EVENTS");
     // What somebody has copied by other means is named, since it may be another lane's of the same slot.
     let copied = jetstream::stream::Config {
@@ -269,7 +330,6 @@ async fn streams_that_the_lane_has_left_and_their_copies_go_too() {
     made.expect("it is made");
     let (headers, body) = platform.message(1).await;
     platform.publish("copy", headers, body).await;
-    let id = user.to_string();
     let output = platform
         .output(&["erase", "--dry-run", "--aggregate-id", &id])
         .await;

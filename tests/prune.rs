@@ -68,7 +68,13 @@ async fn what_is_confirmed_and_old_goes_in_batches() {
     assert_eq!((&done["rows"], &done["done"]), (&json!(10), &json!(true)));
     assert!(done["confirmed_lsn"].is_string());
     assert_eq!(rows(&platform).await, 5);
-    assert_eq!(pruned(&platform, &[], 0).await["rows"], 0);
+    let nothing = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&nothing["rows"], &nothing["done"]),
+        (&json!(0), &json!(true))
+    );
+    // It has asked no slot.
+    assert_eq!(nothing["confirmed_lsn"], Value::Null);
 
     // The lane does not mind, and what is left is what the stream has.
     platform.insert(1).await;

@@ -23,7 +23,7 @@ use crate::pipeline::position::{
     BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
     KIND_RETRY, REPLAY_HEADER,
 };
-use crate::pipeline::record::Moved;
+use crate::pipeline::record::{LaneRecord, Moved};
 use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_store::StoreError;
@@ -86,6 +86,24 @@ struct Seen {
     begun: bool,
 }
 
+/// Makes sure that the lane with this record lives in `stream`, and not where `walrelay move` takes it.
+///
+/// # Errors
+/// It does not.
+pub(crate) fn lives_there(record: Option<&LaneRecord>, stream: &str) -> anyhow::Result<()> {
+    match record.and_then(|record| record.moved.as_ref()) {
+        Some(Moved::To { stream: to, nats }) => bail!(
+            "the lane has left stream {stream}: walrelay move has taken it to stream {to}{}; use the configuration of that one",
+            nats.as_ref()
+                .map_or_else(String::new, |nats| format!(" at {nats}"))
+        ),
+        Some(Moved::From { stream: from, .. }) => bail!(
+            "the lane is still on its way from stream {from} to {stream}: walrelay move has not ended"
+        ),
+        None => Ok(()),
+    }
+}
+
 impl Fence {
     /// The fence of a command that publishes to a stream in which no lane lives. It has the stream's lease, and decides by what
     /// the stream has up to `through`.
@@ -110,18 +128,7 @@ impl Fence {
         version: ServerVersion,
     ) -> anyhow::Result<Self> {
         let (nats, slot) = (&settings.nats, &settings.postgres.slot);
-        let record = lane.record().await?.record;
-        match record.and_then(|record| record.moved) {
-            Some(Moved::To { stream, .. }) => bail!(
-                "the lane has left stream {}: walrelay move has taken it to stream {stream}; use the configuration of that one",
-                nats.stream
-            ),
-            Some(Moved::From { stream, .. }) => bail!(
-                "the lane is still on its way from stream {stream} to {}: walrelay move has not ended",
-                nats.stream
-            ),
-            None => {}
-        }
+        lives_there(lane.record().await?.record.as_ref(), &nats.stream)?;
         let info = lane.stream().await?;
         let mut wanted = nats.stream_settings(slot);
         let subject = bulk_fence_subject(&nats.stream, slot);

@@ -9,14 +9,11 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use tokio_postgres::Row as SqlRow;
 
 use super::readdress::{Destination, Filter, Original};
-use super::replayed::header_value;
+use super::replayed::{self, header_value};
 use super::rows::{Occurred, Rows};
 use super::source::{Sink, Source, on_thread};
 use super::{Item, Sourced};
 use crate::relay::settings::Settings;
-
-/// What the source is called in a replay's header.
-const NAME: &str = "table";
 
 /// Looks whether rows tell when they occurred.
 ///
@@ -40,7 +37,14 @@ pub fn source(settings: &Settings, occurred: Occurred, filter: Filter, to: Desti
     let settings = settings.clone();
     on_thread(async move |sink: &mut Sink| {
         let rows = Rows::open(&settings).await?;
-        Reader { rows, filter, to }.read(&occurred, sink).await
+        let name = replayed::table(&settings.postgres.slot);
+        let reader = Reader {
+            rows,
+            name,
+            filter,
+            to,
+        };
+        reader.read(&occurred, sink).await
     })
 }
 
@@ -58,6 +62,8 @@ pub fn read_place(place: &str) -> Option<(i64, String)> {
 
 struct Reader {
     rows: Rows,
+    /// What it is called in a replay's header.
+    name: String,
     filter: Filter,
     to: Destination,
 }
@@ -96,7 +102,7 @@ impl Reader {
             header: &header,
             body: parts.body.clone(),
         };
-        let mark = header_value(&self.to.replay, NAME, place(us, name));
+        let mark = header_value(&self.to.replay, &self.name, place(us, name));
         let lines = || parts.headers.clone();
         let item = self.to.item(&self.filter, original, &mark, lines);
         item.map_err(anyhow::Error::msg)

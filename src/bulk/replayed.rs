@@ -19,6 +19,9 @@ use crate::relay::lane_client::LaneClient;
 /// So many messages at the end are asked for one by one, before all are read.
 const STEPS_MAX: u64 = 32;
 
+/// Before a slot's name.
+const TABLE: &str = "table:";
+
 /// A replay's name: the same for the same request.
 pub fn name(request: &[String]) -> String {
     let digest = Sha256::digest(request.join("\n"));
@@ -31,6 +34,21 @@ pub fn name(request: &[String]) -> String {
 /// The value of [`REPLAY_HEADER`]: where the event stands in its source.
 pub fn header_value(replay: &str, source: &str, place: impl Display) -> String {
     format!("{replay} {source} {place}")
+}
+
+/// What the table of `slot` is called as a source, in [`header_value`].
+pub fn table(slot: &str) -> String {
+    format!("{TABLE}{slot}")
+}
+
+/// What was read, by the value of [`REPLAY_HEADER`].
+pub fn source_of(value: &str) -> Option<&str> {
+    value.split(' ').nth(1)
+}
+
+/// The slot whose table was read, by the value of [`REPLAY_HEADER`]; none where it was a stream.
+pub fn slot_of_table(value: &str) -> Option<&str> {
+    source_of(value)?.strip_prefix(TABLE)
 }
 
 /// The event's place in its source, in a header of this replay.
@@ -99,6 +117,11 @@ mod tests {
         let value = header_value("0a1b", "OUTBOX", 7);
         assert_eq!(place_of(&value, "0a1b"), Some("7"));
         assert_eq!(place_of(&value, "0a1c"), None);
+        assert_eq!(source_of(&value), Some("OUTBOX"));
+        assert_eq!(slot_of_table(&value), None);
+        let of_table = header_value("0a1b", &table("lane"), "7:id");
+        assert_eq!(slot_of_table(&of_table), Some("lane"));
+        assert_eq!(place_of(&of_table, "0a1b"), Some("7:id"));
         for bad in ["", "0a1b", "0a1b 7"] {
             assert_eq!(place_of(bad, "0a1b"), None, "{bad:?}");
         }

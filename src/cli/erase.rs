@@ -19,7 +19,7 @@ use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
 use super::stderr;
 use super::verify::slot::{self, Settled};
-use crate::bulk::fence::Fence;
+use crate::bulk::fence::{Fence, lives_there};
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
 use crate::bulk::{Item, Outcome, Sourced};
@@ -249,6 +249,10 @@ async fn erase(
     leases: &[Lease],
     receipt: &mut Receipt,
 ) -> anyhow::Result<()> {
+    // With the lease nobody moves it from here on.
+    for Erasing { lane, .. } in &*erasing {
+        lives_there(lane.record().await?.record.as_ref(), lane.stream_name())?;
+    }
     for _ in 0..ROUNDS_MAX {
         let mut ids = BTreeSet::new();
         for lane in &*erasing {
@@ -329,6 +333,7 @@ impl<'a> Erasing<'a> {
         let table = deletable(sql, found, &settings.postgres.table).await?;
         let is_aggregate = is_aggregate(table, &settings, &args.aggregate_id)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+        lives_there(lane.record().await?.record.as_ref(), lane.stream_name())?;
         let streams = streams::with_copies(nats, &lane, &args.also_stream).await?;
         Ok(Erasing {
             id_column: IdColumn::of(table, &settings.postgres),

@@ -265,36 +265,18 @@ impl Prune<'_> {
             Some(partitions) => self.detach(partitions, &writer, &mut report).await?,
             None => Vec::new(),
         };
-        let moment = Moment::now(reader).await?;
-        let mut stopped = shutdown.clone();
-        tokio::select! {
-            confirmed = self.confirm(&writer, moment.lsn) => {
-                confirmed.context(left_detached(&detached))?;
-            }
-            () = stopped.wait() => bail!("stopped: {}", left_detached(&detached)),
+        // Then there is nothing to wait for.
+        if !detached.is_empty() || self.batches.has_rows(reader).await? {
+            self.delete_confirmed(
+                reader,
+                &writer,
+                partitions.as_ref(),
+                &detached,
+                shutdown,
+                &mut report,
+            )
+            .await?;
         }
-        report.confirmed_lsn = Some(moment.lsn.to_string());
-        // What until then could not be published is in the stream by now.
-        let kept = Kept::read(&self.nats, reader, &self.clients).await?;
-        if let Some(partitions) = &partitions {
-            for partition in &detached {
-                if partitions.finish(partition, &kept, &self.id_column).await? {
-                    report.partitions.push(partition.name.clone());
-                }
-            }
-        }
-        let bar = bar(self.args.json);
-        let batches = self.batches.clone().of_before(&moment);
-        let deleted = Snapshot::take(reader)
-            .await?
-            .delete(&writer, &batches, &kept, shutdown, |deleted| {
-                bar.set_position(deleted.rows);
-            })
-            .await;
-        bar.finish_and_clear();
-        report.take(deleted.context("some rows may be deleted; run this again for the rest")?);
-        // The snapshot's transaction has the table open.
-        reader.batch_execute("COMMIT").await?;
         if let Some(partitions) = &partitions {
             for made in partitions.make_coming().await? {
                 match made {
@@ -304,6 +286,49 @@ impl Prune<'_> {
             }
         }
         Ok(report)
+    }
+
+    /// Waits until every slot is confirmed through what is there now, and deletes what is old of it.
+    async fn delete_confirmed(
+        &self,
+        reader: &Client,
+        writer: &Client,
+        partitions: Option<&Partitions<'_>>,
+        detached: &[Partition],
+        shutdown: &Shutdown,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let moment = Moment::now(reader).await?;
+        let mut stopped = shutdown.clone();
+        tokio::select! {
+            confirmed = self.confirm(writer, moment.lsn) => {
+                confirmed.context(left_detached(detached))?;
+            }
+            () = stopped.wait() => bail!("stopped: {}", left_detached(detached)),
+        }
+        report.confirmed_lsn = Some(moment.lsn.to_string());
+        // What until then could not be published is in the stream by now.
+        let kept = Kept::read(&self.nats, reader, &self.clients).await?;
+        if let Some(partitions) = partitions {
+            for partition in detached {
+                if partitions.finish(partition, &kept, &self.id_column).await? {
+                    report.partitions.push(partition.name.clone());
+                }
+            }
+        }
+        let bar = bar(self.args.json);
+        let batches = self.batches.clone().of_before(&moment);
+        let deleted = Snapshot::take(reader)
+            .await?
+            .delete(writer, &batches, &kept, shutdown, |deleted| {
+                bar.set_position(deleted.rows);
+            })
+            .await;
+        bar.finish_and_clear();
+        report.take(deleted.context("some rows may be deleted; run this again for the rest")?);
+        // The snapshot's transaction has the table open.
+        reader.batch_execute("COMMIT").await?;
+        Ok(())
     }
 
     /// The table's partitions, if it has any that are made by age.

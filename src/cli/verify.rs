@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use postgres_types::PgLsn;
 
+use crate::bulk::fence::lives_there;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
@@ -227,7 +228,9 @@ async fn check(
     let record = LaneClient::new(&nats, name, &postgres.slot)?
         .record()
         .await?
-        .record
+        .record;
+    lives_there(record.as_ref(), name)?;
+    let record = record
         .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);
 
     let older = args.since.map(|since| {

@@ -150,6 +150,15 @@ async fn a_move_and_a_replay_that_are_killed_are_told_until_they_were_run_again(
     killed_in_the_middle(&fixture, &arguments).await;
     let work = unfinished(&fixture).await;
     assert_eq!(work["stage"], format!("copying to stream {new}"), "{work}");
+    // What is copied already would stay behind.
+    let aggregate = "0190b6a0-0000-7000-8000-000000000001";
+    let erase = ["erase", "--yes", "--aggregate-id", aggregate];
+    let refused = fixture.walrelay(&erase).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused.stderr.contains("run walrelay move again"),
+        "{refused:?}"
+    );
     let mut moving = fixture.start(&arguments);
     moving.logs("has left").await;
     moving.kill();

@@ -10,13 +10,14 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use serde::Serialize;
 
+use crate::bulk::replayed;
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
 use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
-    POSITION_HEADER, RETRY_HEADER, TABLE_HEADER, TAIL_HEADER,
+    POSITION_HEADER, REPLAY_HEADER, RETRY_HEADER, TABLE_HEADER, TAIL_HEADER,
 };
 use crate::pipeline::stored_event::StoredEvent;
 use crate::relay::settings::Settings;
@@ -96,6 +97,9 @@ impl Wanted {
         let header = |name: &str| Some(headers?.get(name)?.as_str().to_owned());
         let of_slot = OF_SLOT.into_iter().find_map(header);
         let slot = of_slot.as_ref().and_then(|told| told.split(' ').next());
+        // A replay of the table has no place in a lane.
+        let replayed = header(REPLAY_HEADER);
+        let slot = slot.or_else(|| replayed::slot_of_table(replayed.as_deref()?));
         let is_past = slot.is_some_and(|slot| self.past_slots.contains(slot));
         let is_own = match slot {
             Some(slot) => slot == self.slot,
@@ -243,6 +247,11 @@ mod tests {
             find(&wanted, &[(POSITION_HEADER, "s 0/10:1")], body),
             Some(Found::Event)
         );
+        let of_table = (REPLAY_HEADER, "0a1b table:s 7:e9");
+        let kind = (KIND_HEADER, "replay");
+        assert_eq!(find(&wanted, &[kind, of_table], body), Some(Found::Outside));
+        let of_another = (REPLAY_HEADER, "0a1b table:t 7:e9");
+        assert_eq!(find(&wanted, &[kind, of_another], body), None);
         // A share that is no more has no lane.
         assert_eq!(
             find(&wanted, &[(POSITION_HEADER, "gone 0/10:1")], body),

@@ -3,10 +3,11 @@
 //! In: the lane, further names. Out: names of streams, each one from which messages may be erased. Guarantee: no stream in which
 //! another lane lives, whose place only its own record tells.
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use async_nats::jetstream::stream::{Config, Info};
 use futures_util::TryStreamExt as _;
 
+use crate::bulk::replayed;
 use crate::cli::move_lane::left_subject;
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
@@ -15,7 +16,7 @@ use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{POSITION_HEADER, REPLAY_HEADER};
 use crate::pipeline::record::Moved;
 use crate::postgres::client::Client;
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_records;
 use crate::relay::settings::Settings;
 
@@ -37,6 +38,9 @@ pub(super) async fn with_copies(
     for Info { config, .. } in &all {
         let name = &config.name;
         let is_lanes = lanes.contains(name);
+        if !is_lanes {
+            unmoved(nats, lane, &lanes, name).await?;
+        }
         let is_wanted = is_lanes
             || named.contains(name)
             || name != LANE_RECORD_STREAM
@@ -87,6 +91,27 @@ async fn with_left(nats: &Admin, lane: &LaneClient, all: &[Info]) -> anyhow::Res
     Ok(lanes)
 }
 
+/// Makes sure that stream `name` is not one to which `walrelay move` is still copying, from where its next run goes on.
+async fn unmoved(
+    nats: &Admin,
+    lane: &LaneClient,
+    lanes: &[String],
+    name: &str,
+) -> anyhow::Result<()> {
+    let there = LaneClient::new(nats, name, lane.slot())?;
+    let record = match there.record().await {
+        Err(LaneError::NoStream(_)) => None,
+        stored => stored?.record,
+    };
+    match record.and_then(|record| record.moved) {
+        Some(Moved::From { stream, .. }) if lanes.contains(&stream) => bail!(
+            "the lane is on its way from stream {stream} to {name}, so nothing was erased: run walrelay move again, and this \
+             once it has ended"
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Whether nats-server itself copies one of `streams` there.
 fn is_copy(config: &Config, streams: &[String]) -> bool {
     let mirrored = config.mirror.as_ref().map(|of| &of.name);
@@ -116,8 +141,8 @@ pub(super) async fn of_shares_before(
     Ok(past)
 }
 
-/// Whether the first message of stream `name` is one that a replay of one of `lanes` has published. Where it is one of this slot, a
-/// person is told: it may be a copy that somebody has made by other means, or another database's.
+/// Whether stream `name` begins with a replay: of one of `lanes` or of the slot's table, or of another lane in front of one of this
+/// slot, which has had the lease there. Where it begins with a message of this slot that is none, a person is told: it may be a copy that somebody has made by other means, or another database's.
 async fn is_replay(
     nats: &Admin,
     lane: &LaneClient,
@@ -129,15 +154,19 @@ async fn is_replay(
         from: 1,
         filter: ">",
     };
-    let Some(first) = stream.message(lookup).await? else {
+    let Some(first) = or_none(stream.message(lookup).await)? else {
         return Ok(false);
     };
-    let word = |header, number| first.header_text(header)?.split(' ').nth(number);
-    if let Some(of) = word(REPLAY_HEADER, 1) {
-        return Ok(lanes.iter().any(|stream| stream == of));
-    }
     let slot = lane.slot();
-    if word(POSITION_HEADER, 0) == Some(slot) && !has_lane(nats, lane, name).await? {
+    if let Some(value) = first.header_text(REPLAY_HEADER) {
+        let of = replayed::source_of(value);
+        return Ok(lanes.iter().any(|stream| Some(stream.as_str()) == of)
+            || replayed::slot_of_table(value) == Some(slot)
+            || has_had_lease(nats, lane, name).await?);
+    }
+    let position = first.header_text(POSITION_HEADER);
+    let of = position.and_then(|position| position.split(' ').next());
+    if of == Some(slot) && !has_lane(nats, lane, name).await? {
         stderr::line(format_args!(
             "stream {name} begins with a message of slot {slot}, and no lane lives there: if it is a copy of stream {}, give \
              --also-stream {name}",
@@ -145,6 +174,20 @@ async fn is_replay(
         ));
     }
     Ok(false)
+}
+
+/// Where the stream is gone, it has no message.
+fn or_none<T>(found: Result<Option<T>, LaneError>) -> Result<Option<T>, LaneError> {
+    match found {
+        Err(LaneError::NoStream(_)) => Ok(None),
+        found => found,
+    }
+}
+
+/// Whether a command has published to stream `name` for the lane's slot.
+async fn has_had_lease(nats: &Admin, lane: &LaneClient, name: &str) -> anyhow::Result<bool> {
+    let lane = LaneClient::new(nats, name, lane.slot())?;
+    Ok(or_none(lane.lease().await)?.is_some())
 }
 
 /// Whether a lane lives in stream `name`, or has lived there.
@@ -155,5 +198,5 @@ async fn has_lane(nats: &Admin, own: &LaneClient, name: &str) -> anyhow::Result<
         from: 1,
         filter: &filter,
     };
-    Ok(records.message(lookup).await?.is_some())
+    Ok(or_none(records.message(lookup).await)?.is_some())
 }

@@ -84,6 +84,21 @@ impl Batches {
         self
     }
 
+    /// Whether there are any.
+    ///
+    /// # Errors
+    /// Postgres refuses.
+    pub(super) async fn has_rows(&self, client: &Client) -> anyhow::Result<bool> {
+        let Batches {
+            table, condition, ..
+        } = self;
+        let query = format!("SELECT EXISTS (SELECT FROM {table} WHERE {condition})");
+        let row = client.query_one(&query, &[]).await;
+        Ok(row
+            .with_context(|| format!("cannot read {table}"))?
+            .try_get(0)?)
+    }
+
     /// Without the rows of these partitions.
     pub(super) fn leave_out(&mut self, partitions: &[Partition]) {
         let oids: Vec<String> = partitions

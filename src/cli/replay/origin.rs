@@ -7,12 +7,14 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 
 use super::Args;
+use crate::bulk::fence::lives_there;
 use crate::bulk::range::{Bound, Held, History, Sight};
 use crate::bulk::readdress::{Destination, Filter};
 use crate::bulk::rows::Occurred;
 use crate::bulk::stream::{self, Events};
 use crate::bulk::{Source, occurred};
 use crate::cli::exit::UsageError;
+use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stored::count_from;
@@ -47,6 +49,9 @@ impl Origin {
         let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
         let lane = LaneClient::new(nats, stream, slot)?;
         let record = lane.record().await?.record;
+        if let Err(why) = lives_there(record.as_ref(), stream) {
+            stderr::line(format_args!("warning: {why}"));
+        }
         let history = History::new(nats, &lane, slot, &info, record.as_ref());
         let range = range(args, stream, &history).await?;
         let begins = match range.0 > range.1 {
