@@ -1,0 +1,192 @@
+//! Table and stream of a lane, while they are brought together.
+//!
+//! In: what the table has, a reading of the stream. Out: a verdict on each id. Guarantee: memory does not grow with their number.
+
+use std::time::{Duration, Instant};
+
+use postgres_types::PgLsn;
+
+use super::compare::{Group, Verdict, Whole, verdict};
+use super::lane::LaneReading;
+use super::report::{Example, Report};
+use super::slot::{self, Held, Settled};
+use super::sort::{Entries, Entry, Kind, Merge};
+use super::{bar, key, table, tick};
+use crate::nats::admin::Admin;
+use crate::pipeline::position::Position;
+use crate::pipeline::row::Source;
+use crate::postgres::client::Client;
+use crate::postgres::id_column::IdColumn;
+use crate::relay::settings::Settings;
+
+/// How many ids are looked for in the table at once.
+const LOOK_AGAIN_IDS: usize = 1_000;
+
+/// One comparison.
+pub(super) struct Comparison<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) client: &'a Client,
+    pub(super) nats: &'a Admin,
+    /// Under which names the slot is read.
+    pub(super) publications: String,
+    pub(super) source: Source,
+    /// Which of them is compared.
+    pub(super) outbox: usize,
+    pub(super) id_column: IdColumn,
+    pub(super) snapshot_lsn: PgLsn,
+    pub(super) lane: LaneReading,
+    /// How far the lane's record says that the lane was.
+    pub(super) recorded: Option<Position>,
+    pub(super) entries: Entries,
+    /// Age of the oldest row that the slot holds and the relay has still to publish.
+    pub(super) pending_for: Option<Duration>,
+    /// Messages that the streams of other shares have no more, where they have published rows of this one.
+    pub(super) removed_elsewhere: u64,
+}
+
+impl Comparison<'_> {
+    /// Reads on to what is the stream's end now.
+    pub(super) async fn read_stream(&mut self) -> anyhow::Result<()> {
+        let bar = bar("stream", 0);
+        let end_lsn = table::end_lsn(self.client);
+        let progress = |messages, all| tick(&bar, messages, Some(all));
+        let read = self
+            .lane
+            .read_on(self.nats, &mut self.entries, end_lsn, progress);
+        let read = read.await;
+        bar.finish_and_clear();
+        read
+    }
+
+    /// Waits until the relay has passed the snapshot, if a row has no message; with nobody at the slot, asks the slot.
+    pub(super) async fn settle(&mut self, wait: Duration) -> anyhow::Result<Settled> {
+        if !has_unpublished(&mut self.entries)? {
+            return Ok(Settled::Passed);
+        }
+        let deadline = Instant::now() + wait;
+        loop {
+            let slot = &self.settings.postgres.slot;
+            let settled = slot::settle(self.client, slot, self.snapshot_lsn, deadline).await?;
+            self.read_stream().await?;
+            // A relay may have taken the slot; then it publishes what is pending, and is waited for.
+            if settled != Settled::Idle || self.ask_slot().await? {
+                return Ok(settled);
+            }
+        }
+    }
+
+    /// Takes what the slot holds of the snapshot's rows; `false` where somebody reads from the slot.
+    async fn ask_slot(&mut self) -> anyhow::Result<bool> {
+        let now_us = table::clock_us(self.client).await?;
+        let mut entries = Entries::default();
+        let mut oldest: Option<Duration> = None;
+        let take = |held: Held<'_>| -> anyhow::Result<()> {
+            if held.outbox != self.outbox {
+                return Ok(());
+            }
+            let id = held.id.map(key::key);
+            let kind = self.lane.held(held.position, self.recorded);
+            if let (Some(kind), Some(id)) = (kind, id) {
+                entries.push(Entry::new(id, kind, 0))?;
+                // A replication origin may have set no time, which is 0.
+                if kind == Kind::Pending && held.committed_at_us > 0 {
+                    let us = now_us.saturating_sub(held.committed_at_us).max(0);
+                    oldest = oldest.max(Some(Duration::from_micros(us.unsigned_abs())));
+                }
+            }
+            Ok(())
+        };
+        let postgres = &self.settings.postgres;
+        let is_whole = slot::peek(
+            self.client,
+            postgres,
+            &self.publications,
+            self.source.clone(),
+            self.snapshot_lsn,
+            take,
+        )
+        .await?;
+        if is_whole {
+            self.entries.append(entries)?;
+            self.pending_for = oldest;
+        }
+        Ok(is_whole)
+    }
+
+    /// What takes a first pass over everything.
+    fn whole(&mut self) -> std::io::Result<Whole> {
+        let mut whole = Whole {
+            removed_max: self.lane.removed_max() + self.removed_elsewhere,
+            ..Whole::default()
+        };
+        let mut merge = self.entries.merge()?;
+        while let Some(group) = next_group(&mut merge)? {
+            whole.take(&group);
+        }
+        Ok(whole)
+    }
+
+    pub(super) async fn judge(
+        &mut self,
+        mut report: Report,
+        mut each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
+    ) -> anyhow::Result<Report> {
+        let whole = self.whole()?;
+        let mut merge = self.entries.merge()?;
+        let mut phantoms: Vec<Group> = Vec::new();
+        while let Some(group) = next_group(&mut merge)? {
+            let verdict = verdict(&group, &whole);
+            each(&group, &verdict)?;
+            report.take(&group, &verdict);
+            // A message of the WAL never was a row, and nothing tells it from one that was deleted.
+            if verdict.phantom && self.settings.postgres.messages.is_none() {
+                phantoms.push(group);
+            }
+            if phantoms.len() >= LOOK_AGAIN_IDS {
+                self.look_again(&mut report, &mut phantoms).await?;
+            }
+        }
+        self.look_again(&mut report, &mut phantoms).await?;
+        report.explain(whole.removed_max);
+        Ok(report)
+    }
+
+    /// A row that committed at the moment of the snapshot is there now.
+    async fn look_again(
+        &self,
+        report: &mut Report,
+        phantoms: &mut Vec<Group>,
+    ) -> anyhow::Result<()> {
+        if phantoms.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<u128> = phantoms.iter().map(|group| group.id).collect();
+        let present =
+            table::present(self.client, &self.settings.postgres, &self.id_column, &ids).await?;
+        for group in phantoms.drain(..) {
+            if !present.contains(&group.id) {
+                report.phantom.add(1, Example::of_event(&group));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The next id, and all that was met of it.
+fn next_group(merge: &mut Merge) -> std::io::Result<Option<Group>> {
+    let mut group = Group::default();
+    Ok(merge
+        .next_group(|entry| group.take(entry))?
+        .then_some(group))
+}
+
+/// Whether anything has to be waited for.
+fn has_unpublished(entries: &mut Entries) -> std::io::Result<bool> {
+    let mut merge = entries.merge()?;
+    while let Some(group) = next_group(&mut merge)? {
+        if verdict(&group, &Whole::default()).unpublished() > 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
