@@ -19,7 +19,6 @@ use postgres_types::PgLsn;
 
 use crate::cli::consent::agreed;
 use crate::cli::exit::{Exit, UsageError};
-use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::{Held, peek};
 use crate::nats::admin::Admin;
@@ -105,8 +104,11 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let (view, published) = look(&args, settings, &sql, &nats).await?;
     let mut account = Account::default();
     explain(&mut account, &view, published.as_ref(), &args);
-    if !args.yes && !agreed("Adopt this database and slot?")? {
-        stderr::line("nothing was changed: answer yes, or give --yes where nobody can be asked");
+    if !agreed(
+        args.yes,
+        "Adopt this database and slot?",
+        "nothing was changed",
+    )? {
         return Ok(Exit::Usage);
     }
     let lane_client = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;

@@ -2,11 +2,24 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 
-/// Asks on a terminal; elsewhere nobody agrees. The question goes to standard error: standard output may be a file.
+use super::stderr;
+
+/// Whether a person agrees: with `--yes`, or asked on a terminal; elsewhere nobody does. Says `otherwise`, such as "nothing was
+/// erased", where not. The question goes to standard error: standard output may be a file.
 ///
 /// # Errors
 /// The terminal cannot be read or written.
-pub(super) fn agreed(question: &str) -> Result<bool, anyhow::Error> {
+pub(super) fn agreed(yes: bool, question: &str, otherwise: &str) -> Result<bool, anyhow::Error> {
+    let agrees = yes || asked(question)?;
+    if !agrees {
+        stderr::line(format_args!(
+            "{otherwise}: answer yes, or give --yes where nobody can be asked"
+        ));
+    }
+    Ok(agrees)
+}
+
+fn asked(question: &str) -> Result<bool, anyhow::Error> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
         return Ok(false);

@@ -16,7 +16,6 @@ use super::consent::agreed;
 use super::deletable::deletable;
 use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
-use super::stderr;
 use crate::bulk::fence::{Fence, lives_there};
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
@@ -172,8 +171,7 @@ async fn execute_one(
     let done = if args.dry_run {
         count(&mut erasing, &mut receipt).await
     } else {
-        if !args.yes && !agreed(&question(&erasing))? {
-            stderr::line("nothing was erased: answer yes, or give --yes where nobody can be asked");
+        if !agreed(args.yes, &question(&erasing), "nothing was erased")? {
             return Ok(Exit::Usage);
         }
         let mut leases: Vec<Lease> = Vec::new();

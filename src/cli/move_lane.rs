@@ -19,7 +19,6 @@ use super::command_line;
 use super::consent::agreed;
 use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
-use super::stderr;
 use super::stdout::Account;
 use crate::bulk::lease::Lease;
 use crate::config::syntax::parse_stream;
@@ -141,8 +140,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         account.close()?;
         return Ok(Exit::Done);
     }
-    if moving.stage < Stage::Fenced && !args.yes && !agreed("Move the lane?")? {
-        stderr::line("nothing was changed: answer yes, or give --yes where nobody can be asked");
+    if moving.stage < Stage::Fenced && !agreed(args.yes, "Move the lane?", "nothing was changed")? {
         return Ok(Exit::Usage);
     }
     make_lane_records(&moving).await?;

@@ -34,6 +34,20 @@ pub(super) struct Counts {
     pub(super) done: bool,
 }
 
+/// A bar on a terminal, nothing elsewhere nor where a program reads JSON.
+///
+/// # Panics
+/// Where `template` is none of indicatif's.
+pub(super) fn bar(length: Option<u64>, json: bool, template: &'static str) -> ProgressBar {
+    // Standard error that is no terminal draws nothing.
+    let target = match json {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr_with_hz(5),
+    };
+    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    ProgressBar::with_draw_target(length, target).with_style(style)
+}
+
 /// The progress of one command.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -49,14 +63,6 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn of(total: u64, json: bool) -> Self {
-        // Standard error that is no terminal draws nothing.
-        let target = match json {
-            true => ProgressDrawTarget::hidden(),
-            false => ProgressDrawTarget::stderr_with_hz(5),
-        };
-        let style =
-            ProgressStyle::with_template("{wide_bar} {human_pos}/{human_len} {per_sec} {eta}")
-                .expect("the template is a constant");
         let now = Instant::now();
         Progress {
             counts: Counts {
@@ -67,7 +73,11 @@ impl Progress {
             begun: now,
             line_at: now + LINE_INTERVAL,
             json,
-            bar: ProgressBar::with_draw_target(Some(total), target).with_style(style),
+            bar: bar(
+                Some(total),
+                json,
+                "{wide_bar} {human_pos}/{human_len} {per_sec} {eta}",
+            ),
             working: None,
         }
     }

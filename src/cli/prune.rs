@@ -16,7 +16,7 @@ use postgres_types::PgLsn;
 use super::backfill::rows_of;
 use super::exit::{Exit, message};
 use super::signals::{self, Hangup};
-use super::{stderr, verify};
+use super::{progress, stderr, verify};
 use crate::nats::admin::Admin;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
@@ -39,7 +39,7 @@ use age::Cutoff;
 use confirmed::{Readers, explained, unhalted};
 use kept::Kept;
 use partitions::{Partition, Partitions};
-use report::{Report, bar};
+use report::Report;
 use rows::{Batches, Moment, Snapshot};
 use shares::{carried, prunable, whole};
 
@@ -316,7 +316,11 @@ impl Prune<'_> {
                 }
             }
         }
-        let bar = bar(self.args.json);
+        let bar = progress::bar(
+            None,
+            self.args.json,
+            "{spinner} {human_pos} rows deleted, {per_sec}",
+        );
         let batches = self.batches.clone().of_before(&moment);
         let deleted = Snapshot::take(reader)
             .await?

@@ -143,8 +143,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     if args.dry_run {
         return count(&args, settings, &plan, &nats, &shutdown, account).await;
     }
-    if !args.yes && !agreed("Publish them again?")? {
-        stderr::line("nothing was published: answer yes, or give --yes where nobody can be asked");
+    if !agreed(args.yes, "Publish them again?", "nothing was published")? {
         return Ok(Exit::Usage);
     }
     plan.make_target(&nats).await?;

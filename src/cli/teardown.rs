@@ -8,7 +8,6 @@ use anyhow::Context;
 use crate::cli::consent::agreed;
 use crate::cli::exit::Exit;
 use crate::cli::setup::refused;
-use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::nats::admin::Admin;
 use crate::nats::stream;
@@ -68,8 +67,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     }
     let mut account = Account::default();
     describe(&mut account, &steps, stream, &inspection);
-    if !args.yes && !agreed("Remove these?")? {
-        stderr::line("nothing was removed: answer yes, or give --yes where nobody can be asked");
+    if !agreed(args.yes, "Remove these?", "nothing was removed")? {
         return Ok(Exit::Usage);
     }
     // Before the first step: it must not be the last that can be done.

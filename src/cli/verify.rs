@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::bulk::fence::lives_there;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
-use crate::cli::stderr;
+use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -335,15 +335,10 @@ fn readable(settings: &Settings, info: &StreamInfo, nats: &Admin) -> anyhow::Res
     }
 }
 
-/// A bar on a terminal, nothing elsewhere.
+/// A bar for what is read.
 fn bar(what: &'static str, length: u64) -> ProgressBar {
-    // Standard error that is no terminal draws nothing.
-    let bar = ProgressBar::with_draw_target(Some(length), ProgressDrawTarget::stderr_with_hz(5));
-    let style = ProgressStyle::with_template(
-        "{prefix:7} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}",
-    )
-    .expect("the template is a constant");
-    bar.with_style(style).with_prefix(what)
+    let template = "{prefix:7} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}";
+    progress::bar(Some(length), false, template).with_prefix(what)
 }
 
 /// Every thousandth: a bar costs more than an entry.

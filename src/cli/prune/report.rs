@@ -1,6 +1,5 @@
 //! What a run has done, for a person or a program.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::rows::Deleted;
@@ -91,15 +90,4 @@ impl Report {
         }
         account.close()
     }
-}
-
-/// A spinner on a terminal, nothing elsewhere.
-pub(super) fn bar(json: bool) -> ProgressBar {
-    let target = match json {
-        true => ProgressDrawTarget::hidden(),
-        false => ProgressDrawTarget::stderr_with_hz(5),
-    };
-    let style = ProgressStyle::with_template("{spinner} {human_pos} rows deleted, {per_sec}")
-        .expect("the template is a constant");
-    ProgressBar::with_draw_target(None, target).with_style(style)
 }
