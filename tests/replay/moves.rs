@@ -3,7 +3,7 @@
 use async_nats::jetstream::{self, stream::Stream};
 use walrelay::local::{LocalNats, NatsOptions};
 
-use crate::lane::{judge, more_events, stream_of};
+use crate::lane::{event_count, holds_events, judge, more_events, stream_of};
 use crate::support::{Fixture, Relay, Writer, binaries, eventually};
 
 const EVENTS_BEFORE: u64 = 5_000;
@@ -112,7 +112,7 @@ async fn to_another_stream_under_load() {
         .walrelay(&["replay", "--from", "0/1", "--dry-run"])
         .await
         .success();
-    let published = crate::lane::event_count(&fixture).await;
+    let published = event_count(&fixture).await;
     assert!(
         events
             .stdout
@@ -183,6 +183,14 @@ async fn goes_back(fixture: &Fixture, arguments: &[&str]) {
     assert!(moved.stdout.contains("moved: "), "{}", moved.stdout);
 }
 
+/// What commits now comes through too, behind the last of the writer, which may have ended before.
+async fn goes_on(fixture: &Fixture) {
+    let count = event_count(fixture).await;
+    fixture.insert(1, 10).await;
+    holds_events(fixture, count + 10).await;
+    fixture.walrelay(&["verify"]).await.success();
+}
+
 #[tokio::test]
 async fn there_and_back() {
     let mut fixture = Fixture::new().await;
@@ -196,14 +204,14 @@ async fn there_and_back() {
         .await
         .success();
     fixture.set("WALRELAY_NATS_STREAM", new.as_str());
-    let second = fixture.run();
-    more_events(&fixture, 500).await;
+    let mut second = fixture.run();
+    second.streams().await;
     goes_back(&fixture, &["move", "--yes", "--to-stream", &old]).await;
     fixture.set("WALRELAY_NATS_STREAM", old.as_str());
-    let third = fixture.run();
-    more_events(&fixture, 500).await;
+    let mut third = fixture.run();
+    third.streams().await;
     judge(&fixture, writer).await;
-    fixture.walrelay(&["verify"]).await.success();
+    goes_on(&fixture).await;
     for mut halted in [relay, second] {
         assert_eq!(halted.ends().await, Some(4), "{}", halted.log());
     }
@@ -251,14 +259,14 @@ async fn to_another_nats() {
     fixture.set("WALRELAY_NATS_URL", url.as_str());
     fixture.nats = async_nats::connect(url).await.expect("it answers");
     let mut relay = fixture.run();
-    more_events(&fixture, 500).await;
+    relay.streams().await;
     goes_back(&fixture, &["move", "--yes", "--to-nats", &first]).await;
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     fixture.set("WALRELAY_NATS_URL", first.as_str());
     fixture.nats = async_nats::connect(first).await.expect("it answers");
-    let relay = fixture.run();
-    more_events(&fixture, 500).await;
+    let mut relay = fixture.run();
+    relay.streams().await;
     judge(&fixture, writer).await;
-    fixture.walrelay(&["verify"]).await.success();
+    goes_on(&fixture).await;
     relay.stop().await;
 }
