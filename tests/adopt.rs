@@ -2,7 +2,7 @@
 
 mod platform;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use platform::{Platform, insert, insert_of_type};
@@ -95,19 +95,10 @@ async fn a_restored_snapshot_whose_wal_ends_before_the_stream() {
     let mut platform = Platform::start().await;
     platform.insert(3).await;
     platform.relay_until(3).await;
-    let data = platform.postgres.data_dir();
-    let snapshot = data.with_file_name("snapshot");
-    platform.postgres.stop(Mode::Fast).await.unwrap();
-    copy(&data, &snapshot);
-    platform.postgres.start_again().await.unwrap();
-    platform.sql = platform.postgres.connect("postgres").await.unwrap();
+    let snapshot = take_snapshot(&mut platform).await;
     platform.insert(500).await;
     platform.relay_until(503).await;
-    platform.postgres.stop(Mode::Fast).await.unwrap();
-    std::fs::remove_dir_all(&data).unwrap();
-    copy(&snapshot, &data);
-    platform.postgres.start_again().await.unwrap();
-    platform.sql = platform.postgres.connect("postgres").await.unwrap();
+    restore(&mut platform, &snapshot).await;
     platform.insert(2).await;
     halts(&platform, "WAL ends at").await;
     adopts(&platform).await;
@@ -271,20 +262,11 @@ async fn a_restored_snapshot_of_the_database() {
     platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     platform.insert(3).await;
     platform.relay_until(3).await;
-    let data = platform.postgres.data_dir();
-    let snapshot = data.with_file_name("snapshot");
-    platform.postgres.stop(Mode::Fast).await.unwrap();
-    copy(&data, &snapshot);
-    platform.postgres.start_again().await.unwrap();
-    platform.sql = platform.postgres.connect("postgres").await.unwrap();
+    let snapshot = take_snapshot(&mut platform).await;
     platform.insert(2).await;
     platform.relay_until(5).await;
 
-    platform.postgres.stop(Mode::Fast).await.unwrap();
-    std::fs::remove_dir_all(&data).unwrap();
-    copy(&snapshot, &data);
-    platform.postgres.start_again().await.unwrap();
-    platform.sql = platform.postgres.connect("postgres").await.unwrap();
+    restore(&mut platform, &snapshot).await;
     // The same LSNs once more, for other events.
     platform.insert(2).await;
     platform.insert(2).await;
@@ -303,6 +285,31 @@ async fn a_restored_snapshot_of_the_database() {
     assert_eq!(report["missing"]["count"], 0);
     assert_eq!(report["doubled"]["count"], 0);
     assert_eq!(report["out_of_order"]["count"], 0);
+}
+
+/// The database's files as they are now.
+async fn take_snapshot(platform: &mut Platform) -> PathBuf {
+    let data = platform.postgres.data_dir();
+    let snapshot = data.with_file_name("snapshot");
+    while_stopped(platform, || copy(&data, &snapshot)).await;
+    snapshot
+}
+
+/// Puts them back.
+async fn restore(platform: &mut Platform, snapshot: &Path) {
+    let data = platform.postgres.data_dir();
+    while_stopped(platform, || {
+        std::fs::remove_dir_all(&data).unwrap();
+        copy(snapshot, &data);
+    })
+    .await;
+}
+
+async fn while_stopped(platform: &mut Platform, change: impl FnOnce()) {
+    platform.postgres.stop(Mode::Fast).await.unwrap();
+    change();
+    platform.postgres.start_again().await.unwrap();
+    platform.sql = platform.postgres.connect("postgres").await.unwrap();
 }
 
 /// As the tree's owner sees it, with owner and mode.
