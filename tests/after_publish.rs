@@ -12,7 +12,7 @@ use postgres_types::PgLsn;
 use statements::statements;
 
 /// How long anything may take before the test fails.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 async fn count(platform: &Platform, which: &str) -> i64 {

@@ -9,7 +9,7 @@ use async_nats::jetstream::stream::{Config, Source};
 use futures_util::StreamExt as _;
 use platform::Platform;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(180);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// How the stream is copied.

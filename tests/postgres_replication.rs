@@ -16,7 +16,7 @@ use walrelay::postgres::startup::{SessionSettings, connect};
 use walrelay::secret::Secret;
 
 /// Long enough for a loaded machine; nothing waits for it to pass.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// 0/0: from where the slot is.
 const FROM_SLOT: u64 = 0;
 

@@ -20,7 +20,7 @@ use walrelay::postgres::occurred_at::OccurredAt;
 use walrelay::postgres::settings::PostgresSettings;
 use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 async fn server(settings: &[(&str, &str)]) -> LocalPostgres {
     let settings = settings

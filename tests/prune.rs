@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use walrelay::outbox::SCHEMA_SQL;
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(180);
 const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
 
 /// Commits so many events that say that they are ten days old.

@@ -20,7 +20,7 @@ use site::{free_address, get, get_with};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(180);
 
 async fn wait_for(address: SocketAddr, path: &str, wanted: impl Fn(&str, &str) -> bool) -> String {
     let reached = async {

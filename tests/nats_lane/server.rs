@@ -15,7 +15,7 @@ use walrelay::nats::protocol::Msg;
 use walrelay::nats::settings::ConnectionSettings;
 
 /// Longest wait for anything that the server does at once.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 /// A running server, gone with the test.
 pub(crate) struct Server(LocalNats);

@@ -79,7 +79,7 @@ async fn to_another_stream_under_load() {
         &["move", "--yes", "--to-stream", &new],
         "move.log",
     );
-    moving.logs("copied").await;
+    moving.logs("is there: messages are copied").await;
     fixture.set("WALRELAY_NATS_STREAM", new.as_str());
     let mut next = fixture.run();
     assert_eq!(moving.ends().await, Some(0), "{}", moving.log());
@@ -134,7 +134,7 @@ async fn to_another_stream_under_load() {
 /// Runs the command again and again, each run killed once it has logged the next step; what the last one prints.
 async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) -> String {
     for (number, step) in [
-        "are copied",
+        "is there: messages are copied",
         "has left",
         "is copied",
         "takes the events",
