@@ -2,7 +2,7 @@
 //!
 //! In: a seed, a time (`make chaos LANE=shares`, or `LANE=reshard`). Out: the verdict, in which the order is that of each aggregate, and for how long a
 //! share had no owner at most: a slot that nobody reads, or that a frozen process holds. A share counts from when it carries rows until its
-//! slot is dropped.
+//! slot is dropped. While the number of shares changes, 1 is among the numbers: the lane of all rows, which has instances of its own.
 
 use std::collections::{HashMap, HashSet};
 use std::process::Stdio;
@@ -12,10 +12,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 use tokio_postgres::Client;
 use walrelay::local::ServerBinaries;
+use walrelay::nats::stream::{self, StreamPlan, StreamSettings};
+use walrelay::pipeline::dead_letter;
+use walrelay::pipeline::reshard::lanes_of;
+use walrelay::pipeline::shared_end_search::fence_subject;
 
 use crate::history::History;
 use crate::process::Paused;
@@ -23,9 +27,13 @@ use crate::relay::{Environment, Relays};
 use crate::servers::{Broker, Postgres};
 use crate::strikes::span;
 use crate::verdict::{self, Checker};
+use crate::world::{SLOT, STREAM};
 use crate::writer::{self, Writer};
 
+/// With the shares' configuration.
 const INSTANCES: usize = 3;
+/// With that of the lane of all rows.
+const UNDIVIDED_INSTANCES: usize = 2;
 const SHARES: usize = 4;
 /// With another number all the time, at most.
 const SHARES_MAX: usize = 8;
@@ -54,12 +62,15 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
     Writer::create_tables(&postgres.connect().await?).await?;
     // Only in one stream the order is seen of an aggregate that goes from one share to another.
     let own_streams = random.random_bool(0.5) && !plan.reshards;
-    let environments: Vec<Environment> = (0..INSTANCES)
-        .map(|place| environment(&postgres, &broker, place, own_streams, plan.shares()))
+    if plan.reshards {
+        create_stream(&broker).await?;
+    }
+    let environments: Vec<Environment> = (0..plan.instances())
+        .map(|place| environment(&postgres, &broker, place, own_streams, plan))
         .collect();
     let relays = Arc::new(Relays::new(environments, Arc::clone(history))?);
     relays.setup().await?;
-    for place in 0..INSTANCES {
+    for place in 0..plan.instances() {
         relays.start(place)?;
     }
     let tending = tokio::spawn(Arc::clone(&relays).tend());
@@ -81,7 +92,7 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
         tokio::spawn(resharder)
     });
     while history.elapsed() < plan.time {
-        strike(&relays, &owners, history, &mut random).await?;
+        strike(plan, &relays, &owners, history, &mut random).await?;
         tokio::time::sleep(span(&mut random, 0..2_000)).await;
         ensure!(!watching.is_finished(), "nobody sees who has the shares");
         if let Some(failure) = relays.failure() {
@@ -99,7 +110,7 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
     let (ids, transactions) = writer::committed(&client).await?;
     let verdict = judged(&broker, own_streams, plan.shares(), &ids).await?;
     tending.abort();
-    for place in 0..INSTANCES {
+    for place in 0..plan.instances() {
         relays.stop(place).await?;
     }
     for (kind, count) in history.faults() {
@@ -132,13 +143,42 @@ pub async fn run(plan: &Plan, history: &Arc<History>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One stream for all lanes there may be, before any of them is made.
+async fn create_stream(broker: &Broker) -> anyhow::Result<()> {
+    let slot = |part: Option<u32>| match part {
+        Some(share) => format!("{SLOT}_{share}"),
+        None => SLOT.to_owned(),
+    };
+    let lanes = lanes_of(1).chain(lanes_of(SHARES_MAX as u32));
+    let mut subjects: Vec<String> = lanes
+        .map(|part| dead_letter::subject(&slot(part)))
+        .collect();
+    subjects.extend(["outbox.>".to_owned(), fence_subject(STREAM, "*")]);
+    let settings = StreamSettings {
+        name: STREAM.to_owned(),
+        subjects: subjects.clone(),
+        subjects_to_create: subjects,
+        slot: SLOT.to_owned(),
+        num_replicas: 1,
+        shared: true,
+    };
+    let client = broker.admin().await?;
+    let StreamPlan::Create(config) = stream::plan(&client, &settings).await? else {
+        anyhow::bail!("stream {STREAM} is there already");
+    };
+    stream::create(&client, &config).await?;
+    Ok(())
+}
+
 fn environment(
     postgres: &Postgres,
     broker: &Broker,
     place: usize,
     own_streams: bool,
-    shares: usize,
+    plan: &Plan,
 ) -> Environment {
+    let is_undivided = place >= INSTANCES;
+    let shares = if is_undivided { 1 } else { plan.shares() };
     let url = format!(
         "postgres://postgres@127.0.0.1:{}/postgres?application_name={}",
         postgres.port,
@@ -152,6 +192,10 @@ fn environment(
         ("WALRELAY_RELAY_HOLD_BACK", "2s".to_owned()),
         ("WALRELAY_RELAY_SHUTDOWN_TIMEOUT", "3s".to_owned()),
     ];
+    if plan.reshards {
+        // One of several lanes in the stream, also while it is the only one.
+        environment.push(("WALRELAY_NATS_SHARED", "true".to_owned()));
+    }
     if own_streams {
         environment.extend([
             ("WALRELAY_NATS_STREAM", "OUTBOX_{share}".to_owned()),
@@ -177,6 +221,13 @@ impl Plan {
             false => SHARES,
         }
     }
+
+    fn instances(&self) -> usize {
+        match self.reshards {
+            true => INSTANCES + UNDIVIDED_INSTANCES,
+            false => INSTANCES,
+        }
+    }
 }
 
 /// Changes the number of shares until it is enough, and lets the last change come to its end.
@@ -188,7 +239,7 @@ async fn reshard(
 ) -> anyhow::Result<()> {
     loop {
         let is_last = enough.load(Ordering::Relaxed);
-        let shares = *["2", "4", "8"].choose(&mut random).context("some")?;
+        let shares = *["1", "2", "4", "8"].choose(&mut random).context("some")?;
         let mut command = relays.command(0, "reshard");
         command.args(["--shares", shares, "--wait", "2min"]);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -215,8 +266,9 @@ async fn reshard(
     }
 }
 
-/// One or two of the instances die, freeze or stop; the others are left to take over.
+/// One or two of the instances die, freeze or stop; of each configuration one is left to take over.
 async fn strike(
+    plan: &Plan,
     relays: &Relays,
     owners: &Owners,
     history: &History,
@@ -224,6 +276,12 @@ async fn strike(
 ) -> anyhow::Result<()> {
     let mut places: Vec<usize> = (0..INSTANCES).collect();
     places.remove(random.random_range(0..INSTANCES));
+    let mut undivided: Vec<usize> = (INSTANCES..plan.instances()).collect();
+    if !undivided.is_empty() {
+        undivided.remove(random.random_range(0..undivided.len()));
+    }
+    places.append(&mut undivided);
+    places.shuffle(random);
     places.truncate(random.random_range(1..INSTANCES));
     let away = span(random, 0..8_000);
     match random.random_range(0..5) {
@@ -302,7 +360,7 @@ impl Owners {
         history: Arc<History>,
     ) -> anyhow::Result<Ownerless> {
         // pg_publication_tables fails where a publication goes meanwhile.
-        let query = "SELECT s.slot_name::text, r.application_name, coalesce(pg_get_expr(t.prqual, t.prrelid) <> 'false', false) \
+        let query = "SELECT s.slot_name::text, r.application_name, t.oid IS NOT NULL AND coalesce(pg_get_expr(t.prqual, t.prrelid), '') <> 'false' \
                      FROM pg_replication_slots s LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid \
                      LEFT JOIN pg_publication p ON p.pubname = s.slot_name LEFT JOIN pg_publication_rel t ON t.prpubid = p.oid";
         let mut slots: HashMap<String, Seen> = HashMap::new();
@@ -383,7 +441,7 @@ async fn judged(
                     verdict::read(broker.connect().await?, &stream, &mut checker).await?;
                 }
             }
-            false => verdict::read(broker.connect().await?, "OUTBOX", &mut checker).await?,
+            false => verdict::read(broker.connect().await?, STREAM, &mut checker).await?,
         }
         let verdict = checker.finish();
         if verdict.in_the_stream > stored {
