@@ -3,10 +3,12 @@
 mod commands;
 mod filters;
 mod letters;
+mod load;
 #[cfg(target_os = "linux")]
 mod rates;
 mod reshard;
 mod undivided;
+mod verdict;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -70,13 +72,7 @@ async fn shares(fixture: &Fixture) -> HashMap<Uuid, usize> {
 
 /// Waits until the shares' slots are read.
 async fn all_stream(fixture: &Fixture) {
-    let query =
-        "SELECT count(*) FROM pg_replication_slots WHERE active AND database = current_database()";
-    eventually("all slots are read", async || {
-        let row = fixture.sql.query_one(query, &[]).await.unwrap();
-        (row.get::<_, i64>(0) == SHARES as i64).then_some(())
-    })
-    .await;
+    load::are_owned(fixture, SHARES as i64).await;
 }
 
 /// What a path of the relay's own site answers.

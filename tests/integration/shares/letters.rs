@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use rustix::process::Signal;
 
 use super::get;
-use super::reshard::{reshard, shares, stops, takes_dead_letters_of, two_shares};
+use super::load::{letters, reshard, shares, stops, takes_dead_letters_of, two_shares};
 use crate::support::{Fixture, Relay, eventually, site};
 
 /// A relay of one share, with a site of its own.
@@ -124,15 +124,8 @@ async fn dead_letters_of_a_share_that_is_no_more_are_shown_and_closed() {
         assert_eq!(found.code, Some(1), "{}", found.stderr);
         let told = format!("of slot {}_3, whose share is no more", fixture.name);
         assert_eq!(found.stdout.matches(&told).count(), 2, "{}", found.stdout);
-        let listed = fixture
-            .walrelay(&of_share(&["list", "--json"]))
-            .await
-            .success();
-        let positions: Vec<String> = (listed.stdout.lines())
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-            .map(|letter| letter["position"].as_str().unwrap().to_owned())
-            .collect();
-        assert_eq!(positions.len(), 2, "{}", listed.stdout);
+        let positions = letters(&fixture, &["--share", "1"]).await;
+        assert_eq!(positions.len(), 2);
 
         let mend = [
             "dead-letters",
@@ -154,11 +147,7 @@ async fn dead_letters_of_a_share_that_is_no_more_are_shown_and_closed() {
         let discard = of_share(&["discard", "--all", "--reason", "a test"]);
         fixture.walrelay(&discard).await.success();
         fixture.walrelay(&["verify"]).await.success();
-        let left = fixture
-            .walrelay(&of_share(&["list", "--json"]))
-            .await
-            .success();
-        assert_eq!(left.stdout, "");
+        assert!(letters(&fixture, &["--share", "1"]).await.is_empty());
         stops(relay).await;
     }
 }

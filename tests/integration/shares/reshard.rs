@@ -1,134 +1,16 @@
 //! `walrelay reshard`: another number of shares while writers write, and the order of each aggregate.
 
-use std::collections::HashMap;
-
 use async_nats::jetstream;
-use postgres_types::PgLsn;
 use rustix::process::Signal;
 use uuid::Uuid;
 
 use super::divide;
-use crate::support::{Fixture, Output, Relay, Servers, Stored, Writer, eventually, uuid};
-
-/// Events are of twenty aggregates, whoever writes them.
-pub(super) const FEW_AGGREGATES: &str = "
-CREATE FUNCTION few() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-  NEW.aggregate_id := ('00000000-0000-4000-8000-' || lpad((abs(hashtext(NEW.id::text)) % 20)::text, 12, '0'))::uuid;
-  RETURN NEW;
-END $$;
-CREATE TRIGGER few BEFORE INSERT ON outbox_events FOR EACH ROW EXECUTE FUNCTION few();";
-
-pub(super) fn shares(fixture: &mut Fixture, count: u32) {
-    fixture.set("WALRELAY_RELAY_SHARES", count.to_string());
-}
-
-/// Two shares, set up; relays confirm at once.
-pub(super) async fn two_shares(own_streams: bool) -> Fixture {
-    two_shares_on(Fixture::bare().await, own_streams).await
-}
-
-async fn two_shares_on(mut fixture: Fixture, own_streams: bool) -> Fixture {
-    divide(&mut fixture, own_streams);
-    shares(&mut fixture, 2);
-    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
-    fixture.setup().await;
-    fixture.sql.batch_execute(FEW_AGGREGATES).await.unwrap();
-    fixture
-}
-
-/// A stream of all shares has to take the dead letters of the new ones: what is printed is typed.
-pub(super) async fn takes_dead_letters_of(fixture: &Fixture, shares: &str) {
-    let refused = fixture.walrelay(&["reshard", "--shares", shares]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    let name = fixture.stream_name();
-    let edit = format!("nats stream edit {name} ");
-    let (_, flags) = refused.stderr.split_once(&edit).expect("a command");
-    let flags = flags.lines().next().unwrap().split("--subjects='").skip(1);
-    let jetstream = jetstream::new(fixture.nats.clone());
-    let stream = jetstream.get_stream(name).await.unwrap();
-    let mut config = stream.cached_info().config.clone();
-    config.subjects = flags
-        .map(|flag| flag.split('\'').next().unwrap().to_owned())
-        .collect();
-    jetstream.update_stream(config).await.unwrap();
-    assert_eq!(count(fixture, SLOTS).await, 2, "nothing was made");
-}
-
-pub(super) async fn count(fixture: &Fixture, query: &str) -> i64 {
-    let query = format!("SELECT count(*) {query}");
-    fixture.sql.query_one(&query, &[]).await.unwrap().get(0)
-}
-
-pub(super) const SLOTS: &str = "FROM pg_replication_slots WHERE database = current_database()";
-
-/// The streams of so many shares.
-pub(super) fn streams_of(fixture: &Fixture, count: u32) -> Vec<String> {
-    let name = |share: u32| fixture.stream_name().replace("{share}", &share.to_string());
-    (0..count).map(name).collect()
-}
-
-/// Of those that are there, without fences, each in its own order.
-pub(super) async fn events_of(fixture: &Fixture, streams: &[String]) -> Vec<Vec<Stored>> {
-    let mut all = Vec::new();
-    for name in streams {
-        let mut stored = fixture.stored_in(name).await;
-        stored.retain(|message| !message.subject.starts_with("walrelay."));
-        all.push(stored);
-    }
-    all
-}
-
-/// What a consumer of several streams sorts by.
-fn position(event: &Stored) -> (PgLsn, u32) {
-    let (lsn, ordinal) = event.position.split_once(':').expect("a position");
-    let lsn = lsn.parse().expect("an LSN");
-    (lsn, ordinal.parse().expect("an ordinal"))
-}
-
-/// Each committed event is in the streams once. The order of every aggregate is that of the commits: in each stream, and over all
-/// of them by position and by when they were stored.
-pub(super) async fn verdict(fixture: &Fixture, committed: &[Uuid], streams: &[String]) {
-    let all = eventually("all events are in the streams", async || {
-        let all = events_of(fixture, streams).await;
-        let stored: usize = all.iter().map(Vec::len).sum();
-        (stored >= committed.len()).then_some(all)
-    })
-    .await;
-    let mut stored: Vec<Uuid> = all.iter().flatten().map(Stored::id).collect();
-    let mut expected = committed.to_vec();
-    stored.sort_unstable();
-    expected.sort_unstable();
-    assert_eq!(stored, expected, "each once");
-    let ranks: HashMap<&Uuid, usize> = committed.iter().zip(0..).collect();
-    let rows = fixture
-        .sql
-        .query("SELECT id, aggregate_id FROM outbox_events", &[]);
-    let rows = rows.await.unwrap();
-    let aggregates: HashMap<Uuid, Uuid> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let in_order = |events: &mut dyn Iterator<Item = &Stored>, by: &str| {
-        let mut last: HashMap<Uuid, usize> = HashMap::new();
-        for id in events.map(Stored::id) {
-            let before = last.insert(aggregates[&id], ranks[&id]);
-            assert!(before < Some(ranks[&id]), "{id} is out of order by {by}");
-        }
-    };
-    for events in &all {
-        in_order(&mut events.iter(), "sequence");
-    }
-    let mut merged: Vec<&Stored> = all.iter().flatten().collect();
-    merged.sort_by_key(|event| position(event));
-    in_order(&mut merged.iter().copied(), "position");
-    // A stable sort: of what was stored in one moment by one batch, by position.
-    merged.sort_by_key(|event| event.stored_ns);
-    in_order(&mut merged.iter().copied(), "time");
-}
-
-pub(super) async fn reshard(fixture: &Fixture, to: &str) -> Output {
-    fixture
-        .walrelay(&["reshard", "--shares", to])
-        .await
-        .success()
-}
+use super::load::{
+    CARRY_NOTHING, SLOTS, are_owned, change_alone, count, has, more, reshard, shares, stops,
+    takes_dead_letters_of, two_shares, two_shares_on,
+};
+use super::verdict::{all_is_erased, events_of, streams_of, verdict};
+use crate::support::{Fixture, Servers, Writer, eventually, uuid};
 
 #[tokio::test]
 async fn twice_as_many_and_half_as_many_under_load() {
@@ -150,18 +32,9 @@ async fn twice_and_half(own_streams: bool) {
     shares(&mut fixture, 8);
     let new = fixture.run();
     let writer = Writer::start(&fixture).await;
-    let more = async |fixture: &Fixture| {
-        let begin = writer.committed();
-        // Share 0 is there all the time.
-        let first = &streams_of(fixture, 1)[0];
-        let stored = fixture.message_count_of(first).await;
-        eventually("events go on", async || {
-            let grown = fixture.message_count_of(first).await >= stored + 30;
-            (grown && writer.committed() >= begin + 300).then_some(())
-        })
-        .await;
-    };
-    more(&fixture).await;
+    // Share 0 is there all the time.
+    let first = streams_of(&fixture, 1).remove(0);
+    more(&fixture, &writer, &first).await;
     let dry = fixture
         .walrelay(&["reshard", "--shares", "4", "--dry-run"])
         .await
@@ -172,12 +45,8 @@ async fn twice_and_half(own_streams: bool) {
         reshard(&fixture, to).await;
         assert_eq!(count(&fixture, SLOTS).await, slots);
         assert_eq!(count(&fixture, "FROM pg_publication").await, slots);
-        eventually("each share has an owner", async || {
-            let owned = count(&fixture, &format!("{SLOTS} AND active")).await;
-            (owned == slots).then_some(())
-        })
-        .await;
-        more(&fixture).await;
+        are_owned(&fixture, slots).await;
+        more(&fixture, &writer, &first).await;
     }
     let committed = writer.stop(&fixture).await;
     let streams = streams_of(&fixture, if own_streams { 8 } else { 1 });
@@ -185,12 +54,6 @@ async fn twice_and_half(own_streams: bool) {
     for relay in [old, new] {
         stops(relay).await;
     }
-}
-
-/// With a lane that waits, it ends with 0: no lane has halted.
-pub(super) async fn stops(mut relay: Relay) {
-    relay.signal(Signal::TERM);
-    assert_eq!(relay.ends().await, Some(0), "{}", relay.log());
 }
 
 /// It waits for a transaction that has written to the table, and can be taken back until then.
@@ -239,13 +102,8 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     // None of them is published yet, and shares 2 and 3 never are by this relay.
     shares(&mut fixture, 2);
     let mut relay = fixture.run();
-    let stage = "SELECT count(*) FROM pg_publication_tables WHERE rowfilter = 'false'";
     let mut command = fixture.start(&["reshard", "--shares", "2"]);
-    eventually("the publications are changed", async || {
-        let row = fixture.sql.query_one(stage, &[]).await.unwrap();
-        (row.get::<_, i64>(0) == 2).then_some(())
-    })
-    .await;
+    has(&fixture, "the publications are changed", CARRY_NOTHING, 2).await;
     command.kill();
     reshard(&fixture, "2").await;
     assert_eq!(count(&fixture, SLOTS).await, 2);
@@ -257,10 +115,7 @@ async fn a_share_that_is_no_more_is_published_by_the_command_though_it_dies() {
     relay.ends().await;
     let relay = fixture.run();
     reshard(&fixture, "4").await;
-    eventually("each share has an owner", async || {
-        (count(&fixture, &format!("{SLOTS} AND active")).await == 4).then_some(())
-    })
-    .await;
+    are_owned(&fixture, 4).await;
     stops(relay).await;
 }
 
@@ -271,11 +126,7 @@ async fn relays_publish_the_rest_of_a_share_that_is_no_more_without_the_command(
     reshard(&fixture, "4").await;
     shares(&mut fixture, 4);
     fixture.insert(1, 100).await;
-    let dry = ["reshard", "--shares", "2", "--dry-run"];
-    let dry = fixture.walrelay(&dry).await.success().stdout;
-    let (change, _) = dry.split_once("COMMIT;").expect("a transaction");
-    let change = format!("{change}COMMIT;");
-    fixture.sql.batch_execute(&change).await.unwrap();
+    change_alone(&fixture, &["reshard", "--shares", "2"]).await;
     fixture.insert(101, 200).await;
     let relay = fixture.run();
     let committed: Vec<Uuid> = (1..=200).map(uuid).collect();
@@ -319,14 +170,14 @@ async fn a_slot_that_a_killed_command_has_left_is_made_again() {
     let killed = fixture.connect().await;
     let making = tokio::spawn(async move { killed.batch_execute(&slot(2)).await.unwrap() });
     let half = format!("{SLOTS} AND active AND confirmed_flush_lsn IS NULL");
-    eventually("a slot is half made", async || {
-        (count(&fixture, &half).await == 1).then_some(())
-    })
-    .await;
+    has(&fixture, "a slot is half made", &half, 1).await;
     let mut command = fixture.start(&["reshard", "--shares", "4"]);
-    eventually("it has made the publication", async || {
-        (count(&fixture, "FROM pg_publication").await == 3).then_some(())
-    })
+    has(
+        &fixture,
+        "it has made the publication",
+        "FROM pg_publication",
+        3,
+    )
     .await;
     other.batch_execute("COMMIT").await.unwrap();
     making.await.unwrap();
@@ -365,15 +216,7 @@ async fn nothing_is_missing_behind_a_change_and_nothing_is_published_again() {
             );
         }
         verdict(&fixture, &committed, &streams).await;
-        // An aggregate goes from the streams of all shares that there ever were.
-        let row = "SELECT aggregate_id::text FROM outbox_events GROUP BY 1";
-        for row in fixture.sql.query(row, &[]).await.unwrap() {
-            let aggregate: String = row.get(0);
-            let erase = ["erase", "--yes", "--json", "--aggregate-id", &aggregate];
-            fixture.walrelay(&erase).await.success();
-        }
-        let left = events_of(&fixture, &streams).await;
-        assert!(left.iter().all(Vec::is_empty), "{left:?}");
+        all_is_erased(&fixture, &streams).await;
         fixture.insert(41, 60).await;
         if own_streams {
             let jetstream = jetstream::new(fixture.nats.clone());

@@ -1,39 +1,13 @@
 //! `walrelay reshard` from one lane of all rows to shares, and back.
 
-use async_nats::jetstream;
 use uuid::Uuid;
 
-use super::reshard::{
-    FEW_AGGREGATES, SLOTS, count, events_of, reshard, shares, stops, streams_of, verdict,
+use super::load::{
+    CARRY_NOTHING, SLOTS, are_owned, change_alone, count, edit, has, letters, more, own_streams,
+    reshard, set_up, shares, stops, undivided,
 };
-use crate::support::{Fixture, Relay, Servers, Writer, eventually, options, uuid};
-
-/// One lane of all rows, set up, whose relay confirms at once.
-async fn undivided() -> Fixture {
-    undivided_on(Fixture::bare().await).await
-}
-
-async fn undivided_on(mut fixture: Fixture) -> Fixture {
-    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
-    fixture.setup().await;
-    fixture.sql.batch_execute(FEW_AGGREGATES).await.unwrap();
-    fixture
-}
-
-/// From now on the configuration is of so many shares, with a stream each; of one, as it was.
-fn own_streams(fixture: &mut Fixture, count: u32) {
-    let name = fixture.name.clone();
-    let (stream, subject) = match count {
-        1 => (name.to_uppercase(), format!("{name}.{{event_type}}")),
-        _ => (
-            format!("{}_{{share}}", name.to_uppercase()),
-            format!("divided_{name}.{{share}}.{{event_type}}"),
-        ),
-    };
-    fixture.set("WALRELAY_NATS_STREAM", stream);
-    fixture.set("WALRELAY_NATS_SUBJECT", subject);
-    shares(fixture, count);
-}
+use super::verdict::{all_is_erased, streams_of, verdict};
+use crate::support::{Fixture, Relay, Servers, Writer, options, uuid};
 
 /// The command, with what it is told of the lane of all rows.
 fn command<'a>(to: &'a str, of_undivided: &'a [String; 2]) -> Vec<&'a str> {
@@ -46,25 +20,6 @@ fn command<'a>(to: &'a str, of_undivided: &'a [String; 2]) -> Vec<&'a str> {
 fn of_undivided(fixture: &Fixture) -> [String; 2] {
     let name = &fixture.name;
     [name.to_uppercase(), format!("{name}.{{event_type}}")]
-}
-
-const CARRY_NOTHING: &str = "FROM pg_publication_tables WHERE rowfilter = 'false'";
-
-/// Waits until the catalog has come so far.
-async fn has(fixture: &Fixture, what: &str, query: &str, wanted: i64) {
-    eventually(what, async || {
-        (count(fixture, query).await == wanted).then_some(())
-    })
-    .await;
-}
-
-/// Waits until it has so many events more than now.
-async fn more(writer: &Writer) {
-    let begin = writer.committed();
-    eventually("events are committed", async || {
-        (writer.committed() >= begin + 300).then_some(())
-    })
-    .await;
 }
 
 /// Kills the command at each step, and every time a relay as well.
@@ -100,9 +55,9 @@ async fn to_a_stream_each_and_back_under_load_and_kills() {
     own_streams(&mut fixture, 4);
     let mut new = fixture.run();
     new.logs("the outbox is not divided").await;
-    more(&writer).await;
-
     let given = of_undivided(&fixture);
+    more(&fixture, &writer, &given[0]).await;
+
     let divide = command("4", &given);
     let dry: Vec<&str> = divide.iter().copied().chain(["--dry-run"]).collect();
     let dry = fixture.walrelay(&dry).await.success().stdout;
@@ -134,9 +89,8 @@ async fn to_a_stream_each_and_back_under_load_and_kills() {
     assert_eq!(count(&fixture, "FROM pg_publication").await, 4);
     // It publishes nothing beside the shares, and says what to set, now and when it is started again.
     old.logs("set relay.shares = 4").await;
-    let slots = format!("{SLOTS} AND active");
-    has(&fixture, "each share has an owner", &slots, 4).await;
-    more(&writer).await;
+    are_owned(&fixture, 4).await;
+    more(&fixture, &writer, &streams_of(&fixture, 1)[0]).await;
     own_streams(&mut fixture, 1);
     let refused = fixture.walrelay(&["setup"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
@@ -160,7 +114,7 @@ async fn to_a_stream_each_and_back_under_load_and_kills() {
     fixture.walrelay(&back).await.success();
     assert_eq!(count(&fixture, SLOTS).await, 1);
     assert_eq!(count(&fixture, "FROM pg_publication").await, 1);
-    more(&writer).await;
+    more(&fixture, &writer, &given[0]).await;
     let committed = writer.stop(&fixture).await;
     let mut streams = streams_of(&fixture, 4);
     streams.push(given[0].clone());
@@ -189,11 +143,7 @@ async fn the_command_publishes_what_is_left_and_nothing_is_missing() {
     assert_eq!(fixture.walrelay(&soon).await.code, Some(1));
     open.commit().await.unwrap();
     // As if the command had been killed at the change.
-    let dry: Vec<&str> = divide.iter().copied().chain(["--dry-run"]).collect();
-    let dry = fixture.walrelay(&dry).await.success().stdout;
-    let (change, _) = dry.split_once("COMMIT;").expect("a transaction");
-    let change = format!("{change}COMMIT;");
-    fixture.sql.batch_execute(&change).await.unwrap();
+    change_alone(&fixture, &divide).await;
     // A slot that is not empty is no leftover, whatever somebody types.
     let another = ["OTHER".to_owned(), "other.{event_type}".to_owned()];
     let refused = fixture.walrelay(&command("2", &another)).await;
@@ -216,37 +166,9 @@ async fn the_command_publishes_what_is_left_and_nothing_is_missing() {
         backfill.stdout
     );
     verdict(&fixture, &committed, &streams).await;
-    // An aggregate goes from the stream of the lane that is no more as well.
-    let row = "SELECT aggregate_id::text FROM outbox_events GROUP BY 1";
-    for row in fixture.sql.query(row, &[]).await.unwrap() {
-        let aggregate: String = row.get(0);
-        let erase = ["erase", "--yes", "--json", "--aggregate-id", &aggregate];
-        fixture.walrelay(&erase).await.success();
-    }
-    let left = events_of(&fixture, &streams).await;
-    assert!(left.iter().all(Vec::is_empty), "{left:?}");
+    // Also from the stream of the lane that is no more.
+    all_is_erased(&fixture, &streams).await;
     stops(relay).await;
-}
-
-/// Flags of a printed `nats stream edit`, done.
-async fn edit(fixture: &Fixture, printed: &str) {
-    let name = fixture.stream_name();
-    let (_, flags) = printed
-        .split_once(&format!("nats stream edit {name} "))
-        .unwrap_or_else(|| panic!("no command in {printed}"));
-    let flags = flags.lines().next().unwrap();
-    let jetstream = jetstream::new(fixture.nats.clone());
-    let stream = jetstream.get_stream(name).await.unwrap();
-    let mut config = stream.cached_info().config.clone();
-    let subjects = flags.split("--subjects='").skip(1);
-    let subjects: Vec<String> = subjects
-        .map(|flag| flag.split('\'').next().unwrap().to_owned())
-        .collect();
-    if !subjects.is_empty() {
-        config.subjects = subjects;
-    }
-    config.allow_atomic_publish |= flags.contains("--allow-batch");
-    jetstream.update_stream(config).await.unwrap();
 }
 
 #[tokio::test]
@@ -273,7 +195,8 @@ async fn in_one_stream_and_back_under_load() {
     );
     assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
     let writer = Writer::start(&fixture).await;
-    more(&writer).await;
+    let stream = fixture.stream_name().to_owned();
+    more(&fixture, &writer, &stream).await;
 
     shares(&mut fixture, 1);
     let refused = fixture.walrelay(&["setup"]).await;
@@ -282,7 +205,7 @@ async fn in_one_stream_and_back_under_load() {
     alone.stop().await;
     let mut old = fixture.run();
     old.streams().await;
-    more(&writer).await;
+    more(&fixture, &writer, &stream).await;
     shares(&mut fixture, 4);
     let refused = fixture.walrelay(&["reshard", "--shares", "4"]).await;
     edit(&fixture, &refused.stderr).await;
@@ -290,14 +213,8 @@ async fn in_one_stream_and_back_under_load() {
     for (to, lanes) in [("2", 2), ("4", 4), ("1", 1), ("4", 4)] {
         reshard(&fixture, to).await;
         assert_eq!(count(&fixture, SLOTS).await, lanes);
-        has(
-            &fixture,
-            "each lane has an owner",
-            &format!("{SLOTS} AND active"),
-            lanes,
-        )
-        .await;
-        more(&writer).await;
+        are_owned(&fixture, lanes).await;
+        more(&fixture, &writer, &stream).await;
     }
     let committed = writer.stop(&fixture).await;
     verdict(&fixture, &committed, &streams_of(&fixture, 1)).await;
@@ -348,7 +265,7 @@ async fn a_lane_of_all_rows_beside_shares_is_refused() {
 async fn what_is_in_the_way_of_the_new_lanes_is_told_before_any_is_made() {
     let settings = [("max_replication_slots", "3")];
     let fixture = Fixture::bare_on(Servers::with(options(&settings)).await).await;
-    let mut fixture = undivided_on(fixture).await;
+    let mut fixture = set_up(fixture).await;
     own_streams(&mut fixture, 4);
     let given = of_undivided(&fixture);
     let refused = fixture.walrelay(&command("4", &given)).await;
@@ -477,15 +394,4 @@ async fn dead_letters_of_a_lane_that_is_no_more_are_shown_and_closed() {
     own_streams(&mut fixture, 1);
     assert!(letters(&fixture, &[]).await.is_empty());
     relay.stop().await;
-}
-
-/// Positions of those that are open.
-async fn letters(fixture: &Fixture, further: &[&str]) -> Vec<String> {
-    let list = [&["dead-letters", "list", "--json"], further].concat();
-    let listed = fixture.walrelay(&list).await.success();
-    let lines = listed.stdout.lines();
-    lines
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
-        .map(|letter| letter["position"].as_str().unwrap().to_owned())
-        .collect()
 }
