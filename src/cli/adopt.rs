@@ -147,7 +147,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         taken_over_sequence: taken_over_sequence(&args, &view),
         tables: of_lane.map_or_else(Vec::new, |record| record.tables.clone()),
         publications: of_lane.map_or_else(Vec::new, |record| record.publications.clone()),
-        switched_lsn: (view.record.record.as_ref()).and_then(|record| record.switched_lsn),
+        switched_lsn: recorded_here.and_then(|record| record.across(&view.lane, &view.history)),
         ..LaneRecord::new(&view.lane, &view.history, stream, created)
     };
     lane_client.store_record(written, recorded).await?;

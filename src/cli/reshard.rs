@@ -4,7 +4,8 @@
 //! In: a number. Out: publications, slots and streams for so many shares. Guarantees: all publications change in one transaction,
 //! while no other has rows of the table under way, so each row is of one share in front of it and of one behind it; what the WAL
 //! tells there keeps the order of each aggregate (`pipeline::reshard`); a share that is no more keeps its slot until all that it had is
-//! confirmed; ended at any moment, it is finished by the next run, or undone by one with the number from before.
+//! confirmed; one run is at work at a time; ended at any moment, it is finished by the next run, or undone by one with the number
+//! from before.
 
 use std::time::Duration;
 
@@ -25,8 +26,10 @@ use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
+mod alone;
 mod change;
 mod check;
+mod leftover;
 mod prepare;
 mod retire;
 
@@ -101,6 +104,9 @@ pub(super) async fn execute(
         setup::server_version(&sql).await? >= ROW_FILTERS_SINCE,
         "shares need publications with row filters, which came with Postgres 15"
     );
+    if !args.dry_run {
+        alone::lock(&sql, first).await?;
+    }
     let division = Division::look(&sql, first).await?;
     let from = whole(&division, &first.any_share())?;
     let last = division.last().map_or(0, |last| last + 1);

@@ -284,9 +284,8 @@ async fn record_slot(
     let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
     let store = LaneClient::new(nats, name, slot)?;
     let stored = store.record().await?;
-    let switched_lsn = (stored.record.as_ref()).and_then(|record| record.switched_lsn);
     let retired = stored.record.as_ref().is_some_and(|record| record.retired);
-    if let Some(record) = stored.record.filter(|record| !record.retired) {
+    if let Some(record) = stored.record.clone().filter(|record| !record.retired) {
         let Some(made_lsn) = made_lsn else {
             return Ok(());
         };
@@ -322,13 +321,15 @@ async fn record_slot(
         return Ok(());
     };
     let (identity, history) = identify(settings).await?;
+    let lane = identity.lane(slot);
+    let before = stored.record.as_ref();
     let first = LaneRecord {
         sequence: stream.state.last_seq,
         confirmed_lsn,
         adopted_sequence: stream.state.last_seq,
-        switched_lsn,
+        switched_lsn: before.and_then(|record| record.across(&lane, &history)),
         taken_over_sequence: if takes_over { stream.state.last_seq } else { 0 },
-        ..LaneRecord::new(&identity.lane(slot), &history, name, &stream.created)
+        ..LaneRecord::new(&lane, &history, name, &stream.created)
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");

@@ -271,7 +271,8 @@ impl Engine {
             halt: None,
             pending: None,
             crossing: None,
-            switched_lsn: (settings.record.as_ref()).and_then(|record| record.switched_lsn),
+            switched_lsn: (settings.record.as_ref())
+                .and_then(|record| record.across(&settings.lane, &settings.history)),
             limit_seen_at: now,
             limit_raised_for: None,
             dead_letter_subject: dead_letter::subject(&settings.lane.slot),

@@ -294,6 +294,14 @@ impl LaneRecord {
             && self.slot == lane.slot
     }
 
+    /// How far `lane` is across the places where the number of shares changed, by this record: none where it is another lane's, or
+    /// speaks of WAL that `history` does not have, whose LSNs are used again.
+    pub(crate) fn across(&self, lane: &Lane, history: &History) -> Option<PgLsn> {
+        let is_meant = |lsn: &PgLsn| *lsn <= history.shared_with(&self.history());
+        self.switched_lsn
+            .filter(|lsn| self.is_of(lane) && is_meant(lsn))
+    }
+
     /// Where the WAL came from that it speaks of.
     pub fn history(&self) -> History {
         History::new(self.timeline, self.switches.clone())

@@ -85,6 +85,11 @@ impl Division {
         self.0.contains_key(&part)
     }
 
+    /// Whether no row of the table is of this lane.
+    pub fn carries_nothing(&self, part: Option<u32>) -> bool {
+        (self.0.get(&part)).is_none_or(|carried| *carried == Carried::Nothing)
+    }
+
     /// The lanes that there are publications of.
     pub fn parts(&self) -> impl Iterator<Item = Option<u32>> {
         self.0.keys().copied()

@@ -11,7 +11,6 @@ use crate::postgres::client::connect;
 use crate::relay::board::Board;
 use crate::relay::lane_client::lane_records;
 use crate::relay::settings::Settings;
-use postgres_types::PgLsn;
 use std::time::{Duration, Instant};
 
 /// Between two looks.
@@ -103,7 +102,8 @@ async fn not_across(
             slot: share.slot(*giver),
             ..lane.clone()
         };
-        if switched_lsn(nats, &giving).await? < Some(question.lsn) {
+        let records = lane_records(nats, &giving.slot, |_| true).await?;
+        if !question.is_across(&giving, &records) {
             found.push(*giver);
         }
     }
@@ -138,11 +138,4 @@ async fn without_strangers(
         );
     }
     Ok(found)
-}
-
-/// How far a lane is across, by its records in whichever stream.
-async fn switched_lsn(nats: &Admin, lane: &Lane) -> anyhow::Result<Option<PgLsn>> {
-    let records = lane_records(nats, &lane.slot, |_| true).await?;
-    let own = records.into_iter().filter(|record| record.is_of(lane));
-    Ok(own.filter_map(|record| record.switched_lsn).max())
 }

@@ -2,6 +2,7 @@
 
 mod commands;
 mod filters;
+mod interrupted;
 mod letters;
 mod load;
 #[cfg(target_os = "linux")]

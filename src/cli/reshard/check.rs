@@ -10,7 +10,7 @@ use crate::cli::setup;
 use crate::nats::admin::Admin;
 use crate::nats::stream::StreamSettings;
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::reshard::{Switch, lanes_of};
+use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::pipeline::shared_end_search::fence_subject;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::sibling_slots;
@@ -32,10 +32,46 @@ impl Resharding<'_> {
                 "there is no replication slot \"{slot}\", whose rows would be passed over: run walrelay setup, and what it says"
             );
         }
+        if to < from {
+            self.check_records().await?;
+        }
         match [from, to].contains(&1) {
             true => self.check_undivided(self.lane(None)).await,
             false => Ok(()),
         }
+    }
+
+    /// A share that shall be none any more is published by its record.
+    async fn check_records(&self) -> anyhow::Result<()> {
+        let Switch { from, to } = self.switch;
+        for part in lanes_of(from).filter(|part| !has_lane(to, *part)) {
+            let lane = self.lane(part);
+            let nats = Admin::connect(&lane.nats.connection).await?;
+            let client = LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot)?;
+            let record = client.record().await?.record;
+            ensure!(
+                record.is_some_and(|record| !record.retired && record.moved.is_none()),
+                self.no_record(part)
+            );
+        }
+        Ok(())
+    }
+
+    /// What to do where the record of a share with rows is lost.
+    pub(super) fn no_record(&self, part: Option<u32>) -> String {
+        let lane = self.lane(part);
+        let adopt = match part {
+            Some(number) => format!(
+                "run walrelay adopt --share {number}, with relay.shares = {} or more",
+                (number + 1).next_power_of_two()
+            ),
+            None => "run walrelay adopt without relay.shares".to_owned(),
+        };
+        format!(
+            "slot {} has no lane record in stream {}, so nothing tells which of its rows are published: {adopt}; then run this again. \
+             Where the lane lives in another stream, name that in nats.stream",
+            lane.postgres.slot, lane.nats.stream
+        )
     }
 
     async fn check_undivided(&self, lane: &Settings) -> anyhow::Result<()> {

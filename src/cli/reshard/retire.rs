@@ -4,9 +4,9 @@
 //! where no relay does that, a relay of this command does; the lane's record says that it is at its end, so that a later share of
 //! the same number begins anew.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use futures_util::future::try_join_all;
 use postgres_types::PgLsn;
 
@@ -16,7 +16,7 @@ use crate::cli::{stderr, stdout};
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
-use crate::postgres::client::{Client, connect};
+use crate::postgres::division::Division;
 use crate::relay::board::Board;
 use crate::relay::crossing::name;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -48,16 +48,61 @@ impl Resharding<'_> {
             names.join(" and ")
         ));
         let lanes: Vec<&Settings> = leaving.iter().map(|part| self.lane(*part)).collect();
-        for lane in &lanes {
-            self.remove_leftover(lane).await?;
+        for (part, lane) in leaving.iter().zip(&lanes) {
+            self.remove_empty(*part, lane).await?;
         }
-        try_join_all(lanes.iter().map(|lane| empty(lane, end, self.args.wait))).await?;
+        try_join_all(lanes.iter().map(|lane| self.empty(lane, end))).await?;
         try_join_all((leaving.iter().zip(&lanes)).map(|(part, lane)| self.remove(*part, lane)))
             .await?;
         for part in leaving {
             stdout::write(&format!("{} is no more\n", name(part)))?;
         }
         Ok(())
+    }
+
+    async fn remove_empty(&self, part: Option<u32>, lane: &Settings) -> anyhow::Result<()> {
+        let holds_rows = self.remove_leftover(lane).await?;
+        ensure!(!holds_rows, self.no_record(part));
+        Ok(())
+    }
+
+    /// Sees to it that a slot is confirmed through `end`.
+    async fn empty(&self, lane: &Settings, end: PgLsn) -> anyhow::Result<()> {
+        let slot = &lane.postgres.slot;
+        if slot_and_wal(&self.sql, slot).await?.is_none() {
+            return Ok(());
+        }
+        let (handle, shutdown) = Shutdown::new();
+        let board = Board::of(lane);
+        // It waits where another relay reads the slot still.
+        let mut relay = Box::pin(relay::run_watched(lane, None, shutdown, &board));
+        tokio::select! {
+            ended = &mut relay => {
+                return match ended.with_context(|| format!("slot {slot}"))? {
+                    Outcome::Halted(halt) => Err(anyhow::anyhow!("slot {slot}: {halt}")),
+                    Outcome::Stopped => Err(anyhow::anyhow!("slot {slot}: stopped")),
+                };
+            }
+            confirmed = self.confirmed(slot, end) => confirmed?,
+        }
+        handle.stop();
+        relay.await?;
+        Ok(())
+    }
+
+    /// Looks on the session that has the lock: without it, nothing goes on.
+    async fn confirmed(&self, slot: &str, end: PgLsn) -> anyhow::Result<()> {
+        let (begun, limit) = (Instant::now(), self.args.wait);
+        loop {
+            let place = slot_and_wal(&self.sql, slot).await?;
+            if place.is_none_or(|place| place.confirmed_flush_lsn >= end) {
+                return Ok(());
+            }
+            if begun.elapsed() >= limit {
+                bail!("slot {slot} is not confirmed within {limit:?}: give --wait more");
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     async fn remove(&self, part: Option<u32>, lane: &Settings) -> anyhow::Result<()> {
@@ -75,10 +120,16 @@ impl Resharding<'_> {
                 lane.nats.stream,
             ));
         }
+        let division = Division::look(&self.sql, &lane.postgres).await?;
+        ensure!(
+            division.carries_nothing(part),
+            "somebody has changed publication {publication} meanwhile: it carries rows again, so slot {slot} stays. See walrelay doctor, and \
+             run this again"
+        );
         // Again where a relay began an epoch meanwhile: a slot that outlives its publication cannot be read.
         while slot_and_wal(&self.sql, slot).await?.is_some() {
             retire_record(&client).await?;
-            self.remove_leftover(lane).await?;
+            self.remove_empty(part, lane).await?;
         }
         let drop = format!(
             "DROP PUBLICATION IF EXISTS {}",
@@ -104,44 +155,5 @@ async fn retire_record(client: &LaneClient) -> Result<(), LaneError> {
             Err(LaneError::Taken) => {}
             stored => return stored.map(drop),
         }
-    }
-}
-
-/// Sees to it that a slot is confirmed through `end`.
-async fn empty(lane: &Settings, end: PgLsn, limit: Duration) -> anyhow::Result<()> {
-    let sql = connect(&lane.postgres.conninfo).await?;
-    let slot = &lane.postgres.slot;
-    if slot_and_wal(&sql, slot).await?.is_none() {
-        return Ok(());
-    }
-    let (handle, shutdown) = Shutdown::new();
-    let board = Board::of(lane);
-    // It waits where another relay reads the slot still.
-    let mut relay = Box::pin(relay::run_watched(lane, None, shutdown, &board));
-    tokio::select! {
-        ended = &mut relay => {
-            return match ended.with_context(|| format!("slot {slot}"))? {
-                Outcome::Halted(halt) => Err(anyhow::anyhow!("slot {slot}: {halt}")),
-                Outcome::Stopped => Err(anyhow::anyhow!("slot {slot}: stopped")),
-            };
-        }
-        confirmed = confirmed(&sql, slot, end, limit) => confirmed?,
-    }
-    handle.stop();
-    relay.await?;
-    Ok(())
-}
-
-async fn confirmed(sql: &Client, slot: &str, end: PgLsn, limit: Duration) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    loop {
-        let place = slot_and_wal(sql, slot).await?;
-        if place.is_none_or(|place| place.confirmed_flush_lsn >= end) {
-            return Ok(());
-        }
-        if begun.elapsed() >= limit {
-            bail!("slot {slot} is not confirmed within {limit:?}: give --wait more");
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }

@@ -5,6 +5,9 @@
 //! one say the same; so no aggregate's event overtakes another of its own from one lane to the next.
 
 use super::Engine;
+use crate::pipeline::history::History;
+use crate::pipeline::position::Lane;
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::reshard::Switch;
 use postgres_types::PgLsn;
 
@@ -39,6 +42,16 @@ pub struct CrossingQuestion {
     pub lsn: PgLsn,
     /// The other lanes' shares; none for the lane of all rows.
     pub givers: Vec<Option<u32>>,
+    /// Of the WAL in which the place is.
+    pub history: History,
+}
+
+impl CrossingQuestion {
+    /// Whether that lane is across, by all records of its slot, in whichever streams.
+    pub fn is_across(&self, giving: &Lane, records: &[LaneRecord]) -> bool {
+        let across = |record: &LaneRecord| record.across(giving, &self.history);
+        records.iter().filter_map(across).max() >= Some(self.lsn)
+    }
 }
 
 impl Engine {
@@ -127,6 +140,7 @@ impl Engine {
             switch,
             lsn,
             givers,
+            history: self.settings.history.clone(),
         })
     }
 
@@ -144,7 +158,6 @@ mod tests {
     use crate::pipeline::engine::sample::{
         CREATED, MS, begin, commit, insert, message, plan, relation, settings,
     };
-    use crate::pipeline::record::LaneRecord;
     use crate::pipeline::request::{Reply, Request, StreamView};
     use bytes::BytesMut;
 
@@ -240,6 +253,41 @@ mod tests {
         assert!(engine.poll_crossing().is_some());
         engine.crossed();
         assert!(engine.wants_wal());
+    }
+
+    #[test]
+    fn a_record_of_wal_that_is_no_more_says_nothing_of_a_place() {
+        use crate::pipeline::history::Switch as Timeline;
+        let mut gives = engine(3);
+        acknowledge(&mut gives);
+        let told = records(&mut gives).pop().expect("it is across");
+        let mut engine = engine(1);
+        acknowledge(&mut engine);
+        records(&mut engine);
+        let question = engine.poll_crossing().expect("who had its rows");
+        let giving = told.lane();
+        let is_across =
+            |record: &LaneRecord| question.is_across(&giving, std::slice::from_ref(record));
+        assert!(is_across(&told));
+        let elsewhere = LaneRecord {
+            system_identifier: told.system_identifier + 1,
+            ..told.clone()
+        };
+        assert!(!is_across(&elsewhere), "the record of another cluster");
+        // Of a primary whose standby was promoted in front of the place.
+        let lost = |lsn: u64| CrossingQuestion {
+            history: History::new(
+                told.timeline + 1,
+                Some(vec![Timeline {
+                    timeline: told.timeline,
+                    lsn: lsn.into(),
+                }]),
+            ),
+            ..question.clone()
+        };
+        assert!(lost(200).is_across(&giving, std::slice::from_ref(&told)));
+        assert!(!lost(199).is_across(&giving, std::slice::from_ref(&told)));
+        assert!(!question.is_across(&giving, &[]));
     }
 
     #[test]

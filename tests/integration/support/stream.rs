@@ -101,6 +101,7 @@ pub(super) async fn read(nats: &async_nats::Client, name: &str) -> Vec<Stored> {
         ..pull::OrderedConfig::default()
     };
     let consumer = stream.create_consumer(config).await.expect("a consumer");
+    let name = consumer.cached_info().name.clone();
     let mut messages = consumer.messages().await.expect("it delivers");
     loop {
         let message = tokio::time::timeout(SOON, messages.next())
@@ -126,6 +127,9 @@ pub(super) async fn read(nats: &async_nats::Client, name: &str) -> Vec<Stored> {
             body: String::from_utf8(message.payload.to_vec()).expect("UTF-8"),
         });
         if pending == 0 {
+            drop(messages);
+            // Those of who looks often are soon too many; where another has taken its place, that goes by itself.
+            let _ = stream.delete_consumer(&name).await;
             return stored;
         }
     }

@@ -1,0 +1,43 @@
+//! One run of the command at a time.
+//!
+//! In: the session that changes publications and drops slots. Out: a lock that it holds to its end. Guarantee: no other run changes
+//! this outbox meanwhile. An older one that still waits for shares that are no more would drop those that a newer one has made of
+//! them again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use super::LOOK_INTERVAL;
+use crate::postgres::client::Client;
+use crate::postgres::settings::PostgresSettings;
+
+/// A session whose client was killed ends within that time.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Takes the lock, for as long as `sql` is connected.
+///
+/// # Errors
+/// Another run has it, or Postgres refuses.
+pub(super) async fn lock(sql: &Client, outbox: &PostgresSettings) -> anyhow::Result<()> {
+    let name = format!("walrelay reshard {}", outbox.any_share().whole_publication);
+    let take = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))";
+    let holder = "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
+         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
+         AND (classid::int8 << 32) | objid::int8 = pg_catalog.hashtextextended($1, 0)";
+    let begun = Instant::now();
+    loop {
+        if sql.query_one(take, &[&name]).await?.try_get(0)? {
+            return Ok(());
+        }
+        let holder = sql.query_opt(holder, &[&name]).await?;
+        if let Some(row) = holder.filter(|_| begun.elapsed() >= PATIENCE) {
+            let pid: i32 = row.try_get(0)?;
+            bail!(
+                "another walrelay reshard is at work on this outbox, as process {pid} of Postgres: wait until it has ended. Where its \
+                 machine is gone, SELECT pg_terminate_backend({pid}); ends it. Then run this again"
+            );
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}

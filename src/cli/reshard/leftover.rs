@@ -1,0 +1,111 @@
+//! A slot that a command has left behind that was killed.
+//!
+//! In: a lane that is no share yet, or no more. Out: no slot of its name, where that has no row. Guarantees: a slot with a record that
+//! is not at its end stays, and so does one that holds a row of its publication, whatever has become of its record.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+
+use super::{LOOK_INTERVAL, Resharding};
+use crate::nats::admin::Admin;
+use crate::postgres::client::SqlError;
+use crate::postgres::error::OBJECT_IN_USE;
+use crate::postgres::replication::quote_literal;
+use crate::postgres::settings::PostgresSettings;
+use crate::relay::lane_client::{LaneClient, lane_records};
+use crate::relay::lane_records::Database;
+use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
+
+impl Resharding<'_> {
+    /// Where the configuration names another stream than the lane's, there is no record, and much in the slot.
+    async fn check_lives_nowhere(&self, nats: &Admin, lane: &Settings) -> anyhow::Result<()> {
+        let slot = &lane.postgres.slot;
+        let database = Database::of(&self.sql).await?;
+        let records = lane_records(nats, slot, |_| true).await?;
+        let mut living = records
+            .iter()
+            .filter(|record| !record.retired && database.has(record));
+        match living.next() {
+            None => Ok(()),
+            Some(record) => bail!(
+                "the lane of slot {slot} lives in stream {}, and {} is what the configuration names for it",
+                record.stream,
+                lane.nats.stream
+            ),
+        }
+    }
+
+    /// Drops a slot that has no record, as a command leaves it that was killed, or whose record says that it is at its end. Its
+    /// publication carries nothing, and no relay begins to read it. A record can be lost, so the slot itself is asked for rows of a
+    /// time when the publication carried some: true where it stays, since it holds them.
+    pub(super) async fn remove_leftover(&self, lane: &Settings) -> anyhow::Result<bool> {
+        let PostgresSettings {
+            slot, publication, ..
+        } = &lane.postgres;
+        let query = "SELECT active_pid FROM pg_replication_slots WHERE slot_name = $1::text";
+        let begun = Instant::now();
+        let mut is_told = false;
+        while let Some(row) = self.sql.query_opt(query, &[slot]).await? {
+            let nats = Admin::connect(&lane.nats.connection).await?;
+            let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
+            let record = client.record().await?.record;
+            if record.is_some_and(|record| !record.retired) {
+                return Ok(false);
+            }
+            self.check_lives_nowhere(&nats, lane).await?;
+            let reader: Option<i32> = row.try_get(0)?;
+            let Some(pid) = reader else {
+                match self.drop_without_rows(&lane.postgres).await {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(true),
+                    Err(error) if error.code() == Some(OBJECT_IN_USE) => {}
+                    Err(error) => {
+                        return Err(anyhow::Error::new(error).context(format!(
+                            "cannot drop slot {slot}, which has no lane record, since nothing tells whether it holds rows. Where no relay \
+                             ever read it, SELECT pg_drop_replication_slot({}); drops it; then run this again",
+                            quote_literal(slot)
+                        )));
+                    }
+                }
+                continue;
+            };
+            if !std::mem::replace(&mut is_told, true) {
+                // A relay that still reads it looks at everything again when the publication was changed, and lets go. Or Postgres
+                // still makes the slot of a command that was killed while it waits for a transaction.
+                let touch = format!(
+                    "ALTER PUBLICATION {} SET (publish = 'insert')",
+                    quote_identifier(publication)
+                );
+                let touched = self.sql.batch_execute(&touch).await;
+                touched.with_context(|| format!("cannot run {touch}"))?;
+            }
+            if begun.elapsed() >= self.args.wait {
+                bail!(
+                    "slot {slot} is in use by process {pid} of Postgres: SELECT pg_terminate_backend({pid}); ends it. Then run this again"
+                );
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        Ok(false)
+    }
+
+    /// Drops it; false where it holds a row of its publication, and stays.
+    async fn drop_without_rows(&self, lane: &PostgresSettings) -> Result<bool, SqlError> {
+        // An Insert of pgoutput begins with its letter (manual, 54.9).
+        let holds_rows = "SELECT EXISTS (SELECT FROM pg_catalog.pg_logical_slot_peek_binary_changes($1, NULL, NULL, \
+             'proto_version', '1', 'publication_names', $2) WHERE pg_catalog.get_byte(data, 0) = pg_catalog.ascii('I'))";
+        let publication = quote_identifier(&lane.publication);
+        let found = (self.sql.query_one(holds_rows, &[&lane.slot, &publication])).await?;
+        if found.try_get(0)? {
+            return Ok(false);
+        }
+        let drop = format!(
+            "SELECT pg_drop_replication_slot({})",
+            quote_literal(&lane.slot)
+        );
+        self.sql.batch_execute(&drop).await?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,92 @@
+//! Runs of `walrelay reshard` that meet each other, or a share that is not as a run has left it.
+
+use async_nats::jetstream;
+use uuid::Uuid;
+
+use super::load::{
+    SLOTS, are_owned, change_alone, count, reshard, shares, stops, takes_dead_letters_of,
+    two_shares,
+};
+use super::verdict::{streams_of, verdict};
+use crate::support::{Fixture, Relay, uuid};
+
+/// Two shares that have become four, under one relay.
+async fn four_shares(hold_back: &str) -> (Fixture, Relay) {
+    let mut fixture = two_shares(false).await;
+    takes_dead_letters_of(&fixture, "4").await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", hold_back);
+    shares(&mut fixture, 4);
+    let relay = fixture.run();
+    reshard(&fixture, "4").await;
+    are_owned(&fixture, 4).await;
+    (fixture, relay)
+}
+
+fn ids(last: u64) -> Vec<Uuid> {
+    (1..=last).map(uuid).collect()
+}
+
+/// An older run that waits for the end of two shares would drop what a newer one has made of them again.
+#[tokio::test]
+async fn a_second_run_is_refused_while_one_is_at_work() {
+    let (mut fixture, relay) = four_shares("1h").await;
+    fixture.insert(1, 100).await;
+    let mut first = fixture.start(&["reshard", "--shares", "2"]);
+    first
+        .logs("waiting until what share 2 and share 3 had")
+        .await;
+    let refused = fixture.walrelay(&["reshard", "--shares", "4"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let (_, remedy) = refused
+        .stderr
+        .split_once("Where its machine is gone, ")
+        .expect("it says what to do");
+    let (sql, _) = remedy.split_once(" ends it").expect("a statement");
+    assert!(first.runs());
+    fixture.sql.batch_execute(sql).await.expect(sql);
+    assert_eq!(first.ends().await, Some(1), "{}", first.log());
+    reshard(&fixture, "4").await;
+    fixture.insert(101, 200).await;
+    verdict(&fixture, &ids(200), &streams_of(&fixture, 1)).await;
+    assert_eq!(count(&fixture, SLOTS).await, 4);
+    stops(relay).await;
+}
+
+/// Without the record of share 2, as a power failure of NATS can take it in its first seconds.
+async fn lose_record(fixture: &Fixture) {
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let records = jetstream.get_stream("WALRELAY").await.unwrap();
+    let record = format!("walrelay.lane.{}.{}_2", fixture.stream_name(), fixture.name);
+    let purged = records.purge().filter(record).await.unwrap();
+    assert!(purged.purged > 0);
+}
+
+#[tokio::test]
+async fn a_share_whose_record_is_lost_keeps_its_slot_until_its_rows_are_published() {
+    for is_changed in [false, true] {
+        let (mut fixture, relay) = four_shares("0s").await;
+        fixture.insert(1, 100).await;
+        verdict(&fixture, &ids(100), &streams_of(&fixture, 1)).await;
+        stops(relay).await;
+        fixture.insert(101, 200).await;
+        let to_two = ["reshard", "--shares", "2"];
+        if is_changed {
+            change_alone(&fixture, &to_two).await;
+        }
+        lose_record(&fixture).await;
+        let refused = fixture.walrelay(&to_two).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert_eq!(count(&fixture, SLOTS).await, 4, "{}", refused.stderr);
+        let remedy = "walrelay adopt --share 2, with relay.shares = 4";
+        assert!(refused.stderr.contains(remedy), "{}", refused.stderr);
+        let adopt = ["adopt", "--share", "2", "--yes"];
+        fixture.walrelay(&adopt).await.success();
+        let relay = fixture.run();
+        reshard(&fixture, "2").await;
+        verdict(&fixture, &ids(200), &streams_of(&fixture, 1)).await;
+        fixture.insert(201, 210).await;
+        verdict(&fixture, &ids(210), &streams_of(&fixture, 1)).await;
+        assert_eq!(count(&fixture, SLOTS).await, 2);
+        stops(relay).await;
+    }
+}
