@@ -18,9 +18,9 @@ use crate::relay::settings::Settings;
 
 const EXAMPLES: &str = "\
 Examples:
-  walrelay teardown                     drops slot and publication, after asking
-  walrelay teardown --drop-stream --yes the stream with all its messages too, without asking
-  walrelay teardown --drop-table        the outbox table with all its rows too
+  walrelay teardown                      drops slot and publication, after asking
+  walrelay teardown --drop-stream --yes  the stream with all its messages too, without asking
+  walrelay teardown --drop-table         the outbox table with all its rows too
 
 What has been committed and not published when the slot goes is in the table only: walrelay backfill
 publishes it later. A slot that is made again for the same stream needs walrelay adopt.
