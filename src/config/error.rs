@@ -13,7 +13,7 @@ use crate::postgres::conninfo::ConninfoError;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file that was asked for, or that is there, cannot be read.
-    #[error("configuration file {} cannot be read", path.display())]
+    #[error("configuration file {} cannot be read{}", path.display(), who_may(source))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -214,6 +214,16 @@ impl ConfigError {
             | ConfigError::WhichShare { .. }
             | ConfigError::Several(_) => Vec::new(),
         }
+    }
+}
+
+/// A package's file may hold a password, and not everybody may read it.
+fn who_may(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            " by this user (run walrelay as root or as its own user, or give --config FILE)"
+        }
+        _ => "",
     }
 }
 

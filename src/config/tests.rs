@@ -318,7 +318,14 @@ fn files_that_are_no_configuration() {
     }
     let mut case = Case::new("");
     case.flags.config = Some(case.folder.path().join("missing.toml"));
-    assert!(matches!(case.load(), Err(ConfigError::Unreadable { .. })));
+    let missing = case.load().unwrap_err();
+    assert!(matches!(missing, ConfigError::Unreadable { .. }));
+    assert!(!missing.to_string().contains("--config"), "{missing}");
+    let forbidden = ConfigError::Unreadable {
+        path: "/etc/walrelay/walrelay.toml".into(),
+        source: std::io::ErrorKind::PermissionDenied.into(),
+    };
+    assert!(forbidden.to_string().contains("--config FILE"));
     case.flags.config = Some(case.write("other.toml", "name = 'other'"));
     assert_eq!(case.load().unwrap().lane().unwrap().name, "other");
     let path = case.write("third.toml", "name = 'third'");
