@@ -104,10 +104,12 @@ deny: toolchain ## Known vulnerabilities, licences and sources of all that is bu
 
 # Beside the default ones: otlp.
 FEATURES ?=
+# x86_64-unknown-linux-musl makes a static binary, with musl-gcc and what `rustup target add` brings.
+TARGET ?=
 
-package: toolchain ## Build dist/: binary as tar.gz, .deb and .rpm, with manual, completions and systemd unit: FEATURES=otlp
-	$(CARGO) build --release --locked --features '$(FEATURES)'
-	@scripts/package.sh
+package: toolchain ## Build dist/: binary as tar.gz, .deb and .rpm, with manual, completions and systemd unit: FEATURES=otlp TARGET=…
+	$(CARGO) build --release --locked --features '$(FEATURES)' $(if $(TARGET),--target '$(TARGET)')
+	@scripts/package.sh $(TARGET)
 
 deploy: ## Check image, compose file, manifests, chart and workflows with the tools of those who run them
 	@scripts/deploy.sh

@@ -21,7 +21,7 @@ mkdir -p target/package/completions dist
 
 name=walrelay-$version-${target:-$host}
 mkdir -p "target/package/$name"
-cp -R "$built" target/package/man target/package/completions deploy README.md CHANGELOG.md LICENSE-* "target/package/$name/"
+cp -R "$built" target/package/man target/package/completions deploy docs README.md CHANGELOG.md LICENSE-* "target/package/$name/"
 tar -C target/package --owner=0 --group=0 --numeric-owner -czf "dist/$name.tar.gz" "$name"
 
 has() { "$cargo" "$1" --version >/dev/null 2>&1 || { echo "package: no $2 without cargo-$1: cargo install cargo-$1" >&2; return 1; }; }
