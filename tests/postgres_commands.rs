@@ -29,7 +29,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
         further: Vec::new(),
-        is_further: false,
+        entry: None,
         messages: None,
         share: None,
     }

@@ -136,7 +136,10 @@ impl Reader {
             .find(|outbox| outbox.mapping.message.table.as_deref() == table)
             .with_context(|| {
                 let table = table.unwrap_or_default();
-                format!("its row is of table {table}, which source.tables does not name")
+                format!(
+                    "its row is of table {table}, which [[source.tables]] does not name: put an entry with name = {table:?} there, or \
+                     walrelay dead-letters discard {position}"
+                )
             })?;
         let mut row = match outbox.in_table(&letter).await? {
             Some(row) => row,

@@ -28,6 +28,7 @@ use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open::check_names;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
@@ -104,6 +105,13 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
     let first = lanes.first().context("there is no lane")?;
     let sql = connect(&first.postgres.conninfo).await?;
     let nats = Admin::connect(&first.nats.connection).await?;
+    let record = LaneClient::new(&nats, &first.nats.stream, &first.postgres.slot)?;
+    let record = record.record().await?.record;
+    check_names(
+        &inspect(&sql, &first.postgres).await?,
+        first,
+        record.as_ref(),
+    )?;
     let tables = tables(&sql, first, &args.aggregate_id).await?;
     // What one table does not permit is told before another one is erased from.
     for table in tables.iter().skip(1) {

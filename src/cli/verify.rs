@@ -21,6 +21,7 @@ use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::request::Unfit;
+use crate::pipeline::tables::Renamed;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
@@ -30,7 +31,7 @@ use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
-use crate::relay::open::source;
+use crate::relay::open::{check_names, source};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 use crate::relay::taken_over;
@@ -165,7 +166,7 @@ async fn execute_one(
     let report = match checked {
         Ok((report, _)) => report,
         Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
-        Err(error) if error.is::<Unreadable>() => {
+        Err(error) if error.is::<Unreadable>() || error.is::<Renamed>() => {
             stderr::line(format_args!("error: {error}"));
             return Ok(Exit::Failed);
         }
@@ -209,7 +210,7 @@ async fn check(
     inspection: &Inspection,
     each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
 ) -> Result<(Report, u64), anyhow::Error> {
-    let mut outbox = source(inspection, lane);
+    let (inspection_of_all, mut outbox) = (inspection, source(inspection, lane));
     let settings = &lane.tables().swap_remove(table);
     let (inspection, outbox_index) = (of_table(inspection, table), table);
     let postgres = &settings.postgres;
@@ -228,6 +229,7 @@ async fn check(
     let record = record
         .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);
 
+    check_names(inspection_of_all, lane, record.as_ref())?;
     let older = args.since.map(|since| {
         let occurred_at = OccurredAt::of(found, postgres)?;
         anyhow::Ok(occurred_at.is_before(since))

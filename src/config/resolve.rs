@@ -153,7 +153,7 @@ fn resolve_postgres(
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
         further: Vec::new(),
-        is_further: false,
+        entry: None,
         messages: checked(
             layers,
             Key::SourceMessages,

@@ -22,8 +22,9 @@ use crate::table_name::TableName;
 const TABLES_MAX: usize = 32;
 
 /// Which key an entry's own one stands for.
-const OWN: [(&str, Key); 3] = [
+const OWN: [(&str, Key); 4] = [
     ("name", Key::PostgresTable),
+    ("table", Key::PostgresTable),
     ("preset", Key::Preset),
     ("subject", Key::NatsSubject),
 ];
@@ -58,12 +59,9 @@ pub(super) fn add(layers: &Layers, lane: &mut Settings) -> Result<(), ConfigErro
     }
     for entry in entries {
         let further = of_entry(layers, &entry)?;
-        let names = std::iter::once(&lane.postgres.table)
-            .chain(lane.postgres.further.iter().map(|further| &further.name));
-        if names.into_iter().any(|name| *name == further.name) {
+        if let Some(twice) = twice(lane, &further) {
             return Err(wrong(format!(
-                "without {} twice; postgres.table counts too",
-                further.name
+                "without {twice} twice; postgres.table counts too"
             )));
         }
         lane.postgres.further.push(further);
@@ -78,6 +76,21 @@ pub(super) fn add(layers: &Layers, lane: &mut Settings) -> Result<(), ConfigErro
     }
     lane.nats.further_subjects = filters;
     Ok(())
+}
+
+/// What two entries have in common: the table itself, or the name that messages tell.
+fn twice(lane: &Settings, further: &FurtherTable) -> Option<String> {
+    let others = &lane.postgres.further;
+    let is_there = lane.postgres.table == further.name
+        || others.iter().any(|other| other.name == further.name);
+    if is_there {
+        return Some(further.name.to_string());
+    }
+    let entry = &further.mapping.message.table;
+    let is_told = others
+        .iter()
+        .any(|other| other.mapping.message.table == *entry);
+    entry.clone().filter(|_| is_told)
 }
 
 /// What the tables of a lane publish on. No stream takes subjects of which one covers another.
@@ -128,16 +141,22 @@ fn of_entry(whole: &Layers, entry: &Table) -> Result<FurtherTable, ConfigError> 
             layers.forget(key);
         }
     }
-    for (key, value) in given {
+    // Under `table` it is called otherwise in the database.
+    let is_named = |name: &str| name != "name" || !entry.contains_key("table");
+    for (_, key, value) in given.into_iter().filter(|(own, ..)| is_named(own)) {
         layers.forget(key);
         layers.set(key, value, text.source.clone());
     }
     mapping::apply_preset(&mut layers).map_err(of_table)?;
-    resolve(&layers).map_err(of_table)
+    let mut told = whole.clone();
+    told.forget(Key::PostgresTable);
+    told.set(Key::PostgresTable, name.to_owned(), text.source.clone());
+    let told = table_name(&told).map_err(of_table)?;
+    resolve(&layers, &told).map_err(of_table)
 }
 
-/// The keys that an entry gives, or what is wrong with it.
-fn given(entry: &Table) -> Result<Vec<(Key, String)>, String> {
+/// What an entry gives, each with its name there and the key that it stands for; or what is wrong with it.
+fn given(entry: &Table) -> Result<Vec<(&str, Key, String)>, String> {
     let mut given = Vec::new();
     for (name, value) in entry {
         match value {
@@ -150,14 +169,14 @@ fn given(entry: &Table) -> Result<Vec<(Key, String)>, String> {
                         .iter()
                         .filter(|entry| entry.section == Some(name.as_str()));
                     let key = key.ok_or_else(|| unknown(own, section.map(|entry| entry.name)))?;
-                    given.push((key, written(value)));
+                    given.push((own.as_str(), key, written(value)));
                 }
             }
             value => {
                 let own = OWN.iter().find(|(own, _)| own == name);
                 let names = OWN.iter().map(|(own, _)| *own).chain(SECTIONS);
-                let (_, key) = own.ok_or_else(|| unknown(name, names))?;
-                given.push((*key, written(value)));
+                let (own, key) = own.ok_or_else(|| unknown(name, names))?;
+                given.push((*own, *key, written(value)));
             }
         }
     }
@@ -180,18 +199,23 @@ fn written(value: &toml::Value) -> String {
     }
 }
 
-fn resolve(layers: &Layers) -> Result<FurtherTable, ConfigError> {
+fn table_name(layers: &Layers) -> Result<TableName, ConfigError> {
     let expected = "a table as in SQL, such as public.outbox_events, without control characters";
-    let name: TableName = checked(layers, Key::PostgresTable, expected, |text| {
+    checked(layers, Key::PostgresTable, expected, |text| {
         // It is told in a header.
         text.parse()
             .ok()
             .filter(|_| !text.contains(char::is_control))
-    })?;
+    })
+}
+
+/// The table, whose messages tell it by the name `told`.
+fn resolve(layers: &Layers, told: &TableName) -> Result<FurtherTable, ConfigError> {
+    let name = table_name(layers)?;
     let columns = mapping::columns(layers)?;
     let subject = mapping::subject(layers)?;
     let mut message = mapping::message(layers, &columns, &subject)?;
-    message.table = Some(name.to_string());
+    message.table = Some(told.to_string());
     Ok(FurtherTable {
         name,
         mapping: Mapping::new(columns, subject, message),

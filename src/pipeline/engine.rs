@@ -536,14 +536,28 @@ impl Engine {
     }
 
     /// Which tables were the outboxes, where in the WAL. One that the configuration names no more stays as recorded until
-    /// the end of the stream is found without it: else naming it again would not mend the halt.
+    /// the end of the stream is found without it: else naming it again would not mend the halt. From then on it has ended, and
+    /// is remembered, since its messages stay in the stream.
     fn tables(&self) -> Vec<Period> {
         let mut periods = self.relations.periods();
-        if let (Some(_), Some(record)) = (&self.overlap, &self.settings.record) {
-            let unnamed =
-                |recorded: &&Period| periods.iter().all(|it| it.outbox != recorded.outbox);
-            let unnamed: Vec<Period> = record.tables.iter().filter(unnamed).cloned().collect();
-            periods.extend(unnamed);
+        let Some(record) = &self.settings.record else {
+            return periods;
+        };
+        let named = periods.len();
+        for recorded in &record.tables {
+            let is_it = |it: &Period| it.outbox == recorded.outbox;
+            if periods[..named].iter().any(is_it) {
+                continue;
+            }
+            if self.overlap.is_some() {
+                periods.push(recorded.clone());
+                continue;
+            }
+            // Its last table is remembered.
+            match periods[named..].iter().position(is_it) {
+                Some(known) => periods[named + known] = recorded.clone().ended(),
+                None => periods.push(recorded.clone().ended()),
+            }
         }
         periods
     }

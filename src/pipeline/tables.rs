@@ -8,6 +8,7 @@
 //! row; and of a copy that takes the name, what was copied before is not published again.
 
 use super::text;
+use crate::table_name::TableName;
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 
@@ -26,11 +27,98 @@ pub struct Period {
     /// Behind the transaction that commits here. In that one, and in front of the first period, the name alone tells.
     #[serde(with = "text")]
     pub from: PgLsn,
+    /// The configuration named the outbox no more. Named again, it begins anew; its messages stay its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ended: bool,
 }
 
 impl Period {
     fn has_name(&self, schema: &str, table: &str) -> bool {
         self.schema == schema && self.table == table
+    }
+
+    /// The same, of an outbox that the configuration names no more.
+    #[must_use]
+    pub(crate) fn ended(mut self) -> Self {
+        self.ended = true;
+        self
+    }
+}
+
+/// A table that the lane knows by the name of another outbox: its messages tell that one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}. {}", self.reason(), self.remedy())]
+pub struct Renamed {
+    /// The outbox that it was, by its configured name; empty for the lane's own.
+    known: String,
+    /// The one that it is now; empty as there.
+    now: String,
+    /// The table, as SQL has it.
+    table: String,
+}
+
+impl Renamed {
+    /// Whether the configuration gives a table of the lane to another outbox: messages are told apart by the outbox's name, so
+    /// those from before would be nobody's.
+    pub(crate) fn find<'t>(
+        mut outboxes: impl Iterator<Item = &'t Tables>,
+        recorded: &[Period],
+    ) -> Option<Self> {
+        let last = |outbox: &str| recorded.iter().rfind(|period| period.outbox == outbox);
+        outboxes.find_map(|tables| {
+            let now = tables.current();
+            let is_it = |period: &Period| period.oid == now.oid;
+            if now.oid == 0 || last(&now.outbox).is_some_and(is_it) {
+                return None;
+            }
+            let mut others = recorded.iter().rev().filter(|period| is_it(period));
+            // An outbox that has gone over to another table since is not it.
+            let known = others.find(|period| last(&period.outbox) == Some(*period))?;
+            Some(Renamed {
+                known: known.outbox.clone(),
+                now: now.outbox.clone(),
+                table: TableName {
+                    schema: now.schema.clone(),
+                    table: now.table.clone(),
+                }
+                .to_string(),
+            })
+        })
+    }
+
+    /// What is known.
+    pub fn reason(&self) -> String {
+        let known = match self.known.is_empty() {
+            true => "as its own table, whose messages have no Walrelay-Table".to_owned(),
+            false => format!(
+                "as {}, which its messages tell in Walrelay-Table",
+                self.known
+            ),
+        };
+        format!(
+            "the lane knows table {} {known}: under another name, nothing would find them again",
+            self.table
+        )
+    }
+
+    /// The way on, as a person can type it.
+    pub fn remedy(&self) -> String {
+        let Renamed { known, now, table } = self;
+        let entry = format!("name = {known:?}");
+        let both = format!("{entry} and table = {table:?}");
+        let lines = match known == table {
+            true => &entry,
+            false => &both,
+        };
+        match (known.is_empty(), now.is_empty()) {
+            (true, _) => format!(
+                "Set postgres.table to {table}, and give the entry of {now} in [[source.tables]] another table or remove it"
+            ),
+            (_, true) => format!(
+                "Set postgres.table to the table that it was, and set {lines} in an entry of [[source.tables]]"
+            ),
+            _ => format!("In the entry of {now} in [[source.tables]], set {lines}"),
+        }
     }
 }
 
@@ -61,6 +149,7 @@ impl Tables {
             table,
             oid,
             from: server_lsn,
+            ended: false,
         };
         Tables {
             periods: vec![period],
@@ -81,7 +170,7 @@ impl Tables {
     /// A further outbox that is not recorded beside others has no row in front of the WAL's end.
     pub(crate) fn continued(self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
         let now = self.current();
-        let is_own = |period: &&Period| period.outbox == now.outbox;
+        let is_own = |period: &&Period| period.outbox == now.outbox && !period.ended;
         let mut periods: Vec<Period> = recorded.iter().filter(is_own).cloned().collect();
         if periods.is_empty() && !recorded.is_empty() {
             periods.push(Period {
@@ -245,5 +334,59 @@ mod tests {
         // Once the slot has passed its beginning, that needs no memory.
         let passed = further().continued(&recorded, 501.into());
         assert_eq!(passed.periods().len(), 1);
+        // Taken away and named again, it begins anew.
+        let ended = added.current().clone().ended();
+        let recorded = [own.periods(), &[ended][..]].concat();
+        let again = Tables::new("public".into(), "audit".into(), 2, 900.into());
+        let again = again.of_further("public.audit");
+        let again = again.continued(&recorded, 600.into());
+        assert_eq!(verdict(&again, "audit", 2, 700), Verdict::Other);
+        assert_eq!(verdict(&again, "audit", 2, 901), Verdict::Outbox);
+    }
+
+    #[test]
+    fn a_table_under_the_name_of_another_outbox_is_told_by_its_oid() {
+        let outbox = |outbox: &str, table: &str, oid| {
+            Tables::new("public".into(), table.into(), oid, 500.into()).of_further(outbox)
+        };
+        let recorded = [
+            tables().periods(),
+            outbox("public.audit", "audit", 2).periods(),
+        ]
+        .concat();
+        let find = |outboxes: &[Tables], recorded: &[Period]| {
+            Renamed::find(outboxes.iter(), recorded).map(|renamed| renamed.remedy())
+        };
+        let own = tables();
+        let journal = outbox("public.journal", "journal", 2);
+        let lines = "set name = \"public.audit\" and table = \"public.journal\"";
+        let found = find(&[own.clone(), journal.clone()], &recorded).unwrap();
+        assert!(found.ends_with(lines), "{found}");
+        // As the remedy has it, and another table beside it.
+        let mended = outbox("public.audit", "journal", 2);
+        let added = outbox("public.journal", "journal2", 3);
+        assert_eq!(find(&[own.clone(), mended, added], &recorded), None);
+        // A table that is not there, and one that was made anew under the name.
+        for oid in [0, 9] {
+            let audit = outbox("public.audit", "audit", oid);
+            assert_eq!(find(&[own.clone(), audit], &recorded), None);
+        }
+        // Taken away on purpose, it is nobody's; named again under another name it is.
+        let ended = [recorded[0].clone(), recorded[1].clone().ended()];
+        assert_eq!(find(std::slice::from_ref(&own), &ended), None);
+        assert!(find(&[own.clone(), journal], &ended).is_some());
+        assert_eq!(find(&[outbox("public.audit", "audit", 2)], &ended), None);
+        // The lane's own table as a further one, and the other way.
+        let found = find(&[outbox("public.old", "old", 1)], &recorded).unwrap();
+        assert!(found.starts_with("Set postgres.table to public.old"));
+        let found = find(&[outbox("", "audit", 2)], &recorded).unwrap();
+        assert!(found.ends_with("set name = \"public.audit\" in an entry of [[source.tables]]"));
+        // The lane's own has gone over to another table of its name.
+        let mut swapped = tables();
+        swapped.succeed(7, 200.into());
+        assert_eq!(
+            find(&[outbox("public.old", "old", 1)], swapped.periods()),
+            None
+        );
     }
 }

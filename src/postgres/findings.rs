@@ -212,9 +212,9 @@ fn partition(settings: &PostgresSettings, whole: &TableName) -> Finding {
         format!(
             "table {name} is a partition of {whole}, which the lane has too: its rows come as rows of {whole}"
         ),
-        match settings.is_further {
-            true => format!("remove the entry of {name} from [[source.tables]]"),
-            false => format!(
+        match &settings.entry {
+            Some(entry) => format!("remove the entry of {entry} from [[source.tables]]"),
+            None => format!(
                 "set postgres.table to {whole}, and remove its entry from [[source.tables]]"
             ),
         },
@@ -376,8 +376,9 @@ fn missing_table(inspection: &Inspection, settings: &PostgresSettings) -> String
     let holds_what_comes = |it: &Publication| it.puballtables;
     let is_default = settings.columns == default_columns();
     match &inspection.publication {
-        Some(it) if settings.is_further && !holds_what_comes(it) => format!(
-            "make the table, then run ALTER PUBLICATION {publication} ADD TABLE {table};, or set {key}"
+        Some(it) if settings.entry.is_some() && !holds_what_comes(it) => format!(
+            "make the table, then run ALTER PUBLICATION {publication} ADD TABLE {table};, or where it has another name now, set {key} to \
+             that"
         ),
         _ if !is_default => {
             format!("make the table with the columns that the configuration names, or set {key}")

@@ -27,8 +27,8 @@ pub struct PostgresSettings {
     pub may_be_null: Vec<Field>,
     /// Further tables of the lane.
     pub further: Vec<FurtherTable>,
-    /// The table by itself is a further one of its lane.
-    pub is_further: bool,
+    /// Where the table by itself is a further one of its lane: the name of its entry, which its messages tell.
+    pub entry: Option<String>,
     /// The prefix of messages of the WAL that are published as rows are; none for no messages.
     pub messages: Option<String>,
     /// Which of the table's rows; none for all.
@@ -38,7 +38,7 @@ pub struct PostgresSettings {
 /// A further table of the lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FurtherTable {
-    /// The table.
+    /// The table, as the database has it.
     pub name: TableName,
     /// What of its rows becomes what of a message.
     pub mapping: Mapping,
@@ -68,7 +68,7 @@ impl PostgresSettings {
             columns: further.mapping.columns.clone(),
             extra_columns: further.mapping.extras().to_vec(),
             may_be_null: further.mapping.may_be_null(),
-            is_further: true,
+            entry: further.mapping.message.table.clone(),
             messages: None,
             ..own.clone()
         });
@@ -77,9 +77,9 @@ impl PostgresSettings {
 
     /// Where the configuration names the table.
     pub(super) fn table_key(&self) -> String {
-        match self.is_further {
-            true => format!("name in the entry of {} in [[source.tables]]", self.table),
-            false => "postgres.table".to_owned(),
+        match &self.entry {
+            Some(entry) => format!("table in the entry of {entry} in [[source.tables]]"),
+            None => "postgres.table".to_owned(),
         }
     }
 

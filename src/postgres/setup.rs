@@ -172,7 +172,7 @@ fn order_refusals(
         refuse(
             Kind::PublicationMismatch,
             format!("publication \"{}\" exists and table {} does not", settings.publication, settings.table),
-            match settings.is_further {
+            match settings.entry.is_some() {
                 true => format!(
                     "make the table, then run ALTER PUBLICATION {} ADD TABLE {};",
                     quote_identifier(&settings.publication),

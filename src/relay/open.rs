@@ -15,9 +15,10 @@ use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Known, Opening, Wanted};
 use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Request;
 use crate::pipeline::row::{Outbox, Source};
-use crate::pipeline::tables::Tables;
+use crate::pipeline::tables::{Renamed, Tables};
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::processes::Process;
@@ -127,6 +128,7 @@ pub async fn open(
             Wanted::SlotPlace => opening.slot_seen(postgres.slot_place(slot).await?)?,
             Wanted::Settings => {
                 let epoch_settings = epoch_settings(settings, inherited, &postgres, &broker);
+                opening.check_names(&epoch_settings.source)?;
                 break opening.begin(epoch_settings, now);
             }
             wanted => unreachable!("{wanted:?} comes before or behind"),
@@ -299,6 +301,19 @@ pub(super) fn window_limits(
         bytes_max: settings.relay.window_bytes_max,
         message_limit: broker.message_limit(),
         ack_timeout: settings.relay.ack_timeout,
+    }
+}
+
+/// For commands: as [`Opening::check_names`].
+pub(crate) fn check_names(
+    inspection: &Inspection,
+    settings: &Settings,
+    record: Option<&LaneRecord>,
+) -> Result<(), Renamed> {
+    let recorded = record.map_or(&[][..], |record| &record.tables);
+    match source(inspection, settings).renamed(recorded) {
+        Some(renamed) => Err(renamed),
+        None => Ok(()),
     }
 }
 

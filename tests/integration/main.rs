@@ -27,6 +27,7 @@ mod setup;
 mod several_tables;
 mod several_tables_commands;
 mod several_tables_refusals;
+mod several_tables_renamed;
 mod shares;
 mod signals;
 #[path = "../statements/mod.rs"]

@@ -27,8 +27,11 @@ use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+use crate::postgres::catalog::inspect;
+use crate::postgres::client::connect;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open::check_names;
 use crate::relay::settings::Settings;
 
 /// What is to become of dead letters.
@@ -59,6 +62,12 @@ pub(super) async fn close(
     }
     let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
+    if let Action::Retry { .. } = &action {
+        // A letter's table is told by its name.
+        let sql = connect(&settings.postgres.conninfo).await?;
+        let inspection = inspect(&sql, &settings.postgres).await?;
+        check_names(&inspection, settings, lane.record().await?.record.as_ref())?;
+    }
     let lease = Lease::take(&lane, action.command(), &command_line::typed()).await?;
     let mut closing = Closing {
         nats,

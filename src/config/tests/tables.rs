@@ -62,6 +62,19 @@ fn each_table_has_a_mapping_of_its_own() {
 }
 
 #[test]
+fn a_table_that_was_renamed_keeps_the_name_that_messages_tell() {
+    let file = "[[source.tables]]\nname = \"audit.events\"\ntable = \"audit.journal\"\n";
+    let loaded = Case::new(file).load().unwrap();
+    let lane = loaded.lane().unwrap();
+    let [_, audit] = &lane.tables()[..] else {
+        panic!("two tables: {lane:?}");
+    };
+    assert_eq!(audit.postgres.table.to_string(), "audit.journal");
+    assert_eq!(audit.postgres.entry.as_deref(), Some("audit.events"));
+    assert_eq!(audit.message.table.as_deref(), Some("audit.events"));
+}
+
+#[test]
 fn what_does_not_fit_names_table_and_key() {
     for (tables, words) in [
         ("[{ preset = 'debezium' }]", &["each with a name"][..]),
@@ -73,6 +86,18 @@ fn what_does_not_fit_names_table_and_key() {
         (
             "[{ name = 'outbox_events' }]",
             &["without public.outbox_events twice"],
+        ),
+        (
+            "[{ name = 'a', table = 'b' }, { name = 'b' }]",
+            &["without public.b twice"],
+        ),
+        (
+            "[{ name = 'a', table = 'b' }, { name = 'a' }]",
+            &["without public.a twice"],
+        ),
+        (
+            "[{ name = 'a', table = 'b c' }]",
+            &["source.tables, a", "a table as in SQL"],
         ),
         (
             "[{ name = 'a', presett = 'debezium' }]",

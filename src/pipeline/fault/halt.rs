@@ -6,6 +6,7 @@ use super::{Fault, STUCK_EPOCHS};
 use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::position::{Lane, Position};
+use crate::pipeline::tables::Renamed;
 use postgres_types::PgLsn;
 
 /// Why the relay stands still until a person has looked. Its text says what is known, and then what goes on.
@@ -111,6 +112,8 @@ pub enum Halt {
         /// What goes on.
         mend: String,
     },
+    /// The configuration gives a table of the lane another name than its messages tell.
+    Renamed(Renamed),
     /// The slot can no longer be read, or is gone.
     Slot {
         /// What is wrong.
@@ -195,6 +198,7 @@ impl Halt {
                 blocks.reason()
             ),
             Halt::PublicationMissing { what, .. } | Halt::Slot { what, .. } => what.clone(),
+            Halt::Renamed(renamed) => renamed.reason(),
             Halt::Stuck(fault) => format!(
                 "{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {fault}"
             ),
@@ -216,6 +220,7 @@ impl Halt {
             Halt::OverlapMiss { .. } => "overlap-miss",
             Halt::Rejected { .. } => "rejected",
             Halt::PublicationMissing { .. } => "publication-missing",
+            Halt::Renamed(_) => "renamed",
             Halt::Slot { .. } => "slot",
             Halt::Stuck(_) => "stuck",
         }
@@ -314,6 +319,7 @@ impl Halt {
                 "`walrelay verify` shows the differences; `walrelay adopt` goes on with this database"
             }
             Halt::Rejected { row, blocks } => return blocks.remedy(row.position),
+            Halt::Renamed(renamed) => return renamed.remedy(),
             Halt::PublicationMissing { mend, .. } | Halt::Slot { mend, .. } => mend,
             Halt::Stuck(_) => "Mend what is named there and start the relay again",
         };

@@ -7,14 +7,39 @@ use super::look::View;
 use super::{Decided, NotOpened, Opened, Opening, Step};
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::engine::{Engine, EngineSettings, EpochSettings, Resumed};
+use crate::pipeline::fault::Halt;
 use crate::pipeline::history::History;
 use crate::pipeline::lane_end::Memory;
 use crate::pipeline::publish::{Mode, WindowLimits};
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StreamView;
+use crate::pipeline::row::Source;
 use std::time::Duration;
 
 impl Opening<'_> {
+    /// Whether the configuration gives a table of the lane another name than its messages tell.
+    ///
+    /// # Errors
+    /// [`NotOpened::Halt`]: nothing is published.
+    ///
+    /// # Panics
+    /// Where [`Self::wanted`] has not asked for the settings.
+    pub fn check_names(&self, source: &Source) -> Result<(), NotOpened> {
+        let Step::Settings(decided) = &self.step else {
+            panic!(
+                "the settings come behind the plan, and it is at {:?}",
+                self.step
+            );
+        };
+        let View { stream, stored, .. } = &decided.view;
+        let memory = self.known.memory.as_ref();
+        let tables = Memory::tables(memory, &stream.created, stored.record.as_ref());
+        match source.renamed(tables) {
+            Some(renamed) => Err(NotOpened::Halt(Halt::Renamed(renamed))),
+            None => Ok(()),
+        }
+    }
+
     /// Begins the epoch: its record is stored next, before its first message, so that a relay that was frozen meanwhile
     /// cannot write its own.
     ///

@@ -101,12 +101,12 @@ impl Misfit<'_> {
                 let near = nearest(self.name, names)
                     .map(|near| format!("; did you mean {}?", quote_identifier(near)));
                 let near = near.unwrap_or_default();
-                match settings.is_further {
-                    true => format!(
-                        "name a column of the table in subject and message of the entry of {name} in [[source.tables]], which are as \
+                match &settings.entry {
+                    Some(entry) => format!(
+                        "name a column of the table in subject and message of the entry of {entry} in [[source.tables]], which are as \
                          for postgres.table where it has none of its own{near}"
                     ),
-                    false => {
+                    None => {
                         format!("name a column of the table in nats.subject and [message]{near}")
                     }
                 }
@@ -137,7 +137,7 @@ fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Fi
             .map(|field| format!("{field} ({})", needs.get(field).types))
             .collect();
         let (types, key) = (types.join(", "), settings.table_key());
-        let section = match settings.is_further {
+        let section = match settings.entry.is_some() {
             true => "columns of its entry",
             false => "[columns]",
         };

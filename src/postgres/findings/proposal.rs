@@ -83,7 +83,7 @@ fn bare(name: &str) -> impl Iterator<Item = char> {
 
 /// What to paste.
 pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
-    let further = settings.is_further.then(|| settings.table.to_string());
+    let further = settings.entry.as_ref();
     let has = |name: &str| table.columns.iter().any(|column| column.name == name);
     if DEBEZIUM.iter().all(|name| has(name)) {
         let whose = "this is the table of Debezium's outbox event router";
@@ -111,13 +111,18 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
     };
     find(Field::Id)?;
     find(Field::Payload)?;
-    let (mut lines, prefix) = match &further {
+    let renamed = further.filter(|name| **name != settings.table.to_string());
+    let table = renamed.map(|_| format!("table = {}", quoted(&settings.table.to_string())));
+    let (mut lines, prefix) = match further {
         Some(name) => (
             vec![
                 format!("put this in place of the entry of {name}, as far as it is right:"),
                 "[[source.tables]]".to_owned(),
                 format!("name = {}", quoted(name)),
-            ],
+            ]
+            .into_iter()
+            .chain(table)
+            .collect::<Vec<_>>(),
             "columns.",
         ),
         None => (
