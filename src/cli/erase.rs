@@ -4,18 +4,18 @@
 //! order and its place stay, since no message goes that the lane record is not behind; nothing goes that is still to be
 //! published; one that was ended at any moment is finished by the next, since the rows, which tell the ids, go last.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::builder::NonEmptyStringValueParser;
-use uuid::Uuid;
 
 use super::command_line;
 use super::consent::agreed;
 use super::deletable::deletable;
-use super::exit::{Exit, UsageError};
+use super::exit::Exit;
 use super::signals::{self, Hangup};
+use super::stderr;
 use crate::bulk::fence::{Fence, lives_there};
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
@@ -23,22 +23,25 @@ use crate::bulk::{Item, Outcome, Sourced};
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{KIND_ERASED, KIND_HEADER};
-use crate::postgres::catalog::{Column, Inspection, Table, inspect};
+use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::check_names;
 use crate::relay::settings::Settings;
-use crate::table_name::quote_identifier;
 
+mod aggregate;
 mod messages;
 mod receipt;
 mod streams;
+mod tables;
 mod waiting;
 
+use aggregate::AggregateId;
 use messages::{Erased, Wanted};
 use receipt::Receipt;
+use tables::{LeftOut, Others, Tables};
 
 /// Rows that are inserted meanwhile are erased too, for so many times.
 const ROUNDS_MAX: u32 = 3;
@@ -55,6 +58,11 @@ letters. nats-server overwrites each with noise. So it does in the streams that 
 has made under any name, in mirrors, in streams that have this one as a source, and in those that
 walrelay move has left on the same NATS; other copies have to be named with --also-stream.
 
+The id is taken as messages show it, or as Postgres writes it. Tables in which no row can have it
+are named and left out. Messages of a table that the configuration names no more go too, as far as
+they tell their aggregate; of others the receipt says how many there are, and it is not done until
+the table has an entry in [[source.tables]] again.
+
 The relay may run meanwhile: the lane keeps its order and its place. Events that are not published
 yet are waited for. First let the application write nothing more about the aggregate.
 
@@ -69,7 +77,7 @@ not be erased. 2: nobody agreed, or wrong usage. 3: row security hides rows of t
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// The aggregate.
+    /// The aggregate, as messages show it or as Postgres writes it.
     #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     aggregate_id: String,
 
@@ -112,58 +120,41 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
         first,
         record.as_ref(),
     )?;
-    let tables = tables(&sql, first, &args.aggregate_id).await?;
+    let tables = Tables::find(&sql, first, &args.aggregate_id).await?;
+    for LeftOut { table, why } in &tables.left_out {
+        stderr::line(format_args!(
+            "rows of {table} are left out, none can be the aggregate's: {why}"
+        ));
+    }
     // What one table does not permit is told before another one is erased from.
-    for table in tables.iter().skip(1) {
+    for table in tables.some.iter().skip(1) {
         Erasing::new(&args, first, *table, &sql, &nats).await?;
     }
     let mut gravest = Exit::Done;
-    for table in tables {
-        let done = execute_one(&args, lanes, table, (&sql, &nats), &mut shutdown).await?;
+    for (number, table) in tables.some.iter().enumerate() {
+        // Messages of no table that is looked at are looked for once.
+        let others = (number == 0).then(|| Others::of(first, &tables));
+        let one = (*table, others);
+        let done = execute_one(&args, lanes, one, (&sql, &nats), &mut shutdown).await?;
         gravest = gravest.graver(done);
     }
     Ok(gravest)
-}
-
-/// Those of the lane's tables that an aggregate of this id may be in; all where it can be in none, which the first one then says.
-async fn tables(sql: &Client, lane: &Settings, id: &str) -> anyhow::Result<Vec<usize>> {
-    let inspection = inspect(sql, &lane.postgres).await?;
-    let found = inspection.tables().zip(lane.tables());
-    let may_be_in = |(_, (found, settings)): &(usize, (&Inspection, Settings))| {
-        let column = settings.postgres.columns.aggregate_id.column();
-        let columns = found.table.iter().flat_map(|table| &table.columns);
-        let mut columns = columns.filter(|found| Some(found.name.as_str()) == column);
-        columns.all(|column| is_of_type(column, id))
-    };
-    let all: Vec<_> = found.enumerate().collect();
-    let some = all.iter().filter(|table| may_be_in(table));
-    let some: Vec<usize> = some.map(|(index, _)| *index).collect();
-    Ok(match some.is_empty() {
-        true => (0..all.len()).collect(),
-        false => some,
-    })
-}
-
-/// Whether the column can hold the id.
-fn is_of_type(column: &Column, id: &str) -> bool {
-    match column.base_type.as_str() {
-        "uuid" => Uuid::try_parse(id).is_ok(),
-        "int2" | "int4" | "int8" => id.parse::<i64>().is_ok(),
-        _ => true,
-    }
 }
 
 /// Runs the command for one table, of [`Settings::tables`].
 async fn execute_one(
     args: &Args,
     lanes: &[Settings],
-    table: usize,
+    (table, others): (usize, Option<Others>),
     (sql, nats): (&Client, &Admin),
     shutdown: &mut Shutdown,
 ) -> Result<Exit, anyhow::Error> {
     let mut erasing = Vec::new();
     for lane in lanes {
         erasing.push(Erasing::new(args, lane, table, sql, nats).await?);
+    }
+    for lane in &mut erasing {
+        lane.others.clone_from(&others);
     }
     let past = streams::of_shares_before(nats, sql, lanes).await?;
     erasing[0].also(past).await?;
@@ -174,6 +165,9 @@ async fn execute_one(
         table: erasing[0].table.clone(),
         rows: 0,
         streams: Vec::new(),
+        left_out: others.map_or_else(Vec::new, |others| others.left_out),
+        of_unnamed: BTreeMap::new(),
+        untold: BTreeMap::new(),
         done: false,
     };
     let done = if args.dry_run {
@@ -207,6 +201,7 @@ async fn execute_one(
     };
     // What was removed is told also where the rest could not be.
     receipt.take(erasing.into_iter().flat_map(|lane| lane.streams));
+    receipt.say_what_stays();
     receipt.print(args.json)?;
     done?;
     Ok(if receipt.done || args.dry_run {
@@ -273,32 +268,6 @@ async fn erase(
     )
 }
 
-/// SQL for "is a row of the aggregate", with the id as its one parameter.
-fn is_aggregate(table: &Table, settings: &Settings, id: &str) -> Result<String, UsageError> {
-    let column = settings.postgres.columns.aggregate_id.column();
-    let Some(column) = column else {
-        return Err(UsageError(
-            "columns.aggregate_id names no column, so nothing tells which rows are the aggregate's"
-                .to_owned(),
-        ));
-    };
-    let found = table.columns.iter().find(|found| found.name == column);
-    let type_name = found.map_or("text", |found| found.type_name.as_str());
-    if !found.is_none_or(|found| is_of_type(found, id)) {
-        return Err(UsageError(format!(
-            "--aggregate-id: {id:?} is no {type_name}, which column {column} is{}",
-            match type_name {
-                "uuid" => ", such as 0192f7a0-0000-7000-8000-000000000001",
-                _ => "",
-            }
-        )));
-    }
-    Ok(format!(
-        "{} = $1::text::{type_name}",
-        quote_identifier(column)
-    ))
-}
-
 /// One run of the command, for one lane.
 struct Erasing<'a> {
     /// With all its tables.
@@ -310,7 +279,8 @@ struct Erasing<'a> {
     sql: &'a Client,
     id_column: IdColumn,
     inspection: Inspection,
-    is_aggregate: String,
+    id: AggregateId,
+    others: Option<Others>,
     nats: &'a Admin,
     lane: LaneClient,
     table: String,
@@ -331,7 +301,7 @@ impl<'a> Erasing<'a> {
         let settings = whole.tables().swap_remove(outbox);
         let found = inspection.tables().nth(outbox).expect("each was looked at");
         let table = deletable(sql, found, &settings.postgres.table).await?;
-        let is_aggregate = is_aggregate(table, &settings, &args.aggregate_id)?;
+        let id = AggregateId::of(table, &settings.postgres, &args.aggregate_id)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
         lives_there(lane.record().await?.record.as_ref(), lane.stream_name())?;
         let streams = streams::with_copies(nats, &lane, &args.also_stream).await?;
@@ -344,7 +314,8 @@ impl<'a> Erasing<'a> {
             args,
             sql,
             inspection,
-            is_aggregate,
+            id,
+            others: None,
             nats,
             lane,
             streams: streams.into_iter().map(Erased::new).collect(),
@@ -363,7 +334,11 @@ impl<'a> Erasing<'a> {
     /// What to look for.
     fn wanted(&self, ids: BTreeSet<String>) -> Wanted {
         let past_slots = self.past_slots.clone();
-        Wanted::new(&self.args.aggregate_id, ids, &self.settings, past_slots)
+        let wanted = Wanted::new(&self.id.shown, ids, &self.settings, past_slots);
+        match &self.others {
+            Some(others) => wanted.beside(others, &self.args.aggregate_id),
+            None => wanted,
+        }
     }
 
     /// Erases what these lanes had too, from their streams and from copies of them.
@@ -403,9 +378,9 @@ impl<'a> Erasing<'a> {
             "SELECT ({})::text FROM {} WHERE {}",
             self.id_column.text(),
             self.table,
-            self.is_aggregate
+            self.id.is_it
         );
-        let rows = self.sql.query(&query, &[&self.args.aggregate_id]).await?;
+        let rows = self.sql.query(&query, &[&self.id.value]).await?;
         let id = |row: &tokio_postgres::Row| row.try_get::<_, Option<String>>(0);
         let ids: Result<Vec<_>, _> = rows.iter().map(id).collect();
         Ok(ids?.into_iter().flatten().collect())
@@ -467,12 +442,11 @@ impl<'a> Erasing<'a> {
         let delete = format!(
             "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2)",
             self.table,
-            self.is_aggregate,
+            self.id.is_it,
             self.id_column.text()
         );
         let ids: Vec<&String> = ids.iter().collect();
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] =
-            [&self.args.aggregate_id, &ids];
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&self.id.value, &ids];
         let deleted = self.sql.answer(self.sql.execute(&delete, &parameters));
         deleted
             .await

@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
-use crate::several_tables::{FURTHER, audit, bare, each, reports, told};
-use crate::support::Output;
+use crate::several_tables::{FURTHER, audit, bare, each, order, reports, told};
+use crate::support::{Fixture, Output, insert_sql};
 
 fn assert_says(output: &Output, code: i32, words: &[&str]) {
     assert_eq!(output.code, Some(code), "{output:?}");
@@ -91,4 +91,184 @@ async fn a_further_table_that_was_renamed_keeps_its_messages() {
     assert_eq!(audit["rows"], json!(1), "{audit}");
     assert_eq!(audit["streams"][0]["events"], json!([1]));
     fixture.walrelay(&["verify"]).await.success();
+}
+
+/// Without the table of audit, and with the one of orders.
+fn without_audit(fixture: &Fixture) -> String {
+    let all = FURTHER.replace("NAME", &fixture.name);
+    all.split_once("\n\n").expect("two tables").0.to_owned()
+}
+
+/// The relay has passed everything, and its record tells so.
+async fn settles(fixture: &mut Fixture, count: u64, row: u64) {
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture
+        .sql
+        .batch_execute(&insert_sql(row, row))
+        .await
+        .unwrap();
+    fixture.holds(count).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn messages_of_a_table_that_was_taken_away_are_erased_and_it_comes_back_under_its_name() {
+    let mut fixture = bare().await;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let all = [audit(1), audit(2), order(1)].join(";");
+    fixture.sql.batch_execute(&all).await.unwrap();
+    fixture.holds(3).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    fixture.configure(&without_audit(&fixture));
+    settles(&mut fixture, 4, 91).await;
+    fixture.walrelay(&["verify"]).await.success();
+
+    let erase = ["erase", "--aggregate-id", "w2", "--yes", "--json"];
+    let erased = fixture.walrelay(&erase).await;
+    let receipt = &reports(&erased)[0];
+    assert_eq!(receipt["of_unnamed"], json!({"public.audit": 1}));
+    assert_eq!(receipt["streams"][0]["events"], json!([2]), "{receipt}");
+    // No uuid: the lane's own table has none of it, and that is told.
+    assert_eq!(
+        receipt["left_out"][0]["table"],
+        json!("public.outbox_events")
+    );
+    assert_says(
+        &erased,
+        0,
+        &[
+            "messages of public.audit are among them",
+            "rows of public.outbox_events are left out",
+        ],
+    );
+    let left: Vec<u64> = fixture
+        .stored()
+        .await
+        .iter()
+        .map(|it| it.sequence)
+        .collect();
+    assert_eq!(left, [1, 3, 4]);
+
+    // Its messages are its own still, so it comes back under that name only.
+    let renamed = "ALTER TABLE audit RENAME TO journal";
+    fixture.sql.batch_execute(renamed).await.unwrap();
+    let all = FURTHER.replace("NAME", &fixture.name);
+    let as_another = all.replace("public.audit", "public.journal");
+    fixture.configure(&as_another);
+    let halted = fixture.walrelay(&["run"]).await;
+    assert_eq!(halted.code, Some(4), "{halted:?}");
+    fixture.configure(&mended(&as_another, &halted));
+    settles(&mut fixture, 4, 92).await;
+    let found = fixture.walrelay(&["verify", "--json"]).await;
+    let audit = reports(&found).pop().unwrap();
+    // The row of the erased message; the other one has its message.
+    assert_eq!(audit["missing"]["count"], json!(1), "{audit}");
+}
+
+/// In Debezium's format a message tells no aggregate: without its table, nothing does.
+#[tokio::test]
+async fn an_erasure_is_not_done_where_a_table_that_was_taken_away_would_tell() {
+    let mut fixture = bare().await;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let all = [order(1), audit(1)].join(";");
+    fixture.sql.batch_execute(&all).await.unwrap();
+    fixture.holds(2).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let all = FURTHER.replace("NAME", &fixture.name);
+    let without_orders = all.split_once("\n\n").expect("two tables").1.to_owned();
+    fixture.configure(&without_orders);
+    settles(&mut fixture, 3, 91).await;
+    let erase = ["erase", "--aggregate-id", "o1", "--yes", "--json"];
+    let erased = fixture.walrelay(&erase).await;
+    let words = [
+        "1 messages of public.orders stay",
+        "give public.orders an entry in [[source.tables]] again, with name = \"public.orders\"",
+    ];
+    assert_says(&erased, 1, &words);
+    let receipt = &reports(&erased)[0];
+    assert_eq!(receipt["untold"], json!({"public.orders": 1}));
+    assert_eq!(receipt["done"], json!(false));
+    fixture.configure(&all);
+    let erased = fixture.walrelay(&erase).await.success();
+    let orders = &reports(&erased)[0];
+    assert_eq!(
+        (&orders["rows"], &orders["done"]),
+        (&json!(1), &json!(true))
+    );
+    assert_eq!(orders["streams"][0]["events"], json!([1]), "{orders}");
+}
+
+#[tokio::test]
+async fn an_aggregate_is_taken_as_messages_show_it() {
+    let mut fixture = Fixture::bare().await;
+    let tables = "CREATE TABLE raw (no bigserial PRIMARY KEY, who bytea NOT NULL, what text NOT NULL, body jsonb NOT NULL);
+        CREATE TABLE small (no bigserial PRIMARY KEY, who smallint NOT NULL, what text NOT NULL, body jsonb NOT NULL);
+        CREATE TABLE cut (no bigserial PRIMARY KEY, who varchar(3) NOT NULL, what text NOT NULL, body jsonb NOT NULL)";
+    fixture.sql.batch_execute(tables).await.unwrap();
+    let columns = "columns = { id = \"no\", aggregate_id = \"who\", event_type = \"what\", event_version = \"\", \
+                   occurred_at = \"\", payload = \"body\" }";
+    let entry = |name: &str| format!("[[source.tables]]\nname = \"public.{name}\"\n{columns}\n");
+    fixture.configure(&["raw", "small", "cut"].map(entry).concat());
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let uuid = "0192f7a0-0000-7000-8000-000000000001";
+    let row = |table: &str, who: &str| {
+        format!("INSERT INTO {table} (who, what, body) VALUES ({who}, 'read.v1', '{{}}')")
+    };
+    let rows = [
+        row("raw", "'\\x02'"),
+        row("raw", "'\\x02'"),
+        row("raw", &format!("decode(replace('{uuid}', '-', ''), 'hex')")),
+        row("small", "7"),
+        row("cut", "'abc'"),
+        row("raw", "'\\x03'"),
+    ];
+    fixture.sql.batch_execute(&rows.join(";")).await.unwrap();
+    fixture.holds(6).await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[0].field("aggregate_id"), json!("Ag=="));
+    let erase = |id| ["erase", "--yes", "--json", "--aggregate-id", id];
+    let mut left = 6;
+    for (id, table, rows) in [
+        ("Ag==", "raw", 2),
+        (uuid, "raw", 1),
+        ("7", "small", 1),
+        ("\\x03", "raw", 1),
+    ] {
+        let erased = fixture.walrelay(&erase(id)).await.success();
+        let reports = reports(&erased);
+        let name = json!(format!("public.{table}"));
+        let report = reports.iter().find(|report| report["table"] == name);
+        let report = report.unwrap_or_else(|| panic!("{erased:?}"));
+        assert_eq!(report["rows"], json!(rows), "{id}: {report}");
+        left -= rows;
+        assert_eq!(fixture.stored().await.len(), left, "{id}");
+        assert!(erased.stderr.contains("are left out"), "{erased:?}");
+    }
+    // No cast cuts it to another aggregate's.
+    let erased = fixture.walrelay(&erase("abcd")).await.success();
+    assert!(
+        reports(&erased)
+            .iter()
+            .all(|report| report["rows"] == json!(0)),
+        "{erased:?}"
+    );
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+    fixture.configure(&["raw", "small"].map(entry).concat());
+    let refused = fixture.walrelay(&erase("99999")).await;
+    assert_says(
+        &refused,
+        2,
+        &["public.small: --aggregate-id: \"99999\" is no smallint, which column who is"],
+    );
 }

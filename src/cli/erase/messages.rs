@@ -3,18 +3,20 @@
 //! In: a stream, which aggregate. Out: the sequences of its messages, and these messages erased. Guarantees: the stream is read
 //! once, a message at a time; a message that is gone already is no error.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use serde::Serialize;
 
+use super::aggregate::shown_anywhere;
+use super::tables::Others;
 use crate::bulk::replayed;
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
-use crate::pipeline::dead_letter::DeadLetter;
+use crate::pipeline::dead_letter::{DeadLetter, shown_id};
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
     POSITION_HEADER, REPLAY_HEADER, RETRY_HEADER, TABLE_HEADER, TAIL_HEADER,
@@ -41,10 +43,20 @@ pub(super) struct Wanted {
     aggregate_id: String,
     /// The further table of the lane that its rows are in; none for the lane's own.
     table: Option<String>,
+    /// Tables that are looked at by themselves; messages of all others are looked for too. None where they are not.
+    beside: Option<Beside>,
     /// Of its rows.
     ids: BTreeSet<String>,
     /// Headers that tell the aggregate.
     headers: Vec<String>,
+}
+
+/// By what messages of tables that are not looked at are known as the aggregate's.
+#[derive(Debug)]
+struct Beside {
+    others: Others,
+    /// How messages may show the aggregate.
+    shown: BTreeSet<String>,
 }
 
 /// What became of a stream's messages; the names are the JSON keys.
@@ -58,6 +70,12 @@ pub(super) struct Erased {
     /// Those of the events that have no place in the lane.
     #[serde(skip)]
     outside: Vec<u64>,
+    /// How many of these are of each table that the configuration does not name.
+    #[serde(skip)]
+    pub(super) of_unnamed: BTreeMap<String, u64>,
+    /// How many messages of each such table do not tell their aggregate.
+    #[serde(skip)]
+    pub(super) untold: BTreeMap<String, u64>,
 }
 
 /// What a message of the aggregate is.
@@ -68,6 +86,8 @@ enum Found {
     /// One that was published outside of the lane.
     Outside,
     DeadLetter,
+    /// Of a table that the configuration does not name, and it does not tell its aggregate.
+    Untold,
 }
 
 impl Wanted {
@@ -87,9 +107,19 @@ impl Wanted {
             is_shared: settings.nats.shared,
             aggregate_id: aggregate_id.to_owned(),
             table: mapping.message.table.clone(),
+            beside: None,
             ids,
             headers: headers.map(|extra| extra.name.clone()).collect(),
         }
+    }
+
+    /// And messages of tables that are not looked at, by the aggregate as a person gave it.
+    pub(super) fn beside(mut self, others: &Others, given: &str) -> Self {
+        self.beside = Some(Beside {
+            others: others.clone(),
+            shown: shown_anywhere(given),
+        });
+        self
     }
 
     /// What the message is, if it is the aggregate's.
@@ -105,9 +135,17 @@ impl Wanted {
             Some(slot) => slot == self.slot,
             None => !self.is_shared,
         };
-        if !is_own && !is_past || header(TABLE_HEADER) != self.table {
+        if !is_own && !is_past {
             return None;
         }
+        let table = header(TABLE_HEADER);
+        let beside = match table == self.table {
+            true => None,
+            false => match &self.beside {
+                Some(beside) if !beside.others.looked_at.contains(&table) => Some(beside),
+                _ => return None,
+            },
+        };
         let kind = header(KIND_HEADER);
         let what = match kind.as_deref() {
             None if is_past => Found::Outside,
@@ -123,7 +161,23 @@ impl Wanted {
             let event = StoredEvent::read(header, body);
             (event.id, event.aggregate_id)
         };
-        let is_wanted = |told: &String| *told == self.aggregate_id;
+        if let Some(beside) = beside {
+            let is_named = beside.others.named.contains(&table);
+            return match aggregate_id {
+                // A dead letter cuts a long one.
+                Some(told) if what == Found::DeadLetter => {
+                    let mut shown = beside.shown.iter();
+                    shown.any(|id| shown_id(id) == told).then_some(what)
+                }
+                Some(told) => beside.shown.contains(&told).then_some(what),
+                None => (!is_named).then_some(Found::Untold),
+            };
+        }
+        let is_letter = what == Found::DeadLetter;
+        let is_wanted = |told: &String| match is_letter {
+            true => *told == shown_id(&self.aggregate_id),
+            false => *told == self.aggregate_id,
+        };
         let by_header = || {
             let mut told = self.headers.iter().filter_map(|name| header(name));
             // Where headers are JSON, a text is in quotes.
@@ -143,6 +197,24 @@ impl Erased {
             events: Vec::new(),
             dead_letters: Vec::new(),
             outside: Vec::new(),
+            of_unnamed: BTreeMap::new(),
+            untold: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, wanted: &Wanted, found: Found, headers: Option<&HeaderMap>) {
+        let table = headers.and_then(|headers| headers.get(TABLE_HEADER));
+        let Some(table) = table.map(|table| table.as_str().to_owned()) else {
+            return;
+        };
+        let others = wanted.beside.as_ref().map(|beside| &beside.others);
+        let of_table = Some(table.clone());
+        if others.is_some_and(|others| !others.named.contains(&of_table)) {
+            let counts = match found {
+                Found::Untold => &mut self.untold,
+                _ => &mut self.of_unnamed,
+            };
+            *counts.entry(table).or_default() += 1;
         }
     }
 
@@ -154,6 +226,14 @@ impl Erased {
     pub(super) fn add(&mut self, other: Erased) {
         self.events.extend(other.events);
         self.dead_letters.extend(other.dead_letters);
+        for (counts, others) in [
+            (&mut self.of_unnamed, other.of_unnamed),
+            (&mut self.untold, other.untold),
+        ] {
+            for (table, count) in others {
+                *counts.entry(table).or_default() += count;
+            }
+        }
     }
 
     /// The last one that has a place in the lane.
@@ -194,14 +274,19 @@ pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> a
         if sequence > info.state.last_seq {
             break;
         }
-        match wanted.find(message.headers.as_ref(), &message.payload) {
+        let headers = message.headers.as_ref();
+        let is = wanted.find(headers, &message.payload);
+        if let Some(is) = is {
+            found.count(wanted, is, headers);
+        }
+        match is {
             Some(Found::DeadLetter) => found.dead_letters.push(sequence),
             Some(Found::Event) => found.events.push(sequence),
             Some(Found::Outside) => {
                 found.events.push(sequence);
                 found.outside.push(sequence);
             }
-            None => {}
+            Some(Found::Untold) | None => {}
         }
     }
     Ok(())
@@ -212,6 +297,11 @@ pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> a
 /// # Errors
 /// It refuses.
 pub(super) async fn erase(nats: &Admin, found: &Erased, erased: &mut Erased) -> anyhow::Result<()> {
+    for (table, count) in &found.of_unnamed {
+        *erased.of_unnamed.entry(table.clone()).or_default() += count;
+    }
+    // What is left stays, each time it is looked for.
+    erased.untold.clone_from(&found.untold);
     for sequence in &found.events {
         stream::erase_message(nats, &found.stream, *sequence).await?;
         erased.events.push(*sequence);
@@ -235,6 +325,7 @@ mod tests {
             is_shared: false,
             aggregate_id: "a".to_owned(),
             table: None,
+            beside: None,
             ids: BTreeSet::from(["e1".to_owned()]),
             headers: vec!["user".to_owned()],
         };

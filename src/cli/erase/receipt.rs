@@ -2,9 +2,13 @@
 //!
 //! In: what each lane's streams had. Out: lines, or one JSON object.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::messages::Erased;
+use super::tables::LeftOut;
+use crate::cli::stderr;
 use crate::cli::stdout::Account;
 
 /// What was removed; the names are the JSON keys.
@@ -18,6 +22,15 @@ pub(super) struct Receipt {
     /// Deleted from the table, or in a dry run to be deleted.
     pub(super) rows: u64,
     pub(super) streams: Vec<Erased>,
+    /// Tables that were not looked at.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) left_out: Vec<LeftOut>,
+    /// How many of the messages are of each table that the configuration does not name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) of_unnamed: BTreeMap<String, u64>,
+    /// How many messages of each such table do not tell their aggregate, and stay.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) untold: BTreeMap<String, u64>,
     /// Nothing is left of it.
     pub(super) done: bool,
 }
@@ -26,11 +39,40 @@ impl Receipt {
     /// Takes what was found or erased, by stream: several lanes may be in one.
     pub(super) fn take(&mut self, streams: impl Iterator<Item = Erased>) {
         for erased in streams {
+            for (counts, more) in [
+                (&mut self.of_unnamed, &erased.of_unnamed),
+                (&mut self.untold, &erased.untold),
+            ] {
+                for (table, count) in more {
+                    *counts.entry(table.clone()).or_default() += count;
+                }
+            }
             let known = (self.streams.iter_mut()).find(|known| known.stream() == erased.stream());
             match known {
                 Some(known) => known.add(erased),
                 None => self.streams.push(erased),
             }
+        }
+    }
+
+    /// Of tables that the configuration does not name: what may be left of the aggregate, and the way to it.
+    pub(super) fn say_what_stays(&mut self) {
+        let name = |table: &String| {
+            format!("give {table} an entry in [[source.tables]] again, with name = {table:?}")
+        };
+        for table in self.of_unnamed.keys() {
+            stderr::line(format_args!(
+                "messages of {table} are among them, which the configuration does not name; rows that it may have stay: {}",
+                name(table)
+            ));
+        }
+        for (table, count) in &self.untold {
+            self.done = false;
+            stderr::line(format_args!(
+                "{count} messages of {table} stay: they do not tell their aggregate, and the configuration does not name the \
+                 table whose rows would: {}, and run this again",
+                name(table)
+            ));
         }
     }
 

@@ -1,0 +1,204 @@
+//! An aggregate's id, as a table's column has it and as messages show it.
+//!
+//! In: the id as a person gives it, in the form of messages or in Postgres' own. Out: SQL for its rows, the text of its messages.
+//! Guarantee: rows and messages are told by the same id; what is no value of the column's type is none.
+
+use std::collections::BTreeSet;
+
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use uuid::Uuid;
+
+use crate::cli::exit::UsageError;
+use crate::pipeline::bytes::id_of_bytes;
+use crate::postgres::catalog::{Column, Table};
+use crate::postgres::settings::PostgresSettings;
+use crate::table_name::quote_identifier;
+
+/// The id in one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct AggregateId {
+    /// As messages of the table show it.
+    pub(super) shown: String,
+    /// SQL for "is a row of the aggregate", with [`Self::value`] as its one parameter.
+    pub(super) is_it: String,
+    /// Of that parameter, a text.
+    pub(super) value: String,
+}
+
+impl AggregateId {
+    /// In the column that the configuration names.
+    ///
+    /// # Errors
+    /// It names none, or one that can have no such value.
+    pub(super) fn of(
+        table: &Table,
+        settings: &PostgresSettings,
+        id: &str,
+    ) -> Result<Self, UsageError> {
+        let Some(name) = settings.columns.aggregate_id.column() else {
+            let why = match &settings.entry {
+                None => "columns.aggregate_id names no column".to_owned(),
+                Some(entry) => format!("the entry of {entry} names no column for aggregate_id"),
+            };
+            return Err(UsageError(format!(
+                "{why}, so nothing tells which rows are the aggregate's"
+            )));
+        };
+        let found = table.columns.iter().find(|found| found.name == name);
+        let Some(found) = found else {
+            let table = &settings.table;
+            return Err(UsageError(format!("table {table} has no column {name}")));
+        };
+        of_column(found, id).ok_or_else(|| {
+            let type_name = &found.type_name;
+            let such = match found.base_type.as_str() {
+                "uuid" => ", such as 0192f7a0-0000-7000-8000-000000000001",
+                "bytea" => ", such as \\x02, or as messages show it: base64, or a UUID of 16 bytes",
+                _ => "",
+            };
+            UsageError(format!(
+                "--aggregate-id: {id:?} is no {type_name}, which column {name} is{such}"
+            ))
+        })
+    }
+}
+
+/// The id as a value of the column; none where it is none.
+fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
+    let name = quote_identifier(&column.name);
+    let whole = |range: std::ops::RangeInclusive<i64>| {
+        let number: i64 = id.parse().ok().filter(|number| range.contains(number))?;
+        Some(number.to_string())
+    };
+    // A cast to a domain, or to a type with a length, may refuse a value or cut it.
+    let (shown, value, cast) = match column.base_type.as_str() {
+        "uuid" => {
+            let uuid = Uuid::try_parse(id).ok()?.to_string();
+            (uuid.clone(), uuid, format!("{name} = $1::text::uuid"))
+        }
+        "int2" | "int4" | "int8" => {
+            let number = match column.base_type.as_str() {
+                "int2" => whole(i64::from(i16::MIN)..=i64::from(i16::MAX))?,
+                "int4" => whole(i64::from(i32::MIN)..=i64::from(i32::MAX))?,
+                _ => whole(i64::MIN..=i64::MAX)?,
+            };
+            (number.clone(), number, format!("{name} = $1::text::int8"))
+        }
+        "bytea" => {
+            let hex = hex_of(id)?;
+            let cast = format!("{name} = decode(substr($1::text, 3), 'hex')");
+            (shown_bytes(&hex), hex, cast)
+        }
+        "text" | "varchar" => (id.to_owned(), id.to_owned(), format!("{name} = $1::text")),
+        // Messages show its padding, and SQL does not count it.
+        "bpchar" => {
+            let id = id.trim_end_matches(' ').to_owned();
+            let width = column.type_name.strip_prefix("character(");
+            let width = width.and_then(|rest| rest.strip_suffix(')')?.parse().ok());
+            let width = width.unwrap_or(0);
+            let shown = format!("{id:<width$}");
+            (shown, id, format!("{name}::text = $1::text"))
+        }
+        _ => (
+            id.to_owned(),
+            id.to_owned(),
+            format!("{name}::text = $1::text"),
+        ),
+    };
+    Some(AggregateId {
+        shown,
+        is_it: cast,
+        value,
+    })
+}
+
+/// A bytea as Postgres writes it, `\x0102`, of that or of what messages show.
+fn hex_of(id: &str) -> Option<String> {
+    let written = |bytes: &[u8]| {
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("\\x{digits}")
+    };
+    if let Some(digits) = id.strip_prefix("\\x") {
+        let is_hex =
+            digits.len().is_multiple_of(2) && digits.bytes().all(|it| it.is_ascii_hexdigit());
+        return is_hex.then(|| id.to_ascii_lowercase());
+    }
+    // Without its hyphens it is base64 as well.
+    if id.contains('-') {
+        return Some(written(Uuid::try_parse(id).ok()?.as_bytes()));
+    }
+    Some(written(&BASE64_STANDARD.decode(id).ok()?))
+}
+
+fn shown_bytes(hex: &str) -> String {
+    String::from_utf8_lossy(&id_of_bytes(hex.as_bytes())).into_owned()
+}
+
+/// How messages may show the id, whatever the type of the column was.
+pub(super) fn shown_anywhere(id: &str) -> BTreeSet<String> {
+    let uuid = Uuid::try_parse(id).ok().map(|uuid| uuid.to_string());
+    let bytes = id.starts_with("\\x").then(|| hex_of(id)).flatten();
+    let bytes = bytes.map(|hex| shown_bytes(&hex));
+    [Some(id.to_owned()), uuid, bytes]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(base_type: &str) -> Column {
+        Column {
+            name: "who".to_owned(),
+            type_name: base_type.to_owned(),
+            type_oid: 0,
+            base_oid: 0,
+            base_type: match base_type.starts_with("character(") {
+                true => "bpchar".to_owned(),
+                false => base_type.to_owned(),
+            },
+            category: 'X',
+            not_null: true,
+            generated: false,
+        }
+    }
+
+    #[test]
+    fn an_id_is_taken_as_messages_show_it_and_as_postgres_has_it() {
+        let uuid = "0192f7a0-0000-7000-8000-000000000001";
+        let hex = format!("\\x{}", uuid.replace('-', ""));
+        for (base_type, given, shown, value) in [
+            ("uuid", "0192F7A0-0000-7000-8000-000000000001", uuid, uuid),
+            ("int2", "+7", "7", "7"),
+            ("bytea", "Ag==", "Ag==", "\\x02"),
+            ("bytea", "\\x02", "Ag==", "\\x02"),
+            ("bytea", "\\xAB", "qw==", "\\xab"),
+            ("bytea", uuid, uuid, &hex),
+            ("bytea", &hex, uuid, &hex),
+            ("varchar", "Ä", "Ä", "Ä"),
+            ("character(3)", "a ", "a  ", "a"),
+        ] {
+            let found = of_column(&column(base_type), given).expect(given);
+            assert_eq!((&*found.shown, &*found.value), (shown, value), "{given}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_value_of_the_type_is_none() {
+        for (base_type, given) in [
+            ("uuid", "abc"),
+            ("int2", "99999"),
+            ("int4", "9999999999"),
+            ("int8", "99999999999999999999"),
+            ("int8", "abc"),
+            ("bytea", "\\x0"),
+            ("bytea", "\\xzz"),
+            ("bytea", "no base64"),
+            ("bytea", "a-b"),
+        ] {
+            assert_eq!(of_column(&column(base_type), given), None, "{given}");
+        }
+    }
+}
