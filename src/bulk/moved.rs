@@ -33,7 +33,7 @@ impl Copied {
     /// The messages from sequence `first` to `last`, both included, but for what was removed.
     pub fn source(self, connection: &ConnectionSettings, range: (u64, u64)) -> Source {
         let stream = self.stream.clone();
-        let sourced = move |sequence, message: &Message| self.sourced(sequence, message);
+        let sourced = move |sequence, message: &Message| Ok(self.sourced(sequence, message));
         read(connection, stream, range, false, sourced)
     }
 

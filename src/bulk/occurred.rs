@@ -8,11 +8,11 @@ use futures_util::{TryStreamExt as _, pin_mut};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use tokio_postgres::Row as SqlRow;
 
+use super::Sourced;
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::{self, header_value};
 use super::rows::{Occurred, Rows};
-use super::source::{Sink, Source, on_thread};
-use super::{Item, Sourced};
+use super::source::{Gap, Sink, Source, on_thread};
 use crate::relay::settings::Settings;
 
 /// Looks whether rows tell when they occurred.
@@ -74,38 +74,37 @@ impl Reader {
         pin_mut!(rows);
         while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
             let name: String = row.try_get(row.len() - 2)?;
-            let sourced = match self.item(&name, &row) {
-                Ok(Some(item)) => Sourced::Item(item),
-                Ok(None) => Sourced::Passed,
-                Err(why) => Sourced::Rejected {
-                    name,
-                    why: format!("{why:#}"),
-                },
-            };
-            sink.put(sourced).await?;
+            sink.put(self.sourced(name, &row)?).await?;
         }
         Ok(())
     }
 
-    /// Its message; none where it is not asked for.
-    fn item(&self, name: &str, row: &SqlRow) -> anyhow::Result<Option<Item>> {
+    /// Its message, where it is asked for. A row that makes none is a dead letter, today as when it was inserted.
+    fn sourced(&self, name: String, row: &SqlRow) -> anyhow::Result<Sourced> {
         let us = row.try_get(row.len() - 1).context("its moment")?;
-        let parts = self.rows.parts_of(row)?;
+        let parts = match self.rows.parts_of(row) {
+            Ok(parts) => parts,
+            Err(why) => {
+                let why = format!("{why:#}");
+                return Ok(Sourced::Rejected { name, why });
+            }
+        };
         let header = |name: &str| {
             let mut lines = parts.headers.lines();
             let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             Some(value.trim())
         };
         let original = Original {
-            name: name.to_owned(),
+            name: name.clone(),
             subject: &parts.subject,
             header: &header,
             body: parts.body.clone(),
         };
-        let mark = header_value(&self.to.replay, &self.name, place(us, name));
+        let mark = header_value(&self.to.replay, &self.name, place(us, &name));
         let lines = || parts.headers.clone();
         let item = self.to.item(&self.filter, original, &mark, lines);
-        item.map_err(anyhow::Error::msg)
+        let item = item.map_err(|why| Gap::new(&name, &why))?;
+        Ok(item.map_or(Sourced::Passed, Sourced::Item))
     }
 }
 

@@ -178,7 +178,7 @@ impl<'a> Publisher<'a> {
                 let bytes_max = self.settings.relay.window_bytes_max;
                 let gathered = self.queue.gather(allowance.messages, bytes_max, &mut each);
                 tokio::select! {
-                    gathered = gathered => gathered?,
+                    () = gathered => {}
                     () = shutdown.wait() => break,
                 }
             }
@@ -272,7 +272,7 @@ impl<'a> Publisher<'a> {
             }
             // Behind what is stored: the rest alone is in doubt.
             ended?;
-            self.fill(stint, now, each)?;
+            self.fill(stint, now, each);
             let deadline = stint.window.ack_deadline();
             if deadline.is_none() && (stint.left == 0 || self.queue.is_done()) {
                 return Ok(());
@@ -290,7 +290,7 @@ impl<'a> Publisher<'a> {
                     exchanged.map_err(|error| Fault::Broker(error.to_string()))?;
                 }
                 next = self.queue.next_of_source(), if reads => {
-                    self.queue.take(next, each)?;
+                    self.queue.take(next, each);
                 }
                 () = tokio::time::sleep_until(TokioInstant::from_std(until)) => {}
                 () = self.shutdown.wait(), if stint.left > 0 => {}
@@ -299,17 +299,12 @@ impl<'a> Publisher<'a> {
     }
 
     /// Hands over what is at hand and has room.
-    fn fill(
-        &mut self,
-        stint: &mut Stint,
-        now: Duration,
-        each: &mut impl FnMut(Outcome<'_>),
-    ) -> Result<(), Ended> {
+    fn fill(&mut self, stint: &mut Stint, now: Duration, each: &mut impl FnMut(Outcome<'_>)) {
         if Instant::now() >= stint.until || self.shutdown.is_sent() {
             stint.left = 0;
         }
         while stint.left > 0 && stint.has_room() {
-            let Some(next) = self.queue.next_ready(each)? else {
+            let Some(next) = self.queue.next_ready(each) else {
                 break;
             };
             stint.fed_at = Some(Instant::now());
@@ -333,7 +328,6 @@ impl<'a> Publisher<'a> {
         }
         let out = stint.target.broker.connection.outgoing();
         stint.window.end_turn(out, dry, None);
-        Ok(())
     }
 
     async fn connect(&self) -> Result<Target, Ended> {

@@ -4,7 +4,6 @@
 
 use std::collections::VecDeque;
 
-use anyhow::Context as _;
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
 use super::{Outcome, Queued, Source, Sourced};
@@ -16,6 +15,8 @@ pub(super) struct Queue {
     ready: VecDeque<Queued>,
     taken: u64,
     ended: bool,
+    /// Why the source ended early: told once what it has given before is published.
+    failed: Option<anyhow::Error>,
 }
 
 impl Queue {
@@ -26,6 +27,7 @@ impl Queue {
             ready: VecDeque::new(),
             taken: 0,
             ended: true,
+            failed: None,
         }
     }
 
@@ -34,6 +36,7 @@ impl Queue {
         self.source = source;
         self.ready.clear();
         self.ended = false;
+        self.failed = None;
     }
 
     /// The source's next messages, to be handed to [`Self::take`]; waits for ever where one is at hand or the source has ended.
@@ -45,15 +48,21 @@ impl Queue {
     }
 
     /// Waits until there is a message, or the source has ended; whether there is one.
+    ///
+    /// # Errors
+    /// The source has failed, and all that it gave before is published.
     pub(super) async fn has_next(
         &mut self,
         each: &mut impl FnMut(Outcome<'_>),
     ) -> anyhow::Result<bool> {
         while self.ready.is_empty() && !self.ended {
             let next = self.source.recv().await;
-            self.take(next, each)?;
+            self.take(next, each);
         }
-        Ok(!self.ready.is_empty())
+        match self.failed.take_if(|_| self.ready.is_empty()) {
+            Some(error) => Err(error.context("the source failed")),
+            None => Ok(!self.ready.is_empty()),
+        }
     }
 
     /// Reads ahead until so much is at hand, or the source has ended.
@@ -62,34 +71,30 @@ impl Queue {
         messages: u64,
         bytes_max: usize,
         each: &mut impl FnMut(Outcome<'_>),
-    ) -> anyhow::Result<()> {
+    ) {
         let mut bytes: usize = self.ready.iter().map(|queued| queued.item.body.len()).sum();
         while (self.ready.len() as u64) < messages && bytes < bytes_max && !self.ended {
             let before = self.ready.len();
             let next = self.source.recv().await;
-            self.take(next, each)?;
+            self.take(next, each);
             bytes += self
                 .ready
                 .range(before..)
                 .map(|queued| queued.item.body.len())
                 .sum::<usize>();
         }
-        Ok(())
     }
 
     /// A message that is at hand.
-    pub(super) fn next_ready(
-        &mut self,
-        each: &mut impl FnMut(Outcome<'_>),
-    ) -> anyhow::Result<Option<Queued>> {
+    pub(super) fn next_ready(&mut self, each: &mut impl FnMut(Outcome<'_>)) -> Option<Queued> {
         while self.ready.is_empty() && !self.ended {
             match self.source.try_recv() {
-                Ok(next) => self.take(Some(next), each)?,
+                Ok(next) => self.take(Some(next), each),
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => self.ended = true,
             }
         }
-        Ok(self.ready.pop_front())
+        self.ready.pop_front()
     }
 
     /// Takes what the source has sent; nothing is its end.
@@ -97,12 +102,20 @@ impl Queue {
         &mut self,
         next: Option<anyhow::Result<Vec<Sourced>>>,
         each: &mut impl FnMut(Outcome<'_>),
-    ) -> anyhow::Result<()> {
+    ) {
         let Some(next) = next else {
             self.ended = true;
-            return Ok(());
+            return;
         };
-        for sourced in next.context("the source failed")? {
+        let next = match next {
+            Ok(next) => next,
+            Err(error) => {
+                self.failed = Some(error);
+                self.ended = true;
+                return;
+            }
+        };
+        for sourced in next {
             match sourced {
                 Sourced::Item(item) => {
                     self.taken += 1;
@@ -118,7 +131,6 @@ impl Queue {
                 }),
             }
         }
-        Ok(())
     }
 
     pub(super) fn put_back(&mut self, mut items: VecDeque<Queued>) {

@@ -78,6 +78,11 @@ impl Bound {
         }
     }
 
+    /// Whether it is a place in the WAL.
+    pub fn is_place(self) -> bool {
+        self.places().is_some()
+    }
+
     /// The first and the last position that it means; none of a time.
     fn places(self) -> Option<(Position, Position)> {
         let at = |commit_lsn, ordinal| Position {
@@ -193,6 +198,12 @@ impl<'a> History<'a> {
             has_removed: state.first_seq > info.config.first_seq.max(1),
             adopted: record.map_or(0, |record| record.adopted_sequence),
         }
+    }
+
+    /// The message up to which positions are of another history, since the lane was adopted there; none where the stream has none
+    /// of them.
+    pub fn adopted_at(&self) -> Option<u64> {
+        (self.adopted >= self.first).then_some(self.adopted)
     }
 
     /// Looks for the range.

@@ -32,7 +32,9 @@ pub struct Destination {
     pub replay: String,
     /// Their subjects; [`is_of_messages`] says which templates serve.
     pub subject: SubjectTemplate,
-    /// What the stream takes that they go to.
+    /// The stream that they go to.
+    pub stream: String,
+    /// What it takes.
     pub subjects: Vec<String>,
 }
 
@@ -85,7 +87,7 @@ impl Destination {
         rendered.map_err(|error| error.to_string())?;
         let text = String::from_utf8_lossy(&subject);
         if !self.subjects.iter().any(|taken| covers(taken, &text)) {
-            return Err(format!("the stream that it goes to does not take {text}"));
+            return Err(self.takes_not(&text));
         }
         let marks = format!("{KIND_HEADER}: {KIND_REPLAY}\r\n{REPLAY_HEADER}: {mark}\r\n");
         Ok(Some(Item {
@@ -94,6 +96,27 @@ impl Destination {
             headers: (marks + &lines()).into_bytes(),
             body: original.body,
         }))
+    }
+}
+
+impl Destination {
+    /// With the command that has the stream take this subject, and those that begin as it does.
+    fn takes_not(&self, subject: &str) -> String {
+        let mut tokens = subject.splitn(3, '.');
+        let wanted = match (tokens.next(), tokens.next(), tokens.next()) {
+            (Some(first), Some(second), Some(_)) => format!("{first}.{second}.>"),
+            _ => subject.to_owned(),
+        };
+        let kept = self.subjects.iter().filter(|kept| !covers(&wanted, kept));
+        let all: Vec<String> = kept
+            .chain([&wanted])
+            .map(|subject| format!("--subjects='{subject}'"))
+            .collect();
+        format!(
+            "stream {name} does not take {subject}: run nats stream edit {name} {}",
+            all.join(" "),
+            name = self.stream
+        )
     }
 }
 
@@ -128,7 +151,9 @@ fn is_one_of(wanted: &[String], value: Option<&str>, what: &str) -> Result<bool,
     match value {
         _ if wanted.is_empty() => Ok(true),
         Some(value) => Ok(wanted.iter().any(|wanted| wanted == value)),
-        None => Err(format!("it does not tell its {what}")),
+        None => Err(format!(
+            "it does not tell its {what}: leave the filter by {what} out, or begin behind it with --from"
+        )),
     }
 }
 

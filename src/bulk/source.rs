@@ -30,6 +30,20 @@ pub(super) struct Sink {
 #[error("nobody takes what is read")]
 pub(super) struct Unwanted;
 
+/// What is asked for and cannot be published. Nothing comes behind it: the next run goes on behind the last one that came, and
+/// would never look at it again.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Gap(String);
+
+impl Gap {
+    pub(super) fn new(name: &str, why: &str) -> Self {
+        Gap(format!(
+            "{name} cannot be published, nor what is behind it: {why}; then run this again"
+        ))
+    }
+}
+
 impl Sink {
     /// Hands it over, together with those around it.
     pub(super) async fn put(&mut self, sourced: Sourced) -> Result<(), Unwanted> {

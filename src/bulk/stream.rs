@@ -14,7 +14,7 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use super::publisher::STUCK_LIMIT;
 use super::readdress::{Destination, Filter, Original};
 use super::replayed::header_value;
-use super::source::{Sink, Source, Unwanted, on_thread};
+use super::source::{Gap, Sink, Source, Unwanted, on_thread};
 use super::{Item, Sourced};
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
@@ -69,7 +69,7 @@ pub(super) fn read(
     stream: String,
     (first, last): (u64, u64),
     whole: bool,
-    sourced: impl Fn(u64, &Message) -> Sourced + Send + 'static,
+    sourced: impl Fn(u64, &Message) -> Result<Sourced, Gap> + Send + 'static,
 ) -> Source {
     let connection = connection.clone();
     on_thread(async move |sink: &mut Sink| {
@@ -103,7 +103,7 @@ struct Replayed {
     to: Destination,
 }
 
-impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
+impl<S: Fn(u64, &Message) -> Result<Sourced, Gap>> Reader<S> {
     async fn read(&self, first: u64, last: u64, sink: &mut Sink) -> anyhow::Result<()> {
         let mut next = first;
         let mut progress_at = Instant::now();
@@ -116,7 +116,7 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
                 progress_at = Instant::now();
             }
             let ends = error.is::<Removed>() || error.is::<Denial>() || error.is::<Unwanted>();
-            if ends || progress_at.elapsed() > STUCK_LIMIT {
+            if ends || error.is::<Gap>() || progress_at.elapsed() > STUCK_LIMIT {
                 return Err(error);
             }
             tracing::warn!("trying on behind message {}: {error:#}", next - 1);
@@ -146,7 +146,7 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
                 self.ensure_held(*next, sequence).await?;
             }
             *next = sequence + 1;
-            sink.put((self.sourced)(sequence, &message)).await?;
+            sink.put((self.sourced)(sequence, &message)?).await?;
         }
         Ok(())
     }
@@ -167,17 +167,15 @@ impl<S: Fn(u64, &Message) -> Sourced> Reader<S> {
 }
 
 impl Replayed {
-    fn sourced(&self, sequence: u64, message: &Message) -> Sourced {
+    /// # Errors
+    /// It is asked for and cannot be published.
+    fn sourced(&self, sequence: u64, message: &Message) -> Result<Sourced, Gap> {
         if !self.is_event(sequence, message) {
-            return Sourced::Passed;
+            return Ok(Sourced::Passed);
         }
         match self.item(sequence, message) {
-            Ok(Some(item)) => Sourced::Item(item),
-            Ok(None) => Sourced::Passed,
-            Err(why) => Sourced::Rejected {
-                name: format!("message {sequence}"),
-                why,
-            },
+            Ok(item) => Ok(item.map_or(Sourced::Passed, Sourced::Item)),
+            Err(why) => Err(Gap::new(&format!("message {sequence}"), &why)),
         }
     }
 

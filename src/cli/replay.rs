@@ -49,11 +49,14 @@ deleted does not come.
 
 A broker that goes away while it publishes has a minute to come back.
 
+Its first event that cannot be published ends it, with what mends that: mostly the other stream
+does not take the event's subject.
+
 Where it was stopped or killed, run it again with the same range, filters and subject: it goes on
 behind the last event that stands in the other stream. Without --to, a later run publishes what
 has come since.
 
-Exit code 0: done. 1: the stream no longer holds the range, some could not be published, or it was
+Exit code 0: done. 1: the stream no longer holds the range, an event cannot be published, or it was
 stopped before its end. 2: a range, filter or target that cannot be, or nobody agreed.";
 
 /// Publish committed events of a range again, in commit order, to another stream.

@@ -405,3 +405,93 @@ async fn a_place_is_found_among_messages_that_tell_none() {
     .await;
     assert_eq!(ids(&fixture.stored_in(&name).await), ids(&events));
 }
+
+/// The template was another one once: the stream takes both.
+async fn published_on_two_subjects() -> (Fixture, String, String) {
+    let mut fixture = published().await;
+    let (old, new) = (
+        format!("{}.>", fixture.name),
+        format!("newer.{}.>", fixture.name),
+    );
+    let mut stream = stream_of(&fixture).await;
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.subjects.push(new.clone());
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    context.update_stream(config).await.unwrap();
+    let template = format!("newer.{}.{{event_type}}", fixture.name);
+    fixture.set("WALRELAY_NATS_SUBJECT", template);
+    let relay = fixture.run();
+    fixture.insert(31, 33).await;
+    fixture.holds(33).await;
+    relay.stop().await;
+    (fixture, old, new)
+}
+
+#[tokio::test]
+async fn a_replay_has_the_events_of_all_subjects_that_the_stream_takes() {
+    let (fixture, ..) = published_on_two_subjects().await;
+    replay(&fixture, &["--from", "0/1"]).await;
+    assert_eq!(ids(&replayed(&fixture).await), uuids(1..=33));
+}
+
+#[tokio::test]
+async fn a_replay_stops_at_its_first_gap_and_goes_on_there() {
+    let (mut fixture, old, new) = published_on_two_subjects().await;
+    // By the older template, and a stream that takes no more.
+    let template = format!("{}.{{event_type}}", fixture.name);
+    fixture.set("WALRELAY_NATS_SUBJECT", template);
+    let name = format!("{}_AGAIN", fixture.stream_name());
+    let subjects = [format!("replay.{old}")];
+    let config = crate::lane::by_hand(&name, &subjects, 1);
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    context.create_stream(config).await.unwrap();
+    let all = ["replay", "--yes", "--from", "0/1", "--stream", &name];
+    for _ in 0..2 {
+        let stopped = fixture.walrelay(&all).await;
+        assert_eq!(stopped.code, Some(1), "{stopped:?}");
+        assert_eq!(stopped.stderr.matches("cannot be published").count(), 1);
+        let wanted = "replay.newer.>";
+        let mend = format!(
+            "nats stream edit {name} --subjects='{}' --subjects='{wanted}'",
+            subjects[0]
+        );
+        assert!(stopped.stderr.contains(&mend), "{mend}: {stopped:?}");
+        assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=30));
+    }
+    assert!(new.starts_with("newer."));
+    let mut stream = context.get_stream(&name).await.unwrap();
+    let mut config = stream.info().await.unwrap().config.clone();
+    config.subjects.push("replay.newer.>".to_owned());
+    context.update_stream(config).await.unwrap();
+    fixture.walrelay(&all).await.success();
+    assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=33));
+}
+
+#[tokio::test]
+async fn a_place_from_before_an_adoption_is_told_as_such_and_a_time_goes_across() {
+    let mut fixture = published().await;
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let relay = fixture.run();
+    fixture.insert(31, 33).await;
+    eventually("the events behind the adoption are there", async || {
+        let stored = fixture.stored().await;
+        (stored.iter().filter(|it| it.kind.is_none()).count() == 33).then_some(())
+    })
+    .await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let refused = fixture
+        .walrelay(&["replay", "--yes", "--from", &lsn(&stored[0])])
+        .await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let said = &refused.stderr;
+    assert!(
+        said.contains("the lane was adopted behind message"),
+        "{said}"
+    );
+    assert!(!said.contains("no longer holds"), "{said}");
+    let (_, time) = said.split_once("and with --from ").expect("a time");
+    let time = time.split(' ').next().unwrap();
+    replay(&fixture, &["--from", time]).await;
+    assert_eq!(ids(&replayed(&fixture).await), uuids(1..=33));
+}

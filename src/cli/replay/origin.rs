@@ -199,6 +199,23 @@ async fn range(args: &Args, stream: &str, history: &History<'_>) -> anyhow::Resu
         ))
         .into()),
         Held::Between { first, last } => Ok((first, last)),
+        Held::Gone { oldest } if history.adopted_at().is_some() && args.from.is_place() => {
+            let all = history.at(0).await?;
+            let all = all.map_or_else(String::new, |first| {
+                let time = Bound::Time(first.time);
+                format!(", and with --from {time} all that the stream has")
+            });
+            anyhow::bail!(
+                "no range can begin at {}: the lane was adopted behind message {} of stream {stream}, and the LSNs of the \
+                 messages up to there are not those of today. The oldest place behind it is --from {}; a time goes across{all}",
+                args.from,
+                history.adopted_at().unwrap_or_default(),
+                oldest.map_or_else(
+                    || "the next event's".to_owned(),
+                    |it| it.bound().to_string()
+                )
+            )
+        }
         Held::Gone {
             oldest: Some(oldest),
         } => anyhow::bail!(

@@ -13,8 +13,9 @@ use crate::cli::exit::UsageError;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
+use crate::nats::api::StreamInfo;
 use crate::nats::stream::{
-    self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity, overlaps,
+    self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity, covers, overlaps,
 };
 use crate::pipeline::mapping::Format;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -49,14 +50,9 @@ impl Plan {
         let source = stream::find(nats, stream)
             .await?
             .with_context(|| format!("there is no stream {stream}"))?;
-        let own = settings.nats.event_subjects();
-        let mut subjects: Vec<String> = (own.iter())
-            .map(|own| readdress::filter(&args.subject, own))
-            .collect();
-        subjects.dedup();
         let wanted = StreamSettings {
-            subjects_to_create: subjects.clone(),
-            subjects,
+            subjects_to_create: there(args, subjects_of(&source, settings)),
+            subjects: there(args, settings.nats.event_subjects()),
             name,
             slot: slot.clone(),
             num_replicas: source.config.num_replicas,
@@ -75,6 +71,7 @@ impl Plan {
             destination: Destination {
                 replay: replayed::name(&request(args, origin.name(settings), slot)),
                 subject: args.subject.clone(),
+                stream: wanted.name.clone(),
                 subjects: match &target_plan {
                     StreamPlan::Exists { info, .. } => info.config.subjects.clone(),
                     StreamPlan::Create(config) => config.subjects.clone(),
@@ -100,7 +97,7 @@ impl Plan {
         say(format!(
             "publishes to  stream {} ({state}), subjects {}",
             self.wanted.name,
-            self.wanted.subjects.join(" ")
+            self.destination.subjects.join(" ")
         ));
         if let StreamPlan::Exists { findings, .. } = &self.target_plan {
             for finding in findings {
@@ -149,6 +146,29 @@ impl Plan {
         at_target.nats.shared = false;
         at_target
     }
+}
+
+/// What the lane's events may stand on: what they are published on today, and what else the stream takes, where it is the lane's
+/// own, since the template may have been another one.
+fn subjects_of(source: &StreamInfo, settings: &Settings) -> Vec<String> {
+    let mut subjects = settings.nats.event_subjects();
+    let more = source.config.subjects.iter();
+    let is_ours = |subject: &&String| !settings.nats.shared && !overlaps(subject, "walrelay.>");
+    subjects.extend(more.filter(is_ours).cloned());
+    subjects
+}
+
+/// What events on these subjects come on in the other stream. No stream takes subjects of which one covers another.
+fn there(args: &Args, subjects: Vec<String>) -> Vec<String> {
+    let mut filters: Vec<String> = Vec::new();
+    for subject in subjects {
+        let filter = readdress::filter(&args.subject, &subject);
+        if !filters.iter().any(|wider| covers(wider, &filter)) {
+            filters.retain(|narrow| !covers(&filter, narrow));
+            filters.push(filter);
+        }
+    }
+    filters
 }
 
 /// What makes one replay another than the next.
