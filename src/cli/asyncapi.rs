@@ -305,6 +305,7 @@ fn letter() -> Json {
                 (KIND_HEADER): {"const": KIND_DEAD_LETTER},
                 (REASON_HEADER): {"type": "string"},
                 (POSITION_HEADER): {"type": "string"},
+                (TABLE_HEADER): {"type": "string", "description": "The further table of the lane that the row is of."},
             },
             "required": [KIND_HEADER, REASON_HEADER, POSITION_HEADER],
         },

@@ -272,3 +272,45 @@ async fn an_aggregate_is_taken_as_messages_show_it() {
         &["public.small: --aggregate-id: \"99999\" is no smallint, which column who is"],
     );
 }
+
+#[tokio::test]
+async fn dead_letters_tell_their_table_and_a_backfill_the_table_to_add() {
+    let mut fixture = bare().await;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let dead = "INSERT INTO audit (who, what, body) VALUES ('w1', NULL, '{}');
+        INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) VALUES (gen_random_uuid(), gen_random_uuid(), 'a b', '{}')";
+    fixture.sql.batch_execute(dead).await.unwrap();
+    fixture.holds(2).await;
+    relay.stop().await;
+    let list = fixture.walrelay(&["dead-letters", "list"]).await.success();
+    let lines: Vec<&str> = list.stdout.lines().collect();
+    assert!(lines[0].contains("TABLE"), "{list:?}");
+    assert!(lines[1].contains("public.audit"), "{list:?}");
+    assert!(!lines[2].contains("public."), "{list:?}");
+    let list = fixture.walrelay(&["dead-letters", "list", "--json"]).await;
+    let letters = reports(&list);
+    assert_eq!(letters[0]["table"], json!("public.audit"));
+    assert_eq!(letters[1].get("table"), None);
+    let position = letters[0]["position"].as_str().unwrap();
+    let show = fixture.walrelay(&["dead-letters", "show", position]).await;
+    assert!(show.stdout.contains("public.audit"), "{show:?}");
+
+    let name = &fixture.name;
+    let narrow = format!("ALTER PUBLICATION {name} DROP TABLE audit");
+    fixture.sql.batch_execute(&narrow).await.unwrap();
+    let refused = fixture.walrelay(&["backfill", "--dry-run"]).await;
+    let mend = format!("ALTER PUBLICATION {name} ADD TABLE public.audit;");
+    assert_says(&refused, 1, &[&mend]);
+    assert!(!refused.stderr.contains("walrelay setup"), "{refused:?}");
+    fixture.sql.batch_execute(&mend).await.unwrap();
+    fixture.walrelay(&["backfill", "--dry-run"]).await.success();
+
+    // Taken away, a letter says how its table comes back.
+    fixture.configure(&without_audit(&fixture));
+    let retry = ["dead-letters", "retry", position];
+    let refused = fixture.walrelay(&retry).await;
+    let entry = "put an entry with name = \"public.audit\" there";
+    assert_says(&refused, 1, &[entry, "walrelay dead-letters discard"]);
+}

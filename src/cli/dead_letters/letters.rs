@@ -30,7 +30,7 @@ pub(in crate::cli) struct Standing {
     /// Why it was discarded.
     pub(super) state_reason: Option<String>,
     /// The further table of the lane that its row is of.
-    table: Option<String>,
+    pub(super) table: Option<String>,
 }
 
 impl Standing {

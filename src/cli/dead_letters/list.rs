@@ -28,6 +28,9 @@ struct Letter {
     state_at: Option<String>,
     /// Why it was discarded.
     state_reason: Option<String>,
+    /// The further table of the lane that its row is of; none for the lane's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<String>,
     #[serde(flatten)]
     body: DeadLetter,
 }
@@ -38,10 +41,12 @@ pub(super) async fn list(lane: &LaneClient, all: bool, json: bool) -> Result<Exi
         true => letters.all().iter().collect(),
         false => letters.open().collect(),
     };
+    let with_table = wanted.iter().any(|letter| letter.table.is_some());
     if !json && !wanted.is_empty() {
         let more = if all { "  STATE" } else { "" };
+        let table = if with_table { "TABLE  " } else { "" };
         stdout::write(&format!(
-            "SEQUENCE  POSITION              REASON         ID                                    EVENT TYPE{more}\n"
+            "SEQUENCE  POSITION              REASON         {table}ID                                    EVENT TYPE{more}\n"
         ))?;
     }
     for standing in &wanted {
@@ -51,7 +56,7 @@ pub(super) async fn list(lane: &LaneClient, all: bool, json: bool) -> Result<Exi
         };
         let line = match json {
             true => serde_json::to_string(&letter)?,
-            false => line(&letter, all),
+            false => line(&letter, with_table, all),
         };
         stdout::write(&format!("{line}\n"))?;
     }
@@ -67,10 +72,14 @@ pub(super) async fn list(lane: &LaneClient, all: bool, json: bool) -> Result<Exi
     Ok(Exit::Done)
 }
 
-fn line(letter: &Letter, with_state: bool) -> String {
+fn line(letter: &Letter, with_table: bool, with_state: bool) -> String {
     let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+    let table = match with_table {
+        true => format!("{}  ", or_none(&letter.table)),
+        false => String::new(),
+    };
     let mut line = format!(
-        "{:>8}  {:<20}  {:<13}  {:<36}  {:?}",
+        "{:>8}  {:<20}  {:<13}  {table}{:<36}  {:?}",
         letter.sequence,
         letter.body.position,
         letter.body.reason,
@@ -138,6 +147,7 @@ async fn letter(lane: &LaneClient, standing: &Standing) -> anyhow::Result<Option
         state: standing.state,
         state_at: standing.state_at.clone(),
         state_reason: standing.state_reason.clone(),
+        table: standing.table.clone(),
         body: stored.letter,
     }))
 }

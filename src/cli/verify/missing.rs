@@ -12,6 +12,7 @@ use super::{Args, check, look, of_table, table};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
 
 /// Which of the missing rows are wanted.
 #[derive(Debug, Default)]
@@ -54,10 +55,17 @@ pub(in crate::cli) async fn missing(
     let publication = of_table(&inspection, table).publication.as_ref();
     anyhow::ensure!(
         publication.is_some_and(|publication| publication.entry.is_some()),
-        "publication {} does not hold table {}, and its row filter says which rows are this stream's: run walrelay setup, \
-         or set postgres.publication",
+        "publication {} does not hold table {}, and tells which rows are this stream's: {}, or set postgres.publication",
         settings.postgres.publication,
-        settings.postgres.tables().swap_remove(table).table
+        settings.postgres.tables().swap_remove(table).table,
+        match publication {
+            None => "run walrelay setup".to_owned(),
+            Some(_) => format!(
+                "run ALTER PUBLICATION {} ADD TABLE {};",
+                quote_identifier(&settings.postgres.publication),
+                settings.postgres.tables().swap_remove(table).table
+            ),
+        }
     );
     let mut rows = OldestFirst::default();
     let mut unjudged = 0;
