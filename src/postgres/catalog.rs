@@ -246,6 +246,9 @@ pub struct Column {
     pub(crate) not_null: bool,
     /// Computed by the server.
     pub generated: bool,
+    /// Of these, one that is computed when it is read (Postgres 18).
+    #[serde(default)]
+    pub(crate) is_virtual: bool,
 }
 
 /// Reads the state.
@@ -379,7 +382,7 @@ SELECT jsonb_build_object(
      SELECT jsonb_agg(jsonb_build_object(
        'name', a.attname, 'type_name', format_type(a.atttypid, a.atttypmod),
        'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
-       'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '') ORDER BY a.attnum)
+       'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v') ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
      CROSS JOIN LATERAL (
        WITH RECURSIVE base AS (

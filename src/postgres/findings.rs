@@ -365,7 +365,7 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
         let what = format!("{}, which backfill and verify need", hidden.what());
         found.push(warn(Kind::Privilege, what, hidden.mend()));
     }
-    columns::columns(table, settings, found);
+    columns::columns(table, settings, inspection.server.version_num, found);
     shares::table(&inspection.server, table, settings, found);
 }
 

@@ -12,6 +12,7 @@ use postgres_types::PgLsn;
 use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
+use crate::postgres::findings::columns::wanted;
 use crate::postgres::findings::{Finding, Kind, Severity, findings, shares, slot_misfit};
 use crate::postgres::health::Prepared;
 use crate::postgres::replication::quote_literal;
@@ -100,8 +101,12 @@ pub fn plan(
         let published = tables
             .iter()
             .map(|(found, settings)| format!("{}{}", settings.table, filter(found, settings)));
+        let generated = match tables.iter().any(|(found, of)| needs_generated(found, of)) {
+            true => ", publish_generated_columns = stored",
+            false => "",
+        };
         let sql = format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true);",
+            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true{generated});",
             quote_identifier(&settings.publication),
             published.collect::<Vec<_>>().join(", ")
         );
@@ -125,6 +130,17 @@ pub fn plan(
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }
+}
+
+/// Whether messages are made of a column that the server computes. Where none can be sent, the findings have refused it.
+fn needs_generated(inspection: &Inspection, settings: &PostgresSettings) -> bool {
+    let columns = inspection.table.iter().flat_map(|table| &table.columns);
+    let mut generated = columns.filter(|column| column.generated);
+    generated.any(|column| {
+        wanted(settings)
+            .iter()
+            .any(|(_, name)| *name == column.name)
+    })
 }
 
 /// The row filter of a share's publication. A table that is not there yet has the columns of the first migration.

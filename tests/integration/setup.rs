@@ -352,3 +352,108 @@ async fn a_wide_column_of_versions_is_told_its_limit() {
     let words = "event_version of public.outbox_events is int4: an event's version is a number from 0 to 255";
     assert!(said.contains(words), "{said}");
 }
+
+/// What the server computes: carried by a publication from Postgres 18 on, where it is stored.
+#[tokio::test]
+async fn a_generated_column_is_published_or_refused_before_anything_is_made() {
+    let mut fixture = Fixture::bare().await;
+    let version: String = fixture
+        .sql
+        .query_one("SHOW server_version_num", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let is_carried = version.parse::<u32>().unwrap() >= 180_000;
+    let table = "CREATE TABLE outbox_events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregate_id uuid NOT NULL DEFAULT gen_random_uuid(),
+        event_type text NOT NULL DEFAULT 'made', event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(),
+        raw jsonb NOT NULL, payload_json jsonb NOT NULL GENERATED ALWAYS AS (raw -> 'event') STORED)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    let name = fixture.name.clone();
+    if !is_carried {
+        let refused = fixture.walrelay(&["setup"]).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(
+            refused
+                .stderr
+                .contains("name a column in [columns] that is not generated")
+        );
+        let made = "SELECT count(*) FROM pg_publication";
+        let made: i64 = fixture.sql.query_one(made, &[]).await.unwrap().get(0);
+        assert_eq!(made, 0);
+        return;
+    }
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture
+        .sql
+        .batch_execute(r#"INSERT INTO outbox_events (raw) VALUES ('{"event": {"n": 7}}')"#)
+        .await
+        .unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored().await[0].payload(), r#"{"n": 7}"#);
+
+    // Of a publication that somebody has made, the remedy that is printed.
+    let without = format!("ALTER PUBLICATION {name} SET (publish_generated_columns = none)");
+    fixture.sql.batch_execute(&without).await.unwrap();
+    let refused = fixture.walrelay(&["run"]).await;
+    let said = &refused.stderr;
+    assert!(said.contains("does not send column payload_json"), "{said}");
+    let begin = said.find("ALTER PUBLICATION").expect("a remedy");
+    let end = said[begin..].find("COMMIT;").expect("its end") + begin + "COMMIT;".len();
+    fixture.sql.batch_execute(&said[begin..end]).await.unwrap();
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture
+        .sql
+        .batch_execute(r#"INSERT INTO outbox_events (raw) VALUES ('{"event": {"n": 8}}')"#)
+        .await
+        .unwrap();
+    fixture.holds(2).await;
+    relay.stop().await;
+
+    let is_virtual = "ALTER TABLE outbox_events DROP COLUMN payload_json;
+        ALTER TABLE outbox_events ADD COLUMN payload_json text GENERATED ALWAYS AS ('{}') VIRTUAL";
+    fixture.sql.batch_execute(is_virtual).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused
+            .stderr
+            .contains("name a column in [columns] that is not generated"),
+        "{refused:?}"
+    );
+}
+
+/// An ALTER would give it a second payload, and make each row a dead letter.
+#[tokio::test]
+async fn a_table_that_has_another_column_for_a_field_is_mapped_also_when_it_is_empty() {
+    let mut fixture = Fixture::bare().await;
+    let table = "CREATE TABLE outbox_events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregate_id uuid NOT NULL DEFAULT gen_random_uuid(),
+        event_type text NOT NULL DEFAULT 'made', occurred_at timestamptz NOT NULL DEFAULT now(), payload text NOT NULL)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(!refused.stderr.contains("ALTER TABLE"), "{refused:?}");
+    let begin = refused.stderr.find("[columns]").expect("a proposal");
+    let proposed: Vec<&str> = refused.stderr[begin..]
+        .lines()
+        .map(|line| line.strip_prefix("error: ").unwrap_or(line))
+        .take_while(|line| line.starts_with('[') || line.contains(" = "))
+        .collect();
+    fixture.configure(&proposed.join("\n"));
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture
+        .sql
+        .batch_execute("INSERT INTO outbox_events (payload) VALUES ('{\"n\": 1}')")
+        .await
+        .unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[0].kind, None, "{stored:?}");
+    assert_eq!(stored[0].payload(), r#"{"n": 1}"#);
+}

@@ -162,6 +162,7 @@ mod tests {
             category: 'X',
             not_null: true,
             generated: false,
+            is_virtual: false,
         }
     }
 

@@ -19,7 +19,20 @@ pub(in crate::postgres) fn wanted(settings: &PostgresSettings) -> Vec<(Option<Fi
     own.chain(extra.map(|name| (None, name.as_str()))).collect()
 }
 
-pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+/// From which version on a publication can carry columns that the server computes.
+const GENERATED_SENT_VERSION: u32 = 180_000;
+
+/// Whether a publication can carry the column.
+pub(super) fn can_be_sent(column: &Column, version_num: u32) -> bool {
+    !column.generated || !column.is_virtual && version_num >= GENERATED_SENT_VERSION
+}
+
+pub(super) fn columns(
+    table: &Table,
+    settings: &PostgresSettings,
+    version_num: u32,
+    found: &mut Vec<Finding>,
+) {
     let needs = needs();
     let misfits: Vec<Misfit<'_>> = wanted(settings)
         .into_iter()
@@ -37,17 +50,47 @@ pub(super) fn columns(table: &Table, settings: &PostgresSettings, found: &mut Ve
             })
         })
         .collect();
-    if table.has_rows && misfits.iter().any(|misfit| misfit.field.is_some()) {
+    // A table that has another column for what is missing is not to get a second one.
+    let has_other = |misfit: &Misfit<'_>| {
+        let field = misfit.field.filter(|_| misfit.column.is_none());
+        field.is_some_and(|field| proposal::find(table, field).is_some())
+    };
+    let is_as_it_is = table.has_rows || misfits.iter().any(has_other);
+    if is_as_it_is && misfits.iter().any(|misfit| misfit.field.is_some()) {
         found.push(map(table, settings, &misfits));
     } else {
         found.extend(misfits.iter().map(|misfit| misfit.alter(table, settings)));
     }
     for (field, name) in wanted(settings) {
         let column = table.columns.iter().find(|column| column.name == name);
-        if let (Some(field), Some(column)) = (field, column) {
+        if let Some(column) = column.filter(|column| !can_be_sent(column, version_num)) {
+            found.push(never_sent(column, field, settings));
+        } else if let (Some(field), Some(column)) = (field, column) {
             values(column, field, settings, found);
         }
     }
+}
+
+/// A column that the server computes and no publication carries.
+fn never_sent(column: &Column, field: Option<Field>, settings: &PostgresSettings) -> Finding {
+    let (name, sql_name) = (&settings.table, quote_identifier(&column.name));
+    let which = match column.is_virtual {
+        true => "virtual",
+        false => "generated, before Postgres 18",
+    };
+    let section = match (field, &settings.entry) {
+        (Some(_), None) => "[columns]".to_owned(),
+        (Some(_), Some(entry)) => format!("columns of the entry of {entry} in [[source.tables]]"),
+        (None, None) => "nats.subject and [message]".to_owned(),
+        (None, Some(entry)) => {
+            format!("subject and message of the entry of {entry} in [[source.tables]]")
+        }
+    };
+    refuse(
+        Kind::Column,
+        format!("column {sql_name} of {name} is {which}, and no publication carries such a column"),
+        format!("name a column in {section} that is not generated"),
+    )
 }
 
 /// What a column that can serve may still hold.

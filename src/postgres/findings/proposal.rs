@@ -81,6 +81,22 @@ fn bare(name: &str) -> impl Iterator<Item = char> {
         .map(|c| c.to_ascii_lowercase())
 }
 
+/// The column that probably has the field.
+pub(super) fn find(table: &Table, field: Field) -> Option<&Column> {
+    let fits = needs().get(field).fits;
+    let by_name = NAMES.get(field).iter().find_map(|name| {
+        let named = |column: &&Column| bare(&column.name).eq(bare(name)) && fits(column);
+        table.columns.iter().find(named)
+    });
+    // The payload is the only column that can be one, however it is called.
+    let is_json = |column: &&Column| matches!(column.base_type.as_str(), "jsonb" | "json");
+    let mut json = table.columns.iter().filter(is_json);
+    match (by_name, field) {
+        (None, Field::Payload) => json.next().filter(|_| json.next().is_none()),
+        (by_name, _) => by_name,
+    }
+}
+
 /// What to paste.
 pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
     let further = settings.entry.as_ref();
@@ -94,21 +110,7 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
             None => format!("{whose}: begin the configuration with preset = \"debezium\""),
         });
     }
-    let needs = needs();
-    let find = |field: Field| -> Option<&Column> {
-        let fits = needs.get(field).fits;
-        let by_name = NAMES.get(field).iter().find_map(|name| {
-            let named = |column: &&Column| bare(&column.name).eq(bare(name)) && fits(column);
-            table.columns.iter().find(named)
-        });
-        // The payload is the only column that can be one, however it is called.
-        let is_json = |column: &&Column| matches!(column.base_type.as_str(), "jsonb" | "json");
-        let mut json = table.columns.iter().filter(is_json);
-        match (by_name, field) {
-            (None, Field::Payload) => json.next().filter(|_| json.next().is_none()),
-            (by_name, _) => by_name,
-        }
-    };
+    let find = |field| find(table, field);
     find(Field::Id)?;
     find(Field::Payload)?;
     let renamed = further.filter(|name| **name != settings.table.to_string());

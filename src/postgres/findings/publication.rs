@@ -89,17 +89,25 @@ fn published_columns(
             Some(names) => names.iter().any(|published| published == name),
             None => !column.generated,
         };
-        if !published {
+        let version_num = inspection.server.version_num;
+        // Of one that cannot be sent the table's findings tell.
+        if !published && columns::can_be_sent(column, version_num) {
             found.push(refuse(
                 Kind::PublicationMismatch,
                 format!(
                     "publication {publication_name} does not send column {}",
                     quote_identifier(name)
                 ),
-                format!(
-                    "run {} (without a list of columns)",
-                    put_anew(settings, inspection.row_filter())
-                ),
+                match column.generated {
+                    true => format!(
+                        "run ALTER PUBLICATION {publication_name} SET (publish_generated_columns = stored); {}",
+                        put_anew(settings, inspection.row_filter())
+                    ),
+                    false => format!(
+                        "run {} (without a list of columns)",
+                        put_anew(settings, inspection.row_filter())
+                    ),
+                },
             ));
         }
     }
