@@ -20,7 +20,7 @@ use postgres_types::PgLsn;
 use crate::cli::consent::agreed;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stdout::Account;
-use crate::cli::verify::slot::{Held, peek};
+use crate::cli::verify::slot::{Held, Look};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -314,28 +314,29 @@ async fn common(
     if in_stream.ids.is_empty() && ids.is_empty() {
         return Ok((None, 0));
     }
-    let free = peek(
-        sql,
-        &settings.postgres,
-        publications,
-        source,
-        server_lsn,
-        |Held { position, id, .. }| {
-            let known = in_stream.ids.get(&position).and_then(Option::as_deref);
-            if !id.is_some_and(|id| known == Some(id) || ids.contains(id)) {
-                absent_since += 1;
-                return Ok(());
-            }
-            absent += std::mem::take(&mut absent_since);
-            common = Some(Published {
-                position,
-                event_id: id.map(str::to_owned),
-                sequence: in_stream.sequence_of(position),
-            });
-            Ok(())
-        },
-    )
-    .await?;
+    let free = Look::Inside
+        .peek(
+            sql,
+            &settings.postgres,
+            publications,
+            source,
+            server_lsn,
+            |Held { position, id, .. }| {
+                let known = in_stream.ids.get(&position).and_then(Option::as_deref);
+                if !id.is_some_and(|id| known == Some(id) || ids.contains(id)) {
+                    absent_since += 1;
+                    return Ok(());
+                }
+                absent += std::mem::take(&mut absent_since);
+                common = Some(Published {
+                    position,
+                    event_id: id.map(str::to_owned),
+                    sequence: in_stream.sequence_of(position),
+                });
+                Ok(())
+            },
+        )
+        .await?;
     if !free {
         bail!(in_use(&settings.postgres.slot, None));
     }

@@ -3,6 +3,8 @@
 //! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
 //! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
 
@@ -71,6 +73,10 @@ pub struct Args {
     /// Publish also rows that cannot be judged: the stream may have had their messages and removed them.
     #[arg(long)]
     unjudged: bool,
+
+    /// How long to wait for a running relay; none for the usual time.
+    #[arg(skip)]
+    wait: Option<Duration>,
 }
 
 impl Args {
@@ -82,12 +88,13 @@ impl Args {
         }
     }
 
-    /// What is missing of the rows that are not older; of those that cannot be judged too where that is said.
-    pub(super) fn of_missing(since: Option<DateTime<Utc>>, unjudged: bool, json: bool) -> Self {
+    /// What that check calls missing, and what it is to publish of the rest.
+    pub(super) fn of_missing(check: &verify::Args) -> Self {
         Args {
-            since,
-            unjudged,
-            json,
+            since: check.since,
+            unjudged: check.unjudged,
+            json: check.json,
+            wait: Some(check.wait),
             ..Args::default()
         }
     }
@@ -161,6 +168,7 @@ async fn missing(
         since: args.since,
         only: args.only.clone(),
         unjudged: args.unjudged,
+        wait: args.wait,
     };
     let found = tokio::select! {
         found = verify::missing(settings, table, choice) => found,

@@ -30,7 +30,7 @@ pub(super) async fn execute(
     if !args.repair || found == Exit::Done || shutdown.is_sent() {
         return Ok(found);
     }
-    let missing = backfill::Args::of_missing(args.since, args.unjudged, args.json);
+    let missing = backfill::Args::of_missing(&args);
     backfill::execute_until(missing, settings, shutdown.clone()).await?;
     verify::execute(&args, settings, &mut shutdown).await
 }

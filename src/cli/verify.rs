@@ -1,11 +1,11 @@
 //! `walrelay verify`: compares the outbox table with the stream; of a share of the rows, that share.
 //!
 //! In: settings. Out: what is missing, doubled, out of order, dead-lettered, or in the stream alone; as text or JSON.
-//! Guarantees: reads only; runs beside a live relay and writers; memory does not grow with the number of events.
+//! Guarantees: changes nothing; runs beside a live relay and writers; memory does not grow with the number of events.
 //!
 //! In this order: the table under one snapshot, then the stream. What is in the snapshot and not in the stream is
-//! missing only once the relay has passed the snapshot; so then it is waited for, and the rest of the stream read. With
-//! no relay at the slot, the slot itself tells what is still to come.
+//! missing only once the relay has passed the snapshot; so then it is waited for, and the rest of the stream read. What is still
+//! to come, the slot itself tells: the broker may have lost what a relay says that it has passed.
 
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ mod lane;
 mod missing;
 mod oldest;
 mod report;
+mod settling;
 mod siblings;
 pub(in crate::cli) mod slot;
 mod sort;
@@ -70,7 +71,8 @@ out of order   a first publication whose position is not above all before it
 dead-lettered  could not be published, and was neither retried nor discarded; walrelay dead-letters list shows it
 phantom        in the stream, not in the table, though the table still has rows of earlier events
 pending        in the slot, and still to be published; found where the oldest has waited for more than 5 seconds and
-               nobody reads from the slot: the lane stands still
+               nobody reads from the slot: the lane stands still. Beside a relay: it had published them, the broker
+               has lost them since, and the relay publishes them again
 unfit          the stream as it is configured loses events or takes none; the command that mends it is named
 
 Rows that share an id need a message each, also where --since leaves one of them out.
@@ -93,9 +95,13 @@ It needs about 50 MiB of memory, and 24 bytes of temporary files for each row an
 
 On a standby the table is compared as far as the standby has replayed it, if the slot is there too.
 
+Where a row has no message although the relay has passed it, and the slot is not confirmed beyond
+it, the slot is looked into, in a copy of it that is gone at the end: Postgres must have room for one
+more slot (max_replication_slots).
+
 Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are
-unjudged, or the relay is so far behind that what is missing cannot be told from what is still to
-come.";
+unjudged, the broker has lost messages that the relay publishes again, or the relay is so far behind
+that what is missing cannot be told from what is still to come.";
 
 /// Compare the outbox table with the stream: missing, doubled, out of order, dead-lettered, phantom.
 #[derive(Debug, Clone, clap::Args)]
@@ -111,7 +117,7 @@ pub struct Args {
 
     /// How long to wait for a running relay to pass what the table has.
     #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
-    wait: Duration,
+    pub(in crate::cli) wait: Duration,
 
     /// Publish what is missing, as walrelay backfill does, and check again.
     #[arg(long)]
@@ -221,13 +227,9 @@ async fn check(
         .await?
         .with_context(|| format!("there is no stream {name}"))?;
     let unfit = readable(settings, &info, &nats)?;
-    let record = LaneClient::new(&nats, name, &postgres.slot)?
-        .record()
-        .await?
-        .record;
+    let lane_client = LaneClient::new(&nats, name, &postgres.slot)?;
+    let record = lane_client.record().await?.record;
     lives_there(record.as_ref(), name)?;
-    let record = record
-        .filter(|record| record.created == info.created && record.sequence <= info.state.last_seq);
 
     check_names(inspection_of_all, lane, record.as_ref())?;
     let older = args.since.map(|since| {
@@ -269,6 +271,7 @@ async fn check(
         publications,
         source: outbox,
         outbox: outbox_index,
+        lane_client,
         id_column,
         snapshot_lsn,
         lane: LaneReading::new(
@@ -279,7 +282,11 @@ async fn check(
             record.as_ref(),
             snapshot_lsn,
         ),
-        recorded: record.and_then(|record| record.position),
+        recorded: record
+            .filter(|record| {
+                record.created == info.created && record.sequence <= info.state.last_seq
+            })
+            .and_then(|record| record.position),
         entries,
         pending_for: None,
         removed_elsewhere: 0,

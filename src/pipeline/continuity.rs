@@ -42,6 +42,30 @@ pub struct StartView<'a> {
     pub from: Option<PgLsn>,
 }
 
+/// What tells where the lane ends: the stream's end, and what record and memory know of it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EndView<'a> {
+    pub(crate) stream: &'a str,
+    pub(crate) created: &'a str,
+    pub(crate) last_sequence: u64,
+    pub(crate) lane_end: &'a FoundEnd,
+    pub(crate) record: Option<&'a LaneRecord>,
+    pub(crate) memory: Option<&'a Memory>,
+}
+
+impl<'a> StartView<'a> {
+    fn end(&self) -> EndView<'a> {
+        EndView {
+            stream: self.stream,
+            created: self.created,
+            last_sequence: self.last_sequence,
+            lane_end: self.lane_end,
+            record: self.record,
+            memory: self.memory,
+        }
+    }
+}
+
 /// The row at the stream's last position must arrive, and carry this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlap {
@@ -133,7 +157,7 @@ pub fn provisional_start_lsn(
 /// Whatever cannot be proven to be the continuation.
 pub fn plan(view: &StartView<'_>) -> Result<Plan, Refusal> {
     check_identity(view)?;
-    let lane_end = known_end(view)?;
+    let lane_end = known_end(&view.end())?;
     check_confirmed(view, lane_end.as_ref())?;
     let confirmed = view.confirmed_flush_lsn;
     if let Some(lane_end) = &lane_end
@@ -200,6 +224,14 @@ fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
             found: view.lane.clone(),
         });
     }
+    Ok(())
+}
+
+/// The lane's last position: by the stream, or by record or memory where the stream's messages were removed.
+///
+/// # Errors
+/// Nothing tells it.
+pub(crate) fn known_end(view: &EndView<'_>) -> Result<Option<LaneEnd>, Halt> {
     if let Some(record) = view.record
         && record.created == view.created
         && let Some(sequence) = record.replaced
@@ -209,22 +241,14 @@ fn check_identity(view: &StartView<'_>) -> Result<(), Halt> {
             sequence,
         });
     }
-    if let FoundEnd::OtherSlot { sequence, slot } = view.lane_end {
-        return Err(Halt::ForeignEnd {
-            stream: view.stream.to_owned(),
-            sequence: *sequence,
-            slot: slot.clone(),
-        });
-    }
-    Ok(())
-}
-
-/// The lane's last position: by the stream, or by record or memory where the stream's messages were removed.
-fn known_end(view: &StartView<'_>) -> Result<Option<LaneEnd>, Halt> {
     match view.lane_end {
         FoundEnd::Found(found) => Ok(Some(found.clone())),
         FoundEnd::Nothing => Ok(None),
-        FoundEnd::OtherSlot { .. } => unreachable!("check_identity has halted"),
+        FoundEnd::OtherSlot { sequence, slot } => Err(Halt::ForeignEnd {
+            stream: view.stream.to_owned(),
+            sequence: *sequence,
+            slot: slot.clone(),
+        }),
         FoundEnd::FenceRemoved => end_without_fence(view),
         FoundEnd::Removed { sequence } => end_before(view, *sequence).map(Some),
         FoundEnd::Replaced { sequence } => Err(Halt::Replaced {
@@ -244,7 +268,7 @@ fn known_end(view: &StartView<'_>) -> Result<Option<LaneEnd>, Halt> {
 
 /// The lane's last message where the search met a removed one: it must be that very one. All behind it is of no lane, the
 /// search has read it: a known message further on was read too and is not the lane's any more, the broker lost it.
-fn end_before(view: &StartView<'_>, removed: u64) -> Result<LaneEnd, Halt> {
+fn end_before(view: &EndView<'_>, removed: u64) -> Result<LaneEnd, Halt> {
     let record = of_stream(view.record, view.created, view.last_sequence);
     let remembered = view
         .memory
@@ -264,7 +288,7 @@ fn end_before(view: &StartView<'_>, removed: u64) -> Result<LaneEnd, Halt> {
 
 /// Sequences tell nothing where others publish too: what is settled does, or a record that nobody has published behind.
 /// A lane that is known to have published nothing has no last message.
-fn end_without_fence(view: &StartView<'_>) -> Result<Option<LaneEnd>, Halt> {
+fn end_without_fence(view: &EndView<'_>) -> Result<Option<LaneEnd>, Halt> {
     if let Some(doubt) = Doubt::of(view.record, view.memory, view.created, view.last_sequence) {
         return Ok(doubt.lane_end);
     }

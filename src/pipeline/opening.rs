@@ -15,9 +15,9 @@
 
 mod begin;
 mod look;
+mod reach;
 
 use super::continuity::{self, Plan, Refusal, StartView};
-use super::end_search::StoredMessage;
 use super::engine::Engine;
 use super::fault::{Fault, Halt};
 use super::history::History;
@@ -28,8 +28,9 @@ use super::publish::{Mode, NoMode, Offer};
 use super::record::{LaneRecord, Moved};
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
 use super::subject::SubjectTemplate;
-use look::{Search, View};
+use look::{Look, View};
 use postgres_types::PgLsn;
+pub use reach::Reach;
 
 /// What a start knows before it asks anybody.
 #[derive(Debug, Clone)]
@@ -137,7 +138,7 @@ enum Step<'a> {
     Unfit(Unfit, String),
     KeepDoubt(Unfit, Box<LaneRecord>, u64),
     Record(StreamView),
-    StreamEnd(StreamView, StoredRecord, Box<Search<'a>>),
+    StreamEnd(Look<'a>),
     /// The stream once more: it must not have changed meanwhile.
     Again(View),
     Slot(PgLsn),
@@ -207,8 +208,8 @@ impl<'a> Opening<'a> {
             Step::Broker => Wanted::Broker,
             Step::Stream | Step::Again(_) => Wanted::Ask(Request::Stream),
             Step::Record(_) | Step::Unfit(..) => Wanted::Ask(Request::Record),
-            Step::StreamEnd(_, _, search) => Wanted::Ask(Request::Message(
-                search.wanted().expect("a search that has ended is left"),
+            Step::StreamEnd(look) => Wanted::Ask(Request::Message(
+                look.wanted().expect("a look that has ended is left"),
             )),
             Step::Slot(start_lsn) => Wanted::Slot(*start_lsn),
             Step::SlotPlace(_) => Wanted::SlotPlace,
@@ -271,10 +272,12 @@ impl<'a> Opening<'a> {
                 if let Some(record) = &stored.record {
                     self.publications.clone_from(&record.publications);
                 }
-                self.search(stream, *stored)
+                self.look_on(Look::begin(&self.known, stream, *stored))
             }
-            (Step::StreamEnd(stream, stored, search), Reply::Message(message)) => {
-                self.search_on(stream, stored, search, message)
+            (Step::StreamEnd(mut look), Reply::Message(message)) => {
+                look.take(message);
+                self.fence_sequence = look.fence_sequence();
+                self.look_on(look)
             }
             (Step::Again(view), Reply::Stream(again)) => self.looked(view, &again)?,
             (Step::KeepHalt(halt, ..), Reply::Stored(_)) => return Err(NotOpened::Halt(halt)),
@@ -316,29 +319,11 @@ impl<'a> Opening<'a> {
         }
     }
 
-    fn search(&self, stream: StreamView, stored: StoredRecord) -> Step<'a> {
-        let (stored, search) = Search::begin(&self.known, &stream, stored);
-        match search.wanted() {
-            Some(_) => Step::StreamEnd(stream, stored, Box::new(search)),
-            None => Step::Again(View::new(&self.known, stream, stored, search.end())),
+    fn look_on(&self, look: Look<'a>) -> Step<'a> {
+        match look.wanted() {
+            Some(_) => Step::StreamEnd(look),
+            None => Step::Again(look.view(&self.known)),
         }
-    }
-
-    fn search_on(
-        &mut self,
-        stream: StreamView,
-        stored: StoredRecord,
-        mut search: Box<Search<'a>>,
-        message: Option<StoredMessage<'_>>,
-    ) -> Step<'a> {
-        let found = search.take(message);
-        self.fence_sequence = search.fence_sequence();
-        let lane_end = match found {
-            Some(lane_end) => lane_end,
-            None if search.wanted().is_some() => return Step::StreamEnd(stream, stored, search),
-            None => search.end(),
-        };
-        Step::Again(View::new(&self.known, stream, stored, lane_end))
     }
 
     fn looked(&self, view: View, again: &StreamView) -> Result<Step<'a>, NotOpened> {

@@ -7,13 +7,16 @@
 use crate::nats::admin::{Admin, AdminRequestError};
 use crate::nats::api::{AnswerError, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::denial::Denial;
-use crate::nats::stream::LANE_RECORD_STREAM;
+use crate::nats::stream::{self, LANE_RECORD_STREAM};
 use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_header};
-use crate::pipeline::fault::Fault;
+use crate::pipeline::fault::{Fault, Halt};
+use crate::pipeline::lane_end::LaneEnd;
+use crate::pipeline::opening::{Known, Reach};
 use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::{LaneRecord, RecordOrNote};
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
+use crate::relay::settings::NatsSettings;
 use async_nats::HeaderMap;
 
 /// Why the lane's store did not answer.
@@ -232,6 +235,37 @@ impl LaneClient {
             Answer::Message(message) => Ok(message),
             answer => unreachable!("{answer:?} to a request for a message"),
         }
+    }
+
+    /// Up to where a relay that starts now publishes nothing more; or why it would halt.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn reach(
+        &self,
+        settings: &NatsSettings,
+    ) -> Result<Result<Option<LaneEnd>, Halt>, LaneError> {
+        let (info, mut view) = match self.ask(&Request::Stream).await? {
+            Answer::Stream(info, view) => (info, view),
+            answer => unreachable!("{answer:?} to a request for the stream"),
+        };
+        let slot = self.store.slot();
+        view.stored_as = stream::stored_as(&info.config, &settings.stream_settings(slot));
+        let known = Known {
+            slot,
+            stream: self.store.stream(),
+            template: settings.subject.clone(),
+            shared: settings.shared,
+            memory: None,
+            from: None,
+            no_share: None,
+        };
+        let mut reach = Reach::new(known, view, self.record().await?);
+        while let Some(lookup) = reach.wanted() {
+            let message = self.message(lookup).await?;
+            reach.take(message.as_ref().map(StoredMessage::for_search));
+        }
+        Ok(reach.end())
     }
 
     /// Looks for the lane end of a stream of its own, as a relay does at its start.

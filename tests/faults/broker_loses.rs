@@ -19,7 +19,7 @@ pub(crate) fn copy(from: &Path, to: &Path) {
 }
 
 /// The folder of one stream in the server's store.
-fn stream_dir(fixture: &Fixture) -> PathBuf {
+pub(crate) fn stream_dir(fixture: &Fixture) -> PathBuf {
     let store = fixture.servers().nats.store_dir();
     store
         .join("jetstream/$G/streams")
@@ -27,7 +27,7 @@ fn stream_dir(fixture: &Fixture) -> PathBuf {
 }
 
 /// A lane on servers of its own.
-async fn fixture(shared: bool, hold_back: &str) -> Fixture {
+pub(crate) async fn fixture(shared: bool, hold_back: &str) -> Fixture {
     let mut fixture = Fixture::bare_on(Servers::own().await).await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", hold_back);
     if shared {

@@ -31,6 +31,7 @@ mod remedies;
 mod remedies_of_nats;
 mod resync;
 mod row_security;
+mod set_back;
 mod shared_streams;
 mod silence;
 mod standby;

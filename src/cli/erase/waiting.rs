@@ -9,9 +9,7 @@ use anyhow::bail;
 use postgres_types::PgLsn;
 
 use super::Erasing;
-use crate::cli::verify::slot::{self, Settled};
-use crate::pipeline::end_search::split_tail;
-use crate::pipeline::position::{Position, parse_header};
+use crate::cli::verify::slot::{self, Look, Settled};
 use crate::postgres::publications::publication_list;
 use crate::relay::open::source;
 
@@ -31,25 +29,37 @@ impl Erasing<'_> {
             .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
             .await?;
         loop {
-            match slot::settle(self.sql, slot, lsn, deadline).await? {
-                Settled::Passed | Settled::NoSlot => return Ok(()),
+            let look = match slot::settle(self.sql, slot, lsn, deadline).await? {
+                Settled::Confirmed | Settled::NoSlot => return Ok(()),
                 Settled::Behind => bail!(
                     "the relay has not published everything within {:?}: give --wait more",
                     self.args.wait
                 ),
-                Settled::Idle => match self.pending(ids, lsn).await? {
-                    None => {}
-                    Some(0) => return Ok(()),
-                    Some(rows) => bail!(
-                        "{rows} rows of the aggregate are still to be published: start walrelay run, and run this again"
-                    ),
-                },
+                Settled::Idle => Look::Inside,
+                Settled::Passed | Settled::SetBack => Look::Beside,
+            };
+            match (self.pending(ids, lsn, look).await?, look) {
+                (None, _) => {}
+                (Some(0), _) => return Ok(()),
+                (Some(rows), Look::Inside) => bail!(
+                    "{rows} rows of the aggregate are still to be published: start walrelay run, and run this again"
+                ),
+                (Some(rows), Look::Beside) if Instant::now() >= deadline => bail!(
+                    "the broker has lost messages of {rows} rows of the aggregate, which the relay publishes again from its slot once \
+                     it reaches the stream: walrelay status says what it waits for; run this again then"
+                ),
+                (Some(_), Look::Beside) => tokio::time::sleep(POLL_INTERVAL).await,
             }
         }
     }
 
-    /// How many of these rows the slot holds behind the lane's place; none where somebody reads it.
-    async fn pending(&self, ids: &BTreeSet<String>, lsn: PgLsn) -> anyhow::Result<Option<u64>> {
+    /// How many of these rows the slot holds behind the lane's place; none where somebody has begun to read it.
+    async fn pending(
+        &self,
+        ids: &BTreeSet<String>,
+        lsn: PgLsn,
+        look: Look,
+    ) -> anyhow::Result<Option<u64>> {
         let record = self.lane.record().await?.record;
         let postgres = &self.settings.postgres;
         let mut outbox = source(&self.inspection, self.whole);
@@ -60,8 +70,9 @@ impl Erasing<'_> {
             .as_ref()
             .map_or(&[][..], |record| &record.publications);
         let publications = publication_list(self.sql, postgres, &self.inspection, named).await?;
-        let recorded = record.as_ref().and_then(|record| record.position);
-        let lane_end = recorded.max(self.told_end().await?);
+        let reach = self.lane.reach(&self.settings.nats).await?;
+        let lane_end = reach.as_ref().ok().and_then(Option::as_ref);
+        let lane_end = lane_end.map(|lane_end| lane_end.position);
         let mut pending = 0;
         let count = |held: slot::Held<'_>| {
             let is_published = lane_end.is_some_and(|lane_end| held.position <= lane_end);
@@ -70,18 +81,15 @@ impl Erasing<'_> {
             pending += u64::from(is_one && !is_published);
             Ok(())
         };
-        let is_whole = slot::peek(self.sql, postgres, &publications, outbox, lsn, count).await?;
-        Ok(is_whole.then_some(pending))
-    }
-
-    /// Where the stream says that the lane ends, which the record of a relay that was killed may not have heard of.
-    async fn told_end(&self) -> anyhow::Result<Option<Position>> {
-        if self.settings.nats.shared {
-            return Ok(None);
+        let is_whole = look
+            .peek(self.sql, postgres, &publications, outbox, lsn, count)
+            .await?;
+        match reach {
+            Err(halt) if is_whole && pending > 0 => bail!(
+                "nothing tells whether {pending} rows of the aggregate are still to be published: {halt}"
+            ),
+            _ => Ok(is_whole.then_some(pending)),
         }
-        let end = self.lane.end().await?;
-        let told = split_tail(&end.lane_end).and_then(|(header, _)| parse_header(header).ok());
-        Ok(told.map(|(_, position)| position))
     }
 
     /// Waits until the lane record is not in front of the lane's message at `sequence`: where that was its last one, only the

@@ -2,21 +2,21 @@
 //!
 //! In: what the table has, a reading of the stream. Out: a verdict on each id. Guarantee: memory does not grow with their number.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use postgres_types::PgLsn;
 
 use super::compare::{Group, Verdict, Whole, verdict};
 use super::lane::LaneReading;
 use super::report::{Example, Report};
-use super::slot::{self, Held, Settled};
-use super::sort::{Entries, Entry, Kind, Merge};
-use super::{bar, key, table, tick};
+use super::sort::{Entries, Merge};
+use super::{bar, table, tick};
 use crate::nats::admin::Admin;
 use crate::pipeline::position::Position;
 use crate::pipeline::row::Source;
 use crate::postgres::client::Client;
 use crate::postgres::id_column::IdColumn;
+use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// How many ids are looked for in the table at once.
@@ -32,6 +32,7 @@ pub(super) struct Comparison<'a> {
     pub(super) source: Source,
     /// Which of them is compared.
     pub(super) outbox: usize,
+    pub(super) lane_client: LaneClient,
     pub(super) id_column: IdColumn,
     pub(super) snapshot_lsn: PgLsn,
     pub(super) lane: LaneReading,
@@ -56,61 +57,6 @@ impl Comparison<'_> {
         let read = read.await;
         bar.finish_and_clear();
         read
-    }
-
-    /// Waits until the relay has passed the snapshot, if a row has no message; with nobody at the slot, asks the slot.
-    pub(super) async fn settle(&mut self, wait: Duration) -> anyhow::Result<Settled> {
-        if !has_unpublished(&mut self.entries)? {
-            return Ok(Settled::Passed);
-        }
-        let deadline = Instant::now() + wait;
-        loop {
-            let slot = &self.settings.postgres.slot;
-            let settled = slot::settle(self.client, slot, self.snapshot_lsn, deadline).await?;
-            self.read_stream().await?;
-            // A relay may have taken the slot; then it publishes what is pending, and is waited for.
-            if settled != Settled::Idle || self.ask_slot().await? {
-                return Ok(settled);
-            }
-        }
-    }
-
-    /// Takes what the slot holds of the snapshot's rows; `false` where somebody reads from the slot.
-    async fn ask_slot(&mut self) -> anyhow::Result<bool> {
-        let now_us = table::clock_us(self.client).await?;
-        let mut entries = Entries::default();
-        let mut oldest: Option<Duration> = None;
-        let take = |held: Held<'_>| -> anyhow::Result<()> {
-            if held.outbox != self.outbox {
-                return Ok(());
-            }
-            let id = held.id.map(key::key);
-            let kind = self.lane.held(held.position, self.recorded);
-            if let (Some(kind), Some(id)) = (kind, id) {
-                entries.push(Entry::new(id, kind, 0))?;
-                // A replication origin may have set no time, which is 0.
-                if kind == Kind::Pending && held.committed_at_us > 0 {
-                    let us = now_us.saturating_sub(held.committed_at_us).max(0);
-                    oldest = oldest.max(Some(Duration::from_micros(us.unsigned_abs())));
-                }
-            }
-            Ok(())
-        };
-        let postgres = &self.settings.postgres;
-        let is_whole = slot::peek(
-            self.client,
-            postgres,
-            &self.publications,
-            self.source.clone(),
-            self.snapshot_lsn,
-            take,
-        )
-        .await?;
-        if is_whole {
-            self.entries.append(entries)?;
-            self.pending_for = oldest;
-        }
-        Ok(is_whole)
     }
 
     /// What takes a first pass over everything.
@@ -181,7 +127,7 @@ fn next_group(merge: &mut Merge) -> std::io::Result<Option<Group>> {
 }
 
 /// Whether anything has to be waited for.
-fn has_unpublished(entries: &mut Entries) -> std::io::Result<bool> {
+pub(super) fn has_unpublished(entries: &mut Entries) -> std::io::Result<bool> {
     let mut merge = entries.merge()?;
     while let Some(group) = next_group(&mut merge)? {
         if verdict(&group, &Whole::default()).unpublished() > 0 {

@@ -3,7 +3,7 @@
 //! In: a stream, from where to read, the snapshot's LSN. Out: an entry a message, and what is wrong with the order.
 //! Guarantees: each stored message is looked at once, also over several calls; nothing is kept but entries.
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use postgres_types::PgLsn;
@@ -94,14 +94,18 @@ impl LaneReading {
         record: Option<&LaneRecord>,
         snapshot_lsn: PgLsn,
     ) -> Self {
+        let record = record.filter(|record| record.created == info.created);
+        // A stream that was set back below one of them: what comes there now is the lane's own.
+        let of_stream =
+            |sequence: fn(&LaneRecord) -> u64| record.map_or(0, sequence).min(info.state.last_seq);
         LaneReading {
             name: name.to_owned(),
             slot: slot.to_owned(),
             table: table.map(str::to_owned),
             snapshot_lsn,
             server_lsn: snapshot_lsn,
-            adopted_sequence: record.map_or(0, |record| record.adopted_sequence),
-            taken_over_sequence: record.map_or(0, |record| record.taken_over_sequence),
+            adopted_sequence: of_stream(|record| record.adopted_sequence),
+            taken_over_sequence: of_stream(|record| record.taken_over_sequence),
             is_adopted: false,
             created: info.created.clone(),
             next: info.config.first_seq.max(1),
@@ -143,6 +147,12 @@ impl LaneReading {
         self.first_sequence = info.state.first_seq;
         self.removed_inside = info.state.num_deleted;
         let end = info.state.last_seq;
+        ensure!(
+            end + 1 >= self.next,
+            "stream {} ends at {end}, and was read up to {}: the broker has lost messages meanwhile",
+            self.name,
+            self.next - 1
+        );
         self.server_lsn = server_lsn.await?;
         let removed = self.first_sequence.saturating_sub(self.next);
         self.unread += removed;
@@ -227,14 +237,15 @@ impl LaneReading {
         !self.keeps_some_per_subject && !self.front_moved
     }
 
-    /// What it means for a row without a message that the slot holds it at `position`, where a record says how far the
-    /// lane was; none where that tells nothing.
-    pub(super) fn held(&self, position: Position, recorded: Option<Position>) -> Option<Kind> {
-        if self
-            .lane_end
-            .max(recorded)
-            .is_none_or(|lane_end| position > lane_end)
-        {
+    /// The highest position of a first publication that was read.
+    pub(super) fn lane_end(&self) -> Option<Position> {
+        self.lane_end
+    }
+
+    /// What it means for a row without a message that the slot holds it at `position`, where a relay publishes nothing more up to
+    /// `reach`; none where that tells nothing.
+    pub(super) fn held(&self, position: Position, reach: Option<Position>) -> Option<Kind> {
+        if reach.is_none_or(|reach| position > reach) {
             return Some(Kind::Pending);
         }
         let is_before = self.first.is_none_or(|first| position < first);

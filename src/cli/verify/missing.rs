@@ -14,6 +14,9 @@ use crate::postgres::client::connect;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
+/// How long a running relay is waited for, where nobody says otherwise.
+const WAIT: Duration = Duration::from_secs(120);
+
 /// Which of the missing rows are wanted.
 #[derive(Debug, Default)]
 pub(in crate::cli) struct Choice {
@@ -23,6 +26,8 @@ pub(in crate::cli) struct Choice {
     pub(in crate::cli) only: Option<String>,
     /// Also those whose messages the stream may have had and removed.
     pub(in crate::cli) unjudged: bool,
+    /// How long to wait for a running relay; none for the usual time.
+    pub(in crate::cli) wait: Option<Duration>,
 }
 
 /// Rows to be published again.
@@ -46,7 +51,7 @@ pub(in crate::cli) async fn missing(
     let args = Args {
         json: false,
         since: choice.since,
-        wait: Duration::from_secs(120),
+        wait: choice.wait.unwrap_or(WAIT),
         repair: false,
         unjudged: false,
         only: choice.only,
@@ -86,10 +91,9 @@ pub(in crate::cli) async fn missing(
         },
     )
     .await?;
-    anyhow::ensure!(
-        !report.may_come(),
-        "what is missing cannot be told from what is still to come: the relay is too far behind"
-    );
+    if let Some(why) = report.in_the_way() {
+        anyhow::bail!(why);
+    }
     Ok(Missing {
         rows,
         unjudged,

@@ -161,6 +161,8 @@ pub(super) struct Report {
     removed: u64,
     /// The relay had not passed the snapshot: what is missing may still come.
     is_behind: bool,
+    /// The broker has lost messages of pending rows, which the relay had published and publishes again.
+    is_set_back: bool,
     /// Why the stream cannot serve as it is configured now, if it cannot.
     unfit: Option<String>,
     #[serde(skip)]
@@ -224,6 +226,7 @@ impl Report {
             pending_seconds: pending_for.map(|age| age.as_secs()),
             removed: 0,
             is_behind: settled == Settled::Behind,
+            is_set_back: settled == Settled::SetBack,
             unfit,
             has_slot: settled != Settled::NoSlot,
             ambiguous: 0,
@@ -286,6 +289,25 @@ impl Report {
         self.is_behind && self.missing.count + self.unjudged.count > 0
     }
 
+    /// What keeps from publishing what is missing, if anything does.
+    pub(super) fn in_the_way(&self) -> Option<String> {
+        if self.is_set_back {
+            return Some(format!("{}, and run this again", self.set_back()));
+        }
+        self.may_come().then(|| {
+            "what is missing cannot be told from what is still to come: the relay is too far behind"
+                .to_owned()
+        })
+    }
+
+    fn set_back(&self) -> String {
+        format!(
+            "the broker has lost messages of {} rows that the relay had published: the relay publishes them again from its slot once \
+             it reaches the stream; walrelay status says what it waits for. Wait for it",
+            self.pending
+        )
+    }
+
     /// Whether the lane does not move although something is to be published.
     fn stands_still(&self) -> bool {
         let seconds = self.pending_seconds.unwrap_or(0);
@@ -316,7 +338,7 @@ impl Report {
         let is_missing = self.missing.count > 0 && !self.may_come();
         if found || is_missing || self.stands_still() || self.unfit.is_some() {
             Exit::Failed
-        } else if self.may_come() || self.unjudged.count > 0 {
+        } else if self.may_come() || self.is_set_back || self.unjudged.count > 0 {
             Exit::Unchecked
         } else {
             Exit::Done
@@ -373,7 +395,10 @@ impl Report {
         }
         for (count, note) in [
             (
-                if self.stands_still() { 0 } else { self.pending },
+                match self.stands_still() || self.is_set_back {
+                    true => 0,
+                    false => self.pending,
+                },
                 "rows are in the slot and not published yet: walrelay run publishes them",
             ),
             (
@@ -415,6 +440,13 @@ impl Report {
                 "pending        {}, the oldest for {}: the lane stands still; walrelay status says why, walrelay run publishes them\n",
                 self.pending,
                 humantime::format_duration(Duration::from_secs(self.pending_seconds.unwrap_or(0)))
+            ));
+        }
+        if self.is_set_back {
+            text.push_str(&format!(
+                "pending        {}: {}\n",
+                self.pending,
+                self.set_back()
             ));
         }
         if let Some(unfit) = &self.unfit {

@@ -1,7 +1,7 @@
 //! The slot's side: what the relay has still to bring.
 //!
 //! In: a client, the slot, an LSN. Out: whether the relay has passed that LSN, or what of it the slot still holds.
-//! Guarantee: reads only; the slot is looked into only while nobody reads from it.
+//! Guarantee: the slot itself is looked into only while nobody reads from it; beside a relay, a copy of it is, which ends with the look.
 
 use std::time::{Duration, Instant};
 
@@ -15,12 +15,13 @@ use crate::pipeline::row::{Relations, Source};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::encoding::{self, SEND_BYTES, SEND_UTF8};
 use crate::postgres::error::{
-    OBJECT_IN_USE, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND, PUBLICATION_MISSING_WHY,
+    NO_SLOT_FREE, OBJECT_IN_USE, PUBLICATION_MISSING, PUBLICATION_MISSING_MEND,
+    PUBLICATION_MISSING_WHY,
 };
 use crate::postgres::settings::PostgresSettings;
 
 /// How often the slot is looked at.
-const POLL_INTERVAL: Duration = Duration::from_millis(200);
+pub(in crate::cli) const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The same for what asynchronous commits leave to the WAL writer, three times `wal_writer_delay` (0.2 s) at most.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(50);
 /// How long that may take.
@@ -29,8 +30,12 @@ const FLUSH_MAX: Duration = Duration::from_secs(30);
 /// Where the relay is, as seen from the snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::cli) enum Settled {
-    /// It has passed the snapshot: what is not in the stream now was not published.
+    /// The slot is confirmed through the snapshot: nothing of it is to come.
+    Confirmed,
+    /// The relay says that it has passed the snapshot. The broker may have lost of that since, which the relay then publishes again.
     Passed,
+    /// The same, and the broker has.
+    SetBack,
     /// Nobody reads from the slot: it tells itself what is to come.
     Idle,
     /// There is no slot: nothing is to come.
@@ -49,7 +54,7 @@ pub(in crate::cli) async fn settle(
     lsn: PgLsn,
     deadline: Instant,
 ) -> Result<Settled, SqlError> {
-    let query = "SELECT greatest(s.confirmed_flush_lsn, r.replay_lsn), s.active_pid \
+    let query = "SELECT s.confirmed_flush_lsn, r.replay_lsn, s.active_pid \
                  FROM pg_catalog.pg_replication_slots s \
                  LEFT JOIN pg_catalog.pg_stat_replication r ON r.pid = s.active_pid \
                  WHERE s.slot_name = $1::text";
@@ -57,9 +62,13 @@ pub(in crate::cli) async fn settle(
         let Some(row) = client.query_opt(query, &[&slot]).await? else {
             return Ok(Settled::NoSlot);
         };
-        let passed: Option<PgLsn> = row.try_get(0)?;
-        let active_pid: Option<i32> = row.try_get(1)?;
-        if passed.is_some_and(|passed| passed >= lsn) {
+        let confirmed: Option<PgLsn> = row.try_get(0)?;
+        let acknowledged: Option<PgLsn> = row.try_get(1)?;
+        let active_pid: Option<i32> = row.try_get(2)?;
+        if confirmed.is_some_and(|confirmed| confirmed >= lsn) {
+            return Ok(Settled::Confirmed);
+        }
+        if acknowledged.is_some_and(|acknowledged| acknowledged >= lsn) {
             return Ok(Settled::Passed);
         }
         if active_pid.is_none() {
@@ -84,13 +93,62 @@ pub(in crate::cli) struct Held<'a> {
     pub(in crate::cli) id: Option<&'a str>,
 }
 
-/// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`, read by these
-/// `publications` (quoted, between commas); `false` where
-/// somebody reads from the slot.
-///
-/// # Errors
-/// Postgres refuses, or sends what cannot be read.
-pub(in crate::cli) async fn peek(
+/// Where to look for what the slot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::cli) enum Look {
+    /// Into the slot, which nobody reads.
+    Inside,
+    /// Into a copy of it, beside the relay that reads it; the copy is gone behind the look.
+    Beside,
+}
+
+impl Look {
+    /// Hands each outbox row that the slot holds, of transactions that end at or below `lsn`, to `each`, read by these
+    /// `publications` (quoted, between commas); `false` where somebody has begun to read from the slot.
+    ///
+    /// # Errors
+    /// Postgres refuses, or sends what cannot be read; or it has no room for the copy.
+    pub(in crate::cli) async fn peek(
+        self,
+        client: &Client,
+        settings: &PostgresSettings,
+        publications: &str,
+        source: Source,
+        lsn: PgLsn,
+        each: impl FnMut(Held<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<bool> {
+        if self == Look::Inside {
+            return peek(client, settings, publications, source, lsn, each).await;
+        }
+        let copy = PostgresSettings {
+            slot: copied(client, &settings.slot).await?,
+            ..settings.clone()
+        };
+        let peeked = peek(client, &copy, publications, source, lsn, each).await;
+        let drop = "SELECT pg_catalog.pg_drop_replication_slot($1::text::name)";
+        client.query_one(drop, &[&copy.slot]).await?;
+        peeked
+    }
+}
+
+/// Copies the slot for this session; the copy's name.
+async fn copied(client: &Client, slot: &str) -> anyhow::Result<String> {
+    let query = "SELECT slot_name::text FROM pg_catalog.pg_copy_logical_replication_slot(\
+                 $1::text::name, ('walrelay_look_' || pg_catalog.pg_backend_pid())::name, true)";
+    match client.query_one(query, &[&slot]).await {
+        Ok(row) => Ok(row.try_get(0)?),
+        Err(error) if error.code() == Some(NO_SLOT_FREE) => {
+            Err(anyhow::Error::from(error).context(
+                "the relay says that it has passed these rows, and only the slot proves it, of which Postgres has no room for a copy: \
+                 raise max_replication_slots, or stop the relay meanwhile",
+            ))
+        }
+        Err(error) => Err(anyhow::Error::from(error)
+            .context(format!("slot {slot} cannot be copied, to look into it beside its relay"))),
+    }
+}
+
+async fn peek(
     client: &Client,
     settings: &PostgresSettings,
     publications: &str,

@@ -11,14 +11,14 @@ use crate::pipeline::shared_end_search::{SharedEndSearch, SharedSubjects, Stream
 
 /// The search for the lane end, in a stream of its own or in a shared one.
 #[derive(Debug)]
-pub(super) enum Search<'a> {
+enum Search<'a> {
     Own(EndSearch<'a>),
     Shared(SharedEndSearch<'a>),
 }
 
 impl<'a> Search<'a> {
     /// Begins behind what stream and record say; the record comes back as it counts for this stream.
-    pub(super) fn begin(
+    fn begin(
         known: &Known<'a>,
         stream: &StreamView,
         mut stored: StoredRecord,
@@ -49,7 +49,7 @@ impl<'a> Search<'a> {
     }
 
     /// What to look up next; none where the search is at its end.
-    pub(super) fn wanted(&self) -> Option<Lookup<'_>> {
+    fn wanted(&self) -> Option<Lookup<'_>> {
         match self {
             Search::Own(search) => search.wanted(),
             Search::Shared(search) => search.wanted(),
@@ -57,7 +57,7 @@ impl<'a> Search<'a> {
     }
 
     /// Takes the message that was looked up.
-    pub(super) fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
+    fn take(&mut self, message: Option<StoredMessage<'_>>) -> Option<FoundEnd> {
         match self {
             Search::Own(search) => search.take(message),
             Search::Shared(search) => search.take(message),
@@ -65,7 +65,7 @@ impl<'a> Search<'a> {
     }
 
     /// What it has found where there is nothing more to look up.
-    pub(super) fn end(self) -> FoundEnd {
+    fn end(self) -> FoundEnd {
         match self {
             Search::Own(search) => search.end(),
             Search::Shared(search) => search.end(),
@@ -73,11 +73,57 @@ impl<'a> Search<'a> {
     }
 
     /// Of the lane's fence in a shared stream; 0 for none.
-    pub(super) fn fence_sequence(&self) -> u64 {
+    fn fence_sequence(&self) -> u64 {
         match self {
             Search::Own(_) => 0,
             Search::Shared(search) => search.fence_sequence(),
         }
+    }
+}
+
+/// A look that is not at its end.
+#[derive(Debug)]
+pub(super) struct Look<'a> {
+    stream: StreamView,
+    stored: StoredRecord,
+    search: Box<Search<'a>>,
+    found: Option<FoundEnd>,
+}
+
+impl<'a> Look<'a> {
+    /// Begins behind what stream and record say.
+    pub(super) fn begin(known: &Known<'a>, stream: StreamView, stored: StoredRecord) -> Self {
+        let (stored, search) = Search::begin(known, &stream, stored);
+        Look {
+            stream,
+            stored,
+            search: Box::new(search),
+            found: None,
+        }
+    }
+
+    /// What to look up next; none where the look is at its end.
+    pub(super) fn wanted(&self) -> Option<Lookup<'_>> {
+        match self.found {
+            Some(_) => None,
+            None => self.search.wanted(),
+        }
+    }
+
+    /// Takes the message that was looked up.
+    pub(super) fn take(&mut self, message: Option<StoredMessage<'_>>) {
+        self.found = self.search.take(message);
+    }
+
+    /// Of the lane's fence in a shared stream; 0 for none.
+    pub(super) fn fence_sequence(&self) -> u64 {
+        self.search.fence_sequence()
+    }
+
+    /// What was seen.
+    pub(super) fn view(self, known: &Known<'_>) -> View {
+        let lane_end = self.found.unwrap_or_else(|| self.search.end());
+        View::new(known, self.stream, self.stored, lane_end)
     }
 }
 
@@ -91,7 +137,7 @@ pub(super) struct View {
 
 impl View {
     /// A lane that goes on behind a doubt may have left out what was not stored, unless the stream has all.
-    pub(super) fn new(
+    fn new(
         known: &Known<'_>,
         stream: StreamView,
         stored: StoredRecord,

@@ -1,6 +1,7 @@
 //! Steps of a start that a world of servers rarely needs, each with the replies that need it.
 
 use super::*;
+use crate::pipeline::end_search::StoredMessage;
 use crate::pipeline::history::Switch;
 use crate::pipeline::lane_end::{LaneEnd, Memory};
 use crate::pipeline::position::Position;
