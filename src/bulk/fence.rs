@@ -98,7 +98,8 @@ pub(crate) fn lives_there(record: Option<&LaneRecord>, stream: &str) -> anyhow::
                 .map_or_else(String::new, |nats| format!(" at {nats}"))
         ),
         Some(Moved::From { stream: from, .. }) => bail!(
-            "the lane is still on its way from stream {from} to {stream}: walrelay move has not ended"
+            "the lane is still on its way from stream {from} to {stream}: walrelay move has not ended; run it again with the \
+             configuration of stream {from}"
         ),
         None => Ok(()),
     }

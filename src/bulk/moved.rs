@@ -45,14 +45,18 @@ impl Copied {
         if info.state.messages == 0 {
             return Ok(0);
         }
-        let last = target.message(Lookup::Message(info.state.last_seq)).await?;
-        let told = last.and_then(|message| copied_from(&message, &self.created));
-        told.with_context(|| {
-            format!(
-                "message {} of stream {} is none that was copied there: somebody else publishes to it",
-                info.state.last_seq, info.config.name
-            )
-        })
+        // The last ones may have been erased there.
+        for sequence in (info.state.first_seq..=info.state.last_seq).rev() {
+            if let Some(last) = target.message(Lookup::Message(sequence)).await? {
+                return copied_from(&last, &self.created).with_context(|| {
+                    format!(
+                        "message {sequence} of stream {} is none that was copied there: somebody else publishes to it",
+                        info.config.name
+                    )
+                });
+            }
+        }
+        Ok(0)
     }
 
     fn sourced(&self, sequence: u64, message: &Message) -> Sourced {
@@ -85,7 +89,12 @@ impl Copied {
 
 /// The sequence that `message` had in the stream that was created at that time.
 pub fn copied_from(message: &StoredMessage, created: &str) -> Option<u64> {
-    let (of, sequence) = message.header_text(MOVED_HEADER)?.split_once(' ')?;
+    origin(message.header_text(MOVED_HEADER)?, created)
+}
+
+/// The same, by the message's [`MOVED_HEADER`].
+pub(crate) fn origin(moved: &str, created: &str) -> Option<u64> {
+    let (of, sequence) = moved.split_once(' ')?;
     (of == created).then(|| sequence.parse().ok())?
 }
 

@@ -331,6 +331,9 @@ impl Move {
         }
         if stage <= Stage::Copying {
             self.make_target().await?;
+            if stage == Stage::Copying {
+                self.erase_what_is_gone(lease).await?;
+            }
             tracing::info!("stream {} is there: messages are copied", self.to.stream());
             self.copy_history(lease, shutdown).await?;
         }

@@ -17,6 +17,7 @@ use super::backfill::rows_of;
 use super::exit::{Exit, message};
 use super::signals::{self, Hangup};
 use super::{progress, stderr, verify};
+use crate::bulk::fence::lives_there;
 use crate::nats::admin::Admin;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
@@ -212,6 +213,7 @@ impl Prune<'_> {
                 "slot {slot} has no lane record: no relay has published from it; run walrelay run"
             )
         })?;
+        lives_there(Some(&record), lane.stream_name())?;
         ensure!(
             Database::of(client).await?.has(&record),
             "the lane record of slot {slot} is of another database, {} in cluster {}: if this one continues it, walrelay adopt \

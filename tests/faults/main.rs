@@ -15,6 +15,7 @@ mod encodings;
 mod failover;
 mod fencing;
 mod foreign;
+mod half_moved;
 mod halt_told;
 mod halts;
 mod hold_back;

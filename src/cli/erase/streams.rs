@@ -105,8 +105,8 @@ async fn unmoved(
     };
     match record.and_then(|record| record.moved) {
         Some(Moved::From { stream, .. }) if lanes.contains(&stream) => bail!(
-            "the lane is on its way from stream {stream} to {name}, so nothing was erased: run walrelay move again, and this \
-             once it has ended"
+            "the lane is on its way from stream {stream} to {name}, so nothing was erased: walrelay move --to-stream {name} ends \
+             that; or, where it is given up, delete stream {name} (nats stream rm {name}). Then run this again"
         ),
         _ => Ok(()),
     }

@@ -1,6 +1,7 @@
 //! The target, and the messages that go there.
 
 use anyhow::{Context as _, bail, ensure};
+use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::jetstream::stream::{Config, SubjectTransform};
 
 use super::Move;
@@ -11,7 +12,10 @@ use crate::bulk::moved::{self, Copied};
 use crate::bulk::publisher::Publisher;
 use crate::cli::progress::Progress;
 use crate::cli::stdout::Account;
+use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream::{self, StreamSettings};
+use crate::pipeline::end_search::Lookup;
+use crate::pipeline::position::MOVED_HEADER;
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::relay::Shutdown;
 
@@ -19,6 +23,8 @@ use crate::relay::Shutdown;
 pub(super) const BETWEEN: &str = "the lane leaves the old stream, and is not in the new one yet";
 /// With so few messages left, the lane is taken over.
 const CLOSE: u64 = 1_000;
+/// The lease is renewed behind so many messages that were looked at.
+const RENEW_MESSAGES: u64 = 5_000;
 /// So many rounds of copying in a row may end further behind than the one before.
 const ROUNDS_WITHOUT_GAIN_MAX: u32 = 5;
 
@@ -85,6 +91,57 @@ impl Move {
         let found = async { Ok(jetstream.get_stream(self.from.stream()).await?) };
         let found = self.from.nats.allowed(found).await?;
         Ok(found.cached_info().config.clone())
+    }
+
+    /// Erases at the target what the old stream has no more: what `walrelay erase` has taken from there since an earlier run copied it.
+    pub(super) async fn erase_what_is_gone(&self, lease: &Lease) -> anyhow::Result<()> {
+        if !self.may_have_gone().await? {
+            return Ok(());
+        }
+        let headers = || OrderedConfig {
+            headers_only: true,
+            ..OrderedConfig::default()
+        };
+        let (from, to) = (&self.from, &self.to);
+        let mut old = StoredMessages::from(&from.nats, from.stream(), headers()).await?;
+        let mut copies = StoredMessages::from(&to.nats, to.stream(), headers()).await?;
+        let (mut last, mut there) = (0, 0);
+        while copies.left() > 0 {
+            let (sequence, copy) = copies.next().await?;
+            // A consumer that was made anew after a lost connection may begin a little earlier.
+            if sequence <= last {
+                continue;
+            }
+            last = sequence;
+            let moved = header(&copy, MOVED_HEADER);
+            let Some(origin) = moved.and_then(|moved| moved::origin(moved, &self.created)) else {
+                continue;
+            };
+            while there < origin && old.left() > 0 {
+                there = old.next().await?.0;
+            }
+            if there != origin {
+                stream::erase_message(&to.nats, to.stream(), sequence).await?;
+            }
+            if sequence.is_multiple_of(RENEW_MESSAGES) {
+                lease.renew().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the old stream may lack what the target has: something was removed inside, or in front of where the target begins.
+    async fn may_have_gone(&self) -> anyhow::Result<bool> {
+        let first = Lookup::Next {
+            from: 1,
+            filter: ">",
+        };
+        let Some(first) = self.to.lane.message(first).await? else {
+            return Ok(false);
+        };
+        let old = self.from.lane.stream().await?.state;
+        let copied = moved::copied_from(&first, &self.created);
+        Ok(old.num_deleted > 0 || copied.is_some_and(|origin| origin < old.first_seq))
     }
 
     /// Copies until few messages are left, beside the relay.
