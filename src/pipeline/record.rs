@@ -116,6 +116,29 @@ pub enum Moved {
     },
 }
 
+/// Those of all lanes' records whose streams tell of their lanes: of a lane that has moved, the stream that it lives in; of one that
+/// is on its way, the one that it leaves. Of one that has gone to another NATS this one has no more than that.
+#[must_use]
+pub fn telling(records: Vec<LaneRecord>) -> Vec<LaneRecord> {
+    let on_their_way: Vec<(String, String)> = (records.iter())
+        .filter(|record| matches!(record.moved, Some(Moved::From { .. })))
+        .map(|record| (record.slot.clone(), record.stream.clone()))
+        .collect();
+    let all: Vec<(String, String)> = (records.iter())
+        .map(|record| (record.slot.clone(), record.stream.clone()))
+        .collect();
+    let tells = |record: &LaneRecord| match &record.moved {
+        None => true,
+        Some(Moved::From { .. }) => false,
+        Some(Moved::To { nats: Some(_), .. }) => true,
+        Some(Moved::To { stream, nats: None }) => {
+            let there = (record.slot.clone(), stream.clone());
+            !all.contains(&there) || on_their_way.contains(&there)
+        }
+    };
+    records.into_iter().filter(tells).collect()
+}
+
 /// A halt, as a person is told of it when the process is gone: in the lane record, or in its place where there is none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HaltNote {
@@ -432,6 +455,64 @@ mod text_list {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lane_that_moved_is_told_by_the_stream_that_it_lives_in() {
+        let lane = Lane {
+            system_identifier: 7,
+            database: "app".to_owned(),
+            slot: "a".to_owned(),
+        };
+        let record = |stream: &str, moved: Option<Moved>| LaneRecord {
+            moved,
+            ..LaneRecord::new(&lane, &History::new(1, None), stream, "c")
+        };
+        let to = |stream: &str, nats: Option<&str>| {
+            Some(Moved::To {
+                stream: stream.to_owned(),
+                nats: nats.map(str::to_owned),
+            })
+        };
+        let from = |stream: &str| {
+            Some(Moved::From {
+                stream: stream.to_owned(),
+                created: "c".to_owned(),
+                is_whole: false,
+            })
+        };
+        for (records, expected) in [
+            (vec![record("A", None)], vec!["A"]),
+            // It is copied, it has left, it has arrived, and it has gone on.
+            (vec![record("A", None), record("B", from("A"))], vec!["A"]),
+            (
+                vec![record("A", to("B", None)), record("B", from("A"))],
+                vec!["A"],
+            ),
+            (
+                vec![record("A", to("B", None)), record("B", None)],
+                vec!["B"],
+            ),
+            (
+                vec![
+                    record("A", to("B", None)),
+                    record("B", to("C", None)),
+                    record("C", None),
+                ],
+                vec!["C"],
+            ),
+            // There and back.
+            (
+                vec![record("A", None), record("B", to("A", None))],
+                vec!["A"],
+            ),
+            (vec![record("A", to("B", None))], vec!["A"]),
+            (vec![record("A", to("A", Some("nats://other")))], vec!["A"]),
+        ] {
+            let told = telling(records.clone());
+            let told: Vec<&str> = told.iter().map(|record| record.stream.as_str()).collect();
+            assert_eq!(told, expected, "{records:?}");
+        }
+    }
 
     #[test]
     fn what_is_kept_of_a_halt_is_bounded() {

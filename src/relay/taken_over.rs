@@ -4,6 +4,7 @@
 //! end belongs to one share.
 
 use crate::nats::admin::Admin;
+use crate::pipeline::record::{LaneRecord, telling};
 use crate::pipeline::reshard::has_lane;
 use crate::postgres::client::Client;
 use crate::postgres::division::Division;
@@ -59,15 +60,13 @@ pub(crate) async fn by(
     for part in candidates(&share) {
         let slot = share.slot(part);
         let records = lane_records(nats, &slot, |_| true).await?;
-        let mut records = records
-            .into_iter()
-            .filter(|record| database.has(record))
-            .peekable();
+        let records = records.into_iter().filter(|record| database.has(record));
+        let records: Vec<LaneRecord> = records.collect();
         // All of a number of shares are made together: behind one that there never was, there is none.
-        if part.is_some() && records.peek().is_none() {
+        if part.is_some() && records.is_empty() {
             break;
         }
-        let gone = records.filter(|record| record.retired && record.moved.is_none());
+        let gone = telling(records).into_iter().filter(|record| record.retired);
         found.extend(gone.map(|record| TakenOver {
             part,
             slot: record.slot,

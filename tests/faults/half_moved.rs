@@ -4,7 +4,7 @@ use async_nats::jetstream;
 use walrelay::local::{LocalNats, NatsOptions};
 
 use crate::lane::{event_count, holds_events, stream_of};
-use crate::support::{Fixture, Relay, binaries, eventually};
+use crate::support::{Fixture, Relay, binaries, eventually, uuid};
 
 const AGGREGATE: &str = "00000000-0000-0000-0000-0000000000a7";
 /// Of the aggregate, in front of many others: those are copied when the move is killed, and not all of these.
@@ -163,4 +163,85 @@ async fn what_is_erased_between_two_runs_of_a_move_to_another_nats_does_not_arri
     fixture.set("WALRELAY_NATS_URL", url.as_str());
     fixture.nats = client;
     is_without_the_aggregate(&mut fixture, &mut relay).await;
+}
+
+/// Makes every row ten days old.
+async fn age(fixture: &Fixture) {
+    let text = "UPDATE outbox_events SET occurred_at = now() - interval '10 days'";
+    fixture.sql.batch_execute(text).await.unwrap();
+}
+
+const PRUNE: [&str; 3] = ["prune", "--older-than", "7d"];
+
+#[tokio::test]
+async fn a_dead_letter_that_was_closed_behind_a_move_keeps_no_row() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = fixture.run();
+    fixture.insert(1, 2).await;
+    let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+               VALUES ('00000000-0000-0000-0000-0000000000ff', gen_random_uuid(), 'a b', '{}')";
+    fixture.sql.batch_execute(bad).await.unwrap();
+    fixture.holds(3).await;
+    let new = format!("{}_NEW", fixture.stream_name());
+    fixture
+        .walrelay(&["move", "--yes", "--to-stream", &new])
+        .await
+        .success();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let relay = fixture.run();
+    age(&fixture).await;
+    // It is open, in the new stream as in the old one.
+    let kept = fixture.walrelay(&PRUNE).await.success();
+    assert!(kept.stdout.contains("1 rows stay"), "{}", kept.stdout);
+    assert_eq!(rows(&fixture).await, 1);
+    let mend = "UPDATE outbox_events SET event_type = 'ab' WHERE event_type = 'a b'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    fixture
+        .walrelay(&["dead-letters", "retry", "--all"])
+        .await
+        .success();
+    fixture.walrelay(&["verify"]).await.success();
+    fixture.walrelay(&PRUNE).await.success();
+    assert_eq!(rows(&fixture).await, 0);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_without_an_id_is_closed_behind_a_move_as_printed() {
+    let mut fixture = Fixture::bare().await;
+    let table = "CREATE TABLE outbox_events (id uuid, aggregate_id uuid NOT NULL, event_type text NOT NULL,
+                 event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    fixture.insert(1, 2).await;
+    let bad = "INSERT INTO outbox_events (aggregate_id, event_type, payload_json) VALUES (gen_random_uuid(), 'ab', '{}')";
+    fixture.sql.batch_execute(bad).await.unwrap();
+    fixture.holds(3).await;
+    age(&fixture).await;
+    let new = format!("{}_NEW", fixture.stream_name());
+    fixture
+        .walrelay(&["move", "--yes", "--to-stream", &new])
+        .await
+        .success();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let relay = fixture.run();
+    let refused = fixture.walrelay(&PRUNE).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let (_, remedy) = refused
+        .stderr
+        .split_once("walrelay dead-letters retry ")
+        .expect("a remedy");
+    let position = remedy.split([' ', ',', '\n']).next().unwrap();
+    let discard = ["dead-letters", "discard", position, "--reason", "a test"];
+    fixture.walrelay(&discard).await.success();
+    fixture.walrelay(&PRUNE).await.success();
+    let left = fixture.sql.query_one(
+        "SELECT count(*) FROM outbox_events WHERE id IS NOT NULL",
+        &[],
+    );
+    assert_eq!(left.await.unwrap().get::<_, i64>(0), 0, "{}", uuid(1));
+    relay.stop().await;
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use crate::cli::dead_letters::letters::Letters;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
+use crate::pipeline::record::telling;
 use crate::postgres::client::Client;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_records;
@@ -19,7 +20,8 @@ use crate::relay::lane_records;
 pub(super) struct Kept(HashSet<String>);
 
 impl Kept {
-    /// Reads them from the streams of the table's lanes and of every other lane of the same database.
+    /// Reads them from the streams of the table's lanes and of every other lane of the same database; of one that was moved, from the
+    /// one that it lives in.
     ///
     /// # Errors
     /// A stream cannot be read, or a letter does not tell its row.
@@ -32,7 +34,7 @@ impl Kept {
         for lane in own {
             kept.take(lane).await?;
         }
-        for other in lane_records::of_database(nats, client).await? {
+        for other in telling(lane_records::of_database(nats, client).await?) {
             let is_own =
                 |lane: &LaneClient| other.slot == lane.slot() && other.stream == lane.stream_name();
             if own.iter().any(is_own) {

@@ -17,6 +17,7 @@ use crate::nats::stream;
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, parse_header,
 };
+use crate::pipeline::record::telling;
 use crate::postgres::client::Client;
 use crate::relay::lane_records;
 use crate::relay::settings::Settings;
@@ -43,10 +44,8 @@ pub(super) async fn of(
     let is_changed = records
         .iter()
         .any(|record| record.switched_lsn.is_some() || record.retired);
-    let others = records
-        .into_iter()
-        // What has moved is in its new stream too.
-        .filter(|record| record.slot != settings.postgres.slot && record.moved.is_none());
+    let others = telling(records).into_iter();
+    let others = others.filter(|record| record.slot != settings.postgres.slot);
     let mut streams = BTreeMap::<String, BTreeSet<String>>::new();
     for record in others.filter(|_| is_changed) {
         let slots = streams.entry(record.stream).or_default();
