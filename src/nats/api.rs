@@ -323,6 +323,8 @@ pub struct StreamState {
     pub bytes: u64,
     /// Sequence of the oldest message; `last_seq + 1` where there is none.
     pub first_seq: u64,
+    /// When that was stored.
+    pub(crate) first_ts: Option<String>,
     /// Last sequence ever given, whether or not that message is still there.
     pub last_seq: u64,
     /// Messages removed between the first and the last.

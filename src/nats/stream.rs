@@ -18,6 +18,7 @@ use super::denial::Denial;
 use super::protocol::ServerVersion;
 
 mod fit;
+pub mod limits;
 pub mod standing;
 mod taken;
 mod transform;
@@ -364,6 +365,13 @@ pub(crate) fn lane_lease_subject(stream: &str, slot: &str) -> String {
 #[must_use]
 pub(crate) fn lane_settled_subject(stream: &str, slot: &str) -> String {
     format!("{}.settled", lane_record_subject(stream, slot))
+}
+
+/// The subject of a lane's open dead letters as its relay last saw them, in the same stream:
+/// `walrelay.lane.<stream>.<slot>.letters`.
+#[must_use]
+pub(crate) fn lane_letters_subject(stream: &str, slot: &str) -> String {
+    format!("{}.letters", lane_record_subject(stream, slot))
 }
 
 #[cfg(test)]

@@ -1,5 +1,8 @@
 //! What `doctor` says of NATS, typed as it is printed.
 
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use walrelay::local::LocalNatsCluster;
 
 use crate::lane::{by_hand, jetstream, move_to_cluster, stream_of};
@@ -38,6 +41,79 @@ async fn what_doctor_says_of_rows_that_are_large() {
     let raised = format!("max_payload: {}", number(&remedy, "set max_payload: "));
     fixture.own_servers().nats.reload(raised).await.unwrap();
     assert_eq!(mend(&fixture, "message-size").await, None);
+}
+
+/// A stream that removes what the hold-back still needs.
+#[tokio::test]
+async fn what_doctor_says_of_limits_below_the_hold_back() {
+    let mut fixture = Fixture::new().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "180s");
+    assert_eq!(mend(&fixture, "retention").await, None);
+    let mut config = stream_of(&fixture).await.cached_info().config.clone();
+    let name = config.name.clone();
+    let set = |config: &mut Config, flag: &str, limit: u64| match flag {
+        "--max-age" => config.max_age = Duration::from_secs(limit),
+        "--max-msgs" => config.max_messages = limit.cast_signed(),
+        _ => config.max_bytes = limit.cast_signed(),
+    };
+    for (flag, limit) in [("--max-age", 60), ("--max-msgs", 5), ("--max-bytes", 2_000)] {
+        set(&mut config, flag, limit);
+        jetstream(&fixture).update_stream(&config).await.unwrap();
+        let remedy = mend(&fixture, "retention").await.expect(flag);
+        let edit = format!("nats stream edit {name} {flag}=");
+        set(&mut config, flag, number(&remedy, &edit));
+        jetstream(&fixture).update_stream(&config).await.unwrap();
+        assert_eq!(mend(&fixture, "retention").await, None);
+    }
+}
+
+/// Subjects that another stream has, before setup makes anything.
+#[tokio::test]
+async fn what_doctor_says_of_a_stream_that_has_the_subjects() {
+    let fixture = Fixture::bare().await;
+    let subjects = [format!("{}.>", fixture.name)];
+    let other = by_hand(&format!("OTHER_{}", fixture.name), &subjects, 1);
+    jetstream(&fixture).create_stream(&other).await.unwrap();
+    let said = fixture.walrelay(&["doctor"]).await.stdout;
+    let taken = format!("stream {} already takes {}", other.name, subjects[0]);
+    assert!(said.contains(&taken), "{said}");
+    jetstream(&fixture)
+        .delete_stream(&other.name)
+        .await
+        .unwrap();
+    let said = fixture.walrelay(&["doctor"]).await.stdout;
+    assert!(!said.contains("already takes"), "{said}");
+}
+
+/// A stream that takes nothing more, since its limit was set below what it has.
+#[tokio::test]
+async fn what_doctor_says_of_a_stream_that_is_fuller_than_its_limit() {
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
+    fixture.insert(1, 500).await;
+    fixture.holds(500).await;
+    let mut config = stream_of(&fixture).await.cached_info().config.clone();
+    config.discard = DiscardPolicy::New;
+    let mut total = 500;
+    for by_bytes in [true, false] {
+        let limit = if by_bytes {
+            "--max-bytes="
+        } else {
+            "--max-msgs="
+        };
+        let edit = format!("nats stream edit {} {limit}", config.name);
+        (config.max_bytes, config.max_messages) = if by_bytes { (2_000, -1) } else { (-1, 10) };
+        jetstream(&fixture).update_stream(&config).await.unwrap();
+        let remedy = mend(&fixture, "storage-limit").await.expect("it is full");
+        let wide = i64::try_from(number(&remedy, &edit)).unwrap();
+        (config.max_bytes, config.max_messages) = if by_bytes { (wide, -1) } else { (-1, wide) };
+        jetstream(&fixture).update_stream(&config).await.unwrap();
+        assert_eq!(mend(&fixture, "storage-limit").await, None);
+        fixture.insert(total + 1, total + 50).await;
+        total += 50;
+        fixture.holds(total).await;
+    }
+    relay.stop().await;
 }
 
 /// What an account may store, and how many streams it may have.

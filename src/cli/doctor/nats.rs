@@ -2,11 +2,13 @@
 //!
 //! In: the settings. Out: half of the report. Guarantee: reads only.
 
+use std::time::Duration;
+
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
 use crate::nats::admin::Admin;
-use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan};
+use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan, StreamSettings, limits};
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
@@ -47,9 +49,18 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
                 info.config.num_replicas,
                 info.config.storage
             ));
+            let now = info.ts.as_deref().and_then(seconds);
+            let first = info.state.first_ts.as_deref().and_then(seconds);
+            let reach = now.zip(first).map(|(now, first)| now - first);
+            let reach = reach.and_then(|reach| Duration::try_from_secs_f64(reach).ok());
             report.of_stream(&wanted.name, findings);
+            let removed = limits::below(&info, settings.relay.hold_back, reach);
+            report.of_stream(&wanted.name, removed);
         }
-        Ok(StreamPlan::Create(_)) => report.missing(&wanted.name),
+        Ok(StreamPlan::Create(_)) => {
+            report.missing(&wanted.name);
+            report.taken(&client, &wanted).await;
+        }
     }
     match stream::plan_lane_records(&client, 1).await? {
         StreamPlan::Exists { findings, .. } => {
@@ -93,6 +104,17 @@ impl Report {
             what: format!("stream {name}: {}", found.what),
             ..found
         }));
+    }
+
+    /// Subjects that another stream has, so that setup could not make this one.
+    async fn taken(&mut self, client: &Admin, wanted: &StreamSettings) {
+        match stream::taken(client, wanted).await {
+            Ok(found) => self.findings.extend(found.into_iter().map(Found::from)),
+            Err(error) => self.not_seen.push(format!(
+                "NATS: whether another stream has the subjects: {}",
+                message(&error.into())
+            )),
+        }
     }
 
     /// A relay of another version than this command.

@@ -107,7 +107,8 @@ fn fills(info: &StreamInfo) -> Vec<StreamFinding> {
         let message = format!(
             "it has {used} of {limit} {what} and refuses new events when it is full (discard new): then the relay waits"
         );
-        let flags = format!("{flag}={}", limit.saturating_mul(2));
+        // One that was lowered afterwards has more than its limit.
+        let flags = format!("{flag}={}", limit.max(used).saturating_mul(2));
         Some(warn(info, STORAGE_LIMIT, message, Some(&flags)))
     });
     near.collect()
@@ -266,6 +267,19 @@ mod tests {
         assert_eq!(with("new", 799), Vec::<&str>::new());
         assert_eq!(with("new", 800), [STORAGE_LIMIT]);
         assert_eq!(with("old", 1000), Vec::<&str>::new());
+    }
+
+    #[test]
+    fn the_limit_that_is_proposed_has_room_beside_what_is_stored() {
+        let text = r#"{"created":"c","config":{"name":"S","discard":"new","max_bytes":2000,"max_msgs":10},
+            "state":{"bytes":8998714,"messages":5000}}"#;
+        let found = findings(&info(text)).into_iter();
+        let commands: Vec<_> = found.filter_map(|found| found.command).collect();
+        let edit = |flag: &str| format!("nats stream edit S {flag}");
+        assert_eq!(
+            commands,
+            [edit("--max-bytes=17997428"), edit("--max-msgs=10000")]
+        );
     }
 
     #[test]
