@@ -238,6 +238,19 @@ pub struct Carrier {
 }
 
 impl Carrier {
+    /// Whether `now` is the same where the publication has got another name: a name is part of its row, of which the identity has the
+    /// transaction that wrote it.
+    pub(crate) fn is_same_but_for_a_name(&self, now: &Carrier) -> bool {
+        let both = self.further.iter();
+        let mut both = both.filter_map(|(name, before)| Some((before, now.further.get(name)?)));
+        unwritten(&self.identity) == unwritten(&now.identity)
+            && now
+                .rewrites
+                .iter()
+                .all(|found| self.rewrites.contains(found))
+            && both.all(|(before, now)| before.is_same_but_for_a_name(now))
+    }
+
     /// What a person must hear when `now` is found where `self` was before.
     pub fn change(&self, now: &Carrier) -> Option<String> {
         // A partition that is gone takes its rewrites along; only a new one says something.
@@ -271,6 +284,13 @@ impl Carrier {
             self.seen_lsn, now.seen_lsn
         ))
     }
+}
+
+/// An identity without the transaction that wrote the publication's row: `publication OID/XMIN, …`.
+fn unwritten(identity: &str) -> Option<(&str, &str)> {
+    let (publication, rest) = identity.split_once(", ")?;
+    let (oid, _) = publication.split_once('/')?;
+    Some((oid, rest))
 }
 
 impl LaneRecord {

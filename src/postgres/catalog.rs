@@ -27,6 +27,8 @@ pub struct Inspection {
     pub slot: Option<Slot>,
     /// The publication, if it exists.
     pub publication: Option<Publication>,
+    /// Where it does not: publications that carry inserts of the table, by their names.
+    pub other_publications: Vec<String>,
     /// The table, if it exists.
     pub table: Option<Table>,
     /// What the role may make.
@@ -262,10 +264,16 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
     let rights = rights(client, &all).await?;
     let mut tables = Vec::new();
     for settings in all {
+        let publication = publication(client, &settings.publication, &settings.table).await?;
+        let other_publications = match publication {
+            Some(_) => Vec::new(),
+            None => publications_of(client, &settings.table).await?,
+        };
         tables.push(Inspection {
             server: server.clone(),
             slot: slot.clone(),
-            publication: publication(client, &settings.publication, &settings.table).await?,
+            publication,
+            other_publications,
             table: table(client, &settings.table).await?,
             rights: rights.in_schema(&settings.table.schema),
             carrier: carrier(client, &server, &settings).await?,
@@ -283,6 +291,39 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
         }
     }
     Ok(Inspection { further, ..own })
+}
+
+/// The same without what a lock on a table keeps from being read: server and slot, as if there were neither table nor publication.
+///
+/// # Errors
+/// A failed query.
+pub(crate) async fn inspect_server(
+    client: &Client,
+    settings: &PostgresSettings,
+) -> Result<Inspection, SqlError> {
+    Ok(Inspection {
+        server: server(client).await?,
+        slot: row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?,
+        publication: None,
+        other_publications: Vec::new(),
+        table: None,
+        rights: rights(client, &settings.tables())
+            .await?
+            .in_schema(&settings.table.schema),
+        carrier: None,
+        further: Vec::new(),
+    })
+}
+
+async fn publications_of(client: &Client, table: &TableName) -> Result<Vec<String>, SqlError> {
+    let query = "SELECT array_agg(p.pubname::text ORDER BY p.pubname) FROM pg_catalog.pg_publication p \
+                 WHERE p.pubinsert AND EXISTS (SELECT FROM pg_catalog.pg_publication_tables t \
+                   WHERE t.pubname = p.pubname AND t.schemaname = $1::text AND t.tablename = $2::text)";
+    let row = client
+        .query_one(query, &[&table.schema, &table.table])
+        .await?;
+    let found: Option<Vec<String>> = row.try_get(0)?;
+    Ok(found.unwrap_or_default())
 }
 
 /// What the role may make, and in which schemas.

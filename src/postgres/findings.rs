@@ -16,6 +16,7 @@ pub(super) mod columns;
 mod needs;
 mod proposal;
 mod publication;
+pub(crate) use publication::under_another_name;
 mod server;
 pub(crate) mod shares;
 

@@ -13,7 +13,9 @@ use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::columns::wanted;
-use crate::postgres::findings::{Finding, Kind, Severity, findings, shares, slot_misfit};
+use crate::postgres::findings::{
+    Finding, Kind, Severity, findings, shares, slot_misfit, under_another_name,
+};
 use crate::postgres::health::Prepared;
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
@@ -171,13 +173,17 @@ fn order_refusals(
     // A slot of somebody else's says nothing about this publication, and is refused already.
     let is_ours = |slot: &Slot| slot_misfit(slot, &inspection.server.dbname).is_none();
     if inspection.slot.as_ref().is_some_and(is_ours) && inspection.publication.is_none() {
+        let anew = "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between";
         refuse(
             Kind::SlotMismatch,
             format!(
                 "replication slot \"{}\" is older than the publication would be, and rows from before the publication are never sent",
                 settings.slot
             ),
-            "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between".to_owned(),
+            match under_another_name(inspection, settings) {
+                Some(renamed) => format!("{renamed}. Else {anew}"),
+                None => anew.to_owned(),
+            },
         );
     }
     let holds_what_comes = inspection

@@ -1,6 +1,7 @@
 //! The outbox table is renamed, replaced or altered: which rows are events is told by the WAL alone, each time it is read.
 
 use crate::lane::{holds_events, judge_events, logs_from};
+use crate::remedies::mend;
 use crate::support::{Fixture, Relay, Servers, binaries, insert_sql, options, uuid};
 use uuid::Uuid;
 
@@ -215,6 +216,21 @@ async fn is_renamed(mut fixture: Fixture, peeks: bool) {
         .await
         .unwrap();
     fixture.insert(106, 110).await;
+    // Nothing that is destroyed comes first.
+    let remedy = mend(&fixture, "publication-missing").await;
+    let remedy = remedy.expect("it has another name");
+    let first = format!("publication {renamed} carries the rows of table");
+    assert!(remedy.starts_with(&first), "{remedy}");
+    let typed = format!("give --publication {renamed} or set postgres.publication = \"{renamed}\"");
+    assert!(remedy.contains(&typed), "{remedy}");
+    let setup = fixture.walrelay(&["setup"]).await;
+    assert_eq!(setup.code, Some(1), "{}", setup.stderr);
+    let (_, refused) = setup.stderr.split_once(&first).expect("the same");
+    let teardown = refused.find("walrelay teardown").expect("the other way");
+    assert!(
+        refused.find(&typed).is_some_and(|typed| typed < teardown),
+        "{refused}"
+    );
     fixture.set("WALRELAY_POSTGRES_PUBLICATION", &renamed);
     // What the slot has from under the other name is not missing: nobody is to publish it besides.
     let verified = fixture.walrelay(&["verify", "--json"]).await;
@@ -231,6 +247,8 @@ async fn is_renamed(mut fixture: Fixture, peeks: bool) {
     let mut relay = fixture.run();
     judge_events(&fixture, &events(110)).await;
     relay.logs(&format!("reading on as {renamed}")).await;
+    let alarm = "was changed or made again";
+    assert!(!relay.log().contains(alarm), "{}", relay.log());
     // Killed: the record knows both names.
     relay.kill();
     fixture.insert(111, 112).await;

@@ -54,11 +54,15 @@ impl Opening<'_> {
         } = self.decided();
         let mut warnings = Vec::new();
         warnings.extend(view.removed_end(self.known.stream));
-        let carried = view.stored.record.as_ref();
-        let carried = carried.and_then(|record| record.carrier.as_ref());
+        let before = view.stored.record.as_ref();
+        let carried = before.and_then(|record| record.carrier.as_ref());
+        let name_before = before.and_then(|record| record.publications.last());
+        let is_renamed = (name_before.zip(epoch.publications.last()))
+            .is_some_and(|(before, now)| before.oid == now.oid && before.name != now.name);
         warnings.extend(
             carried
                 .zip(epoch.carrier.as_ref())
+                .filter(|(before, now)| !is_renamed || !before.is_same_but_for_a_name(now))
                 .and_then(|(before, now)| before.change(now)),
         );
         let View { stream, stored, .. } = view;

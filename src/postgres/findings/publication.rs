@@ -18,8 +18,11 @@ pub(super) fn publication(
     let Some(publication) = &inspection.publication else {
         found.push(refuse(
             Kind::PublicationMissing,
-            format!("there is no publication {name} in database {}", inspection.server.dbname),
-            "run walrelay setup; rows that committed before are never sent, and where there are any the relay says how to go on",
+            format!(
+                "there is no publication {name} in database {}",
+                inspection.server.dbname
+            ),
+            missing(inspection, settings),
         ));
         return;
     };
@@ -68,6 +71,38 @@ pub(super) fn publication(
         }
         None => row_filter(table, inspection.row_filter(), settings, found),
     }
+}
+
+/// What to do where there is no publication of that name.
+fn missing(inspection: &Inspection, settings: &PostgresSettings) -> String {
+    let anew = "run walrelay setup; rows that committed before it are never sent, and where there are any the relay says how to go on";
+    match under_another_name(inspection, settings) {
+        Some(renamed) => format!("{renamed}. Else {anew}"),
+        None => anew.to_owned(),
+    }
+}
+
+/// What to do where the publication may only have got another name: rows that committed under the old one are sent too.
+pub(crate) fn under_another_name(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+) -> Option<String> {
+    // Of shares each has its own, by the lane's name.
+    if settings.share.is_some() {
+        return None;
+    }
+    let others = &inspection.other_publications;
+    let first = others.first()?;
+    let quoted: Vec<String> = others.iter().map(|name| quote_identifier(name)).collect();
+    Some(format!(
+        "{} of table {}: where it is this lane's under another name, give --publication {first} or set postgres.publication = \
+         \"{first}\", which loses nothing",
+        match &quoted[..] {
+            [one] => format!("publication {one} carries the rows"),
+            _ => format!("publications {} carry the rows", quoted.join(", ")),
+        },
+        settings.table
+    ))
 }
 
 fn published_columns(
