@@ -51,6 +51,7 @@ pub mod health;
 pub(crate) mod id_column;
 #[cfg(feature = "cli")]
 pub(crate) mod id_name;
+pub mod locks;
 #[cfg(feature = "cli")]
 pub mod logical_slots;
 #[cfg(feature = "cli")]

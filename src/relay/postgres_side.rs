@@ -16,6 +16,7 @@ use crate::postgres::division::Division;
 use crate::postgres::encoding;
 use crate::postgres::error::ReplicationError;
 use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::locks::{self, Inspected};
 use crate::postgres::processes::{self, Process};
 use crate::postgres::publications::publication_names;
 use crate::postgres::replication::SystemIdentity;
@@ -71,7 +72,13 @@ impl PostgresSide {
         let sql = client::connect(conninfo)
             .await
             .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
-        let inspection = catalog::inspect(&sql, &settings.postgres).await?;
+        let inspection = match locks::inspect(&sql, &settings.postgres).await? {
+            Inspected::Seen(inspection) => *inspection,
+            Inspected::Locked(locked) => {
+                let text = format!("{locked}; {}", locked.mend());
+                return Err(OpenError::Fault(Fault::Postgres(text)));
+            }
+        };
         board.looked(
             inspection.server.current_lsn,
             inspection.confirmed_lsn(),

@@ -427,6 +427,45 @@ async fn a_catalog_that_is_out_of_sight_is_told() {
     relay.stop().await;
 }
 
+/// At its start nothing can be looked at, and who is in the way is told, with what ends it.
+#[tokio::test]
+async fn a_lock_that_keeps_a_relay_from_its_start_is_told_with_its_holder() {
+    let mut fixture = Fixture::new().await;
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listen = port.local_addr().unwrap().to_string();
+    drop(port);
+    fixture.set("WALRELAY_HTTP_LISTEN", listen);
+    fixture.insert(1, 10).await;
+    let holder = fixture.connect().await;
+    holder
+        .batch_execute("BEGIN; LOCK TABLE outbox_events")
+        .await
+        .unwrap();
+    let pid: i32 = holder
+        .query_one("SELECT pg_backend_pid()", &[])
+        .await
+        .unwrap()
+        .get(0);
+    let mut relay = fixture.run();
+    let told = format!("is locked (ACCESS EXCLUSIVE) by process {pid} of Postgres");
+    relay.logs(&told).await;
+    let status = fixture.walrelay(&["status"]).await;
+    assert!(status.stdout.contains(&told), "{status:?}");
+    let doctor = fixture.walrelay(&["doctor", "--json"]).await;
+    assert_eq!(doctor.code, Some(3), "{}", doctor.stdout);
+    let report: serde_json::Value = serde_json::from_str(&doctor.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    let has = |code: &str| findings.iter().find(|finding| finding["code"] == code);
+    // What needs no lock is looked at nevertheless.
+    assert!(has("slot-limit").is_some(), "{report}");
+    let remedy = has("locked").expect("the lock")["mend"].as_str().unwrap();
+    let end = format!("SELECT pg_terminate_backend({pid});");
+    assert!(remedy.ends_with(&end), "{remedy}");
+    fixture.sql.batch_execute(&end).await.unwrap();
+    judge_events(&fixture, &(1..=10).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn a_time_out_for_slots_that_nobody_reads_is_warned_of() {
     let settings = [("idle_replication_slot_timeout", "3min")];

@@ -9,12 +9,14 @@ use anyhow::Context as _;
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
-use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
 use crate::postgres::findings::{Kind, findings};
 use crate::postgres::health::{self, Health};
+use crate::postgres::locks::{self, Inspected, Locked};
 use crate::postgres::row_sizes;
+use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::relay::settings::Settings;
@@ -33,7 +35,10 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         .await
         .with_context(|| format!("cannot connect to {}", postgres.conninfo))?;
     let mut report = Report::default();
-    let inspection = inspect(&client, postgres).await?;
+    let inspection = match locks::inspect(&client, postgres).await? {
+        Inspected::Seen(inspection) => *inspection,
+        Inspected::Locked(locked) => return beside_lock(&client, postgres, &locked).await,
+    };
     report.looked_at.push(server_line(&inspection));
     if inspection.server.version_num >= ROW_FILTERS_SINCE {
         let division = Division::look(&client, postgres).await?;
@@ -66,6 +71,29 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     for (found, table) in inspection.tables().zip(settings.tables()) {
         rows(&client, found, &table, &mut report).await;
     }
+    Ok(report)
+}
+
+/// What can be looked at while a table is locked.
+async fn beside_lock(
+    client: &Client,
+    postgres: &PostgresSettings,
+    locked: &Locked,
+) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    report.warn("locked", locked.to_string(), Some(locked.mend()));
+    let inspection = inspect_server(client, postgres).await?;
+    report.looked_at.push(server_line(&inspection));
+    let asked_s = now_s();
+    let health = health::health(client, postgres).await?;
+    report.clock("Postgres", health.clock_s, asked_s);
+    // At no rate of the WAL: the time for it went to the wait for the lock.
+    let later = health::findings(&inspection, &health, postgres, 0.0);
+    report.findings.extend(later.into_iter().map(Found::from));
+    report.not_seen.push(format!(
+        "Postgres: publication, table and rights at {}, which is locked",
+        postgres.table
+    ));
     Ok(report)
 }
 
