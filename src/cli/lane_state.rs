@@ -2,6 +2,8 @@
 //!
 //! In: an inspection of Postgres, the lane record. Out: a [`LaneState`]. Guarantee: pure; what was not seen is not called well.
 
+use std::net::SocketAddr;
+
 use serde::Serialize;
 
 use crate::pipeline::record::Moved;
@@ -29,6 +31,8 @@ pub(super) enum Standing {
     Stopped,
     /// Nobody reads the slot, and NATS could not be asked why.
     Unknown,
+    /// The relay's process is there and does not answer, whoever has the slot.
+    NotAnswering,
 }
 
 /// What is known of the lane; the names are the JSON keys.
@@ -126,6 +130,25 @@ impl LaneState {
         }
     }
 
+    /// Takes over that a relay's process takes connections at this address and answers none.
+    pub(super) fn take_mute(&mut self, address: SocketAddr) {
+        let slot = match (self.state, self.active_pid) {
+            (Standing::Stopped | Standing::Unknown, _) => "nobody reads the slot".to_owned(),
+            (Standing::Running, Some(pid)) => format!("process {pid} of Postgres holds the slot"),
+            _ => return,
+        };
+        self.state = Standing::NotAnswering;
+        self.reason = Some(format!(
+            "what listens at {address} does not answer, and {slot}: the relay's process is there and stands still, such as by \
+                 SIGSTOP, a debugger or for want of memory"
+        ));
+        self.remedy = Some(format!(
+            "find it with ss -ltnp 'sport = :{}' and let it go on with kill -CONT PID, or end it with kill -KILL PID and start it \
+                 again: nothing is lost by that",
+            address.port()
+        ));
+    }
+
     /// Whether what was seen tells the state.
     pub(super) fn is_known(&self) -> bool {
         self.state != Standing::Unknown
@@ -149,6 +172,7 @@ impl LaneState {
                 format!("halted{at}: {reason}")
             }
             Standing::Stopped => "stopped: nobody reads the slot".to_owned(),
+            Standing::NotAnswering => format!("not answering: {reason}"),
             Standing::Unknown => {
                 "nobody reads the slot; whether a relay has halted could not be seen".to_owned()
             }

@@ -49,8 +49,8 @@ tell: running elsewhere, stopped, halted (why, and what to do), or the slot is l
 
 --watch ends with 0.
 
-Exit code 0: a relay is streaming. 1: it is not, or cannot see the catalog, or none answers. 3:
-none answers, and Postgres or NATS could not be asked why.";
+Exit code 0: a relay is streaming, or stands by for one that is. 1: it does neither, or cannot see
+the catalog, or none answers. 3: none answers, and Postgres or NATS could not be asked why.";
 
 /// Show what the relay is doing.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -154,16 +154,17 @@ async fn look(settings: &Settings, http: &HttpSettings) -> Look {
             notes: Vec::new(),
         },
         Err(error) => {
+            let mute = error.downcast_ref::<Mute>().map(|mute| mute.0);
             let why = super::exit::message(&error);
-            without_relay(settings, format!("no relay answers: {why}")).await
+            without_relay(settings, format!("no relay answers: {why}"), mute).await
         }
     }
 }
 
 /// What slot, stream and lane record tell.
-async fn without_relay(settings: &Settings, why: String) -> Look {
+async fn without_relay(settings: &Settings, why: String, mute: Option<SocketAddr>) -> Look {
     let (looked, bulk_work) = tokio::join!(position::look(settings), bulk_work(settings));
-    let (positions, unseen) = match looked {
+    let (mut positions, unseen) = match looked {
         Ok((positions, unseen)) => (Some(positions), unseen),
         Err(error) => (None, Some(error)),
     };
@@ -175,6 +176,9 @@ async fn without_relay(settings: &Settings, why: String) -> Look {
             super::exit::message(error)
         )),
     };
+    if let (Some(positions), Some(address)) = (&mut positions, mute) {
+        positions.lane.take_mute(address);
+    }
     let told = positions.as_ref().map(|positions| &positions.lane);
     let is_known = told.is_some_and(LaneState::is_known);
     let error = |unseen| format!("error: {}", super::exit::message(unseen));
@@ -205,7 +209,7 @@ async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> 
     let address = reachable(listen);
     let body = tokio::time::timeout(ANSWER_TIMEOUT, get(&address.to_string(), STATUS_PATH))
         .await
-        .map_err(|_| anyhow!("no answer from {address} within {ANSWER_TIMEOUT:?}"))?
+        .map_err(|_| Mute(address))?
         .with_context(|| format!("{address}"))?;
     let lanes: Lanes = serde_json::from_slice(&body)
         .with_context(|| format!("what answers at {address} is not walrelay"))?;
@@ -226,6 +230,11 @@ async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> 
     })
 }
 
+/// Nothing refuses the connection, and nothing answers.
+#[derive(Debug, thiserror::Error)]
+#[error("no answer from {0} within {ANSWER_TIMEOUT:?}")]
+struct Mute(SocketAddr);
+
 /// A listener on all addresses is reached on the loopback one.
 fn reachable(listen: SocketAddr) -> SocketAddr {
     let ip = match listen.ip() {
@@ -237,7 +246,6 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 }
 
 fn text(status: &Status) -> String {
-    let lsn = |lsn: u64| PgLsn::from(lsn).to_string();
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let marks = status.marks;
     let lines = [
@@ -256,22 +264,22 @@ fn text(status: &Status) -> String {
         ),
         ("publishes by", or_dash(&status.mode)),
         ("last event", or_dash(&status.position)),
-        ("server", lsn(status.server_lsn)),
+        ("server", server(status)),
         (
             "received",
             format!(
-                "{} ({} behind{})",
+                "{} ({}{})",
                 lsn(marks.received_lsn),
-                bytes(status.received_lag_bytes()),
+                behind(status.received_lag_bytes()),
                 behind_for(status.received_lag_seconds)
             ),
         ),
         (
             "acknowledged",
             format!(
-                "{} ({} behind{})",
+                "{} ({}{})",
                 lsn(marks.acknowledged_lsn),
-                bytes(status.lag_bytes()),
+                behind(status.lag_bytes()),
                 behind_for(status.lag_seconds)
             ),
         ),
@@ -303,10 +311,36 @@ fn text(status: &Status) -> String {
     lines.map(line).join("\n")
 }
 
-fn behind_for(seconds: u64) -> String {
+/// The server's end, and when that was, where it is no more than a look from some time ago.
+fn server(status: &Status) -> String {
+    let end = lsn(status.server_lsn);
+    match status.looked_at {
+        Some(at) if !status.lag_known => {
+            format!("{end} as of {}", at.format("%Y-%m-%d %H:%M:%S UTC"))
+        }
+        _ => end,
+    }
+}
+
+/// `-` where nobody has seen it yet.
+fn lsn(lsn: u64) -> String {
+    match lsn {
+        0 => "-".to_owned(),
+        lsn => PgLsn::from(lsn).to_string(),
+    }
+}
+
+fn behind(bytes_behind: Option<u64>) -> String {
+    match bytes_behind {
+        Some(count) => format!("{} behind", bytes(Some(count))),
+        None => "not known how far behind".to_owned(),
+    }
+}
+
+fn behind_for(seconds: Option<u64>) -> String {
     match seconds {
-        0 => String::new(),
-        seconds => format!(", for {seconds} s"),
+        None | Some(0) => String::new(),
+        Some(seconds) => format!(", for {seconds} s"),
     }
 }
 
@@ -361,6 +395,6 @@ fn state(status: &Status) -> String {
     )
 }
 
-fn bytes(count: u64) -> String {
-    crate::ops::bytes(count)
+fn bytes(count: Option<u64>) -> String {
+    count.map_or_else(|| "-".to_owned(), crate::ops::bytes)
 }

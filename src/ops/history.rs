@@ -56,7 +56,7 @@ pub(super) struct Past {
 impl Past {
     /// Takes note of what the lane does now.
     fn look(&mut self, status: &Status) {
-        self.lag_seconds = self.lag_seconds.max(status.lag_seconds);
+        self.lag_seconds = self.lag_seconds.max(status.lag_seconds.unwrap_or(0));
         let has_changed = self.since != status.since || self.changes.is_empty();
         let last = self.changes.front();
         if has_changed || last.is_some_and(|last| last.reason != status.reason) {
@@ -142,7 +142,7 @@ mod tests {
 
     fn status(acknowledged: u64, lag_seconds: u64) -> Status {
         let mut status = Status {
-            lag_seconds,
+            lag_seconds: Some(lag_seconds),
             ..Status::default()
         };
         status.totals.acknowledged = acknowledged;

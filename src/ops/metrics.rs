@@ -170,38 +170,43 @@ fn progress(out: &mut Families, status: &Status) {
             "End of the WAL that Postgres may forget",
             marks.confirmed_lsn,
         ),
+    ] {
+        out.one(name, Kind::Gauge, help, value);
+    }
+    // Absent where it is not known.
+    for (name, help, value) in [
         (
             "walrelay_received_lag_bytes",
-            "WAL of the server that has not arrived",
+            "WAL of the server that has not arrived; absent while it is not known",
             status.received_lag_bytes(),
         ),
         (
             "walrelay_lag_bytes",
-            "WAL of the server that is not yet acknowledged",
+            "WAL of the server that is not yet acknowledged; absent while it is not known",
             status.lag_bytes(),
         ),
         (
             "walrelay_held_back_bytes",
-            "WAL acknowledged and not yet confirmed",
+            "WAL acknowledged and not yet confirmed; absent while it is not known",
             status.held_back_bytes(),
         ),
         (
             "walrelay_received_lag_seconds",
-            "For how long there has been WAL of the server that has not arrived",
+            "For how long there has been WAL of the server that has not arrived; absent while it is not known",
             status.received_lag_seconds,
         ),
         (
             "walrelay_lag_seconds",
-            "For how long there has been WAL of the server that is not yet acknowledged",
+            "For how long there has been WAL of the server that is not yet acknowledged; absent while it is not known",
             status.lag_seconds,
         ),
         (
             "walrelay_confirmed_lag_seconds",
-            "For how long there has been WAL of the server that is not yet confirmed: about the hold-back",
+            "For how long there has been WAL of the server that is not yet confirmed: about the hold-back; absent while it is not known",
             status.confirmed_lag_seconds,
         ),
     ] {
-        out.one(name, Kind::Gauge, help, value);
+        out.known(name, help, value);
     }
 }
 
@@ -402,8 +407,8 @@ mod tests {
             "walrelay_epochs_total{relay=\"orders\",cause=\"start\"} 1",
             "walrelay_epochs_total{relay=\"orders\",cause=\"ack-timeout\"} 1",
             "walrelay_reconnects_total{relay=\"orders\",side=\"nats\",reason=\"ack-timeout\"} 1",
-            "# TYPE walrelay_lag_bytes gauge",
-            "walrelay_lag_seconds{relay=\"orders\"} 0",
+            "# TYPE walrelay_server_lsn_bytes gauge",
+            "walrelay_acknowledged_lsn_bytes{relay=\"orders\"} 0",
             "walrelay_slot_wal_status{relay=\"orders\",status=\"lost\"} 0",
             "walrelay_in_flight_messages{relay=\"orders\"} 0",
             "# TYPE walrelay_transactions_total counter",

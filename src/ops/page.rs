@@ -154,7 +154,7 @@ fn cards(status: &Status) -> String {
         ("acknowledged", grouped(status.totals.acknowledged)),
         ("in flight", grouped(status.marks.in_flight)),
         ("lag", lag(status)),
-        ("held back", bytes(status.held_back_bytes())),
+        ("held back", known_bytes(status.held_back_bytes())),
         ("open dead letters", open),
     ];
     cards
@@ -302,10 +302,15 @@ fn grouped(number: u64) -> String {
 }
 
 /// In bytes, and in seconds where there are any.
+fn known_bytes(count: Option<u64>) -> String {
+    count.map_or_else(|| "-".to_owned(), bytes)
+}
+
 fn lag(status: &Status) -> String {
+    let behind = known_bytes(status.lag_bytes());
     match status.lag_seconds {
-        0 => bytes(status.lag_bytes()),
-        seconds => format!("{}, {seconds} s", bytes(status.lag_bytes())),
+        None | Some(0) => behind,
+        Some(seconds) => format!("{behind}, {seconds} s"),
     }
 }
 

@@ -30,6 +30,9 @@ const FAULTS_MAX: usize = 5;
 /// The rate is the mean of at least so long.
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Looks come each five seconds, and may take ten.
+const LOOK_IS_FRESH: Duration = Duration::from_secs(15);
+
 #[derive(Debug)]
 struct Sample {
     at: Instant,
@@ -48,6 +51,8 @@ struct Inner {
     /// All below was acknowledged, in whichever epoch.
     acknowledged_lsn: u64,
     server_clock: Option<ServerClock>,
+    /// When the server was looked at, and has not gone since.
+    looked: Option<Instant>,
     /// Why the next epoch begins.
     cause: &'static str,
     room: RoomWatch,
@@ -152,6 +157,7 @@ impl Board {
                 lag: Lag::default(),
                 acknowledged_lsn: 0,
                 server_clock: None,
+                looked: None,
                 cause: "start",
                 room: RoomWatch::default(),
                 letters: Vec::new(),
@@ -187,8 +193,16 @@ impl Board {
         let inner = self.lock();
         let mut status = inner.status.clone();
         let now_us = inner.since_began_us(Instant::now());
-        let age = |lsn: u64| inner.lag.age(lsn, now_us).as_secs();
-        status.received_lag_seconds = age(inner.acknowledged_lsn.max(status.marks.received_lsn));
+        status.lag_known = inner
+            .looked
+            .is_some_and(|looked| looked.elapsed() < LOOK_IS_FRESH);
+        // What is behind for some time still is, and is older by now.
+        let age = |lsn: u64| {
+            let age = inner.lag.age(lsn, now_us);
+            (status.lag_known || !age.is_zero()).then_some(age.as_secs())
+        };
+        status.received_lag_seconds = age(inner.acknowledged_lsn.max(status.marks.received_lsn))
+            .filter(|_| status.has_received());
         status.lag_seconds = age(inner.acknowledged_lsn);
         status.confirmed_lag_seconds = age(status.marks.confirmed_lsn);
         #[cfg(feature = "otlp")]
@@ -343,6 +357,8 @@ impl Board {
         }
         inner.status.slot_wal = wal;
         inner.server_clock = Some(clock);
+        inner.looked = Some(clock.at);
+        inner.status.looked_at = Some(Utc::now());
         let ago_us = i64::try_from(clock.at.elapsed().as_micros()).unwrap_or(i64::MAX);
         let ours_us = postgres_clock_us().saturating_sub(ago_us);
         inner.status.clock_offset_us = Some(clock.us.saturating_sub(ours_us));
@@ -363,6 +379,9 @@ impl Board {
         let mut inner = self.change();
         let (side, name) = fault.name();
         inner.cause = name;
+        if side == "postgres" && !matches!(fault, Fault::SlotActive { .. }) {
+            inner.looked = None;
+        }
         let status = &mut inner.status;
         let reasons = status.totals.reconnects.entry(side.to_owned()).or_default();
         *reasons.entry(name.to_owned()).or_default() += 1;
@@ -447,20 +466,51 @@ mod tests {
     fn lag_counts_against_the_servers_end() {
         let board = Board::new("a", "a", "A");
         board.looked(500.into(), Some(300.into()), SlotWal::default(), clock(0));
-        assert_eq!(board.status().lag_bytes(), 200);
+        assert_eq!(board.status().lag_bytes(), Some(200));
         let mut now = marks(1, 1);
         (now.marks.received_lsn, now.marks.acknowledged_lsn) = (450, 400);
         board.report(&now);
-        assert_eq!(board.status().lag_bytes(), 100);
+        assert_eq!(board.status().lag_bytes(), Some(100));
         // Published since the look.
         (now.marks.received_lsn, now.marks.acknowledged_lsn) = (600, 550);
         board.report(&now);
-        assert_eq!(board.status().lag_bytes(), 50);
+        assert_eq!(board.status().lag_bytes(), Some(50));
         assert_eq!(board.status().server_lsn, 600);
         // While the broker is away, the server goes on.
         board.fault(&Fault::Broker("gone".into()));
         board.looked(900.into(), Some(300.into()), SlotWal::default(), clock(0));
-        assert_eq!(board.status().lag_bytes(), 350);
+        assert_eq!(board.status().lag_bytes(), Some(350));
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_nothing() {
+        let board = Board::new("a", "a", "A");
+        let told = || {
+            let status = board.status();
+            (
+                status.lag_bytes(),
+                status.received_lag_bytes(),
+                status.lag_seconds,
+            )
+        };
+        let none = (None, None, None);
+        assert_eq!(told(), none);
+        let look = |end: u64| {
+            let confirmed = Some(500.into());
+            board.looked(end.into(), confirmed, SlotWal::default(), clock(0));
+        };
+        look(500);
+        assert_eq!(told(), (Some(0), Some(0), Some(0)));
+        // From now on the server may go on unseen.
+        board.fault(&Fault::Postgres("gone".into()));
+        assert_eq!(told(), none);
+        look(500);
+        assert_eq!(told(), (Some(0), Some(0), Some(0)));
+        board.fault(&Fault::Broker("gone".into()));
+        assert_eq!(told(), (Some(0), Some(0), Some(0)));
+        look(700);
+        board.fault(&Fault::Postgres("gone".into()));
+        assert_eq!(board.status().lag_bytes(), Some(200));
     }
 
     #[test]
@@ -475,7 +525,7 @@ mod tests {
             })
         };
         board.looked(1_000.into(), Some(100.into()), SlotWal::default(), server);
-        assert!(board.status().lag_seconds < 60);
+        assert!(board.status().lag_seconds.is_some_and(|lag| lag < 60));
         let mut now = marks(0, 0);
         (
             now.marks.received_lsn,
@@ -485,24 +535,30 @@ mod tests {
         now.commits = [commit(110, ago(3_600)), None];
         board.report(&now);
         let status = board.status();
-        assert!((3_600..3_660).contains(&status.lag_seconds), "{status:?}");
         assert!(
-            (3_600..3_660).contains(&status.confirmed_lag_seconds),
+            (3_600..3_660).contains(&status.lag_seconds.expect("known")),
             "{status:?}"
         );
-        assert!(status.received_lag_seconds < 60, "{status:?}");
-        assert_eq!(status.received_lag_bytes(), 500);
+        assert!(
+            (3_600..3_660).contains(&status.confirmed_lag_seconds.expect("known")),
+            "{status:?}"
+        );
+        assert!(
+            status.received_lag_seconds.is_some_and(|lag| lag < 60),
+            "{status:?}"
+        );
+        assert_eq!(status.received_lag_bytes(), Some(500));
         // It goes on counting over an outage, and in the next epoch, which begins at the confirmed place.
         board.fault(&Fault::Broker("gone".into()));
-        assert!(board.status().lag_seconds >= 3_600);
+        assert!(board.status().lag_seconds >= Some(3_600));
         now.marks.acknowledged_lsn = 500;
         now.commits = [None, commit(500, ago(1_800))];
         board.report(&now);
-        assert!(board.status().lag_seconds < 60);
-        assert!(board.status().confirmed_lag_seconds >= 3_600);
+        assert!(board.status().lag_seconds.is_some_and(|lag| lag < 60));
+        assert!(board.status().confirmed_lag_seconds >= Some(3_600));
         now.marks.acknowledged_lsn = 100;
         board.report(&now);
-        assert!(board.status().lag_seconds < 60);
+        assert!(board.status().lag_seconds.is_some_and(|lag| lag < 60));
     }
 
     #[test]

@@ -201,15 +201,19 @@ pub struct Status {
     /// End of the server's WAL at the last look.
     #[serde(with = "lsn_text")]
     pub server_lsn: u64,
+    /// When that look was; none before the first.
+    pub looked_at: Option<DateTime<Utc>>,
+    /// Whether that look is so fresh that nothing beyond it is no lag.
+    pub lag_known: bool,
     /// How far the lane is.
     pub marks: Marks,
-    /// For how long there has been WAL that has not arrived, counted from the process' start on.
-    pub received_lag_seconds: u64,
+    /// For how long there has been WAL that has not arrived, counted from the process' start on; none where that is not known.
+    pub received_lag_seconds: Option<u64>,
     /// For how long there has been WAL that is not acknowledged: from the commit of the oldest transaction that has come, or, of
-    /// what has not come yet, from the process' start on.
-    pub lag_seconds: u64,
-    /// For how long there has been WAL that is not confirmed, as far as this process knows.
-    pub confirmed_lag_seconds: u64,
+    /// what has not come yet, from the process' start on; none where that is not known.
+    pub lag_seconds: Option<u64>,
+    /// For how long there has been WAL that is not confirmed, as far as this process knows; none where that is not known.
+    pub confirmed_lag_seconds: Option<u64>,
     /// How long transactions took from their commit, by the server's clock, to the acknowledgement of their last event.
     pub commit_to_ack: Latencies,
     /// The server's clock against this machine's, in µs; none before it was seen.
@@ -245,24 +249,37 @@ impl Status {
         }
     }
 
-    /// WAL of the server that is not yet acknowledged, received or not, in bytes.
-    pub fn lag_bytes(&self) -> u64 {
+    /// WAL of the server that is not yet acknowledged, received or not, in bytes: so much at least. None where none is known of, and
+    /// the server was not looked at lately.
+    pub fn lag_bytes(&self) -> Option<u64> {
         let marks = self.marks;
         let end = self.server_lsn.max(marks.received_lsn);
-        end.saturating_sub(marks.acknowledged_lsn)
+        self.known(end.saturating_sub(marks.acknowledged_lsn))
     }
 
-    /// WAL of the server that has not arrived, in bytes.
-    pub fn received_lag_bytes(&self) -> u64 {
+    /// WAL of the server that has not arrived, in bytes; as [`Self::lag_bytes`].
+    pub fn received_lag_bytes(&self) -> Option<u64> {
         let marks = self.marks;
         let arrived = marks.received_lsn.max(marks.acknowledged_lsn);
-        self.server_lsn.saturating_sub(arrived)
+        self.known(self.server_lsn.saturating_sub(arrived))
+            .filter(|_| self.has_received())
     }
 
-    /// WAL acknowledged and not yet confirmed, in bytes: what the hold-back keeps.
-    pub fn held_back_bytes(&self) -> u64 {
+    /// WAL acknowledged and not yet confirmed, in bytes: what the hold-back keeps. None before anything is known to be acknowledged.
+    pub fn held_back_bytes(&self) -> Option<u64> {
         let marks = self.marks;
-        marks.acknowledged_lsn.saturating_sub(marks.confirmed_lsn)
+        let held_back = marks.acknowledged_lsn.saturating_sub(marks.confirmed_lsn);
+        (marks.acknowledged_lsn > 0).then_some(held_back)
+    }
+
+    /// What is behind, where it is known; of what is not known nobody can say that it is nothing.
+    fn known(&self, behind: u64) -> Option<u64> {
+        (self.lag_known || behind > 0).then_some(behind)
+    }
+
+    /// One that stands by receives nothing.
+    pub(super) fn has_received(&self) -> bool {
+        self.state != State::Standby
     }
 }
 

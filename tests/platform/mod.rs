@@ -251,6 +251,11 @@ impl Relay {
         assert_eq!(status.code(), Some(0));
     }
 
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.0.id().expect("it runs")).expect("a pid");
+        kill_process(Pid::from_raw(pid).expect("not 0"), signal).expect("signalled");
+    }
+
     pub async fn kill(mut self) {
         self.0.kill().await.expect("killed");
     }

@@ -129,7 +129,9 @@ fn line(status: &Status) -> String {
         status.events_per_second,
         status.marks.in_flight,
         bytes(status.lag_bytes()).replace(' ', ""),
-        status.lag_seconds,
+        status
+            .lag_seconds
+            .map_or_else(|| "-".to_owned(), |lag| lag.to_string()),
     )
 }
 
