@@ -62,6 +62,24 @@ async fn slow_half_open_and_too_many_clients_keep_nobody_from_an_answer_for_long
 }
 
 #[tokio::test]
+async fn clients_that_send_nothing_give_way_to_one_that_asks() {
+    let (_platform, relay, address) = listening().await;
+    let mut silent = Vec::new();
+    for _ in 0..193 {
+        silent.push(TcpStream::connect(address).await.expect("connected"));
+    }
+    assert_eq!(get(address, "/livez").await.expect("alive").0, "200");
+    // The oldest ones had to go, and those before it had not to be waited for.
+    let is_open = |stream: &TcpStream| {
+        let read = stream.try_read(&mut [0]);
+        read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    assert!(is_open(&silent[160]));
+    assert!(!is_open(&silent[0]));
+    relay.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_too_long_or_no_http_is_refused_and_the_next_client_answered() {
     let (_platform, relay, address) = listening().await;
     let long = "x".repeat(1 << 20);
