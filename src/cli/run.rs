@@ -28,10 +28,11 @@ Examples:
                                                   never published comes in any case
   walrelay run --hold-back 0s                     confirm to Postgres at the acknowledgement
 
-SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once. SIGHUP reads the configuration
+SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once with 1. SIGHUP reads the configuration
 again: the log level is taken up, and what takes a restart is named.
 
-Exit code 0: stopped by a signal. 1: something is wrong that waiting does not cure. 2: wrong
+Exit code 0: stopped by a signal. 1: something is wrong that waiting does not cure, or a second
+signal came. 2: wrong
 configuration. 4: halted until a person has looked; the message says at what, and the way on.";
 
 /// Relay committed events from Postgres to the stream.
@@ -81,7 +82,7 @@ pub(super) async fn execute(
     // Served by a task beside the relay's loop, until this function ends.
     let boards: Vec<Board> = lanes.iter().map(|(_, board)| board.clone()).collect();
     let _server = serve(&loaded.http, lanes.clone()).await?;
-    let _supervised = supervisor::tell(boards.clone());
+    let _supervised = supervisor::tell(boards.clone(), shutdown.clone());
     let exporting = telemetry.start(boards)?;
     let ended = relay_lanes(&args, &loaded, lanes, shutdown).await;
     exporting.flush().await;

@@ -2,7 +2,7 @@
 //!
 //! In: `nats.url`'s credentials, `nats.user` and `nats.password`, `nats.token`, `nats.credentials`,
 //! `nats.nkey_seed` with or without `nats.jwt`. Out: one [`Login`]. Guarantee: the way from the highest layer is taken; two
-//! from the same layer are an error, never a guess.
+//! from the same layer are an error, and so is one beside a login in the address, never a guess.
 
 use std::path::PathBuf;
 
@@ -52,7 +52,15 @@ pub(super) fn choose(
     let Some(key) = highest.next() else {
         return Ok(NatsAuth::None.into());
     };
-    if let Some(other) = highest.next() {
+    // Who changes the address for a moment would log in as somebody else.
+    let beside_url = given.get(1).map(|(_, key)| *key);
+    let beside_url = beside_url.filter(|_| given[0].1 == Key::NatsUrl);
+    if let Some(other) = highest.next().or(beside_url) {
+        let key = if beside_url.is_some() {
+            Key::NatsUrl
+        } else {
+            key
+        };
         let describe = |key: Key| match layers.get(key) {
             Some(value) => format!("{} ({})", key.path(), value.source),
             None => key.path(),

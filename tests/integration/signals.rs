@@ -64,6 +64,17 @@ async fn hangup_takes_up_the_log_level_and_names_what_takes_a_restart() {
     fixture.configure("[log]\nlevel = 'warn'\n");
     relay.signal(Signal::HUP);
     relay.logs("log.level is warn").await;
+    // A file that is gone is no configuration of defaults.
+    let file = fixture.configuration();
+    std::fs::rename(&file, file.with_extension("away")).unwrap();
+    relay.signal(Signal::HUP);
+    relay.logs("is gone, and nothing is changed").await;
+    assert!(
+        !relay.log().contains("restart only: log.level"),
+        "{}",
+        relay.log()
+    );
+    std::fs::rename(file.with_extension("away"), &file).unwrap();
     // And back: the next level lets the line through where the one before does not.
     fixture.configure("");
     relay.signal(Signal::HUP);

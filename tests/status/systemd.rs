@@ -56,6 +56,7 @@ async fn systemd_is_told_that_it_is_ready_what_it_waits_for_and_that_it_lives() 
     let told = supervisor.hears(|line| line.contains("waiting: NATS"));
     assert!(told.await.starts_with("STATUS="));
     relay.stop().await;
+    supervisor.hears(|line| line == "STOPPING=1").await;
 }
 
 /// Where there is no systemd, nobody runs the unit.

@@ -21,8 +21,10 @@ pub(super) struct Cutoff {
 
 /// Reads an age such as `7d`.
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|_| format!("{text:?} is not an age such as 7d, 36h or 30min"))
+    // It takes a lone 0.
+    let has_unit = text.contains(|c: char| c.is_ascii_alphabetic());
+    let age = humantime::parse_duration(text).ok().filter(|_| has_unit);
+    age.ok_or_else(|| format!("{text:?} is not an age such as 7d, 36h or 30min"))
 }
 
 impl Cutoff {

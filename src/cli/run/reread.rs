@@ -9,6 +9,13 @@ use crate::config::{Key, Loaded};
 use crate::ops::logs;
 
 pub(super) fn reread(given: &Given, started: &Loaded) {
+    if let Some(file) = started.file.as_ref().filter(|file| !file.exists()) {
+        tracing::error!(
+            "SIGHUP: the configuration file {} is gone, and nothing is changed: put it back, or without it a restart has the defaults",
+            file.display()
+        );
+        return;
+    }
     let now = given.load().and_then(|now| {
         let filter = given.filter(&now)?;
         Ok((now, filter))

@@ -1,4 +1,4 @@
-//! What systemd is told of a running relay (sd_notify(3)): that it is ready, what it does, and that it still turns.
+//! What systemd is told of a running relay (sd_notify(3)): that it is ready, what it does, that it still turns, and that it stops.
 //!
 //! In: the socket and the watchdog's time from the environment, the relays' boards. Out: datagrams, by a task on the relay's
 //! thread. Guarantee: nothing without the socket; a supervisor that does not read costs the relay nothing.
@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::relay::Shutdown;
 use crate::relay::board::Board;
 use crate::relay::status::State;
 
@@ -27,7 +28,7 @@ impl Drop for Supervised {
 }
 
 /// Tells the supervisor where there is one.
-pub(super) fn tell(boards: Vec<Board>) -> Option<Supervised> {
+pub(super) fn tell(boards: Vec<Board>, shutdown: Shutdown) -> Option<Supervised> {
     let socket = env::var("NOTIFY_SOCKET").ok()?;
     let notices = match Notices::to(&socket) {
         Ok(notices) => notices,
@@ -38,7 +39,9 @@ pub(super) fn tell(boards: Vec<Board>) -> Option<Supervised> {
     };
     let variable = |name| env::var(name).ok();
     let watchdog = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
-    Some(Supervised(tokio::spawn(run(notices, watchdog, boards))))
+    Some(Supervised(tokio::spawn(run(
+        notices, watchdog, boards, shutdown,
+    ))))
 }
 
 /// How long the supervisor waits for a sign of life of this process.
@@ -81,15 +84,26 @@ fn address(name: &str) -> io::Result<SocketAddr> {
     SocketAddr::from_pathname(name)
 }
 
-async fn run(notices: Notices, watchdog: Option<Duration>, boards: Vec<Board>) {
+async fn run(
+    notices: Notices,
+    watchdog: Option<Duration>,
+    boards: Vec<Board>,
+    mut shutdown: Shutdown,
+) {
     // Twice in the time that it waits, as sd_watchdog_enabled(3) asks for.
     let pause = watchdog.map_or(LOOK_INTERVAL, |limit| (limit / 2).min(LOOK_INTERVAL));
     let mut looks = interval(pause.max(Duration::from_millis(1)));
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut told = String::new();
-    let mut is_ready = false;
+    let (mut is_ready, mut is_stopping) = (false, false);
     loop {
-        looks.tick().await;
+        tokio::select! {
+            _ = looks.tick() => {}
+            () = shutdown.wait(), if !is_stopping => {
+                is_stopping = true;
+                notices.send("STOPPING=1\n");
+            }
+        }
         let mut does = BTreeSet::new();
         for board in &boards {
             let status = board.status();

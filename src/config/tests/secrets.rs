@@ -197,8 +197,16 @@ fn one_way_to_authenticate() {
             seed: seed.as_str().into()
         }
     );
+    // A login in the address beside another one, in whichever layers.
     let case = case.flag(Key::NatsUrl, "nats://t@h");
-    assert_eq!(auth(&case).unwrap(), NatsAuth::Token("t".into()));
+    assert!(matches!(auth(&case), Err(ConfigError::AuthTwice { .. })));
+    for (name, value) in [("WALRELAY_NATS_TOKEN", "t"), ("WALRELAY_NATS_USER", "u")] {
+        let case = Case::new("[nats]\nurl = 'nats://a:b@h'\npassword = 'p'").env(name, value);
+        let Err(ConfigError::AuthTwice { first, .. }) = auth(&case) else {
+            panic!("{name} beside the address' login");
+        };
+        assert!(first.starts_with("nats.url"), "{first}");
+    }
 
     let with = |name: &str, value: &str| Case::new("").env(name, value);
     let by_seed = with("WALRELAY_NATS_NKEY_SEED", seed_path.to_str().unwrap());

@@ -170,6 +170,11 @@ impl Fixture {
         std::fs::write(&self.config, text).expect("the folder is there");
     }
 
+    /// Where that file is.
+    pub(crate) fn configuration(&self) -> std::path::PathBuf {
+        self.config.clone()
+    }
+
     /// For a test that gives its nats-server a configuration of its own.
     pub(crate) fn without_tls_and_login_of_nats(&mut self) {
         self.unset("WALRELAY_NATS_TLS_CA");
