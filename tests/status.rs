@@ -16,9 +16,11 @@ mod watching;
 
 use platform::Platform;
 use postgres_types::PgLsn;
+use rustix::process::Signal;
 use site::{free_address, get, get_with};
 use std::net::SocketAddr;
 use std::time::Duration;
+use walrelay::local::Mode;
 
 const LIMIT: Duration = Duration::from_secs(180);
 
@@ -230,8 +232,105 @@ async fn open_dead_letters_are_counted_from_the_stream() {
     let json = platform.output(&["status", "--json"]).await.stdout;
     let json: serde_json::Value = serde_json::from_slice(&json).expect("one JSON object");
     assert_eq!(json["relay"]["dead_letters_open"], 2);
+    // What the stream loses nobody has closed.
     let purge = platform.stream().await;
     purge.purge().await.expect("purged");
+    let text = platform.expect(&["dead-letters", "list"], 0).await;
+    assert_eq!(text.matches("    gone  ").count(), 2, "{text}");
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    platform.expect(&discard, 0).await;
     open_is(0).await;
+    relay.stop().await;
+}
+
+/// The server's WAL goes on, or may, and nobody sees it.
+#[tokio::test]
+async fn what_nobody_sees_is_not_told_as_nothing() {
+    let mut platform = Platform::start().await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    let relay = platform.relay();
+    let is_known = |body: &str| {
+        body.contains("walrelay_lag_seconds{relay=\"walrelay\"} 0\n")
+            && body.contains("walrelay_lag_bytes{relay=\"walrelay\"} 0\n")
+    };
+    wait_for(address, "/metrics", |_, body| is_known(body)).await;
+    platform
+        .postgres
+        .stop(Mode::Immediate)
+        .await
+        .expect("stopped");
+    let is_absent = |name: &str, body: &str| !body.contains(&format!("\n{name}{{"));
+    wait_for(address, "/metrics", |_, body| {
+        body.contains("walrelay_streaming{relay=\"walrelay\"} 0\n")
+            && is_absent("walrelay_lag_seconds", body)
+            && is_absent("walrelay_lag_bytes", body)
+            && is_absent("walrelay_received_lag_bytes", body)
+    })
+    .await;
+    let text = platform.expect(&["status"], 1).await;
+    assert!(text.contains(" as of "), "{text}");
+    assert_eq!(
+        text.matches("not known how far behind").count(),
+        2,
+        "{text}"
+    );
+    let json = platform.output(&["status", "--json"]).await.stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("one JSON object");
+    assert_eq!(json["relay"]["lag_seconds"], serde_json::Value::Null);
+    platform.postgres.start_again().await.expect("started");
+    wait_for(address, "/metrics", |_, body| is_known(body)).await;
+    relay.stop().await;
+}
+
+/// One that stands by receives nothing.
+#[tokio::test]
+async fn a_standby_is_not_told_as_up_to_date() {
+    let mut platform = Platform::start().await;
+    let relay = platform.relay();
+    platform.insert(1).await;
+    platform.wait_for(1).await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    let standby = platform.relay();
+    wait_for(address, "/readyz", |_, body| body.starts_with("standby")).await;
+    let text = platform.expect(&["status"], 0).await;
+    assert!(
+        text.contains("received      - (not known how far behind)"),
+        "{text}"
+    );
+    let (_, metrics) = get(address, "/metrics").await.expect("metrics");
+    assert!(
+        !metrics.contains("walrelay_received_lag_bytes{"),
+        "{metrics}"
+    );
+    standby.stop().await;
+    relay.stop().await;
+}
+
+/// It is there, which is another thing than that nobody runs.
+#[tokio::test]
+async fn a_relay_that_stands_still_is_told_as_one_that_does_not_answer() {
+    let mut platform = Platform::start().await;
+    let address = free_address();
+    platform.set("WALRELAY_HTTP_LISTEN", &address.to_string());
+    let relay = platform.relay();
+    wait_for(address, "/readyz", |status, _| status == "200").await;
+    relay.signal(Signal::STOP);
+    let text = platform.expect(&["status"], 1).await;
+    assert!(text.contains("not answering: what listens at"), "{text}");
+    let end = "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots";
+    platform.sql.query(end, &[]).await.expect("ended");
+    let json = platform.output(&["status", "--json"]).await.stdout;
+    let json: serde_json::Value = serde_json::from_slice(&json).expect("one JSON object");
+    let lane = &json["positions"]["lane"];
+    assert_eq!(lane["state"], "not_answering", "{json}");
+    assert!(
+        lane["remedy"]
+            .as_str()
+            .is_some_and(|remedy| remedy.contains("kill -CONT PID"))
+    );
+    relay.signal(Signal::CONT);
+    wait_for(address, "/readyz", |status, _| status == "200").await;
     relay.stop().await;
 }

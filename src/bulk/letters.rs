@@ -30,6 +30,24 @@ pub struct Place {
     pub sequence: u64,
 }
 
+/// A dead letter whose event is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Where it is, or was.
+    pub place: Place,
+    /// What is known of it, where the stream has it no more.
+    pub gone: Option<Gone>,
+}
+
+/// A dead letter that the stream has no more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gone {
+    /// The event's id.
+    pub id: Option<String>,
+    /// The further table of the lane that its row is of.
+    pub table: Option<String>,
+}
+
 /// Other values of columns, for these publications alone.
 pub type Values = BTreeMap<String, String>;
 
@@ -40,7 +58,7 @@ pub type Values = BTreeMap<String, String>;
 pub async fn events(
     settings: &Settings,
     lane: &LaneClient,
-    letters: Vec<Place>,
+    letters: Vec<Wanted>,
     values: Values,
 ) -> anyhow::Result<Source> {
     let (sender, receiver) = mpsc::channel(AHEAD);
@@ -60,7 +78,7 @@ pub async fn events(
     };
     tokio::spawn(async move {
         for letter in letters {
-            let sourced = reader.sourced(letter).await;
+            let sourced = reader.sourced(&letter).await;
             let ends = sourced.is_err();
             let chunk = sourced.map(|sourced| vec![sourced]);
             if sender.send(chunk).await.is_err() || ends {
@@ -111,13 +129,15 @@ impl Reader {
     ///
     /// # Errors
     /// The stream cannot be read: nothing comes of the others either.
-    async fn sourced(&self, letter: Place) -> anyhow::Result<Sourced> {
-        let name = letter.position.to_string();
-        let message = self.lane.message(Lookup::Message(letter.sequence)).await?;
-        let message = message.context("the stream no longer has it");
-        let item = match message {
-            Ok(message) => self.item(letter.position, &message).await,
-            Err(gone) => Err(gone),
+    async fn sourced(&self, letter: &Wanted) -> anyhow::Result<Sourced> {
+        let Place { position, sequence } = letter.place;
+        let name = position.to_string();
+        let item = match &letter.gone {
+            Some(gone) => self.item_of_gone(position, gone).await,
+            None => match self.lane.message(Lookup::Message(sequence)).await? {
+                Some(message) => self.item(position, &message).await,
+                None => Err(anyhow::anyhow!("the stream no longer has it")),
+            },
         };
         Ok(match item {
             Ok(item) => Sourced::Item(item),
@@ -131,8 +151,31 @@ impl Reader {
     async fn item(&self, position: Position, message: &StoredMessage) -> anyhow::Result<Item> {
         let letter: DeadLetter =
             serde_json::from_slice(&message.data).context("it cannot be read")?;
-        let table = message.header_text(TABLE_HEADER);
-        let outbox = (self.tables.iter())
+        let outbox = self.outbox(position, message.header_text(TABLE_HEADER))?;
+        let row = match outbox.in_table(&letter).await? {
+            Some(row) => row,
+            None => outbox.in_letter(&letter, &self.values)?,
+        };
+        self.item_of_row(position, outbox, row)
+    }
+
+    /// Of the row as the table has it: the letter, which had it too, is gone.
+    async fn item_of_gone(&self, position: Position, gone: &Gone) -> anyhow::Result<Item> {
+        let outbox = self.outbox(position, gone.table.as_deref())?;
+        let id = gone.id.as_ref();
+        let id =
+            id.context("the stream no longer has the dead letter, and it did not tell its row")?;
+        let row = outbox.rows.find(id).await?;
+        let row = row.with_context(|| {
+            format!("neither the stream has the dead letter any more nor the table its row {id}")
+        })?;
+        self.item_of_row(position, outbox, row)
+    }
+
+    /// The table of the lane with this name in its header.
+    fn outbox(&self, position: Position, table: Option<&str>) -> anyhow::Result<&Outbox> {
+        let mut tables = self.tables.iter();
+        tables
             .find(|outbox| outbox.mapping.message.table.as_deref() == table)
             .with_context(|| {
                 let table = table.unwrap_or_default();
@@ -140,11 +183,15 @@ impl Reader {
                     "its row is of table {table}, which [[source.tables]] does not name: put an entry with name = {table:?} there, or \
                      walrelay dead-letters discard {position}"
                 )
-            })?;
-        let mut row = match outbox.in_table(&letter).await? {
-            Some(row) => row,
-            None => outbox.in_letter(&letter, &self.values)?,
-        };
+            })
+    }
+
+    fn item_of_row(
+        &self,
+        position: Position,
+        outbox: &Outbox,
+        mut row: RowText,
+    ) -> anyhow::Result<Item> {
         for (name, value) in &self.values {
             row.columns.insert(name.clone(), Some(value.clone()));
         }

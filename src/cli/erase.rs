@@ -27,7 +27,7 @@ use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::open::check_names;
 use crate::relay::settings::Settings;
 
@@ -402,7 +402,32 @@ impl<'a> Erasing<'a> {
                 self.tell_place(lease).await?;
             }
         }
-        messages::erase(self.nats, &found, &mut self.streams[index]).await
+        self.forget_letters(&found, wanted).await?;
+        messages::erase(self.nats, &found, &mut self.streams[index]).await?;
+        // The relay may have looked in between.
+        self.forget_letters(&found, wanted).await
+    }
+
+    /// Takes dead letters that are erased out of what the relay keeps in mind: nobody waits for them.
+    async fn forget_letters(&self, found: &Erased, wanted: &Wanted) -> anyhow::Result<()> {
+        if found.stream() != self.settings.nats.stream {
+            return Ok(());
+        }
+        loop {
+            let Some((mut letters, behind)) = self.lane.letters().await? else {
+                return Ok(());
+            };
+            if !letters
+                .forget(|letter| found.has_letter(letter.sequence) || wanted.is_of_row(letter))
+            {
+                return Ok(());
+            }
+            match self.lane.store_letters(&letters, behind).await {
+                // The relay has looked again.
+                Err(LaneError::Taken) => {}
+                stored => return stored.map(|_| ()).map_err(Into::into),
+            }
+        }
     }
 
     /// Stores a message behind what is to go that tells where the lane is. Without it, nobody could tell whether what is gone

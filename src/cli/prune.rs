@@ -19,6 +19,7 @@ use super::signals::{self, Hangup};
 use super::{progress, stderr, verify};
 use crate::bulk::fence::lives_there;
 use crate::nats::admin::Admin;
+use crate::pipeline::dead_letter::remembered::KEPT_MAX;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
@@ -241,8 +242,30 @@ impl Prune<'_> {
                 rows_of(lane, self.table),
                 lane.nats.stream
             );
+            if found.unjudged > 0 {
+                self.letters_are_known(lane, found.unjudged).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Makes sure that it is known of rows without a message which of them are open dead letters.
+    async fn letters_are_known(&self, lane: &Settings, unjudged: u64) -> anyhow::Result<()> {
+        let (stream, slot) = (&lane.nats.stream, &lane.postgres.slot);
+        let client = LaneClient::new(&self.nats, stream, slot)?;
+        let why_not = match client.letters().await? {
+            Some((letters, _)) if !letters.more => return Ok(()),
+            Some(_) => {
+                format!("there were more open ones than the relay keeps in mind, {KEPT_MAX}")
+            }
+            None => "no relay has noted yet which are open: walrelay run does".to_owned(),
+        };
+        bail!(
+            "unjudged: {unjudged} {} are not in stream {stream}, which may have removed their messages, and nothing tells which of them \
+             were dead letters, whose only trace they would be: {why_not}. walrelay verify --since TIME leaves old ones out; \
+             --without-comparison deletes them too",
+            rows_of(lane, self.table)
+        )
     }
 
     async fn count(&self, reader: &Client) -> anyhow::Result<Report> {

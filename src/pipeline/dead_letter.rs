@@ -4,6 +4,7 @@
 //! whole where it fits, else as much as fits, and the columns named that are not whole. It stands at the row's position
 //! in the lane, in the same stream, under a subject outside the events' root.
 
+pub mod remembered;
 pub mod state;
 
 use super::encoding::{Converted, Encoding};

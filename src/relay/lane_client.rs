@@ -8,6 +8,7 @@ use crate::nats::admin::{Admin, AdminRequestError};
 use crate::nats::api::{AnswerError, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::denial::Denial;
 use crate::nats::stream::{self, LANE_RECORD_STREAM};
+use crate::pipeline::dead_letter::remembered::Remembered;
 use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_header};
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::lane_end::LaneEnd;
@@ -203,6 +204,34 @@ impl LaneClient {
         behind: u64,
     ) -> Result<u64, LaneError> {
         let outgoing = self.store.store_settled(place, behind);
+        stored(self.send(outgoing, LANE_RECORD_STREAM).await?)
+    }
+
+    /// The dead letters that were open when the relay last looked, and where that is stored; none before the first look.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub(crate) async fn letters(&self) -> Result<Option<(Remembered, u64)>, LaneError> {
+        match self.send(self.store.letters(), LANE_RECORD_STREAM).await {
+            Ok(Answer::Message(message)) => {
+                Ok(message.map(|message| (Remembered::from_json(&message.data), message.seq)))
+            }
+            Ok(answer) => unreachable!("{answer:?} to a request for letters"),
+            Err(LaneError::NoStream(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Stores that behind the one at `behind`; returns its sequence.
+    ///
+    /// # Errors
+    /// [`LaneError`]; [`LaneError::Taken`] where it is not the last one any more.
+    pub(crate) async fn store_letters(
+        &self,
+        letters: &Remembered,
+        behind: u64,
+    ) -> Result<u64, LaneError> {
+        let outgoing = self.store.store_letters(letters, behind);
         stored(self.send(outgoing, LANE_RECORD_STREAM).await?)
     }
 

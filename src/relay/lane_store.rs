@@ -9,9 +9,10 @@ use crate::nats::api::{
 };
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::{
-    self, LANE_RECORD_STREAM, StreamSettings, lane_lease_subject, lane_record_subject,
-    lane_settled_subject,
+    self, LANE_RECORD_STREAM, StreamSettings, lane_lease_subject, lane_letters_subject,
+    lane_record_subject, lane_settled_subject,
 };
+use crate::pipeline::dead_letter::remembered::Remembered;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::record::{RecordError, RecordOrNote};
@@ -269,6 +270,27 @@ impl LaneStore {
             subject: lane_settled_subject(self.stream(), &self.slot),
             headers: Some(record_headers(behind)),
             payload: place,
+            expects: Expects::StoredRecord,
+        }
+    }
+
+    /// Asks for the dead letters that were open when the relay last looked; answer: [`Answer::Message`].
+    #[must_use]
+    pub(crate) fn letters(&self) -> Outgoing {
+        let subject = lane_letters_subject(self.stream(), &self.slot);
+        plain(
+            self.records.last_by_subject_request(&subject),
+            Expects::Message,
+        )
+    }
+
+    /// Stores them, provided that what is stored is still what is at `behind`; answer: [`Answer::Stored`].
+    #[must_use]
+    pub(crate) fn store_letters(&self, letters: &Remembered, behind: u64) -> Outgoing {
+        Outgoing {
+            subject: lane_letters_subject(self.stream(), &self.slot),
+            headers: Some(record_headers(behind)),
+            payload: letters.to_json(),
             expects: Expects::StoredRecord,
         }
     }

@@ -2,16 +2,18 @@
 //!
 //! In: the stream, looked at every five seconds, and those of the lanes that are no more and whose rows are this one's; the leases of
 //! the slot, each second while a command is at work. Out: both on the board, the newest of the letters without their rows, and a line
-//! at the start where there are any. Guarantees: each message on
+//! at the start where there are any; and which are open, kept beside the lane record, so that one that the stream's limits remove is
+//! not forgotten. Guarantees: each message on
 //! the subject of the dead letters is read once, and all of them again only where some may have gone, at most once a minute; of the
 //! newest, each is read once more. A lane that is no more belongs to one that there is, and that has one relay: each letter is counted once.
 
 use crate::nats::admin::Admin;
-use crate::nats::api::StreamInfo;
-use crate::pipeline::dead_letter::state::OpenLetters;
-use crate::pipeline::dead_letter::subject;
+use crate::nats::api::{StoredMessage, StreamInfo};
+use crate::pipeline::dead_letter::remembered::{Keeping, Kept, Remembered};
+use crate::pipeline::dead_letter::state::{OpenLetters, Told};
+use crate::pipeline::dead_letter::{DeadLetter, subject};
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::position::Position;
+use crate::pipeline::position::{Position, TABLE_HEADER};
 use crate::postgres::client::connect;
 use crate::relay::board::Board;
 use crate::relay::bulk_work::{RENEW_INTERVAL, Watch};
@@ -111,6 +113,21 @@ struct Lanes {
 struct Lane {
     client: LaneClient,
     counting: Counting,
+    /// Of the lane's own alone: those of lanes that are no more, their relays have kept.
+    memory: Option<Memory>,
+}
+
+/// Which letters are kept beside the lane record.
+#[derive(Default)]
+struct Memory {
+    keeping: Keeping,
+    /// What is stored, and where; none before anything is.
+    stored: Option<(Remembered, u64)>,
+    is_read: bool,
+    /// So many are gone from the stream, and told of.
+    gone: u64,
+    /// Somebody was told that they cannot be kept.
+    is_told: bool,
 }
 
 async fn look(
@@ -122,7 +139,8 @@ async fn look(
         Some(lanes) => lanes,
         None => {
             let nats = Admin::connect(&settings.nats.connection).await?;
-            let own = Lane::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+            let mut own = Lane::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+            own.memory = Some(Memory::default());
             lanes.insert(Lanes {
                 nats,
                 own,
@@ -133,7 +151,9 @@ async fn look(
         }
     };
     let epochs = board.status().totals.epochs;
+    // What was read in part may lack some.
     lanes.own.count(epochs).await?;
+    lanes.own.remember().await;
     match lanes.count_gone(settings, epochs).await {
         Ok(()) => lanes.is_told = false,
         Err(error) if !std::mem::replace(&mut lanes.is_told, true) => {
@@ -143,7 +163,7 @@ async fn look(
     }
     let all = || std::iter::once(&lanes.own).chain(&lanes.gone);
     Ok(Open {
-        open: all().map(|lane| lane.counting.open.count()).sum(),
+        open: all().map(Lane::open).sum(),
         newest: all()
             .flat_map(|lane| lane.counting.newest.values().rev().cloned())
             .take(TOLD_MAX)
@@ -196,12 +216,25 @@ impl Lane {
         Ok(Lane {
             client: LaneClient::new(nats, stream, slot)?,
             counting: Counting::default(),
+            memory: None,
         })
     }
 
     /// Reads what has come since.
     async fn count(&mut self, epochs: u64) -> anyhow::Result<()> {
-        let Lane { client, counting } = self;
+        let Lane {
+            client,
+            counting,
+            memory,
+        } = self;
+        if let Some(memory) = memory
+            && !memory.is_read
+        {
+            memory.stored = client.letters().await?;
+            let stored = memory.stored.as_ref();
+            memory.keeping = stored.map_or_else(Keeping::default, |(kept, _)| Keeping::of(kept));
+            memory.is_read = true;
+        }
         let info = client.stream().await?;
         counting.begin(&info, epochs);
         let slot = client.slot();
@@ -219,10 +252,94 @@ impl Lane {
             };
             if let Some(told) = told(&message, slot) {
                 counting.open.take(message.seq, told);
+                if let Some(memory) = memory {
+                    memory.keeping.take(told, || kept(&message, told));
+                }
             }
             counting.read_through = message.seq;
         }
         counting.read_newest(client).await
+    }
+
+    /// How many are open, those included that the stream has no more.
+    fn open(&self) -> u64 {
+        self.counting.open.count() + self.memory.as_ref().map_or(0, |memory| memory.gone)
+    }
+
+    /// Stores which are open, where that has changed, and tells of those that are gone. Nothing that fails here is in the way of the count.
+    async fn remember(&mut self) {
+        let Lane {
+            client,
+            counting,
+            memory: Some(memory),
+        } = self
+        else {
+            return;
+        };
+        if !memory.is_read {
+            return;
+        }
+        match memory.store(client, &counting.open).await {
+            Ok(()) => memory.is_told = false,
+            Err(error) if !std::mem::replace(&mut memory.is_told, true) => {
+                tracing::warn!(
+                    "which dead letters are open is not kept beside the lane record: {error}"
+                );
+            }
+            Err(error) => tracing::debug!("which dead letters are open is not kept: {error}"),
+        }
+    }
+}
+
+impl Memory {
+    async fn store(&mut self, client: &LaneClient, open: &OpenLetters) -> Result<(), LaneError> {
+        let is_there = |position: &Position| open.has(position);
+        if self.keeping.gone(is_there) > 0 {
+            // A command may have dealt with them: walrelay erase does.
+            self.stored = client.letters().await?;
+            let stored = self.stored.as_ref().map(|(kept, _)| kept);
+            self.keeping
+                .forget_unless(stored.unwrap_or(&Remembered::default()), is_there);
+        }
+        let gone = self.keeping.gone(is_there);
+        if gone > self.gone {
+            tracing::warn!(
+                gone,
+                "open dead letters are no longer in the stream, whose limits or somebody removed them: their rows may be nowhere but in \
+                 the table, and `walrelay prune` keeps them; `walrelay dead-letters list` shows them, `walrelay dead-letters retry --all` \
+                 publishes their rows"
+            );
+        }
+        self.gone = gone;
+        self.keeping.no_place_unless(is_there);
+        let kept = self.keeping.remembered();
+        let behind = match &self.stored {
+            Some((stored, _)) if *stored == kept => return Ok(()),
+            stored => stored.as_ref().map_or(0, |(_, behind)| *behind),
+        };
+        match client.store_letters(&kept, behind).await {
+            Ok(sequence) => self.stored = Some((kept, sequence)),
+            Err(LaneError::Taken) => {
+                self.stored = client.letters().await?;
+                let stored = self.stored.as_ref().map(|(kept, _)| kept);
+                self.keeping
+                    .forget_unless(stored.unwrap_or(&Remembered::default()), is_there);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+/// What is kept of a letter.
+fn kept(message: &StoredMessage, told: Told) -> Kept {
+    let (Told::Letter(position) | Told::Mark(position, _)) = told;
+    let letter: DeadLetter = serde_json::from_slice(&message.data).unwrap_or_default();
+    Kept {
+        position: position.to_string(),
+        sequence: message.seq,
+        id: letter.id,
+        table: message.header_text(TABLE_HEADER).map(str::to_owned),
     }
 }
 

@@ -14,7 +14,7 @@ use super::letters::{Letters, Standing};
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
-use crate::bulk::letters::{self, Values};
+use crate::bulk::letters::{self, Gone, Values, Wanted};
 use crate::bulk::publisher::Publisher;
 use crate::bulk::rows::columns;
 use crate::cli::command_line;
@@ -176,7 +176,10 @@ impl Closing<'_> {
         let Some(first) = wanted.first() else {
             return Ok(Found::default());
         };
-        let published = self.published(first.place.sequence).await?;
+        let sequences = wanted.iter().map(|letter| letter.place.sequence);
+        let published = self
+            .published(sequences.min().unwrap_or(first.place.sequence))
+            .await?;
         let is_there = |letter: &Standing| {
             let at = published.get(&letter.place.position);
             at.is_some_and(|sequence| *sequence > letter.place.sequence)
@@ -230,9 +233,15 @@ impl Closing<'_> {
             .iter()
             .map(|letter| (letter.place.position.to_string(), letter))
             .collect();
-        let places = letters.iter().map(|letter| letter.place).collect();
+        let wanted = letters.iter().map(|letter| Wanted {
+            place: letter.place,
+            gone: letter.is_gone.then(|| Gone {
+                id: letter.id.clone(),
+                table: letter.table.clone(),
+            }),
+        });
         let values = Values::from_iter(set);
-        let events = letters::events(self.settings, self.lane, places, values);
+        let events = letters::events(self.settings, self.lane, wanted.collect(), values);
         let mut shutdown = self.shutdown.clone();
         let events = tokio::select! {
             events = events => events?,
@@ -288,7 +297,7 @@ impl Closing<'_> {
     async fn published(&self, from: u64) -> anyhow::Result<BTreeMap<Position, u64>> {
         let config = OrderedConfig {
             deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: from,
+                start_sequence: from.max(1),
             },
             headers_only: true,
             ..OrderedConfig::default()
@@ -296,8 +305,8 @@ impl Closing<'_> {
         let name = &self.settings.nats.stream;
         let mut messages = StoredMessages::from(self.nats, name, config).await?;
         let mut found = BTreeMap::new();
-        loop {
-            // The dead letter itself is there, so there is at least one message.
+        // Of a letter that is gone all the stream is read, which may have nothing.
+        while messages.left() > 0 {
             let (sequence, message) = messages.next().await?;
             if header(&message, KIND_HEADER) == Some(KIND_RETRY)
                 && let Some(Ok((slot, position))) = header(&message, RETRY_HEADER).map(parse_header)
@@ -305,10 +314,8 @@ impl Closing<'_> {
             {
                 found.insert(position, sequence);
             }
-            if messages.left() == 0 {
-                return Ok(found);
-            }
         }
+        Ok(found)
     }
 }
 

@@ -31,6 +31,8 @@ pub(in crate::cli) struct Standing {
     pub(super) state_reason: Option<String>,
     /// The further table of the lane that its row is of.
     pub(super) table: Option<String>,
+    /// The stream has it no more; the relay had seen it open. Its sequence is 0.
+    pub(in crate::cli) is_gone: bool,
 }
 
 impl Standing {
@@ -72,7 +74,7 @@ impl Letters {
         }
     }
 
-    /// Reads all that the stream has.
+    /// Reads all that the stream has, and those that it has no more and that were open when the relay last looked.
     ///
     /// # Errors
     /// It cannot be read.
@@ -85,6 +87,22 @@ impl Letters {
             all: Vec::new(),
             by_position: BTreeMap::new(),
         };
+        if let Some((remembered, _)) = lane.letters().await? {
+            for (position, kept) in remembered.letters() {
+                letters.add(Standing {
+                    place: Place {
+                        position,
+                        sequence: 0,
+                    },
+                    id: kept.id.clone(),
+                    state: State::Open,
+                    state_at: None,
+                    state_reason: None,
+                    table: kept.table.clone(),
+                    is_gone: true,
+                });
+            }
+        }
         let mut from = 1;
         loop {
             let lookup = Lookup::Next {
@@ -92,10 +110,28 @@ impl Letters {
                 filter: &filter,
             };
             let Some(message) = lane.message(lookup).await? else {
+                letters.forget_found();
                 return Ok(letters);
             };
             from = message.seq + 1;
             letters.take(message);
+        }
+    }
+
+    fn add(&mut self, standing: Standing) {
+        let position = standing.place.position;
+        self.by_position.insert(position, self.all.len());
+        self.all.push(standing);
+    }
+
+    /// Without those of the relay's that the stream has too.
+    fn forget_found(&mut self) {
+        let all = std::mem::take(&mut self.all);
+        let by_position = std::mem::take(&mut self.by_position);
+        for (index, standing) in all.into_iter().enumerate() {
+            if !standing.is_gone || by_position[&standing.place.position] == index {
+                self.add(standing);
+            }
         }
     }
 
@@ -109,8 +145,7 @@ impl Letters {
         match told {
             Some(Told::Letter(position)) => {
                 let letter: DeadLetter = serde_json::from_slice(&message.data).unwrap_or_default();
-                self.by_position.insert(position, self.all.len());
-                self.all.push(Standing {
+                self.add(Standing {
                     place: Place {
                         position,
                         sequence: message.seq,
@@ -120,6 +155,7 @@ impl Letters {
                     state_at: None,
                     state_reason: None,
                     table: message.header_text(TABLE_HEADER).map(str::to_owned),
+                    is_gone: false,
                 });
             }
             Some(Told::Mark(position, state)) => {

@@ -19,10 +19,10 @@ use crate::relay::stored_letter::StoredLetter;
 /// A dead letter; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Letter {
-    /// In the stream.
-    sequence: u64,
+    /// In the stream; none where that has it no more.
+    sequence: Option<u64>,
     /// When the stream stored it.
-    stored_at: String,
+    stored_at: Option<String>,
     state: State,
     /// When it was retried or discarded.
     state_at: Option<String>,
@@ -60,6 +60,17 @@ pub(super) async fn list(lane: &LaneClient, all: bool, json: bool) -> Result<Exi
         };
         stdout::write(&format!("{line}\n"))?;
     }
+    let gone = wanted
+        .iter()
+        .filter(|standing| standing.is_gone && standing.state == State::Open)
+        .count();
+    if !json && gone > 0 {
+        stderr::line(format_args!(
+            "{gone} {} gone from the stream, whose limits or somebody removed them: walrelay dead-letters retry publishes their rows \
+             as the table has them",
+            if gone == 1 { "is" } else { "are" }
+        ));
+    }
     if !json && wanted.is_empty() {
         let slot = lane.slot();
         match letters.all().len() {
@@ -80,7 +91,9 @@ fn line(letter: &Letter, with_table: bool, with_state: bool) -> String {
     };
     let mut line = format!(
         "{:>8}  {:<20}  {:<13}  {table}{:<36}  {:?}",
-        letter.sequence,
+        letter
+            .sequence
+            .map_or_else(|| "gone".to_owned(), |sequence| sequence.to_string()),
         letter.body.position,
         letter.body.reason,
         or_none(&letter.body.id),
@@ -136,14 +149,30 @@ fn moment(us: i64) -> Option<String> {
 
 /// The letter itself; none where the stream no longer has it.
 async fn letter(lane: &LaneClient, standing: &Standing) -> anyhow::Result<Option<Letter>> {
+    if standing.is_gone {
+        return Ok(Some(Letter {
+            sequence: None,
+            stored_at: None,
+            state: standing.state,
+            state_at: standing.state_at.clone(),
+            state_reason: standing.state_reason.clone(),
+            table: standing.table.clone(),
+            body: DeadLetter {
+                position: standing.place.position.to_string(),
+                id: standing.id.clone(),
+                reason: "-".to_owned(),
+                ..DeadLetter::default()
+            },
+        }));
+    }
     let lookup = Lookup::Message(standing.place.sequence);
     let Some(message) = lane.message(lookup).await? else {
         return Ok(None);
     };
     let stored = StoredLetter::of(message, standing.place.position);
     Ok(Some(Letter {
-        sequence: stored.sequence,
-        stored_at: stored.stored_at,
+        sequence: Some(stored.sequence),
+        stored_at: Some(stored.stored_at),
         state: standing.state,
         state_at: standing.state_at.clone(),
         state_reason: standing.state_reason.clone(),

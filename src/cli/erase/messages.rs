@@ -16,6 +16,7 @@ use crate::bulk::replayed;
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
+use crate::pipeline::dead_letter::remembered::Kept;
 use crate::pipeline::dead_letter::{DeadLetter, shown_id};
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
@@ -120,6 +121,11 @@ impl Wanted {
             shown: shown_anywhere(given),
         });
         self
+    }
+
+    /// Whether a dead letter that is kept in mind is of one of the rows.
+    pub(super) fn is_of_row(&self, letter: &Kept) -> bool {
+        letter.table == self.table && letter.id.as_ref().is_some_and(|id| self.ids.contains(id))
     }
 
     /// What the message is, if it is the aggregate's.
@@ -234,6 +240,11 @@ impl Erased {
                 *counts.entry(table).or_default() += count;
             }
         }
+    }
+
+    /// Whether there is a dead letter of the aggregate at this sequence.
+    pub(super) fn has_letter(&self, sequence: u64) -> bool {
+        self.dead_letters.contains(&sequence)
     }
 
     /// The last one that has a place in the lane.

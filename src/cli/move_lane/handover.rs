@@ -131,6 +131,11 @@ impl Move {
             tracing::info!("stream {} tells the lane's place", self.to.stream());
         }
         self.take_settled_place(&target.created).await?;
+        if let Some((letters, _)) = self.from.lane.letters().await? {
+            let there = self.to.lane.letters().await?;
+            let behind = there.map_or(0, |(_, behind)| behind);
+            self.to.lane.store_letters(&letters, behind).await?;
+        }
         let before = |count: u64| if count == 0 { 0 } else { sequence - 1 };
         let arrived = LaneRecord {
             stream: self.to.stream().to_owned(),

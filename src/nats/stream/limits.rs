@@ -142,7 +142,7 @@ mod tests {
 
     fn info(limits: &str, state: &str) -> StreamInfo {
         let text = format!(
-            r#"{{"created":"c","config":{{"name":"S","max_bytes":-1,"max_msgs":-1,"max_msgs_per_subject":-1,{limits}}},"state":{{{state}}}}}"#
+            r#"{{"created":"c","config":{{"name":"S","max_msgs_per_subject":-1,{limits}}},"state":{{{state}}}}}"#
         );
         StreamInfo::parse(text.as_bytes()).expect("an answer")
     }

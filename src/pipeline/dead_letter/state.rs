@@ -146,6 +146,12 @@ impl OpenLetters {
         newest.map(|(position, sequence)| (*sequence, *position))
     }
 
+    /// Whether the stream has the one at this position; of more than are kept one by one nobody knows.
+    #[must_use]
+    pub fn has(&self, position: &Position) -> bool {
+        self.letters.contains_key(position)
+    }
+
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> u64 {
