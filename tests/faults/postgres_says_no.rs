@@ -28,7 +28,7 @@ async fn running(fixture: &mut Fixture) -> Relay {
     relay
 }
 
-pub(crate) async fn halts(relay: &mut Relay, words: &[&str]) {
+async fn halts(relay: &mut Relay, words: &[&str]) {
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     let log = relay.log();
     let halted = log.lines().rfind(|line| line.contains("halted: "));
