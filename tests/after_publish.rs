@@ -284,3 +284,38 @@ async fn rows_are_deleted_by_the_lane_of_a_shared_stream() {
     relay.stop().await;
     platform.verify(0).await;
 }
+
+/// A row is in the stream as soon as its commit is in the WAL; with synchronous replication others see it later.
+#[tokio::test]
+async fn a_row_that_nobody_sees_yet_is_marked_once_it_is_seen() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    let column = "ALTER TABLE outbox_events ADD COLUMN dispatched_at timestamptz";
+    platform.sql.batch_execute(column).await.expect("added");
+    let relay = platform.relay();
+    platform.insert(1).await;
+    has(&platform, "dispatched_at IS NOT NULL", 1).await;
+    for sql in [
+        "ALTER SYSTEM SET synchronous_standby_names = 'nobody'",
+        "SELECT pg_reload_conf()",
+    ] {
+        platform.sql.batch_execute(sql).await.expect(sql);
+    }
+    let writer = platform
+        .postgres
+        .connect("postgres")
+        .await
+        .expect("another session");
+    let waits = tokio::spawn(async move { insert_of_type(&writer, "a.b.v1").await });
+    platform.wait_for(2).await;
+    assert_eq!(count(&platform, "true").await, 1, "the row is not seen");
+    for sql in [
+        "ALTER SYSTEM RESET synchronous_standby_names",
+        "SELECT pg_reload_conf()",
+    ] {
+        platform.sql.batch_execute(sql).await.expect(sql);
+    }
+    waits.await.expect("it is committed");
+    has(&platform, "dispatched_at IS NOT NULL", 2).await;
+    relay.stop().await;
+}

@@ -4,7 +4,7 @@
 //! is due that the stream has not stored; a row to be deleted is due only once the slot is confirmed through its transaction,
 //! since until then the slot can mend what the stream loses; a dead letter's row is never due.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use postgres_types::PgLsn;
 
@@ -146,9 +146,83 @@ impl Waiting {
     }
 }
 
+/// Ids whose rows were not seen. A row is in the stream as soon as its commit is in the WAL; other sessions see it a moment
+/// later, with synchronous replication once the standby has it. Or it is gone.
+#[derive(Debug, Default)]
+pub struct Unseen(VecDeque<UnseenIds>);
+
+#[derive(Debug)]
+struct UnseenIds {
+    /// The stream's messages in front of them are done with up to this sequence.
+    before: u64,
+    /// Their transactions have lower numbers.
+    xmax: u64,
+    ids: Vec<String>,
+}
+
+impl Unseen {
+    /// Keeps ids of a batch behind the message of sequence `before`; each transaction that was under way has a number below `xmax`.
+    pub fn keep(&mut self, before: u64, xmax: u64, ids: Vec<String>) {
+        self.0.push_back(UnseenIds { before, xmax, ids });
+    }
+
+    /// All that are kept.
+    #[must_use]
+    pub fn ids(&self) -> Vec<String> {
+        self.0.iter().flat_map(|kept| kept.ids.clone()).collect()
+    }
+
+    /// After another look behind the time when every transaction with a number below `xmin` had ended, for readers too: these are
+    /// `still` not seen. Rows of transactions that have ended are gone.
+    pub fn looked(&mut self, still: &HashSet<String>, xmin: u64) {
+        for kept in &mut self.0 {
+            kept.ids.retain(|id| still.contains(id));
+        }
+        self.0
+            .retain(|kept| kept.xmax > xmin && !kept.ids.is_empty());
+    }
+
+    /// Up to which sequence the stream's messages are done with, where all up to `through` were looked at.
+    #[must_use]
+    pub fn done_through(&self, through: u64) -> u64 {
+        self.0.front().map_or(through, |kept| kept.before)
+    }
+
+    /// How many are kept.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|kept| kept.ids.len()).sum()
+    }
+
+    /// Whether none is.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_that_is_not_seen_is_waited_for_until_its_transaction_has_ended() {
+        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+        let still = |these: &[&str]| ids(these).into_iter().collect::<HashSet<_>>();
+        let mut unseen = Unseen::default();
+        assert_eq!(unseen.done_through(7), 7);
+        unseen.keep(7, 100, ids(&["a", "b"]));
+        unseen.keep(9, 200, ids(&["c"]));
+        assert_eq!((unseen.done_through(12), unseen.len()), (7, 3));
+        unseen.looked(&still(&["b", "c"]), 99);
+        assert_eq!(unseen.ids(), ids(&["b", "c"]));
+        // Nobody writes any more who could have written b.
+        unseen.looked(&still(&["b", "c"]), 100);
+        assert_eq!((unseen.ids(), unseen.done_through(12)), (ids(&["c"]), 9));
+        unseen.looked(&still(&[]), 100);
+        assert!(unseen.is_empty());
+        assert_eq!(unseen.done_through(12), 12);
+    }
 
     fn first(lsn: u64, id: &str) -> Published {
         let position = Position {

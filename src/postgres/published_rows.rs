@@ -3,9 +3,12 @@
 //! In: ids. Out: rows marked or deleted. Guarantees: what the role may not do is told at the start, with the SQL that permits it;
 //! done again, it changes nothing more.
 
+use std::collections::HashSet;
+
 use super::catalog::{Inspection, Table, inspect};
 use super::client::{Client, SqlError};
 use super::id_column::IdColumn;
+use super::id_name::name_of;
 use super::settings::PostgresSettings;
 use crate::pipeline::after_publish::AfterPublish;
 use crate::postgres::row_security::{self, RowsHidden};
@@ -35,6 +38,8 @@ pub(crate) enum Refused {
 pub(crate) struct PublishedRows {
     statement: String,
     guard: &'static str,
+    /// Which of them are settled already; empty where a settled row is gone.
+    settled: String,
     id_column: IdColumn,
     /// What makes it slow.
     pub(crate) warning: Option<String>,
@@ -91,40 +96,104 @@ impl PublishedRows {
                 " AND dispatched_at IS NULL",
             ),
         };
+        let id_column = IdColumn::of(table, settings);
+        let settled = match after {
+            AfterPublish::Delete => String::new(),
+            _ => format!(
+                "SELECT ({})::text FROM {name} WHERE {DISPATCHED_AT} IS NOT NULL AND ",
+                id_column.text()
+            ),
+        };
         Ok(PublishedRows {
             statement,
             guard,
-            id_column: IdColumn::of(table, settings),
+            settled,
+            id_column,
             warning: slow(client, settings, table).await?,
         })
     }
 
-    /// Marks or deletes the rows with these ids; how many there were. An id that the column's type does not take has no row.
+    /// Marks or deletes the rows with these ids. An id that the column's type does not take has no row.
     ///
     /// # Errors
     /// Postgres refuses.
-    pub(crate) async fn settle(&self, client: &Client, ids: &[String]) -> Result<u64, SqlError> {
+    pub(crate) async fn settle(
+        &self,
+        client: &Client,
+        ids: &[String],
+    ) -> Result<Settled, SqlError> {
         match self.run(client, ids).await {
             Err(error) if is_of_data(&error) => {}
             done => return done,
         }
-        let mut rows = 0;
+        let mut all = Settled::default();
         for id in ids {
             match self.run(client, std::slice::from_ref(id)).await {
                 Err(error) if is_of_data(&error) => {
                     tracing::debug!(id, "no row of the table can have this id: {error}");
                 }
-                done => rows += done?,
+                done => {
+                    let done = done?;
+                    all.rows += done.rows;
+                    all.unseen.extend(done.unseen);
+                }
             }
         }
-        Ok(rows)
+        Ok(all)
     }
 
-    async fn run(&self, client: &Client, ids: &[String]) -> Result<u64, SqlError> {
-        let are_these = self.id_column.is_one_of(ids.iter().map(String::as_str));
-        let statement = format!("{} WHERE {are_these}{}", self.statement, self.guard);
-        client.answer(client.execute(&statement, &[])).await
+    async fn run(&self, client: &Client, ids: &[String]) -> Result<Settled, SqlError> {
+        let are_these = |ids: &[&str]| self.id_column.is_one_of(ids.iter().copied());
+        let mut unseen: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let statement = format!(
+            "{} WHERE {}{} RETURNING ({})::text",
+            self.statement,
+            are_these(&unseen),
+            self.guard,
+            self.id_column.text()
+        );
+        let done = client.query(&statement, &[]).await?;
+        remove(&mut unseen, &done)?;
+        if !self.settled.is_empty() && !unseen.is_empty() {
+            let query = format!("{}{}", self.settled, are_these(&unseen));
+            remove(&mut unseen, &client.query(&query, &[]).await?)?;
+        }
+        Ok(Settled {
+            rows: done.len() as u64,
+            unseen: unseen.into_iter().map(str::to_owned).collect(),
+        })
     }
+}
+
+/// What has become of rows.
+#[derive(Debug, Default)]
+pub(crate) struct Settled {
+    /// So many were marked or deleted.
+    pub(crate) rows: u64,
+    /// Ids of which the session sees no row.
+    pub(crate) unseen: Vec<String>,
+}
+
+/// Takes the ids of these rows away.
+fn remove(unseen: &mut Vec<&str>, rows: &[tokio_postgres::Row]) -> Result<(), SqlError> {
+    let mut seen = HashSet::new();
+    for row in rows {
+        let id: &str = row.try_get(0)?;
+        seen.extend([id.to_owned(), name_of(id).into_owned()]);
+    }
+    unseen.retain(|id| !seen.contains(*id));
+    Ok(())
+}
+
+/// The numbers of transactions: those below the first have ended for every reader, none has the second yet.
+///
+/// # Errors
+/// Postgres refuses.
+pub(crate) async fn transactions(client: &Client) -> Result<(u64, u64), SqlError> {
+    let query = "SELECT pg_snapshot_xmin(now)::text::int8, pg_snapshot_xmax(now)::text::int8 FROM pg_current_snapshot() now";
+    let row = client.query_one(query, &[]).await?;
+    let (xmin, xmax): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    Ok((xmin.unsigned_abs(), xmax.unsigned_abs()))
 }
 
 fn is_of_data(error: &SqlError) -> bool {

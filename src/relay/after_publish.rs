@@ -5,6 +5,7 @@
 //! lane never waits for it, and what it cannot do yet waits in the stream, not in memory. What is due when is
 //! [`crate::pipeline::after_publish`]'s.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -15,14 +16,14 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use crate::nats::admin::Admin;
-use crate::pipeline::after_publish::{AfterPublish, Published, Waiting};
+use crate::pipeline::after_publish::{AfterPublish, Published, Unseen, Waiting};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER, RETRY_HEADER,
     TAIL_HEADER, parse_header,
 };
 use crate::postgres::client::{Client, connect};
-use crate::postgres::published_rows::{PublishedRows, Refused};
+use crate::postgres::published_rows::{PublishedRows, Refused, transactions};
 use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -141,6 +142,9 @@ struct Settling {
     lane: LaneClient,
     messages: Ordered,
     waiting: Waiting,
+    unseen: Unseen,
+    /// The stream's messages were looked at up to this one.
+    looked_at: u64,
     /// Messages of the stream that were not read yet, when that was seen last.
     unread: u64,
     unread_at: Instant,
@@ -204,6 +208,8 @@ impl Settling {
             lane,
             messages,
             waiting: Waiting::new(after, adopted.map_or(0, |record| record.adopted_sequence)),
+            unseen: Unseen::default(),
+            looked_at: place.sequence,
             unread,
             unread_at: Instant::now(),
             read_sequence: place.sequence,
@@ -226,9 +232,10 @@ impl Settling {
             }
             self.keep_place().await?;
             self.count_unread().await?;
-            let waits_for_time = !self.waiting.is_empty() || self.kept != self.place;
+            let waits_for_time =
+                !self.waiting.is_empty() || !self.unseen.is_empty() || self.kept != self.place;
             tokio::select! {
-                taken = next(&self.nats, &mut self.messages), if self.waiting.has_room() => {
+                taken = next(&self.nats, &mut self.messages), if self.has_room() => {
                     self.take(taken?)?;
                     self.take_more()?;
                 }
@@ -237,9 +244,13 @@ impl Settling {
         }
     }
 
+    fn has_room(&self) -> bool {
+        self.waiting.has_room() && self.unseen.len() < Waiting::MESSAGES_MAX
+    }
+
     /// What is there already, so that a batch has many rows where there are many.
     fn take_more(&mut self) -> anyhow::Result<()> {
-        while self.waiting.has_room()
+        while self.has_room()
             && let Some(Some(message)) = self.messages.next().now_or_never()
         {
             self.take(message?)?;
@@ -262,20 +273,44 @@ impl Settling {
     /// Settles all that is due; how many rows there were.
     async fn settle_due(&mut self, board: &Board) -> anyhow::Result<u64> {
         let confirmed_lsn = board.status().marks.confirmed_lsn.into();
-        let mut rows = 0;
+        let mut rows = self.look_again().await?;
         while let Some(due) = self.waiting.due(confirmed_lsn, BATCH_ROWS) {
             if !due.ids.is_empty() {
-                rows += self.rows.settle(&self.sql, &due.ids).await?;
+                let settled = self.rows.settle(&self.sql, &due.ids).await?;
+                rows += settled.rows;
+                if !settled.unseen.is_empty() {
+                    let (_, xmax) = transactions(&self.sql).await?;
+                    self.unseen.keep(self.looked_at, xmax, settled.unseen);
+                }
             }
-            self.place.sequence = due.through;
+            self.looked_at = due.through;
         }
-        board.settled(rows, self.unread + self.waiting.len() as u64);
+        self.place.sequence = self.unseen.done_through(self.looked_at);
+        let left = self.waiting.len() + self.unseen.len();
+        board.settled(rows, self.unread + left as u64);
+        Ok(rows)
+    }
+
+    /// Settles rows that were not seen before; how many.
+    async fn look_again(&mut self) -> anyhow::Result<u64> {
+        if self.unseen.is_empty() {
+            return Ok(0);
+        }
+        let (xmin, _) = transactions(&self.sql).await?;
+        let mut rows = 0;
+        let mut still = HashSet::new();
+        for ids in self.unseen.ids().chunks(BATCH_ROWS) {
+            let settled = self.rows.settle(&self.sql, ids).await?;
+            rows += settled.rows;
+            still.extend(settled.unseen);
+        }
+        self.unseen.looked(&still, xmin);
         Ok(rows)
     }
 
     /// A message tells how many stand behind it; while none is read, the stream does.
     async fn count_unread(&mut self) -> anyhow::Result<()> {
-        if self.waiting.has_room() || self.unread_at.elapsed() < KEEP_INTERVAL {
+        if self.has_room() || self.unread_at.elapsed() < KEEP_INTERVAL {
             return Ok(());
         }
         let end = self.lane.stream().await?.state.last_seq;
