@@ -9,19 +9,17 @@
 //! look at what came since the stream was read: a former holder's last may be there.
 //! On a stream that others write to, a message expects the last fence of its kind. A holder stores one before it reads.
 
-use std::collections::VecDeque;
-
 use anyhow::{Context as _, bail, ensure};
 
-use super::Queued;
+use super::doubt::Doubt;
 use super::lease::Lease;
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::StreamSeverity;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{
-    BATCH_HEADER, KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
-    KIND_RETRY, REPLAY_HEADER,
+    KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
+    REPLAY_HEADER,
 };
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::pipeline::shared_end_search::bulk_fence_subject;
@@ -47,15 +45,6 @@ pub enum Place {
         /// Of the last one.
         sequence: u64,
     },
-}
-
-/// Messages of which nobody knows whether they are stored: the first so many, or none.
-#[derive(Debug)]
-pub(super) struct Doubt {
-    /// The last sequence before them; on a shared stream that of the fence.
-    pub(super) last_sequence: u64,
-    /// In their order.
-    pub(super) items: VecDeque<Queued>,
 }
 
 /// The fence of one command.
@@ -219,20 +208,16 @@ impl Fence {
                 Ok((place, stored))
             }
             State::Shared { subject, sequence } => {
-                let mut in_doubt = 0;
+                let mut stored = 0;
                 if let Some(doubt) = doubt {
-                    let fence = settle(&self.lane, lease, subject, doubt.last_sequence).await?;
-                    if fence.ends_batch {
-                        in_doubt = doubt.items.len();
-                    }
-                    *sequence = fence.sequence;
+                    (*sequence, stored) = settle(&self.lane, lease, subject, doubt).await?;
                 }
                 lease.renew().await?;
                 let place = Place::Fenced {
                     subject: subject.clone(),
                     sequence: *sequence,
                 };
-                Ok((place, in_doubt))
+                Ok((place, stored))
             }
         }
     }
@@ -274,8 +259,7 @@ async fn stored(lane: &LaneClient, doubt: &Doubt, last_sequence: u64) -> anyhow:
         let message = message.with_context(|| {
             format!("message {sequence} was removed from the stream meanwhile: run this again")
         })?;
-        let item = &doubt.items[middle].item;
-        match message.data == item.body && message.subject.as_bytes() == item.subject {
+        match doubt.is_stored_as(middle, &message) {
             true => stored = middle + 1,
             false => above = middle,
         }
@@ -283,27 +267,16 @@ async fn stored(lane: &LaneClient, doubt: &Doubt, last_sequence: u64) -> anyhow:
     Ok(stored)
 }
 
-/// The last fence, behind which no batch of before is stored any more.
-struct Settled {
-    sequence: u64,
-    /// It ends the batch in doubt, which is stored whole.
-    ends_batch: bool,
-}
-
-/// Finds out whether a batch behind the fence at `behind` is stored, and makes sure that it will not be if it is not.
+/// Finds out whether a batch in doubt is stored, and makes sure that it will not be if it is not. The last fence, behind which no batch of
+/// before is stored any more, and how many of the messages in doubt are stored.
 async fn settle(
     lane: &LaneClient,
     lease: &Lease,
     subject: &str,
-    behind: u64,
-) -> anyhow::Result<Settled> {
-    match lane.store_bulk_fence(behind).await {
-        Ok(sequence) => {
-            return Ok(Settled {
-                sequence,
-                ends_batch: false,
-            });
-        }
+    doubt: &Doubt,
+) -> anyhow::Result<(u64, usize)> {
+    match lane.store_bulk_fence(doubt.last_sequence).await {
+        Ok(sequence) => return Ok((sequence, 0)),
         Err(LaneError::Store(StoreError::NotStored(Fault::Sequence(_)))) => {}
         Err(error) => return Err(error.into()),
     }
@@ -311,10 +284,7 @@ async fn settle(
     let last = last.context("the fence was removed meanwhile: run this again")?;
     // With the lease still ours, it is our own: of the batch, or one of here whose answer was lost.
     lease.renew().await?;
-    Ok(Settled {
-        sequence: last.seq,
-        ends_batch: last.header(BATCH_HEADER).is_some(),
-    })
+    Ok((last.seq, doubt.stored_before(&last)?))
 }
 
 /// Looks for what another command has published from `from` on, up to `through`.

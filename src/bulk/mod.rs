@@ -10,6 +10,7 @@
 
 use bytes::Bytes;
 
+mod doubt;
 pub mod fence;
 pub mod lease;
 pub mod letters;
@@ -40,6 +41,13 @@ pub struct Item {
     pub headers: Vec<u8>,
     /// What it carries.
     pub body: Bytes,
+}
+
+impl Item {
+    /// Its headers as a block of NATS'.
+    fn block(&self) -> Vec<u8> {
+        [b"NATS/1.0\r\n", &*self.headers].concat()
+    }
 }
 
 /// One that was taken from its source.

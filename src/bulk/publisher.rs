@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{anyhow, bail};
 use tokio::time::Instant as TokioInstant;
 
-use super::fence::{Doubt, Fence};
+use super::doubt::Doubt;
+use super::fence::Fence;
 use super::lease::{Lease, LeaseError};
 use super::pace::{Allowance, Pace};
 use super::queue::Queue;
@@ -236,6 +237,7 @@ impl<'a> Publisher<'a> {
             Err(ended) => {
                 self.doubt = Some(Doubt {
                     last_sequence: stint.window.last_sequence(),
+                    batch: stint.window.committing(),
                     items: stint.sent,
                 });
                 Err(ended)

@@ -22,6 +22,8 @@ pub const TAIL_HEADER: &str = "Walrelay-Tail";
 pub const EXPECTED_HEADER: &str = "Nats-Expected-Last-Sequence";
 /// NATS' own header: the atomic batch that a message was published in. Stored with the message.
 pub const BATCH_HEADER: &str = "Nats-Batch-Id";
+/// NATS' own header: the message's number in that batch, from 1. Stored with the message.
+pub const BATCH_SEQUENCE_HEADER: &str = "Nats-Batch-Sequence";
 /// Value of [`KIND_HEADER`] on a row that could not be published.
 pub const KIND_DEAD_LETTER: &str = "dead-letter";
 /// Value of [`KIND_HEADER`] on an event that the table had and the stream had not.

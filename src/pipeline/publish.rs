@@ -203,6 +203,11 @@ impl Window {
         self.publisher.last_sequence(&self.flight)
     }
 
+    /// The atomic batch whose commit is under way, as its messages name it: it has the oldest of what is in flight.
+    pub fn committing(&self) -> Option<String> {
+        self.publisher.committing(&self.flight)
+    }
+
     /// Goes on with a new connection, behind the stream's last sequence or the lane's fence. Rows up to `through` are stored
     /// and handed to `each`; the others wait to be sent again. Returns how many rows of the epoch are acknowledged.
     pub fn reopen(

@@ -5,8 +5,8 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -40,6 +40,19 @@ pub enum Mode {
     /// goes nowhere, for ever, and neither side is told of the other's end.
     #[allow(dead_code)] // The fault tests use it.
     Forget(u64),
+    /// As `Pass`, but for the first client that sends these bytes. From then on all that the server sends to it goes nowhere.
+    #[allow(dead_code)] // The fault tests use it.
+    MuteAt(&'static str),
+    /// As `Pass`, but for the first client that sends these bytes. They and all that it sends behind them go nowhere.
+    #[allow(dead_code)] // The fault tests use it.
+    SwallowAt(&'static str),
+}
+
+/// What is caught of a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caught {
+    Answers,
+    Messages,
 }
 
 /// The link's state.
@@ -54,6 +67,8 @@ struct Link {
 pub struct Proxy {
     port: u16,
     link: watch::Sender<Link>,
+    /// So many bytes the client has sent that is caught, from those on by which it is.
+    caught_bytes: watch::Sender<u64>,
     task: JoinHandle<()>,
 }
 
@@ -71,16 +86,28 @@ impl Proxy {
             mode: Mode::Pass,
             generation: 0,
         });
+        let caught_bytes = watch::Sender::new(0);
+        let count = caught_bytes.clone();
         let task = tokio::spawn(async move {
             loop {
                 let Ok((client, _)) = listener.accept().await else {
                     tokio::task::yield_now().await;
                     continue;
                 };
-                tokio::spawn(connection(client, server_port, state.clone()));
+                tokio::spawn(connection(
+                    client,
+                    server_port,
+                    state.clone(),
+                    count.clone(),
+                ));
             }
         });
-        Ok(Proxy { port, link, task })
+        Ok(Proxy {
+            port,
+            link,
+            caught_bytes,
+            task,
+        })
     }
 
     pub fn port(&self) -> u16 {
@@ -90,6 +117,14 @@ impl Proxy {
     /// Sets how bytes are treated from now on.
     pub fn set(&self, mode: Mode) {
         self.link.send_modify(|link| link.mode = mode);
+    }
+
+    /// Waits until a client is caught and has sent so many bytes since.
+    #[allow(dead_code)] // The fault tests use it.
+    pub async fn catches(&self, bytes: u64) {
+        let mut count = self.caught_bytes.subscribe();
+        let caught = count.wait_for(|count| *count >= bytes);
+        caught.await.expect("the proxy is here");
     }
 
     /// Closes all connections.
@@ -105,7 +140,12 @@ impl Drop for Proxy {
     }
 }
 
-async fn connection(client: TcpStream, server_port: u16, state: watch::Receiver<Link>) {
+async fn connection(
+    client: TcpStream,
+    server_port: u16,
+    state: watch::Receiver<Link>,
+    caught_bytes: watch::Sender<u64>,
+) {
     let link = *state.borrow();
     if link.mode == Mode::Refuse {
         return;
@@ -118,12 +158,16 @@ async fn connection(client: TcpStream, server_port: u16, state: watch::Receiver<
     let (from_server, to_server) = server.into_split();
     let answered = Arc::new(AtomicU64::new(0));
     let forgotten = Arc::new(AtomicBool::new(false));
+    let caught = Arc::new(OnceLock::new());
     let up = Pump {
         state: state.clone(),
         generation: link.generation,
         up: true,
         answered: answered.clone(),
         forgotten: forgotten.clone(),
+        caught: caught.clone(),
+        caught_bytes: caught_bytes.clone(),
+        seen: Vec::new(),
     };
     let down = Pump {
         state,
@@ -131,6 +175,9 @@ async fn connection(client: TcpStream, server_port: u16, state: watch::Receiver<
         up: false,
         answered,
         forgotten,
+        caught,
+        caught_bytes,
+        seen: Vec::new(),
     };
     // Whichever ends first closes both.
     tokio::select! {
@@ -147,6 +194,10 @@ struct Pump {
     /// What the server's answers have brought to the client, in bytes.
     answered: Arc<AtomicU64>,
     forgotten: Arc<AtomicBool>,
+    caught: Arc<OnceLock<Caught>>,
+    caught_bytes: watch::Sender<u64>,
+    /// The end of what the client has sent, in which the bytes may begin by which it is caught.
+    seen: Vec<u8>,
 }
 
 impl Pump {
@@ -180,6 +231,20 @@ impl Pump {
                 return Ok(true);
             }
             match link.mode {
+                Mode::MuteAt(bytes) => self.look_for(bytes, chunk, Caught::Answers),
+                Mode::SwallowAt(bytes) => self.look_for(bytes, chunk, Caught::Messages),
+                _ => {}
+            }
+            let caught = self.caught.get().copied();
+            if self.up && caught.is_some() {
+                let length = chunk.len() as u64;
+                self.caught_bytes.send_modify(|count| *count += length);
+            }
+            match (caught, self.up) {
+                (Some(Caught::Answers), false) | (Some(Caught::Messages), true) => return Ok(true),
+                _ => {}
+            }
+            match link.mode {
                 Mode::Forget(limit) => {
                     let left = limit.saturating_sub(self.answered.load(Ordering::Relaxed));
                     let length = chunk.len() as u64;
@@ -192,7 +257,7 @@ impl Pump {
                     }
                     return Ok(true);
                 }
-                Mode::Pass => break,
+                Mode::Pass | Mode::MuteAt(_) | Mode::SwallowAt(_) => break,
                 Mode::Refuse => return Ok(false),
                 Mode::Truncate(bytes) => {
                     to.write_all(&chunk[..bytes.min(chunk.len())]).await?;
@@ -224,6 +289,19 @@ impl Pump {
             written = to.write_all(chunk) => written.map(|()| true),
             () = self.wait_for_cut() => Ok(false),
         }
+    }
+
+    /// Catches the client where it has sent these bytes, and is the first to do so.
+    fn look_for(&mut self, bytes: &str, chunk: &[u8], what: Caught) {
+        if !self.up || *self.caught_bytes.borrow() > 0 {
+            return;
+        }
+        self.seen.extend_from_slice(chunk);
+        if memchr::memmem::find(&self.seen, bytes.as_bytes()).is_some() {
+            let _ = self.caught.set(what);
+        }
+        let end = self.seen.len().saturating_sub(bytes.len() - 1);
+        self.seen.drain(..end);
     }
 
     async fn wait_for_cut(&self) {

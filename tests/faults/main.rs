@@ -11,6 +11,7 @@ mod cable;
 mod dead_letters;
 mod dead_rows;
 mod dead_states;
+mod doubt;
 mod encodings;
 mod failover;
 mod fencing;

@@ -176,6 +176,12 @@ impl Publisher for Atomic {
         self.batches.any()
     }
 
+    fn committing(&self, flight: &Flight) -> Option<String> {
+        let token = &flight.settings.limits.epoch_token;
+        let batch = self.batches.committing()?;
+        Some(batch.id(token))
+    }
+
     fn batches(&self) -> u64 {
         self.batches.opened()
     }

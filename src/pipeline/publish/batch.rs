@@ -24,6 +24,13 @@ pub(super) struct Batch {
     pub(super) before: u64,
 }
 
+impl Batch {
+    /// Its name.
+    pub(super) fn id(&self, epoch_token: &str) -> String {
+        format!("{epoch_token}-{}", self.number)
+    }
+}
+
 /// A message's place.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
@@ -57,6 +64,11 @@ impl Batches {
     #[inline]
     pub(super) fn is_committing(&self) -> bool {
         self.committing.is_some()
+    }
+
+    /// The one whose commit has no answer yet.
+    pub(super) fn committing(&self) -> Option<&Batch> {
+        self.committing.as_ref().map(|(batch, _)| batch)
     }
 
     /// Whether the fate of one is not known yet.
@@ -114,7 +126,7 @@ impl Batches {
             .map(|(batch, through)| (batch, Some(through)));
         let open = self.open.map(|batch| (batch, None));
         for (batch, through) in committing.into_iter().chain(open) {
-            let id = format!("{epoch_token}-{}", batch.number);
+            let id = batch.id(epoch_token);
             let rest = token.strip_prefix(id.as_bytes());
             if rest.is_some_and(|rest| rest.starts_with(b".")) {
                 return Ok(Answered { batch, id, through });

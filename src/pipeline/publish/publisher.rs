@@ -45,6 +45,11 @@ pub(super) trait Publisher: Debug + Send + Sync {
     /// Whether a batch is open, or its commit has no answer yet.
     fn has_open_batch(&self) -> bool;
 
+    /// The name of the atomic batch whose commit has no answer yet.
+    fn committing(&self, _flight: &Flight) -> Option<String> {
+        None
+    }
+
     /// How many batches were opened on this connection.
     fn batches(&self) -> u64;
 
