@@ -306,16 +306,42 @@ async fn a_row_that_nobody_sees_yet_is_marked_once_it_is_seen() {
         .connect("postgres")
         .await
         .expect("another session");
-    let waits = tokio::spawn(async move { insert_of_type(&writer, "a.b.v1").await });
-    platform.wait_for(2).await;
-    assert_eq!(count(&platform, "true").await, 1, "the row is not seen");
+    // The server takes the setting a moment later.
+    let (waits, mut told) = tokio::sync::watch::channel(false);
+    let writing = tokio::spawn(async move {
+        let mut rows = 0;
+        while !*told.borrow_and_update() {
+            insert_of_type(&writer, "a.b.v1").await;
+            rows += 1;
+        }
+        rows
+    });
+    let waiting = async {
+        let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        while platform
+            .sql
+            .query_one(query, &[])
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
+            == 0
+        {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    let waited = tokio::time::timeout(LIMIT, waiting).await;
+    waited.expect("a commit waits for a standby");
+    waits.send(true).expect("it still writes");
+    let seen = count(&platform, "true").await;
+    platform.wait_for(seen as u64 + 1).await;
     for sql in [
         "ALTER SYSTEM RESET synchronous_standby_names",
         "SELECT pg_reload_conf()",
     ] {
         platform.sql.batch_execute(sql).await.expect(sql);
     }
-    waits.await.expect("it is committed");
-    has(&platform, "dispatched_at IS NOT NULL", 2).await;
+    let written: i64 = writing.await.expect("all are committed");
+    assert_eq!(written, seen);
+    has(&platform, "dispatched_at IS NOT NULL", 1 + written).await;
     relay.stop().await;
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::lane::{LANES, Lane, event_count, set_up};
-use crate::support::{Fixture, Output, Servers, Stored, eventually, insert_sql};
+use crate::lane::{LANES, Lane, event_count, jetstream, set_up, stream_of};
+use crate::support::{Fixture, Output, Servers, Stored, eventually, insert_sql, uuid};
 
 /// Inserts rows whose type makes no subject.
 async fn insert_bad(fixture: &Fixture, first: u64, last: u64) {
@@ -217,6 +217,80 @@ async fn a_retry_that_ended_before_its_mark_is_only_marked_by_the_next() {
         assert_eq!(of_kind(&fixture, "retry").await.len(), 3, "{lane:?}");
         assert_eq!(of_kind(&fixture, "retried").await.len(), 3, "{lane:?}");
         report(&fixture, 0).await;
+    }
+}
+
+/// Marks the dead letter as retried, as one did that took another message for its retry.
+async fn mark_as_retried(fixture: &Fixture, letter: &Stored) {
+    let mut headers = async_nats::HeaderMap::new();
+    let told = format!("{} {}", fixture.name, letter.position);
+    headers.insert("Walrelay-Kind", "retried");
+    headers.insert("Walrelay-Dead-Letter", told.as_str());
+    let body = serde_json::json!({"id": letter.field("id"), "position": letter.position});
+    let subject = format!("walrelay.dead.{}", fixture.name);
+    let streams = jetstream(fixture);
+    let publish = streams.publish_with_headers(subject, headers, body.to_string().into());
+    publish.await.unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_mark_without_its_event_is_not_believed() {
+    for lane in LANES {
+        let fixture = &mut with_table(Fixture::bare().await, lane).await;
+        let relay = fixture.run();
+        insert_bad(fixture, 1, 4).await;
+        let letters = letters(fixture, 4).await;
+        relay.stop().await;
+        mend(fixture).await;
+        // One is published under another id.
+        let set = format!("id={}", uuid(99));
+        let retry = [&letters[0].position, "--set", &set];
+        command(fixture, "retry", &retry).await.success();
+        command(fixture, "retry", &[&letters[1].position])
+            .await
+            .success();
+        for letter in &letters[2..] {
+            mark_as_retried(fixture, letter).await;
+        }
+        let found = report(fixture, 1).await;
+        assert_eq!(found["missing"]["count"], 2, "{lane:?}: {found}");
+        assert_eq!(found["unretried"], 2, "{lane:?}: {found}");
+        assert_eq!(found["dead_lettered"]["count"], 0, "{lane:?}: {found}");
+
+        // What the table has no row of, the letter alone has.
+        let sql = "DELETE FROM outbox_events WHERE id = $1";
+        fixture.sql.execute(sql, &[&uuid(3)]).await.unwrap();
+        let found = report(fixture, 1).await;
+        assert_eq!(found["missing"]["count"], 1, "{lane:?}: {found}");
+        assert_eq!(found["dead_lettered"]["count"], 1, "{lane:?}: {found}");
+
+        // Both ways to publish them after all.
+        let told = fixture.walrelay(&["verify"]).await;
+        assert!(
+            told.stdout.contains("walrelay dead-letters retry"),
+            "{told:?}"
+        );
+        let row = r#"event_type=lesson.published.v1"#;
+        let retry = [&letters[2].position, "--set", row];
+        let retried = command(fixture, "retry", &retry).await.success();
+        assert!(retried.stdout.contains("published"), "{retried:?}");
+        fixture.walrelay(&["verify", "--repair"]).await.success();
+        assert_eq!(report(fixture, 0).await["unretried"], 0, "{lane:?}");
+        assert_eq!(event_count(fixture).await, 4, "{lane:?}");
+        for letter in &letters[..3] {
+            let again = command(fixture, "retry", &[&letter.position]).await;
+            assert_eq!(again.code, Some(1), "{again:?}");
+            assert!(again.stdout.contains("was already retried"), "{again:?}");
+        }
+
+        // A stream that has removed letters and events, and not the last mark, does not make doubts.
+        let last = fixture.stored().await.last().unwrap().sequence;
+        mark_as_retried(fixture, &letters[3]).await;
+        let stream = stream_of(fixture).await;
+        stream.purge().sequence(last + 1).await.unwrap();
+        let sql = "DELETE FROM outbox_events WHERE id <> $1";
+        fixture.sql.execute(sql, &[&uuid(4)]).await.unwrap();
+        assert_eq!(report(fixture, 0).await["unretried"], 0, "{lane:?}");
     }
 }
 

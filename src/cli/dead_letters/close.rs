@@ -184,6 +184,10 @@ impl Closing<'_> {
             let at = published.get(&letter.place.position);
             at.is_some_and(|sequence| *sequence > letter.place.sequence)
         };
+        if first.state == State::Retried && (is_there(first) || self.may_be_removed().await?) {
+            self.refuse(first);
+            return Ok(Found::default());
+        }
         let (there, left) = wanted.into_iter().cloned().partition(is_there);
         Ok(Found { there, left })
     }
@@ -206,17 +210,28 @@ impl Closing<'_> {
         };
         let letter = letters.find(position)?;
         let is_possible = match action {
-            Action::Retry { .. } => letter.state != State::Retried,
+            // Also one that is marked so, where the stream has no retry of it.
+            Action::Retry { .. } => true,
             Action::Discard { .. } => letter.state == State::Open,
         };
         if is_possible {
             return Ok(vec![letter]);
         }
+        self.refuse(letter);
+        Ok(Vec::new())
+    }
+
+    fn refuse(&mut self, letter: &Standing) {
         self.failed = true;
-        let state = letter.state.name();
+        let (position, state) = (letter.place.position, letter.state.name());
         self.account
             .line(format_args!("{position} was already {state}"));
-        Ok(Vec::new())
+    }
+
+    /// Whether retention may remove a message behind one that it leaves there.
+    async fn may_be_removed(&self) -> anyhow::Result<bool> {
+        let info = self.lane.stream().await?;
+        Ok(info.config.max_msgs_per_subject > 0)
     }
 
     /// Publishes the events of these dead letters; the marks of those that the stream has.

@@ -26,6 +26,8 @@ pub(super) struct Group {
     pub(super) dead_letter_sequence: u64,
     /// Marks of dead letters that were retried, those included that were discarded before.
     retried: u64,
+    /// Marks of the same without a retry before them.
+    unproven: u64,
     /// Marks of dead letters that were discarded, but for those that were retried then.
     discarded: u64,
     /// Backfills and retries.
@@ -63,6 +65,10 @@ impl Group {
                 self.discarded = self.discarded.saturating_sub(1);
                 self.retried += 1;
             }
+            Kind::Unproven => {
+                self.retried = self.retried.saturating_sub(1);
+                self.unproven += 1;
+            }
             Kind::Fill => self.fills += 1,
             Kind::Replay => self.replays += 1,
             Kind::Pending => self.pending += 1,
@@ -96,6 +102,8 @@ pub(super) struct Whole {
     pub(super) first_with_row: Option<u64>,
     /// Most messages that retention may have removed before they were read.
     pub(super) removed_max: u64,
+    /// It removes the oldest messages alone: what stood behind one that is there was not removed by it.
+    pub(super) only_front_removed: bool,
 }
 
 impl Whole {
@@ -125,6 +133,8 @@ pub(super) struct Verdict {
     pub(super) dead_lettered: u64,
     /// A dead letter that nobody wants published.
     pub(super) discarded: u64,
+    /// A dead letter that is marked as retried, without a retry or another event; a row of it is missing too.
+    pub(super) unretried: u64,
     /// More publications than rows, but for replays.
     pub(super) doubled: u64,
     /// In the stream; unless a second look finds its row, not in the table, which still has rows of earlier events.
@@ -157,10 +167,22 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
         part
     };
     let closed = group.retried + group.discarded;
-    let dead_lettered = explained(group.dead_letters.saturating_sub(closed));
+    // Where the letter is there, its retry was stored behind it.
+    let is_sure = whole.removed_max == 0 || whole.only_front_removed;
+    let unproven = match is_sure {
+        true => (group.unproven).min(group.dead_letters.saturating_sub(closed)),
+        false => 0,
+    };
+    let open = group.dead_letters.saturating_sub(closed + group.unproven);
+    let mut dead_lettered = explained(open);
+    let unretried = explained(unproven);
+    if !group.has_row() {
+        // Nothing but the letter has it.
+        dead_lettered += unretried;
+    }
     let discarded = explained(group.discarded);
     // By a message with another id, or one that the stream has removed since.
-    let retried = explained(group.retried);
+    let retried = explained(group.retried + group.unproven - unproven);
     let accounted = published + dead_lettered + discarded + retried;
     let mut left = all_rows.saturating_sub(accounted).min(group.rows);
     // Among rows that share the id, those that `--since` leaves out may be the ones without a message.
@@ -172,7 +194,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
     };
     let pending = part(group.pending);
     let removed = part(group.removed);
-    let known = part(group.passed);
+    let known = part(group.passed + unretried);
     let ambiguous = part(ambiguous);
     let unjudged = match whole.removed_max {
         0 => 0,
@@ -190,6 +212,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
         ambiguous,
         dead_lettered,
         discarded,
+        unretried,
         doubled: copies.saturating_sub(rows),
         phantom: !group.has_row() && group.events > 0 && behind_rows,
     }
@@ -199,7 +222,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
 mod tests {
     use super::Kind::{
         DeadLetter, Discarded, Event, Fill, LaterEvent, OlderRow, Passed, Pending, Reclaimed,
-        Removed, Replay, Retried, Row, Sibling,
+        Removed, Replay, Retried, Row, Sibling, Unproven,
     };
     use super::*;
 
@@ -207,6 +230,7 @@ mod tests {
     const WHOLE: Whole = Whole {
         first_with_row: Some(10),
         removed_max: 0,
+        only_front_removed: true,
     };
     const TRIMMED: Whole = Whole {
         removed_max: 9,
@@ -220,6 +244,7 @@ mod tests {
         ambiguous: 0,
         dead_lettered: 0,
         discarded: 0,
+        unretried: 0,
         doubled: 0,
         phantom: false,
     };
@@ -337,6 +362,48 @@ mod tests {
         assert_eq!(with(&[(Retried, 23), (Fill, 22)]), verdict(1, 0));
         let reclaimed = [(Discarded, 22), (Reclaimed, 24), (Fill, 23)];
         assert_eq!(with(&reclaimed), verdict(1, 0));
+    }
+
+    #[test]
+    fn a_mark_without_a_retry_is_believed_where_the_stream_may_have_removed_it() {
+        let thinned = Whole {
+            only_front_removed: false,
+            ..TRIMMED
+        };
+        let unretried = |verdict| Verdict {
+            unretried: 1,
+            ..verdict
+        };
+        let mark = [(Retried, 22), (Unproven, 22)];
+        let with = |more: &[(Kind, u64)], whole| judge(&[&mark, more].concat(), whole);
+        let letter = [(Row, 5), (DeadLetter, 20)];
+        for whole in [&WHOLE, &TRIMMED] {
+            assert_eq!(with(&letter, whole), unretried(missing(1)));
+            // The letter alone has it.
+            let dead_lettered = Verdict {
+                dead_lettered: 1,
+                ..FINE
+            };
+            assert_eq!(with(&letter[1..], whole), unretried(dead_lettered));
+            // Published after all: a backfill, and a second retry under another id.
+            assert_eq!(with(&[&letter[..], &[(Fill, 23)]].concat(), whole), FINE);
+            assert_eq!(with(&[&letter[..], &[(Retried, 24)]].concat(), whole), FINE);
+            let reclaimed = [(Discarded, 21), (Reclaimed, 22), (Unproven, 22)];
+            let reclaimed = judge(&[&letter[..], &reclaimed].concat(), whole);
+            assert_eq!(reclaimed, unretried(missing(1)));
+        }
+        assert_eq!(with(&letter, &thinned), FINE);
+        assert_eq!(with(&letter[1..], &thinned), FINE);
+        // Without its letter nothing says that its retry stood behind what is there.
+        for whole in [&WHOLE, &TRIMMED, &thinned] {
+            assert_eq!(with(&letter[..1], whole), FINE);
+            assert_eq!(with(&[], whole), FINE);
+        }
+        // One of two letters that share an id.
+        let two = [(Row, 5), (Row, 5), (DeadLetter, 20), (DeadLetter, 21)];
+        let proven = [(Retried, 24), (Fill, 23)];
+        let both = with(&[&two[..], &proven].concat(), &WHOLE);
+        assert_eq!(both, unretried(missing(1)));
     }
 
     #[test]

@@ -63,6 +63,7 @@ impl Comparison<'_> {
     fn whole(&mut self) -> std::io::Result<Whole> {
         let mut whole = Whole {
             removed_max: self.lane.removed_max() + self.removed_elsewhere,
+            only_front_removed: self.lane.only_front_removed(),
             ..Whole::default()
         };
         let mut merge = self.entries.merge()?;

@@ -1,12 +1,14 @@
 //! The stream's side: what the lane has published, in the stream's order.
 //!
 //! In: a stream, from where to read, the snapshot's LSN. Out: an entry a message, and what is wrong with the order.
-//! Guarantees: each stored message is looked at once, also over several calls; nothing is kept but entries.
+//! Guarantees: each stored message is looked at once, also over several calls; nothing is kept but entries, and the places
+//! of retries until their marks come.
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use postgres_types::PgLsn;
+use std::collections::BTreeSet;
 
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
@@ -18,7 +20,7 @@ use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_ERASED, KIND_HEADER,
-    KIND_RETRY, POSITION_HEADER, Position, TABLE_HEADER, parse_header,
+    KIND_RETRY, POSITION_HEADER, Position, RETRY_HEADER, TABLE_HEADER, parse_header,
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
@@ -65,6 +67,8 @@ pub(super) struct LaneReading {
     keeps_some_per_subject: bool,
     /// Whether retention removed messages while they were read.
     front_moved: bool,
+    /// Dead letters of which a retry was met, and no mark behind it yet.
+    retries: BTreeSet<Position>,
     pub(super) removed_inside: u64,
     pub(super) messages: u64,
     pub(super) events: u64,
@@ -116,6 +120,7 @@ impl LaneReading {
             unread_front: 0,
             keeps_some_per_subject: info.config.max_msgs_per_subject > 0,
             front_moved: false,
+            retries: BTreeSet::new(),
             removed_inside: 0,
             messages: 0,
             events: 0,
@@ -233,7 +238,7 @@ impl LaneReading {
         }
     }
 
-    fn only_front_removed(&self) -> bool {
+    pub(super) fn only_front_removed(&self) -> bool {
         !self.keeps_some_per_subject && !self.front_moved
     }
 
@@ -281,10 +286,11 @@ impl LaneReading {
         self.messages += 1;
         let header = |name: &str| Some(headers?.get(name)?.as_str());
         let kind = header(KIND_HEADER);
-        let position = header(POSITION_HEADER)
-            .and_then(|value| parse_header(value).ok())
-            .filter(|(slot, _)| *slot == self.slot)
-            .map(|(_, position)| position);
+        let own = |name: &str| {
+            let (slot, position) = parse_header(header(name)?).ok()?;
+            (slot == self.slot).then_some(position)
+        };
+        let position = own(POSITION_HEADER);
         if header(TABLE_HEADER) != self.table.as_deref() {
             // Its place is in the order of this lane nevertheless.
             if let (None | Some(KIND_DEAD_LETTER), Some(position)) = (kind, position) {
@@ -295,8 +301,11 @@ impl LaneReading {
         }
         let id = id_of(headers, body);
         let letter = header(DEAD_LETTER_HEADER);
-        if let Some(Told::Mark(_, state)) = Told::of(&self.slot, kind, None, letter) {
-            return self.take_mark(sequence, state, body, entries);
+        if let Some(Told::Mark(letter, state)) = Told::of(&self.slot, kind, None, letter) {
+            return self.take_mark(sequence, (letter, state), body, entries);
+        }
+        if kind == Some(KIND_RETRY) {
+            self.retries.extend(own(RETRY_HEADER));
         }
         let (kind, position) = match (kind, position) {
             (None, Some(position)) => (Kind::Event, position),
@@ -370,7 +379,7 @@ impl LaneReading {
     fn take_mark(
         &mut self,
         sequence: u64,
-        state: State,
+        (letter, state): (Position, State),
         body: &[u8],
         entries: &mut Entries,
     ) -> anyhow::Result<()> {
@@ -382,8 +391,16 @@ impl LaneReading {
             (_, State::Discarded) => Kind::Reclaimed,
             _ => Kind::Retried,
         };
+        // A retry is stored before its mark.
+        let is_unproven = state == State::Retried && !self.retries.remove(&letter);
         match mark.id.as_deref().map(key) {
-            Some(id) => entries.push(Entry::new(id, kind, sequence))?,
+            Some(id) => {
+                entries.push(Entry::new(id, kind, sequence))?;
+                if is_unproven {
+                    entries.push(Entry::new(id, Kind::Unproven, sequence))?;
+                }
+            }
+            None if is_unproven && self.unread == 0 => {}
             None => {
                 if kind != Kind::Reclaimed {
                     let open = &mut self.dead_letters_without_id;
@@ -481,13 +498,17 @@ mod tests {
         let mut entries = Entries::default();
         for (sequence, kind, was, expected) in [
             (1, "dead-letter", "open", (1, 0)),
-            (2, "discarded", "open", (0, 1)),
-            (3, "retried", "discarded", (0, 0)),
+            // Of which no retry was met.
+            (2, "retried", "open", (1, 0)),
+            (3, "discarded", "open", (0, 1)),
+            (4, "retry", "discarded", (0, 1)),
+            (5, "retried", "discarded", (0, 0)),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(KIND_HEADER, kind);
             headers.insert(POSITION_HEADER, "a 0/10:1");
             headers.insert(DEAD_LETTER_HEADER, "a 0/10:1");
+            headers.insert(RETRY_HEADER, "a 0/10:1");
             let body = format!("{{\"id\":null,\"was\":\"{was}\"}}");
             lane.take(
                 sequence,

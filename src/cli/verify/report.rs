@@ -152,6 +152,9 @@ pub(super) struct Report {
     dead_lettered: Findings,
     /// Dead letters that nobody wants published.
     discarded: u64,
+    /// Dead letters that are marked as retried, and whose events are not there; they count as missing, or as dead-lettered where
+    /// the table has no row of them.
+    unretried: u64,
     pub(super) phantom: Findings,
     /// In the table and the slot, not in the stream yet.
     pending: u64,
@@ -221,6 +224,7 @@ impl Report {
             },
             dead_lettered,
             discarded: lane.discarded_without_id,
+            unretried: 0,
             phantom: Findings::default(),
             pending: 0,
             pending_seconds: pending_for.map(|age| age.as_secs()),
@@ -239,6 +243,7 @@ impl Report {
         self.pending += verdict.pending;
         self.removed += verdict.removed;
         self.discarded += verdict.discarded;
+        self.unretried += verdict.unretried;
         self.ambiguous += verdict.ambiguous;
         let unjudged = verdict.unjudged + verdict.ambiguous;
         for (findings, count, example) in [
@@ -408,6 +413,11 @@ impl Report {
             (
                 self.discarded,
                 "dead letters were discarded: walrelay dead-letters list --all says why",
+            ),
+            (
+                self.unretried,
+                "dead letters are marked as retried, and their events are not there: walrelay dead-letters list --all shows their \
+                 positions, walrelay dead-letters retry publishes the event of each",
             ),
             (
                 self.unjudged.count - self.ambiguous.min(self.unjudged.count),

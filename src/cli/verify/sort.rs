@@ -39,6 +39,8 @@ pub(super) enum Kind {
     Discarded,
     /// A mark: a dead letter that was discarded was retried after all.
     Reclaimed,
+    /// One of these two marks once more: no retry of its dead letter was met before it.
+    Unproven,
     /// An event in the place of one that was not there: a backfill, a retry.
     Fill,
     /// An event that was published again on request.
@@ -52,7 +54,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 14] = [
+    const ALL: [Kind; 15] = [
         Kind::Row,
         Kind::OlderRow,
         Kind::Event,
@@ -62,6 +64,7 @@ impl Kind {
         Kind::Retried,
         Kind::Discarded,
         Kind::Reclaimed,
+        Kind::Unproven,
         Kind::Fill,
         Kind::Replay,
         Kind::Pending,
