@@ -16,7 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("secret", &[]),
     ("table_name", &[]),
     ("tls", &["secret"]),
-    ("pipeline", &["event"]),
+    ("pipeline", &["event", "table_name"]),
     ("nats", &["secret", "tls"]),
     (
         "postgres",
