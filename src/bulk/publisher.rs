@@ -13,6 +13,7 @@ use super::fence::Fence;
 use super::lease::{Lease, LeaseError};
 use super::pace::{Allowance, Pace};
 use super::queue::Queue;
+use super::source::Gap;
 use super::stint::{Ended, Stint, Target, position};
 use super::{Outcome, Queued, Source};
 use crate::nats::stream::StreamSettings;
@@ -53,6 +54,8 @@ pub struct Publisher<'a> {
     shutdown: Shutdown,
     /// What the stream must be where no lane lives in it.
     wanted: Option<StreamSettings>,
+    /// Nothing goes behind a message that cannot be published.
+    ends_at_gap: bool,
 }
 
 impl From<OpenError> for Ended {
@@ -144,12 +147,21 @@ impl<'a> Publisher<'a> {
             done: 0,
             shutdown: Shutdown::never(),
             wanted: None,
+            ends_at_gap: false,
         }
     }
 
     /// Ends early by a signal: nothing more is handed over, and what is in flight is waited for.
     pub fn until(self, shutdown: Shutdown) -> Self {
         Publisher { shutdown, ..self }
+    }
+
+    /// Ends in front of the first message that the stream cannot take: who goes on behind the last one would miss it.
+    pub fn without_gaps(self) -> Self {
+        Publisher {
+            ends_at_gap: true,
+            ..self
+        }
     }
 
     /// Publishes all of a source, and tells `each` what became of one after the other.
@@ -316,10 +328,13 @@ impl<'a> Publisher<'a> {
                 None => stint.send(next, now),
             };
             if let Err((name, why)) = rejected {
-                each(Outcome::Rejected {
-                    name: &name,
-                    why: &why,
-                });
+                match self.ends_at_gap {
+                    true => self.queue.end(Gap::new(&name, &why).into()),
+                    false => each(Outcome::Rejected {
+                        name: &name,
+                        why: &why,
+                    }),
+                }
             }
         }
         // A source that is slow for a moment ends no batch.

@@ -133,6 +133,13 @@ impl Queue {
         }
     }
 
+    /// Nothing more comes of the source, and nothing of what it has given.
+    pub(super) fn end(&mut self, why: anyhow::Error) {
+        self.ready.clear();
+        self.ended = true;
+        self.failed = Some(why);
+    }
+
     pub(super) fn put_back(&mut self, mut items: VecDeque<Queued>) {
         items.append(&mut self.ready);
         self.ready = items;

@@ -221,6 +221,7 @@ async fn replay(
         let fence = Fence::aside(&plan.target, through);
         let wanted = plan.wanted.clone();
         let mut publisher = Publisher::aside(&at_target, &plan.target, lease, fence, wanted)
+            .without_gaps()
             .until(shutdown.clone());
         let each = |outcome: Outcome<'_>| progress.take(outcome, &mut account);
         done = publisher.run(source, each).await;

@@ -2,6 +2,7 @@
 
 mod at_work;
 mod broker;
+mod gaps;
 #[path = "../faults/lane.rs"]
 #[allow(dead_code)] // The fault tests use the rest of it.
 mod lane;

@@ -10,11 +10,11 @@ pub(crate) fn target(fixture: &Fixture) -> String {
     format!("{}_REPLAY", fixture.stream_name())
 }
 
-async fn replayed(fixture: &Fixture) -> Vec<Stored> {
+pub(crate) async fn replayed(fixture: &Fixture) -> Vec<Stored> {
     fixture.stored_in(&target(fixture)).await
 }
 
-async fn replay(fixture: &Fixture, arguments: &[&str]) -> String {
+pub(crate) async fn replay(fixture: &Fixture, arguments: &[&str]) -> String {
     let all = [&["replay", "--yes"], arguments].concat();
     fixture.walrelay(&all).await.success().stdout
 }
@@ -38,7 +38,7 @@ fn lsn(stored: &Stored) -> String {
 }
 
 /// A lane with three transactions of ten events each, published.
-async fn published() -> Fixture {
+pub(crate) async fn published() -> Fixture {
     let mut fixture = Fixture::new().await;
     let relay = fixture.run();
     for transaction in 0..3 {
@@ -404,67 +404,6 @@ async fn a_place_is_found_among_messages_that_tell_none() {
     )
     .await;
     assert_eq!(ids(&fixture.stored_in(&name).await), ids(&events));
-}
-
-/// The template was another one once: the stream takes both.
-async fn published_on_two_subjects() -> (Fixture, String, String) {
-    let mut fixture = published().await;
-    let (old, new) = (
-        format!("{}.>", fixture.name),
-        format!("newer.{}.>", fixture.name),
-    );
-    let mut stream = stream_of(&fixture).await;
-    let mut config = stream.info().await.unwrap().config.clone();
-    config.subjects.push(new.clone());
-    let context = async_nats::jetstream::new(fixture.nats.clone());
-    context.update_stream(config).await.unwrap();
-    let template = format!("newer.{}.{{event_type}}", fixture.name);
-    fixture.set("WALRELAY_NATS_SUBJECT", template);
-    let relay = fixture.run();
-    fixture.insert(31, 33).await;
-    fixture.holds(33).await;
-    relay.stop().await;
-    (fixture, old, new)
-}
-
-#[tokio::test]
-async fn a_replay_has_the_events_of_all_subjects_that_the_stream_takes() {
-    let (fixture, ..) = published_on_two_subjects().await;
-    replay(&fixture, &["--from", "0/1"]).await;
-    assert_eq!(ids(&replayed(&fixture).await), uuids(1..=33));
-}
-
-#[tokio::test]
-async fn a_replay_stops_at_its_first_gap_and_goes_on_there() {
-    let (mut fixture, old, new) = published_on_two_subjects().await;
-    // By the older template, and a stream that takes no more.
-    let template = format!("{}.{{event_type}}", fixture.name);
-    fixture.set("WALRELAY_NATS_SUBJECT", template);
-    let name = format!("{}_AGAIN", fixture.stream_name());
-    let subjects = [format!("replay.{old}")];
-    let config = crate::lane::by_hand(&name, &subjects, 1);
-    let context = async_nats::jetstream::new(fixture.nats.clone());
-    context.create_stream(config).await.unwrap();
-    let all = ["replay", "--yes", "--from", "0/1", "--stream", &name];
-    for _ in 0..2 {
-        let stopped = fixture.walrelay(&all).await;
-        assert_eq!(stopped.code, Some(1), "{stopped:?}");
-        assert_eq!(stopped.stderr.matches("cannot be published").count(), 1);
-        let wanted = "replay.newer.>";
-        let mend = format!(
-            "nats stream edit {name} --subjects='{}' --subjects='{wanted}'",
-            subjects[0]
-        );
-        assert!(stopped.stderr.contains(&mend), "{mend}: {stopped:?}");
-        assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=30));
-    }
-    assert!(new.starts_with("newer."));
-    let mut stream = context.get_stream(&name).await.unwrap();
-    let mut config = stream.info().await.unwrap().config.clone();
-    config.subjects.push("replay.newer.>".to_owned());
-    context.update_stream(config).await.unwrap();
-    fixture.walrelay(&all).await.success();
-    assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=33));
 }
 
 #[tokio::test]
