@@ -36,6 +36,8 @@ pub struct Destination {
     pub stream: String,
     /// What it takes.
     pub subjects: Vec<String>,
+    /// What it takes where a replay makes it.
+    pub subjects_to_create: Vec<String>,
 }
 
 /// A message as it was published.
@@ -100,13 +102,16 @@ impl Destination {
 }
 
 impl Destination {
-    /// With the command that has the stream take this subject, and those that begin as it does.
+    /// With the command that has the stream take this subject, and those like it.
     fn takes_not(&self, subject: &str) -> String {
         let mut tokens = subject.splitn(3, '.');
-        let wanted = match (tokens.next(), tokens.next(), tokens.next()) {
+        let known = self.subjects_to_create.iter();
+        let known = known.filter(|known| covers(known, subject)).max();
+        let begins = match (tokens.next(), tokens.next(), tokens.next()) {
             (Some(first), Some(second), Some(_)) => format!("{first}.{second}.>"),
             _ => subject.to_owned(),
         };
+        let wanted = known.cloned().unwrap_or(begins);
         let kept = self.subjects.iter().filter(|kept| !covers(&wanted, kept));
         let all: Vec<String> = kept
             .chain([&wanted])

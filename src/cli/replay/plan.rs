@@ -72,6 +72,7 @@ impl Plan {
                 replay: replayed::name(&request(args, origin.name(settings), slot)),
                 subject: args.subject.clone(),
                 stream: wanted.name.clone(),
+                subjects_to_create: wanted.subjects_to_create.clone(),
                 subjects: match &target_plan {
                     StreamPlan::Exists { info, .. } => info.config.subjects.clone(),
                     StreamPlan::Create(config) => config.subjects.clone(),
