@@ -8,7 +8,7 @@ use walrelay::pipeline::fields::Fields;
 use walrelay::pipeline::mapping::{Format, Mapping, MessageSettings, Value};
 use walrelay::pipeline::record::LaneRecord;
 use walrelay::pipeline::row::Outbox;
-use walrelay::pipeline::tables::Tables;
+use walrelay::pipeline::tables::{Period, Tables};
 
 /// Which table: the lane's own is the first.
 pub(crate) type Kind = usize;
@@ -163,8 +163,9 @@ impl Spans {
         for kind in OWN + 1..KINDS {
             let name = told_as(kind).expect("a further one");
             let mut periods = record.tables.iter();
-            // Without a table's name it is a time when there was none.
-            let begins = periods.find(|period| period.outbox == name && !period.table.is_empty());
+            // Without a table's name it is a time when there was none; one that has ended is remembered and not named.
+            let is_one = |period: &&Period| !period.table.is_empty() && !period.ended;
+            let begins = periods.find(|period| period.outbox == name && is_one(period));
             let open = self.of[kind].last_mut().filter(|it| it.until == u64::MAX);
             match (begins, open) {
                 (Some(period), None) => self.of[kind].push(Span {
