@@ -134,6 +134,24 @@ impl Division {
     }
 }
 
+/// Whether the lane's publication carries rows and there is no slot for them, in one answer: between two, a share may come or go.
+///
+/// # Errors
+/// A failed query, as on a server without row filters.
+pub async fn has_rows_without_slot(
+    client: &Client,
+    settings: &PostgresSettings,
+) -> Result<bool, SqlError> {
+    let query = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text) \
+                 AND EXISTS (SELECT FROM pg_catalog.pg_publication p JOIN pg_catalog.pg_publication_rel r ON r.prpubid = p.oid \
+                 WHERE p.pubname = $2::text AND coalesce(pg_get_expr(r.prqual, r.prrelid), '') <> $3::text)";
+    let (slot, publication) = (&settings.slot, &settings.publication);
+    let row = client
+        .query_one(query, &[slot, publication, &share::NOTHING])
+        .await?;
+    Ok(row.try_get(0)?)
+}
+
 fn carried(part: Option<u32>, filter: Option<&str>) -> Carried {
     match filter.map(|filter| (filter, share::told(filter))) {
         Some((share::NOTHING, _)) => Carried::Nothing,

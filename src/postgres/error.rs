@@ -23,6 +23,9 @@ pub const OBJECT_IN_USE: &str = "55006";
 /// SQLSTATE: there are as many slots as there may be.
 pub(crate) const NO_SLOT_FREE: &str = "53400";
 
+/// SQLSTATE: there is no such slot.
+pub(crate) const SLOT_MISSING: &str = "42704";
+
 /// SQLSTATE with which Postgres 14 to 17 end where a publication is missing in the WAL.
 pub(crate) const PUBLICATION_MISSING: &str = "42704";
 /// What to say of that. The WAL is decoded by the catalog of its own time, at each start anew: a publication that is made

@@ -12,9 +12,9 @@ use crate::pipeline::publications::PublicationName;
 use crate::postgres::catalog::{self, Inspection, SlotAndWal};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::copy_both::CopyBoth;
-use crate::postgres::division::Division;
+use crate::postgres::division::{self, Division};
 use crate::postgres::encoding;
-use crate::postgres::error::ReplicationError;
+use crate::postgres::error::{ReplicationError, SLOT_MISSING};
 use crate::postgres::findings::{Kind, Severity, findings};
 use crate::postgres::locks::{self, Inspected};
 use crate::postgres::processes::{self, Process};
@@ -142,15 +142,20 @@ impl PostgresSide {
         if self.encoding != Encoding::Utf8 {
             session.send_bytes().await?;
         }
-        let wal = session
-            .start_replication(
-                slot,
-                start_lsn,
-                &[publication],
-                self.reads_messages(&settings.postgres),
-                frame_bytes_max,
-            )
-            .await?;
+        let messages = self.reads_messages(&settings.postgres);
+        let begun = session
+            .start_replication(slot, start_lsn, &[publication], messages, frame_bytes_max)
+            .await;
+        let wal = match begun {
+            // It was there when the catalog was looked at: its share is no more, or the next look says what is wrong.
+            Err(error) if error.server().is_some_and(|it| it.code == SLOT_MISSING) => {
+                return Err(match catalog::slot_and_wal(&self.sql, slot).await? {
+                    None => OpenError::Fault(Fault::Postgres(error.bare())),
+                    Some(_) => error.into(),
+                });
+            }
+            begun => begun?,
+        };
         self.replication = Some(Replication {
             wal,
             identity,
@@ -275,6 +280,11 @@ async fn check_shares(
     let is_readable = inspection.slot.is_some() && division.has(part);
     if let Some(fault) = no_share.clone().filter(|_| !is_readable) {
         return Err(OpenError::Fault(fault));
+    }
+    let lacks_slot = inspection.slot.is_none() && no_share.is_none() && division.has(part);
+    if lacks_slot && !division::has_rows_without_slot(sql, settings).await? {
+        let text = "the lane came or went while the catalog was looked at".to_owned();
+        return Err(OpenError::Fault(Fault::Postgres(text)));
     }
     if part.is_none() {
         return match division.all_rows_beside(share) {

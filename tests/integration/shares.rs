@@ -5,6 +5,7 @@ mod filters;
 mod interrupted;
 mod letters;
 mod load;
+mod looks;
 #[cfg(target_os = "linux")]
 mod rates;
 mod reshard;
