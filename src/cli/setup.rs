@@ -272,6 +272,9 @@ async fn rows_before(
 /// other, the lane's last event tells `run` more than this record, which says not to look for it: what is held back
 /// would be published twice.
 ///
+/// Behind a lane that is at its end, as a share's is that was no more, epochs are counted on: a relay that has lived through both
+/// remembers the one before, and takes the record for younger.
+///
 /// A lane that `takes_over` counts the events that the stream has already as published by whoever was there before.
 async fn record_slot(
     nats: &Admin,
@@ -324,6 +327,7 @@ async fn record_slot(
     let lane = identity.lane(slot);
     let before = stored.record.as_ref();
     let first = LaneRecord {
+        epoch: before.map_or(0, |record| record.epoch + 1),
         sequence: stream.state.last_seq,
         confirmed_lsn,
         adopted_sequence: stream.state.last_seq,

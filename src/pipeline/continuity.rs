@@ -362,6 +362,13 @@ fn loss(view: &StartView<'_>, lane_end: Option<&LaneEnd>) -> Option<Loss> {
     let remembered = view
         .memory
         .and_then(|memory| Some((memory.lane_end.clone()?, memory.created.as_str())));
+    // What is of a lane before an adoption, or before this one began anew, is not missed.
+    let is_of_lane = |(lane_end, created): &(LaneEnd, &str)| {
+        view.record.is_none_or(|record| {
+            record.created != *created || record.adopted_sequence < lane_end.sequence
+        })
+    };
+    let remembered = remembered.filter(is_of_lane);
     let (through, created) = recorded
         .into_iter()
         .chain(remembered)

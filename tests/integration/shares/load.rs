@@ -136,10 +136,11 @@ pub(super) async fn more(fixture: &Fixture, writer: &Writer, stream: &str) {
     .await;
 }
 
-/// With a lane that waits, it ends with 0: no lane has halted.
+/// With a lane that waits, it ends with 0: no lane has halted. And none has told of a loss.
 pub(super) async fn stops(mut relay: Relay) {
     relay.signal(Signal::TERM);
     assert_eq!(relay.ends().await, Some(0), "{}", relay.log());
+    assert!(!relay.log().contains("has lost"), "{}", relay.log());
 }
 
 /// Positions of those that are open.
