@@ -297,6 +297,7 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
 ///
 /// # Errors
 /// A failed query.
+#[cfg(feature = "cli")]
 pub(crate) async fn inspect_server(
     client: &Client,
     settings: &PostgresSettings,

@@ -21,6 +21,7 @@ pub(crate) const NOT_POSTGRES: &str =
 pub const OBJECT_IN_USE: &str = "55006";
 
 /// SQLSTATE: there are as many slots as there may be.
+#[cfg(feature = "cli")]
 pub(crate) const NO_SLOT_FREE: &str = "53400";
 
 /// SQLSTATE: there is no such slot.

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use super::catalog::{Inspection, Table, inspect};
 use super::client::{Client, SqlError};
 use super::id_column::IdColumn;
-use super::id_name::name_of;
 use super::settings::PostgresSettings;
 use crate::pipeline::after_publish::AfterPublish;
 use crate::postgres::row_security::{self, RowsHidden};
@@ -176,12 +175,9 @@ pub(crate) struct Settled {
 
 /// Takes the ids of these rows away.
 fn remove(unseen: &mut Vec<&str>, rows: &[tokio_postgres::Row]) -> Result<(), SqlError> {
-    let mut seen = HashSet::new();
-    for row in rows {
-        let id: &str = row.try_get(0)?;
-        seen.extend([id.to_owned(), name_of(id).into_owned()]);
-    }
-    unseen.retain(|id| !seen.contains(*id));
+    let ids: Result<HashSet<&str>, _> = rows.iter().map(|row| row.try_get(0)).collect();
+    let ids = ids?;
+    unseen.retain(|id| !ids.contains(id));
     Ok(())
 }
 

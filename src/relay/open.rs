@@ -15,10 +15,13 @@ use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{Known, Opening, Wanted};
 use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
+#[cfg(feature = "cli")]
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Request;
 use crate::pipeline::row::{Outbox, Source};
-use crate::pipeline::tables::{Renamed, Tables};
+#[cfg(feature = "cli")]
+use crate::pipeline::tables::Renamed;
+use crate::pipeline::tables::Tables;
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::processes::Process;
@@ -305,6 +308,7 @@ pub(super) fn window_limits(
 }
 
 /// For commands: as [`Opening::check_names`].
+#[cfg(feature = "cli")]
 pub(crate) fn check_names(
     inspection: &Inspection,
     settings: &Settings,
