@@ -232,8 +232,8 @@ pub async fn delete(client: &Admin, name: &str) -> Result<bool, StreamError> {
     }
 }
 
-/// Removes the record of a lane, which outlives the stream that it speaks of: with the stream gone, a record would
-/// only halt the next lane of that name.
+/// Removes the record of a lane and the dead letters that it keeps in mind, which outlive the stream that they speak of: with the
+/// stream gone, a record would only halt the next lane of that name, and the letters would be open in it.
 ///
 /// # Errors
 /// [`StreamError`].
@@ -242,12 +242,18 @@ pub async fn delete_lane_record(
     stream: &str,
     slot: &str,
 ) -> Result<(), StreamError> {
-    let body = serde_json::json!({ "filter": lane_record_subject(stream, slot) }).to_string();
-    let payload = call(client, "PURGE", LANE_RECORD_STREAM, body.into()).await?;
-    match refuse(&payload) {
-        Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(()),
-        answer => answer.map_err(answer_error("the purge", LANE_RECORD_STREAM)),
+    for subject in [
+        lane_letters_subject(stream, slot),
+        lane_record_subject(stream, slot),
+    ] {
+        let body = serde_json::json!({ "filter": subject }).to_string();
+        let payload = call(client, "PURGE", LANE_RECORD_STREAM, body.into()).await?;
+        match refuse(&payload) {
+            Err(AnswerError::Api(error)) if error.is_stream_not_found() => return Ok(()),
+            answer => answer.map_err(answer_error("the purge", LANE_RECORD_STREAM))?,
+        }
     }
+    Ok(())
 }
 
 /// Has the server overwrite the message at `sequence` and remove it; one that is gone already is no error.

@@ -147,14 +147,7 @@ impl Own {
         let nats = Admin::connect(&self.settings.nats.connection).await?;
         stream::delete(&nats, STREAM).await?;
         // The lane's record in the stream that all lanes share; another lane's is not touched.
-        let records = nats
-            .jetstream()
-            .get_stream(stream::LANE_RECORD_STREAM)
-            .await?;
-        records
-            .purge()
-            .filter(stream::lane_record_subject(STREAM, NAME))
-            .await?;
+        stream::delete_lane_record(&nats, STREAM, NAME).await?;
         Ok(())
     }
 

@@ -63,10 +63,12 @@ pub(super) async fn close(
     let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
     if let Action::Retry { .. } = &action {
-        // A letter's table is told by its name.
-        let sql = connect(&settings.postgres.conninfo).await?;
-        let inspection = inspect(&sql, &settings.postgres).await?;
-        check_names(&inspection, settings, lane.record().await?.record.as_ref())?;
+        let mut stopped = shutdown.clone();
+        tokio::select! {
+            // A lock on the table keeps it waiting.
+            checked = check_tables(settings, &lane) => checked?,
+            () = stopped.wait() => bail!("stopped before it began: run it again"),
+        }
     }
     let lease = Lease::take(&lane, action.command(), &command_line::typed()).await?;
     let mut closing = Closing {
@@ -86,6 +88,15 @@ pub(super) async fn close(
     account.close()?;
     done?;
     Ok(if failed { Exit::Failed } else { Exit::Done })
+}
+
+/// A letter's table is told by its name.
+async fn check_tables(settings: &Settings, lane: &LaneClient) -> anyhow::Result<()> {
+    let sql = connect(&settings.postgres.conninfo).await?;
+    let inspection = inspect(&sql, &settings.postgres).await?;
+    let record = lane.record().await?.record;
+    check_names(&inspection, settings, record.as_ref())?;
+    Ok(())
 }
 
 /// What `--set` says: other values for one publication.
