@@ -136,7 +136,6 @@ async fn a_share_that_comes_during_a_look_halts_no_relay() {
     gate.held.notified().await;
     reshard(&fixture, "4").await;
     gate.is_shut.send_replace(false);
-    relay.logs("came or went").await;
     are_owned(&fixture, 4).await;
     stops(relay).await;
     for other in others {
