@@ -1,0 +1,134 @@
+//! An outbox table and its columns, and what is below, above and beside it.
+
+use serde::Deserialize;
+
+use super::row_as;
+use crate::postgres::client::{Client, SqlError};
+use crate::table_name::TableName;
+
+/// The outbox table.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Table {
+    /// `pg_class.oid`.
+    pub oid: u32,
+    /// `r` table, `p` partitioned, and others that cannot serve.
+    pub(crate) relkind: char,
+    /// `p` permanent, `u` unlogged, `t` temporary.
+    pub(crate) relpersistence: char,
+    /// Whether the role may read it, once it may use the schema.
+    pub(crate) may_select: bool,
+    /// Whether the role may use its schema.
+    pub(crate) may_use_schema: bool,
+    /// Whether policies hide rows from the role.
+    pub row_security: bool,
+    /// The role may publish and drop it.
+    pub owned: bool,
+    /// In the order of the table.
+    pub columns: Vec<Column>,
+    /// Leaf partitions whose rows never reach the WAL, as SQL names.
+    pub(crate) unlogged_leaves: Vec<String>,
+    /// Leaf partitions whose rows never reach this server, as SQL names.
+    pub(crate) foreign_leaves: Vec<String>,
+    /// Tables that inherit from it and are no partitions, as SQL names.
+    pub(crate) heirs: Vec<String>,
+    /// The tables that it is a partition of, as SQL names.
+    pub(crate) ancestors: Vec<String>,
+    /// It holds rows, or has held some.
+    pub(crate) has_rows: bool,
+    /// Columns that decide about a row's partition.
+    pub(crate) partition_keys: Vec<String>,
+}
+
+impl Table {
+    /// OIDs of its columns' domains, and of the types that those stand on.
+    pub fn domains(&self) -> Vec<(u32, u32)> {
+        let columns = self.columns.iter();
+        let domains = columns.filter(|column| column.type_oid != column.base_oid);
+        domains
+            .map(|column| (column.type_oid, column.base_oid))
+            .collect()
+    }
+}
+
+/// A column of the outbox table.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// The type as declared, as `format_type` writes it.
+    pub(crate) type_name: String,
+    /// The declared type.
+    pub type_oid: u32,
+    /// The type, or what a domain, or a domain over domains, stands on.
+    pub(crate) base_oid: u32,
+    /// `typname` of the type, or of what a domain, or a domain over domains, stands on.
+    pub(crate) base_type: String,
+    /// `typcategory` of that type: `S` string, `E` enum, ….
+    pub(crate) category: char,
+    /// NOT NULL.
+    pub(crate) not_null: bool,
+    /// Computed by the server.
+    pub generated: bool,
+    /// Of these, one that is computed when it is read (Postgres 18).
+    #[serde(default)]
+    pub(crate) is_virtual: bool,
+}
+
+const TABLE: &str = "\
+SELECT jsonb_build_object(
+  'oid', c.oid::int8, 'relkind', c.relkind::text, 'relpersistence', c.relpersistence::text,
+  'may_select', has_table_privilege(c.oid, 'SELECT'),
+  'may_use_schema', has_schema_privilege(c.relnamespace, 'USAGE'), 'row_security', row_security_active(c.oid),
+  'owned', pg_has_role(c.relowner, 'USAGE'),
+  'has_rows', pg_catalog.pg_relation_size(c.oid) > 0
+     OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) WHERE pg_catalog.pg_relation_size(relid) > 0),
+  'columns', coalesce((
+     SELECT jsonb_agg(jsonb_build_object(
+       'name', a.attname, 'type_name', format_type(a.atttypid, a.atttypmod),
+       'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
+       'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v') ORDER BY a.attnum)
+     FROM pg_catalog.pg_attribute a
+     CROSS JOIN LATERAL (
+       WITH RECURSIVE base AS (
+         SELECT oid, typtype, typbasetype, typname, typcategory, typnotnull FROM pg_catalog.pg_type WHERE oid = a.atttypid
+         UNION ALL
+         SELECT t.oid, t.typtype, t.typbasetype, t.typname, t.typcategory, base.typnotnull OR t.typnotnull
+         FROM base JOIN pg_catalog.pg_type t ON t.oid = base.typbasetype WHERE base.typtype = 'd')
+       SELECT * FROM base WHERE typtype <> 'd') b
+     WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), '[]'),
+  'unlogged_leaves', coalesce((
+     SELECT jsonb_agg(format('%I.%I', ln.nspname, l.relname) ORDER BY l.relname)
+     FROM pg_catalog.pg_partition_tree(c.oid) p
+     JOIN pg_catalog.pg_class l ON l.oid = p.relid
+     JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+     WHERE p.isleaf AND c.relkind = 'p' AND l.relkind = 'r' AND l.relpersistence <> 'p'), '[]'),
+  'foreign_leaves', coalesce((
+     SELECT jsonb_agg(format('%I.%I', ln.nspname, l.relname) ORDER BY l.relname)
+     FROM pg_catalog.pg_partition_tree(c.oid) p
+     JOIN pg_catalog.pg_class l ON l.oid = p.relid
+     JOIN pg_catalog.pg_namespace ln ON ln.oid = l.relnamespace
+     WHERE p.isleaf AND c.relkind = 'p' AND l.relkind <> 'r'), '[]'),
+  'heirs', coalesce((
+     WITH RECURSIVE heir AS (
+       SELECT inhrelid FROM pg_catalog.pg_inherits WHERE inhparent = c.oid
+       UNION SELECT i.inhrelid FROM heir JOIN pg_catalog.pg_inherits i ON i.inhparent = heir.inhrelid)
+     SELECT jsonb_agg(format('%I.%I', hn.nspname, h.relname) ORDER BY h.relname)
+     FROM heir JOIN pg_catalog.pg_class h ON h.oid = heir.inhrelid
+     JOIN pg_catalog.pg_namespace hn ON hn.oid = h.relnamespace WHERE NOT h.relispartition), '[]'),
+  'ancestors', coalesce((
+     SELECT jsonb_agg(format('%I.%I', an.nspname, a.relname))
+     FROM pg_catalog.pg_partition_ancestors(c.oid) p
+     JOIN pg_catalog.pg_class a ON a.oid = p.relid AND a.oid <> c.oid
+     JOIN pg_catalog.pg_namespace an ON an.oid = a.relnamespace), '[]'),
+  'partition_keys', coalesce((
+     SELECT jsonb_agg(DISTINCT k.attname)
+     FROM pg_catalog.pg_partition_tree(c.oid) p
+     JOIN pg_catalog.pg_partitioned_table pt ON pt.partrelid = p.relid
+     JOIN pg_catalog.pg_attribute k ON k.attrelid = p.relid AND k.attnum = ANY (pt.partattrs::int2[])
+     WHERE k.attnum > 0), '[]'))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1::text AND c.relname = $2::text";
+
+pub(super) async fn table(client: &Client, table: &TableName) -> Result<Option<Table>, SqlError> {
+    row_as(client, "pg_class", TABLE, &[&table.schema, &table.table]).await
+}
