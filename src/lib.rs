@@ -56,6 +56,8 @@ pub mod config;
 #[cfg(feature = "consumer")]
 pub mod consumer;
 #[cfg(feature = "relay")]
+mod counted;
+#[cfg(feature = "relay")]
 #[cfg_attr(doc, doc(hidden))]
 pub mod environment;
 pub mod event;

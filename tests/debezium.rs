@@ -204,7 +204,7 @@ async fn what_debezium_doubled_or_left_out_is_named() {
     platform.expect(&["setup"], 0).await;
     let text = platform.expect(&["adopt", "--debezium", "--yes"], 0).await;
     assert!(
-        text.contains("Before it the slot has 1 events that the stream has not"),
+        text.contains("Before it the slot has 1 event that the stream has not"),
         "{text}"
     );
     runs_until(&platform, 5 + 3).await;

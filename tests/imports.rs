@@ -12,15 +12,17 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("environment", &[]),
     ("event", &[]),
     ("consumer", &["event"]),
+    ("counted", &[]),
     ("nearest", &[]),
     ("secret", &[]),
     ("table_name", &[]),
     ("tls", &["secret"]),
     ("pipeline", &["event", "table_name"]),
-    ("nats", &["secret", "tls"]),
+    ("nats", &["counted", "secret", "tls"]),
     (
         "postgres",
         &[
+            "counted",
             "environment",
             "nearest",
             "pipeline",
@@ -30,7 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("outbox", &["event", "table_name"]),
-    ("relay", &["nats", "pipeline", "postgres"]),
+    ("relay", &["counted", "nats", "pipeline", "postgres"]),
     (
         "bulk",
         &["nats", "pipeline", "postgres", "relay", "table_name"],
@@ -56,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "bulk",
             "config",
+            "counted",
             "environment",
             "event",
             "local",

@@ -355,10 +355,7 @@ async fn the_slot_tells_what_was_removed_and_what_is_missing() {
     let counts = (&report["removed"], &report["missing"]["count"]);
     assert_eq!(counts, (&20.into(), &1.into()), "{report}");
     let said = platform.expect(&["backfill"], 0).await;
-    assert_eq!(
-        said,
-        "1 of 1 rows that were not in the stream are published\n"
-    );
+    assert_eq!(said, "1 of 1 row that was not in the stream is published\n");
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ use crate::cli::consent::agreed;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::{Held, Look};
+use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -52,7 +53,7 @@ Examples:
   walrelay adopt                               go on with this database and slot, after asking
   walrelay adopt --yes                         without asking
   walrelay adopt --position 16/B374D848:3      rows at or below this position count as published
-  walrelay adopt --debezium                    go on where Debezium was stopped, with its slot and publication
+  walrelay adopt --debezium                    go on where Debezium was stopped, with its slot
 
 It is the way past a halt (exit code 4 of run): a slot that was advanced, dropped or made again, a
 restored or upgraded database, a stream whose end was removed or that was made from another one.
@@ -427,7 +428,10 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, ar
             record
                 .position
                 .map_or_else(|| "nothing".to_owned(), |position| position.to_string()),
-            record.confirmed_lsn
+            match u64::from(record.confirmed_lsn) {
+                0 => "nothing".to_owned(),
+                _ => record.confirmed_lsn.to_string(),
+            }
         )),
         None => account.line("recorded lane  none"),
     }
@@ -455,8 +459,8 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, ar
     });
     if view.absent > 0 {
         account.line(format_args!(
-            "Before it the slot has {} events that the stream has not: walrelay backfill publishes those that are missing.",
-            view.absent
+            "Before it the slot has {} that the stream has not: walrelay backfill publishes what is missing.",
+            counted(view.absent, "event", "events")
         ));
     }
     account.line(format_args!(

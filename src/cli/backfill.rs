@@ -19,6 +19,7 @@ use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
 use crate::bulk::table;
 use crate::cli::stderr;
+use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
 use crate::pipeline::position::KIND_BACKFILL;
 use crate::relay::Shutdown;
@@ -145,12 +146,18 @@ pub(super) async fn execute_until(
     done
 }
 
-/// What rows are called: of which table, where the lane has several.
-pub(super) fn rows_of(settings: &Settings, table: usize) -> String {
+/// So many rows: of which table, where the lane has several.
+pub(super) fn counted_rows(count: u64, settings: &Settings, table: usize) -> String {
+    let rows = counted(count, "row", "rows");
+    format!("{rows}{}", of_table(settings, table))
+}
+
+/// The table, where the lane has several.
+fn of_table(settings: &Settings, table: usize) -> String {
     let mut tables = settings.postgres.tables();
     match tables.len() {
-        1 => "rows".to_owned(),
-        _ => format!("rows of {}", tables.swap_remove(table).table),
+        1 => String::new(),
+        _ => format!(" of {}", tables.swap_remove(table).table),
     }
 }
 
@@ -162,7 +169,6 @@ async fn missing(
     account: &mut Account,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Missing> {
-    let rows = rows_of(settings, table);
     let mut shutdown = shutdown.clone();
     let choice = Choice {
         since: args.since,
@@ -177,9 +183,10 @@ async fn missing(
     let found = found.context("table and stream cannot be compared")?;
     if found.unjudged > 0 && !args.unjudged {
         let text = format_args!(
-            "{} {rows} cannot be judged and are left out: the stream may have had their messages and removed them; walrelay \
-             verify names some, --unjudged publishes them too",
-            found.unjudged
+            "{} cannot be judged and {} left out: the stream may have had their messages and removed them; walrelay verify names \
+             some, --unjudged publishes them too",
+            counted_rows(found.unjudged, settings, table),
+            is_or_are(found.unjudged)
         );
         match args.json {
             true => stderr::line(text),
@@ -192,7 +199,11 @@ async fn missing(
             true => {
                 Progress::of(total, true).end(account);
             }
-            false => account.line(format_args!("{total} {rows} are not in the stream")),
+            false => account.line(format_args!(
+                "{} {} not in the stream",
+                counted_rows(total, settings, table),
+                is_or_are(total)
+            )),
         }
     }
     Ok(found)
@@ -224,8 +235,10 @@ async fn backfill(
     let mut publisher = Publisher::new(settings, lane, lease, fence)
         .await?
         .until(shutdown.clone());
-    let mut progress = Progress::of(total, args.json)
-        .told_by(lease, &format!("publishing {}", rows_of(settings, table)));
+    let mut progress = Progress::of(total, args.json).told_by(
+        lease,
+        &format!("publishing rows{}", self::of_table(settings, table)),
+    );
     let done = publisher.run(source, |outcome| progress.take(outcome, &mut account));
     let done = done.await;
     let Counts { published, .. } = progress.end(&mut account);
@@ -235,8 +248,10 @@ async fn backfill(
             false => "",
         };
         account.line(format_args!(
-            "{published} of {total} {} that were not in the stream are published{more}",
-            rows_of(settings, table)
+            "{published} of {} that {} not in the stream {} published{more}",
+            counted_rows(total, settings, table),
+            if total == 1 { "was" } else { "were" },
+            is_or_are(published)
         ));
     }
     account.close()?;

@@ -27,9 +27,9 @@ const EXAMPLES: &str = "\
 Examples:
   walrelay bench                                       1,000 transactions a second for 10 seconds
   walrelay bench --rate 5000 --rows 10 --duration 60s  5,000 transactions of 10 events a second
-  walrelay bench --backlog 500000 --rows 10            500,000 events first, then how fast they are drained
+  walrelay bench --backlog 500000 --rows 10            500,000 events first, then drained
   walrelay bench --payload 10KiB --json                larger events; the result as JSON
-  walrelay bench --existing --relay-pid 4711           through the relay that runs already, into the configured table
+  walrelay bench --existing --relay-pid 4711           through the relay that runs already
 
 It makes table public.walrelay_bench, slot and publication walrelay_bench and stream
 WALRELAY_BENCH, runs a relay of its own between them, and removes them all. With --existing the

@@ -21,7 +21,7 @@ Examples:
   walrelay config show --hold-back 0s             with a flag over environment and file
   walrelay config show --json | jq .values
   walrelay config check --config staging.toml     exit code 0 if it can be used, else 2
-  walrelay config keys                            every key: default, variable, flag, and what it is for
+  walrelay config keys                            every key, and what it is for
   walrelay config asyncapi > asyncapi.json        subject, headers and body of what is published";
 
 /// Show or check the configuration

@@ -29,15 +29,16 @@ use letters::Letters;
 const EXAMPLES: &str = "\
 Examples:
   walrelay dead-letters list                    the slot's that are open
-  walrelay dead-letters list --all              also those that were retried or discarded, with time and reason
+  walrelay dead-letters list --all              also those that were retried or discarded
   walrelay dead-letters show 16/B374D848:3      one of them, whole
-  walrelay dead-letters retry 16/B374D848:3     publish its row, as the table has it now or else as the dead letter has it
+  walrelay dead-letters retry 16/B374D848:3     publish its row, as the table has it now or
+                                                else as the dead letter has it
   walrelay dead-letters retry 16/B374D848:3 --set event_type=order.placed.v1
                                                 the same, with a column mended
   walrelay dead-letters retry --all             all that are open
   walrelay dead-letters discard 16/B374D848:3 --reason 'a test'
-                                                give it up; retry with its position still publishes it
-  walrelay dead-letters skip 16/B374D848:3      let the row at which run has halted become a dead letter
+                                                give it up; retry still publishes it
+  walrelay dead-letters skip 16/B374D848:3      let the row at which run has halted become one
 
 A dead letter stays in the stream. A small message behind it says that it was retried or
 discarded, when, and why: so the stream alone tells which are open. verify ends with 1 while one

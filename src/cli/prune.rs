@@ -13,11 +13,12 @@ use anyhow::{Context as _, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 use postgres_types::PgLsn;
 
-use super::backfill::rows_of;
+use super::backfill::counted_rows;
 use super::exit::{Exit, message};
 use super::signals::{self, Hangup};
 use super::{progress, stderr, verify};
 use crate::bulk::fence::lives_there;
+use crate::counted::is_or_are;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter::remembered::KEPT_MAX;
 use crate::postgres::catalog::inspect;
@@ -236,10 +237,10 @@ impl Prune<'_> {
                 .context("table and stream cannot be compared")?;
             ensure!(
                 found.rows.is_empty(),
-                "{} {} are not in stream {}, so nothing was deleted: walrelay backfill publishes them, or give \
-                 --without-comparison where nobody wants them published",
-                found.rows.len(),
-                rows_of(lane, self.table),
+                "{} {} not in stream {}, so nothing was deleted: walrelay backfill publishes what is missing, or give \
+                 --without-comparison where nobody wants it published",
+                counted_rows(found.rows.len() as u64, lane, self.table),
+                is_or_are(found.rows.len() as u64),
                 lane.nats.stream
             );
             if found.unjudged > 0 {
@@ -261,10 +262,11 @@ impl Prune<'_> {
             None => "no relay has noted yet which are open: walrelay run does".to_owned(),
         };
         bail!(
-            "unjudged: {unjudged} {} are not in stream {stream}, which may have removed their messages, and nothing tells which of them \
+            "unjudged: {} {} not in stream {stream}, which may have removed their messages, and nothing tells which of them \
              were dead letters, whose only trace they would be: {why_not}. walrelay verify --since TIME leaves old ones out; \
              --without-comparison deletes them too",
-            rows_of(lane, self.table)
+            counted_rows(unjudged, lane, self.table),
+            is_or_are(unjudged)
         )
     }
 

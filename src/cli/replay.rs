@@ -19,6 +19,7 @@ use crate::bulk::{Outcome, Sourced};
 use crate::cli::consent::agreed;
 use crate::cli::stderr;
 use crate::config::syntax::parse_stream;
+use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::relay::Shutdown;
@@ -27,7 +28,7 @@ use plan::Plan;
 
 const EXAMPLES: &str = "\
 Examples:
-  walrelay replay --from 2026-11-23T00:00:00Z --dry-run    how many events that would be, and where from
+  walrelay replay --from 2026-11-23T00:00:00Z --dry-run    how many that would be, and where from
   walrelay replay --from 2026-11-23T00:00:00Z --yes        all since then, to stream OUTBOX_REPLAY
   walrelay replay --from 16/B374D848 --to 16/C0000000 --event-type lesson.published.v1
   walrelay replay --from 0/1 --stream FOR_BILLING --subject 'billing.{event_type}'
@@ -192,7 +193,10 @@ async fn count(
         true => {
             Progress::of(events, true).end(&mut account);
         }
-        false => account.line(format_args!("{events} events would be published")),
+        false => account.line(format_args!(
+            "{} would be published",
+            counted(events, "event", "events")
+        )),
     }
     account.close()?;
     Ok(Exit::Done)
@@ -237,7 +241,8 @@ async fn replay(
             true => "; stopped: run it again, and it goes on behind the last one",
             false => "",
         };
-        account.line(format_args!("{published} events are published again{more}"));
+        let published = counted(published, "event is", "events are");
+        account.line(format_args!("{published} published again{more}"));
     }
     account.close()?;
     done?;

@@ -13,6 +13,7 @@ use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::cli::verify;
+use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::history::History;
@@ -250,17 +251,19 @@ async fn rows_before(
         )));
     }
     let rows = count_rows(client, table, before.row_filter()).await?;
+    let rows = u64::try_from(rows).unwrap_or(0);
     if rows == 0 {
         return Ok(None);
     }
     let stream = stream::find(nats, &settings.nats.stream).await?;
     Ok(Some(match stream {
         Some(stream) if stream.state.last_seq > 0 => format!(
-            "{rows} rows are in {table} already: walrelay verify tells which of them the stream does not have, walrelay \
-             backfill publishes those"
+            "{} in {table} already: walrelay verify tells which of them the stream does not have, walrelay backfill publishes those",
+            counted(rows, "row is", "rows are")
         ),
         _ => format!(
-            "{rows} rows are already in {table} and will not be published: walrelay backfill publishes them"
+            "{} already in {table} and will not be published: walrelay backfill publishes them",
+            counted(rows, "row is", "rows are")
         ),
     }))
 }

@@ -20,6 +20,7 @@ use crate::cli::position::{self, Positions};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::config::HttpSettings;
+use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::ops::http::STATUS_PATH;
 use crate::relay::bulk_work::BulkWork;
@@ -33,7 +34,7 @@ const EXAMPLES: &str = "\
 Examples:
   walrelay status                                 what the relay is doing
   walrelay status --json | jq -r .relay.state     starting, streaming, waiting or halted
-  walrelay status --watch                         drawn anew every two seconds; --watch=10s every ten
+  walrelay status --watch                         drawn anew every two seconds, or --watch=10s
 
 The running relay is asked at http.listen. Where none answers there, slot, stream and lane record
 tell: running elsewhere, stopped, halted (why, and what to do), or the slot is lost.
@@ -42,9 +43,9 @@ tell: running elsewhere, stopped, halted (why, and what to do), or the slot is l
   received       what has arrived of it
   acknowledged   what the broker has taken, and how far and for how long behind the server's end
   confirmed      what Postgres may forget; behind acknowledged by hold_back
-  bulk work      a command that publishes for the lane beside the relay, such as backfill or move, and how
-                 far it is; or one that was killed, and how it is finished. Whether it lives is told by
-                 its lease, which it renews each second
+  bulk work      a command that publishes for the lane beside the relay, such as backfill or move,
+                 and how far it is; or one that was killed, and how it is finished. Whether it lives
+                 is told by its lease, which it renews each second
   latency        from the commit, by the server's clock, to the acknowledgement
 
 --watch ends with 0.
@@ -366,8 +367,9 @@ fn after_publish(status: &Status) -> String {
     match status.after_publish_lag {
         None => "rows are kept".to_owned(),
         Some(lag) => format!(
-            "{} rows marked or deleted since the start, those of {lag} messages still to be",
-            status.totals.after_publish_rows
+            "{} marked or deleted since the start, those of {} still to be",
+            counted(status.totals.after_publish_rows, "row", "rows"),
+            counted(lag, "message", "messages")
         ),
     }
 }

@@ -58,22 +58,24 @@ use sort::Entries;
 
 const EXAMPLES: &str = "\
 Examples:
-  walrelay verify                                 the table, as far as retention left it, against the stream
+  walrelay verify                                 what retention left of the table, and the stream
   walrelay verify --since 2026-11-01T00:00:00Z    rows with an older occurred_at are left out
   walrelay verify --json | jq .missing.count
-  walrelay verify --repair                        publish what is missing from the table, and check again
+  walrelay verify --repair                        publish what is missing, and check again
 
 missing        in the table, not in the stream, and the relay has passed it
-unjudged       in the table, not in the stream, and the stream may have had its message and removed it
-doubled        in the stream more than once; a replay is marked and no double, nor is one backfill or one retry of an
-               event that is not there otherwise
+unjudged       in the table, not in the stream, which may have had its message and removed it
+doubled        in the stream more than once; a replay is marked and no double, nor is one backfill
+               or one retry of an event that is not there otherwise
 out of order   a first publication whose position is not above all before it
-dead-lettered  could not be published, and was neither retried nor discarded; walrelay dead-letters list shows it
+dead-lettered  could not be published, and was neither retried nor discarded; walrelay dead-letters
+               list shows it
 phantom        in the stream, not in the table, though the table still has rows of earlier events
-pending        in the slot, and still to be published; found where the oldest has waited for more than 5 seconds and
-               nobody reads from the slot: the lane stands still. Beside a relay: it had published them, the broker
-               has lost them since, and the relay publishes them again
-unfit          the stream as it is configured loses events or takes none; the command that mends it is named
+pending        in the slot, and still to be published; found where the oldest has waited for more than
+               5 seconds and nobody reads from the slot: the lane stands still. Beside a relay: it had
+               published them, the broker has lost them since, and the relay publishes them again
+unfit          the stream as it is configured loses events or takes none; the command that mends it
+               is named
 
 Rows that share an id need a message each, also where --since leaves one of them out.
 
@@ -96,8 +98,8 @@ It needs about 50 MiB of memory, and 24 bytes of temporary files for each row an
 On a standby the table is compared as far as the standby has replayed it, if the slot is there too.
 
 Where a row has no message although the relay has passed it, and the slot is not confirmed beyond
-it, the slot is looked into, in a copy of it that is gone at the end: Postgres must have room for one
-more slot (max_replication_slots).
+it, the slot is looked into, in a copy of it that is gone at the end: Postgres must have room for
+one more slot (max_replication_slots).
 
 Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are
 unjudged, the broker has lost messages that the relay publishes again, or the relay is so far behind

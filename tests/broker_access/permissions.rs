@@ -316,7 +316,7 @@ async fn prune_and_erase_need_what_the_file_gives_them() {
     let prune = ["prune", "--older-than", "0s", "--dry-run"];
     let said = fixture.walrelay(&prune).await.stderr;
     // The row from before the slot: table and stream were compared.
-    assert!(said.contains("1 rows are not in stream OUTBOX"), "{said}");
+    assert!(said.contains("1 row is not in stream OUTBOX"), "{said}");
     let query = "SELECT aggregate_id::text FROM outbox_events ORDER BY id LIMIT 1";
     let row = fixture.sql.query_one(query, &[]).await.unwrap();
     let aggregate: String = row.get(0);
@@ -326,7 +326,7 @@ async fn prune_and_erase_need_what_the_file_gives_them() {
         erased
             .success()
             .stdout
-            .contains("1 events erased in stream OUTBOX")
+            .contains("1 event erased in stream OUTBOX")
     );
 }
 

@@ -70,7 +70,7 @@ async fn rows_of_all_tables_come_in_the_order_of_the_transaction() {
     fixture.sql.batch_execute(&before).await.unwrap();
     let setup = fixture.walrelay(&["setup"]).await;
     for table in ["public.outbox_events", "public.orders", "public.audit"] {
-        let rows = format!("1 rows are already in {table} and will not be published");
+        let rows = format!("1 row is already in {table} and will not be published");
         assert!(setup.stdout.contains(&rows), "{setup:?}");
     }
     let mut relay = fixture.run();

@@ -189,7 +189,7 @@ async fn an_erasure_is_not_done_where_a_table_that_was_taken_away_would_tell() {
     let erase = ["erase", "--aggregate-id", "o1", "--yes", "--json"];
     let erased = fixture.walrelay(&erase).await;
     let words = [
-        "1 messages of public.orders stay",
+        "1 message stays of public.orders",
         "give public.orders an entry in [[source.tables]] again, with name = \"public.orders\"",
     ];
     assert_says(&erased, 1, &words);

@@ -4,6 +4,7 @@
 
 use super::Report;
 use crate::cli::dead_letters::letters::Letters;
+use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
 use crate::nats::stream::limits;
 use crate::postgres::client::connect;
@@ -35,8 +36,11 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             report.warn(
                 "dead-letters",
                 format!(
-                    "{open} dead letters of slot {}, whose share is no more, are open in stream {}",
-                    lane.slot, lane.stream
+                    "{} of slot {}, whose share is no more, {} open in stream {}",
+                    counted(open as u64, "dead letter", "dead letters"),
+                    lane.slot,
+                    is_or_are(open as u64),
+                    lane.stream
                 ),
                 Some(format!(
                     "walrelay dead-letters list{share} shows them; retry or discard them {}",
@@ -74,8 +78,9 @@ async fn own(settings: &Settings, nats: &Admin, report: &mut Report) -> anyhow::
         report.warn(
             "dead-letters",
             format!(
-                "{gone} open dead letters are no longer in stream {stream}, whose limits or somebody removed them: their events were \
-                 never published, and may be in the table alone"
+                "{} no longer in stream {stream}, by its limits or by somebody: what they were about was never published, and may be \
+                 in the table alone",
+                counted(gone, "open dead letter is", "open dead letters are")
             ),
             Some(
                 "walrelay dead-letters list shows them; walrelay dead-letters retry --all publishes their rows, discard gives them up"
@@ -87,8 +92,9 @@ async fn own(settings: &Settings, nats: &Admin, report: &mut Report) -> anyhow::
         report.warn(
             "dead-letters",
             format!(
-                "{open} dead letters are open in stream {stream}, which removes its oldest messages ({limits}): a letter is gone then, and \
-                 its row is in the table alone"
+                "{} open in stream {stream}, which removes its oldest messages ({limits}): a letter is gone then, and \
+                 its row is in the table alone",
+                counted(open, "dead letter is", "dead letters are")
             ),
             Some(format!(
                 "walrelay dead-letters list shows them: retry or discard them before; or lift the limits: nats stream edit {stream} {}",

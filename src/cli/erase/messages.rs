@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::aggregate::shown_anywhere;
 use super::tables::Others;
 use crate::bulk::replayed;
+use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
@@ -262,9 +263,10 @@ impl Erased {
     pub(super) fn summary(&self) -> String {
         let letters = match self.dead_letters.len() {
             0 => String::new(),
-            count => format!(", {count} dead letters"),
+            count => format!(", {}", counted(count as u64, "dead letter", "dead letters")),
         };
-        format!("{} events{letters}", self.events.len())
+        let events = counted(self.events.len() as u64, "event", "events");
+        format!("{events}{letters}")
     }
 }
 

@@ -10,6 +10,7 @@ use postgres_types::PgLsn;
 
 use super::Erasing;
 use crate::cli::verify::slot::{self, Look, Settled};
+use crate::counted::counted;
 use crate::postgres::publications::publication_list;
 use crate::relay::open::source;
 
@@ -42,11 +43,13 @@ impl Erasing<'_> {
                 (None, _) => {}
                 (Some(0), _) => return Ok(()),
                 (Some(rows), Look::Inside) => bail!(
-                    "{rows} rows of the aggregate are still to be published: start walrelay run, and run this again"
+                    "{}: start walrelay run, and run this again",
+                    still_to_come(rows)
                 ),
                 (Some(rows), Look::Beside) if Instant::now() >= deadline => bail!(
-                    "the broker has lost messages of {rows} rows of the aggregate, which the relay publishes again from its slot once \
-                     it reaches the stream: walrelay status says what it waits for; run this again then"
+                    "the broker has lost messages of {} of the aggregate, which the relay publishes again from its slot once it reaches \
+                     the stream: walrelay status says what it waits for; run this again then",
+                    counted(rows, "row", "rows")
                 ),
                 (Some(_), Look::Beside) => tokio::time::sleep(POLL_INTERVAL).await,
             }
@@ -85,9 +88,9 @@ impl Erasing<'_> {
             .peek(self.sql, postgres, &publications, outbox, lsn, count)
             .await?;
         match reach {
-            Err(halt) if is_whole && pending > 0 => bail!(
-                "nothing tells whether {pending} rows of the aggregate are still to be published: {halt}"
-            ),
+            Err(halt) if is_whole && pending > 0 => {
+                bail!("nothing tells whether {}: {halt}", still_to_come(pending))
+            }
             _ => Ok(is_whole.then_some(pending)),
         }
     }
@@ -126,4 +129,12 @@ impl Erasing<'_> {
         let slot = &self.settings.postgres.slot;
         Ok(self.sql.query_one(query, &[slot]).await?.try_get(0)?)
     }
+}
+
+fn still_to_come(rows: u64) -> String {
+    counted(
+        rows,
+        "row of the aggregate is still to be published",
+        "rows of the aggregate are still to be published",
+    )
 }

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::rows::Deleted;
 use crate::cli::stdout::Account;
+use crate::counted::counted;
 
 /// What was done; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,11 +55,13 @@ impl Report {
             notes,
             ..
         } = self;
-        let what = match self.dry_run {
-            true => "are older than",
-            false => "deleted, older than",
+        let what = match (self.dry_run, rows) {
+            (true, 1) => "is older than",
+            (true, _) => "are older than",
+            (false, _) => "deleted, older than",
         };
-        account.line(format_args!("{rows} rows of {table} {what} {cutoff}"));
+        let rows = counted(*rows, "row", "rows");
+        account.line(format_args!("{rows} of {table} {what} {cutoff}"));
         if !partitions.is_empty() {
             let what = match self.dry_run {
                 true => "hold only such rows and would be dropped",
@@ -77,12 +80,18 @@ impl Report {
         }
         if *open_dead_letters > 0 {
             account.line(format_args!(
-                "{open_dead_letters} rows stay: they are open dead letters, see walrelay dead-letters list"
+                "{}, see walrelay dead-letters list",
+                counted(
+                    *open_dead_letters,
+                    "row stays: it is an open dead letter",
+                    "rows stay: they are open dead letters"
+                )
             ));
         }
         if *changed > 0 {
             account.line(format_args!(
-                "{changed} rows were changed by somebody else meanwhile, and are left for the next time"
+                "{} left for the next time: somebody else has changed what was to go meanwhile",
+                counted(*changed, "row is", "rows are")
             ));
         }
         if !self.done {

@@ -15,6 +15,7 @@ use super::table::Table;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::Exit;
 use crate::cli::stdout::Account;
+use crate::counted::counted;
 
 /// How long a row may wait for a relay.
 const PENDING_MAX: Duration = Duration::from_secs(5);
@@ -307,9 +308,9 @@ impl Report {
 
     fn set_back(&self) -> String {
         format!(
-            "the broker has lost messages of {} rows that the relay had published: the relay publishes them again from its slot once \
-             it reaches the stream; walrelay status says what it waits for. Wait for it",
-            self.pending
+            "the broker has lost messages of {} that the relay had published: the relay publishes them again from its slot once it \
+             reaches the stream; walrelay status says what it waits for. Wait for it",
+            counted(self.pending, "row", "rows")
         )
     }
 
@@ -370,21 +371,25 @@ impl Report {
     fn text(&self) -> String {
         let name = self.table.as_ref();
         let mut text = format!(
-            "table          {}{} rows below {}\nstream         {} messages: {} events, {} published again, ",
+            "table          {}{} below {}\nstream         {}: {}, {} published again, ",
             name.map_or_else(String::new, |name| format!("{name}: ")),
-            self.rows,
+            counted(self.rows, "row", "rows"),
             self.snapshot_lsn,
-            self.messages,
-            self.events,
+            counted(self.messages, "message", "messages"),
+            counted(self.events, "event", "events"),
             self.again
         );
-        for (count, what) in [
-            (self.dead_letters, "dead letters"),
-            (self.marks, "marks of the lane"),
-            (self.of_other_tables, "not of this table"),
+        for (count, one, many) in [
+            (self.dead_letters, "dead letter", "dead letters"),
+            (self.marks, "mark of the lane", "marks of the lane"),
+            (
+                self.of_other_tables,
+                "not of this table",
+                "not of this table",
+            ),
         ] {
             if count > 0 {
-                text.push_str(&format!("{count} {what}, "));
+                text.push_str(&format!("{}, ", counted(count, one, many)));
             }
         }
         text.push_str(&format!("{} not of this slot\n", self.foreign));
