@@ -61,6 +61,37 @@ pub(super) enum Recorded<'a> {
     Seen(&'a StoredRecord),
 }
 
+/// Something that the lane needs and has not; the names are the JSON keys.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    pub(super) what: String,
+    /// What makes it.
+    pub(super) remedy: String,
+}
+
+/// What the lane needs beside its slot and has not: of the slot its state tells. `streams` are those that are not there.
+pub(super) fn missing(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    streams: &[&str],
+) -> Vec<Missing> {
+    let of_postgres = findings(inspection, settings)
+        .into_iter()
+        .filter(|finding| {
+            finding.severity == Severity::Refuse
+                && matches!(finding.kind, Kind::TableMissing | Kind::PublicationMissing)
+        });
+    let of_postgres = of_postgres.map(|finding| Missing {
+        what: finding.what,
+        remedy: finding.mend,
+    });
+    let of_nats = streams.iter().map(|stream| Missing {
+        what: format!("there is no stream {stream}"),
+        remedy: "run walrelay setup; if there was one, find out first why it has gone".to_owned(),
+    });
+    of_postgres.chain(of_nats).collect()
+}
+
 impl<'a> Recorded<'a> {
     fn stored(self) -> Option<&'a StoredRecord> {
         match self {

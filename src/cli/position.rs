@@ -8,7 +8,7 @@ use postgres_types::PgLsn;
 use serde::Serialize;
 
 use crate::cli::exit::Exit;
-use crate::cli::lane_state::{LaneState, Recorded};
+use crate::cli::lane_state::{LaneState, Missing, Recorded, missing};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
@@ -69,6 +69,9 @@ pub struct Positions {
     pub(crate) copied_position: Option<String>,
     /// What is known of the lane and its relay.
     pub lane: LaneState,
+    /// What the lane needs beside its slot, and has not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) missing: Vec<Missing>,
     /// Whether the slot exists.
     #[serde(skip)]
     pub has_slot: bool,
@@ -107,17 +110,14 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         text(&positions)
     });
     account.close()?;
-    if !positions.has_slot {
+    if args.json && !positions.has_slot {
         stderr::line(format_args!(
             "there is no replication slot \"{}\": run walrelay setup",
             positions.slot
         ));
     }
-    if !positions.has_stream {
-        stderr::line(format_args!(
-            "there is no stream {}: run walrelay setup",
-            positions.stream
-        ));
+    for missing in positions.missing.iter().filter(|_| args.json) {
+        stderr::line(format_args!("{}: {}", missing.what, missing.remedy));
     }
     let complete = positions.has_slot && positions.has_stream;
     Ok(if complete { Exit::Done } else { Exit::Failed })
@@ -140,6 +140,7 @@ struct Stored {
     last: Option<(u64, Position)>,
     copied: Option<(u64, Position)>,
     has_stream: bool,
+    has_record_stream: bool,
     record: StoredRecord,
 }
 
@@ -164,6 +165,15 @@ pub(super) async fn look(
         Some(_) => Recorded::Unseen,
     };
     let lane = LaneState::of(&inspection, recorded, &settings.postgres);
+    let streams = [
+        (settings.nats.stream.as_str(), stored.has_stream),
+        (stream::LANE_RECORD_STREAM, stored.has_record_stream),
+    ];
+    let absent = streams
+        .iter()
+        .filter(|(_, is_there)| !is_there && unseen.is_none());
+    let absent: Vec<&str> = absent.map(|(name, _)| *name).collect();
+    let missing = missing(&inspection, &settings.postgres, &absent);
     let Stored { last, copied, .. } = stored;
     let at = |last: Option<(u64, Position)>| last.map(|(_, position)| position);
     let copied_position = at(copied).filter(|_| at(copied) > at(last));
@@ -182,6 +192,7 @@ pub(super) async fn look(
         position: last.map(|(_, position)| position.to_string()),
         copied_position: copied_position.map(|position| position.to_string()),
         lane,
+        missing,
         has_slot: inspection.slot.is_some(),
         has_stream: stored.has_stream,
         is_stream_seen: unseen.is_none(),
@@ -193,9 +204,9 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
     let nats = Admin::connect(&settings.nats.connection).await?;
     let found = stream::find(&nats, &settings.nats.stream).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let stored = match lane.record().await {
-        Err(LaneError::NoStream(_)) => StoredRecord::default(),
-        stored => stored?,
+    let (stored, has_record_stream) = match lane.record().await {
+        Err(LaneError::NoStream(_)) => (StoredRecord::default(), false),
+        stored => (stored?, true),
     };
     let (last, copied) = match &found {
         Some(info) => match last_of_slot(&lane, settings, info.state.last_seq).await? {
@@ -208,6 +219,7 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
         last,
         copied,
         has_stream: found.is_some(),
+        has_record_stream,
         record: stored,
     })
 }
@@ -221,6 +233,7 @@ pub(super) fn text(positions: &Positions) -> String {
     let last = match positions.stream_sequence {
         Some(sequence) => format!("sequence {sequence}"),
         None if !positions.is_stream_seen => "not seen".to_owned(),
+        None if !positions.has_stream => "missing".to_owned(),
         None => "no event of this slot at its end".to_owned(),
     };
     let copied = match &positions.copied_position {
@@ -229,15 +242,21 @@ pub(super) fn text(positions: &Positions) -> String {
         ),
         None => String::new(),
     };
-    let lane: String = positions
-        .lane
-        .lines()
+    let slot = match positions.has_slot {
+        true => positions.slot.clone(),
+        false => format!("{}, missing", positions.slot),
+    };
+    let mut lines = positions.lane.lines();
+    for missing in &positions.missing {
+        lines.push(("missing", missing.what.clone()));
+        lines.push(("what to do", missing.remedy.clone()));
+    }
+    let lane: String = lines
         .iter()
         .map(|(name, value)| format!("{name:<14}{value}\n"))
         .collect();
     format!(
-        "{lane}slot          {}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}{copied}",
-        positions.slot,
+        "{lane}slot          {slot}\nacknowledged  {}\nconfirmed     {}\nserver        {}{ahead}\nstream        {}, {last}{copied}",
         or_none(&positions.position),
         or_none(&positions.confirmed_lsn),
         positions.server_lsn,
@@ -336,6 +355,7 @@ mod tests {
                 position: None,
                 copied_position: None,
                 lane: LaneState::of_stopped(),
+                missing: Vec::new(),
                 has_slot: true,
                 has_stream: true,
                 is_stream_seen: true,
@@ -360,6 +380,7 @@ mod tests {
             position: Some("1/2:1".to_owned()),
             copied_position: None,
             lane: LaneState::of_stopped(),
+            missing: Vec::new(),
             has_slot: true,
             has_stream: true,
             is_stream_seen: true,
