@@ -16,9 +16,10 @@ use bytes::Bytes;
 use chrono::Utc;
 use tokio::sync::watch;
 
-use super::address::NatsAuth;
+use super::address::{NatsAddress, NatsAuth};
 use super::denial::Denial;
 use super::login::{Login, LoginError, Signed};
+use super::peer::Peer;
 use super::protocol::ServerVersion;
 use super::settings::{ConnectionSettings, NatsTls, TERMS};
 use crate::tls::{self, TlsError};
@@ -59,6 +60,14 @@ pub enum AdminError {
     Silent {
         /// Addresses tried.
         servers: String,
+    },
+    /// Something else answers there.
+    #[error("no nats-server answers at {server}: {what}")]
+    NotNats {
+        /// Its address.
+        server: String,
+        /// What does, and what to do.
+        what: &'static str,
     },
     /// No server could be reached.
     #[error("cannot connect to NATS at {servers}")]
@@ -157,8 +166,13 @@ impl Admin {
                 servers,
                 what_to_check: settings.login.what_to_check(Utc::now()),
             },
-            None if source.to_string().contains("expected INFO") => AdminError::Silent { servers },
-            None => AdminError::Connect { servers, source },
+            None => match silent(&settings.servers, &source).await {
+                Some((server, what)) => AdminError::NotNats { server, what },
+                None if source.to_string().contains("expected INFO") => {
+                    AdminError::Silent { servers }
+                }
+                None => AdminError::Connect { servers, source },
+            },
         })
     }
 
@@ -298,6 +312,35 @@ async fn authenticate(login: Login, nonce: Vec<u8>) -> Result<Auth, AuthError> {
 
 fn refuses(error: &async_nats::ConnectError) -> bool {
     error.kind() == ConnectErrorKind::AuthorizationViolation
+}
+
+/// A server of which no greeting came, and what it is instead of NATS.
+async fn silent(
+    servers: &[NatsAddress],
+    error: &async_nats::ConnectError,
+) -> Option<(String, &'static str)> {
+    let is_silent =
+        error.kind() == ConnectErrorKind::TimedOut || error.to_string().contains("expected INFO");
+    // One that is not there has been told, and others cannot be told apart.
+    let [server] = servers else { return None };
+    if !is_silent {
+        return None;
+    }
+    let what = match Peer::ask(server).await {
+        Peer::Postgres => {
+            "Postgres does, or a pooler; nats.url takes the port of nats-server for clients, 4222 unless it was given another one"
+        }
+        Peer::Http => {
+            "a web server does, as nats-server's own monitoring is one; nats.url takes the port of nats-server for clients, 4222 \
+             unless it was given another one"
+        }
+        Peer::Mute => {
+            "connections are taken there and nothing is said: a process that stands still (SIGSTOP, a disk that hangs), another \
+             service, or a nats-server that begins with TLS (handshake_first), which needs nats.tls_first = true"
+        }
+        Peer::Unknown => return None,
+    };
+    Some((server.to_string(), what))
 }
 
 /// The error of TLS in it, in words.

@@ -30,6 +30,12 @@ const STREAM_NOT_FOUND: u16 = 10059;
 /// `err_code` of "stream is offline".
 const STREAM_OFFLINE: u16 = 10118;
 
+/// `err_code` of "JetStream not enabled for account".
+const OFF_FOR_ACCOUNT: u16 = 10039;
+
+/// `err_code` of "JetStream not enabled".
+const OFF_FOR_SERVER: u16 = 10076;
+
 /// A name that no stream can have.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -39,7 +45,7 @@ pub struct StreamNameError(String);
 
 /// An error that the JetStream API answers.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, thiserror::Error)]
-#[error("{description} (code {code}, err_code {err_code})")]
+#[error("{description} (code {code}, err_code {err_code}){}", self.remedy())]
 #[serde(default)]
 #[derive(Default)]
 pub struct ApiError {
@@ -67,8 +73,23 @@ impl ApiError {
     /// Whether waiting may cure it: no leader, no quorum, overload. Unknown means no.
     #[must_use]
     pub fn is_transient(&self) -> bool {
-        // 10039 and 10076 say 503 too, but mean that JetStream is off for the account or the server.
-        matches!(self.code, 429 | 503) && !matches!(self.err_code, 10039 | 10076)
+        // JetStream is off, which says 503 too.
+        let is_off = matches!(self.err_code, OFF_FOR_ACCOUNT | OFF_FOR_SERVER);
+        matches!(self.code, 429 | 503) && !is_off
+    }
+
+    /// What to do, behind the server's words.
+    fn remedy(&self) -> &'static str {
+        match self.err_code {
+            OFF_FOR_ACCOUNT => {
+                ": put jetstream: enabled into the account's block of nats-server's configuration and reload it, or limits for \
+                 JetStream into the account's JWT; or log in to an account that has it"
+            }
+            OFF_FOR_SERVER => {
+                ": start nats-server with --jetstream, or with a jetstream block in its configuration"
+            }
+            _ => "",
+        }
     }
 }
 

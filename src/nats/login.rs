@@ -89,7 +89,15 @@ impl Login {
 impl Login {
     /// What to look at where a server has refused it.
     pub(crate) fn what_to_check(&self, now: DateTime<Utc>) -> String {
-        let expired_at = match self.read() {
+        let auth = self.read();
+        let nkey = auth.as_ref().ok().and_then(nkey_of);
+        if let Some(nkey) = nkey {
+            return format!(
+                "it knows no user of nkey {nkey}: put {{ nkey: {nkey} }} into authorization.users, or the account's users, of \
+                 nats-server's configuration and reload it; or give the seed of a user that it knows"
+            );
+        }
+        let expired_at = match auth {
             Ok(NatsAuth::Jwt { jwt, .. }) => expires_at(&jwt).filter(|at| *at <= now),
             _ => None,
         };
@@ -107,6 +115,12 @@ impl Login {
             expired_at.to_rfc3339_opts(SecondsFormat::Secs, true)
         )
     }
+}
+
+/// The public key of a login that is nothing but a key.
+fn nkey_of(auth: &NatsAuth) -> Option<String> {
+    let signed = Signed::new(auth, None).ok()?;
+    signed.public_key
 }
 
 /// `exp` of a JWT; none where it has no end, or cannot be read.

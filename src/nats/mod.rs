@@ -18,6 +18,7 @@ pub mod denial;
 pub mod encode;
 pub mod headers;
 pub mod login;
+mod peer;
 pub mod protocol;
 pub mod settings;
 pub mod stored;

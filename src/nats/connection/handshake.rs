@@ -38,7 +38,8 @@ pub enum ConnectError {
     },
     /// No whole handshake in time.
     #[error(
-        "NATS at {server} did not finish the handshake within {after:?} (one that begins with TLS needs nats.tls_first)"
+        "NATS at {server} did not finish the handshake within {after:?} (one that begins with TLS needs nats.tls_first; walrelay \
+         doctor tells what else answers there)"
     )]
     Timeout {
         /// Address.
