@@ -17,14 +17,16 @@ use super::api::{
 use super::denial::Denial;
 use super::protocol::ServerVersion;
 
+pub mod account;
+pub mod edits;
 mod fit;
 pub mod limits;
 pub mod standing;
 mod taken;
 mod transform;
 
+use account::Account;
 pub use fit::{STREAM, StreamFinding, StreamSeverity, covers, overlaps};
-use standing::Account;
 pub use taken::taken;
 
 /// The stream of the lanes' records.
@@ -185,6 +187,7 @@ pub async fn plan_lane_records(
         Some(info) => {
             let mut findings = lane_record_findings(&info.config);
             findings.extend(standing::findings(&info));
+            edits::together(findings.iter_mut().filter_map(|it| it.command.as_mut()));
             StreamPlan::Exists {
                 info: Box::new(info),
                 findings,

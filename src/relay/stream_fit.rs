@@ -7,7 +7,7 @@ use crate::nats::admin::Admin;
 use crate::nats::api::{StreamConfig, StreamInfo};
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::{
-    self, StreamError, StreamFinding, StreamPlan, StreamSettings, StreamSeverity, standing,
+    self, StreamError, StreamFinding, StreamPlan, StreamSettings, StreamSeverity, edits, standing,
 };
 use crate::pipeline::limit::{Limiter, SizeLimit};
 use crate::pipeline::publish::{Mode, NoMode, Offer};
@@ -25,7 +25,12 @@ pub fn findings(
     let mut found = stream::findings(config, settings, version);
     found.extend(no_way(config, settings.shared, version));
     found.sort_by_key(|finding| finding.severity);
+    by_one_command(&mut found);
     found
+}
+
+fn by_one_command(findings: &mut [StreamFinding]) {
+    edits::together(findings.iter_mut().filter_map(|it| it.command.as_mut()));
 }
 
 /// The findings of one severity, as a running relay tells them.
@@ -46,6 +51,7 @@ pub(crate) fn warnings(
 ) -> Vec<String> {
     let mut found = findings(&info.config, settings, version);
     found.extend(standing::findings(info));
+    by_one_command(&mut found);
     told(&info.config, &found, StreamSeverity::Warns)
 }
 
@@ -59,12 +65,25 @@ fn told(
     findings: &[StreamFinding],
     severity: StreamSeverity,
 ) -> Vec<String> {
-    let findings = findings
-        .iter()
-        .filter(|finding| finding.severity == severity);
-    findings
-        .map(|finding| format!("stream {}: {finding}", config.name))
-        .collect()
+    let mut told: Vec<(String, &Option<String>)> = Vec::new();
+    for finding in findings.iter().filter(|it| it.severity == severity) {
+        let same = |(_, command): &&mut (String, &Option<String>)| {
+            finding.command.is_some() && **command == finding.command
+        };
+        match told.iter_mut().find(same) {
+            Some((messages, _)) => {
+                messages.push_str("; ");
+                messages.push_str(&finding.message);
+            }
+            None => told.push((finding.message.clone(), &finding.command)),
+        }
+    }
+    let each = told.into_iter().map(|(messages, command)| {
+        let command = command.as_ref();
+        let command = command.map_or_else(String::new, |command| format!(": {command}"));
+        format!("stream {}: {messages}{command}", config.name)
+    });
+    each.collect()
 }
 
 /// Why the relay must not publish to the stream as it is configured now, or confirm by what it answers.
@@ -90,6 +109,7 @@ pub async fn plan(client: &Admin, settings: &StreamSettings) -> Result<StreamPla
         let version = client.server_version()?;
         *findings = self::findings(&info.config, settings, version);
         findings.extend(standing::findings(info));
+        by_one_command(findings);
     }
     Ok(plan)
 }
@@ -117,11 +137,15 @@ pub fn rows(stream: &str, limit: SizeLimit, rows: i64, bytes: i64) -> Option<Str
         true => "such a row becomes a dead letter",
         false => "a row twice as large becomes a dead letter",
     };
+    let whose = match rows {
+        1 => "the table's row".to_owned(),
+        _ => format!("the largest of {rows} rows"),
+    };
     Some(StreamFinding {
         code: MESSAGE_SIZE,
         severity: StreamSeverity::Warns,
         message: format!(
-            "the largest of {rows} rows makes a message of about {message_bytes} bytes, beside {limit}: {becomes}"
+            "{whose} makes a message of about {message_bytes} bytes, beside {limit}: {becomes}"
         ),
         command: Some(mend),
     })

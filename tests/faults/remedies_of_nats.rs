@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use walrelay::local::LocalNatsCluster;
+use walrelay::local::{LocalNatsCluster, NatsOptions};
 
 use crate::lane::{by_hand, jetstream, move_to_cluster, stream_of};
 use crate::remedies::{mend, mend_by};
-use crate::support::{Fixture, Servers, binaries, eventually};
+use crate::support::{Fixture, Servers, binaries, eventually, secure};
 
 /// The number behind these words of a remedy.
 fn number(remedy: &str, words: &str) -> u64 {
@@ -116,37 +116,237 @@ async fn what_doctor_says_of_a_stream_that_is_fuller_than_its_limit() {
     relay.stop().await;
 }
 
-/// What an account may store, and how many streams it may have.
-#[tokio::test]
-async fn what_doctor_says_of_an_account_that_is_nearly_full() {
-    let account = |limits: &str| {
-        format!(
-            "accounts {{ A {{ jetstream {{ {limits} }}, users: [{{ user: a, password: p }}] }} }}\nno_auth_user: a\n"
-        )
-    };
+/// An account with this in its block, for everybody.
+fn account(jetstream: &str) -> String {
+    format!(
+        "accounts {{ A {{ jetstream: {jetstream}, users: [{{ user: a, password: p }}] }} }}\nno_auth_user: a\n"
+    )
+}
+
+/// A lane on servers of its own, with such an account.
+async fn fixture_of(account: String) -> Fixture {
     let mut servers = Servers::own().await;
     servers.nats.stop().await.unwrap();
-    let two = account("max_file: 1GB, max_streams: 2");
-    servers.nats.reload(two).await.unwrap();
+    servers.nats.reload(account).await.unwrap();
     servers.nats.start_again().await.unwrap();
-    let mut fixture = Fixture::bare_on(servers).await;
+    Fixture::bare_on(servers).await
+}
+
+/// A port at which another service listens.
+#[tokio::test]
+async fn what_is_said_of_a_port_that_speaks_no_nats() {
+    let mut fixture = Fixture::new().await;
+    let postgres = fixture.servers().postgres.port();
+    let of_postgres = format!("nats://127.0.0.1:{postgres}");
+    let of_monitoring = format!("nats://{}", fixture.servers().nats.monitoring());
+    for (url, is) in [
+        (of_postgres, "Postgres does, or a pooler"),
+        (of_monitoring, "a web server does"),
+    ] {
+        fixture.set("WALRELAY_NATS_URL", url.as_str());
+        let said = fixture.walrelay(&["setup"]).await;
+        assert_eq!(said.code, Some(1), "{said:?}");
+        let words = format!("no nats-server answers at {url}: {is}");
+        assert!(said.stderr.contains(&words), "{}", said.stderr);
+        let doctor = fixture.walrelay(&["doctor"]).await;
+        assert_eq!(doctor.code, Some(3), "{doctor:?}");
+        assert!(doctor.stdout.contains(&words), "{}", doctor.stdout);
+    }
+}
+
+/// An account without JetStream.
+#[tokio::test]
+async fn what_is_said_of_an_account_without_jetstream() {
+    let mut fixture = fixture_of(account("disabled")).await;
+    for (command, code) in [(["setup"], 1), (["doctor"], 3), (["run"], 1)] {
+        let said = fixture.walrelay(&command).await;
+        assert_eq!(said.code, Some(code), "{said:?}");
+        let said = said.stdout + &said.stderr;
+        let why = "JetStream not enabled for account";
+        let remedy = "put jetstream: enabled into the account's block";
+        assert!(said.contains(why) && said.contains(remedy), "{said}");
+    }
+    let enabled = account("enabled");
+    fixture.own_servers().nats.reload(enabled).await.unwrap();
     fixture.setup().await;
-    let remedy = mend(&fixture, "storage-limit")
-        .await
-        .expect("no stream more");
+}
+
+/// A stream that somebody has made by hand, wrong in several keys: one command has them all.
+#[tokio::test]
+async fn what_is_said_of_a_stream_that_differs_in_several_keys() {
+    let fixture = Fixture::bare().await;
+    let stream = fixture.stream_name();
+    let own = format!("{}.lesson.*", fixture.name);
+    let mut config = by_hand(stream, &[own], 1);
+    config.allow_batch_publish = false;
+    config.retention = async_nats::jetstream::stream::RetentionPolicy::Interest;
+    config.max_messages_per_subject = 7;
+    jetstream(&fixture).create_stream(&config).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let edit = format!("nats stream edit {stream} ");
+    let commands = refused.stderr.lines();
+    let mut commands: Vec<&str> = commands
+        .filter_map(|line| Some(line.split_once(&edit)?.1))
+        .collect();
+    commands.dedup();
+    let [flags] = commands[..] else {
+        panic!("{}", refused.stderr)
+    };
+    config.subjects.clear();
+    for flag in flags.split(' ') {
+        match flag.split_once('=').unwrap_or((flag, "")) {
+            ("--subjects", subject) => config.subjects.push(subject.trim_matches('\'').to_owned()),
+            ("--retention", "limits") => {
+                config.retention = async_nats::jetstream::stream::RetentionPolicy::Limits;
+            }
+            ("--max-msgs-per-subject", "-1") => config.max_messages_per_subject = -1,
+            ("--allow-fast", "") => config.allow_batch_publish = true,
+            _ => panic!("{flag}"),
+        }
+    }
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert!(!made.stderr.contains("nats stream edit"), "{}", made.stderr);
+    assert_eq!(mend(&fixture, "stream").await, None);
+}
+
+/// Limits of an account under which setup can make no stream.
+#[tokio::test]
+async fn what_doctor_says_of_an_account_in_which_no_stream_can_be_made() {
+    let mut fixture = fixture_of(account("{ max_file: 0 }")).await;
+    let reload = async |fixture: &mut Fixture, limits: &str| {
+        let text = account(&format!("{{ {limits} }}"));
+        fixture.own_servers().nats.reload(text).await.unwrap();
+    };
+    let remedy = mend(&fixture, "storage-limit").await.expect("no room");
+    let room = format!("max_file: {}", number(&remedy, "set max_file: "));
+    reload(&mut fixture, &format!("{room}, max_streams: 1")).await;
+    // Two are to be made.
+    let remedy = mend(&fixture, "storage-limit").await.expect("one too few");
     let streams = format!("max_streams: {}", number(&remedy, "set max_streams: "));
+    reload(
+        &mut fixture,
+        &format!("{room}, {streams}, max_bytes_required: true"),
+    )
+    .await;
+    let remedy = mend(&fixture, "storage-limit").await.expect("no max_bytes");
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let set = remedy.strip_prefix("set ").expect(&remedy);
+    let (set, _) = set.split_once(" in the account's").expect(&remedy);
+    reload(&mut fixture, &format!("{room}, {streams}, {set}")).await;
+    assert_eq!(mend(&fixture, "storage-limit").await, None);
+    fixture.setup().await;
+    // All streams that the account may have, and all are there.
+    reload(&mut fixture, &format!("{room}, max_streams: 2")).await;
+    assert_eq!(mend(&fixture, "storage-limit").await, None);
+}
+
+/// A stream that keeps no more than was promised to it fills no account, however close to its limit that is.
+#[tokio::test]
+async fn what_doctor_says_of_a_stream_with_most_of_its_account() {
+    let fixture = fixture_of(account("{ max_file: 1MB }")).await;
+    fixture.setup().await;
+    let mut config = stream_of(&fixture).await.cached_info().config.clone();
+    config.max_bytes = 1_000_000;
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+    let subject = format!("{}.other", fixture.name);
+    let context = jetstream(&fixture);
+    for _ in 0..100 {
+        let stored = context.publish(subject.clone(), vec![b'x'; 10_000].into());
+        stored.await.unwrap().await.unwrap();
+    }
+    let used = jetstream(&fixture).query_account().await.unwrap().storage;
+    assert!(used > 900_000, "{used}");
+    assert_eq!(mend(&fixture, "storage-limit").await, None);
+    config.max_bytes = -1;
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+    assert!(mend(&fixture, "storage-limit").await.is_some());
+}
+
+/// Limits by the number of replicas: a tier may use its own once for each copy.
+#[tokio::test]
+async fn what_doctor_says_of_an_account_with_tiers() {
+    let accounts = secure::Accounts::new();
+    let limits = |bytes: u64| {
+        let tier = serde_json::json!({ "mem_storage": 0, "disk_storage": bytes, "streams": 9, "consumer": -1 });
+        serde_json::json!({ "tiered_limits": { "R3": tier } })
+    };
+    let options = NatsOptions {
+        config_extra: accounts.configuration(&limits(1_000_000)),
+        ..NatsOptions::default()
+    };
+    let mut cluster = LocalNatsCluster::start_with(&binaries(), 3, options)
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let credentials = folder.path().join("user.creds");
+    std::fs::write(&credentials, accounts.credentials()).unwrap();
+    let mut fixture = Fixture::bare().await;
+    fixture.without_tls_and_login_of_nats();
+    fixture.set("WALRELAY_NATS_URL", cluster.url());
+    fixture.set(
+        "WALRELAY_NATS_CREDENTIALS",
+        credentials.display().to_string(),
+    );
+    // There is no tier of one copy.
+    assert_eq!(fixture.walrelay(&["setup"]).await.code, Some(1));
+    let remedy = mend(&fixture, "storage-limit").await.expect("no tier");
+    let typed = remedy.strip_prefix("run walrelay ").expect(&remedy);
+    let typed: Vec<&str> = typed.split(' ').collect();
+    fixture.walrelay(&typed).await.success();
+    let login = async_nats::ConnectOptions::with_credentials(&accounts.credentials()).unwrap();
+    fixture.nats = login.connect(cluster.url()).await.unwrap();
+
+    let subject = format!("{}.other", fixture.name);
+    let fill = async |messages: u64| {
+        let context = jetstream(&fixture);
+        for _ in 0..messages {
+            let stored = context.publish(subject.clone(), vec![b'x'; 10_000].into());
+            stored.await.unwrap().await.unwrap();
+        }
+        let tier = async || {
+            let info = fixture.nats.request("$JS.API.INFO", "".into()).await.ok()?;
+            let info: serde_json::Value = serde_json::from_slice(&info.payload).ok()?;
+            info["tiers"]["R3"]["storage"].as_u64()
+        };
+        let state = stream_of(&fixture).await.cached_info().state.clone();
+        eventually("all copies are counted", async || {
+            (tier().await? > 3 * state.bytes).then_some(())
+        })
+        .await;
+    };
+    // More than the limit of one copy, with all three, and a third of what is allowed.
+    fill(40).await;
+    assert_eq!(mend(&fixture, "storage-limit").await, None);
+    fill(45).await;
+    let remedy = mend(&fixture, "storage-limit").await.expect("nearly full");
+    let wide = number(&remedy, "set disk_storage: ");
+    for node in 0..3 {
+        let text = accounts.configuration(&limits(wide));
+        cluster.node(node).reload(text).await.unwrap();
+    }
+    assert_eq!(mend(&fixture, "storage-limit").await, None);
+}
+
+/// What an account may store.
+#[tokio::test]
+async fn what_doctor_says_of_an_account_that_is_nearly_full() {
+    let mut fixture = fixture_of(account("{ max_file: 1GB }")).await;
+    fixture.setup().await;
     let relay = fixture.run();
     fixture.insert(1, 100).await;
     fixture.holds(100).await;
     relay.stop().await;
     let used = jetstream(&fixture).query_account().await.unwrap().storage;
 
-    let tight = account(&format!("max_file: {}, {streams}", used + used / 10));
+    let tight = account(&format!("{{ max_file: {} }}", used + used / 10));
     fixture.own_servers().nats.reload(tight).await.unwrap();
     let remedy = mend(&fixture, "storage-limit")
         .await
         .expect("it is nearly full");
-    let wide = format!("max_file: {}, {streams}", number(&remedy, "set max_file: "));
+    let wide = format!("{{ max_file: {} }}", number(&remedy, "set max_file: "));
     fixture
         .own_servers()
         .nats

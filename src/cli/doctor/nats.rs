@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
+use crate::counted::counted;
 use crate::nats::admin::Admin;
+use crate::nats::stream::account::Wanted;
 use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan, StreamSettings, limits};
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::LaneRecord;
@@ -27,6 +29,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     report.looked_at.push(format!("nats-server {version}"));
     let wanted = settings.nats.stream_settings(&settings.postgres.slot);
     let (mut replicas, mut storage) = (wanted.num_replicas, "file".to_owned());
+    let (mut there, mut missing) = (Vec::new(), 0);
     let asked_s = now_s();
     match stream_fit::plan(&client, &wanted).await {
         Err(error) => {
@@ -42,11 +45,11 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
                 report.clock("NATS", server_s, asked_s);
             }
             report.looked_at.push(format!(
-                "stream {}: {} messages, {} bytes, {} replica(s), {}",
+                "stream {}: {}, {} bytes, {}, {}",
                 wanted.name,
-                info.state.messages,
+                counted(info.state.messages, "message", "messages"),
                 info.state.bytes,
-                info.config.num_replicas,
+                counted(info.config.num_replicas as u64, "replica", "replicas"),
                 info.config.storage
             ));
             let now = info.ts.as_deref().and_then(seconds);
@@ -56,17 +59,23 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             report.of_stream(&wanted.name, findings);
             let removed = limits::below(&info, settings.relay.hold_back, reach);
             report.of_stream(&wanted.name, removed);
+            there.push(*info);
         }
         Ok(StreamPlan::Create(_)) => {
+            missing += 1;
             report.missing(&wanted.name);
             report.taken(&client, &wanted).await;
         }
     }
     match stream::plan_lane_records(&client, 1).await? {
-        StreamPlan::Exists { findings, .. } => {
+        StreamPlan::Exists { info, findings } => {
             report.of_stream(stream::LANE_RECORD_STREAM, findings);
+            there.push(*info);
         }
-        StreamPlan::Create(_) => report.missing(stream::LANE_RECORD_STREAM),
+        StreamPlan::Create(_) => {
+            missing += 1;
+            report.missing(stream::LANE_RECORD_STREAM);
+        }
     }
     let lane = LaneClient::new(&client, &wanted.name, &settings.postgres.slot)?;
     let stored = match lane.record().await {
@@ -80,7 +89,14 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     }
     match stream::account(&client).await {
         Ok(account) => {
-            let found = account.findings(replicas, &storage);
+            let wanted = Wanted {
+                replicas,
+                storage: &storage,
+                there: &there,
+                missing,
+            };
+            report.looked_at.extend(account.text(&wanted));
+            let found = account.findings(&wanted);
             report.findings.extend(found.into_iter().map(Found::from));
         }
         Err(error) => report.not_seen.push(format!(

@@ -170,10 +170,15 @@ fn missing_subjects(findings: &mut Findings<'_>, wanted: &[String], owner: Optio
     if let Some(owner) = owner {
         message.push_str(&format!(
             ", but the dead letters of slot {owner}: it is that relay's own. Set nats.stream and nats.subject to this \
-             relay's own, or nats.shared = true for both; only where slot {owner} is no more"
+             relay's own, or nats.shared = true for both"
         ));
     }
     findings.add(StreamSeverity::Blocks, message, Some(&flags.join(" ")));
+    if let (Some(owner), Some(finding)) = (owner, findings.found.last_mut()) {
+        let command = finding.command.take();
+        finding.command =
+            command.map(|command| format!("only where slot {owner} is no more: {command}"));
+    }
 }
 
 /// Whether what is looked for by its subject is stored under it.

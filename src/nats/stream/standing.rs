@@ -1,16 +1,12 @@
-//! How an existing stream stands: where its copies are, how full it is, and how full its account.
+//! How an existing stream stands: where its copies are, and how full it is.
 //!
-//! In: what the server says of stream and account. Out: findings. Pure.
-
-use std::collections::HashMap;
-
-use serde::Deserialize;
+//! In: what the server says of the stream. Out: findings. Pure.
 
 use super::{StreamFinding, StreamSeverity};
-use crate::nats::api::{AnswerError, StreamInfo, refuse};
+use crate::nats::api::StreamInfo;
 
 /// What is fuller than this, in percent, is full before somebody looks again.
-const FULL_PERCENT: u64 = 80;
+pub(super) const FULL_PERCENT: u64 = 80;
 
 /// The code of what is wrong with the copies of a stream.
 pub const REPLICAS: &str = "replicas";
@@ -120,94 +116,6 @@ fn limit_near(limit: i64, used: u64) -> Option<u64> {
     (used >= limit / 100 * FULL_PERCENT).then_some(limit)
 }
 
-/// What an account has in JetStream, and what it may have.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Account {
-    #[serde(flatten)]
-    all: Usage,
-    /// Of accounts whose limits depend on the number of replicas, by `R1`, `R3` and so on.
-    tiers: HashMap<String, Usage>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct Usage {
-    memory: u64,
-    storage: u64,
-    streams: u64,
-    limits: Limits,
-}
-
-/// -1 for any number; bytes.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-struct Limits {
-    max_memory: i64,
-    max_storage: i64,
-    max_streams: i64,
-}
-
-impl Account {
-    /// Reads the answer to `$JS.API.INFO`.
-    ///
-    /// # Errors
-    /// [`AnswerError`].
-    pub fn parse(payload: &[u8]) -> Result<Self, AnswerError> {
-        refuse(payload)?;
-        Ok(serde_json::from_slice(payload)?)
-    }
-
-    /// What will hurt a stream of so many replicas in such storage, `file` or `memory`.
-    #[must_use]
-    pub fn findings(&self, replicas: usize, storage: &str) -> Vec<StreamFinding> {
-        let usage = self.tiers.get(&format!("R{replicas}"));
-        let usage = usage.unwrap_or(&self.all);
-        let (key, limit, used) = match storage {
-            "memory" => ("max_memory", usage.limits.max_memory, usage.memory),
-            _ => ("max_file", usage.limits.max_storage, usage.storage),
-        };
-        let full = limit_near(limit, used).map(|limit| {
-            (
-                format!(
-                    "the account has {used} of {limit} bytes that it may store in JetStream ({storage}): when that is full \
-                     nothing is stored and the relay waits"
-                ),
-                format!(
-                    "set {key}: {} in the account's jetstream block of nats-server's configuration and reload it, or in the \
-                     account's JWT; or remove what streams need not keep",
-                    limit.saturating_mul(2)
-                ),
-            )
-        });
-        let streams = usage.limits.max_streams;
-        // Even where both are made already: a move, a replay and a reshard make one more.
-        let no_more = u64::try_from(streams).is_ok_and(|max| max > 0 && usage.streams >= max);
-        let no_more = no_more.then(|| {
-            (
-                format!(
-                    "the account has all of the {streams} streams that it may have: walrelay setup, move, replay and reshard \
-                     make some"
-                ),
-                format!(
-                    "set max_streams: {} in the account's jetstream block of nats-server's configuration and reload it, or in \
-                     the account's JWT",
-                    streams.saturating_add(4)
-                ),
-            )
-        });
-        let found = full.into_iter().chain(no_more);
-        found
-            .map(|(message, mend)| StreamFinding {
-                code: STORAGE_LIMIT,
-                severity: StreamSeverity::Warns,
-                message,
-                command: Some(mend),
-            })
-            .collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,28 +188,5 @@ mod tests {
             commands,
             [edit("--max-bytes=17997428"), edit("--max-msgs=10000")]
         );
-    }
-
-    #[test]
-    fn an_account_is_measured_by_its_own_limits_or_those_of_a_tier() {
-        let usage = |used: u64, streams: u64| {
-            format!(
-                r#"{{"memory":0,"storage":{used},"streams":{streams},
-                    "limits":{{"max_memory":-1,"max_storage":1000,"max_streams":5}}}}"#
-            )
-        };
-        let found = |text: &str, replicas| {
-            let account = Account::parse(text.as_bytes()).expect("an answer");
-            account.findings(replicas, "file").len()
-        };
-        assert_eq!(found(&usage(799, 4), 1), 0);
-        assert_eq!(found(&usage(800, 4), 1), 1);
-        assert_eq!(found(&usage(800, 5), 1), 2);
-        let tiers = format!(
-            r#"{{"storage":0,"limits":{{"max_storage":0}},"tiers":{{"R3":{}}}}}"#,
-            usage(900, 1)
-        );
-        assert_eq!(found(&tiers, 3), 1);
-        assert_eq!(found(&tiers, 1), 0);
     }
 }

@@ -121,8 +121,11 @@ fn identity() -> &'static Identity {
     IDENTITY.get_or_init(|| {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let own = rcgen::generate_simple_self_signed(names).expect("a certificate");
-        let account = KeyPair::new_account();
-        let configuration = accounts(&account);
+        let accounts = Accounts::new();
+        let unlimited =
+            json!({ "mem_storage": -1, "disk_storage": -1, "streams": -1, "consumer": -1 });
+        let configuration = accounts.configuration(&unlimited);
+        let account = accounts.account;
         Identity {
             certificate: own.cert.pem(),
             key: own.signing_key.serialize_pem(),
@@ -139,26 +142,49 @@ pub(crate) fn credentials_until(expires_at: u64) -> String {
     credentials(&identity().account, Some(expires_at))
 }
 
-/// An operator with an account of its own, and `account` for everything else.
-fn accounts(account: &KeyPair) -> String {
-    let (operator, system) = (KeyPair::new_operator(), KeyPair::new_account());
-    let of_operator = json!({ "type": "operator", "version": 2 });
-    let operator_jwt = jwt(&operator, &operator, None, of_operator);
-    let account_jwt = |pair, jetstream: i64| {
-        let limits = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
-            "conn": -1, "leaf": -1, "mem_storage": jetstream, "disk_storage": jetstream, "streams": jetstream,
-            "consumer": jetstream });
-        let claims = json!({ "type": "account", "version": 2, "limits": limits });
-        jwt(&operator, pair, None, claims)
-    };
-    format!(
-        "operator: {operator_jwt}\nsystem_account: {system_key}\nresolver: MEMORY\n\
-         resolver_preload: {{ {system_key}: {}, {account_key}: {} }}",
-        account_jwt(&system, 0),
-        account_jwt(account, -1),
-        system_key = system.public_key(),
-        account_key = account.public_key(),
-    )
+/// Accounts by JWT of an operator: one for the system, one for everything else.
+pub(crate) struct Accounts {
+    operator: KeyPair,
+    system: KeyPair,
+    account: KeyPair,
+}
+
+impl Accounts {
+    pub(crate) fn new() -> Self {
+        Accounts {
+            operator: KeyPair::new_operator(),
+            system: KeyPair::new_account(),
+            account: KeyPair::new_account(),
+        }
+    }
+
+    /// For nats-server, where the account has these limits in JetStream.
+    pub(crate) fn configuration(&self, jetstream: &Value) -> String {
+        let of_operator = json!({ "type": "operator", "version": 2 });
+        let operator_jwt = jwt(&self.operator, &self.operator, None, of_operator);
+        let account_jwt = |pair, jetstream: &Value| {
+            let mut limits = json!({ "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true,
+                "conn": -1, "leaf": -1 });
+            let all = limits.as_object_mut().expect("an object");
+            all.extend(jetstream.as_object().expect("an object").clone());
+            let claims = json!({ "type": "account", "version": 2, "limits": limits });
+            jwt(&self.operator, pair, None, claims)
+        };
+        format!(
+            "operator: {operator_jwt}\nsystem_account: {system_key}\nresolver: MEMORY\n\
+             resolver_preload: {{ {system_key}: {}, {account_key}: {} }}",
+            account_jwt(&self.system, &json!({})),
+            account_jwt(&self.account, jetstream),
+            system_key = self.system.public_key(),
+            account_key = self.account.public_key(),
+        )
+    }
+
+    /// Of a user of the account.
+    #[allow(dead_code)] // The tests of tiers use it.
+    pub(crate) fn credentials(&self) -> String {
+        credentials(&self.account, None)
+    }
 }
 
 /// Of a new user, as nsc writes them.
