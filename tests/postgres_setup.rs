@@ -14,7 +14,7 @@ use walrelay::pipeline::mapping::default_columns;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::client::{Client, connect};
 use walrelay::postgres::conninfo::Conninfo;
-use walrelay::postgres::findings::{Kind, Severity, findings};
+use walrelay::postgres::findings::{Finding, Kind, Severity, findings};
 use walrelay::postgres::health;
 use walrelay::postgres::occurred_at::OccurredAt;
 use walrelay::postgres::settings::PostgresSettings;
@@ -660,36 +660,49 @@ async fn a_forgotten_transaction_is_told_with_what_ends_it() {
     let told = async || {
         let mut health = health::health(&client, &settings).await.unwrap();
         // As if an hour had passed.
-        for seconds in [
-            health
-                .oldest_transaction
-                .as_mut()
-                .map(|open| &mut open.seconds),
-            health
-                .oldest_prepared
-                .as_mut()
-                .map(|prepared| &mut prepared.seconds),
-        ] {
-            seconds.into_iter().for_each(|seconds| *seconds += 3_600);
+        for open in &mut health.open_transactions {
+            open.seconds += 3_600;
         }
-        let found = health::findings(&inspection, &health, &settings, 0.0);
-        let mends = found
-            .into_iter()
-            .map(|finding| (finding.kind, finding.mend));
-        mends.collect::<Vec<_>>()
+        for prepared in &mut health.prepared {
+            prepared.seconds += 3_600;
+        }
+        health::findings(&inspection, &health, &settings, 0.0)
+    };
+    let end = async |found: &[Finding]| {
+        for Finding { mend, .. } in found {
+            let (there, statement) = match mend.strip_prefix("in database other, ") {
+                Some(mend) => (&other, statements(mend).swap_remove(1)),
+                None => (&client, statements(mend).swap_remove(0)),
+            };
+            there.batch_execute(&statement).await.expect(&statement);
+        }
     };
     let found = told().await;
     assert_eq!(
-        found.iter().map(|(kind, _)| *kind).collect::<Vec<_>>(),
+        found.iter().map(|found| found.kind).collect::<Vec<_>>(),
         [Kind::OldTransaction, Kind::OldTransaction]
     );
-    for (_, mend) in &found {
-        let (there, statement) = match mend.strip_prefix("in database other, ") {
-            Some(mend) => (&other, statements(mend).swap_remove(1)),
-            None => (&client, statements(mend).swap_remove(0)),
-        };
-        there.batch_execute(&statement).await.expect(&statement);
+    assert!(!found[0].what.contains("older than"), "{}", found[0].what);
+    end(&found).await;
+    tokio::time::timeout(LIMIT, async { while !told().await.is_empty() {} })
+        .await
+        .unwrap();
+
+    // Several: the oldest is told, how many there are, and what ends them all.
+    let mut sessions = Vec::new();
+    for number in 0..3 {
+        let session = connect(&settings.conninfo).await.unwrap();
+        let idle = format!("BEGIN; CREATE TABLE public.idle_{number} (i int)");
+        session.batch_execute(&idle).await.unwrap();
+        sessions.push(session);
     }
+    let found = told().await;
+    let [found] = &found[..] else {
+        panic!("{found:?}")
+    };
+    let many = "; 3 transactions are older than 5 min";
+    assert!(found.what.ends_with(many), "{}", found.what);
+    end(std::slice::from_ref(found)).await;
     tokio::time::timeout(LIMIT, async { while !told().await.is_empty() {} })
         .await
         .unwrap();

@@ -38,6 +38,16 @@ pub struct Outbox {
 }
 
 impl Source {
+    /// Why rows of a relation that is no outbox in a transaction that commits at `lsn` are passed over.
+    fn passed_over(&self, oid: u32, lsn: PgLsn) -> PassedOver {
+        let mut known = self.outboxes.iter().filter(|it| it.tables.knows(oid));
+        match known.next() {
+            None => PassedOver::Other,
+            Some(outbox) if outbox.tables.begins_behind(oid, lsn) => PassedOver::NotYet,
+            Some(_) => PassedOver::Elsewhere,
+        }
+    }
+
     /// Each outbox goes on with what is recorded of it, see [`Tables::continued`].
     #[must_use]
     pub(crate) fn continued(mut self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
@@ -233,8 +243,18 @@ enum Described {
 pub struct Foreign {
     /// Its name, with its schema.
     pub table: String,
-    /// It is the outbox elsewhere in the WAL.
-    pub(crate) was_outbox: bool,
+    pub(crate) why: PassedOver,
+}
+
+/// Why a table's rows are passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PassedOver {
+    /// It is none of the outboxes anywhere.
+    Other,
+    /// It becomes one further on: the configuration did not name it yet.
+    NotYet,
+    /// It is one in other parts of the WAL.
+    Elsewhere,
 }
 
 /// Where a relation's rows have what.
@@ -343,10 +363,7 @@ impl Relations {
                         source.encoding.name(&relation.schema),
                         source.encoding.name(&relation.name)
                     ),
-                    was_outbox: {
-                        let mut outboxes = source.outboxes.iter();
-                        outboxes.any(|outbox| outbox.tables.knows(oid))
-                    },
+                    why: source.passed_over(oid, self.commit_lsn),
                 }),
             },
         };

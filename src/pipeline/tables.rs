@@ -237,6 +237,12 @@ impl Tables {
         });
     }
 
+    /// Whether this table is the outbox further on alone, behind a transaction that commits at `lsn`.
+    pub(crate) fn begins_behind(&self, oid: u32, lsn: PgLsn) -> bool {
+        let mut periods = self.periods.iter().filter(|period| period.oid == oid);
+        periods.all(|period| period.from >= lsn)
+    }
+
     /// Whether this table is the outbox at any LSN, under whatever name.
     pub fn knows(&self, oid: u32) -> bool {
         self.periods.iter().any(|period| period.oid == oid)

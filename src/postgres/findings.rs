@@ -16,7 +16,7 @@ pub(super) mod columns;
 mod needs;
 mod proposal;
 mod publication;
-pub(crate) use publication::under_another_name;
+pub(crate) use publication::{not_held, under_another_name};
 mod server;
 pub(crate) mod shares;
 
@@ -185,7 +185,10 @@ pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Fin
                 found.push(partition(&settings, whole));
                 continue;
             }
-            publication::publication(inspection, &settings, &mut of_table);
+            let is_table = |table: &Table| table.has_rows_of_its_own();
+            if inspection.table.as_ref().is_none_or(is_table) {
+                publication::publication(inspection, &settings, &mut of_table);
+            }
             // What is wrong with the publication is so for each table.
             of_table.retain(|finding| !found.contains(finding));
             found.append(&mut of_table);
@@ -331,12 +334,8 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
         ));
         return;
     };
-    if !matches!(table.relkind, 'r' | 'p') {
-        found.push(refuse(
-            Kind::TableMismatch,
-            format!("{name} is not a table (relkind {})", table.relkind),
-            format!("set {} to the outbox table", settings.table_key()),
-        ));
+    if !table.has_rows_of_its_own() {
+        found.push(no_table(table, settings));
         return;
     }
     if table.relpersistence != 'p' {
@@ -368,6 +367,31 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
     }
     columns::columns(table, settings, inspection.server.version_num, found);
     shares::table(&inspection.server, table, settings, found);
+}
+
+/// Something of that name whose rows, if it has any, never come from the WAL as its own.
+fn no_table(table: &Table, settings: &PostgresSettings) -> Finding {
+    let (name, key) = (&settings.table, settings.table_key());
+    let (what, mend) = match table.relkind {
+        'v' => (
+            "a view: its rows are those of other tables",
+            format!("set {key} to the table that {name} reads"),
+        ),
+        'm' => (
+            "a materialized view: nobody inserts events there",
+            format!("set {key} to the table that {name} reads"),
+        ),
+        'f' => (
+            "a foreign table: its rows never reach this server's WAL",
+            format!(
+                "run the relay at the server that has the rows, or set {key} to a table of this one"
+            ),
+        ),
+        'S' => ("a sequence", format!("set {key} to the outbox table")),
+        'i' | 'I' => ("an index", format!("set {key} to the outbox table")),
+        _ => ("no table", format!("set {key} to the outbox table")),
+    };
+    refuse(Kind::TableMismatch, format!("{name} is {what}"), mend)
 }
 
 /// `setup` makes a table only with walrelay's own columns, and puts none into a publication that there is.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::counted::counted;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, warn};
@@ -39,10 +40,10 @@ pub struct Health {
     pub(crate) spilled_bytes: Option<i64>,
     /// `logical_decoding_work_mem`, as the server shows it.
     pub(crate) work_mem: String,
-    /// The oldest open transaction of a client; none where the role may not see others' (pg_read_all_stats).
-    pub oldest_transaction: Option<OldTransaction>,
-    /// The oldest prepared transaction.
-    pub oldest_prepared: Option<Prepared>,
+    /// Open transactions of clients, the oldest first; of others only what the role may see (pg_read_all_stats).
+    pub open_transactions: Vec<OpenTransaction>,
+    /// Prepared transactions, the oldest first.
+    pub prepared: Vec<Prepared>,
     /// The server's clock, in seconds since 1970.
     pub clock_s: f64,
     /// End of the WAL in bytes.
@@ -51,7 +52,7 @@ pub struct Health {
 
 /// An open transaction.
 #[derive(Debug, Clone, Deserialize)]
-pub struct OldTransaction {
+pub struct OpenTransaction {
     /// Server process.
     pub pid: i32,
     /// Its age.
@@ -106,12 +107,16 @@ SELECT jsonb_build_object(
      WHERE named.name <> ''), '[]'),
   'spilled_bytes', (SELECT spill_bytes FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = $1::text),
   'work_mem', current_setting('logical_decoding_work_mem'),
-  'oldest_transaction', (SELECT jsonb_build_object('pid', pid, 'usename', usename, 'application_name', coalesce(application_name, ''),
-       'seconds', extract(epoch FROM clock_timestamp() - xact_start)::int8) FROM pg_catalog.pg_stat_activity
-     WHERE xact_start IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() AND backend_type = 'client backend'
-     ORDER BY xact_start LIMIT 1),
-  'oldest_prepared', (SELECT jsonb_build_object('gid', gid, 'owner', owner, 'database', database,
-       'seconds', extract(epoch FROM clock_timestamp() - prepared)::int8) FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 1),
+  'open_transactions', coalesce((
+     SELECT jsonb_agg(jsonb_build_object('pid', pid, 'usename', usename, 'application_name', coalesce(application_name, ''),
+       'seconds', extract(epoch FROM clock_timestamp() - xact_start)::int8) ORDER BY xact_start)
+     FROM (SELECT * FROM pg_catalog.pg_stat_activity
+       WHERE xact_start IS NOT NULL AND pid <> pg_catalog.pg_backend_pid() AND backend_type = 'client backend'
+       ORDER BY xact_start LIMIT 100) AS open), '[]'),
+  'prepared', coalesce((
+     SELECT jsonb_agg(jsonb_build_object('gid', gid, 'owner', owner, 'database', database,
+       'seconds', extract(epoch FROM clock_timestamp() - prepared)::int8) ORDER BY prepared)
+     FROM (SELECT * FROM pg_catalog.pg_prepared_xacts ORDER BY prepared LIMIT 100) AS prepared), '[]'),
   'clock_s', extract(epoch FROM clock_timestamp())::float8,
   'wal_bytes', pg_catalog.pg_wal_lsn_diff(
      CASE WHEN pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_lsn() END,
@@ -236,8 +241,12 @@ fn places(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
         found.push(warn(
             Kind::Places,
             format!(
-                "role {role} may have {} connections: the relay has up to 3, and each command beside it needs one more",
-                health.connection_limit
+                "role {role} may have {}: the relay has up to 3, and each command beside it needs one more",
+                counted(
+                    health.connection_limit.unsigned_abs(),
+                    "connection",
+                    "connections"
+                )
             ),
             format!("run ALTER ROLE {role} CONNECTION LIMIT 8;"),
         ));
@@ -270,37 +279,53 @@ fn waits(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
     }
 }
 
-/// What holds WAL, and the making of a slot.
+/// What holds WAL, and the making of a slot: the oldest, and how many are as old as nobody means them to be.
 fn transactions(health: &Health, found: &mut Vec<Finding>) {
     let old = OLD.as_secs().cast_signed();
-    if let Some(open) = &health.oldest_transaction
-        && open.seconds > old
-    {
+    let keeps = "the slot keeps its WAL, and no slot can be made before it ends";
+    let more = |count: usize, what: &str| match count {
+        0 | 1 => String::new(),
+        count => format!(
+            "; {count} {what} are older than {}",
+            span(OLD.as_secs_f64())
+        ),
+    };
+    let open = health.open_transactions.iter();
+    let open: Vec<_> = open.filter(|open| open.seconds > old).collect();
+    if let Some(oldest) = open.first() {
+        let pids: Vec<String> = open.iter().map(|open| open.pid.to_string()).collect();
         found.push(warn(
             Kind::OldTransaction,
             format!(
-                "process {} ({}, {:?}) has had a transaction open for {}: the slot keeps its WAL, and no slot can be made before \
-                 it ends",
-                open.pid,
-                open.usename.as_deref().unwrap_or("-"),
-                open.application_name,
-                span(open.seconds as f64)
+                "process {} ({}, {:?}) has had a transaction open for {}: {keeps}{}",
+                oldest.pid,
+                oldest.usename.as_deref().unwrap_or("-"),
+                oldest.application_name,
+                span(oldest.seconds as f64),
+                more(open.len(), "transactions")
             ),
-            format!("end it there, or run SELECT pg_terminate_backend({});", open.pid),
+            match &pids[..] {
+                [pid] => format!("end it there, or run SELECT pg_terminate_backend({pid});"),
+                pids => format!(
+                    "end them there, or run SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[{}]) AS pid;",
+                    pids.join(", ")
+                ),
+            },
         ));
     }
-    if let Some(prepared) = &health.oldest_prepared
-        && prepared.seconds > old
-    {
+    let prepared = health.prepared.iter();
+    let prepared: Vec<_> = prepared.filter(|prepared| prepared.seconds > old).collect();
+    if let Some(oldest) = prepared.first() {
         found.push(warn(
             Kind::OldTransaction,
             format!(
-                "transaction {:?} of {} was prepared {} ago: the slot keeps its WAL, and no slot can be made before it ends",
-                prepared.gid,
-                prepared.owner,
-                span(prepared.seconds as f64)
+                "transaction {:?} of {} was prepared {} ago: {keeps}{}",
+                oldest.gid,
+                oldest.owner,
+                span(oldest.seconds as f64),
+                more(prepared.len(), "prepared transactions (pg_prepared_xacts)")
             ),
-            prepared.mend(),
+            oldest.mend(),
         ));
     }
 }

@@ -9,7 +9,7 @@ use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::engine::{Engine, Note, Stop};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
-use crate::pipeline::row::Foreign;
+use crate::pipeline::row::{Foreign, PassedOver};
 use crate::pipeline::sight::{self, Sight};
 use crate::postgres::copy_both::{CopyBoth, Frame};
 use crate::postgres::error::{Notice, ReplicationError, log_notice};
@@ -299,21 +299,22 @@ impl<'a> Drive<'a> {
                 self.board.dead_letter(row.reject.reason());
                 self.told.dead_letters.stored(&row, self.clock.now());
             }
-            Note::OtherTable(Foreign {
-                table,
-                was_outbox: false,
-            }) => tracing::warn!(
-                table,
-                "the publication also holds another table; its rows are passed over"
-            ),
-            Note::OtherTable(Foreign {
-                table,
-                was_outbox: true,
-            }) => tracing::warn!(
-                table,
-                "rows of this table are passed over: it is the outbox in other parts of the WAL, but here it has another name, or \
-                 another table has its name. To publish these events, insert them into a table that the configuration names"
-            ),
+            Note::OtherTable(Foreign { table, why }) => match why {
+                PassedOver::Other => tracing::warn!(
+                    table,
+                    "the publication also holds another table; its rows are passed over"
+                ),
+                PassedOver::NotYet => tracing::warn!(
+                    table,
+                    "rows of this table that committed before the relay first began with it are passed over: the configuration did \
+                     not name it then. walrelay backfill publishes them"
+                ),
+                PassedOver::Elsewhere => tracing::warn!(
+                    table,
+                    "rows of this table are passed over: it is the outbox in other parts of the WAL, but here it has another name, \
+                     or another table has its name. To publish these events, insert them into a table that the configuration names"
+                ),
+            },
             Note::NotTransactional => tracing::warn!(
                 "a message of pg_logical_emit_message(false, …) is refused, and all others of that kind: it was written whether \
                  its transaction committed or not. Write it with true, or by the function outbox_message (sql/outbox_message.sql)"

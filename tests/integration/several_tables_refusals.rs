@@ -1,7 +1,7 @@
 //! What a lane of several tables refuses, and the remedies that it prints, typed as they are printed.
 
 use crate::several_tables::{FURTHER, audit, bare, each, order, told};
-use crate::support::{Fixture, Output};
+use crate::support::{Fixture, Output, insert_sql};
 
 fn assert_says(output: &Output, code: i32, words: &[&str]) {
     assert_eq!(output.code, Some(code), "{output:?}");
@@ -263,4 +263,47 @@ async fn a_further_table_that_is_renamed_or_dropped_while_the_relay_runs() {
             .count(),
         3
     );
+}
+
+/// Named before the publication holds it: each command says what puts it there, and what committed before is told as such.
+#[tokio::test]
+async fn a_table_that_is_named_before_the_publication_holds_it() {
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
+    fixture.insert(1, 2).await;
+    fixture.holds(2).await;
+    relay.stop().await;
+    let made = "CREATE TABLE refunds (LIKE outbox_events INCLUDING ALL)";
+    fixture.sql.batch_execute(made).await.unwrap();
+    fixture.configure("[[source.tables]]\nname = \"public.refunds\"\n");
+    let add = format!(
+        "ALTER PUBLICATION {} ADD TABLE public.refunds;",
+        fixture.name
+    );
+    for command in [
+        &["run"][..],
+        &["setup"],
+        &["doctor"],
+        &["backfill"],
+        &["prune", "--older-than", "1d"],
+    ] {
+        let said = fixture.walrelay(command).await;
+        assert_says(&said, 1, &["does not hold table public.refunds", &add]);
+    }
+    fixture.sql.batch_execute(&add).await.unwrap();
+    let refund = |number: u64| insert_sql(number, number).replace("outbox_events", "refunds");
+    fixture.sql.batch_execute(&refund(11)).await.unwrap();
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.sql.batch_execute(&refund(12)).await.unwrap();
+    fixture.holds(3).await;
+    let early = "committed before the relay first began with it are passed over";
+    relay.logs(early).await;
+    let log = relay.log();
+    assert!(!log.contains("in other parts of the WAL"), "{log}");
+    // And what that says, typed.
+    fixture.walrelay(&["backfill"]).await.success();
+    fixture.holds(4).await;
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
 }

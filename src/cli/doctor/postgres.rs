@@ -40,6 +40,16 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         Inspected::Locked(locked) => return beside_lock(&client, postgres, &locked).await,
     };
     report.looked_at.push(server_line(&inspection));
+    for (found, table) in inspection.tables().zip(settings.tables()) {
+        let filter = found.row_filter().map(|filter| {
+            format!(
+                "publication {}: of {} the rows for which {filter}",
+                quote_identifier(&postgres.publication),
+                table.postgres.table
+            )
+        });
+        report.looked_at.extend(filter);
+    }
     if inspection.server.version_num >= ROW_FILTERS_SINCE {
         let division = Division::look(&client, postgres).await?;
         if let Some(share) = &postgres.share {
@@ -60,7 +70,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     let found = found.filter(|finding| finding.kind != Kind::SlotActive);
     let later = health::findings(&inspection, &before, postgres, rate);
     report.findings.extend(found.chain(later).map(Found::from));
-    if before.oldest_transaction.is_none() && !may_see_others(&client).await? {
+    if !may_see_others(&client).await? {
         report.not_seen.push(
             format!(
                 "Postgres: transactions of other roles: let a superuser run GRANT pg_read_all_stats TO {};",
@@ -102,15 +112,20 @@ async fn rows(client: &Client, inspection: &Inspection, settings: &Settings, rep
     let Some(table) = inspection
         .table
         .as_ref()
-        .filter(|table| table.may_use_schema && table.may_select)
+        .filter(|table| table.has_rows_of_its_own() && table.may_use_schema && table.may_select)
     else {
         return;
     };
     match row_sizes::sample(client, table, &settings.postgres).await {
         Ok(Some(sample)) => {
             report.looked_at.push(format!(
-                "table {}: the largest of {} rows makes about {} bytes",
-                settings.postgres.table, sample.rows, sample.bytes_max
+                "table {}: {} about {} bytes",
+                settings.postgres.table,
+                match sample.rows {
+                    1 => "its row makes".to_owned(),
+                    rows => format!("the largest of {rows} rows makes"),
+                },
+                sample.bytes_max
             ));
             let largest = report.rows.as_ref();
             if largest.is_none_or(|largest| largest.bytes_max < sample.bytes_max) {

@@ -2,12 +2,13 @@
 //!
 //! In: the lanes of the configuration, their publications. Out: SQL for their rows. Guarantee: of a table with shares, all of them.
 
-use anyhow::ensure;
+use anyhow::bail;
 
 use crate::cli::deletable::deletable;
 use crate::cli::exit::UsageError;
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::client::Client;
+use crate::postgres::findings::not_held;
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::Settings;
 
@@ -36,12 +37,8 @@ pub(super) async fn prunable<'i>(
 ) -> anyhow::Result<&'i Table> {
     let name = &postgres.table;
     let table = deletable(client, inspection, name).await?;
-    let publication = inspection.publication.as_ref();
-    ensure!(
-        publication.is_some_and(|publication| publication.entry.is_some()),
-        "publication {} does not hold table {name}, and says which rows are published: run walrelay setup, or set \
-         postgres.publication",
-        postgres.publication
-    );
-    Ok(table)
+    match not_held(inspection, postgres) {
+        Some(not_held) => bail!("{not_held}"),
+        None => Ok(table),
+    }
 }

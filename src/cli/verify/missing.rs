@@ -11,8 +11,8 @@ use super::oldest::OldestFirst;
 use super::{Args, check, look, of_table, table};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::postgres::findings::not_held;
 use crate::relay::settings::Settings;
-use crate::table_name::quote_identifier;
 
 /// How long a running relay is waited for, where nobody says otherwise.
 const WAIT: Duration = Duration::from_secs(120);
@@ -57,21 +57,10 @@ pub(in crate::cli) async fn missing(
         only: choice.only,
     };
     let (client, inspection) = look(settings, table).await?;
-    let publication = of_table(&inspection, table).publication.as_ref();
-    anyhow::ensure!(
-        publication.is_some_and(|publication| publication.entry.is_some()),
-        "publication {} does not hold table {}, and tells which rows are this stream's: {}, or set postgres.publication",
-        settings.postgres.publication,
-        settings.postgres.tables().swap_remove(table).table,
-        match publication {
-            None => "run walrelay setup".to_owned(),
-            Some(_) => format!(
-                "run ALTER PUBLICATION {} ADD TABLE {};",
-                quote_identifier(&settings.postgres.publication),
-                settings.postgres.tables().swap_remove(table).table
-            ),
-        }
-    );
+    let of_table = settings.postgres.tables().swap_remove(table);
+    if let Some(not_held) = not_held(self::of_table(&inspection, table), &of_table) {
+        anyhow::bail!("{not_held}");
+    }
     let mut rows = OldestFirst::default();
     let mut unjudged = 0;
     let (report, read_through) = check(

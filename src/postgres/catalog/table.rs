@@ -40,6 +40,11 @@ pub struct Table {
 }
 
 impl Table {
+    /// Whether it is one, of which rows can come: a view, a foreign table or an index is none.
+    pub(crate) fn has_rows_of_its_own(&self) -> bool {
+        matches!(self.relkind, 'r' | 'p')
+    }
+
     /// OIDs of its columns' domains, and of the types that those stand on.
     pub fn domains(&self) -> Vec<(u32, u32)> {
         let columns = self.columns.iter();

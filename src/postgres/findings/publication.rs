@@ -61,7 +61,7 @@ pub(super) fn publication(
         found.push(refuse(
             Kind::PublicationMismatch,
             format!("publication {name} does not hold table {}", settings.table),
-            format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table),
+            add(settings),
         ));
     }
     published_columns(table, inspection, settings, found);
@@ -71,6 +71,25 @@ pub(super) fn publication(
         }
         None => row_filter(table, inspection.row_filter(), settings, found),
     }
+}
+
+/// What puts the table into the publication.
+fn add(settings: &PostgresSettings) -> String {
+    let name = quote_identifier(&settings.publication);
+    format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table)
+}
+
+/// What to say to a command that goes by the publication, where that does not hold the table.
+pub(crate) fn not_held(inspection: &Inspection, settings: &PostgresSettings) -> Option<String> {
+    let mend = match &inspection.publication {
+        Some(publication) if publication.entry.is_some() => return None,
+        Some(_) => add(settings),
+        None => "run walrelay setup.".to_owned(),
+    };
+    Some(format!(
+        "publication {} does not hold table {}, and tells which rows are this stream's: {mend} Or set postgres.publication",
+        settings.publication, settings.table
+    ))
 }
 
 /// What to do where there is no publication of that name.
