@@ -3,13 +3,15 @@
 //! In: the settings. Out: what was found, why it matters, and what to paste. Guarantees: writes nothing, on no server; ends
 //! within 15 seconds, and says what could not be looked at instead of calling it well.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::exit::{Exit, message};
+use super::exposed::exposed;
 use super::stdout::Account;
-use crate::nats::stream::{StreamFinding, StreamSeverity};
+use crate::nats::stream::{StreamFinding, StreamSeverity, edits};
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::HaltNote;
 use crate::postgres::findings::{Finding, Severity};
@@ -25,6 +27,9 @@ mod nats;
 mod postgres;
 
 use monitoring::Monitoring;
+
+/// The code of a secret that every user of the machine may read.
+const EXPOSED: &str = "exposed";
 
 /// Everything together; each side has half of it.
 const LIMIT: Duration = Duration::from_secs(14);
@@ -125,8 +130,15 @@ impl From<HaltNote> for Found {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub async fn execute(
+    args: Args,
+    settings: &Settings,
+    secret_files: &[PathBuf],
+) -> Result<Exit, anyhow::Error> {
     let mut report = Report::default();
+    for exposed in exposed(secret_files) {
+        report.warn(EXPOSED, exposed.what(), Some(exposed.mend()));
+    }
     let (postgres, nats, monitoring, letters, bulk_work) = tokio::join!(
         tokio::time::timeout(LIMIT, postgres::look(settings)),
         tokio::time::timeout(LIMIT, nats::look(settings)),
@@ -143,6 +155,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
         report.findings.extend(large.map(Found::from));
     }
+    edits::together(report.findings.iter_mut().filter_map(|it| it.mend.as_mut()));
     let mut account = Account::default();
     account.line(match args.json {
         true => serde_json::to_string(&report)?,
@@ -171,10 +184,21 @@ impl Report {
                 self.rows = self.rows.or(found.rows);
                 self.limit = self.limit.take().or(found.limit);
             }
-            Ok(Err(error)) => self.not_seen.push(format!("{side}: {}", message(&error))),
-            Err(_) => self
-                .not_seen
-                .push(format!("{side}: no answer within {} s", LIMIT.as_secs())),
+            Ok(Err(error)) => self.unseen(side, &message(&error)),
+            Err(_) => self.unseen(side, &format!("no answer within {} s", LIMIT.as_secs())),
+        }
+    }
+
+    /// What keeps several looks from seeing is told once.
+    fn unseen(&mut self, side: &str, why: &str) {
+        let behind = format!(": {why}");
+        let same = self.not_seen.iter_mut().find_map(|told| {
+            let sides = told.strip_suffix(&behind)?.len();
+            Some((told, sides))
+        });
+        match same {
+            Some((told, sides)) => told.insert_str(sides, &format!(", {side}")),
+            None => self.not_seen.push(format!("{side}{behind}")),
         }
     }
 

@@ -17,6 +17,7 @@ pub mod demo;
 pub mod doctor;
 pub mod erase;
 pub mod exit;
+mod exposed;
 mod flags;
 mod given;
 mod http_get;
@@ -56,7 +57,7 @@ use given::Given;
 const EXAMPLES: &str = "\
 Examples:
   walrelay demo                                   see it work, with servers of its own
-  walrelay setup                                  make table, publication, slot and stream where missing
+  walrelay setup                                  make table, publication, slot and stream
   walrelay run                                    relay what commits
   walrelay config show                            what it would run with, and why
   walrelay tail --since 10m                       what the stream holds
@@ -180,7 +181,7 @@ impl Cli {
             Command::Doctor(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
                 block_on(lanes::each(&loaded, async |lane| {
-                    doctor::execute(args.clone(), lane).await
+                    doctor::execute(args.clone(), lane, &loaded.secret_files).await
                 }))
             }
             Command::Position(Configured { args, keys }) => {
@@ -284,6 +285,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// Broken by the terminal's width, columns would not be under each other any more.
+    #[test]
+    fn examples_fit_into_a_line() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string);
+            for line in help.iter().flat_map(|help| help.lines()) {
+                assert!(
+                    line.chars().count() <= 100,
+                    "{}: {line}",
+                    command.get_name()
+                );
+            }
+        }
     }
 
     #[test]

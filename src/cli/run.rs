@@ -9,6 +9,7 @@ mod supervisor;
 mod telemetry;
 
 use super::exit::{Exit, UsageError};
+use super::exposed::exposed;
 use super::given::Given;
 use super::signals::{self, Hangup};
 use crate::config::{HttpSettings, Loaded};
@@ -23,17 +24,17 @@ use postgres_types::PgLsn;
 const EXAMPLES: &str = "\
 Examples:
   walrelay run                                    relay what commits, from where the stream ends
-  walrelay run --setup                            make slot, publication and stream first where they are missing
-  walrelay run --from 16/B374D848                 publish again what the slot still holds from there on; what was
-                                                  never published comes in any case
+  walrelay run --setup                            make slot, publication and stream first
+  walrelay run --from 16/B374D848                 publish again what the slot still holds from there
+                                                  on; what was never published comes in any case
   walrelay run --hold-back 0s                     confirm to Postgres at the acknowledgement
 
-SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once with 1. SIGHUP reads the configuration
-again: the log level is taken up, and what takes a restart is named.
+SIGTERM, SIGINT and SIGQUIT stop it; a second one ends it at once with 1. SIGHUP reads the
+configuration again: the log level is taken up, and what takes a restart is named.
 
 Exit code 0: stopped by a signal. 1: something is wrong that waiting does not cure, or a second
-signal came. 2: wrong
-configuration. 4: halted until a person has looked; the message says at what, and the way on.";
+signal came. 2: wrong configuration. 4: halted until a person has looked; the message says at what,
+and the way on.";
 
 /// Relay committed events from Postgres to the stream.
 #[derive(Debug, clap::Args)]
@@ -70,6 +71,9 @@ pub(super) async fn execute(
     loaded: Loaded,
 ) -> Result<Exit, anyhow::Error> {
     let telemetry = telemetry::of(given.environment())?;
+    for exposed in exposed(&loaded.secret_files) {
+        tracing::warn!("{}: {}", exposed.what(), exposed.mend());
+    }
     let started = loaded.clone();
     let hangup = Hangup::Reads(Box::new(move || reread::reread(&given, &started)));
     let shutdown = signals::listen(hangup)?;

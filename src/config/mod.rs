@@ -22,6 +22,7 @@ mod nats_way;
 pub mod origin;
 pub mod quantity;
 mod resolve;
+mod secret_files;
 mod shares;
 pub mod syntax;
 mod tables;
@@ -63,6 +64,8 @@ pub struct Loaded {
     pub values: Vec<Shown>,
     /// The file that was read.
     pub file: Option<PathBuf>,
+    /// Files that have a secret.
+    pub(crate) secret_files: Vec<PathBuf>,
     /// What people should know, without secrets.
     pub warnings: Vec<String>,
 }
@@ -176,6 +179,9 @@ pub(crate) fn load_from(
             source: value.source.clone(),
         })
     });
+    let values: Vec<Shown> = values.collect();
+    let secret_files = values.iter();
+    let secret_files = secret_files.filter_map(|shown| secret_files::of(shown, environment));
     let resolve::Resolved {
         lanes,
         lanes_max,
@@ -185,7 +191,8 @@ pub(crate) fn load_from(
         lanes,
         lanes_max,
         http,
-        values: values.collect(),
+        secret_files: secret_files.collect(),
+        values,
         file: found.map(|(path, _)| path),
         warnings,
     })

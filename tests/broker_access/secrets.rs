@@ -1,5 +1,9 @@
 //! No secret in what the program prints, whichever way it has it, and whether or not the servers take it.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
+use serde_json::Value;
 use walrelay::local::{Authentication, PasswordMethod, PostgresOptions};
 
 use nkeys::KeyPair;
@@ -268,4 +272,41 @@ async fn nothing_that_is_printed_has_a_jwt_or_its_seed() {
             fixture.unset(variable);
         }
     }
+}
+
+/// What every user of the machine may read, and the command that ends that, typed.
+#[tokio::test]
+async fn a_secret_that_others_may_read_is_told() {
+    let mut fixture = Fixture::new().await;
+    fixture.configure("[postgres]\npassword = \"of nobody\"\n");
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("the token's file");
+    std::fs::write(&token, "secret\n").unwrap();
+    fixture.set("WALRELAY_NATS_TOKEN_FILE", token.display().to_string());
+    for file in [&token, &fixture.configuration()] {
+        std::fs::set_permissions(file, Permissions::from_mode(0o644)).unwrap();
+    }
+    let mends = async |fixture: &Fixture| {
+        let report = fixture.walrelay(&["doctor", "--json"]).await.stdout;
+        let report: Value = serde_json::from_str(&report).unwrap();
+        let found = report["findings"].as_array().unwrap().iter();
+        let found = found.filter(|found| found["code"] == "exposed");
+        let mends = found.map(|found| found["mend"].as_str().unwrap().to_owned());
+        mends.collect::<Vec<_>>()
+    };
+    let found = mends(&fixture).await;
+    assert_eq!(found.len(), 2, "{found:?}");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let log = relay.log();
+    relay.stop().await;
+    let told = "every user of this machine may read it: chmod o-rwx ";
+    assert_eq!(log.matches(told).count(), 2, "{log}");
+    for mend in found {
+        let typed = std::process::Command::new("sh")
+            .args(["-c", &mend])
+            .status();
+        assert!(typed.unwrap().success(), "{mend}");
+    }
+    assert_eq!(mends(&fixture).await, Vec::<String>::new());
 }

@@ -90,6 +90,93 @@ async fn nothing_is_there_yet() {
     assert!(codes.contains(&"stream"), "{report}");
     let tail = fixture.walrelay(&["tail"]).await;
     assert!(tail.stderr.contains("walrelay setup makes it"), "{tail:?}");
+    let status = fixture.walrelay(&["status"]).await;
+    assert_eq!(status.code, Some(1), "{status:?}");
+    let name = &fixture.name;
+    let stream = format!(
+        "there is no stream {}\nwhat to do    run walrelay setup",
+        fixture.stream_name()
+    );
+    for said in [
+        format!("no publication {name} and no replication slot \"{name}\""),
+        stream,
+        format!("slot          {name}, missing\n"),
+    ] {
+        assert!(status.stdout.contains(&said), "{said}: {}", status.stdout);
+    }
+    fixture.setup().await;
+    let status = fixture.walrelay(&["status"]).await;
+    assert!(!status.stdout.contains("missing"), "{}", status.stdout);
+}
+
+/// Parts that have gone since setup are named, and what is printed makes them again.
+#[tokio::test]
+async fn what_is_missing_of_a_lane_is_told_by_status() {
+    let fixture = Fixture::new().await;
+    let stream = fixture.stream_name();
+    let jetstream = async_nats::jetstream::new(fixture.nats.clone());
+    jetstream.delete_stream(stream).await.unwrap();
+    let drop = format!("DROP PUBLICATION {}", fixture.name);
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    let status = fixture.walrelay(&["status"]).await;
+    assert_eq!(status.code, Some(1), "{status:?}");
+    for said in [
+        format!("missing       there is no stream {stream}\nwhat to do    run walrelay setup"),
+        format!("missing       there is no publication {} in", fixture.name),
+        format!("\nstream        {stream}, missing"),
+    ] {
+        assert!(status.stdout.contains(&said), "{said}: {}", status.stdout);
+    }
+    let json = fixture.walrelay(&["status", "--json"]).await;
+    let json: Value = serde_json::from_str(&json.stdout).unwrap();
+    let missing = json["positions"]["missing"].as_array().unwrap();
+    assert_eq!(missing.len(), 2, "{json}");
+    fixture.setup().await;
+    let status = fixture.walrelay(&["status"]).await;
+    assert!(!status.stdout.contains("missing"), "{}", status.stdout);
+}
+
+/// Names that are no table's: nothing is proposed that Postgres refuses.
+#[tokio::test]
+async fn what_is_no_table_is_called_what_it_is() {
+    let fixture = Fixture::new().await;
+    let made = "CREATE VIEW a_view AS SELECT * FROM outbox_events;
+                CREATE MATERIALIZED VIEW kept AS SELECT * FROM outbox_events;
+                CREATE FOREIGN DATA WRAPPER far; CREATE SERVER there FOREIGN DATA WRAPPER far;
+                CREATE FOREIGN TABLE far_away (id uuid) SERVER there;
+                CREATE SEQUENCE numbers;";
+    fixture.sql.batch_execute(made).await.unwrap();
+    for (name, is) in [
+        ("a_view", "is a view: "),
+        ("kept", "is a materialized view: "),
+        ("far_away", "is a foreign table: "),
+        ("numbers", "is a sequence"),
+    ] {
+        let table = ["doctor", "--json", "--table", name];
+        let output = fixture.walrelay(&table).await;
+        let report: Value = serde_json::from_str(&output.stdout).unwrap();
+        let codes = codes(&report);
+        assert!(codes.contains(&"table-mismatch"), "{report}");
+        assert!(!codes.contains(&"publication-mismatch"), "{report}");
+        assert_eq!(output.code, Some(1), "{report}");
+        let setup = fixture.walrelay(&["setup", "--table", name]).await;
+        assert!(setup.stderr.contains(is), "{}", setup.stderr);
+        assert_eq!(setup.stderr.lines().count(), 1, "{}", setup.stderr);
+    }
+}
+
+/// What the publication leaves out is seen at a glance.
+#[tokio::test]
+async fn a_row_filter_is_shown() {
+    let fixture = Fixture::new().await;
+    let filter = format!(
+        "ALTER PUBLICATION {} SET TABLE outbox_events WHERE (event_version > 1)",
+        fixture.name
+    );
+    fixture.sql.batch_execute(&filter).await.unwrap();
+    let said = fixture.walrelay(&["doctor"]).await.stdout;
+    let shown = "of public.outbox_events the rows for which (event_version > 1)";
+    assert!(said.contains(shown), "{said}");
 }
 
 /// It says what it could not look at, and does not hang.
@@ -145,6 +232,7 @@ fn each_code_has_its_place_in_the_documents() {
         "sync-interval",
         "version",
         "clock",
+        "exposed",
         "halted",
     ];
     let codes = Kind::ALL.iter().map(|kind| kind.code()).chain(own);
