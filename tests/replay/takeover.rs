@@ -88,6 +88,10 @@ async fn only_rows_for_which_the_condition_holds_are_published() {
     let again = ["backfill", "--where", "dispatched_at IS NULL -- as before"];
     let again = fixture.walrelay(&again).await.success();
     assert!(again.stdout.starts_with("0 rows"), "{}", again.stdout);
+    let quoted = "dispatched_at IS NOT NULL AND $$) OR ($$ <> ')' /* ) OR ( */";
+    let dry = ["backfill", "--dry-run", "--where", quoted];
+    let dry = fixture.walrelay(&dry).await.success();
+    assert!(dry.stdout.starts_with("5 rows"), "{}", dry.stdout);
     fixture.walrelay(&["backfill"]).await.success();
     all_once((1..=10).map(uuid).collect(), fixture.stored_ids().await);
 }
@@ -100,6 +104,15 @@ async fn a_condition_that_postgres_does_not_understand_is_refused_with_its_words
         ("nope IS NULL", "column \"nope\" does not exist"),
         ("dispatched_at IS", "syntax error"),
         ("dispatched_at IS NULL)", "syntax error"),
+        // Between parentheses it is another statement's.
+        (
+            "dispatched_at IS NULL) OR (dispatched_at IS NOT NULL",
+            "syntax error at or near \")\"",
+        ),
+        (
+            "dispatched_at > $1",
+            "nobody gives a value to its parameters",
+        ),
         (
             "true); DROP TABLE outbox_events; SELECT (1",
             "cannot insert multiple commands",

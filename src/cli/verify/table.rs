@@ -44,7 +44,8 @@ pub(super) struct Selection<'a> {
     pub(super) only: Option<&'a str>,
 }
 
-/// Looks whether Postgres understands a condition on the table's rows.
+/// Looks whether Postgres understands a condition on the table's rows, and as one term: between parentheses and between
+/// brackets, since a text that ends the one and begins it anew, such as `a) OR (b`, does not fit into the other.
 ///
 /// # Errors
 /// A [`UsageError`] with its words.
@@ -53,11 +54,18 @@ pub(super) async fn check_condition(
     settings: &PostgresSettings,
     only: &str,
 ) -> anyhow::Result<()> {
-    let query = format!("SELECT FROM {} WHERE {}", settings.table, holds(only));
-    match client.answer(client.prepare(&query)).await {
-        Ok(_) => Ok(()),
-        Err(error) => Err(not_understood(error, only)),
+    for query in [
+        format!("SELECT FROM {} WHERE {}", settings.table, holds(only)),
+        format!("SELECT ARRAY[\n{only}\n] FROM {}", settings.table),
+    ] {
+        let prepared = client.answer(client.prepare(&query)).await;
+        let prepared = prepared.map_err(|error| not_understood(error, only))?;
+        if !prepared.params().is_empty() {
+            let why = format!("--where {only:?}: nobody gives a value to its parameters");
+            return Err(UsageError(why).into());
+        }
     }
+    Ok(())
 }
 
 /// The condition as a term. Behind a comment in it, the line ends.
