@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, bail};
 use tokio::sync::mpsc;
 
-use super::rows::{RowText, Rows, columns};
+use super::rows::{Looked, RowText, Rows, columns};
 use super::source::{AHEAD, Source};
 use super::{Item, Sourced};
 use crate::nats::api::StoredMessage;
@@ -51,25 +51,26 @@ pub struct Gone {
 /// Other values of columns, for these publications alone.
 pub type Values = BTreeMap<String, String>;
 
-/// The events of these dead letters, each marked as its retry.
+/// The events of these dead letters, each marked as its retry; the rows as the session of that look has them.
 ///
 /// # Errors
 /// The table cannot be read.
-pub async fn events(
+pub(crate) async fn events(
     settings: &Settings,
+    looked: &Looked,
     lane: &LaneClient,
     letters: Vec<Wanted>,
     values: Values,
 ) -> anyhow::Result<Source> {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let mut tables = Vec::new();
-    for settings in settings.tables() {
-        tables.push(Outbox {
-            rows: Rows::open(&settings).await?,
-            id_column: settings.postgres.id_column().to_owned(),
-            mapping: settings.mapping(),
-        });
-    }
+    let rows = Rows::all(looked, settings).await?.into_iter();
+    let tables = rows.zip(settings.tables());
+    let tables = tables.map(|(rows, settings)| Outbox {
+        rows,
+        id_column: settings.postgres.id_column().to_owned(),
+        mapping: settings.mapping(),
+    });
+    let tables = tables.collect();
     let reader = Reader {
         tables,
         slot: settings.postgres.slot.clone(),

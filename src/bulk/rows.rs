@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
@@ -19,7 +20,7 @@ use crate::pipeline::mapping::Mapping;
 use crate::pipeline::message::{Composed, compose};
 use crate::pipeline::pgoutput::Column;
 use crate::pipeline::row::Row;
-use crate::postgres::catalog::{Table, inspect};
+use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, SqlError, connect};
 use crate::postgres::encoding;
 use crate::postgres::id_column::IdColumn;
@@ -36,7 +37,7 @@ const COMMITTED_AT: &str = "coalesce(CASE WHEN (SELECT pg_catalog.current_settin
 
 /// The table, and what of its rows becomes what of a message.
 pub(crate) struct Rows {
-    sql: Client,
+    sql: Arc<Client>,
     table: String,
     encoding: Encoding,
     mapping: Mapping,
@@ -80,18 +81,57 @@ pub(crate) struct Parts {
     pub(crate) body: Bytes,
 }
 
+/// A look at the database, and the session that has it.
+pub(crate) struct Looked {
+    sql: Arc<Client>,
+    pub(crate) inspection: Inspection,
+}
+
+impl Looked {
+    /// Connects and looks.
+    ///
+    /// # Errors
+    /// Postgres cannot be reached, or refuses.
+    pub(crate) async fn at(settings: &Settings) -> anyhow::Result<Self> {
+        let sql = connect(&settings.postgres.conninfo).await?;
+        let inspection = inspect(&sql, &settings.postgres).await?;
+        Ok(Looked {
+            sql: Arc::new(sql),
+            inspection,
+        })
+    }
+}
+
 impl Rows {
     /// Connects to the table.
     ///
     /// # Errors
     /// It cannot be reached or read as a whole.
     pub(crate) async fn open(settings: &Settings) -> anyhow::Result<Self> {
-        let sql = connect(&settings.postgres.conninfo).await?;
-        let inspection = inspect(&sql, &settings.postgres).await?;
-        row_security::check(&inspection, &settings.postgres.table)?;
+        let Looked { sql, inspection } = Looked::at(settings).await?;
+        Self::of(&sql, &inspection, settings).await
+    }
+
+    /// Each of the lane's tables, by that look.
+    ///
+    /// # Errors
+    /// One cannot be read as a whole.
+    pub(crate) async fn all(looked: &Looked, settings: &Settings) -> anyhow::Result<Vec<Self>> {
+        let mut all = Vec::new();
+        for (inspection, settings) in looked.inspection.tables().zip(settings.tables()) {
+            all.push(Self::of(&looked.sql, inspection, &settings).await?);
+        }
+        Ok(all)
+    }
+
+    async fn of(
+        sql: &Arc<Client>,
+        inspection: &Inspection,
+        settings: &Settings,
+    ) -> anyhow::Result<Self> {
+        row_security::check(inspection, &settings.postgres.table)?;
         let row_filter = inspection.row_filter().map(str::to_owned);
-        let table = inspection
-            .table
+        let table = (inspection.table.as_ref())
             .with_context(|| format!("there is no table {}", settings.postgres.table))?;
         let kind_of = |name: &str| {
             let column = table.columns.iter().find(|column| column.name == name);
@@ -99,15 +139,15 @@ impl Rows {
         };
         let mapping = settings.mapping();
         let own = mapping.columns.as_ref();
-        let has_unique_id = has_unique(&sql, &table, settings.postgres.id_column()).await?;
-        let encoding = encoding::of_database(&sql, &settings.postgres.publication).await?;
+        let has_unique_id = has_unique(sql, table, settings.postgres.id_column()).await?;
+        let encoding = encoding::of_database(sql, &settings.postgres.publication).await?;
         Ok(Rows {
-            sql,
+            sql: sql.clone(),
             encoding,
             table: settings.postgres.table.to_string(),
-            id_column: IdColumn::of(&table, &settings.postgres),
+            id_column: IdColumn::of(table, &settings.postgres),
             has_unique_id,
-            occurred_at: OccurredAt::of(&table, &settings.postgres),
+            occurred_at: OccurredAt::of(table, &settings.postgres),
             kinds: own.map(|value| value.column().map_or(Kind::Text, kind_of)),
             extra_kinds: mapping.extras().iter().map(|name| kind_of(name)).collect(),
             mapping,

@@ -16,7 +16,7 @@ use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::letters::{self, Gone, Values, Wanted};
 use crate::bulk::publisher::Publisher;
-use crate::bulk::rows::columns;
+use crate::bulk::rows::{Looked, columns};
 use crate::cli::command_line;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::signals::{self, Hangup};
@@ -27,8 +27,6 @@ use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
-use crate::postgres::catalog::inspect;
-use crate::postgres::client::connect;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::check_names;
@@ -62,19 +60,23 @@ pub(super) async fn close(
     }
     let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
-    if let Action::Retry { .. } = &action {
-        let mut stopped = shutdown.clone();
-        tokio::select! {
-            // A lock on the table keeps it waiting.
-            checked = check_tables(settings, &lane) => checked?,
-            () = stopped.wait() => bail!("stopped before it began: run it again"),
+    let looked = match &action {
+        Action::Retry { .. } => {
+            let mut stopped = shutdown.clone();
+            tokio::select! {
+                // A lock on the table keeps it waiting.
+                looked = look_at_tables(settings, &lane) => Some(looked?),
+                () = stopped.wait() => bail!("stopped before it began: run it again"),
+            }
         }
-    }
+        Action::Discard { .. } => None,
+    };
     let lease = Lease::take(&lane, action.command(), &command_line::typed()).await?;
     let mut closing = Closing {
         nats,
         settings,
         lane: &lane,
+        looked,
         lease: &lease,
         shutdown,
         account: Account::default(),
@@ -91,12 +93,11 @@ pub(super) async fn close(
 }
 
 /// A letter's table is told by its name.
-async fn check_tables(settings: &Settings, lane: &LaneClient) -> anyhow::Result<()> {
-    let sql = connect(&settings.postgres.conninfo).await?;
-    let inspection = inspect(&sql, &settings.postgres).await?;
+async fn look_at_tables(settings: &Settings, lane: &LaneClient) -> anyhow::Result<Looked> {
+    let looked = Looked::at(settings).await?;
     let record = lane.record().await?.record;
-    check_names(&inspection, settings, record.as_ref())?;
-    Ok(())
+    check_names(&looked.inspection, settings, record.as_ref())?;
+    Ok(looked)
 }
 
 /// What `--set` says: other values for one publication.
@@ -119,6 +120,8 @@ struct Closing<'a> {
     nats: &'a Admin,
     settings: &'a Settings,
     lane: &'a LaneClient,
+    /// At the tables, where rows are needed.
+    looked: Option<Looked>,
     lease: &'a Lease,
     shutdown: Shutdown,
     account: Account,
@@ -252,9 +255,9 @@ impl Closing<'_> {
         letters: &[Standing],
         set: Vec<(String, String)>,
     ) -> anyhow::Result<Vec<Mark>> {
-        if letters.is_empty() {
+        let Some(looked) = self.looked.as_ref().filter(|_| !letters.is_empty()) else {
             return Ok(Vec::new());
-        }
+        };
         let by_name: HashMap<String, &Standing> = letters
             .iter()
             .map(|letter| (letter.place.position.to_string(), letter))
@@ -267,7 +270,7 @@ impl Closing<'_> {
             }),
         });
         let values = Values::from_iter(set);
-        let events = letters::events(self.settings, self.lane, wanted.collect(), values);
+        let events = letters::events(self.settings, looked, self.lane, wanted.collect(), values);
         let mut shutdown = self.shutdown.clone();
         let events = tokio::select! {
             events = events => events?,
