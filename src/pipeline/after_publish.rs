@@ -5,6 +5,7 @@
 //! since until then the slot can mend what the stream loses; a dead letter's row is never due.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 use postgres_types::PgLsn;
 
@@ -146,6 +147,11 @@ impl Waiting {
     }
 }
 
+/// Between two looks for a row that is not seen: at first, since most are seen a moment later.
+const LOOK_AGAIN_MIN: Duration = Duration::from_millis(200);
+/// And at most: where somebody else deletes rows while an old transaction is open, nothing but its end tells that they are gone.
+const LOOK_AGAIN_MAX: Duration = Duration::from_secs(5);
+
 /// Ids whose rows were not seen. A row is in the stream as soon as its commit is in the WAL; other sessions see it a moment
 /// later, with synchronous replication once the standby has it. Or it is gone.
 #[derive(Debug, Default)]
@@ -158,28 +164,43 @@ struct UnseenIds {
     /// Their transactions have lower numbers.
     xmax: u64,
     ids: Vec<String>,
+    /// When they are looked for again.
+    look_at: Duration,
+    /// How long it was until then.
+    pause: Duration,
 }
 
 impl Unseen {
     /// Keeps ids of a batch behind the message of sequence `before`; each transaction that was under way has a number below `xmax`.
-    pub fn keep(&mut self, before: u64, xmax: u64, ids: Vec<String>) {
-        self.0.push_back(UnseenIds { before, xmax, ids });
+    pub fn keep(&mut self, before: u64, xmax: u64, ids: Vec<String>, now: Duration) {
+        self.0.push_back(UnseenIds {
+            before,
+            xmax,
+            ids,
+            look_at: now + LOOK_AGAIN_MIN,
+            pause: LOOK_AGAIN_MIN,
+        });
     }
 
-    /// All that are kept.
+    /// Those that are to be looked for again.
     #[must_use]
-    pub fn ids(&self) -> Vec<String> {
-        self.0.iter().flat_map(|kept| kept.ids.clone()).collect()
+    pub fn due(&self, now: Duration) -> Vec<String> {
+        let due = self.0.iter().filter(|kept| kept.look_at <= now);
+        due.flat_map(|kept| kept.ids.clone()).collect()
     }
 
-    /// After another look behind the time when every transaction with a number below `xmin` had ended, for readers too: these are
-    /// `still` not seen. Rows of transactions that have ended are gone.
-    pub fn looked(&mut self, still: &HashSet<String>, xmin: u64) {
-        for kept in &mut self.0 {
+    /// After another look for what was [`Self::due`] at `now`, behind the time when every transaction with a number below `xmin` had
+    /// ended, for readers too: these are `still` not seen. Rows of transactions that have ended are gone.
+    pub fn looked(&mut self, still: &HashSet<String>, xmin: u64, now: Duration) {
+        self.0.retain_mut(|kept| {
+            if kept.look_at > now {
+                return true;
+            }
             kept.ids.retain(|id| still.contains(id));
-        }
-        self.0
-            .retain(|kept| kept.xmax > xmin && !kept.ids.is_empty());
+            kept.pause = (kept.pause * 2).min(LOOK_AGAIN_MAX);
+            kept.look_at = now + kept.pause;
+            kept.xmax > xmin && !kept.ids.is_empty()
+        });
     }
 
     /// Up to which sequence the stream's messages are done with, where all up to `through` were looked at.
@@ -211,17 +232,44 @@ mod tests {
         let still = |these: &[&str]| ids(these).into_iter().collect::<HashSet<_>>();
         let mut unseen = Unseen::default();
         assert_eq!(unseen.done_through(7), 7);
-        unseen.keep(7, 100, ids(&["a", "b"]));
-        unseen.keep(9, 200, ids(&["c"]));
+        let second = Duration::from_secs;
+        unseen.keep(7, 100, ids(&["a", "b"]), second(0));
+        unseen.keep(9, 200, ids(&["c"]), second(0));
         assert_eq!((unseen.done_through(12), unseen.len()), (7, 3));
-        unseen.looked(&still(&["b", "c"]), 99);
-        assert_eq!(unseen.ids(), ids(&["b", "c"]));
+        unseen.looked(&still(&["b", "c"]), 99, second(10));
+        assert_eq!(unseen.due(second(20)), ids(&["b", "c"]));
         // Nobody writes any more who could have written b.
-        unseen.looked(&still(&["b", "c"]), 100);
-        assert_eq!((unseen.ids(), unseen.done_through(12)), (ids(&["c"]), 9));
-        unseen.looked(&still(&[]), 100);
+        unseen.looked(&still(&["b", "c"]), 100, second(20));
+        assert_eq!(unseen.due(second(30)), ids(&["c"]));
+        assert_eq!(unseen.done_through(12), 9);
+        unseen.looked(&still(&[]), 100, second(30));
         assert!(unseen.is_empty());
         assert_eq!(unseen.done_through(12), 12);
+    }
+
+    #[test]
+    fn a_row_that_stays_unseen_is_looked_for_less_and_less_often() {
+        let mut unseen = Unseen::default();
+        let gone = "gone".to_owned();
+        let still = HashSet::from([gone.clone()]);
+        unseen.keep(1, 100, vec![gone], Duration::ZERO);
+        let mut looks = Vec::new();
+        for tick in 0..600 {
+            let now = Duration::from_millis(100) * tick;
+            if !unseen.due(now).is_empty() {
+                looks.push(now.as_millis());
+                unseen.looked(&still, 50, now);
+            }
+        }
+        assert_eq!(looks[..5], [200, 600, 1_400, 3_000, 6_200]);
+        assert_eq!(looks.len(), 15, "one in five seconds: {looks:?}");
+        // One that has come since is looked for at once, and no other with it.
+        let now = Duration::from_secs(60);
+        unseen.keep(2, 100, vec!["new".to_owned()], now);
+        let due = unseen.due(now + LOOK_AGAIN_MIN);
+        assert_eq!(due, ["new"]);
+        unseen.looked(&HashSet::new(), 100, now + LOOK_AGAIN_MIN);
+        assert_eq!(unseen.len(), 1);
     }
 
     fn first(lsn: u64, id: &str) -> Published {

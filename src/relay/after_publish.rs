@@ -143,6 +143,8 @@ struct Settling {
     messages: Ordered,
     waiting: Waiting,
     unseen: Unseen,
+    /// From where [`Unseen`] counts time.
+    begun: Instant,
     /// The stream's messages were looked at up to this one.
     looked_at: u64,
     /// Messages of the stream that were not read yet, when that was seen last.
@@ -209,6 +211,7 @@ impl Settling {
             messages,
             waiting: Waiting::new(after, adopted.map_or(0, |record| record.adopted_sequence)),
             unseen: Unseen::default(),
+            begun: Instant::now(),
             looked_at: place.sequence,
             unread,
             unread_at: Instant::now(),
@@ -273,14 +276,15 @@ impl Settling {
     /// Settles all that is due; how many rows there were.
     async fn settle_due(&mut self, board: &Board) -> anyhow::Result<u64> {
         let confirmed_lsn = board.status().marks.confirmed_lsn.into();
-        let mut rows = self.look_again().await?;
+        let now = self.begun.elapsed();
+        let mut rows = self.look_again(now).await?;
         while let Some(due) = self.waiting.due(confirmed_lsn, BATCH_ROWS) {
             if !due.ids.is_empty() {
                 let settled = self.rows.settle(&self.sql, &due.ids).await?;
                 rows += settled.rows;
                 if !settled.unseen.is_empty() {
                     let (_, xmax) = transactions(&self.sql).await?;
-                    self.unseen.keep(self.looked_at, xmax, settled.unseen);
+                    self.unseen.keep(self.looked_at, xmax, settled.unseen, now);
                 }
             }
             self.looked_at = due.through;
@@ -292,19 +296,20 @@ impl Settling {
     }
 
     /// Settles rows that were not seen before; how many.
-    async fn look_again(&mut self) -> anyhow::Result<u64> {
-        if self.unseen.is_empty() {
+    async fn look_again(&mut self, now: Duration) -> anyhow::Result<u64> {
+        let due = self.unseen.due(now);
+        if due.is_empty() {
             return Ok(0);
         }
         let (xmin, _) = transactions(&self.sql).await?;
         let mut rows = 0;
         let mut still = HashSet::new();
-        for ids in self.unseen.ids().chunks(BATCH_ROWS) {
+        for ids in due.chunks(BATCH_ROWS) {
             let settled = self.rows.settle(&self.sql, ids).await?;
             rows += settled.rows;
             still.extend(settled.unseen);
         }
-        self.unseen.looked(&still, xmin);
+        self.unseen.looked(&still, xmin, now);
         Ok(rows)
     }
 
