@@ -222,6 +222,13 @@ impl Lease {
         Ok(Lease { held, renewing })
     }
 
+    /// Runs of `command` that had the lease before and ended without finishing, as they were typed.
+    pub(crate) fn unfinished(&self, command: &str) -> impl Iterator<Item = &str> {
+        let unfinished = self.held.holder.unfinished.iter();
+        let of_command = unfinished.filter(move |holder| holder.command == command);
+        of_command.filter_map(|holder| holder.line.as_deref())
+    }
+
     /// Where it is told how far the command is.
     #[must_use]
     pub fn working(&self) -> Arc<Working> {

@@ -51,7 +51,7 @@ Examples:
   walrelay erase --aggregate-id 0192f7a0-0000-7000-8000-000000000001 --dry-run   count
   walrelay erase --aggregate-id 0192f7a0-0000-7000-8000-000000000001             erase, after asking
   walrelay erase --aggregate-id … --yes --json > receipt.json                    from a program
-  walrelay erase --aggregate-id … --also-stream COPY                             from this stream too
+  walrelay erase --aggregate-id … --also-stream COPY                             from this one too
 
 It removes the aggregate's rows from the table and its messages from the stream: events and dead
 letters. nats-server overwrites each with noise. So it does in the streams that walrelay replay
@@ -168,6 +168,7 @@ async fn execute_one(
         left_out: others.map_or_else(Vec::new, |others| others.left_out),
         of_unnamed: BTreeMap::new(),
         untold: BTreeMap::new(),
+        unfinished_moves: BTreeSet::new(),
         done: false,
     };
     let done = if args.dry_run {
@@ -183,6 +184,10 @@ async fn execute_one(
                 Some(first) => first.also(&lane.lane).await?,
             });
         }
+        let moves = leases.iter().flat_map(|lease| lease.unfinished("move"));
+        // At the same NATS the copies are found, or in the way.
+        let moves = moves.filter(|line| line.contains("--to-nats"));
+        receipt.unfinished_moves = moves.map(str::to_owned).collect();
         // A replay that is under way has read messages, and may still publish them.
         let mut beside = Vec::new();
         for lane in &erasing {

@@ -158,7 +158,13 @@ async fn what_is_erased_between_two_runs_of_a_move_to_another_nats_does_not_arri
     let moving = ["move", "--yes", "--to-nats", &url];
     let stream = fixture.stream_name().to_owned();
     killed_move(&fixture, &client, &moving, &stream).await;
-    fixture.walrelay(&erase()).await.success();
+    let erased = fixture.walrelay(&erase()).await.success();
+    let killed = [
+        &*format!("--to-nats {url}"),
+        "was killed, and may have copied",
+    ];
+    let is_told = killed.iter().all(|words| erased.stderr.contains(words));
+    assert!(is_told, "{}", erased.stderr);
     fixture.walrelay(&moving).await.success();
     fixture.set("WALRELAY_NATS_URL", url.as_str());
     fixture.nats = client;
@@ -193,7 +199,7 @@ async fn a_dead_letter_that_was_closed_behind_a_move_keeps_no_row() {
     age(&fixture).await;
     // It is open, in the new stream as in the old one.
     let kept = fixture.walrelay(&PRUNE).await.success();
-    assert!(kept.stdout.contains("1 rows stay"), "{}", kept.stdout);
+    assert!(kept.stdout.contains("1 row stays"), "{}", kept.stdout);
     assert_eq!(rows(&fixture).await, 1);
     let mend = "UPDATE outbox_events SET event_type = 'ab' WHERE event_type = 'a b'";
     fixture.sql.batch_execute(mend).await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! In: what each lane's streams had. Out: lines, or one JSON object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -10,6 +10,7 @@ use super::messages::Erased;
 use super::tables::LeftOut;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
+use crate::counted::counted;
 
 /// What was removed; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,6 +32,9 @@ pub(super) struct Receipt {
     /// How many messages of each such table do not tell their aggregate, and stay.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) untold: BTreeMap<String, u64>,
+    /// Moves to another NATS that were killed: it may have copies.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) unfinished_moves: BTreeSet<String>,
     /// Nothing is left of it.
     pub(super) done: bool,
 }
@@ -57,6 +61,12 @@ impl Receipt {
 
     /// Of tables that the configuration does not name: what may be left of the aggregate, and the way to it.
     pub(super) fn say_what_stays(&mut self) {
+        for line in &self.unfinished_moves {
+            stderr::line(format_args!(
+                "{line} was killed, and may have copied messages of the aggregate: run it again, which removes them there; or, where \
+                 it is given up, delete the stream at that NATS"
+            ));
+        }
         let name = |table: &String| {
             format!("give {table} an entry in [[source.tables]] again, with name = {table:?}")
         };
@@ -69,8 +79,9 @@ impl Receipt {
         for (table, count) in &self.untold {
             self.done = false;
             stderr::line(format_args!(
-                "{count} messages of {table} stay: they do not tell their aggregate, and the configuration does not name the \
-                 table whose rows would: {}, and run this again",
+                "{} of {table}, which do not tell their aggregate, and the configuration does not name the table whose rows would: \
+                 {}, and run this again",
+                counted(*count, "message stays", "messages stay"),
                 name(table)
             ));
         }
@@ -83,7 +94,8 @@ impl Receipt {
             return account.close();
         }
         let what = if self.dry_run { "found" } else { "erased" };
-        account.line(format_args!("{} rows of {} {what}", self.rows, self.table));
+        let rows = counted(self.rows, "row", "rows");
+        account.line(format_args!("{rows} of {} {what}", self.table));
         for erased in &self.streams {
             account.line(format_args!(
                 "{} {what} in stream {}",
