@@ -6,7 +6,7 @@
 use crate::nats::admin::Admin;
 use crate::pipeline::engine::CrossingQuestion;
 use crate::pipeline::position::Lane;
-use crate::pipeline::reshard::Switch;
+use crate::pipeline::reshard::{Switch, has_lane};
 use crate::postgres::client::connect;
 use crate::relay::board::Board;
 use crate::relay::lane_client::lane_records;
@@ -74,10 +74,15 @@ pub(crate) fn name(part: Option<u32>) -> String {
 
 fn waits_for(question: &CrossingQuestion, left: &[Option<u32>]) -> String {
     let (from, to) = (question.switch.from, question.switch.to);
+    let stays = left.iter().any(|part| has_lane(to, *part));
     let left: Vec<String> = left.iter().copied().map(name).collect();
+    let remedy = match stays {
+        true => format!("start walrelay run with relay.shares = {to}"),
+        false => format!("walrelay reshard --shares {to} publishes the rest of it"),
+    };
     format!(
         "at {} the outbox goes from {from} shares to {to}: waiting until {} is published up to there. Where no relay has that \
-         lane, walrelay reshard --shares {to} publishes the rest of it",
+         lane, {remedy}",
         question.lsn,
         left.join(" and ")
     )

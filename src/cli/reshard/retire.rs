@@ -13,6 +13,7 @@ use postgres_types::PgLsn;
 use super::{LOOK_INTERVAL, Resharding};
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::{stderr, stdout};
+use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
@@ -72,6 +73,11 @@ impl Resharding<'_> {
         if slot_and_wal(&self.sql, slot).await?.is_none() {
             return Ok(());
         }
+        tokio::select! {
+            confirmed = self.confirmed(slot, end) => return confirmed,
+            // A relay that has it does that.
+            unread = self.unread(slot) => unread?,
+        }
         let (handle, shutdown) = Shutdown::new();
         let board = Board::of(lane);
         // It waits where another relay reads the slot still.
@@ -88,6 +94,17 @@ impl Resharding<'_> {
         handle.stop();
         relay.await?;
         Ok(())
+    }
+
+    /// Waits until nobody reads the slot.
+    async fn unread(&self, slot: &str) -> anyhow::Result<()> {
+        loop {
+            let place = slot_and_wal(&self.sql, slot).await?;
+            if place.is_none_or(|place| place.active_pid.is_none()) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// Looks on the session that has the lock: without it, nothing goes on.
@@ -116,7 +133,9 @@ impl Resharding<'_> {
                 to => format!(" --share {}", part.unwrap_or(0) % to),
             };
             stderr::line(format_args!(
-                "{open} dead letters of slot {slot} are open in stream {}: walrelay dead-letters list{share} shows them from now on",
+                "{} of slot {slot} {} open in stream {}: walrelay dead-letters list{share} shows them from now on",
+                counted(open as u64, "dead letter", "dead letters"),
+                is_or_are(open as u64),
                 lane.nats.stream,
             ));
         }
