@@ -236,3 +236,23 @@ impl Report {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keeps_several_looks_from_seeing_is_told_once() {
+        let mut report = Report::default();
+        report.unseen("Postgres", "no answer");
+        report.unseen("NATS", "permission denied: add it");
+        report.unseen("dead letters", "permission denied: add it");
+        assert_eq!(
+            report.not_seen,
+            [
+                "Postgres: no answer",
+                "NATS, dead letters: permission denied: add it"
+            ]
+        );
+    }
+}
