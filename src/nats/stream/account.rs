@@ -118,16 +118,12 @@ impl Account {
     pub fn text(&self, wanted: &Wanted<'_>) -> Option<String> {
         let usage = self.usage(wanted.replicas)?;
         let room = self.room(usage, wanted);
-        let of = |limit: Option<u64>| {
-            limit.map_or_else(
-                || ", without a limit".to_owned(),
-                |limit| format!(" of {limit}"),
-            )
-        };
+        let of =
+            |limit: Option<u64>| limit.map_or_else(String::new, |limit| format!(" of {limit}"));
         let streams = u64::try_from(usage.limits.max_streams).ok();
         let streams = streams.filter(|limit| *limit > 0);
         Some(format!(
-            "JetStream account: {}{} bytes of {} stored, {}{} streams",
+            "JetStream account: {}{} bytes ({}), {}{} streams",
             room.used,
             of(room.limit.map(|limit| limit.saturating_mul(room.copies))),
             wanted.storage,
@@ -319,6 +315,18 @@ mod tests {
         assert_eq!(found(0, 4, 2), 1);
         let unlimited =
             r#"{"storage":99999,"streams":9,"limits":{"max_storage":-1,"max_streams":-1}}"#;
+        let text = |account: &str| {
+            Account::parse(account.as_bytes())
+                .expect("an answer")
+                .text(&NONE)
+        };
+        let said = text(unlimited).expect("of the account itself");
+        assert_eq!(said, "JetStream account: 99999 bytes (file), 9 streams");
+        let said = text(&usage(7, 1)).expect("of the account itself");
+        assert_eq!(
+            said,
+            "JetStream account: 7 of 1000 bytes (file), 1 of 5 streams"
+        );
         let two = Wanted { missing: 2, ..NONE };
         assert_eq!(messages(unlimited, &two), Vec::<String>::new());
     }
