@@ -99,7 +99,7 @@ pub enum StreamError {
         source: AdminRequestError,
     },
     /// The answer is an error.
-    #[error("JetStream refuses {action} of stream {stream}")]
+    #[error("JetStream refuses {action} stream {stream}")]
     Answer {
         /// What was asked for.
         action: &'static str,
@@ -218,7 +218,7 @@ pub async fn account(client: &Admin) -> Result<Account, StreamError> {
 pub async fn create(client: &Admin, config: &Config) -> Result<StreamInfo, StreamError> {
     let body = serde_json::to_vec(config).expect("a configuration always serializes");
     let payload = call(client, "CREATE", &config.name, body.into()).await?;
-    StreamInfo::parse(&payload).map_err(answer_error("creation", &config.name))
+    StreamInfo::parse(&payload).map_err(answer_error("creation of", &config.name))
 }
 
 /// Deletes a stream with all its messages; `false` where there was none.
@@ -231,7 +231,7 @@ pub async fn delete(client: &Admin, name: &str) -> Result<bool, StreamError> {
     match refuse(&payload) {
         Ok(()) => Ok(true),
         Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(false),
-        Err(source) => Err(answer_error("deletion", name)(source)),
+        Err(source) => Err(answer_error("deletion of", name)(source)),
     }
 }
 
@@ -253,7 +253,7 @@ pub async fn delete_lane_record(
         let payload = call(client, "PURGE", LANE_RECORD_STREAM, body.into()).await?;
         match refuse(&payload) {
             Err(AnswerError::Api(error)) if error.is_stream_not_found() => return Ok(()),
-            answer => answer.map_err(answer_error("the purge", LANE_RECORD_STREAM))?,
+            answer => answer.map_err(answer_error("the purge of", LANE_RECORD_STREAM))?,
         }
     }
     Ok(())
@@ -273,7 +273,7 @@ pub async fn erase_message(client: &Admin, name: &str, sequence: u64) -> Result<
     let found = call(client, "MSG.GET", name, body.into()).await?;
     match StoredMessage::parse(&found) {
         Ok(None) => Ok(()),
-        _ => Err(answer_error("the removal of a message", name)(error)),
+        _ => Err(answer_error("the removal of a message of", name)(error)),
     }
 }
 
@@ -287,7 +287,7 @@ pub async fn find(client: &Admin, name: &str) -> Result<Option<StreamInfo>, Stre
     match StreamInfo::parse(&payload) {
         Ok(info) => Ok(Some(info)),
         Err(AnswerError::Api(error)) if error.is_stream_not_found() => Ok(None),
-        Err(source) => Err(answer_error("a look", name)(source)),
+        Err(source) => Err(answer_error("a look at", name)(source)),
     }
 }
 
