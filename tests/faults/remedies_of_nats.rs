@@ -158,17 +158,21 @@ async fn what_is_said_of_a_port_that_speaks_no_nats() {
 #[tokio::test]
 async fn what_is_said_of_an_account_without_jetstream() {
     let mut fixture = fixture_of(account("disabled")).await;
-    for (command, code) in [(["setup"], 1), (["doctor"], 3), (["run"], 1)] {
-        let said = fixture.walrelay(&command).await;
+    let is_told = async |fixture: &Fixture, command: &str, code: i32| {
+        let said = fixture.walrelay(&[command]).await;
         assert_eq!(said.code, Some(code), "{said:?}");
         let said = said.stdout + &said.stderr;
         let why = "JetStream not enabled for account";
         let remedy = "put jetstream: enabled into the account's block";
         assert!(said.contains(why) && said.contains(remedy), "{said}");
-    }
-    let enabled = account("enabled");
+    };
+    is_told(&fixture, "setup", 1).await;
+    is_told(&fixture, "doctor", 3).await;
+    let [enabled, disabled] = ["enabled", "disabled"].map(account);
     fixture.own_servers().nats.reload(enabled).await.unwrap();
     fixture.setup().await;
+    fixture.own_servers().nats.reload(disabled).await.unwrap();
+    is_told(&fixture, "run", 1).await;
 }
 
 /// A stream that somebody has made by hand, wrong in several keys: one command has them all.
@@ -297,7 +301,7 @@ async fn what_doctor_says_of_an_account_with_tiers() {
     let typed: Vec<&str> = typed.split(' ').collect();
     fixture.walrelay(&typed).await.success();
     let login = async_nats::ConnectOptions::with_credentials(&accounts.credentials()).unwrap();
-    fixture.nats = login.connect(cluster.url()).await.unwrap();
+    fixture.nats = login.connect(cluster.nodes()[0].url()).await.unwrap();
 
     let subject = format!("{}.other", fixture.name);
     let fill = async |messages: u64| {
