@@ -41,6 +41,8 @@ async fn a_server_that_is_well_and_one_that_will_hurt() {
     relay.streams().await;
     let (output, report) = doctor(&fixture).await;
     assert_eq!((output.code, codes(&report)), (Some(0), vec![]), "{report}");
+    let again = fixture.walrelay(&["setup"]).await.success();
+    assert_eq!(again.stderr, "", "{again:?}");
     relay.stop().await;
 
     // Which of them a server knows depends on its version.
