@@ -33,6 +33,8 @@ const EXPOSED: &str = "exposed";
 
 /// Everything together; each side has half of it.
 const LIMIT: Duration = Duration::from_secs(14);
+/// All hosts of a list together, of which none answers.
+const CONNECT_LIMIT: Duration = Duration::from_secs(12);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -135,6 +137,7 @@ pub async fn execute(
     settings: &Settings,
     secret_files: &[PathBuf],
 ) -> Result<Exit, anyhow::Error> {
+    let settings = &in_time(settings);
     let mut report = Report::default();
     for exposed in exposed(secret_files) {
         report.warn(EXPOSED, exposed.what(), Some(exposed.mend()));
@@ -169,6 +172,18 @@ pub async fn execute(
             (true, true) => Exit::Done,
         },
     )
+}
+
+/// With so little time for each host that all of a list are asked.
+fn in_time(settings: &Settings) -> Settings {
+    let mut settings = settings.clone();
+    let share = |hosts: usize| CONNECT_LIMIT / u32::try_from(hosts.max(1)).unwrap_or(u32::MAX);
+    let nats = &mut settings.nats.connection;
+    nats.connect_timeout = nats.connect_timeout.min(share(nats.servers.len()));
+    let postgres = &mut settings.postgres.conninfo;
+    let limit = share(postgres.hosts.len());
+    postgres.connect_timeout = postgres.connect_timeout.min(limit);
+    settings
 }
 
 type Look = Result<anyhow::Result<Report>, tokio::time::error::Elapsed>;
