@@ -71,8 +71,8 @@ out of order   a first publication whose position is not above all before it
 dead-lettered  could not be published, and was neither retried nor discarded; walrelay dead-letters
                list shows it
 phantom        in the stream, not in the table, though the table still has rows of earlier events
-pending        in the slot, and still to be published; found where the oldest has waited for more than
-               5 seconds and nobody reads from the slot: the lane stands still. Beside a relay: it had
+pending        in the slot, and still to be published; found where the oldest has waited for over 5
+               seconds and nobody reads from the slot: the lane stands still. Beside a relay: it had
                published them, the broker has lost them since, and the relay publishes them again
 unfit          the stream as it is configured loses events or takes none; the command that mends it
                is named

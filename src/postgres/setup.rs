@@ -12,6 +12,7 @@ use postgres_types::PgLsn;
 use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
+use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::findings::columns::wanted;
 use crate::postgres::findings::{
     Finding, Kind, Severity, findings, shares, slot_misfit, under_another_name,
@@ -173,7 +174,7 @@ fn order_refusals(
     // A slot of somebody else's says nothing about this publication, and is refused already.
     let is_ours = |slot: &Slot| slot_misfit(slot, &inspection.server.dbname).is_none();
     if inspection.slot.as_ref().is_some_and(is_ours) && inspection.publication.is_none() {
-        let anew = "run walrelay teardown, walrelay setup and walrelay adopt, then walrelay backfill for the events in between";
+        let anew = SLOT_LOST_MEND;
         refuse(
             Kind::SlotMismatch,
             format!(

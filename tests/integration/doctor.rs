@@ -124,7 +124,11 @@ async fn what_is_missing_of_a_lane_is_told_by_status() {
     assert_eq!(status.code, Some(1), "{status:?}");
     for said in [
         format!("missing       there is no stream {stream}\nwhat to do    run walrelay setup"),
-        format!("missing       there is no publication {} in", fixture.name),
+        format!(
+            "missing       there is no publication {0} in database {0}\nwhat to do    run walrelay teardown, walrelay setup and walrelay \
+             adopt, then walrelay backfill",
+            fixture.name
+        ),
         format!("\nstream        {stream}, missing"),
     ] {
         assert!(status.stdout.contains(&said), "{said}: {}", status.stdout);
@@ -133,7 +137,14 @@ async fn what_is_missing_of_a_lane_is_told_by_status() {
     let json: Value = serde_json::from_str(&json.stdout).unwrap();
     let missing = json["positions"]["missing"].as_array().unwrap();
     assert_eq!(missing.len(), 2, "{json}");
-    fixture.setup().await;
+    for typed in [
+        &["teardown", "--yes"][..],
+        &["setup"],
+        &["adopt", "--yes"],
+        &["backfill"],
+    ] {
+        fixture.walrelay(typed).await.success();
+    }
     let status = fixture.walrelay(&["status"]).await;
     assert!(!status.stdout.contains("missing"), "{}", status.stdout);
 }

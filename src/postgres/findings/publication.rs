@@ -3,8 +3,9 @@
 //! In: what the catalog has of publication and table. Out: findings. Guarantee: pure; no remedy takes another table out of the
 //! publication.
 
-use super::{Finding, Kind, columns, refuse, shares, warn};
-use crate::postgres::catalog::{Inspection, Table};
+use super::{Finding, Kind, columns, refuse, shares, slot_misfit, warn};
+use crate::postgres::catalog::{Inspection, Slot, Table};
+use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
@@ -94,7 +95,12 @@ pub(crate) fn not_held(inspection: &Inspection, settings: &PostgresSettings) -> 
 
 /// What to do where there is no publication of that name.
 fn missing(inspection: &Inspection, settings: &PostgresSettings) -> String {
-    let anew = "run walrelay setup; rows that committed before it are never sent, and where there are any the relay says how to go on";
+    let is_ours = |slot: &Slot| slot_misfit(slot, &inspection.server.dbname).is_none();
+    let anew = match inspection.slot.as_ref().is_some_and(is_ours) {
+        // What committed before a publication is never sent by a slot that is older.
+        true => SLOT_LOST_MEND,
+        false => "run walrelay setup",
+    };
     match under_another_name(inspection, settings) {
         Some(renamed) => format!("{renamed}. Else {anew}"),
         None => anew.to_owned(),
