@@ -12,7 +12,6 @@ use super::layers::Layers;
 use super::mapping;
 use crate::nats::stream::covers;
 use crate::nearest::nearest;
-use crate::pipeline::after_publish::AfterPublish;
 use crate::pipeline::mapping::Mapping;
 use crate::postgres::settings::FurtherTable;
 use crate::relay::settings::Settings;
@@ -50,12 +49,6 @@ pub(super) fn add(layers: &Layers, lane: &mut Settings) -> Result<(), ConfigErro
     }
     if lane.postgres.share.is_some() {
         return Err(wrong("[] where relay.shares is more than 1".to_owned()));
-    }
-    if lane.outbox.after_publish != AfterPublish::Keep {
-        let key = Key::OutboxAfterPublish;
-        let expected =
-            "keep where source.tables names further tables: let walrelay prune delete their rows";
-        return Err(invalid(key, required(layers, key), expected.to_owned()));
     }
     for entry in entries {
         let further = of_entry(layers, &entry)?;

@@ -1,6 +1,6 @@
 //! What becomes of a row of the table once its event is in the stream, and when.
 //!
-//! In: the stream's messages in their order, how far the slot is confirmed. Out: the ids whose rows are due. Guarantees: nothing
+//! In: the stream's messages in their order, how far the slot is confirmed. Out: the rows that are due. Guarantees: nothing
 //! is due that the stream has not stored; a row to be deleted is due only once the slot is confirmed through its transaction,
 //! since until then the slot can mend what the stream loses; a dead letter's row is never due.
 
@@ -37,13 +37,22 @@ impl AfterPublish {
     }
 }
 
-/// What a message of the stream is to the table.
+/// A row of the lane. Ids are unique in their table only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// Which of the lane's tables; 0 is the lane's own.
+    pub table: usize,
+    /// The event's id.
+    pub id: String,
+}
+
+/// What a message of the stream is to the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Published {
     /// An event's first publication, at its place in the lane.
-    First(Position, String),
+    First(Position, Row),
     /// An event that was published outside of the lane: its row is published, and nothing tells where it stands in the WAL.
-    Again(String),
+    Again(Row),
     /// Of no row that may be touched.
     Other,
 }
@@ -51,8 +60,8 @@ pub enum Published {
 /// Rows that are due.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Due {
-    /// Their ids.
-    pub ids: Vec<String>,
+    /// In the stream's order.
+    pub rows: Vec<Row>,
     /// The stream's messages are done with up to this sequence.
     pub through: u64,
 }
@@ -119,14 +128,14 @@ impl Waiting {
         };
         self.released = self.released.max(released);
         let mut due = Due::default();
-        while due.ids.len() < max
+        while due.rows.len() < max
             && let Some((sequence, _)) = self.messages.front()
             && *sequence <= self.released
         {
             let (sequence, published) = self.messages.pop_front().expect("there is one");
             due.through = sequence;
             match published {
-                Published::First(_, id) | Published::Again(id) => due.ids.push(id),
+                Published::First(_, row) | Published::Again(row) => due.rows.push(row),
                 Published::Other => {}
             }
         }
@@ -152,18 +161,18 @@ const LOOK_AGAIN_MIN: Duration = Duration::from_millis(200);
 /// And at most: where somebody else deletes rows while an old transaction is open, nothing but its end tells that they are gone.
 const LOOK_AGAIN_MAX: Duration = Duration::from_secs(5);
 
-/// Ids whose rows were not seen. A row is in the stream as soon as its commit is in the WAL; other sessions see it a moment
-/// later, with synchronous replication once the standby has it. Or it is gone.
+/// Rows that were not seen. They are in the stream as soon as their commit is in the WAL; other sessions see them a moment
+/// later, with synchronous replication once the standby has them. Or they are gone.
 #[derive(Debug, Default)]
-pub struct Unseen(VecDeque<UnseenIds>);
+pub struct Unseen(VecDeque<UnseenRows>);
 
 #[derive(Debug)]
-struct UnseenIds {
+struct UnseenRows {
     /// The stream's messages in front of them are done with up to this sequence.
     before: u64,
     /// Their transactions have lower numbers.
     xmax: u64,
-    ids: Vec<String>,
+    rows: Vec<Row>,
     /// When they are looked for again.
     look_at: Duration,
     /// How long it was until then.
@@ -171,12 +180,12 @@ struct UnseenIds {
 }
 
 impl Unseen {
-    /// Keeps ids of a batch behind the message of sequence `before`; each transaction that was under way has a number below `xmax`.
-    pub fn keep(&mut self, before: u64, xmax: u64, ids: Vec<String>, now: Duration) {
-        self.0.push_back(UnseenIds {
+    /// Keeps rows of a batch behind the message of sequence `before`; each transaction that was under way has a number below `xmax`.
+    pub fn keep(&mut self, before: u64, xmax: u64, rows: Vec<Row>, now: Duration) {
+        self.0.push_back(UnseenRows {
             before,
             xmax,
-            ids,
+            rows,
             look_at: now + LOOK_AGAIN_MIN,
             pause: LOOK_AGAIN_MIN,
         });
@@ -184,22 +193,22 @@ impl Unseen {
 
     /// Those that are to be looked for again.
     #[must_use]
-    pub fn due(&self, now: Duration) -> Vec<String> {
+    pub fn due(&self, now: Duration) -> Vec<Row> {
         let due = self.0.iter().filter(|kept| kept.look_at <= now);
-        due.flat_map(|kept| kept.ids.clone()).collect()
+        due.flat_map(|kept| kept.rows.clone()).collect()
     }
 
     /// After another look for what was [`Self::due`] at `now`, behind the time when every transaction with a number below `xmin` had
     /// ended, for readers too: these are `still` not seen. Rows of transactions that have ended are gone.
-    pub fn looked(&mut self, still: &HashSet<String>, xmin: u64, now: Duration) {
+    pub fn looked(&mut self, still: &HashSet<Row>, xmin: u64, now: Duration) {
         self.0.retain_mut(|kept| {
             if kept.look_at > now {
                 return true;
             }
-            kept.ids.retain(|id| still.contains(id));
+            kept.rows.retain(|row| still.contains(row));
             kept.pause = (kept.pause * 2).min(LOOK_AGAIN_MAX);
             kept.look_at = now + kept.pause;
-            kept.xmax > xmin && !kept.ids.is_empty()
+            kept.xmax > xmin && !kept.rows.is_empty()
         });
     }
 
@@ -212,7 +221,7 @@ impl Unseen {
     /// How many are kept.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.iter().map(|kept| kept.ids.len()).sum()
+        self.0.iter().map(|kept| kept.rows.len()).sum()
     }
 
     /// Whether none is.
@@ -228,21 +237,29 @@ mod tests {
 
     #[test]
     fn a_row_that_is_not_seen_is_waited_for_until_its_transaction_has_ended() {
-        let ids = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
-        let still = |these: &[&str]| ids(these).into_iter().collect::<HashSet<_>>();
+        let rows = |ids: &[&str]| ids.iter().map(|id| row(id)).collect::<Vec<_>>();
+        let still = |these: &[&str]| rows(these).into_iter().collect::<HashSet<_>>();
         let mut unseen = Unseen::default();
         assert_eq!(unseen.done_through(7), 7);
         let second = Duration::from_secs;
-        unseen.keep(7, 100, ids(&["a", "b"]), second(0));
-        unseen.keep(9, 200, ids(&["c"]), second(0));
+        unseen.keep(7, 100, rows(&["a", "b"]), second(0));
+        unseen.keep(9, 200, rows(&["c"]), second(0));
         assert_eq!((unseen.done_through(12), unseen.len()), (7, 3));
         unseen.looked(&still(&["b", "c"]), 99, second(10));
-        assert_eq!(unseen.due(second(20)), ids(&["b", "c"]));
+        assert_eq!(unseen.due(second(20)), rows(&["b", "c"]));
         // Nobody writes any more who could have written b.
         unseen.looked(&still(&["b", "c"]), 100, second(20));
-        assert_eq!(unseen.due(second(30)), ids(&["c"]));
+        assert_eq!(unseen.due(second(30)), rows(&["c"]));
         assert_eq!(unseen.done_through(12), 9);
-        unseen.looked(&still(&[]), 100, second(30));
+        // The same id of another table is another row.
+        let other = Row {
+            table: 1,
+            ..row("c")
+        };
+        unseen.keep(9, 200, vec![other.clone()], second(20));
+        unseen.looked(&HashSet::from([other.clone()]), 100, second(30));
+        assert_eq!(unseen.due(second(40)), [other]);
+        unseen.looked(&still(&[]), 100, second(40));
         assert!(unseen.is_empty());
         assert_eq!(unseen.done_through(12), 12);
     }
@@ -250,7 +267,7 @@ mod tests {
     #[test]
     fn a_row_that_stays_unseen_is_looked_for_less_and_less_often() {
         let mut unseen = Unseen::default();
-        let gone = "gone".to_owned();
+        let gone = row("gone");
         let still = HashSet::from([gone.clone()]);
         unseen.keep(1, 100, vec![gone], Duration::ZERO);
         let mut looks = Vec::new();
@@ -265,11 +282,18 @@ mod tests {
         assert_eq!(looks.len(), 15, "one in five seconds: {looks:?}");
         // One that has come since is looked for at once, and no other with it.
         let now = Duration::from_secs(60);
-        unseen.keep(2, 100, vec!["new".to_owned()], now);
+        unseen.keep(2, 100, vec![row("new")], now);
         let due = unseen.due(now + LOOK_AGAIN_MIN);
-        assert_eq!(due, ["new"]);
+        assert_eq!(due, [row("new")]);
         unseen.looked(&HashSet::new(), 100, now + LOOK_AGAIN_MIN);
         assert_eq!(unseen.len(), 1);
+    }
+
+    fn row(id: &str) -> Row {
+        Row {
+            table: 0,
+            id: id.to_owned(),
+        }
     }
 
     fn first(lsn: u64, id: &str) -> Published {
@@ -277,11 +301,14 @@ mod tests {
             commit_lsn: lsn.into(),
             ordinal: 1,
         };
-        Published::First(position, id.to_owned())
+        Published::First(position, row(id))
     }
 
     fn ids(due: Option<Due>) -> (u64, Vec<String>) {
-        due.map_or((0, Vec::new()), |due| (due.through, due.ids))
+        due.map_or((0, Vec::new()), |due| {
+            let ids = due.rows.into_iter().map(|row| row.id);
+            (due.through, ids.collect())
+        })
     }
 
     #[test]
@@ -289,10 +316,10 @@ mod tests {
         let mut waiting = Waiting::new(AfterPublish::Mark, 0);
         assert_eq!(waiting.due(0.into(), 10), None);
         waiting.take(1, first(10, "a"));
-        waiting.take(2, Published::Again("b".to_owned()));
+        waiting.take(2, Published::Again(row("b")));
         waiting.take(3, Published::Other);
         let due = Due {
-            ids: vec!["a".to_owned(), "b".to_owned()],
+            rows: vec![row("a"), row("b")],
             through: 3,
         };
         assert_eq!(waiting.due(0.into(), 10), Some(due));
@@ -303,10 +330,10 @@ mod tests {
     fn a_row_is_deleted_when_the_slot_is_confirmed_through_it() {
         let mut waiting = Waiting::new(AfterPublish::Delete, 0);
         waiting.take(1, first(10, "a"));
-        waiting.take(2, Published::Again("b".to_owned()));
+        waiting.take(2, Published::Again(row("b")));
         waiting.take(3, first(20, "c"));
         waiting.take(4, Published::Other);
-        waiting.take(5, Published::Again("d".to_owned()));
+        waiting.take(5, Published::Again(row("d")));
         // Confirmed up to its commit, and not through it.
         assert_eq!(waiting.due(10.into(), 10), None);
         assert_eq!(ids(waiting.due(11.into(), 10)), (1, vec!["a".to_owned()]));
@@ -339,7 +366,7 @@ mod tests {
         }
         assert!(!waiting.has_room());
         let due = waiting.due(1_000_000.into(), 300).expect("all are due");
-        assert_eq!((due.ids.len(), due.through), (300, 300));
+        assert_eq!((due.rows.len(), due.through), (300, 300));
         // What was confirmed stays so, also where an older LSN is told.
         assert_eq!(ids(waiting.due(0.into(), 300)).0, 600);
         assert_eq!(waiting.len(), Waiting::MESSAGES_MAX - 600);

@@ -1,6 +1,6 @@
-//! The table's side of `outbox.after_publish`: marks published rows, or deletes them.
+//! The tables' side of `outbox.after_publish`: marks published rows, or deletes them.
 //!
-//! In: ids. Out: rows marked or deleted. Guarantees: what the role may not do is told at the start, with the SQL that permits it;
+//! In: rows by their ids. Out: rows marked or deleted. Guarantees: what the role may not do is told at the start, with the SQL that permits it;
 //! done again, it changes nothing more.
 
 use std::collections::HashSet;
@@ -9,9 +9,9 @@ use super::catalog::{Inspection, Table, inspect};
 use super::client::{Client, SqlError};
 use super::id_column::IdColumn;
 use super::settings::PostgresSettings;
-use crate::pipeline::after_publish::AfterPublish;
+use crate::pipeline::after_publish::{AfterPublish, Row};
 use crate::postgres::row_security::{self, RowsHidden};
-use crate::table_name::quote_identifier;
+use crate::table_name::{TableName, quote_identifier};
 
 /// The column that a mark sets.
 const DISPATCHED_AT: &str = "dispatched_at";
@@ -32,24 +32,90 @@ pub(crate) enum Refused {
     Sql(#[from] SqlError),
 }
 
-/// The table, and what becomes of its published rows.
+/// The lane's tables, and what becomes of their published rows.
 #[derive(Debug)]
-pub(crate) struct PublishedRows {
+pub(crate) struct PublishedRows(Vec<OfTable>);
+
+impl PublishedRows {
+    /// Looks whether it may be done.
+    ///
+    /// # Errors
+    /// [`Refused`], with what has to be changed of each table.
+    pub(crate) async fn open(
+        client: &Client,
+        settings: &PostgresSettings,
+        after: AfterPublish,
+    ) -> Result<Self, Refused> {
+        let (mut tables, mut reasons) = (Vec::new(), Vec::new());
+        for table in settings.tables() {
+            match OfTable::open(client, &table, after).await {
+                Ok(table) => tables.push(table),
+                Err(Refused::Setting { why, .. }) => reasons.push(why),
+                Err(refused) => return Err(refused),
+            }
+        }
+        match reasons.is_empty() {
+            true => Ok(PublishedRows(tables)),
+            false => Err(Refused::Setting {
+                after: after.name(),
+                why: reasons.join(". "),
+            }),
+        }
+    }
+
+    /// What makes it slow.
+    pub(crate) fn warnings(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().filter_map(|table| table.warning.as_deref())
+    }
+
+    /// Marks or deletes rows, those of each table at once. An id that the column's type does not take has no row.
+    ///
+    /// # Errors
+    /// Postgres refuses; what was done before it did stays done.
+    pub(crate) async fn settle(&self, client: &Client, rows: &[Row]) -> Result<Settled, Unsettled> {
+        let mut all = Settled::default();
+        for (table, of_table) in self.0.iter().enumerate() {
+            let own = rows.iter().filter(|row| row.table == table);
+            let ids: Vec<&str> = own.map(|row| row.id.as_str()).collect();
+            if ids.is_empty() {
+                continue;
+            }
+            let settled = of_table.settle(client, &ids).await;
+            let (done, unseen) = settled.map_err(|source| Unsettled {
+                table: of_table.name.clone(),
+                source,
+            })?;
+            all.rows += done;
+            all.unseen
+                .extend(unseen.into_iter().map(|id| Row { table, id }));
+        }
+        Ok(all)
+    }
+}
+
+/// Postgres does not take it.
+#[derive(Debug, thiserror::Error)]
+#[error("table {table}")]
+pub(crate) struct Unsettled {
+    table: TableName,
+    source: SqlError,
+}
+
+/// A table, and what becomes of its published rows.
+#[derive(Debug)]
+struct OfTable {
+    name: TableName,
     statement: String,
     guard: &'static str,
     /// Which of them are settled already; empty where a settled row is gone.
     settled: String,
     id_column: IdColumn,
     /// What makes it slow.
-    pub(crate) warning: Option<String>,
+    warning: Option<String>,
 }
 
-impl PublishedRows {
-    /// Looks whether it may be done.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub(crate) async fn open(
+impl OfTable {
+    async fn open(
         client: &Client,
         settings: &PostgresSettings,
         after: AfterPublish,
@@ -103,7 +169,8 @@ impl PublishedRows {
                 id_column.text()
             ),
         };
-        Ok(PublishedRows {
+        Ok(OfTable {
+            name: name.clone(),
             statement,
             guard,
             settled,
@@ -112,38 +179,31 @@ impl PublishedRows {
         })
     }
 
-    /// Marks or deletes the rows with these ids. An id that the column's type does not take has no row.
-    ///
-    /// # Errors
-    /// Postgres refuses.
-    pub(crate) async fn settle(
-        &self,
-        client: &Client,
-        ids: &[String],
-    ) -> Result<Settled, SqlError> {
+    /// How many rows were marked or deleted, and the ids of which the session sees no row.
+    async fn settle(&self, client: &Client, ids: &[&str]) -> Result<(u64, Vec<String>), SqlError> {
         match self.run(client, ids).await {
             Err(error) if is_of_data(&error) => {}
             done => return done,
         }
-        let mut all = Settled::default();
+        let (mut rows, mut unseen) = (0, Vec::new());
         for id in ids {
             match self.run(client, std::slice::from_ref(id)).await {
                 Err(error) if is_of_data(&error) => {
                     tracing::debug!(id, "no row of the table can have this id: {error}");
                 }
                 done => {
-                    let done = done?;
-                    all.rows += done.rows;
-                    all.unseen.extend(done.unseen);
+                    let (one, not_seen) = done?;
+                    rows += one;
+                    unseen.extend(not_seen);
                 }
             }
         }
-        Ok(all)
+        Ok((rows, unseen))
     }
 
-    async fn run(&self, client: &Client, ids: &[String]) -> Result<Settled, SqlError> {
+    async fn run(&self, client: &Client, ids: &[&str]) -> Result<(u64, Vec<String>), SqlError> {
         let are_these = |ids: &[&str]| self.id_column.is_one_of(ids.iter().copied());
-        let mut unseen: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let mut unseen = ids.to_vec();
         let statement = format!(
             "{} WHERE {}{} RETURNING ({})::text",
             self.statement,
@@ -157,10 +217,8 @@ impl PublishedRows {
             let query = format!("{}{}", self.settled, are_these(&unseen));
             remove(&mut unseen, &client.query(&query, &[]).await?)?;
         }
-        Ok(Settled {
-            rows: done.len() as u64,
-            unseen: unseen.into_iter().map(str::to_owned).collect(),
-        })
+        let unseen = unseen.into_iter().map(str::to_owned);
+        Ok((done.len() as u64, unseen.collect()))
     }
 }
 
@@ -169,8 +227,8 @@ impl PublishedRows {
 pub(crate) struct Settled {
     /// So many were marked or deleted.
     pub(crate) rows: u64,
-    /// Ids of which the session sees no row.
-    pub(crate) unseen: Vec<String>,
+    /// These the session does not see.
+    pub(crate) unseen: Vec<Row>,
 }
 
 /// Takes the ids of these rows away.

@@ -5,7 +5,7 @@
 //! lane never waits for it, and what it cannot do yet waits in the stream, not in memory. What is due when is
 //! [`crate::pipeline::after_publish`]'s.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -16,11 +16,11 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use crate::nats::admin::Admin;
-use crate::pipeline::after_publish::{AfterPublish, Published, Unseen, Waiting};
+use crate::pipeline::after_publish::{AfterPublish, Published, Row, Unseen, Waiting};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER, RETRY_HEADER,
-    TAIL_HEADER, parse_header,
+    TABLE_HEADER, TAIL_HEADER, parse_header,
 };
 use crate::postgres::client::{Client, connect};
 use crate::postgres::published_rows::{PublishedRows, Refused, transactions};
@@ -72,7 +72,7 @@ pub(super) async fn check(settings: &Settings) -> anyhow::Result<()> {
     };
     match PublishedRows::open(&sql, &settings.postgres, after).await {
         Ok(rows) => {
-            if let Some(warning) = rows.warning {
+            for warning in rows.warnings() {
                 tracing::warn!("{warning}");
             }
             Ok(())
@@ -135,7 +135,7 @@ fn verb(settings: &Settings) -> &'static str {
 
 /// Both connections, and where it is.
 struct Settling {
-    slot: String,
+    source: Source,
     sql: Client,
     rows: PublishedRows,
     nats: Admin,
@@ -203,7 +203,7 @@ impl Settling {
         let (messages, unread) =
             consumed.with_context(|| format!("cannot read stream {stream}"))?;
         Ok(Settling {
-            slot: slot.clone(),
+            source: Source::of(settings),
             sql,
             rows,
             nats: nats.clone(),
@@ -268,7 +268,9 @@ impl Settling {
         let sequence = info.stream_sequence;
         (self.unread, self.unread_at) = (info.pending, Instant::now());
         self.read_sequence = sequence;
-        let published = published(&self.slot, message.headers.as_ref(), &message.payload);
+        let published = self
+            .source
+            .published(message.headers.as_ref(), &message.payload);
         self.waiting.take(sequence, published);
         Ok(())
     }
@@ -279,8 +281,8 @@ impl Settling {
         let now = self.begun.elapsed();
         let mut rows = self.look_again(now).await?;
         while let Some(due) = self.waiting.due(confirmed_lsn, BATCH_ROWS) {
-            if !due.ids.is_empty() {
-                let settled = self.rows.settle(&self.sql, &due.ids).await?;
+            if !due.rows.is_empty() {
+                let settled = self.rows.settle(&self.sql, &due.rows).await?;
                 rows += settled.rows;
                 if !settled.unseen.is_empty() {
                     let (_, xmax) = transactions(&self.sql).await?;
@@ -304,8 +306,8 @@ impl Settling {
         let (xmin, _) = transactions(&self.sql).await?;
         let mut rows = 0;
         let mut still = HashSet::new();
-        for ids in due.chunks(BATCH_ROWS) {
-            let settled = self.rows.settle(&self.sql, ids).await?;
+        for these in due.chunks(BATCH_ROWS) {
+            let settled = self.rows.settle(&self.sql, these).await?;
             rows += settled.rows;
             still.extend(settled.unseen);
         }
@@ -343,28 +345,75 @@ async fn next(
     nats.allowed(next).await
 }
 
-/// What a message of the stream is to the table of `slot`.
-fn published(slot: &str, headers: Option<&HeaderMap>, body: &[u8]) -> Published {
-    let header = |name: &str| Some(headers?.get(name)?.as_str());
-    let own = |name: &str| header(name).is_some_and(|value| value.split(' ').next() == Some(slot));
-    let id = || {
-        event_id::of_headers(event_id::ID_HEADERS.map(header)).or_else(|| event_id::of_body(body))
-    };
-    let position = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
-    let published = match (header(KIND_HEADER), position) {
-        (None, Some((of_slot, position))) if of_slot == slot => {
-            id().map(|id| Published::First(position, id))
+/// Whose messages are meant.
+struct Source {
+    slot: String,
+    /// Names of the further tables, as messages tell them.
+    further: Vec<String>,
+    /// Others that messages of the lane tell.
+    unnamed: BTreeSet<String>,
+}
+
+impl Source {
+    fn of(settings: &Settings) -> Self {
+        let further = settings.postgres.further.iter();
+        let told = further.filter_map(|table| table.mapping.message.table.clone());
+        Source {
+            slot: settings.postgres.slot.clone(),
+            further: told.collect(),
+            unnamed: BTreeSet::new(),
         }
-        (Some(KIND_BACKFILL | KIND_RETRY | KIND_REPLAY), _)
-            if [TAIL_HEADER, RETRY_HEADER, POSITION_HEADER]
-                .into_iter()
-                .any(own) =>
-        {
-            id().map(Published::Again)
+    }
+
+    /// What a message of the stream is to the lane's tables. Of one that the configuration does not name, rows are left alone.
+    fn published(&mut self, headers: Option<&HeaderMap>, body: &[u8]) -> Published {
+        let header = |name: &str| Some(headers?.get(name)?.as_str());
+        let own = |name: &str| {
+            header(name).is_some_and(|value| value.split(' ').next() == Some(&self.slot))
+        };
+        let row = || {
+            let table = self.table(header(TABLE_HEADER))?;
+            let id = event_id::of_headers(event_id::ID_HEADERS.map(header))
+                .or_else(|| event_id::of_body(body))?;
+            Some(Row { table, id })
+        };
+        let position = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
+        let published = match (header(KIND_HEADER), position) {
+            (None, Some((of_slot, position))) if of_slot == self.slot => {
+                row().map(|row| Published::First(position, row))
+            }
+            (Some(KIND_BACKFILL | KIND_RETRY | KIND_REPLAY), _)
+                if [TAIL_HEADER, RETRY_HEADER, POSITION_HEADER]
+                    .into_iter()
+                    .any(own) =>
+            {
+                row().map(Published::Again)
+            }
+            _ => None,
+        };
+        let is_event = header(KIND_HEADER).is_none() && own(POSITION_HEADER);
+        if let Some(told) = header(TABLE_HEADER).filter(|_| published.is_none() && is_event) {
+            self.passes_over(told);
         }
-        _ => None,
-    };
-    published.unwrap_or(Published::Other)
+        published.unwrap_or(Published::Other)
+    }
+
+    /// Which table a message tells; none where the configuration does not name it.
+    fn table(&self, told: Option<&str>) -> Option<usize> {
+        match told {
+            None => Some(0),
+            Some(told) => Some(1 + self.further.iter().position(|name| name == told)?),
+        }
+    }
+
+    fn passes_over(&mut self, told: &str) {
+        if self.table(Some(told)).is_none() && self.unnamed.insert(told.to_owned()) {
+            tracing::warn!(
+                "the stream has events of table {told}, which the configuration names no more, so their rows stay: walrelay prune deletes \
+                 them once the table is named again"
+            );
+        }
+    }
 }
 
 #[cfg(test)]
@@ -376,13 +425,21 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, *value);
         }
-        published("s", Some(&map), br#"{"id":7}"#)
+        let mut source = Source {
+            slot: "s".to_owned(),
+            further: vec!["public.orders".to_owned(), "public.audit".to_owned()],
+            unnamed: BTreeSet::new(),
+        };
+        source.published(Some(&map), br#"{"id":7}"#)
     }
 
     #[test]
     fn only_this_lanes_events_are_rows_of_the_table() {
         let position = "0/10:1".parse().expect("a position");
-        let seven = "7".to_owned();
+        let seven = Row {
+            table: 0,
+            id: "7".to_owned(),
+        };
         let own = (POSITION_HEADER, "s 0/10:1");
         assert_eq!(of(&[own]), Published::First(position, seven.clone()));
         let letter = (KIND_HEADER, "dead-letter");
@@ -395,7 +452,19 @@ mod tests {
         assert_eq!(of(&[backfill, (TAIL_HEADER, "t 4")]), Published::Other);
         assert_eq!(
             of(&[backfill, (TAIL_HEADER, "s 4")]),
-            Published::Again(seven)
+            Published::Again(seven.clone())
         );
+        // Each further table has ids of its own; of one that is not named nothing is known.
+        let audit = (TABLE_HEADER, "public.audit");
+        let second = Row { table: 2, ..seven };
+        assert_eq!(
+            of(&[own, audit]),
+            Published::First(position, second.clone())
+        );
+        assert_eq!(
+            of(&[backfill, (TAIL_HEADER, "s 4"), audit]),
+            Published::Again(second)
+        );
+        assert_eq!(of(&[own, (TABLE_HEADER, "public.gone")]), Published::Other);
     }
 }

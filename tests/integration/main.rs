@@ -25,6 +25,7 @@ mod replay;
 mod rights;
 mod setup;
 mod several_tables;
+mod several_tables_after_publish;
 mod several_tables_commands;
 mod several_tables_refusals;
 mod several_tables_renamed;

@@ -141,10 +141,6 @@ fn what_is_for_one_table_is_refused_beside_several() {
     let tables = "[source]\ntables = [{ name = 'a', subject = 'other.{id}' }]\n";
     for (more, words) in [
         ("[relay]\nshares = 2", ["source.tables", "relay.shares"]),
-        (
-            "[outbox]\nafter_publish = 'mark'",
-            ["outbox.after_publish", "prune"],
-        ),
         ("[nats]\nshared = true", ["source.tables", "nats.shared"]),
     ] {
         let error = Case::new(&format!("{tables}{more}")).load();
