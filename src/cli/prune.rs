@@ -138,6 +138,7 @@ async fn execute_one(
         let reader = connect(&settings.postgres.conninfo).await?;
         let mut filters = Vec::new();
         for lane in &lanes[1..] {
+            let lane = &lane.tables()[table_index];
             let inspection = inspect(&reader, &lane.postgres).await?;
             prunable(&reader, &inspection, &lane.postgres).await?;
             filters.push(carried(&inspection));

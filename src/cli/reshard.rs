@@ -21,6 +21,7 @@ use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
+use crate::postgres::setup::publication_sql;
 use crate::postgres::share::{ROW_FILTERS_SINCE, Share};
 use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
@@ -247,11 +248,11 @@ impl Resharding<'_> {
     }
 
     fn create(&self, lane: &Settings) -> String {
-        format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WHERE (false) WITH (publish = 'insert', publish_via_partition_root = true);",
-            quote_identifier(&lane.postgres.publication),
-            lane.postgres.table
-        )
+        let tables = lane.postgres.tables().into_iter();
+        let nothing: Vec<String> = tables
+            .map(|it| format!("{} WHERE (false)", it.table))
+            .collect();
+        publication_sql(&self.inspection, &lane.postgres, &nothing)
     }
 
     fn print(&self) -> anyhow::Result<()> {

@@ -7,11 +7,12 @@ use super::checked::{checked, invalid, required};
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::Layers;
+use super::tables;
 use crate::postgres::share::Share;
 use crate::relay::settings::Settings;
 
 /// What stands for a share's number.
-const PLACEHOLDER: &str = "{share}";
+pub(super) const PLACEHOLDER: &str = "{share}";
 /// Postgres has no more slots to give than this by any sane setting.
 const SHARES_MAX: u32 = 256;
 
@@ -66,6 +67,7 @@ pub(super) fn lanes(whole: &Layers) -> Result<Vec<LaneLayers>, ConfigError> {
         let expected = "with {share} where nats.stream has it, such as \"outbox.{share}.{event_type}\": a subject is in one stream only";
         return Err(invalid(Key::NatsSubject, subject, expected.to_owned()));
     }
+    tables::check_divided(whole, own_streams)?;
     Ok((0..count)
         .map(|number| lane(whole, number, count, own_streams))
         .collect())

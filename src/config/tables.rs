@@ -10,6 +10,7 @@ use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key};
 use super::layers::Layers;
 use super::mapping;
+use super::shares::PLACEHOLDER;
 use crate::nats::stream::covers;
 use crate::nearest::nearest;
 use crate::pipeline::mapping::Mapping;
@@ -47,11 +48,8 @@ pub(super) fn add(layers: &Layers, lane: &mut Settings) -> Result<(), ConfigErro
     if entries.len() > TABLES_MAX {
         return Err(wrong(format!("at most {TABLES_MAX} tables")));
     }
-    if lane.postgres.share.is_some() {
-        return Err(wrong("[] where relay.shares is more than 1".to_owned()));
-    }
     for entry in entries {
-        let further = of_entry(layers, &entry)?;
+        let further = of_entry(layers, &entry, lane.postgres.part())?;
         if let Some(twice) = twice(lane, &further) {
             return Err(wrong(format!(
                 "without {twice} twice; postgres.table counts too"
@@ -68,6 +66,38 @@ pub(super) fn add(layers: &Layers, lane: &mut Settings) -> Result<(), ConfigErro
         )));
     }
     lane.nats.further_subjects = filters;
+    Ok(())
+}
+
+/// Whether the tables can be divided into shares, which have a stream each where `own_streams` says so.
+///
+/// # Errors
+/// A table whose rows no column divides, or whose subject is in the streams of all shares.
+pub(super) fn check_divided(whole: &Layers, own_streams: bool) -> Result<(), ConfigError> {
+    let text = required(whole, Key::SourceTables);
+    // What is wrong with the list is told where it is read.
+    for entry in parse(&text.text).unwrap_or_default() {
+        let further = of_entry(whole, &entry, None)?;
+        let name = &further.name;
+        let wrong = |expected: String| Err(invalid(Key::SourceTables, text, expected));
+        if further.mapping.columns.aggregate_id.column().is_none() {
+            return wrong(format!(
+                "a list of tables each with a column for aggregate_id where relay.shares is more than 1, since it tells a row's share; {name} \
+                 has none"
+            ));
+        }
+        let named = entry.get("subject").and_then(toml::Value::as_str);
+        let is_divided = match named {
+            Some(subject) => subject.contains(PLACEHOLDER),
+            None => !entry.contains_key("preset"),
+        };
+        if own_streams && !is_divided {
+            return wrong(format!(
+                "a list of tables each with {PLACEHOLDER} in its subject where nats.stream has it, such as \
+                 subject = \"outbox.{PLACEHOLDER}.{{event_type}}\": a subject is in one stream only; {name} has none"
+            ));
+        }
+    }
     Ok(())
 }
 
@@ -110,7 +140,12 @@ fn parse(text: &str) -> Option<Vec<Table>> {
         .collect()
 }
 
-fn of_entry(whole: &Layers, entry: &Table) -> Result<FurtherTable, ConfigError> {
+/// The table of an entry, in the lane of this share.
+fn of_entry(
+    whole: &Layers,
+    entry: &Table,
+    share: Option<u32>,
+) -> Result<FurtherTable, ConfigError> {
     let text = required(whole, Key::SourceTables);
     let wrong = |expected: String| invalid(Key::SourceTables, text, expected);
     let name = entry.get("name").and_then(toml::Value::as_str);
@@ -137,6 +172,10 @@ fn of_entry(whole: &Layers, entry: &Table) -> Result<FurtherTable, ConfigError> 
     // Under `table` it is called otherwise in the database.
     let is_named = |name: &str| name != "name" || !entry.contains_key("table");
     for (_, key, value) in given.into_iter().filter(|(own, ..)| is_named(own)) {
+        let value = match (key, share) {
+            (Key::NatsSubject, Some(share)) => value.replace(PLACEHOLDER, &share.to_string()),
+            _ => value,
+        };
         layers.forget(key);
         layers.set(key, value, text.source.clone());
     }

@@ -28,7 +28,8 @@ pub enum Carried {
 pub struct Division(BTreeMap<Option<u32>, Carried>);
 
 impl Division {
-    /// Of the table that the settings name.
+    /// Of the tables that the settings name, which are divided alike: a publication that carries another part of one of them, or lacks
+    /// one, is somebody's own.
     ///
     /// # Errors
     /// A failed query, as on a server without row filters.
@@ -36,16 +37,22 @@ impl Division {
         let share = settings.any_share();
         let query = "SELECT p.pubname::text, pg_get_expr(r.prqual, r.prrelid) FROM pg_catalog.pg_publication_rel r \
                      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
-                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2";
-        let table = &settings.table;
-        let mut division = Division::default();
-        for row in client.query(query, &[&table.schema, &table.table]).await? {
-            let (name, filter): (String, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+                     JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                     WHERE (n.nspname, c.relname) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
+        let tables = settings.tables();
+        let schemas: Vec<&str> = tables.iter().map(|it| it.table.schema.as_str()).collect();
+        let names: Vec<&str> = tables.iter().map(|it| it.table.table.as_str()).collect();
+        let mut filters = BTreeMap::<_, Vec<Option<String>>>::new();
+        for row in client.query(query, &[&schemas, &names]).await? {
+            let name: String = row.try_get(0)?;
             if let Some(part) = share.part_of_publication(&name) {
-                division.0.insert(part, carried(part, filter.as_deref()));
+                filters.entry(part).or_default().push(row.try_get(1)?);
             }
         }
-        Ok(division)
+        let of_all = |(part, filters): (Option<u32>, Vec<Option<String>>)| {
+            (part, carried_of_all(part, &filters, tables.len()))
+        };
+        Ok(Division(filters.into_iter().map(of_all).collect()))
     }
 
     /// How many shares there are, where those that carry rows agree. A publication of all rows beside them is another reader's, or a
@@ -152,6 +159,15 @@ pub async fn has_rows_without_slot(
     Ok(row.try_get(0)?)
 }
 
+/// Of a publication with these filters, one for each of so many tables that it holds.
+fn carried_of_all(part: Option<u32>, filters: &[Option<String>], tables: usize) -> Carried {
+    let mut carried = filters.iter().map(|it| carried(part, it.as_deref()));
+    match carried.next() {
+        Some(first) if filters.len() == tables && carried.all(|other| other == first) => first,
+        _ => Carried::Other,
+    }
+}
+
 fn carried(part: Option<u32>, filter: Option<&str>) -> Carried {
     match filter.map(|filter| (filter, share::told(filter))) {
         Some((share::NOTHING, _)) => Carried::Nothing,
@@ -197,6 +213,23 @@ mod tests {
         let edited = division(&[Some((0, 2)), Some((0, 2))]);
         assert_eq!((edited.count(), edited.whole()), (Some(2), None));
         assert_eq!(division(&[]).count(), None);
+    }
+
+    #[test]
+    fn a_publication_carries_the_same_share_of_all_tables() {
+        let filters = |filters: &[&str]| filters.iter().map(|it| Some((*it).to_owned())).collect();
+        let of = |texts: &[&str]| carried_of_all(Some(1), &filters(texts) as &Vec<_>, 2);
+        let (uuid, text) = ("((uuid_hash(a) & 3) = 1)", "((hashtext(b) & 3) = 1)");
+        assert_eq!(of(&[uuid, text]), Carried::Share(4));
+        assert_eq!(of(&["false", "false"]), Carried::Nothing);
+        for other in [
+            "((hashtext(b) & 1) = 1)",
+            "((hashtext(b) & 3) = 2)",
+            "false",
+        ] {
+            assert_eq!(of(&[uuid, other]), Carried::Other, "{other}");
+        }
+        assert_eq!(of(&[uuid]), Carried::Other, "one of two tables");
     }
 
     #[test]

@@ -104,15 +104,8 @@ pub fn plan(
         let published = tables
             .iter()
             .map(|(found, settings)| format!("{}{}", settings.table, filter(found, settings)));
-        let generated = match tables.iter().any(|(found, of)| needs_generated(found, of)) {
-            true => ", publish_generated_columns = stored",
-            false => "",
-        };
-        let sql = format!(
-            "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true{generated});",
-            quote_identifier(&settings.publication),
-            published.collect::<Vec<_>>().join(", ")
-        );
+        let published: Vec<String> = published.collect();
+        let sql = publication_sql(inspection, settings, &published);
         steps.push(Step {
             part: Part::Publication,
             sql,
@@ -133,6 +126,25 @@ pub fn plan(
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }
+}
+
+/// What makes the publication of these tables, each with its row filter.
+pub(crate) fn publication_sql(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    published: &[String],
+) -> String {
+    let tables = settings.tables();
+    let generated = match (inspection.tables().zip(&tables)).any(|(it, of)| needs_generated(it, of))
+    {
+        true => ", publish_generated_columns = stored",
+        false => "",
+    };
+    format!(
+        "CREATE PUBLICATION {} FOR TABLE {} WITH (publish = 'insert', publish_via_partition_root = true{generated});",
+        quote_identifier(&settings.publication),
+        published.join(", ")
+    )
 }
 
 /// Whether messages are made of a column that the server computes. Where none can be sent, the findings have refused it.

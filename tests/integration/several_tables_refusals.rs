@@ -42,10 +42,6 @@ async fn what_is_for_one_table_is_refused() {
     );
     let refused = fixture.walrelay(&["adopt", "--debezium", "--yes"]).await;
     assert_says(&refused, 2, &["--debezium", "adopt without source.tables"]);
-    fixture.set("WALRELAY_RELAY_SHARES", "2");
-    let refused = fixture.walrelay(&["run"]).await;
-    assert_says(&refused, 2, &["source.tables", "relay.shares"]);
-    fixture.unset("WALRELAY_RELAY_SHARES");
     let twice = "[[source.tables]]\nname = \"public.outbox_events\"\n";
     fixture.configure(twice);
     assert_says(

@@ -9,6 +9,7 @@ mod looks;
 #[cfg(target_os = "linux")]
 mod rates;
 mod reshard;
+mod tables;
 mod undivided;
 mod verdict;
 

@@ -1,8 +1,8 @@
 //! The transaction that changes all publications.
 //!
 //! In: the publications, another number of shares. Out: the LSN in front of which all is as it was. Guarantees: no transaction with
-//! rows of the table is under way there: Postgres would judge its rows by either filter, as its cache has it (`findings/`), and so
-//! might send one twice or never. The table is waited for in short tries, so that inserts are not held up by who waits.
+//! rows of the tables is under way there: Postgres would judge its rows by either filter, as its cache has it (`findings/`), and so
+//! might send one twice or never. The tables are waited for in short tries, so that inserts are not held up by who waits.
 
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,11 @@ use postgres_types::PgLsn;
 use super::Resharding;
 use crate::cli::stderr;
 use crate::pipeline::reshard::{self, has_lane, lanes_of};
+use crate::postgres::catalog::Inspection;
 use crate::postgres::client::SqlError;
 use crate::postgres::division::Division;
 use crate::postgres::findings::shares;
+use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
 /// Between two tries.
@@ -52,16 +54,16 @@ impl Resharding<'_> {
             if !is_busy {
                 return Err(error.context("the publications are as they were"));
             }
-            let table = &self.shares[0].postgres.table;
+            let tables = self.tables();
             if begun.elapsed() >= self.args.wait {
                 bail!(
-                    "the publications are as they were: {table} was never without a transaction that has written to it. \
+                    "the publications are as they were: {tables} was never without a transaction that has written to it. \
                      SELECT pid, query FROM pg_stat_activity WHERE state = 'idle in transaction'; shows who stays in one"
                 );
             }
             if !std::mem::replace(&mut is_told, true) {
                 stderr::line(format_args!(
-                    "waiting for a moment without a transaction that has written to {table}"
+                    "waiting for a moment without a transaction that has written to {tables}"
                 ));
             }
             tokio::time::sleep(PAUSE).await;
@@ -70,14 +72,16 @@ impl Resharding<'_> {
 
     async fn try_to(&self, statements: &[String]) -> anyhow::Result<PgLsn> {
         let (lock, changes) = statements.split_first().context("there is a lock")?;
-        let table = &self.shares[0].postgres.table;
+        let tables = self.tables();
+        // The locks are taken one after the other, and what is inserted into the first waits for all of them.
+        let lock_wait = self.args.lock_wait / u32::try_from(self.shares[0].tables().len())?;
         let wait =
             |time: Duration| format!("SET LOCAL lock_timeout = '{}ms'", time.as_millis().max(1));
         self.sql
             .batch_execute(&format!(
-                "BEGIN; {}; LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE; {}; {lock}",
+                "BEGIN; {}; LOCK TABLE {tables} IN SHARE UPDATE EXCLUSIVE MODE; {}; {lock}",
                 wait(VACUUM_WAIT),
-                wait(self.args.lock_wait)
+                wait(lock_wait)
             ))
             .await?;
         let division = Division::look(&self.sql, &self.shares[0].postgres).await?;
@@ -99,31 +103,23 @@ impl Resharding<'_> {
     /// What the transaction consists of, the lock first.
     pub(super) fn statements(&self) -> anyhow::Result<Vec<String>> {
         let first = &self.shares[0].postgres;
-        let table = (self.inspection.table.as_ref())
-            .with_context(|| format!("there is no table {}", first.table))?;
         let mut statements = vec![format!(
             "LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE;",
-            first.table
+            self.tables()
         )];
         let reshard::Switch { from, to } = self.switch;
         let leaving = lanes_of(from).filter(|part| !has_lane(to, *part));
         for part in lanes_of(to).chain(leaving) {
             let mut lane = self.lane(part).postgres.clone();
             lane.share = lane.share.map(|share| share.of(to));
-            let filter = match (has_lane(to, part), part) {
-                (true, None) => String::new(),
-                (true, Some(_)) => {
-                    let wanted = shares::wanted(table, &lane).with_context(|| {
-                        format!("the aggregate's column of {} cannot be hashed", lane.table)
-                    })?;
-                    format!(" WHERE {wanted}")
-                }
-                (false, _) => " WHERE (false)".to_owned(),
-            };
+            let mut published = Vec::new();
+            for (found, of_table) in self.inspection.tables().zip(lane.tables()) {
+                published.push(carried(found, &of_table, part, to)?);
+            }
             statements.push(format!(
-                "ALTER PUBLICATION {} SET TABLE {}{filter};",
+                "ALTER PUBLICATION {} SET TABLE {};",
                 quote_identifier(&lane.publication),
-                lane.table
+                published.join(", ")
             ));
         }
         statements.push(format!(
@@ -133,4 +129,32 @@ impl Resharding<'_> {
         ));
         Ok(statements)
     }
+
+    /// All of them, as SQL has them.
+    fn tables(&self) -> String {
+        let tables = self.shares[0].postgres.tables().into_iter();
+        let names: Vec<String> = tables.map(|it| it.table.to_string()).collect();
+        names.join(", ")
+    }
+}
+
+/// What the publication of a lane carries of a table where there are `to` shares, as SQL has it.
+fn carried(
+    found: &Inspection,
+    of_table: &PostgresSettings,
+    part: Option<u32>,
+    to: u32,
+) -> anyhow::Result<String> {
+    let name = &of_table.table;
+    let table = found.table.as_ref();
+    let table = table.with_context(|| format!("there is no table {name}"))?;
+    Ok(match (has_lane(to, part), part) {
+        (true, None) => name.to_string(),
+        (true, Some(_)) => {
+            let wanted = shares::wanted(table, of_table)
+                .with_context(|| format!("the aggregate's column of {name} cannot be hashed"))?;
+            format!("{name} WHERE {wanted}")
+        }
+        (false, _) => format!("{name} WHERE (false)"),
+    })
 }

@@ -15,7 +15,8 @@ use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream;
 use crate::pipeline::position::{
-    KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, parse_header,
+    KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, TABLE_HEADER,
+    parse_header,
 };
 use crate::pipeline::record::telling;
 use crate::postgres::client::Client;
@@ -27,6 +28,8 @@ use crate::relay::settings::Settings;
 pub(super) struct Sibling {
     stream: String,
     slots: BTreeSet<String>,
+    /// The further table that is compared; none for the lane's own.
+    table: Option<String>,
     /// It is the lane's own as well.
     is_shared: bool,
 }
@@ -53,6 +56,7 @@ pub(super) async fn of(
     }
     let siblings = streams.into_iter().map(|(stream, slots)| Sibling {
         is_shared: stream == settings.nats.stream,
+        table: settings.message.table.clone(),
         stream,
         slots,
     });
@@ -92,6 +96,9 @@ impl Sibling {
     /// What a message is to the lane, with its event's id; none where it is nothing, or where the lane's own reading has it.
     fn kind(&self, message: &Message) -> Option<(Kind, u128)> {
         let header = |name| header(message, name);
+        if header(TABLE_HEADER) != self.table.as_deref() {
+            return None;
+        }
         let is_theirs = || {
             let told = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
             told.is_some_and(|(slot, _)| self.slots.contains(slot))

@@ -139,18 +139,52 @@ fn what_does_not_fit_names_table_and_key() {
 #[test]
 fn what_is_for_one_table_is_refused_beside_several() {
     let tables = "[source]\ntables = [{ name = 'a', subject = 'other.{id}' }]\n";
-    for (more, words) in [
-        ("[relay]\nshares = 2", ["source.tables", "relay.shares"]),
-        ("[nats]\nshared = true", ["source.tables", "nats.shared"]),
-    ] {
+    for (more, words) in [("[nats]\nshared = true", ["source.tables", "nats.shared"])] {
         let error = Case::new(&format!("{tables}{more}")).load();
         let error = message(error.expect_err(more));
         for word in words {
             assert!(error.contains(word), "{more}: {error}");
         }
     }
+    // Shares in one stream share it with each other.
+    let shares = format!("{tables}[relay]\nshares = 2");
+    let error = message(Case::new(&shares).load().expect_err("another root"));
+    assert!(error.contains("nats.shared"), "{error}");
     let alike = tables.replace("other.", "outbox.") + "[nats]\nshared = true";
     Case::new(&alike).load().unwrap();
+}
+
+#[test]
+fn shares_divide_each_table_by_its_own_column_and_subject() {
+    let streams = "[relay]\nshares = 2\n[nats]\nstream = 'S_{share}'\nsubject = 'outbox.{share}.{event_type}'\n";
+    let of = |entry: &str| format!("{streams}[source]\ntables = [{entry}]");
+    for (entry, words) in [
+        (
+            "{ name = 'a', columns = { aggregate_id = '' } }",
+            ["aggregate_id", "relay.shares"],
+        ),
+        (
+            "{ name = 'a', subject = 'other.{id}' }",
+            ["{share}", "a subject is in one stream only"],
+        ),
+        (
+            "{ name = 'a', preset = 'debezium' }",
+            ["{share}", "a subject is in one stream only"],
+        ),
+    ] {
+        let error = message(Case::new(&of(entry)).load().expect_err(entry));
+        for word in words {
+            assert!(error.contains(word), "{entry}: {error}");
+        }
+    }
+    let entry = "{ name = 'a', subject = 'other.{share}.{id}' }, { name = 'b' }";
+    let lanes = Case::new(&of(entry)).load().unwrap().lanes;
+    let subjects: Vec<_> = lanes
+        .iter()
+        .map(|lane| lane.nats.event_subjects())
+        .collect();
+    let of = |share: u32| vec![format!("outbox.{share}.>"), format!("other.{share}.>")];
+    assert_eq!(subjects, [of(0), of(1)]);
 }
 
 fn message(error: ConfigError) -> String {

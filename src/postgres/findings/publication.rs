@@ -62,7 +62,7 @@ pub(super) fn publication(
         found.push(refuse(
             Kind::PublicationMismatch,
             format!("publication {name} does not hold table {}", settings.table),
-            add(settings),
+            add(inspection, settings),
         ));
     }
     published_columns(table, inspection, settings, found);
@@ -74,17 +74,19 @@ pub(super) fn publication(
     }
 }
 
-/// What puts the table into the publication.
-fn add(settings: &PostgresSettings) -> String {
+/// What puts the table into the publication; of one with shares, its share.
+fn add(inspection: &Inspection, settings: &PostgresSettings) -> String {
     let name = quote_identifier(&settings.publication);
-    format!("run ALTER PUBLICATION {name} ADD TABLE {};", settings.table)
+    let table = inspection.table.as_ref();
+    let filter = table.map_or_else(String::new, |table| shares::clause(table, settings));
+    format!("run ALTER PUBLICATION {name} ADD TABLE {}{filter};", settings.table)
 }
 
 /// What to say to a command that goes by the publication, where that does not hold the table.
 pub(crate) fn not_held(inspection: &Inspection, settings: &PostgresSettings) -> Option<String> {
     let mend = match &inspection.publication {
         Some(publication) if publication.entry.is_some() => return None,
-        Some(_) => add(settings),
+        Some(_) => add(inspection, settings),
         None => "run walrelay setup.".to_owned(),
     };
     Some(format!(
@@ -175,7 +177,7 @@ fn published_columns(
 
 /// What puts the table into the publication with that filter and all columns. SET TABLE would take out what else the publication
 /// holds; between two transactions rows would be lost.
-fn put_anew(settings: &PostgresSettings, filter: Option<&str>) -> String {
+pub(super) fn put_anew(settings: &PostgresSettings, filter: Option<&str>) -> String {
     let (name, table) = (quote_identifier(&settings.publication), &settings.table);
     let filter = filter.map_or_else(String::new, |filter| format!(" WHERE ({filter})"));
     format!(

@@ -3,6 +3,7 @@
 //! In: the table, the publication's row filter, the share. Out: findings. Guarantee: pure; a filter that is no share's is refused,
 //! since rows might fall between the shares. One of another number of shares is not: the lanes are those that the publications make.
 
+use super::publication::put_anew;
 use super::{Finding, Kind, refuse, warn};
 use crate::postgres::catalog::{Column, Server, Table};
 use crate::postgres::settings::PostgresSettings;
@@ -60,6 +61,11 @@ pub(crate) fn wanted(table: &Table, settings: &PostgresSettings) -> Option<Strin
     filter(settings.share.as_ref()?, key(table, settings)?)
 }
 
+/// The same as a clause of `ALTER PUBLICATION … ADD TABLE`; empty where the table is not divided.
+pub(super) fn clause(table: &Table, settings: &PostgresSettings) -> String {
+    wanted(table, settings).map_or_else(String::new, |filter| format!(" WHERE {filter}"))
+}
+
 /// The condition of the first of four shares, where the table can be divided.
 pub(super) fn example(table: &Table, settings: &PostgresSettings) -> Option<String> {
     let first = Share {
@@ -113,8 +119,8 @@ pub(super) fn row_filter(
              SELECT count(*) FROM {name} WHERE ({leaves}) IS DISTINCT FROM ({wanted}); counts them"
         ),
         format!(
-            "run ALTER PUBLICATION {publication} SET TABLE {name} WHERE {wanted}; then walrelay verify, and walrelay backfill for what \
-             is missing"
+            "run {} then walrelay verify, and walrelay backfill for what is missing",
+            put_anew(settings, Some(&wanted))
         ),
     ));
 }

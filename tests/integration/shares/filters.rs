@@ -76,8 +76,8 @@ async fn a_key_that_no_row_filter_can_hash_is_refused() {
     fixture.walrelay(&["setup"]).await.success();
 }
 
-/// The first mend that doctor prints for this code: what stands between "run" and the last semicolon before " then".
-fn mend(output: &Output, code: &str) -> String {
+/// The first mend that doctor prints for this code: what stands between "run" and " then".
+pub(super) fn mend(output: &Output, code: &str) -> String {
     let found = reports(output)
         .iter()
         .flat_map(|report| report["findings"].as_array().unwrap().clone())
@@ -85,7 +85,7 @@ fn mend(output: &Output, code: &str) -> String {
     let found = found.unwrap_or_else(|| panic!("no {code} in {}", output.stdout));
     let mend = found["mend"].as_str().unwrap();
     let sql = mend.split("run ").nth(1).unwrap();
-    sql[..=sql.find(';').unwrap()].to_owned()
+    sql[..sql.find(" then").unwrap()].to_owned()
 }
 
 #[tokio::test]
