@@ -13,7 +13,7 @@ use super::exit::Exit;
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
-use super::verify::{self, Choice, Missing};
+use super::verify::{self, Choice, Missing, OldestFirst};
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
@@ -123,25 +123,14 @@ pub(super) async fn execute_until(
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
-    let tables = settings.tables().len();
     if args.dry_run {
         let mut account = Account::default();
-        for table in 0..tables {
-            missing(&args, settings, table, &mut account, &shutdown).await?;
-        }
+        missing(&args, settings, &mut account, &shutdown).await?;
         account.close()?;
         return Ok(Exit::Done);
     }
     let lease = Lease::take(&lane, COMMAND, &command_line::typed()).await?;
-    let done = async {
-        let mut gravest = Exit::Done;
-        for table in 0..tables {
-            let done = backfill(&args, settings, table, &nats, &lane, &lease, &shutdown).await?;
-            gravest = gravest.graver(done);
-        }
-        Ok(gravest)
-    };
-    let done = done.await;
+    let done = backfill(&args, settings, &nats, &lane, &lease, &shutdown).await;
     lease.release().await;
     done
 }
@@ -161,14 +150,13 @@ fn of_table(settings: &Settings, table: usize) -> String {
     }
 }
 
-/// What is to be published; says how much that is where nothing will be done about it.
+/// What is to be published of each table; says how much that is where nothing will be done about it.
 async fn missing(
     args: &Args,
     settings: &Settings,
-    table: usize,
     account: &mut Account,
     shutdown: &Shutdown,
-) -> anyhow::Result<Missing> {
+) -> anyhow::Result<Vec<Missing>> {
     let mut shutdown = shutdown.clone();
     let choice = Choice {
         since: args.since,
@@ -176,16 +164,30 @@ async fn missing(
         unjudged: args.unjudged,
         wait: args.wait,
     };
+    let tables: Vec<usize> = (0..settings.tables().len()).collect();
     let found = tokio::select! {
-        found = verify::missing(settings, table, choice) => found,
+        found = verify::missing(settings, &tables, choice) => found,
         () = shutdown.wait() => bail!("stopped while table and stream were compared: nothing is published"),
     };
-    let found = found.context("table and stream cannot be compared")?;
+    let all = found.context("table and stream cannot be compared")?;
+    for (found, table) in all.iter().zip(tables) {
+        tell(
+            args,
+            found,
+            |count| counted_rows(count, settings, table),
+            account,
+        );
+    }
+    Ok(all)
+}
+
+/// Says what is left out, and how much there is where nothing will be done about it.
+fn tell(args: &Args, found: &Missing, rows: impl Fn(u64) -> String, account: &mut Account) {
     if found.unjudged > 0 && !args.unjudged {
         let text = format_args!(
             "{} cannot be judged and {} left out: the stream may have had their messages and removed them; walrelay verify names \
              some, --unjudged publishes them too",
-            counted_rows(found.unjudged, settings, table),
+            rows(found.unjudged),
             is_or_are(found.unjudged)
         );
         match args.json {
@@ -201,18 +203,16 @@ async fn missing(
             }
             false => account.line(format_args!(
                 "{} {} not in the stream",
-                counted_rows(total, settings, table),
+                rows(total),
                 is_or_are(total)
             )),
         }
     }
-    Ok(found)
 }
 
 async fn backfill(
     args: &Args,
     settings: &Settings,
-    table: usize,
     nats: &Admin,
     lane: &LaneClient,
     lease: &Lease,
@@ -222,19 +222,48 @@ async fn backfill(
     lease.working().begin("comparing table and stream");
     let mut fence = Fence::raise(lane, lease, settings, version).await?;
     let mut account = Account::default();
-    let found = missing(args, settings, table, &mut account, shutdown).await?;
-    fence.has_read(found.read_through);
-    let mut rows = found.rows;
-    if rows.is_empty() {
-        account.close()?;
-        return Ok(Exit::Done);
+    let mut all = missing(args, settings, &mut account, shutdown).await?;
+    // What came since the first of them was read, the fence looks through.
+    if let Some(through) = all.iter().map(|found| found.read_through).min() {
+        fence.has_read(through);
     }
+    let mut gravest = Exit::Done;
+    if all.iter().any(|found| !found.rows.is_empty()) {
+        let publisher = Publisher::new(settings, lane, lease, fence).await?;
+        let mut publisher = publisher.until(shutdown.clone());
+        for (table, found) in all.iter_mut().enumerate() {
+            if found.rows.is_empty() {
+                continue;
+            }
+            let found = &mut found.rows;
+            let done = publish(
+                args,
+                settings,
+                (table, found),
+                &mut publisher,
+                lease,
+                shutdown,
+            );
+            gravest = gravest.graver(done.await?);
+        }
+    }
+    account.close()?;
+    Ok(gravest)
+}
+
+/// Publishes the rows of a table.
+async fn publish(
+    args: &Args,
+    settings: &Settings,
+    (table, rows): (usize, &mut OldestFirst),
+    publisher: &mut Publisher<'_>,
+    lease: &Lease,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Exit> {
     let total = rows.len() as u64;
     let of_table = settings.tables().swap_remove(table);
     let source = table::source(&of_table, KIND_BACKFILL, rows.ids()?);
-    let mut publisher = Publisher::new(settings, lane, lease, fence)
-        .await?
-        .until(shutdown.clone());
+    let mut account = Account::default();
     let mut progress = Progress::of(total, args.json).told_by(
         lease,
         &format!("publishing rows{}", self::of_table(settings, table)),
@@ -256,9 +285,8 @@ async fn backfill(
     }
     account.close()?;
     done?;
-    Ok(if published == total {
-        Exit::Done
-    } else {
-        Exit::Failed
+    Ok(match published == total {
+        true => Exit::Done,
+        false => Exit::Failed,
     })
 }

@@ -233,9 +233,10 @@ impl Prune<'_> {
             return Ok(());
         }
         for lane in self.lanes {
-            let found = verify::missing(lane, self.table, verify::Choice::default())
+            let found = verify::missing(lane, &[self.table], verify::Choice::default())
                 .await
                 .context("table and stream cannot be compared")?;
+            let found = found.first().context("one table was compared")?;
             ensure!(
                 found.rows.is_empty(),
                 "{} {} not in stream {}, so nothing was deleted: walrelay backfill publishes what is missing, or give \

@@ -3,7 +3,7 @@
 //! In: settings. Out: what is missing, doubled, out of order, dead-lettered, or in the stream alone; as text or JSON.
 //! Guarantees: changes nothing; runs beside a live relay and writers; memory does not grow with the number of events.
 //!
-//! In this order: the table under one snapshot, then the stream. What is in the snapshot and not in the stream is
+//! In this order: each table of the lane under one snapshot, then the stream, once. What is in the snapshot and not in the stream is
 //! missing only once the relay has passed the snapshot; so then it is waited for, and the rest of the stream read. What is still
 //! to come, the slot itself tells: the broker may have lost what a relay says that it has passed.
 
@@ -20,6 +20,7 @@ use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Unfit;
 use crate::pipeline::tables::Renamed;
 use crate::postgres::catalog::{self, Inspection, inspect};
@@ -50,11 +51,13 @@ mod sort;
 mod table;
 
 use compare::{Group, Verdict};
-use comparison::Comparison;
+use comparison::{Comparison, read_stream};
 use lane::LaneReading;
 pub(in crate::cli) use missing::{Choice, Missing, check_condition, missing};
+pub(in crate::cli) use oldest::OldestFirst;
 use report::Report;
 use sort::Entries;
+use table::Table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -149,45 +152,50 @@ pub(in crate::cli) async fn execute(
     settings: &Settings,
     shutdown: &mut Shutdown,
 ) -> Result<Exit, anyhow::Error> {
-    let mut gravest = Exit::Done;
-    for table in 0..settings.tables().len() {
-        gravest = gravest.graver(execute_one(args, settings, table, shutdown).await?);
-    }
-    Ok(gravest)
-}
-
-/// Looks at one table of the lane, of [`Settings::tables`].
-async fn execute_one(
-    args: &Args,
-    settings: &Settings,
-    table: usize,
-    shutdown: &mut Shutdown,
-) -> Result<Exit, anyhow::Error> {
     let checked = async {
-        let (client, inspection) = look(settings, table).await?;
-        check(args, settings, table, &client, &inspection, |_, _| Ok(())).await
+        let lane = Lane::open(settings).await?;
+        let tables: Vec<usize> = (0..lane.tables.len()).collect();
+        check(args, &lane, &tables, |_, _, _| Ok(())).await
     };
     let checked = tokio::select! {
         checked = checked => checked,
         () = shutdown.wait() => Err(anyhow::anyhow!("it was stopped before its end")),
     };
-    let report = match checked {
-        Ok((report, _)) => report,
-        Err(error) if Exit::of_error(&error) == Exit::Usage => return Err(error),
-        Err(error) if error.is::<Unreadable>() || error.is::<Renamed>() => {
-            stderr::line(format_args!("error: {error}"));
-            return Ok(Exit::Failed);
-        }
-        Err(error) => {
-            stderr::line(format_args!(
-                "error: the check could not be made: {}",
-                message(&error)
-            ));
-            return Ok(Exit::Unchecked);
-        }
+    let checked = match checked {
+        Ok(checked) => checked,
+        Err(error) => return unchecked(error),
     };
-    report.print(args.json)?;
-    Ok(report.exit())
+    let mut gravest = Exit::Done;
+    for of_table in checked {
+        let exit = match of_table {
+            Ok((report, _)) => {
+                report.print(args.json)?;
+                report.exit()
+            }
+            Err(error) => unchecked(error)?,
+        };
+        gravest = gravest.graver(exit);
+    }
+    Ok(gravest)
+}
+
+/// Says why the check could not be made.
+///
+/// # Errors
+/// The command is used wrongly.
+fn unchecked(error: anyhow::Error) -> Result<Exit, anyhow::Error> {
+    if Exit::of_error(&error) == Exit::Usage {
+        return Err(error);
+    }
+    if error.is::<Unreadable>() || error.is::<Renamed>() {
+        stderr::line(format_args!("error: {error}"));
+        return Ok(Exit::Failed);
+    }
+    stderr::line(format_args!(
+        "error: the check could not be made: {}",
+        message(&error)
+    ));
+    Ok(Exit::Unchecked)
 }
 
 /// A stream of which to read is to remove.
@@ -195,127 +203,203 @@ async fn execute_one(
 #[error("{0}; nothing was compared: to read such a stream removes what is read")]
 struct Unreadable(String);
 
-async fn look(settings: &Settings, table: usize) -> anyhow::Result<(Client, Inspection)> {
-    let client = connect(&settings.postgres.conninfo).await?;
-    let inspection = inspect(&client, &settings.postgres).await?;
-    let name = settings.postgres.tables().swap_remove(table).table;
-    row_security::check(of_table(&inspection, table), &name)?;
-    Ok((client, inspection))
+/// A lane whose tables are compared with its stream.
+struct Lane<'a> {
+    settings: &'a Settings,
+    /// Of each table, as [`Settings::tables`] has them.
+    tables: Vec<Settings>,
+    client: Client,
+    inspection: Inspection,
+    nats: Admin,
+    info: StreamInfo,
+    unfit: Option<Unfit>,
+    record: Option<LaneRecord>,
 }
 
-/// What there is of one table of the lane.
-fn of_table(inspection: &Inspection, table: usize) -> &Inspection {
-    let mut tables = inspection.tables();
-    tables.nth(table).expect("each table was looked at")
-}
+impl<'a> Lane<'a> {
+    async fn open(settings: &'a Settings) -> anyhow::Result<Self> {
+        let client = connect(&settings.postgres.conninfo).await?;
+        let inspection = inspect(&client, &settings.postgres).await?;
+        let nats = Admin::connect(&settings.nats.connection).await?;
+        let name = &settings.nats.stream;
+        let info = stream::find(&nats, name)
+            .await?
+            .with_context(|| format!("there is no stream {name}"))?;
+        let unfit = readable(settings, &info, &nats)?;
+        let lane = LaneClient::new(&nats, name, &settings.postgres.slot)?;
+        let record = lane.record().await?.record;
+        lives_there(record.as_ref(), name)?;
+        check_names(&inspection, settings, record.as_ref())?;
+        Ok(Lane {
+            settings,
+            tables: settings.tables(),
+            client,
+            inspection,
+            nats,
+            info,
+            unfit,
+            record,
+        })
+    }
 
-/// Compares one table of the lane. Returns also up to which sequence the stream was read.
-async fn check(
-    args: &Args,
-    lane: &Settings,
-    table: usize,
-    client: &Client,
-    inspection: &Inspection,
-    each: impl FnMut(&Group, &Verdict) -> std::io::Result<()>,
-) -> Result<(Report, u64), anyhow::Error> {
-    let (inspection_of_all, mut outbox) = (inspection, source(inspection, lane));
-    let settings = &lane.tables().swap_remove(table);
-    let (inspection, outbox_index) = (of_table(inspection, table), table);
-    let postgres = &settings.postgres;
-    let found = table_beside_slot(inspection, postgres)?;
-    let nats = Admin::connect(&settings.nats.connection).await?;
-    let name = &settings.nats.stream;
-    let info = stream::find(&nats, name)
-        .await?
-        .with_context(|| format!("there is no stream {name}"))?;
-    let unfit = readable(settings, &info, &nats)?;
-    let lane_client = LaneClient::new(&nats, name, &postgres.slot)?;
-    let record = lane_client.record().await?.record;
-    lives_there(record.as_ref(), name)?;
+    /// What there is of one of the tables.
+    fn found(&self, table: usize) -> &Inspection {
+        let mut tables = self.inspection.tables();
+        tables.nth(table).expect("each table was looked at")
+    }
 
-    check_names(inspection_of_all, lane, record.as_ref())?;
-    let older = args.since.map(|since| {
-        let occurred_at = OccurredAt::of(found, postgres)?;
-        anyhow::Ok(occurred_at.is_before(since))
-    });
-    let older = older.transpose().context("--since")?;
-    let mut entries = Entries::default();
-    let id_column = IdColumn::of(found, postgres);
-    let bar = bar("table", table::estimate(client, postgres).await?);
-    let table = table::read(
-        client,
-        postgres,
-        table::Selection {
+    /// Reads one of the tables, to be compared.
+    async fn read(&self, args: &Args, table: usize) -> anyhow::Result<(Table, Comparison<'_>)> {
+        let (settings, inspection) = (&self.tables[table], self.found(table));
+        let (client, postgres) = (&self.client, &settings.postgres);
+        row_security::check(inspection, &postgres.table)?;
+        let found = table_beside_slot(inspection, postgres)?;
+        let older = args.since.map(|since| {
+            let occurred_at = OccurredAt::of(found, postgres)?;
+            anyhow::Ok(occurred_at.is_before(since))
+        });
+        let older = older.transpose().context("--since")?;
+        let mut entries = Entries::default();
+        let id_column = IdColumn::of(found, postgres);
+        let bar = bar("table", table::estimate(client, postgres).await?);
+        let selection = table::Selection {
             id_column: &id_column,
             row_filter: inspection.row_filter(),
             older: older.as_deref(),
             only: args.only.as_deref(),
-        },
-        inspection.server.in_recovery,
-        &mut entries,
-        |rows| tick(&bar, rows, None),
-    )
-    .await?;
-    bar.finish_and_clear();
+        };
+        let in_recovery = inspection.server.in_recovery;
+        let rows = table::read(
+            client,
+            postgres,
+            selection,
+            in_recovery,
+            &mut entries,
+            |rows| {
+                tick(&bar, rows, None);
+            },
+        );
+        let rows = rows.await;
+        bar.finish_and_clear();
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                // Others are read on the same connection.
+                client.batch_execute("ROLLBACK").await?;
+                return Err(error);
+            }
+        };
+        if self.tables.len() > 1 {
+            entries.put_away()?;
+        }
+        let mut outbox = source(&self.inspection, self.settings);
+        let record = self.record.as_ref();
+        if let Some(record) = record {
+            outbox = outbox.continued(&record.tables, 0.into());
+        }
+        let named = record.map_or(&[][..], |record| &record.publications);
+        let (name, state) = (&settings.nats.stream, &self.info.state);
+        let recorded = record.filter(|record| {
+            record.created == self.info.created && record.sequence <= state.last_seq
+        });
+        let comparison = Comparison {
+            settings,
+            client,
+            nats: &self.nats,
+            publications: publication_list(client, postgres, inspection, named).await?,
+            source: outbox,
+            outbox: table,
+            lane_client: LaneClient::new(&self.nats, name, &postgres.slot)?,
+            id_column,
+            snapshot_lsn: rows.snapshot_lsn,
+            lane: LaneReading::new(
+                &self.info,
+                name,
+                &postgres.slot,
+                settings.message.table.as_deref(),
+                record,
+                rows.snapshot_lsn,
+            ),
+            recorded: recorded.and_then(|record| record.position),
+            entries,
+            pending_for: None,
+            removed_elsewhere: 0,
+        };
+        Ok((rows, comparison))
+    }
+}
 
-    let snapshot_lsn = table.snapshot_lsn;
-    if let Some(record) = &record {
-        outbox = outbox.continued(&record.tables, 0.into());
+/// What became of one table's comparison; with a report, up to which sequence the stream was read.
+type Checked = anyhow::Result<(Report, u64)>;
+
+/// Compares tables of the lane, each by itself; the stream is read once for all of them.
+///
+/// # Errors
+/// Nothing can be compared.
+async fn check(
+    args: &Args,
+    lane: &Lane<'_>,
+    tables: &[usize],
+    mut each: impl FnMut(usize, &Group, &Verdict) -> std::io::Result<()>,
+) -> anyhow::Result<Vec<Checked>> {
+    let mut read = Vec::new();
+    for table in tables {
+        read.push(lane.read(args, *table).await);
     }
-    let named = record
-        .as_ref()
-        .map_or(&[][..], |record| &record.publications);
-    let publications = publication_list(client, postgres, inspection, named).await?;
-    let mut comparison = Comparison {
-        settings,
-        client,
-        nats: &nats,
-        publications,
-        source: outbox,
-        outbox: outbox_index,
-        lane_client,
-        id_column,
-        snapshot_lsn,
-        lane: LaneReading::new(
-            &info,
-            name,
-            &postgres.slot,
-            settings.message.table.as_deref(),
-            record.as_ref(),
-            snapshot_lsn,
-        ),
-        recorded: record
-            .filter(|record| {
-                record.created == info.created && record.sequence <= info.state.last_seq
-            })
-            .and_then(|record| record.position),
-        entries,
-        pending_for: None,
-        removed_elsewhere: 0,
-    };
-    comparison.read_stream().await?;
-    let settled = comparison.settle(args.wait).await?;
+    let mut comparisons: Vec<_> = read.iter_mut().flatten().map(|(_, it)| it).collect();
+    read_stream(&mut comparisons).await?;
+    let mut settled = Vec::new();
+    for of_table in read {
+        settled.push(match of_table {
+            Ok((rows, mut comparison)) => match comparison.settle(args.wait).await {
+                Ok(settled) => Ok((rows, comparison, settled)),
+                Err(error) => Err(error),
+            },
+            Err(error) => Err(error),
+        });
+    }
     // Behind the lane, which waits for theirs where the number of shares changes.
-    for sibling in siblings::of(settings, client, &nats).await? {
-        comparison.removed_elsewhere += sibling.read(&nats, &mut comparison.entries).await?;
-    }
-    let reading = &comparison.lane;
-    let read_through = reading.read_through();
-    let several = (lane.tables().len() > 1).then(|| postgres.table.to_string());
-    let mut report = Report::new(
-        several,
-        &table,
-        reading,
-        settled,
-        comparison.pending_for,
-        unfit.map(|unfit| unfit.reason),
-    );
-    for lane in taken_over::by(settings, client, &nats).await? {
-        if let Some(letters) = Letters::of(&lane, &nats).await? {
-            report.take_letters(&lane.slot, &letters);
+    for sibling in siblings::of(lane.settings, &lane.client, &lane.nats).await? {
+        let mut tables: Vec<_> = settled
+            .iter_mut()
+            .flatten()
+            .map(|(_, it, _)| (it.settings.message.table.clone(), &mut it.entries))
+            .collect();
+        let removed = sibling.read(&lane.nats, &mut tables).await?;
+        for (_, comparison, _) in settled.iter_mut().flatten() {
+            comparison.removed_elsewhere += removed;
         }
     }
-    Ok((comparison.judge(report, each).await?, read_through))
+    let mut letters = Vec::new();
+    for gone in taken_over::by(lane.settings, &lane.client, &lane.nats).await? {
+        letters.extend(
+            Letters::of(&gone, &lane.nats)
+                .await?
+                .map(|found| (gone.slot, found)),
+        );
+    }
+    let mut checked = Vec::new();
+    for (of_table, table) in settled.into_iter().zip(tables) {
+        let (rows, mut comparison, settled) = match of_table {
+            Ok(settled) => settled,
+            Err(error) => {
+                checked.push(Err(error));
+                continue;
+            }
+        };
+        let several =
+            (lane.tables.len() > 1).then(|| comparison.settings.postgres.table.to_string());
+        let unfit = lane.unfit.as_ref().map(|unfit| unfit.reason.clone());
+        let (reading, pending_for) = (&comparison.lane, comparison.pending_for);
+        let read_through = reading.read_through();
+        let mut report = Report::new(several, &rows, reading, settled, pending_for, unfit);
+        for (slot, letters) in &letters {
+            report.take_letters(slot, letters);
+        }
+        let judged = comparison.judge(report, |group, verdict| each(*table, group, verdict));
+        checked.push(judged.await.map(|report| (report, read_through)));
+    }
+    Ok(checked)
 }
 
 /// The table, on a server whose slot says how far the stream may be.

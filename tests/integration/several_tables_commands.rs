@@ -1,8 +1,11 @@
 //! The commands on a lane of several tables: each table by its own mapping, and the union by one order.
 
+use async_nats::jetstream::consumer::pull;
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use crate::several_tables::{audit, bare, each, order, reports, told};
+use crate::support::wait::SOON;
 use crate::support::{Fixture, insert_sql};
 
 /// Tables whose rows tell their age in other types than the lane's own.
@@ -260,4 +263,62 @@ columns = { id = "no", aggregate_id = "who", event_type = "what", event_version 
         assert_eq!(again.len(), count, "{target}");
         assert!(again.iter().all(|it| told(it).0 == Some("public.audit")));
     }
+}
+
+/// How often a command reads the stream: each time it makes a consumer, which the server tells.
+async fn readings(fixture: &Fixture, command: &[&str], code: i32) -> usize {
+    let stream = fixture.stream_name();
+    let told = format!("$JS.EVENT.ADVISORY.CONSUMER.CREATED.{stream}.*");
+    let mut told = fixture.nats.subscribe(told).await.unwrap();
+    fixture.nats.flush().await.unwrap();
+    let done = fixture.walrelay(command).await;
+    assert_eq!(done.code, Some(code), "{done:?}");
+    // Behind all that the command has made.
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let stream = context.get_stream(stream).await.unwrap();
+    let last = pull::Config {
+        durable_name: Some("last".to_owned()),
+        ..pull::Config::default()
+    };
+    stream.create_consumer(last).await.unwrap();
+    let mut made = 0;
+    loop {
+        let next = tokio::time::timeout(SOON, told.next()).await;
+        let next = next.expect("the last one is told").expect("a message");
+        let next: Value = serde_json::from_slice(&next.payload).unwrap();
+        if next["consumer"] == "last" {
+            break;
+        }
+        made += 1;
+    }
+    stream.delete_consumer("last").await.unwrap();
+    made
+}
+
+#[tokio::test]
+async fn the_stream_is_read_once_for_all_tables() {
+    let mut fixture = bare().await;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let all = [each(1), each(2), each(3)].concat().join(";");
+    fixture.sql.batch_execute(&all).await.unwrap();
+    fixture.holds(9).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    assert_eq!(readings(&fixture, &["verify"], 0).await, 1);
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let stream = context.get_stream(fixture.stream_name()).await.unwrap();
+    // A row of each table.
+    for sequence in [4, 5, 6] {
+        stream.delete_message(sequence).await.unwrap();
+    }
+    assert_eq!(readings(&fixture, &["verify"], 1).await, 1);
+    assert_eq!(readings(&fixture, &["backfill", "--dry-run"], 0).await, 1);
+    assert_eq!(readings(&fixture, &["backfill"], 0).await, 1);
+    fixture.walrelay(&["verify"]).await.success();
+    let stored = fixture.stored().await;
+    let mut tables: Vec<_> = stored.iter().skip(6).map(|it| told(it).0).collect();
+    tables.sort_unstable();
+    assert_eq!(tables, [None, Some("public.audit"), Some("public.orders")]);
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 
 use super::compare::{Group, Verdict, Whole, verdict};
-use super::lane::LaneReading;
+use super::lane::{self, LaneReading};
 use super::report::{Example, Report};
 use super::sort::{Entries, Merge};
 use super::{bar, table, tick};
@@ -48,15 +48,7 @@ pub(super) struct Comparison<'a> {
 impl Comparison<'_> {
     /// Reads on to what is the stream's end now.
     pub(super) async fn read_stream(&mut self) -> anyhow::Result<()> {
-        let bar = bar("stream", 0);
-        let end_lsn = table::end_lsn(self.client);
-        let progress = |messages, all| tick(&bar, messages, Some(all));
-        let read = self
-            .lane
-            .read_on(self.nats, &mut self.entries, end_lsn, progress);
-        let read = read.await;
-        bar.finish_and_clear();
-        read
+        read_stream(&mut [self]).await
     }
 
     /// What takes a first pass over everything.
@@ -117,6 +109,23 @@ impl Comparison<'_> {
         }
         Ok(())
     }
+}
+
+/// Reads on to what is the stream's end now, once for tables of one lane.
+pub(super) async fn read_stream(tables: &mut [&mut Comparison<'_>]) -> anyhow::Result<()> {
+    let Some(first) = tables.first() else {
+        return Ok(());
+    };
+    let (client, nats) = (first.client, first.nats);
+    let bar = bar("stream", 0);
+    let mut readings: Vec<_> = tables
+        .iter_mut()
+        .map(|table| (&mut table.lane, &mut table.entries))
+        .collect();
+    let progress = |messages, all| tick(&bar, messages, Some(all));
+    let read = lane::read_on(&mut readings, nats, table::end_lsn(client), progress).await;
+    bar.finish_and_clear();
+    read
 }
 
 /// The next id, and all that was met of it.

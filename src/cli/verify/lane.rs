@@ -6,15 +6,13 @@
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use postgres_types::PgLsn;
 use std::collections::BTreeSet;
 
 use super::key::key;
 use super::sort::{Entries, Entry, Kind};
 use crate::nats::admin::Admin;
-use crate::nats::api::{StoredMessage, StreamInfo};
-use crate::nats::stored::StoredMessages;
+use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
@@ -24,6 +22,10 @@ use crate::pipeline::position::{
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
+
+mod read;
+
+pub(super) use read::{MEMORY_LOOK_MESSAGES, read_on};
 
 /// How many of each kind are named.
 pub(super) const SAMPLES_MAX: usize = 20;
@@ -37,7 +39,7 @@ pub(super) struct Misplaced {
     pub(super) behind: Position,
 }
 
-/// The reading, and what it has found.
+/// The reading for one table, and what it has found.
 #[derive(Debug)]
 pub(super) struct LaneReading {
     name: String,
@@ -136,41 +138,6 @@ impl LaneReading {
         }
     }
 
-    /// Reads on to what is the stream's end now. `server_lsn` tells the end of the server's WAL; it is asked behind the
-    /// stream, so that no event of this server's can stand above it.
-    ///
-    /// # Errors
-    /// The broker cannot be reached, or the stream was made anew meanwhile.
-    pub(super) async fn read_on(
-        &mut self,
-        nats: &Admin,
-        entries: &mut Entries,
-        server_lsn: impl Future<Output = anyhow::Result<PgLsn>>,
-        mut progress: impl FnMut(u64, u64),
-    ) -> anyhow::Result<()> {
-        let info = self.info(nats).await?;
-        self.first_sequence = info.state.first_seq;
-        self.removed_inside = info.state.num_deleted;
-        let end = info.state.last_seq;
-        ensure!(
-            end + 1 >= self.next,
-            "stream {} ends at {end}, and was read up to {}: the broker has lost messages meanwhile",
-            self.name,
-            self.next - 1
-        );
-        self.server_lsn = server_lsn.await?;
-        let removed = self.first_sequence.saturating_sub(self.next);
-        self.unread += removed;
-        self.unread_front += removed;
-        self.next += removed;
-        if end < self.next || !self.has_next(nats).await? {
-            return Ok(());
-        }
-        self.read_to(end, nats, entries, &mut progress).await?;
-        self.front_moved |= self.info(nats).await?.state.first_seq > self.first_sequence;
-        Ok(())
-    }
-
     async fn info(&self, nats: &Admin) -> anyhow::Result<StreamInfo> {
         let info = stream::find(nats, &self.name)
             .await?
@@ -181,45 +148,22 @@ impl LaneReading {
         Ok(info)
     }
 
-    async fn read_to(
-        &mut self,
-        end: u64,
-        nats: &Admin,
-        entries: &mut Entries,
-        progress: &mut impl FnMut(u64, u64),
-    ) -> anyhow::Result<()> {
-        let config = OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: self.next,
-            },
-            ..OrderedConfig::default()
-        };
-        let mut messages = StoredMessages::from(nats, &self.name, config).await?;
-        loop {
-            let (sequence, message) = messages.next().await?;
-            if sequence > end {
-                break;
-            }
-            // A consumer that was made anew after a lost connection may begin a little earlier.
-            if sequence >= self.next {
-                self.take(
-                    sequence,
-                    &message.subject,
-                    message.headers.as_ref(),
-                    &message.payload,
-                    entries,
-                )?;
-                self.unread += sequence - self.next;
-                self.next = sequence + 1;
-                progress(
-                    sequence.saturating_sub(self.first_sequence) + 1,
-                    end.saturating_sub(self.first_sequence) + 1,
-                );
-            }
-            if sequence == end || messages.left() == 0 {
-                break;
-            }
-        }
+    /// Begins to read on in the stream as it is now.
+    fn begin(&mut self, info: &StreamInfo, server_lsn: PgLsn) -> anyhow::Result<()> {
+        self.first_sequence = info.state.first_seq;
+        self.removed_inside = info.state.num_deleted;
+        let end = info.state.last_seq;
+        ensure!(
+            end + 1 >= self.next,
+            "stream {} ends at {end}, and was read up to {}: the broker has lost messages meanwhile",
+            self.name,
+            self.next - 1
+        );
+        self.server_lsn = server_lsn;
+        let removed = self.first_sequence.saturating_sub(self.next);
+        self.unread += removed;
+        self.unread_front += removed;
+        self.next += removed;
         Ok(())
     }
 
@@ -261,18 +205,6 @@ impl LaneReading {
         } else {
             self.only_front_removed().then_some(Kind::Passed)
         }
-    }
-
-    /// Whether the stream still holds anything at or behind the place to read on.
-    async fn has_next(&self, nats: &Admin) -> anyhow::Result<bool> {
-        let request = serde_json::json!({"seq": self.next, "next_by_subj": ">"}).to_string();
-        let answer = nats
-            .request(
-                format!("{}.STREAM.MSG.GET.{}", nats.api_prefix(), self.name),
-                request.into(),
-            )
-            .await?;
-        Ok(StoredMessage::parse(&answer.payload)?.is_some())
     }
 
     fn take(

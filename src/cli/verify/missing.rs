@@ -3,12 +3,13 @@
 //! In: settings, a choice. Out: their ids, the oldest transaction first. Guarantee: what the relay will still publish is not among
 //! them.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use super::oldest::OldestFirst;
-use super::{Args, check, look, of_table, table};
+use super::{Args, Lane, check, table};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::findings::not_held;
@@ -40,13 +41,13 @@ pub(in crate::cli) struct Missing {
     pub(in crate::cli) read_through: u64,
 }
 
-/// The rows that the stream does not have although the relay has passed them. Only the publication says which rows are this stream's, so without it there is
-/// no answer. `table` is one of [`Settings::tables`].
+/// The rows of each of these tables, of [`Settings::tables`], that the stream does not have although the relay has passed them. Only the
+/// publication says which rows are this stream's, so without it there is no answer.
 pub(in crate::cli) async fn missing(
     settings: &Settings,
-    table: usize,
+    tables: &[usize],
     choice: Choice,
-) -> Result<Missing, anyhow::Error> {
+) -> Result<Vec<Missing>, anyhow::Error> {
     let with_unjudged = choice.unjudged;
     let args = Args {
         json: false,
@@ -56,38 +57,43 @@ pub(in crate::cli) async fn missing(
         unjudged: false,
         only: choice.only,
     };
-    let (client, inspection) = look(settings, table).await?;
-    let of_table = settings.postgres.tables().swap_remove(table);
-    if let Some(not_held) = not_held(self::of_table(&inspection, table), &of_table) {
-        anyhow::bail!("{not_held}");
+    let lane = Lane::open(settings).await?;
+    for table in tables {
+        if let Some(not_held) = not_held(lane.found(*table), &lane.tables[*table].postgres) {
+            anyhow::bail!("{not_held}");
+        }
     }
-    let mut rows = OldestFirst::default();
-    let mut unjudged = 0;
-    let (report, read_through) = check(
-        &args,
-        settings,
-        table,
-        &client,
-        &inspection,
-        |group, verdict| {
-            unjudged += verdict.unjudged + verdict.ambiguous;
-            let is_wanted =
-                verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
-            match is_wanted {
-                true => rows.push(group.xmin_age, group.id),
-                false => Ok(()),
-            }
-        },
-    )
-    .await?;
-    if let Some(why) = report.in_the_way() {
-        anyhow::bail!(why);
+    let mut found: BTreeMap<usize, (OldestFirst, u64)> = BTreeMap::new();
+    let checked = check(&args, &lane, tables, |table, group, verdict| {
+        if !found.contains_key(&table) {
+            // Those of the tables before are complete.
+            found
+                .values_mut()
+                .try_for_each(|(rows, _)| rows.put_away())?;
+        }
+        let (rows, unjudged) = found.entry(table).or_default();
+        *unjudged += verdict.unjudged + verdict.ambiguous;
+        let is_wanted =
+            verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
+        match is_wanted {
+            true => rows.push(group.xmin_age, group.id),
+            false => Ok(()),
+        }
+    });
+    let mut all = Vec::new();
+    for (of_table, table) in checked.await?.into_iter().zip(tables) {
+        let (report, read_through) = of_table?;
+        if let Some(why) = report.in_the_way() {
+            anyhow::bail!(why);
+        }
+        let (rows, unjudged) = found.remove(table).unwrap_or_default();
+        all.push(Missing {
+            rows,
+            unjudged,
+            read_through,
+        });
     }
-    Ok(Missing {
-        rows,
-        unjudged,
-        read_through,
-    })
+    Ok(all)
 }
 
 /// Looks whether Postgres understands a condition on rows; says nothing where there is no table yet.

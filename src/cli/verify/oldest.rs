@@ -32,6 +32,14 @@ impl OldestFirst {
         Ok(())
     }
 
+    /// Takes them out of memory.
+    ///
+    /// # Errors
+    /// The temporary file cannot be written.
+    pub(super) fn put_away(&mut self) -> io::Result<()> {
+        self.entries.put_away()
+    }
+
     pub(in crate::cli) fn len(&self) -> usize {
         self.len
     }

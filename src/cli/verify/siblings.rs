@@ -9,8 +9,8 @@ use anyhow::Context as _;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 
-use super::lane::id_of;
-use super::sort::{Entries, Entry, Kind};
+use super::lane::{MEMORY_LOOK_MESSAGES, id_of};
+use super::sort::{Entries, Entry, Kind, share_memory};
 use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream;
@@ -28,8 +28,6 @@ use crate::relay::settings::Settings;
 pub(super) struct Sibling {
     stream: String,
     slots: BTreeSet<String>,
-    /// The further table that is compared; none for the lane's own.
-    table: Option<String>,
     /// It is the lane's own as well.
     is_shared: bool,
 }
@@ -56,7 +54,6 @@ pub(super) async fn of(
     }
     let siblings = streams.into_iter().map(|(stream, slots)| Sibling {
         is_shared: stream == settings.nats.stream,
-        table: settings.message.table.clone(),
         stream,
         slots,
     });
@@ -64,11 +61,15 @@ pub(super) async fn of(
 }
 
 impl Sibling {
-    /// Takes all that the stream has now; returns how many messages it has no more.
+    /// Takes all that the stream has now for each table, by the name that its messages tell; returns how many messages it has no more.
     ///
     /// # Errors
     /// The stream cannot be read.
-    pub(super) async fn read(&self, nats: &Admin, entries: &mut Entries) -> anyhow::Result<u64> {
+    pub(super) async fn read(
+        &self,
+        nats: &Admin,
+        tables: &mut [(Option<String>, &mut Entries)],
+    ) -> anyhow::Result<u64> {
         let info = stream::find(nats, &self.stream).await?.with_context(|| {
             format!(
                 "stream {} is gone, in which another share has published rows that may be this one's now: give --since a moment \
@@ -86,8 +87,17 @@ impl Sibling {
             if sequence > end {
                 break;
             }
-            if let Some((kind, id)) = self.kind(&message) {
+            let told = header(&message, TABLE_HEADER);
+            let mut of_table = tables
+                .iter_mut()
+                .filter(|(name, _)| name.as_deref() == told);
+            if let Some((_, entries)) = of_table.next()
+                && let Some((kind, id)) = self.kind(&message)
+            {
                 entries.push(Entry::new(id, kind, sequence))?;
+            }
+            if sequence.is_multiple_of(MEMORY_LOOK_MESSAGES) && tables.len() > 1 {
+                share_memory(tables.iter_mut().map(|(_, entries)| &mut **entries))?;
             }
         }
         Ok(removed)
@@ -96,9 +106,6 @@ impl Sibling {
     /// What a message is to the lane, with its event's id; none where it is nothing, or where the lane's own reading has it.
     fn kind(&self, message: &Message) -> Option<(Kind, u128)> {
         let header = |name| header(message, name);
-        if header(TABLE_HEADER) != self.table.as_deref() {
-            return None;
-        }
         let is_theirs = || {
             let told = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
             told.is_some_and(|(slot, _)| self.slots.contains(slot))

@@ -111,7 +111,21 @@ impl Entry {
     }
 }
 
-/// All entries of the check. More can be added after a merge, and it can be merged again.
+/// Keeps what several have in memory together as little as what one has alone.
+///
+/// # Errors
+/// A temporary file cannot be written.
+pub(super) fn share_memory<'e>(all: impl Iterator<Item = &'e mut Entries>) -> io::Result<()> {
+    let mut all: Vec<&mut Entries> = all.collect();
+    let in_memory: usize = all.iter().map(|entries| entries.in_memory()).sum();
+    let largest = all.iter_mut().max_by_key(|entries| entries.in_memory());
+    match largest {
+        Some(largest) if in_memory >= RUN_ENTRIES => largest.put_away(),
+        _ => Ok(()),
+    }
+}
+
+/// All entries of the check of a table. More can be added after a merge, and it can be merged again.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     open: Vec<Entry>,
@@ -128,6 +142,21 @@ impl Entries {
         if self.open.len() >= RUN_ENTRIES {
             self.spill()?;
         }
+        Ok(())
+    }
+
+    /// How many are in memory.
+    pub(super) fn in_memory(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Takes all of them out of memory.
+    ///
+    /// # Errors
+    /// The temporary file cannot be written.
+    pub(super) fn put_away(&mut self) -> io::Result<()> {
+        self.spill()?;
+        self.open = Vec::new();
         Ok(())
     }
 
@@ -163,9 +192,8 @@ impl Entries {
     /// # Errors
     /// A temporary file cannot be written or read.
     pub(super) fn merge(&mut self) -> io::Result<Merge> {
-        self.spill()?;
         // The merge has buffers of its own.
-        self.open = Vec::new();
+        self.put_away()?;
         let mut merge = Merge {
             runs: Vec::with_capacity(self.runs.len()),
             heads: BinaryHeap::with_capacity(self.runs.len()),
@@ -247,6 +275,24 @@ fn unnamed_file() -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn several_have_no_more_in_memory_than_one() {
+        let mut all = [Entries::default(), Entries::default()];
+        for number in 0..RUN_ENTRIES as u64 {
+            for entries in &mut all {
+                entries
+                    .push(Entry::new(u128::from(number), Kind::Event, number))
+                    .unwrap();
+            }
+            if number.is_multiple_of(1_000) {
+                share_memory(all.iter_mut()).unwrap();
+                let in_memory: usize = all.iter().map(Entries::in_memory).sum();
+                assert!(in_memory < RUN_ENTRIES);
+            }
+        }
+        assert!(all.iter().all(|entries| !entries.runs.is_empty()));
+    }
 
     #[test]
     fn groups_come_in_order_across_runs_and_again() {

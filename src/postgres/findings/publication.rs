@@ -79,7 +79,10 @@ fn add(inspection: &Inspection, settings: &PostgresSettings) -> String {
     let name = quote_identifier(&settings.publication);
     let table = inspection.table.as_ref();
     let filter = table.map_or_else(String::new, |table| shares::clause(table, settings));
-    format!("run ALTER PUBLICATION {name} ADD TABLE {}{filter};", settings.table)
+    format!(
+        "run ALTER PUBLICATION {name} ADD TABLE {}{filter};",
+        settings.table
+    )
 }
 
 /// What to say to a command that goes by the publication, where that does not hold the table.
