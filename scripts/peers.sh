@@ -35,15 +35,6 @@ if [ "$1" = producers ]; then
   (cd "$folder" && node_modules/.bin/tsc --noEmit --strict --esModuleInterop --skipLibCheck --module nodenext payment.ts)
   export NODE_MODULES=$folder/node_modules PYTHON=$folder/venv/bin/python
   PGJDBC=$(find "$folder/venv" -name 'postgresql-42*.jar' | head -n 1)
-  # A module with pgx may be given where the Go proxy is out of reach.
-  if [ -z "${GO_MODULE-}" ] && command -v go >/dev/null; then
-    mkdir "$folder/module"
-    if (cd "$folder/module" && go mod init example && go get github.com/jackc/pgx/v5 github.com/google/uuid) >"$folder/go.log" 2>&1; then
-      export GO_MODULE=$folder/module
-    else
-      echo "payment.go is left out, go get failed: $(tail -n 1 "$folder/go.log")" >&2
-    fi
-  fi
   cd "$root"
   PGJDBC=$PGJDBC cargo test --features outbox-sqlx --test integration producers:: -- --nocapture
   exit

@@ -1,6 +1,7 @@
 // A payment and its event, in one transaction.
 //
-//	go mod init example && go get github.com/jackc/pgx/v5 github.com/google/uuid
+// With the versions that go.mod and go.sum pin, in this folder:
+//
 //	DATABASE_URL=postgres://localhost/app go run payment.go alice 1250
 package main
 

@@ -1,7 +1,7 @@
 //! Producers on another client and in other languages: what they insert is in the stream.
 //!
 //! Of `examples/producers`, SQL runs everywhere. The others run where their drivers are: `PYTHON` has psycopg, `NODE_MODULES` has tsx and pg, `PGJDBC` is the
-//! driver's jar, `GO_MODULE` is a module with pgx (`scripts/peers.sh producers` gets them). A compiler that is there checks its own.
+//! driver's jar (`scripts/peers.sh producers` gets them); Go's are what `examples/producers/go.mod` pins, where its proxy or cache has them. A compiler that is there checks its own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -48,9 +48,17 @@ fn type_script(producer: PathBuf, folder: &Path) -> Option<Command> {
 }
 
 fn go(producer: PathBuf, _: &Path) -> Option<Command> {
-    let mut command = Command::new("go");
-    command.current_dir(std::env::var("GO_MODULE").ok()?);
-    command.arg("run").arg(producer);
+    let go = || {
+        let mut go = Command::new("go");
+        go.current_dir(producer.parent().expect("a folder"));
+        go
+    };
+    // It fails where a module is not to be had.
+    if !succeeds(go().args(["list", "-deps", "payment.go"]))? {
+        return None;
+    }
+    let mut command = go();
+    command.args(["run", "payment.go"]);
     Some(command)
 }
 
