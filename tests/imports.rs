@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("table_name", &[]),
     ("tls", &["secret"]),
     ("pipeline", &["event", "table_name"]),
-    ("nats", &["counted", "secret", "tls"]),
+    ("nats", &["secret", "tls"]),
     (
         "postgres",
         &[
@@ -32,7 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("outbox", &["event", "table_name"]),
-    ("relay", &["counted", "nats", "pipeline", "postgres"]),
+    ("relay", &["nats", "pipeline", "postgres"]),
     (
         "bulk",
         &["nats", "pipeline", "postgres", "relay", "table_name"],
