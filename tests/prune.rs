@@ -341,7 +341,7 @@ async fn an_open_dead_letter_that_the_stream_has_removed_keeps_its_row() {
     let said = platform.expect(&["doctor"], 1).await;
     let remedy = "walrelay dead-letters retry --all";
     assert!(
-        said.contains("are no longer in stream OUTBOX") && said.contains(remedy),
+        said.contains("1 open dead letter is no longer in stream OUTBOX") && said.contains(remedy),
         "{said}"
     );
 

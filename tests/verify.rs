@@ -474,7 +474,7 @@ async fn a_moment_is_compared_in_the_type_that_the_column_has() {
         let backfill = [&["backfill", "--dry-run"], &noon[..]].concat();
         let missing = platform.expect(&backfill, 0).await;
         assert!(
-            missing.contains(&format!("{since} rows")),
+            missing.contains(&format!("{since} row")),
             "{column}: {missing}"
         );
         // Years that Postgres writes in another way than RFC 3339 does.
@@ -491,7 +491,7 @@ async fn a_moment_is_compared_in_the_type_that_the_column_has() {
         }
         let replayed = platform.expect(&replay("2026-03-01T12:00:00Z"), 0).await;
         assert!(
-            replayed.contains(&format!("{at_noon} events")),
+            replayed.contains(&format!("{at_noon} event")),
             "{column}: {replayed}"
         );
     }
