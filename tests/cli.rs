@@ -484,3 +484,22 @@ fn an_export_by_otlp_that_is_not_built_in_is_refused_and_the_way_out_is_one() {
         .run(&["config", "check"]);
     assert_eq!(shown.code, 0, "{}", shown.stderr);
 }
+
+/// Who has configured nothing is told what is tried, and where to begin.
+#[test]
+fn what_is_tried_without_a_configuration_is_told() {
+    let said = "nothing names a database";
+    let port = ["position", "--nats-url", "nats://127.0.0.1:1"];
+    let bare = Walrelay::new().run(&port);
+    assert!(bare.stderr.contains(said), "{}", bare.stderr);
+    for (name, value) in [
+        ("PGPORT", "1"),
+        ("WALRELAY_POSTGRES_URL", "postgres://u@127.0.0.1:1/d"),
+        ("DATABASE_URL", "postgres://u@127.0.0.1:1/d"),
+    ] {
+        let named = Walrelay::new().env(name, value).run(&port);
+        assert!(!named.stderr.contains(said), "{name}: {}", named.stderr);
+    }
+    let file = Walrelay::with_file("").run(&port);
+    assert!(!file.stderr.contains(said), "{}", file.stderr);
+}

@@ -10,6 +10,9 @@ use crate::config::{self, Flags, Key, Loaded};
 use crate::environment::Environment;
 use crate::ops::logs::{self, LogError, LogFilter, LogFormat};
 
+/// libpq's variables that say where to connect.
+const LIBPQ: [&str; 5] = ["PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGSERVICE"];
+
 /// Flags and environment of this process.
 #[derive(Clone)]
 pub struct Given {
@@ -74,6 +77,26 @@ impl Given {
             tracing::warn!("{warning}");
         }
         Ok(loaded)
+    }
+
+    /// The same for a command that connects: one that nobody has told where tries what is nobody's.
+    pub(super) fn load_to_connect(&self) -> Result<Loaded, anyhow::Error> {
+        let loaded = self.load_with_log()?;
+        if !self.names_a_database(&loaded) {
+            tracing::warn!(
+                "nothing names a database: there is no ./walrelay.toml, no /etc/walrelay/walrelay.toml and no WALRELAY_POSTGRES_URL; \
+                 trying what a client of Postgres tries by itself. `walrelay config show` has every key"
+            );
+        }
+        Ok(loaded)
+    }
+
+    /// Whether somebody has said which one: a file, the URL, or libpq's variables.
+    fn names_a_database(&self, loaded: &Loaded) -> bool {
+        let is_set = |name: &&str| self.environment.get(name).is_some();
+        loaded.file.is_some()
+            || loaded.shown(Key::PostgresUrl).is_some()
+            || LIBPQ.iter().any(is_set)
     }
 
     /// The configuration as it is now.

@@ -152,11 +152,11 @@ impl Cli {
     /// Whatever ends the command; [`exit::report`] prints it.
     pub fn execute(self) -> Result<Exit, anyhow::Error> {
         let given = Given::start(self.global, Environment::of_process())?;
-        let load = |values| given.clone().with(values).load_with_log();
+        let load = |values| given.clone().with(values).load_to_connect();
         match self.command {
             Command::Run(Configured { args, keys }) => {
                 let given = given.with(keys.given());
-                let loaded = given.load_with_log()?;
+                let loaded = given.load_to_connect()?;
                 block_on(run::execute(args, given, loaded))
             }
             Command::Setup(Configured { args, keys }) => {
@@ -251,7 +251,10 @@ impl Cli {
                 };
                 block_on(reshard::execute(args, load))
             }
-            Command::Config(args) => config::execute(&args, &load(args.given())?),
+            Command::Config(args) => {
+                let given = given.with(args.given());
+                config::execute(&args, &given.load_with_log()?)
+            }
             Command::Demo(args) => block_on(demo::execute(args)),
             Command::Bench(Configured { args, keys }) => {
                 block_on(bench::execute(args, load(keys.given())?.lane()?))
