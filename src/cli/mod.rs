@@ -191,7 +191,8 @@ impl Cli {
                 }))
             }
             Command::Tail(Configured { args, keys }) => {
-                block_on(tail::execute(args, load(keys.given())?.lane()?))
+                let loaded = given.with(keys.given()).load_with_log()?;
+                block_on(tail::execute(args, loaded.lane()?))
             }
             Command::Backfill(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
