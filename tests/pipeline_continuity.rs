@@ -60,6 +60,8 @@ fn active(sequence: u64) -> LaneRecord {
 
 struct Case {
     confirmed: u64,
+    /// Where the slot began, if that was written down.
+    begins: Option<u64>,
     server: u64,
     last_sequence: u64,
     lane_end: FoundEnd,
@@ -73,6 +75,7 @@ struct Case {
 fn usual() -> Case {
     Case {
         confirmed: 40,
+        begins: Some(40),
         server: 100,
         last_sequence: 50,
         lane_end: FoundEnd::Found(message(50)),
@@ -89,9 +92,11 @@ impl Case {
         plan(&StartView {
             lane: &lane,
             confirmed_flush_lsn: self.confirmed.into(),
+            begins_lsn: self.begins.map(Into::into),
             server_lsn: self.server.into(),
             history: &self.history,
             stream: "S",
+            nats: "nats://here",
             created: CREATED,
             last_sequence: self.last_sequence,
             lane_end: &self.lane_end,
@@ -177,6 +182,38 @@ fn a_lane_that_has_published_nothing_begins_at_the_slot() {
             (PgLsn::from(40), None, None)
         );
         assert_eq!(plan.last_sequence, 3);
+    }
+}
+
+/// By what was written down when it was made; a record or what the process itself knows stands in for it.
+#[test]
+fn a_slot_that_may_have_passed_events_is_no_beginning() {
+    for begins in [None, Some(39), Some(41)] {
+        let case = || Case {
+            lane_end: FoundEnd::Nothing,
+            last_sequence: 3,
+            record: None,
+            begins,
+            ..usual()
+        };
+        let halt = case().halt();
+        assert!(
+            matches!(&halt, Halt::NoBeginning { confirmed_lsn, .. } if *confirmed_lsn == PgLsn::from(40)),
+            "{halt:?}"
+        );
+        let from = Case {
+            from: Some(40),
+            ..case()
+        };
+        assert!(matches!(from.halt(), Halt::NoBeginning { .. }));
+        for (record, memory) in [(Some(record(0, 40)), None), (None, memory(CREATED, 3, 40))] {
+            let explained = Case {
+                record,
+                memory,
+                ..case()
+            };
+            assert_eq!(explained.good().start_lsn, PgLsn::from(40));
+        }
     }
 }
 

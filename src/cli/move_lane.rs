@@ -24,12 +24,14 @@ use crate::bulk::lease::Lease;
 use crate::config::syntax::parse_stream;
 use crate::nats::address::{NatsAddress, NatsAuth};
 use crate::nats::admin::Admin;
-use crate::nats::stream::{self, StreamPlan};
+use crate::nats::api::StreamConfig;
+use crate::nats::stream::{self, StreamPlan, StreamSeverity};
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::postgres::client::connect;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
+use crate::relay::stream_fit;
 
 mod copying;
 mod handover;
@@ -172,7 +174,9 @@ impl Move {
         }
         let from = Side::of(settings.clone()).await?;
         let to = Side::of(target(args, settings)?).await?;
-        if args.to_nats.is_none() && to.stream() == from.stream() {
+        let servers = |side: &Side| side.settings.nats.connection.servers_text();
+        let nats = Some(servers(&to)).filter(|there| *there != servers(&from));
+        if nats.is_none() && to.stream() == from.stream() {
             bail!(UsageError(format!(
                 "--to-stream {}: the lane is there already",
                 to.stream()
@@ -181,15 +185,11 @@ impl Move {
         let info = stream::find(&from.nats, from.stream()).await?;
         let info = info.with_context(|| format!("there is no stream {}", from.stream()))?;
         let mut moving = Move {
-            prefix: match args.to_nats {
+            prefix: match nats {
                 None => format!("walrelay-move.{}.", to.stream()),
                 Some(_) => String::new(),
             },
-            nats: args.to_nats.is_some().then(|| {
-                let servers = &to.settings.nats.connection.servers;
-                let servers: Vec<String> = servers.iter().map(ToString::to_string).collect();
-                servers.join(",")
-            }),
+            nats,
             created: info.created,
             stage: Stage::Begin,
             from,
@@ -219,12 +219,7 @@ impl Move {
         let is_whole = |there| matches!(there, &Some(Moved::From { is_whole: true, .. }));
         match (here.moved, there) {
             (None, None) => {
-                ensure!(
-                    stream::find(&self.to.nats, to).await?.is_none(),
-                    UsageError(format!(
-                        "--to-stream {to}: there is such a stream already, and the move makes its own: give another name"
-                    ))
-                );
+                self.check_target_is_free().await?;
                 Ok(Stage::Begin)
             }
             (None, Some(there)) if is_on_its_way(&there) => Ok(Stage::Copying),
@@ -262,6 +257,42 @@ impl Move {
                 "--to-stream {to}: a lane of this slot lives there, or is moved there from elsewhere: give another name"
             ))),
         }
+    }
+
+    /// Whether the target is to be made, or was made by `setup` as the move would, and never had a message.
+    async fn check_target_is_free(&self) -> anyhow::Result<()> {
+        let to = self.to.stream();
+        let Some(found) = stream::find(&self.to.nats, to).await? else {
+            return Ok(());
+        };
+        let other = match found.state.last_seq {
+            0 if self.is_as_made(&found.config).await? => return Ok(()),
+            0 => format!(
+                "delete it (nats stream rm {to}), since it is empty, and run this again, or give another name"
+            ),
+            _ => "give another name".to_owned(),
+        };
+        bail!(UsageError(format!(
+            "--to-stream {to}: there is such a stream already, and the move makes its own: {other}"
+        )))
+    }
+
+    /// Whether it takes the old stream's subjects, and a relay's events.
+    async fn is_as_made(&self, found: &StreamConfig) -> anyhow::Result<bool> {
+        let sorted = |subjects: &[String]| {
+            let mut subjects = subjects.to_vec();
+            subjects.sort();
+            subjects
+        };
+        let wanted = self.to.settings.nats.stream_settings(self.to.lane.slot());
+        let fits = match stream_fit::plan(&self.to.nats, &wanted).await? {
+            StreamPlan::Exists { findings, .. } => {
+                (findings.iter()).all(|finding| finding.severity != StreamSeverity::Blocks)
+            }
+            StreamPlan::Create(_) => true,
+        };
+        let old = self.config_of_old().await?;
+        Ok(fits && self.prefix.is_empty() && sorted(&found.subjects) == sorted(&old.subjects))
     }
 
     /// The lane's record at the old stream, and where it is stored.

@@ -16,13 +16,16 @@ use crate::cli::verify;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
+use crate::pipeline::fault::Halt;
 use crate::pipeline::history::History;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::catalog::{Inspection, Slot, count_rows, inspect};
+use crate::postgres::beginning;
+use crate::postgres::catalog::{Inspection, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
+use crate::postgres::settings::PostgresSettings;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
@@ -119,6 +122,10 @@ pub(crate) async fn execute_until(
         for step in &steps {
             stdout::write(&format!("{}\n\n", step.sql.trim()))?;
         }
+        if steps.iter().any(|step| step.part == Part::Slot) {
+            let sql = beginning::comment_by_hand_sql(&postgres.publication, &postgres.slot);
+            stdout::write(&format!("{sql}\n\n"))?;
+        }
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
     let mut wanted = settings.nats.stream_settings(&postgres.slot);
@@ -142,21 +149,23 @@ pub(crate) async fn execute_until(
         limits.extend(version_limit(before, &table));
     }
     let made_lsn = make_slot(&client, &steps, settings, cancel, &mut account).await?;
+    if let Some(lsn) = made_lsn {
+        write_beginning(&client, &before, postgres, lsn).await?;
+    }
     let unpublished = rows
         .into_iter()
         .filter(|_| made_lsn.is_some() && !args.backfill);
     unpublished
         .chain(limits)
         .for_each(|line| account.line(line));
-    let slot = before.slot.as_ref();
     let takes_over = args.backfill && !settings.nats.shared;
-    let recorded = record_slot(&nats, settings, slot, made_lsn, takes_over, &mut account).await;
+    let recorded = record_slot(&nats, settings, &before, made_lsn, takes_over, &mut account).await;
     if recorded.is_err() && made_lsn.is_some() {
         // It would keep WAL for a lane that is not set up.
         apply(&client, &drop_slot(&postgres.slot)).await?;
         account.line("the replication slot is dropped again");
     }
-    recorded.context("cannot write the lane's first record")?;
+    let no_beginning = recorded.context("cannot write the lane's first record")?;
     account.close()?;
 
     let mut left = findings(&inspect(&client, postgres).await?, postgres);
@@ -166,7 +175,37 @@ pub(crate) async fn execute_until(
     let refusals = left
         .iter()
         .any(|finding| finding.severity == Severity::Refuse);
-    Ok(if refusals { Exit::Failed } else { Exit::Done })
+    if let Some(halt) = &no_beginning {
+        stderr::line(format_args!("error: walrelay run would halt: {halt}"));
+    }
+    Ok(match refusals || no_beginning.is_some() {
+        true => Exit::Failed,
+        false => Exit::Done,
+    })
+}
+
+/// Writes down where the slot begins, in the publication's comment. One that somebody else has written stays.
+async fn write_beginning(
+    client: &Client,
+    before: &Inspection,
+    postgres: &PostgresSettings,
+    lsn: PgLsn,
+) -> Result<(), anyhow::Error> {
+    let PostgresSettings {
+        publication, slot, ..
+    } = postgres;
+    let is_free = before
+        .publication
+        .as_ref()
+        .is_none_or(|found| found.owned && beginning::is_free(found.comment.as_deref(), slot));
+    if is_free {
+        let sql = beginning::comment_sql(publication, slot, lsn);
+        client
+            .batch_execute(&sql)
+            .await
+            .with_context(|| format!("cannot run {sql}"))?;
+    }
+    Ok(())
 }
 
 /// The table too.
@@ -273,9 +312,9 @@ async fn rows_before(
 /// Writes the lane's first record, so that `run` notices a slot that is not this one, and does not look for its own
 /// events among those that the stream holds already. A record that exists stays: it tells what was published before.
 ///
-/// A slot that was `found` may have published: it gets a record only beside a stream that never had a message. In any
-/// other, the lane's last event tells `run` more than this record, which says not to look for it: what is held back
-/// would be published twice.
+/// A slot that was found may have published: it gets a record only beside a stream that never had a message, and where it is written
+/// down that it has passed nothing. In any other stream, the lane's last event tells `run` more than this record, which says not to
+/// look for it: what is held back would be published twice. Returns why `run` would halt.
 ///
 /// Behind a lane that is at its end, as a share's is that was no more, epochs are counted on: a relay that has lived through both
 /// remembers the one before, and takes the record for younger.
@@ -284,18 +323,18 @@ async fn rows_before(
 async fn record_slot(
     nats: &Admin,
     settings: &Settings,
-    found: Option<&Slot>,
+    before: &Inspection,
     made_lsn: Option<PgLsn>,
     takes_over: bool,
     account: &mut Account,
-) -> Result<(), anyhow::Error> {
+) -> Result<Option<Halt>, anyhow::Error> {
     let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
     let store = LaneClient::new(nats, name, slot)?;
     let stored = store.record().await?;
     let retired = stored.record.as_ref().is_some_and(|record| record.retired);
     if let Some(record) = stored.record.clone().filter(|record| !record.retired) {
         let Some(made_lsn) = made_lsn else {
-            return Ok(());
+            return Ok(None);
         };
         let before = match u64::from(record.confirmed_lsn) {
             // The one before this was new as well.
@@ -318,31 +357,44 @@ async fn record_slot(
             };
             store.store_record(unexplained, stored.sequence).await?;
         }
-        return Ok(());
+        return Ok(None);
     }
     let stream = stream::find(nats, name)
         .await?
         .with_context(|| format!("stream {name} has gone"))?;
     let is_new = retired || stream.state.last_seq == 0;
-    let unused = found.filter(|slot| slot.active_pid.is_none() && is_new);
-    let Some(confirmed_lsn) = made_lsn.or(unused.and_then(|slot| slot.confirmed_flush_lsn)) else {
-        return Ok(());
+    let begins_lsn = before.begins_lsn();
+    let found = before.slot.as_ref();
+    let found_lsn = found.and_then(|slot| slot.confirmed_flush_lsn);
+    let found_lsn = found_lsn.filter(|_| is_new);
+    if let Some(confirmed_lsn) = found_lsn.filter(|lsn| Some(*lsn) != begins_lsn) {
+        return Ok(Some(Halt::NoBeginning {
+            slot: slot.clone(),
+            stream: name.clone(),
+            nats: settings.nats.connection.servers_text(),
+            confirmed_lsn,
+            begins_lsn,
+        }));
+    }
+    let is_free = found.is_some_and(|slot| slot.active_pid.is_none());
+    let Some(confirmed_lsn) = made_lsn.or(found_lsn.filter(|_| is_free)) else {
+        return Ok(None);
     };
     let (identity, history) = identify(settings).await?;
     let lane = identity.lane(slot);
-    let before = stored.record.as_ref();
+    let recorded = stored.record.as_ref();
     let first = LaneRecord {
-        epoch: before.map_or(0, |record| record.epoch + 1),
+        epoch: recorded.map_or(0, |record| record.epoch + 1),
         sequence: stream.state.last_seq,
         confirmed_lsn,
         adopted_sequence: stream.state.last_seq,
-        switched_lsn: before.and_then(|record| record.across(&lane, &history)),
+        switched_lsn: recorded.and_then(|record| record.across(&lane, &history)),
         taken_over_sequence: if takes_over { stream.state.last_seq } else { 0 },
         ..LaneRecord::new(&lane, &history, name, &stream.created)
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");
-    Ok(())
+    Ok(None)
 }
 
 async fn identify(settings: &Settings) -> anyhow::Result<(SystemIdentity, History)> {

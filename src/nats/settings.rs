@@ -73,6 +73,13 @@ impl NatsTls {
 }
 
 impl ConnectionSettings {
+    /// The servers as a person gives them, without a login.
+    #[must_use]
+    pub(crate) fn servers_text(&self) -> String {
+        let servers: Vec<String> = self.servers.iter().map(ToString::to_string).collect();
+        servers.join(",")
+    }
+
     /// These servers with this login, everything else as by default.
     #[must_use]
     pub fn new(servers: Vec<NatsAddress>, login: impl Into<Login>) -> Self {

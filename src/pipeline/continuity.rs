@@ -21,12 +21,16 @@ pub struct StartView<'a> {
     pub lane: &'a Lane,
     /// The slot's confirmed_flush_lsn.
     pub confirmed_flush_lsn: PgLsn,
+    /// Where the slot began, if that was written down.
+    pub begins_lsn: Option<PgLsn>,
     /// End of the server's WAL.
     pub server_lsn: PgLsn,
     /// The server's timelines.
     pub history: &'a History,
     /// The stream.
     pub stream: &'a str,
+    /// The servers that it is at.
+    pub nats: &'a str,
     /// When it was created, as the server writes it.
     pub created: &'a str,
     /// Its last sequence.
@@ -337,11 +341,20 @@ fn check_confirmed(view: &StartView<'_>, lane_end: Option<&LaneEnd>) -> Result<(
     let explained = match view.record {
         _ if is_published || is_remembered => true,
         Some(record) => explains(record.confirmed_lsn, &record.history()),
-        // Without a record: a lane that has published nothing.
-        None => lane_end.is_none(),
+        // Without a record: a lane that has published nothing, from a slot that has passed nothing.
+        None => lane_end.is_none() && view.begins_lsn == Some(confirmed),
     };
     if explained {
         return Ok(());
+    }
+    if view.record.is_none() && lane_end.is_none() {
+        return Err(Halt::NoBeginning {
+            slot: view.lane.slot.clone(),
+            stream: view.stream.to_owned(),
+            nats: view.nats.to_owned(),
+            confirmed_lsn: confirmed,
+            begins_lsn: view.begins_lsn,
+        });
     }
     Err(Halt::ConfirmedUnexplained {
         slot: view.lane.slot.clone(),

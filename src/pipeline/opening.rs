@@ -39,6 +39,8 @@ pub struct Known<'a> {
     pub slot: &'a str,
     /// The events' stream.
     pub stream: &'a str,
+    /// The broker's servers, as a person gives them, without a login.
+    pub nats: String,
     /// The events' subject.
     pub template: SubjectTemplate,
     /// Others publish to the stream too.
@@ -89,6 +91,8 @@ pub struct SlotPlace {
     pub history: History,
     /// The slot's confirmed LSN.
     pub confirmed_flush_lsn: PgLsn,
+    /// Where the slot began, if that was written down.
+    pub begins_lsn: Option<PgLsn>,
     /// The end of the server's WAL.
     pub server_lsn: PgLsn,
 }
@@ -394,6 +398,8 @@ impl<'a> Opening<'a> {
             lane: engine.lane().clone(),
             history: engine.history().clone(),
             confirmed_flush_lsn: engine.confirmed_lsn(),
+            // The start has judged the slot's place.
+            begins_lsn: Some(engine.confirmed_lsn()),
             // Nobody has asked.
             server_lsn: u64::MAX.into(),
         };
@@ -420,9 +426,11 @@ impl<'a> Opening<'a> {
         continuity::plan(&StartView {
             lane: &place.lane,
             confirmed_flush_lsn: place.confirmed_flush_lsn,
+            begins_lsn: place.begins_lsn,
             server_lsn: place.server_lsn,
             history: &place.history,
             stream: self.known.stream,
+            nats: &self.known.nats,
             created: &view.stream.created,
             last_sequence: view.stream.last_sequence,
             lane_end: &view.lane_end,
@@ -454,8 +462,11 @@ impl<'a> Opening<'a> {
     }
 }
 
-/// Whether the lane is in this stream.
-fn lives_here(stored: &StoredRecord) -> Result<(), NotOpened> {
+/// Whether the lane is in this stream, as its record says.
+///
+/// # Errors
+/// It has left, or is on its way.
+pub fn lives_here(stored: &StoredRecord) -> Result<(), NotOpened> {
     let record = stored.record.as_ref();
     match record.and_then(|record| Some((record, record.moved.as_ref()?))) {
         None => Ok(()),

@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::pipeline::record::Carrier;
+use crate::postgres::beginning;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::TableName;
@@ -60,6 +61,7 @@ pub struct Rights {
 /// A row of `pg_replication_slots`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Slot {
+    slot_name: String,
     /// Output plugin; `None` for a physical slot.
     pub(crate) plugin: Option<String>,
     /// logical or physical.
@@ -98,6 +100,8 @@ pub struct Publication {
     pub oid: u32,
     /// The role may drop it.
     pub owned: bool,
+    /// What COMMENT ON has for it.
+    pub(crate) comment: Option<String>,
     /// Publishes inserts.
     pub(crate) pubinsert: bool,
     /// Publishes updates.
@@ -132,6 +136,12 @@ impl Inspection {
     /// What the slot has confirmed, if it exists.
     pub fn confirmed_lsn(&self) -> Option<PgLsn> {
         self.slot.as_ref()?.confirmed_flush_lsn
+    }
+
+    /// Where the slot began, if that was written down.
+    pub(crate) fn begins_lsn(&self) -> Option<PgLsn> {
+        let comment = self.publication.as_ref()?.comment.as_deref()?;
+        beginning::read(comment, &self.slot.as_ref()?.slot_name)
     }
 
     /// The condition that says which rows of the table are this publication's; `None` where all are.
@@ -285,7 +295,8 @@ const SLOT: &str =
     "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
 
 const PUBLICATION: &str = "\
-SELECT to_jsonb(p) || jsonb_build_object('oid', p.oid::int8, 'owned', pg_has_role(p.pubowner, 'USAGE'), 'entry',
+SELECT to_jsonb(p) || jsonb_build_object('oid', p.oid::int8, 'owned', pg_has_role(p.pubowner, 'USAGE'),
+         'comment', obj_description(p.oid, 'pg_publication'), 'entry',
          (SELECT to_jsonb(t) FROM pg_catalog.pg_publication_tables t
           WHERE t.pubname = p.pubname AND t.schemaname = $2::text AND t.tablename = $3::text LIMIT 1))
 FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";

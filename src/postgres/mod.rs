@@ -21,6 +21,7 @@
 //! | [`server_kind`] | a new session | whether the server is of the kind that is wanted |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | `beginning` | the publication's comment | where the slot began |
 //! | [`encoding`] | that client | how the text of its database is to be read |
 //! | `occurred_at` | the table | when a row occurred, in SQL |
 //! | `logical_slots` | that client | whoever may still need rows of the database |
@@ -38,6 +39,7 @@
 pub mod attempts;
 pub mod auth_watch;
 pub mod backend;
+pub(crate) mod beginning;
 pub mod catalog;
 pub mod client;
 pub mod conninfo;

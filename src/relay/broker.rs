@@ -11,7 +11,7 @@ use crate::nats::stream::{
 };
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
-use crate::pipeline::opening::{Opening, Server, Wanted};
+use crate::pipeline::opening::{self, Opening, Server, Wanted};
 use crate::pipeline::record::RecordOrNote;
 use crate::pipeline::request::{Request, StoredRecord, Unfit};
 use crate::relay::lane_store::{Answer, LaneStore, Outgoing, StoreError};
@@ -164,6 +164,13 @@ impl Broker {
     /// No answer, or one that is none; a stream that is not there, or is refused.
     pub async fn ask(&mut self, request: &Request<'_>) -> Result<Answer, OpenError> {
         match self.ask_once(request).await {
+            // What has become of the lane is told by its record, which is elsewhere.
+            Err(Unanswered::NoStream) if *request == Request::Stream => {
+                if let Ok(Answer::Record(stored)) = self.ask_once(&Request::Record).await {
+                    opening::lives_here(&stored)?;
+                }
+                Err(self.no_stream(request))
+            }
             // There is no record that could tell of it.
             Err(Unanswered::NoStream) if self.unfit.is_some() => {
                 Err(OpenError::Unfit(self.unfit.clone().expect("some")))
@@ -172,15 +179,7 @@ impl Broker {
                 self.create_records().await?;
                 Ok(Answer::Record(Box::default()))
             }
-            Err(Unanswered::NoStream) => {
-                let stream = match request {
-                    Request::Record | Request::StoreRecord { .. } => LANE_RECORD_STREAM,
-                    _ => self.store.stream(),
-                };
-                Err(OpenError::Permanent(anyhow::anyhow!(
-                    "NATS has no stream {stream}: run `walrelay setup`"
-                )))
-            }
+            Err(Unanswered::NoStream) => Err(self.no_stream(request)),
             Err(Unanswered::Other(error)) => Err(error),
             Ok(answer) => {
                 if let Answer::Stream(info, view) = &answer {
@@ -190,6 +189,16 @@ impl Broker {
                 Ok(answer)
             }
         }
+    }
+
+    fn no_stream(&self, request: &Request<'_>) -> OpenError {
+        let stream = match request {
+            Request::Record | Request::StoreRecord { .. } => LANE_RECORD_STREAM,
+            _ => self.store.stream(),
+        };
+        OpenError::Permanent(anyhow::anyhow!(
+            "NATS has no stream {stream}: run `walrelay setup`"
+        ))
     }
 
     async fn ask_once(&mut self, request: &Request<'_>) -> Result<Answer, Unanswered> {

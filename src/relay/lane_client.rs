@@ -283,6 +283,7 @@ impl LaneClient {
         let known = Known {
             slot,
             stream: self.store.stream(),
+            nats: settings.connection.servers_text(),
             template: settings.subject.clone(),
             shared: settings.shared,
             memory: None,

@@ -218,6 +218,7 @@ pub(super) fn known<'s>(settings: &'s Settings, inherited: &Inherited) -> Known<
     Known {
         slot: &settings.postgres.slot,
         stream: &settings.nats.stream,
+        nats: settings.nats.connection.servers_text(),
         template: settings.nats.subject.clone(),
         shared: settings.nats.shared,
         memory: inherited.memory.clone(),

@@ -203,6 +203,7 @@ impl PostgresSide {
             lane: replication.identity.lane(slot),
             history: replication.history.clone(),
             confirmed_flush_lsn,
+            begins_lsn: self.inspection.begins_lsn(),
             server_lsn,
         })
     }

@@ -74,6 +74,78 @@ async fn setup_counts_the_rows_that_the_slot_will_not_bring() {
     );
 }
 
+/// Removes what the broker keeps of the lane beside its stream.
+async fn forget_lane(fixture: &Fixture) {
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let records = context.get_stream("WALRELAY").await.unwrap();
+    let subject = format!("walrelay.*.{}.{}", fixture.stream_name(), fixture.name);
+    records.purge().filter(subject).await.unwrap();
+}
+
+/// Goes on from the slot as it is, as setup and run say where they do not know what it has passed.
+async fn is_accepted_on_purpose(fixture: &mut Fixture) {
+    let told = fixture.walrelay(&["setup"]).await;
+    assert_eq!(told.code, Some(1), "{}", told.stderr);
+    let halted = fixture.walrelay(&["run"]).await;
+    assert_eq!(halted.code, Some(4), "{}", halted.stderr);
+    for text in [&told.stderr, &halted.stderr] {
+        assert!(text.contains("`walrelay adopt`"), "{text}");
+    }
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+}
+
+/// What a slot has passed is known where setup has made it, or a person by its statements; else a person says so.
+#[tokio::test]
+async fn a_slot_that_is_found_is_a_beginning_only_where_that_is_written_down() {
+    let mut fixture = Fixture::bare().await;
+    // A person runs what setup prints.
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    let (sql, _) = dry.stdout.split_once("-- stream").expect("statements");
+    for statement in sql.split("\n\n") {
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    fixture.insert(1, 3).await;
+    fixture.walrelay(&["setup"]).await.success();
+    let relay = fixture.run();
+    fixture.holds(3).await;
+    relay.stop().await;
+    // The broker loses all of it.
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    context.delete_stream(fixture.stream_name()).await.unwrap();
+    forget_lane(&fixture).await;
+    let advance = "SELECT pg_replication_slot_advance($1::text::name, pg_current_wal_lsn())";
+    fixture
+        .sql
+        .query_one(advance, &[&fixture.name])
+        .await
+        .unwrap();
+    is_accepted_on_purpose(&mut fixture).await;
+    let backfill = fixture.walrelay(&["backfill"]).await.success();
+    assert!(backfill.stdout.contains('3'), "{}", backfill.stdout);
+    fixture.insert(4, 6).await;
+    let relay = fixture.run();
+    fixture.holds(6).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_was_made_by_hand_is_no_beginning_by_itself() {
+    let mut fixture = Fixture::bare().await;
+    fixture.walrelay(&["setup"]).await.success();
+    forget_lane(&fixture).await;
+    for sql in [
+        "SELECT pg_drop_replication_slot($1::text::name)",
+        "SELECT pg_create_logical_replication_slot($1::text::name, 'pgoutput')",
+    ] {
+        fixture.sql.query_one(sql, &[&fixture.name]).await.unwrap();
+    }
+    fixture.insert(1, 3).await;
+    is_accepted_on_purpose(&mut fixture).await;
+    let relay = fixture.run();
+    fixture.holds(3).await;
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn run_can_set_up_by_itself() {
     let mut fixture = Fixture::bare().await;

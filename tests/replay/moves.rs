@@ -238,6 +238,70 @@ async fn killed_at_every_step() {
     relay.stop().await;
 }
 
+/// The words between the next two backticks, as arguments of the program.
+fn printed<'t>(text: &'t str, begin: &'t str) -> Vec<&'t str> {
+    let (_, command) = text.split_once(&format!("`walrelay {begin}")).expect(begin);
+    let (rest, _) = command.split_once('`').expect("its end");
+    std::iter::once(begin)
+        .chain(rest.split_whitespace())
+        .collect()
+}
+
+/// The new configuration is set up and run before the move: the outbox would be in two places.
+#[tokio::test]
+async fn a_new_nats_is_set_up_and_run_before_the_move() {
+    let mut fixture = Fixture::own().await;
+    let other = LocalNats::start(&binaries(), NatsOptions::default())
+        .await
+        .expect("it starts");
+    let (first, url) = (fixture.servers().nats.url(), other.url());
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 100).await;
+    holds_events(&fixture, 100).await;
+    let end = fixture.server_lsn().await;
+    fixture.confirms(end).await;
+    relay.stop().await;
+
+    fixture.set("WALRELAY_NATS_URL", url.as_str());
+    let there = async_nats::connect(&url).await.expect("it answers");
+    for _ in 0..2 {
+        let told = fixture.walrelay(&["setup"]).await;
+        assert_eq!(told.code, Some(1), "{}", told.stderr);
+        assert!(told.stderr.contains("walrelay move"), "{}", told.stderr);
+    }
+    fixture.insert(101, 110).await;
+    let halted = fixture.walrelay(&["run"]).await;
+    assert_eq!(halted.code, Some(4), "{}", halted.stderr);
+    let from = fixture.walrelay(&["run", "--from", "0/1"]).await;
+    assert_eq!(from.code, Some(4), "{}", from.stderr);
+    let context = jetstream::new(there.clone());
+    let stream = context.get_stream(fixture.stream_name()).await.unwrap();
+    assert_eq!(stream.cached_info().state.last_sequence, 0);
+
+    // The remedy, as it is printed.
+    let mut remedy = printed(&halted.stderr, "move");
+    remedy.push("--yes");
+    fixture.set("WALRELAY_NATS_URL", first.as_str());
+    let moved = fixture.walrelay(&remedy).await.success();
+    assert!(moved.stdout.contains("moved: "), "{}", moved.stdout);
+    jetstream::new(fixture.nats.clone())
+        .delete_stream(fixture.stream_name())
+        .await
+        .unwrap();
+    // The old stream is gone, and where the lane is is known all the same.
+    let left = fixture.walrelay(&["run"]).await;
+    assert_eq!(left.code, Some(4), "{}", left.stderr);
+    assert!(left.stderr.contains(&url), "{}", left.stderr);
+    fixture.set("WALRELAY_NATS_URL", url.as_str());
+    fixture.nats = there;
+    let relay = fixture.run();
+    holds_events(&fixture, 110).await;
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn to_another_nats() {
     let mut fixture = Fixture::own().await;

@@ -196,6 +196,31 @@ fn a_slot_that_was_made_on_another_timeline() {
     lane.rest();
 }
 
+/// As with the configuration of another NATS, before `walrelay move`: neither record nor message tells what the slot has passed.
+#[test]
+fn a_slot_that_was_read_for_another_stream() {
+    let mut lane = lane(settings());
+    lane.commit(2);
+    let read = lane.world.postgres.end_lsn;
+    lane.world.postgres.set_slot(read);
+    lane.commit(1);
+    let halt = lane.halt();
+    assert!(
+        matches!(halt, Halt::NoBeginning { confirmed_lsn, .. } if confirmed_lsn == PgLsn::from(read)),
+        "{halt:?}"
+    );
+    // Nor does it where nobody has written down where it began.
+    lane.relays.clear();
+    lane.world.postgres.begins_lsn = None;
+    assert!(matches!(
+        lane.halt(),
+        Halt::NoBeginning {
+            begins_lsn: None,
+            ..
+        }
+    ));
+}
+
 /// Two standbys are promoted in turn, the second of them never followed the first: both are on timeline 2.
 #[test]
 fn a_slot_of_a_second_standby_that_took_the_same_timeline() {

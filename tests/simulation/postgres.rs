@@ -99,6 +99,8 @@ pub(crate) struct Postgres {
     pub(crate) end_lsn: u64,
     /// None: dropped.
     pub(crate) confirmed_lsn: Option<u64>,
+    /// Where the slot was made; none where nobody has written it down.
+    pub(crate) begins_lsn: Option<u64>,
     saved_lsn: u64,
     pub(crate) walsender: Option<Walsender>,
     /// How many there were.
@@ -133,6 +135,7 @@ impl Postgres {
             wal: Vec::new(),
             end_lsn: start,
             confirmed_lsn: Some(start),
+            begins_lsn: Some(start),
             saved_lsn: start,
             walsender: None,
             walsenders: 0,

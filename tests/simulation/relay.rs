@@ -330,6 +330,7 @@ impl Relay {
         let known = Known {
             slot: SLOT,
             stream: STREAM,
+            nats: "nats://broker".to_owned(),
             template: "outbox.{event_type}".parse().expect("a template"),
             shared: self.settings.shared,
             memory: self.memory.clone(),
@@ -521,6 +522,7 @@ impl Relay {
                     },
                     history: postgres.history.clone(),
                     confirmed_flush_lsn: postgres.confirmed_lsn.expect("taken").into(),
+                    begins_lsn: postgres.begins_lsn.map(Into::into),
                     server_lsn: postgres.end_lsn.into(),
                 })?;
             }

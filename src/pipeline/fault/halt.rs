@@ -82,6 +82,19 @@ pub enum Halt {
         /// Where the server left the record's timeline; none while it is on it.
         switched_at: Option<PgLsn>,
     },
+    /// Nothing tells what the slot has passed: its events may be in another stream.
+    NoBeginning {
+        /// The slot.
+        slot: String,
+        /// The stream, which has none of its events.
+        stream: String,
+        /// The servers that it is at.
+        nats: String,
+        /// Its confirmed LSN.
+        confirmed_lsn: PgLsn,
+        /// Where it began, if that was written down.
+        begins_lsn: Option<PgLsn>,
+    },
     /// The server's WAL ends before what was published.
     ServerBehind {
         /// End of the server's WAL.
@@ -174,6 +187,23 @@ impl Halt {
                 recorded_lsn,
                 switched_at,
             } => unexplained(slot, *confirmed_lsn, *recorded_lsn, *switched_at),
+            Halt::NoBeginning {
+                slot,
+                stream,
+                confirmed_lsn,
+                begins_lsn,
+                ..
+            } => {
+                let passed = begins_lsn.map_or_else(
+                    || "whether that is where it began, nothing tells".to_owned(),
+                    |lsn| format!("it began at {lsn}"),
+                );
+                format!(
+                    "slot {slot} is confirmed up to {confirmed_lsn} ({passed}), and stream {stream} has no event of it and no lane \
+                     record: what the slot has passed is in another stream or at another NATS, or it was lost here. Nothing was \
+                     published or confirmed"
+                )
+            }
             Halt::ServerBehind {
                 server_lsn,
                 position,
@@ -216,6 +246,7 @@ impl Halt {
             Halt::Replaced { .. } => "replaced",
             Halt::EndUnknown { .. } => "end-unknown",
             Halt::ConfirmedUnexplained { .. } => "confirmed-unexplained",
+            Halt::NoBeginning { .. } => "no-beginning",
             Halt::ServerBehind { .. } => "server-behind",
             Halt::OverlapMiss { .. } => "overlap-miss",
             Halt::Rejected { .. } => "rejected",
@@ -311,6 +342,14 @@ impl Halt {
             Halt::ConfirmedUnexplained { .. } => {
                 "`walrelay verify` compares table and stream; `walrelay adopt` goes on from the slot as it is, and `walrelay \
                  backfill` then publishes what is missing"
+            }
+            Halt::NoBeginning { stream, nats, .. } => {
+                return format!(
+                    "Where its events are in another stream, `walrelay move --to-stream {stream} --to-nats {nats}`, with the \
+                     configuration of that one, brings them here. Where nobody has read the slot, or to begin here all the same, \
+                     `walrelay adopt` goes on from the slot as it is; `walrelay verify` then names the rows that this stream \
+                     lacks, and `walrelay backfill` publishes them"
+                );
             }
             Halt::ServerBehind { .. } => {
                 "`walrelay verify` shows what the stream has that the table lacks; `walrelay adopt` goes on with this database"

@@ -18,6 +18,7 @@ fn opening_with(memory: Option<Memory>) -> Opening<'static> {
     let mut opening = Opening::new(Known {
         slot: "s",
         stream: "S",
+        nats: "nats://here".to_owned(),
         template: "outbox.{event_type}".parse().expect("a template"),
         shared: false,
         memory,
@@ -136,6 +137,7 @@ fn place(confirmed_flush_lsn: u64, history: History) -> SlotPlace {
         lane: lane(),
         history,
         confirmed_flush_lsn: confirmed_flush_lsn.into(),
+        begins_lsn: None,
         server_lsn: 1_000.into(),
     }
 }

@@ -128,7 +128,7 @@ impl World {
             }
             // Without a hold-back the slot has forgotten what a power failure of the broker takes; and the record of idle
             // WAL is used at once, so that a power failure may take it too. Only a relay that lived on remembers.
-            Outcome::Halted(Halt::ConfirmedUnexplained { .. }) => {
+            Outcome::Halted(Halt::ConfirmedUnexplained { .. } | Halt::NoBeginning { .. }) => {
                 self.may_lose || self.records_lost
             }
             _ => false,
