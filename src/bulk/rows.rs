@@ -100,6 +100,11 @@ impl Looked {
             inspection,
         })
     }
+
+    /// The session.
+    pub(crate) fn sql(&self) -> &Client {
+        &self.sql
+    }
 }
 
 impl Rows {

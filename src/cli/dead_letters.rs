@@ -22,6 +22,7 @@ use crate::relay::taken_over::{self, TakenOver};
 mod close;
 pub(in crate::cli) mod letters;
 mod list;
+mod set;
 
 use close::Action as Closing;
 use letters::Letters;
@@ -84,7 +85,8 @@ enum Action {
         /// All that are open.
         #[arg(long, conflicts_with = "position")]
         all: bool,
-        /// Another value of a column, for this publication alone.
+        /// Another value of a column, for this publication alone, as Postgres takes it for the column's type; not of the id, unless
+        /// the row has none.
         #[arg(long, value_name = "COLUMN=VALUE", requires = "position", value_parser = assignment)]
         set: Vec<(String, String)>,
     },

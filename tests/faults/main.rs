@@ -10,6 +10,7 @@ mod by_hand;
 mod cable;
 mod dead_letters;
 mod dead_rows;
+mod dead_set;
 mod dead_states;
 mod doubt;
 mod encodings;

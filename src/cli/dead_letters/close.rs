@@ -11,21 +11,21 @@ use anyhow::{Context as _, bail};
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 
 use super::letters::{Letters, Standing};
+use super::set;
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::letters::{self, Gone, Values, Wanted};
 use crate::bulk::publisher::Publisher;
-use crate::bulk::rows::{Looked, columns};
+use crate::bulk::rows::Looked;
 use crate::cli::command_line;
-use crate::cli::exit::{Exit, UsageError};
+use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::dead_letter::state::{Mark, State};
-use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
@@ -56,7 +56,7 @@ pub(super) async fn close(
     action: Action,
 ) -> Result<Exit, anyhow::Error> {
     if let Action::Retry { set } = &action {
-        check_set(settings, set)?;
+        set::check(settings, set)?;
     }
     let shutdown = signals::listen(Hangup::Stops)?;
     let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
@@ -71,12 +71,20 @@ pub(super) async fn close(
         }
         Action::Discard { .. } => None,
     };
+    let values = match (&action, position, &looked) {
+        (Action::Retry { set }, Some(position), Some(looked)) if !set.is_empty() => {
+            let letters = Letters::read(&lane).await?;
+            set::typed(settings, looked, letters.find(position)?, set.clone()).await?
+        }
+        _ => Values::new(),
+    };
     let lease = Lease::take(&lane, action.command(), &command_line::typed()).await?;
     let mut closing = Closing {
         nats,
         settings,
         lane: &lane,
         looked,
+        values,
         lease: &lease,
         shutdown,
         account: Account::default(),
@@ -100,21 +108,6 @@ async fn look_at_tables(settings: &Settings, lane: &LaneClient) -> anyhow::Resul
     Ok(looked)
 }
 
-/// What `--set` says: other values for one publication.
-fn check_set(settings: &Settings, set: &[(String, String)]) -> Result<(), UsageError> {
-    let mappings: Vec<Mapping> = settings.tables().iter().map(Settings::mapping).collect();
-    let is_column = |name: &str| {
-        let mut mappings = mappings.iter();
-        mappings.any(|mapping| columns(mapping).contains(&name))
-    };
-    match set.iter().find(|(name, _)| !is_column(name)) {
-        Some((name, _)) => Err(UsageError(format!(
-            "--set: no message is made of a column {name:?}"
-        ))),
-        None => Ok(()),
-    }
-}
-
 /// One run of the command, which has the lease.
 struct Closing<'a> {
     nats: &'a Admin,
@@ -122,6 +115,8 @@ struct Closing<'a> {
     lane: &'a LaneClient,
     /// At the tables, where rows are needed.
     looked: Option<Looked>,
+    /// What is set anew in the one that is wanted.
+    values: Values,
     lease: &'a Lease,
     shutdown: Shutdown,
     account: Account,
@@ -158,8 +153,8 @@ impl Closing<'_> {
         self.mark(&mut publisher, marked, marks(&found.there, None))
             .await?;
         match action {
-            Action::Retry { set } => {
-                let retried = self.publish(&mut publisher, &found.left, set).await?;
+            Action::Retry { .. } => {
+                let retried = self.publish(&mut publisher, &found.left).await?;
                 let marked = (State::Retried, "published");
                 // Also when a signal has ended the events: these are in the stream.
                 let mut publisher = publisher.until(Shutdown::never());
@@ -253,7 +248,6 @@ impl Closing<'_> {
         &mut self,
         publisher: &mut Publisher<'_>,
         letters: &[Standing],
-        set: Vec<(String, String)>,
     ) -> anyhow::Result<Vec<Mark>> {
         let Some(looked) = self.looked.as_ref().filter(|_| !letters.is_empty()) else {
             return Ok(Vec::new());
@@ -269,7 +263,7 @@ impl Closing<'_> {
                 table: letter.table.clone(),
             }),
         });
-        let values = Values::from_iter(set);
+        let values = self.values.clone();
         let events = letters::events(self.settings, looked, self.lane, wanted.collect(), values);
         let mut shutdown = self.shutdown.clone();
         let events = tokio::select! {
