@@ -14,20 +14,26 @@ use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
 use super::verify::{self, Choice, Missing, OldestFirst};
+use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
+use crate::bulk::rows::Looked;
 use crate::bulk::table;
 use crate::cli::stderr;
 use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
 use crate::pipeline::position::KIND_BACKFILL;
+use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
 /// Its name in the lane's lease.
 pub(super) const COMMAND: &str = "backfill";
+
+/// Rows that one query shows.
+const NAMED_MAX: usize = 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -47,6 +53,9 @@ most 500 events at once, 2,000 beside one that has nothing to publish, and then 
 Where it was stopped or killed, run it again: it publishes what the stream still lacks. One
 command publishes for a lane at a time; after one that was killed, wait 5 seconds. A broker that
 goes away while it publishes has a minute to come back.
+
+A row that can be no event is named with what is wrong, and the query that shows it. UPDATE or
+DELETE it in the table, and run this again; verify counts it as missing until then.
 
 Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped
 before its end. 3: row security hides rows of the table.";
@@ -268,8 +277,16 @@ async fn publish(
         lease,
         &format!("publishing rows{}", self::of_table(settings, table)),
     );
-    let done = publisher.run(source, |outcome| progress.take(outcome, &mut account));
-    let done = done.await;
+    let mut refused = Vec::new();
+    let each = |outcome: Outcome<'_>| {
+        if let Outcome::Rejected { name, .. } = outcome
+            && refused.len() < NAMED_MAX
+        {
+            refused.push(name.to_owned());
+        }
+        progress.take(outcome, &mut account);
+    };
+    let done = publisher.run(source, each).await;
     let Counts { published, .. } = progress.end(&mut account);
     if !args.json {
         let more = match shutdown.is_sent() {
@@ -285,8 +302,27 @@ async fn publish(
     }
     account.close()?;
     done?;
+    if !refused.is_empty() {
+        tell_refused(&of_table, &refused).await?;
+    }
     Ok(match published == total {
         true => Exit::Done,
         false => Exit::Failed,
     })
+}
+
+/// Says what a person can do about rows that can be no event: no dead letter has them.
+async fn tell_refused(settings: &Settings, ids: &[String]) -> anyhow::Result<()> {
+    let looked = Looked::at(settings).await?;
+    let name = &settings.postgres.table;
+    let Some(table) = &looked.inspection.table else {
+        return Ok(());
+    };
+    let ids = ids.iter().map(String::as_str);
+    let condition = IdColumn::of(table, &settings.postgres).is_one_of(ids);
+    stderr::line(format_args!(
+        "what cannot be published is to be mended in the table: UPDATE it, or DELETE it where nobody wants it, and run walrelay backfill; \
+         walrelay verify counts it as missing until then. This shows it:\n  SELECT * FROM {name} WHERE {condition};"
+    ));
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::lane::{holds_events, stream_of};
 use walrelay::pipeline::end_search::FOREIGN_MESSAGES_MAX;
 
-use crate::support::{Fixture, assert_exactly_once, uuid};
+use crate::support::{Fixture, assert_exactly_once, insert_sql, uuid};
 
 /// Rows from before the slot was made.
 const OLD: u64 = 50_000;
@@ -120,4 +120,41 @@ async fn a_lane_without_an_event_begins_behind_any_number_of_backfilled_rows() {
     fixture.holds(old + 1).await;
     assert_eq!(fixture.stored_ids().await.last(), Some(&uuid(old + 1)));
     relay.stop().await;
+}
+
+/// A row from before the slot has no dead letter.
+#[tokio::test]
+async fn a_row_that_can_never_be_published_is_shown_and_mended_or_deleted() {
+    let fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.insert(1, 3).await;
+    let bad = insert_sql(8, 9).replace("lesson.published.v1", "has a space");
+    fixture.sql.batch_execute(&bad).await.unwrap();
+    fixture.setup().await;
+    let backfilled = fixture.walrelay(&["backfill"]).await;
+    assert_eq!(backfilled.code, Some(1), "{backfilled:?}");
+    assert!(backfilled.stdout.contains("3 of 5 rows"), "{backfilled:?}");
+    let mut lines = backfilled.stderr.lines();
+    let query = lines.find(|line| line.trim().starts_with("SELECT "));
+    let query = query.unwrap_or_else(|| panic!("{backfilled:?}"));
+    let shown = fixture.sql.query(query, &[]).await.unwrap();
+    let mut shown: Vec<uuid::Uuid> = shown.iter().map(|row| row.get("id")).collect();
+    shown.sort_unstable();
+    assert_eq!(shown, [uuid(8), uuid(9)]);
+    let verified = fixture.walrelay(&["verify"]).await;
+    assert_eq!(verified.code, Some(1), "{verified:?}");
+    assert!(verified.stdout.contains("missing        2"), "{verified:?}");
+
+    // One is mended, nobody wants the other one.
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1' WHERE id = $1";
+    fixture.sql.execute(mend, &[&uuid(8)]).await.unwrap();
+    let delete = "DELETE FROM outbox_events WHERE id = $1";
+    fixture.sql.execute(delete, &[&uuid(9)]).await.unwrap();
+    let again = fixture.walrelay(&["backfill"]).await.success();
+    assert!(again.stdout.contains("1 of 1 row"), "{again:?}");
+    fixture.walrelay(&["verify"]).await.success();
+    let mut ids = fixture.stored_ids().await;
+    ids.sort_unstable();
+    assert_eq!(ids, [1, 2, 3, 8].map(uuid));
 }
