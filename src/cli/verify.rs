@@ -39,6 +39,7 @@ use crate::relay::taken_over;
 
 mod compare;
 mod comparison;
+mod deletions;
 pub(in crate::cli) mod key;
 mod lane;
 mod missing;
@@ -73,7 +74,8 @@ doubled        in the stream more than once; a replay is marked and no double, n
 out of order   a first publication whose position is not above all before it
 dead-lettered  could not be published, and was neither retried nor discarded; walrelay dead-letters
                list shows it
-phantom        in the stream, not in the table, though the table still has rows of earlier events
+phantom        in the stream, not in the table, though that still has rows of earlier events, and
+               nothing was deleted from it. Where rows were deleted, a note counts such events
 pending        in the slot, and still to be published; found where the oldest has waited for over 5
                seconds and nobody reads from the slot: the lane stands still. Beside a relay: it had
                published them, the broker has lost them since, and the relay publishes them again
@@ -89,9 +91,10 @@ though nobody can tell which. Where nothing was removed, all are missing, also r
 the slot was made. walrelay backfill publishes what is missing, and with --unjudged the unjudged
 rows too. --since leaves rows out that are too old to matter.
 
-Retention in the table is taken to delete the oldest rows first: events before the first one whose
-row is still there are not called phantoms; nor is any where source.messages publishes events
-without a row.
+Events before the first one whose row is still there are not called phantoms: retention drops the
+oldest partitions. Nor is any where rows may have been deleted in whatever order: Postgres has
+counted deletions in the table, outbox.after_publish is mark or delete, or the server is a
+standby, which does not know; nor where source.messages publishes events without a row.
 
 Where the publication has a row filter, the rows that it carries now are compared. Behind a change
 of the number of shares, the streams of all shares are looked through for them.
@@ -312,6 +315,7 @@ impl<'a> Lane<'a> {
             lane_client: LaneClient::new(&self.nats, name, &postgres.slot)?,
             id_column,
             snapshot_lsn: rows.snapshot_lsn,
+            in_recovery,
             lane: LaneReading::new(
                 &self.info,
                 name,

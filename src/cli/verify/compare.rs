@@ -137,7 +137,8 @@ pub(super) struct Verdict {
     pub(super) unretried: u64,
     /// More publications than rows, but for replays.
     pub(super) doubled: u64,
-    /// In the stream; unless a second look finds its row, not in the table, which still has rows of earlier events.
+    /// In the stream; unless a second look finds its row, not in the table, which still has rows of earlier events. It had one
+    /// if rows are deleted.
     pub(super) phantom: bool,
 }
 
@@ -200,7 +201,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
         0 => 0,
         _ => part(u64::MAX),
     };
-    // Retention deletes the oldest rows first: behind a row that is still there, none may be absent.
+    // Dropping the oldest partitions takes the rows of the first events. Whether others may be absent, the table tells.
     let behind_rows = whole
         .first_with_row
         .is_some_and(|first| group.sequence > first);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 
 use super::compare::{Group, Verdict, Whole, verdict};
+use super::deletions::Deletions;
 use super::lane::{self, LaneReading};
 use super::report::{Example, Report};
 use super::sort::{Entries, Merge};
@@ -35,6 +36,8 @@ pub(super) struct Comparison<'a> {
     pub(super) lane_client: LaneClient,
     pub(super) id_column: IdColumn,
     pub(super) snapshot_lsn: PgLsn,
+    /// The server is a standby.
+    pub(super) in_recovery: bool,
     pub(super) lane: LaneReading,
     /// How far the lane's record says that the lane was.
     pub(super) recorded: Option<Position>,
@@ -73,6 +76,7 @@ impl Comparison<'_> {
         let whole = self.whole()?;
         let mut merge = self.entries.merge()?;
         let mut phantoms: Vec<Group> = Vec::new();
+        let mut deletions = Deletions::default();
         while let Some(group) = next_group(&mut merge)? {
             let verdict = verdict(&group, &whole);
             each(&group, &verdict)?;
@@ -82,19 +86,23 @@ impl Comparison<'_> {
                 phantoms.push(group);
             }
             if phantoms.len() >= LOOK_AGAIN_IDS {
-                self.look_again(&mut report, &mut phantoms).await?;
+                self.look_again(&mut report, &mut phantoms, &mut deletions)
+                    .await?;
             }
         }
-        self.look_again(&mut report, &mut phantoms).await?;
+        self.look_again(&mut report, &mut phantoms, &mut deletions)
+            .await?;
         report.explain(whole.removed_max);
         Ok(report)
     }
 
-    /// A row that committed at the moment of the snapshot is there now.
+    /// A row that committed at the moment of the snapshot is there now. Where rows are deleted, in whatever order, one that is not there
+    /// may have been.
     async fn look_again(
         &self,
         report: &mut Report,
         phantoms: &mut Vec<Group>,
+        deletions: &mut Deletions,
     ) -> anyhow::Result<()> {
         if phantoms.is_empty() {
             return Ok(());
@@ -102,10 +110,15 @@ impl Comparison<'_> {
         let ids: Vec<u128> = phantoms.iter().map(|group| group.id).collect();
         let present =
             table::present(self.client, &self.settings.postgres, &self.id_column, &ids).await?;
-        for group in phantoms.drain(..) {
-            if !present.contains(&group.id) {
-                report.phantom.add(1, Example::of_event(&group));
-            }
+        let rowless = phantoms.drain(..);
+        for group in rowless.filter(|group| !present.contains(&group.id)) {
+            let may_have_been =
+                deletions.may_have_been(self.client, self.settings, self.in_recovery);
+            let findings = match may_have_been.await? {
+                true => &mut report.rowless,
+                false => &mut report.phantom,
+            };
+            findings.add(1, Example::of_event(&group));
         }
         Ok(())
     }

@@ -157,6 +157,8 @@ pub(super) struct Report {
     /// the table has no row of them.
     unretried: u64,
     pub(super) phantom: Findings,
+    /// Events that would be phantoms, had no rows been deleted: no finding.
+    pub(super) rowless: Findings,
     /// In the table and the slot, not in the stream yet.
     pending: u64,
     /// Age of the oldest of these.
@@ -227,6 +229,7 @@ impl Report {
             discarded: lane.discarded_without_id,
             unretried: 0,
             phantom: Findings::default(),
+            rowless: Findings::default(),
             pending: 0,
             pending_seconds: pending_for.map(|age| age.as_secs()),
             removed: 0,
@@ -436,6 +439,10 @@ impl Report {
             (
                 self.ambiguous,
                 "rows cannot be judged: they share their id with a row that --since leaves out",
+            ),
+            (
+                self.rowless.count,
+                "events have no row, and rows are deleted from the table: nothing tells whether they ever had one",
             ),
             (
                 self.rows_without_id,
