@@ -32,6 +32,44 @@ fn transaction(first: u64, last: u64) -> String {
     format!("BEGIN; {all} COMMIT")
 }
 
+/// Postgres hands a row on in front of a message that was written right before it, where a savepoint held that message alone.
+#[tokio::test]
+async fn a_message_alone_in_a_savepoint_comes_behind_the_next_row() {
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let row = |n| {
+        transaction(n, n)
+            .replace("BEGIN;", "")
+            .replace("COMMIT", "")
+    };
+    let message = row;
+    for sql in [
+        format!(
+            "BEGIN; SAVEPOINT s; {} RELEASE s; {} COMMIT",
+            message(2),
+            row(1)
+        ),
+        format!(
+            "BEGIN; SAVEPOINT s; {} RELEASE s; SAVEPOINT t; {} RELEASE t; COMMIT",
+            message(4),
+            row(5)
+        ),
+        format!(
+            "BEGIN; SAVEPOINT s; {} {} RELEASE s; COMMIT",
+            message(6),
+            row(7)
+        ),
+    ] {
+        fixture.sql.batch_execute(&sql).await.unwrap();
+    }
+    fixture.holds(6).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let ids: Vec<_> = stored.iter().map(|it| it.id().to_owned()).collect();
+    assert_eq!(ids, [1, 2, 4, 5, 6, 7].map(uuid));
+}
+
 #[tokio::test]
 async fn messages_keep_their_place_among_rows() {
     let mut fixture = with_messages().await;
