@@ -315,12 +315,17 @@ impl Rows {
     }
 
     fn columns(&self) -> String {
+        let own = self.mapping.columns.as_ref().into_iter();
+        let own = own.filter(|(_, value)| value.column().is_some());
+        let kinds = own.map(|(field, _)| *self.kinds.get(field));
+        let kinds = kinds.chain(self.extra_kinds.iter().copied());
         // Under names of their own: a column's own name would sort by its text.
         let texts = columns(&self.mapping)
             .into_iter()
+            .zip(kinds)
             .enumerate()
-            .map(|(number, name)| {
-                let text = format!("{}::text", quote_identifier(name));
+            .map(|(number, (name, kind))| {
+                let text = as_in_wal(&quote_identifier(name), kind);
                 let stored = match self.encoding {
                     Encoding::Utf8 => text,
                     Encoding::Unchecked | Encoding::SingleByte(_) => {
@@ -356,6 +361,15 @@ impl Rows {
         let row = Row::new(values, self.kinds, extras, row.try_get::<_, Us>(count)?.0);
         let mut converted = Vec::new();
         Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
+    }
+}
+
+/// A column's text as the WAL has it, which is what its type's output function writes. A cast to text is another one for
+/// boolean and inet; but of char(n) the relay takes the blanks away, as the cast does.
+fn as_in_wal(column: &str, kind: Kind) -> String {
+    match kind {
+        Kind::Padded => format!("{column}::text"),
+        _ => format!("CASE num_nulls({column}) WHEN 0 THEN format('%s', {column}) END"),
     }
 }
 

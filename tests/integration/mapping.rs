@@ -187,6 +187,58 @@ async fn further_columns_in_headers_fields_and_subject() {
     assert_eq!(stored[1].subject, format!("{name}.A_B.a.b"));
 }
 
+/// Types whose cast to text is another text than the log has, and some whose is not.
+#[tokio::test]
+async fn backfill_writes_a_column_as_the_relay_does() {
+    let types = [
+        ("active", "boolean", "true"),
+        ("host", "inet", "'192.0.2.7'"),
+        ("net", "cidr", "'192.0.2.0/24'"),
+        ("padded", "char(5)", "'ab'"),
+        ("letter", "\"char\"", "'x'"),
+        ("span", "interval", "'1 day 2 hours'"),
+        ("price", "numeric(8, 2)", "'7.10'"),
+        ("bits", "bit(3)", "B'101'"),
+        ("marks", "text[]", "ARRAY['a b', NULL, 'c\"']"),
+        ("place", "point", "'(1,2.5)'"),
+        ("pair", "int4range", "'[1,5)'"),
+        ("doc", "jsonb", "'{\"a\": true}'"),
+    ];
+    let columns = types.map(|(name, kind, _)| format!(", {name} {kind}"));
+    let values = types.map(|(_, _, value)| format!(", {value}")).concat();
+    let entries = types.map(|(name, ..)| format!("{name} = '{name}'"));
+    let entries = format!("{{ {} }}", entries.join(", "));
+    let fixture = with_table(
+        &format!(
+            "CREATE TABLE events (id bigint PRIMARY KEY, aggregate_id text NOT NULL, event_type text NOT NULL,
+             event_version smallint NOT NULL, occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL{})",
+            columns.concat()
+        ),
+        &[
+            ("WALRELAY_NATS_SUBJECT", "NAME.{active}.{padded}.{host:token}"),
+            ("WALRELAY_MESSAGE_HEADERS", &entries),
+            ("WALRELAY_MESSAGE_FIELDS", &entries),
+        ],
+    )
+    .await;
+    let row = |id: u8| {
+        format!(
+            "INSERT INTO events VALUES ({id}, 'a', 'a.b', 1, '2026-11-28 07:05:32Z', '{{}}'{values})"
+        )
+    };
+    let stored = round_trip(fixture, [&row(1), &row(2)]).await;
+    assert_eq!(stored[0].subject, stored[1].subject);
+    assert_eq!(headers(&stored[0]), headers(&stored[1]));
+    assert_eq!(headers(&stored[0])["active"], "t");
+    let fields = |message: &Stored| {
+        let mut body: BTreeMap<String, Value> = serde_json::from_str(&message.body).unwrap();
+        body.remove("id").unwrap();
+        body
+    };
+    assert_eq!(fields(&stored[0]), fields(&stored[1]));
+    assert_eq!(fields(&stored[0])["host"], "192.0.2.7");
+}
+
 /// The table, the subject, the body and the header of Debezium's outbox event router.
 #[tokio::test]
 async fn the_preset_for_debezium() {
