@@ -87,6 +87,38 @@ async fn a_row_is_marked_once_the_stream_has_its_event() {
     platform.verify(1).await;
 }
 
+/// A mark that moves a row to another partition would be an INSERT in the log.
+#[tokio::test]
+async fn a_table_that_is_partitioned_by_the_mark_is_not_marked() {
+    let mut platform = Platform::start().await;
+    for (mark, key) in [
+        ("mark", "RANGE (dispatched_at)"),
+        ("mark", "LIST ((dispatched_at IS NULL))"),
+        ("delete", "LIST ((dispatched_at IS NULL))"),
+    ] {
+        let table = format!(
+            "ALTER TABLE outbox_events ADD COLUMN IF NOT EXISTS dispatched_at timestamptz;
+             CREATE TABLE partitioned (LIKE outbox_events INCLUDING DEFAULTS) PARTITION BY {key};
+             CREATE TABLE all_rows PARTITION OF partitioned DEFAULT;
+             ALTER PUBLICATION walrelay DROP TABLE outbox_events; DROP TABLE outbox_events;
+             ALTER TABLE partitioned RENAME TO outbox_events; ALTER TABLE all_rows RENAME TO all_{};
+             ALTER PUBLICATION walrelay ADD TABLE outbox_events",
+            key.len()
+        );
+        platform.sql.batch_execute(&table).await.expect("a table");
+        platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", mark);
+        if mark == "mark" {
+            let said = platform.expect(&["run"], 1).await;
+            assert!(said.contains("is partitioned by dispatched_at"), "{said}");
+        } else {
+            let relay = platform.relay();
+            platform.insert(3).await;
+            has(&platform, "true", 0).await;
+            relay.stop().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_row_is_deleted_once_the_slot_is_confirmed_through_it() {
     let mut platform = Platform::start().await;

@@ -808,24 +808,28 @@ async fn rows_that_come_twice_or_never_are_told() {
 
 #[tokio::test]
 async fn a_partition_key_that_is_there_to_be_changed_is_told() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
-    let table = "CREATE TABLE outbox_events (id uuid NOT NULL, aggregate_id uuid NOT NULL, event_type text NOT NULL,
-            event_version int2 NOT NULL, occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL,
-            dispatched bool NOT NULL DEFAULT false) PARTITION BY LIST (dispatched);
-        CREATE TABLE open PARTITION OF outbox_events FOR VALUES IN (false) PARTITION BY RANGE (occurred_at);
-        CREATE TABLE open_all PARTITION OF open DEFAULT;
-        CREATE TABLE closed PARTITION OF outbox_events DEFAULT";
-    client.batch_execute(table).await.unwrap();
-    make(&client, &server, &settings).await;
-    let warned = findings(&inspect(&client, &settings).await.unwrap(), &settings);
-    assert_eq!(warned.len(), 1, "{warned:?}");
-    assert_eq!(
-        (warned[0].severity, warned[0].kind),
-        (Severity::Warn, Kind::TableMismatch)
-    );
-    assert!(warned[0].what.contains("by dispatched"), "{}", warned[0]);
+    for key in ["dispatched", "(NOT dispatched)"] {
+        let server = server(&[]).await;
+        let settings = postgres_settings(&server);
+        let client = as_a_person(&settings).await;
+        let table = format!(
+            "CREATE TABLE outbox_events (id uuid NOT NULL, aggregate_id uuid NOT NULL, event_type text NOT NULL,
+                event_version int2 NOT NULL, occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL,
+                dispatched bool NOT NULL DEFAULT false) PARTITION BY LIST ({key});
+            CREATE TABLE open PARTITION OF outbox_events FOR VALUES IN (false) PARTITION BY RANGE (occurred_at);
+            CREATE TABLE open_all PARTITION OF open DEFAULT;
+            CREATE TABLE closed PARTITION OF outbox_events DEFAULT"
+        );
+        client.batch_execute(&table).await.unwrap();
+        make(&client, &server, &settings).await;
+        let warned = findings(&inspect(&client, &settings).await.unwrap(), &settings);
+        assert_eq!(warned.len(), 1, "{warned:?}");
+        assert_eq!(
+            (warned[0].severity, warned[0].kind),
+            (Severity::Warn, Kind::TableMismatch)
+        );
+        assert!(warned[0].what.contains("by dispatched"), "{}", warned[0]);
+    }
 }
 
 /// What lies before, between and at moments, by the column's type: as Postgres compares them, and not a row more or less.

@@ -146,6 +146,12 @@ impl OfTable {
                      {DISPATCHED_AT} timestamptz;"
                 )));
             }
+            if table.partition_keys.iter().any(|key| key == DISPATCHED_AT) {
+                return Err(refuse(format!(
+                    "{name} is partitioned by {DISPATCHED_AT}: a mark moves the row to another partition, and that publishes its \
+                     event again. Set it to \"delete\" or \"keep\", or partition the table by another column"
+                )));
+            }
         }
         if let Some(grants) = missing_grants(client, settings, &inspection, table, after).await? {
             return Err(refuse(format!(

@@ -35,7 +35,7 @@ pub struct Table {
     pub(crate) ancestors: Vec<String>,
     /// It holds rows, or has held some.
     pub(crate) has_rows: bool,
-    /// Columns that decide about a row's partition.
+    /// Columns that decide about a row's partition, by themselves or in an expression.
     pub(crate) partition_keys: Vec<String>,
 }
 
@@ -79,6 +79,7 @@ pub struct Column {
     pub(crate) is_virtual: bool,
 }
 
+// A partition key's columns, those in its expressions too, depend on the table internally (52.18 "pg_depend").
 const TABLE: &str = "\
 SELECT jsonb_build_object(
   'oid', c.oid::int8, 'relkind', c.relkind::text, 'relpersistence', c.relpersistence::text,
@@ -128,9 +129,9 @@ SELECT jsonb_build_object(
   'partition_keys', coalesce((
      SELECT jsonb_agg(DISTINCT k.attname)
      FROM pg_catalog.pg_partition_tree(c.oid) p
-     JOIN pg_catalog.pg_partitioned_table pt ON pt.partrelid = p.relid
-     JOIN pg_catalog.pg_attribute k ON k.attrelid = p.relid AND k.attnum = ANY (pt.partattrs::int2[])
-     WHERE k.attnum > 0), '[]'))
+     JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = p.relid AND d.objsubid > 0
+       AND d.refclassid = d.classid AND d.refobjid = p.relid AND d.refobjsubid = 0 AND d.deptype = 'i'
+     JOIN pg_catalog.pg_attribute k ON k.attrelid = p.relid AND k.attnum = d.objsubid), '[]'))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relname = $2::text";
 
