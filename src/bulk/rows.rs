@@ -39,6 +39,7 @@ const COMMITTED_AT: &str = "coalesce(CASE WHEN (SELECT pg_catalog.current_settin
 pub(crate) struct Rows {
     sql: Arc<Client>,
     table: String,
+    oid: u32,
     encoding: Encoding,
     mapping: Mapping,
     id_column: IdColumn,
@@ -150,6 +151,7 @@ impl Rows {
             sql: sql.clone(),
             encoding,
             table: settings.postgres.table.to_string(),
+            oid: table.oid,
             id_column: IdColumn::of(table, &settings.postgres),
             has_unique_id,
             occurred_at: OccurredAt::of(table, &settings.postgres),
@@ -308,6 +310,10 @@ impl Rows {
 
     pub(super) fn sql(&self) -> &Client {
         &self.sql
+    }
+
+    pub(super) fn oid(&self) -> u32 {
+        self.oid
     }
 
     pub(super) fn table(&self) -> &str {

@@ -23,7 +23,7 @@ use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream::{covers, find};
 use crate::pipeline::position::{
     BATCH_HEADER, EXPECTED_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
-    TAIL_HEADER, parse_header,
+    TAIL_HEADER, parse_header, slot_of,
 };
 
 /// Between two attempts at a broker that does not answer.
@@ -191,7 +191,10 @@ impl Replayed {
         match (header(message, KIND_HEADER), position) {
             (None, Some(Ok((slot, _)))) => is_in_place && is_own(slot),
             (None, _) => sequence <= self.events.taken_over_sequence && self.events.has(subject),
-            (Some(KIND_BACKFILL | KIND_RETRY), _) => is_in_place && self.events.has(subject),
+            (Some(KIND_BACKFILL | KIND_RETRY), _) => {
+                let slot = slot_of(|name| header(message, name));
+                is_in_place && slot.is_some_and(is_own) && self.events.has(subject)
+            }
             _ => false,
         }
     }

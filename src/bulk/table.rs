@@ -13,25 +13,24 @@ use tokio_postgres::{Row as SqlRow, RowStream};
 use super::rows::Rows;
 use super::source::{Sink, Source, on_thread};
 use super::{Item, Sourced};
-use crate::pipeline::position::KIND_HEADER;
+use crate::pipeline::position::{BACKFILL_HEADER, KIND_BACKFILL, KIND_HEADER};
 use crate::postgres::id_name::name_of;
 use crate::relay::settings::Settings;
 
 /// Rows that are asked for at once.
 const CHUNK_IDS: usize = 5_000;
 
-/// Reads the rows with these ids, each to be marked as of this kind.
+/// Reads the rows with these ids, each to be marked as a backfill.
 pub fn source(
     settings: &Settings,
-    kind: &str,
     ids: impl Iterator<Item = io::Result<String>> + Send + 'static,
 ) -> Source {
-    let (settings, mark) = (settings.clone(), format!("{KIND_HEADER}: {kind}\r\n"));
+    let settings = settings.clone();
     on_thread(async move |sink: &mut Sink| {
-        let reader = Reader {
-            rows: Rows::open(&settings).await?,
-            mark,
-        };
+        let rows = Rows::open(&settings).await?;
+        let (slot, oid) = (&settings.postgres.slot, rows.oid());
+        let mark = format!("{KIND_HEADER}: {KIND_BACKFILL}\r\n{BACKFILL_HEADER}: {slot} {oid}\r\n");
+        let reader = Reader { rows, mark };
         reader.read(ids, sink).await
     })
 }

@@ -23,7 +23,6 @@ use crate::bulk::table;
 use crate::cli::stderr;
 use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
-use crate::pipeline::position::KIND_BACKFILL;
 use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
@@ -271,7 +270,7 @@ async fn publish(
 ) -> anyhow::Result<Exit> {
     let total = rows.len() as u64;
     let of_table = settings.tables().swap_remove(table);
-    let source = table::source(&of_table, KIND_BACKFILL, rows.ids()?);
+    let source = table::source(&of_table, rows.ids()?);
     let mut account = Account::default();
     let mut progress = Progress::of(total, args.json).told_by(
         lease,

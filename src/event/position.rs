@@ -46,6 +46,8 @@ pub const MOVED_HEADER: &str = "Walrelay-Moved";
 pub const KIND_RETRY: &str = "retry";
 /// Header of such an event: the dead letter's slot and position.
 pub const RETRY_HEADER: &str = "Walrelay-Retry";
+/// Header of a backfilled event: the lane's slot and the OID of the table that its row is of.
+pub const BACKFILL_HEADER: &str = "Walrelay-Backfill";
 
 /// Value of [`KIND_HEADER`] on the mark of a dead letter whose event is published.
 pub const KIND_RETRIED: &str = "retried";
@@ -53,6 +55,20 @@ pub const KIND_RETRIED: &str = "retried";
 pub const KIND_DISCARDED: &str = "discarded";
 /// Header of such marks: the dead letter's slot and position.
 pub const DEAD_LETTER_HEADER: &str = "Walrelay-Dead-Letter";
+
+/// The slot of the lane that a message is of, whatever it is to it; none where it names no lane. Others may write to the same stream, of
+/// tables with ids of their own.
+pub fn slot_of<'h>(header: impl Fn(&'static str) -> Option<&'h str>) -> Option<&'h str> {
+    let of_slot = [
+        POSITION_HEADER,
+        TAIL_HEADER,
+        RETRY_HEADER,
+        BACKFILL_HEADER,
+        DEAD_LETTER_HEADER,
+    ];
+    let told = of_slot.into_iter().find_map(header)?;
+    told.split(' ').next()
+}
 
 /// (commit_lsn, ordinal): the place of a row in its lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

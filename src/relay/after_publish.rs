@@ -19,8 +19,8 @@ use crate::nats::admin::Admin;
 use crate::pipeline::after_publish::{AfterPublish, Published, Row, Unseen, Waiting};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
-    KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER, RETRY_HEADER,
-    TABLE_HEADER, TAIL_HEADER, parse_header,
+    KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER, TABLE_HEADER,
+    parse_header, slot_of,
 };
 use crate::postgres::client::{Client, connect};
 use crate::postgres::published_rows::{PublishedRows, Refused, transactions};
@@ -368,9 +368,7 @@ impl Source {
     /// What a message of the stream is to the lane's tables. Of one that the configuration does not name, rows are left alone.
     fn published(&mut self, headers: Option<&HeaderMap>, body: &[u8]) -> Published {
         let header = |name: &str| Some(headers?.get(name)?.as_str());
-        let own = |name: &str| {
-            header(name).is_some_and(|value| value.split(' ').next() == Some(&self.slot))
-        };
+        let is_own = slot_of(header) == Some(self.slot.as_str());
         let row = || {
             let table = self.table(header(TABLE_HEADER))?;
             let id = event_id::of_headers(event_id::ID_HEADERS.map(header))
@@ -382,16 +380,12 @@ impl Source {
             (None, Some((of_slot, position))) if of_slot == self.slot => {
                 row().map(|row| Published::First(position, row))
             }
-            (Some(KIND_BACKFILL | KIND_RETRY | KIND_REPLAY), _)
-                if [TAIL_HEADER, RETRY_HEADER, POSITION_HEADER]
-                    .into_iter()
-                    .any(own) =>
-            {
+            (Some(KIND_BACKFILL | KIND_RETRY | KIND_REPLAY), _) if is_own => {
                 row().map(Published::Again)
             }
             _ => None,
         };
-        let is_event = header(KIND_HEADER).is_none() && own(POSITION_HEADER);
+        let is_event = header(KIND_HEADER).is_none() && is_own;
         if let Some(told) = header(TABLE_HEADER).filter(|_| published.is_none() && is_event) {
             self.passes_over(told);
         }
@@ -419,6 +413,7 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::position::TAIL_HEADER;
 
     fn of(headers: &[(&str, &str)]) -> Published {
         let mut map = HeaderMap::new();

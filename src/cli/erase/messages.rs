@@ -20,19 +20,11 @@ use crate::nats::stream;
 use crate::pipeline::dead_letter::remembered::Kept;
 use crate::pipeline::dead_letter::{DeadLetter, shown_id};
 use crate::pipeline::position::{
-    DEAD_LETTER_HEADER, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED,
-    POSITION_HEADER, REPLAY_HEADER, RETRY_HEADER, TABLE_HEADER, TAIL_HEADER,
+    KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED, REPLAY_HEADER,
+    TABLE_HEADER, slot_of,
 };
 use crate::pipeline::stored_event::StoredEvent;
 use crate::relay::settings::Settings;
-
-/// Headers that begin with the slot of who has published the message.
-const OF_SLOT: [&str; 4] = [
-    POSITION_HEADER,
-    TAIL_HEADER,
-    RETRY_HEADER,
-    DEAD_LETTER_HEADER,
-];
 
 /// By what a message is known as the aggregate's.
 #[derive(Debug)]
@@ -132,8 +124,7 @@ impl Wanted {
     /// What the message is, if it is the aggregate's.
     fn find(&self, headers: Option<&HeaderMap>, body: &[u8]) -> Option<Found> {
         let header = |name: &str| Some(headers?.get(name)?.as_str().to_owned());
-        let of_slot = OF_SLOT.into_iter().find_map(header);
-        let slot = of_slot.as_ref().and_then(|told| told.split(' ').next());
+        let slot = slot_of(|name| Some(headers?.get(name)?.as_str()));
         // A replay of the table has no place in a lane.
         let replayed = header(REPLAY_HEADER);
         let slot = slot.or_else(|| replayed::slot_of_table(replayed.as_deref()?));

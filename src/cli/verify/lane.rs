@@ -18,7 +18,7 @@ use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_ERASED, KIND_HEADER,
-    KIND_RETRY, POSITION_HEADER, Position, RETRY_HEADER, TABLE_HEADER, parse_header,
+    KIND_RETRY, POSITION_HEADER, Position, RETRY_HEADER, TABLE_HEADER, parse_header, slot_of,
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
@@ -242,6 +242,11 @@ impl LaneReading {
         let (kind, position) = match (kind, position) {
             (None, Some(position)) => (Kind::Event, position),
             (Some(KIND_DEAD_LETTER), Some(position)) => (Kind::DeadLetter, position),
+            // Of another lane, whose table may have the same ids.
+            (Some(_), _) if slot_of(header) != Some(self.slot.as_str()) => {
+                self.foreign += 1;
+                return Ok(());
+            }
             (Some(KIND_ADOPTED | KIND_ERASED), _) => {
                 self.marks += 1;
                 return Ok(());

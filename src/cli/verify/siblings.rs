@@ -15,8 +15,8 @@ use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream;
 use crate::pipeline::position::{
-    KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_RETRY, POSITION_HEADER, TABLE_HEADER,
-    parse_header,
+    KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER,
+    TABLE_HEADER, slot_of,
 };
 use crate::pipeline::record::telling;
 use crate::postgres::client::Client;
@@ -28,8 +28,6 @@ use crate::relay::settings::Settings;
 pub(super) struct Sibling {
     stream: String,
     slots: BTreeSet<String>,
-    /// It is the lane's own as well.
-    is_shared: bool,
 }
 
 /// The streams of the other shares, where the number of shares was changed.
@@ -52,11 +50,9 @@ pub(super) async fn of(
         let slots = streams.entry(record.stream).or_default();
         slots.insert(record.slot);
     }
-    let siblings = streams.into_iter().map(|(stream, slots)| Sibling {
-        is_shared: stream == settings.nats.stream,
-        stream,
-        slots,
-    });
+    let siblings = streams
+        .into_iter()
+        .map(|(stream, slots)| Sibling { stream, slots });
     Ok(siblings.collect())
 }
 
@@ -106,15 +102,14 @@ impl Sibling {
     /// What a message is to the lane, with its event's id; none where it is nothing, or where the lane's own reading has it.
     fn kind(&self, message: &Message) -> Option<(Kind, u128)> {
         let header = |name| header(message, name);
-        let is_theirs = || {
-            let told = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
-            told.is_some_and(|(slot, _)| self.slots.contains(slot))
-        };
+        if !slot_of(header).is_some_and(|slot| self.slots.contains(slot)) {
+            return None;
+        }
         let kind = match header(KIND_HEADER) {
-            None if is_theirs() => Kind::Sibling,
-            Some(KIND_BACKFILL | KIND_RETRY) if !self.is_shared => Kind::Sibling,
-            // It is theirs to retry.
-            Some(KIND_DEAD_LETTER) if !self.is_shared && is_theirs() => Kind::Replay,
+            None if header(POSITION_HEADER).is_some() => Kind::Sibling,
+            Some(KIND_BACKFILL | KIND_RETRY) => Kind::Sibling,
+            // The letter is theirs to retry.
+            Some(KIND_DEAD_LETTER | KIND_REPLAY) => Kind::Replay,
             _ => return None,
         };
         let headers = message.headers.as_ref();
