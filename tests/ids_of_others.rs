@@ -63,6 +63,24 @@ async fn holds(platform: &Platform, subjects: &str, count: usize) {
     reached.expect("the stream gets there in time");
 }
 
+/// Waits until a relay reads the slot, and so has looked at the tables.
+async fn streams(platform: &Platform) {
+    let query = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE active AND NOT temporary)";
+    let reached = async {
+        while !platform
+            .sql
+            .query_one(query, &[])
+            .await
+            .expect("slots")
+            .get::<_, bool>(0)
+        {
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    };
+    let reached = tokio::time::timeout(LIMIT, reached).await;
+    reached.expect("the relay gets there in time");
+}
+
 /// From now on commands are of the lane of this table.
 fn of_lane(platform: &mut Platform, table: &str) {
     platform.set("WALRELAY_POSTGRES_TABLE", &format!("public.{table}"));
@@ -128,8 +146,82 @@ async fn backfills_and_dead_letters_of_another_lane_count_for_no_row() {
     // Its own backfills it knows as such.
     platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
     let first = platform.relay();
+    insert(&platform, "one", "made", 1).await;
     has_rows(&platform, "one", 0).await;
     first.stop().await;
     second.stop().await;
     assert_eq!(rows(&platform, "two").await, 6);
+}
+
+/// The lane goes over to a table whose ids begin again: the first has published ids 1 to 10.
+async fn another_table() -> Platform {
+    let mut platform = Platform::servers().await;
+    make(&platform, "old").await;
+    platform.set("WALRELAY_POSTGRES_TABLE", "public.old");
+    platform.expect(&["setup"], 0).await;
+    let relay = platform.relay();
+    insert(&platform, "old", "made", 10).await;
+    platform.wait_for(10).await;
+    relay.stop().await;
+    make(&platform, "new").await;
+    insert(&platform, "new", "made", 5).await;
+    platform.set("WALRELAY_POSTGRES_TABLE", "public.new");
+    let sql = "ALTER PUBLICATION walrelay ADD TABLE new";
+    platform.sql.batch_execute(sql).await.expect("added");
+    platform
+}
+
+#[tokio::test]
+async fn messages_of_a_former_table_count_for_no_row() {
+    let platform = another_table().await;
+    // Also before a relay has looked.
+    let report = platform.verify(3).await;
+    assert_eq!(report["unjudged"]["count"], 5);
+    let relay = platform.relay();
+    streams(&platform).await;
+    insert(&platform, "new", "made", 1).await;
+    platform.wait_for(11).await;
+    let report = platform.verify(3).await;
+    for (kind, count) in [
+        ("unjudged", 5),
+        ("missing", 0),
+        ("doubled", 0),
+        ("phantom", 0),
+    ] {
+        assert_eq!(report[kind]["count"], count, "{kind}");
+    }
+    let said = platform.expect(&["verify"], 3).await;
+    assert!(
+        said.contains("5 rows cannot be judged: the stream has their ids of another table"),
+        "{said}"
+    );
+    let said = platform.expect(PRUNE, 1).await;
+    assert!(said.contains("ids of 5 rows of another table"), "{said}");
+    let said = platform.expect(&["backfill"], 0).await;
+    assert!(
+        said.contains("5 rows cannot be judged and are left out: the stream has their ids"),
+        "{said}"
+    );
+    platform.expect(&["backfill", "--unjudged"], 0).await;
+    let report = platform.verify(0).await;
+    assert_eq!((&report["rows"], &report["again"]), (&6.into(), &5.into()));
+    platform.expect(PRUNE, 0).await;
+    assert_eq!(rows(&platform, "new").await, 0);
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn rows_are_not_deleted_by_messages_of_a_former_table() {
+    let mut platform = another_table().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    let relay = platform.relay();
+    streams(&platform).await;
+    insert(&platform, "new", "made", 1).await;
+    // Its own row goes, behind all messages of the other table.
+    has_rows(&platform, "new", 5).await;
+    platform.expect(&["backfill", "--unjudged"], 0).await;
+    insert(&platform, "new", "made", 1).await;
+    has_rows(&platform, "new", 0).await;
+    relay.stop().await;
+    assert_eq!(platform.last_sequence().await, 17);
 }

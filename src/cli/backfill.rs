@@ -191,12 +191,20 @@ async fn missing(
 
 /// Says what is left out, and how much there is where nothing will be done about it.
 fn tell(args: &Args, found: &Missing, rows: impl Fn(u64) -> String, account: &mut Account) {
-    if found.unjudged > 0 && !args.unjudged {
+    let of_others =
+        "the stream has their ids of another table, which was the outbox before this one";
+    let removed = "the stream may have had their messages and removed them";
+    for (count, why) in [
+        (found.unjudged - found.former, removed),
+        (found.former, of_others),
+    ] {
+        if count == 0 || args.unjudged {
+            continue;
+        }
         let text = format_args!(
-            "{} cannot be judged and {} left out: the stream may have had their messages and removed them; walrelay verify names \
-             some, --unjudged publishes them too",
-            rows(found.unjudged),
-            is_or_are(found.unjudged)
+            "{} cannot be judged and {} left out: {why}; walrelay verify names some, --unjudged publishes them too",
+            rows(count),
+            is_or_are(count)
         );
         match args.json {
             true => stderr::line(text),

@@ -245,6 +245,14 @@ impl Prune<'_> {
                 is_or_are(found.rows.len() as u64),
                 lane.nats.stream
             );
+            ensure!(
+                found.former == 0,
+                "unjudged: stream {} has the ids of {} of another table, which was the outbox before this one, so nothing tells \
+                 whether these were published, and nothing was deleted: walrelay backfill --unjudged publishes them, or give \
+                 --without-comparison where nobody wants that",
+                lane.nats.stream,
+                counted_rows(found.former, lane, self.table)
+            );
             if found.unjudged > 0 {
                 self.letters_are_known(lane, found.unjudged).await?;
             }

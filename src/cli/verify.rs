@@ -302,6 +302,9 @@ impl<'a> Lane<'a> {
         }
         let named = record.map_or(&[][..], |record| &record.publications);
         let (name, state) = (&settings.nats.stream, &self.info.state);
+        let former = outbox.outboxes[table]
+            .tables
+            .former(found.oid, inspection.server.current_lsn);
         let recorded = record.filter(|record| {
             record.created == self.info.created && record.sequence <= state.last_seq
         });
@@ -323,7 +326,8 @@ impl<'a> Lane<'a> {
                 settings.message.table.as_deref(),
                 record,
                 rows.snapshot_lsn,
-            ),
+            )
+            .beside(former),
             recorded: recorded.and_then(|record| record.position),
             entries,
             pending_for: None,
@@ -367,7 +371,11 @@ async fn check(
         let mut tables: Vec<_> = settled
             .iter_mut()
             .flatten()
-            .map(|(_, it, _)| (it.settings.message.table.clone(), &mut it.entries))
+            .map(|(_, it, _)| siblings::OfTable {
+                name: it.settings.message.table.clone(),
+                former: it.lane.former(),
+                entries: &mut it.entries,
+            })
             .collect();
         let removed = sibling.read(&lane.nats, &mut tables).await?;
         for (_, comparison, _) in settled.iter_mut().flatten() {

@@ -71,6 +71,7 @@ pub mod sight;
 pub mod silence;
 pub mod tables;
 mod text;
+mod text_option;
 pub mod value;
 
 pub use crate::event::{event_id, position, stored_event, subject};

@@ -9,7 +9,7 @@ use super::history::{History, Switch};
 use super::position::{Lane, Position};
 use super::publications::PublicationName;
 use super::tables::Period;
-use super::text;
+use super::{text, text_option};
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -422,30 +422,6 @@ pub enum RecordError {
     /// Written by a later walrelay.
     #[error("the lane record has form {0}, this walrelay knows form {known}", known = LaneRecord::VERSION)]
     Version(u32),
-}
-
-mod text_option {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-    use std::fmt::Display;
-    use std::str::FromStr;
-
-    pub(super) fn serialize<T: Display, S: Serializer>(
-        value: &Option<T>,
-        s: S,
-    ) -> Result<S::Ok, S::Error> {
-        value.as_ref().map(ToString::to_string).serialize(s)
-    }
-
-    pub(super) fn deserialize<'de, T: FromStr, D: Deserializer<'de>>(
-        d: D,
-    ) -> Result<Option<T>, D::Error> {
-        Option::<String>::deserialize(d)?
-            .map(|text| {
-                text.parse()
-                    .map_err(|_| D::Error::custom(format!("{text:?} cannot be read")))
-            })
-            .transpose()
-    }
 }
 
 mod text_list {

@@ -7,7 +7,10 @@
 //! taken the name: the first rows of that one begin a new [`Period`]. So a table that is renamed and renamed back loses no
 //! row; and of a copy that takes the name, what was copied before is not published again.
 
-use super::text;
+use super::position::{
+    BACKFILL_HEADER, DEAD_LETTER_HEADER, POSITION_HEADER, RETRY_HEADER, parse_header,
+};
+use super::{text, text_option};
 use crate::table_name::TableName;
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
@@ -30,11 +33,22 @@ pub struct Period {
     /// The configuration named the outbox no more. Named again, it begins anew; its messages stay its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ended: bool,
+    /// What commits in front of this is of another table, which was the outbox before; none where no other one is known.
+    #[serde(default, with = "text_option", skip_serializing_if = "Option::is_none")]
+    pub alone_from: Option<PgLsn>,
 }
 
 impl Period {
     fn has_name(&self, schema: &str, table: &str) -> bool {
         self.schema == schema && self.table == table
+    }
+
+    /// [`Period::alone_from`] of the period behind this one, of the table with that OID from `from` on.
+    fn alone_before(&self, oid: u32, from: PgLsn) -> Option<PgLsn> {
+        match self.oid != oid && self.oid != 0 && oid != 0 {
+            true => Some(from),
+            false => self.alone_from,
+        }
     }
 
     /// The same, of an outbox that the configuration names no more.
@@ -129,6 +143,51 @@ pub struct Tables {
     periods: Vec<Period>,
 }
 
+/// Which messages of an outbox are of another table that was it before: the ids of the present one may begin again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Former {
+    /// What commits in front of this is of the other one.
+    from: PgLsn,
+    /// OID of the present one.
+    oid: u32,
+    /// Messages up to this sequence have positions in another history of the WAL, from before that.
+    adopted_sequence: u64,
+}
+
+impl Former {
+    /// The same, in a lane that was adopted behind that sequence.
+    #[must_use]
+    pub(crate) fn behind(self, adopted_sequence: u64) -> Self {
+        Former {
+            adopted_sequence,
+            ..self
+        }
+    }
+
+    /// Whether a message of the outbox, with these headers, is of another table, or nothing tells. A UUID is of one event, wherever its
+    /// row was copied.
+    pub(crate) fn has<'h>(
+        &self,
+        sequence: u64,
+        id: &str,
+        header: impl Fn(&'static str) -> Option<&'h str>,
+    ) -> bool {
+        if uuid::Uuid::try_parse(id).is_ok() {
+            return false;
+        }
+        if sequence <= self.adopted_sequence {
+            return true;
+        }
+        let mut places = [POSITION_HEADER, RETRY_HEADER, DEAD_LETTER_HEADER].into_iter();
+        if let Some(place) = places.find_map(&header) {
+            let place = parse_header(place);
+            return place.is_ok_and(|(_, position)| position.commit_lsn < self.from);
+        }
+        let oid = header(BACKFILL_HEADER).and_then(|told| told.split(' ').nth(1));
+        oid.and_then(|oid| oid.parse().ok()) != Some(self.oid)
+    }
+}
+
 /// What a relation is at an LSN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -150,6 +209,7 @@ impl Tables {
             oid,
             from: server_lsn,
             ended: false,
+            alone_from: None,
         };
         Tables {
             periods: vec![period],
@@ -182,7 +242,13 @@ impl Tables {
         }
         let is_known = |last: &Period| last.has_name(&now.schema, &now.table);
         if !periods.last().is_some_and(is_known) {
-            periods.push(now.clone());
+            let mut before = recorded.iter().rev();
+            let before = before.find(|it| it.outbox == now.outbox && it.oid != 0);
+            let alone_from = before.and_then(|before| before.alone_before(now.oid, now.from));
+            periods.push(Period {
+                alone_from,
+                ..now.clone()
+            });
         }
         let needless = periods
             .windows(2)
@@ -220,6 +286,25 @@ impl Tables {
         }
     }
 
+    /// What of the lane is of another table than the one that the catalog has by the configured name, at the end of the WAL.
+    pub(crate) fn former(&self, oid: u32, server_lsn: PgLsn) -> Option<Former> {
+        let from = match self.is_met(oid) {
+            true => self.current().alone_from?,
+            false => server_lsn,
+        };
+        Some(Former {
+            from,
+            oid,
+            adopted_sequence: 0,
+        })
+    }
+
+    /// Whether the table that the catalog has by the configured name is the one that the WAL had last, as far as it was read.
+    pub(crate) fn is_met(&self, oid: u32) -> bool {
+        let now = self.current();
+        now.oid == 0 || now.oid == oid
+    }
+
     /// Whether a verdict may change between a transaction that commits at `before` and one at `lsn` behind it.
     #[inline]
     pub(crate) fn changes_between(&self, before: PgLsn, lsn: PgLsn) -> bool {
@@ -231,6 +316,7 @@ impl Tables {
     pub(crate) fn succeed(&mut self, oid: u32, lsn: PgLsn) {
         let last = self.current().clone();
         self.periods.push(Period {
+            alone_from: last.alone_before(oid, lsn),
             oid,
             from: lsn,
             ..last

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use super::catalog::{Inspection, Table, inspect};
 use super::client::{Client, SqlError};
 use super::id_column::IdColumn;
+use super::replication::quote_literal;
 use super::settings::PostgresSettings;
 use crate::pipeline::after_publish::{AfterPublish, Row};
 use crate::postgres::row_security::{self, RowsHidden};
@@ -68,6 +69,21 @@ impl PublishedRows {
         self.0.iter().filter_map(|table| table.warning.as_deref())
     }
 
+    /// The name of a table that is another one by now, if there is one.
+    ///
+    /// # Errors
+    /// Postgres refuses, or the table is gone.
+    pub(crate) async fn replaced(&self, client: &Client) -> Result<Option<&TableName>, SqlError> {
+        for table in &self.0 {
+            let query = format!("SELECT {}", table.is_same());
+            let is_same: bool = client.query_one(&query, &[]).await?.try_get(0)?;
+            if !is_same {
+                return Ok(Some(&table.name));
+            }
+        }
+        Ok(None)
+    }
+
     /// Marks or deletes rows, those of each table at once. An id that the column's type does not take has no row.
     ///
     /// # Errors
@@ -105,6 +121,7 @@ pub(crate) struct Unsettled {
 #[derive(Debug)]
 struct OfTable {
     name: TableName,
+    oid: u32,
     statement: String,
     guard: &'static str,
     /// Which of them are settled already; empty where a settled row is gone.
@@ -177,6 +194,7 @@ impl OfTable {
         };
         Ok(OfTable {
             name: name.clone(),
+            oid: table.oid,
             statement,
             guard,
             settled,
@@ -207,20 +225,32 @@ impl OfTable {
         Ok((rows, unseen))
     }
 
+    /// SQL for "it is the table that was looked at": another one under the name may have the same ids.
+    fn is_same(&self) -> String {
+        let name = quote_literal(&self.name.to_string());
+        format!("{name}::regclass = {}::oid", self.oid)
+    }
+
     async fn run(&self, client: &Client, ids: &[&str]) -> Result<(u64, Vec<String>), SqlError> {
         let are_these = |ids: &[&str]| self.id_column.is_one_of(ids.iter().copied());
         let mut unseen = ids.to_vec();
         let statement = format!(
-            "{} WHERE {}{} RETURNING ({})::text",
+            "{} WHERE ({}){} AND {} RETURNING ({})::text",
             self.statement,
             are_these(&unseen),
             self.guard,
+            self.is_same(),
             self.id_column.text()
         );
         let done = client.query(&statement, &[]).await?;
         remove(&mut unseen, &done)?;
         if !self.settled.is_empty() && !unseen.is_empty() {
-            let query = format!("{}{}", self.settled, are_these(&unseen));
+            let query = format!(
+                "{}({}) AND {}",
+                self.settled,
+                are_these(&unseen),
+                self.is_same()
+            );
             remove(&mut unseen, &client.query(&query, &[]).await?)?;
         }
         let unseen = unseen.into_iter().map(str::to_owned);

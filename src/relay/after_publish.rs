@@ -5,28 +5,28 @@
 //! lane never waits for it, and what it cannot do yet waits in the stream, not in memory. What is due when is
 //! [`crate::pipeline::after_publish`]'s.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
-use async_nats::HeaderMap;
+use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use futures_util::{FutureExt as _, StreamExt as _};
 use serde::{Deserialize, Serialize};
 
 use crate::nats::admin::Admin;
-use crate::pipeline::after_publish::{AfterPublish, Published, Row, Unseen, Waiting};
-use crate::pipeline::event_id;
-use crate::pipeline::position::{
-    KIND_BACKFILL, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER, TABLE_HEADER,
-    parse_header, slot_of,
-};
+use crate::pipeline::after_publish::{AfterPublish, Row, Unseen, Waiting};
+use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
-use crate::postgres::published_rows::{PublishedRows, Refused, transactions};
+use crate::postgres::published_rows::{PublishedRows, Refused, Settled, transactions};
 use crate::relay::board::Board;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open;
 use crate::relay::settings::Settings;
+
+mod source;
+
+use source::Source;
 
 /// Rows in one statement.
 const BATCH_ROWS: usize = 1_000;
@@ -169,7 +169,25 @@ impl Settling {
         let lane = LaneClient::new(&nats, stream, slot)?;
         let info = lane.stream().await?;
         let record = lane.record().await?.record;
+        let inspection = inspect(&sql, &settings.postgres).await?;
+        let recorded = record.as_ref().map_or(&[][..], |record| &record.tables);
+        let outboxes = open::source(&inspection, settings)
+            .continued(recorded, 0.into())
+            .outboxes;
         let adopted = record.filter(|record| record.created == info.created);
+        let adopted_sequence = adopted.map_or(0, |record| record.adopted_sequence);
+        let mut source = Source::of(settings);
+        for (outbox, found) in outboxes.iter().zip(inspection.tables()) {
+            let oid = found.table.as_ref().map_or(0, |table| table.oid);
+            ensure!(
+                outbox.tables.is_met(oid),
+                "table {} is another one since, and the relay has not come to its first row yet",
+                outbox.tables.current().table
+            );
+            let former = outbox.tables.former(oid, inspection.server.current_lsn);
+            let former = former.map(|former| former.behind(adopted_sequence));
+            source.former.push(former);
+        }
         let stored = lane.settled().await?;
         let place_sequence = stored.as_ref().map_or(0, |message| message.seq);
         let place = stored
@@ -203,13 +221,13 @@ impl Settling {
         let (messages, unread) =
             consumed.with_context(|| format!("cannot read stream {stream}"))?;
         Ok(Settling {
-            source: Source::of(settings),
+            source,
             sql,
             rows,
             nats: nats.clone(),
             lane,
             messages,
-            waiting: Waiting::new(after, adopted.map_or(0, |record| record.adopted_sequence)),
+            waiting: Waiting::new(after, adopted_sequence),
             unseen: Unseen::default(),
             begun: Instant::now(),
             looked_at: place.sequence,
@@ -270,7 +288,7 @@ impl Settling {
         self.read_sequence = sequence;
         let published = self
             .source
-            .published(message.headers.as_ref(), &message.payload);
+            .published(sequence, message.headers.as_ref(), &message.payload);
         self.waiting.take(sequence, published);
         Ok(())
     }
@@ -282,7 +300,7 @@ impl Settling {
         let mut rows = self.look_again(now).await?;
         while let Some(due) = self.waiting.due(confirmed_lsn, BATCH_ROWS) {
             if !due.rows.is_empty() {
-                let settled = self.rows.settle(&self.sql, &due.rows).await?;
+                let settled = self.settle(&due.rows).await?;
                 rows += settled.rows;
                 if !settled.unseen.is_empty() {
                     let (_, xmax) = transactions(&self.sql).await?;
@@ -297,6 +315,17 @@ impl Settling {
         Ok(rows)
     }
 
+    /// Settles rows of the tables that were there at the beginning.
+    async fn settle(&self, rows: &[Row]) -> anyhow::Result<Settled> {
+        let settled = self.rows.settle(&self.sql, rows).await?;
+        if !settled.unseen.is_empty()
+            && let Some(name) = self.rows.replaced(&self.sql).await?
+        {
+            bail!("table {name} is another one now: its messages are told apart anew");
+        }
+        Ok(settled)
+    }
+
     /// Settles rows that were not seen before; how many.
     async fn look_again(&mut self, now: Duration) -> anyhow::Result<u64> {
         let due = self.unseen.due(now);
@@ -307,7 +336,7 @@ impl Settling {
         let mut rows = 0;
         let mut still = HashSet::new();
         for these in due.chunks(BATCH_ROWS) {
-            let settled = self.rows.settle(&self.sql, these).await?;
+            let settled = self.settle(these).await?;
             rows += settled.rows;
             still.extend(settled.unseen);
         }
@@ -343,123 +372,4 @@ async fn next(
 ) -> anyhow::Result<async_nats::jetstream::Message> {
     let next = async { Ok(messages.next().await.context("the consumer ended")??) };
     nats.allowed(next).await
-}
-
-/// Whose messages are meant.
-struct Source {
-    slot: String,
-    /// Names of the further tables, as messages tell them.
-    further: Vec<String>,
-    /// Others that messages of the lane tell.
-    unnamed: BTreeSet<String>,
-}
-
-impl Source {
-    fn of(settings: &Settings) -> Self {
-        let further = settings.postgres.further.iter();
-        let told = further.filter_map(|table| table.mapping.message.table.clone());
-        Source {
-            slot: settings.postgres.slot.clone(),
-            further: told.collect(),
-            unnamed: BTreeSet::new(),
-        }
-    }
-
-    /// What a message of the stream is to the lane's tables. Of one that the configuration does not name, rows are left alone.
-    fn published(&mut self, headers: Option<&HeaderMap>, body: &[u8]) -> Published {
-        let header = |name: &str| Some(headers?.get(name)?.as_str());
-        let is_own = slot_of(header) == Some(self.slot.as_str());
-        let row = || {
-            let table = self.table(header(TABLE_HEADER))?;
-            let id = event_id::of_headers(event_id::ID_HEADERS.map(header))
-                .or_else(|| event_id::of_body(body))?;
-            Some(Row { table, id })
-        };
-        let position = header(POSITION_HEADER).and_then(|value| parse_header(value).ok());
-        let published = match (header(KIND_HEADER), position) {
-            (None, Some((of_slot, position))) if of_slot == self.slot => {
-                row().map(|row| Published::First(position, row))
-            }
-            (Some(KIND_BACKFILL | KIND_RETRY | KIND_REPLAY), _) if is_own => {
-                row().map(Published::Again)
-            }
-            _ => None,
-        };
-        let is_event = header(KIND_HEADER).is_none() && is_own;
-        if let Some(told) = header(TABLE_HEADER).filter(|_| published.is_none() && is_event) {
-            self.passes_over(told);
-        }
-        published.unwrap_or(Published::Other)
-    }
-
-    /// Which table a message tells; none where the configuration does not name it.
-    fn table(&self, told: Option<&str>) -> Option<usize> {
-        match told {
-            None => Some(0),
-            Some(told) => Some(1 + self.further.iter().position(|name| name == told)?),
-        }
-    }
-
-    fn passes_over(&mut self, told: &str) {
-        if self.table(Some(told)).is_none() && self.unnamed.insert(told.to_owned()) {
-            tracing::warn!(
-                "the stream has events of table {told}, which the configuration names no more, so their rows stay: walrelay prune deletes \
-                 them once the table is named again"
-            );
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pipeline::position::TAIL_HEADER;
-
-    fn of(headers: &[(&str, &str)]) -> Published {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.insert(*name, *value);
-        }
-        let mut source = Source {
-            slot: "s".to_owned(),
-            further: vec!["public.orders".to_owned(), "public.audit".to_owned()],
-            unnamed: BTreeSet::new(),
-        };
-        source.published(Some(&map), br#"{"id":7}"#)
-    }
-
-    #[test]
-    fn only_this_lanes_events_are_rows_of_the_table() {
-        let position = "0/10:1".parse().expect("a position");
-        let seven = Row {
-            table: 0,
-            id: "7".to_owned(),
-        };
-        let own = (POSITION_HEADER, "s 0/10:1");
-        assert_eq!(of(&[own]), Published::First(position, seven.clone()));
-        let letter = (KIND_HEADER, "dead-letter");
-        assert_eq!(of(&[own, letter]), Published::Other);
-        // Another lane's table may have the same id.
-        assert_eq!(of(&[(POSITION_HEADER, "t 0/10:1")]), Published::Other);
-        assert_eq!(of(&[]), Published::Other);
-        let backfill = (KIND_HEADER, KIND_BACKFILL);
-        assert_eq!(of(&[backfill]), Published::Other);
-        assert_eq!(of(&[backfill, (TAIL_HEADER, "t 4")]), Published::Other);
-        assert_eq!(
-            of(&[backfill, (TAIL_HEADER, "s 4")]),
-            Published::Again(seven.clone())
-        );
-        // Each further table has ids of its own; of one that is not named nothing is known.
-        let audit = (TABLE_HEADER, "public.audit");
-        let second = Row { table: 2, ..seven };
-        assert_eq!(
-            of(&[own, audit]),
-            Published::First(position, second.clone())
-        );
-        assert_eq!(
-            of(&[backfill, (TAIL_HEADER, "s 4"), audit]),
-            Published::Again(second)
-        );
-        assert_eq!(of(&[own, (TABLE_HEADER, "public.gone")]), Published::Other);
-    }
 }

@@ -38,6 +38,8 @@ pub(super) struct Group {
     pending: u64,
     passed: u64,
     removed: u64,
+    /// Messages with ids of another table, which was the outbox before.
+    former: u64,
 }
 
 impl Group {
@@ -74,6 +76,7 @@ impl Group {
             Kind::Pending => self.pending += 1,
             Kind::Passed => self.passed += 1,
             Kind::Removed => self.removed += 1,
+            Kind::Former => self.former += 1,
         }
         if matches!(entry.kind(), Kind::Event | Kind::LaterEvent) {
             self.sequence = match self.sequence {
@@ -129,6 +132,8 @@ pub(super) struct Verdict {
     pub(super) unjudged: u64,
     /// The same, or an older row of the same id, which `--since` leaves out.
     pub(super) ambiguous: u64,
+    /// The same, but the id has a message of another table, which was the outbox before.
+    pub(super) former: u64,
     /// A dead letter that is open, and no retry that succeeded.
     pub(super) dead_lettered: u64,
     /// A dead letter that nobody wants published.
@@ -145,7 +150,12 @@ pub(super) struct Verdict {
 impl Verdict {
     /// Rows without a message.
     pub(super) fn unpublished(&self) -> u64 {
-        self.missing + self.pending + self.removed + self.unjudged + self.ambiguous
+        self.missing + self.pending + self.removed + self.unjudgeable()
+    }
+
+    /// Rows of which nothing tells whether they were published.
+    pub(super) fn unjudgeable(&self) -> u64 {
+        self.unjudged + self.ambiguous + self.former
     }
 }
 
@@ -197,6 +207,11 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
     let removed = part(group.removed);
     let known = part(group.passed + unretried);
     let ambiguous = part(ambiguous);
+    // Of a copy it is this row's, of ids that begin again it is not.
+    let former = match group.former {
+        0 => 0,
+        _ => part(u64::MAX),
+    };
     let unjudged = match whole.removed_max {
         0 => 0,
         _ => part(u64::MAX),
@@ -211,6 +226,7 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
         removed,
         unjudged,
         ambiguous,
+        former,
         dead_lettered,
         discarded,
         unretried,
@@ -222,8 +238,8 @@ pub(super) fn verdict(group: &Group, whole: &Whole) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::Kind::{
-        DeadLetter, Discarded, Event, Fill, LaterEvent, OlderRow, Passed, Pending, Reclaimed,
-        Removed, Replay, Retried, Row, Sibling, Unproven,
+        DeadLetter, Discarded, Event, Fill, Former, LaterEvent, OlderRow, Passed, Pending,
+        Reclaimed, Removed, Replay, Retried, Row, Sibling, Unproven,
     };
     use super::*;
 
@@ -243,6 +259,7 @@ mod tests {
         removed: 0,
         unjudged: 0,
         ambiguous: 0,
+        former: 0,
         dead_lettered: 0,
         discarded: 0,
         unretried: 0,
@@ -420,6 +437,17 @@ mod tests {
             ..removed
         };
         assert_eq!(judge(&[(Row, 5), (Row, 5), (Removed, 0)], &TRIMMED), both);
+    }
+
+    #[test]
+    fn a_message_of_a_former_table_tells_nothing_of_a_row() {
+        let former = |former| Verdict { former, ..FINE };
+        let judge = |entries: &[(Kind, u64)]| judge(entries, &WHOLE);
+        assert_eq!(judge(&[(Former, 20)]), FINE);
+        assert_eq!(judge(&[(Row, 5), (Former, 20)]), former(1));
+        assert_eq!(judge(&[(Row, 5), (Event, 21), (Former, 20)]), FINE);
+        assert_eq!(judge(&[(Row, 5), (Fill, 21), (Former, 20)]), FINE);
+        assert_eq!(judge(&[(Row, 5), (Passed, 0), (Former, 20)]), missing(1));
     }
 
     #[test]

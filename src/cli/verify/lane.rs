@@ -9,7 +9,7 @@ use async_nats::HeaderMap;
 use postgres_types::PgLsn;
 use std::collections::BTreeSet;
 
-use super::key::key;
+use super::key::{self, key};
 use super::sort::{Entries, Entry, Kind};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
@@ -22,6 +22,7 @@ use crate::pipeline::position::{
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
+use crate::pipeline::tables::Former;
 
 mod read;
 
@@ -51,6 +52,8 @@ pub(super) struct LaneReading {
     server_lsn: PgLsn,
     /// The order begins anew behind the lane's adoption.
     adopted_sequence: u64,
+    /// What is of another table, which was the outbox before.
+    former: Option<Former>,
     /// Up to here events without a position count: another relay published them.
     taken_over_sequence: u64,
     is_adopted: bool,
@@ -112,6 +115,7 @@ impl LaneReading {
             server_lsn: snapshot_lsn,
             adopted_sequence: of_stream(|record| record.adopted_sequence),
             taken_over_sequence: of_stream(|record| record.taken_over_sequence),
+            former: None,
             is_adopted: false,
             created: info.created.clone(),
             next: info.config.first_seq.max(1),
@@ -136,6 +140,16 @@ impl LaneReading {
             out_of_order: 0,
             misplaced: Vec::new(),
         }
+    }
+
+    /// With messages of another table, which was the outbox before.
+    pub(super) fn beside(mut self, former: Option<Former>) -> Self {
+        self.former = former.map(|former| former.behind(self.adopted_sequence));
+        self
+    }
+
+    pub(super) fn former(&self) -> Option<Former> {
+        self.former
     }
 
     async fn info(&self, nats: &Admin) -> anyhow::Result<StreamInfo> {
@@ -232,10 +246,17 @@ impl LaneReading {
             return Ok(());
         }
         let id = id_of(headers, body);
+        let former = self.former;
+        let is_former = |id: &str| former.is_some_and(|it| it.has(sequence, id, header));
         let letter = header(DEAD_LETTER_HEADER);
         if let Some(Told::Mark(letter, state)) = Told::of(&self.slot, kind, None, letter) {
-            return self.take_mark(sequence, (letter, state), body, entries);
+            return self.take_mark(sequence, (letter, state), is_former, body, entries);
         }
+        let is_former = id.is_some_and(|id| is_former(&key::text(id)));
+        let as_it_is = |kind| match is_former {
+            true => Kind::Former,
+            false => kind,
+        };
         if kind == Some(KIND_RETRY) {
             self.retries.extend(own(RETRY_HEADER));
         }
@@ -259,14 +280,14 @@ impl LaneReading {
                     _ => Kind::Replay,
                 };
                 if let Some(id) = id {
-                    entries.push(Entry::new(id, kind, sequence))?;
+                    entries.push(Entry::new(id, as_it_is(kind), sequence))?;
                 }
                 return Ok(());
             }
             (None, None) if id.is_some() && sequence <= self.taken_over_sequence => {
                 self.events += 1;
                 if let Some(id) = id {
-                    entries.push(Entry::new(id, Kind::Event, sequence))?;
+                    entries.push(Entry::new(id, as_it_is(Kind::Event), sequence))?;
                 }
                 return Ok(());
             }
@@ -287,8 +308,11 @@ impl LaneReading {
             (Kind::DeadLetter, id) => {
                 self.dead_letters += 1;
                 match id {
-                    Some(id) => entries.push(Entry::new(id, Kind::DeadLetter, sequence))?,
-                    None => self.dead_letters_without_id += 1,
+                    Some(id) if !is_former => {
+                        entries.push(Entry::new(id, Kind::DeadLetter, sequence))?;
+                    }
+                    // Its id is no row's of this table.
+                    _ => self.dead_letters_without_id += 1,
                 }
             }
             (_, Some(id)) => {
@@ -302,7 +326,7 @@ impl LaneReading {
                 } else {
                     Kind::Event
                 };
-                entries.push(Entry::new(id, kind, sequence))?;
+                entries.push(Entry::new(id, as_it_is(kind), sequence))?;
             }
             (_, None) => bail!(
                 "message {sequence} of stream {} carries position {position} and no id",
@@ -317,6 +341,7 @@ impl LaneReading {
         &mut self,
         sequence: u64,
         (letter, state): (Position, State),
+        is_former: impl Fn(&str) -> bool,
         body: &[u8],
         entries: &mut Entries,
     ) -> anyhow::Result<()> {
@@ -330,7 +355,7 @@ impl LaneReading {
         };
         // A retry is stored before its mark.
         let is_unproven = state == State::Retried && !self.retries.remove(&letter);
-        match mark.id.as_deref().map(key) {
+        match mark.id.as_deref().filter(|id| !is_former(id)).map(key) {
             Some(id) => {
                 entries.push(Entry::new(id, kind, sequence))?;
                 if is_unproven {

@@ -37,6 +37,8 @@ pub(in crate::cli) struct Missing {
     pub(in crate::cli) rows: OldestFirst,
     /// Rows that cannot be judged, whether they are among `rows` or not.
     pub(in crate::cli) unjudged: u64,
+    /// Those of them whose ids the stream has of another table, which was the outbox before.
+    pub(in crate::cli) former: u64,
     /// The stream was read up to this sequence.
     pub(in crate::cli) read_through: u64,
 }
@@ -63,18 +65,18 @@ pub(in crate::cli) async fn missing(
             anyhow::bail!("{not_held}");
         }
     }
-    let mut found: BTreeMap<usize, (OldestFirst, u64)> = BTreeMap::new();
+    let mut found: BTreeMap<usize, (OldestFirst, u64, u64)> = BTreeMap::new();
     let checked = check(&args, &lane, tables, |table, group, verdict| {
         if !found.contains_key(&table) {
             // Those of the tables before are complete.
             found
                 .values_mut()
-                .try_for_each(|(rows, _)| rows.put_away())?;
+                .try_for_each(|(rows, ..)| rows.put_away())?;
         }
-        let (rows, unjudged) = found.entry(table).or_default();
-        *unjudged += verdict.unjudged + verdict.ambiguous;
-        let is_wanted =
-            verdict.missing > 0 || with_unjudged && verdict.unjudged + verdict.ambiguous > 0;
+        let (rows, unjudged, former) = found.entry(table).or_default();
+        *unjudged += verdict.unjudgeable();
+        *former += verdict.former;
+        let is_wanted = verdict.missing > 0 || with_unjudged && verdict.unjudgeable() > 0;
         match is_wanted {
             true => rows.push(group.xmin_age, group.id),
             false => Ok(()),
@@ -86,10 +88,11 @@ pub(in crate::cli) async fn missing(
         if let Some(why) = report.in_the_way() {
             anyhow::bail!(why);
         }
-        let (rows, unjudged) = found.remove(table).unwrap_or_default();
+        let (rows, unjudged, former) = found.remove(table).unwrap_or_default();
         all.push(Missing {
             rows,
             unjudged,
+            former,
             read_through,
         });
     }

@@ -176,6 +176,9 @@ pub(super) struct Report {
     /// Unjudged only for an older row of the same id.
     #[serde(skip)]
     ambiguous: u64,
+    /// Unjudged only for a message of another table.
+    #[serde(skip)]
+    former: u64,
     /// Missing, and not told from the unjudged ones.
     #[serde(skip)]
     unnamed: u64,
@@ -238,6 +241,7 @@ impl Report {
             unfit,
             has_slot: settled != Settled::NoSlot,
             ambiguous: 0,
+            former: 0,
             unnamed: 0,
         }
     }
@@ -249,7 +253,8 @@ impl Report {
         self.discarded += verdict.discarded;
         self.unretried += verdict.unretried;
         self.ambiguous += verdict.ambiguous;
-        let unjudged = verdict.unjudged + verdict.ambiguous;
+        self.former += verdict.former;
+        let unjudged = verdict.unjudgeable();
         for (findings, count, example) in [
             (&mut self.missing, verdict.missing, Example::of_row(group)),
             (&mut self.unjudged, unjudged, Example::of_row(group)),
@@ -286,7 +291,7 @@ impl Report {
     /// Of the rows without a message at most `removed_max` can have had one that was removed: the others are missing,
     /// whichever they are.
     pub(super) fn explain(&mut self, removed_max: u64) {
-        let unjudged = self.unjudged.count - self.ambiguous;
+        let unjudged = self.unjudged.count - self.ambiguous - self.former;
         let missing = unjudged.saturating_sub(removed_max);
         self.unjudged.count -= missing;
         self.missing.count += missing;
@@ -428,7 +433,7 @@ impl Report {
                  positions, walrelay dead-letters retry publishes the event of each",
             ),
             (
-                self.unjudged.count - self.ambiguous.min(self.unjudged.count),
+                (self.unjudged.count).saturating_sub(self.ambiguous + self.former),
                 "rows cannot be judged: the stream may have had their messages and removed them; --since leaves older rows \
                  out, walrelay backfill --unjudged publishes them",
             ),
@@ -443,6 +448,11 @@ impl Report {
             (
                 self.rowless.count,
                 "events have no row, and rows are deleted from the table: nothing tells whether they ever had one",
+            ),
+            (
+                self.former,
+                "rows cannot be judged: the stream has their ids of another table, which was the outbox before this one; walrelay \
+                 backfill --unjudged publishes them",
             ),
             (
                 self.rows_without_id,

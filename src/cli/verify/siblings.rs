@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 
+use super::key;
 use super::lane::{MEMORY_LOOK_MESSAGES, id_of};
 use super::sort::{Entries, Entry, Kind, share_memory};
 use crate::nats::admin::Admin;
@@ -19,6 +20,7 @@ use crate::pipeline::position::{
     TABLE_HEADER, slot_of,
 };
 use crate::pipeline::record::telling;
+use crate::pipeline::tables::Former;
 use crate::postgres::client::Client;
 use crate::relay::lane_records;
 use crate::relay::settings::Settings;
@@ -28,6 +30,14 @@ use crate::relay::settings::Settings;
 pub(super) struct Sibling {
     stream: String,
     slots: BTreeSet<String>,
+}
+
+/// What is looked for of one table.
+pub(super) struct OfTable<'e> {
+    /// As its messages tell it; none of the lane's own.
+    pub(super) name: Option<String>,
+    pub(super) former: Option<Former>,
+    pub(super) entries: &'e mut Entries,
 }
 
 /// The streams of the other shares, where the number of shares was changed.
@@ -64,7 +74,7 @@ impl Sibling {
     pub(super) async fn read(
         &self,
         nats: &Admin,
-        tables: &mut [(Option<String>, &mut Entries)],
+        tables: &mut [OfTable<'_>],
     ) -> anyhow::Result<u64> {
         let info = stream::find(nats, &self.stream).await?.with_context(|| {
             format!(
@@ -86,14 +96,20 @@ impl Sibling {
             let told = header(&message, TABLE_HEADER);
             let mut of_table = tables
                 .iter_mut()
-                .filter(|(name, _)| name.as_deref() == told);
-            if let Some((_, entries)) = of_table.next()
+                .filter(|table| table.name.as_deref() == told);
+            if let Some(table) = of_table.next()
                 && let Some((kind, id)) = self.kind(&message)
             {
-                entries.push(Entry::new(id, kind, sequence))?;
+                let header = |name| header(&message, name);
+                let is_former = |it: Former| it.has(sequence, &key::text(id), header);
+                let kind = match table.former.is_some_and(is_former) {
+                    true => Kind::Former,
+                    false => kind,
+                };
+                table.entries.push(Entry::new(id, kind, sequence))?;
             }
             if sequence.is_multiple_of(MEMORY_LOOK_MESSAGES) && tables.len() > 1 {
-                share_memory(tables.iter_mut().map(|(_, entries)| &mut **entries))?;
+                share_memory(tables.iter_mut().map(|table| &mut *table.entries))?;
             }
         }
         Ok(removed)

@@ -51,10 +51,12 @@ pub(super) enum Kind {
     Passed,
     /// A row that the slot holds before the lane's first message in the stream, where messages were removed.
     Removed,
+    /// A message with the id of a row of another table, which was the outbox before; the number is its sequence.
+    Former,
 }
 
 impl Kind {
-    const ALL: [Kind; 15] = [
+    const ALL: [Kind; 16] = [
         Kind::Row,
         Kind::OlderRow,
         Kind::Event,
@@ -70,6 +72,7 @@ impl Kind {
         Kind::Pending,
         Kind::Passed,
         Kind::Removed,
+        Kind::Former,
     ];
 }
 
