@@ -32,7 +32,7 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 
-mod shares;
+pub(super) mod shares;
 
 pub(super) use shares::{each_lane, execute_all, server_version};
 

@@ -16,6 +16,7 @@ use indicatif::ProgressBar;
 use crate::bulk::fence::lives_there;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
+use crate::cli::setup::shares;
 use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
@@ -190,7 +191,7 @@ fn unchecked(error: anyhow::Error) -> Result<Exit, anyhow::Error> {
     if Exit::of_error(&error) == Exit::Usage {
         return Err(error);
     }
-    if error.is::<Unreadable>() || error.is::<Renamed>() {
+    if error.is::<Unreadable>() || error.is::<Renamed>() || error.is::<OtherNumber>() {
         stderr::line(format_args!("error: {error}"));
         return Ok(Exit::Failed);
     }
@@ -205,6 +206,11 @@ fn unchecked(error: anyhow::Error) -> Result<Exit, anyhow::Error> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}; nothing was compared: to read such a stream removes what is read")]
 struct Unreadable(String);
+
+/// The lane would be compared with rows of others.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct OtherNumber(String);
 
 /// A lane whose tables are compared with its stream.
 struct Lane<'a> {
@@ -223,6 +229,10 @@ impl<'a> Lane<'a> {
     async fn open(settings: &'a Settings) -> anyhow::Result<Self> {
         let client = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&client, &settings.postgres).await?;
+        let division = shares::division(&client, &settings.postgres).await?;
+        if let Some(other) = shares::other_number(&client, &settings.postgres, &division).await? {
+            return Err(OtherNumber(other.to_string()).into());
+        }
         let nats = Admin::connect(&settings.nats.connection).await?;
         let name = &settings.nats.stream;
         let info = stream::find(&nats, name)

@@ -13,6 +13,7 @@ use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::client::{Client, SqlError, connect};
 use crate::postgres::division::Division;
 use crate::postgres::findings::{Finding, Kind, Severity, refuse};
+use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::relay::settings::Settings;
@@ -59,10 +60,7 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
-    let division = match server_version(&client).await? {
-        ROW_FILTERS_SINCE.. => Division::look(&client, postgres).await?,
-        _ => Division::default(),
-    };
+    let division = division(&client, postgres).await?;
     let mut refusals = Vec::new();
     if postgres.share.is_some() {
         refusals = sibling_slots::others(&client, share, &division).await?;
@@ -71,24 +69,7 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         }
         refusals.extend(division.finding(share));
     }
-    let mut found = division.count();
-    // A publication that nobody reads divides nothing.
-    if found == Some(1) && slot_and_wal(&client, &share.slot(None)).await?.is_none() {
-        found = None;
-    }
-    if let Some(other) = found.filter(|other| *other != share.count) {
-        let wanted = share.count;
-        refusals.push(refuse(
-            Kind::RowFilter,
-            match other {
-                1 => format!("the outbox is not divided, and relay.shares is {wanted}"),
-                _ => format!("the outbox has {other} shares, and relay.shares is {wanted}"),
-            },
-            format!(
-                "set relay.shares = {other} in every configuration, or run walrelay reshard --shares {wanted}"
-            ),
-        ));
-    }
+    refusals.extend(other_number(&client, postgres, &division).await?);
     if postgres.share.is_none() {
         return Ok(refusals);
     }
@@ -97,6 +78,45 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         .collect();
     refusals.extend(sibling_slots::room(&client, &slots).await?);
     Ok(refusals)
+}
+
+/// How the outbox is divided; without row filters it is not.
+pub(crate) async fn division(
+    client: &Client,
+    postgres: &PostgresSettings,
+) -> Result<Division, SqlError> {
+    match server_version(client).await? {
+        ROW_FILTERS_SINCE.. => Division::look(client, postgres).await,
+        _ => Ok(Division::default()),
+    }
+}
+
+/// That the outbox has another number of shares than the settings say.
+pub(crate) async fn other_number(
+    client: &Client,
+    postgres: &PostgresSettings,
+    division: &Division,
+) -> Result<Option<Finding>, SqlError> {
+    let share = &postgres.any_share();
+    let wanted = share.count;
+    let found = division.count().filter(|found| *found != wanted);
+    let Some(found) = found else {
+        return Ok(None);
+    };
+    // A publication that nobody reads divides nothing.
+    if found == 1 && slot_and_wal(client, &share.slot(None)).await?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(refuse(
+        Kind::RowFilter,
+        match found {
+            1 => format!("the outbox is not divided, and relay.shares is {wanted}"),
+            _ => format!("the outbox has {found} shares, and relay.shares is {wanted}"),
+        },
+        format!(
+            "set relay.shares = {found} in every configuration, or run walrelay reshard --shares {wanted}"
+        ),
+    )))
 }
 
 /// As `server_version_num`.

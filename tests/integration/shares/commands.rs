@@ -96,3 +96,31 @@ async fn run_with_setup_looks_at_all_shares_first() {
         refused.stderr
     );
 }
+
+/// Rows of several shares, compared with what one lane has published, would look as if they were missing.
+#[tokio::test]
+async fn a_comparison_with_another_number_of_shares_is_refused() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    fixture.setup().await;
+    for (number, said) in [
+        (
+            "1",
+            "the outbox has 2 shares, and relay.shares is 1: set relay.shares = 2",
+        ),
+        (
+            "4",
+            "the outbox has 2 shares, and relay.shares is 4: set relay.shares = 2",
+        ),
+    ] {
+        fixture.set("WALRELAY_RELAY_SHARES", number);
+        for command in [&["verify"][..], &["backfill", "--dry-run"]] {
+            let refused = fixture.walrelay(command).await;
+            assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+            assert!(refused.stderr.contains(said), "{}", refused.stderr);
+        }
+    }
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    fixture.walrelay(&["verify"]).await.success();
+}
