@@ -316,7 +316,7 @@ impl Settling {
     }
 
     /// Settles rows of the tables that were there at the beginning.
-    async fn settle(&self, rows: &[Row]) -> anyhow::Result<Settled> {
+    async fn settle(&mut self, rows: &[Row]) -> anyhow::Result<Settled> {
         let settled = self.rows.settle(&self.sql, rows).await?;
         if !settled.unseen.is_empty()
             && let Some(name) = self.rows.replaced(&self.sql).await?

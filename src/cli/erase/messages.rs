@@ -320,6 +320,7 @@ pub(super) async fn erase(nats: &Admin, found: &Erased, erased: &mut Erased) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::position::POSITION_HEADER;
 
     #[test]
     fn a_message_is_found_by_its_aggregate_its_id_or_a_header() {
