@@ -72,6 +72,8 @@ pub enum Sourced {
     },
     /// It is not asked for.
     Passed,
+    /// It does not tell whether it is asked for.
+    Untold,
 }
 
 /// What has become of one that the source yielded.
@@ -91,4 +93,6 @@ pub enum Outcome<'a> {
     },
     /// It is not asked for.
     Passed,
+    /// It does not tell whether it is asked for.
+    Untold,
 }

@@ -9,7 +9,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use tokio_postgres::Row as SqlRow;
 
 use super::Sourced;
-use super::readdress::{Destination, Filter, Original};
+use super::readdress::{Asked, Destination, Filter, Original};
 use super::replayed::{self, header_value};
 use super::rows::{Occurred, Rows};
 use super::source::{Gap, Sink, Source, on_thread};
@@ -103,8 +103,12 @@ impl Reader {
         let mark = header_value(&self.to.replay, &self.name, place(us, &name));
         let lines = || parts.headers.clone();
         let item = self.to.item(&self.filter, original, &mark, lines);
-        let item = item.map_err(|why| Gap::new(&name, &why))?;
-        Ok(item.map_or(Sourced::Passed, Sourced::Item))
+        match item {
+            Ok(Asked::For(item)) => Ok(Sourced::Item(item)),
+            Ok(Asked::Not) => Ok(Sourced::Passed),
+            // The row itself may be one.
+            Ok(Asked::Untold(why)) | Err(why) => Err(Gap::new(&name, &why).into()),
+        }
     }
 }
 

@@ -125,6 +125,7 @@ impl Queue {
                     });
                 }
                 Sourced::Passed => each(Outcome::Passed),
+                Sourced::Untold => each(Outcome::Untold),
                 Sourced::Rejected { name, why } => each(Outcome::Rejected {
                     name: &name,
                     why: &why,

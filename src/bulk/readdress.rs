@@ -52,9 +52,20 @@ pub struct Original<'m> {
     pub body: Bytes,
 }
 
+/// Whether an event is asked for.
+#[derive(Debug)]
+pub enum Asked {
+    /// The message to publish.
+    For(Item),
+    /// It is not.
+    Not,
+    /// The message does not tell what is asked by; how to do without.
+    Untold(String),
+}
+
 impl Destination {
-    /// The message to publish, with `mark` as the value of [`REPLAY_HEADER`] and the original's own header `lines`; none where it is
-    /// not asked for.
+    /// The message to publish where it is asked for, with `mark` as the value of [`REPLAY_HEADER`] and the original's own header
+    /// `lines`.
     ///
     /// # Errors
     /// Why there is none.
@@ -64,7 +75,7 @@ impl Destination {
         original: Original<'_>,
         mark: &str,
         lines: impl FnOnce() -> String,
-    ) -> Result<Option<Item>, String> {
+    ) -> Result<Asked, String> {
         let Filter {
             event_types,
             aggregate_ids,
@@ -78,10 +89,12 @@ impl Destination {
                 StoredEvent::read(header, &original.body)
             }
         };
-        if !is_one_of(event_types, event.event_type.as_deref(), "type")?
-            || !is_one_of(aggregate_ids, event.aggregate_id.as_deref(), "aggregate")?
-        {
-            return Ok(None);
+        let by_type = is_one_of(event_types, event.event_type.as_deref(), "type");
+        let by_aggregate = is_one_of(aggregate_ids, event.aggregate_id.as_deref(), "aggregate");
+        match (by_type, by_aggregate) {
+            (Ok(true), Ok(true)) => {}
+            (Ok(false), _) | (_, Ok(false)) => return Ok(Asked::Not),
+            (Err(why), _) | (_, Err(why)) => return Ok(Asked::Untold(why)),
         }
         let mut subject = Vec::new();
         let value = |placeholder| value(&event, original.subject, placeholder);
@@ -92,7 +105,7 @@ impl Destination {
             return Err(self.takes_not(&text));
         }
         let marks = format!("{KIND_HEADER}: {KIND_REPLAY}\r\n{REPLAY_HEADER}: {mark}\r\n");
-        Ok(Some(Item {
+        Ok(Asked::For(Item {
             name: original.name,
             subject,
             headers: (marks + &lines()).into_bytes(),

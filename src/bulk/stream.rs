@@ -11,11 +11,11 @@ use async_nats::jetstream::Message;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::OrderedConfig;
 
+use super::Sourced;
 use super::publisher::STUCK_LIMIT;
-use super::readdress::{Destination, Filter, Original};
+use super::readdress::{Asked, Destination, Filter, Original};
 use super::replayed::header_value;
 use super::source::{Gap, Sink, Source, Unwanted, on_thread};
-use super::{Item, Sourced};
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
 use crate::nats::settings::ConnectionSettings;
@@ -174,8 +174,15 @@ impl Replayed {
             return Ok(Sourced::Passed);
         }
         match self.item(sequence, message) {
-            Ok(item) => Ok(item.map_or(Sourced::Passed, Sourced::Item)),
-            Err(why) => Err(Gap::new(&format!("message {sequence}"), &why)),
+            Ok(Asked::For(item)) => Ok(Sourced::Item(item)),
+            Ok(Asked::Not) => Ok(Sourced::Passed),
+            // What another relay has published is not made to tell it. In an event of this lane it is only not in the message.
+            Ok(Asked::Untold(_)) if header(message, POSITION_HEADER).is_none() => {
+                Ok(Sourced::Untold)
+            }
+            Ok(Asked::Untold(why)) | Err(why) => {
+                Err(Gap::new(&format!("message {sequence}"), &why))
+            }
         }
     }
 
@@ -199,8 +206,8 @@ impl Replayed {
         }
     }
 
-    /// Its message; none where it is not asked for.
-    fn item(&self, sequence: u64, message: &Message) -> Result<Option<Item>, String> {
+    /// Its message, where it is asked for.
+    fn item(&self, sequence: u64, message: &Message) -> Result<Asked, String> {
         let original = Original {
             name: format!("message {sequence}"),
             subject: &message.subject,

@@ -26,12 +26,21 @@ pub(super) struct Counts {
     pub(super) published: u64,
     /// What cannot be published.
     pub(super) rejected: u64,
+    /// What is left out, since it does not tell whether it is asked for.
+    #[serde(skip_serializing_if = "is_none")]
+    pub(super) untold: u64,
     /// Since the first one, on average.
     pub(super) rows_per_second: u64,
     /// At that rate; none where nothing tells.
     pub(super) seconds_left: Option<u64>,
     /// Nothing more is done.
     pub(super) done: bool,
+}
+
+/// Whether there are none of these.
+#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 /// A bar on a terminal, nothing elsewhere nor where a program reads JSON.
@@ -99,6 +108,10 @@ impl Progress {
         match outcome {
             Outcome::Published { .. } => counts.published += 1,
             Outcome::Passed => counts.total = counts.total.saturating_sub(1),
+            Outcome::Untold => {
+                counts.total = counts.total.saturating_sub(1);
+                counts.untold += 1;
+            }
             Outcome::Rejected { name, why } => {
                 counts.rejected += 1;
                 self.bar.suspend(|| {

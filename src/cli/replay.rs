@@ -50,6 +50,9 @@ deleted does not come.
 
 A broker that goes away while it publishes has a minute to come back.
 
+With --event-type or --aggregate-id, messages of another relay that tell no type or no aggregate,
+such as a poller's, are left out and counted.
+
 Its first event that cannot be published ends it, with what mends that: mostly the other stream
 does not take the event's subject.
 
@@ -167,7 +170,7 @@ async fn count(
     mut account: Account,
 ) -> anyhow::Result<Exit> {
     let mut shutdown = shutdown.clone();
-    let mut events = 0_u64;
+    let (mut events, mut untold) = (0_u64, 0_u64);
     let reached = plan.reached(nats).await?;
     if let Some(mut source) = plan.open(settings, reached.as_deref()).await? {
         loop {
@@ -185,6 +188,7 @@ async fn count(
                         stderr::line(format_args!("{name} cannot be published: {why}"));
                     }
                     Sourced::Passed => {}
+                    Sourced::Untold => untold += 1,
                 }
             }
         }
@@ -198,8 +202,19 @@ async fn count(
             counted(events, "event", "events")
         )),
     }
+    tell_untold(untold);
     account.close()?;
     Ok(Exit::Done)
+}
+
+/// Says what a filter could not be asked of.
+fn tell_untold(count: u64) {
+    if count > 0 {
+        stderr::line(format_args!(
+            "{} left out: another relay published them, and they do not tell what --event-type or --aggregate-id asks for",
+            counted(count, "message is", "messages are")
+        ));
+    }
 }
 
 async fn replay(
@@ -233,6 +248,7 @@ async fn replay(
     let Counts {
         published,
         rejected,
+        untold,
         ..
     } = progress.end(&mut account);
     let stopped = shutdown.is_sent();
@@ -245,6 +261,7 @@ async fn replay(
         account.line(format_args!("{published} published again{more}"));
     }
     account.close()?;
+    tell_untold(untold);
     done?;
     Ok(match rejected == 0 && !stopped {
         true => Exit::Done,

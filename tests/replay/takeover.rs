@@ -320,3 +320,69 @@ async fn a_dispatcher_that_is_stopped_is_taken_over_in_another_stream() {
     there.extend(fixture.stored_ids().await);
     all_once(committed, there);
 }
+
+/// What a dispatcher published without a type, before walrelay took the stream over.
+#[tokio::test]
+async fn what_tells_no_type_is_left_out_of_a_replay_by_type_and_counted() {
+    let fixture = bare().await;
+    let name = fixture.name.clone();
+    let subjects = [format!("{name}.>"), format!("walrelay.dead.{name}")];
+    let context = jetstream::new(fixture.nats.clone());
+    let config = by_hand(fixture.stream_name(), &subjects, 1);
+    context.create_stream(config).await.unwrap();
+    for number in 101..=103 {
+        let id = uuid(number);
+        let message = jetstream::message::PublishMessage::build()
+            .message_id(id.to_string())
+            .payload(format!("{{\"id\":\"{id}\",\"lesson\":{number}}}").into());
+        let sent = context.send_publish(format!("{name}.lesson"), message);
+        sent.await.unwrap().await.unwrap();
+    }
+    let made = ["setup", "--backfill"];
+    fixture.walrelay(&made).await.success();
+    let mut fixture = fixture;
+    let relay = fixture.run();
+    fixture.insert(1, 5).await;
+    fixture.holds(8).await;
+    relay.stop().await;
+
+    // No position goes across the takeover; the refusal names the time that does.
+    let refused = fixture
+        .walrelay(&["replay", "--dry-run", "--from", "0/1"])
+        .await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let (_, from) = refused.stderr.split_once("with --from ").expect("a time");
+    let from = from.split_once(' ').expect("more").0;
+    let of_type = ["--from", from, "--event-type", "lesson.published.v1"];
+    let dry = [&["replay", "--dry-run"], &of_type[..]].concat();
+    let dry = fixture.walrelay(&dry).await.success();
+    assert!(
+        dry.stdout.contains("5 events would be published"),
+        "{dry:?}"
+    );
+    for published in ["5 events are", "0 events are"] {
+        let done = [&["replay", "--yes"], &of_type[..]].concat();
+        let done = fixture.walrelay(&done).await.success();
+        assert!(done.stdout.contains(published), "{done:?}");
+        if published.starts_with('5') {
+            assert!(done.stderr.contains("3 messages are left out"), "{done:?}");
+        }
+        let replayed = fixture.stored_in(&crate::range::target(&fixture)).await;
+        let ids: Vec<Uuid> = replayed.iter().map(Stored::id).collect();
+        assert_eq!(ids, (1..=5).map(uuid).collect::<Vec<_>>());
+    }
+    // Without the filter they come.
+    let other = format!("{}_ALL", fixture.stream_name());
+    let all = [
+        "replay",
+        "--yes",
+        "--from",
+        from,
+        "--stream",
+        &other,
+        "--subject",
+        "all.{subject}",
+    ];
+    let all = fixture.walrelay(&all).await.success();
+    assert!(all.stdout.contains("8 events are"), "{all:?}");
+}

@@ -275,7 +275,7 @@ impl Closing<'_> {
         working.begin("publishing events");
         let (mut done, total) = (0, letters.len() as u64);
         let mut each = |outcome: Outcome<'_>| match outcome {
-            Outcome::Passed => {}
+            Outcome::Passed | Outcome::Untold => {}
             Outcome::Published { name } => retried.push(by_name[name].mark(None)),
             Outcome::Rejected { name, why } => {
                 self.failed = true;
@@ -303,7 +303,7 @@ impl Closing<'_> {
         }
         let source = letters::marks(&self.settings.postgres.slot, state, marks);
         let each = |outcome: Outcome<'_>| match outcome {
-            Outcome::Passed => {}
+            Outcome::Passed | Outcome::Untold => {}
             Outcome::Published { name } => self.account.line(format_args!("{name} {what}")),
             Outcome::Rejected { name, why } => {
                 self.failed = true;
