@@ -377,3 +377,39 @@ async fn a_row_that_nobody_sees_yet_is_marked_once_it_is_seen() {
     has(&platform, "dispatched_at IS NOT NULL", 1 + written).await;
     relay.stop().await;
 }
+
+/// Rows that were marked before "delete" stand before the events whose rows the relay deletes.
+#[tokio::test]
+async fn what_is_deleted_behind_rows_that_stay_is_no_phantom() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let said = platform.expect(&["run"], 1).await;
+    follow(&platform, &said).await;
+    let relay = platform.relay();
+    platform.insert(10).await;
+    has(&platform, "dispatched_at IS NOT NULL", 10).await;
+    keeps(&platform, 10).await;
+    relay.stop().await;
+    platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    let relay = platform.relay();
+    platform.insert(5).await;
+    platform.wait_for(15).await;
+    has(&platform, "true", 10).await;
+    // Beside the relay, without it, and by those who delete themselves.
+    for after_publish in ["delete", "mark", "keep"] {
+        platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", after_publish);
+        let report = platform.verify(0).await;
+        let count = |of: &str| report[of]["count"].as_u64().expect("a count");
+        assert_eq!((count("phantom"), count("rowless")), (0, 5), "{report}");
+    }
+    let said = platform.expect(&["verify"], 0).await;
+    assert!(said.contains("note: 5 events have no row"), "{said}");
+    relay.stop().await;
+
+    // Those that were marked stay, until somebody removes them.
+    platform.expect(&["prune", "--older-than", "0s"], 0).await;
+    has(&platform, "true", 0).await;
+    let report = platform.verify(0).await;
+    assert_eq!(report["rowless"]["count"], 0, "{report}");
+}
