@@ -158,6 +158,34 @@ async fn what_is_still_to_be_published_is_not_half_erased() {
     assert_eq!(receipt["streams"][0]["events"], json!([1, 3]));
 }
 
+/// An id that was another aggregate's before: `TRUNCATE … RESTART IDENTITY` gives each out again.
+#[tokio::test]
+async fn a_message_of_another_aggregate_stays_whatever_its_id() {
+    let platform = Platform::start().await;
+    let (one, other) = (Uuid::new_v4(), Uuid::new_v4());
+    let relay = platform.relay();
+    insert_of(&platform, one, TYPE, 2).await;
+    platform.wait_for(2).await;
+    let again = "CREATE TEMP TABLE before AS SELECT * FROM outbox_events";
+    platform.sql.batch_execute(again).await.expect("kept");
+    platform
+        .sql
+        .batch_execute("TRUNCATE outbox_events")
+        .await
+        .expect("emptied");
+    let again = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) \
+                 SELECT id, $1, event_type, payload_json FROM before";
+    let inserted = platform.sql.execute(again, &[&other]).await;
+    inserted.expect("inserted");
+    platform.wait_for(4).await;
+    let receipt = erase(&platform, other, &["--yes"], 0).await;
+    assert_eq!(receipt["rows"], 2);
+    assert_eq!(receipt["streams"][0]["events"], json!([3, 4]));
+    platform.message(1).await;
+    platform.message(2).await;
+    relay.stop().await;
+}
+
 /// Publishes all that there is again, from the stream or the table.
 async fn replay(platform: &Platform, source: &str, stream: &str) {
     let subject = format!("{stream}.{{event_type}}");

@@ -339,7 +339,7 @@ impl<'a> Erasing<'a> {
     /// What to look for.
     fn wanted(&self, ids: BTreeSet<String>) -> Wanted {
         let past_slots = self.past_slots.clone();
-        let wanted = Wanted::new(&self.id.shown, ids, &self.settings, past_slots);
+        let wanted = Wanted::new(&self.id, ids, &self.settings, past_slots);
         match &self.others {
             Some(others) => wanted.beside(others, &self.args.aggregate_id),
             None => wanted,

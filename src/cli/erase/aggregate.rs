@@ -9,7 +9,7 @@ use base64::prelude::{BASE64_STANDARD, Engine as _};
 use uuid::Uuid;
 
 use crate::cli::exit::UsageError;
-use crate::pipeline::bytes::id_of_bytes;
+use crate::pipeline::bytes::{base64, id_of_bytes};
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
@@ -17,8 +17,10 @@ use crate::table_name::quote_identifier;
 /// The id in one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct AggregateId {
-    /// As messages of the table show it.
-    pub(super) shown: String,
+    /// As messages of the table may show it.
+    pub(super) shown: BTreeSet<String>,
+    /// Messages show it in no other way than [`Self::shown`].
+    pub(super) is_exact: bool,
     /// SQL for "is a row of the aggregate", with [`Self::value`] as its one parameter.
     pub(super) is_it: String,
     /// Of that parameter, a text.
@@ -71,10 +73,10 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
         Some(number.to_string())
     };
     // A cast to a domain, or to a type with a length, may refuse a value or cut it.
-    let (shown, value, cast) = match column.base_type.as_str() {
+    let (shown, value, cast): (Vec<String>, String, String) = match column.base_type.as_str() {
         "uuid" => {
             let uuid = Uuid::try_parse(id).ok()?.to_string();
-            (uuid.clone(), uuid, format!("{name} = $1::text::uuid"))
+            (vec![uuid.clone()], uuid, format!("{name} = $1::text::uuid"))
         }
         "int2" | "int4" | "int8" => {
             let number = match column.base_type.as_str() {
@@ -82,31 +84,44 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
                 "int4" => whole(i64::from(i32::MIN)..=i64::from(i32::MAX))?,
                 _ => whole(i64::MIN..=i64::MAX)?,
             };
-            (number.clone(), number, format!("{name} = $1::text::int8"))
+            (
+                vec![number.clone()],
+                number,
+                format!("{name} = $1::text::int8"),
+            )
         }
         "bytea" => {
             let hex = hex_of(id)?;
             let cast = format!("{name} = decode(substr($1::text, 3), 'hex')");
-            (shown_bytes(&hex), hex, cast)
+            // In a header, 16 bytes are no UUID.
+            let base64 = String::from_utf8_lossy(&base64(hex.as_bytes())).into_owned();
+            (vec![shown_bytes(&hex), base64], hex, cast)
         }
-        "text" | "varchar" => (id.to_owned(), id.to_owned(), format!("{name} = $1::text")),
-        // Messages show its padding, and SQL does not count it.
+        "text" | "varchar" => (
+            vec![id.to_owned()],
+            id.to_owned(),
+            format!("{name} = $1::text"),
+        ),
+        // Messages show its padding only of a domain over it.
         "bpchar" => {
             let id = id.trim_end_matches(' ').to_owned();
-            let width = column.type_name.strip_prefix("character(");
-            let width = width.and_then(|rest| rest.strip_suffix(')')?.parse().ok());
-            let width = width.unwrap_or(0);
-            let shown = format!("{id:<width$}");
-            (shown, id, format!("{name}::text = $1::text"))
+            (vec![id.clone()], id, format!("{name}::text = $1::text"))
         }
         _ => (
-            id.to_owned(),
+            vec![id.to_owned()],
             id.to_owned(),
             format!("{name}::text = $1::text"),
         ),
     };
+    let is_exact = match column.base_type.as_str() {
+        "bpchar" => column.type_oid == column.base_oid,
+        // JSON has them in a form of its own.
+        "timestamptz" | "timestamp" | "json" | "jsonb" => false,
+        _ => true,
+    };
     Some(AggregateId {
-        shown,
+        shown: shown.into_iter().collect(),
+        is_exact,
         is_it: cast,
         value,
     })
@@ -179,10 +194,11 @@ mod tests {
             ("bytea", uuid, uuid, &hex),
             ("bytea", &hex, uuid, &hex),
             ("varchar", "Ä", "Ä", "Ä"),
-            ("character(3)", "a ", "a  ", "a"),
+            ("character(3)", "a ", "a", "a"),
         ] {
             let found = of_column(&column(base_type), given).expect(given);
-            assert_eq!((&*found.shown, &*found.value), (shown, value), "{given}");
+            assert!(found.shown.contains(shown), "{given}");
+            assert_eq!(found.value, value, "{given}");
         }
     }
 

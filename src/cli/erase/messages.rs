@@ -10,7 +10,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use serde::Serialize;
 
-use super::aggregate::shown_anywhere;
+use super::aggregate::{AggregateId, shown_anywhere};
 use super::tables::Others;
 use crate::bulk::replayed;
 use crate::counted::counted;
@@ -34,12 +34,15 @@ pub(super) struct Wanted {
     past_slots: BTreeSet<String>,
     /// Others write to the stream too, of other tables with ids of their own.
     is_shared: bool,
-    aggregate_id: String,
+    /// How messages may show the aggregate.
+    shown: BTreeSet<String>,
+    /// Messages show it in no other way.
+    is_exact: bool,
     /// The further table of the lane that its rows are in; none for the lane's own.
     table: Option<String>,
     /// Tables that are looked at by themselves; messages of all others are looked for too. None where they are not.
     beside: Option<Beside>,
-    /// Of its rows.
+    /// Of its rows: they count where a message does not tell its aggregate, since other rows may have had the same ids before.
     ids: BTreeSet<String>,
     /// Headers that tell the aggregate.
     headers: Vec<String>,
@@ -86,7 +89,7 @@ enum Found {
 
 impl Wanted {
     pub(super) fn new(
-        aggregate_id: &str,
+        aggregate: &AggregateId,
         ids: BTreeSet<String>,
         settings: &Settings,
         past_slots: BTreeSet<String>,
@@ -99,7 +102,8 @@ impl Wanted {
             slot: settings.postgres.slot.clone(),
             past_slots,
             is_shared: settings.nats.shared,
-            aggregate_id: aggregate_id.to_owned(),
+            shown: aggregate.shown.clone(),
+            is_exact: aggregate.is_exact,
             table: mapping.message.table.clone(),
             beside: None,
             ids,
@@ -171,20 +175,38 @@ impl Wanted {
                 None => (!is_named).then_some(Found::Untold),
             };
         }
-        let is_letter = what == Found::DeadLetter;
-        let is_wanted = |told: &String| match is_letter {
-            true => *told == shown_id(&self.aggregate_id),
-            false => *told == self.aggregate_id,
+        let tells = match aggregate_id {
+            Some(told) if what == Found::DeadLetter => {
+                Some(self.shown.iter().any(|id| shown_id(id) == told))
+            }
+            Some(told) => Some(self.shown.contains(&told)),
+            None => {
+                let told = self.headers.iter().filter_map(|name| header(name));
+                let told: Vec<bool> = told.filter_map(|told| self.told_by_header(&told)).collect();
+                (!told.is_empty()).then(|| told.contains(&true))
+            }
         };
-        let by_header = || {
-            let mut told = self.headers.iter().filter_map(|name| header(name));
-            // Where headers are JSON, a text is in quotes.
-            told.any(|told| told.trim_matches('"') == self.aggregate_id)
+        let is_found = match tells {
+            Some(true) => true,
+            Some(false) if self.is_exact => false,
+            _ => id.is_some_and(|id| self.ids.contains(&id)),
         };
-        let found = aggregate_id.as_ref().is_some_and(is_wanted)
-            || id.is_some_and(|id| self.ids.contains(&id))
-            || by_header();
-        found.then_some(what)
+        is_found.then_some(what)
+    }
+
+    /// Whether a header's value is the aggregate; none where it cannot be told.
+    fn told_by_header(&self, told: &str) -> Option<bool> {
+        // Where headers are JSON, a text is in quotes.
+        let unquoted: Option<String> = match told.starts_with('"') {
+            true => serde_json::from_str(told).ok(),
+            false => None,
+        };
+        if self.shown.contains(told) || unquoted.is_some_and(|told| self.shown.contains(&told)) {
+            return Some(true);
+        }
+        // Readers take blanks off the ends of a header's value.
+        let is_trimmed = self.shown.iter().any(|id| id.trim() == told);
+        (!is_trimmed).then_some(false)
     }
 }
 
@@ -328,7 +350,8 @@ mod tests {
             slot: "s".to_owned(),
             past_slots: BTreeSet::from(["gone".to_owned()]),
             is_shared: false,
-            aggregate_id: "a".to_owned(),
+            shown: BTreeSet::from(["a".to_owned()]),
+            is_exact: true,
             table: None,
             beside: None,
             ids: BTreeSet::from(["e1".to_owned()]),
@@ -375,6 +398,10 @@ mod tests {
             find(&[("id", "e2"), ("user", "\"a\"")], "anything"),
             Some(Found::Event)
         );
+        // Another row had the same id before.
+        let others = r#"{"id":"e1","aggregate_id":"b"}"#;
+        assert_eq!(find(&[], others), None);
+        assert_eq!(find(&[("id", "e1"), ("user", "b")], "anything"), None);
         // A payload may have a field of that name.
         assert_eq!(find(&[("id", "e2")], r#"{"aggregate_id":"a"}"#), None);
         let letter = (KIND_HEADER, KIND_DEAD_LETTER);
