@@ -13,6 +13,7 @@ use super::rows::{Looked, RowText, Rows, columns};
 use super::source::{AHEAD, Source};
 use super::{Item, Sourced};
 use crate::nats::api::StoredMessage;
+use crate::pipeline::dead_letter::same_row::is_another;
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
@@ -154,8 +155,15 @@ impl Reader {
             serde_json::from_slice(&message.data).context("it cannot be read")?;
         let outbox = self.outbox(position, message.header_text(TABLE_HEADER))?;
         let row = match outbox.in_table(&letter).await? {
+            Some(row) if is_another(&letter, &row.columns, &outbox.mapping) => {
+                let other = "the table has another row with its id, which was given out again, and the dead letter";
+                outbox.in_letter(&letter, &self.values, other)?
+            }
             Some(row) => row,
-            None => outbox.in_letter(&letter, &self.values)?,
+            None => {
+                let gone = "the table no longer has its row, and the dead letter";
+                outbox.in_letter(&letter, &self.values, gone)?
+            }
         };
         self.item_of_row(position, outbox, row)
     }
@@ -223,9 +231,14 @@ impl Outbox {
         }
     }
 
-    /// The row as the relay read it, where the dead letter has all of it that a message needs and that is not set anew.
-    fn in_letter(&self, letter: &DeadLetter, values: &Values) -> anyhow::Result<RowText> {
-        let gone = "the table no longer has its row, and the dead letter";
+    /// The row as the relay read it, where the dead letter has all of it that a message needs and that is not set anew; `gone` says
+    /// why it is not the table's.
+    fn in_letter(
+        &self,
+        letter: &DeadLetter,
+        values: &Values,
+        gone: &str,
+    ) -> anyhow::Result<RowText> {
         let row = letter.row.as_ref();
         let row = row.with_context(|| format!("{gone} does not hold it"))?;
         for name in columns(&self.mapping) {

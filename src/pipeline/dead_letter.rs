@@ -5,6 +5,7 @@
 //! in the lane, in the same stream, under a subject outside the events' root.
 
 pub mod remembered;
+pub(crate) mod same_row;
 pub mod state;
 
 use super::encoding::{Converted, Encoding};

@@ -211,7 +211,7 @@ pub(super) fn event_version(value: &[u8]) -> Result<&[u8], Reject> {
 }
 
 /// `2026-11-23 04:40:52.84613+00` (DateStyle ISO, TimeZone UTC) → `2026-11-23T04:40:52.846130Z`.
-pub(super) fn occurred_at(value: &[u8]) -> Result<[u8; OCCURRED_AT_LEN], Reject> {
+pub(crate) fn occurred_at(value: &[u8]) -> Result<[u8; OCCURRED_AT_LEN], Reject> {
     let local = value.strip_suffix(b"+00").unwrap_or(value);
     let mut written = *b"0000-00-00T00:00:00.000000Z";
     let shape_fits = local.len() >= 19

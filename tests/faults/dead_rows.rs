@@ -107,6 +107,53 @@ async fn a_deleted_row_is_whole_in_it_and_published_from_it() {
     relay.stop().await;
 }
 
+/// `TRUNCATE … RESTART IDENTITY` gives each id out again.
+#[tokio::test]
+async fn another_row_with_its_id_is_not_published_for_it() {
+    let mut fixture = on(None, Lane::FastIngest).await;
+    let relay = fixture.run();
+    insert(&fixture, "1", "has a space", "'{\"of\": \"one\"}'", true).await;
+    let large = "to_jsonb(repeat('x', 1500000))";
+    insert(&fixture, "2", "t", large, true).await;
+    let letters = messages(&fixture, 2).await;
+    let again = "TRUNCATE outbox_events;
+        INSERT INTO outbox_events SELECT 'acme', n::text, 'another', 't', 1, '2026-11-28 09:00+00', '{}'
+        FROM generate_series(1, 2) n";
+    fixture.sql.batch_execute(again).await.unwrap();
+    messages(&fixture, 4).await;
+    let set = ["--set", "event_type=t.v1"];
+    let [whole, cut] = [&letters[0], &letters[1]].map(|letter| letter.position.as_str());
+    let retry = [&["dead-letters", "retry", whole][..], &set].concat();
+    fixture.walrelay(&retry).await.success();
+    let event = messages(&fixture, 5).await.remove(4);
+    assert_eq!(event.kind.as_deref(), Some("retry"));
+    assert!(
+        event.body.contains(r#""aggregate_id":"a""#),
+        "{}",
+        event.body
+    );
+    assert!(event.body.contains(r#"{"of": "one"}"#), "{}", event.body);
+    let refused = fixture.walrelay(&["dead-letters", "retry", cut]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let said =
+        "the table has another row with its id, which was given out again, and the dead letter has";
+    assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    // One that was mended is still its own.
+    insert(&fixture, "3", "has a space", "'{}'", true).await;
+    let letter = messages(&fixture, 7).await.remove(6);
+    let mend = "UPDATE outbox_events SET event_type = 'mended' WHERE id = '3'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let retry = ["dead-letters", "retry", &letter.position];
+    fixture.walrelay(&retry).await.success();
+    let event = messages(&fixture, 8).await.remove(7);
+    assert!(
+        event.body.contains(r#""event_type":"mended""#),
+        "{}",
+        event.body
+    );
+    relay.stop().await;
+}
+
 /// The relay reads nothing while the table is asked for a row, and Postgres shuts down only once it is read to the end.
 #[tokio::test]
 async fn postgres_shuts_down_while_the_table_is_asked() {
