@@ -149,6 +149,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         tables: of_lane.map_or_else(Vec::new, |record| record.tables.clone()),
         publications: of_lane.map_or_else(Vec::new, |record| record.publications.clone()),
         switched_lsn: recorded_here.and_then(|record| record.across(&view.lane, &view.history)),
+        left: recorded_here.map_or_else(Vec::new, |record| record.left.clone()),
         ..LaneRecord::new(&view.lane, &view.history, stream, created)
     };
     lane_client.store_record(written, recorded).await?;

@@ -23,6 +23,7 @@ use crate::bulk::{Item, Outcome, Sourced};
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
 use crate::pipeline::position::{KIND_ERASED, KIND_HEADER};
+use crate::pipeline::record::Left;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
@@ -41,6 +42,7 @@ mod waiting;
 use aggregate::AggregateId;
 use messages::{Erased, Wanted};
 use receipt::Receipt;
+use streams::Places;
 use tables::{LeftOut, Others, Tables};
 
 /// Rows that are inserted meanwhile are erased too, for so many times.
@@ -55,8 +57,9 @@ Examples:
 
 It removes the aggregate's rows from the table and its messages from the stream: events and dead
 letters. nats-server overwrites each with noise. So it does in the streams that walrelay replay
-has made under any name, in mirrors, in streams that have this one as a source, and in those that
-walrelay move has left on the same NATS; other copies have to be named with --also-stream.
+has published to, in mirrors of all these, in streams that have one as a source, and in those that
+walrelay move has left on the same NATS; other copies have to be named with --also-stream. Where
+others write to such a stream too, their messages stay.
 
 The id is taken as messages show it, or as Postgres writes it. Tables in which no row can have it
 are named and left out. Messages of a table that the configuration names no more go too, as far as
@@ -169,6 +172,7 @@ async fn execute_one(
         of_unnamed: BTreeMap::new(),
         untold: BTreeMap::new(),
         unfinished_moves: BTreeSet::new(),
+        left_elsewhere: (erasing.iter().flat_map(|lane| lane.left.clone())).collect(),
         done: false,
     };
     let done = if args.dry_run {
@@ -290,6 +294,10 @@ struct Erasing<'a> {
     lane: LaneClient,
     table: String,
     streams: Vec<Erased>,
+    /// What it has left at other NATS'.
+    left: Vec<Left>,
+    /// The streams that the lane lives in, or has lived in.
+    lanes: Vec<String>,
     /// Slots of shares that are no more.
     past_slots: BTreeSet<String>,
 }
@@ -308,8 +316,9 @@ impl<'a> Erasing<'a> {
         let table = deletable(sql, found, &settings.postgres.table).await?;
         let id = AggregateId::of(table, &settings.postgres, &args.aggregate_id)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
-        lives_there(lane.record().await?.record.as_ref(), lane.stream_name())?;
-        let streams = streams::with_copies(nats, &lane, &args.also_stream).await?;
+        let record = lane.record().await?.record;
+        lives_there(record.as_ref(), lane.stream_name())?;
+        let Places { lanes, all } = streams::with_copies(nats, &lane, &args.also_stream).await?;
         Ok(Erasing {
             id_column: IdColumn::of(table, &settings.postgres),
             table: settings.postgres.table.to_string(),
@@ -323,7 +332,9 @@ impl<'a> Erasing<'a> {
             others: None,
             nats,
             lane,
-            streams: streams.into_iter().map(Erased::new).collect(),
+            streams: all.into_iter().map(Erased::new).collect(),
+            left: record.map_or_else(Vec::new, |record| record.left),
+            lanes,
             past_slots: BTreeSet::new(),
         })
     }
@@ -339,7 +350,8 @@ impl<'a> Erasing<'a> {
     /// What to look for.
     fn wanted(&self, ids: BTreeSet<String>) -> Wanted {
         let past_slots = self.past_slots.clone();
-        let wanted = Wanted::new(&self.id, ids, &self.settings, past_slots);
+        let lanes = self.lanes.clone();
+        let wanted = Wanted::new(&self.id, ids, &self.settings, lanes, past_slots);
         match &self.others {
             Some(others) => wanted.beside(others, &self.args.aggregate_id),
             None => wanted,
@@ -352,9 +364,11 @@ impl<'a> Erasing<'a> {
             if lane.slot() != self.lane.slot() {
                 self.past_slots.insert(lane.slot().to_owned());
             }
-            for stream in streams::with_copies(self.nats, &lane, &[]).await? {
-                if self.streams.iter().all(|known| known.stream() != stream) {
-                    self.streams.push(Erased::new(stream));
+            let Places { lanes, all } = streams::with_copies(self.nats, &lane, &[]).await?;
+            self.lanes.extend(lanes);
+            for place in all {
+                if (self.streams.iter()).all(|known| known.stream() != place.stream) {
+                    self.streams.push(Erased::new(place));
                 }
             }
         }
@@ -397,8 +411,7 @@ impl<'a> Erasing<'a> {
         wanted: &Wanted,
         lease: &Lease,
     ) -> anyhow::Result<()> {
-        let stream = self.streams[index].stream().to_owned();
-        let mut found = Erased::new(stream);
+        let mut found = Erased::new(self.streams[index].place());
         messages::find(self.nats, wanted, &mut found).await?;
         if found.stream() == self.settings.nats.stream {
             let recorded = self.recorded(found.last_in_lane()).await?;

@@ -99,6 +99,11 @@ impl Side {
     fn stream(&self) -> &str {
         &self.settings.nats.stream
     }
+
+    /// As a person gives them, without a login.
+    fn servers(&self) -> String {
+        self.settings.nats.connection.servers_text()
+    }
 }
 
 /// How far it is.
@@ -174,8 +179,7 @@ impl Move {
         }
         let from = Side::of(settings.clone()).await?;
         let to = Side::of(target(args, settings)?).await?;
-        let servers = |side: &Side| side.settings.nats.connection.servers_text();
-        let nats = Some(servers(&to)).filter(|there| *there != servers(&from));
+        let nats = Some(to.servers()).filter(|there| *there != from.servers());
         if nats.is_none() && to.stream() == from.stream() {
             bail!(UsageError(format!(
                 "--to-stream {}: the lane is there already",

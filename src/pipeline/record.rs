@@ -91,6 +91,19 @@ pub struct LaneRecord {
     /// The lane is on its way to another stream, or has gone there: no relay publishes by this record.
     #[serde(default)]
     pub moved: Option<Moved>,
+    /// Where `walrelay move` has brought it from on another NATS, the first one first: nobody has deleted what it has left there, for
+    /// all that is known here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left: Vec<Left>,
+}
+
+/// A stream at another NATS.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Left {
+    /// The stream.
+    pub stream: String,
+    /// The servers, without credentials.
+    pub nats: String,
 }
 
 /// What `walrelay move` has left in the record of a lane.
@@ -327,6 +340,7 @@ impl LaneRecord {
             retired: false,
             halted: None,
             moved: None,
+            left: Vec::new(),
         }
     }
 

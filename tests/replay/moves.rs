@@ -321,9 +321,11 @@ async fn to_another_nats() {
 
     let first = fixture.servers().nats.url();
     fixture.set("WALRELAY_NATS_URL", url.as_str());
+    let second = url.clone();
     fixture.nats = async_nats::connect(url).await.expect("it answers");
     let mut relay = fixture.run();
     relay.streams().await;
+    erase_names(&fixture, &stream, &first).await;
     goes_back(&fixture, &["move", "--yes", "--to-nats", &first]).await;
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     fixture.set("WALRELAY_NATS_URL", first.as_str());
@@ -333,4 +335,19 @@ async fn to_another_nats() {
     judge(&fixture, writer).await;
     goes_on(&fixture).await;
     relay.stop().await;
+    erase_names(&fixture, &stream, &second).await;
+}
+
+/// `erase` says where the lane has left a copy, and nowhere else.
+async fn erase_names(fixture: &Fixture, stream: &str, nats: &str) {
+    let query = "SELECT aggregate_id::text FROM outbox_events LIMIT 1";
+    let row = fixture.sql.query_one(query, &[]).await.expect("a row");
+    let id: &str = row.get(0);
+    let erase = ["erase", "--dry-run", "--json", "--aggregate-id", id];
+    let told = fixture.walrelay(&erase).await.success();
+    let receipt: serde_json::Value = serde_json::from_str(&told.stdout).expect("a receipt");
+    let left = serde_json::json!([{"stream": stream, "nats": nats}]);
+    assert_eq!(receipt["left_elsewhere"], left, "{receipt}");
+    let said = format!("nats stream rm {stream}");
+    assert!(told.stderr.contains(&said), "{}", told.stderr);
 }

@@ -11,6 +11,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use serde::Serialize;
 
 use super::aggregate::{AggregateId, shown_anywhere};
+use super::streams::Place;
 use super::tables::Others;
 use crate::bulk::replayed;
 use crate::counted::counted;
@@ -42,6 +43,8 @@ pub(super) struct Wanted {
     table: Option<String>,
     /// Tables that are looked at by themselves; messages of all others are looked for too. None where they are not.
     beside: Option<Beside>,
+    /// The streams of the lane: of what was replayed from there.
+    lanes: Vec<String>,
     /// Of its rows: they count where a message does not tell its aggregate, since other rows may have had the same ids before.
     ids: BTreeSet<String>,
     /// Headers that tell the aggregate.
@@ -60,6 +63,9 @@ struct Beside {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Erased {
     stream: String,
+    /// See [`Place::is_mixed`].
+    #[serde(skip)]
+    is_mixed: bool,
     /// Sequences of events.
     events: Vec<u64>,
     /// Sequences of dead letters. What was noted about them tells no more than the event's id, and stays.
@@ -92,6 +98,7 @@ impl Wanted {
         aggregate: &AggregateId,
         ids: BTreeSet<String>,
         settings: &Settings,
+        lanes: Vec<String>,
         past_slots: BTreeSet<String>,
     ) -> Self {
         let mapping = settings.mapping();
@@ -107,6 +114,7 @@ impl Wanted {
             table: mapping.message.table.clone(),
             beside: None,
             ids,
+            lanes,
             headers: headers.map(|extra| extra.name.clone()).collect(),
         }
     }
@@ -126,7 +134,7 @@ impl Wanted {
     }
 
     /// What the message is, if it is the aggregate's.
-    fn find(&self, headers: Option<&HeaderMap>, body: &[u8]) -> Option<Found> {
+    fn find(&self, headers: Option<&HeaderMap>, body: &[u8], is_mixed: bool) -> Option<Found> {
         let header = |name: &str| Some(headers?.get(name)?.as_str().to_owned());
         let slot = slot_of(|name| Some(headers?.get(name)?.as_str()));
         // A replay of the table has no place in a lane.
@@ -135,7 +143,8 @@ impl Wanted {
         let is_past = slot.is_some_and(|slot| self.past_slots.contains(slot));
         let is_own = match slot {
             Some(slot) => slot == self.slot,
-            None => !self.is_shared,
+            None if self.is_shared => false,
+            None => !is_mixed || self.is_replayed(replayed.as_deref()),
         };
         if !is_own && !is_past {
             return None;
@@ -194,6 +203,12 @@ impl Wanted {
         is_found.then_some(what)
     }
 
+    /// Whether a message was replayed from one of the lane's streams.
+    fn is_replayed(&self, mark: Option<&str>) -> bool {
+        let source = mark.and_then(replayed::source_of);
+        source.is_some_and(|source| self.lanes.iter().any(|stream| stream == source))
+    }
+
     /// Whether a header's value is the aggregate; none where it cannot be told.
     fn told_by_header(&self, told: &str) -> Option<bool> {
         // Where headers are JSON, a text is in quotes.
@@ -211,9 +226,10 @@ impl Wanted {
 }
 
 impl Erased {
-    pub(super) fn new(stream: String) -> Self {
+    pub(super) fn new(Place { stream, is_mixed }: Place) -> Self {
         Erased {
             stream,
+            is_mixed,
             events: Vec::new(),
             dead_letters: Vec::new(),
             outside: Vec::new(),
@@ -235,6 +251,14 @@ impl Erased {
                 _ => &mut self.of_unnamed,
             };
             *counts.entry(table).or_default() += 1;
+        }
+    }
+
+    /// Where it is, with nothing found yet.
+    pub(super) fn place(&self) -> Place {
+        Place {
+            stream: self.stream.clone(),
+            is_mixed: self.is_mixed,
         }
     }
 
@@ -301,7 +325,7 @@ pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> a
             break;
         }
         let headers = message.headers.as_ref();
-        let is = wanted.find(headers, &message.payload);
+        let is = wanted.find(headers, &message.payload, found.is_mixed);
         if let Some(is) = is {
             found.count(wanted, is, headers);
         }
@@ -355,9 +379,11 @@ mod tests {
             table: None,
             beside: None,
             ids: BTreeSet::from(["e1".to_owned()]),
+            lanes: vec!["S".to_owned()],
             headers: vec!["user".to_owned()],
         };
         find_in_a_stream_of_its_own(&wanted);
+        find_among_others(&wanted);
         // Another table's aggregate may have the same id.
         let body = r#"{"id":"e9","aggregate_id":"a"}"#;
         wanted.is_shared = true;
@@ -383,7 +409,20 @@ mod tests {
         for (name, value) in headers {
             map.insert(*name, *value);
         }
-        wanted.find(Some(&map), body.as_bytes())
+        wanted.find(Some(&map), body.as_bytes(), false)
+    }
+
+    fn find_among_others(wanted: &Wanted) {
+        let body = br#"{"id":"e1","aggregate_id":"a"}"#;
+        let find = |name: &str, value: &str| {
+            let mut map = HeaderMap::new();
+            map.insert(name, value);
+            wanted.find(Some(&map), body, true)
+        };
+        assert_eq!(find("user", "a"), None);
+        assert_eq!(find(POSITION_HEADER, "s 0/10:1"), Some(Found::Event));
+        assert_eq!(find(REPLAY_HEADER, "0a1b S 7"), Some(Found::Event));
+        assert_eq!(find(REPLAY_HEADER, "0a1b T 7"), None);
     }
 
     fn find_in_a_stream_of_its_own(wanted: &Wanted) {

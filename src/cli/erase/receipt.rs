@@ -11,6 +11,7 @@ use super::tables::LeftOut;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::counted::counted;
+use crate::pipeline::record::Left;
 
 /// What was removed; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,7 +36,10 @@ pub(super) struct Receipt {
     /// Moves to another NATS that were killed: it may have copies.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) unfinished_moves: BTreeSet<String>,
-    /// Nothing is left of it.
+    /// Streams that the lane has left at other NATS': they may have copies, which this NATS cannot tell.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) left_elsewhere: BTreeSet<Left>,
+    /// Nothing is left of it where it was looked for.
     pub(super) done: bool,
 }
 
@@ -65,6 +69,12 @@ impl Receipt {
             stderr::line(format_args!(
                 "{line} was killed, and may have copied messages of the aggregate: run it again, which removes them there; or, where \
                  it is given up, delete the stream at that NATS"
+            ));
+        }
+        for Left { stream, nats } in &self.left_elsewhere {
+            stderr::line(format_args!(
+                "the lane was moved here from NATS at {nats}: where stream {stream} is still there, it has the aggregate's messages, and \
+                 so have its replays and mirrors there. Delete it and them: nats stream rm {stream}"
             ));
         }
         let name = |table: &String| {

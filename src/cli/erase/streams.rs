@@ -3,6 +3,8 @@
 //! In: the lane, further names. Out: names of streams, each one from which messages may be erased. Guarantee: no stream in which
 //! another lane lives, whose place only its own record tells.
 
+use std::collections::BTreeSet;
+
 use anyhow::{bail, ensure};
 use async_nats::jetstream::stream::{Config, Info};
 use futures_util::TryStreamExt as _;
@@ -20,7 +22,25 @@ use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_records;
 use crate::relay::settings::Settings;
 
-/// The lane's stream first, then those that it has left, the replays and copies of all these, and those that were named.
+/// A stream that may have messages of the aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) stream: String,
+    /// Others write there too: only what tells the lane by a header is its own.
+    pub(super) is_mixed: bool,
+}
+
+/// The streams of a lane.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// Those that it lives in, or has lived in on this NATS.
+    pub(super) lanes: Vec<String>,
+    /// Its own first.
+    pub(super) all: Vec<Place>,
+}
+
+/// The lane's stream first, then those that it has left, the replays and copies of all these and of those again, and those that were
+/// named.
 ///
 /// # Errors
 /// Messages cannot be erased from one of them.
@@ -28,26 +48,37 @@ pub(super) async fn with_copies(
     nats: &Admin,
     lane: &LaneClient,
     named: &[String],
-) -> anyhow::Result<Vec<String>> {
+) -> anyhow::Result<Places> {
     let own = lane.stream_name();
     let jetstream = nats.jetstream();
     let all = async { Ok(jetstream.streams().try_collect().await?) };
     let all: Vec<Info> = nats.allowed(all).await?;
     let lanes = with_left(nats, lane, &all).await?;
+    let mut wanted: BTreeSet<String> = lanes.iter().chain(named).cloned().collect();
+    let mut mixed = BTreeSet::new();
+    add_copies(&all, &mut wanted, &mut mixed);
+    for Info { config, .. } in &all {
+        let name = &config.name;
+        if lanes.contains(name) {
+            continue;
+        }
+        unmoved(nats, lane, &lanes, name).await?;
+        if !wanted.contains(name)
+            && name != LANE_RECORD_STREAM
+            && is_replay(nats, lane, &lanes, name).await?
+        {
+            wanted.insert(name.clone());
+            mixed.insert(name.clone());
+        }
+    }
+    add_copies(&all, &mut wanted, &mut mixed);
     let mut streams = Vec::new();
     for Info { config, .. } in &all {
         let name = &config.name;
-        let is_lanes = lanes.contains(name);
-        if !is_lanes {
-            unmoved(nats, lane, &lanes, name).await?;
-        }
-        let is_wanted = is_lanes
-            || named.contains(name)
-            || name != LANE_RECORD_STREAM
-                && (is_copy(config, &lanes) || is_replay(nats, lane, &lanes, name).await?);
-        if !is_wanted {
+        if !wanted.contains(name) {
             continue;
         }
+        let is_lanes = lanes.contains(name);
         ensure!(
             !config.deny_delete,
             "stream {name} was made with deny_delete, which cannot be taken back, so nothing was erased: only its \
@@ -58,18 +89,52 @@ pub(super) async fn with_copies(
             "another lane lives in stream {name}, which has messages of {own}: run walrelay erase with that lane's configuration \
              for it, and then this one, or let that stream go"
         );
+        let place = Place {
+            stream: name.clone(),
+            is_mixed: mixed.contains(name),
+        };
         match name == own {
-            true => streams.insert(0, name.clone()),
-            false => streams.push(name.clone()),
+            true => streams.insert(0, place),
+            false => streams.push(place),
         }
     }
     for name in named.iter().map(String::as_str).chain([own]) {
         ensure!(
-            streams.iter().any(|found| found == name),
+            streams.iter().any(|found| found.stream == name),
             "there is no stream {name}"
         );
     }
-    Ok(streams)
+    Ok(Places {
+        lanes,
+        all: streams,
+    })
+}
+
+/// Adds the streams to which nats-server itself copies one of `wanted`, and the copies of these; to `mixed`, those that have messages
+/// from elsewhere too.
+fn add_copies(all: &[Info], wanted: &mut BTreeSet<String>, mixed: &mut BTreeSet<String>) {
+    loop {
+        let before = (wanted.len(), mixed.len());
+        for Info { config, .. } in all {
+            let mut origins = origins(config).peekable();
+            if origins.peek().is_none() || config.name == LANE_RECORD_STREAM {
+                continue;
+            }
+            let (known, unknown): (Vec<&str>, Vec<&str>) =
+                origins.partition(|of| wanted.contains(*of));
+            if known.is_empty() {
+                continue;
+            }
+            let is_new = wanted.insert(config.name.clone());
+            let has_others = !unknown.is_empty() || !config.subjects.is_empty();
+            if known.iter().any(|of| mixed.contains(*of)) || is_new && has_others {
+                mixed.insert(config.name.clone());
+            }
+        }
+        if before == (wanted.len(), mixed.len()) {
+            return;
+        }
+    }
 }
 
 /// The lane's stream, and those from which `walrelay move` has brought the lane there on this NATS.
@@ -112,11 +177,11 @@ async fn unmoved(
     }
 }
 
-/// Whether nats-server itself copies one of `streams` there.
-fn is_copy(config: &Config, streams: &[String]) -> bool {
-    let mirrored = config.mirror.as_ref().map(|of| &of.name);
-    let sources = config.sources.iter().flatten().map(|of| &of.name);
-    sources.chain(mirrored).any(|of| streams.contains(of))
+/// The streams from which nats-server itself copies to this one.
+fn origins(config: &Config) -> impl Iterator<Item = &str> {
+    let mirrored = config.mirror.as_ref().map(|of| of.name.as_str());
+    let sources = config.sources.iter().flatten().map(|of| of.name.as_str());
+    sources.chain(mirrored)
 }
 
 /// Where shares were that are no more: no relay goes on there, so no place of a lane has to be told.
@@ -141,14 +206,17 @@ pub(super) async fn of_shares_before(
     Ok(past)
 }
 
-/// Whether stream `name` begins with a replay: of one of `lanes` or of the slot's table, or of another lane in front of one of this
-/// slot, which has had the lease there. Where it begins with a message of this slot that is none, a person is told: it may be a copy that somebody has made by other means, or another database's.
+/// Whether stream `name` has a replay: a command of this slot has had the lease there, or it begins with one of `lanes` or of the
+/// slot's table. Where it begins with a message of this slot that is none, a person is told: it may be a copy that somebody has made by other means, or another database's.
 async fn is_replay(
     nats: &Admin,
     lane: &LaneClient,
     lanes: &[String],
     name: &str,
 ) -> anyhow::Result<bool> {
+    if has_had_lease(nats, lane, name).await? && !has_lane(nats, lane, name).await? {
+        return Ok(true);
+    }
     let stream = LaneClient::new(nats, name, "-")?;
     let lookup = Lookup::Next {
         from: 1,
@@ -161,8 +229,7 @@ async fn is_replay(
     if let Some(value) = first.header_text(REPLAY_HEADER) {
         let of = replayed::source_of(value);
         return Ok(lanes.iter().any(|stream| Some(stream.as_str()) == of)
-            || replayed::slot_of_table(value) == Some(slot)
-            || has_had_lease(nats, lane, name).await?);
+            || replayed::slot_of_table(value) == Some(slot));
     }
     let position = first.header_text(POSITION_HEADER);
     let of = position.and_then(|position| position.split(' ').next());

@@ -15,7 +15,7 @@ use crate::pipeline::dead_letter;
 use crate::pipeline::end_search::{Lookup, split_tail};
 use crate::pipeline::fault::Halt;
 use crate::pipeline::position::{KIND_HEADER, KIND_MOVED, Position, parse_header};
-use crate::pipeline::record::{HaltNote, LaneRecord, Moved};
+use crate::pipeline::record::{HaltNote, LaneRecord, Left, Moved};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::Client;
 use crate::postgres::processes::{self, Process};
@@ -149,6 +149,7 @@ impl Move {
             taken_over_sequence: before(gone.taken_over_sequence),
             halted: None,
             moved: None,
+            left: self.left(&gone),
             ..gone
         };
         let stored = self.to.lane.record().await?;
@@ -159,6 +160,20 @@ impl Move {
         );
         self.to.lane.store_record(arrived, stored.sequence).await?;
         Ok(())
+    }
+
+    /// What the lane has left at other NATS' by now.
+    fn left(&self, gone: &LaneRecord) -> Vec<Left> {
+        let mut left = gone.left.clone();
+        if let Some(nats) = &self.nats {
+            let is_there = |of: &Left| of.nats == *nats && of.stream == self.to.stream();
+            left.retain(|of| !is_there(of));
+            left.push(Left {
+                stream: self.from.stream().to_owned(),
+                nats: self.from.servers(),
+            });
+        }
+        left
     }
 
     /// Rows that are marked or deleted for the old stream's messages are so for their copies.

@@ -103,6 +103,7 @@ impl Engine {
             tables: self.tables(),
             publications: settings.epoch.publications.clone(),
             switched_lsn: self.switched_lsn,
+            left: (settings.record.as_ref()).map_or_else(Vec::new, |record| record.left.clone()),
             ..LaneRecord::new(
                 &settings.lane,
                 &settings.history,
