@@ -222,12 +222,12 @@ impl Rows {
         Parts::of(&row, &self.mapping)
     }
 
-    /// Asks for the rows with these ids, the oldest transaction first, and within it by id. Behind the columns of
+    /// Asks for the rows with ids of these names, the oldest transaction first, and within it by id. Behind the columns of
     /// [`Self::parts_of`] come each row's id and how many rows have it.
     ///
     /// # Errors
     /// As of tokio-postgres: who asks ahead of what is read says itself how long it waits.
-    pub(super) async fn ask(&self, ids: &[String]) -> Result<RowStream, tokio_postgres::Error> {
+    pub(super) async fn ask(&self, names: &[String]) -> Result<RowStream, tokio_postgres::Error> {
         let id = self.id_column.text();
         let count = match self.has_unique_id {
             true => "1::int8".to_owned(),
@@ -239,7 +239,8 @@ impl Rows {
              ORDER BY age(xmin) DESC, {id}",
             self.columns(),
             self.table,
-            self.id_column.is_one_of(ids.iter().map(String::as_str)),
+            self.id_column
+                .is_one_named(names.iter().map(String::as_str)),
         );
         let nothing: [&str; 0] = [];
         self.sql.query_raw(&query, nothing).await

@@ -9,6 +9,9 @@ use super::replication::quote_literal;
 use super::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
+/// OID of char(n).
+const BPCHAR_OID: u32 = 1042;
+
 /// What the name of an id begins with that is no plain one; the first [`HASH_DIGITS`] hexadecimal digits of its SHA-256 follow.
 pub(crate) const HASHED: &str = "sha256:";
 /// 96 bits: among 100 million texts, two share them once in ten trillion tables.
@@ -22,6 +25,7 @@ const BYTEA_OID: u32 = 17;
 pub(crate) struct IdColumn {
     name: String,
     is_bytes: bool,
+    is_padded: bool,
 }
 
 impl IdColumn {
@@ -32,28 +36,44 @@ impl IdColumn {
         IdColumn {
             name: quote_identifier(name),
             is_bytes: column.is_some_and(|column| column.base_oid == BYTEA_OID),
+            // The WAL tells a domain only, so its padding is in messages too.
+            is_padded: column.is_some_and(|column| column.type_oid == BPCHAR_OID),
         }
     }
 
     /// SQL for the id's text, as messages have it.
     pub(crate) fn text(&self) -> String {
         let name = &self.name;
-        match self.is_bytes {
-            true => format!(
+        match (self.is_bytes, self.is_padded) {
+            (true, _) => format!(
                 "CASE WHEN length({name}) = 16 THEN encode({name}, 'hex')::uuid::text \
                  ELSE translate(encode({name}, 'base64'), E'\\n', '') END"
             ),
-            false => name.clone(),
+            // Takes the padding off.
+            (_, true) => format!("{name}::text"),
+            _ => name.clone(),
         }
     }
 
-    /// SQL for "is one of these ids", given by themselves or by their names: in the column's own type, for its index, but for
-    /// names and bytes that are no UUID.
+    /// SQL for "is one of these ids": in the column's own type, for its index, but for bytes that are no UUID.
     pub(crate) fn is_one_of<'i>(&self, ids: impl Iterator<Item = &'i str>) -> String {
+        self.is_one(ids, |_| false)
+    }
+
+    /// As [`Self::is_one_of`], of ids that are given by their [names](super::id_name::name_of).
+    pub(crate) fn is_one_named<'i>(&self, names: impl Iterator<Item = &'i str>) -> String {
+        self.is_one(names, |name| name.starts_with(HASHED))
+    }
+
+    fn is_one<'i>(
+        &self,
+        ids: impl Iterator<Item = &'i str>,
+        is_hash: impl Fn(&str) -> bool,
+    ) -> String {
         let (mut own, mut texts, mut hashes) = (Vec::new(), Vec::new(), Vec::new());
         for id in ids {
             match Uuid::try_parse(id) {
-                _ if id.starts_with(HASHED) => hashes.push(element(id)),
+                _ if is_hash(id) => hashes.push(element(id)),
                 Ok(id) if self.is_bytes => own.push(element(&format!("\\x{}", id.simple()))),
                 Err(_) if self.is_bytes => texts.push(element(id)),
                 _ => own.push(element(id)),

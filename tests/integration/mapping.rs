@@ -278,6 +278,17 @@ async fn ids_of_any_text_or_bytes() {
             "payload",
             ["'0192F7A0-0000-7000-8000-000000000001'", "'{x'"],
         ),
+        // What looks like the name of another id is one by itself.
+        (
+            "text",
+            "envelope",
+            [
+                "'sha256:ba7816bf8f01cfea414140de'",
+                "'sha256:5feceb66ffc86f38d952786c6d696c79c2dbc239dd4e91b46729d73a27fb57e9'",
+            ],
+        ),
+        ("char(40)", "envelope", ["'abc'", "'ab c'"]),
+        ("char(40)", "payload", ["'abc'", "'abcd'"]),
         (
             "bytea",
             "cloudevents",

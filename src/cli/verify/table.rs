@@ -204,7 +204,7 @@ pub(super) async fn present(
         "SELECT {}::text FROM {} WHERE {}",
         id_column.text(),
         settings.table,
-        id_column.is_one_of(ids.iter().map(String::as_str))
+        id_column.is_one_named(ids.iter().map(String::as_str))
     );
     let rows = client.query(&query, &[]).await?;
     let keys = rows.iter().map(|row| Ok(key::key(row.try_get(0)?)));
