@@ -26,7 +26,7 @@ pub(crate) fn of_attribute(value: impl AsRef<str>) -> String {
         .into_owned()
 }
 
-/// A header's value that begins so is JSON: where headers are JSON, or where the id itself begins so.
+/// A header's value that begins so is JSON: where headers are JSON, or where the id itself begins so or has blanks at its ends.
 pub(crate) const JSON_BEGINS: [char; 2] = ['"', '{'];
 
 /// A string, or one with its schema, as Debezium writes it by default.

@@ -156,14 +156,17 @@ impl<'a> Event<'_, 'a> {
         self.get(Field::Id)?.ok_or(Reject::Null(Field::Id))
     }
 
-    /// `id: <value>`. What begins like JSON is always JSON, so that readers need no settings to tell an id.
+    /// `id: <value>`. What begins like JSON is always JSON, so that readers need no settings to tell an id; and so is what has blanks at
+    /// its ends, which they take off, or is nothing else.
     fn push_id_header(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
         let (kind, id) = self.id()?;
         headers.extend_from_slice(b"id: ");
         let begins_like_json = event_id::JSON_BEGINS
             .iter()
             .any(|&c| id.first() == Some(&(c as u8)));
-        if self.mapping.message.header_values == HeaderValues::Json || begins_like_json {
+        let is_whole = std::str::from_utf8(&id).is_ok_and(|id| !id.is_empty() && id.trim() == id);
+        if self.mapping.message.header_values == HeaderValues::Json || begins_like_json || !is_whole
+        {
             push_id(headers, kind, &id);
         } else {
             let text = id_text(kind, &id);

@@ -278,6 +278,9 @@ async fn ids_of_any_text_or_bytes() {
             "payload",
             ["'0192F7A0-0000-7000-8000-000000000001'", "'{x'"],
         ),
+        // Readers take blanks off a header's ends.
+        ("text", "payload", ["' both '", "E'tab\\t'"]),
+        ("text", "payload", ["'\u{a0}x'", "''"]),
         // What looks like the name of another id is one by itself.
         (
             "text",
