@@ -17,8 +17,10 @@ use crate::pipeline::dead_letter::same_row::is_another;
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
+use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, TABLE_HEADER};
+use crate::pipeline::value::is_json;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -154,14 +156,22 @@ impl Reader {
         let letter: DeadLetter =
             serde_json::from_slice(&message.data).context("it cannot be read")?;
         let outbox = self.outbox(position, message.header_text(TABLE_HEADER))?;
-        let row = match outbox.in_table(&letter).await? {
+        let in_table = match letter.kinds {
+            // It never had a row.
+            Some(_) => None,
+            None => outbox.in_table(&letter).await?,
+        };
+        let row = match in_table {
             Some(row) if is_another(&letter, &row.columns, &outbox.mapping) => {
                 let other = "the table has another row with its id, which was given out again, and the dead letter";
                 outbox.in_letter(&letter, &self.values, other)?
             }
             Some(row) => row,
             None => {
-                let gone = "the table no longer has its row, and the dead letter";
+                let gone = match letter.kinds {
+                    Some(_) => "it was written without a table, and the dead letter",
+                    None => "the table no longer has its row, and the dead letter",
+                };
                 outbox.in_letter(&letter, &self.values, gone)?
             }
         };
@@ -203,6 +213,14 @@ impl Reader {
     ) -> anyhow::Result<Item> {
         for (name, value) in &self.values {
             row.columns.insert(name.clone(), Some(value.clone()));
+            if let Some(kinds) = &mut row.kinds {
+                let is = kinds.entry(name.clone()).or_default();
+                let needs_json =
+                    matches!(*is, Kind::Json | Kind::Integer | Kind::Number | Kind::Truth);
+                if needs_json && !is_json(value.as_bytes()) {
+                    *is = Kind::Text;
+                }
+            }
         }
         let parts = outbox.rows.parts(&row)?;
         let mark = format!(
@@ -255,6 +273,7 @@ impl Outbox {
         Ok(RowText {
             columns: row.clone(),
             committed_at_us: letter.committed_at_us,
+            kinds: letter.kinds.clone(),
         })
     }
 }

@@ -71,6 +71,8 @@ pub(crate) struct RowText {
     pub(crate) columns: BTreeMap<String, Option<String>>,
     /// In µs since 2000-01-01 UTC.
     pub(crate) committed_at_us: i64,
+    /// What the values are, where it is not the table that tells.
+    pub(crate) kinds: Option<BTreeMap<String, Kind>>,
 }
 
 /// What a message is made of.
@@ -183,6 +185,7 @@ impl Rows {
         let mut found = RowText {
             columns: BTreeMap::new(),
             committed_at_us: row.try_get::<_, Us>(names.len())?.0,
+            kinds: None,
         };
         for (index, name) in names.into_iter().enumerate() {
             let bytes: Option<Stored<'_>> = row.try_get(index)?;
@@ -217,8 +220,17 @@ impl Rows {
         let own = self.mapping.columns.as_ref();
         let values = own.map(|value| value.column().map_or(Column::Null, column));
         let extras = self.mapping.extras().iter().map(|name| column(name));
-        let extras = self.extra_kinds.iter().copied().zip(extras).collect();
-        let row = Row::new(values, self.kinds, extras, row.committed_at_us);
+        let (kinds, extra_kinds) = match &row.kinds {
+            None => (self.kinds, self.extra_kinds.clone()),
+            Some(kinds) => {
+                let kind_of = |name: &str| kinds.get(name).copied().unwrap_or_default();
+                let names = self.mapping.extras().iter();
+                let own = own.map(|value| value.column().map_or(Kind::Text, kind_of));
+                (own, names.map(|name| kind_of(name)).collect())
+            }
+        };
+        let extras = extra_kinds.into_iter().zip(extras).collect();
+        let row = Row::new(values, kinds, extras, row.committed_at_us);
         Parts::of(&row, &self.mapping)
     }
 

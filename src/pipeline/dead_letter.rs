@@ -11,6 +11,7 @@ pub mod state;
 use super::encoding::{Converted, Encoding};
 use super::envelope::{self, Reject, shown};
 use super::fields::Field;
+use super::kind::Kind;
 use super::pgoutput::Column;
 use super::position::{KIND_DEAD_LETTER, KIND_HEADER, Position, REASON_HEADER};
 use super::row::Row;
@@ -49,6 +50,9 @@ pub struct DeadLetter {
     /// Every column that the server has sent, as text; none in a letter without room for their names, or of an older
     /// walrelay.
     pub row: Option<BTreeMap<String, Option<String>>>,
+    /// What the values are, by their columns, of a message that was written without a table; none of a row, whose table tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kinds: Option<BTreeMap<String, Kind>>,
     /// The columns that are not whole in `row`, with their length in bytes.
     pub truncated: BTreeMap<String, u64>,
 }
@@ -69,6 +73,8 @@ pub struct Rejected<'a> {
     pub row: &'a Row<'a>,
     /// All of it, by the columns' names.
     pub columns: &'a [(String, Column<'a>)],
+    /// What these are, where no table tells.
+    pub kinds: Option<BTreeMap<String, Kind>>,
     /// Where it stands.
     pub position: Position,
     /// Why it cannot be published.
@@ -127,6 +133,7 @@ impl DeadLetter {
             committed_at_us: row.committed_at_us,
             detail: rejected.reject.to_string(),
             row: Some(BTreeMap::new()),
+            kinds: rejected.kinds.clone(),
             truncated: BTreeMap::new(),
         };
         for (name, column) in rejected.columns {
@@ -190,6 +197,7 @@ impl DeadLetter {
         let cut = cut(self.clone(), room);
         let without_row = DeadLetter {
             row: None,
+            kinds: None,
             ..self.clone()
         };
         let only_id = DeadLetter {
@@ -286,6 +294,7 @@ mod tests {
         let rejected = Rejected {
             row: &row,
             columns: &columns,
+            kinds: None,
             position: "0/10:1".parse().expect("a position"),
             reject: &REJECT,
         };

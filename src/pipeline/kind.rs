@@ -2,8 +2,11 @@
 //!
 //! In: a Relation message's OIDs. Out: [`Kind`].
 
-/// What a column's text is, by its type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+use serde::{Deserialize, Serialize};
+
+/// What a column's text is, by its type. The names are those of dead letters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Any text: text, varchar, uuid, an enum, a domain, whatever has no kind of its own.
     #[default]

@@ -84,6 +84,14 @@ impl MessageRow {
             .collect()
     }
 
+    /// What its values are.
+    pub fn kinds(&self) -> BTreeMap<String, Kind> {
+        let kinds = self.values.iter();
+        kinds
+            .filter_map(|(name, value)| Some((name.clone(), value.as_ref()?.0)))
+            .collect()
+    }
+
     fn of(&self, name: Option<&str>) -> (Kind, Column<'_>) {
         match name.and_then(|name| self.values.get(name)?.as_ref()) {
             Some((kind, text)) => (*kind, Column::Text(text.as_bytes())),

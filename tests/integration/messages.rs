@@ -140,6 +140,43 @@ async fn messages_keep_their_place_among_rows() {
     fixture.walrelay(&["verify"]).await.success();
 }
 
+/// The table knows nothing of the kinds of its values, nor whether it could have its id.
+#[tokio::test]
+async fn a_letter_of_a_message_keeps_its_kinds() {
+    let mut fixture = with_messages().await;
+    fixture.set(
+        "WALRELAY_MESSAGE_FIELDS",
+        "{ tenant = 'aggregate_id', more = 'event_version' }",
+    );
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let content = |event_type: &str| {
+        let row = json!({"id": "no uuid", "aggregate_id": 7, "event_type": event_type, "event_version": 1,
+            "occurred_at": "2026-11-28T08:05:32+00:00", "payload_json": {"n": 1.50}});
+        format!("SELECT pg_logical_emit_message(true, 'outbox', '{row}')")
+    };
+    for event_type in ["a.b", "a b"] {
+        fixture
+            .sql
+            .batch_execute(&content(event_type))
+            .await
+            .unwrap();
+    }
+    fixture.holds(2).await;
+    relay.stop().await;
+    let place = fixture.stored().await[1].position.clone();
+    let retry = ["dead-letters", "retry", &place, "--set", "event_type=a.b"];
+    fixture.walrelay(&retry).await.success();
+    let stored = fixture.stored().await;
+    let retried = stored.iter().find(|it| it.kind.as_deref() == Some("retry"));
+    assert_eq!(retried.expect("its event").body, stored[0].body);
+    assert!(
+        stored[0].body.contains(r#""aggregate_id":7"#),
+        "{}",
+        stored[0].body
+    );
+}
+
 /// It is cut while it is read, and nothing else has it: no dead letter would hold it, and no id says which it was.
 #[tokio::test]
 async fn a_message_longer_than_a_frame_halts_and_is_passed() {

@@ -270,6 +270,7 @@ impl Engine {
             let rejected = Rejected {
                 row: &row,
                 columns: &columns,
+                kinds: None,
                 position,
                 reject: &reject,
             };
@@ -330,6 +331,7 @@ impl Engine {
             let rejected = Rejected {
                 row: &row,
                 columns: &columns,
+                kinds: Some(read.kinds()),
                 position,
                 reject: &reject,
             };
