@@ -20,14 +20,27 @@ pub async fn others(
 ) -> Result<Vec<Finding>, SqlError> {
     // What the publications say counts: a configuration may be older, or newer.
     let share = &share.of(division.count().unwrap_or(share.count));
-    let query = "SELECT slot_name::text FROM pg_catalog.pg_replication_slots WHERE database = current_database() ORDER BY 1";
+    let query = "SELECT slot_name::text, active FROM pg_catalog.pg_replication_slots WHERE database = current_database() ORDER BY 1";
     let mut found = Vec::new();
     for row in client.query(query, &[]).await? {
-        let slot: String = row.try_get(0)?;
+        let (slot, is_read): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
         let part = share.part_of_slot(&slot);
         let is_kept = part.is_some_and(|part| division.has(part))
             && (part != Some(None) || division.all_rows_beside(share).is_none());
-        if share.is_of_others(&slot) && !is_kept {
+        if share.is_of_others(&slot)
+            && !is_kept
+            && !is_of_another_outbox(client, share, division, part).await?
+        {
+            let until = "once it has published everything";
+            let remedy = match is_read {
+                // It may be another outbox's too.
+                true => format!("stop its relay {until}, and run this again"),
+                false => format!(
+                    "if no other outbox has this slot, run its relay and stop it {until}, and then run SELECT \
+                     pg_drop_replication_slot({});",
+                    quote_literal(&slot)
+                ),
+            };
             found.push(warn(
                 Kind::SlotMismatch,
                 format!(
@@ -35,14 +48,27 @@ pub async fn others(
                      too, and if there is none it keeps WAL for ever",
                     share.count
                 ),
-                format!(
-                    "stop its relay once it has published everything, and run SELECT pg_drop_replication_slot({});",
-                    quote_literal(&slot)
-                ),
+                remedy,
             ));
         }
     }
     Ok(found)
+}
+
+/// Whether the publication of this part's name carries other tables, and none of this outbox.
+async fn is_of_another_outbox(
+    client: &Client,
+    share: &Share,
+    division: &Division,
+    part: Option<Option<u32>>,
+) -> Result<bool, SqlError> {
+    let Some(part) = part.filter(|part| !division.has(*part)) else {
+        return Ok(false);
+    };
+    let query =
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_publication_tables WHERE pubname = $1::text)";
+    let row = client.query_one(query, &[&share.publication(part)]).await?;
+    Ok(row.try_get(0)?)
 }
 
 /// Whether the server has room for the slots of `names` that are missing.

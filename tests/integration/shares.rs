@@ -269,6 +269,34 @@ async fn another_number_of_shares_at_once_is_told() {
     relay.stop().await;
 }
 
+/// An outbox may have the name of another one with a number behind it.
+#[tokio::test]
+async fn the_slot_of_another_outbox_is_none_of_the_shares() {
+    let mut fixture = Fixture::bare().await;
+    let name = fixture.name.clone();
+    let other =
+        format!("CREATE TABLE other (id int); CREATE PUBLICATION \"{name}_5\" FOR TABLE other");
+    let slot = format!("SELECT pg_create_logical_replication_slot('{name}_5', 'pgoutput')");
+    for sql in [other, slot] {
+        fixture.sql.batch_execute(&sql).await.unwrap();
+    }
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    // By its slot alone, nothing tells whose it is.
+    let without = format!("DROP PUBLICATION \"{name}_5\"");
+    fixture.sql.batch_execute(&without).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let said = format!(
+        "if no other outbox has this slot, run its relay and stop it once it has published everything, and then run SELECT \
+         pg_drop_replication_slot('{name}_5');"
+    );
+    assert!(refused.stderr.contains(&said), "{}", refused.stderr);
+    let drop = format!("SELECT pg_drop_replication_slot('{name}_5');");
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    fixture.setup().await;
+}
+
 #[tokio::test]
 async fn a_server_without_room_for_all_slots_gets_none() {
     let settings = [("max_replication_slots", "3")];
