@@ -390,7 +390,7 @@ async fn record_slot(
         adopted_sequence: stream.state.last_seq,
         switched_lsn: recorded.and_then(|record| record.across(&lane, &history)),
         taken_over_sequence: if takes_over { stream.state.last_seq } else { 0 },
-        left: before.map_or_else(Vec::new, |record| record.left.clone()),
+        left: recorded.map_or_else(Vec::new, |record| record.left.clone()),
         ..LaneRecord::new(&lane, &history, name, &stream.created)
     };
     store.store_record(first, stored.sequence).await?;
