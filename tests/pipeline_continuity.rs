@@ -188,7 +188,15 @@ fn a_lane_that_has_published_nothing_begins_at_the_slot() {
 /// By what was written down when it was made; a record or what the process itself knows stands in for it.
 #[test]
 fn a_slot_that_may_have_passed_events_is_no_beginning() {
-    for begins in [None, Some(39), Some(41)] {
+    let unknown = Case {
+        lane_end: FoundEnd::Nothing,
+        last_sequence: 3,
+        record: None,
+        begins: None,
+        ..usual()
+    };
+    assert_eq!(unknown.good().start_lsn, PgLsn::from(40));
+    for begins in [Some(39), Some(41)] {
         let case = || Case {
             lane_end: FoundEnd::Nothing,
             last_sequence: 3,

@@ -52,20 +52,6 @@ pub fn payload(bytes: usize) -> String {
     format!(r#"{{"t": "{text}"}}"#)
 }
 
-/// Says, as `setup` does, where the slot begins: else setup and relay would ask what it has passed.
-async fn write_beginning(
-    sql: &tokio_postgres::Client,
-    publication: &str,
-    slot: &str,
-) -> anyhow::Result<()> {
-    let comment = format!(
-        "DO $do$ BEGIN EXECUTE (SELECT 'COMMENT ON PUBLICATION {publication} IS ' || \
-         quote_literal('walrelay: slot {slot} begins at ' || confirmed_flush_lsn) \
-         FROM pg_replication_slots WHERE slot_name = '{slot}'); END $do$"
-    );
-    Ok(sql.batch_execute(&comment).await?)
-}
-
 impl<'a> Lane<'a> {
     /// An empty outbox, with a publication and a slot in front of all that follows.
     pub async fn new(servers: &'a Servers, name: &str) -> anyhow::Result<Lane<'a>> {
@@ -88,7 +74,6 @@ impl<'a> Lane<'a> {
             &[&format!("{name}_0")],
         )
         .await?;
-        write_beginning(&sql, name, &format!("{name}_0")).await?;
         Ok(Lane {
             servers,
             name: name.to_owned(),
@@ -140,7 +125,6 @@ impl<'a> Lane<'a> {
             )
             .await
             .context("cannot copy the slot")?;
-        write_beginning(&self.sql, &self.name, &slot).await?;
         Ok(slot)
     }
 

@@ -149,9 +149,6 @@ pub(crate) async fn execute_until(
         limits.extend(version_limit(before, &table));
     }
     let made_lsn = make_slot(&client, &steps, settings, cancel, &mut account).await?;
-    if let Some(lsn) = made_lsn {
-        write_beginning(&client, &before, postgres, lsn).await?;
-    }
     let unpublished = rows
         .into_iter()
         .filter(|_| made_lsn.is_some() && !args.backfill);
@@ -165,7 +162,11 @@ pub(crate) async fn execute_until(
         apply(&client, &drop_slot(&postgres.slot)).await?;
         account.line("the replication slot is dropped again");
     }
-    let no_beginning = recorded.context("cannot write the lane's first record")?;
+    let begins = recorded.context("cannot write the lane's first record")?;
+    let begins_lsn = begins.as_ref().ok().copied().flatten();
+    if let Some(lsn) = made_lsn.or(begins_lsn) {
+        write_beginning(&client, &before, postgres, lsn).await?;
+    }
     account.close()?;
 
     let mut left = findings(&inspect(&client, postgres).await?, postgres);
@@ -175,10 +176,10 @@ pub(crate) async fn execute_until(
     let refusals = left
         .iter()
         .any(|finding| finding.severity == Severity::Refuse);
-    if let Some(halt) = &no_beginning {
+    if let Err(halt) = &begins {
         stderr::line(format_args!("error: walrelay run would halt: {halt}"));
     }
-    Ok(match refusals || no_beginning.is_some() {
+    Ok(match refusals || begins.is_err() {
         true => Exit::Failed,
         false => Exit::Done,
     })
@@ -312,9 +313,9 @@ async fn rows_before(
 /// Writes the lane's first record, so that `run` notices a slot that is not this one, and does not look for its own
 /// events among those that the stream holds already. A record that exists stays: it tells what was published before.
 ///
-/// A slot that was found may have published: it gets a record only beside a stream that never had a message, and where it is written
-/// down that it has passed nothing. In any other stream, the lane's last event tells `run` more than this record, which says not to
-/// look for it: what is held back would be published twice. Returns why `run` would halt.
+/// A slot that was found may have published: it gets a record only beside a stream that never had a message, and not where it is written
+/// down that it has passed something. In any other stream, the lane's last event tells `run` more than this record, which says not to
+/// look for it: what is held back would be published twice. Returns where a new lane begins, or why `run` would halt.
 ///
 /// Behind a lane that is at its end, as a share's is that was no more, epochs are counted on: a relay that has lived through both
 /// remembers the one before, and takes the record for younger.
@@ -327,14 +328,14 @@ async fn record_slot(
     made_lsn: Option<PgLsn>,
     takes_over: bool,
     account: &mut Account,
-) -> Result<Option<Halt>, anyhow::Error> {
+) -> Result<Result<Option<PgLsn>, Halt>, anyhow::Error> {
     let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
     let store = LaneClient::new(nats, name, slot)?;
     let stored = store.record().await?;
     let retired = stored.record.as_ref().is_some_and(|record| record.retired);
     if let Some(record) = stored.record.clone().filter(|record| !record.retired) {
         let Some(made_lsn) = made_lsn else {
-            return Ok(None);
+            return Ok(Ok(None));
         };
         let before = match u64::from(record.confirmed_lsn) {
             // The one before this was new as well.
@@ -357,7 +358,7 @@ async fn record_slot(
             };
             store.store_record(unexplained, stored.sequence).await?;
         }
-        return Ok(None);
+        return Ok(Ok(None));
     }
     let stream = stream::find(nats, name)
         .await?
@@ -367,8 +368,10 @@ async fn record_slot(
     let found = before.slot.as_ref();
     let found_lsn = found.and_then(|slot| slot.confirmed_flush_lsn);
     let found_lsn = found_lsn.filter(|_| is_new);
-    if let Some(confirmed_lsn) = found_lsn.filter(|lsn| Some(*lsn) != begins_lsn) {
-        return Ok(Some(Halt::NoBeginning {
+    if let (Some(confirmed_lsn), Some(begins_lsn)) = (found_lsn, begins_lsn)
+        && confirmed_lsn != begins_lsn
+    {
+        return Ok(Err(Halt::NoBeginning {
             slot: slot.clone(),
             stream: name.clone(),
             nats: settings.nats.connection.servers_text(),
@@ -378,7 +381,7 @@ async fn record_slot(
     }
     let is_free = found.is_some_and(|slot| slot.active_pid.is_none());
     let Some(confirmed_lsn) = made_lsn.or(found_lsn.filter(|_| is_free)) else {
-        return Ok(None);
+        return Ok(Ok(None));
     };
     let (identity, history) = identify(settings).await?;
     let lane = identity.lane(slot);
@@ -395,7 +398,7 @@ async fn record_slot(
     };
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");
-    Ok(None)
+    Ok(Ok(Some(confirmed_lsn)))
 }
 
 async fn identify(settings: &Settings) -> anyhow::Result<(SystemIdentity, History)> {

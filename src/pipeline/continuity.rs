@@ -341,19 +341,19 @@ fn check_confirmed(view: &StartView<'_>, lane_end: Option<&LaneEnd>) -> Result<(
     let explained = match view.record {
         _ if is_published || is_remembered => true,
         Some(record) => explains(record.confirmed_lsn, &record.history()),
-        // Without a record: a lane that has published nothing, from a slot that has passed nothing.
-        None => lane_end.is_none() && view.begins_lsn == Some(confirmed),
+        // Without a record: a lane that has published nothing, from a slot that has passed nothing as far as anybody knows.
+        None => lane_end.is_none() && view.begins_lsn.is_none_or(|lsn| lsn == confirmed),
     };
     if explained {
         return Ok(());
     }
-    if view.record.is_none() && lane_end.is_none() {
+    if let (None, None, Some(begins_lsn)) = (view.record, lane_end, view.begins_lsn) {
         return Err(Halt::NoBeginning {
             slot: view.lane.slot.clone(),
             stream: view.stream.to_owned(),
             nats: view.nats.to_owned(),
             confirmed_lsn: confirmed,
-            begins_lsn: view.begins_lsn,
+            begins_lsn,
         });
     }
     Err(Halt::ConfirmedUnexplained {

@@ -82,7 +82,7 @@ pub enum Halt {
         /// Where the server left the record's timeline; none while it is on it.
         switched_at: Option<PgLsn>,
     },
-    /// Nothing tells what the slot has passed: its events may be in another stream.
+    /// Nothing tells what became of the events that the slot has passed: they may be in another stream.
     NoBeginning {
         /// The slot.
         slot: String,
@@ -92,8 +92,8 @@ pub enum Halt {
         nats: String,
         /// Its confirmed LSN.
         confirmed_lsn: PgLsn,
-        /// Where it began, if that was written down.
-        begins_lsn: Option<PgLsn>,
+        /// Where it began.
+        begins_lsn: PgLsn,
     },
     /// The server's WAL ends before what was published.
     ServerBehind {
@@ -194,14 +194,10 @@ impl Halt {
                 begins_lsn,
                 ..
             } => {
-                let passed = begins_lsn.map_or_else(
-                    || "whether that is where it began, nothing tells".to_owned(),
-                    |lsn| format!("it began at {lsn}"),
-                );
                 format!(
-                    "slot {slot} is confirmed up to {confirmed_lsn} ({passed}), and stream {stream} has no event of it and no lane \
-                     record: what the slot has passed is in another stream or at another NATS, or it was lost here. Nothing was \
-                     published or confirmed"
+                    "slot {slot} began at {begins_lsn} and is confirmed up to {confirmed_lsn}, and stream {stream} has no event of it \
+                     and no lane record: what the slot has passed is in another stream or at another NATS, or it was lost here. \
+                     Nothing was published or confirmed"
                 )
             }
             Halt::ServerBehind {
@@ -346,9 +342,9 @@ impl Halt {
             Halt::NoBeginning { stream, nats, .. } => {
                 return format!(
                     "Where its events are in another stream, `walrelay move --to-stream {stream} --to-nats {nats}`, with the \
-                     configuration of that one, brings them here. Where nobody has read the slot, or to begin here all the same, \
-                     `walrelay adopt` goes on from the slot as it is; `walrelay verify` then names the rows that this stream \
-                     lacks, and `walrelay backfill` publishes them"
+                     configuration of that one, brings them here. To begin here all the same, `walrelay adopt` goes on from the \
+                     slot as it is; `walrelay verify` then names the rows that this stream lacks, and `walrelay backfill` \
+                     publishes them"
                 );
             }
             Halt::ServerBehind { .. } => {
