@@ -5,14 +5,12 @@
 
 use super::checked::{checked, invalid, required};
 use super::error::ConfigError;
-use super::keys::Key;
+use super::keys::{Key, PLACEHOLDER};
 use super::layers::Layers;
 use super::tables;
 use crate::postgres::share::Share;
 use crate::relay::settings::Settings;
 
-/// What stands for a share's number.
-pub(super) const PLACEHOLDER: &str = "{share}";
 /// Postgres has no more slots to give than this by any sane setting.
 const SHARES_MAX: u32 = 256;
 

@@ -7,10 +7,9 @@ use toml::Table;
 
 use super::checked::{checked, invalid, required};
 use super::error::ConfigError;
-use super::keys::{Entry, KEYS, Key};
+use super::keys::{Entry, KEYS, Key, PLACEHOLDER};
 use super::layers::Layers;
 use super::mapping;
-use super::shares::PLACEHOLDER;
 use crate::nats::stream::covers;
 use crate::nearest::nearest;
 use crate::pipeline::mapping::Mapping;

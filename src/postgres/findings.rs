@@ -16,6 +16,7 @@ pub(super) mod columns;
 mod needs;
 mod proposal;
 mod publication;
+mod put_anew;
 pub(crate) use publication::{not_held, under_another_name};
 mod server;
 pub(crate) mod shares;

@@ -3,6 +3,7 @@
 //! In: what the catalog has of publication and table. Out: findings. Guarantee: pure; no remedy takes another table out of the
 //! publication.
 
+use super::put_anew::put_anew;
 use super::{Finding, Kind, columns, refuse, shares, slot_misfit, warn};
 use crate::postgres::catalog::{Inspection, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
@@ -176,16 +177,6 @@ fn published_columns(
             ));
         }
     }
-}
-
-/// What puts the table into the publication with that filter and all columns. SET TABLE would take out what else the publication
-/// holds; between two transactions rows would be lost.
-pub(super) fn put_anew(settings: &PostgresSettings, filter: Option<&str>) -> String {
-    let (name, table) = (quote_identifier(&settings.publication), &settings.table);
-    let filter = filter.map_or_else(String::new, |filter| format!(" WHERE ({filter})"));
-    format!(
-        "BEGIN; ALTER PUBLICATION {name} DROP TABLE {table}; ALTER PUBLICATION {name} ADD TABLE {table}{filter}; COMMIT;"
-    )
 }
 
 /// A filter is three-valued: a row for which it is NULL is left out, by every share of a sharded outbox.

@@ -3,7 +3,7 @@
 //! In: the table, the publication's row filter, the share. Out: findings. Guarantee: pure; a filter that is no share's is refused,
 //! since rows might fall between the shares. One of another number of shares is not: the lanes are those that the publications make.
 
-use super::publication::put_anew;
+use super::put_anew::put_anew;
 use super::{Finding, Kind, refuse, warn};
 use crate::postgres::catalog::{Column, Server, Table};
 use crate::postgres::settings::PostgresSettings;
