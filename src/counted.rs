@@ -9,6 +9,7 @@ pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
 }
 
 /// What they do.
+#[cfg(feature = "cli")]
 pub(crate) fn is_or_are(count: u64) -> &'static str {
     match count {
         1 => "is",

@@ -65,7 +65,7 @@ pub struct Loaded {
     /// The file that was read.
     pub file: Option<PathBuf>,
     /// Files that have a secret.
-    pub(crate) secret_files: Vec<PathBuf>,
+    pub secret_files: Vec<PathBuf>,
     /// What people should know, without secrets.
     pub warnings: Vec<String>,
 }

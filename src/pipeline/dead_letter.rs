@@ -5,6 +5,7 @@
 //! in the lane, in the same stream, under a subject outside the events' root.
 
 pub mod remembered;
+#[cfg(feature = "cli")]
 pub(crate) mod same_row;
 pub mod state;
 

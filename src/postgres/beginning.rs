@@ -3,7 +3,9 @@
 //! In: the publication's comment. Out: the LSN from which the slot streams since it was made. Guarantee: a slot that stands there has
 //! passed nothing. Postgres itself keeps no such place (14 to 18): where `confirmed_flush_lsn` began, nothing tells once it has moved.
 
+#[cfg(feature = "cli")]
 use crate::postgres::replication::quote_literal;
+#[cfg(feature = "cli")]
 use crate::table_name::quote_identifier;
 use postgres_types::PgLsn;
 
@@ -21,11 +23,13 @@ pub(crate) fn read(comment: &str, slot: &str) -> Option<PgLsn> {
 }
 
 /// Whether the comment may be written over: somebody else's stays, and so does that of another slot.
+#[cfg(feature = "cli")]
 pub(crate) fn is_free(comment: Option<&str>, slot: &str) -> bool {
     comment.is_none_or(|comment| comment.starts_with(&words(slot)))
 }
 
 /// The statement that writes it down.
+#[cfg(feature = "cli")]
 pub(crate) fn comment_sql(publication: &str, slot: &str, lsn: PgLsn) -> String {
     let comment = quote_literal(&format!("{}{lsn}", words(slot)));
     format!(
@@ -35,6 +39,7 @@ pub(crate) fn comment_sql(publication: &str, slot: &str, lsn: PgLsn) -> String {
 }
 
 /// The same for a person to run behind the slot's creation.
+#[cfg(feature = "cli")]
 pub(crate) fn comment_by_hand_sql(publication: &str, slot: &str) -> String {
     let begin = format!(
         "COMMENT ON PUBLICATION {} IS ",
@@ -49,7 +54,7 @@ pub(crate) fn comment_by_hand_sql(publication: &str, slot: &str) -> String {
     )
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "cli"))]
 mod tests {
     use super::*;
 

@@ -17,7 +17,9 @@ mod needs;
 mod proposal;
 mod publication;
 mod put_anew;
-pub(crate) use publication::{not_held, under_another_name};
+#[cfg(feature = "cli")]
+pub(crate) use publication::not_held;
+pub(crate) use publication::under_another_name;
 mod server;
 pub(crate) mod shares;
 

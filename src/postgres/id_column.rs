@@ -61,6 +61,7 @@ impl IdColumn {
     }
 
     /// As [`Self::is_one_of`], of ids that are given by their [names](super::id_name::name_of).
+    #[cfg(feature = "cli")]
     pub(crate) fn is_one_named<'i>(&self, names: impl Iterator<Item = &'i str>) -> String {
         self.is_one(names, |name| name.starts_with(HASHED))
     }

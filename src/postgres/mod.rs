@@ -40,6 +40,7 @@ pub mod attempts;
 pub mod auth_watch;
 pub mod backend;
 pub(crate) mod beginning;
+#[cfg(feature = "cli")]
 pub(crate) mod cast;
 pub mod catalog;
 pub mod client;

@@ -87,6 +87,7 @@ fn add(inspection: &Inspection, settings: &PostgresSettings) -> String {
 }
 
 /// What to say to a command that goes by the publication, where that does not hold the table.
+#[cfg(feature = "cli")]
 pub(crate) fn not_held(inspection: &Inspection, settings: &PostgresSettings) -> Option<String> {
     let mend = match &inspection.publication {
         Some(publication) if publication.entry.is_some() => return None,
