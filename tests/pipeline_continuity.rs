@@ -440,6 +440,7 @@ fn a_confirmed_lsn_must_be_explained() {
             confirmed: 60,
             lane_end: FoundEnd::Nothing,
             record: None,
+            begins: Some(60),
             ..usual()
         }
         .plan()

@@ -382,10 +382,14 @@ async fn two_backfills_of_a_row_are_a_double() {
     platform.insert(5).await;
     platform.relay_until(5).await;
     let (_, body) = platform.message(2).await;
+    let oid = "SELECT 'walrelay ' || 'outbox_events'::regclass::oid";
+    let of_lane = platform.sql.query_one(oid, &[]).await.unwrap();
+    let of_lane: String = of_lane.get(0);
     let fill = async || {
         let body = body.clone();
         let mut headers = HeaderMap::new();
         headers.insert("Walrelay-Kind", "backfill");
+        headers.insert("Walrelay-Backfill", of_lane.as_str());
         platform
             .publish("outbox.lesson.published.v1", headers, body)
             .await
