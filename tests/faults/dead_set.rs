@@ -2,23 +2,8 @@
 
 use serde_json::json;
 
-use crate::lane::{Lane, set_up};
-use crate::support::{Fixture, Output, Stored, eventually, insert_sql, uuid};
-
-/// The dead letters, once there are so many.
-async fn letters(fixture: &Fixture, count: usize) -> Vec<Stored> {
-    eventually(format!("{count} dead letters"), async || {
-        let letters = of_kind(fixture, "dead-letter").await;
-        (letters.len() >= count).then_some(letters)
-    })
-    .await
-}
-
-async fn of_kind(fixture: &Fixture, kind: &str) -> Vec<Stored> {
-    let mut stored = fixture.stored().await;
-    stored.retain(|message| message.kind.as_deref() == Some(kind));
-    stored
-}
+use crate::lane::{Lane, letters, of_kind, set_up};
+use crate::support::{Fixture, Output, Stored, insert_sql, uuid};
 
 /// As a person types it.
 async fn retry(fixture: &Fixture, letter: &Stored, set: &[&str]) -> Output {

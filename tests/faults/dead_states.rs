@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::lane::{LANES, Lane, event_count, jetstream, set_up, stream_of};
+use crate::lane::{LANES, Lane, event_count, jetstream, letters, of_kind, set_up, stream_of};
 use crate::support::{Fixture, Output, Servers, Stored, eventually, insert_sql, uuid};
 
 /// Inserts rows whose type makes no subject.
@@ -17,21 +17,6 @@ async fn insert_bad(fixture: &Fixture, first: u64, last: u64) {
 async fn mend(fixture: &Fixture) {
     let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
     fixture.sql.batch_execute(mend).await.unwrap();
-}
-
-/// The dead letters, once there are so many.
-async fn letters(fixture: &Fixture, count: usize) -> Vec<Stored> {
-    eventually(format!("{count} dead letters"), async || {
-        let letters = of_kind(fixture, "dead-letter").await;
-        (letters.len() >= count).then_some(letters)
-    })
-    .await
-}
-
-async fn of_kind(fixture: &Fixture, kind: &str) -> Vec<Stored> {
-    let mut stored = fixture.stored().await;
-    stored.retain(|message| message.kind.as_deref() == Some(kind));
-    stored
 }
 
 async fn command(fixture: &Fixture, command: &str, arguments: &[&str]) -> Output {

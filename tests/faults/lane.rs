@@ -1,4 +1,4 @@
-//! What tests of several lanes, of streams made by hand and of clusters need beyond one fixture.
+//! What tests of several lanes, of dead letters, of streams made by hand and of clusters need beyond one fixture.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -254,4 +254,19 @@ impl Restraint {
             .collect();
         assert_eq!(news.len(), lines.len(), "in {seconds} s:\n{log}");
     }
+}
+
+/// The dead letters, once there are so many.
+pub(crate) async fn letters(fixture: &Fixture, count: usize) -> Vec<Stored> {
+    eventually(format!("{count} dead letters"), async || {
+        let letters = of_kind(fixture, "dead-letter").await;
+        (letters.len() >= count).then_some(letters)
+    })
+    .await
+}
+
+pub(crate) async fn of_kind(fixture: &Fixture, kind: &str) -> Vec<Stored> {
+    let mut stored = fixture.stored().await;
+    stored.retain(|message| message.kind.as_deref() == Some(kind));
+    stored
 }
