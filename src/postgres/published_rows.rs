@@ -5,7 +5,7 @@
 
 use std::collections::HashSet;
 
-use super::catalog::{Inspection, Table, inspect};
+use super::catalog::{Inspection, Table};
 use super::client::{Client, SqlError};
 use super::id_column::IdColumn;
 use super::replication::quote_literal;
@@ -38,18 +38,19 @@ pub(crate) enum Refused {
 pub(crate) struct PublishedRows(Vec<OfTable>);
 
 impl PublishedRows {
-    /// Looks whether it may be done.
+    /// Whether it may be done, by that look at the tables.
     ///
     /// # Errors
     /// [`Refused`], with what has to be changed of each table.
     pub(crate) async fn open(
         client: &Client,
+        inspection: &Inspection,
         settings: &PostgresSettings,
         after: AfterPublish,
     ) -> Result<Self, Refused> {
         let (mut tables, mut reasons) = (Vec::new(), Vec::new());
-        for table in settings.tables() {
-            match OfTable::open(client, &table, after).await {
+        for (found, table) in inspection.tables().zip(settings.tables()) {
+            match OfTable::open(client, found, &table, after).await {
                 Ok(table) => tables.push(table),
                 Err(Refused::Setting { why, .. }) => reasons.push(why),
                 Err(refused) => return Err(refused),
@@ -134,10 +135,10 @@ struct OfTable {
 impl OfTable {
     async fn open(
         client: &Client,
+        inspection: &Inspection,
         settings: &PostgresSettings,
         after: AfterPublish,
     ) -> Result<Self, Refused> {
-        let inspection = inspect(client, settings).await?;
         let refuse = |why: String| Refused::Setting {
             after: after.name(),
             why,
@@ -170,13 +171,13 @@ impl OfTable {
                 )));
             }
         }
-        if let Some(grants) = missing_grants(client, settings, &inspection, table, after).await? {
+        if let Some(grants) = missing_grants(client, settings, inspection, table, after).await? {
             return Err(refuse(format!(
                 "role {} lacks a right: as the table's owner, run {grants}",
                 quote_identifier(&inspection.server.role)
             )));
         }
-        row_security::check_policies(&inspection, name)?;
+        row_security::check_policies(inspection, name)?;
         let (statement, guard) = match after {
             AfterPublish::Delete => (format!("DELETE FROM {name}"), ""),
             _ => (
