@@ -182,6 +182,7 @@ pub fn acks(bytes: &[u8]) {
             let row = Origin {
                 position,
                 event_id: EventId::of(b"1"),
+                outbox: 0,
                 first_publication: true,
             };
             let message = Row {
@@ -295,6 +296,7 @@ fn window_settings(mode: Mode) -> WindowSettings {
         stream: "S".into(),
         slot: "s".to_owned(),
         fence_subject: "walrelay.fence.S.s".to_owned(),
+        tables: Vec::new(),
         limits: WindowLimits {
             inbox: "_INBOX.x".to_owned(),
             epoch_token: "e".to_owned(),

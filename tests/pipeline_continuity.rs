@@ -37,6 +37,7 @@ fn message(sequence: u64) -> LaneEnd {
         sequence,
         position: at(sequence),
         event_id: Some(format!("e{sequence}")),
+        table: None,
     }
 }
 
@@ -680,6 +681,7 @@ fn stored<'a>(
         in_batch: false,
         id: [None; 2],
         kind: None,
+        table: None,
         body: br#"{"id":"e50","payload_json":{}}"#,
     })
 }
@@ -689,7 +691,19 @@ fn found(sequence: u64, commit_lsn: u64, id: Option<&str>) -> FoundEnd {
         sequence,
         position: at(commit_lsn),
         event_id: id.map(str::to_owned),
+        table: Some(String::new()),
     })
+}
+
+/// The same, told by a message that does not say which table it is of.
+fn found_by_tail(sequence: u64, commit_lsn: u64, id: Option<&str>) -> FoundEnd {
+    match found(sequence, commit_lsn, id) {
+        FoundEnd::Found(lane_end) => FoundEnd::Found(LaneEnd {
+            table: None,
+            ..lane_end
+        }),
+        other => other,
+    }
 }
 
 /// Somebody else's message.
@@ -712,9 +726,12 @@ fn the_search_for_the_tail() {
     assert_eq!(search(&others, None), found(1, 50, Some("e50")));
     // A replay tells where the lane was.
     let replay = stored("2", Some("s 0/10:1"), Some("s 0/32:1 e50"));
-    assert_eq!(search(&[(3, replay)], None), found(3, 50, Some("e50")));
+    assert_eq!(
+        search(&[(3, replay)], None),
+        found_by_tail(3, 50, Some("e50"))
+    );
     let replay = stored("2", Some("s 0/10:1"), Some("s 0/32:1 -"));
-    assert_eq!(search(&[(3, replay)], None), found(3, 50, None));
+    assert_eq!(search(&[(3, replay)], None), found_by_tail(3, 50, None));
     assert_eq!(
         search(&[(3, foreign()), (2, None)], None),
         FoundEnd::Removed { sequence: 2 }
@@ -777,7 +794,10 @@ fn a_copy_of_a_message_is_not_the_tail() {
         is_fence: true,
         ..fence
     });
-    assert_eq!(search(&[(3, fence)], None, None), found(3, 50, Some("e50")));
+    assert_eq!(
+        search(&[(3, fence)], None, None),
+        found_by_tail(3, 50, Some("e50"))
+    );
     // Another slot's.
     let stream = [(2, stored("", Some("t 0/10:1"), None)), (1, ours)];
     assert_eq!(search(&stream, None, None), found(1, 50, Some("e50")));

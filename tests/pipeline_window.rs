@@ -60,6 +60,7 @@ fn settings(mode: Mode, messages_max: usize, connection: u64) -> WindowSettings 
         stream: STREAM.into(),
         slot: "s".to_owned(),
         fence_subject: FENCE.to_owned(),
+        tables: Vec::new(),
         limits: WindowLimits {
             inbox: format!("_INBOX.x{connection}"),
             epoch_token: format!("e{connection}"),
@@ -157,6 +158,7 @@ impl Bench {
             let row = Origin {
                 position,
                 event_id: EventId::of(b"i"),
+                outbox: 0,
                 first_publication: true,
             };
             self.window

@@ -179,6 +179,7 @@ pub fn window(mode: Mode) -> WindowSettings {
         stream: "OUTBOX".into(),
         slot: "walrelay".into(),
         fence_subject: String::new(),
+        tables: Vec::new(),
         limits: limits(),
     }
 }

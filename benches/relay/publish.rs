@@ -94,6 +94,7 @@ async fn publish(
             stream: stream.to_owned(),
             slot: slot.to_owned(),
             fence_subject: fence_subject(stream, slot),
+            tables: Vec::new(),
             limits: WindowLimits {
                 inbox: connection.inbox().to_owned(),
                 epoch_token: "0123456789abcdef".into(),
@@ -136,6 +137,7 @@ async fn publish(
                 Origin {
                     position,
                     event_id: Some(EventId::Inline([b'0'; 36])),
+                    outbox: 0,
                     first_publication: true,
                 },
                 now,

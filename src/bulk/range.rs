@@ -324,6 +324,7 @@ impl<'a> History<'a> {
             is_fence,
             in_batch: header(BATCH_HEADER).is_some(),
             kind: header(KIND_HEADER),
+            table: None,
             id: [None; 2],
             body: &[],
         };
@@ -331,8 +332,8 @@ impl<'a> History<'a> {
         if tail.is_none() && !message.is_first_publication() {
             return None;
         }
-        let (place, _) = message.told_by(self.slot)?;
-        Some((place, tail.is_none()))
+        let told = message.told_by(self.slot)?;
+        Some((told.position, tail.is_none()))
     }
 }
 

@@ -94,6 +94,7 @@ impl Stint {
             stream: settings.nats.stream.clone(),
             slot: slot.clone(),
             fence_subject: bulk_fence_subject(&settings.nats.stream, slot),
+            tables: Vec::new(),
             limits,
         };
         Stint {
@@ -127,6 +128,7 @@ impl Stint {
         let origin = Origin {
             position: position(number),
             event_id: None,
+            outbox: 0,
             first_publication: false,
         };
         let out = self.target.broker.connection.outgoing();

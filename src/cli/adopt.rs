@@ -26,12 +26,12 @@ use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
 use crate::pipeline::dead_letter;
-use crate::pipeline::end_search::Lookup;
+use crate::pipeline::end_search::{Lookup, Told};
 use crate::pipeline::history::History;
+use crate::pipeline::lane_end::tail_header;
 use crate::pipeline::position::{
     EXPECTED_HEADER, KIND_ADOPTED, KIND_HEADER, Lane, POSITION_HEADER, Position, TAIL_HEADER,
 };
-use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::pipeline::row::Source;
@@ -139,10 +139,11 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let written = LaneRecord {
         epoch: epoch + 1,
         sequence: sequence.unwrap_or(view.stream.state.last_seq),
-        position: published.as_ref().map(|published| published.position),
+        position: published.as_ref().map(|published| published.told.position),
         event_id: published
             .as_ref()
-            .and_then(|published| published.event_id.clone()),
+            .and_then(|published| published.told.event_id.clone()),
+        table: (published.as_ref()).and_then(|published| published.told.table.clone()),
         confirmed_lsn: view.confirmed_lsn,
         adopted_sequence: sequence.map_or(view.stream.state.last_seq, |sequence| sequence - 1),
         taken_over_sequence: taken_over_sequence(&args, &view),
@@ -210,8 +211,12 @@ async fn look(
         && let Some(position) = record.position
         && in_stream::still_stands(nats, settings, record.sequence, position).await?
     {
-        let event_id = || record.event_id.clone();
-        in_stream.ids.entry(position).or_insert_with(event_id);
+        let told = || Told {
+            position,
+            event_id: record.event_id.clone(),
+            table: record.table.clone(),
+        };
+        in_stream.events.entry(position).or_insert_with(told);
     }
     let server_lsn = inspection.server.current_lsn;
     let (published, absent) = match args.position {
@@ -277,9 +282,13 @@ fn given(position: Position, server_lsn: PgLsn) -> Result<Published, UsageError>
             "--position {position} is above the end of the server's WAL, {server_lsn}"
         )));
     }
-    Ok(Published {
+    let told = Told {
         position,
         event_id: None,
+        table: None,
+    };
+    Ok(Published {
+        told,
         sequence: None,
     })
 }
@@ -299,8 +308,8 @@ async fn fence_sequence(nats: &Admin, settings: &Settings) -> anyhow::Result<u64
     Ok(found.map_or(0, |message| message.seq))
 }
 
-/// The last row that both slot and stream have, at the same position with the same id or with one of `ids`, and how many
-/// rows that the slot has before it the stream has not. The relay published in order, so it has passed everything before that row, even where the
+/// The last row that both slot and stream have, at the same position of the same table with the same id or with one of `ids`,
+/// and how many rows that the slot has before it the stream has not. The relay published in order, so it has passed everything before that row, even where the
 /// stream has removed some of it.
 async fn common(
     sql: &Client,
@@ -313,9 +322,10 @@ async fn common(
 ) -> anyhow::Result<(Option<Published>, u64)> {
     let mut common: Option<Published> = None;
     let (mut absent, mut absent_since) = (0, 0);
-    if in_stream.ids.is_empty() && ids.is_empty() {
+    if in_stream.events.is_empty() && ids.is_empty() {
         return Ok((None, 0));
     }
+    let tables = source.tables();
     let free = Look::Inside
         .peek(
             sql,
@@ -323,16 +333,30 @@ async fn common(
             publications,
             source,
             server_lsn,
-            |Held { position, id, .. }| {
-                let known = in_stream.ids.get(&position).and_then(Option::as_deref);
-                if !id.is_some_and(|id| known == Some(id) || ids.contains(id)) {
+            |held| {
+                let Held {
+                    position,
+                    id,
+                    outbox,
+                    ..
+                } = held;
+                let table = tables.get(outbox).cloned();
+                let is_known = in_stream.events.get(&position).is_some_and(|told| {
+                    told.event_id.as_deref() == id
+                        && of_same_table(told.table.as_deref(), table.as_deref())
+                });
+                if !id.is_some_and(|id| is_known || ids.contains(id)) {
                     absent_since += 1;
                     return Ok(());
                 }
                 absent += std::mem::take(&mut absent_since);
+                let event_id = id.map(str::to_owned);
                 common = Some(Published {
-                    position,
-                    event_id: id.map(str::to_owned),
+                    told: Told {
+                        position,
+                        event_id,
+                        table,
+                    },
                     sequence: in_stream.sequence_of(position),
                 });
                 Ok(())
@@ -349,8 +373,7 @@ async fn common(
 pub(super) struct Mark<'a> {
     pub(super) stream: &'a str,
     pub(super) slot: &'a str,
-    pub(super) position: Position,
-    pub(super) event_id: Option<&'a str>,
+    pub(super) told: &'a Told,
 }
 
 impl Mark<'_> {
@@ -370,18 +393,15 @@ impl Mark<'_> {
         expected: &'static str,
         sequence: u64,
     ) -> anyhow::Result<u64> {
-        let Mark {
-            stream,
-            slot,
-            position,
-            event_id,
-        } = self;
+        let Mark { stream, slot, told } = self;
+        let (event_id, table) = (told.event_id.as_deref(), told.table.as_deref());
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", *stream);
         headers.insert(expected, sequence.to_string());
         headers.insert(KIND_HEADER, KIND_ADOPTED);
-        headers.insert(POSITION_HEADER, format!("{slot} {position}"));
-        headers.insert(TAIL_HEADER, tail_header(slot, *position, *event_id));
+        headers.insert(POSITION_HEADER, format!("{slot} {}", told.position));
+        let tail = tail_header(slot, told.position, event_id, table);
+        headers.insert(TAIL_HEADER, tail);
         let jetstream = nats.jetstream();
         let publish = async {
             let published = jetstream.publish_with_headers(subject, headers, "{}".into());
@@ -406,8 +426,7 @@ async fn mark(
     let mark = Mark {
         stream,
         slot,
-        position: published.position,
-        event_id: published.event_id.as_deref(),
+        told: &published.told,
     };
     match settings.nats.shared {
         true => {
@@ -447,11 +466,11 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, ar
     account.line(match published {
         Some(published) if args.position.is_some() => format!(
             "The relay will go on behind {}, as given: rows up to there count as published.",
-            published.position
+            published.told.position
         ),
         Some(published) => format!(
             "The relay will go on behind {}, the last row that slot and stream have in common.",
-            published.position
+            published.told.position
         ),
         None => format!(
             "The relay will go on from {}: slot and stream have no row in common from there on.",

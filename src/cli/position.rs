@@ -321,7 +321,8 @@ fn lane_place(message: &StoredMessage, slot: &str, shared: bool) -> Option<Place
         true => message.in_batch,
         false => message.is_in_place(),
     };
-    let (_, position, _) = message.told().filter(|(of_slot, ..)| *of_slot == slot)?;
+    let (_, told) = message.told().filter(|(of_slot, _)| *of_slot == slot)?;
+    let position = told.position;
     Some(match is_own {
         true => Place::Own(position),
         false => Place::Copied(position),

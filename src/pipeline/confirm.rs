@@ -14,7 +14,6 @@
 use super::end_search::StoredMessage;
 use super::fault::{Fault, Halt, Stop};
 use super::lane_end::LaneEnd;
-use super::position;
 use super::progress::Confirmable;
 use super::request::StreamView;
 use postgres_types::PgLsn;
@@ -440,9 +439,7 @@ impl Confirm {
         let Some(found) = found else {
             return Ok(());
         };
-        let told = found
-            .told_position()
-            .and_then(|header| position::parse_header(header).ok());
+        let told = found.told_position();
         // An answer for an older message than the newest is fine: the chain proves what came after it.
         let Some(lane_end) = self
             .lane_end

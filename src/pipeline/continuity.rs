@@ -70,13 +70,15 @@ impl<'a> StartView<'a> {
     }
 }
 
-/// The row at the stream's last position must arrive, and carry this id.
+/// The row at the stream's last position must arrive, of this table and with this id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlap {
     /// The stream's last position.
     pub position: Position,
     /// The event's id there; with none, the position alone must be met.
     pub event_id: Option<String>,
+    /// The table that it is of, where that is told; see [`LaneEnd::table`].
+    pub table: Option<String>,
 }
 
 /// What the broker had acknowledged and no longer has.
@@ -179,6 +181,7 @@ pub fn plan(view: &StartView<'_>) -> Result<Plan, Refusal> {
         .map(|lane_end| Overlap {
             position: lane_end.position,
             event_id: lane_end.event_id.clone(),
+            table: lane_end.table.clone(),
         });
     let resume_lsn = lane_end.as_ref().map_or(confirmed, |lane_end| {
         lane_end.position.commit_lsn.max(confirmed)

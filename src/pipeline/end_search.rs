@@ -6,7 +6,7 @@
 //! all headers of ours, is told from the message itself.
 
 use super::event_id;
-use super::lane_end::{Doubt, LaneEnd, Memory, settled_end};
+use super::lane_end::{Doubt, LaneEnd, Memory, NOTHING, settled_end};
 use super::position::{self, Position};
 use super::record::LaneRecord;
 
@@ -112,10 +112,35 @@ pub struct StoredMessage<'a> {
     pub in_batch: bool,
     /// Value of [`position::KIND_HEADER`].
     pub kind: Option<&'a str>,
+    /// Value of [`position::TABLE_HEADER`].
+    pub table: Option<&'a str>,
     /// Values of [`event_id::ID_HEADERS`].
     pub id: [Option<&'a str>; 2],
     /// The body.
     pub body: &'a [u8],
+}
+
+/// What a message tells of its lane.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// The lane's position behind it.
+    pub position: Position,
+    /// The event's id there.
+    pub event_id: Option<String>,
+    /// The table that the event is of, see [`LaneEnd::table`].
+    pub table: Option<String>,
+}
+
+impl Told {
+    /// As the lane end, where the message has that sequence.
+    pub(crate) fn at(self, sequence: u64) -> LaneEnd {
+        LaneEnd {
+            sequence,
+            position: self.position,
+            event_id: self.event_id,
+            table: self.table,
+        }
+    }
 }
 
 impl<'a> EndSearch<'a> {
@@ -195,17 +220,13 @@ impl<'a> EndSearch<'a> {
             return self.pass_removed();
         };
         // What cannot be read as a position was not written by a relay, whatever its header is called.
-        if let Some((slot, position, event_id)) = message.told() {
+        if let Some((slot, told)) = message.told() {
             let is_own = slot == self.slot;
             if is_own && message.is_in_place() {
-                return self.found_own(LaneEnd {
-                    sequence,
-                    position,
-                    event_id,
-                });
+                return self.found_own(told.at(sequence));
             } else if is_own {
                 self.copy = self.copy.or(Some(sequence));
-                self.copied = self.copied.max(Some(position));
+                self.copied = self.copied.max(Some(told.position));
             } else if message.is_in_place() {
                 return Some(FoundEnd::OtherSlot {
                     sequence,
@@ -344,20 +365,27 @@ impl<'m> StoredMessage<'m> {
         event_id::of_headers(self.id).or_else(|| event_id::of_body(self.body))
     }
 
-    /// Slot, the lane's position behind this message, and the event's id there.
-    pub fn told(&self) -> Option<(&'m str, Position, Option<String>)> {
-        let (header, event_id) = match self.tail {
-            Some(tail) => split_tail(tail)?,
-            None => (self.position?, self.event_id()),
+    /// The slot, and what it tells of that lane.
+    pub fn told(&self) -> Option<(&'m str, Told)> {
+        if let Some(tail) = self.tail {
+            return split_tail(tail);
+        }
+        let (slot, position) = position::parse_header(self.position?).ok()?;
+        let told = Told {
+            position,
+            event_id: self.event_id(),
+            // The lane's own table has no header.
+            table: Some(self.table.unwrap_or_default().to_owned()),
         };
-        let (slot, position) = position::parse_header(header).ok()?;
-        Some((slot, position, event_id))
+        Some((slot, told))
     }
 
-    /// The position header, or what a fence tells of its batch's last event.
-    pub(crate) fn told_position(&self) -> Option<&'m str> {
-        self.position
-            .or_else(|| split_tail(self.tail?).map(|(position, _)| position))
+    /// Slot and position by the position header, or by what a fence tells of its batch's last event.
+    pub(crate) fn told_position(&self) -> Option<(&'m str, Position)> {
+        let Some(header) = self.position else {
+            return split_tail(self.tail?).map(|(slot, told)| (slot, told.position));
+        };
+        position::parse_header(header).ok()
     }
 
     /// Not a replay, whose header tells another place than the lane's.
@@ -380,11 +408,11 @@ impl<'m> StoredMessage<'m> {
 
     /// What it tells, if a relay of `slot` put it there, in a stream of our own or in a shared one: a consumer's copy carries
     /// none of NATS' own headers.
-    pub fn told_by(&self, slot: &str) -> Option<(Position, Option<String>)> {
-        let (of_slot, position, event_id) = self
+    pub fn told_by(&self, slot: &str) -> Option<Told> {
+        let (of_slot, told) = self
             .told()
             .filter(|_| self.in_batch || self.is_in_place())?;
-        (of_slot == slot).then_some((position, event_id))
+        (of_slot == slot).then_some(told)
     }
 }
 
@@ -401,9 +429,41 @@ pub(crate) fn none_behind_header(slot: &str, sequence: u64) -> String {
     format!("{slot} {sequence}")
 }
 
-/// `<slot> <position> <event id>` as position header and id; the id is `-` where there is none.
-pub(crate) fn split_tail(tail: &str) -> Option<(&str, Option<String>)> {
-    let (at, _) = tail.match_indices(' ').nth(1)?;
-    let id = &tail[at + 1..];
-    Some((&tail[..at], (id != "-").then(|| id.to_owned())))
+/// Reads the value of [`position::TAIL_HEADER`]: the slot, and what [`tail_header`](super::lane_end::tail_header) has written.
+pub(crate) fn split_tail(tail: &str) -> Option<(&str, Told)> {
+    let mut parts = tail.splitn(4, ' ');
+    let (slot, position, id) = (parts.next()?, parts.next()?, parts.next()?);
+    let told = Told {
+        position: position.parse().ok()?,
+        event_id: (id != NOTHING).then(|| id.to_owned()),
+        table: parts.next().map(|table| match table {
+            NOTHING => String::new(),
+            table => table.to_owned(),
+        }),
+    };
+    Some((slot, told))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_tail_tells_is_read_as_it_was_written() {
+        for table in [None, Some(""), Some("public.orders"), Some("odd.two words")] {
+            for event_id in [None, Some("e1")] {
+                let lane_end = Told {
+                    position: "0/32:1".parse().expect("a position"),
+                    event_id: event_id.map(str::to_owned),
+                    table: table.map(str::to_owned),
+                }
+                .at(7);
+                let tail = lane_end.tail("s");
+                let (slot, told) = split_tail(&tail).expect("a tail");
+                assert_eq!((slot, told.at(7)), ("s", lane_end), "{tail}");
+            }
+        }
+        // The sequence behind which the lane has no message is none.
+        assert_eq!(split_tail(&none_behind_header("s", 7)), None);
+    }
 }

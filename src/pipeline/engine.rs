@@ -132,6 +132,7 @@ impl EngineSettings {
             stream: self.stream.clone(),
             slot: self.lane.slot.clone(),
             fence_subject: fence_subject(&self.stream, &self.lane.slot),
+            tables: self.epoch.source.tables(),
             limits: self.epoch.limits.clone(),
         }
     }
@@ -333,7 +334,7 @@ impl Engine {
         let mut replayed = self.replayed;
         let rows = self.window.answer(token, status, payload, now, |sent| {
             if sent.first_publication {
-                latest = Some((sent.position, sent.event_id.clone()));
+                latest = Some(sent.clone());
             } else {
                 replayed = Some(sent.position);
             }
@@ -344,11 +345,12 @@ impl Engine {
             let sequence = chained.then(|| self.window.last_sequence());
             self.progress.acknowledged(rows, sequence, now);
             self.tell_dead_letters(rows);
-            if let Some((position, event_id)) = latest {
+            if let Some(latest) = latest {
                 self.confirm.acknowledged(LaneEnd {
                     sequence: self.window.last_sequence(),
-                    position,
-                    event_id: event_id.map(|id| id.to_string()),
+                    position: latest.position,
+                    table: self.window.table_of(&latest).map(str::to_owned),
+                    event_id: latest.event_id.map(|id| id.to_string()),
                 });
             }
         }

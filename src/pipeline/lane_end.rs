@@ -19,6 +19,16 @@ pub struct LaneEnd {
     pub position: Position,
     /// The event's id at that position; none where it had none (a dead letter of a row without id).
     pub event_id: Option<String>,
+    /// The further table that the event is of, as its header has it; empty for the lane's own; none where nothing tells.
+    pub table: Option<String>,
+}
+
+impl LaneEnd {
+    /// As the value of [`TAIL_HEADER`](super::position::TAIL_HEADER).
+    pub(crate) fn tail(&self, slot: &str) -> String {
+        let (event_id, table) = (self.event_id.as_deref(), self.table.as_deref());
+        tail_header(slot, self.position, event_id, table)
+    }
 }
 
 /// What a running relay knows of its lane by itself.
@@ -189,6 +199,7 @@ pub(super) fn recorded_end(record: &LaneRecord) -> Option<LaneEnd> {
         sequence: record.sequence,
         position,
         event_id: record.event_id.clone(),
+        table: record.table.clone(),
     })
 }
 
@@ -208,4 +219,27 @@ pub(super) fn settled_end(
     memory
         .filter(|memory| memory.settled && memory.is_of(created, last_sequence))
         .and_then(|memory| memory.lane_end.clone())
+}
+
+/// How [`tail_header`] writes that the event has no id, or is of the lane's own table.
+pub(crate) const NOTHING: &str = "-";
+
+/// The value of [`TAIL_HEADER`](super::position::TAIL_HEADER): `<slot> <position> <event id>`, and the table where it is
+/// known. An id that could end a header line, or is too long for one, is left out: the position alone must then be met at the next start.
+pub(crate) fn tail_header(
+    slot: &str,
+    position: Position,
+    event_id: Option<&str>,
+    table: Option<&str>,
+) -> String {
+    // Nor one that is nothing or ends in a space: header values lose theirs.
+    let is_safe = |id: &&str| {
+        id.len() <= 200 && id.bytes().all(|byte| (b'!'..=b'~').contains(&byte)) && !id.is_empty()
+    };
+    let id = event_id.filter(is_safe).unwrap_or(NOTHING);
+    match table {
+        None => format!("{slot} {position} {id}"),
+        Some("") => format!("{slot} {position} {id} {NOTHING}"),
+        Some(table) => format!("{slot} {position} {id} {table}"),
+    }
 }

@@ -34,7 +34,7 @@ pub use mode::{Mode, NoMode, Offer};
 pub use publisher::Preparation;
 
 use super::fault::Fault;
-use super::lane_end::LaneEnd;
+use super::lane_end::{LaneEnd, NOTHING};
 use super::limit::SizeLimit;
 use super::position::Position;
 use bytes::BytesMut;
@@ -54,8 +54,18 @@ pub struct WindowSettings {
     pub slot: String,
     /// The lane's own subject in a shared stream, for [`Mode::Atomic`].
     pub fence_subject: String,
+    /// The lane's tables, as headers name them, empty for its own; none where that is the only one.
+    pub tables: Vec<String>,
     /// What may be in flight.
     pub limits: WindowLimits,
+}
+
+impl WindowSettings {
+    /// The table that a message tells, or does not; see [`LaneEnd::table`].
+    pub(crate) fn table_of(&self, origin: &Origin) -> Option<&str> {
+        let table = self.tables.get(usize::from(origin.outbox));
+        table.map(String::as_str)
+    }
 }
 
 /// One connection to the broker, and what may be in flight on it.
@@ -84,6 +94,8 @@ pub struct Origin {
     pub position: Position,
     /// The event's id, for the record and the next start's overlap check.
     pub event_id: Option<EventId>,
+    /// Whose row it is, of [`WindowSettings::tables`].
+    pub outbox: u16,
     /// Whether it is the lane's own publication of the row, not a replay.
     pub first_publication: bool,
 }
@@ -125,7 +137,7 @@ impl EventId {
     pub fn of(text: &[u8]) -> Option<Self> {
         match <[u8; UUID_BYTES]>::try_from(text) {
             Ok(id) => Some(EventId::Inline(id)),
-            Err(_) if text == NO_ID.as_bytes() => None,
+            Err(_) if text == NOTHING.as_bytes() => None,
             Err(_) => Some(EventId::Text(String::from_utf8_lossy(text).into())),
         }
     }
@@ -138,20 +150,6 @@ impl std::fmt::Display for EventId {
             EventId::Text(text) => f.write_str(text),
         }
     }
-}
-
-/// How [`tail_header`] writes that there is no event id.
-const NO_ID: &str = "-";
-
-/// The value of [`TAIL_HEADER`](crate::pipeline::position::TAIL_HEADER). An id that could end a header line, or is too long for one, is left out: the position
-/// alone must then be met at the next start.
-pub(crate) fn tail_header(slot: &str, position: Position, event_id: Option<&str>) -> String {
-    // Nor one that is nothing or ends in a space: header values lose theirs.
-    let is_safe = |id: &&str| {
-        id.len() <= 200 && id.bytes().all(|byte| (b'!'..=b'~').contains(&byte)) && !id.is_empty()
-    };
-    let id = event_id.filter(is_safe).unwrap_or(NO_ID);
-    format!("{slot} {position} {id}")
 }
 
 /// What a window has sent in its epoch, and what of it is taken.
@@ -248,6 +246,11 @@ impl Window {
     #[inline]
     pub fn has_waiting(&self) -> bool {
         self.flight.waiting() > 0
+    }
+
+    /// The table that a message tells, or does not; see [`LaneEnd::table`].
+    pub(crate) fn table_of(&self, origin: &Origin) -> Option<&str> {
+        self.flight.settings.table_of(origin)
     }
 
     /// Whether the lane's message at `lane_end` can be a row without an acknowledgement.

@@ -46,6 +46,9 @@ pub struct LaneRecord {
     pub position: Option<Position>,
     /// The event's id in that message.
     pub event_id: Option<String>,
+    /// The further table that the event is of; empty for the lane's own; none where the lane has no other, or nobody has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub table: Option<String>,
     /// What the slot is about to be told: its confirmed LSN is never above.
     #[serde(with = "text")]
     pub confirmed_lsn: PgLsn,
@@ -326,6 +329,7 @@ impl LaneRecord {
             sequence: 0,
             position: None,
             event_id: None,
+            table: None,
             confirmed_lsn: 0.into(),
             active: false,
             adopted_sequence: 0,

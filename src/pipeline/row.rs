@@ -37,6 +37,13 @@ pub struct Outbox {
     pub mapping: Mapping,
 }
 
+impl Outbox {
+    /// As headers name it; empty for the lane's own.
+    pub(crate) fn table(&self) -> &str {
+        self.mapping.message.table.as_deref().unwrap_or_default()
+    }
+}
+
 impl Source {
     /// Why rows of a relation that is no outbox in a transaction that commits at `lsn` are passed over.
     fn passed_over(&self, oid: u32, lsn: PgLsn) -> PassedOver {
@@ -45,6 +52,15 @@ impl Source {
             None => PassedOver::Other,
             Some(outbox) if outbox.tables.begins_behind(oid, lsn) => PassedOver::NotYet,
             Some(_) => PassedOver::Elsewhere,
+        }
+    }
+
+    /// The tables as headers name them, empty for the lane's own; none where that is the only one.
+    pub(crate) fn tables(&self) -> Vec<String> {
+        let tables = self.outboxes.iter().map(|outbox| outbox.table().to_owned());
+        match self.outboxes.len() {
+            0 | 1 => Vec::new(),
+            _ => tables.collect(),
         }
     }
 
@@ -126,6 +142,12 @@ impl<'a> Row<'a> {
     #[inline]
     pub(crate) fn outbox(&self) -> usize {
         usize::from(self.outbox)
+    }
+
+    /// The same, as it is kept of a row in flight.
+    #[inline]
+    pub(crate) fn outbox_number(&self) -> u16 {
+        self.outbox
     }
 
     /// The value of one field; null where no column has it.

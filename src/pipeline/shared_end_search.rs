@@ -5,10 +5,9 @@
 //! batch behind it; never beyond the stream's end as it was before.
 
 use super::dead_letter;
-use super::end_search::{FoundEnd, Lookup, StoredMessage, split_tail};
+use super::end_search::{FoundEnd, Lookup, StoredMessage, Told, split_tail};
 use super::lane_end::{LaneEnd, Memory};
-use super::position::{self, Position, TAIL_HEADER};
-use super::publish::tail_header;
+use super::position::TAIL_HEADER;
 use super::record::LaneRecord;
 
 /// Most messages of others on the lane's subjects that are read behind its fence in search of its own: an answer each,
@@ -188,11 +187,7 @@ impl<'a> SharedEndSearch<'a> {
             // Somebody's message stands in its place.
             return Some(FoundEnd::FenceRemoved);
         };
-        self.last = told.map(|(position, event_id)| LaneEnd {
-            sequence: fence.sequence,
-            position,
-            event_id,
-        });
+        self.last = told.map(|told| told.at(fence.sequence));
         match self.known_sequence.filter(|known| fence.sequence < *known) {
             Some(known) => self.step = Step::Known(known),
             None => self.go_behind(0),
@@ -261,7 +256,7 @@ impl<'a> SharedEndSearch<'a> {
     fn is_copied_from_further_on(&self, message: &StoredMessage<'_>) -> bool {
         let last = self.last.as_ref().map(|last| last.position);
         let told = message.told().filter(|(slot, ..)| *slot == self.slot);
-        told.is_some_and(|(_, position, _)| last < Some(position))
+        told.is_some_and(|(_, told)| last < Some(told.position))
     }
 
     fn take_behind(
@@ -282,14 +277,10 @@ impl<'a> SharedEndSearch<'a> {
             Some(_) if self.fence_sequence == 0 && !self.is_whole => {
                 return Some(FoundEnd::FenceRemoved);
             }
-            Some((position, event_id)) => {
+            Some(told) => {
                 let last = self.last.as_ref();
-                if last.is_none_or(|last| last.position < position) {
-                    self.last = Some(LaneEnd {
-                        sequence: message.sequence,
-                        position,
-                        event_id,
-                    });
+                if last.is_none_or(|last| last.position < told.position) {
+                    self.last = Some(told.at(message.sequence));
                 }
             }
             None if self.is_copied_from_further_on(&message) => {
@@ -312,14 +303,12 @@ impl<'a> SharedEndSearch<'a> {
     }
 }
 
-/// What a fence tells: the lane's last position and its event's id, or that there is none; `None` where it is no fence.
-fn read_tail(told: &str) -> Option<Option<(Position, Option<String>)>> {
+/// What a fence tells of the lane's last event, or that there is none; `None` where it is no fence.
+fn read_tail(told: &str) -> Option<Option<Told>> {
     if told == NO_TAIL {
         return Some(None);
     }
-    let (told, event_id) = split_tail(told)?;
-    let (_, position) = position::parse_header(told).ok()?;
-    Some(Some((position, event_id)))
+    split_tail(told).map(|(_, told)| Some(told))
 }
 
 /// Headers of the fence that an epoch stores before it publishes: it tells the lane end, and is stored only behind the
@@ -330,10 +319,7 @@ pub(crate) fn fence_headers(
     lane_end: Option<&LaneEnd>,
     after: u64,
 ) -> Vec<u8> {
-    let lane_end = lane_end.map_or_else(
-        || NO_TAIL.to_owned(),
-        |lane_end| tail_header(slot, lane_end.position, lane_end.event_id.as_deref()),
-    );
+    let lane_end = lane_end.map_or_else(|| NO_TAIL.to_owned(), |lane_end| lane_end.tail(slot));
     format!(
         "NATS/1.0\r\n{TAIL_HEADER}: {lane_end}\r\nNats-Expected-Stream: {stream}\r\n\
          Nats-Expected-Last-Subject-Sequence: {after}\r\n\r\n"

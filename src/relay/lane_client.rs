@@ -13,7 +13,6 @@ use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_heade
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::lane_end::LaneEnd;
 use crate::pipeline::opening::{Known, Reach};
-use crate::pipeline::publish::tail_header;
 use crate::pipeline::record::{LaneRecord, RecordOrNote};
 use crate::pipeline::request::{Request, StoredRecord};
 use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
@@ -317,9 +316,7 @@ impl LaneClient {
             }
         }
         let lane_end = match found {
-            FoundEnd::Found(lane_end) => {
-                tail_header(slot, lane_end.position, lane_end.event_id.as_deref())
-            }
+            FoundEnd::Found(lane_end) => lane_end.tail(slot),
             _ => none_behind_header(slot, search.none_behind()),
         };
         Ok(StreamEnd {

@@ -387,6 +387,7 @@ impl StoredMessage {
             is_fence: self.subject.starts_with(FENCE_PREFIX),
             in_batch: self.header(position::BATCH_HEADER).is_some(),
             kind: self.header_text(position::KIND_HEADER),
+            table: self.header_text(position::TABLE_HEADER),
             id: event_id::ID_HEADERS.map(|name| self.header_text(name)),
             body: &self.data,
         }

@@ -239,6 +239,7 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         sequence: 0,
         position: "0/16B3748:3".parse().unwrap(),
         event_id: None,
+        table: None,
     };
     let stored = brokers[0].ask(&fence(Some(&published), 0)).await.unwrap();
     let Answer::Stored(sequence) = stored else {
@@ -254,8 +255,8 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
     let Answer::Message(Some(found)) = brokers[1].ask(&last).await.unwrap() else {
         panic!("the fence is there");
     };
-    let (position, _) = found.for_search().told_by(slot).expect("the lane's");
-    assert_eq!((found.seq, position), (sequence, published.position));
+    let told = found.for_search().told_by(slot).expect("the lane's");
+    assert_eq!((found.seq, told.position), (sequence, published.position));
     brokers[1]
         .ask(&fence(Some(&published), found.seq))
         .await

@@ -10,7 +10,7 @@ use postgres_types::PgLsn;
 
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
-use crate::pipeline::end_search::Lookup;
+use crate::pipeline::end_search::{Lookup, Told};
 use crate::pipeline::position::{KIND_ADOPTED, KIND_REPLAY, Position, parse_header};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -25,8 +25,7 @@ const OLD_COPIES_MAX: u32 = 1_000;
 /// A place up to which everything counts as published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Published {
-    pub(super) position: Position,
-    pub(super) event_id: Option<String>,
+    pub(super) told: Told,
     /// Its message, where that is the lane's last.
     pub(super) sequence: Option<u64>,
 }
@@ -38,8 +37,8 @@ pub(super) struct InStream {
     lane_end: Option<(Position, u64)>,
     /// The furthest position of a copy.
     copied: Option<Position>,
-    /// The event's id at each position.
-    pub(super) ids: BTreeMap<Position, Option<String>>,
+    /// What is told of the event at each position.
+    pub(super) events: BTreeMap<Position, Told>,
 }
 
 impl InStream {
@@ -108,10 +107,12 @@ pub(super) async fn read(
             }
         }
         if !is_old {
-            found
-                .ids
-                .entry(position)
-                .or_insert_with(|| stored.event_id());
+            let event = || Told {
+                position,
+                event_id: stored.event_id(),
+                table: Some(stored.table.unwrap_or_default().to_owned()),
+            };
+            found.events.entry(position).or_insert_with(event);
         }
     }
     Ok(found)
@@ -129,6 +130,6 @@ pub(super) async fn still_stands(
     let slot = &settings.postgres.slot;
     Ok(found.is_none_or(|message| {
         let told = message.for_search().told_by(slot);
-        told.is_some_and(|(told, _)| told == position)
+        told.is_some_and(|told| told.position == position)
     }))
 }

@@ -38,6 +38,7 @@ impl Move {
             sequence: 0,
             position: None,
             event_id: None,
+            table: None,
             active: false,
             moved: Some(Moved::From {
                 stream: self.from.stream().to_owned(),

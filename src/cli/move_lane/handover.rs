@@ -12,9 +12,9 @@ use crate::bulk::moved::copied_from;
 use crate::cli::adopt;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
-use crate::pipeline::end_search::{Lookup, split_tail};
+use crate::pipeline::end_search::{Lookup, Told, split_tail};
 use crate::pipeline::fault::Halt;
-use crate::pipeline::position::{KIND_HEADER, KIND_MOVED, Position, parse_header};
+use crate::pipeline::position::{KIND_HEADER, KIND_MOVED};
 use crate::pipeline::record::{HaltNote, LaneRecord, Left, Moved};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::Client;
@@ -112,20 +112,21 @@ impl Move {
         let old = self.from.lane.end().await?;
         // What the streams have removed, the record tells. A message of the old relay that was on its way when the subjects went over
         // may stand in the new stream, if that happened to be as long as the old one.
-        let recorded = gone
-            .position
-            .map(|position| (position, gone.event_id.clone()));
+        let recorded = gone.position.map(|position| Told {
+            position,
+            event_id: gone.event_id.clone(),
+            table: gone.table.clone(),
+        });
         let lane_end = [told(&copied), told(&old), recorded]
             .into_iter()
             .flatten()
-            .max_by_key(|(position, _)| *position);
+            .max_by_key(|told| told.position);
         let mut sequence = copied.last_sequence;
-        if let Some((position, event_id)) = &lane_end {
+        if let Some(told) = &lane_end {
             let mark = adopt::Mark {
                 stream: self.to.stream(),
                 slot: self.to.lane.slot(),
-                position: *position,
-                event_id: event_id.as_deref(),
+                told,
             };
             sequence = mark.behind(&self.to.nats, sequence).await?;
             tracing::info!("stream {} tells the lane's place", self.to.stream());
@@ -142,8 +143,9 @@ impl Move {
             created: target.created,
             epoch: gone.epoch + 1,
             sequence,
-            position: lane_end.as_ref().map(|(position, _)| *position),
-            event_id: lane_end.and_then(|(_, id)| id),
+            position: lane_end.as_ref().map(|told| told.position),
+            event_id: lane_end.as_ref().and_then(|told| told.event_id.clone()),
+            table: lane_end.and_then(|told| told.table),
             active: false,
             adopted_sequence: before(gone.adopted_sequence),
             taken_over_sequence: before(gone.taken_over_sequence),
@@ -214,11 +216,9 @@ impl Move {
     }
 }
 
-/// The lane's place as a stream's end tells it, and the event's id.
-fn told(end: &StreamEnd) -> Option<(Position, Option<String>)> {
-    let (place, id) = split_tail(&end.lane_end)?;
-    let (_, position) = parse_header(place).ok()?;
-    Some((position, id))
+/// The lane's place as a stream's end tells it.
+fn told(end: &StreamEnd) -> Option<Told> {
+    split_tail(&end.lane_end).map(|(_, told)| told)
 }
 
 /// Ends the old relay's session, so that it looks at the record now and not at its next event; the relay that waits has the slot then.

@@ -87,6 +87,7 @@ impl Engine {
             ),
             position: lane_end.map(|lane_end| lane_end.position),
             event_id: lane_end.and_then(|lane_end| lane_end.event_id.clone()),
+            table: lane_end.and_then(|lane_end| lane_end.table.clone()),
             confirmed_lsn,
             active: !(self.stopping
                 && self.window.in_flight() == 0

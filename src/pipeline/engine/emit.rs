@@ -6,7 +6,7 @@ use super::Engine;
 use crate::pipeline::envelope::Reject;
 use crate::pipeline::message::{Composed, compose};
 use crate::pipeline::position::{self, Position};
-use crate::pipeline::publish::{Body, EventId, Message, Origin, TooLarge, tail_header};
+use crate::pipeline::publish::{Body, EventId, Message, Origin, TooLarge};
 use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use std::time::Duration;
@@ -32,6 +32,7 @@ impl Engine {
         let origin = Origin {
             position,
             event_id: row.id().and_then(|id| EventId::of(&id)),
+            outbox: row.outbox_number(),
             first_publication,
         };
         let own = self.headers.len();
@@ -107,11 +108,7 @@ impl Engine {
         self.confirm
             .lane_end()
             .map_or_else(String::new, |lane_end| {
-                tail_header(
-                    &self.settings.lane.slot,
-                    lane_end.position,
-                    lane_end.event_id.as_deref(),
-                )
+                lane_end.tail(&self.settings.lane.slot)
             })
     }
 }

@@ -50,7 +50,7 @@ pub(super) struct Pending {
     row: RejectedRow,
     id: Option<Vec<u8>>,
     xid: u32,
-    outbox: usize,
+    outbox: u16,
     state: Question,
 }
 
@@ -94,7 +94,7 @@ impl Engine {
             row,
             id: id.map(|id| id.to_vec()),
             xid,
-            outbox: rejected.row.outbox(),
+            outbox: rejected.row.outbox_number(),
             state: Question::Limit,
         };
         match self.may_be_raised(&pending.row, now) {
@@ -119,7 +119,7 @@ impl Engine {
         }
         let body = pending.letter.body(self.window.room(&pending.headers));
         if body.is_whole || is_allowed {
-            self.place(pending.headers, &body.bytes, pending.row, out, now);
+            self.place(pending, &body.bytes, out, now);
         } else if pending.id.is_none() {
             self.halt_at(
                 pending.row,
@@ -189,7 +189,7 @@ impl Engine {
         Some(RowQuestion {
             id: String::from_utf8_lossy(pending.id.as_ref()?).into_owned(),
             xid: pending.xid,
-            outbox: pending.outbox,
+            outbox: usize::from(pending.outbox),
         })
     }
 
@@ -223,7 +223,7 @@ impl Engine {
         match self.pending.take_if(answered) {
             Some(pending) if pending.state == Question::Kept => {
                 let body = pending.letter.body(self.window.room(&pending.headers));
-                self.place(pending.headers, &body.bytes, pending.row, out, now);
+                self.place(pending, &body.bytes, out, now);
             }
             Some(pending) => self.decide(pending, out, now),
             None => {}
@@ -237,17 +237,17 @@ impl Engine {
         }
     }
 
-    fn place(
-        &mut self,
-        headers: Vec<u8>,
-        body: &[u8],
-        row: RejectedRow,
-        out: &mut BytesMut,
-        now: Duration,
-    ) {
+    fn place(&mut self, pending: Pending, body: &[u8], out: &mut BytesMut, now: Duration) {
+        let Pending {
+            headers,
+            row,
+            outbox,
+            ..
+        } = pending;
         let origin = Origin {
             position: row.position,
             event_id: EventId::of(row.event_id.as_bytes()),
+            outbox,
             first_publication: true,
         };
         let message = Message {

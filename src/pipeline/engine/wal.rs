@@ -385,6 +385,18 @@ impl Engine {
         else {
             return Ok(());
         };
+        let table = self.settings.epoch.source.outboxes[row.outbox()].table();
+        if overlap
+            .table
+            .as_ref()
+            .is_some_and(|expected| expected != table)
+        {
+            let found = match table {
+                "" => "a row of the lane's own table".to_owned(),
+                table => format!("a row of table {table}"),
+            };
+            return Err(self.overlap_miss(&format!("has {found}")));
+        }
         let id = row.id();
         let id = id.as_deref();
         // A dead letter tells a long id only as far as it is shown.

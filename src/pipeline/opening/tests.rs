@@ -81,6 +81,7 @@ fn foreign(sequence: u64) -> StoredMessage<'static> {
         in_batch: false,
         id: [None; 2],
         kind: None,
+        table: None,
         body: b"{}",
     }
 }
@@ -279,6 +280,7 @@ fn memory() -> Memory {
             sequence: 2,
             position,
             event_id: Some("e2".into()),
+            table: None,
         }),
         sound: None,
         begun: None,

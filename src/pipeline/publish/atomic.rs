@@ -3,14 +3,14 @@
 //! In: rows and answers. Out: headers, the committing message on the lane's fence subject. Guarantee: a batch is stored whole
 //! behind the lane's last fence, or not at all.
 
+use super::Body;
 use super::answer::excerpt;
 use super::batch::{Batches, Place};
 use super::flight::{Flight, Reply};
 use super::frame::{Frames, HEADER_VERSION, push_number_header};
 use super::publisher::{Preparation, Publisher, TurnEnd};
-use super::{Body, tail_header};
 use crate::pipeline::fault::{BATCH_INCOMPLETE, Class, Fault};
-use crate::pipeline::lane_end::LaneEnd;
+use crate::pipeline::lane_end::{LaneEnd, tail_header};
 use crate::pipeline::position::TAIL_HEADER;
 
 /// Most events in an atomic batch: the server takes 1,000 messages, and the last one is the lane's own.
@@ -223,9 +223,8 @@ fn tail_value(flight: &Flight, acknowledged: Option<&LaneEnd>) -> String {
     let slot = &flight.settings.slot;
     if let Some(origin) = flight.last_first_publication() {
         let event_id = origin.event_id.as_ref().map(ToString::to_string);
-        return tail_header(slot, origin.position, event_id.as_deref());
+        let table = flight.settings.table_of(origin);
+        return tail_header(slot, origin.position, event_id.as_deref(), table);
     }
-    acknowledged.map_or_else(String::new, |lane_end| {
-        tail_header(slot, lane_end.position, lane_end.event_id.as_deref())
-    })
+    acknowledged.map_or_else(String::new, |lane_end| lane_end.tail(slot))
 }

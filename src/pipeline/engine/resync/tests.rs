@@ -22,6 +22,7 @@ fn stored(ordinal: u64) -> Option<LaneEnd> {
         sequence: ordinal,
         position: at(ordinal),
         event_id: Some(id(ordinal)),
+        table: None,
     })
 }
 
