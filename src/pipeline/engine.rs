@@ -14,6 +14,7 @@ mod reject;
 mod resync;
 #[cfg(test)]
 pub(crate) mod sample;
+mod tables;
 mod wal;
 
 pub use super::fault::Stop;
@@ -36,7 +37,6 @@ use super::publish::{Mode, Traffic, Window, WindowLimits, WindowSettings};
 use super::record::{Carrier, LaneRecord};
 use super::row::{Foreign, Relations, Source};
 use super::shared_end_search::fence_subject;
-use super::tables::Period;
 use bytes::BytesMut;
 use crossing::Crossing;
 use postgres_types::PgLsn;
@@ -535,33 +535,6 @@ impl Engine {
             memory.doubt();
         }
         memory
-    }
-
-    /// Which tables were the outboxes, where in the WAL. One that the configuration names no more stays as recorded until
-    /// the end of the stream is found without it: else naming it again would not mend the halt. From then on it has ended, and
-    /// is remembered, since its messages stay in the stream.
-    fn tables(&self) -> Vec<Period> {
-        let mut periods = self.relations.periods();
-        let Some(record) = &self.settings.record else {
-            return periods;
-        };
-        let named = periods.len();
-        for recorded in &record.tables {
-            let is_it = |it: &Period| it.outbox == recorded.outbox;
-            if periods[..named].iter().any(is_it) {
-                continue;
-            }
-            if self.overlap.is_some() {
-                periods.push(recorded.clone());
-                continue;
-            }
-            // Its last table is remembered.
-            match periods[named..].iter().position(is_it) {
-                Some(known) => periods[named + known] = recorded.clone().ended(),
-                None => periods.push(recorded.clone().ended()),
-            }
-        }
-        periods
     }
 
     /// Whether anything was acknowledged on this connection to the broker.

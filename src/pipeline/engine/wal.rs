@@ -234,6 +234,7 @@ impl Engine {
                 .clone()
                 .unwrap_or_else(|| "without an id".into()),
             found: found.into(),
+            unnamed: self.unnamed_tables(),
         })
     }
 

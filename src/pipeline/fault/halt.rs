@@ -110,6 +110,8 @@ pub enum Halt {
         expected: String,
         /// What the WAL has there.
         found: String,
+        /// Tables whose rows counted there, and which the configuration names no more.
+        unnamed: Vec<String>,
     },
     /// A row that cannot be published, and whose dead letter must wait for a person.
     Rejected {
@@ -211,6 +213,17 @@ impl Halt {
                 position,
                 expected,
                 found,
+                unnamed,
+            } if !unnamed.is_empty() => format!(
+                "at {position} the stream has event {expected}, the WAL {found}: the configuration no longer names {}, whose rows \
+                 were published and are not confirmed yet. Nothing was published or confirmed",
+                unnamed.join(" and ")
+            ),
+            Halt::OverlapMiss {
+                position,
+                expected,
+                found,
+                ..
             } => format!(
                 "the WAL does not continue what is in the stream: at {position} the stream has event {expected}, the WAL \
                  {found}. The database was restored to an earlier state and its LSNs were used again, or another database \
@@ -349,6 +362,15 @@ impl Halt {
             }
             Halt::ServerBehind { .. } => {
                 "`walrelay verify` shows what the stream has that the table lacks; `walrelay adopt` goes on with this database"
+            }
+            Halt::OverlapMiss { unnamed, .. } if !unnamed.is_empty() => {
+                let entries = unnamed.iter().map(|table| format!("`name = {table:?}`"));
+                return format!(
+                    "Give {} an entry in [[source.tables]] again, with {} and the mapping that it had, until its rows are confirmed: \
+                     `walrelay position` tells how far the slot is",
+                    unnamed.join(" and "),
+                    entries.collect::<Vec<_>>().join(" and ")
+                );
             }
             Halt::OverlapMiss { .. } => {
                 "`walrelay verify` shows the differences; `walrelay adopt` goes on with this database"
