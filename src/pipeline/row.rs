@@ -74,6 +74,15 @@ impl Source {
         self
     }
 
+    /// Names that are not recorded begin no sooner than there.
+    #[must_use]
+    pub(crate) fn named_at(mut self, lsn: PgLsn) -> Self {
+        for outbox in &mut self.outboxes {
+            outbox.tables.begin_at(lsn);
+        }
+        self
+    }
+
     /// A table that the record knows by the name of another outbox.
     pub(crate) fn renamed(&self, recorded: &[Period]) -> Option<Renamed> {
         let tables = self.outboxes.iter().map(|outbox| &outbox.tables);

@@ -225,6 +225,13 @@ impl Tables {
         self
     }
 
+    /// The present table is the outbox no sooner than behind `lsn`.
+    pub(crate) fn begin_at(&mut self, lsn: PgLsn) {
+        if let Some(now) = self.periods.last_mut() {
+            now.from = now.from.max(lsn);
+        }
+    }
+
     /// Goes on with what is recorded, of which nothing is needed any more that ends at or below `confirmed_lsn`. Another
     /// name in the configuration is a new period from the WAL's end on, of the same table or of another one.
     /// A further outbox that is not recorded beside others has no row in front of the WAL's end.

@@ -69,6 +69,8 @@ pub struct Proxy {
     link: watch::Sender<Link>,
     /// So many bytes the client has sent that is caught, from those on by which it is.
     caught_bytes: watch::Sender<u64>,
+    /// So many clients have connected.
+    accepted: watch::Sender<u64>,
     task: JoinHandle<()>,
 }
 
@@ -88,12 +90,15 @@ impl Proxy {
         });
         let caught_bytes = watch::Sender::new(0);
         let count = caught_bytes.clone();
+        let accepted = watch::Sender::new(0);
+        let clients = accepted.clone();
         let task = tokio::spawn(async move {
             loop {
                 let Ok((client, _)) = listener.accept().await else {
                     tokio::task::yield_now().await;
                     continue;
                 };
+                clients.send_modify(|count| *count += 1);
                 tokio::spawn(connection(
                     client,
                     server_port,
@@ -106,6 +111,7 @@ impl Proxy {
             port,
             link,
             caught_bytes,
+            accepted,
             task,
         })
     }
@@ -125,6 +131,14 @@ impl Proxy {
         let mut count = self.caught_bytes.subscribe();
         let caught = count.wait_for(|count| *count >= bytes);
         caught.await.expect("the proxy is here");
+    }
+
+    /// Waits until so many clients have connected.
+    #[allow(dead_code)] // The fault tests use it.
+    pub async fn accepts(&self, clients: u64) {
+        let mut count = self.accepted.subscribe();
+        let accepted = count.wait_for(|count| *count >= clients);
+        accepted.await.expect("the proxy is here");
     }
 
     /// Closes all connections.

@@ -47,6 +47,7 @@ mod support;
 mod tables;
 mod takeover;
 mod timelines;
+mod torn_tables;
 mod two_services;
 mod unlogged;
 mod unread;

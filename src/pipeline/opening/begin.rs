@@ -79,6 +79,10 @@ impl Opening<'_> {
         let record = usable_record(stored.record, &place.history);
         epoch.limits = limits_of(mode, &stream, epoch.limits);
         let tables = Memory::tables(self.known.memory.as_ref(), &stream.created, record.as_ref());
+        if !tables.is_empty() {
+            // The catalog was looked at before: until the slot was ours, another relay may have published by another configuration.
+            epoch.source = epoch.source.named_at(place.server_lsn);
+        }
         epoch.source = epoch.source.continued(tables, place.confirmed_flush_lsn);
         let settings = EngineSettings {
             lane: place.lane,
