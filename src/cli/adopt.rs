@@ -36,6 +36,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::pipeline::row::Source;
 use crate::pipeline::shared_end_search::fence_subject;
+use crate::pipeline::tables::Period;
 use crate::postgres::catalog::{Inspection, inspect_released};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::publications::publication_list;
@@ -147,7 +148,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         confirmed_lsn: view.confirmed_lsn,
         adopted_sequence: sequence.map_or(view.stream.state.last_seq, |sequence| sequence - 1),
         taken_over_sequence: taken_over_sequence(&args, &view),
-        tables: of_lane.map_or_else(Vec::new, |record| record.tables.clone()),
+        tables: of_lane.map_or_else(Vec::new, |record| forget_ids(&record.tables)),
         publications: of_lane.map_or_else(Vec::new, |record| record.publications.clone()),
         switched_lsn: recorded_here.and_then(|record| record.across(&view.lane, &view.history)),
         left: recorded_here.map_or_else(Vec::new, |record| record.left.clone()),
@@ -437,6 +438,20 @@ async fn mark(
         }
         false => mark.behind(nats, view.stream.state.last_seq).await,
     }
+}
+
+/// The tables, whatever column tells their ids from now on.
+fn forget_ids(tables: &[Period]) -> Vec<Period> {
+    let forgotten = tables.iter().map(|period| Period {
+        id: None,
+        ..period.clone()
+    });
+    forgotten.collect()
+}
+
+/// Whether both are of one table, as far as it is told.
+fn of_same_table(told: Option<&str>, table: Option<&str>) -> bool {
+    told.is_none() || table.is_none() || told == table
 }
 
 fn explain(account: &mut Account, view: &View, published: Option<&Published>, args: &Args) {

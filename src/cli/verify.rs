@@ -21,9 +21,9 @@ use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
+use crate::pipeline::misnamed::Misnamed;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Unfit;
-use crate::pipeline::tables::Renamed;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::id_column::IdColumn;
@@ -191,7 +191,7 @@ fn unchecked(error: anyhow::Error) -> Result<Exit, anyhow::Error> {
     if Exit::of_error(&error) == Exit::Usage {
         return Err(error);
     }
-    if error.is::<Unreadable>() || error.is::<Renamed>() || error.is::<OtherNumber>() {
+    if error.is::<Unreadable>() || error.is::<Misnamed>() || error.is::<OtherNumber>() {
         stderr::line(format_args!("error: {error}"));
         return Ok(Exit::Failed);
     }

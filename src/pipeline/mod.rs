@@ -8,6 +8,8 @@
 //! | [`row`] | tuples | the six columns of an event |
 //! | [`logical_message`] | a message of the WAL | the same, without a table |
 //! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
+//! | [`id_column`] | the column of their ids | that it is another one than messages tell |
+//! | [`misnamed`] | both, as they are configured | why the lane cannot go on by them |
 //! | [`encoding`] | their text, as the database stores it | the same in UTF-8 |
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
 //! | [`end_search`], [`shared_end_search`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
@@ -47,12 +49,14 @@ pub mod epochs;
 pub mod fault;
 pub mod fields;
 pub mod history;
+pub mod id_column;
 pub mod kind;
 pub mod lane_end;
 pub mod limit;
 pub mod logical_message;
 pub mod mapping;
 pub mod message;
+pub mod misnamed;
 pub mod mute;
 pub mod opening;
 pub mod oversized;

@@ -10,7 +10,7 @@ use super::kind::Kind;
 use super::mapping::Mapping;
 use super::pgoutput::{Column, Relation, RelationColumn, Tuple};
 use super::reader::DecodeError;
-use super::tables::{Period, Renamed, Tables, Verdict};
+use super::tables::{Period, Tables, Verdict};
 use postgres_types::PgLsn;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -81,12 +81,6 @@ impl Source {
             outbox.tables.begin_at(lsn);
         }
         self
-    }
-
-    /// A table that the record knows by the name of another outbox.
-    pub(crate) fn renamed(&self, recorded: &[Period]) -> Option<Renamed> {
-        let tables = self.outboxes.iter().map(|outbox| &outbox.tables);
-        Renamed::find(tables, recorded)
     }
 
     /// What a relation is in a transaction that commits at `lsn`, and to which outbox.

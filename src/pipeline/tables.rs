@@ -7,6 +7,7 @@
 //! taken the name: the first rows of that one begin a new [`Period`]. So a table that is renamed and renamed back loses no
 //! row; and of a copy that takes the name, what was copied before is not published again.
 
+use super::id_column::IdColumn;
 use super::position::{
     BACKFILL_HEADER, DEAD_LETTER_HEADER, POSITION_HEADER, RETRY_HEADER, parse_header,
 };
@@ -36,6 +37,9 @@ pub struct Period {
     /// What commits in front of this is of another table, which was the outbox before; none where no other one is known.
     #[serde(default, with = "text_option", skip_serializing_if = "Option::is_none")]
     pub alone_from: Option<PgLsn>,
+    /// The column of its ids, as the catalog had it; none where nobody has looked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<IdColumn>,
 }
 
 impl Period {
@@ -210,10 +214,20 @@ impl Tables {
             from: server_lsn,
             ended: false,
             alone_from: None,
+            id: None,
         };
         Tables {
             periods: vec![period],
         }
+    }
+
+    /// The same, with the column of its ids.
+    #[must_use]
+    pub fn of_id(mut self, id: Option<IdColumn>) -> Self {
+        for period in &mut self.periods {
+            period.id.clone_from(&id);
+        }
+        self
     }
 
     /// The same, of a further outbox of the lane; of the lane's own where the name is empty.
@@ -244,8 +258,14 @@ impl Tables {
                 table: String::new(),
                 oid: 0,
                 from: 0.into(),
+                id: None,
                 ..now.clone()
             });
+        }
+        if let (Some(last), Some(id)) = (periods.last_mut(), &now.id)
+            && last.oid == now.oid
+        {
+            last.id = Some(id.clone());
         }
         let is_known = |last: &Period| last.has_name(&now.schema, &now.table);
         if !periods.last().is_some_and(is_known) {
@@ -326,6 +346,7 @@ impl Tables {
             alone_from: last.alone_before(oid, lsn),
             oid,
             from: lsn,
+            id: None,
             ..last
         });
     }

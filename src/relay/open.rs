@@ -10,8 +10,11 @@ use crate::pipeline::engine::EpochSettings;
 use crate::pipeline::engine::Note;
 use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::Fault;
+use crate::pipeline::id_column::IdColumn;
 use crate::pipeline::lane_end::Memory;
 use crate::pipeline::limit::SizeLimit;
+#[cfg(feature = "cli")]
+use crate::pipeline::misnamed::Misnamed;
 use crate::pipeline::opening::{Known, Opening, Wanted};
 use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
@@ -19,8 +22,6 @@ use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Request;
 use crate::pipeline::row::{Outbox, Source};
-#[cfg(feature = "cli")]
-use crate::pipeline::tables::Renamed;
 use crate::pipeline::tables::Tables;
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;
@@ -314,12 +315,10 @@ pub(crate) fn check_names(
     inspection: &Inspection,
     settings: &Settings,
     record: Option<&LaneRecord>,
-) -> Result<(), Renamed> {
+) -> Result<(), Misnamed> {
     let recorded = record.map_or(&[][..], |record| &record.tables);
-    match source(inspection, settings).renamed(recorded) {
-        Some(renamed) => Err(renamed),
-        None => Ok(()),
-    }
+    let has_published = record.is_some_and(|record| record.position.is_some());
+    source(inspection, settings).check_names(recorded, has_published)
 }
 
 /// The lane's tables as the engine knows them, in a database of UTF-8.
@@ -329,9 +328,17 @@ pub(crate) fn source(inspection: &Inspection, settings: &Settings) -> Source {
         let mapping = settings.mapping();
         let oid = inspection.table.as_ref().map_or(0, |table| table.oid);
         let lsn = inspection.server.current_lsn;
+        let columns = inspection.table.iter().flat_map(|table| &table.columns);
+        let mut id = columns.filter(|column| column.name == settings.postgres.id_column());
+        let id = id.next().map(|column| IdColumn {
+            name: column.name.clone(),
+            attnum: column.attnum,
+        });
         let tables = Tables::new(name.schema.clone(), name.table.clone(), oid, lsn);
         Outbox {
-            tables: tables.of_further(mapping.message.table.as_deref().unwrap_or_default()),
+            tables: tables
+                .of_id(id)
+                .of_further(mapping.message.table.as_deref().unwrap_or_default()),
             mapping,
         }
     };

@@ -25,6 +25,7 @@ mod lane;
 mod lease;
 #[cfg(target_os = "linux")]
 mod mute;
+mod other_id;
 mod postgres_says_no;
 #[path = "../chaos/proxy.rs"]
 #[allow(dead_code)] // The chaos tests use the rest of it.

@@ -167,6 +167,7 @@ mod tests {
     fn column(base_type: &str) -> Column {
         Column {
             name: "who".to_owned(),
+            attnum: 1,
             type_name: base_type.to_owned(),
             type_oid: 0,
             base_oid: 0,

@@ -5,6 +5,7 @@
 use super::{Fault, STUCK_EPOCHS};
 use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::limit::SizeLimit;
+use crate::pipeline::misnamed::{Misnamed, OtherId};
 use crate::pipeline::position::{Lane, Position};
 use crate::pipeline::tables::Renamed;
 use postgres_types::PgLsn;
@@ -129,6 +130,8 @@ pub enum Halt {
     },
     /// The configuration gives a table of the lane another name than its messages tell.
     Renamed(Renamed),
+    /// The configuration gives a table of the lane other ids than its messages tell.
+    OtherId(OtherId),
     /// The slot can no longer be read, or is gone.
     Slot {
         /// What is wrong.
@@ -159,6 +162,15 @@ pub enum Blocks {
         /// What it has to fit into.
         limit: SizeLimit,
     },
+}
+
+impl From<Misnamed> for Halt {
+    fn from(misnamed: Misnamed) -> Self {
+        match misnamed {
+            Misnamed::Table(renamed) => Halt::Renamed(renamed),
+            Misnamed::Id(other) => Halt::OtherId(other),
+        }
+    }
 }
 
 impl Halt {
@@ -238,6 +250,7 @@ impl Halt {
             ),
             Halt::PublicationMissing { what, .. } | Halt::Slot { what, .. } => what.clone(),
             Halt::Renamed(renamed) => renamed.reason(),
+            Halt::OtherId(other) => other.reason(),
             Halt::Stuck(fault) => format!(
                 "{STUCK_EPOCHS} attempts in a row ended at the same place without progress: {fault}"
             ),
@@ -261,6 +274,7 @@ impl Halt {
             Halt::Rejected { .. } => "rejected",
             Halt::PublicationMissing { .. } => "publication-missing",
             Halt::Renamed(_) => "renamed",
+            Halt::OtherId(_) => "other-id",
             Halt::Slot { .. } => "slot",
             Halt::Stuck(_) => "stuck",
         }
@@ -377,6 +391,7 @@ impl Halt {
             }
             Halt::Rejected { row, blocks } => return blocks.remedy(row.position),
             Halt::Renamed(renamed) => return renamed.remedy(),
+            Halt::OtherId(other) => return other.remedy(),
             Halt::PublicationMissing { mend, .. } | Halt::Slot { mend, .. } => mend,
             Halt::Stuck(_) => "Mend what is named there and start the relay again",
         };

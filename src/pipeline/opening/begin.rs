@@ -7,7 +7,6 @@ use super::look::View;
 use super::{Decided, NotOpened, Opened, Opening, Step};
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::engine::{Engine, EngineSettings, EpochSettings, Resumed};
-use crate::pipeline::fault::Halt;
 use crate::pipeline::history::History;
 use crate::pipeline::lane_end::Memory;
 use crate::pipeline::publish::{Mode, WindowLimits};
@@ -17,7 +16,7 @@ use crate::pipeline::row::Source;
 use std::time::Duration;
 
 impl Opening<'_> {
-    /// Whether the configuration gives a table of the lane another name than its messages tell.
+    /// Whether the configuration gives a table of the lane another name, or other ids, than its messages tell.
     ///
     /// # Errors
     /// [`NotOpened::Halt`]: nothing is published.
@@ -34,10 +33,8 @@ impl Opening<'_> {
         let View { stream, stored, .. } = &decided.view;
         let memory = self.known.memory.as_ref();
         let tables = Memory::tables(memory, &stream.created, stored.record.as_ref());
-        match source.renamed(tables) {
-            Some(renamed) => Err(NotOpened::Halt(Halt::Renamed(renamed))),
-            None => Ok(()),
-        }
+        let checked = source.check_names(tables, decided.plan.lane_end.is_some());
+        checked.map_err(|misnamed| NotOpened::Halt(misnamed.into()))
     }
 
     /// Begins the epoch: its record is stored next, before its first message, so that a relay that was frozen meanwhile

@@ -60,6 +60,8 @@ impl Table {
 pub struct Column {
     /// Its name.
     pub name: String,
+    /// `attnum`.
+    pub attnum: i16,
     /// The type as declared, as `format_type` writes it.
     pub(crate) type_name: String,
     /// The declared type.
@@ -90,7 +92,7 @@ SELECT jsonb_build_object(
      OR EXISTS (SELECT FROM pg_catalog.pg_partition_tree(c.oid) WHERE pg_catalog.pg_relation_size(relid) > 0),
   'columns', coalesce((
      SELECT jsonb_agg(jsonb_build_object(
-       'name', a.attname, 'type_name', format_type(a.atttypid, a.atttypmod),
+       'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
        'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
        'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v') ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
