@@ -24,8 +24,10 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::open;
 use crate::relay::settings::Settings;
 
+mod others;
 mod source;
 
+use others::OtherLane;
 use source::Source;
 
 /// Rows in one statement.
@@ -34,6 +36,8 @@ const BATCH_ROWS: usize = 1_000;
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// How often the place in the stream is kept, while it changes.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked for other lanes of the tables, while rows are deleted.
+const OTHERS_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two tries.
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -74,6 +78,12 @@ pub(super) async fn check(settings: &Settings) -> anyhow::Result<()> {
         let inspection = inspect(&sql, &settings.postgres).await?;
         PublishedRows::open(&sql, &inspection, &settings.postgres, after).await
     };
+    if after == AfterPublish::Delete
+        && let Ok(nats) = Admin::connect(&settings.nats.connection).await
+        && let Ok(Some(other)) = OtherLane::find(&nats, &sql, settings).await
+    {
+        return Err(other.into());
+    }
     match opened.await {
         Ok(rows) => {
             for warning in rows.warnings() {
@@ -138,7 +148,10 @@ fn verb(settings: &Settings) -> &'static str {
 }
 
 /// Both connections, and where it is.
-struct Settling {
+struct Settling<'s> {
+    settings: &'s Settings,
+    /// When it was looked for other lanes; none before the first look.
+    others_at: Option<Instant>,
     source: Source,
     sql: Client,
     rows: PublishedRows,
@@ -163,8 +176,8 @@ struct Settling {
     kept_at: Instant,
 }
 
-impl Settling {
-    async fn open(settings: &Settings) -> anyhow::Result<Self> {
+impl<'s> Settling<'s> {
+    async fn open(settings: &'s Settings) -> anyhow::Result<Self> {
         let after = settings.outbox.after_publish;
         let sql = connect(&settings.postgres.conninfo).await?;
         let nats = Admin::connect(&settings.nats.connection).await?;
@@ -226,6 +239,8 @@ impl Settling {
         let (messages, unread) =
             consumed.with_context(|| format!("cannot read stream {stream}"))?;
         Ok(Settling {
+            settings,
+            others_at: None,
             source,
             sql,
             rows,
@@ -322,6 +337,7 @@ impl Settling {
 
     /// Settles rows of the tables that were there at the beginning.
     async fn settle(&mut self, rows: &[Row]) -> anyhow::Result<Settled> {
+        self.look_for_others().await?;
         let settled = self.rows.settle(&self.sql, rows).await?;
         if !settled.unseen.is_empty()
             && let Some(name) = self.rows.replaced(&self.sql).await?
@@ -329,6 +345,19 @@ impl Settling {
             bail!("table {name} is another one now: its messages are told apart anew");
         }
         Ok(settled)
+    }
+
+    /// Rows are not deleted beside another lane of their table.
+    async fn look_for_others(&mut self) -> anyhow::Result<()> {
+        let is_fresh = (self.others_at).is_some_and(|at| at.elapsed() < OTHERS_INTERVAL);
+        if self.settings.outbox.after_publish != AfterPublish::Delete || is_fresh {
+            return Ok(());
+        }
+        if let Some(other) = OtherLane::find(&self.nats, &self.sql, self.settings).await? {
+            return Err(other.into());
+        }
+        self.others_at = Some(Instant::now());
+        Ok(())
     }
 
     /// Settles rows that were not seen before; how many.

@@ -35,6 +35,7 @@ mod remedies;
 mod remedies_of_nats;
 mod resync;
 mod row_security;
+mod second_lane;
 mod set_back;
 mod shared_streams;
 mod silence;
