@@ -12,6 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
 use futures_util::{FutureExt as _, StreamExt as _};
+use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 
 use crate::nats::admin::Admin;
@@ -125,6 +126,27 @@ pub(super) async fn settle(settings: Settings, board: Board) {
             Err(error) => tracing::debug!("what waits is not counted: {error:#}"),
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Settles the rows of a lane whose slot is confirmed through all that it had, once: it is no more.
+///
+/// # Errors
+/// Postgres or NATS refuse.
+#[cfg(feature = "cli")]
+pub(crate) async fn settle_rest(settings: &Settings) -> anyhow::Result<()> {
+    if settings.outbox.after_publish == AfterPublish::Keep {
+        return Ok(());
+    }
+    let mut settling = Settling::open(settings).await?;
+    loop {
+        settling.settle_due(u64::MAX.into()).await?;
+        if settling.unread == 0 {
+            return Ok(());
+        }
+        let message = next(&settling.nats, &mut settling.messages).await?;
+        settling.take(message)?;
+        settling.take_more()?;
     }
 }
 
@@ -267,7 +289,9 @@ impl<'s> Settling<'s> {
         is_told: &mut bool,
     ) -> anyhow::Result<std::convert::Infallible> {
         loop {
-            let settled = self.settle_due(board).await?;
+            let confirmed_lsn = board.status().marks.confirmed_lsn.into();
+            let settled = self.settle_due(confirmed_lsn).await?;
+            board.settled(settled, self.left());
             if settled > 0 && std::mem::take(is_told) {
                 tracing::info!("published rows are settled again");
             }
@@ -313,9 +337,13 @@ impl<'s> Settling<'s> {
         Ok(())
     }
 
-    /// Settles all that is due; how many rows there were.
-    async fn settle_due(&mut self, board: &Board) -> anyhow::Result<u64> {
-        let confirmed_lsn = board.status().marks.confirmed_lsn.into();
+    /// Messages of the stream that are not done with.
+    fn left(&self) -> u64 {
+        self.unread + (self.waiting.len() + self.unseen.len()) as u64
+    }
+
+    /// Settles all that is due where the slot is confirmed through `confirmed_lsn`; how many rows there were.
+    async fn settle_due(&mut self, confirmed_lsn: PgLsn) -> anyhow::Result<u64> {
         let now = self.begun.elapsed();
         let mut rows = self.look_again(now).await?;
         while let Some(due) = self.waiting.due(confirmed_lsn, BATCH_ROWS) {
@@ -330,8 +358,6 @@ impl<'s> Settling<'s> {
             self.looked_at = due.through;
         }
         self.place.sequence = self.unseen.done_through(self.looked_at);
-        let left = self.waiting.len() + self.unseen.len();
-        board.settled(rows, self.unread + left as u64);
         Ok(rows)
     }
 

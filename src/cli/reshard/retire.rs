@@ -18,6 +18,7 @@ use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::division::Division;
+use crate::relay::after_publish;
 use crate::relay::board::Board;
 use crate::relay::crossing::name;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -145,6 +146,14 @@ impl Resharding<'_> {
             "somebody has changed publication {publication} meanwhile: it carries rows again, so slot {slot} stays. See walrelay doctor, and \
              run this again"
         );
+        let settled = tokio::time::timeout(self.args.wait, after_publish::settle_rest(lane));
+        let settled = settled.await.map_err(anyhow::Error::from).flatten();
+        if let Err(why) = settled {
+            stderr::line(format_args!(
+                "rows that {} has published stay, walrelay prune deletes them: {why:#}",
+                name(part)
+            ));
+        }
         // Again where a relay began an epoch meanwhile: a slot that outlives its publication cannot be read.
         while slot_and_wal(&self.sql, slot).await?.is_some() {
             retire_record(&client).await?;

@@ -4,7 +4,7 @@ use async_nats::jetstream;
 use uuid::Uuid;
 
 use super::load::{
-    SLOTS, are_owned, change_alone, count, reshard, shares, stops, takes_dead_letters_of,
+    SLOTS, are_owned, change_alone, count, has, reshard, shares, stops, takes_dead_letters_of,
     two_shares,
 };
 use super::verdict::{streams_of, verdict};
@@ -89,4 +89,19 @@ async fn a_share_whose_record_is_lost_keeps_its_slot_until_its_rows_are_publishe
         assert_eq!(count(&fixture, SLOTS).await, 2);
         stops(relay).await;
     }
+}
+
+#[tokio::test]
+async fn rows_of_a_share_that_is_no_more_are_deleted() {
+    let (mut fixture, relay) = four_shares("0s").await;
+    fixture.insert(1, 100).await;
+    verdict(&fixture, &ids(100), &streams_of(&fixture, 1)).await;
+    stops(relay).await;
+    fixture.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
+    reshard(&fixture, "2").await;
+    shares(&mut fixture, 2);
+    let relay = fixture.run();
+    are_owned(&fixture, 2).await;
+    has(&fixture, "all rows are deleted", "FROM outbox_events", 0).await;
+    stops(relay).await;
 }
