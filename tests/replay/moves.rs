@@ -272,6 +272,16 @@ async fn a_new_nats_is_set_up_and_run_before_the_move() {
         assert!(told.stderr.contains("walrelay move"), "{}", told.stderr);
     }
     fixture.insert(101, 110).await;
+    // Each row is in the other stream, and none is missing.
+    for command in [&["backfill"][..], &["backfill", "--unjudged"]] {
+        let refused = fixture.walrelay(command).await;
+        assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("walrelay move"),
+            "{}",
+            refused.stderr
+        );
+    }
     let halted = fixture.walrelay(&["run"]).await;
     assert_eq!(halted.code, Some(4), "{}", halted.stderr);
     let from = fixture.walrelay(&["run", "--from", "0/1"]).await;
