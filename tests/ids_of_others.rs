@@ -63,17 +63,18 @@ async fn holds(platform: &Platform, subjects: &str, count: usize) {
     reached.expect("the stream gets there in time");
 }
 
-/// Waits until a relay reads the slot, and so has looked at the tables.
-async fn streams(platform: &Platform) {
-    let query = "SELECT EXISTS (SELECT FROM pg_replication_slots WHERE active AND NOT temporary)";
+/// Waits until the lane record names the table, from where on its rows are the lane's.
+async fn goes_over_to(platform: &Platform, table: &str) {
+    let named = format!("\"table\":\"{table}\"");
     let reached = async {
-        while !platform
-            .sql
-            .query_one(query, &[])
-            .await
-            .expect("slots")
-            .get::<_, bool>(0)
-        {
+        loop {
+            let records = platform.jetstream.get_stream("WALRELAY").await;
+            let records = records.expect("the records");
+            let record = records.get_last_raw_message_by_subject("walrelay.lane.OUTBOX.walrelay");
+            let record = record.await.expect("the lane's");
+            if String::from_utf8_lossy(&record.payload).contains(&named) {
+                return;
+            }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
@@ -178,7 +179,7 @@ async fn messages_of_a_former_table_count_for_no_row() {
     let report = platform.verify(3).await;
     assert_eq!(report["unjudged"]["count"], 5);
     let relay = platform.relay();
-    streams(&platform).await;
+    goes_over_to(&platform, "new").await;
     insert(&platform, "new", "made", 1).await;
     platform.wait_for(11).await;
     let report = platform.verify(3).await;
@@ -215,7 +216,7 @@ async fn rows_are_not_deleted_by_messages_of_a_former_table() {
     let mut platform = another_table().await;
     platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "delete");
     let relay = platform.relay();
-    streams(&platform).await;
+    goes_over_to(&platform, "new").await;
     insert(&platform, "new", "made", 1).await;
     // Its own row goes, behind all messages of the other table.
     has_rows(&platform, "new", 5).await;
@@ -224,4 +225,35 @@ async fn rows_are_not_deleted_by_messages_of_a_former_table() {
     has_rows(&platform, "new", 0).await;
     relay.stop().await;
     assert_eq!(platform.last_sequence().await, 17);
+}
+
+/// The present table has a row with the letter's id, aggregate and time.
+#[tokio::test]
+async fn a_letter_of_a_former_table_is_not_retried_by_a_row_of_the_present_one() {
+    let mut platform = Platform::servers().await;
+    make(&platform, "old").await;
+    platform.set("WALRELAY_POSTGRES_TABLE", "public.old");
+    platform.expect(&["setup"], 0).await;
+    let relay = platform.relay();
+    let dead = "INSERT INTO old (aggregate_id, event_type, payload_json, occurred_at)
+        VALUES ('a', 'no subject', '{\"of\": \"old\"}', 'epoch')";
+    platform.sql.batch_execute(dead).await.expect("inserted");
+    platform.wait_for(1).await;
+    relay.stop().await;
+    make(&platform, "new").await;
+    let other = "INSERT INTO new (aggregate_id, event_type, payload_json, occurred_at)
+        VALUES ('a', 'made', '{\"of\": \"new\"}', 'epoch')";
+    platform.sql.batch_execute(other).await.expect("inserted");
+    platform.set("WALRELAY_POSTGRES_TABLE", "public.new");
+    let sql = "ALTER PUBLICATION walrelay ADD TABLE new";
+    platform.sql.batch_execute(sql).await.expect("added");
+    let list = platform.output(&["dead-letters", "list", "--json"]).await;
+    let letter: serde_json::Value = serde_json::from_slice(&list.stdout).expect("one letter");
+    let position = letter["position"].as_str().expect("a position");
+    let set = ["--set", "event_type=mended"];
+    let retry = [&["dead-letters", "retry", position], &set[..]].concat();
+    platform.expect(&retry, 0).await;
+    let (_, body) = platform.message(2).await;
+    let body = String::from_utf8(body).expect("JSON");
+    assert!(body.contains(r#"{"of": "old"}"#), "{body}");
 }

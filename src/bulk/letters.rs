@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use tokio::sync::mpsc;
 
 use super::rows::{Looked, RowText, Rows, columns};
@@ -19,9 +19,13 @@ use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
-use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, TABLE_HEADER};
+use crate::pipeline::position::{
+    KIND_HEADER, KIND_RETRY, POSITION_HEADER, Position, RETRY_HEADER, TABLE_HEADER,
+};
+use crate::pipeline::tables::Former;
 use crate::pipeline::value::is_json;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::open::formers;
 use crate::relay::settings::Settings;
 
 /// A dead letter in the stream.
@@ -66,12 +70,16 @@ pub(crate) async fn events(
     values: Values,
 ) -> anyhow::Result<Source> {
     let (sender, receiver) = mpsc::channel(AHEAD);
+    let created = lane.stream().await?.created;
+    let record = lane.record().await?.record;
+    let formers = formers(&looked.inspection, settings, record.as_ref(), &created);
     let rows = Rows::all(looked, settings).await?.into_iter();
-    let tables = rows.zip(settings.tables());
-    let tables = tables.map(|(rows, settings)| Outbox {
+    let tables = rows.zip(settings.tables()).zip(formers);
+    let tables = tables.map(|((rows, settings), former)| Outbox {
         rows,
         id_column: settings.postgres.id_column().to_owned(),
         mapping: settings.mapping(),
+        former,
     });
     let tables = tables.collect();
     let reader = Reader {
@@ -126,6 +134,8 @@ struct Outbox {
     rows: Rows,
     id_column: String,
     mapping: Mapping,
+    /// Which letters are of another table, which was the outbox before.
+    former: Option<Former>,
 }
 
 impl Reader {
@@ -137,7 +147,7 @@ impl Reader {
         let Place { position, sequence } = letter.place;
         let name = position.to_string();
         let item = match &letter.gone {
-            Some(gone) => self.item_of_gone(position, gone).await,
+            Some(gone) => self.item_of_gone(letter.place, gone).await,
             None => match self.lane.message(Lookup::Message(sequence)).await? {
                 Some(message) => self.item(position, &message).await,
                 None => Err(anyhow::anyhow!("the stream no longer has it")),
@@ -156,9 +166,13 @@ impl Reader {
         let letter: DeadLetter =
             serde_json::from_slice(&message.data).context("it cannot be read")?;
         let outbox = self.outbox(position, message.header_text(TABLE_HEADER))?;
+        let id = letter.id.as_deref().unwrap_or_default();
+        let is_former = outbox.is_former(message.seq, id, |name| message.header_text(name));
         let in_table = match letter.kinds {
             // It never had a row.
             Some(_) => None,
+            // The ids of the present table may have begun anew.
+            None if is_former => None,
             None => outbox.in_table(&letter).await?,
         };
         let row = match in_table {
@@ -169,6 +183,9 @@ impl Reader {
             Some(row) => row,
             None => {
                 let gone = match letter.kinds {
+                    None if is_former => {
+                        "its row is of a table that was the outbox before, and the dead letter"
+                    }
                     Some(_) => "it was written without a table, and the dead letter",
                     None => "the table no longer has its row, and the dead letter",
                 };
@@ -179,11 +196,18 @@ impl Reader {
     }
 
     /// Of the row as the table has it: the letter, which had it too, is gone.
-    async fn item_of_gone(&self, position: Position, gone: &Gone) -> anyhow::Result<Item> {
+    async fn item_of_gone(&self, place: Place, gone: &Gone) -> anyhow::Result<Item> {
+        let Place { position, sequence } = place;
         let outbox = self.outbox(position, gone.table.as_deref())?;
         let id = gone.id.as_ref();
         let id =
             id.context("the stream no longer has the dead letter, and it did not tell its row")?;
+        let told = format!("{} {position}", self.slot);
+        let header = |name: &'static str| (name == POSITION_HEADER).then_some(told.as_str());
+        ensure!(
+            !outbox.is_former(sequence, id, header),
+            "the stream no longer has the dead letter, and its row is of a table that was the outbox before"
+        );
         let row = outbox.rows.find(id).await?;
         let row = row.with_context(|| {
             format!("neither the stream has the dead letter any more nor the table its row {id}")
@@ -237,6 +261,16 @@ impl Reader {
 }
 
 impl Outbox {
+    fn is_former<'h>(
+        &self,
+        sequence: u64,
+        id: &str,
+        header: impl Fn(&'static str) -> Option<&'h str>,
+    ) -> bool {
+        self.former
+            .is_some_and(|former| former.has(sequence, id, header))
+    }
+
     /// The row as the table has it now; none where it is gone, or has no id to find it by.
     async fn in_table(&self, letter: &DeadLetter) -> anyhow::Result<Option<RowText>> {
         let row = letter.row.as_ref();

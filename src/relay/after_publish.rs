@@ -214,8 +214,6 @@ impl<'s> Settling<'s> {
         let outboxes = open::source(&inspection, settings)
             .continued(recorded, 0.into())
             .outboxes;
-        let adopted = record.filter(|record| record.created == info.created);
-        let adopted_sequence = adopted.map_or(0, |record| record.adopted_sequence);
         let mut source = Source::of(settings);
         for (outbox, found) in outboxes.iter().zip(inspection.tables()) {
             let oid = found.table.as_ref().map_or(0, |table| table.oid);
@@ -224,10 +222,10 @@ impl<'s> Settling<'s> {
                 "table {} is another one since, and the relay has not come to its first row yet",
                 outbox.tables.current().table
             );
-            let former = outbox.tables.former(oid, inspection.server.current_lsn);
-            let former = former.map(|former| former.behind(adopted_sequence));
-            source.former.push(former);
         }
+        source.former = open::formers(&inspection, settings, record.as_ref(), &info.created);
+        let adopted = record.filter(|record| record.created == info.created);
+        let adopted_sequence = adopted.map_or(0, |record| record.adopted_sequence);
         let stored = lane.settled().await?;
         let place_sequence = stored.as_ref().map_or(0, |message| message.seq);
         let place = stored

@@ -18,11 +18,10 @@ use crate::pipeline::misnamed::Misnamed;
 use crate::pipeline::opening::{Known, Opening, Wanted};
 use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
-#[cfg(feature = "cli")]
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Request;
 use crate::pipeline::row::{Outbox, Source};
-use crate::pipeline::tables::Tables;
+use crate::pipeline::tables::{Former, Tables};
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::processes::Process;
@@ -319,6 +318,26 @@ pub(crate) fn check_names(
     let recorded = record.map_or(&[][..], |record| &record.tables);
     let has_published = record.is_some_and(|record| record.position.is_some());
     source(inspection, settings).check_names(recorded, has_published)
+}
+
+/// Of each table: which of the lane's messages in the stream that was created then are of another one, which was it before.
+pub(crate) fn formers(
+    inspection: &Inspection,
+    settings: &Settings,
+    record: Option<&LaneRecord>,
+    created: &str,
+) -> Vec<Option<Former>> {
+    let recorded = record.map_or(&[][..], |record| &record.tables);
+    let adopted = record.filter(|record| record.created == created);
+    let adopted_sequence = adopted.map_or(0, |record| record.adopted_sequence);
+    let source = source(inspection, settings).continued(recorded, 0.into());
+    let formers = source.outboxes.iter().zip(inspection.tables());
+    let formers = formers.map(|(outbox, found)| {
+        let oid = found.table.as_ref().map_or(0, |table| table.oid);
+        let former = outbox.tables.former(oid, inspection.server.current_lsn)?;
+        Some(former.behind(adopted_sequence))
+    });
+    formers.collect()
 }
 
 /// The lane's tables as the engine knows them, in a database of UTF-8.
