@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Looks at the status page of a running relay in headless Chromium: live without a reload, focus kept, nothing asked of another
-# host, nothing that the policy refuses, no finding of axe (accessibility), at three sizes. Leaves the pictures in page/.
+# host, nothing that the policy refuses, no finding of axe (accessibility), at three sizes; a process that dies and comes back.
+# Leaves the pictures in page/.
 # Needs Python 3.11, a Chromium on PATH, and target/release/walrelay (or WALRELAY); fetches 50 MB.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)

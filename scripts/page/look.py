@@ -52,6 +52,21 @@ def look(browser, url, name, width, height, scheme):
     return page
 
 
+def look_at_focus(browser, url):
+    """Who has come to a dead letter by the keyboard stays there while the page around it changes, and other letters come."""
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    page.goto(url)
+    page.locator("a[href^='/dead-letters/']").first.wait_for()
+    page.keyboard.press("Tab")
+    letter = page.evaluate("document.activeElement.textContent")
+    page.evaluate("window.rows = document.querySelectorAll('tr[id^=letter-]').length")
+    page.wait_for_function("document.querySelectorAll('tr[id^=letter-]').length > window.rows")
+    if (now := page.evaluate("document.activeElement.textContent")) != letter:
+        sys.exit(f"focus: from {letter} it went to {now}")
+    print(f"focus: stays on {letter}")
+    page.close()
+
+
 def look_at_a_row(browser, url):
     """A dead letter is masked until somebody asks for it by the keyboard."""
     page = browser.new_page(viewport={"width": 1360, "height": 1000})
@@ -85,8 +100,9 @@ with Lab() as lab, sync_playwright() as playwright:
         sandbox = ["--no-sandbox"]  # As root Chromium has none.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
         url = f"http://{listen}/"
-        for size in [("wide", 1360, 1000, "light"), ("narrow", 390, 1500, "light"), ("dark", 1360, 1000, "dark")]:
+        for size in [("wide", 1360, 1000, "light"), ("narrow", 360, 1500, "light"), ("dark", 1360, 1000, "dark")]:
             page = look(browser, url, *size)
+        look_at_focus(browser, url)
         look_at_a_row(browser, url)
         stop.set()
         writer.join()
@@ -94,6 +110,13 @@ with Lab() as lab, sync_playwright() as playwright:
         page.wait_for_selector("#away:not([hidden])")
         page.screenshot(path=f"{FOLDER}/away.png")
         print(f"away: {page.inner_text('#away')}")
+        if page.title() != "walrelay: no answer":
+            sys.exit(f"away: the tab is called {page.title()}")
+        relay = lab.relay("run", http_listen=listen)
+        page.wait_for_selector("#away.back")
+        if "started anew" not in page.inner_text("#away") or page.title() == "walrelay: no answer":
+            sys.exit(f"back: it says {page.inner_text('#away')}, and the tab is called {page.title()}")
+        print(f"back: {page.inner_text('#away')}")
         browser.close()
     finally:
         stop.set()

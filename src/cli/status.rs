@@ -25,7 +25,7 @@ use crate::nats::admin::Admin;
 use crate::ops::http::STATUS_PATH;
 use crate::relay::bulk_work::BulkWork;
 use crate::relay::settings::Settings;
-use crate::relay::status::Status;
+use crate::relay::status::{State, Status};
 
 /// How long the relay may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ tell: running elsewhere, stopped, halted (why, and what to do), or the slot is l
   bulk work      a command that publishes for the lane beside the relay, such as backfill or move,
                  and how far it is; or one that was killed, and how it is finished. Whether it lives
                  is told by its lease, which it renews each second
-  latency        from the commit, by the server's clock, to the acknowledgement
+  latency        of transactions, from the commit, by the server's clock, to the acknowledgement
 
 --watch ends with 0.
 
@@ -277,12 +277,16 @@ fn text(status: &Status) -> String {
         ),
         (
             "acknowledged",
-            format!(
-                "{} ({}{})",
-                lsn(marks.acknowledged_lsn),
-                behind(status.lag_bytes()),
-                behind_for(status.lag_seconds)
-            ),
+            match status.state {
+                // What another relay reads is not behind here.
+                State::Standby => lsn(marks.acknowledged_lsn),
+                _ => format!(
+                    "{} ({}{})",
+                    lsn(marks.acknowledged_lsn),
+                    behind(status.lag_bytes()),
+                    behind_for(status.lag_seconds)
+                ),
+            },
         ),
         (
             "confirmed",
@@ -357,7 +361,7 @@ fn latency(status: &Status) -> String {
     };
     match (at_most(0.5), at_most(0.99)) {
         (Some(half), Some(most)) => {
-            format!("half of the transactions within {half} of their commit, 99 % within {most}")
+            format!("half within {half} of their commit, 99 % within {most}")
         }
         _ => "-".to_owned(),
     }

@@ -28,8 +28,8 @@ pub(super) struct Point {
     pub(super) events_per_second: f64,
     /// 99 % of the transactions were acknowledged within so long, in µs; none where there were none.
     pub(super) latency_us: Option<u64>,
-    /// The longest lag that was seen.
-    pub(super) lag_seconds: u64,
+    /// The longest lag that was seen; none where it was not known, or another relay's.
+    pub(super) lag_seconds: Option<u64>,
 }
 
 /// The relay has come into this state.
@@ -50,13 +50,14 @@ pub(super) struct Past {
     /// When the state last changed; it may have come back between two looks.
     since: DateTime<Utc>,
     latencies: Latencies,
-    lag_seconds: u64,
+    lag_seconds: Option<u64>,
 }
 
 impl Past {
     /// Takes note of what the lane does now.
     fn look(&mut self, status: &Status) {
-        self.lag_seconds = self.lag_seconds.max(status.lag_seconds.unwrap_or(0));
+        let is_ours = status.state != State::Standby;
+        self.lag_seconds = self.lag_seconds.max(status.lag_seconds.filter(|_| is_ours));
         let has_changed = self.since != status.since || self.changes.is_empty();
         let last = self.changes.front();
         if has_changed || last.is_some_and(|last| last.reason != status.reason) {
@@ -86,7 +87,7 @@ impl Past {
         };
         self.acknowledged = acknowledged;
         self.latencies = status.commit_to_ack.clone();
-        self.lag_seconds = 0;
+        self.lag_seconds = None;
         self.points.push_back(point);
         if self.points.len() > POINTS_MAX {
             self.points.pop_front();
@@ -156,14 +157,18 @@ mod tests {
         past.look(&status(0, 7));
         past.look(&status(40, 2));
         past.point(&status(40, 2), Duration::from_secs(10));
+        past.look(&Status {
+            state: State::Standby,
+            ..status(40, 9)
+        });
         past.point(&status(40, 0), Duration::from_secs(10));
         let [first, second] = [past.points[0], past.points[1]];
-        assert_eq!((first.events_per_second, first.lag_seconds), (4.0, 7));
+        assert_eq!((first.events_per_second, first.lag_seconds), (4.0, Some(7)));
         assert!(first.latency_us.is_some());
         let nothing = Point {
             events_per_second: 0.0,
             latency_us: None,
-            lag_seconds: 0,
+            lag_seconds: None,
         };
         assert_eq!(second, nothing);
         for _ in 0..POINTS_MAX {

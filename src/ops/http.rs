@@ -82,6 +82,7 @@ impl Server {
             .route(STATUS_PATH, get(status_json))
             .route("/page.css", get(|| asset("text/css", page::STYLE)))
             .route("/page.js", get(|| asset("text/javascript", page::SCRIPT)))
+            .route("/icon.svg", get(|| asset("image/svg+xml", page::ICON)))
             .with_state(Arc::clone(&lanes))
             .merge(page)
             .layer(from_fn_with_state(on_loopback, guard::guard));

@@ -6,6 +6,7 @@
 mod chart;
 mod letters;
 mod markup;
+mod overview;
 
 pub(super) use letters::{Rows, shown as letter};
 
@@ -22,6 +23,10 @@ use postgres_types::PgLsn;
 pub(super) const STYLE: &str = include_str!("page/page.css");
 /// Its script, at `/page.js`.
 pub(super) const SCRIPT: &str = include_str!("page/page.js");
+/// Its picture in the browser's tab, at `/icon.svg`.
+pub(super) const ICON: &str = include_str!("page/icon.svg");
+/// Where nothing is known.
+const UNKNOWN: &str = "–";
 /// Changes of the state that are shown.
 const CHANGES_SHOWN: usize = 12;
 
@@ -51,10 +56,11 @@ pub(super) fn render(lanes: &[Lane], rows: Rows) -> String {
         &format!("{}: {}", escaped(&first.status.name), gravest(lanes).name()),
         "<script src=\"/page.js\" defer></script><noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>",
         &format!(
-            "<div id=\"away\" class=\"reason away\" role=\"alert\" hidden></div><div id=\"lanes\">{parts}</div>\
+            "<div id=\"away\" class=\"reason away\" role=\"alert\" hidden></div><div id=\"lanes\">{overview}{parts}</div>\
              <footer><a href=\"/metrics\">metrics</a> · <a href=\"/readyz\">readiness</a> · \
-             <a href=\"/status.json\">JSON</a> · running since {started} · <code>walrelay doctor</code> says what is wrong, \
-             with the command that mends it</footer>",
+             <a href=\"/status.json\">JSON</a> · <span id=\"started\" data-live>running since {started}</span> · \
+             <code>walrelay doctor</code> says what is wrong, with the command that mends it</footer>",
+            overview = overview::overview(lanes),
             started = time(first.status.started),
         ),
     )
@@ -63,9 +69,11 @@ pub(super) fn render(lanes: &[Lane], rows: Rows) -> String {
 /// `title` and the rest are HTML.
 fn document(title: &str, head: &str, main: &str) -> String {
     format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+        "<!doctype html><html lang=\"en\" data-version=\"{version}\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\
-         <link rel=\"stylesheet\" href=\"/page.css\">{head}</head><body><main>{main}</main></body></html>"
+         <link rel=\"icon\" href=\"/icon.svg\"><link rel=\"stylesheet\" href=\"/page.css\">{head}</head>\
+         <body><main>{main}</main></body></html>",
+        version = env!("CARGO_PKG_VERSION"),
     )
 }
 
@@ -88,7 +96,10 @@ fn part(index: usize, name: &str, lane: &Lane, rows: Rows) -> String {
     } = lane;
     let state = status.state.name();
     let reason = status.reason.as_ref().map_or_else(String::new, |reason| {
-        format!("<div class=\"reason\">{}</div>", with_code(reason))
+        format!(
+            "<div class=\"reason of-{state}\">{}</div>",
+            with_code(reason)
+        )
     });
     let live = |name: &str, role: &str, content: String| {
         format!("<div id=\"{name}-{index}\" data-live{role}>{content}</div>")
@@ -119,10 +130,10 @@ fn part(index: usize, name: &str, lane: &Lane, rows: Rows) -> String {
         lane_itself(status)
     );
     format!(
-        "<section class=\"lane\" aria-label=\"{}\">{}{}{}<div class=\"columns\">{}{}</div></section>",
+        "<section class=\"lane\" id=\"lane-{index}\" aria-label=\"{}\">{}{}{}<div class=\"columns\">{}{}</div></section>",
         escaped(name),
         live("head", " role=\"status\"", head),
-        live("cards", " class=\"cards\"", cards(status)),
+        live("cards", "", cards(status)),
         live("charts", " class=\"charts\"", charts(past)),
         live("told", "", told),
         live("happened", "", happened),
@@ -148,28 +159,40 @@ fn bulk_work(status: &Status) -> String {
 }
 
 fn cards(status: &Status) -> String {
-    let open = status.dead_letters_open.map_or("–".to_owned(), grouped);
+    let open = status.dead_letters_open;
+    let is_asked_for = open.is_some_and(|open| open > 0);
     let cards = [
         ("events a second", grouped(status.events_per_second)),
         ("acknowledged", grouped(status.totals.acknowledged)),
         ("in flight", grouped(status.marks.in_flight)),
         ("lag", lag(status)),
-        ("held back", known_bytes(status.held_back_bytes())),
-        ("open dead letters", open),
+        (
+            "held back",
+            known_bytes(ours(status, status.held_back_bytes())),
+        ),
+        (
+            "open dead letters",
+            open.map_or(UNKNOWN.to_owned(), grouped),
+        ),
     ];
-    cards
-        .iter()
-        .map(|(what, value)| format!("<div class=\"card\"><b>{value}</b><span>{what}</span></div>"))
-        .collect()
+    let cards = cards.iter().map(|(what, value)| {
+        let class = match *what {
+            "open dead letters" if is_asked_for => " class=\"waiting\"",
+            _ => "",
+        };
+        format!("<div class=\"card\"><dt>{what}</dt><dd{class}>{value}</dd></div>")
+    });
+    format!("<dl class=\"cards\">{}</dl>", cards.collect::<String>())
 }
 
 fn charts(past: &Past) -> String {
     let values = |of: fn(&Point) -> Option<f64>| past.points.iter().map(of).collect::<Vec<_>>();
     let rate = values(|point| Some(point.events_per_second));
     let latency = values(|point| point.latency_us.map(|us| us as f64 / 1e3));
-    let lag = values(|point| Some(point.lag_seconds as f64));
+    let lag = values(|point| point.lag_seconds.map(|seconds| seconds as f64));
     [
         chart("Events a second", &rate, |value| match value {
+            0.0 => "0".to_owned(),
             below if below < 10.0 => format!("{below:.1}"),
             value => grouped(value.round() as u64),
         }),
@@ -201,7 +224,7 @@ fn changes(past: &Past) -> String {
             )
         })
         .collect();
-    format!("<table>{rows}</table>")
+    format!("<table class=\"events\">{rows}</table>")
 }
 
 /// By reason.
@@ -219,7 +242,7 @@ fn dead_letters(status: &Status) -> String {
 }
 
 fn lane_itself(status: &Status) -> String {
-    let or_dash = |text: &Option<String>| text.as_deref().map_or("–".to_owned(), escaped);
+    let or_dash = |text: &Option<String>| text.as_deref().map_or(UNKNOWN.to_owned(), escaped);
     table(&[
         ("slot", escaped(&status.slot)),
         ("stream", escaped(&status.stream)),
@@ -231,19 +254,48 @@ fn lane_itself(status: &Status) -> String {
 }
 
 fn positions(status: &Status) -> String {
-    let lsn = |lsn: u64| format!("<code>{}</code>", PgLsn::from(lsn));
     let marks = status.marks;
     let last = status.position.as_deref().map_or_else(
-        || "–".to_owned(),
+        || UNKNOWN.to_owned(),
         |position| format!("<code>{}</code>", escaped(position)),
     );
+    let behind = ours(status, status.lag_bytes());
     table(&[
         ("last event", last),
-        ("server", lsn(status.server_lsn)),
-        ("received", lsn(marks.received_lsn)),
-        ("acknowledged", lsn(marks.acknowledged_lsn)),
-        ("confirmed to Postgres", lsn(marks.confirmed_lsn)),
+        ("server", lsn(status.server_lsn, None)),
+        (
+            "received",
+            lsn(
+                marks.received_lsn,
+                status.received_lag_bytes().zip(Some("behind")),
+            ),
+        ),
+        (
+            "acknowledged",
+            lsn(marks.acknowledged_lsn, behind.zip(Some("behind"))),
+        ),
+        (
+            "confirmed to Postgres",
+            lsn(
+                marks.confirmed_lsn,
+                status.held_back_bytes().zip(Some("held back")),
+            ),
+        ),
     ])
+}
+
+/// A place in the WAL, and how much there is behind it, if anything.
+fn lsn(lsn: u64, rest: Option<(u64, &str)>) -> String {
+    let rest = match rest {
+        Some((count @ 1.., what)) => {
+            format!(" <span class=\"dim whole\">{} {what}</span>", bytes(count))
+        }
+        _ => String::new(),
+    };
+    match lsn {
+        0 => UNKNOWN.to_owned(),
+        lsn => format!("<code>{}</code>{rest}", PgLsn::from(lsn)),
+    }
 }
 
 fn faults(status: &Status) -> String {
@@ -251,7 +303,7 @@ fn faults(status: &Status) -> String {
         return "<p class=\"dim\">None since the start.</p>".to_owned();
     }
     let rows: String = status.last_faults.iter().map(fault).collect();
-    format!("<table>{rows}</table>")
+    format!("<table class=\"events\">{rows}</table>")
 }
 
 /// With what to do where it repeats.
@@ -301,16 +353,21 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// In bytes, and in seconds where there are any.
 fn known_bytes(count: Option<u64>) -> String {
-    count.map_or_else(|| "-".to_owned(), bytes)
+    count.map_or_else(|| UNKNOWN.to_owned(), bytes)
 }
 
+/// One that stands by reads nothing that it could be behind with.
+fn ours(status: &Status, behind: Option<u64>) -> Option<u64> {
+    behind.filter(|_| status.state != State::Standby)
+}
+
+/// In bytes; in seconds before, where there are any.
 fn lag(status: &Status) -> String {
-    let behind = known_bytes(status.lag_bytes());
-    match status.lag_seconds {
+    let behind = known_bytes(ours(status, status.lag_bytes()));
+    match ours(status, status.lag_seconds) {
         None | Some(0) => behind,
-        Some(seconds) => format!("{behind}, {seconds} s"),
+        Some(seconds) => format!("{} s <small>{behind}</small>", grouped(seconds)),
     }
 }
 
@@ -344,16 +401,44 @@ mod tests {
         assert_eq!(bytes(5 << 30), "5.0 GiB");
     }
 
+    fn lane(board: &Board) -> Lane {
+        Lane {
+            status: board.status(),
+            past: Past::default(),
+            letters: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn several_lanes_have_a_table_that_leads_to_each() {
+        let boards = ["a_0", "a_1"].map(|slot| Board::new("a", slot, "A"));
+        let pages = [&boards[..1], &boards[..]]
+            .map(|boards| render(&boards.iter().map(lane).collect::<Vec<_>>(), Rows::OnDemand));
+        assert!(!pages[0].contains("id=\"overview\""));
+        for index in 0..2 {
+            let link = format!("<a href=\"#lane-{index}\">a_{index}</a>");
+            let part = format!("id=\"lane-{index}\"");
+            assert!(pages[1].contains(&link) && pages[1].contains(&part));
+        }
+    }
+
+    #[test]
+    fn what_another_relay_reads_is_no_lag_of_one_that_stands_by() {
+        let mut status = Board::new("a", "a", "A").status();
+        status.server_lsn = 4096;
+        status.marks.acknowledged_lsn = 1024;
+        status.lag_seconds = Some(90);
+        assert_eq!(lag(&status), "90 s <small>3.0 KiB</small>");
+        status.state = State::Standby;
+        assert_eq!(lag(&status), UNKNOWN);
+        assert!(!positions(&status).contains("behind"));
+    }
+
     #[test]
     fn what_a_server_says_is_text_not_markup() {
         let board = Board::new("a", "a", "A");
         board.fault(&Fault::Broker("<script>".into()));
-        let lane = Lane {
-            status: board.status(),
-            past: Past::default(),
-            letters: Vec::new(),
-        };
-        let page = render(&[lane], Rows::OnDemand);
+        let page = render(&[lane(&board)], Rows::OnDemand);
         assert!(!page.contains("<script>"));
         assert!(page.contains("&lt;script&gt;"));
         // What the runbook says of it.

@@ -16,10 +16,10 @@ pub use halt::{Blocks, Halt};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
     /// The connection to Postgres is gone or could not be made.
-    #[error("Postgres: {0}")]
+    #[error("{}", of_side("Postgres", .0))]
     Postgres(String),
     /// The connection to NATS is gone or could not be made.
-    #[error("NATS: {0}")]
+    #[error("{}", of_side("NATS", .0))]
     Broker(String),
     /// Something is missing or does not fit that was there before; a person may be at it.
     #[error("{0}")]
@@ -74,7 +74,7 @@ pub enum Fault {
     #[error("replication stream: {0}")]
     Row(RowError),
     /// No acknowledgement in time.
-    #[error("no acknowledgement from the stream for {0} messages in flight")]
+    #[error("no acknowledgement from the stream, with messages in flight: {0}")]
     AckTimeout(u64),
     /// Again no acknowledgement, of a stream that looks healthy.
     #[error(
@@ -340,5 +340,26 @@ impl Fault {
             Fault::Frame { in_flight: 1, .. } => Class::Row,
             Fault::Frame { .. } | Fault::Protocol(_) | Fault::Row(_) => Class::Permanent,
         }
+    }
+}
+
+/// Names the side, unless the text begins with it.
+fn of_side(side: &str, text: &str) -> String {
+    match text.starts_with(&format!("{side} ")) {
+        true => text.to_owned(),
+        false => format!("{side}: {text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_side_is_named_once() {
+        let text = |text: &str| Fault::Broker(text.to_owned()).to_string();
+        assert_eq!(text("gone"), "NATS: gone");
+        assert_eq!(text("NATS at a:1 refused"), "NATS at a:1 refused");
+        assert_eq!(text("NATSIO"), "NATS: NATSIO");
     }
 }

@@ -389,7 +389,13 @@ impl Board {
         let faults = &mut status.totals.faults;
         *faults.entry(class_name(fault).to_owned()).or_default() += 1;
         let (at, text) = (Utc::now(), fault.to_string());
+        let state = match fault {
+            Fault::SlotActive { .. } | Fault::NoShare { .. } => State::Standby,
+            _ => State::Waiting,
+        };
         match status.last_faults.front_mut() {
+            // Nothing is at fault there.
+            _ if state == State::Standby => {}
             Some(last) if last.text == text => (last.at, last.times) = (at, last.times + 1),
             _ => status.last_faults.push_front(PastFault {
                 at,
@@ -400,10 +406,6 @@ impl Board {
             }),
         }
         status.last_faults.truncate(FAULTS_MAX);
-        let state = match fault {
-            Fault::SlotActive { .. } | Fault::NoShare { .. } => State::Standby,
-            _ => State::Waiting,
-        };
         status.set_state(state, Some(text));
         if state == State::Standby {
             inner.leave_letters();

@@ -144,7 +144,11 @@ async fn a_name_that_is_not_ours_is_refused_and_the_page_may_ask_nobody_else() {
         assert!(!page.contains("://") && !page.contains("style="), "{page}");
         assert_eq!(page.matches("<script").count(), 1);
     }
-    for (path, kind) in [("/page.css", "text/css"), ("/page.js", "text/javascript")] {
+    for (path, kind) in [
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
         let told = answer(address, &request(path, "localhost")).await;
         assert!(told.contains(&format!("content-type: {kind}")), "{told}");
     }

@@ -15,7 +15,7 @@ use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stdout;
 use crate::config::Loaded;
-use crate::relay::status::Status;
+use crate::relay::status::{State, Status};
 
 /// A relay answers in milliseconds, and nobody reads faster.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -69,16 +69,10 @@ pub async fn watch(args: &Args, pause: Duration, loaded: &Loaded) -> Result<Exit
 }
 
 fn picture(found: &[(&str, Look)], pause: Duration) -> String {
-    let mut text = String::new();
-    for (slot, look) in found {
-        if found.len() > 1 {
-            let _ = writeln!(text, "{slot}");
-        }
-        for note in &look.notes {
-            let _ = writeln!(text, "{note}");
-        }
-        let _ = writeln!(text, "{}\n", look.answer.text());
-    }
+    let mut text = match found {
+        [(_, look)] => whole(look),
+        found => overview(found),
+    };
     let now = Utc::now().format("%H:%M:%S UTC");
     let pause = humantime::format_duration(pause);
     let _ = writeln!(text, "{now}, every {pause}; Ctrl-C ends it");
@@ -87,6 +81,55 @@ fn picture(found: &[(&str, Look)], pause: Duration) -> String {
         .map(|line| format!("{line}{CLEAR_LINE}"))
         .collect();
     format!("{HOME}{drawn}{CLEAR_BELOW}")
+}
+
+/// All of one lane.
+fn whole(look: &Look) -> String {
+    let mut text = String::new();
+    for note in &look.notes {
+        let _ = writeln!(text, "{note}");
+    }
+    let _ = writeln!(text, "{}\n", look.answer.text());
+    text
+}
+
+/// A line a lane, which is what fits a screen, and what is not as it should be.
+fn overview(found: &[(&str, Look)]) -> String {
+    let longest = found.iter().map(|(slot, _)| slot.chars().count()).max();
+    let width = longest.unwrap_or_default().max("slot".len());
+    let mut text = format!(
+        "{:<width$}  {:<9}  {:>9}  {:>9}  {:>10}  {:>12}\n",
+        "slot", "state", "events/s", "in flight", "lag", "dead letters"
+    );
+    let mut told = String::new();
+    for (slot, look) in found {
+        let Some(status) = &look.answer.relay else {
+            let _ = writeln!(text, "{slot:<width$}  -");
+            let _ = writeln!(told, "\n{slot}: {}", look.notes.join("; "));
+            continue;
+        };
+        let open = status.dead_letters_open;
+        let _ = writeln!(
+            text,
+            "{slot:<width$}  {:<9}  {:>9}  {:>9}  {:>10}  {:>12}",
+            status.state.name(),
+            status.events_per_second,
+            status.marks.in_flight,
+            match status.lag_seconds {
+                _ if status.state == State::Standby => "-".to_owned(),
+                None | Some(0) => bytes(status.lag_bytes()),
+                Some(seconds) => format!("{seconds} s"),
+            },
+            open.map_or_else(|| "-".to_owned(), |open| open.to_string()),
+        );
+        if let Some(reason) = &status.reason {
+            let _ = writeln!(told, "\n{slot}: {reason}");
+        }
+        for work in &look.answer.bulk_work {
+            let _ = writeln!(told, "\n{slot}: {}", work.text());
+        }
+    }
+    format!("{text}{told}\n")
 }
 
 fn lines(json: bool, found: &[(&str, Look)]) -> Result<String, anyhow::Error> {
@@ -146,6 +189,48 @@ mod tests {
         for wrong in ["", "99ms", "0s", "often"] {
             assert!(parse_pause(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn several_lanes_fit_a_screen_with_a_line_each() {
+        let look = |state, reason: Option<&str>| Look {
+            answer: Answer {
+                relay: Some(Status {
+                    state,
+                    reason: reason.map(str::to_owned),
+                    lag_seconds: Some(70),
+                    lag_known: true,
+                    dead_letters_open: Some(3),
+                    ..Status::default()
+                }),
+                ..Answer::default()
+            },
+            notes: Vec::new(),
+            exit: Exit::Done,
+        };
+        let mute = Look {
+            answer: Answer::default(),
+            notes: vec!["no relay answers: nobody".to_owned()],
+            exit: Exit::Failed,
+        };
+        let lanes = [
+            ("parts_0", look(State::Waiting, Some("NATS: gone"))),
+            ("parts_1", look(State::Standby, None)),
+            ("parts_2", mute),
+        ];
+        let drawn = overview(&lanes);
+        let wanted = "\
+slot     state       events/s  in flight         lag  dead letters
+parts_0  waiting            0          0        70 s             3
+parts_1  standby            0          0           -             3
+parts_2  -
+
+parts_0: NATS: gone
+
+parts_2: no relay answers: nobody
+
+";
+        assert_eq!(drawn, wanted);
     }
 
     #[test]

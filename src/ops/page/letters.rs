@@ -3,10 +3,11 @@
 //! In: what the board has of them, or a letter. Out: HTML.
 
 use super::markup::{escaped, with_code};
-use super::{bytes, document, grouped, table};
+use super::{bytes, document, grouped, table, time};
 use crate::ops::runbook;
 use crate::pipeline::dead_letter::DeadLetter;
 use crate::relay::stored_letter::StoredLetter;
+use chrono::{DateTime, Utc};
 
 /// Who may see values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,8 @@ pub(super) fn open(
                 Rows::ByCommand => position,
             };
             format!(
-                "<tr><th scope=\"row\"><code>{head}</code></th><td><b>{reason}</b>: {to_do}<br><span class=\"dim\">{masked}</span></td></tr>",
+                "<tr id=\"letter-{lane}-{sequence}\"><th scope=\"row\"><code>{head}</code></th><td><b>{reason}</b>: {to_do}<br><span class=\"dim columns-of\">{masked}</span></td></tr>",
+                sequence = stored.sequence,
                 reason = escaped(&letter.reason),
                 to_do = to_do(letter),
                 masked = masked(letter),
@@ -58,7 +60,7 @@ pub(super) fn open(
         more => format!("{} more. ", grouped(more)),
     };
     let all = "<code>walrelay dead-letters list</code> shows all, <code>show POSITION</code> one with its row.";
-    format!("<table>{list}</table><p class=\"dim\">{more}{all}</p>")
+    format!("<table class=\"letters events\">{list}</table><p class=\"dim\">{more}{all}</p>")
 }
 
 fn to_do(letter: &DeadLetter) -> String {
@@ -70,7 +72,8 @@ fn masked(letter: &DeadLetter) -> String {
     let Some(row) = &letter.row else {
         return "without its row".to_owned();
     };
-    let columns: Vec<String> = row
+    let last = row.len().saturating_sub(1);
+    let columns = row
         .iter()
         .map(|(column, value)| match value {
             None => format!("{} null", escaped(column)),
@@ -79,9 +82,12 @@ fn masked(letter: &DeadLetter) -> String {
                 format!("{} ••• {}", escaped(column), bytes(length))
             }
         })
-        .map(|column| format!("<span class=\"whole\">{column}</span>"))
-        .collect();
-    columns.join(", ")
+        .enumerate()
+        .map(|(index, column)| {
+            let comma = if index < last { "," } else { "" };
+            format!("<span class=\"whole\">{column}{comma}</span> ")
+        });
+    columns.collect()
 }
 
 /// A page of its own.
@@ -95,7 +101,7 @@ pub(in crate::ops) fn shown(stored: &StoredLetter) -> String {
             "in the stream",
             format!("sequence {}", grouped(stored.sequence)),
         ),
-        ("stored", escaped(&stored.stored_at)),
+        ("stored", stored_at(&stored.stored_at)),
     ]);
     let row = match &letter.row {
         Some(row) => row
@@ -131,15 +137,25 @@ pub(in crate::ops) fn shown(stored: &StoredLetter) -> String {
     )
 }
 
+/// As all times of the page.
+fn stored_at(text: &str) -> String {
+    match text.parse::<DateTime<Utc>>() {
+        Ok(at) => time(at),
+        Err(_) => escaped(text),
+    }
+}
+
 fn value_of(letter: &DeadLetter, column: &str, value: Option<&str>) -> String {
     let cut = letter.truncated.get(column);
     let cut = cut.map_or_else(String::new, |length| {
-        format!(
-            " <span class=\"dim\">(not whole, of {})</span>",
-            bytes(*length)
-        )
+        let length = bytes(*length);
+        format!(" <span class=\"dim\">(cut off, it has {length})</span>")
     });
     match value {
+        Some("") if !cut.is_empty() => {
+            let length = bytes(letter.truncated.get(column).copied().unwrap_or_default());
+            format!("<span class=\"dim\">not in the letter, it has {length}</span>")
+        }
         None => "<span class=\"dim\">null</span>".to_owned(),
         Some(value) => format!("<code class=\"value\">{}</code>{cut}", escaped(value)),
     }

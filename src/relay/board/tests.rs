@@ -147,6 +147,25 @@ fn totals_go_on_over_epochs() {
 }
 
 #[test]
+fn to_stand_by_is_no_fault() {
+    let board = Board::new("a", "a", "A");
+    board.fault(&Fault::SlotActive {
+        slot: "a".to_owned(),
+        pid: 7,
+    });
+    let status = board.status();
+    assert_eq!(status.state, State::Standby);
+    assert!(
+        status
+            .reason
+            .is_some_and(|reason| reason.contains("process 7"))
+    );
+    assert!(status.last_faults.is_empty());
+    // It is counted all the same.
+    assert_eq!(status.totals.faults["transient"], 1);
+}
+
+#[test]
 fn repeated_faults_are_one_line() {
     let board = Board::new("a", "a", "A");
     for _ in 0..3 {
