@@ -60,7 +60,7 @@ def look_at_focus(browser, url):
     page.keyboard.press("Tab")
     letter = page.evaluate("document.activeElement.textContent")
     page.evaluate("window.rows = document.querySelectorAll('tr[id^=letter-]').length")
-    page.wait_for_function("document.querySelectorAll('tr[id^=letter-]').length > window.rows")
+    page.wait_for_function("() => document.querySelectorAll('tr[id^=letter-]').length > window.rows")
     if (now := page.evaluate("document.activeElement.textContent")) != letter:
         sys.exit(f"focus: from {letter} it went to {now}")
     print(f"focus: stays on {letter}")
