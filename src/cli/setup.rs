@@ -401,7 +401,7 @@ async fn record_slot(
     Ok(Ok(Some(confirmed_lsn)))
 }
 
-async fn identify(settings: &Settings) -> anyhow::Result<(SystemIdentity, History)> {
+pub(super) async fn identify(settings: &Settings) -> anyhow::Result<(SystemIdentity, History)> {
     let conninfo = &settings.postgres.conninfo;
     let mut session = startup::connect(conninfo, &SessionSettings::default()).await?;
     let identity = session.identify_system().await?;

@@ -363,6 +363,14 @@ impl LaneRecord {
             .filter(|lsn| self.is_of(lane) && is_meant(lsn))
     }
 
+    /// Up to here all that `lane` had in the WAL of `history` is published, by this record: 0/0 where it is another lane's.
+    pub(crate) fn published_through(&self, lane: &Lane, history: &History) -> PgLsn {
+        match self.is_of(lane) {
+            true => (self.confirmed_lsn).min(history.shared_with(&self.history())),
+            false => 0.into(),
+        }
+    }
+
     /// Where the WAL came from that it speaks of.
     pub fn history(&self) -> History {
         History::new(self.timeline, self.switches.clone())

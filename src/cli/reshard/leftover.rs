@@ -1,14 +1,17 @@
 //! A slot that a command has left behind that was killed.
 //!
 //! In: a lane that is no share yet, or no more. Out: no slot of its name, where that has no row. Guarantees: a slot with a record that
-//! is not at its end stays, and so does one that holds a row of its publication, whatever has become of its record.
+//! is not at its end stays, and so does one that holds a row of its publication which no record says is published.
 
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
+use postgres_types::{PgLsn, ToSql};
 
 use super::{LOOK_INTERVAL, Resharding};
+use crate::cli::setup;
 use crate::nats::admin::Admin;
+use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::SqlError;
 use crate::postgres::error::OBJECT_IN_USE;
 use crate::postgres::replication::quote_literal;
@@ -51,13 +54,17 @@ impl Resharding<'_> {
             let nats = Admin::connect(&lane.nats.connection).await?;
             let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
             let record = client.record().await?.record;
-            if record.is_some_and(|record| !record.retired) {
+            if record.as_ref().is_some_and(|record| !record.retired) {
                 return Ok(false);
             }
             self.check_lives_nowhere(&nats, lane).await?;
             let reader: Option<i32> = row.try_get(0)?;
             let Some(pid) = reader else {
-                match self.drop_without_rows(&lane.postgres).await {
+                let published = match &record {
+                    Some(record) => published_through(record, lane).await?,
+                    None => 0.into(),
+                };
+                match self.drop_without_rows(&lane.postgres, published).await {
                     Ok(true) => {}
                     Ok(false) => return Ok(true),
                     Err(error) if error.code() == Some(OBJECT_IN_USE) => {}
@@ -91,13 +98,18 @@ impl Resharding<'_> {
         Ok(false)
     }
 
-    /// Drops it; false where it holds a row of its publication, and stays.
-    async fn drop_without_rows(&self, lane: &PostgresSettings) -> Result<bool, SqlError> {
+    /// Drops it; false where it holds a row of its publication that comes behind `published`, and stays.
+    async fn drop_without_rows(
+        &self,
+        lane: &PostgresSettings,
+        published: PgLsn,
+    ) -> Result<bool, SqlError> {
         // An Insert of pgoutput begins with its letter (manual, 54.9).
         let holds_rows = "SELECT EXISTS (SELECT FROM pg_catalog.pg_logical_slot_peek_binary_changes($1, NULL, NULL, \
-             'proto_version', '1', 'publication_names', $2) WHERE pg_catalog.get_byte(data, 0) = pg_catalog.ascii('I'))";
+             'proto_version', '1', 'publication_names', $2) WHERE lsn > $3 AND pg_catalog.get_byte(data, 0) = pg_catalog.ascii('I'))";
         let publication = quote_identifier(&lane.publication);
-        let found = (self.sql.query_one(holds_rows, &[&lane.slot, &publication])).await?;
+        let named: [&(dyn ToSql + Sync); 3] = [&lane.slot, &publication, &published];
+        let found = self.sql.query_one(holds_rows, &named).await?;
         if found.try_get(0)? {
             return Ok(false);
         }
@@ -108,4 +120,10 @@ impl Resharding<'_> {
         self.sql.batch_execute(&drop).await?;
         Ok(true)
     }
+}
+
+/// Up to where a share was published whose record says that it is at its end. A crash can set its slot back to before that.
+async fn published_through(record: &LaneRecord, lane: &Settings) -> anyhow::Result<PgLsn> {
+    let (identity, history) = setup::identify(lane).await?;
+    Ok(record.published_through(&identity.lane(&lane.postgres.slot), &history))
 }

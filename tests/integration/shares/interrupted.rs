@@ -105,3 +105,32 @@ async fn rows_of_a_share_that_is_no_more_are_deleted() {
     has(&fixture, "all rows are deleted", "FROM outbox_events", 0).await;
     stops(relay).await;
 }
+
+/// A crash of Postgres, before the slot of a share that is at its end was dropped, sets that back to where it was last on disk.
+#[tokio::test]
+async fn a_slot_that_a_crash_has_set_back_behind_its_end_is_dropped() {
+    for to in ["2", "4"] {
+        let (fixture, relay) = four_shares("0s").await;
+        let slot = format!("{}_3", fixture.name);
+        let disk = format!("disk_{}", fixture.name);
+        let sql = async |sql: String| fixture.sql.batch_execute(&sql).await.expect(&sql);
+        let copy = |from: &str, to: &str| {
+            format!("SELECT pg_copy_logical_replication_slot('{from}', '{to}')")
+        };
+        sql(copy(&slot, &disk)).await;
+        fixture.insert(1, 100).await;
+        verdict(&fixture, &ids(100), &streams_of(&fixture, 1)).await;
+        reshard(&fixture, "2").await;
+        sql(format!(
+            "CREATE PUBLICATION {slot} FOR TABLE outbox_events WHERE (false) WITH (publish = 'insert')"
+        ))
+        .await;
+        sql(copy(&disk, &slot)).await;
+        sql(format!("SELECT pg_drop_replication_slot('{disk}')")).await;
+        reshard(&fixture, to).await;
+        fixture.insert(101, 200).await;
+        verdict(&fixture, &ids(200), &streams_of(&fixture, 1)).await;
+        assert_eq!(count(&fixture, SLOTS).await.to_string(), to);
+        stops(relay).await;
+    }
+}
