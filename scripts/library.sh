@@ -5,13 +5,13 @@ cd "$(dirname "$0")/.."
 cargo=${CARGO:-cargo}
 
 for features in '' outbox outbox-sqlx consumer inbox relay; do
-    "$cargo" clippy --quiet --no-default-features --features "$features" --lib -- -D warnings
+    "$cargo" clippy --quiet --package walrelay --no-default-features --features "$features" --lib -- -D warnings
 done
 
 # crates FEATURES MOST REFUSED  how many crates at most, and which not.
 crates() {
     local needed found
-    needed=$("$cargo" tree --no-default-features --features "$1" --edges normal --prefix none --format '{p}' | cut -d' ' -f1 | sort -u)
+    needed=$("$cargo" tree --package walrelay --no-default-features --features "$1" --edges normal --prefix none --format '{p}' | cut -d' ' -f1 | sort -u)
     grep -qx serde_json <<<"$needed" || { echo "library: cargo tree does not list serde_json; has its form changed?" >&2; exit 1; }
     if found=$(grep -xE "$3" <<<"$needed"); then
         echo "library: with features '$1' it needs" $found >&2
