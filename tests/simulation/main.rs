@@ -22,7 +22,10 @@ mod transport;
 mod wire;
 mod world;
 
+use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 /// Runs a seed; what went wrong, if anything.
 fn failure(seed: u64, verbose: bool) -> Result<run::Summary, String> {
@@ -52,11 +55,33 @@ fn seeds() {
     }
     let first = variable("SIMULATION_FIRST").unwrap_or(1);
     let count = variable("SIMULATION_SEEDS").unwrap_or(1_000);
+    // Each is a world of its own, so the processors share them.
+    let next = AtomicU64::new(first);
+    let run = || {
+        let mut runs = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return runs;
+            }
+            runs.push((seed, failure(seed, false)));
+        }
+    };
+    let mut runs = thread::scope(|scope| {
+        let threads: Vec<_> = (0..thread::available_parallelism().map_or(1, NonZero::get))
+            .map(|_| scope.spawn(run))
+            .collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined
+            .flat_map(|runs| runs.expect("a seed's panic is caught"))
+            .collect::<Vec<_>>()
+    });
+    runs.sort_unstable_by_key(|(seed, _)| *seed);
     let mut failed = Vec::new();
     let mut total = run::Summary::default();
     let mut halted = 0;
-    for seed in first..first + count {
-        match failure(seed, false) {
+    for (seed, outcome) in runs {
+        match outcome {
             Ok(summary) => {
                 total.events += summary.events;
                 total.faults += summary.faults;
