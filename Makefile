@@ -6,8 +6,8 @@ SHELL := /bin/bash
 # Where rustup puts cargo, for shells that have not read its profile.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 CARGO ?= cargo
-# Most tests wait for a server's deadline, not for a processor.
-export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN))))
+# Most tests wait for a server's deadline, not for a processor; the six are for those that wait longest.
+export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN) + 6)))
 
 .PHONY: help servers build demo test otlp tls versions bench bench-tls chaos wiped failover shares cable deny package deploy book clean toolchain
 

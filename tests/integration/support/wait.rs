@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 /// Longest wait for what happens within a second on an idle machine; generous, since test machines are not idle and can stand still.
 pub(crate) const SOON: Duration = Duration::from_secs(180);
-const POLL_INTERVAL: Duration = Duration::from_millis(15);
+/// Between two looks: a twentieth of the wait so far, within these. What takes seconds is not asked for a hundred times a second, which
+/// would cost the servers more than the test does.
+const POLL_INTERVALS: [Duration; 2] = [Duration::from_millis(15), Duration::from_millis(100)];
 
 /// Asks `condition` until it answers.
 ///
@@ -29,6 +31,7 @@ pub(crate) async fn eventually_within<T>(
             return found;
         }
         assert!(begin.elapsed() < limit, "waited {limit:?} in vain: {what}");
-        tokio::time::sleep(POLL_INTERVAL).await;
+        let [shortest, longest] = POLL_INTERVALS;
+        tokio::time::sleep((begin.elapsed() / 20).clamp(shortest, longest)).await;
     }
 }
