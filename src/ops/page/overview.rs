@@ -27,13 +27,7 @@ pub(super) fn overview(lanes: &[Lane]) -> String {
             open.map_or(UNKNOWN.to_owned(), grouped),
         )
     });
-    let columns = [
-        "lane",
-        "state",
-        "events a second",
-        "lag",
-        "open dead letters",
-    ];
+    let columns = ["lane", "state", "events/s", "lag", "dead letters"];
     let columns = columns.map(|column| format!("<th scope=\"col\">{column}</th>"));
     format!(
         "<div id=\"overview\" class=\"scrolled\" data-live tabindex=\"0\" role=\"region\" aria-label=\"all lanes\">\
