@@ -81,6 +81,22 @@ async fn a_running_relay_tells_what_it_does() {
     let json: serde_json::Value = serde_json::from_slice(&json).expect("one JSON object");
     assert_eq!(json["relay"]["totals"]["acknowledged"], 20);
 
+    // The relay of another database has slot and stream of the same names.
+    platform
+        .sql
+        .batch_execute("CREATE DATABASE other")
+        .await
+        .expect("made");
+    let other = platform.postgres.url("other");
+    let text = platform
+        .expect(&["status", "--database-url", &other], 1)
+        .await;
+    assert!(
+        text.contains("has slot walrelay of database postgres"),
+        "{text}"
+    );
+    assert!(!text.contains("streaming"), "{text}");
+
     // A second relay at the same address says which key is at fault.
     let text = platform.expect(&["run"], 1).await;
     assert!(text.contains("http.listen"), "{text}");

@@ -218,14 +218,27 @@ async fn ask(listen: SocketAddr, settings: &Settings) -> anyhow::Result<Status> 
         Lanes::One(status) => vec![*status],
         Lanes::Several(lanes) => lanes,
     };
-    let names = |status: &Status| (status.slot.clone(), status.stream.clone());
+    // Slot and stream have the same names by default.
+    let names = |status: &Status| {
+        let Status {
+            slot,
+            stream,
+            database,
+            ..
+        } = status;
+        (slot.clone(), stream.clone(), database.clone())
+    };
     let found = lanes.iter().map(names).collect::<Vec<_>>();
-    let wanted = (settings.postgres.slot.clone(), settings.nats.stream.clone());
+    let wanted = (
+        settings.postgres.slot.clone(),
+        settings.nats.stream.clone(),
+        settings.postgres.conninfo.dbname.clone(),
+    );
     let lane = lanes.into_iter().find(|status| names(status) == wanted);
     lane.ok_or_else(|| {
-        let found = found
-            .iter()
-            .map(|(slot, stream)| format!("slot {slot} and stream {stream}"));
+        let found = found.iter().map(|(slot, stream, database)| {
+            format!("slot {slot} of database {database} and stream {stream}")
+        });
         let found = found.collect::<Vec<_>>().join(", ");
         anyhow!("the relay at {address} has {found}")
     })
@@ -257,7 +270,12 @@ fn text(status: &Status) -> String {
         ("state", state(status)),
         (
             "slot",
-            format!("{}, Postgres {}", status.slot, or_dash(&status.postgres)),
+            format!(
+                "{} of database {}, Postgres {}",
+                status.slot,
+                status.database,
+                or_dash(&status.postgres)
+            ),
         ),
         (
             "stream",

@@ -128,7 +128,11 @@ impl Board {
             &settings.postgres.slot,
             &settings.nats.stream,
         );
-        board.lock().status.share = settings.postgres.part();
+        let of_settings = |inner: &mut Inner| {
+            inner.status.share = settings.postgres.part();
+            inner.status.database = settings.postgres.conninfo.dbname.clone();
+        };
+        of_settings(&mut board.lock());
         board
     }
 

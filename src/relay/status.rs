@@ -103,7 +103,7 @@ pub struct Totals {
     pub faults: BTreeMap<String, u64>,
     /// Marks confirmed before their time, since the hold-back kept too much WAL.
     pub(crate) hold_back_cut_short: u64,
-    /// Acknowledged messages that the broker lost, where sequences tell.
+    /// Acknowledged messages that the broker lost: one where nothing tells how many, as when the whole stream is gone.
     pub(crate) lost_messages: u64,
     /// Messages of no relay found at the stream's end.
     pub foreign_messages: u64,
@@ -176,6 +176,8 @@ pub struct Status {
     pub share: Option<u32>,
     /// Version of walrelay.
     pub version: String,
+    /// The database that the slot is of.
+    pub database: String,
     /// The slot.
     pub slot: String,
     /// The stream.
