@@ -9,7 +9,9 @@ use uuid::Uuid;
 use crate::lane::{
     event_count, events, holds_events, jetstream, judge_events, logs_from, share, stream_of,
 };
-use crate::support::{Fixture, Relay, Servers, Stored, assert_exactly_once, eventually, uuid};
+use crate::support::{
+    Fixture, Relay, Servers, Stored, assert_exactly_once, eventually, site, uuid,
+};
 
 /// Puts `to` in the place of, or beside, what is there.
 pub(crate) fn copy(from: &Path, to: &Path) {
@@ -252,6 +254,8 @@ async fn a_loss_that_nats_server_takes_for_a_deletion_is_told_of() {
 #[tokio::test]
 async fn what_the_slot_no_longer_has_is_named() {
     let mut fixture = fixture(false, "0s").await;
+    let address = site::free_address();
+    fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
     let mut relay = fixture.run();
     fixture.insert(1, 50).await;
     fixture.confirms(fixture.server_lsn().await).await;
@@ -263,6 +267,17 @@ async fn what_the_slot_no_longer_has_is_named() {
     fixture.insert(51, 60).await;
     let log = logs_from(&mut relay, logged, "the broker has lost").await;
     assert!(log.contains("no longer in the slot"), "{log}");
+    // Nothing tells how many, and the alert has to hear of it.
+    let (_, metrics) = site::get(address, "/metrics").await.expect("it answers");
+    let none_lost = format!(
+        "walrelay_lost_messages_total{{relay=\"{}\"}} 0",
+        fixture.name
+    );
+    assert!(
+        metrics.contains("walrelay_lost_messages_total{"),
+        "{metrics}"
+    );
+    assert!(!metrics.contains(&none_lost), "{metrics}");
     judge_events(&fixture, &(51..=60).map(uuid).collect::<Vec<_>>()).await;
     let verified = fixture.walrelay(&["verify", "--json"]).await;
     assert_eq!(verified.code, Some(1), "{}", verified.stdout);
