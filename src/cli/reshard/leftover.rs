@@ -11,7 +11,7 @@ use postgres_types::{PgLsn, ToSql};
 use super::{LOOK_INTERVAL, Resharding};
 use crate::cli::setup;
 use crate::nats::admin::Admin;
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::{LaneRecord, telling};
 use crate::postgres::client::SqlError;
 use crate::postgres::error::OBJECT_IN_USE;
 use crate::postgres::replication::quote_literal;
@@ -27,10 +27,10 @@ impl Resharding<'_> {
         let slot = &lane.postgres.slot;
         let database = Database::of(&self.sql).await?;
         let records = lane_records(nats, slot, |_| true).await?;
-        let mut living = records
-            .iter()
-            .filter(|record| !record.retired && database.has(record));
-        match living.next() {
+        // One that has moved has a record where it was, too.
+        let records = records.into_iter().filter(|record| database.has(record));
+        let mut living = telling(records.collect()).into_iter();
+        match living.find(|record| !record.retired) {
             None => Ok(()),
             Some(record) => bail!(
                 "the lane of slot {slot} lives in stream {}, and {} is what the configuration names for it",

@@ -284,3 +284,36 @@ async fn a_change_is_of_one_outbox() {
         relay.stop().await;
     }
 }
+
+/// A lane that has moved has a record where it was, too: that one lives nowhere.
+#[tokio::test]
+async fn half_as_many_of_shares_that_have_moved() {
+    let mut fixture = two_shares(true).await;
+    shares(&mut fixture, 4);
+    let mut relay = fixture.run();
+    reshard(&fixture, "4").await;
+    are_owned(&fixture, 4).await;
+    let insert = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'a', '{}' FROM generate_series(1, 40)";
+    fixture.sql.batch_execute(insert).await.unwrap();
+    let new = fixture.stream_name().replace("{share}", "NEW_{share}");
+    for share in ["0", "1", "2", "3"] {
+        let to = new.replace("{share}", share);
+        let moving = ["move", "--yes", "--share", share, "--to-stream", &to];
+        fixture.walrelay(&moving).await.success();
+    }
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    fixture.set("WALRELAY_NATS_STREAM", new);
+    let relay = fixture.run();
+    are_owned(&fixture, 4).await;
+    stops(relay).await;
+    // Nobody reads shares 2 and 3: the command publishes what they have.
+    fixture.sql.batch_execute(insert).await.unwrap();
+    shares(&mut fixture, 2);
+    let relay = fixture.run();
+    reshard(&fixture, "2").await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
+    are_owned(&fixture, 2).await;
+    fixture.walrelay(&["verify"]).await.success();
+    stops(relay).await;
+}
