@@ -51,9 +51,13 @@ async fn a_row_is_marked_once_the_stream_has_its_event() {
     let mut platform = Platform::start().await;
     platform.set("WALRELAY_OUTBOX_AFTER_PUBLISH", "mark");
     platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    for arguments in [["setup"], ["doctor"], ["run"]] {
+        let said = platform.expect(&arguments, 1).await;
+        assert!(said.contains("has no column dispatched_at"), "{said}");
+    }
     let said = platform.expect(&["run"], 1).await;
-    assert!(said.contains("has no column dispatched_at"), "{said}");
     assert_eq!(follow(&platform, &said).await.len(), 1);
+    platform.expect(&["setup"], 0).await;
 
     let relay = platform.relay();
     insert_of_type(&platform.sql, "no subject").await;

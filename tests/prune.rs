@@ -391,11 +391,14 @@ async fn rows_that_may_be_dead_letters_of_which_nothing_is_known_stay() {
 async fn rows_from_before_the_slot_stay_until_they_are_published() {
     let platform = Platform::servers().await;
     platform.sql.batch_execute(SCHEMA_SQL).await.expect("made");
-    insert_old(&platform, 3).await;
+    platform.insert(3).await;
     platform.expect(&["setup"], 0).await;
     let relay = platform.relay();
     platform.insert(1).await;
     platform.wait_for(1).await;
+    // None of them is old enough to go.
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 0);
+    age(&platform).await;
     refused(
         &platform,
         &[],
@@ -403,7 +406,7 @@ async fn rows_from_before_the_slot_stay_until_they_are_published() {
     )
     .await;
     platform.expect(&["backfill"], 0).await;
-    assert_eq!(pruned(&platform, &[], 0).await["rows"], 3);
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 4);
     relay.stop().await;
 }
 

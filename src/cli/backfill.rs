@@ -10,6 +10,7 @@ use chrono::{DateTime, Utc};
 
 use super::command_line;
 use super::exit::Exit;
+use super::own_lane::own_lane;
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
@@ -23,8 +24,6 @@ use crate::bulk::table;
 use crate::cli::stderr;
 use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
-use crate::pipeline::fault::Halt;
-use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
@@ -134,44 +133,22 @@ pub(super) async fn execute_until(
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
+    own_lane(
+        settings,
+        &connect(&settings.postgres.conninfo).await?,
+        &lane,
+    )
+    .await?;
     if args.dry_run {
         let mut account = Account::default();
         missing(&args, settings, &mut account, &shutdown).await?;
         account.close()?;
         return Ok(Exit::Done);
     }
-    check_begun(settings, &lane).await?;
     let lease = Lease::take(&lane, COMMAND, &command_line::typed()).await?;
     let done = backfill(&args, settings, &nats, &lane, &lease, &shutdown).await;
     lease.release().await;
     done
-}
-
-/// Makes sure that what the slot has passed is not in another stream, where each row would count as missing.
-///
-/// # Errors
-/// Nothing tells that the lane lives here, as a relay would say.
-async fn check_begun(settings: &Settings, lane: &LaneClient) -> anyhow::Result<()> {
-    if lane.record().await?.record.is_some() {
-        return Ok(());
-    }
-    let sql = connect(&settings.postgres.conninfo).await?;
-    let inspection = inspect(&sql, &settings.postgres).await?;
-    let stands = inspection.confirmed_lsn().zip(inspection.begins_lsn());
-    let Some((confirmed_lsn, begins_lsn)) = stands.filter(|(at, begins)| at != begins) else {
-        return Ok(());
-    };
-    if let Ok(Some(_)) = lane.reach(&settings.nats).await? {
-        return Ok(());
-    }
-    Err(Halt::NoBeginning {
-        slot: settings.postgres.slot.clone(),
-        stream: settings.nats.stream.clone(),
-        nats: settings.nats.connection.servers_text(),
-        confirmed_lsn,
-        begins_lsn,
-    }
-    .into())
 }
 
 /// So many rows: of which table, where the lane has several.

@@ -12,6 +12,7 @@ use super::exit::{Exit, message};
 use super::exposed::exposed;
 use super::stdout::Account;
 use crate::nats::stream::{StreamFinding, StreamSeverity, edits};
+use crate::pipeline::fault::Halt;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::HaltNote;
 use crate::postgres::findings::{Finding, Severity};
@@ -76,6 +77,12 @@ struct Report {
     /// How large a message may be, and the stream's name.
     #[serde(skip)]
     limit: Option<(SizeLimit, String)>,
+    /// Why the relay would halt beside a stream that never had an event of it.
+    #[serde(skip)]
+    no_beginning: Option<Halt>,
+    /// The stream is such a one.
+    #[serde(skip)]
+    is_new: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -158,6 +165,14 @@ pub async fn execute(
         let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
         report.findings.extend(large.map(Found::from));
     }
+    if let Some(halt) = report.no_beginning.take().filter(|_| report.is_new) {
+        report.findings.push(Found {
+            code: halt.name(),
+            severity: "refuse",
+            what: halt.reason(),
+            mend: Some(halt.remedy()),
+        });
+    }
     edits::together(report.findings.iter_mut().filter_map(|it| it.mend.as_mut()));
     let mut account = Account::default();
     account.line(match args.json {
@@ -198,6 +213,8 @@ impl Report {
                 self.not_asked.extend(found.not_asked);
                 self.rows = self.rows.or(found.rows);
                 self.limit = self.limit.take().or(found.limit);
+                self.no_beginning = self.no_beginning.take().or(found.no_beginning);
+                self.is_new |= found.is_new;
             }
             Ok(Err(error)) => self.unseen(side, &message(&error)),
             Err(_) => self.unseen(side, &format!("no answer within {} s", LIMIT.as_secs())),

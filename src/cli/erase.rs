@@ -14,6 +14,7 @@ use super::command_line;
 use super::consent::agreed;
 use super::deletable::deletable;
 use super::exit::Exit;
+use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
 use super::stderr;
 use crate::bulk::fence::{Fence, lives_there};
@@ -116,13 +117,13 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
     let first = lanes.first().context("there is no lane")?;
     let sql = connect(&first.postgres.conninfo).await?;
     let nats = Admin::connect(&first.nats.connection).await?;
-    let record = LaneClient::new(&nats, &first.nats.stream, &first.postgres.slot)?;
-    let record = record.record().await?.record;
-    check_names(
-        &inspect(&sql, &first.postgres).await?,
-        first,
-        record.as_ref(),
-    )?;
+    // Before anything is removed for any lane.
+    for lane in lanes {
+        let client = LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot)?;
+        let record = own_lane(lane, &sql, &client).await?;
+        let inspection = inspect(&sql, &lane.postgres).await?;
+        check_names(&inspection, lane, Some(&record))?;
+    }
     let tables = Tables::find(&sql, first, &args.aggregate_id).await?;
     for LeftOut { table, why } in &tables.left_out {
         stderr::line(format_args!(
@@ -317,7 +318,6 @@ impl<'a> Erasing<'a> {
         let id = AggregateId::of(table, &settings.postgres, &args.aggregate_id)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
         let record = lane.record().await?.record;
-        lives_there(record.as_ref(), lane.stream_name())?;
         let Places { lanes, all } = streams::with_copies(nats, &lane, &args.also_stream).await?;
         Ok(Erasing {
             id_column: IdColumn::of(table, &settings.postgres),

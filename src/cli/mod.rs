@@ -25,6 +25,7 @@ mod lane_state;
 mod lanes;
 pub mod man;
 pub mod move_lane;
+mod own_lane;
 pub mod position;
 mod progress;
 pub mod prune;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::cli::exit::Exit;
 use crate::cli::lane_state::{LaneState, Missing, Recorded, missing};
+use crate::cli::own_lane::no_beginning;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
@@ -141,6 +142,8 @@ struct Stored {
     copied: Option<(u64, Position)>,
     has_stream: bool,
     has_record_stream: bool,
+    /// It never had a message, and no record is of the lane.
+    is_new: bool,
     record: StoredRecord,
 }
 
@@ -173,7 +176,12 @@ pub(super) async fn look(
         .iter()
         .filter(|(_, is_there)| !is_there && unseen.is_none());
     let absent: Vec<&str> = absent.map(|(name, _)| *name).collect();
-    let missing = missing(&inspection, &settings.postgres, &absent);
+    let mut missing = missing(&inspection, &settings.postgres, &absent);
+    let halt = no_beginning(&inspection, settings).filter(|_| stored.is_new);
+    missing.extend(halt.map(|halt| Missing {
+        what: halt.reason(),
+        remedy: halt.remedy(),
+    }));
     let Stored { last, copied, .. } = stored;
     let at = |last: Option<(u64, Position)>| last.map(|(_, position)| position);
     let copied_position = at(copied).filter(|_| at(copied) > at(last));
@@ -220,6 +228,7 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
         copied,
         has_stream: found.is_some(),
         has_record_stream,
+        is_new: found.is_some_and(|info| info.state.last_seq == 0) && stored.record.is_none(),
         record: stored,
     })
 }

@@ -7,8 +7,10 @@
 use anyhow::Context;
 use postgres_types::PgLsn;
 
+use crate::bulk::fence::lives_there;
 use crate::cli::backfill;
 use crate::cli::exit::Exit;
+use crate::cli::own_lane::no_beginning;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
@@ -23,12 +25,13 @@ use crate::postgres::beginning;
 use crate::postgres::catalog::{Inspection, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
+use crate::postgres::published_rows;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
-use crate::relay::lane_client::LaneClient;
+use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 
@@ -46,8 +49,8 @@ Examples:
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
 setup says which. Ctrl-C cancels it and leaves no slot behind.
 
-Exit code 0: everything is there and fits. 1: something exists that does not fit, and nothing was
-made.";
+Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is missing,
+no more was made than is printed. 4: the lane has left the stream, by walrelay move.";
 
 /// Make what the relay needs: table, publication, replication slot, stream; each only if it is missing.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -128,6 +131,16 @@ pub(crate) async fn execute_until(
         }
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
+    // Of a stream that the lane has left, nothing is to be made as it was.
+    let lane = LaneClient::new(&nats, &settings.nats.stream, &postgres.slot)?;
+    let record = match lane.record().await {
+        Err(LaneError::NoStream(_)) => None,
+        stored => stored?.record,
+    };
+    if let Err(left) = lives_there(record.as_ref(), lane.stream_name()) {
+        stderr::line(format_args!("error: {left}"));
+        return Ok(Exit::Halted);
+    }
     let mut wanted = settings.nats.stream_settings(&postgres.slot);
     if let Some(replicas) = args.replicas {
         wanted.num_replicas = usize::from(replicas);
@@ -169,7 +182,10 @@ pub(crate) async fn execute_until(
     }
     account.close()?;
 
-    let mut left = findings(&inspect(&client, postgres).await?, postgres);
+    let made = inspect(&client, postgres).await?;
+    let mut left = findings(&made, postgres);
+    let after = settings.outbox.after_publish;
+    left.extend(published_rows::findings(&client, &made, postgres, after).await?);
     // A relay that runs reads its slot, as it should.
     left.retain(|finding| finding.kind != Kind::SlotActive);
     print_findings(&left);
@@ -364,20 +380,11 @@ async fn record_slot(
         .await?
         .with_context(|| format!("stream {name} has gone"))?;
     let is_new = retired || stream.state.last_seq == 0;
-    let begins_lsn = before.begins_lsn();
     let found = before.slot.as_ref();
     let found_lsn = found.and_then(|slot| slot.confirmed_flush_lsn);
     let found_lsn = found_lsn.filter(|_| is_new);
-    if let (Some(confirmed_lsn), Some(begins_lsn)) = (found_lsn, begins_lsn)
-        && confirmed_lsn != begins_lsn
-    {
-        return Ok(Err(Halt::NoBeginning {
-            slot: slot.clone(),
-            stream: name.clone(),
-            nats: settings.nats.connection.servers_text(),
-            confirmed_lsn,
-            begins_lsn,
-        }));
+    if let Some(halt) = no_beginning(before, settings).filter(|_| is_new) {
+        return Ok(Err(halt));
     }
     let is_free = found.is_some_and(|slot| slot.active_pid.is_none());
     let Some(confirmed_lsn) = made_lsn.or(found_lsn.filter(|_| is_free)) else {

@@ -58,6 +58,7 @@ use lane::LaneReading;
 pub(in crate::cli) use missing::{Choice, Missing, check_condition, missing};
 pub(in crate::cli) use oldest::OldestFirst;
 use report::Report;
+use siblings::Which;
 use sort::Entries;
 use table::Table;
 
@@ -98,7 +99,8 @@ counted deletions in the table, outbox.after_publish is mark or delete, or the s
 standby, which does not know; nor where source.messages publishes events without a row.
 
 Where the publication has a row filter, the rows that it carries now are compared. Behind a change
-of the number of shares, the streams of all shares are looked through for them.
+of the number of shares, and where a share's stream lacks some, the streams of all shares are looked
+through for them.
 
 It needs about 50 MiB of memory, and 24 bytes of temporary files for each row and for each message.
 
@@ -159,7 +161,11 @@ pub(in crate::cli) async fn execute(
     let checked = async {
         let lane = Lane::open(settings).await?;
         let tables: Vec<usize> = (0..lane.tables.len()).collect();
-        check(args, &lane, &tables, |_, _, _| Ok(())).await
+        let found = check(args, &lane, &tables, Which::OfChange, |_, _, _| Ok(())).await?;
+        match lane.may_be_elsewhere(&found) {
+            true => check(args, &lane, &tables, Which::All, |_, _, _| Ok(())).await,
+            false => Ok(found),
+        }
     };
     let checked = tokio::select! {
         checked = checked => checked,
@@ -253,6 +259,13 @@ impl<'a> Lane<'a> {
             unfit,
             record,
         })
+    }
+
+    /// Whether what is missing may be in the stream of another share: a row has changed its share with its aggregate, or the records
+    /// that tell of another number of shares were lost. The other streams are read for nothing less.
+    fn may_be_elsewhere(&self, checked: &[Checked]) -> bool {
+        let mut reports = checked.iter().flatten();
+        self.settings.postgres.share.is_some() && reports.any(|(report, _)| report.misses_rows())
     }
 
     /// What there is of one of the tables.
@@ -358,6 +371,7 @@ async fn check(
     args: &Args,
     lane: &Lane<'_>,
     tables: &[usize],
+    which: Which,
     mut each: impl FnMut(usize, &Group, &Verdict) -> std::io::Result<()>,
 ) -> anyhow::Result<Vec<Checked>> {
     let mut read = Vec::new();
@@ -377,7 +391,7 @@ async fn check(
         });
     }
     // Behind the lane, which waits for theirs where the number of shares changes.
-    for sibling in siblings::of(lane.settings, &lane.client, &lane.nats).await? {
+    for sibling in siblings::of(lane.settings, &lane.client, &lane.nats, which).await? {
         let mut tables: Vec<_> = settled
             .iter_mut()
             .flatten()

@@ -67,6 +67,8 @@ pub enum Kind {
     TableMismatch,
     /// A column is missing or of a type that cannot serve.
     Column,
+    /// Published rows cannot be marked or deleted, or not fast.
+    AfterPublish,
     /// A relay that is away loses its slot, or fills the disk.
     SlotLimit,
     /// Slots, WAL senders or connections are taken.
@@ -81,7 +83,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 21] = [
+    pub const ALL: [Kind; 22] = [
         Kind::WalLevel,
         Kind::Standby,
         Kind::SynchronousStandby,
@@ -98,6 +100,7 @@ impl Kind {
         Kind::TableMissing,
         Kind::TableMismatch,
         Kind::Column,
+        Kind::AfterPublish,
         Kind::SlotLimit,
         Kind::Places,
         Kind::StandbySlots,
@@ -124,6 +127,7 @@ impl Kind {
             Kind::TableMissing => "table-missing",
             Kind::TableMismatch => "table-mismatch",
             Kind::Column => "column",
+            Kind::AfterPublish => "after-publish",
             Kind::SlotLimit => "slot-limit",
             Kind::Places => "places",
             Kind::StandbySlots => "standby-slots",
@@ -161,7 +165,7 @@ pub(crate) fn refuse(kind: Kind, what: impl Into<String>, mend: impl Into<String
     }
 }
 
-pub(super) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
+pub(crate) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>) -> Finding {
     Finding {
         severity: Severity::Warn,
         kind,

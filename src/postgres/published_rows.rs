@@ -7,6 +7,8 @@ use std::collections::HashSet;
 
 use super::catalog::{Inspection, Table};
 use super::client::{Client, SqlError};
+#[cfg(feature = "cli")]
+use super::findings::{Finding, Kind, refuse, warn};
 use super::id_column::IdColumn;
 use super::replication::quote_literal;
 use super::settings::PostgresSettings;
@@ -23,14 +25,70 @@ const DATA_EXCEPTION: &str = "22";
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
     /// It would always be so, until a person changes something.
-    #[error("outbox.after_publish = \"{after}\": {why}")]
-    Setting { after: &'static str, why: String },
+    #[error("outbox.after_publish = \"{after}\": {}", told(.reasons))]
+    Setting {
+        after: &'static str,
+        reasons: Vec<Reason>,
+    },
     /// Policies hide rows.
     #[error(transparent)]
     Hidden(#[from] RowsHidden),
     /// The server does not answer.
     #[error(transparent)]
     Sql(#[from] SqlError),
+}
+
+/// One of the tables does not permit it.
+#[derive(Debug)]
+pub(crate) struct Reason {
+    why: String,
+    mend: String,
+}
+
+fn told(reasons: &[Reason]) -> String {
+    let told = |Reason { why, mend }: &Reason| format!("{why}: {mend}");
+    reasons.iter().map(told).collect::<Vec<_>>().join(". ")
+}
+
+/// What keeps `outbox.after_publish` from being done, or makes it slow, for those who look before a relay does.
+///
+/// # Errors
+/// A failed query.
+#[cfg(feature = "cli")]
+pub(crate) async fn findings(
+    client: &Client,
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    after: AfterPublish,
+) -> Result<Vec<Finding>, SqlError> {
+    if after == AfterPublish::Keep {
+        return Ok(Vec::new());
+    }
+    let setting = |what: String| format!("outbox.after_publish = \"{}\": {what}", after.name());
+    Ok(
+        match PublishedRows::open(client, inspection, settings, after).await {
+            Ok(rows) => {
+                let slow = |warning: &str| {
+                    let (what, mend) = warning.rsplit_once(": ").unwrap_or((warning, ""));
+                    warn(Kind::AfterPublish, setting(what.to_owned()), mend)
+                };
+                rows.warnings().map(slow).collect()
+            }
+            Err(Refused::Setting { reasons, .. }) => reasons
+                .into_iter()
+                .map(|Reason { why, mend }| refuse(Kind::AfterPublish, setting(why), mend))
+                .collect(),
+            Err(Refused::Hidden(hidden)) => {
+                let mend = "let the role see all rows, or set it to \"keep\"";
+                vec![refuse(
+                    Kind::AfterPublish,
+                    setting(hidden.to_string()),
+                    mend,
+                )]
+            }
+            Err(Refused::Sql(error)) => return Err(error),
+        },
+    )
 }
 
 /// The lane's tables, and what becomes of their published rows.
@@ -52,7 +110,7 @@ impl PublishedRows {
         for (found, table) in inspection.tables().zip(settings.tables()) {
             match OfTable::open(client, found, &table, after).await {
                 Ok(table) => tables.push(table),
-                Err(Refused::Setting { why, .. }) => reasons.push(why),
+                Err(Refused::Setting { reasons: more, .. }) => reasons.extend(more),
                 Err(refused) => return Err(refused),
             }
         }
@@ -60,7 +118,7 @@ impl PublishedRows {
             true => Ok(PublishedRows(tables)),
             false => Err(Refused::Setting {
                 after: after.name(),
-                why: reasons.join(". "),
+                reasons,
             }),
         }
     }
@@ -139,43 +197,54 @@ impl OfTable {
         settings: &PostgresSettings,
         after: AfterPublish,
     ) -> Result<Self, Refused> {
-        let refuse = |why: String| Refused::Setting {
+        let refuse = |why: String, mend: String| Refused::Setting {
             after: after.name(),
-            why,
+            reasons: vec![Reason { why, mend }],
         };
         if inspection.server.in_recovery {
             return Err(refuse(
-                "this server is a standby, which takes no UPDATE and no DELETE: run the relay on the primary, or set it to \
-                 \"keep\" and run walrelay prune there"
+                "this server is a standby, which takes no UPDATE and no DELETE".to_owned(),
+                "run the relay on the primary, or set it to \"keep\" and run walrelay prune there"
                     .to_owned(),
             ));
         }
         let name = &settings.table;
         let table = inspection.table.as_ref();
-        let table = table.ok_or_else(|| refuse(format!("there is no table {name}")))?;
+        let missing = || {
+            let what = format!("there is no table {name}");
+            refuse(what, "run walrelay setup".to_owned())
+        };
+        let table = table.ok_or_else(missing)?;
         if after == AfterPublish::Mark {
             let column = table
                 .columns
                 .iter()
                 .find(|column| column.name == DISPATCHED_AT);
             if column.is_none_or(|column| !column.base_type.starts_with("timestamp")) {
-                return Err(refuse(format!(
-                    "{name} has no column {DISPATCHED_AT} of type timestamptz: as its owner, run ALTER TABLE {name} ADD COLUMN \
-                     {DISPATCHED_AT} timestamptz;"
-                )));
+                return Err(refuse(
+                    format!("{name} has no column {DISPATCHED_AT} of type timestamptz"),
+                    format!(
+                        "as its owner, run ALTER TABLE {name} ADD COLUMN {DISPATCHED_AT} timestamptz;"
+                    ),
+                ));
             }
             if table.partition_keys.iter().any(|key| key == DISPATCHED_AT) {
-                return Err(refuse(format!(
-                    "{name} is partitioned by {DISPATCHED_AT}: a mark moves the row to another partition, and that publishes its \
-                     event again. Set it to \"delete\" or \"keep\", or partition the table by another column"
-                )));
+                return Err(refuse(
+                    format!(
+                        "{name} is partitioned by {DISPATCHED_AT}, and a mark moves the row to another partition, which publishes \
+                         its event again"
+                    ),
+                    "set it to \"delete\" or \"keep\", or partition the table by another column"
+                        .to_owned(),
+                ));
             }
         }
         if let Some(grants) = missing_grants(client, settings, inspection, table, after).await? {
-            return Err(refuse(format!(
-                "role {} lacks a right: as the table's owner, run {grants}",
-                quote_identifier(&inspection.server.role)
-            )));
+            let role = quote_identifier(&inspection.server.role);
+            return Err(refuse(
+                format!("role {role} lacks a right"),
+                format!("as the table's owner, run {grants}"),
+            ));
         }
         row_security::check_policies(inspection, name)?;
         let (statement, guard) = match after {

@@ -25,6 +25,7 @@ mod lane;
 mod lease;
 #[cfg(target_os = "linux")]
 mod mute;
+mod other_configuration;
 mod other_id;
 mod postgres_says_no;
 #[path = "../chaos/proxy.rs"]

@@ -20,6 +20,7 @@ use crate::bulk::publisher::Publisher;
 use crate::bulk::rows::Looked;
 use crate::cli::command_line;
 use crate::cli::exit::Exit;
+use crate::cli::own_lane::own_lane;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
@@ -103,8 +104,8 @@ pub(super) async fn close(
 /// A letter's table is told by its name.
 async fn look_at_tables(settings: &Settings, lane: &LaneClient) -> anyhow::Result<Looked> {
     let looked = Looked::at(settings).await?;
-    let record = lane.record().await?.record;
-    check_names(&looked.inspection, settings, record.as_ref())?;
+    let record = own_lane(settings, looked.sql(), lane).await?;
+    check_names(&looked.inspection, settings, Some(&record))?;
     Ok(looked)
 }
 

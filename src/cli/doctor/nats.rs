@@ -12,7 +12,7 @@ use crate::nats::admin::Admin;
 use crate::nats::stream::account::Wanted;
 use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan, StreamSettings, limits};
 use crate::pipeline::limit::SizeLimit;
-use crate::pipeline::record::LaneRecord;
+use crate::pipeline::record::{LaneRecord, Moved};
 use crate::pipeline::request::StoredRecord;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
@@ -59,10 +59,12 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             report.of_stream(&wanted.name, findings);
             let removed = limits::below(&info, settings.relay.hold_back, reach);
             report.of_stream(&wanted.name, removed);
+            report.is_new = info.state.last_seq == 0;
             there.push(*info);
         }
         Ok(StreamPlan::Create(_)) => {
             missing += 1;
+            report.is_new = true;
             report.missing(&wanted.name);
             report.taken(&client, &wanted).await;
         }
@@ -82,10 +84,16 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         Err(LaneError::NoStream(_)) => StoredRecord::default(),
         stored => stored?,
     };
+    let moved = |record: &LaneRecord| matches!(record.moved, Some(Moved::To { .. }));
+    if stored.record.as_ref().is_some_and(moved) {
+        // What the stream is like matters to nobody: the lane is elsewhere.
+        report.findings.clear();
+    }
     let halted = stored.halted().cloned();
     report.findings.extend(halted.map(Found::from));
     if let Some(record) = &stored.record {
         report.version(record);
+        report.is_new = false;
     }
     match stream::account(&client).await {
         Ok(account) => {

@@ -9,12 +9,14 @@ use anyhow::Context as _;
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
+use crate::cli::own_lane::no_beginning;
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
 use crate::postgres::findings::{Kind, findings};
 use crate::postgres::health::{self, Health};
 use crate::postgres::locks::{self, Inspected, Locked};
+use crate::postgres::published_rows;
 use crate::postgres::row_sizes;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::ROW_FILTERS_SINCE;
@@ -61,6 +63,10 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         let both = division.all_rows_beside(&postgres.any_share());
         report.findings.extend(both.map(Found::from));
     }
+    let after = settings.outbox.after_publish;
+    let of_rows = published_rows::findings(&client, &inspection, postgres, after).await?;
+    report.findings.extend(of_rows.into_iter().map(Found::from));
+    report.no_beginning = no_beginning(&inspection, settings);
     let asked_s = now_s();
     let before = health::health(&client, postgres).await?;
     report.clock("Postgres", before.clock_s, asked_s);

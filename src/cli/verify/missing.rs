@@ -9,7 +9,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::oldest::OldestFirst;
-use super::{Args, Lane, check, table};
+use super::siblings::Which;
+use super::{Args, Checked, Lane, check, table};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::findings::not_held;
@@ -65,8 +66,40 @@ pub(in crate::cli) async fn missing(
             anyhow::bail!("{not_held}");
         }
     }
-    let mut found: BTreeMap<usize, (OldestFirst, u64, u64)> = BTreeMap::new();
-    let checked = check(&args, &lane, tables, |table, group, verdict| {
+    let (mut found, mut checked) =
+        rows_of(&args, &lane, tables, Which::OfChange, with_unjudged).await?;
+    if lane.may_be_elsewhere(&checked) {
+        (found, checked) = rows_of(&args, &lane, tables, Which::All, with_unjudged).await?;
+    }
+    let mut all = Vec::new();
+    for (of_table, table) in checked.into_iter().zip(tables) {
+        let (report, read_through) = of_table?;
+        if let Some(why) = report.in_the_way() {
+            anyhow::bail!(why);
+        }
+        let (rows, unjudged, former) = found.remove(table).unwrap_or_default();
+        all.push(Missing {
+            rows,
+            unjudged,
+            former,
+            read_through,
+        });
+    }
+    Ok(all)
+}
+
+/// Rows by their tables, how many cannot be judged, and how many of these since another table was the outbox.
+type Found = BTreeMap<usize, (OldestFirst, u64, u64)>;
+
+async fn rows_of(
+    args: &Args,
+    lane: &Lane<'_>,
+    tables: &[usize],
+    which: Which,
+    with_unjudged: bool,
+) -> anyhow::Result<(Found, Vec<Checked>)> {
+    let mut found = Found::new();
+    let checked = check(args, lane, tables, which, |table, group, verdict| {
         if !found.contains_key(&table) {
             // Those of the tables before are complete.
             found
@@ -82,21 +115,8 @@ pub(in crate::cli) async fn missing(
             false => Ok(()),
         }
     });
-    let mut all = Vec::new();
-    for (of_table, table) in checked.await?.into_iter().zip(tables) {
-        let (report, read_through) = of_table?;
-        if let Some(why) = report.in_the_way() {
-            anyhow::bail!(why);
-        }
-        let (rows, unjudged, former) = found.remove(table).unwrap_or_default();
-        all.push(Missing {
-            rows,
-            unjudged,
-            former,
-            read_through,
-        });
-    }
-    Ok(all)
+    let checked = checked.await?;
+    Ok((found, checked))
 }
 
 /// Looks whether Postgres understands a condition on rows; says nothing where there is no table yet.

@@ -1,7 +1,7 @@
-//! What other shares have published of the rows that are this one's now: behind a change of the number of shares.
+//! What other shares have published of the rows that are this one's now: behind a change of the number of shares, or of a row's aggregate.
 //!
 //! In: the lane's settings, the records of all shares that there ever were. Out: an entry a message. Guarantee: nothing is read where
-//! the number was never changed.
+//! the number was never changed, unless it is asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +32,15 @@ pub(super) struct Sibling {
     slots: BTreeSet<String>,
 }
 
+/// Whose streams are looked through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// Those of other shares, where the records tell that their number was changed.
+    OfChange,
+    /// Those of all shares.
+    All,
+}
+
 /// What is looked for of one table.
 pub(super) struct OfTable<'e> {
     /// As its messages tell it; none of the lane's own.
@@ -48,15 +57,17 @@ pub(super) async fn of(
     settings: &Settings,
     client: &Client,
     nats: &Admin,
+    which: Which,
 ) -> anyhow::Result<Vec<Sibling>> {
     let records = lane_records::of_shares(nats, client, &settings.postgres).await?;
-    let is_changed = records
+    let mut changed = records
         .iter()
-        .any(|record| record.switched_lsn.is_some() || record.retired);
+        .filter(|record| record.switched_lsn.is_some() || record.retired);
+    let is_wanted = which == Which::All || changed.next().is_some();
     let others = telling(records).into_iter();
     let others = others.filter(|record| record.slot != settings.postgres.slot);
     let mut streams = BTreeMap::<String, BTreeSet<String>>::new();
-    for record in others.filter(|_| is_changed) {
+    for record in others.filter(|_| is_wanted) {
         let slots = streams.entry(record.stream).or_default();
         slots.insert(record.slot);
     }

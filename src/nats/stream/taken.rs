@@ -52,10 +52,12 @@ fn finding(
     let mend = match (is_events, owner(other)) {
         (true, Some(_)) => format!("set {own}"),
         (true, None) => format!("set {own}; or nats.stream to {name}, if events belong there"),
-        (false, _) => {
-            "take it out there, or set name, or postgres.slot, to one that no other relay at this NATS has"
-                .to_owned()
-        }
+        // The other one is where a relay of this slot publishes: without the subject it would stop.
+        (false, _) => format!(
+            "where this relay has published to {name}, run walrelay move --to-stream {} with the configuration of that one; else set \
+             name, or postgres.slot, to one that no other relay at this NATS has",
+            settings.name
+        ),
     };
     Some(StreamFinding {
         code: STREAM,

@@ -126,6 +126,15 @@ pub(crate) fn under_another_name(
     let others = &inspection.other_publications;
     let first = others.first()?;
     let quoted: Vec<String> = others.iter().map(|name| quote_identifier(name)).collect();
+    let share = settings.any_share();
+    let is_share = |name: &String| matches!(share.part_of_publication(name), Some(Some(_)));
+    if others.iter().all(is_share) {
+        return Some(format!(
+            "table {} is divided into shares, by {}: set relay.shares to their number",
+            settings.table,
+            quoted.join(", ")
+        ));
+    }
     Some(format!(
         "{} of table {}: where it is this lane's under another name, give --publication {first} or set postgres.publication = \
          \"{first}\", which loses nothing",
