@@ -119,6 +119,21 @@ pub(crate) fn client_config(
     client_config_with(verifier(roots, None, true)?, ALL_VERSIONS, identity)
 }
 
+/// Reads the files that are named, as a connection will.
+///
+/// # Errors
+/// [`TlsError`], of the first that cannot be used.
+pub(crate) fn check_files(roots: &Roots, identity: Option<&Identity>) -> Result<(), TlsError> {
+    if let Roots::File(path) = roots {
+        certificates("root certificate", path)?;
+    }
+    if let Some(identity) = identity {
+        certificates("certificate", &identity.certificate)?;
+        identity.private_key()?;
+    }
+    Ok(())
+}
+
 /// A client that trusts nobody, for connections without TLS.
 #[cfg(feature = "otlp")]
 pub(crate) fn client_without_roots() -> ClientConfig {

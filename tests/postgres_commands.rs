@@ -26,6 +26,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),
         columns: default_columns(),
+        subject: "outbox.{event_type}".parse().unwrap(),
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
         further: Vec::new(),

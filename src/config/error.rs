@@ -42,6 +42,14 @@ pub enum ConfigError {
         /// The key that was probably meant, with its section.
         nearest: Option<String>,
     },
+    /// The same in an entry of `source.tables`.
+    #[error("unknown key `{key}`{}", did_you_mean(.nearest))]
+    UnknownEntryKey {
+        /// With its table in the entry.
+        key: String,
+        /// The key that was probably meant.
+        nearest: Option<String>,
+    },
     /// A value of a type that the key does not take.
     #[error("{}:{line}: `{key}` must be {expected}", path.display())]
     Type {
@@ -184,6 +192,9 @@ impl ConfigError {
     /// The keys without which one can see what else is wrong.
     pub(super) fn keys(&self) -> Vec<Key> {
         match self {
+            ConfigError::SecretFile { key, .. } if *key == Key::NatsTlsCert.path() => {
+                vec![Key::NatsTlsCert, Key::NatsTlsKey]
+            }
             ConfigError::Value { key, .. } | ConfigError::SecretFile { key, .. } => {
                 let entry = KEYS.iter().find(|entry| entry.path() == *key);
                 entry.map(|entry| entry.key).into_iter().collect()
@@ -209,6 +220,7 @@ impl ConfigError {
             ConfigError::Unreadable { .. }
             | ConfigError::Syntax { .. }
             | ConfigError::UnknownKey { .. }
+            | ConfigError::UnknownEntryKey { .. }
             | ConfigError::Type { .. }
             | ConfigError::Twice { .. }
             | ConfigError::WhichShare { .. }

@@ -147,6 +147,10 @@ impl File<'_> {
 fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
     match (key, value) {
         (_, DeValue::String(text)) => Ok(text.to_string()),
+        // It would be taken for a column's name.
+        (_, DeValue::Integer(_)) if key.entry().section == Some("columns") => {
+            Err("a column's name in quotes, or { value = … } for the same in each event")
+        }
         (_, DeValue::Integer(number)) if number.radix() == 10 => Ok(number.as_str().to_owned()),
         (Key::PostgresPasswordCommand, DeValue::Array(words)) => {
             let words: Option<Vec<&str>> =

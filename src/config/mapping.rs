@@ -3,6 +3,8 @@
 //! In: the text of each key; a constant and a table of names are TOML inline tables. Out: the pipeline's types.
 //! Guarantee: what passes here fails later only for what the table has.
 
+use std::borrow::Cow;
+
 use toml::Table;
 
 use super::checked::{checked, invalid, required};
@@ -105,7 +107,30 @@ pub(super) fn columns(layers: &Layers) -> Result<Fields<Value>, ConfigError> {
         check_value(field, key, text, &value)?;
         *columns.get_mut(field) = value;
     }
+    check_apart(layers, &columns)?;
     Ok(columns)
+}
+
+/// Two fields never come from one column, but for an aggregate that each event is by itself, or that is named by the type.
+fn check_apart(layers: &Layers, columns: &Fields<Value>) -> Result<(), ConfigError> {
+    let may_share = |one, other| {
+        matches!(
+            (one, other),
+            (Field::Id, Field::AggregateId) | (Field::AggregateId, Field::EventType)
+        )
+    };
+    let named = |(field, value)| Value::column(value).map(|name| (field, name));
+    let named: Vec<(Field, &str)> = columns.as_ref().into_iter().filter_map(named).collect();
+    for (index, (field, name)) in named.iter().enumerate() {
+        let mut before = named[..index].iter();
+        let twice = before.find(|(one, other)| other == name && !may_share(*one, *field));
+        if let Some((one, _)) = twice {
+            let key = *KEYS.get(*field);
+            let expected = format!("another column than that of {one}");
+            return Err(invalid(key, required(layers, key), expected));
+        }
+    }
+    Ok(())
 }
 
 fn constant(text: &str) -> Option<String> {
@@ -132,6 +157,18 @@ fn check_value(field: Field, key: Key, text: &Text, value: &Value) -> Result<(),
         }
         (Field::EventVersion, Value::Constant(version)) if version.parse::<u8>().is_err() => {
             "a column's name, { value = … } with 0 to 255, or \"\""
+        }
+        // A number is a version, and no column is called so.
+        (Field::EventVersion, Value::Column(name)) if name.parse::<u8>().is_ok() => {
+            let expected = format!(
+                "a column's name, {{ value = {name} }} for the same in each event, or \"\""
+            );
+            return Err(invalid(key, text, expected));
+        }
+        (Field::AggregateId | Field::EventType, Value::Constant(constant))
+            if constant.is_empty() =>
+        {
+            "a column's name, { value = … } with a text that is not empty, or \"\" where there is none"
         }
         _ => return Ok(()),
     };
@@ -164,6 +201,7 @@ pub(super) fn message(
             ));
         }
     }
+    check_constants(layers, columns, subject)?;
     if is_absent(Field::EventType)
         && matches!(format, Format::CloudEvents | Format::CloudEventsJson)
     {
@@ -194,6 +232,37 @@ pub(super) fn message(
         )?,
         table: None,
     })
+}
+
+/// A constant that makes no subject would make each row a dead letter.
+fn check_constants(
+    layers: &Layers,
+    columns: &Fields<Value>,
+    subject: &SubjectTemplate,
+) -> Result<(), ConfigError> {
+    for (field, placeholder) in [
+        (Field::EventType, Placeholder::EventType),
+        (Field::AggregateId, Placeholder::AggregateId),
+    ] {
+        let Value::Constant(constant) = columns.get(field) else {
+            continue;
+        };
+        let value = |of: Placeholder| {
+            let text = match of == placeholder {
+                true => constant.as_bytes(),
+                false => b"x".as_slice(),
+            };
+            Some(Cow::Borrowed(text))
+        };
+        if let Err(error) = subject.render(value, &mut Vec::new()) {
+            let key = *KEYS.get(field);
+            let expected = format!(
+                "a constant that can stand in nats.subject = \"{subject}\" ({error}), or give {{{field}:token}} there"
+            );
+            return Err(invalid(key, required(layers, key), expected));
+        }
+    }
+    Ok(())
 }
 
 /// The template of the subjects.

@@ -4,14 +4,14 @@
 //! [`ConnectionSettings`](crate::nats::settings::ConnectionSettings).
 
 use super::auth::file_path;
-use super::checked::checked;
+use super::checked::{checked, required};
 use super::error::ConfigError;
 use super::keys::Key;
 use super::layers::{Layers, Value};
 use crate::nats::address::NatsAddress;
 use crate::nats::api::DEFAULT_PREFIX;
 use crate::nats::settings::NatsTls;
-use crate::tls::{Identity, Roots};
+use crate::tls::{self, Identity, Roots, TlsError};
 
 /// What a prefix of subjects looks like.
 const SUBJECT: &str = "a subject without wildcards, such as _INBOX.walrelay";
@@ -40,18 +40,33 @@ pub(super) fn tls(layers: &Layers, servers: &[NatsAddress]) -> Result<NatsTls, C
     let first = checked(layers, Key::NatsTlsFirst, "true or false", |text| {
         text.parse().ok()
     })?;
+    let required =
+        first || identity.is_some() || roots.is_some() || servers.iter().any(|server| server.tls);
+    // As sslrootcert=system says it of Postgres.
+    let roots = match roots {
+        Some(path) if path.as_os_str() != "system" => Roots::File(path),
+        _ => Roots::System,
+    };
+    readable(layers, Key::NatsTlsCa, tls::check_files(&roots, None))?;
+    readable(
+        layers,
+        Key::NatsTlsCert,
+        tls::check_files(&Roots::System, identity.as_ref()),
+    )?;
     Ok(NatsTls {
-        required: first
-            || identity.is_some()
-            || roots.is_some()
-            || servers.iter().any(|server| server.tls),
+        required,
         first,
-        // As sslrootcert=system says it of Postgres.
-        roots: match roots {
-            Some(path) if path.as_os_str() != "system" => Roots::File(path),
-            _ => Roots::System,
-        },
+        roots,
         identity,
+    })
+}
+
+/// What is wrong with a file that is there to be read at each connect, told before the first one.
+fn readable(layers: &Layers, key: Key, checked: Result<(), TlsError>) -> Result<(), ConfigError> {
+    checked.map_err(|error| ConfigError::SecretFile {
+        key: key.path(),
+        origin: required(layers, key).source.clone(),
+        problem: format!("cannot be used: {error}"),
     })
 }
 

@@ -17,8 +17,9 @@ use super::{HttpSettings, mapping, nats_way, syntax, tables};
 use crate::environment::Environment;
 use crate::nats::address::NatsAddress;
 use crate::nats::settings::ConnectionSettings;
+use crate::nats::stream::LANE_RECORD_STREAM;
 use crate::pipeline::after_publish::AfterPublish;
-use crate::postgres::conninfo::{self, Conninfo, PasswordCommand, PasswordSource};
+use crate::postgres::conninfo::{self, Conninfo, Host, PasswordCommand, PasswordSource};
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::{NatsSettings, OnReject, OutboxSettings, RelaySettings, Settings};
 use crate::secret::{MASK, Secret};
@@ -121,13 +122,20 @@ fn resolve_postgres(
 ) -> Result<PostgresSettings, ConfigError> {
     let url = layers.get(Key::PostgresUrl);
     let password = password_source(layers, environment)?;
+    let wrong = |source| ConfigError::Conninfo {
+        origin: url.map_or(ValueOrigin::Default, |url| url.source.clone()),
+        source,
+    };
+    let text = url.map(|url| url.text.as_str());
     let (conninfo, conninfo_warnings) =
-        Conninfo::resolve(url.map(|url| url.text.as_str()), password, environment).map_err(
-            |source| ConfigError::Conninfo {
-                origin: url.map_or(ValueOrigin::Default, |url| url.source.clone()),
-                source,
-            },
-        )?;
+        Conninfo::resolve(text, password, environment).map_err(wrong)?;
+    if conninfo
+        .hosts
+        .iter()
+        .any(|host| matches!(host.host, Host::Tcp(_)))
+    {
+        conninfo.tls.check_files().map_err(wrong)?;
+    }
     warnings.extend(conninfo_warnings);
     Ok(PostgresSettings {
         conninfo,
@@ -150,6 +158,7 @@ fn resolve_postgres(
             |text| text.parse().ok(),
         )?,
         columns: mapping::columns(layers)?,
+        subject: mapping::subject(layers)?,
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
         further: Vec::new(),
@@ -252,9 +261,7 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
             inbox_prefix: nats_way::inbox_prefix(layers)?,
             connect_timeout: duration(layers, Key::NatsConnectTimeout, TIMEOUT_MIN, 5 * MINUTE)?,
         },
-        stream: checked(layers, Key::NatsStream, syntax::STREAM_FORM, |text| {
-            syntax::is_stream(text).then(|| text.to_owned())
-        })?,
+        stream: stream(layers)?,
         subject: mapping::subject(layers)?,
         further_subjects: Vec::new(),
         shared: checked(layers, Key::NatsShared, "true or false", |text| {
@@ -262,6 +269,23 @@ fn resolve_nats(layers: &Layers, environment: &Environment) -> Result<NatsSettin
         })?,
         neighbours: Vec::new(),
     })
+}
+
+/// The stream of the events, which is never that of the lane records.
+fn stream(layers: &Layers) -> Result<String, ConfigError> {
+    let stream = checked(layers, Key::NatsStream, syntax::STREAM_FORM, |text| {
+        syntax::is_stream(text).then(|| text.to_owned())
+    })?;
+    match stream == LANE_RECORD_STREAM {
+        true => Err(invalid(
+            Key::NatsStream,
+            required(layers, Key::NatsStream),
+            format!(
+                "another stream than {LANE_RECORD_STREAM}, in which walrelay keeps its own records"
+            ),
+        )),
+        false => Ok(stream),
+    }
 }
 
 fn resolve_relay(layers: &Layers) -> Result<RelaySettings, ConfigError> {

@@ -153,7 +153,7 @@ fn of_entry(
         table: name.to_owned(),
         source: Box::new(error),
     };
-    let given = given(entry).map_err(|unknown| wrong(format!("{unknown} of {name}")))?;
+    let given = given(entry).map_err(of_table)?;
     let mut layers = whole.clone();
     if entry.contains_key("preset") {
         let of_mapping = |entry: &&Entry| {
@@ -186,8 +186,8 @@ fn of_entry(
     resolve(&layers, &told).map_err(of_table)
 }
 
-/// What an entry gives, each with its name there and the key that it stands for; or what is wrong with it.
-fn given(entry: &Table) -> Result<Vec<(&str, Key, String)>, String> {
+/// What an entry gives, each with its name there and the key that it stands for.
+fn given(entry: &Table) -> Result<Vec<(&str, Key, String)>, ConfigError> {
     let mut given = Vec::new();
     for (name, value) in entry {
         match value {
@@ -199,14 +199,17 @@ fn given(entry: &Table) -> Result<Vec<(&str, Key, String)>, String> {
                     let section = KEYS
                         .iter()
                         .filter(|entry| entry.section == Some(name.as_str()));
-                    let key = key.ok_or_else(|| unknown(own, section.map(|entry| entry.name)))?;
+                    let key = key.ok_or_else(|| {
+                        let known = section.map(|entry| entry.name);
+                        unknown(&format!("{name}.{own}"), known, own)
+                    })?;
                     given.push((own.as_str(), key, written(value)));
                 }
             }
             value => {
                 let own = OWN.iter().find(|(own, _)| own == name);
                 let names = OWN.iter().map(|(own, _)| *own).chain(SECTIONS);
-                let (own, key) = own.ok_or_else(|| unknown(name, names))?;
+                let (own, key) = own.ok_or_else(|| unknown(name, names, name))?;
                 given.push((*own, *key, written(value)));
             }
         }
@@ -214,12 +217,12 @@ fn given(entry: &Table) -> Result<Vec<(&str, Key, String)>, String> {
     Ok(given)
 }
 
-fn unknown<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
-    let meant = nearest(name, known).map(|known| format!(" (did you mean {known}?)"));
-    format!(
-        "without the unknown key {name}{}",
-        meant.unwrap_or_default()
-    )
+/// `key` as the entry has it; `own` is its last part.
+fn unknown<'n>(key: &str, known: impl Iterator<Item = &'n str>, own: &str) -> ConfigError {
+    ConfigError::UnknownEntryKey {
+        key: key.to_owned(),
+        nearest: nearest(own, known).map(str::to_owned),
+    }
 }
 
 /// As the other layers write it.

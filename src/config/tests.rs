@@ -14,6 +14,8 @@ use crate::nats::address::NatsAuth;
 use crate::postgres::conninfo::{ConninfoError, Host};
 use crate::relay::settings::{OnReject, RelaySettings};
 
+const CERTIFICATE: &str = include_str!("../../tests/keys/version1.crt");
+
 /// A file in a folder of its own, an environment and flags, loaded together.
 struct Case {
     folder: tempfile::TempDir,
@@ -192,6 +194,7 @@ fn every_key_can_be_given_by_file_and_environment() {
     let seed = nkeys::KeyPair::new_user().seed().unwrap();
     let case = Case::new("");
     let seed_path = case.write("seed", &seed);
+    let roots = case.write("ca.crt", CERTIFICATE);
     for entry in keys::KEYS {
         let text = match entry.key {
             Key::Name => "other".to_owned(),
@@ -200,7 +203,7 @@ fn every_key_can_be_given_by_file_and_environment() {
             Key::NatsCredentials | Key::NatsUser | Key::NatsPassword => continue,
             // Files that must be there, and halves.
             Key::NatsContext | Key::NatsTlsCert | Key::NatsTlsKey | Key::NatsJwt => continue,
-            Key::NatsTlsCa => "ca.crt".to_owned(),
+            Key::NatsTlsCa => roots.display().to_string(),
             Key::NatsDomain | Key::NatsApiPrefix => "hub".to_owned(),
             Key::NatsToken | Key::PostgresPassword => "s3cr3t".to_owned(),
             Key::PostgresPasswordCommand => "cat file".to_owned(),
@@ -341,7 +344,7 @@ fn values_out_of_range_name_key_value_source_and_range() {
         (Key::PostgresSlot, &["", "My-Slot", "a.b"]),
         (Key::PostgresTable, &["", "a b", "a.b.c"]),
         (Key::NatsUrl, &["http://h", "nats://h:0"]),
-        (Key::NatsStream, &["", "a.b", "a b", "a>"]),
+        (Key::NatsStream, &["", "a.b", "a b", "a>", "WALRELAY"]),
         (Key::NatsConnectTimeout, &["0s", "6m", "5"]),
         (Key::Preset, &["", "Debezium", "wal-listener"]),
         (Key::ColumnsId, &["", "{value = 1}", "{value"]),
@@ -486,6 +489,12 @@ fn unknown_variables_are_warnings() {
     assert!(
         warnings[0].contains("WALRELAY_POSTGRES_SLTO")
             && warnings[0].contains("WALRELAY_POSTGRES_SLOT")
+    );
+    let warnings = Case::new("").env("WALRELAY_RELAY_HOLDBACK", "0s").load();
+    let warnings = warnings.unwrap().warnings;
+    assert!(
+        warnings[0].ends_with("did you mean WALRELAY_RELAY_HOLD_BACK?"),
+        "{warnings:?}"
     );
     let warnings = Case::new("")
         .env("WALRELAY_FOO", "x")

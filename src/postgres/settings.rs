@@ -6,6 +6,7 @@ use super::conninfo::Conninfo;
 use super::share::Share;
 use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::mapping::{Mapping, Value};
+use crate::pipeline::subject::SubjectTemplate;
 use crate::table_name::TableName;
 
 /// `[postgres]`: which database, and what is read from it.
@@ -21,6 +22,8 @@ pub struct PostgresSettings {
     pub table: TableName,
     /// Where an event's fields come from.
     pub columns: Fields<Value>,
+    /// The subject of its events: what is proposed for the table stays under its root.
+    pub subject: SubjectTemplate,
     /// Further columns that messages are made of, each once.
     pub extra_columns: Vec<String>,
     /// Fields whose NULL makes no row a dead letter.
@@ -66,6 +69,7 @@ impl PostgresSettings {
         let further = self.further.iter().map(|further| PostgresSettings {
             table: further.name.clone(),
             columns: further.mapping.columns.clone(),
+            subject: further.mapping.subject.clone(),
             extra_columns: further.mapping.extras().to_vec(),
             may_be_null: further.mapping.may_be_null(),
             entry: further.mapping.message.table.clone(),

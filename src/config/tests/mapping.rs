@@ -85,6 +85,55 @@ fn a_preset_changes_defaults_and_nothing_else() {
     assert_eq!(settings.postgres.extra_columns, ["aggregatetype"]);
 }
 
+/// Each row would be a dead letter, and nothing would say so before.
+#[test]
+fn what_can_be_no_subject_or_no_event_is_refused() {
+    for (file, key) in [
+        (
+            "[columns]\nevent_type = { value = 'order placed' }",
+            "columns.event_type",
+        ),
+        (
+            "[columns]\nevent_type = { value = 'a..b' }",
+            "columns.event_type",
+        ),
+        (
+            "[columns]\nevent_type = { value = '' }",
+            "columns.event_type",
+        ),
+        (
+            "[columns]\naggregate_id = { value = '>' }\n[nats]\nsubject = 'a.{aggregate_id}'",
+            "columns.aggregate_id",
+        ),
+        ("[columns]\npayload = 'id'", "columns.payload"),
+        ("[columns]\nevent_type = 'id'", "columns.event_type"),
+        (
+            "[columns]\noccurred_at = 'event_version'",
+            "columns.occurred_at",
+        ),
+        ("[columns]\nevent_version = '1'", "columns.event_version"),
+    ] {
+        match Case::new(file).load() {
+            Err(ConfigError::Value { key: refused, .. }) => assert_eq!(refused, key, "{file}"),
+            other => panic!("{file}: {other:?}"),
+        }
+    }
+    let number = Case::new("[columns]\nevent_version = 1").load();
+    let text = number.expect_err("a column is named in quotes").to_string();
+    assert!(
+        text.contains("`columns.event_version`") && text.contains("{ value = … }"),
+        "{text}"
+    );
+    for file in [
+        "[columns]\nevent_type = { value = 'order placed' }\n[nats]\nsubject = 'a.{event_type:token}'",
+        "[columns]\nevent_type = { value = 'order placed' }\n[nats]\nsubject = 'a.{id}'",
+        "[columns]\naggregate_id = 'id'",
+        "[columns]\naggregate_id = 'event_type'",
+    ] {
+        Case::new(file).load().expect(file);
+    }
+}
+
 #[test]
 fn what_a_format_cannot_hold_is_refused() {
     for (file, key) in [

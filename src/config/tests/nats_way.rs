@@ -18,7 +18,9 @@ fn whoever_names_what_tls_needs_has_it() {
     assert!(required(
         Case::new("").env("NATS_URL", "nats://a, tls://t@b")
     ));
-    assert!(required(Case::new("[nats]\ntls_ca = \"ca.crt\"\n")));
+    let roots = Case::new("");
+    let path = roots.write("ca.crt", CERTIFICATE).display().to_string();
+    assert!(required(roots.env("WALRELAY_NATS_TLS_CA", &path)));
     assert!(required(Case::new("[nats]\ntls_first = true\n")));
     let system = Case::new("[nats]\ntls_ca = \"system\"\n");
     assert_eq!(connection(&system).tls.roots, Roots::System);
@@ -27,6 +29,38 @@ fn whoever_names_what_tls_needs_has_it() {
     // Once, also where there is a login that is whole.
     let half = half.env("WALRELAY_NATS_TOKEN", "t");
     assert!(matches!(half.load(), Err(ConfigError::AuthHalf { .. })));
+}
+
+/// As a missing file of a login is.
+#[test]
+fn a_file_of_tls_that_is_not_there_is_told_before_the_first_connection() {
+    let refused = |text: &str| {
+        let error = Case::new(text).load().expect_err(text);
+        format!("{:#}", anyhow::Error::from(error))
+    };
+    for (text, words) in [
+        (
+            "[nats]\ntls_ca = '/no/ca.crt'",
+            ["nats.tls_ca", "/no/ca.crt"],
+        ),
+        (
+            "[nats]\ntls_cert = '/no/own.crt'\ntls_key = '/no/own.key'",
+            ["nats.tls_cert", "/no/own.crt"],
+        ),
+        (
+            "[postgres]\nurl = 'host=h user=u sslmode=verify-full sslrootcert=/no/root.crt'",
+            ["sslrootcert", "/no/root.crt"],
+        ),
+    ] {
+        let told = refused(text);
+        assert_eq!(told.lines().count(), 1, "{told}");
+        for word in words {
+            assert!(told.contains(word), "{told}");
+        }
+    }
+    // Nothing reads it.
+    let plain = "[postgres]\nurl = 'host=h user=u sslmode=disable sslrootcert=/no/root.crt'";
+    Case::new(plain).load().unwrap();
 }
 
 #[test]
@@ -50,6 +84,7 @@ fn a_context_stands_below_the_file_and_above_the_fallback() {
     let home = case.folder.path().display().to_string();
     fs::create_dir_all(case.folder.path().join("nats/context")).unwrap();
     case.write("nats/context/prod.json", context);
+    case.write("ca.crt", CERTIFICATE);
     case = case.env("XDG_CONFIG_HOME", &home).env("HOME", &home);
     let found = connection(&case);
     assert_eq!(found.servers[0].host, "ctx");

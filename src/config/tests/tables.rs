@@ -101,11 +101,11 @@ fn what_does_not_fit_names_table_and_key() {
         ),
         (
             "[{ name = 'a', presett = 'debezium' }]",
-            &["unknown key presett", "did you mean preset?", "of a"],
+            &["source.tables, a: unknown key `presett`; did you mean `preset`?"],
         ),
         (
             "[{ name = 'a', columns = { idd = 'no' } }]",
-            &["unknown key idd", "did you mean id?"],
+            &["source.tables, a: unknown key `columns.idd`; did you mean `id`?"],
         ),
         (
             "[{ name = 'a', preset = 'debezum' }]",

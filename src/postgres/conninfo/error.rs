@@ -75,6 +75,14 @@ pub enum ConninfoError {
         /// What it takes.
         expected: String,
     },
+    /// A file that was named and cannot be read.
+    #[error("`{parameter}`: {problem}")]
+    File {
+        /// The parameter's name.
+        parameter: &'static str,
+        /// What is wrong with the file, and what mends it.
+        problem: String,
+    },
     /// A mode that would not keep what another parameter promises.
     #[error("sslmode={mode} may not be used with {with}: use {needed}")]
     WeakSslMode {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::ConninfoError;
 use super::resolve::{Parameters, invalid};
 use crate::secret::Secret;
+use crate::tls;
 
 /// libpq's `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +133,36 @@ impl AuthenticationRules {
     /// Whether the server may ask in this way.
     pub fn allow(&self, method: Method) -> bool {
         self.methods & method.bit() != 0
+    }
+}
+
+impl TlsSettings {
+    /// Reads the files that were named, where there must be TLS: what cannot be read then ends each attempt to connect.
+    pub(crate) fn check_files(&self) -> Result<(), ConninfoError> {
+        if matches!(
+            self.mode,
+            SslMode::Disable | SslMode::Allow | SslMode::Prefer
+        ) {
+            return Ok(());
+        }
+        let roots = match &self.roots {
+            RootChoice::File(file) => Some(file),
+            RootChoice::System => None,
+        };
+        for (parameter, file) in [
+            ("sslrootcert", roots),
+            ("sslcrl", Some(&self.revocations)),
+            ("sslcert", Some(&self.certificate)),
+            ("sslkey", Some(&self.key)),
+        ] {
+            if let Some(FileChoice::Named(path)) = file {
+                tls::read("the file", path).map_err(|error| ConninfoError::File {
+                    parameter,
+                    problem: error.to_string(),
+                })?;
+            }
+        }
+        Ok(())
     }
 }
 
