@@ -46,6 +46,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         publication: "walrelay".to_owned(),
         table: "public.outbox_events".parse().unwrap(),
         columns: default_columns(),
+        subject: "outbox.{event_type}".parse().unwrap(),
         extra_columns: Vec::new(),
         may_be_null: Vec::new(),
         further: Vec::new(),
@@ -390,8 +391,20 @@ async fn a_table_with_rows_is_mapped() {
             "CREATE TABLE events (at timestamptz, size real); INSERT INTO events VALUES (now(), 1)",
             "name the columns that hold id (uuid, text, an integer or bytea), aggregate_id (uuid, text, an integer or \
              bytea), event_type (text or an enum), event_version (an integer, with values from 0 to 255), occurred_at (timestamptz, timestamp, date \
-             or bigint (milliseconds)), payload (jsonb, json, text or bytea) in [columns], or set postgres.table to a \
-             table of walrelay's own",
+             or bigint (milliseconds)), payload (jsonb, json, text or bytea) in [columns] (\"\" where the table has none: aggregate_id, \
+             event_type, event_version, occurred_at), or set postgres.table to a table of walrelay's own; this table has \
+             at timestamp with time zone, size real",
+        ),
+        (
+            "CREATE TABLE events (seq int PRIMARY KEY, event_name char(20), at bigint, data text)",
+            "put this into the configuration, as far as it is right:\n\
+             [columns]\n\
+             id = \"seq\"  # integer\n\
+             aggregate_id = \"\"\n\
+             event_type = \"event_name\"  # character(20)\n\
+             event_version = \"\"\n\
+             occurred_at = \"at\"  # bigint\n\
+             payload = \"data\"  # text",
         ),
     ] {
         client

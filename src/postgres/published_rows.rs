@@ -17,7 +17,7 @@ use crate::postgres::row_security::{self, RowsHidden};
 use crate::table_name::{TableName, quote_identifier};
 
 /// The column that a mark sets.
-const DISPATCHED_AT: &str = "dispatched_at";
+pub(super) const DISPATCHED_AT: &str = "dispatched_at";
 /// Class of the SQLSTATEs of data that does not fit.
 const DATA_EXCEPTION: &str = "22";
 

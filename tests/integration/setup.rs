@@ -506,10 +506,27 @@ async fn a_generated_column_is_published_or_refused_before_anything_is_made() {
 
 /// An ALTER would give it a second payload, and make each row a dead letter.
 #[tokio::test]
-async fn a_table_that_has_another_column_for_a_field_is_mapped_also_when_it_is_empty() {
+async fn an_empty_table_of_somebody_elses_is_mapped() {
     let mut fixture = Fixture::bare().await;
     let table = "CREATE TABLE outbox_events (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), aggregate_id uuid NOT NULL DEFAULT gen_random_uuid(),
         event_type text NOT NULL DEFAULT 'made', occurred_at timestamptz NOT NULL DEFAULT now(), payload text NOT NULL)";
+    // Whoever writes to it fills no column that it does not have now, and keeps what is set already.
+    let other = "CREATE TABLE t20 (id uuid PRIMARY KEY, a text, what text NOT NULL, payload_json jsonb NOT NULL)";
+    fixture.sql.batch_execute(other).await.unwrap();
+    fixture.configure("[columns]\naggregate_id = \"a\"");
+    for command in [["setup", "--table", "t20"], ["run", "--table", "t20"]] {
+        let refused = fixture.walrelay(&command).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(!refused.stderr.contains("ALTER TABLE"), "{refused:?}");
+        let root = &fixture.name;
+        let section = format!(
+            "[columns]\nid = \"id\"  # uuid\naggregate_id = \"a\"  # text\nevent_type = \"\"\nevent_version = \"\"\n\
+             occurred_at = \"\"  # the time of the commit\npayload = \"payload_json\"  # jsonb\n\
+             [nats]\nsubject = \"{root}.{{aggregate_id:token}}\"\n"
+        );
+        assert!(refused.stderr.contains(&section), "{refused:?}");
+    }
+    fixture.configure("");
     fixture.sql.batch_execute(table).await.unwrap();
     let refused = fixture.walrelay(&["setup"]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");

@@ -1,13 +1,15 @@
 //! Whether the table's columns can serve, and how they could.
 //!
 //! In: the table, what the configuration says of its columns. Out: findings. Guarantee: pure; nobody is told to alter
-//! a table that has rows because its columns have other names or types.
+//! a table of somebody else's because its columns have other names or types.
 
 use super::needs::needs;
 use super::{Finding, Kind, proposal, refuse, warn};
 use crate::nearest::nearest;
 use crate::pipeline::fields::Field;
+use crate::pipeline::mapping::{Value, default_columns};
 use crate::postgres::catalog::{Column, Table};
+use crate::postgres::published_rows::DISPATCHED_AT;
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
@@ -50,13 +52,7 @@ pub(super) fn columns(
             })
         })
         .collect();
-    // A table that has another column for what is missing is not to get a second one.
-    let has_other = |misfit: &Misfit<'_>| {
-        let field = misfit.field.filter(|_| misfit.column.is_none());
-        field.is_some_and(|field| proposal::find(table, field).is_some())
-    };
-    let is_as_it_is = table.has_rows || misfits.iter().any(has_other);
-    if is_as_it_is && misfits.iter().any(|misfit| misfit.field.is_some()) {
+    if !may_be_altered(table, settings) && misfits.iter().any(|misfit| misfit.field.is_some()) {
         found.push(map(table, settings, &misfits));
     } else {
         found.extend(misfits.iter().map(|misfit| misfit.alter(table, settings)));
@@ -69,6 +65,28 @@ pub(super) fn columns(
             values(column, field, settings, found);
         }
     }
+}
+
+/// Whether the table is walrelay's own, but for a column that is missing or of another type, and nobody has written to it: what
+/// writes to any other table does not fill a column that it does not know.
+fn may_be_altered(table: &Table, settings: &PostgresSettings) -> bool {
+    let own = default_columns();
+    let is_own = |column: &Column| {
+        let named = |(_, value): (Field, &Value)| value.column() == Some(&*column.name);
+        own.as_ref().into_iter().any(named) || column.name == DISPATCHED_AT
+    };
+    let has = |value: &Value| {
+        table
+            .columns
+            .iter()
+            .any(|column| Some(&*column.name) == value.column())
+    };
+    let missing = own
+        .as_ref()
+        .into_iter()
+        .filter(|(_, value)| !has(value))
+        .count();
+    !table.has_rows && settings.columns == own && missing <= 1 && table.columns.iter().all(is_own)
 }
 
 /// A column that the server computes and no publication carries.
@@ -125,16 +143,17 @@ struct Misfit<'a> {
 impl Misfit<'_> {
     fn what(&self, settings: &PostgresSettings) -> String {
         let (table, name) = (&settings.table, quote_identifier(self.name));
-        match self.column {
-            None => format!("table {table} has no column {name}"),
-            Some(column) => format!(
-                "column {name} of {table} is {}, which cannot serve as one",
-                column.type_name
+        match (self.column, self.field) {
+            (Some(column), Some(field)) => format!(
+                "column {name} of {table} is {}, which cannot be {field} ({})",
+                column.type_name,
+                needs().get(field).types
             ),
+            _ => format!("table {table} has no column {name}"),
         }
     }
 
-    /// For a table that has no rows yet.
+    /// For a table of walrelay's own that has no rows yet.
     fn alter(&self, table: &Table, settings: &PostgresSettings) -> Finding {
         let (name, sql_name) = (&settings.table, quote_identifier(self.name));
         let needs = needs();
@@ -169,24 +188,40 @@ impl Misfit<'_> {
     }
 }
 
-/// For a table that has rows: the configuration follows the table.
+/// For a table of somebody else's: the configuration follows the table.
 fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Finding {
     let whats: Vec<String> = misfits.iter().map(|misfit| misfit.what(settings)).collect();
-    let mend = proposal::of(table, settings).unwrap_or_else(|| {
-        let needs = needs();
-        let types: Vec<String> = misfits
-            .iter()
-            .filter_map(|misfit| misfit.field)
-            .map(|field| format!("{field} ({})", needs.get(field).types))
-            .collect();
-        let (types, key) = (types.join(", "), settings.table_key());
-        let section = match settings.entry.is_some() {
-            true => "columns of its entry",
-            false => "[columns]",
-        };
-        format!(
-            "name the columns that hold {types} in {section}, or set {key} to a table of walrelay's own"
-        )
-    });
+    let mend = proposal::of(table, settings).unwrap_or_else(|| by_hand(table, settings, misfits));
     refuse(Kind::Column, whats.join("; "), mend)
+}
+
+/// Where nothing can be proposed: what there is, and what is wanted.
+fn by_hand(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> String {
+    let needs = needs();
+    let fields = || misfits.iter().filter_map(|misfit| misfit.field);
+    let types: Vec<String> = fields()
+        .map(|field| format!("{field} ({})", needs.get(field).types))
+        .collect();
+    let needed = |field: &Field| matches!(field, Field::Id | Field::Payload);
+    let spared: Vec<String> = (fields().filter(|field| !needed(field)))
+        .map(|field| field.to_string())
+        .collect();
+    let spared = match spared.is_empty() {
+        true => String::new(),
+        false => format!(" (\"\" where the table has none: {})", spared.join(", ")),
+    };
+    let columns: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| format!("{} {}", quote_identifier(&column.name), column.type_name))
+        .collect();
+    let (types, key) = (types.join(", "), settings.table_key());
+    let section = match settings.entry.is_some() {
+        true => "columns of its entry",
+        false => "[columns]",
+    };
+    format!(
+        "name the columns that hold {types} in {section}{spared}, or set {key} to a table of walrelay's own; this table has {}",
+        columns.join(", ")
+    )
 }

@@ -1,10 +1,12 @@
 //! Which of a table's columns an event is probably made of, by their names and types.
 //!
-//! In: the table, and whether it is a further one of its lane. Out: the configuration to paste, or none where id or payload are not to be told. Guarantee: pure; what
+//! In: the table, what is configured of it already. Out: the configuration to paste, or none where id or payload are not to be told. Guarantee: pure; what
 //! is proposed is accepted.
 
 use super::needs::needs;
 use crate::pipeline::fields::{Field, Fields};
+use crate::pipeline::mapping::Value;
+use crate::pipeline::subject::Placeholder;
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 
@@ -22,6 +24,7 @@ const NAMES: Fields<&[&str]> = Fields {
         "offset",
         "position",
         "sequence_number",
+        "seq",
     ],
     aggregate_id: &[
         "aggregate_id",
@@ -40,6 +43,7 @@ const NAMES: Fields<&[&str]> = Fields {
         "topic",
         "name",
         "subject",
+        "kind",
         "routing_key",
         "destination",
         "event",
@@ -58,6 +62,7 @@ const NAMES: Fields<&[&str]> = Fields {
         "enqueue_time",
         "timestamp",
         "time",
+        "at",
     ],
     payload: &[
         "payload_json",
@@ -82,7 +87,7 @@ fn bare(name: &str) -> impl Iterator<Item = char> {
 }
 
 /// The column that probably has the field.
-pub(super) fn find(table: &Table, field: Field) -> Option<&Column> {
+fn find(table: &Table, field: Field) -> Option<&Column> {
     let fits = needs().get(field).fits;
     let by_name = NAMES.get(field).iter().find_map(|name| {
         let named = |column: &&Column| bare(&column.name).eq(bare(name)) && fits(column);
@@ -110,9 +115,10 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
             None => format!("{whose}: begin the configuration with preset = \"debezium\""),
         });
     }
-    let find = |field| find(table, field);
-    find(Field::Id)?;
-    find(Field::Payload)?;
+    let fields = chosen(table, settings);
+    fields.id.column()?;
+    fields.payload.column()?;
+    let columns = &table.columns;
     let renamed = further.filter(|name| **name != settings.table.to_string());
     let table = renamed.map(|_| format!("table = {}", quoted(&settings.table.to_string())));
     let (mut lines, prefix) = match further {
@@ -135,25 +141,81 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
             "",
         ),
     };
-    for (field, ()) in Fields::<()>::default() {
-        let (name, remark) = match find(field) {
-            Some(column) => (column.name.as_str(), format!("  # {}", column.type_name)),
-            None if field == Field::OccurredAt => ("", "  # the time of the commit".to_owned()),
-            None => ("", String::new()),
+    for (field, value) in fields.as_ref() {
+        let written = match value {
+            Value::Column(name) => quoted(name),
+            Value::Constant(constant) => {
+                format!("{{ value = {} }}", constant_text(field, constant))
+            }
+            Value::Absent => quoted(""),
         };
-        lines.push(format!("{prefix}{field} = {}{remark}", quoted(name)));
+        let column = |name: Option<&str>| columns.iter().find(|column| Some(&*column.name) == name);
+        let remark = match column(value.column()) {
+            Some(column) => format!("  # {}", column.type_name),
+            None if field == Field::OccurredAt => "  # the time of the commit".to_owned(),
+            None => String::new(),
+        };
+        lines.push(format!("{prefix}{field} = {written}{remark}"));
     }
-    if find(Field::EventType).is_none() {
-        let subject = match find(Field::AggregateId) {
-            Some(_) => "outbox.{aggregate_id:token}",
-            None => "outbox.events",
-        };
+    if let Some(subject) = subject(&fields, settings) {
         if further.is_none() {
             lines.push("[nats]".to_owned());
         }
-        lines.push(format!("subject = \"{subject}\""));
+        lines.push(format!("subject = {}", quoted(&subject)));
     }
     Some(lines.join("\n"))
+}
+
+/// Where each field comes from: as it is configured, where that fits the table, else by name and type.
+fn chosen(table: &Table, settings: &PostgresSettings) -> Fields<Value> {
+    let needs = needs();
+    let is_there = |field, name: &str| {
+        let mut columns = table.columns.iter();
+        columns.any(|column| column.name == name && (needs.get(field).fits)(column))
+    };
+    let stays = |field, value: &Value| value.column().is_none_or(|name| is_there(field, name));
+    let taken: Vec<&str> = (settings.columns.as_ref().into_iter())
+        .filter(|(field, value)| stays(*field, value))
+        .filter_map(|(_, value)| value.column())
+        .collect();
+    let mut fields = settings.columns.clone();
+    for (field, value) in settings.columns.as_ref() {
+        if !stays(field, value) {
+            let found = find(table, field).filter(|column| !taken.contains(&&*column.name));
+            *fields.get_mut(field) =
+                found.map_or(Value::Absent, |column| Value::Column(column.name.clone()));
+        }
+    }
+    fields
+}
+
+/// A subject under the configured root, where the configured one names a field that the table does not have.
+fn subject(fields: &Fields<Value>, settings: &PostgresSettings) -> Option<String> {
+    let configured = &settings.subject;
+    let is_absent = |field| *fields.get(field) == Value::Absent;
+    let lacks = [
+        (Field::EventType, Placeholder::EventType),
+        (Field::AggregateId, Placeholder::AggregateId),
+        (Field::EventVersion, Placeholder::EventVersion),
+    ]
+    .into_iter()
+    .any(|(field, placeholder)| is_absent(field) && configured.names(placeholder));
+    let filter = configured.filter();
+    let root = filter.strip_suffix(".>").unwrap_or(&filter);
+    let rest = match (is_absent(Field::EventType), is_absent(Field::AggregateId)) {
+        (false, _) => "{event_type}",
+        (true, false) => "{aggregate_id:token}",
+        (true, true) => "events",
+    };
+    lacks.then(|| format!("{root}.{rest}"))
+}
+
+/// A version is a number.
+fn constant_text(field: Field, constant: &str) -> String {
+    match field {
+        Field::EventVersion => constant.to_owned(),
+        _ => quoted(constant),
+    }
 }
 
 /// As a string of TOML.
