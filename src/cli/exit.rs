@@ -9,6 +9,7 @@ use super::stdout::StdoutClosed;
 use crate::cli::stderr;
 use crate::config::ConfigError;
 use crate::ops::logs::log_end;
+use crate::postgres::findings::Refusals;
 use crate::postgres::occurred_at::Untold;
 use crate::postgres::row_security::RowsHidden;
 
@@ -85,15 +86,33 @@ pub fn message(error: &anyhow::Error) -> String {
 }
 
 /// Prints an error, or logs it as JSON where the log is JSON, unless it is none to the user; returns its exit code.
-/// Several findings in one are a line each, and each line says that it is an error.
+/// Several findings in one are told one by one, and each says that it is an error; what is to be pasted stands below it as it is.
 pub fn report(error: &anyhow::Error) -> Exit {
     let exit = Exit::of_error(error);
     if exit != Exit::Done && !log_end(&message(error)) {
-        for line in message(error).lines() {
-            stderr::line(format_args!("error: {line}"));
+        for told in one_by_one(error) {
+            stderr::line(format_args!("error: {told}"));
         }
     }
     exit
+}
+
+/// The findings, where there are some; else each line.
+fn one_by_one(error: &anyhow::Error) -> Vec<String> {
+    let message = message(error);
+    let refusals = error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Refusals>());
+    let Some(refusals) = refusals else {
+        return message.lines().map(str::to_owned).collect();
+    };
+    let before = message
+        .strip_suffix(&refusals.to_string())
+        .unwrap_or_default();
+    let findings = refusals.0.iter();
+    findings
+        .map(|finding| format!("{before}{finding}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -101,6 +120,7 @@ mod tests {
     use anyhow::Context as _;
 
     use super::*;
+    use crate::postgres::findings::{Kind, refuse};
 
     #[test]
     fn errors_have_their_exit_codes() {
@@ -119,6 +139,22 @@ mod tests {
         // A broken pipe of a socket is a failure.
         let socket = anyhow::Error::from(std::io::Error::from(std::io::ErrorKind::BrokenPipe));
         assert_eq!(Exit::of_error(&socket), Exit::Failed);
+    }
+
+    #[test]
+    fn what_is_to_be_pasted_stands_below_its_finding() {
+        let finding = |mend| refuse(Kind::Column, "no column x", mend);
+        let refusals = Refusals(vec![
+            finding("put this there:\n[columns]\nid = \"x\""),
+            finding("add it"),
+        ]);
+        let error = anyhow::Error::from(refusals).context("share 2");
+        let told = [
+            "share 2: no column x: put this there:\n[columns]\nid = \"x\"",
+            "share 2: no column x: add it",
+        ];
+        assert_eq!(one_by_one(&error), told);
+        assert_eq!(one_by_one(&anyhow::anyhow!("a\nb")), ["a", "b"]);
     }
 
     #[test]

@@ -17,9 +17,11 @@ mod needs;
 mod proposal;
 mod publication;
 mod put_anew;
+mod refusals;
 #[cfg(feature = "cli")]
 pub(crate) use publication::not_held;
 pub(crate) use publication::under_another_name;
+pub use refusals::Refusals;
 mod server;
 pub(crate) mod shares;
 

@@ -15,7 +15,7 @@ use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::division::{self, Division};
 use crate::postgres::encoding;
 use crate::postgres::error::{ReplicationError, SLOT_MISSING};
-use crate::postgres::findings::{Kind, Severity, findings};
+use crate::postgres::findings::{Kind, Refusals, Severity, findings};
 use crate::postgres::locks::{self, Inspected};
 use crate::postgres::processes::{self, Process};
 use crate::postgres::publications::publication_names;
@@ -321,8 +321,7 @@ fn check_postgres(
         }));
     }
     if !refusals.is_empty() {
-        let lines: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-        return Err(OpenError::Permanent(anyhow::anyhow!(lines.join("; "))));
+        return Err(OpenError::Permanent(Refusals(refusals).into()));
     }
     // A slot in use is waited for, or it is our own that was.
     let warnings = warnings
