@@ -25,8 +25,8 @@ use crate::table_name::TableName;
 use carrier::carrier;
 use server::server;
 pub use server::{Server, ServerClock};
-use table::table;
 pub use table::{Column, Table};
+use table::{in_capitals, table};
 
 /// The state of everything in the database that the relay depends on, at one moment.
 #[derive(Debug, Clone)]
@@ -41,6 +41,8 @@ pub struct Inspection {
     pub other_publications: Vec<String>,
     /// The table, if it exists.
     pub table: Option<Table>,
+    /// Where it does not: one whose name is the same but for capitals.
+    pub(crate) in_capitals: Option<TableName>,
     /// What the role may make.
     pub rights: Rights,
     /// What carries the tables' rows; `None` unless both publication and table exist.
@@ -174,12 +176,18 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
             Some(_) => Vec::new(),
             None => publications_of(client, &settings.table).await?,
         };
+        let table = table(client, &settings.table).await?;
+        let in_capitals = match table {
+            Some(_) => None,
+            None => in_capitals(client, &settings.table).await?,
+        };
         tables.push(Inspection {
             server: server.clone(),
             slot: slot.clone(),
             publication,
             other_publications,
-            table: table(client, &settings.table).await?,
+            table,
+            in_capitals,
             rights: rights.in_schema(&settings.table.schema),
             carrier: carrier(client, &server, &settings).await?,
             further: Vec::new(),
@@ -213,6 +221,7 @@ pub(crate) async fn inspect_server(
         publication: None,
         other_publications: Vec::new(),
         table: None,
+        in_capitals: None,
         rights: rights(client, &settings.tables())
             .await?
             .in_schema(&settings.table.schema),

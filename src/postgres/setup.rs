@@ -122,7 +122,7 @@ pub fn plan(
             sql,
         });
     }
-    match rights::refusal(inspection, settings, &steps, "setup") {
+    match rights::refusal(inspection, &steps, "setup") {
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }
@@ -216,6 +216,30 @@ fn order_refusals(
                 false => "set postgres.publication to a name that is free, or postgres.table to the table that it is for".to_owned(),
             },
         );
+    }
+    let (table, key) = (&settings.table, settings.table_key());
+    let has_schema = inspection.rights.create_in_schema.is_some();
+    match &inspection.in_capitals {
+        Some(other) => refuse(
+            Kind::TableMissing,
+            format!(
+                "there is no table {table}, and {other} exists: what stands without quotes is taken in small letters"
+            ),
+            format!("set {key} to '{other}', with these double quotes"),
+        ),
+        None if inspection.table.is_none() && !has_schema => refuse(
+            Kind::TableMissing,
+            format!(
+                "there is no schema {} in database {}",
+                quote_identifier(&table.schema),
+                inspection.server.dbname
+            ),
+            format!(
+                "set {key} to a table of a schema that is there, or run CREATE SCHEMA {}; as a role that may",
+                quote_identifier(&table.schema)
+            ),
+        ),
+        None => {}
     }
     if inspection.table.is_none() && settings.columns != default_columns() {
         refuse(
@@ -465,7 +489,7 @@ pub fn teardown_plan(
             sql: format!("DROP TABLE {};", settings.table),
         }));
     }
-    match rights::refusal(inspection, settings, &steps, "teardown") {
+    match rights::refusal(inspection, &steps, "teardown") {
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }

@@ -190,9 +190,9 @@ async fn a_table_that_cannot_serve() {
     let fixture = Fixture::new().await;
     for (harm, mend, repair) in [
         (
-            "ALTER TABLE outbox_events RENAME event_type TO kind",
+            "ALTER TABLE outbox_events DROP COLUMN event_type",
             "ALTER TABLE public.outbox_events ADD COLUMN event_type text",
-            "ALTER TABLE outbox_events RENAME kind TO event_type",
+            "ALTER TABLE outbox_events ADD event_type text NOT NULL",
         ),
         (
             "ALTER TABLE outbox_events ALTER id TYPE boolean USING true",
@@ -253,9 +253,36 @@ async fn a_wal_level_that_is_not_logical() {
         fixture.name
     );
     fixture.sql.batch_execute(&sql).await.unwrap();
-    // There is no slot either, and cannot be; both are said.
-    let words = [mend, "restart Postgres", "no replication slot"];
-    refuses(&fixture, &words).await;
+    // There is no slot either, and cannot be; both are said, each by itself.
+    let run = fixture.walrelay(&["run"]).await;
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert_eq!(run.stderr.matches("error: ").count(), 2, "{run:?}");
+    for word in [mend, "restart Postgres", "no replication slot"] {
+        assert!(run.stderr.contains(word), "{run:?}");
+    }
+}
+
+/// It is no question of rights.
+#[tokio::test]
+async fn a_schema_that_is_missing_and_a_name_that_wants_quotes() {
+    let fixture = Fixture::bare().await;
+    let sql = "CREATE SCHEMA \"Shop\"; CREATE TABLE \"Shop\".\"Events\" (id int)";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    let setup = fixture.walrelay(&["setup", "--table", "nope.log"]).await;
+    one_error(
+        &setup,
+        1,
+        &["there is no schema nope", "CREATE SCHEMA nope;"],
+    );
+    let setup = fixture.walrelay(&["setup", "--table", "Shop.Events"]).await;
+    one_error(
+        &setup,
+        1,
+        &[
+            "there is no table shop.events",
+            "set postgres.table to '\"Shop\".\"Events\"'",
+        ],
+    );
 }
 
 #[tokio::test]

@@ -81,6 +81,27 @@ pub struct Column {
     pub(crate) is_virtual: bool,
 }
 
+/// A table whose name is the same but for capitals: somebody has left its quotes out.
+pub(super) async fn in_capitals(
+    client: &Client,
+    name: &TableName,
+) -> Result<Option<TableName>, SqlError> {
+    let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p') AND lower(n.nspname) = lower($1::text) AND lower(c.relname) = lower($2::text) \
+                 ORDER BY 1, 2 LIMIT 1";
+    let row = client
+        .query_opt(query, &[&name.schema, &name.table])
+        .await?;
+    row.map(|row| {
+        Ok(TableName {
+            schema: row.try_get(0)?,
+            table: row.try_get(1)?,
+        })
+    })
+    .transpose()
+}
+
 // A partition key's columns, those in its expressions too, depend on the table internally (52.18 "pg_depend").
 const TABLE: &str = "\
 SELECT jsonb_build_object(
