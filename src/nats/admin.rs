@@ -44,6 +44,16 @@ pub enum AdminError {
         /// Why, in words.
         source: io::Error,
     },
+    /// The settings ask for TLS.
+    #[error(
+        "NATS at {servers} has no TLS, and {asked_by} asks for it: give the server a certificate, or leave that out"
+    )]
+    NoTls {
+        /// Addresses tried.
+        servers: String,
+        /// The settings that want TLS, by their names.
+        asked_by: String,
+    },
     /// The server refused the credentials.
     #[error("NATS at {servers} refused the credentials: {what_to_check}")]
     Auth {
@@ -157,6 +167,15 @@ impl Admin {
             }
             Err(source) => source,
         };
+        // It has greeted in plain text, and then did not answer the handshake as TLS does.
+        if !settings.tls.first && is_plain(&source) {
+            return Err(AdminError::NoTls {
+                servers: servers.join(", "),
+                asked_by: settings
+                    .tls
+                    .asked_by(settings.servers.iter().any(|server| server.tls)),
+            });
+        }
         let host = settings.servers.first().map_or("", |server| &server.host);
         let of_tls = of_tls(&source, host);
         let servers = servers.join(", ");
@@ -343,18 +362,30 @@ async fn silent(
     Some((server.to_string(), what))
 }
 
+/// Whether what came in the handshake's place is no TLS.
+fn is_plain(error: &async_nats::ConnectError) -> bool {
+    matches!(
+        tls_error(error),
+        Some(tokio_rustls::rustls::Error::InvalidMessage(_))
+    )
+}
+
 /// The error of TLS in it, in words.
 fn of_tls(error: &async_nats::ConnectError, host: &str) -> Option<io::Error> {
+    let error = tls_error(error)?;
+    let error = io::Error::new(io::ErrorKind::InvalidData, error.clone());
+    Some(tls::explained(error, host, TERMS))
+}
+
+fn tls_error(error: &async_nats::ConnectError) -> Option<&tokio_rustls::rustls::Error> {
     let mut cause = std::error::Error::source(error);
     while let Some(source) = cause {
         let inner = match source.downcast_ref::<io::Error>() {
             Some(error) => error.get_ref().and_then(|inner| inner.downcast_ref()),
             None => source.downcast_ref(),
         };
-        if let Some(inner) = inner {
-            let error: &tokio_rustls::rustls::Error = inner;
-            let error = io::Error::new(io::ErrorKind::InvalidData, error.clone());
-            return Some(tls::explained(error, host, TERMS));
+        if inner.is_some() {
+            return inner;
         }
         cause = source.source();
     }

@@ -90,6 +90,11 @@ impl Login {
     /// What to look at where a server has refused it.
     pub(crate) fn what_to_check(&self, now: DateTime<Utc>) -> String {
         let auth = self.read();
+        if auth == Ok(NatsAuth::None) {
+            return "it asks for some, and none are configured: set nats.credentials, nats.user with nats.password, nats.token or \
+                    nats.nkey_seed"
+                .to_owned();
+        }
         let nkey = auth.as_ref().ok().and_then(nkey_of);
         if let Some(nkey) = nkey {
             return format!(
@@ -268,6 +273,16 @@ mod tests {
         let signed = Signed::new(&NatsAuth::Jwt { jwt, seed }, Some(b"abc"));
         let signed = signed.expect("a legal seed");
         assert!(signed.public_key.is_none() && signed.signature.is_some());
+    }
+
+    #[test]
+    fn who_gives_no_credentials_is_told_how_to() {
+        let what_to_check = |auth: NatsAuth| Login::from(auth).what_to_check(Utc::now());
+        assert!(
+            what_to_check(NatsAuth::None).contains("none are configured: set nats.credentials")
+        );
+        let token = NatsAuth::Token(Secret::new("t"));
+        assert!(!what_to_check(token).contains("none are configured"));
     }
 
     #[test]

@@ -63,6 +63,26 @@ impl Default for NatsTls {
 }
 
 impl NatsTls {
+    /// The settings that ask for TLS, by their names; `by_url` where the address does.
+    pub(super) fn asked_by(&self, by_url: bool) -> String {
+        let named = [
+            ("tls:// in nats.url", by_url),
+            ("nats.tls_ca", matches!(self.roots, Roots::File(_))),
+            ("nats.tls_cert", self.identity.is_some()),
+            ("nats.tls_first", self.first),
+        ];
+        let named: Vec<&str> = named
+            .iter()
+            .filter(|(_, is_set)| *is_set)
+            .map(|(name, _)| *name)
+            .collect();
+        match named.is_empty() {
+            // The operating system's authorities are named as none are.
+            true => "nats.tls_ca".to_owned(),
+            false => named.join(" with "),
+        }
+    }
+
     /// Reads the files.
     ///
     /// # Errors

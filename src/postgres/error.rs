@@ -350,7 +350,7 @@ fn pid_text(pid: &Option<i32>) -> String {
 pub enum AuthenticationError {
     /// The server asks for a password and none is configured.
     #[error(
-        "the server asks for a password of user \"{user}\" and none is configured (url, PGPASSWORD or a password file)"
+        "the server asks for a password of user \"{user}\" and none is configured (postgres.password, postgres.password_command, postgres.url, PGPASSWORD or a password file)"
     )]
     PasswordMissing {
         /// The role.

@@ -10,7 +10,7 @@ use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use crate::postgres::attempts::{Failure, Opened, Peer, first_host};
-use crate::postgres::conninfo::{self, Conninfo, PasswordSource};
+use crate::postgres::conninfo::{self, Conninfo, Host, HostPort, PasswordSource, SslMode};
 use crate::postgres::error::{
     AuthenticationError, ConnectError, SILENT, ServerError, io_is_transient,
 };
@@ -148,6 +148,10 @@ fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
             origin(&conninfo.password)
         ),
         // The file's name is the same in every language of the server.
+        "28000" if error.message.contains("pg_hba.conf") && leaves_tls_out(conninfo) => format!(
+            "sslmode=disable leaves TLS out, which a hostssl line there asks for: set sslmode=require (or verify-full) in \
+             postgres.url; or let role {role} into database {database} by a host line, and run SELECT pg_reload_conf();"
+        ),
         "28000" if error.message.contains("pg_hba.conf") => format!(
             "let role {role} into database {database} by a line in pg_hba.conf, and run SELECT pg_reload_conf();"
         ),
@@ -160,6 +164,11 @@ fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+fn leaves_tls_out(conninfo: &Conninfo) -> bool {
+    let by_network = |server: &HostPort| matches!(server.host, Host::Tcp(_));
+    conninfo.tls.mode == SslMode::Disable && conninfo.hosts.iter().any(by_network)
 }
 
 /// Which of its checks has failed is told by the function of the server's source: the text is in the server's language.
@@ -194,7 +203,8 @@ fn origin(source: &PasswordSource) -> String {
         PasswordSource::File(path) => format!("the file {}", path.display()),
         PasswordSource::PasswordFile(path) => format!("the password file {}", path.display()),
         PasswordSource::Given(_) | PasswordSource::None => {
-            "postgres.url, postgres.password or PGPASSWORD".to_owned()
+            "postgres.url, postgres.password or PGPASSWORD (walrelay config show tells which)"
+                .to_owned()
         }
     }
 }

@@ -252,14 +252,14 @@ fn cases() -> Vec<Case> {
             name: "plain server, tls://",
             server: None,
             ca: None,
-            outcome: Refused("TLS"),
+            outcome: Refused("has no TLS, and tls:// in nats.url asks for it"),
             ..BASE
         },
         Case {
             name: "plain server, roots named",
             server: None,
             url: "nats://localhost",
-            outcome: Refused("TLS"),
+            outcome: Refused("has no TLS, and nats.tls_ca asks for it"),
             ..BASE
         },
         Case {

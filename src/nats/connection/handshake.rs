@@ -71,12 +71,13 @@ pub enum ConnectError {
     TlsFiles(#[from] TlsError),
     /// The settings ask for TLS.
     #[error(
-        "NATS at {server} has no TLS: give it a certificate, or connect by nats:// without nats.tls_ca, nats.tls_cert and \
-         nats.tls_first"
+        "NATS at {server} has no TLS, and {asked_by} asks for it: give the server a certificate, or leave that out"
     )]
     NoTls {
         /// Address.
         server: NatsAddress,
+        /// The settings that want TLS, by their names.
+        asked_by: String,
     },
     /// Bytes behind INFO.
     #[error(
@@ -200,6 +201,7 @@ async fn greeted(server: &Advertised, tls: &NatsTls) -> Result<(Socket, Greeting
     if !greeting.info.tls_required && !greeting.info.tls_available {
         return Err(ConnectError::NoTls {
             server: address.clone(),
+            asked_by: tls.asked_by(address.tls),
         });
     }
     // Whoever sits between could have put them there.
