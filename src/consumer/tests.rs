@@ -163,8 +163,9 @@ fn payloads() -> impl Strategy<Value = (ColumnKind, String, Option<Vec<u8>>)> {
         "7",
         "null",
     ]);
+    let kind = select(vec![ColumnKind::Json, ColumnKind::Text]);
     prop_oneof![
-        json.prop_map(|text| (ColumnKind::Json, text.to_owned(), None)),
+        (kind, json).prop_map(|(kind, text)| (kind, text.to_owned(), None)),
         "[a-z ]{1,9}!".prop_map(|text| (ColumnKind::Text, text.clone(), Some(text.into_bytes()))),
         prop::collection::vec(128_u8.., 1..9).prop_map(|bytes| {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -244,6 +245,11 @@ proptest! {
             Composed::Payload(payload) => Cow::Borrowed(payload),
             Composed::Written => Cow::Borrowed(&body[..]),
         };
+        // What is told as a text is a string.
+        let (plain, text) = (r#""datacontenttype":"text/plain","#, String::from_utf8_lossy(&body));
+        if let Some((_, data)) = text.split_once(plain).filter(|_| format == Format::CloudEventsJson) {
+            prop_assert!(data.starts_with(r#""data":""#), "{}", text);
+        }
         let headers = String::from_utf8(headers).unwrap();
         let headers: Vec<_> = headers.lines().map(|line| line.split_once(": ").unwrap()).collect();
         let subject = String::from_utf8(subject).unwrap();

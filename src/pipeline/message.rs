@@ -324,10 +324,13 @@ impl<'a> Event<'_, 'a> {
             .ok_or(Reject::Null(Field::EventType))
     }
 
+    /// Of a text by what it holds: beside any other type than JSON, `data` has to be a string (CloudEvents 1.0.2, JSON event format,
+    /// 3.1.1).
     fn content_type(&self) -> Result<Option<&'static [u8]>, Reject> {
-        Ok(self.payload()?.map(|(kind, _)| match kind {
+        Ok(self.payload()?.map(|(kind, text)| match kind {
             Kind::Bytes => b"application/octet-stream".as_slice(),
             Kind::Json => b"application/json",
+            _ if is_json(&text) => b"application/json",
             _ => b"text/plain",
         }))
     }
