@@ -78,7 +78,7 @@ pub enum TemplateError {
 }
 
 /// Why a text is no subject to publish on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubjectError {
     /// Nothing between two dots, or at an end.
     #[error("the subject has an empty token")]
@@ -89,9 +89,9 @@ pub enum SubjectError {
     /// `*` or `>`.
     #[error("the subject has a wildcard")]
     Wildcard,
-    /// NULL in a column that the template names.
-    #[error("a column of the subject is null")]
-    Null,
+    /// NULL in the field or column of this name, which the template has.
+    #[error("{{{0}}} of the subject is null")]
+    Null(String),
     /// Longer than [`SUBJECT_BYTES_MAX`].
     #[error("the subject is longer than {SUBJECT_BYTES_MAX} bytes")]
     TooLong,
@@ -158,15 +158,8 @@ impl fmt::Display for SubjectTemplate {
         self.parts.iter().try_for_each(|part| match part {
             Part::Literal(literal) => f.write_str(literal),
             Part::Value { of, token } => {
-                let name = match *of {
-                    Placeholder::Id => "id",
-                    Placeholder::EventType => "event_type",
-                    Placeholder::AggregateId => "aggregate_id",
-                    Placeholder::EventVersion => "event_version",
-                    Placeholder::Column(index) => &self.columns[index],
-                };
                 let form = if *token { ":token" } else { "" };
-                write!(f, "{{{name}{form}}}")
+                write!(f, "{{{}{form}}}", self.name(*of))
             }
         })
     }
@@ -186,6 +179,17 @@ impl SubjectTemplate {
                 Ok(())
             }
             _ => Err(TemplateError::Root),
+        }
+    }
+
+    /// What a placeholder is called in the template.
+    fn name(&self, of: Placeholder) -> &str {
+        match of {
+            Placeholder::Id => "id",
+            Placeholder::EventType => "event_type",
+            Placeholder::AggregateId => "aggregate_id",
+            Placeholder::EventVersion => "event_version",
+            Placeholder::Column(index) => &self.columns[index],
         }
     }
 
@@ -268,7 +272,8 @@ impl SubjectTemplate {
             match part {
                 Part::Literal(literal) => subject.extend_from_slice(literal.as_bytes()),
                 Part::Value { of, token } => {
-                    let value = value(*of).ok_or(SubjectError::Null)?;
+                    let null = || SubjectError::Null(self.name(*of).to_owned());
+                    let value = value(*of).ok_or_else(null)?;
                     match token {
                         false => subject.extend_from_slice(&value),
                         true => push_token(subject, &value),
@@ -415,7 +420,10 @@ mod tests {
 
     #[test]
     fn a_null_column_gives_no_subject() {
-        assert_eq!(render("a.{tenant}", "t"), Err(SubjectError::Null));
+        assert_eq!(
+            render("a.{tenant}", "t"),
+            Err(SubjectError::Null("tenant".to_owned()))
+        );
     }
 
     #[test]
