@@ -40,6 +40,12 @@ DECLARE
     its_lsn pg_lsn := substring(place FROM ' ([^ ]*):[0-9]+$')::pg_lsn;
     its_ordinal bigint := substring(place FROM ':([0-9]+)$')::bigint;
 BEGIN
+    IF inbox IS NULL OR event_id IS NULL THEN
+        RAISE EXCEPTION 'inbox_take needs the name of an inbox and the id of an event: % is NULL',
+            CASE WHEN inbox IS NULL THEN 'inbox' ELSE 'event_id' END
+            USING ERRCODE = 'null_value_not_allowed',
+                HINT = 'An event without an id cannot be told from another one: publish it with one.';
+    END IF;
     IF place IS NOT NULL AND (its_slot IS NULL OR its_lsn IS NULL OR its_ordinal IS NULL) THEN
         RAISE EXCEPTION '% is not a place such as: walrelay 16/B374D848:3', quote_literal(place)
             USING HINT = 'Give the value of the header Walrelay-Position, or NULL where the message has none.';

@@ -284,6 +284,10 @@ async fn an_inbox_goes_by_ids_and_what_is_forgotten_by_places() {
         assert_eq!(refused.as_deref(), code, "{level}");
         fixture.sql.batch_execute("ROLLBACK").await.unwrap();
     }
+    let null = "SELECT inbox_take('it', NULL, 'one 0/A:3')";
+    let null = fixture.sql.query_one(null, &[]).await.unwrap_err();
+    let message = null.as_db_error().unwrap().message();
+    assert!(message.ends_with("event_id is NULL"), "{message}");
     let bad = fixture
         .sql
         .query_one("SELECT inbox_take('it', 'x', '0/A:3')", &[]);
