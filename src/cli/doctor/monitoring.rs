@@ -12,6 +12,9 @@ use super::Report;
 use crate::cli::http_get::get;
 use crate::relay::settings::Settings;
 
+/// Of a nats-server that has none set.
+const SYNC_INTERVAL_DEFAULT: Duration = Duration::from_secs(120);
+
 /// Where nats-server's monitoring listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Monitoring(String);
@@ -67,11 +70,7 @@ pub(super) async fn look(
     let mut report = Report::default();
     let hold_back = settings.relay.hold_back;
     let Some(Monitoring(address)) = monitoring else {
-        report.not_asked.push(format!(
-            "JetStream's sync_interval: a client cannot see it, --nats-monitoring HOST:PORT can; relay.hold_back ({hold_back:?}) \
-             covers one of {:?}",
-            covered(hold_back)
-        ));
+        report.not_asked.push(unseen(hold_back));
         return Ok(report);
     };
     let body = get(&address, "/varz")
@@ -95,6 +94,25 @@ pub(super) async fn look(
     Ok(report)
 }
 
+/// What nobody has seen, and what it means for this hold-back.
+fn unseen(hold_back: Duration) -> String {
+    let text =
+        "JetStream's sync_interval: a client cannot see it, --nats-monitoring HOST:PORT can; ";
+    let held = match hold_back.is_zero() {
+        true => format!(
+            "relay.hold_back (0s) covers none: nats-server writes to disk up to {} after it has acknowledged, unless it has \
+             sync_interval: always, and what a power failure takes until then is lost for good. relay.hold_back = \"180s\" covers that",
+            humantime::format_duration(SYNC_INTERVAL_DEFAULT)
+        ),
+        false => format!(
+            "relay.hold_back ({}) covers one of {}",
+            humantime::format_duration(hold_back),
+            humantime::format_duration(covered(hold_back))
+        ),
+    };
+    format!("{text}{held}")
+}
+
 /// A pass of syncs takes time beside the interval.
 fn covered(hold_back: Duration) -> Duration {
     hold_back * 2 / 3
@@ -111,7 +129,8 @@ fn judge(name: &str, interval: Duration, hold_back: Duration, report: &mut Repor
             "sync-interval",
             format!(
                 "nats-server {name} syncs up to {interval:?} after it has acknowledged and later, and Postgres may forget events \
-                 {hold_back:?} after that: a power failure of the broker may lose some"
+                 {} after that: a power failure of the broker may lose some",
+                humantime::format_duration(hold_back)
             ),
             Some(format!(
                 "set relay.hold_back = \"{needed}s\", or sync_interval: {shorter} in the jetstream block of nats-server's \
@@ -124,6 +143,17 @@ fn judge(name: &str, interval: Duration, hold_back: Duration, report: &mut Repor
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_hold_back_covers_is_said_in_whole_words() {
+        assert!(unseen(Duration::from_secs(180)).contains("relay.hold_back (3m) covers one of 2m"));
+        let none = unseen(Duration::ZERO);
+        assert!(
+            none.contains("(0s) covers none") && none.contains("up to 2m"),
+            "{none}"
+        );
+        assert!(none.contains("relay.hold_back = \"180s\""), "{none}");
+    }
 
     #[test]
     fn an_address_is_host_and_port() {
