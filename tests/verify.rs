@@ -88,10 +88,7 @@ async fn backfill_publishes_what_is_missing_and_nothing_else() {
         "3 rows are not in the stream\n"
     );
     let said = platform.expect(&["backfill"], 0).await;
-    assert_eq!(
-        said,
-        "3 of 3 rows that were not in the stream are published\n"
-    );
+    assert_eq!(said, "published 3 of 3 rows that the stream did not have\n");
     let (headers, _) = platform.message(26).await;
     let kind = headers.get("Walrelay-Kind").map(|kind| kind.as_str());
     assert_eq!(kind, Some("backfill"));
@@ -358,7 +355,7 @@ async fn the_slot_tells_what_was_removed_and_what_is_missing() {
     let counts = (&report["removed"], &report["missing"]["count"]);
     assert_eq!(counts, (&20.into(), &1.into()), "{report}");
     let said = platform.expect(&["backfill"], 0).await;
-    assert_eq!(said, "1 of 1 row that was not in the stream is published\n");
+    assert_eq!(said, "published 1 of 1 row that the stream did not have\n");
 }
 
 #[tokio::test]

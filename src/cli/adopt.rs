@@ -458,14 +458,14 @@ fn explain(account: &mut Account, view: &View, published: Option<&Published>, ar
     account.line(format_args!("present lane   {}", view.lane));
     match &view.record.record {
         Some(record) => account.line(format_args!(
-            "recorded lane  {}, published through {}, confirmed at most {}",
+            "recorded lane  {}, published through {}, {}",
             record.lane(),
             record
                 .position
                 .map_or_else(|| "nothing".to_owned(), |position| position.to_string()),
             match u64::from(record.confirmed_lsn) {
-                0 => "nothing".to_owned(),
-                _ => record.confirmed_lsn.to_string(),
+                0 => "nothing confirmed".to_owned(),
+                _ => format!("confirmed at most {}", record.confirmed_lsn),
             }
         )),
         None => account.line("recorded lane  none"),

@@ -309,10 +309,8 @@ async fn publish(
             false => "",
         };
         account.line(format_args!(
-            "{published} of {} that {} not in the stream {} published{more}",
-            counted_rows(total, settings, table),
-            if total == 1 { "was" } else { "were" },
-            is_or_are(published)
+            "published {published} of {} that the stream did not have{more}",
+            counted_rows(total, settings, table)
         ));
     }
     account.close()?;

@@ -26,15 +26,21 @@ use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
 use plan::Plan;
 
+/// What the name of the other stream ends with, where none is given.
+pub(super) const REPLAY_SUFFIX: &str = "_REPLAY";
+
 const EXAMPLES: &str = "\
 Examples:
   walrelay replay --from 2026-11-23T00:00:00Z --dry-run    how many that would be, and where from
   walrelay replay --from 2026-11-23T00:00:00Z --yes        all since then, to stream OUTBOX_REPLAY
   walrelay replay --from 16/B374D848 --to 16/C0000000 --event-type lesson.published.v1
   walrelay replay --from 0/1 --stream FOR_BILLING --subject 'billing.{event_type}'
+  WALRELAY_NATS_STREAM=SHOP walrelay replay --from 0/1     where others are told --stream SHOP
 
-It reads the events' stream (nats.stream), in its order, and publishes to another one, which is
-made where it is missing: consumers choose to see a replay. Each event has its own headers and
+It reads the events' stream, in its order, and publishes to another one, which is made where it is
+missing: consumers choose to see a replay. --stream and --subject are of that other one here; what
+other commands take from those flags say nats.stream (WALRELAY_NATS_STREAM) and nats.subject
+(WALRELAY_NATS_SUBJECT). Each event has its own headers and
 body, and with them Walrelay-Kind: replay. Events that a backfill or a retry has published come
 where they stand in the stream; dead letters do not come. The relay, its slot and its stream are
 left alone.

@@ -17,7 +17,7 @@ impl Key {
                 "The role's password. A file or a command can be changed while the relay runs."
             }
             Key::PostgresPasswordCommand => {
-                "A program and its arguments, run at each connect, whose output is the password."
+                "A program and its arguments, run at each connect, whose output is the password: a list, or a text that is split at blanks; no shell reads it."
             }
             Key::PostgresSlot => "The logical replication slot; by default the name.",
             Key::PostgresPublication => "The publication; by default the name.",

@@ -30,7 +30,10 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum LocalError {
     /// No executable that is new enough: the caller has to fetch the servers first.
-    #[error("no {server} found in {looked_in}: run scripts/servers.sh (make servers)")]
+    #[error(
+        "no {server} found in {looked_in}: install both servers so that they are on PATH, or name a folder that has postgres/bin \
+         and nats/nats-server with WALRELAY_SERVERS; in walrelay's sources scripts/servers.sh (make servers) fetches them"
+    )]
     Missing {
         /// Which server, and from which version on.
         server: String,

@@ -89,15 +89,18 @@ fn line(letter: &Letter, with_table: bool, with_state: bool) -> String {
         true => format!("{}  ", or_none(&letter.table)),
         false => String::new(),
     };
+    let event_type = match &letter.body.event_type {
+        Some(event_type) => format!("{event_type:?}"),
+        None => "-".to_owned(),
+    };
     let mut line = format!(
-        "{:>8}  {:<20}  {:<13}  {table}{:<36}  {:?}",
+        "{:>8}  {:<20}  {:<13}  {table}{:<36}  {event_type}",
         letter
             .sequence
             .map_or_else(|| "gone".to_owned(), |sequence| sequence.to_string()),
         letter.body.position,
         letter.body.reason,
-        or_none(&letter.body.id),
-        or_none(&letter.body.event_type)
+        or_none(&letter.body.id)
     );
     if with_state {
         line.push_str(&format!("  {}", letter.state.name()));

@@ -5,7 +5,7 @@
 use anyhow::Context as _;
 
 use super::origin::Origin;
-use super::{Args, From};
+use super::{Args, From, REPLAY_SUFFIX};
 use crate::bulk::Source;
 use crate::bulk::readdress::{self, Destination, Filter};
 use crate::bulk::replayed;
@@ -42,7 +42,7 @@ impl Plan {
         let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
         check_fields(args, settings)?;
         let name = args.stream.clone();
-        let name = name.unwrap_or_else(|| format!("{stream}_REPLAY"));
+        let name = name.unwrap_or_else(|| format!("{stream}{REPLAY_SUFFIX}"));
         let target = LaneClient::new(nats, &name, slot).map_err(|error| match error {
             LaneError::Name(error) => anyhow::Error::from(UsageError(format!("--stream: {error}"))),
             error => error.into(),

@@ -16,6 +16,7 @@ use chrono::Utc;
 use futures_util::StreamExt as _;
 
 use super::entry::Entry;
+use crate::cli::replay::REPLAY_SUFFIX;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::denial::Denial;
@@ -71,6 +72,14 @@ impl Cursor {
     }
 }
 
+/// The command that makes a stream of this name.
+fn maker(name: &str) -> &'static str {
+    match name.ends_with(REPLAY_SUFFIX) {
+        true => "walrelay replay --from …",
+        false => "walrelay setup",
+    }
+}
+
 /// A consumer, and the connection that it lives on.
 struct Feed {
     admin: Admin,
@@ -103,7 +112,7 @@ impl Reader {
         let client = Admin::connect(&settings.connection).await?;
         let name = &settings.stream;
         let Some(first_info) = find(&client, name).await? else {
-            bail!("there is no stream {name}: walrelay setup makes it");
+            bail!("there is no stream {name}: {} makes it", maker(name));
         };
         let cursor = match since {
             // As a sequence, so that what arrives while the broker is away is not missed.
