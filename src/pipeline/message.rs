@@ -161,12 +161,8 @@ impl<'a> Event<'_, 'a> {
     fn push_id_header(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
         let (kind, id) = self.id()?;
         headers.extend_from_slice(b"id: ");
-        let begins_like_json = event_id::JSON_BEGINS
-            .iter()
-            .any(|&c| id.first() == Some(&(c as u8)));
-        let is_whole = std::str::from_utf8(&id).is_ok_and(|id| !id.is_empty() && id.trim() == id);
-        if self.mapping.message.header_values == HeaderValues::Json || begins_like_json || !is_whole
-        {
+        let as_json = self.mapping.message.header_values == HeaderValues::Json;
+        if as_json || begins_like_json(&id) || !is_whole(&id) {
             push_id(headers, kind, &id);
         } else {
             let text = id_text(kind, &id);
@@ -364,6 +360,19 @@ impl<'a> Event<'_, 'a> {
             attribute(headers, "datacontenttype", content_type);
         }
         Ok(())
+    }
+}
+
+fn begins_like_json(id: &[u8]) -> bool {
+    (event_id::JSON_BEGINS.iter()).any(|&c| id.first() == Some(&(c as u8)))
+}
+
+/// Whether a reader that takes blanks off the ends has the id itself.
+fn is_whole(id: &[u8]) -> bool {
+    let is_plain = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_graphic);
+    match is_plain(id.first()) && is_plain(id.last()) {
+        true => std::str::from_utf8(id).is_ok(),
+        false => std::str::from_utf8(id).is_ok_and(|id| !id.is_empty() && id.trim() == id),
     }
 }
 

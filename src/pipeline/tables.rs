@@ -7,6 +7,7 @@
 //! taken the name: the first rows of that one begin a new [`Period`]. So a table that is renamed and renamed back loses no
 //! row; and of a copy that takes the name, what was copied before is not published again.
 
+use super::event_id;
 use super::id_column::IdColumn;
 use super::position::{
     BACKFILL_HEADER, DEAD_LETTER_HEADER, POSITION_HEADER, RETRY_HEADER, parse_header,
@@ -168,15 +169,15 @@ impl Former {
         }
     }
 
-    /// Whether a message of the outbox, with these headers, is of another table, or nothing tells. A UUID is of one event, wherever its
-    /// row was copied.
+    /// Whether a message of the outbox, with these headers, is of another table, or nothing tells. A UUID tells it by
+    /// itself.
     pub(crate) fn has<'h>(
         &self,
         sequence: u64,
         id: &str,
         header: impl Fn(&'static str) -> Option<&'h str>,
     ) -> bool {
-        if uuid::Uuid::try_parse(id).is_ok() {
+        if event_id::is_uuid(id) {
             return false;
         }
         if sequence <= self.adopted_sequence {

@@ -1,13 +1,13 @@
 //! Whether the table's row with a dead letter's id is still the letter's.
 //!
 //! In: a letter, a row. Out: whether it is evidently another one: an id may be given out again (`TRUNCATE … RESTART IDENTITY`).
-//! Guarantee: a row that was mended is the letter's, whatever column the letter complains of, and so is one whose id is a UUID,
-//! which is not given out again.
+//! Guarantee: a row that was mended is the letter's, whatever column the letter complains of, and so is one whose id is a UUID.
 
 use std::collections::BTreeMap;
 
 use super::{DeadLetter, shown_id};
 use crate::pipeline::envelope;
+use crate::pipeline::event_id;
 use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::Mapping;
 
@@ -17,7 +17,7 @@ pub(crate) fn is_another(
     row: &BTreeMap<String, Option<String>>,
     mapping: &Mapping,
 ) -> bool {
-    if (letter.id.as_deref()).is_some_and(|id| uuid::Uuid::try_parse(id).is_ok()) {
+    if (letter.id.as_deref()).is_some_and(event_id::is_uuid) {
         return false;
     }
     // What nobody changes who mends an event, unless it is what is wrong.
