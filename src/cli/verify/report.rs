@@ -1,21 +1,22 @@
-//! What the check has found, for people and for programs.
+//! What the check has found.
 //!
-//! In: counts and examples. Out: text or one JSON object, and the exit code. Guarantee: at most
+//! In: counts and examples. Out: the verdict with its exit code, as text ([`text`]) or as one JSON object. Guarantee: at most
 //! [`SAMPLES_MAX`] examples of each kind, however many there are.
 
 use std::time::Duration;
 
-use super::key;
 use serde::Serialize;
 
 use super::compare::{Group, Verdict};
+use super::key;
 use super::lane::{LaneReading, SAMPLES_MAX};
 use super::slot::Settled;
 use super::table::Table;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::Exit;
 use crate::cli::stdout::Account;
-use crate::counted::counted;
+
+mod text;
 
 /// How long a row may wait for a relay.
 const PENDING_MAX: Duration = Duration::from_secs(5);
@@ -69,29 +70,6 @@ impl Example {
             sequence: Some(group.dead_letter_sequence),
             ..Example::of_row(group)
         }
-    }
-}
-
-impl std::fmt::Display for Example {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mut between = "";
-        if let Some(id) = &self.id {
-            write!(f, "{id}")?;
-            between = "  ";
-        }
-        if let Some(sequence) = self.sequence {
-            write!(f, "{between}sequence {sequence}")?;
-        }
-        if let Some(last) = self.last_sequence {
-            write!(f, " and {last}")?;
-        }
-        if let (Some(position), Some(behind)) = (&self.position, &self.behind) {
-            write!(f, "  {position} behind {behind}")?;
-        }
-        if let Some(slot) = &self.slot {
-            write!(f, "  of slot {slot}, whose share is no more")?;
-        }
-        Ok(())
     }
 }
 
@@ -319,14 +297,6 @@ impl Report {
         })
     }
 
-    fn set_back(&self) -> String {
-        format!(
-            "the broker has lost messages of {} that the relay had published: the relay publishes them again from its slot once it \
-             reaches the stream; walrelay status says what it waits for. Wait for it",
-            counted(self.pending, "row", "rows")
-        )
-    }
-
     /// Whether the lane does not move although something is to be published.
     fn stands_still(&self) -> bool {
         let seconds = self.pending_seconds.unwrap_or(0);
@@ -379,130 +349,5 @@ impl Report {
             account.line(report.text());
         }
         account.close()
-    }
-
-    fn text(&self) -> String {
-        let name = self.table.as_ref();
-        let mut text = format!(
-            "table          {}{} below {}\nstream         {}: {}, {} published again, ",
-            name.map_or_else(String::new, |name| format!("{name}: ")),
-            counted(self.rows, "row", "rows"),
-            self.snapshot_lsn,
-            counted(self.messages, "message", "messages"),
-            counted(self.events, "event", "events"),
-            self.again
-        );
-        for (count, one, many) in [
-            (self.dead_letters, "dead letter", "dead letters"),
-            (self.marks, "mark of the lane", "marks of the lane"),
-            (
-                self.of_other_tables,
-                "not of this table",
-                "not of this table",
-            ),
-        ] {
-            if count > 0 {
-                text.push_str(&format!("{}, ", counted(count, one, many)));
-            }
-        }
-        text.push_str(&format!("{} not of this slot\n", self.foreign));
-        for (kind, findings) in self.kinds() {
-            text.push_str(&format!("{kind:<14} {}\n", findings.count));
-            for example in &findings.examples {
-                text.push_str(&format!("  {example}\n"));
-            }
-            let more = findings.count - (findings.examples.len() as u64).min(findings.count);
-            if more > 0 && !findings.examples.is_empty() {
-                text.push_str(&format!("  and {more} more\n"));
-            }
-        }
-        for (count, note) in [
-            (
-                match self.stands_still() || self.is_set_back {
-                    true => 0,
-                    false => self.pending,
-                },
-                "rows are in the slot and not published yet: walrelay run publishes them",
-            ),
-            (
-                self.removed,
-                "rows were published, and the stream has removed their messages since",
-            ),
-            (
-                self.discarded,
-                "dead letters were discarded: walrelay dead-letters list --all says why",
-            ),
-            (
-                self.unretried,
-                "dead letters are marked as retried, and their events are not there: walrelay dead-letters list --all shows their \
-                 positions, walrelay dead-letters retry publishes the event of each",
-            ),
-            (
-                (self.unjudged.count).saturating_sub(self.ambiguous + self.former),
-                "rows cannot be judged: the stream may have had their messages and removed them; --since leaves older rows \
-                 out, walrelay backfill --unjudged publishes them",
-            ),
-            (
-                self.unnamed,
-                "missing rows cannot be told from the unjudged ones: fewer messages were removed than rows have none",
-            ),
-            (
-                self.ambiguous,
-                "rows cannot be judged: they share their id with a row that --since leaves out",
-            ),
-            (
-                self.rowless.count,
-                "events have no row, and rows are deleted from the table: nothing tells whether they ever had one",
-            ),
-            (
-                self.former,
-                "rows cannot be judged: the stream has their ids of another table, which was the outbox before this one; walrelay \
-                 backfill --unjudged publishes them",
-            ),
-            (
-                self.rows_without_id,
-                "rows have no id and were not compared",
-            ),
-            (
-                self.removed_inside,
-                "messages were removed from inside the stream; their events count as missing",
-            ),
-        ] {
-            if count > 0 {
-                text.push_str(&format!("note: {count} {note}\n"));
-            }
-        }
-        if self.stands_still() {
-            text.push_str(&format!(
-                "pending        {}, the oldest for {}: the lane stands still; walrelay status says why, walrelay run publishes them\n",
-                self.pending,
-                humantime::format_duration(Duration::from_secs(self.pending_seconds.unwrap_or(0)))
-            ));
-        }
-        if self.is_set_back {
-            text.push_str(&format!(
-                "pending        {}: {}\n",
-                self.pending,
-                self.set_back()
-            ));
-        }
-        if let Some(unfit) = &self.unfit {
-            text.push_str(&format!("unfit          {unfit}\n"));
-        }
-        if self.on_standby {
-            text.push_str("note: the table was read on a standby: rows that it has not replayed yet are not seen\n");
-        }
-        if !self.has_slot {
-            text.push_str(
-                "note: there is no replication slot: nothing that is missing will come by itself\n",
-            );
-        }
-        if self.may_come() {
-            text.push_str(
-                "note: the relay is still behind the table: what is missing may still come; check again later, or with a longer --wait\n",
-            );
-        }
-        text.push_str(self.verdict);
-        text
     }
 }
