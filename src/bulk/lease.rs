@@ -343,8 +343,10 @@ async fn free_behind(lane: &LaneClient) -> Result<Free, LeaseError> {
     }
     tracing::info!(
         process = holder.process,
-        "walrelay {} has begun and not ended: waiting {PATIENCE:?} for a sign of life from it",
-        holder.command
+        "walrelay {} has begun at stream {} for slot {} and not ended: waiting {PATIENCE:?} for a sign of life from it",
+        holder.command,
+        lane.stream_name(),
+        lane.slot()
     );
     let begin = Instant::now();
     while begin.elapsed() < PATIENCE {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use postgres_types::PgLsn;
 
+use crate::cli::stderr;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::Client;
 use crate::postgres::logical_slots::{LogicalSlot, logical_slots};
@@ -60,18 +61,23 @@ impl Readers<'_> {
     pub(super) async fn confirm(&self, client: &Client, lsn: PgLsn) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut stopped_since = None;
+        let mut told = Vec::new();
         loop {
             let slots = logical_slots(client).await?;
             let standing = self.standing(&slots, lsn);
             match standing {
                 Standing::Confirmed => return Ok(()),
-                Standing::Stopped(_) => {
+                Standing::Stopped(slot) => {
+                    tell(&mut told, slot, lsn);
                     let since = *stopped_since.get_or_insert_with(Instant::now);
                     if since.elapsed() >= TAKEOVER {
                         bail!(self.why_not(&standing, lsn));
                     }
                 }
-                Standing::Behind(_) => stopped_since = None,
+                Standing::Behind(slot) => {
+                    tell(&mut told, slot, lsn);
+                    stopped_since = None;
+                }
                 Standing::Lost(_) | Standing::Missing => bail!(self.why_not(&standing, lsn)),
             }
             if begun.elapsed() >= self.limit {
@@ -140,6 +146,18 @@ impl Readers<'_> {
             }
         };
         format!("slot {name} {what}{other}")
+    }
+}
+
+/// Says once what is waited for.
+fn tell(told: &mut Vec<String>, slot: &LogicalSlot, lsn: PgLsn) {
+    if !told.contains(&slot.slot) {
+        let at = (slot.confirmed_lsn).map_or("nothing".to_owned(), |at| at.to_string());
+        stderr::line(format_args!(
+            "waiting until slot {} is confirmed through {lsn}; it has confirmed {at}",
+            slot.slot
+        ));
+        told.push(slot.slot.clone());
     }
 }
 
