@@ -7,11 +7,17 @@
 use std::io::{self, IsTerminal as _, Write as _};
 use std::num::NonZeroU64;
 
+use anyhow::{Context as _, bail};
+
 use super::exit::Exit;
 use super::signals::{self, Hangup};
+use crate::bulk::range::{Bound, Held, History};
 use crate::cli::{stderr, stdout};
+use crate::nats::admin::Admin;
+use crate::nats::stream;
 use crate::pipeline::position::{KIND_DISCARDED, KIND_RETRIED};
-use crate::relay::settings::{NatsSettings, Settings};
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
 use entry::{Class, Entry, KIND_EVENT};
 use filter::Filter;
 use reader::{Read, Reader, Since};
@@ -24,6 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   walrelay tail                                   what is published from now on
   walrelay tail --since 10m                       the last ten minutes, and on
+  walrelay tail --since 2026-11-23T04:40:00Z      from that time on; or from an LSN or a position
   walrelay tail --since all --count 5 --json      the stream's first five messages, as JSON
   walrelay tail --kind dead-letter --since all    the dead letters, open or not
   walrelay tail --event-type 'lesson.*'           events whose type begins so
@@ -40,9 +47,10 @@ broker cannot be reached at the start, or has no such stream.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// Where to begin: `new`, a duration back from now (`10m`, `2h`), `all`, or `seq:N`.
+    /// Where to begin: `new`, a duration back from now (`10m`, `2h`), `all`, `seq:N`, or as replay --from: a time in RFC 3339, the LSN
+    /// of a commit, or a position.
     #[arg(long, value_name = "WHERE", default_value = "new", value_parser = parse_since)]
-    since: Since,
+    since: Beginning,
 
     /// Stop after this many messages that are shown.
     #[arg(long, value_name = "N")]
@@ -60,19 +68,64 @@ pub struct Args {
     json: bool,
 }
 
-fn parse_since(text: &str) -> Result<Since, String> {
+/// Where to begin, as it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    /// The stream's reader knows it.
+    Known(Since),
+    /// Somewhere in the lane's history.
+    At(Bound),
+}
+
+fn parse_since(text: &str) -> Result<Beginning, String> {
+    let known = |since| Ok(Beginning::Known(since));
     match (text, text.strip_prefix("seq:")) {
-        ("new", _) => Ok(Since::New),
-        ("all", _) => Ok(Since::All),
-        (_, Some(sequence)) => sequence
-            .parse()
-            .map(Since::Sequence)
-            .map_err(|_| format!("`{sequence}` is not a stream sequence")),
-        _ => humantime::parse_duration(text)
-            .map(Since::Ago)
-            .map_err(|error| {
-                format!("{error}; give `new`, `all`, `seq:N` or a duration such as `10m`")
-            }),
+        ("new", _) => known(Since::New),
+        ("all", _) => known(Since::All),
+        (_, Some(sequence)) => match sequence.parse() {
+            Ok(sequence) => known(Since::Sequence(sequence)),
+            Err(_) => Err(format!("`{sequence}` is not a stream sequence")),
+        },
+        _ => match (humantime::parse_duration(text), text.parse()) {
+            (Ok(ago), _) => known(Since::Ago(ago)),
+            (_, Ok(Bound::Time(time))) => known(Since::Time(time)),
+            (_, Ok(place)) => Ok(Beginning::At(place)),
+            (_, Err(error)) => Err(format!(
+                "give `new`, `all`, `seq:N` or a duration such as `10m`; or {}",
+                error.to_string().trim_start_matches("give ")
+            )),
+        },
+    }
+}
+
+impl Beginning {
+    /// As the stream's reader knows it.
+    ///
+    /// # Errors
+    /// The stream no longer has the place, or cannot be read.
+    async fn find(self, settings: &Settings) -> anyhow::Result<Since> {
+        let place = match self {
+            Beginning::Known(since) => return Ok(since),
+            Beginning::At(place) => place,
+        };
+        let (name, slot) = (&settings.nats.stream, &settings.postgres.slot);
+        let nats = Admin::connect(&settings.nats.connection).await?;
+        let info = (stream::find(&nats, name).await?)
+            .with_context(|| format!("there is no stream {name}: walrelay setup makes it"))?;
+        let lane = LaneClient::new(&nats, name, slot)?;
+        let record = lane.record().await?.record;
+        let history = History::new(&nats, &lane, slot, &info, record.as_ref());
+        match history.find(place, None).await? {
+            Held::Between { first, .. } => Ok(Since::Sequence(first)),
+            Held::Gone { oldest } => bail!(
+                "stream {name} no longer has what is at {place}: {}",
+                match oldest {
+                    Some(oldest) =>
+                        format!("the oldest place that it has is --since {}", oldest.bound()),
+                    None => "--since all shows what it has".to_owned(),
+                }
+            ),
+        }
     }
 }
 
@@ -84,14 +137,15 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let mut screen = Screen::new(&args);
     let mut shutdown = signals::listen(Hangup::Stops)?;
     tokio::select! {
-        ended = follow(&args, &settings.nats, &mut screen) => ended.map(|()| Exit::Done),
+        ended = follow(&args, settings, &mut screen) => ended.map(|()| Exit::Done),
         () = stdout::reader_gone() => Ok(Exit::Done),
         () = shutdown.wait() => Ok(Exit::Done),
     }
 }
 
-async fn follow(args: &Args, settings: &NatsSettings, screen: &mut Screen) -> anyhow::Result<()> {
-    let mut reader = Reader::open(settings, args.subject.as_deref(), args.since).await?;
+async fn follow(args: &Args, settings: &Settings, screen: &mut Screen) -> anyhow::Result<()> {
+    let since = args.since.find(settings).await?;
+    let mut reader = Reader::open(&settings.nats, args.subject.as_deref(), since).await?;
     // A closed pipe means that the reader has enough.
     if screen.heading().is_err() {
         return Ok(());
@@ -215,14 +269,24 @@ mod tests {
 
     #[test]
     fn since_is_read_in_all_its_forms() {
-        assert_eq!(parse_since("new"), Ok(Since::New));
-        assert_eq!(parse_since("all"), Ok(Since::All));
-        assert_eq!(parse_since("seq:17"), Ok(Since::Sequence(17)));
-        assert_eq!(
-            parse_since("1h 30m"),
-            Ok(Since::Ago(Duration::from_secs(5_400)))
-        );
-        for wrong in ["", "seq:", "seq:-1", "yesterday"] {
+        let bound = |text: &str| text.parse::<Bound>().expect("a bound");
+        for (text, since) in [
+            ("new", Beginning::Known(Since::New)),
+            ("all", Beginning::Known(Since::All)),
+            ("seq:17", Beginning::Known(Since::Sequence(17))),
+            (
+                "1h 30m",
+                Beginning::Known(Since::Ago(Duration::from_secs(5_400))),
+            ),
+            ("1/A", Beginning::At(bound("1/A"))),
+            ("1/A:3", Beginning::At(bound("1/A:3"))),
+        ] {
+            assert_eq!(parse_since(text), Ok(since), "{text}");
+        }
+        let at = parse_since("2026-11-23T05:40:00+01:00");
+        let time = "2026-11-23T04:40:00Z".parse().expect("a time");
+        assert_eq!(at, Ok(Beginning::Known(Since::Time(time))));
+        for wrong in ["", "seq:", "seq:-1", "yesterday", "2026-11-23"] {
             assert!(parse_since(wrong).is_err(), "{wrong}");
         }
     }

@@ -127,6 +127,25 @@ async fn rows_of_all_tables_come_in_the_order_of_the_transaction() {
     fixture.holds(8).await;
     relay.stop().await;
     assert_eq!(fixture.message_count().await, 8);
+    // From a place of the lane on, which a message of the first table has.
+    let shown = async |since: &str| {
+        let one = ["tail", "--since", since, "--count", "1", "--json"];
+        let shown = fixture.walrelay(&one).await.success().stdout;
+        serde_json::from_str::<Value>(&shown).unwrap()
+    };
+    let second = shown("seq:2").await;
+    let position = second["position"].as_str().unwrap();
+    let lsn = position.split([' ', ':']).find(|part| part.contains('/'));
+    let places = [second["stored_at"].as_str(), lsn];
+    for place in places.into_iter().flatten() {
+        let found = shown(place).await["sequence"].as_u64().unwrap();
+        assert!(
+            found <= second["sequence"].as_u64().unwrap(),
+            "{place}: {found}"
+        );
+    }
+    let unknown = fixture.walrelay(&["tail", "--since", "yesterday"]).await;
+    assert_eq!(unknown.code, Some(2), "{}", unknown.stderr);
     let tail = fixture
         .walrelay(&["tail", "--since", "all", "--count", "8", "--json"])
         .await;

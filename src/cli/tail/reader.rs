@@ -12,7 +12,7 @@ use async_nats::connection::State;
 use async_nats::jetstream;
 use async_nats::jetstream::consumer::DeliverPolicy;
 use async_nats::jetstream::consumer::pull::{Ordered, OrderedConfig};
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::StreamExt as _;
 
 use super::entry::Entry;
@@ -42,6 +42,8 @@ pub(crate) enum Since {
     Sequence(u64),
     /// What was stored since this long ago.
     Ago(Duration),
+    /// What was stored since then.
+    Time(DateTime<Utc>),
 }
 
 /// What reading brought.
@@ -119,6 +121,7 @@ impl Reader {
             Since::New => Cursor::Sequence(first_info.state.last_seq + 1),
             Since::All => Cursor::Sequence(1),
             Since::Sequence(sequence) => Cursor::Sequence(sequence),
+            Since::Time(time) => Cursor::Time(time.into()),
             Since::Ago(ago) => Cursor::Time(
                 SystemTime::now()
                     .checked_sub(ago)
