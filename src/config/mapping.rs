@@ -265,6 +265,23 @@ fn check_constants(
     Ok(())
 }
 
+/// A source is given for CloudEvents alone: in any other format it would be left out in silence.
+///
+/// # Errors
+/// None of the formats has one, and one is given.
+pub(super) fn check_source(
+    layers: &Layers,
+    mut formats: impl Iterator<Item = Format>,
+) -> Result<(), ConfigError> {
+    let source = required(layers, Key::MessageSource);
+    let has_source = |format| matches!(format, Format::CloudEvents | Format::CloudEventsJson);
+    if source.source == ValueOrigin::FromName || formats.any(has_source) {
+        return Ok(());
+    }
+    let expected = "left out where message.format is not cloudevents or cloudevents_json: no other has a source";
+    Err(invalid(Key::MessageSource, source, expected.to_owned()))
+}
+
 /// The template of the subjects.
 ///
 /// # Errors

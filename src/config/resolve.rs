@@ -112,6 +112,8 @@ fn resolve_lane(
     settings.postgres.extra_columns = mapping.extras().to_vec();
     settings.postgres.may_be_null = mapping.may_be_null();
     tables::add(&layers, &mut settings)?;
+    let formats = settings.tables().into_iter();
+    mapping::check_source(&layers, formats.map(|table| table.message.format))?;
     Ok(settings)
 }
 

@@ -168,6 +168,7 @@ fn of_entry(
             layers.forget(key);
         }
     }
+    let has_source = given.iter().any(|(_, key, _)| *key == Key::MessageSource);
     // Under `table` it is called otherwise in the database.
     let is_named = |name: &str| name != "name" || !entry.contains_key("table");
     for (_, key, value) in given.into_iter().filter(|(own, ..)| is_named(own)) {
@@ -183,7 +184,12 @@ fn of_entry(
     told.forget(Key::PostgresTable);
     told.set(Key::PostgresTable, name.to_owned(), text.source.clone());
     let told = table_name(&told).map_err(of_table)?;
-    resolve(&layers, &told).map_err(of_table)
+    let settings = resolve(&layers, &told).map_err(of_table)?;
+    if has_source {
+        let format = [settings.mapping.message.format].into_iter();
+        mapping::check_source(&layers, format).map_err(of_table)?;
+    }
+    Ok(settings)
 }
 
 /// What an entry gives, each with its name there and the key that it stands for.

@@ -217,13 +217,26 @@ fn every_key_can_be_given_by_file_and_environment() {
             Some(section) => format!("[{section}]\n{} = '{text}'\n", entry.name),
             None => format!("{} = '{text}'\n", entry.name),
         };
+        // No other format has a source.
+        let format = match entry.key {
+            Key::MessageSource => "format = 'cloudevents'\n",
+            _ => "",
+        };
+        let line = line + format;
         let by_file = Case::new(&line).load().unwrap();
         assert!(
             matches!(shown(&by_file, entry.key).source, ValueOrigin::File { .. }),
             "{}",
             entry.path()
         );
-        let by_variable = Case::new("").env(&entry.variable(), &text).load().unwrap();
+        let section = match format {
+            "" => String::new(),
+            format => format!("[message]\n{format}"),
+        };
+        let by_variable = Case::new(&section)
+            .env(&entry.variable(), &text)
+            .load()
+            .unwrap();
         assert_eq!(
             shown(&by_variable, entry.key).source,
             ValueOrigin::Variable(entry.variable())

@@ -42,7 +42,7 @@ pub enum Placeholder {
 /// A subject template such as `outbox.{event_type}`. It begins with a fixed token, and `Display` gives its text.
 ///
 /// A placeholder is one of the event's fields, or a column of the table. `{name:token}` makes one token of a value: each
-/// run of characters other than letters, digits, `_` and `-` becomes one `_`.
+/// run of ASCII characters other than letters, digits, `_` and `-` becomes one `_`; characters beyond ASCII stay.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubjectTemplate {
     parts: Vec<Part>,
@@ -202,6 +202,14 @@ impl SubjectTemplate {
     pub fn names(&self, placeholder: Placeholder) -> bool {
         let named = |part: &Part| matches!(part, Part::Value { of, .. } if *of == placeholder);
         self.parts.iter().any(named)
+    }
+
+    /// The template behind its fixed root, to be put under another one: `{event_type}` of `outbox.{event_type}`.
+    pub fn under_root(&self) -> String {
+        let text = self.to_string();
+        let fixed = text.find('{').unwrap_or(text.len());
+        let root = text[..fixed].rfind('.').map_or(0, |dot| dot + 1);
+        text[root..].to_owned()
     }
 
     /// The subjects that the template can produce, as a filter: `outbox.>`.

@@ -157,6 +157,7 @@ fn what_a_format_cannot_hold_is_refused() {
             "[message]\nformat = 'cloudevents_json'\n[columns]\nevent_type = ''\n[nats]\nsubject = 'a'",
             "columns.event_type",
         ),
+        ("[message]\nsource = '/app'", "message.source"),
         ("[columns]\nevent_type = ''", "nats.subject"),
         (
             "[nats]\nsubject = 'a.{aggregate_id}'\n[columns]\naggregate_id = ''",

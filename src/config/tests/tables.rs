@@ -124,6 +124,10 @@ fn what_does_not_fit_names_table_and_key() {
             &["source.tables, a", "nats.subject"],
         ),
         (
+            "[{ name = 'a', message = { source = '/a' } }]",
+            &["source.tables, a", "message.source", "cloudevents"],
+        ),
+        (
             "[{ name = 'a b' }]",
             &["source.tables, a b", "a table as in SQL"],
         ),
