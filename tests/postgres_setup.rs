@@ -18,7 +18,9 @@ use walrelay::postgres::findings::{Finding, Kind, Severity, findings};
 use walrelay::postgres::health;
 use walrelay::postgres::occurred_at::OccurredAt;
 use walrelay::postgres::settings::PostgresSettings;
-use walrelay::postgres::setup::{Blocker, Part, Step, apply, create_slot, plan, teardown_plan};
+use walrelay::postgres::setup::{
+    Blocker, Part, Step, Wishes, apply, create_slot, plan, teardown_plan,
+};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -78,7 +80,7 @@ async fn found(client: &Client, settings: &PostgresSettings) -> Vec<(Severity, K
 /// Makes table and publication; returns the step that makes the slot.
 async fn up_to_slot(client: &Client, settings: &PostgresSettings) -> Step {
     let inspection = inspect(client, settings).await.unwrap();
-    let steps = plan(&inspection, settings, false).unwrap();
+    let steps = plan(&inspection, settings, Wishes::default()).unwrap();
     let [table, publication, make_slot]: [Step; 3] = steps.try_into().expect("three steps");
     for step in [table, publication] {
         apply(client, &step).await.unwrap();
@@ -88,7 +90,12 @@ async fn up_to_slot(client: &Client, settings: &PostgresSettings) -> Step {
 
 /// Runs every step that setup plans.
 async fn make(client: &Client, server: &LocalPostgres, settings: &PostgresSettings) -> Vec<Part> {
-    let steps = plan(&inspect(client, settings).await.unwrap(), settings, false).unwrap();
+    let steps = plan(
+        &inspect(client, settings).await.unwrap(),
+        settings,
+        Wishes::default(),
+    )
+    .unwrap();
     for step in &steps {
         run(client, server, step).await;
     }
@@ -109,7 +116,7 @@ async fn run(client: &Client, server: &LocalPostgres, step: &Step) {
 
 async fn refusals(client: &Client, settings: &PostgresSettings) -> Vec<Kind> {
     let inspection = inspect(client, settings).await.unwrap();
-    plan(&inspection, settings, false)
+    plan(&inspection, settings, Wishes::default())
         .unwrap_err()
         .into_iter()
         .map(|finding| finding.kind)

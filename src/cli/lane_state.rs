@@ -9,8 +9,7 @@ use serde::Serialize;
 use crate::pipeline::record::Moved;
 use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::Inspection;
-use crate::postgres::findings::{Kind, Severity, findings};
-use crate::postgres::settings::PostgresSettings;
+use crate::postgres::findings::{Finding, Kind, Severity};
 use crate::postgres::slot_wal::SlotWal;
 
 /// Whether a relay runs, and why not.
@@ -69,21 +68,16 @@ pub struct Missing {
     pub(super) remedy: String,
 }
 
-/// What the lane needs beside its slot and has not: of the slot its state tells. `streams` are those that are not there.
-pub(super) fn missing(
-    inspection: &Inspection,
-    settings: &PostgresSettings,
-    streams: &[&str],
-) -> Vec<Missing> {
-    let of_postgres = findings(inspection, settings)
-        .into_iter()
-        .filter(|finding| {
-            finding.severity == Severity::Refuse
-                && matches!(finding.kind, Kind::TableMissing | Kind::PublicationMissing)
-        });
+/// What the lane needs beside its slot and has not, of what was found: of the slot its state tells. `streams` are those that are not
+/// there.
+pub(super) fn missing(found: &[Finding], streams: &[&str]) -> Vec<Missing> {
+    let of_postgres = found.iter().filter(|finding| {
+        finding.severity == Severity::Refuse
+            && matches!(finding.kind, Kind::TableMissing | Kind::PublicationMissing)
+    });
     let of_postgres = of_postgres.map(|finding| Missing {
-        what: finding.what,
-        remedy: finding.mend,
+        what: finding.what.clone(),
+        remedy: finding.mend.clone(),
     });
     let of_nats = streams.iter().map(|stream| Missing {
         what: format!("there is no stream {stream}"),
@@ -107,12 +101,8 @@ impl<'a> Recorded<'a> {
 }
 
 impl LaneState {
-    /// The state by what was seen.
-    pub(super) fn of(
-        inspection: &Inspection,
-        recorded: Recorded<'_>,
-        settings: &PostgresSettings,
-    ) -> Self {
+    /// The state by what was seen, and what was found wrong with it.
+    pub(super) fn of(inspection: &Inspection, recorded: Recorded<'_>, found: &[Finding]) -> Self {
         let slot = inspection.slot.as_ref();
         let active_pid = slot.and_then(|slot| slot.active_pid);
         let note = recorded.stored().and_then(StoredRecord::halted).cloned();
@@ -125,7 +115,7 @@ impl LaneState {
             active_pid,
             wal: wal.clone(),
         };
-        let gone = findings(inspection, settings).into_iter().find(|finding| {
+        let gone = found.iter().find(|finding| {
             finding.severity == Severity::Refuse
                 && matches!(finding.kind, Kind::SlotLost | Kind::SlotMissing)
         });
@@ -149,7 +139,7 @@ impl LaneState {
                     Kind::SlotLost => Standing::SlotLost,
                     _ => Standing::SlotMissing,
                 };
-                state(standing, Some(gone.what), Some(gone.mend))
+                state(standing, Some(gone.what.clone()), Some(gone.mend.clone()))
             }
             (None, Some(note), _) => state(
                 Standing::Halted,

@@ -21,6 +21,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::postgres::division;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 
@@ -167,7 +168,10 @@ pub(super) async fn look(
         None => Recorded::Seen(&stored.record),
         Some(_) => Recorded::Unseen,
     };
-    let lane = LaneState::of(&inspection, recorded, &settings.postgres);
+    let postgres = &settings.postgres;
+    let division = division::division(&client, postgres).await?;
+    let found = division::findings_among(&client, &inspection, postgres, &division).await?;
+    let lane = LaneState::of(&inspection, recorded, &found);
     let streams = [
         (settings.nats.stream.as_str(), stored.has_stream),
         (stream::LANE_RECORD_STREAM, stored.has_record_stream),
@@ -176,7 +180,7 @@ pub(super) async fn look(
         .iter()
         .filter(|(_, is_there)| !is_there && unseen.is_none());
     let absent: Vec<&str> = absent.map(|(name, _)| *name).collect();
-    let mut missing = missing(&inspection, &settings.postgres, &absent);
+    let mut missing = missing(&found, &absent);
     let halt = no_beginning(&inspection, settings).filter(|_| stored.is_new);
     missing.extend(halt.map(|halt| Missing {
         what: halt.reason(),

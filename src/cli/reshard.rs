@@ -12,13 +12,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 
 use super::exit::{Exit, UsageError};
-use super::setup;
 use super::signals::{self, Hangup};
 use super::stderr;
 use super::stdout;
-use crate::config::{Key, Loaded};
+use crate::config::{Key, Loaded, SHARES_MAX};
 use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
-use crate::postgres::catalog::{Inspection, inspect};
+use crate::postgres::catalog::{Inspection, inspect, server_version};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
 use crate::postgres::setup::publication_sql;
@@ -63,7 +62,7 @@ Exit code 0: done. 1: something is in the way. 2: wrong usage.";
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// How many there shall be: a power of two; 1 is one lane of all rows.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    #[arg(long, value_name = "N", value_parser = parse_shares)]
     shares: u32,
 
     /// Where nats.stream has {share}: the stream of the lane of all rows, which was before or shall be.
@@ -102,7 +101,7 @@ pub(super) async fn execute(
         .await
         .with_context(|| format!("cannot connect to {}", first.conninfo))?;
     ensure!(
-        setup::server_version(&sql).await? >= ROW_FILTERS_SINCE,
+        server_version(&sql).await? >= ROW_FILTERS_SINCE,
         "shares need publications with row filters, which came with Postgres 15"
     );
     if !args.dry_run {
@@ -128,12 +127,21 @@ pub(super) async fn execute(
         sql,
     };
     resharding.check_lanes().await?;
+    if let Some(exit) = resharding.refused().await? {
+        return Ok(exit);
+    }
     if args.dry_run {
         resharding.print()?;
         return Ok(Exit::Done);
     }
     let shutdown = signals::listen(Hangup::Stops)?;
     resharding.run(shutdown).await
+}
+
+fn parse_shares(text: &str) -> Result<u32, String> {
+    let count = text.parse().ok();
+    let count = count.filter(|count: &u32| count.is_power_of_two() && *count <= SHARES_MAX);
+    count.ok_or_else(|| format!("expected a power of two from 1 to {SHARES_MAX}"))
 }
 
 /// A lane for each of so many shares.
@@ -212,9 +220,6 @@ struct Resharding<'a> {
 impl Resharding<'_> {
     async fn run(&self, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
         let Switch { from, to } = self.switch;
-        if let Some(exit) = self.refused().await? {
-            return Ok(exit);
-        }
         for part in self.coming() {
             let exit = self.prepare(part, shutdown.clone()).await?;
             if exit != Exit::Done {

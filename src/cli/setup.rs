@@ -17,7 +17,7 @@ use crate::cli::stdout::{self, Account};
 use crate::cli::verify;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
-use crate::nats::stream::{self, StreamPlan};
+use crate::nats::stream;
 use crate::pipeline::fault::Halt;
 use crate::pipeline::history::History;
 use crate::pipeline::record::LaneRecord;
@@ -29,15 +29,17 @@ use crate::postgres::published_rows;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::setup::{Blocker, Part, Step, apply, create_slot, drop_slot, plan};
+use crate::postgres::setup::{Blocker, Part, Step, Wishes, apply, create_slot, drop_slot, plan};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
-use crate::relay::stream_fit;
 
-pub(super) mod shares;
+mod shares;
+mod streams;
 
-pub(super) use shares::{each_lane, execute_all, server_version};
+pub(super) use shares::{each_lane, execute_all};
+pub(super) use streams::refused_by_stream;
+use streams::{make_streams, plan_streams, print_streams, refused_streams};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,6 +47,9 @@ Examples:
   walrelay setup --dry-run        the SQL and the streams that it would make, and nothing else
   walrelay setup --replicas 3     new streams on three servers of the cluster
   walrelay setup --backfill       publish also the rows that are in the table already
+
+It makes no table beside one of nearly the same name, or of the same name in another schema:
+--create-table says that a new one is meant.
 
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
 setup says which. Ctrl-C cancels it and leaves no slot behind.
@@ -63,6 +68,10 @@ pub struct Args {
     /// Make a slot that follows a failover to a standby (Postgres 17 and later).
     #[arg(long)]
     failover: bool,
+
+    /// Make the table although there is one of nearly the same name, or of the same name in another schema.
+    #[arg(long)]
+    create_table: bool,
 
     /// Replicas of the streams that are made [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
@@ -117,7 +126,11 @@ pub(crate) async fn execute_until(
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let before = inspect(&client, postgres).await?;
-    let steps = match plan(&before, postgres, args.failover) {
+    let wishes = Wishes {
+        failover: args.failover,
+        create_table: args.create_table,
+    };
+    let steps = match plan(&before, postgres, wishes) {
         Ok(steps) => steps,
         Err(refusals) => return Ok(refused(&refusals)),
     };
@@ -145,7 +158,7 @@ pub(crate) async fn execute_until(
     if let Some(replicas) = args.replicas {
         wanted.num_replicas = usize::from(replicas);
     }
-    let streams = plan_streams(&nats, wanted).await?;
+    let streams = plan_streams(&nats, wanted, &settings.nats.subject).await?;
     if let Some(exit) = refused_streams(&streams) {
         return Ok(exit);
     }
@@ -423,100 +436,6 @@ fn print_blockers(blockers: &[Blocker]) {
             blocker.mend()
         ));
     }
-}
-
-/// What is wanted of NATS.
-struct Streams {
-    plans: Vec<(String, StreamPlan)>,
-    /// Other streams in the way.
-    taken: Vec<stream::StreamFinding>,
-}
-
-/// How the command ends because of what a stream is, which is told; none where it fits or is to be made.
-///
-/// # Errors
-/// NATS refuses to tell.
-pub(super) async fn refused_by_stream(
-    nats: &Admin,
-    wanted: stream::StreamSettings,
-) -> Result<Option<Exit>, anyhow::Error> {
-    Ok(refused_streams(&plan_streams(nats, wanted).await?))
-}
-
-async fn plan_streams(
-    nats: &Admin,
-    wanted: stream::StreamSettings,
-) -> Result<Streams, anyhow::Error> {
-    let events = stream_fit::plan(nats, &wanted).await?;
-    let records = stream::plan_lane_records(nats, wanted.num_replicas).await?;
-    let taken = stream::taken(nats, &wanted).await?;
-    Ok(Streams {
-        plans: vec![
-            (wanted.name, events),
-            (stream::LANE_RECORD_STREAM.to_owned(), records),
-        ],
-        taken,
-    })
-}
-
-fn refused_streams(streams: &Streams) -> Option<Exit> {
-    for finding in &streams.taken {
-        stderr::line(format_args!("error: {finding}"));
-    }
-    let mut refused = !streams.taken.is_empty();
-    for (name, plan) in &streams.plans {
-        if let StreamPlan::Exists { findings, .. } = plan {
-            for finding in findings {
-                let blocks = finding.severity == stream::StreamSeverity::Blocks;
-                let otherwise = match blocks && finding.command.is_none() {
-                    true => ": choose another name for nats.stream",
-                    false => "",
-                };
-                stderr::line(format_args!(
-                    "{}: stream {name}: {finding}{otherwise}",
-                    stream_severity(finding.severity),
-                ));
-                refused |= blocks;
-            }
-        }
-    }
-    refused.then_some(Exit::Failed)
-}
-
-fn stream_severity(severity: stream::StreamSeverity) -> &'static str {
-    match severity {
-        stream::StreamSeverity::Blocks => "error",
-        stream::StreamSeverity::Warns => "warning",
-    }
-}
-
-fn print_streams(streams: &[(String, StreamPlan)]) -> Result<(), anyhow::Error> {
-    for (name, plan) in streams {
-        if let StreamPlan::Create(config) = plan {
-            let config = serde_json::to_string(config)?;
-            stdout::write(&format!("-- stream {name}\n-- {config}\n\n"))?;
-        }
-    }
-    Ok(())
-}
-
-async fn make_streams(
-    nats: &Admin,
-    streams: &[(String, StreamPlan)],
-    account: &mut Account,
-) -> Result<(), anyhow::Error> {
-    for (name, plan) in streams {
-        match plan {
-            StreamPlan::Exists { .. } => report(account, "stream", name, "found"),
-            StreamPlan::Create(config) => {
-                stream::create(nats, config)
-                    .await
-                    .with_context(|| format!("cannot make stream {name}"))?;
-                report(account, "stream", name, "made");
-            }
-        }
-    }
-    Ok(())
 }
 
 fn report(account: &mut Account, part: impl ToString, name: &str, state: &str) {

@@ -16,7 +16,6 @@ use indicatif::ProgressBar;
 use crate::bulk::fence::lives_there;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
-use crate::cli::setup::shares;
 use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
@@ -24,8 +23,10 @@ use crate::nats::stream;
 use crate::pipeline::misnamed::Misnamed;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Unfit;
+use crate::pipeline::reshard::OtherNumber;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::division;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::publications::publication_list;
@@ -213,11 +214,6 @@ fn unchecked(error: anyhow::Error) -> Result<Exit, anyhow::Error> {
 #[error("{0}; nothing was compared: to read such a stream removes what is read")]
 struct Unreadable(String);
 
-/// The lane would be compared with rows of others.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct OtherNumber(String);
-
 /// A lane whose tables are compared with its stream.
 struct Lane<'a> {
     settings: &'a Settings,
@@ -235,9 +231,11 @@ impl<'a> Lane<'a> {
     async fn open(settings: &'a Settings) -> anyhow::Result<Self> {
         let client = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&client, &settings.postgres).await?;
-        let division = shares::division(&client, &settings.postgres).await?;
-        if let Some(other) = shares::other_number(&client, &settings.postgres, &division).await? {
-            return Err(OtherNumber(other.to_string()).into());
+        let division = division::division(&client, &settings.postgres).await?;
+        let other = division::other_number(&client, &settings.postgres, &division).await?;
+        if let Some(other) = other {
+            // The lane would be compared with rows of others.
+            return Err(other.into());
         }
         let nats = Admin::connect(&settings.nats.connection).await?;
         let name = &settings.nats.stream;

@@ -12,7 +12,7 @@ use crate::postgres::share::Share;
 use crate::relay::settings::Settings;
 
 /// Postgres has no more slots to give than this by any sane setting.
-const SHARES_MAX: u32 = 256;
+pub(crate) const SHARES_MAX: u32 = 256;
 
 /// The layers of one lane.
 pub(super) struct LaneLayers {

@@ -5,6 +5,7 @@
 
 use super::position::Position;
 use super::reader::DecodeError;
+use super::reshard::OtherNumber;
 use super::row::RowError;
 use postgres_types::PgLsn;
 
@@ -59,14 +60,9 @@ pub enum Fault {
         /// Backend process id, 0 where the server does not say.
         pid: u32,
     },
-    /// There are fewer shares than that this would be one.
-    #[error("{}", no_share(*.share, *.count))]
-    NoShare {
-        /// Its number; none for the lane of all rows.
-        share: Option<u32>,
-        /// How many there are.
-        count: u32,
-    },
+    /// The lane is none of the shares that there are.
+    #[error(transparent)]
+    NoShare(#[from] OtherNumber),
     /// Bytes that the replication protocol does not know.
     #[error("replication stream: {0}")]
     Protocol(#[from] DecodeError),
@@ -227,20 +223,6 @@ fn refused_frame(oldest: Position, in_flight: u64) -> String {
     }
 }
 
-fn no_share(share: Option<u32>, count: u32) -> String {
-    match (share, count) {
-        (Some(share), 1) => format!(
-            "the outbox is not divided, and share {share} is none of it; to divide it, run walrelay reshard, else set relay.shares = 1"
-        ),
-        (Some(share), _) => format!(
-            "the outbox has {count} shares, and share {share} is none of them; to have more, run walrelay reshard"
-        ),
-        (None, _) => format!(
-            "the outbox has {count} shares, so no lane has all rows: set relay.shares = {count}, or run walrelay reshard --shares 1"
-        ),
-    }
-}
-
 fn events_from(oldest: Position, count: u64) -> String {
     format!("the {count} events from {oldest} on")
 }
@@ -265,7 +247,7 @@ impl Fault {
             | Fault::Column { .. }
             | Fault::Successor { .. }
             | Fault::SlotActive { .. }
-            | Fault::NoShare { .. }
+            | Fault::NoShare(_)
             | Fault::Protocol(_)
             | Fault::Row(_)
             | Fault::Frame { .. }
@@ -289,7 +271,7 @@ impl Fault {
             Fault::Column { .. } => ("postgres", "column-missing"),
             Fault::Successor { .. } => ("postgres", "table-replaced"),
             Fault::SlotActive { .. } => ("postgres", "slot-active"),
-            Fault::NoShare { .. } => ("postgres", "no-share"),
+            Fault::NoShare(_) => ("postgres", "no-share"),
             Fault::Protocol(_) => ("postgres", "protocol"),
             Fault::Row(_) => ("postgres", "row-mismatch"),
             Fault::Reread(_) => ("postgres", "reread"),
@@ -315,7 +297,7 @@ impl Fault {
             | Fault::Broker(_)
             | Fault::Unready(_)
             | Fault::SlotActive { .. }
-            | Fault::NoShare { .. }
+            | Fault::NoShare(_)
             | Fault::AckTimeout(_)
             | Fault::Mute(_)
             | Fault::NoResponders(_) => Class::Transient,

@@ -19,6 +19,35 @@ pub struct Switch {
     pub to: u32,
 }
 
+/// The outbox has another number of shares than a configuration says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {}", self.what(), self.mend())]
+pub struct OtherNumber {
+    /// How many there are; 1 where it is not divided.
+    pub found: u32,
+    /// How many the configuration wants.
+    pub wanted: u32,
+}
+
+impl OtherNumber {
+    /// What is wrong.
+    pub fn what(self) -> String {
+        let OtherNumber { found, wanted } = self;
+        match found {
+            1 => format!("the outbox is not divided, and relay.shares is {wanted}"),
+            _ => format!("the outbox has {found} shares, and relay.shares is {wanted}"),
+        }
+    }
+
+    /// What mends it.
+    pub fn mend(self) -> String {
+        let OtherNumber { found, wanted } = self;
+        format!(
+            "set relay.shares = {found} in every configuration, or run walrelay reshard --shares {wanted}"
+        )
+    }
+}
+
 /// The lanes of an outbox of so many shares, by their shares' numbers: none for the lane of all rows.
 pub fn lanes_of(count: u32) -> impl Iterator<Item = Option<u32>> {
     (0..count).map(move |number| (count > 1).then_some(number))

@@ -24,9 +24,9 @@ use crate::postgres::settings::PostgresSettings;
 use crate::table_name::TableName;
 use carrier::carrier;
 use server::server;
-pub use server::{Server, ServerClock};
+pub use server::{Server, ServerClock, server_version};
 pub use table::{Column, Table};
-use table::{in_capitals, table};
+use table::{in_capitals, meant, table};
 
 /// The state of everything in the database that the relay depends on, at one moment.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub struct Inspection {
     pub table: Option<Table>,
     /// Where it does not: one whose name is the same but for capitals.
     pub(crate) in_capitals: Option<TableName>,
+    /// Where it does not: a table that was probably meant, none of the lane's.
+    pub meant: Option<TableName>,
     /// What the role may make.
     pub rights: Rights,
     /// What carries the tables' rows; `None` unless both publication and table exist.
@@ -169,6 +171,7 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
     let slot = row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?;
     let all = settings.tables();
     let rights = rights(client, &all).await?;
+    let names: Vec<TableName> = all.iter().map(|it| it.table.clone()).collect();
     let mut tables = Vec::new();
     for settings in all {
         let publication = publication(client, &settings.publication, &settings.table).await?;
@@ -181,6 +184,10 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
             Some(_) => None,
             None => in_capitals(client, &settings.table).await?,
         };
+        let meant = match table {
+            Some(_) => None,
+            None => meant(client, &settings.table, &names).await?,
+        };
         tables.push(Inspection {
             server: server.clone(),
             slot: slot.clone(),
@@ -188,6 +195,7 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
             other_publications,
             table,
             in_capitals,
+            meant,
             rights: rights.in_schema(&settings.table.schema),
             carrier: carrier(client, &server, &settings).await?,
             further: Vec::new(),
@@ -222,6 +230,7 @@ pub(crate) async fn inspect_server(
         other_publications: Vec::new(),
         table: None,
         in_capitals: None,
+        meant: None,
         rights: rights(client, &settings.tables())
             .await?
             .in_schema(&settings.table.schema),

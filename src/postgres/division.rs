@@ -5,11 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::pipeline::reshard::{has_lane, lanes_of};
+use crate::pipeline::reshard::{OtherNumber, has_lane, lanes_of};
+use crate::postgres::catalog::{Inspection, server_version, slot_and_wal};
 use crate::postgres::client::{Client, SqlError};
-use crate::postgres::findings::{Finding, Kind, refuse};
+use crate::postgres::findings::{Finding, Kind, findings, refuse};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::share::{self, Share};
+use crate::postgres::share::{self, ROW_FILTERS_SINCE, Share};
 use crate::table_name::quote_identifier;
 
 /// What a lane's publication carries.
@@ -102,10 +103,13 @@ impl Division {
         self.0.keys().copied()
     }
 
-    /// How many shares there are, where the lane of the settings has none of them.
-    pub fn lacks(&self, settings: &PostgresSettings) -> Option<u32> {
-        self.count()
-            .filter(|count| !has_lane(*count, settings.part()))
+    /// That the lane of the settings is none of the shares that there are.
+    pub fn lacks(&self, settings: &PostgresSettings) -> Option<OtherNumber> {
+        let found = self
+            .count()
+            .filter(|count| !has_lane(*count, settings.part()))?;
+        let wanted = settings.any_share().count;
+        Some(OtherNumber { found, wanted })
     }
 
     /// A publication of all rows beside those of shares.
@@ -139,6 +143,61 @@ impl Division {
             )
         })
     }
+}
+
+/// How the outbox is divided; without row filters it is not.
+///
+/// # Errors
+/// A failed query.
+pub async fn division(client: &Client, settings: &PostgresSettings) -> Result<Division, SqlError> {
+    match server_version(client).await? {
+        ROW_FILTERS_SINCE.. => Division::look(client, settings).await,
+        _ => Ok(Division::default()),
+    }
+}
+
+/// That the outbox has another number of shares than the settings say.
+///
+/// # Errors
+/// A failed query.
+pub async fn other_number(
+    client: &Client,
+    settings: &PostgresSettings,
+    division: &Division,
+) -> Result<Option<OtherNumber>, SqlError> {
+    let share = &settings.any_share();
+    let wanted = share.count;
+    let Some(found) = division.count().filter(|found| *found != wanted) else {
+        return Ok(None);
+    };
+    // A publication that nobody reads divides nothing.
+    if found == 1 && slot_and_wal(client, &share.slot(None)).await?.is_none() {
+        return Ok(None);
+    }
+    Ok(Some(OtherNumber { found, wanted }))
+}
+
+/// What [`findings`] finds. Where the lane is none of the shares that there are, that is why it has no slot, and no set-up makes one.
+///
+/// # Errors
+/// A failed query.
+pub async fn findings_among(
+    client: &Client,
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    division: &Division,
+) -> Result<Vec<Finding>, SqlError> {
+    let mut found = findings(inspection, settings);
+    let Some(slot) = (found.iter()).position(|it| it.kind == Kind::SlotMissing) else {
+        return Ok(found);
+    };
+    let other = other_number(client, settings, division).await?;
+    if let Some(other) = other.filter(|it| !has_lane(it.found, settings.part())) {
+        let what = format!("{}: {}", found[slot].what, other.what());
+        found[slot] = refuse(Kind::SlotMissing, what, other.mend());
+        found.retain(|it| it.kind != Kind::PublicationMissing);
+    }
+    Ok(found)
 }
 
 /// Whether the lane's publication carries rows and there is no slot for them, in one answer: between two, a share may come or go.

@@ -246,7 +246,15 @@ fn nothing(inspection: &Inspection, settings: &PostgresSettings, names: &[TableN
             settings.slot,
             inspection.server.dbname
         ),
-        "run walrelay setup; if they were there, find out first why they have gone",
+        match inspection
+            .tables()
+            .zip(settings.tables())
+            .find_map(|(it, of)| instead(it, &of))
+        {
+            Some(instead) => instead,
+            None => "run walrelay setup; if they were there, find out first why they have gone"
+                .to_owned(),
+        },
     )
 }
 
@@ -417,8 +425,19 @@ fn missing_table(inspection: &Inspection, settings: &PostgresSettings) -> String
         _ if !is_default => {
             format!("make the table with the columns that the configuration names, or set {key}")
         }
-        _ => format!("run walrelay setup, or set {key}"),
+        _ => match instead(inspection, settings) {
+            Some(instead) => instead,
+            None => format!("run walrelay setup, or set {key}"),
+        },
     }
+}
+
+/// What to do where another table was probably meant.
+pub(super) fn instead(inspection: &Inspection, settings: &PostgresSettings) -> Option<String> {
+    let (meant, key) = (inspection.meant.as_ref()?, settings.table_key());
+    Some(format!(
+        "set {key} to {meant} where that table is meant; where a new one is, run walrelay setup --create-table"
+    ))
 }
 
 /// Rows of a table that inherits are seen in every query of the outbox, and come, if at all, under that table's own name.

@@ -5,9 +5,6 @@
 //! the slot, since WAL decoded at a place where the publication did not exist yet is skipped without an error.
 
 use std::fmt;
-use std::time::Duration;
-
-use postgres_types::PgLsn;
 
 use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
@@ -15,22 +12,21 @@ use crate::postgres::client::{Client, SqlError};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::findings::columns::wanted;
 use crate::postgres::findings::{
-    Finding, Kind, Severity, findings, shares, slot_misfit, under_another_name,
+    Finding, Kind, Severity, findings, instead, shares, slot_misfit, under_another_name,
 };
-use crate::postgres::health::Prepared;
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
 mod rights;
+mod slot;
+
+pub use slot::{Blocker, SessionBlocker, blockers, create_slot};
 
 /// The outbox table as the first migration makes it.
 pub(crate) const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");
 /// The table's name in [`OUTBOX_EVENTS_SQL`].
 const OUTBOX_EVENTS_NAME: &str = "public.outbox_events";
-
-/// How long a slot's creation may take before the user hears what it waits for, and between two looks at that.
-const WAIT_NOTICE: Duration = Duration::from_secs(1);
 
 /// One thing to make or remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,16 +58,23 @@ pub struct Step {
     pub sql: String,
 }
 
+/// What `setup` is asked for beside what is missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// A slot that follows a failover (Postgres 17).
+    pub failover: bool,
+    /// The table also beside one that was probably meant.
+    pub create_table: bool,
+}
+
 /// What `setup` will do: nothing, some steps, or why it will not.
-///
-/// `failover` asks for a slot that follows a failover (Postgres 17).
 ///
 /// # Errors
 /// The refusals, if what exists does not fit or the server cannot serve.
 pub fn plan(
     inspection: &Inspection,
     settings: &PostgresSettings,
-    failover: bool,
+    wishes: Wishes,
 ) -> Result<Vec<Step>, Vec<Finding>> {
     let mendable = |kind| {
         matches!(
@@ -86,7 +89,7 @@ pub fn plan(
     let tables: Vec<(&Inspection, PostgresSettings)> =
         inspection.tables().zip(settings.tables()).collect();
     for (inspection, settings) in &tables {
-        let mut of_table = order_refusals(inspection, settings, failover);
+        let mut of_table = order_refusals(inspection, settings, wishes);
         of_table.retain(|refusal| !refusals.contains(refusal));
         refusals.append(&mut of_table);
     }
@@ -112,7 +115,11 @@ pub fn plan(
         });
     }
     if inspection.slot.is_none() {
-        let failover = if failover { ", failover => true" } else { "" };
+        let failover = if wishes.failover {
+            ", failover => true"
+        } else {
+            ""
+        };
         let sql = format!(
             "SELECT lsn FROM pg_create_logical_replication_slot({}, 'pgoutput', temporary => false, twophase => false{failover});",
             quote_literal(&settings.slot)
@@ -172,7 +179,7 @@ fn filter(inspection: &Inspection, settings: &PostgresSettings) -> String {
 fn order_refusals(
     inspection: &Inspection,
     settings: &PostgresSettings,
-    failover: bool,
+    wishes: Wishes,
 ) -> Vec<Finding> {
     let mut refusals = Vec::new();
     let mut refuse = |kind, what: String, mend: String| {
@@ -251,7 +258,17 @@ fn order_refusals(
             "make the table with the columns that the configuration names".to_owned(),
         );
     }
-    if failover && inspection.server.version_num < 170_000 {
+    if !wishes.create_table
+        && let Some(meant) = &inspection.meant
+        && let Some(instead) = instead(inspection, settings)
+    {
+        refuse(
+            Kind::TableMissing,
+            format!("there is no table {}, but one {meant}", settings.table),
+            instead,
+        );
+    }
+    if wishes.failover && inspection.server.version_num < 170_000 {
         refuse(
             Kind::SlotMismatch,
             "slots that follow a failover came with Postgres 17".to_owned(),
@@ -270,75 +287,6 @@ fn table_sql(settings: &PostgresSettings) -> String {
     statement
         .join("\n")
         .replace(OUTBOX_EVENTS_NAME, &settings.table.to_string())
-}
-
-/// What the creation of a slot waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blocker {
-    /// A transaction of a session.
-    Session(SessionBlocker),
-    /// A transaction that was prepared and neither committed nor rolled back: `pg_stat_activity` does not show it.
-    Prepared(Prepared),
-    /// On a standby: the primary's next record of its running transactions.
-    RunningTransactions,
-}
-
-/// A session with an open transaction.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionBlocker {
-    /// Its server process.
-    pub pid: i32,
-    /// Its application_name.
-    pub application_name: String,
-    /// active, idle in transaction, …; `None` where the role may not see it.
-    pub state: Option<String>,
-    /// How long the transaction has been open, in seconds; `None` where the role may not see it.
-    pub(crate) open_seconds: Option<i64>,
-}
-
-impl Blocker {
-    /// What ends it.
-    pub fn mend(&self) -> String {
-        match self {
-            Blocker::Session(SessionBlocker { pid, .. }) => {
-                format!("let it end, or run SELECT pg_terminate_backend({pid});")
-            }
-            Blocker::Prepared(prepared) => prepared.mend(),
-            Blocker::RunningTransactions => {
-                "on the primary, run SELECT pg_log_standby_snapshot(); or wait until something is written there".to_owned()
-            }
-        }
-    }
-}
-
-impl fmt::Display for Blocker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Blocker::Session(session) => write!(f, "the transaction of {session}"),
-            Blocker::Prepared(Prepared { gid, owner, seconds, .. }) => {
-                write!(f, "the transaction that {owner} prepared as {gid:?} {seconds} s ago")
-            }
-            Blocker::RunningTransactions => {
-                f.write_str("the primary's next record of its running transactions, which an idle one does not write")
-            }
-        }
-    }
-}
-
-impl fmt::Display for SessionBlocker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "pid {}", self.pid)?;
-        if !self.application_name.is_empty() {
-            write!(f, " ({})", self.application_name)?;
-        }
-        if let Some(state) = &self.state {
-            write!(f, ", {state}")?;
-        }
-        match self.open_seconds {
-            Some(seconds) => write!(f, ", open for {seconds} s"),
-            None => Ok(()),
-        }
-    }
 }
 
 /// Runs a step, other than the creation of a slot.
@@ -362,88 +310,6 @@ async fn as_login<T>(
     let done = about_slot.await;
     let reset = client.batch_execute("RESET ROLE").await;
     done.and_then(|done| reset.map(|()| done))
-}
-
-/// Runs the step that creates the slot, and returns the position from which it streams.
-///
-/// The server waits until every transaction that writes at this moment has ended. After a second, and whenever that
-/// changes, `waits_for` hears for what; `observer` is a second connection for that question. When `cancel` ends first,
-/// the creation is cancelled and leaves no slot.
-///
-/// # Errors
-/// The server's refusal; 57014 after `cancel`.
-pub async fn create_slot(
-    client: &Client,
-    observer: &Client,
-    step: &Step,
-    mut waits_for: impl FnMut(&[Blocker]),
-    cancel: impl Future<Output = ()>,
-) -> Result<PgLsn, SqlError> {
-    let pid = client.pid();
-    let sql = step.sql.trim_end_matches(';');
-    let creation = as_login(client, client.query_one(sql, &[]));
-    let notices = async {
-        let mut told = Vec::new();
-        loop {
-            tokio::time::sleep(WAIT_NOTICE).await;
-            let found = blockers(observer, pid).await.unwrap_or_default();
-            // The same ones have other ages.
-            let mends: Vec<String> = found.iter().map(Blocker::mend).collect();
-            if !found.is_empty() && mends != told {
-                waits_for(&found);
-                told = mends;
-            }
-        }
-    };
-    tokio::pin!(creation, notices, cancel);
-    let mut cancelled = false;
-    loop {
-        tokio::select! {
-            row = &mut creation => return Ok(row?.try_get(0)?),
-            () = &mut notices => unreachable!("the loop has no end"),
-            () = &mut cancel, if !cancelled => {
-                cancelled = true;
-                client.cancel().await?;
-            }
-        }
-    }
-}
-
-/// What the server process `pid` waits for in the creation of a slot.
-///
-/// # Errors
-/// A failed query.
-pub async fn blockers(client: &Client, pid: i32) -> Result<Vec<Blocker>, SqlError> {
-    let sessions = "\
-        SELECT pid, coalesce(application_name, ''), state,
-               extract(epoch FROM clock_timestamp() - xact_start)::int8
-        FROM pg_catalog.pg_stat_activity WHERE pid = ANY (pg_blocking_pids($1)) ORDER BY pid";
-    let mut found = Vec::new();
-    for row in client.query(sessions, &[&pid]).await? {
-        found.push(Blocker::Session(SessionBlocker {
-            pid: row.try_get(0)?,
-            application_name: row.try_get(1)?,
-            state: row.try_get(2)?,
-            open_seconds: row.try_get(3)?,
-        }));
-    }
-    let prepared = "\
-        SELECT p.gid, p.owner::text, p.database::text, extract(epoch FROM clock_timestamp() - p.prepared)::int8
-        FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_prepared_xacts p ON p.transaction = l.transactionid
-        WHERE l.pid = $1 AND NOT l.granted";
-    for row in client.query(prepared, &[&pid]).await? {
-        found.push(Blocker::Prepared(Prepared {
-            gid: row.try_get(0)?,
-            owner: row.try_get(1)?,
-            database: row.try_get(2)?,
-            seconds: row.try_get(3)?,
-        }));
-    }
-    let standby = client.query_one("SELECT pg_is_in_recovery()", &[]).await?;
-    if found.is_empty() && standby.try_get(0)? {
-        found.push(Blocker::RunningTransactions);
-    }
-    Ok(found)
 }
 
 /// The step that drops a slot.

@@ -394,7 +394,7 @@ impl Board {
         *faults.entry(class_name(fault).to_owned()).or_default() += 1;
         let (at, text) = (Utc::now(), fault.to_string());
         let state = match fault {
-            Fault::SlotActive { .. } | Fault::NoShare { .. } => State::Standby,
+            Fault::SlotActive { .. } | Fault::NoShare(_) => State::Standby,
             _ => State::Waiting,
         };
         match status.last_faults.front_mut() {

@@ -419,11 +419,13 @@ impl<'a> Relay<'a> {
             rand::random(),
         ) {
             Ok(pause) => {
+                let (side, name) = fault.name();
+                tracing::debug!(?pause, side, fault = name, "the next try");
                 self.inherited.refused = self.epochs.refused().clone();
                 self.inherited.one_by_one = self.epochs.one_by_one();
                 match fault {
                     Fault::SlotActive { .. } => Next::Standby(Awaited::Slot),
-                    Fault::NoShare { .. } => Next::Standby(Awaited::Share),
+                    Fault::NoShare(_) => Next::Standby(Awaited::Share),
                     _ => Next::Pause(pause),
                 }
             }

@@ -156,6 +156,15 @@ impl PostgresSide {
             }
             begun => begun?,
         };
+        tracing::debug!(
+            slot,
+            %start_lsn,
+            publication,
+            walsender_pid,
+            postgres = server_version,
+            timeline = identity.timeline,
+            "replication has begun"
+        );
         self.replication = Some(Replication {
             wal,
             identity,
@@ -277,7 +286,7 @@ async fn check_shares(
     }
     let division = Division::look(sql, settings).await?;
     let (share, part) = (&settings.any_share(), settings.part());
-    let no_share = (division.lacks(settings)).map(|count| Fault::NoShare { share: part, count });
+    let no_share = division.lacks(settings).map(Fault::NoShare);
     let is_readable = inspection.slot.is_some() && division.has(part);
     if let Some(fault) = no_share.clone().filter(|_| !is_readable) {
         return Err(OpenError::Fault(fault));

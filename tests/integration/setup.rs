@@ -21,7 +21,7 @@ async fn there(fixture: &Fixture) -> [bool; 4] {
 
 #[tokio::test]
 async fn setup_makes_what_is_missing_and_nothing_twice() {
-    let fixture = Fixture::bare().await;
+    let mut fixture = Fixture::bare().await;
     let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
     for sql in [
         "CREATE TABLE",
@@ -54,6 +54,46 @@ async fn setup_makes_what_is_missing_and_nothing_twice() {
     assert_eq!(fixture.confirmed_lsn().await, confirmed);
     let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
     assert_eq!(dry.stdout.trim(), "");
+
+    // A slip of the fingers, or a schema that was forgotten: another table is made only on demand.
+    fixture
+        .sql
+        .batch_execute("CREATE SCHEMA app")
+        .await
+        .unwrap();
+    fixture.name.push_str("_second");
+    fixture.set("WALRELAY_NAME", fixture.name.clone());
+    fixture.set(
+        "WALRELAY_NATS_SUBJECT",
+        format!("{}.{{event_type}}", fixture.name),
+    );
+    fixture.set("WALRELAY_NATS_STREAM", fixture.name.to_uppercase());
+    let made = async |table: &str| {
+        let sql = "SELECT to_regclass($1) IS NOT NULL";
+        fixture
+            .sql
+            .query_one(sql, &[&table])
+            .await
+            .unwrap()
+            .get::<_, bool>(0)
+    };
+    for table in ["public.outbox_event", "app.outbox_events"] {
+        for command in ["setup", "run", "doctor", "status"] {
+            let refused = fixture.walrelay(&[command, "--table", table]).await;
+            assert_eq!(refused.code, Some(1), "{command} {}", refused.stderr);
+            let said = refused.stdout + &refused.stderr;
+            let mend = "set postgres.table to public.outbox_events where that table is meant";
+            assert!(said.contains(mend), "{command}: {said}");
+            assert!(
+                said.contains("walrelay setup --create-table"),
+                "{command}: {said}"
+            );
+        }
+        assert!(!made(table).await);
+    }
+    let meant = ["setup", "--table", "public.outbox_event", "--create-table"];
+    fixture.walrelay(&meant).await.success();
+    assert!(made("public.outbox_event").await);
 }
 
 #[tokio::test]
@@ -243,6 +283,14 @@ async fn setup_makes_nothing_where_another_stream_has_the_subjects() {
         ..Default::default()
     };
     context.create_stream(config).await.unwrap();
+    let preset = [
+        "setup",
+        "--subject",
+        &format!("{}.lesson.{{aggregatetype}}", fixture.name),
+    ];
+    let refused = fixture.walrelay(&preset).await;
+    let own = format!("such as {}.{{aggregatetype}}", fixture.name);
+    assert!(refused.stderr.contains(&own), "{}", refused.stderr);
     let refused = fixture.walrelay(&["setup"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     for word in ["already takes", &other, "nats.subject"] {

@@ -10,7 +10,7 @@ use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::mapping::{MessageSettings, default_columns};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
-use crate::postgres::setup::{apply, plan, teardown_plan};
+use crate::postgres::setup::{Wishes, apply, plan, teardown_plan};
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
 use crate::table_name::TableName;
@@ -103,7 +103,7 @@ impl Own {
         let postgres = &self.settings.postgres;
         let client = connect(&postgres.conninfo).await?;
         let inspection = inspect(&client, postgres).await?;
-        let steps = plan(&inspection, postgres, false).map_err(|refusals| {
+        let steps = plan(&inspection, postgres, Wishes::default()).map_err(|refusals| {
             let texts: Vec<String> = refusals.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("{}", texts.join("; "))
         })?;

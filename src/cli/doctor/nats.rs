@@ -14,6 +14,7 @@ use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan, StreamSetting
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::pipeline::request::StoredRecord;
+use crate::pipeline::subject::SubjectTemplate;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
@@ -66,7 +67,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             missing += 1;
             report.is_new = true;
             report.missing(&wanted.name);
-            report.taken(&client, &wanted).await;
+            report.taken(&client, &wanted, &settings.nats.subject).await;
         }
     }
     match stream::plan_lane_records(&client, 1).await? {
@@ -131,8 +132,8 @@ impl Report {
     }
 
     /// Subjects that another stream has, so that setup could not make this one.
-    async fn taken(&mut self, client: &Admin, wanted: &StreamSettings) {
-        match stream::taken(client, wanted).await {
+    async fn taken(&mut self, client: &Admin, wanted: &StreamSettings, subject: &SubjectTemplate) {
+        match stream::taken(client, wanted, Some(&subject.under_root())).await {
             Ok(found) => self.findings.extend(found.into_iter().map(Found::from)),
             Err(error) => self.not_seen.push(format!(
                 "NATS: whether another stream has the subjects: {}",

@@ -12,14 +12,13 @@ use crate::cli::exit::message;
 use crate::cli::own_lane::no_beginning;
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
-use crate::postgres::division::Division;
-use crate::postgres::findings::{Kind, findings};
+use crate::postgres::division;
+use crate::postgres::findings::Kind;
 use crate::postgres::health::{self, Health};
 use crate::postgres::locks::{self, Inspected, Locked};
 use crate::postgres::published_rows;
 use crate::postgres::row_sizes;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
@@ -52,17 +51,15 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         });
         report.looked_at.extend(filter);
     }
-    if inspection.server.version_num >= ROW_FILTERS_SINCE {
-        let division = Division::look(&client, postgres).await?;
-        if let Some(share) = &postgres.share {
-            let others = sibling_slots::others(&client, share, &division).await?;
-            let mixed = division.finding(share);
-            let found = others.into_iter().chain(mixed);
-            report.findings.extend(found.map(Found::from));
-        }
-        let both = division.all_rows_beside(&postgres.any_share());
-        report.findings.extend(both.map(Found::from));
+    let division = division::division(&client, postgres).await?;
+    if let Some(share) = &postgres.share {
+        let others = sibling_slots::others(&client, share, &division).await?;
+        let mixed = division.finding(share);
+        let found = others.into_iter().chain(mixed);
+        report.findings.extend(found.map(Found::from));
     }
+    let both = division.all_rows_beside(&postgres.any_share());
+    report.findings.extend(both.map(Found::from));
     let after = settings.outbox.after_publish;
     let of_rows = published_rows::findings(&client, &inspection, postgres, after).await?;
     report.findings.extend(of_rows.into_iter().map(Found::from));
@@ -72,8 +69,8 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     report.clock("Postgres", before.clock_s, asked_s);
     let rate = wal_rate(&client, settings, &before).await?;
     // A relay that runs reads its slot, as it should.
-    let found = findings(&inspection, postgres).into_iter();
-    let found = found.filter(|finding| finding.kind != Kind::SlotActive);
+    let found = division::findings_among(&client, &inspection, postgres, &division).await?;
+    let found = (found.into_iter()).filter(|finding| finding.kind != Kind::SlotActive);
     let later = health::findings(&inspection, &before, postgres, rate);
     report.findings.extend(found.chain(later).map(Found::from));
     if !may_see_others(&client).await? {

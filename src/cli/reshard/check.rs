@@ -12,6 +12,7 @@ use crate::nats::stream::StreamSettings;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::pipeline::shared_end_search::fence_subject;
+use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::sibling_slots;
 use crate::relay::lane_client::LaneClient;
@@ -115,30 +116,30 @@ impl Resharding<'_> {
             return Ok(Some(setup::refused(&[finding])));
         }
         let wanted = |lane: &Settings| lane.nats.stream_settings(&lane.postgres.slot);
-        let mut streams = Vec::new();
-        for lane in new {
-            let lane = wanted(lane);
+        let mut streams: Vec<(StreamSettings, &SubjectTemplate)> = Vec::new();
+        for settings in new {
+            let lane = wanted(settings);
             let known = streams
                 .iter_mut()
-                .find(|known: &&mut StreamSettings| known.name == lane.name);
+                .find(|(known, _)| known.name == lane.name);
             // A stream of all shares has to take the dead letters of the new ones: one command for all of them.
             match known {
-                Some(known) => {
+                Some((known, _)) => {
                     for subject in lane.subjects {
                         if !known.subjects.contains(&subject) {
                             known.subjects.push(subject);
                         }
                     }
                 }
-                None => streams.push(lane),
+                None => streams.push((lane, &settings.nats.subject)),
             }
         }
         let Some(first) = self.shares.first().filter(|_| !streams.is_empty()) else {
             return Ok(None);
         };
         let nats = Admin::connect(&first.nats.connection).await?;
-        for stream in streams {
-            let exit = setup::refused_by_stream(&nats, stream).await?;
+        for (stream, subject) in streams {
+            let exit = setup::refused_by_stream(&nats, stream, subject).await?;
             if exit.is_some() {
                 return Ok(exit);
             }

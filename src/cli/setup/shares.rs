@@ -9,12 +9,9 @@ use super::{Args, execute, refused};
 use crate::cli::exit::Exit;
 use crate::cli::lanes;
 use crate::config::Loaded;
-use crate::postgres::catalog::slot_and_wal;
-use crate::postgres::client::{Client, SqlError, connect};
-use crate::postgres::division::Division;
+use crate::postgres::client::connect;
+use crate::postgres::division;
 use crate::postgres::findings::{Finding, Kind, Severity, refuse};
-use crate::postgres::settings::PostgresSettings;
-use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::relay::settings::Settings;
 
@@ -60,7 +57,7 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
-    let division = division(&client, postgres).await?;
+    let division = division::division(&client, postgres).await?;
     let mut refusals = Vec::new();
     if postgres.share.is_some() {
         refusals = sibling_slots::others(&client, share, &division).await?;
@@ -69,7 +66,8 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         }
         refusals.extend(division.finding(share));
     }
-    refusals.extend(other_number(&client, postgres, &division).await?);
+    let other = division::other_number(&client, postgres, &division).await?;
+    refusals.extend(other.map(|it| refuse(Kind::RowFilter, it.what(), it.mend())));
     if postgres.share.is_none() {
         return Ok(refusals);
     }
@@ -78,50 +76,4 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         .collect();
     refusals.extend(sibling_slots::room(&client, &slots).await?);
     Ok(refusals)
-}
-
-/// How the outbox is divided; without row filters it is not.
-pub(crate) async fn division(
-    client: &Client,
-    postgres: &PostgresSettings,
-) -> Result<Division, SqlError> {
-    match server_version(client).await? {
-        ROW_FILTERS_SINCE.. => Division::look(client, postgres).await,
-        _ => Ok(Division::default()),
-    }
-}
-
-/// That the outbox has another number of shares than the settings say.
-pub(crate) async fn other_number(
-    client: &Client,
-    postgres: &PostgresSettings,
-    division: &Division,
-) -> Result<Option<Finding>, SqlError> {
-    let share = &postgres.any_share();
-    let wanted = share.count;
-    let found = division.count().filter(|found| *found != wanted);
-    let Some(found) = found else {
-        return Ok(None);
-    };
-    // A publication that nobody reads divides nothing.
-    if found == 1 && slot_and_wal(client, &share.slot(None)).await?.is_none() {
-        return Ok(None);
-    }
-    Ok(Some(refuse(
-        Kind::RowFilter,
-        match found {
-            1 => format!("the outbox is not divided, and relay.shares is {wanted}"),
-            _ => format!("the outbox has {found} shares, and relay.shares is {wanted}"),
-        },
-        format!(
-            "set relay.shares = {found} in every configuration, or run walrelay reshard --shares {wanted}"
-        ),
-    )))
-}
-
-/// As `server_version_num`.
-pub(crate) async fn server_version(client: &Client) -> Result<u32, SqlError> {
-    let query = "SELECT current_setting('server_version_num')::int4";
-    let version: i32 = client.query_one(query, &[]).await?.try_get(0)?;
-    Ok(u32::try_from(version).unwrap_or(0))
 }

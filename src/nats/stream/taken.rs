@@ -11,32 +11,35 @@ use super::{
 use crate::nats::admin::Admin;
 use crate::nats::api::{StreamConfig, refuse};
 
-/// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream.
+/// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream. `events`
+/// is the template of theirs behind its root, where that can be another one.
 ///
 /// # Errors
 /// [`StreamError`].
 pub async fn taken(
     client: &Admin,
     settings: &StreamSettings,
+    events: Option<&str>,
 ) -> Result<Vec<StreamFinding>, StreamError> {
     let mut found = Vec::new();
     for (index, subject) in settings.subjects_to_create.iter().enumerate() {
+        let events = events.filter(|_| index == 0);
         for name in names(client, settings, subject).await? {
             if name != settings.name
                 && let Some(info) = find(client, &name).await?
             {
-                found.extend(finding(settings, subject, index == 0, &info.config));
+                found.extend(finding(settings, subject, events, &info.config));
             }
         }
     }
     Ok(found)
 }
 
-/// What to do where `other` takes the subject, of events or of walrelay's own messages.
+/// What to do where `other` takes the subject, of events by their template behind its root or of walrelay's own messages.
 fn finding(
     settings: &StreamSettings,
     subject: &str,
-    is_events: bool,
+    events: Option<&str>,
     other: &StreamConfig,
 ) -> Option<StreamFinding> {
     let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
@@ -46,14 +49,14 @@ fn finding(
     } else {
         format!("stream {name} already takes {held}, and with it {subject}")
     };
-    let own = format!(
-        "nats.subject (and nats.stream) to this relay's own, such as {slot}.{{event_type}}"
-    );
-    let mend = match (is_events, owner(other)) {
-        (true, Some(_)) => format!("set {own}"),
-        (true, None) => format!("set {own}; or nats.stream to {name}, if events belong there"),
+    let own = |events: &str| {
+        format!("nats.subject (and nats.stream) to this relay's own, such as {slot}.{events}")
+    };
+    let mend = match (events.map(own), owner(other)) {
+        (Some(own), Some(_)) => format!("set {own}"),
+        (Some(own), None) => format!("set {own}; or nats.stream to {name}, if events belong there"),
         // The other one is where a relay of this slot publishes: without the subject it would stop.
-        (false, _) => format!(
+        (None, _) => format!(
             "where this relay has published to {name}, run walrelay move --to-stream {} with the configuration of that one; else set \
              name, or postgres.slot, to one that no other relay at this NATS has",
             settings.name

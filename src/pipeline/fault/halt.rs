@@ -421,7 +421,10 @@ impl Blocks {
                 "Raise that limit and start again, or `walrelay dead-letters skip {position}` passes it with as much as fits"
             ),
             Blocks::NoRoom { bytes, .. } => {
-                format!("Raise that limit to {bytes} or more, and start again")
+                format!(
+                    "Raise that limit to {bytes} or more, which takes this dead letter (walrelay doctor says what takes the rows themselves), \
+                     and start again"
+                )
             }
         }
     }

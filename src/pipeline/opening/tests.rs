@@ -7,6 +7,7 @@ use crate::pipeline::lane_end::{LaneEnd, Memory};
 use crate::pipeline::position::Position;
 use crate::pipeline::progress::HeldMarks;
 use crate::pipeline::request::StreamView;
+use crate::pipeline::reshard::OtherNumber;
 
 const CREATED: &str = "then";
 
@@ -211,10 +212,10 @@ fn what_was_confirmed_on_a_timeline_that_the_server_left_is_not_carried_over() {
 
 #[test]
 fn a_share_that_is_no_more_is_read_until_its_record_is_at_its_end() {
-    let no_share = Fault::NoShare {
-        share: Some(2),
-        count: 2,
-    };
+    let no_share = Fault::NoShare(OtherNumber {
+        found: 2,
+        wanted: 4,
+    });
     let retired = LaneRecord {
         retired: true,
         ..record(2)

@@ -52,6 +52,16 @@ pub struct ServerClock {
     pub(crate) at: Instant,
 }
 
+/// As `server_version_num`.
+///
+/// # Errors
+/// A failed query.
+pub async fn server_version(client: &Client) -> Result<u32, SqlError> {
+    let query = "SELECT current_setting('server_version_num')::int4";
+    let version: i32 = client.query_one(query, &[]).await?.try_get(0)?;
+    Ok(u32::try_from(version).unwrap_or(0))
+}
+
 const SERVER: &str = "\
 SELECT current_setting('server_version_num')::int4, current_setting('wal_level'), pg_is_in_recovery(),
        (SELECT setting::int8 FROM pg_catalog.pg_settings WHERE name = 'wal_sender_timeout'),

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::row_as;
+use crate::nearest::slip;
 use crate::postgres::client::{Client, SqlError};
 use crate::table_name::TableName;
 
@@ -100,6 +101,36 @@ pub(super) async fn in_capitals(
         })
     })
     .transpose()
+}
+
+/// The table that was probably meant by the name of one that is not there: of the same name in another schema, or of the same but for
+/// a slip of the fingers. Those of the lane, `known`, were meant themselves.
+pub(super) async fn meant(
+    client: &Client,
+    name: &TableName,
+    known: &[TableName],
+) -> Result<Option<TableName>, SqlError> {
+    let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
+                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+                 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND abs(length(c.relname) - length($1::text)) <= 2 \
+                 AND n.nspname <> 'information_schema' AND NOT starts_with(n.nspname, 'pg_') ORDER BY 1, 2";
+    let mut tables = Vec::new();
+    for row in client.query(query, &[&name.table]).await? {
+        let table = TableName {
+            schema: row.try_get(0)?,
+            table: row.try_get(1)?,
+        };
+        if !known.contains(&table) {
+            tables.push(table);
+        }
+    }
+    let plain = |name: &TableName| format!("{}.{}", name.schema, name.table);
+    let names: Vec<String> = tables.iter().map(plain).collect();
+    let near = slip(&plain(name), names.iter().map(String::as_str));
+    let is_near = |table: &&TableName| near == Some(plain(table).as_str());
+    let namesake = |table: &&TableName| table.table == name.table;
+    let meant = (tables.iter().find(is_near)).or_else(|| tables.iter().find(namesake));
+    Ok(meant.cloned())
 }
 
 // A partition key's columns, those in its expressions too, depend on the table internally (52.18 "pg_depend").

@@ -119,11 +119,29 @@ async fn to_a_stream_each_and_back_under_load_and_kills() {
     let mut streams = streams_of(&fixture, 4);
     streams.push(given[0].clone());
     verdict(&fixture, &committed, &streams).await;
+    stops(new).await;
+    // Whoever still has the old configuration is told the same by each command, and what it says is a way out.
+    let told = "the outbox is not divided, and relay.shares is 4";
+    let mend = "set relay.shares = 1 in every configuration, or run walrelay reshard --shares 4";
+    for command in ["status", "doctor", "setup", "verify"] {
+        let said = fixture.walrelay(&[command]).await;
+        assert_ne!(
+            said.code,
+            Some(0),
+            "{command}: {}{}",
+            said.stdout,
+            said.stderr
+        );
+        let said = said.stdout + &said.stderr;
+        assert!(
+            said.contains(told) && said.contains(mend),
+            "{command}: {said}"
+        );
+        assert!(!said.contains("run walrelay setup"), "{command}: {said}");
+    }
     own_streams(&mut fixture, 1);
     fixture.walrelay(&["verify"]).await.success();
-    for relay in [old, new] {
-        stops(relay).await;
-    }
+    stops(old).await;
 }
 
 /// What is left of the lane of all rows is published by the command where no relay has its configuration any more.
@@ -284,6 +302,10 @@ async fn what_is_in_the_way_of_the_new_lanes_is_told_before_any_is_made() {
     let refused = fixture.walrelay(&command("2", &given)).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     assert!(refused.stderr.contains(&given[0]), "{}", refused.stderr);
+    let dry = [&command("2", &given)[..], &["--dry-run"]].concat();
+    let refused = fixture.walrelay(&dry).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains(&given[0]), "{}", refused.stderr);
     let another = ["OTHER".to_owned(), "other.{event_type}".to_owned()];
     own_streams(&mut fixture, 2);
     let refused = fixture.walrelay(&command("2", &another)).await;
@@ -293,9 +315,10 @@ async fn what_is_in_the_way_of_the_new_lanes_is_told_before_any_is_made() {
         "{}",
         refused.stderr
     );
-    let three = fixture.walrelay(&command("3", &given)).await;
+    let three = fixture.walrelay(&["reshard", "--shares", "3"]).await;
     assert_eq!(three.code, Some(2), "{}", three.stderr);
     assert!(three.stderr.contains("power of two"), "{}", three.stderr);
+    assert!(!three.stderr.contains("undivided"), "{}", three.stderr);
     assert_eq!(
         count(&fixture, "FROM pg_publication").await,
         1,
