@@ -153,16 +153,21 @@ impl LaneConnection {
         let (mut refusal, mut failure) = (None, ConnectError::NoServer);
         for server in given.chain(advertised.iter().cloned()) {
             let address = server.address.clone();
+            tracing::debug!(server = %address, "connecting to NATS");
             let attempt = handshake::run(server, settings, &auth, name);
             let after = settings.connect_timeout;
             let error = match timeout(after, attempt).await {
-                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Ok(connection)) => {
+                    connection.tell_opened();
+                    return Ok(connection);
+                }
                 Ok(Err(error)) => error,
                 Err(_) => ConnectError::Timeout {
                     server: address,
                     after,
                 },
             };
+            tracing::debug!(%error, "this NATS server does not serve");
             match error {
                 ConnectError::Login(_) => return Err(error),
                 // They may be changed on one server after the other.
@@ -191,6 +196,19 @@ impl LaneConnection {
             requests: 0,
             closed: false,
         }
+    }
+
+    fn tell_opened(&self) {
+        let info = &self.info;
+        tracing::debug!(
+            server = %self.server,
+            version = %info.version,
+            id = info.server_id,
+            cluster = info.cluster,
+            encrypted = self.is_encrypted(),
+            max_payload = info.max_payload,
+            "connected to NATS"
+        );
     }
 
     /// The servers of the cluster, as the server tells of them: for when those of the settings are gone.
@@ -275,7 +293,12 @@ impl LaneConnection {
                 Some(Op::Info(info)) => {
                     // The nonce comes only at the start; nothing asks for it later.
                     self.info = (*info).clone();
+                    tracing::debug!(lame_duck = info.lame_duck_mode, "NATS tells of itself anew");
                     return Ok(Some(Op::Info(info)));
+                }
+                Some(Op::Err(text)) => {
+                    tracing::debug!("NATS answers -ERR {text}");
+                    return Ok(Some(Op::Err(text)));
                 }
                 other => return Ok(other),
             }
@@ -302,6 +325,7 @@ impl LaneConnection {
             if written + read == 0 {
                 return Poll::Pending;
             }
+            tracing::trace!(written, read, "bytes to and from NATS");
             Poll::Ready(Ok(Exchanged { written, read }))
         })
         .await
@@ -348,13 +372,19 @@ impl LaneConnection {
         self.requests += 1;
         let reply = format!("{}.r{}", self.inbox, self.requests);
         encode::request(&mut self.outgoing, subject, &reply, headers, payload);
-        match timeout(after, self.answer(subject, reply.as_bytes())).await {
+        tracing::trace!(subject, bytes = payload.len(), "request");
+        let answer = match timeout(after, self.answer(subject, reply.as_bytes())).await {
             Ok(result) => result,
             Err(_) => Err(RequestError::Timeout {
                 subject: subject.to_owned(),
                 after,
             }),
+        };
+        match &answer {
+            Ok(msg) => tracing::trace!(subject, bytes = msg.payload.len(), "answer"),
+            Err(error) => tracing::debug!(subject, %error, "no answer"),
         }
+        answer
     }
 
     async fn answer(&mut self, subject: &str, reply: &[u8]) -> Result<Msg, RequestError> {
@@ -386,6 +416,7 @@ impl LaneConnection {
     pub async fn close(mut self) {
         self.closed = true;
         self.socket.close().await;
+        tracing::debug!(server = %self.server, "connection to NATS closed");
     }
 
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -419,6 +450,8 @@ impl Drop for LaneConnection {
         if !self.closed {
             // An abandoned epoch must not publish any more.
             self.socket.reset();
+            let unsent = self.outgoing.len();
+            tracing::debug!(server = %self.server, unsent, "connection to NATS given up");
         }
     }
 }

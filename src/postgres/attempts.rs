@@ -91,12 +91,20 @@ pub(crate) async fn first_host<T, E: Failure, A: Future<Output = Result<T, E>>>(
                     server: server.clone(),
                     wanted: *wanted,
                 };
+                tracing::debug!(server = address_text(&server), "connecting to Postgres");
                 match attempt.within_limit(&begin).await {
                     Err(error) if error.gives_way() => {
                         tracing::debug!(%host, %error, "cannot use this host, trying the next");
                         failures.add(&server, error);
                     }
-                    made => return made,
+                    made => {
+                        let server = address_text(&server);
+                        match &made {
+                            Ok(_) => tracing::debug!(server, "connected to Postgres"),
+                            Err(error) => tracing::debug!(server, %error, "Postgres refuses"),
+                        }
+                        return made;
+                    }
                 }
             }
         }

@@ -392,6 +392,7 @@ impl<'a> Drive<'a> {
             tracing::debug!(error = %error, "the replication connection did not close cleanly");
         }
         turn.broker.connection.close().await;
+        tracing::debug!("replication has ended in good order");
     }
 }
 

@@ -289,6 +289,13 @@ impl Status {
     /// Changes what it is doing.
     pub(super) fn set_state(&mut self, state: State, reason: Option<String>) {
         if self.state != state {
+            tracing::debug!(
+                slot = self.slot,
+                from = self.state.name(),
+                to = state.name(),
+                reason,
+                "the relay's state"
+            );
             self.since = Utc::now();
         }
         self.state = state;

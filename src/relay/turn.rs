@@ -5,6 +5,7 @@
 
 #[cfg(feature = "otlp")]
 mod spans;
+mod trace;
 
 use crate::nats::api::AnswerError;
 use crate::nats::protocol::{Msg, Op};
@@ -191,7 +192,9 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
     /// # Errors
     /// Why the epoch ends.
     pub fn run(&mut self, now: Duration) -> Result<bool, Stop> {
+        let before = self.engine.in_flight();
         self.take_answers(now)?;
+        self.trace_acknowledged(before);
         #[cfg(feature = "otlp")]
         self.tell_acknowledged();
         self.take_wal(now)?;
@@ -297,6 +300,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         let turn_bytes_max = self.limits.turn_bytes_max;
         #[cfg(feature = "otlp")]
         let unread = self.unread();
+        let before = self.handed();
         self.engine
             .send_again(self.broker.outgoing(), turn_bytes_max, now)?;
         let mut dry = false;
@@ -315,6 +319,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
         #[cfg(feature = "otlp")]
         self.tell_sent(unread);
         self.engine.end_turn(self.broker.outgoing(), dry);
+        self.trace_batch(before);
         Ok(())
     }
 
@@ -369,6 +374,7 @@ impl<W: WalTransport, B: BrokerTransport> Turn<W, B> {
 
     fn send(&mut self, request: &Request<'_>) {
         let outgoing = self.broker.store().outgoing(request);
+        tracing::trace!(subject = outgoing.subject, "request to the broker");
         self.expects = Some(outgoing.expects);
         self.requests += 1;
         let reply = format!("{}.{REQUEST_TOKEN}{}", self.broker.inbox(), self.requests);
@@ -424,6 +430,7 @@ fn send_status(
     now: Duration,
 ) -> Result<(), Stop> {
     while let Some(update) = engine.poll_status(now) {
+        trace::status(&update);
         wal.queue_status(update);
     }
     wal.write().map_err(|error| postgres_gone(error.into()))

@@ -54,6 +54,22 @@ async fn human_lines_have_no_secrets_and_no_colours() {
     assert_eq!(relay.ends().await, Some(0));
     let log = relay.log();
     assert!(!log.contains(password), "{log}");
+    for told in [
+        "connected to NATS",
+        "connected to Postgres",
+        "replication has begun",
+        "the relay's state",
+        "batch to the broker",
+        "acknowledged",
+        "status to Postgres",
+        "connection to NATS closed",
+    ] {
+        assert!(log.contains(told), "no {told}: {log}");
+    }
+    assert!(
+        !log.contains("payload_json") && !log.contains("aggregate_id\":"),
+        "{log}"
+    );
     assert!(!log.contains('\u{1b}'), "{log}");
 }
 
