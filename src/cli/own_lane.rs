@@ -5,12 +5,12 @@
 
 use anyhow::{bail, ensure};
 
-use super::setup::shares;
 use crate::bulk::fence::lives_there;
 use crate::pipeline::fault::Halt;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::Client;
+use crate::postgres::division;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::lane_records::Database;
 use crate::relay::settings::Settings;
@@ -26,8 +26,8 @@ pub(super) async fn own_lane(
     lane: &LaneClient,
 ) -> anyhow::Result<LaneRecord> {
     let (slot, stream) = (lane.slot(), lane.stream_name());
-    let division = shares::division(client, &settings.postgres).await?;
-    if let Some(other) = shares::other_number(client, &settings.postgres, &division).await? {
+    let found = division::division(client, &settings.postgres).await?;
+    if let Some(other) = division::other_number(client, &settings.postgres, &found).await? {
         bail!("{other}");
     }
     let Some(record) = lane.record().await?.record else {

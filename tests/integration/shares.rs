@@ -253,7 +253,10 @@ async fn another_number_of_shares_at_once_is_told() {
     assert_eq!(row.get::<_, i64>(0), 4, "nothing was made");
     // Shares that there are not are waited for; those that there are, are relayed.
     let mut relay = fixture.run();
-    let of_share_5 = format!("or run walrelay reshard --shares 8 slot=\"{}_5\"", fixture.name);
+    let of_share_5 = format!(
+        "or run walrelay reshard --shares 8 slot=\"{}_5\"",
+        fixture.name
+    );
     relay.logs(&of_share_5).await;
     all_stream(&fixture).await;
     relay.stop().await;

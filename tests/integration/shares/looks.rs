@@ -99,7 +99,9 @@ async fn a_slot_that_goes_while_its_relay_starts_ends_no_relay() {
     reshard(&fixture, "2").await;
     gate.is_shut.send_replace(false);
     relay.logs("does not exist").await;
-    relay.logs("the outbox has 2 shares, and relay.shares is 4").await;
+    relay
+        .logs("the outbox has 2 shares, and relay.shares is 4")
+        .await;
     stops(relay).await;
     for other in others {
         stops(other).await;
@@ -131,7 +133,9 @@ async fn a_share_that_comes_during_a_look_halts_no_relay() {
     relay.streams().await;
     fixture.set("WALRELAY_POSTGRES_URL", direct);
     reshard(&fixture, "2").await;
-    relay.logs("the outbox has 2 shares, and relay.shares is 4").await;
+    relay
+        .logs("the outbox has 2 shares, and relay.shares is 4")
+        .await;
     gate.is_shut.send_replace(true);
     gate.held.notified().await;
     reshard(&fixture, "4").await;
