@@ -54,8 +54,8 @@ It makes no table beside one of nearly the same name, or of the same name in ano
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
 setup says which. Ctrl-C cancels it and leaves no slot behind.
 
-Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is missing,
-no more was made than is printed. 4: the lane has left the stream, by walrelay move.";
+Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is
+missing, no more was made than is printed. 4: the lane has left the stream, by walrelay move.";
 
 /// Make what the relay needs: table, publication, replication slot, stream; each only if it is missing.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -265,6 +265,11 @@ fn check_constants(
     Ok(())
 }
 
+/// What CloudEvents name as their source where nothing is configured.
+pub(super) fn source_of_name(name: &str) -> String {
+    format!("/walrelay/{name}")
+}
+
 /// A source is given for CloudEvents alone: in any other format it would be left out in silence.
 ///
 /// # Errors
@@ -275,7 +280,9 @@ pub(super) fn check_source(
 ) -> Result<(), ConfigError> {
     let source = required(layers, Key::MessageSource);
     let has_source = |format| matches!(format, Format::CloudEvents | Format::CloudEventsJson);
-    if source.source == ValueOrigin::FromName || formats.any(has_source) {
+    // As `config show` prints it.
+    let is_derived = source.text == source_of_name(&required(layers, Key::Name).text);
+    if is_derived || formats.any(has_source) {
         return Ok(());
     }
     let expected = "left out where message.format is not cloudevents or cloudevents_json: no other has a source";

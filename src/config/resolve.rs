@@ -55,7 +55,7 @@ pub(super) fn resolve(
         }
     }
     if layers.get(Key::MessageSource).is_none() {
-        let source = format!("/walrelay/{name}");
+        let source = mapping::source_of_name(&name);
         layers.set(Key::MessageSource, source, ValueOrigin::FromName);
     }
     mapping::apply_preset(layers)?;

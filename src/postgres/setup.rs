@@ -129,7 +129,7 @@ pub fn plan(
             sql,
         });
     }
-    match rights::refusal(inspection, &steps, "setup") {
+    match rights::refusal(inspection, settings, &steps, "setup") {
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }
@@ -226,6 +226,7 @@ fn order_refusals(
     }
     let (table, key) = (&settings.table, settings.table_key());
     let has_schema = inspection.rights.create_in_schema.is_some();
+    let may_create = inspection.rights.create_in_database;
     match &inspection.in_capitals {
         Some(other) => refuse(
             Kind::TableMissing,
@@ -234,7 +235,8 @@ fn order_refusals(
             ),
             format!("set {key} to '{other}', with these double quotes"),
         ),
-        None if inspection.table.is_none() && !has_schema => refuse(
+        // Who may not make a schema is told all that is to be made.
+        None if inspection.table.is_none() && !has_schema && may_create => refuse(
             Kind::TableMissing,
             format!(
                 "there is no schema {} in database {}",
@@ -242,7 +244,7 @@ fn order_refusals(
                 inspection.server.dbname
             ),
             format!(
-                "set {key} to a table of a schema that is there, or run CREATE SCHEMA {}; as a role that may",
+                "set {key} to a table of a schema that is there, or run CREATE SCHEMA {};",
                 quote_identifier(&table.schema)
             ),
         ),
@@ -259,6 +261,7 @@ fn order_refusals(
         );
     }
     if !wishes.create_table
+        && inspection.in_capitals.is_none()
         && let Some(meant) = &inspection.meant
         && let Some(instead) = instead(inspection, settings)
     {
@@ -355,7 +358,7 @@ pub fn teardown_plan(
             sql: format!("DROP TABLE {};", settings.table),
         }));
     }
-    match rights::refusal(inspection, &steps, "teardown") {
+    match rights::refusal(inspection, settings, &steps, "teardown") {
         Some(refusal) => Err(vec![refusal]),
         None => Ok(steps),
     }

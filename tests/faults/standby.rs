@@ -42,7 +42,7 @@ async fn table_and_stream_are_compared_on_a_standby() {
     assert_eq!(report["pending"], 5, "{report}");
     let filled = fixture.walrelay(&["backfill"]).await.success();
     assert!(
-        filled.stdout.starts_with("1 of 1 row that"),
+        filled.stdout.starts_with("published 1 of 1 row that"),
         "{}",
         filled.stdout
     );

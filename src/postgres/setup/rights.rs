@@ -6,10 +6,16 @@
 use super::{Part, Step};
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Finding, Kind, Severity};
+use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 
 /// Steps that the role may not run; `None` where it may run all.
-pub(super) fn refusal(inspection: &Inspection, steps: &[Step], command: &str) -> Option<Finding> {
+pub(super) fn refusal(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    steps: &[Step],
+    command: &str,
+) -> Option<Finding> {
     let makes = command != "teardown";
     // Those that are there, or are made.
     let owns = |found: &Inspection| match &found.table {
@@ -32,7 +38,15 @@ pub(super) fn refusal(inspection: &Inspection, steps: &[Step], command: &str) ->
         return None;
     }
     let parts: Vec<String> = forbidden.iter().map(|step| step.part.to_string()).collect();
-    let sql: Vec<&str> = forbidden.iter().map(|step| step.sql.trim()).collect();
+    let mut sql: Vec<String> = Vec::new();
+    for (found, settings) in inspection.tables().zip(settings.tables()) {
+        if found.table.is_none() && found.rights.create_in_schema.is_none() {
+            let schema = quote_identifier(&settings.table.schema);
+            sql.push(format!("CREATE SCHEMA {schema};"));
+        }
+    }
+    sql.dedup();
+    sql.extend(forbidden.iter().map(|step| step.sql.trim().to_owned()));
     Some(Finding {
         severity: Severity::Refuse,
         kind: Kind::Privilege,

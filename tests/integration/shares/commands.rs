@@ -135,7 +135,7 @@ async fn a_comparison_with_another_number_of_shares_is_refused() {
     fixture.set("WALRELAY_RELAY_SHARES", "1");
     let found = fixture.walrelay(&["doctor"]).await;
     assert!(
-        found.stdout.contains("set relay.shares to their number"),
+        found.stdout.contains("set relay.shares = 2"),
         "{}",
         found.stdout
     );
