@@ -25,11 +25,23 @@ pub(super) async fn own_lane(
     client: &Client,
     lane: &LaneClient,
 ) -> anyhow::Result<LaneRecord> {
-    let (slot, stream) = (lane.slot(), lane.stream_name());
     let found = division::division(client, &settings.postgres).await?;
     if let Some(other) = division::other_number(client, &settings.postgres, &found).await? {
         bail!("{other}");
     }
+    recorded_lane(settings, client, lane).await
+}
+
+/// The same of a lane that may be at its end: the dead letters of a share that is no more are closed by the configuration that it had.
+///
+/// # Errors
+/// As [`own_lane`], whatever the number of shares.
+pub(super) async fn recorded_lane(
+    settings: &Settings,
+    client: &Client,
+    lane: &LaneClient,
+) -> anyhow::Result<LaneRecord> {
+    let (slot, stream) = (lane.slot(), lane.stream_name());
     let Some(record) = lane.record().await?.record else {
         let inspection = inspect(client, &settings.postgres).await?;
         if let Some(halt) = no_beginning(&inspection, settings) {

@@ -20,7 +20,7 @@ use crate::bulk::publisher::Publisher;
 use crate::bulk::rows::Looked;
 use crate::cli::command_line;
 use crate::cli::exit::Exit;
-use crate::cli::own_lane::own_lane;
+use crate::cli::own_lane::recorded_lane;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
@@ -104,7 +104,7 @@ pub(super) async fn close(
 /// A letter's table is told by its name.
 async fn look_at_tables(settings: &Settings, lane: &LaneClient) -> anyhow::Result<Looked> {
     let looked = Looked::at(settings).await?;
-    let record = own_lane(settings, looked.sql(), lane).await?;
+    let record = recorded_lane(settings, looked.sql(), lane).await?;
     check_names(&looked.inspection, settings, Some(&record))?;
     Ok(looked)
 }
