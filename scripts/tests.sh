@@ -19,6 +19,10 @@ if [ -z "${TMPDIR:-}" ] && has_room 2>/dev/null && memory=$(mktemp -d /dev/shm/w
     # Postgres runs as another user where we are root.
     chmod 711 "$memory"
     export TMPDIR=$memory
+else
+    # On a disk more than these would keep each other waiting.
+    most=$((3 * $(getconf _NPROCESSORS_ONLN)))
+    [ "${RUST_TEST_THREADS:-$most}" -lt "$most" ] || export RUST_TEST_THREADS=$most
 fi
 "${CARGO:-cargo}" test --no-fail-fast "$@" 2>&1 | tee "$log"
 status=${PIPESTATUS[0]}
