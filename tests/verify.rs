@@ -627,7 +627,7 @@ async fn a_stream_that_begins_at_a_sequence_has_removed_nothing() {
     let counts = (&report["missing"]["count"], &report["unjudged"]["count"]);
     assert_eq!(counts, (&5.into(), &0.into()), "{report}");
     let said = platform.expect(&["backfill"], 0).await;
-    assert!(said.starts_with("5 of 5 rows"), "{said}");
+    assert!(said.starts_with("published 5 of 5 rows"), "{said}");
     platform.verify(0).await;
 }
 

@@ -15,6 +15,9 @@ pub(crate) struct Summary {
     pub(crate) virtual_time: Duration,
 }
 
+/// Epochs of a relay that nothing disturbs any more. The walsender of one that was killed holds the slot for up to a quarter of a minute, and
+/// each look at it, five a second, counts.
+const EPOCHS_MAX: u64 = 60 + 75;
 /// More steps than this between two things that happen mean that something spins.
 const STEPS_MAX: u64 = 3_000_000;
 
@@ -338,7 +341,7 @@ fn come_to_rest(simulation: &mut Simulation) -> bool {
             .fail(format!("stuck: confirmed {confirmed:X} of {end:X}"));
     }
     let epochs = simulation.epochs() - before;
-    if epochs > 60 * simulation.relays.len() as u64 && simulation.relays.len() == 1 {
+    if epochs > EPOCHS_MAX && simulation.relays.len() == 1 {
         simulation
             .world
             .fail(format!("{epochs} epochs after everything was healed"));
