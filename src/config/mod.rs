@@ -37,6 +37,7 @@ pub use keys::Key;
 use keys::Secrecy;
 use layers::Layers;
 use origin::ValueOrigin;
+#[cfg(feature = "cli")]
 pub(crate) use shares::SHARES_MAX;
 
 use crate::environment::Environment;

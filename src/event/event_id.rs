@@ -62,6 +62,7 @@ pub(crate) fn of_body(body: &[u8]) -> Option<String> {
 }
 
 /// Whether an id is a UUID: it is of one event then, wherever its row is copied, and is not given out again.
+#[cfg(feature = "relay")]
 pub(crate) fn is_uuid(id: &str) -> bool {
     uuid::Uuid::try_parse(id).is_ok()
 }

@@ -364,6 +364,7 @@ impl LaneRecord {
     }
 
     /// Up to here all that `lane` had in the WAL of `history` is published, by this record: 0/0 where it is another lane's.
+    #[cfg(feature = "cli")]
     pub(crate) fn published_through(&self, lane: &Lane, history: &History) -> PgLsn {
         match self.is_of(lane) {
             true => (self.confirmed_lsn).min(history.shared_with(&self.history())),
