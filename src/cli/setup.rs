@@ -105,7 +105,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     let then = (args.backfill && !args.dry_run).then(|| args.only.clone());
     match (execute_until(args, settings, stopped).await?, then) {
         (Exit::Done, Some(only)) => {
-            backfill::execute(backfill::Args::of_rows(only), settings).await
+            Box::pin(backfill::execute(backfill::Args::of_rows(only), settings)).await
         }
         (made, _) => Ok(made),
     }

@@ -92,7 +92,8 @@ pub(crate) async fn first_host<T, E: Failure, A: Future<Output = Result<T, E>>>(
                     wanted: *wanted,
                 };
                 tracing::debug!(server = address_text(&server), "connecting to Postgres");
-                match attempt.within_limit(&begin).await {
+                // On the heap: TLS, two attempts beside each other and the start-up are large, and every command holds them.
+                match Box::pin(attempt.within_limit(&begin)).await {
                     Err(error) if error.gives_way() => {
                         tracing::debug!(%host, %error, "cannot use this host, trying the next");
                         failures.add(&server, error);
