@@ -13,6 +13,8 @@ use serde::{Deserialize, Deserializer};
 
 use super::headers::Headers;
 
+pub(crate) mod subjects;
+
 /// Where the JetStream API listens, unless a domain or an import moves it.
 pub const DEFAULT_PREFIX: &str = "$JS.API";
 
@@ -169,6 +171,16 @@ impl StreamApi {
         ApiRequest {
             subject,
             payload: Vec::new(),
+        }
+    }
+
+    /// STREAM.INFO with the subjects that match, without the first `offset` of them; answer: [`Subjects::parse`].
+    #[must_use]
+    pub(crate) fn subjects_request(&self, filter: &str, offset: usize) -> ApiRequest {
+        let body = serde_json::json!({ "subjects_filter": filter, "offset": offset });
+        ApiRequest {
+            payload: body.to_string().into_bytes(),
+            ..self.info_request()
         }
     }
 

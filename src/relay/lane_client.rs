@@ -5,9 +5,10 @@
 //! [`LaneClient::end`] has found may tell the same place, since the lane cannot have moved between.
 
 use crate::nats::admin::{Admin, AdminRequestError};
-use crate::nats::api::{AnswerError, StoredMessage, StreamInfo, StreamNameError};
+use crate::nats::api::subjects::Subjects;
+use crate::nats::api::{AnswerError, ApiRequest, StoredMessage, StreamInfo, StreamNameError};
 use crate::nats::denial::Denial;
-use crate::nats::stream::{self, LANE_RECORD_STREAM};
+use crate::nats::stream::{self, LANE_RECORD_STREAM, lane_record_subject};
 use crate::pipeline::dead_letter::remembered::Remembered;
 use crate::pipeline::end_search::{EndSearch, FoundEnd, Lookup, none_behind_header};
 use crate::pipeline::fault::{Fault, Halt};
@@ -105,10 +106,8 @@ impl LaneClient {
     }
 
     async fn send(&self, outgoing: Outgoing, stream: &str) -> Result<Answer, LaneError> {
-        let stores = matches!(
-            outgoing.expects,
-            Expects::StoredRecord | Expects::StoredFence
-        );
+        let expects = outgoing.expects;
+        let stores = matches!(expects, Expects::StoredRecord | Expects::StoredFence);
         let (subject, payload) = (outgoing.subject, outgoing.payload.into());
         let answered = match outgoing.headers {
             Some(block) => {
@@ -120,23 +119,12 @@ impl LaneClient {
             None => self.client.request(subject, payload).await,
         };
         let answer = answered.map_err(|source| match source {
-            AdminRequestError::Denied(denial) => LaneError::Denied(denial),
             // Nothing listens where a message is to be stored.
             source if source.is_no_responders() && stores => LaneError::NoStream(stream.to_owned()),
-            source => LaneError::Request {
-                stream: stream.to_owned(),
-                source,
-            },
+            source => unanswered(source, stream),
         })?;
-        self.store
-            .read(outgoing.expects, &answer.payload)
-            .map_err(|error| match error {
-                StoreError::Answer(AnswerError::Api(api)) if api.is_stream_not_found() => {
-                    LaneError::NoStream(stream.to_owned())
-                }
-                StoreError::NotStored(Fault::RecordTaken(_)) => LaneError::Taken,
-                error => error.into(),
-            })
+        let read = self.store.read(expects, &answer.payload);
+        read.map_err(|error| unread(error, stream))
     }
 
     /// The lane record, and where it is stored.
@@ -265,6 +253,27 @@ impl LaneClient {
         }
     }
 
+    /// The subjects of the stream's messages that match.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    async fn subjects(&self, filter: &str) -> Result<Vec<String>, LaneError> {
+        let stream = self.store.stream();
+        let mut subjects = Vec::new();
+        loop {
+            let ApiRequest { subject, payload } = self.store.subjects(filter, subjects.len());
+            let answer = self.client.request(subject, payload.into()).await;
+            let answer = answer.map_err(|source| unanswered(source, stream))?;
+            let told = Subjects::parse(&answer.payload);
+            let told = told.map_err(|error| unread(error.into(), stream))?;
+            let is_last = told.names.is_empty();
+            subjects.extend(told.names);
+            if is_last || subjects.len() >= told.total {
+                return Ok(subjects);
+            }
+        }
+    }
+
     /// Up to where a relay that starts now publishes nothing more; or why it would halt.
     ///
     /// # Errors
@@ -336,26 +345,45 @@ pub async fn lane_records(
     is_wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<LaneRecord>, LaneError> {
     let records = LaneClient::new(client, LANE_RECORD_STREAM, slot)?;
-    let filter = format!("walrelay.lane.*.{slot}");
-    let (mut from, mut found) = (1, Vec::new());
-    loop {
-        let lookup = Lookup::Next {
-            from,
-            filter: &filter,
-        };
-        let Some(message) = records.message(lookup).await? else {
-            return Ok(found);
-        };
-        from = message.seq + 1;
-        let of_slot = message.subject.rsplit('.').next();
+    // One subject after the other, and not one message after the other: relays write their records anew all the time, each behind all
+    // others, and who reads more slowly than that would never come to the end.
+    let subjects = records.subjects(&lane_record_subject("*", slot)).await?;
+    let mut found = Vec::new();
+    for subject in subjects {
+        let of_slot = subject.rsplit('.').next();
         if !of_slot.is_some_and(&is_wanted) {
             continue;
         }
+        // It may be removed meanwhile.
+        let Some(message) = records.message(Lookup::Last(&subject)).await? else {
+            continue;
+        };
         // A note of a halt stands where there is no record.
         let kept = RecordOrNote::from_json(&message.data).map_err(StoreError::from)?;
         if let RecordOrNote::Record(record) = kept {
             found.push(*record);
         }
+    }
+    Ok(found)
+}
+
+fn unanswered(source: AdminRequestError, stream: &str) -> LaneError {
+    match source {
+        AdminRequestError::Denied(denial) => LaneError::Denied(denial),
+        source => LaneError::Request {
+            stream: stream.to_owned(),
+            source,
+        },
+    }
+}
+
+fn unread(error: StoreError, stream: &str) -> LaneError {
+    match error {
+        StoreError::Answer(AnswerError::Api(api)) if api.is_stream_not_found() => {
+            LaneError::NoStream(stream.to_owned())
+        }
+        StoreError::NotStored(Fault::RecordTaken(_)) => LaneError::Taken,
+        error => error.into(),
     }
 }
 

@@ -307,6 +307,12 @@ impl LaneStore {
         }
     }
 
+    /// Asks for the subjects of the stream that match, without the first `offset` of them; answer:
+    /// [`Subjects`](crate::nats::api::subjects::Subjects).
+    pub(super) fn subjects(&self, filter: &str, offset: usize) -> ApiRequest {
+        self.events.subjects_request(filter, offset)
+    }
+
     /// Reads an answer.
     ///
     /// # Errors

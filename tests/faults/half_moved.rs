@@ -177,7 +177,7 @@ async fn age(fixture: &Fixture) {
     fixture.sql.batch_execute(text).await.unwrap();
 }
 
-const PRUNE: [&str; 3] = ["prune", "--older-than", "7d"];
+const PRUNE: [&str; 2] = ["--older-than", "7d"];
 
 #[tokio::test]
 async fn a_dead_letter_that_was_closed_behind_a_move_keeps_no_row() {
@@ -198,7 +198,7 @@ async fn a_dead_letter_that_was_closed_behind_a_move_keeps_no_row() {
     let relay = fixture.run();
     age(&fixture).await;
     // It is open, in the new stream as in the old one.
-    let kept = fixture.walrelay(&PRUNE).await.success();
+    let kept = fixture.prune(&PRUNE).await.success();
     assert!(kept.stdout.contains("1 row stays"), "{}", kept.stdout);
     assert_eq!(rows(&fixture).await, 1);
     let mend = "UPDATE outbox_events SET event_type = 'ab' WHERE event_type = 'a b'";
@@ -208,7 +208,7 @@ async fn a_dead_letter_that_was_closed_behind_a_move_keeps_no_row() {
         .await
         .success();
     fixture.walrelay(&["verify"]).await.success();
-    fixture.walrelay(&PRUNE).await.success();
+    fixture.prune(&PRUNE).await.success();
     assert_eq!(rows(&fixture).await, 0);
     relay.stop().await;
 }
@@ -234,7 +234,7 @@ async fn a_dead_letter_without_an_id_is_closed_behind_a_move_as_printed() {
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     fixture.set("WALRELAY_NATS_STREAM", new.as_str());
     let relay = fixture.run();
-    let refused = fixture.walrelay(&PRUNE).await;
+    let refused = fixture.prune(&PRUNE).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     let (_, remedy) = refused
         .stderr
@@ -243,7 +243,7 @@ async fn a_dead_letter_without_an_id_is_closed_behind_a_move_as_printed() {
     let position = remedy.split([' ', ',', '\n']).next().unwrap();
     let discard = ["dead-letters", "discard", position, "--reason", "a test"];
     fixture.walrelay(&discard).await.success();
-    fixture.walrelay(&PRUNE).await.success();
+    fixture.prune(&PRUNE).await.success();
     let left = fixture.sql.query_one(
         "SELECT count(*) FROM outbox_events WHERE id IS NOT NULL",
         &[],

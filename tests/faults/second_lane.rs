@@ -79,8 +79,7 @@ async fn no_row_is_deleted_that_may_be_a_dead_letter_of_another_lane() {
     let first = fixture.run();
     of_lane(&mut fixture, two);
     let second = fixture.run();
-    let prune = ["prune", "--older-than", "0s"];
-    fixture.walrelay(&prune).await.success();
+    fixture.prune(&["--older-than", "0s"]).await.success();
     has_rows(&fixture, 1).await;
     first.stop().await;
     second.stop().await;

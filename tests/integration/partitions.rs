@@ -55,9 +55,7 @@ async fn only_rows_go(folder: &Path, layout: &str, kept: &str, day: &str) -> Fix
     fixture.sql.batch_execute(&insert).await.expect("inserted");
     fixture.holds(1).await;
     let before = partitions(&fixture).await;
-    let pruned = fixture
-        .walrelay(&["prune", "--older-than", "7d", "--json"])
-        .await;
+    let pruned = fixture.prune(&["--older-than", "7d", "--json"]).await;
     let report: serde_json::Value =
         serde_json::from_str(&pruned.success().stdout).expect("one JSON object");
     assert_eq!(

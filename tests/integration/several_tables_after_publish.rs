@@ -189,9 +189,7 @@ async fn rows_of_a_table_that_is_taken_away_stay() {
     fixture.holds(5).await;
     lags(&fixture, 0).await;
     has(&fixture, "true", [0, 0, 1]).await;
-    let pruned = fixture
-        .walrelay(&["prune", "--older-than", "0s", "--json"])
-        .await;
+    let pruned = fixture.prune(&["--older-than", "0s", "--json"]).await;
     has(&fixture, "true", [0, 0, 0]).await;
     // Orders do not tell their age.
     assert_eq!(pruned.code, Some(2), "{pruned:?}");

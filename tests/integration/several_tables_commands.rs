@@ -55,8 +55,8 @@ async fn prune_goes_by_the_age_column_of_each_table() {
     let sql = [aged(1, 10), aged(2, 0), dead.to_owned()].join(";");
     fixture.sql.batch_execute(&sql).await.unwrap();
     fixture.holds(7).await;
-    let prune = ["prune", "--older-than", "7d", "--json"];
-    let done = fixture.walrelay(&prune).await;
+    let prune = ["--older-than", "7d", "--json"];
+    let done = fixture.prune(&prune).await;
     assert_eq!(done.code, Some(0), "{done:?}");
     let pruned: Vec<_> = reports(&done)
         .iter()
@@ -73,7 +73,7 @@ async fn prune_goes_by_the_age_column_of_each_table() {
     relay.stop().await;
     fixture.sql.batch_execute(&aged(3, 10)).await.unwrap();
     let waits = [&prune[..], &["--wait", "1s"]].concat();
-    let refused = fixture.walrelay(&waits).await;
+    let refused = fixture.prune(&waits).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert_eq!(rows(&fixture).await, [2, 3, 2]);
 }

@@ -1,7 +1,7 @@
 //! What works on the table works on all shares of it.
 
 use super::{SHARES, all_stream, divide, shares, stored_ids};
-use crate::support::{Fixture, eventually, uuid};
+use crate::support::{Fixture, Servers, eventually, uuid};
 
 async fn count(fixture: &Fixture, which: &str) -> i64 {
     let query = format!("SELECT count(*) FROM outbox_events WHERE {which}");
@@ -33,9 +33,9 @@ async fn rows_are_marked_pruned_and_erased_over_all_shares() {
 
     let age = "UPDATE outbox_events SET occurred_at = now() - interval '10 days'";
     fixture.sql.batch_execute(age).await.unwrap();
-    let prune = &["prune", "--older-than", "7d"];
+    let prune = &["--older-than", "7d"];
     let one = fixture
-        .walrelay(&[prune, &["--share", "1"][..]].concat())
+        .prune(&[prune, &["--share", "1"][..]].concat())
         .await;
     assert_eq!(one.code, Some(2), "{}", one.stderr);
     assert!(one.stderr.contains("leave out --share"), "{}", one.stderr);
@@ -47,13 +47,13 @@ async fn rows_are_marked_pruned_and_erased_over_all_shares() {
     relay.stop().await;
     fixture.sql.execute(again, &[&of_last]).await.unwrap();
     let short = fixture
-        .walrelay(&[prune, &["--wait", "1s"][..]].concat())
+        .prune(&[prune, &["--wait", "1s"][..]].concat())
         .await;
     assert_eq!(short.code, Some(1), "{}", short.stderr);
     assert_eq!(count(&fixture, "true").await, 61);
     let relay = fixture.run();
     all_stream(&fixture).await;
-    fixture.walrelay(prune).await.success();
+    fixture.prune(prune).await.success();
     assert_eq!(count(&fixture, "true").await, 1);
 
     let row = "SELECT aggregate_id::text FROM outbox_events";
@@ -72,7 +72,7 @@ async fn rows_are_marked_pruned_and_erased_over_all_shares() {
         SELECT gen_random_uuid(), gen_random_uuid(), 'has a space', now() - interval '10 days', '{}' FROM generate_series(1, 24)";
     fixture.sql.batch_execute(bad).await.unwrap();
     let kept = fixture
-        .walrelay(&[prune, &["--dry-run", "--json"][..]].concat())
+        .prune(&[prune, &["--dry-run", "--json"][..]].concat())
         .await
         .success();
     let kept: serde_json::Value = serde_json::from_str(&kept.stdout).unwrap();
@@ -173,5 +173,32 @@ async fn a_row_that_has_changed_its_share_is_not_published_again() {
         fixture.walrelay(arguments).await.success();
         assert_eq!(stored(&mut fixture).await, 40, "{arguments:?}");
     }
+    relay.stop().await;
+}
+
+/// Relays write their lanes' records anew all the time, each behind all others: no command reads after them.
+#[tokio::test]
+async fn commands_end_beside_many_lanes_that_write_their_records() {
+    let mut fixture = Fixture::bare_on(Servers::own().await).await;
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    let relay = fixture.run();
+    all_stream(&fixture).await;
+    fixture.insert(1, 40).await;
+    let nats = fixture.nats.clone();
+    let writing = tokio::spawn(async move {
+        // The answers to these alone keep it from filling the server's memory.
+        let context = async_nats::jetstream::new(nats);
+        for lane in (0..50).cycle() {
+            let subject = format!("walrelay.lane.ANOTHER.another_{lane}");
+            let stored = context.publish(subject, "{}".into()).await;
+            stored.unwrap().await.unwrap();
+        }
+    });
+    for command in [&["verify"][..], &["backfill"], &["verify"]] {
+        fixture.walrelay(command).await.success();
+    }
+    assert!(!writing.is_finished());
+    writing.abort();
     relay.stop().await;
 }

@@ -216,6 +216,21 @@ impl Fixture {
         Output::of(&mut self.command(arguments)).await
     }
 
+    /// `walrelay prune` with these arguments, once all transactions of the server that run now have ended, those of other tests too: a
+    /// row stays that is younger than one of them.
+    #[allow(dead_code)] // Not all programs prune.
+    pub(crate) async fn prune(&self, arguments: &[&str]) -> Output {
+        let next = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text";
+        let next: String = self.sql.query_one(next, &[]).await.expect("read").get(0);
+        let ended = "SELECT pg_snapshot_xmin(pg_current_snapshot()) >= $1::text::xid8";
+        eventually("the transactions of others have ended", async || {
+            let row = self.sql.query_one(ended, &[&next]).await;
+            row.expect("read").get::<_, bool>(0).then_some(())
+        })
+        .await;
+        self.walrelay(&[&["prune"], arguments].concat()).await
+    }
+
     /// `walrelay setup`.
     pub(crate) async fn setup(&self) {
         self.walrelay(&["setup"]).await.success();
