@@ -200,15 +200,24 @@ async fn each_takes_its_place_in_one_transaction() {
         relay.signal(Signal::TERM);
         assert_eq!(relay.ends().await, Some(0));
         let log = relay.log();
-        // One is told in full, the others as a number.
-        assert_eq!(log.matches("a row cannot be published").count(), 1, "{log}");
-        let (_, more) = log
-            .split_once("further rows became dead letters")
-            .expect("a count");
-        let (_, more) = more.split_once("more=").expect("a count");
-        let more: usize = more.split_whitespace().next().unwrap().parse().unwrap();
-        assert_eq!(more + 1, rejected, "{lane:?}: {log}");
+        // One is told in full, and the others as numbers: several where it takes longer than an interval.
+        let told = log.matches("a row cannot be published").count();
+        assert!(told < rejected, "{lane:?}: {log}");
+        assert_eq!(told + more_letters(&log), rejected, "{lane:?}: {log}");
     }
+}
+
+/// How many further dead letters the log tells of as numbers.
+fn more_letters(log: &str) -> usize {
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("further rows became dead letters"));
+    let numbers = lines.map(|line| {
+        let (_, more) = line.split_once("more=").expect("a number");
+        let more = more.split_whitespace().next().expect("a number");
+        more.parse::<usize>().expect("a number")
+    });
+    numbers.sum()
 }
 
 async fn goes_on_behind_each(lane: Lane) {
