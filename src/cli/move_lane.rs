@@ -9,7 +9,7 @@
 //! 1. The target's record says that the lane is on its way, so that no relay publishes there. The target is made.
 //! 2. Messages are copied while the relay goes on, until few are left.
 //! 3. The old stream's record says that the lane has gone, so that no relay begins there any more; then a message at its end breaks
-//!    the chain of the one that runs. Behind it the lane stores nothing there.
+//!    the chain of the one that runs. Behind it the lane stores nothing there. A sealed stream takes no such message and needs none.
 //! 4. The rest is copied, and the target's record says so. On the same NATS the subjects go over.
 //! 5. The target's record says that the lane lives there, where the relay goes on with the new configuration.
 
@@ -131,6 +131,8 @@ struct Move {
     nats: Option<String>,
     /// When the old stream was created.
     created: String,
+    /// It takes nothing any more.
+    is_sealed: bool,
     stage: Stage,
 }
 
@@ -195,6 +197,7 @@ impl Move {
             },
             nats,
             created: info.created,
+            is_sealed: info.config.sealed,
             stage: Stage::Begin,
             from,
             to,
@@ -350,6 +353,12 @@ impl Move {
             Stage::Copied => "Everything is copied: the lane goes on there.".to_owned(),
             Stage::Done => "The lane is there already.".to_owned(),
         });
+        if self.is_sealed && self.stage < Stage::Done {
+            account.line(format_args!(
+                "Stream {from} is sealed, which took its age limit away: the new one has none until nats stream edit {to} --max-age gives \
+                 it one."
+            ));
+        }
         if self.stage < Stage::Fenced {
             account.line(format_args!(
                 "Start a relay with {} once messages are copied: it waits until the lane is there.",

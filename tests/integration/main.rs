@@ -23,6 +23,7 @@ mod refusals;
 mod rejects;
 mod replay;
 mod rights;
+mod sealed;
 mod setup;
 mod several_tables;
 mod several_tables_after_publish;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, bail, ensure};
 use async_nats::jetstream::consumer::pull::OrderedConfig;
-use async_nats::jetstream::stream::{Config, SubjectTransform};
+use async_nats::jetstream::stream::{Config, DiscardPolicy, SubjectTransform};
 
 use super::Move;
 use crate::bulk::Outcome;
@@ -79,7 +79,7 @@ impl Move {
                 destination: ">".to_owned(),
             }),
             first_sequence: None,
-            ..old
+            ..unsealed(old)
         };
         stream::create(&self.to.nats, &config)
             .await
@@ -237,5 +237,19 @@ impl Move {
         }
         let now = self.from.lane.stream().await?.state.last_seq;
         Ok(now.saturating_sub(last))
+    }
+}
+
+/// What a sealed stream was before, as far as it tells: nats-server has set these keys with the seal, and taken the age limit away.
+fn unsealed(config: Config) -> Config {
+    match config.sealed {
+        true => Config {
+            sealed: false,
+            deny_delete: false,
+            deny_purge: false,
+            discard: DiscardPolicy::Old,
+            ..config
+        },
+        false => config,
     }
 }

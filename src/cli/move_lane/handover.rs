@@ -58,6 +58,11 @@ impl Move {
                 }
             }
         }
+        let old = self.from.lane.stream().await?;
+        if old.config.sealed {
+            // It stores nothing more, for whoever it is.
+            return Ok(old.state.last_seq);
+        }
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Stream", self.from.stream());
         headers.insert(KIND_HEADER, KIND_MOVED);

@@ -9,6 +9,8 @@ use crate::nats::protocol::ServerVersion;
 
 /// A fence is all headers, and has less than this with any slot and a usual event id.
 const FENCE_BYTES_MAX: usize = 512;
+const ANOTHER: &str = "use another stream";
+const OUT_OF_SEALED: &str = "walrelay move --to-stream with another name takes the lane there that has published here; else use another stream";
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,7 +97,11 @@ pub(super) fn findings(
     let is_others = !shared && !subjects.iter().skip(1).any(takes_ours);
     let owner = owner(config).filter(|_| is_others);
     missing_subjects(&mut findings, subjects, owner);
-    writable(&mut findings, "use another stream");
+    writable(
+        &mut findings,
+        ANOTHER,
+        if shared { ANOTHER } else { OUT_OF_SEALED },
+    );
     retention(&mut findings);
     if config
         .subjects
@@ -201,11 +207,11 @@ fn transform(findings: &mut Findings<'_>, subjects: &[String]) {
 }
 
 /// Whether publishing works at all, and an acknowledgement means what it says.
-fn writable(findings: &mut Findings<'_>, instead: &str) {
+fn writable(findings: &mut Findings<'_>, instead: &str, instead_of_sealed: &str) {
     let config = findings.config;
     if config.sealed {
         let message = format!(
-            "the stream is sealed: it takes nothing any more, and that cannot be undone; {instead}"
+            "the stream is sealed: it takes nothing any more, and that cannot be undone; {instead_of_sealed}"
         );
         findings.add(StreamSeverity::Blocks, message, None);
     }

@@ -24,7 +24,7 @@ pub(in crate::nats::stream) fn lane_record_findings(
         found: Vec::new(),
     };
     missing_subjects(&mut findings, &[subjects.to_owned()], None);
-    writable(&mut findings, RECORDS_ANEW);
+    writable(&mut findings, RECORDS_ANEW, RECORDS_ANEW);
     if !config.max_age.is_zero() {
         let message = "max_age lets records expire: a lane without its record cannot resume";
         findings.add(Blocks, message, Some("--max-age=-1"));
