@@ -16,6 +16,7 @@ use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::end_search::Lookup;
+use crate::pipeline::fault::of_share;
 use crate::pipeline::position::Position;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
@@ -184,7 +185,7 @@ pub(super) async fn look(
     let halt = no_beginning(&inspection, settings).filter(|_| stored.is_new);
     missing.extend(halt.map(|halt| Missing {
         what: halt.reason(),
-        remedy: halt.remedy(),
+        remedy: of_share(&halt.remedy(), settings.postgres.part()),
     }));
     let Stored { last, copied, .. } = stored;
     let at = |last: Option<(u64, Position)>| last.map(|(_, position)| position);

@@ -11,7 +11,7 @@ use postgres_types::PgLsn;
 
 mod halt;
 
-pub use halt::{Blocks, Halt};
+pub use halt::{Blocks, Halt, of_share};
 
 /// Why an epoch ended. The next one starts from what stream and slot say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -425,11 +425,11 @@ impl Board {
     }
 
     /// A person has to look.
-    pub(crate) fn halted(&self, halt: &Halt) {
+    pub(crate) fn halted(&self, halt: &Halt, share: Option<u32>) {
         let mut inner = self.change();
         let halts = &mut inner.status.totals.halts;
         *halts.entry(halt.name().to_owned()).or_default() += 1;
-        (inner.status).set_state(State::Halted, Some(halt.to_string()));
+        (inner.status).set_state(State::Halted, Some(halt.told(share)));
     }
 
     /// The relay has come to its end.

@@ -4,7 +4,7 @@
 //! In: the halt, what the relay remembers. Guarantees: the halt itself waits for this only so long, and stands whether it comes
 //! about or not; the record of an epoch that another relay has begun since is left alone.
 
-use crate::pipeline::fault::Halt;
+use crate::pipeline::fault::{Halt, of_share};
 use crate::pipeline::record::RecordOrNote;
 use crate::pipeline::request::StoredRecord;
 use crate::relay::open;
@@ -34,7 +34,18 @@ pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt
     let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
     let memory = inherited.memory.as_ref();
     let epoch = memory.map(|memory| (memory.created.as_str(), memory.epoch));
-    let kept = |stored: &StoredRecord| stored.kept(halt, epoch, at.clone());
+    let share = settings.postgres.part();
+    let kept = |stored: &StoredRecord| {
+        let mut kept = stored.kept(halt, epoch, at.clone())?;
+        let note = match &mut kept {
+            RecordOrNote::Record(record) => record.halted.as_mut(),
+            RecordOrNote::Note(note) => Some(note),
+        };
+        if let Some(note) = note {
+            note.remedy = of_share(&note.remedy, share);
+        }
+        Some(kept)
+    };
     loop {
         let why = match timeout_at(deadline, try_keep(settings, inherited, &kept)).await {
             Ok(Ok(())) => return,

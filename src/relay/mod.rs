@@ -435,8 +435,9 @@ impl<'a> Relay<'a> {
 
     /// Says it first: to keep it may fail, and takes a while where the broker is away.
     async fn halted(&self, halt: Halt) -> Next {
-        tracing::error!("halted: {halt}");
-        self.board.halted(&halt);
+        let share = self.settings.postgres.part();
+        tracing::error!("halted: {}", halt.told(share));
+        self.board.halted(&halt, share);
         halted::keep(self.settings, &self.inherited, &halt).await;
         Next::End(Outcome::Halted(halt))
     }

@@ -86,7 +86,10 @@ impl Resharding<'_> {
         tokio::select! {
             ended = &mut relay => {
                 return match ended.with_context(|| format!("slot {slot}"))? {
-                    Outcome::Halted(halt) => Err(anyhow::anyhow!("slot {slot}: {halt}")),
+                    Outcome::Halted(halt) => {
+                        let halt = halt.told(lane.postgres.part());
+                        Err(anyhow::anyhow!("slot {slot}: {halt}"))
+                    }
                     Outcome::Stopped => Err(anyhow::anyhow!("slot {slot}: stopped")),
                 };
             }

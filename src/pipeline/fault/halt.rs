@@ -330,7 +330,13 @@ impl Halt {
         }
     }
 
-    /// The way on, as a person can type it.
+    /// All of it, for the lane of that share.
+    #[must_use]
+    pub fn told(&self, share: Option<u32>) -> String {
+        of_share(&self.to_string(), share)
+    }
+
+    /// The way on, as a person can type it; [`of_share`] where the lane is a share's.
     pub fn remedy(&self) -> String {
         let text = match self {
             Halt::OtherLane { .. } => {
@@ -397,6 +403,21 @@ impl Halt {
         };
         text.to_owned()
     }
+}
+
+/// A text whose commands are about the lane of that share.
+#[must_use]
+pub fn of_share(text: &str, share: Option<u32>) -> String {
+    let about_one_lane = [
+        "walrelay adopt",
+        "walrelay move",
+        "walrelay dead-letters skip",
+    ];
+    let named = |text: String, command: &str| match share {
+        Some(number) => text.replace(command, &format!("{command} --share {number}")),
+        None => text,
+    };
+    about_one_lane.into_iter().fold(text.to_owned(), named)
 }
 
 impl Blocks {
