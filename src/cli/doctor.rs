@@ -12,7 +12,7 @@ use super::exit::{Exit, message};
 use super::exposed::exposed;
 use super::stdout::Account;
 use crate::nats::stream::{StreamFinding, StreamSeverity, edits};
-use crate::pipeline::fault::Halt;
+use crate::pipeline::fault::{Halt, of_share};
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::HaltNote;
 use crate::postgres::findings::{Finding, Severity};
@@ -161,7 +161,8 @@ pub async fn execute(
     report.take("monitoring of NATS", monitoring);
     report.take("dead letters", letters);
     report.take("commands beside the relay", bulk_work);
-    if let (Some(rows), Some((limit, stream))) = (report.rows, report.limit.take()) {
+    if let Some((limit, stream)) = report.limit.take() {
+        let rows = report.rows.unwrap_or_default();
         let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
         report.findings.extend(large.map(Found::from));
     }
@@ -170,7 +171,7 @@ pub async fn execute(
             code: halt.name(),
             severity: "refuse",
             what: halt.reason(),
-            mend: Some(halt.remedy()),
+            mend: Some(of_share(&halt.remedy(), settings.postgres.part())),
         });
     }
     edits::together(report.findings.iter_mut().filter_map(|it| it.mend.as_mut()));

@@ -39,7 +39,7 @@ mod streams;
 
 pub(super) use shares::{each_lane, execute_all};
 pub(super) use streams::refused_by_stream;
-use streams::{make_streams, plan_streams, print_streams, refused_streams};
+use streams::{make_streams, plan_streams, print_streams, refused_streams, warn_of_sizes};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -202,10 +202,12 @@ pub(crate) async fn execute_until(
     // A relay that runs reads its slot, as it should.
     left.retain(|finding| finding.kind != Kind::SlotActive);
     print_findings(&left);
+    warn_of_sizes(&client, &nats, &made, settings).await?;
     let refusals = left
         .iter()
         .any(|finding| finding.severity == Severity::Refuse);
     if let Err(halt) = &begins {
+        let halt = halt.told(postgres.part());
         stderr::line(format_args!("error: walrelay run would halt: {halt}"));
     }
     Ok(match refusals || begins.is_err() {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::catalog::Table;
+use super::catalog::{Inspection, Table};
 use super::client::{Client, SqlError};
 use super::findings::columns::wanted;
 use super::settings::PostgresSettings;
@@ -17,13 +17,20 @@ const PAGES: f64 = 256.0;
 const ROWS_MAX: u32 = 100;
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// Some of the table's rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Some of the table's rows; by default none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Sample {
     /// How many were looked at.
     pub rows: i64,
     /// The text of the largest one's columns that are sent, in bytes.
     pub bytes_max: i64,
+}
+
+/// The table, where the role may look at its rows.
+#[must_use]
+pub fn readable(inspection: &Inspection) -> Option<&Table> {
+    let table = inspection.table.as_ref();
+    table.filter(|table| table.has_rows_of_its_own() && table.may_use_schema && table.may_select)
 }
 
 /// Looks at some rows; none where there are none.

@@ -117,7 +117,7 @@ pub async fn plan(client: &Admin, settings: &StreamSettings) -> Result<StreamPla
 /// What an event has beside its columns: the envelope's names, subject and headers.
 const BESIDE_BYTES: u64 = 512;
 
-/// Rows whose messages are close to what server and stream take: `bytes` is the largest of `rows`.
+/// Rows whose messages are close to what server and stream take: `bytes` is the largest of `rows`. Of no row, what any event has.
 #[must_use]
 pub fn rows(stream: &str, limit: SizeLimit, rows: i64, bytes: i64) -> Option<StreamFinding> {
     let message_bytes = bytes.unsigned_abs().saturating_add(BESIDE_BYTES);
@@ -135,9 +135,11 @@ pub fn rows(stream: &str, limit: SizeLimit, rows: i64, bytes: i64) -> Option<Str
     };
     let becomes = match message_bytes > limit_bytes {
         true => "such a row becomes a dead letter",
+        false if rows == 0 => "a row of a few hundred bytes becomes a dead letter",
         false => "a row twice as large becomes a dead letter",
     };
     let whose = match rows {
+        0 => "an event with nothing in its columns".to_owned(),
         1 => "the table's row".to_owned(),
         _ => format!("the largest of {rows} rows"),
     };
@@ -189,6 +191,20 @@ mod tests {
             patch: 0,
         };
         no_way(&config, shared, version)
+    }
+
+    #[test]
+    fn a_stream_that_hardly_takes_an_event_is_found_without_a_row() {
+        let rows = |bytes| {
+            let by = Limiter::Stream;
+            rows("OUTBOX", SizeLimit { bytes, by }, 0, 0)
+        };
+        let tiny = rows(100).expect("a finding");
+        assert_eq!(
+            tiny.command.as_deref(),
+            Some("nats stream edit OUTBOX --max-msg-size=1024")
+        );
+        assert_eq!(rows(1_024), None);
     }
 
     #[test]

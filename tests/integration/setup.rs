@@ -600,3 +600,30 @@ async fn an_empty_table_of_somebody_elses_is_mapped() {
     assert_eq!(stored[0].kind, None, "{stored:?}");
     assert_eq!(stored[0].payload(), r#"{"n": 1}"#);
 }
+
+/// A stream that hardly takes an event, and one that does not take the rows that there are.
+#[tokio::test]
+async fn set_up_tells_of_messages_that_the_stream_does_not_take() {
+    let fixture = Fixture::new().await;
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let stream = context.get_stream(fixture.stream_name()).await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    config.max_message_size = 100;
+    context.update_stream(&config).await.unwrap();
+    let edit = format!("nats stream edit {} --max-msg-size=", fixture.stream_name());
+    for large in [false, true] {
+        if large {
+            let row = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+                VALUES (gen_random_uuid(), gen_random_uuid(), 'a', to_jsonb(repeat('x', 12000)))";
+            fixture.sql.batch_execute(row).await.unwrap();
+        }
+        let doctor = fixture.walrelay(&["doctor"]).await;
+        assert!(doctor.stdout.contains(&edit), "{}", doctor.stdout);
+        let setup = fixture.walrelay(&["setup"]).await.success();
+        let (_, bytes) = setup.stderr.split_once(&edit).expect(&setup.stderr);
+        config.max_message_size = bytes.trim().parse().expect("a number");
+        context.update_stream(&config).await.unwrap();
+        let setup = fixture.walrelay(&["setup"]).await.success();
+        assert!(!setup.stderr.contains("max-msg-size"), "{}", setup.stderr);
+    }
+}

@@ -5,12 +5,17 @@
 use anyhow::Context as _;
 
 use super::report;
-use crate::cli::exit::Exit;
+use crate::cli::exit::{Exit, message};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
+use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::subject::SubjectTemplate;
+use crate::postgres::catalog::Inspection;
+use crate::postgres::client::Client;
+use crate::postgres::row_sizes::{self, Sample};
+use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 
 /// What is wanted of NATS.
@@ -105,6 +110,39 @@ pub(super) async fn make_streams(
                 report(account, "stream", name, "made");
             }
         }
+    }
+    Ok(())
+}
+
+/// Says where rows of the tables, or any event, make messages that server or stream hardly take.
+pub(super) async fn warn_of_sizes(
+    client: &Client,
+    nats: &Admin,
+    made: &Inspection,
+    settings: &Settings,
+) -> Result<(), anyhow::Error> {
+    let name = &settings.nats.stream;
+    let stream = stream::find(nats, name).await?;
+    let of_stream = stream.and_then(|stream| stream.config.message_bytes_max());
+    let limit = SizeLimit::smaller(nats.client().server_info().max_payload, of_stream);
+    let mut largest = Sample::default();
+    for (found, of) in made.tables().zip(settings.tables()) {
+        let Some(table) = row_sizes::readable(found) else {
+            continue;
+        };
+        match row_sizes::sample(client, table, &of.postgres).await {
+            Ok(Some(sample)) if sample.bytes_max >= largest.bytes_max => largest = sample,
+            Ok(_) => {}
+            // It ends no set-up.
+            Err(error) => stderr::line(format_args!(
+                "warning: how large rows of {} are is not known: {}",
+                of.postgres.table,
+                message(&error.into())
+            )),
+        }
+    }
+    if let Some(finding) = stream_fit::rows(name, limit, largest.rows, largest.bytes_max) {
+        stderr::line(format_args!("warning: stream {name}: {finding}"));
     }
     Ok(())
 }
