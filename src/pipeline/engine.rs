@@ -22,6 +22,7 @@ pub use crossing::CrossingQuestion;
 pub use reject::{RowPresence, RowQuestion};
 pub use resync::Resumed;
 
+use super::carrier::Carrier;
 use super::commit_time::CommitTimes;
 use super::confirm::{self, Confirm};
 use super::continuity::{Overlap, Plan};
@@ -34,7 +35,7 @@ use super::position::{Lane, Position};
 use super::progress::{HeldMarks, Progress};
 use super::publications::PublicationName;
 use super::publish::{Mode, Traffic, Window, WindowLimits, WindowSettings};
-use super::record::{Carrier, LaneRecord};
+use super::record::LaneRecord;
 use super::row::{Foreign, Relations, Source};
 use super::shared_end_search::fence_subject;
 use bytes::BytesMut;

@@ -7,6 +7,7 @@
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
 //! | [`row`] | tuples | the six columns of an event |
 //! | [`logical_message`] | a message of the WAL | the same, without a table |
+//! | [`carrier`] | what carries the table into the WAL, at two moments | rows that are never sent |
 //! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
 //! | [`id_column`] | the column of their ids | that it is another one than messages tell |
 //! | [`misnamed`] | both, as they are configured | why the lane cannot go on by them |
@@ -36,6 +37,7 @@
 pub mod after_publish;
 pub mod burst;
 pub mod bytes;
+pub mod carrier;
 pub mod commit_time;
 pub mod confirm;
 pub mod continuity;

@@ -4,6 +4,7 @@
 //! limits nor a purge of that stream takes it away. It trails the stream by up to a confirmation interval, hence it
 //! never overrules a lane end that is there; it explains the slot's confirmed LSN and stands in for a removed lane end.
 
+use super::carrier::Carrier;
 use super::fault::Halt;
 use super::history::{History, Switch};
 use super::position::{Lane, Position};
@@ -12,7 +13,6 @@ use super::tables::Period;
 use super::{text, text_option};
 use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 
 /// What is known of a lane, as JSON on its control subject.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -234,79 +234,6 @@ fn shortened(mut text: String) -> String {
         text.push('…');
     }
     text
-}
-
-/// What carries the table's rows into the replication stream, as the catalog had it at one moment. Postgres passes
-/// over a row whose table was not in the publication when it committed, and says nothing (manual, 29.1).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Carrier {
-    /// Names table, publication and the tie between them; another one after any of them was changed or made again.
-    pub identity: String,
-    /// Names what ALTER TABLE has rewritten, the table or partitions of it, and the rewrite: another one after each.
-    #[serde(default)]
-    pub(crate) rewrites: Vec<String>,
-    /// End of the WAL at that moment.
-    #[serde(with = "text")]
-    pub(crate) seen_lsn: PgLsn,
-    /// The same of further tables, by their names.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) further: BTreeMap<String, Carrier>,
-}
-
-impl Carrier {
-    /// Whether `now` is the same where the publication has got another name: a name is part of its row, of which the identity has the
-    /// transaction that wrote it.
-    pub(crate) fn is_same_but_for_a_name(&self, now: &Carrier) -> bool {
-        let both = self.further.iter();
-        let mut both = both.filter_map(|(name, before)| Some((before, now.further.get(name)?)));
-        unwritten(&self.identity) == unwritten(&now.identity)
-            && now
-                .rewrites
-                .iter()
-                .all(|found| self.rewrites.contains(found))
-            && both.all(|(before, now)| before.is_same_but_for_a_name(now))
-    }
-
-    /// What a person must hear when `now` is found where `self` was before.
-    pub fn change(&self, now: &Carrier) -> Option<String> {
-        // A partition that is gone takes its rewrites along; only a new one says something.
-        let is_rewritten = now
-            .rewrites
-            .iter()
-            .any(|rewrite| !self.rewrites.contains(rewrite));
-        let (what, which) = if self.identity != now.identity {
-            (
-                "publication or table was changed or made again",
-                "that committed while the publication did not carry the table",
-            )
-        } else if is_rewritten {
-            (
-                "ALTER TABLE has rewritten the table, or a partition of it,",
-                "that committed between a SET UNLOGGED and its SET LOGGED; any other form of it loses none",
-            )
-        } else {
-            // A table that is new here, or no longer asked for, says nothing.
-            let both = self.further.iter();
-            let mut both =
-                both.filter_map(|(name, before)| Some((name, before, now.further.get(name)?)));
-            return both.find_map(|(name, before, now)| {
-                let change = before.change(now)?;
-                Some(format!("table {name}: {change}"))
-            });
-        };
-        Some(format!(
-            "{what} between {} and {}: Postgres never sends the rows {which}. `walrelay verify` names them, \
-             `walrelay backfill` publishes them",
-            self.seen_lsn, now.seen_lsn
-        ))
-    }
-}
-
-/// An identity without the transaction that wrote the publication's row: `publication OID/XMIN, …`.
-fn unwritten(identity: &str) -> Option<(&str, &str)> {
-    let (publication, rest) = identity.split_once(", ")?;
-    let (oid, _) = publication.split_once('/')?;
-    Some((oid, rest))
 }
 
 impl LaneRecord {

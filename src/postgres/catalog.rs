@@ -17,7 +17,7 @@ use postgres_types::PgLsn;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::pipeline::record::Carrier;
+use crate::pipeline::carrier::Carrier;
 use crate::postgres::beginning;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::settings::PostgresSettings;

@@ -5,9 +5,9 @@
 //! in the WAL. A look that fails does not end the epoch: whether the server is there is the replication connection's
 //! business. How long nothing may be seen is [`crate::pipeline::sight`]'s.
 
+use crate::pipeline::carrier::Carrier;
 use crate::pipeline::engine::{RowPresence, RowQuestion};
 use crate::pipeline::fault::Fault;
-use crate::pipeline::record::Carrier;
 use crate::postgres::catalog::{self, Inspection, ServerClock};
 use crate::postgres::client::{self, Client};
 use crate::postgres::findings::{Kind, Severity, findings};

@@ -3,11 +3,12 @@
 //! In: the broker's answers to record and probes, the time. Out: requests, the record's content, status updates.
 
 use super::{Engine, Stop};
+use crate::pipeline::carrier::Carrier;
 use crate::pipeline::confirm::{Ask, Due};
 use crate::pipeline::copy_both::StatusUpdate;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::progress::{Confirmable, WalRoom};
-use crate::pipeline::record::{Carrier, LaneRecord};
+use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::{Reply, Request};
 use postgres_types::PgLsn;
 use std::time::Duration;

@@ -4,6 +4,7 @@
 //! Guarantee: before the first row behind the stream's end leaves, the WAL was seen to continue the stream.
 
 use super::{Engine, Note, Stop, Transaction};
+use crate::pipeline::carrier::Carrier;
 use crate::pipeline::commit_time::CommitTime;
 use crate::pipeline::copy_both::{self, ReplicationMessage};
 use crate::pipeline::dead_letter::Rejected;
@@ -15,7 +16,6 @@ use crate::pipeline::pgoutput::{self, Column, LogicalMessage, Message, Relation,
 use crate::pipeline::position::{self, Position};
 use crate::pipeline::progress::Commit;
 use crate::pipeline::reader::DecodeError;
-use crate::pipeline::record::Carrier;
 use crate::pipeline::row::Row;
 use bytes::BytesMut;
 use postgres_types::PgLsn;

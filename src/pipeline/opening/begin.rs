@@ -60,6 +60,7 @@ impl Opening<'_> {
             carried
                 .zip(epoch.carrier.as_ref())
                 .filter(|(before, now)| !is_renamed || !before.is_same_but_for_a_name(now))
+                .filter(|(before, now)| !before.is_same_but_for_a_reshard(now))
                 .and_then(|(before, now)| before.change(now)),
         );
         let View { stream, stored, .. } = view;
