@@ -10,6 +10,7 @@
 
 mod debezium;
 mod in_stream;
+mod no_share;
 
 use std::collections::HashSet;
 
@@ -103,6 +104,9 @@ struct View {
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
     let sql = connect(&settings.postgres.conninfo).await?;
     let nats = Admin::connect(&settings.nats.connection).await?;
+    if let Some(exit) = no_share::end(&args, settings, &sql, &nats).await? {
+        return Ok(exit);
+    }
     let (view, published) = look(&args, settings, &sql, &nats).await?;
     let mut account = Account::default();
     explain(&mut account, &view, published.as_ref(), &args);

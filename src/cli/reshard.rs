@@ -26,7 +26,7 @@ use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
-mod alone;
+pub(super) mod alone;
 mod change;
 mod check;
 mod leftover;
@@ -229,6 +229,7 @@ impl Resharding<'_> {
         let mut stopped = shutdown.clone();
         let rest = async {
             if from != to {
+                self.tell_of_changes().await?;
                 let lsn = self.change().await?;
                 stdout::write(&format!("from {lsn} on the outbox has {}\n", counted(to)))?;
             }

@@ -12,8 +12,8 @@ use postgres_types::PgLsn;
 /// In front of every such comment.
 const OURS: &str = "walrelay: slot ";
 
-/// The comment without its end, the LSN.
-fn words(slot: &str) -> String {
+/// What such a comment of the slot begins with: all but its end, the LSN.
+pub(crate) fn words(slot: &str) -> String {
     format!("{OURS}{slot} begins at ")
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use crate::pipeline::reshard::{OtherNumber, has_lane, lanes_of};
 use crate::postgres::catalog::{Inspection, server_version, slot_and_wal};
 use crate::postgres::client::{Client, SqlError};
-use crate::postgres::findings::{Finding, Kind, findings, refuse};
+use crate::postgres::findings::{Finding, Kind, findings, refuse, warn};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::{self, ROW_FILTERS_SINCE, Share};
 use crate::table_name::quote_identifier;
@@ -127,6 +127,37 @@ impl Division {
                 quote_identifier(name)
             ),
         ))
+    }
+
+    /// That `walrelay reshard` has left lanes behind that carry nothing: shares that are none yet, or no more, with slots that keep WAL.
+    pub fn unfinished(&self, share: &Share) -> Option<Finding> {
+        let count = self.whole()?;
+        let left: Vec<Option<u32>> = (self.parts())
+            .filter(|part| !has_lane(count, *part))
+            .collect();
+        let names: Vec<String> = (left.iter())
+            .map(|part| quote_identifier(&share.publication(*part)))
+            .collect();
+        let undivided = match count == 1 || left.contains(&None) {
+            true => {
+                " Where nats.stream has {share}, give it --undivided-stream and --undivided-subject as well, of the lane of all rows"
+            }
+            false => "",
+        };
+        (!left.is_empty()).then(|| {
+            warn(
+                Kind::Reshard,
+                format!(
+                    "a walrelay reshard was ended before its end: {} {} no rows, and slots of the same names keep WAL; other lanes may \
+                     wait until theirs is published",
+                    names.join(" and "),
+                    if left.len() == 1 { "carries" } else { "carry" }
+                ),
+                format!(
+                    "run walrelay reshard --shares {count}, which publishes what is left there and removes them.{undivided}"
+                ),
+            )
+        })
     }
 
     /// What is wrong with the publications together.
@@ -272,6 +303,29 @@ mod tests {
         let edited = division(&[Some((0, 2)), Some((0, 2))]);
         assert_eq!((edited.count(), edited.whole()), (Some(2), None));
         assert_eq!(division(&[]).count(), None);
+    }
+
+    #[test]
+    fn what_carries_nothing_was_left_behind() {
+        let share = Share::whole("s", "p");
+        let unfinished = |division: &Division| division.unfinished(&share).map(|it| it.mend);
+        let two = [Some((0, 2)), Some((1, 2))];
+        assert_eq!(unfinished(&division(&two)), None);
+        let [first, second] = two;
+        let left = unfinished(&division(&[first, second, None, None])).expect("a finding");
+        assert!(
+            left.starts_with("run walrelay reshard --shares 2,"),
+            "{left}"
+        );
+        assert!(!left.contains("--undivided-stream"), "{left}");
+        let divided = with_all(division(&two), Some(share::NOTHING));
+        assert!(
+            unfinished(&divided)
+                .expect("a finding")
+                .contains("--undivided-stream")
+        );
+        // Of which number it is, nobody knows.
+        assert_eq!(unfinished(&division(&[first, None])), None);
     }
 
     #[test]

@@ -63,6 +63,8 @@ pub enum Kind {
     PublicationMismatch,
     /// The publication's row filter leaves rows out that nobody may have meant.
     RowFilter,
+    /// `walrelay reshard` was ended before its end.
+    Reshard,
     /// There is no such table.
     TableMissing,
     /// The relation is no table, or its rows never reach the WAL.
@@ -85,7 +87,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 22] = [
+    pub const ALL: [Kind; 23] = [
         Kind::WalLevel,
         Kind::Standby,
         Kind::SynchronousStandby,
@@ -99,6 +101,7 @@ impl Kind {
         Kind::PublicationMissing,
         Kind::PublicationMismatch,
         Kind::RowFilter,
+        Kind::Reshard,
         Kind::TableMissing,
         Kind::TableMismatch,
         Kind::Column,
@@ -126,6 +129,7 @@ impl Kind {
             Kind::PublicationMissing => "publication-missing",
             Kind::PublicationMismatch => "publication-mismatch",
             Kind::RowFilter => "row-filter",
+            Kind::Reshard => "reshard",
             Kind::TableMissing => "table-missing",
             Kind::TableMismatch => "table-mismatch",
             Kind::Column => "column",

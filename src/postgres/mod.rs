@@ -32,6 +32,7 @@
 //! | [`settings`] | the configuration | which database, slot and table |
 //! | [`division`] | that client | how many shares there are |
 //! | [`share`] | a share's number | the row filter of its publication |
+//! | `share_names` | that client | names of shares that somebody else has |
 //! | [`sibling_slots`] | that client | the slots of the other shares |
 //! | [`setup`] | that state | the missing parts made, or taken away |
 //! | [`error`] | whatever fails | one typed error, and whether waiting can help |
@@ -74,6 +75,8 @@ pub mod session;
 pub mod settings;
 pub mod setup;
 pub mod share;
+#[cfg(feature = "cli")]
+pub mod share_names;
 pub mod sibling_slots;
 pub mod silence;
 pub mod slot_wal;

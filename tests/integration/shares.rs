@@ -3,12 +3,15 @@
 mod commands;
 mod filters;
 mod interrupted;
+mod left;
 mod letters;
 mod load;
 mod looks;
+mod names;
 #[cfg(target_os = "linux")]
 mod rates;
 mod reshard;
+mod restored;
 mod tables;
 mod undivided;
 mod verdict;

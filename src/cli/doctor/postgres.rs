@@ -10,6 +10,7 @@ use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
 use crate::cli::own_lane::no_beginning;
+use crate::cli::reshard::alone;
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division;
@@ -57,6 +58,10 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         let mixed = division.finding(share);
         let found = others.into_iter().chain(mixed);
         report.findings.extend(found.map(Found::from));
+    }
+    if alone::holder(&client, postgres).await?.is_none() {
+        let unfinished = division.unfinished(&postgres.any_share());
+        report.findings.extend(unfinished.map(Found::from));
     }
     let both = division.all_rows_beside(&postgres.any_share());
     report.findings.extend(both.map(Found::from));
@@ -112,11 +117,7 @@ async fn beside_lock(
 
 /// How large rows are. Whether the role may look is told as one of its rights.
 async fn rows(client: &Client, inspection: &Inspection, settings: &Settings, report: &mut Report) {
-    let Some(table) = inspection
-        .table
-        .as_ref()
-        .filter(|table| table.has_rows_of_its_own() && table.may_use_schema && table.may_select)
-    else {
+    let Some(table) = row_sizes::readable(inspection) else {
         return;
     };
     match row_sizes::sample(client, table, &settings.postgres).await {

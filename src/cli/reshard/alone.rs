@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 
 use super::LOOK_INTERVAL;
-use crate::postgres::client::Client;
+use crate::postgres::client::{Client, SqlError};
 use crate::postgres::settings::PostgresSettings;
 
 /// A session whose client was killed ends within that time.
@@ -20,19 +20,17 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// Another run has it, or Postgres refuses.
 pub(super) async fn lock(sql: &Client, outbox: &PostgresSettings) -> anyhow::Result<()> {
-    let name = format!("walrelay reshard {}", outbox.any_share().whole_publication);
+    let name = name(outbox);
     let take = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))";
-    let holder = "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
-         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
-         AND (classid::int8 << 32) | objid::int8 = pg_catalog.hashtextextended($1, 0)";
     let begun = Instant::now();
     loop {
         if sql.query_one(take, &[&name]).await?.try_get(0)? {
             return Ok(());
         }
-        let holder = sql.query_opt(holder, &[&name]).await?;
-        if let Some(row) = holder.filter(|_| begun.elapsed() >= PATIENCE) {
-            let pid: i32 = row.try_get(0)?;
+        if let Some(pid) = holder(sql, outbox)
+            .await?
+            .filter(|_| begun.elapsed() >= PATIENCE)
+        {
             bail!(
                 "another walrelay reshard is at work on this outbox, as process {pid} of Postgres: wait until it has ended. Where its \
                  machine is gone, SELECT pg_terminate_backend({pid}); ends it. Then run this again"
@@ -40,4 +38,23 @@ pub(super) async fn lock(sql: &Client, outbox: &PostgresSettings) -> anyhow::Res
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// The server process of the run that is at work.
+///
+/// # Errors
+/// Postgres refuses.
+pub(in crate::cli) async fn holder(
+    sql: &Client,
+    outbox: &PostgresSettings,
+) -> Result<Option<i32>, SqlError> {
+    let query = "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
+         AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
+         AND (classid::int8 << 32) | objid::int8 = pg_catalog.hashtextextended($1, 0)";
+    let found = sql.query_opt(query, &[&name(outbox)]).await?;
+    Ok(found.map(|row| row.try_get(0)).transpose()?)
+}
+
+fn name(outbox: &PostgresSettings) -> String {
+    format!("walrelay reshard {}", outbox.any_share().whole_publication)
 }

@@ -3,18 +3,21 @@
 //! In: the lanes there are and shall be. Out: what is in the way. Guarantee: reads only.
 
 use anyhow::{bail, ensure};
+use postgres_types::PgLsn;
 
 use super::Resharding;
 use crate::cli::exit::Exit;
 use crate::cli::setup;
+use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::nats::stream::StreamSettings;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::pipeline::shared_end_search::fence_subject;
 use crate::pipeline::subject::SubjectTemplate;
-use crate::postgres::catalog::slot_and_wal;
-use crate::postgres::sibling_slots;
+use crate::postgres::catalog::{inspect, slot_and_wal};
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::{share_names, sibling_slots};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -35,6 +38,9 @@ impl Resharding<'_> {
         }
         if to < from {
             self.check_records().await?;
+        }
+        if to != from {
+            self.check_all_go_on().await?;
         }
         match [from, to].contains(&1) {
             true => self.check_undivided(self.lane(None)).await,
@@ -58,16 +64,78 @@ impl Resharding<'_> {
         Ok(())
     }
 
+    /// No lane has halted, or would: behind the change each has rows, and others wait for it.
+    async fn check_all_go_on(&self) -> anyhow::Result<()> {
+        let nats = Admin::connect(&self.shares[0].nats.connection).await?;
+        let (identity, _) = setup::identify(&self.shares[0]).await?;
+        for part in lanes_of(self.switch.from).chain(self.coming()) {
+            let lane = self.lane(part);
+            let (stream, slot) = (&lane.nats.stream, &lane.postgres.slot);
+            let stored = LaneClient::new(&nats, stream, slot)?.record().await?;
+            let record = stored.record.filter(|record| !record.retired);
+            let Some(record) = record else { continue };
+            let is_there = slot_and_wal(&self.sql, slot).await?.is_some();
+            let adopt = adopt(part);
+            if !record.is_of(&identity.lane(slot)) {
+                bail!(
+                    "stream {stream} has the record of a lane of slot {slot} of another database or cluster, so this one would halt: where \
+                     this database continues that one, {adopt}; else give the shares another stream, or another name. Then run this again"
+                );
+            }
+            if !is_there {
+                bail!(
+                    "stream {stream} has the record of a lane of slot {slot}, published through {}, and there is no such slot, so this one \
+                     would halt: the database is an earlier one, or somebody has dropped the slot. {adopt}: a lane begins behind what the \
+                     stream has. Then run this again",
+                    record.confirmed_lsn
+                );
+            }
+            if let Some(halted) = record.halted.as_ref().filter(|_| record.moved.is_none()) {
+                bail!(
+                    "the lane of slot {slot} has halted: {}. {}. Start its relay, and run this again once it goes on",
+                    halted.reason,
+                    halted.remedy
+                );
+            }
+            // Behind the record: a relay goes on meanwhile.
+            let query = "SELECT pg_current_wal_insert_lsn()";
+            let server_lsn: PgLsn = self.sql.query_one(query, &[]).await?.try_get(0)?;
+            ensure!(
+                record.confirmed_lsn <= server_lsn,
+                "the lane of slot {slot} is published through {}, and the server's WAL ends at {server_lsn}: the database was restored to an \
+                 earlier state. {adopt}, start its relay, and run this again",
+                record.confirmed_lsn
+            );
+        }
+        Ok(())
+    }
+
+    /// Says what somebody else has changed of the publications since a relay last looked: behind this change, nothing tells it from this.
+    ///
+    /// # Errors
+    /// Postgres or NATS refuse to tell.
+    pub(super) async fn tell_of_changes(&self) -> anyhow::Result<()> {
+        let nats = Admin::connect(&self.shares[0].nats.connection).await?;
+        for part in lanes_of(self.switch.from) {
+            let lane = self.lane(part);
+            let slot = &lane.postgres.slot;
+            let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
+            let record = client.record().await?.record;
+            let before = record.and_then(|record| record.carrier);
+            let now = inspect(&self.sql, &lane.postgres).await?.carrier;
+            let both = before.zip(now);
+            let both = both.filter(|(before, now)| !before.is_same_but_for_a_reshard(now));
+            if let Some(change) = both.and_then(|(before, now)| before.change(&now)) {
+                stderr::line(format_args!("warning: slot {slot}: {change}"));
+            }
+        }
+        Ok(())
+    }
+
     /// What to do where the record of a share with rows is lost.
     pub(super) fn no_record(&self, part: Option<u32>) -> String {
         let lane = self.lane(part);
-        let adopt = match part {
-            Some(number) => format!(
-                "run walrelay adopt --share {number}, with relay.shares = {} or more",
-                (number + 1).next_power_of_two()
-            ),
-            None => "run walrelay adopt without relay.shares".to_owned(),
-        };
+        let adopt = adopt(part);
         format!(
             "slot {} has no lane record in stream {}, so nothing tells which of its rows are published: {adopt}; then run this again. \
              Where the lane lives in another stream, name that in nats.stream",
@@ -105,12 +173,17 @@ impl Resharding<'_> {
         Ok(())
     }
 
-    /// Whether the server has room for the new slots, and NATS for the new lanes' messages.
+    /// Whether the new lanes' names are free, the server has room for their slots, and NATS for the new lanes' messages.
     ///
     /// # Errors
     /// Postgres or NATS refuse to tell.
     pub(super) async fn refused(&self) -> Result<Option<Exit>, anyhow::Error> {
         let new: Vec<&Settings> = self.coming().map(|part| self.lane(part)).collect();
+        let names: Vec<&PostgresSettings> = new.iter().map(|lane| &lane.postgres).collect();
+        let taken = share_names::taken(&self.sql, &names, &self.division).await?;
+        if !taken.is_empty() {
+            return Ok(Some(setup::refused(&taken)));
+        }
         let slots: Vec<&str> = new.iter().map(|lane| lane.postgres.slot.as_str()).collect();
         if let Some(finding) = sibling_slots::room(&self.sql, &slots).await? {
             return Ok(Some(setup::refused(&[finding])));
@@ -145,5 +218,16 @@ impl Resharding<'_> {
             }
         }
         Ok(None)
+    }
+}
+
+/// The command, of that lane.
+fn adopt(part: Option<u32>) -> String {
+    match part {
+        Some(number) => format!(
+            "run walrelay adopt --share {number}, with relay.shares = {} or more",
+            (number + 1).next_power_of_two()
+        ),
+        None => "run walrelay adopt without relay.shares".to_owned(),
     }
 }

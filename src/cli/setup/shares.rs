@@ -1,18 +1,20 @@
-//! `walrelay setup` of an outbox with shares: all of them or none.
+//! `walrelay setup` of an outbox with shares.
 //!
 //! In: the configuration's lanes. Out: each of them set up. Guarantee: nothing is made while the server has no room for all of them,
-//! or has slots or publications of another number of shares, which may be one.
+//! or has slots or publications of another number of shares, which may be one, or somebody else's of their names.
 
 use anyhow::Context as _;
 
-use super::{Args, execute, refused};
+use super::{Args, execute, print_findings, refused};
 use crate::cli::exit::Exit;
 use crate::cli::lanes;
+use crate::cli::reshard::alone;
 use crate::config::Loaded;
 use crate::postgres::client::connect;
 use crate::postgres::division;
 use crate::postgres::findings::{Finding, Kind, Severity, refuse};
-use crate::postgres::sibling_slots;
+use crate::postgres::settings::PostgresSettings;
+use crate::postgres::{share_names, sibling_slots};
 use crate::relay::settings::Settings;
 
 /// Runs the command for each lane.
@@ -23,7 +25,8 @@ pub async fn execute_all(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Er
     each_lane(loaded, async |lane| execute(args.clone(), lane).await).await
 }
 
-/// Sets up each lane, once it is clear that nothing stands in the way of all of them.
+/// Sets up each lane, once it is clear that nothing stands in the way of all of them: where one does not fit, or would halt, the others
+/// are set up all the same. The gravest exit code.
 ///
 /// # Errors
 /// As `set_up`, or Postgres cannot be reached.
@@ -35,15 +38,7 @@ pub(crate) async fn each_lane(
     if !refusals.is_empty() {
         return Ok(refused(&refusals));
     }
-    for lane in &loaded.lanes {
-        lanes::name(loaded, lane);
-        let exit = set_up(lane).await?;
-        if exit != Exit::Done {
-            // What does not fit one share, such as another number of them, is no place to make the next.
-            return Ok(exit);
-        }
-    }
-    Ok(Exit::Done)
+    lanes::each(loaded, set_up).await
 }
 
 /// What stands in the way of the lanes together.
@@ -58,6 +53,9 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let division = division::division(&client, postgres).await?;
+    if alone::holder(&client, postgres).await?.is_none() {
+        print_findings(division.unfinished(share).as_slice());
+    }
     let mut refusals = Vec::new();
     if postgres.share.is_some() {
         refusals = sibling_slots::others(&client, share, &division).await?;
@@ -71,6 +69,8 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
     if postgres.share.is_none() {
         return Ok(refusals);
     }
+    let names: Vec<&PostgresSettings> = lanes.iter().map(|lane| &lane.postgres).collect();
+    refusals.extend(share_names::taken_by_some(&client, &names, &division).await?);
     let slots: Vec<&str> = (lanes.iter())
         .map(|lane| lane.postgres.slot.as_str())
         .collect();
