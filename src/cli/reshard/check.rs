@@ -102,8 +102,8 @@ impl Resharding<'_> {
             let server_lsn: PgLsn = self.sql.query_one(query, &[]).await?.try_get(0)?;
             ensure!(
                 record.confirmed_lsn <= server_lsn,
-                "the lane of slot {slot} is published through {}, and the server's WAL ends at {server_lsn}: the database was restored to an \
-                 earlier state. {adopt}, start its relay, and run this again",
+                "the lane of slot {slot} is published through {}, and the server's WAL ends at {server_lsn}: the database was restored to \
+                 an earlier state. {adopt}, start its relay, and run this again",
                 record.confirmed_lsn
             );
         }

@@ -10,7 +10,8 @@ use crate::nats::protocol::ServerVersion;
 /// A fence is all headers, and has less than this with any slot and a usual event id.
 const FENCE_BYTES_MAX: usize = 512;
 const ANOTHER: &str = "use another stream";
-const OUT_OF_SEALED: &str = "walrelay move --to-stream with another name takes the lane there that has published here; else use another stream";
+const OUT_OF_SEALED: &str = "walrelay move --to-stream with another name takes the lane there that has published here; else use \
+     another stream";
 
 /// What a finding means for the relay. The worst comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -20,8 +20,8 @@ LEFT JOIN pg_catalog.pg_attribute toast ON toast.attrelid = l.reltoastrelid AND 
 WHERE l.oid IN (SELECT c.oid UNION SELECT relid FROM pg_catalog.pg_partition_tree(c.oid)) AND l.relkind = 'r'
   AND CASE l.reltoastrelid WHEN 0 THEN l.relfilenode <> l.oid ELSE made.xmin <> toast.xmin END";
 
-/// Whether one transaction has written the entries of the table `c` in the publication `p` and in all others of the outbox's lanes that carry
-/// rows, of which there is one.
+/// Whether one transaction has written the entries of the table `c` in the publication `p` and in all others of the outbox's lanes that
+/// carry rows, of which there is one.
 const RESHARDED: &str = "\
 coalesce((SELECT bool_and(e.xmin = own.xmin) FROM pg_catalog.pg_publication_rel own, pg_catalog.pg_publication_rel e
   JOIN pg_catalog.pg_publication other ON other.oid = e.prpubid
