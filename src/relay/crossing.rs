@@ -107,7 +107,7 @@ async fn not_across(
             slot: share.slot(*giver),
             ..lane.clone()
         };
-        let records = lane_records(nats, &giving.slot, |_| true).await?;
+        let records = lane_records(nats, &giving.slot).await?;
         if !question.is_across(&giving, &records) {
             found.push(*giver);
         }

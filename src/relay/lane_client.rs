@@ -335,19 +335,40 @@ impl LaneClient {
     }
 }
 
-/// The records of the lanes of this slot in whichever stream; where it is `*`, of all slots that are wanted.
+/// The records of the lanes of this slot in whichever stream.
 ///
 /// # Errors
-/// [`LaneError`]; a record that is not wanted may be unreadable.
-pub async fn lane_records(
+/// [`LaneError`].
+pub async fn lane_records(client: &Admin, slot: &str) -> Result<Vec<LaneRecord>, LaneError> {
+    let records = LaneClient::new(client, LANE_RECORD_STREAM, slot)?;
+    let filter = lane_record_subject("*", slot);
+    let (mut from, mut found) = (1, Vec::new());
+    loop {
+        let lookup = Lookup::Next {
+            from,
+            filter: &filter,
+        };
+        let Some(message) = records.message(lookup).await? else {
+            return Ok(found);
+        };
+        from = message.seq + 1;
+        found.extend(record(&message)?);
+    }
+}
+
+/// The records of all lanes whose slots are wanted; one that is not wanted may be unreadable.
+///
+/// One subject after the other, and not one message after the other: relays write their records anew all the time, each behind all others,
+/// and who reads more slowly than that would never come to the end.
+///
+/// # Errors
+/// [`LaneError`].
+pub(crate) async fn all_lane_records(
     client: &Admin,
-    slot: &str,
     is_wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<LaneRecord>, LaneError> {
-    let records = LaneClient::new(client, LANE_RECORD_STREAM, slot)?;
-    // One subject after the other, and not one message after the other: relays write their records anew all the time, each behind all
-    // others, and who reads more slowly than that would never come to the end.
-    let subjects = records.subjects(&lane_record_subject("*", slot)).await?;
+    let records = LaneClient::new(client, LANE_RECORD_STREAM, "*")?;
+    let subjects = records.subjects(&lane_record_subject("*", "*")).await?;
     let mut found = Vec::new();
     for subject in subjects {
         let of_slot = subject.rsplit('.').next();
@@ -355,16 +376,19 @@ pub async fn lane_records(
             continue;
         }
         // It may be removed meanwhile.
-        let Some(message) = records.message(Lookup::Last(&subject)).await? else {
-            continue;
-        };
-        // A note of a halt stands where there is no record.
-        let kept = RecordOrNote::from_json(&message.data).map_err(StoreError::from)?;
-        if let RecordOrNote::Record(record) = kept {
-            found.push(*record);
+        if let Some(message) = records.message(Lookup::Last(&subject)).await? {
+            found.extend(record(&message)?);
         }
     }
     Ok(found)
+}
+
+/// A note of a halt stands where there is no record.
+fn record(message: &StoredMessage) -> Result<Option<LaneRecord>, StoreError> {
+    Ok(match RecordOrNote::from_json(&message.data)? {
+        RecordOrNote::Record(record) => Some(*record),
+        RecordOrNote::Note(_) => None,
+    })
 }
 
 fn unanswered(source: AdminRequestError, stream: &str) -> LaneError {

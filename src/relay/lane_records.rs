@@ -6,6 +6,8 @@ use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::Client;
 use crate::postgres::settings::PostgresSettings;
+#[cfg(feature = "cli")]
+use crate::relay::lane_client::all_lane_records;
 use crate::relay::lane_client::{LaneError, lane_records};
 
 /// Which database a lane is of.
@@ -69,7 +71,7 @@ pub(crate) async fn was_divided(
     if postgres.share.is_some() {
         return Ok(true);
     }
-    match lane_records(nats, &postgres.slot, |_| true).await {
+    match lane_records(nats, &postgres.slot).await {
         Err(LaneError::NoStream(_)) => Ok(false),
         own => Ok(own?.iter().any(|record| record.switched_lsn.is_some())),
     }
@@ -82,7 +84,7 @@ async fn of_slots(
     is_wanted: impl Fn(&str) -> bool,
 ) -> anyhow::Result<Vec<LaneRecord>> {
     let database = Database::of(client).await?;
-    let mut records = match lane_records(nats, "*", is_wanted).await {
+    let mut records = match all_lane_records(nats, is_wanted).await {
         Err(LaneError::NoStream(_)) => return Ok(Vec::new()),
         records => records?,
     };

@@ -59,7 +59,7 @@ pub(crate) async fn by(
     let database = Database::of(client).await?;
     for part in candidates(&share) {
         let slot = share.slot(part);
-        let records = lane_records(nats, &slot, |_| true).await?;
+        let records = lane_records(nats, &slot).await?;
         let records = records.into_iter().filter(|record| database.has(record));
         let records: Vec<LaneRecord> = records.collect();
         // All of a number of shares are made together: behind one that there never was, there is none.

@@ -6,7 +6,7 @@
 use crate::nats::admin::Admin;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::Client;
-use crate::relay::lane_client::{LaneClient, lane_records};
+use crate::relay::lane_client::{LaneClient, all_lane_records};
 use crate::relay::lane_records::was_divided;
 use crate::relay::settings::Settings;
 
@@ -39,7 +39,7 @@ impl OtherLane {
         let is_other = |slot: &str| {
             slot != postgres.slot && !(is_divided && share.part_of_slot(slot).is_some())
         };
-        let records = lane_records(nats, "*", is_other).await?;
+        let records = all_lane_records(nats, is_other).await?;
         for (record, table) in beside(&own, &records) {
             let query = "SELECT EXISTS (SELECT FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text)";
             let row = sql.query_one(query, &[&record.slot]).await?;
