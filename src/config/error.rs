@@ -178,13 +178,22 @@ impl ConfigError {
         }
     }
 
-    /// Whether it is the same fault as another: one of a PG* variable stays where the URL is left out.
+    /// Whether it is the same fault as another, or comes of it: one of a PG* variable stays where the URL is left out.
     pub(super) fn repeats(&self, other: &ConfigError) -> bool {
         match (self, other) {
             (
                 ConfigError::Conninfo { source, .. },
                 ConfigError::Conninfo { source: before, .. },
             ) => source.to_string() == before.to_string(),
+            // The default that stands where a value was left out.
+            (
+                ConfigError::Value {
+                    key,
+                    origin: ValueOrigin::Default,
+                    ..
+                },
+                before,
+            ) => before.keys().iter().any(|left_out| left_out.path() == *key),
             _ => false,
         }
     }

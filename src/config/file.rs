@@ -14,6 +14,7 @@ use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key};
 use super::layers::Layers;
 use super::origin::ValueOrigin;
+use super::tables;
 use crate::nearest::nearest;
 
 /// Where the file is looked for when none is asked for; the first that is there is taken.
@@ -60,7 +61,7 @@ pub(super) fn add(layers: &mut Layers, path: &Path, text: &str, errors: &mut Vec
             errors.push(ConfigError::Syntax {
                 path: path.to_owned(),
                 line: file.line(error.span().map_or(0, |span| span.start)),
-                message: error.message().trim().replace('\n', ", "),
+                message: syntax_problem(text, &error),
             });
             return;
         }
@@ -73,8 +74,17 @@ pub(super) fn add(layers: &mut Layers, path: &Path, text: &str, errors: &mut Vec
             DeValue::Table(table) if is_section => {
                 for (key, value) in table {
                     let line = file.line(key.span().start);
-                    let added = file.add(layers, Some(name), key.get_ref(), value.get_ref(), line);
-                    errors.extend(added.err());
+                    let is_entries = name == "source" && key.get_ref() == "tables";
+                    let unknown = match is_entries {
+                        true => file.unknown_of_entries(value.get_ref()),
+                        false => Vec::new(),
+                    };
+                    if unknown.is_empty() {
+                        let added =
+                            file.add(layers, Some(name), key.get_ref(), value.get_ref(), line);
+                        errors.extend(added.err());
+                    }
+                    errors.extend(unknown);
                 }
             }
             _ if is_section => {
@@ -82,6 +92,23 @@ pub(super) fn add(layers: &mut Layers, path: &Path, text: &str, errors: &mut Vec
             }
             value => errors.extend(file.add(layers, None, name, value, line).err()),
         }
+    }
+}
+
+/// The parser's words. Of a key that is there twice, its name too: no part of it is a value.
+fn syntax_problem(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().trim().replace('\n', ", ");
+    let twice = error.span().filter(|_| message == "duplicate key");
+    let Some(name) = twice.and_then(|span| text.get(span)) else {
+        return message;
+    };
+    let is_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '"' | '\'');
+    match name.chars().all(is_name) {
+        true => format!(
+            "duplicate key `{name}`: a section and a key stand in the file once; put what is under the second [{name}] under the first, \
+             or remove one of two values"
+        ),
+        false => message,
     }
 }
 
@@ -108,6 +135,46 @@ impl File<'_> {
             key: key.to_owned(),
             expected,
         }
+    }
+
+    /// The keys of the entries of `source.tables` that there are not, each with its own line.
+    fn unknown_of_entries(&self, entries: &DeValue<'_>) -> Vec<ConfigError> {
+        let entries = match entries {
+            DeValue::Array(entries) => &entries[..],
+            _ => &[],
+        };
+        let mut unknown = Vec::new();
+        let mut check = |section: Option<&str>, table: &DeTable<'_>| {
+            for name in table.keys() {
+                if section.is_none() && tables::is_section(name.get_ref()) {
+                    continue;
+                }
+                if let Err(nearest) = tables::key_of_entry(section, name.get_ref()) {
+                    let section = section.map_or_else(String::new, |section| format!("{section}."));
+                    unknown.push(ConfigError::UnknownKey {
+                        path: self.path.to_owned(),
+                        line: self.line(name.span().start),
+                        key: format!("source.tables.{section}{}", name.get_ref()),
+                        nearest,
+                    });
+                }
+            }
+        };
+        for entry in entries {
+            let DeValue::Table(entry) = entry.get_ref() else {
+                continue;
+            };
+            check(None, entry);
+            for (name, value) in entry {
+                match value.get_ref() {
+                    DeValue::Table(table) if tables::is_section(name.get_ref()) => {
+                        check(Some(name.get_ref()), table);
+                    }
+                    _ => {}
+                }
+            }
+        }
+        unknown
     }
 
     fn add(
@@ -143,6 +210,10 @@ impl File<'_> {
     }
 }
 
+/// What takes columns under names of their own.
+const NAMES_AND_COLUMNS: &str =
+    "a table of names and columns, such as { traceparent = \"trace_parent\" }";
+
 /// The value as the other layers write it, or what the key takes.
 fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
     match (key, value) {
@@ -172,8 +243,9 @@ fn text(key: Key, value: &DeValue<'_>) -> Result<String, &'static str> {
         }
         (Key::NatsUrl, _) => Err("text or a list of texts"),
         (Key::MessageHeaders | Key::MessageFields, DeValue::Table(table)) => {
-            inline(table).ok_or("a table of names and columns")
+            inline(table).ok_or(NAMES_AND_COLUMNS)
         }
+        (Key::MessageHeaders | Key::MessageFields, _) => Err(NAMES_AND_COLUMNS),
         (Key::SourceTables, value @ DeValue::Array(_)) => {
             written(value).ok_or("a list of tables, [[source.tables]]")
         }
@@ -249,7 +321,10 @@ fn nearest_key(section: Option<&str>, name: &str) -> Option<String> {
             .filter(|_| section.is_none());
         nearest(name, sections).map(|section| format!("[{section}]"))
     };
-    similar(&here)
+    // A section but for its capitals is nothing else.
+    let in_capitals = table().filter(|table| table[1..table.len() - 1].eq_ignore_ascii_case(name));
+    in_capitals
+        .or_else(|| similar(&here))
         .or_else(same)
         .or_else(table)
         .or_else(|| similar(&elsewhere))

@@ -197,37 +197,63 @@ fn given(entry: &Table) -> Result<Vec<(&str, Key, String)>, ConfigError> {
     let mut given = Vec::new();
     for (name, value) in entry {
         match value {
-            toml::Value::Table(table) if SECTIONS.contains(&name.as_str()) => {
+            toml::Value::Table(table) if is_section(name) => {
                 for (own, value) in table {
-                    let is_key =
-                        |entry: &&Entry| entry.section == Some(name.as_str()) && entry.name == own;
-                    let key = KEYS.iter().find(is_key).map(|entry| entry.key);
-                    let section = KEYS
-                        .iter()
-                        .filter(|entry| entry.section == Some(name.as_str()));
-                    let key = key.ok_or_else(|| {
-                        let known = section.map(|entry| entry.name);
-                        unknown(&format!("{name}.{own}"), known, own)
-                    })?;
+                    let key = key_of_entry(Some(name), own);
+                    let key = key.map_err(|nearest| unknown(&format!("{name}.{own}"), nearest))?;
                     given.push((own.as_str(), key, written(value)));
                 }
             }
             value => {
-                let own = OWN.iter().find(|(own, _)| own == name);
-                let names = OWN.iter().map(|(own, _)| *own).chain(SECTIONS);
-                let (own, key) = own.ok_or_else(|| unknown(name, names, name))?;
-                given.push((*own, *key, written(value)));
+                let key = key_of_entry(None, name).map_err(|nearest| unknown(name, nearest))?;
+                given.push((name.as_str(), key, written(value)));
             }
         }
     }
     Ok(given)
 }
 
-/// `key` as the entry has it; `own` is its last part.
-fn unknown<'n>(key: &str, known: impl Iterator<Item = &'n str>, own: &str) -> ConfigError {
+/// Whether an entry has a table of this name.
+pub(super) fn is_section(name: &str) -> bool {
+    SECTIONS.contains(&name)
+}
+
+/// The key that a name of an entry stands for, or of one of its tables. Where there is none: the name that was probably meant, with
+/// its table.
+///
+/// # Errors
+/// There is none.
+pub(super) fn key_of_entry(section: Option<&str>, name: &str) -> Result<Key, Option<String>> {
+    let own = OWN.iter().map(|(own, key)| (None, *own, *key));
+    let of_sections = KEYS.iter().filter_map(|entry| {
+        let section = entry.section.filter(|section| is_section(section))?;
+        Some((Some(section), entry.name, entry.key))
+    });
+    let all: Vec<(Option<&str>, &str, Key)> = own.chain(of_sections).collect();
+    let is_it = |(of, own, _): &&(Option<&str>, &str, Key)| *of == section && *own == name;
+    if let Some((.., key)) = all.iter().find(is_it) {
+        return Ok(*key);
+    }
+    let path = |of: Option<&str>, own: &str| match of {
+        Some(of) => format!("{of}.{own}"),
+        None => own.to_owned(),
+    };
+    let here = all.iter().filter(|(of, ..)| *of == section);
+    let sections = SECTIONS.iter().filter(|_| section.is_none());
+    let here = here.map(|(_, own, _)| *own).chain(sections.copied());
+    let elsewhere = || {
+        let mut elsewhere = all.iter().filter(|(of, ..)| *of != section);
+        let same = elsewhere.find(|(_, own, _)| *own == name)?;
+        Some(path(same.0, same.1))
+    };
+    Err(nearest(name, here).map_or_else(elsewhere, |own| Some(path(section, own))))
+}
+
+/// `key` as the entry has it.
+fn unknown(key: &str, nearest: Option<String>) -> ConfigError {
     ConfigError::UnknownEntryKey {
         key: key.to_owned(),
-        nearest: nearest(own, known).map(str::to_owned),
+        nearest,
     }
 }
 

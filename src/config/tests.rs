@@ -1,5 +1,6 @@
 //! Precedence, sources, ranges, masks: the configuration as users see it.
 
+mod blame;
 mod mapping;
 mod nats_way;
 mod secrets;
@@ -283,6 +284,7 @@ fn unknown_keys_name_file_line_and_the_nearest() {
         ("slot = 'x'", 1, "slot", Some("postgres.slot")),
         ("nam = 'x'", 1, "nam", Some("name")),
         ("[postgre]\nurl = 'x'", 1, "postgre", Some("[postgres]")),
+        ("[Nats]\nurl = 'x'", 1, "Nats", Some("[nats]")),
         ("nats.stram = 'x'", 1, "nats.stram", Some("nats.stream")),
         (
             "[http]\nwhatever_this_is = 1",
@@ -323,6 +325,7 @@ fn files_that_are_no_configuration() {
         ("name = true", "name"),
         ("postgres = 'postgres://h'", "postgres"),
         ("[nats]\nurl = [1]", "nats.url"),
+        ("[message]\nheaders = ['a']", "message.headers"),
         ("[nats]\nurl = 4222.5", "nats.url"),
         ("[relay]\nwindow_messages = 1.5", "relay.window_messages"),
     ] {

@@ -101,11 +101,13 @@ fn what_does_not_fit_names_table_and_key() {
         ),
         (
             "[{ name = 'a', presett = 'debezium' }]",
-            &["source.tables, a: unknown key `presett`; did you mean `preset`?"],
+            &["walrelay.toml:2: unknown key `source.tables.presett`; did you mean `preset`?"],
         ),
         (
             "[{ name = 'a', columns = { idd = 'no' } }]",
-            &["source.tables, a: unknown key `columns.idd`; did you mean `id`?"],
+            &[
+                "walrelay.toml:2: unknown key `source.tables.columns.idd`; did you mean `columns.id`?",
+            ],
         ),
         (
             "[{ name = 'a', preset = 'debezum' }]",
@@ -138,6 +140,29 @@ fn what_does_not_fit_names_table_and_key() {
             assert!(error.contains(word), "{tables}: {error}");
         }
     }
+}
+
+#[test]
+fn each_unknown_key_of_an_entry_is_told_with_its_line() {
+    let file = "[[source.tables]]\nname = 'a'\npayload = 'p'\n\n[[source.tables]]\nname = 'b'\nSubject = 'x'\n\
+                message = { formt = 'payload' }\ncolumns.messages = 'm'\n";
+    let error = message(Case::new(file).load().expect_err(file));
+    for words in [
+        ":3: unknown key `source.tables.payload`; did you mean `columns.payload`?",
+        ":7: unknown key `source.tables.Subject`; did you mean `subject`?",
+        ":8: unknown key `source.tables.message.formt`; did you mean `message.format`?",
+        ":9: unknown key `source.tables.columns.messages`",
+    ] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    assert_eq!(error.lines().count(), 4, "{error}");
+    let entry = "[{ name = 'a', columns = { idd = 'no' } }]";
+    let error = Case::new("").env("WALRELAY_SOURCE_TABLES", entry).load();
+    let error = message(error.expect_err(entry));
+    assert!(
+        error.contains("source.tables, a: unknown key `columns.idd`; did you mean `columns.id`?"),
+        "{error}"
+    );
 }
 
 #[test]
