@@ -365,7 +365,7 @@ async fn a_table_with_rows_is_mapped() {
             "CREATE TABLE events (id bigserial PRIMARY KEY, topic text NOT NULL, key text NOT NULL,
                 body jsonb NOT NULL, created_at timestamptz NOT NULL DEFAULT now());
              INSERT INTO events (topic, key, body) VALUES ('a', 'b', '{}')",
-            "put this into the configuration, as far as it is right:\n\
+            "put this into the configuration, in place of [columns] where it is there, as far as it is right:\n\
              [columns]\n\
              id = \"id\"  # bigint\n\
              aggregate_id = \"key\"  # text\n\
@@ -377,15 +377,15 @@ async fn a_table_with_rows_is_mapped() {
         (
             "CREATE TABLE events (id uuid PRIMARY KEY, what json NOT NULL);
              INSERT INTO events VALUES (gen_random_uuid(), '{}')",
-            "put this into the configuration, as far as it is right:\n\
+            "put this into the configuration, in place of [columns] where it is there, as far as it is right:\n\
              [columns]\n\
              id = \"id\"  # uuid\n\
              aggregate_id = \"\"\n\
              event_type = \"\"\n\
              event_version = \"\"\n\
              occurred_at = \"\"  # the time of the commit\n\
-             payload = \"what\"  # json\n\
-             [nats]\n\
+             payload = \"what\"  # json, a guess: the only JSON\n\
+             [nats]  # where this section is there already, put the next line into it, in place of its subject\n\
              subject = \"outbox.events\"",
         ),
         (
@@ -396,7 +396,8 @@ async fn a_table_with_rows_is_mapped() {
         ),
         (
             "CREATE TABLE events (at timestamptz, size real); INSERT INTO events VALUES (now(), 1)",
-            "name the columns that hold id (uuid, text, an integer or bytea), aggregate_id (uuid, text, an integer or \
+            "nothing can be proposed, since no column can be id, and no column can be payload; \
+             name the columns that hold id (uuid, text, an integer or bytea), aggregate_id (uuid, text, an integer or \
              bytea), event_type (text or an enum), event_version (an integer, with values from 0 to 255), occurred_at (timestamptz, timestamp, date \
              or bigint (milliseconds)), payload (jsonb, json, text or bytea) in [columns] (\"\" where the table has none: aggregate_id, \
              event_type, event_version, occurred_at), or set postgres.table to a table of walrelay's own; this table has \
@@ -404,7 +405,7 @@ async fn a_table_with_rows_is_mapped() {
         ),
         (
             "CREATE TABLE events (seq int PRIMARY KEY, event_name char(20), at bigint, data text)",
-            "put this into the configuration, as far as it is right:\n\
+            "put this into the configuration, in place of [columns] where it is there, as far as it is right:\n\
              [columns]\n\
              id = \"seq\"  # integer\n\
              aggregate_id = \"\"\n\

@@ -14,6 +14,7 @@ use tokio_postgres::types::{FromSql, Type, accepts};
 use tokio_postgres::{Row as SqlRow, RowStream};
 
 use crate::pipeline::encoding::{Converted, Encoding};
+use crate::pipeline::fields::Field;
 use crate::pipeline::fields::Fields;
 use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
@@ -23,6 +24,7 @@ use crate::pipeline::row::Row;
 use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, SqlError, connect};
 use crate::postgres::encoding;
+use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::{OccurredAt, Untold};
 use crate::postgres::replication::quote_literal;
@@ -98,6 +100,9 @@ impl Looked {
     pub(crate) async fn at(settings: &Settings) -> anyhow::Result<Self> {
         let sql = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&sql, &settings.postgres).await?;
+        for (found, settings) in inspection.tables().zip(settings.postgres.tables()) {
+            has_columns(found, &settings, &[Field::Id])?;
+        }
         Ok(Looked {
             sql: Arc::new(sql),
             inspection,

@@ -23,10 +23,12 @@ use crate::bulk::publisher::Publisher;
 use crate::bulk::{Item, Outcome, Sourced};
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
+use crate::pipeline::fields::Field;
 use crate::pipeline::position::{KIND_ERASED, KIND_HEADER};
 use crate::pipeline::record::Left;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -123,6 +125,9 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
         let record = own_lane(lane, &sql, &client).await?;
         let inspection = inspect(&sql, &lane.postgres).await?;
         check_names(&inspection, lane, Some(&record))?;
+        for (found, settings) in inspection.tables().zip(lane.postgres.tables()) {
+            has_columns(found, &settings, &[Field::Id, Field::AggregateId])?;
+        }
     }
     let tables = Tables::find(&sql, first, &args.aggregate_id).await?;
     for LeftOut { table, why } in &tables.left_out {

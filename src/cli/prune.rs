@@ -21,8 +21,10 @@ use super::{progress, stderr, verify};
 use crate::counted::is_or_are;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter::remembered::KEPT_MAX;
+use crate::pipeline::fields::Field;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
+use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::relay::Shutdown;
@@ -146,10 +148,12 @@ async fn execute_one(
         for lane in &lanes[1..] {
             let lane = &lane.tables()[table_index];
             let inspection = inspect(&reader, &lane.postgres).await?;
+            has_columns(&inspection, &lane.postgres, &[Field::Id])?;
             prunable(&reader, &inspection, &lane.postgres).await?;
             filters.push(carried(&inspection));
         }
         let inspection = inspect(&reader, &settings.postgres).await?;
+        has_columns(&inspection, &settings.postgres, &[Field::Id])?;
         let table = prunable(&reader, &inspection, &settings.postgres).await?;
         filters.push(carried(&inspection));
         let occurred_at = OccurredAt::of(table, &settings.postgres).context("--older-than")?;

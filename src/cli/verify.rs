@@ -20,6 +20,7 @@ use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
+use crate::pipeline::fields::Field;
 use crate::pipeline::misnamed::Misnamed;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Unfit;
@@ -27,6 +28,7 @@ use crate::pipeline::reshard::OtherNumber;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division;
+use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::publications::publication_list;
@@ -277,6 +279,7 @@ impl<'a> Lane<'a> {
         let (settings, inspection) = (&self.tables[table], self.found(table));
         let (client, postgres) = (&self.client, &settings.postgres);
         row_security::check(inspection, &postgres.table)?;
+        has_columns(inspection, postgres, &[Field::Id])?;
         let found = table_beside_slot(inspection, postgres)?;
         let older = args.since.map(|since| {
             let occurred_at = OccurredAt::of(found, postgres)?;

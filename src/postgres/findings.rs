@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+#[cfg(feature = "cli")]
+use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Publication, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
@@ -178,6 +180,34 @@ pub(crate) fn warn(kind: Kind, what: impl Into<String>, mend: impl Into<String>)
         what: what.into(),
         mend: mend.into(),
     }
+}
+
+/// Whether the table has the columns of these fields, for commands that read them alone.
+///
+/// # Errors
+/// It lacks one: what the relay would say of the table's columns.
+#[cfg(feature = "cli")]
+pub(crate) fn has_columns(
+    inspection: &Inspection,
+    settings: &PostgresSettings,
+    fields: &[Field],
+) -> Result<(), Refusals> {
+    let Some(table) = &inspection.table else {
+        return Ok(());
+    };
+    let is_there = |name: &str| table.columns.iter().any(|column| column.name == name);
+    let mut names = fields
+        .iter()
+        .filter_map(|field| settings.columns.get(*field).column());
+    if names.all(is_there) {
+        return Ok(());
+    }
+    let mut found = Vec::new();
+    columns::columns(table, settings, inspection.server.version_num, &mut found);
+    let refusal = found
+        .into_iter()
+        .find(|finding| finding.severity == Severity::Refuse);
+    refusal.map_or(Ok(()), |finding| Err(Refusals(vec![finding])))
 }
 
 /// Everything that stands in the way, refusals first.

@@ -19,6 +19,7 @@ mod partitions;
 mod pooler;
 mod presets;
 mod producers;
+mod proposals;
 mod refusals;
 mod rejects;
 mod replay;

@@ -94,12 +94,12 @@ async fn a_mapped_column_that_the_second_table_lacks_is_named_with_its_entry() {
     let refused = fixture.walrelay(&["setup"]).await;
     let words = [
         "public.orders has no column trace",
-        "subject and message of the entry of public.orders in [[source.tables]]",
+        "message.headers or message.fields of the entry of public.orders in [[source.tables]]",
     ];
     assert_says(&refused, 1, &words);
 }
 
-/// The proposal takes the place of the entry, and no ALTER is proposed.
+/// The proposal takes the place of the entry's columns alone, and no ALTER is proposed.
 #[tokio::test]
 async fn the_entry_that_setup_proposes_for_a_further_table_fits() {
     let mut fixture = Fixture::bare().await;
@@ -111,24 +111,28 @@ async fn the_entry_that_setup_proposes_for_a_further_table_fits() {
         INSERT INTO orders (aggregatetype, aggregateid, type, payload) VALUES ('Book', 'b', 'made', '{}')";
     fixture.sql.batch_execute(tables).await.unwrap();
     let orders = "[[source.tables]]\nname = \"public.orders\"\n";
-    let both = format!("{orders}[[source.tables]]\nname = \"public.ledger\"\n");
+    let ledger = format!(
+        "[[source.tables]]\nname = \"public.ledger\"\nsubject = \"{}.ledger.{{topic}}\"\n\
+         message = {{ format = \"payload\", headers = {{ Key = \"key\" }} }}\n",
+        fixture.name
+    );
+    let both = format!("{orders}{ledger}");
     fixture.configure(&both);
     let refused = fixture.walrelay(&["setup"]).await;
     let debezium = "put preset = \"debezium\" into the entry of public.orders in [[source.tables]]";
     assert_says(
         &refused,
         1,
-        &[debezium, "put this in place of the entry of public.ledger"],
+        &[
+            debezium,
+            "put these lines into the entry of public.ledger in [[source.tables]], in place of its columns",
+        ],
     );
     assert!(!refused.stderr.contains("ALTER TABLE"), "{refused:?}");
-    let entry = printed(
-        &refused,
-        "[[source.tables]]\nname = \"public.ledger\"",
-        "# jsonb",
-    );
+    let columns = printed(&refused, "columns.id = ", "# jsonb");
     let subject = format!("subject = \"{}.order.{{aggregatetype}}\"", fixture.name);
     fixture.configure(&format!(
-        "{orders}preset = \"debezium\"\n{subject}\n{entry}\n"
+        "{orders}preset = \"debezium\"\n{subject}\n{ledger}{columns}\n"
     ));
     fixture.setup().await;
     let mut relay = fixture.run();
@@ -139,7 +143,9 @@ async fn the_entry_that_setup_proposes_for_a_further_table_fits() {
     relay.stop().await;
     let stored = fixture.stored().await;
     assert_eq!(told(&stored[0]).0, Some("public.ledger"));
-    assert_eq!(stored[0].subject, format!("{}.paid", fixture.name));
+    assert_eq!(stored[0].subject, format!("{}.ledger.paid", fixture.name));
+    assert_eq!(stored[0].headers["Key"], "k2");
+    assert_eq!(stored[0].body, "{}");
 }
 
 #[tokio::test]

@@ -38,6 +38,8 @@ pub struct Table {
     pub(crate) has_rows: bool,
     /// Columns that decide about a row's partition, by themselves or in an expression.
     pub(crate) partition_keys: Vec<String>,
+    /// The columns of its primary key.
+    pub(crate) primary_key: Vec<String>,
 }
 
 impl Table {
@@ -185,7 +187,11 @@ SELECT jsonb_build_object(
      FROM pg_catalog.pg_partition_tree(c.oid) p
      JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = p.relid AND d.objsubid > 0
        AND d.refclassid = d.classid AND d.refobjid = p.relid AND d.refobjsubid = 0 AND d.deptype = 'i'
-     JOIN pg_catalog.pg_attribute k ON k.attrelid = p.relid AND k.attnum = d.objsubid), '[]'))
+     JOIN pg_catalog.pg_attribute k ON k.attrelid = p.relid AND k.attnum = d.objsubid), '[]'),
+  'primary_key', coalesce((
+     SELECT jsonb_agg(k.attname)
+     FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute k ON k.attrelid = c.oid AND k.attnum = ANY (i.indkey)
+     WHERE i.indrelid = c.oid AND i.indisprimary), '[]'))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relname = $2::text";
 

@@ -89,6 +89,30 @@ fn may_be_altered(table: &Table, settings: &PostgresSettings) -> bool {
     !table.has_rows && settings.columns == own && missing <= 1 && table.columns.iter().all(is_own)
 }
 
+/// The keys that name a column which is none of the event's own.
+fn naming(name: &str, settings: &PostgresSettings) -> String {
+    let in_subject = settings.subject.columns().any(|column| column == name);
+    let of_message = (settings.extra_columns.iter()).skip(settings.subject.columns().count());
+    let in_message = of_message.into_iter().any(|column| column == name);
+    let is_entry = settings.entry.is_some();
+    let subject = match is_entry {
+        true => "subject",
+        false => "nats.subject",
+    };
+    let keys: Vec<&str> = [
+        (in_subject, subject),
+        (in_message, "message.headers or message.fields"),
+    ]
+    .into_iter()
+    .filter_map(|(names, key)| names.then_some(key))
+    .collect();
+    let keys = keys.join(" and ");
+    match &settings.entry {
+        Some(entry) => format!("{keys} of the entry of {entry} in [[source.tables]]"),
+        None => keys,
+    }
+}
+
 /// A column that the server computes and no publication carries.
 fn never_sent(column: &Column, field: Option<Field>, settings: &PostgresSettings) -> Finding {
     let (name, sql_name) = (&settings.table, quote_identifier(&column.name));
@@ -99,10 +123,7 @@ fn never_sent(column: &Column, field: Option<Field>, settings: &PostgresSettings
     let section = match (field, &settings.entry) {
         (Some(_), None) => "[columns]".to_owned(),
         (Some(_), Some(entry)) => format!("columns of the entry of {entry} in [[source.tables]]"),
-        (None, None) => "nats.subject and [message]".to_owned(),
-        (None, Some(entry)) => {
-            format!("subject and message of the entry of {entry} in [[source.tables]]")
-        }
+        (None, _) => naming(&column.name, settings),
     };
     refuse(
         Kind::Column,
@@ -163,15 +184,12 @@ impl Misfit<'_> {
                 let near = nearest(self.name, names)
                     .map(|near| format!("; did you mean {}?", quote_identifier(near)));
                 let near = near.unwrap_or_default();
-                match &settings.entry {
-                    Some(entry) => format!(
-                        "name a column of the table in subject and message of the entry of {entry} in [[source.tables]], which are as \
-                         for postgres.table where it has none of its own{near}"
-                    ),
-                    None => {
-                        format!("name a column of the table in nats.subject and [message]{near}")
-                    }
-                }
+                let inherited = match &settings.entry {
+                    Some(_) => ", as for postgres.table where it has none of its own",
+                    None => "",
+                };
+                let naming = naming(self.name, settings);
+                format!("name a column of the table in {naming}{inherited}{near}")
             }
             (Some(field), None) => format!(
                 "run ALTER TABLE {name} ADD COLUMN {sql_name} {};",
@@ -191,18 +209,48 @@ impl Misfit<'_> {
 /// For a table of somebody else's: the configuration follows the table.
 fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Finding {
     let whats: Vec<String> = misfits.iter().map(|misfit| misfit.what(settings)).collect();
-    let mend = proposal::of(table, settings).unwrap_or_else(|| by_hand(table, settings, misfits));
+    let mut mend =
+        proposal::of(table, settings).unwrap_or_else(|| by_hand(table, settings, misfits));
+    // The proposal's subject names what is there.
+    for misfit in misfits.iter().filter(|misfit| misfit.field.is_none()) {
+        let extras = settings.extra_columns.iter();
+        let mut of_message = extras.skip(settings.subject.columns().count());
+        if of_message.any(|column| column == misfit.name) {
+            mend.push_str(&format!(
+                "\n# and in message.headers and message.fields, another column in place of {}",
+                quote_identifier(misfit.name)
+            ));
+        }
+    }
     refuse(Kind::Column, whats.join("; "), mend)
 }
 
-/// Where nothing can be proposed: what there is, and what is wanted.
+/// Where nothing can be proposed: why not, what there is, and what is wanted.
 fn by_hand(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> String {
     let needs = needs();
     let fields = || misfits.iter().filter_map(|misfit| misfit.field);
+    let needed = |field: &Field| matches!(field, Field::Id | Field::Payload);
+    let untold: Vec<String> = (fields().filter(needed))
+        .filter_map(|field| {
+            let fits = table
+                .columns
+                .iter()
+                .filter(|it| (needs.get(field).fits)(it));
+            let names: Vec<_> = fits.map(|column| quote_identifier(&column.name)).collect();
+            match &names[..] {
+                [] => Some(format!("no column can be {field}")),
+                [_] => None,
+                names => Some(format!("{field} may be any of {}", names.join(", "))),
+            }
+        })
+        .collect();
+    let why = match untold.is_empty() {
+        true => String::new(),
+        false => format!("nothing can be proposed, since {}; ", untold.join(", and ")),
+    };
     let types: Vec<String> = fields()
         .map(|field| format!("{field} ({})", needs.get(field).types))
         .collect();
-    let needed = |field: &Field| matches!(field, Field::Id | Field::Payload);
     let spared: Vec<String> = (fields().filter(|field| !needed(field)))
         .map(|field| field.to_string())
         .collect();
@@ -221,7 +269,7 @@ fn by_hand(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -
         false => "[columns]",
     };
     format!(
-        "name the columns that hold {types} in {section}{spared}, or set {key} to a table of walrelay's own; this table has {}",
+        "{why}name the columns that hold {types} in {section}{spared}, or set {key} to a table of walrelay's own; this table has {}",
         columns.join(", ")
     )
 }

@@ -21,6 +21,9 @@ const NAMES: Fields<&[&str]> = Fields {
         "outbox_id",
         "idempotency_key",
         "idempotent_key",
+        "event_uuid",
+        "event_guid",
+        "eid",
         "offset",
         "position",
         "sequence_number",
@@ -34,6 +37,8 @@ const NAMES: Fields<&[&str]> = Fields {
         "partition_key",
         "message_key",
         "key",
+        "aggregate",
+        "agg",
     ],
     event_type: &[
         "event_type",
@@ -61,8 +66,11 @@ const NAMES: Fields<&[&str]> = Fields {
         "sent_time",
         "enqueue_time",
         "timestamp",
+        "event_time",
+        "event_timestamp",
         "time",
         "at",
+        "ts",
     ],
     payload: &[
         "payload_json",
@@ -86,27 +94,75 @@ fn bare(name: &str) -> impl Iterator<Item = char> {
         .map(|c| c.to_ascii_lowercase())
 }
 
-/// The column that probably has the field.
-fn find(table: &Table, field: Field) -> Option<&Column> {
+/// A column that probably has a field.
+struct Found<'t> {
+    column: &'t Column,
+    /// Why, where its name does not say so.
+    guessed: Option<&'static str>,
+}
+
+/// The column that probably has the field; none of those that others have.
+fn find<'t>(table: &'t Table, field: Field, taken: &[String]) -> Option<Found<'t>> {
     let fits = needs().get(field).fits;
+    let free = || {
+        let columns = table.columns.iter();
+        columns.filter(|column| fits(column) && !taken.contains(&column.name))
+    };
     let by_name = NAMES.get(field).iter().find_map(|name| {
-        let named = |column: &&Column| bare(&column.name).eq(bare(name)) && fits(column);
-        table.columns.iter().find(named)
+        let named = |column: &&Column| bare(&column.name).eq(bare(name));
+        free().find(named)
     });
-    // The payload is the only column that can be one, however it is called.
-    let is_json = |column: &&Column| matches!(column.base_type.as_str(), "jsonb" | "json");
-    let mut json = table.columns.iter().filter(is_json);
-    match (by_name, field) {
-        (None, Field::Payload) => json.next().filter(|_| json.next().is_none()),
-        (by_name, _) => by_name,
+    if let Some(column) = by_name {
+        return Some(Found {
+            column,
+            guessed: None,
+        });
     }
+    let guess = |is_it: &dyn Fn(&Column) -> bool, why| {
+        let column = only(free().filter(|column| is_it(column)))?;
+        let guessed = Some(why);
+        Some(Found { column, guessed })
+    };
+    let is_json = |column: &Column| matches!(column.base_type.as_str(), "jsonb" | "json");
+    match field {
+        Field::Id => {
+            let is_key = |column: &Column| table.primary_key == [column.name.as_str()];
+            guess(&is_key, "it is the primary key")
+                .or_else(|| guess(&|column| column.base_type == "uuid", "the only uuid"))
+        }
+        Field::Payload => guess(&is_json, "the only JSON")
+            .or_else(|| guess(&tells_payload, "by a part of its name"))
+            .or_else(|| guess(&|column| column.base_type == "bytea", "the only bytea"))
+            .or_else(|| guess(&|column| column.base_type == "text", "the only text left")),
+        // Where it may be null, it more probably tells what became of the row.
+        Field::OccurredAt => {
+            let is_time = |column: &Column| {
+                column.not_null && matches!(column.base_type.as_str(), "timestamptz" | "timestamp")
+            };
+            guess(&is_time, "the only time")
+        }
+        Field::AggregateId | Field::EventType | Field::EventVersion => None,
+    }
+}
+
+/// Whether a word of the column's name is one that payloads are called by.
+fn tells_payload(column: &Column) -> bool {
+    let name = column.name.to_ascii_lowercase();
+    let tells = |word: &str| NAMES.payload.contains(&word) && word != "message";
+    name.split('_').any(tells)
+}
+
+/// The one of them that there is.
+fn only<'t>(mut columns: impl Iterator<Item = &'t Column>) -> Option<&'t Column> {
+    columns.next().filter(|_| columns.next().is_none())
 }
 
 /// What to paste.
 pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
     let further = settings.entry.as_ref();
     let has = |name: &str| table.columns.iter().any(|column| column.name == name);
-    if DEBEZIUM.iter().all(|name| has(name)) {
+    let has_preset = settings.columns.aggregate_id.column() == Some(DEBEZIUM[2]);
+    if DEBEZIUM.iter().all(|name| has(name)) && !has_preset {
         let whose = "this is the table of Debezium's outbox event router";
         return Some(match further {
             Some(name) => format!(
@@ -115,31 +171,25 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
             None => format!("{whose}: begin the configuration with preset = \"debezium\""),
         });
     }
-    let fields = chosen(table, settings);
+    let (fields, guessed) = chosen(table, settings);
     fields.id.column()?;
     fields.payload.column()?;
-    let columns = &table.columns;
-    let renamed = further.filter(|name| **name != settings.table.to_string());
-    let table = renamed.map(|_| format!("table = {}", quoted(&settings.table.to_string())));
+    let subject = subject(table, &fields, settings);
     let (mut lines, prefix) = match further {
-        Some(name) => (
-            vec![
-                format!("put this in place of the entry of {name}, as far as it is right:"),
-                "[[source.tables]]".to_owned(),
-                format!("name = {}", quoted(name)),
-            ]
-            .into_iter()
-            .chain(table)
-            .collect::<Vec<_>>(),
-            "columns.",
-        ),
-        None => (
-            vec![
-                "put this into the configuration, as far as it is right:".to_owned(),
-                "[columns]".to_owned(),
-            ],
-            "",
-        ),
+        Some(name) => {
+            let whose = match &subject {
+                Some(_) => "its columns and its subject",
+                None => "its columns",
+            };
+            let lead = format!(
+                "put these lines into the entry of {name} in [[source.tables]], in place of {whose}, as far as they are right:"
+            );
+            (vec![lead], "columns.")
+        }
+        None => {
+            let lead = "put this into the configuration, in place of [columns] where it is there, as far as it is right:";
+            (vec![lead.to_owned(), "[columns]".to_owned()], "")
+        }
     };
     for (field, value) in fields.as_ref() {
         let written = match value {
@@ -149,57 +199,101 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
             }
             Value::Absent => quoted(""),
         };
-        let column = |name: Option<&str>| columns.iter().find(|column| Some(&*column.name) == name);
-        let remark = match column(value.column()) {
-            Some(column) => format!("  # {}", column.type_name),
+        let mut columns = table.columns.iter();
+        let remark = match columns.find(|column| Some(&*column.name) == value.column()) {
+            Some(column) => {
+                let why = guessed.get(field).map(|why| format!(", a guess: {why}"));
+                format!("  # {}{}", column.type_name, why.unwrap_or_default())
+            }
             None if field == Field::OccurredAt => "  # the time of the commit".to_owned(),
             None => String::new(),
         };
         lines.push(format!("{prefix}{field} = {written}{remark}"));
     }
-    if let Some(subject) = subject(&fields, settings) {
+    if let Some(subject) = subject {
         if further.is_none() {
-            lines.push("[nats]".to_owned());
+            let nats = "[nats]  # where this section is there already, put the next line into it, in place of its subject";
+            lines.push(nats.to_owned());
         }
         lines.push(format!("subject = {}", quoted(&subject)));
     }
     Some(lines.join("\n"))
 }
 
-/// Where each field comes from: as it is configured, where that fits the table, else by name and type.
-fn chosen(table: &Table, settings: &PostgresSettings) -> Fields<Value> {
+/// Where each field comes from: as it is configured, where that fits the table, else by name and type. Beside them, why a
+/// column was guessed.
+fn chosen(
+    table: &Table,
+    settings: &PostgresSettings,
+) -> (Fields<Value>, Fields<Option<&'static str>>) {
     let needs = needs();
     let is_there = |field, name: &str| {
         let mut columns = table.columns.iter();
         columns.any(|column| column.name == name && (needs.get(field).fits)(column))
     };
     let stays = |field, value: &Value| value.column().is_none_or(|name| is_there(field, name));
-    let taken: Vec<&str> = (settings.columns.as_ref().into_iter())
+    let mut taken: Vec<String> = (settings.columns.as_ref().into_iter())
         .filter(|(field, value)| stays(*field, value))
-        .filter_map(|(_, value)| value.column())
+        .filter_map(|(_, value)| value.column().map(str::to_owned))
         .collect();
     let mut fields = settings.columns.clone();
-    for (field, value) in settings.columns.as_ref() {
-        if !stays(field, value) {
-            let found = find(table, field).filter(|column| !taken.contains(&&*column.name));
-            *fields.get_mut(field) =
-                found.map_or(Value::Absent, |column| Value::Column(column.name.clone()));
+    let mut guessed = Fields::<()>::default().map(|()| None);
+    // What a name tells goes before what is guessed of the columns that are left.
+    for guesses in [false, true] {
+        for (field, value) in settings.columns.as_ref() {
+            let is_settled = guesses && *fields.get(field) != Value::Absent;
+            if stays(field, value) || is_settled {
+                continue;
+            }
+            let found = find(table, field, &taken);
+            let found = found.filter(|found| guesses || found.guessed.is_none());
+            *fields.get_mut(field) = match found {
+                Some(found) => {
+                    taken.push(found.column.name.clone());
+                    *guessed.get_mut(field) = found.guessed;
+                    Value::Column(found.column.name.clone())
+                }
+                None => Value::Absent,
+            };
         }
     }
-    fields
+    (fields, guessed)
 }
 
-/// A subject under the configured root, where the configured one names a field that the table does not have.
-fn subject(fields: &Fields<Value>, settings: &PostgresSettings) -> Option<String> {
+/// A subject under the configured root, where the configured one names a field or a column that the table does not have.
+fn subject(table: &Table, fields: &Fields<Value>, settings: &PostgresSettings) -> Option<String> {
     let configured = &settings.subject;
     let is_absent = |field| *fields.get(field) == Value::Absent;
-    let lacks = [
+    let lacks_field = [
         (Field::EventType, Placeholder::EventType),
         (Field::AggregateId, Placeholder::AggregateId),
         (Field::EventVersion, Placeholder::EventVersion),
     ]
     .into_iter()
     .any(|(field, placeholder)| is_absent(field) && configured.names(placeholder));
+    let is_there = |name: &str| table.columns.iter().any(|column| column.name == name);
+    let lacking: Vec<&str> = configured
+        .columns()
+        .filter(|name| !is_there(name))
+        .collect();
+    if !lacks_field && lacking.is_empty() {
+        return None;
+    }
+    // The same column under the name that it has here.
+    let here = |name: &str| {
+        let mut columns = table.columns.iter().map(|column| column.name.as_str());
+        columns.find(|column| bare(column).eq(bare(name)))
+    };
+    let renamed = lacking
+        .iter()
+        .try_fold(configured.to_string(), |text, name| {
+            let here = here(name).filter(|here| !here.contains(char::is_whitespace))?;
+            let closed = text.replace(&format!("{{{name}}}"), &format!("{{{here}}}"));
+            Some(closed.replace(&format!("{{{name}:"), &format!("{{{here}:")))
+        });
+    if let Some(renamed) = renamed.filter(|_| !lacks_field) {
+        return Some(renamed);
+    }
     let filter = configured.filter();
     let root = filter.strip_suffix(".>").unwrap_or(&filter);
     let rest = match (is_absent(Field::EventType), is_absent(Field::AggregateId)) {
@@ -207,7 +301,7 @@ fn subject(fields: &Fields<Value>, settings: &PostgresSettings) -> Option<String
         (true, false) => "{aggregate_id:token}",
         (true, true) => "events",
     };
-    lacks.then(|| format!("{root}.{rest}"))
+    Some(format!("{root}.{rest}"))
 }
 
 /// A version is a number.
