@@ -289,6 +289,25 @@ impl<'a> Event<'_, 'a> {
         Ok(())
     }
 
+    /// Further attributes, whose types are CloudEvents' own (1.0.2, 3, "Type System"): Boolean, an Integer of 32 bits, else a String,
+    /// which has what the header of binary mode has.
+    fn push_attributes(&self, object: &mut Object<'_>) -> Result<(), Reject> {
+        let first = self.mapping.first_field();
+        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
+            let (kind, column) = self.row.extras()[first + index];
+            let Some(text) = not_null(column, &extra.column)? else {
+                continue;
+            };
+            let out = object.key(&extra.name);
+            match kind {
+                Kind::Number | Kind::Json => push_string(out, text),
+                Kind::Integer if !is_cloud_integer(text) => push_string(out, text),
+                _ => push_json(out, kind, text),
+            }
+        }
+        Ok(())
+    }
+
     /// Structured mode. CloudEvents 1.0.2, JSON event format.
     fn cloud_event(&self, body: &mut Vec<u8>) -> Result<(), Reject> {
         let mut object = Object::open(body);
@@ -299,20 +318,30 @@ impl<'a> Event<'_, 'a> {
         let (_, text) = self.event_type()?;
         push_string(object.key("type"), &text);
         self.moment(object.key("time"))?;
-        if let Some((kind, id)) = self.get(Field::AggregateId)? {
-            push_string(object.key("subject"), &id_text(kind, &id));
+        if let Some(subject) = self.cloud_subject()? {
+            push_string(object.key("subject"), &subject);
         }
         if let Some((_, text)) = self.get(Field::EventVersion)? {
             let version = event_version(&text)?;
             object.key("eventversion").extend_from_slice(version);
         }
-        self.push_fields(&mut object)?;
+        self.push_attributes(&mut object)?;
         if let Some(content_type) = self.content_type()? {
             push_string(object.key("datacontenttype"), content_type);
             self.push_payload(&mut object, "data", "data_base64")?;
         }
         object.close();
         Ok(())
+    }
+
+    /// The aggregate. An attribute that is there is not empty (CloudEvents 1.0.2, 3.1.2).
+    fn cloud_subject(&self) -> Result<Option<Cow<'a, [u8]>>, Reject> {
+        let typed = self.get(Field::AggregateId)?;
+        let text = typed.map(|(kind, id)| match kind {
+            Kind::Bytes => Cow::Owned(id_of_bytes(&id)),
+            _ => id,
+        });
+        Ok(text.filter(|text| !text.is_empty()))
     }
 
     fn event_type(&self) -> Result<Typed<'a>, Reject> {
@@ -341,8 +370,8 @@ impl<'a> Event<'_, 'a> {
         headers.extend_from_slice(b"ce-time: ");
         self.push_moment(headers)?;
         headers.extend_from_slice(b"\r\n");
-        if let Some((kind, id)) = self.get(Field::AggregateId)? {
-            attribute(headers, "subject", &id_text(kind, &id));
+        if let Some(subject) = self.cloud_subject()? {
+            attribute(headers, "subject", &subject);
         }
         if let Some((_, text)) = self.get(Field::EventVersion)? {
             attribute(headers, "eventversion", event_version(&text)?);
@@ -374,6 +403,11 @@ fn is_whole(id: &[u8]) -> bool {
         true => std::str::from_utf8(id).is_ok(),
         false => std::str::from_utf8(id).is_ok_and(|id| !id.is_empty() && id.trim() == id),
     }
+}
+
+/// Whether a whole number is an Integer of CloudEvents.
+fn is_cloud_integer(text: &[u8]) -> bool {
+    str::from_utf8(text).is_ok_and(|text| text.parse::<i32>().is_ok())
 }
 
 /// The text of an id.

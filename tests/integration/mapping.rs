@@ -432,6 +432,43 @@ async fn cloud_events_in_both_modes() {
     }
 }
 
+/// What CloudEvents do not permit: an attribute that is empty, and types that are none of theirs.
+#[tokio::test]
+async fn cloud_events_have_attributes_of_their_own_types() {
+    let table = "CREATE TABLE events (id bigserial PRIMARY KEY, aggregate_id text NOT NULL DEFAULT '', event_type text NOT NULL DEFAULT 'a',
+        event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT '2026-11-28 07:05:32Z',
+        payload_json jsonb NOT NULL DEFAULT '{}', price numeric DEFAULT 1.50, small int DEFAULT -7, big bigint DEFAULT 2147483648,
+        tags jsonb DEFAULT '{\"a\": 1}', paid boolean DEFAULT true)";
+    let insert = "INSERT INTO events DEFAULT VALUES";
+    let fields = "{ price = 'price', small = 'small', big = 'big', tags = 'tags', paid = 'paid' }";
+    let settings = |format| {
+        [
+            ("WALRELAY_MESSAGE_FORMAT", format),
+            ("WALRELAY_MESSAGE_FIELDS", fields),
+        ]
+    };
+    let fixture = with_table(table, &settings("cloudevents_json")).await;
+    let [message, _] = round_trip(fixture, [insert, insert]).await;
+    let body: Value = serde_json::from_str(&message.body).unwrap();
+    assert_eq!(body.get("subject"), None, "{body}");
+    let tags = r#"{"a": 1}"#;
+    for (name, expected) in [
+        ("price", Value::from("1.50")),
+        ("small", Value::from(-7)),
+        ("big", Value::from("2147483648")),
+        ("tags", Value::from(tags)),
+        ("paid", Value::from(true)),
+    ] {
+        assert_eq!(body[name], expected, "{name}: {body}");
+    }
+    let fixture = with_table(table, &settings("cloudevents")).await;
+    let [message, _] = round_trip(fixture, [insert, insert]).await;
+    let headers = headers(&message);
+    assert_eq!(headers.get("ce-subject"), None, "{headers:?}");
+    assert_eq!(headers["ce-price"], "1.50");
+    assert_eq!(headers["ce-tags"], "{%22a%22:%201}");
+}
+
 /// The commit's time, which only the WAL has.
 #[tokio::test]
 async fn without_a_time_of_its_own_an_event_has_that_of_its_commit() {
