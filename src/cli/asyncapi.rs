@@ -10,8 +10,8 @@ use crate::pipeline::dead_letter;
 use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::{Extra, Format, HeaderValues, Mapping, Value};
 use crate::pipeline::position::{
-    KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER,
-    REASON_HEADER, TABLE_HEADER,
+    DEAD_LETTER_HEADER, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER,
+    KIND_REPLAY, KIND_RETRIED, KIND_RETRY, POSITION_HEADER, REASON_HEADER, TABLE_HEADER,
 };
 use crate::relay::settings::Settings;
 
@@ -49,17 +49,22 @@ pub(super) fn document(settings: &Settings) -> Json {
         operations.insert(format!("publishEvents{number}"), sends(&events, &name));
         messages.insert(name.clone(), event(&name, &mapping));
     }
-    let letters = channel(
+    let mut letters = channel(
         &dead,
         "deadLetter",
-        "Rows that cannot be published, in their place.",
+        "Rows that cannot be published, in their place, and what has become of them.",
     );
-    channels.insert("deadLetters".to_owned(), letters);
-    operations.insert(
-        "publishDeadLetters".to_owned(),
-        sends("deadLetters", "deadLetter"),
-    );
+    let mut sends_letters = sends("deadLetters", "deadLetter");
     messages.insert("deadLetter".to_owned(), letter());
+    for (name, schema) in [("deadLetterMark", mark()), ("erasure", erasure())] {
+        letters["messages"][name] = message(name);
+        let of_channel = json!({"$ref": format!("#/channels/deadLetters/messages/{name}")});
+        let all = sends_letters["messages"].as_array_mut();
+        all.expect("a list").push(of_channel);
+        messages.insert(name.to_owned(), schema);
+    }
+    channels.insert("deadLetters".to_owned(), letters);
+    operations.insert("publishDeadLetters".to_owned(), sends_letters);
     json!({
         "asyncapi": "3.0.0",
         "info": {
@@ -187,7 +192,7 @@ fn headers(mapping: &Mapping) -> Json {
                 (Field::EventVersion, "ce-eventversion"),
             ] {
                 if *mapping.columns.get(field) != Value::Absent {
-                    add(name, true, text());
+                    add(name, field != Field::AggregateId, text());
                 }
             }
             for Extra { name, .. } in &message.fields {
@@ -255,11 +260,13 @@ fn cloud_event(mapping: &Mapping) -> Json {
     );
     add("type", text.clone());
     add("time", moment());
-    if *mapping.columns.get(Field::AggregateId) != Value::Absent {
-        add("subject", text.clone());
-    }
     if *mapping.columns.get(Field::EventVersion) != Value::Absent {
         add("eventversion", version());
+    }
+    if *mapping.columns.get(Field::AggregateId) != Value::Absent {
+        // Left out where the aggregate's id is empty.
+        let subject = json!({"type": "string", "minLength": 1});
+        properties.insert("subject".to_owned(), subject);
     }
     properties.insert("datacontenttype".to_owned(), text);
     properties.extend(further(&mapping.message.fields));
@@ -322,5 +329,48 @@ fn letter() -> Json {
                 },
             },
         },
+    })
+}
+
+/// What says that a dead letter is retried or discarded.
+fn mark() -> Json {
+    let text = || json!({"type": ["string", "null"]});
+    json!({
+        "name": "deadLetterMark",
+        "contentType": "application/json",
+        "headers": {
+            "type": "object",
+            "properties": {
+                (KIND_HEADER): {"enum": [KIND_RETRIED, KIND_DISCARDED]},
+                (DEAD_LETTER_HEADER): {"type": "string", "description": "The Walrelay-Position of the dead letter."},
+                (TABLE_HEADER): {"type": "string", "description": "The further table of the lane that the row is of."},
+            },
+            "required": [KIND_HEADER, DEAD_LETTER_HEADER],
+        },
+        "payload": {
+            "type": "object",
+            "properties": {
+                "id": text(),
+                "position": {"type": "string"},
+                "was": {"type": "string", "description": "What had become of it before."},
+                "reason": {"type": ["string", "null"], "description": "Why it is discarded."},
+                "table": {"type": "string"},
+            },
+            "required": ["id", "position", "was"],
+        },
+    })
+}
+
+/// What walrelay erase leaves where messages of an aggregate were.
+fn erasure() -> Json {
+    json!({
+        "name": "erasure",
+        "contentType": "application/json",
+        "headers": {
+            "type": "object",
+            "properties": {(KIND_HEADER): {"const": KIND_ERASED}},
+            "required": [KIND_HEADER],
+        },
+        "payload": {"type": "object"},
     })
 }

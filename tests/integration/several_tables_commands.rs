@@ -1,5 +1,7 @@
 //! The commands on a lane of several tables: each table by its own mapping, and the union by one order.
 
+use std::collections::BTreeSet;
+
 use async_nats::jetstream::consumer::pull;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -125,6 +127,94 @@ async fn asyncapi_has_a_channel_for_each_table() {
             json!(format!("#/channels/events{number}"))
         );
     }
+}
+
+/// Whether a value fits a schema of the document, by the words that it uses.
+fn fits(schema: &Value, value: &Value) -> bool {
+    let is_of = |word: &Value| match word.as_str().expect("a type") {
+        "string" => value.is_string(),
+        "null" => value.is_null(),
+        "object" => value.is_object(),
+        word => panic!("{word}"),
+    };
+    let types = match &schema["type"] {
+        Value::Null => true,
+        Value::Array(types) => types.iter().any(is_of),
+        word => is_of(word),
+    };
+    let one_of = |list: &Value| list.as_array().is_none_or(|list| list.contains(value));
+    let required = schema["required"].as_array().into_iter().flatten();
+    let mut properties = schema["properties"].as_object().into_iter().flatten();
+    types
+        && schema.get("const").is_none_or(|only| only == value)
+        && one_of(&schema["enum"])
+        && required
+            .into_iter()
+            .all(|name| value.get(name.as_str().expect("a name")).is_some())
+        && properties.all(|(name, schema)| value.get(name).is_none_or(|value| fits(schema, value)))
+}
+
+#[tokio::test]
+async fn asyncapi_describes_each_message_on_the_subject_of_dead_letters() {
+    let mut fixture = Fixture::new().await;
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 1).await;
+    let letters = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+        SELECT gen_random_uuid(), gen_random_uuid(), 'a b', '{}' FROM generate_series(1, 2)";
+    fixture.sql.batch_execute(letters).await.unwrap();
+    fixture.holds(3).await;
+    relay.stop().await;
+    let letters = fixture.stored().await.split_off(1);
+    let places = letters.iter().map(|letter| letter.position.as_str());
+    let places: Vec<&str> = places.collect();
+    let mend = "UPDATE outbox_events SET event_type = 'a.b' WHERE event_type = 'a b'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    fixture
+        .walrelay(&["dead-letters", "retry", places[0]])
+        .await
+        .success();
+    let discard = ["dead-letters", "discard", places[1], "--reason", "a test"];
+    fixture.walrelay(&discard).await.success();
+    // Its event stands behind what the relay has recorded.
+    let letter: Value = serde_json::from_str(&letters[0].body).unwrap();
+    let aggregate = letter["aggregate_id"].as_str().expect("an id");
+    let erase = ["erase", "--yes", "--aggregate-id", aggregate];
+    fixture.walrelay(&erase).await.success();
+
+    let printed = fixture.walrelay(&["config", "asyncapi"]).await.success();
+    let document: Value = serde_json::from_str(&printed.stdout).unwrap();
+    let named = document["channels"]["deadLetters"]["messages"]
+        .as_object()
+        .unwrap();
+    let mut found = BTreeSet::new();
+    for message in fixture.stored().await {
+        if !message.subject.starts_with("walrelay.dead.") {
+            continue;
+        }
+        let headers: serde_json::Map<String, Value> = message
+            .headers
+            .iter()
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect();
+        let body: Value = serde_json::from_str(&message.body).unwrap();
+        let is_it = |name: &&String| {
+            let schema = &document["components"]["messages"][name.as_str()];
+            fits(&schema["headers"], &json!(headers)) && fits(&schema["payload"], &body)
+        };
+        let fitting: Vec<_> = named.keys().filter(is_it).cloned().collect();
+        assert_eq!(fitting.len(), 1, "{headers:?} {body}");
+        found.insert((message.kind.expect("a kind"), fitting[0].clone()));
+    }
+    let expected = [
+        ("dead-letter", "deadLetter"),
+        ("discarded", "deadLetterMark"),
+        ("erased", "erasure"),
+        ("retried", "deadLetterMark"),
+    ];
+    let expected = BTreeSet::from(expected.map(|(kind, name)| (kind.to_owned(), name.to_owned())));
+    assert_eq!(found, expected);
 }
 
 #[tokio::test]
