@@ -58,6 +58,11 @@ pub enum TemplateError {
          table, each also as {{name:token}}"
     )]
     UnknownPlaceholder(String),
+    /// White space in a placeholder.
+    #[error(
+        "{{{0}}} has white space or a control character, which no placeholder may: rename the column, or fill one of another name"
+    )]
+    SpaceInPlaceholder(String),
     /// A brace without its partner.
     #[error("a brace has no partner: braces stand only around a placeholder")]
     UnbalancedBrace,
@@ -105,8 +110,13 @@ impl FromStr for SubjectTemplate {
             return Err(TemplateError::Length);
         }
         // The server would take white space beyond ASCII; in a template it is a slip.
-        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-            return Err(SubjectError::WhiteSpace.into());
+        let is_space = |c: char| c.is_whitespace() || c.is_control();
+        if text.contains(is_space) {
+            let mut inside = text.split('{').skip(1).filter_map(|it| it.split_once('}'));
+            return Err(match inside.find(|(name, _)| name.contains(is_space)) {
+                Some((name, _)) => TemplateError::SpaceInPlaceholder(name.to_owned()),
+                None => SubjectError::WhiteSpace.into(),
+            });
         }
         let mut parts = Vec::new();
         let mut columns = Vec::new();

@@ -42,8 +42,14 @@ impl OtherNumber {
     /// What mends it.
     pub fn mend(self) -> String {
         let OtherNumber { found, wanted } = self;
+        let undivided = match [found, wanted].contains(&1) {
+            true => {
+                ", where nats.stream has {share} with --undivided-stream STREAM --undivided-subject TEMPLATE, those of the lane of all rows"
+            }
+            false => "",
+        };
         format!(
-            "set relay.shares = {found} in every configuration, or run walrelay reshard --shares {wanted}"
+            "set relay.shares = {found} in every configuration, or run walrelay reshard --shares {wanted}{undivided}"
         )
     }
 }

@@ -113,9 +113,11 @@ fn unseen(hold_back: Duration) -> String {
     format!("{text}{held}")
 }
 
-/// A pass of syncs takes time beside the interval.
+/// A pass of syncs takes time beside the interval. In whole seconds, below one in whole milliseconds.
 fn covered(hold_back: Duration) -> Duration {
-    hold_back * 2 / 3
+    let milliseconds = u64::try_from(hold_back.as_millis()).unwrap_or(u64::MAX) / 3 * 2;
+    let unit = if milliseconds < 1000 { 1 } else { 1000 };
+    Duration::from_millis(milliseconds / unit * unit)
 }
 
 fn judge(name: &str, interval: Duration, hold_back: Duration, report: &mut Report) {
@@ -147,6 +149,13 @@ mod tests {
     #[test]
     fn what_a_hold_back_covers_is_said_in_whole_words() {
         assert!(unseen(Duration::from_secs(180)).contains("relay.hold_back (3m) covers one of 2m"));
+        for (hold_back, covered) in [
+            (2_000, "(2s) covers one of 1s"),
+            (1_000, "(1s) covers one of 666ms"),
+        ] {
+            let text = unseen(Duration::from_millis(hold_back));
+            assert!(text.ends_with(covered), "{text}");
+        }
         let none = unseen(Duration::ZERO);
         assert!(
             none.contains("(0s) covers none") && none.contains("up to 2m"),
