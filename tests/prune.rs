@@ -531,6 +531,28 @@ async fn old_day(platform: &Platform, days: i32, events: i32) -> String {
     name
 }
 
+/// A partition goes with the count of what was deleted in it.
+#[tokio::test]
+async fn what_went_with_its_partition_is_no_phantom() {
+    let platform = Platform::servers().await;
+    let layout = include_str!("../sql/outbox_events_partitioned.sql");
+    platform.sql.batch_execute(layout).await.expect("made");
+    platform.expect(&["setup"], 0).await;
+    let relay = platform.relay();
+    platform.insert(1).await;
+    let gone = old_day(&platform, 10, 3).await;
+    platform.insert(1).await;
+    platform.wait_for(5).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(done["partitions"], json!([gone]));
+    let report = platform.verify(0).await;
+    assert_eq!(
+        (&report["phantom"]["count"], &report["rowless"]["count"]),
+        (&json!(0), &json!(3))
+    );
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn a_partition_that_is_confirmed_goes_as_a_whole() {
     let platform = Platform::servers().await;

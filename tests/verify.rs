@@ -335,6 +335,10 @@ async fn more_rows_without_a_message_than_were_removed_are_missing() {
         said.contains("note: 30 missing rows cannot be told"),
         "{said}"
     );
+    assert!(
+        said.ends_with("\nnot clean: the lines above say what was found\n"),
+        "{said}"
+    );
     let said = platform.expect(&["backfill"], 0).await;
     assert!(said.starts_with("35 rows cannot be judged"), "{said}");
     assert_eq!(platform.last_sequence().await, 20);

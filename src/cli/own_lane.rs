@@ -25,10 +25,7 @@ pub(super) async fn own_lane(
     client: &Client,
     lane: &LaneClient,
 ) -> anyhow::Result<LaneRecord> {
-    let found = division::division(client, &settings.postgres).await?;
-    if let Some(other) = division::other_number(client, &settings.postgres, &found).await? {
-        bail!("{other}");
-    }
+    division::check_number(client, &settings.postgres).await?;
     recorded_lane(settings, client, lane).await
 }
 

@@ -56,12 +56,11 @@ mod sort;
 mod table;
 
 use compare::{Group, Verdict};
-use comparison::{Comparison, read_stream};
+use comparison::{Comparison, has_unpublished, read_stream};
 use lane::LaneReading;
 pub(in crate::cli) use missing::{Choice, Missing, check_condition, missing};
 pub(in crate::cli) use oldest::OldestFirst;
 use report::Report;
-use siblings::Which;
 use sort::Entries;
 use table::Table;
 
@@ -164,11 +163,7 @@ pub(in crate::cli) async fn execute(
     let checked = async {
         let lane = Lane::open(settings).await?;
         let tables: Vec<usize> = (0..lane.tables.len()).collect();
-        let found = check(args, &lane, &tables, Which::OfChange, |_, _, _| Ok(())).await?;
-        match lane.may_be_elsewhere(&found) {
-            true => check(args, &lane, &tables, Which::All, |_, _, _| Ok(())).await,
-            false => Ok(found),
-        }
+        check(args, &lane, &tables, |_, _, _| Ok(())).await
     };
     let checked = tokio::select! {
         checked = checked => checked,
@@ -233,12 +228,7 @@ impl<'a> Lane<'a> {
     async fn open(settings: &'a Settings) -> anyhow::Result<Self> {
         let client = connect(&settings.postgres.conninfo).await?;
         let inspection = inspect(&client, &settings.postgres).await?;
-        let division = division::division(&client, &settings.postgres).await?;
-        let other = division::other_number(&client, &settings.postgres, &division).await?;
-        if let Some(other) = other {
-            // The lane would be compared with rows of others.
-            return Err(other.into());
-        }
+        division::check_number(&client, &settings.postgres).await?;
         let nats = Admin::connect(&settings.nats.connection).await?;
         let name = &settings.nats.stream;
         let info = stream::find(&nats, name)
@@ -259,13 +249,6 @@ impl<'a> Lane<'a> {
             unfit,
             record,
         })
-    }
-
-    /// Whether what is missing may be in the stream of another share: a row has changed its share with its aggregate, or the records
-    /// that tell of another number of shares were lost. The other streams are read for nothing less.
-    fn may_be_elsewhere(&self, checked: &[Checked]) -> bool {
-        let mut reports = checked.iter().flatten();
-        self.settings.postgres.share.is_some() && reports.any(|(report, _)| report.misses_rows())
     }
 
     /// What there is of one of the tables.
@@ -372,7 +355,6 @@ async fn check(
     args: &Args,
     lane: &Lane<'_>,
     tables: &[usize],
-    which: Which,
     mut each: impl FnMut(usize, &Group, &Verdict) -> std::io::Result<()>,
 ) -> anyhow::Result<Vec<Checked>> {
     let mut read = Vec::new();
@@ -391,8 +373,17 @@ async fn check(
             Err(error) => Err(error),
         });
     }
-    // Behind the lane, which waits for theirs where the number of shares changes.
-    for sibling in siblings::of(lane.settings, &lane.client, &lane.nats, which).await? {
+    // Behind the lane, which waits for theirs where the number of shares changes. What is missing may be there also where no record tells
+    // of a change: a row has changed its share with its aggregate, or the records were lost.
+    let mut others = siblings::of(lane.settings, &lane.client, &lane.nats).await?;
+    if !others.tell_of_change {
+        let misses = settled.iter_mut().flatten();
+        let misses = misses.map(|(_, it, _)| has_unpublished(&mut it.entries));
+        if !misses.collect::<std::io::Result<Vec<_>>>()?.contains(&true) {
+            others.siblings.clear();
+        }
+    }
+    for sibling in others.siblings {
         let mut tables: Vec<_> = settled
             .iter_mut()
             .flatten()

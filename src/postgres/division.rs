@@ -187,6 +187,22 @@ pub async fn division(client: &Client, settings: &PostgresSettings) -> Result<Di
     }
 }
 
+/// Makes sure that the outbox has the number of shares that the settings say: else a lane would be taken for one with the rows of others.
+///
+/// # Errors
+/// An [`OtherNumber`], or a failed query.
+#[cfg(feature = "cli")]
+pub(crate) async fn check_number(
+    client: &Client,
+    settings: &PostgresSettings,
+) -> anyhow::Result<()> {
+    let division = division(client, settings).await?;
+    match other_number(client, settings, &division).await? {
+        Some(other) => Err(other.into()),
+        None => Ok(()),
+    }
+}
+
 /// That the outbox has another number of shares than the settings say.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Whether rows of the table may have been deleted, in whatever order.
 //!
 //! In: a table, its settings. Out: yes or no, asked for once, and only where it matters. Guarantee: no is said only of a table in which the server
-//! has counted no deletion, some time after the table was read.
+//! has counted no deletion, some time after the table was read, and that has no partitions, which go with their counts.
 
 use std::time::Duration;
 
@@ -46,11 +46,13 @@ impl Deletions {
     }
 }
 
-/// Whether the server counts deleted rows in the table, its partitions, or its heirs.
+/// Whether the server counts deleted rows in the table or its heirs, or would not count them: a partition that is dropped, detached or
+/// emptied leaves no count behind.
 async fn are_counted(client: &Client, settings: &PostgresSettings) -> anyhow::Result<bool> {
     let query = "WITH RECURSIVE tree(oid) AS (SELECT $1::text::regclass::oid UNION \
                  SELECT inhrelid FROM pg_inherits JOIN tree ON inhparent = oid) \
-                 SELECT coalesce(sum(pg_stat_get_tuples_deleted(oid)), 0) > 0 FROM tree";
+                 SELECT coalesce(sum(pg_stat_get_tuples_deleted(oid)), 0) > 0 \
+                 OR (SELECT relkind = 'p' FROM pg_class WHERE pg_class.oid = $1::text::regclass) FROM tree";
     let table = settings.table.to_string();
     let until = Instant::now() + COUNTED_AFTER;
     loop {

@@ -9,7 +9,6 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::oldest::OldestFirst;
-use super::siblings::Which;
 use super::{Args, Checked, Lane, check, table};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
@@ -66,11 +65,7 @@ pub(in crate::cli) async fn missing(
             anyhow::bail!("{not_held}");
         }
     }
-    let (mut found, mut checked) =
-        rows_of(&args, &lane, tables, Which::OfChange, with_unjudged).await?;
-    if lane.may_be_elsewhere(&checked) {
-        (found, checked) = rows_of(&args, &lane, tables, Which::All, with_unjudged).await?;
-    }
+    let (mut found, checked) = rows_of(&args, &lane, tables, with_unjudged).await?;
     let mut all = Vec::new();
     for (of_table, table) in checked.into_iter().zip(tables) {
         let (report, read_through) = of_table?;
@@ -95,11 +90,10 @@ async fn rows_of(
     args: &Args,
     lane: &Lane<'_>,
     tables: &[usize],
-    which: Which,
     with_unjudged: bool,
 ) -> anyhow::Result<(Found, Vec<Checked>)> {
     let mut found = Found::new();
-    let checked = check(args, lane, tables, which, |table, group, verdict| {
+    let checked = check(args, lane, tables, |table, group, verdict| {
         if !found.contains_key(&table) {
             // Those of the tables before are complete.
             found

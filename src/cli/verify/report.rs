@@ -276,11 +276,6 @@ impl Report {
         self.unnamed = missing;
     }
 
-    /// Whether the stream lacks rows.
-    pub(super) fn misses_rows(&self) -> bool {
-        self.missing.count + self.unjudged.count > 0
-    }
-
     /// Whether what is missing may still come.
     pub(super) fn may_come(&self) -> bool {
         self.is_behind && self.missing.count + self.unjudged.count > 0

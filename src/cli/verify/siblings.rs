@@ -1,7 +1,7 @@
 //! What other shares have published of the rows that are this one's now: behind a change of the number of shares, or of a row's aggregate.
 //!
-//! In: the lane's settings, the records of all shares that there ever were. Out: an entry a message. Guarantee: nothing is read where
-//! the number was never changed, unless it is asked for.
+//! In: the lane's settings, the records of all shares that there ever were. Out: an entry a message. Guarantee: a stream is
+//! read only when it is asked for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,13 +32,12 @@ pub(super) struct Sibling {
     slots: BTreeSet<String>,
 }
 
-/// Whose streams are looked through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Which {
-    /// Those of other shares, where the records tell that their number was changed.
-    OfChange,
-    /// Those of all shares.
-    All,
+/// The streams of the other shares.
+#[derive(Debug)]
+pub(super) struct Siblings {
+    pub(super) siblings: Vec<Sibling>,
+    /// The records tell that the number of shares was changed, so that rows of this one are in theirs.
+    pub(super) tell_of_change: bool,
 }
 
 /// What is looked for of one table.
@@ -49,7 +48,7 @@ pub(super) struct OfTable<'e> {
     pub(super) entries: &'e mut Entries,
 }
 
-/// The streams of the other shares, where the number of shares was changed.
+/// The streams of all shares that there ever were, but for the lane's own.
 ///
 /// # Errors
 /// Postgres or NATS refuse.
@@ -57,24 +56,25 @@ pub(super) async fn of(
     settings: &Settings,
     client: &Client,
     nats: &Admin,
-    which: Which,
-) -> anyhow::Result<Vec<Sibling>> {
+) -> anyhow::Result<Siblings> {
     let records = lane_records::of_shares(nats, client, &settings.postgres).await?;
-    let mut changed = records
+    let tell_of_change = records
         .iter()
-        .filter(|record| record.switched_lsn.is_some() || record.retired);
-    let is_wanted = which == Which::All || changed.next().is_some();
+        .any(|record| record.switched_lsn.is_some() || record.retired);
     let others = telling(records).into_iter();
     let others = others.filter(|record| record.slot != settings.postgres.slot);
     let mut streams = BTreeMap::<String, BTreeSet<String>>::new();
-    for record in others.filter(|_| is_wanted) {
+    for record in others {
         let slots = streams.entry(record.stream).or_default();
         slots.insert(record.slot);
     }
     let siblings = streams
         .into_iter()
         .map(|(stream, slots)| Sibling { stream, slots });
-    Ok(siblings.collect())
+    Ok(Siblings {
+        siblings: siblings.collect(),
+        tell_of_change,
+    })
 }
 
 impl Sibling {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::{Example, Report};
+use crate::cli::exit::Exit;
 use crate::counted::counted;
 
 impl std::fmt::Display for Example {
@@ -66,65 +67,77 @@ impl Report {
                 text.push_str(&format!("  and {more} more\n"));
             }
         }
-        for (count, note) in [
+        let rows_are = ("row is", "rows are");
+        let rows_cannot = ("row", "rows");
+        let messages = ("message was", "messages were");
+        for (count, (one, many), note) in [
             (
                 match self.stands_still() || self.is_set_back {
                     true => 0,
                     false => self.pending,
                 },
-                "rows are in the slot and not published yet: walrelay run publishes them",
+                rows_are,
+                "in the slot and not published yet: walrelay run publishes what is there",
             ),
             (
                 self.removed,
-                "rows were published, and the stream has removed their messages since",
+                ("row was", "rows were"),
+                "published, and the stream has removed the messages since",
             ),
             (
                 self.discarded,
-                "dead letters were discarded: walrelay dead-letters list --all says why",
+                ("dead letter was", "dead letters were"),
+                "discarded: walrelay dead-letters list --all says why",
             ),
             (
                 self.unretried,
-                "dead letters are marked as retried, and their events are not there: walrelay dead-letters list --all shows their \
-                 positions, walrelay dead-letters retry publishes the event of each",
+                ("dead letter is", "dead letters are"),
+                "marked as retried without an event in the stream: walrelay dead-letters list --all shows the positions, walrelay \
+                 dead-letters retry publishes the event of each",
             ),
             (
                 (self.unjudged.count).saturating_sub(self.ambiguous + self.former),
-                "rows cannot be judged: the stream may have had their messages and removed them; --since leaves older rows \
-                 out, walrelay backfill --unjudged publishes them",
-            ),
-            (
-                self.unnamed,
-                "missing rows cannot be told from the unjudged ones: fewer messages were removed than rows have none",
-            ),
-            (
-                self.ambiguous,
-                "rows cannot be judged: they share their id with a row that --since leaves out",
-            ),
-            (
-                self.rowless.count,
-                "events have no row, and rows are deleted from the table: nothing tells whether they ever had one",
-            ),
-            (
-                self.former,
-                "rows cannot be judged: the stream has their ids of another table, which was the outbox before this one; walrelay \
+                rows_cannot,
+                "cannot be judged: the stream may have had the messages and removed them; --since leaves older rows out, walrelay \
                  backfill --unjudged publishes them",
             ),
             (
+                self.unnamed,
+                ("missing row", "missing rows"),
+                "cannot be told from the unjudged ones: fewer messages were removed than rows have none",
+            ),
+            (
+                self.ambiguous,
+                rows_cannot,
+                "cannot be judged: a row that --since leaves out has the same id",
+            ),
+            (
+                self.rowless.count,
+                ("event has", "events have"),
+                "no row, and rows are deleted from the table: nothing tells whether there ever was one",
+            ),
+            (
+                self.former,
+                rows_cannot,
+                "cannot be judged: the stream has the ids of another table, which was the outbox before this one; walrelay backfill \
+                 --unjudged publishes such rows",
+            ),
+            (
                 self.rows_without_id,
-                "rows have no id and were not compared",
+                ("row has", "rows have"),
+                "no id and could not be compared",
             ),
             (
                 self.removed_inside,
+                messages,
                 match self.missing.count {
-                    0 => "messages were removed from inside the stream",
-                    _ => {
-                        "messages were removed from inside the stream; their events count as missing"
-                    }
+                    0 => "removed from inside the stream",
+                    _ => "removed from inside the stream; what was removed counts as missing",
                 },
             ),
         ] {
             if count > 0 {
-                text.push_str(&format!("note: {count} {note}\n"));
+                text.push_str(&format!("note: {} {note}\n", counted(count, one, many)));
             }
         }
         if self.stands_still() {
@@ -157,7 +170,11 @@ impl Report {
                 "note: the relay is still behind the table: what is missing may still come; check again later, or with a longer --wait\n",
             );
         }
-        text.push_str(self.verdict);
+        text.push_str(match self.exit() {
+            Exit::Done => "clean",
+            Exit::Failed => "not clean: the lines above say what was found",
+            _ => "unchecked: the lines above say why",
+        });
         text
     }
 
