@@ -22,6 +22,15 @@ pub struct TableName {
     pub table: String,
 }
 
+impl TableName {
+    /// Whether the other is another only by capitals: SQL takes a name without quotes in small letters.
+    pub(crate) fn differs_in_capitals(&self, other: &TableName) -> bool {
+        self != other
+            && self.schema.to_lowercase() == other.schema.to_lowercase()
+            && self.table.to_lowercase() == other.table.to_lowercase()
+    }
+}
+
 /// Why a text is not the name of a table.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TableNameError {

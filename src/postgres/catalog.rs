@@ -26,7 +26,7 @@ use carrier::carrier;
 use server::server;
 pub use server::{Server, ServerClock, server_version};
 pub use table::{Column, Table};
-use table::{in_capitals, meant, table};
+use table::{meant, table};
 
 /// The state of everything in the database that the relay depends on, at one moment.
 #[derive(Debug, Clone)]
@@ -41,8 +41,6 @@ pub struct Inspection {
     pub other_publications: Vec<String>,
     /// The table, if it exists.
     pub table: Option<Table>,
-    /// Where it does not: one whose name is the same but for capitals.
-    pub(crate) in_capitals: Option<TableName>,
     /// Where it does not: a table that was probably meant, none of the lane's.
     pub meant: Option<TableName>,
     /// What the role may make.
@@ -180,10 +178,6 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
             None => publications_of(client, &settings.table).await?,
         };
         let table = table(client, &settings.table).await?;
-        let in_capitals = match table {
-            Some(_) => None,
-            None => in_capitals(client, &settings.table).await?,
-        };
         let meant = match table {
             Some(_) => None,
             None => meant(client, &settings.table, &names).await?,
@@ -194,7 +188,6 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
             publication,
             other_publications,
             table,
-            in_capitals,
             meant,
             rights: rights.in_schema(&settings.table.schema),
             carrier: carrier(client, &server, &settings).await?,
@@ -229,7 +222,6 @@ pub(crate) async fn inspect_server(
         publication: None,
         other_publications: Vec::new(),
         table: None,
-        in_capitals: None,
         meant: None,
         rights: rights(client, &settings.tables())
             .await?

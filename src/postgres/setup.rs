@@ -227,7 +227,8 @@ fn order_refusals(
     let (table, key) = (&settings.table, settings.table_key());
     let has_schema = inspection.rights.create_in_schema.is_some();
     let may_create = inspection.rights.create_in_database;
-    match &inspection.in_capitals {
+    let in_capitals = (inspection.meant.as_ref()).filter(|it| table.differs_in_capitals(it));
+    match in_capitals {
         Some(other) => refuse(
             Kind::TableMissing,
             format!(
@@ -261,7 +262,7 @@ fn order_refusals(
         );
     }
     if !wishes.create_table
-        && inspection.in_capitals.is_none()
+        && in_capitals.is_none()
         && let Some(meant) = &inspection.meant
         && let Some(instead) = instead(inspection, settings)
     {

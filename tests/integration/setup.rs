@@ -91,6 +91,15 @@ async fn setup_makes_what_is_missing_and_nothing_twice() {
         }
         assert!(!made(table).await);
     }
+    // Who has left the quotes out is told of them, and nothing is made beside the table.
+    let sql = "ALTER TABLE outbox_events RENAME TO \"Outbox_Events\"";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    let mend = "set postgres.table to 'public.\"Outbox_Events\"', with these double quotes";
+    assert!(refused.stderr.contains(mend), "{}", refused.stderr);
+    assert!(!made("public.outbox_events").await);
+    let sql = "ALTER TABLE \"Outbox_Events\" RENAME TO outbox_events";
+    fixture.sql.batch_execute(sql).await.unwrap();
     let meant = ["setup", "--table", "public.outbox_event", "--create-table"];
     fixture.walrelay(&meant).await.success();
     assert!(made("public.outbox_event").await);

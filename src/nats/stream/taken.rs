@@ -35,6 +35,13 @@ pub async fn taken(
     Ok(found)
 }
 
+/// The first of these tokens that a subject may begin with beside what another stream holds; the last where none is.
+fn own_root<'t>(tokens: &[&'t str], held: &str) -> &'t str {
+    let is_free = |token: &&&str| **token != "walrelay" && !overlaps(&format!("{token}.>"), held);
+    let free = tokens.iter().find(is_free).or(tokens.last());
+    free.expect("there is a token")
+}
+
 /// What to do where `other` takes the subject, of events by their template behind its root or of walrelay's own messages.
 fn finding(
     settings: &StreamSettings,
@@ -50,7 +57,9 @@ fn finding(
         format!("stream {name} already takes {held}, and with it {subject}")
     };
     let own = |events: &str| {
-        format!("nats.subject (and nats.stream) to this relay's own, such as {slot}.{events}")
+        let stream = settings.name.to_lowercase();
+        let root = own_root(&[slot, &stream, "events"], held);
+        format!("nats.subject (and nats.stream) to this relay's own, such as {root}.{events}")
     };
     let mend = match (events.map(own), owner(other)) {
         (Some(own), Some(_)) => format!("set {own}"),
@@ -91,4 +100,26 @@ async fn names(
     refuse(&answer).map_err(failed)?;
     let answer: Answer = serde_json::from_slice(&answer).map_err(|error| failed(error.into()))?;
     Ok(answer.streams.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_that_is_proposed_is_accepted() {
+        for (tokens, held, root) in [
+            (["slot", "orders", "events"], "outbox.>", "slot"),
+            (["walrelay", "orders", "events"], "outbox.>", "orders"),
+            (["walrelay", "outbox", "events"], "outbox.>", "events"),
+        ] {
+            assert_eq!(own_root(&tokens, held), root);
+            let template = format!("{root}.{{event_type}}");
+            assert!(
+                template
+                    .parse::<crate::event::subject::SubjectTemplate>()
+                    .is_ok()
+            );
+        }
+    }
 }

@@ -84,29 +84,8 @@ pub struct Column {
     pub(crate) is_virtual: bool,
 }
 
-/// A table whose name is the same but for capitals: somebody has left its quotes out.
-pub(super) async fn in_capitals(
-    client: &Client,
-    name: &TableName,
-) -> Result<Option<TableName>, SqlError> {
-    let query = "SELECT n.nspname::text, c.relname::text FROM pg_catalog.pg_class c \
-                 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-                 WHERE c.relkind IN ('r', 'p') AND lower(n.nspname) = lower($1::text) AND lower(c.relname) = lower($2::text) \
-                 ORDER BY 1, 2 LIMIT 1";
-    let row = client
-        .query_opt(query, &[&name.schema, &name.table])
-        .await?;
-    row.map(|row| {
-        Ok(TableName {
-            schema: row.try_get(0)?,
-            table: row.try_get(1)?,
-        })
-    })
-    .transpose()
-}
-
-/// The table that was probably meant by the name of one that is not there: of the same name in another schema, or of the same but for
-/// a slip of the fingers. Those of the lane, `known`, were meant themselves.
+/// The table that was probably meant by the name of one that is not there: of the same but for capitals, as somebody has left its quotes
+/// out, of the same but for a slip of the fingers, or of the same in another schema. Those of the lane, `known`, were meant themselves.
 pub(super) async fn meant(
     client: &Client,
     name: &TableName,
@@ -129,9 +108,12 @@ pub(super) async fn meant(
     let plain = |name: &TableName| format!("{}.{}", name.schema, name.table);
     let names: Vec<String> = tables.iter().map(plain).collect();
     let near = slip(&plain(name), names.iter().map(String::as_str));
+    let in_capitals = |table: &&TableName| name.differs_in_capitals(table);
     let is_near = |table: &&TableName| near == Some(plain(table).as_str());
     let namesake = |table: &&TableName| table.table == name.table;
-    let meant = (tables.iter().find(is_near)).or_else(|| tables.iter().find(namesake));
+    let meant = (tables.iter().find(in_capitals))
+        .or_else(|| tables.iter().find(is_near))
+        .or_else(|| tables.iter().find(namesake));
     Ok(meant.cloned())
 }
 
