@@ -13,7 +13,7 @@ use super::rows::{Looked, RowText, Rows, columns};
 use super::source::{AHEAD, Source};
 use super::{Item, Sourced};
 use crate::nats::api::StoredMessage;
-use crate::pipeline::dead_letter::same_row::is_another;
+use crate::pipeline::dead_letter::same_row::of_another;
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
@@ -175,11 +175,23 @@ impl Reader {
             None if is_former => None,
             None => outbox.in_table(&letter).await?,
         };
+        let differs = in_table
+            .as_ref()
+            .and_then(|row| of_another(&letter, &row.columns, &outbox.mapping));
+        if let Some(column) = differs {
+            let other = "the table has another row with its id, which was given out again, and the dead letter";
+            let row = outbox.in_letter(&letter, &self.values, other);
+            // Whoever has mended more of the row than the letter complains of is told why that does not count.
+            return row
+                .and_then(|row| self.item_of_row(position, outbox, row))
+                .map_err(|why| {
+                    anyhow::anyhow!(
+                        "{why:#}; the table's row with its id has another {column}, so it is not taken for this event: if it is, set what \
+                         does not fit by walrelay dead-letters retry {position} --set COLUMN=VALUE"
+                    )
+                });
+        }
         let row = match in_table {
-            Some(row) if is_another(&letter, &row.columns, &outbox.mapping) => {
-                let other = "the table has another row with its id, which was given out again, and the dead letter";
-                outbox.in_letter(&letter, &self.values, other)?
-            }
             Some(row) => row,
             None => {
                 let gone = match letter.kinds {

@@ -87,7 +87,7 @@ enum Action {
         all: bool,
         /// Another value of a column, for this publication alone, as Postgres takes it for the column's type; not of the id, unless
         /// the row has none.
-        #[arg(long, value_name = "COLUMN=VALUE", requires = "position", value_parser = assignment)]
+        #[arg(long, value_name = "COLUMN=VALUE", conflicts_with = "all", value_parser = assignment)]
         set: Vec<(String, String)>,
     },
     /// Say that nobody wants the event of a dead letter any more. Nothing of it is removed.

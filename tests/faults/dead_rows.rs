@@ -138,14 +138,33 @@ async fn another_row_with_its_id_is_not_published_for_it() {
     let said =
         "the table has another row with its id, which was given out again, and the dead letter has";
     assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    // The letter's own row has still what does not fit; why the table's does not count is told, and what does.
+    insert(&fixture, "4", "has a space", "'{\"of\": \"four\"}'", true).await;
+    let letter = messages(&fixture, 7).await.remove(6);
+    let mend = "UPDATE outbox_events SET event_type = 't.v1', occurred_at = now() WHERE id = '4'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let retry = ["dead-letters", "retry", &letter.position];
+    let refused = fixture.walrelay(&retry).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let said = format!(
+        "has another occurred_at, so it is not taken for this event: if it is, set what does not fit by walrelay dead-letters \
+         retry {} --set COLUMN=VALUE",
+        letter.position
+    );
+    assert!(refused.stderr.contains(&said), "{}", refused.stderr);
+    let retry = [&retry[..], &set].concat();
+    fixture.walrelay(&retry).await.success();
+    let all = ["dead-letters", "retry", "--all", "--set", "event_type=t.v1"];
+    assert_eq!(fixture.walrelay(&all).await.code, Some(2));
+    messages(&fixture, 9).await;
     // One that was mended is still its own.
     insert(&fixture, "3", "has a space", "'{}'", true).await;
-    let letter = messages(&fixture, 7).await.remove(6);
+    let letter = messages(&fixture, 10).await.remove(9);
     let mend = "UPDATE outbox_events SET event_type = 'mended' WHERE id = '3'";
     fixture.sql.batch_execute(mend).await.unwrap();
     let retry = ["dead-letters", "retry", &letter.position];
     fixture.walrelay(&retry).await.success();
-    let event = messages(&fixture, 8).await.remove(7);
+    let event = messages(&fixture, 11).await.remove(10);
     assert!(
         event.body.contains(r#""event_type":"mended""#),
         "{}",

@@ -177,6 +177,30 @@ async fn a_letter_of_a_message_keeps_its_kinds() {
     );
 }
 
+#[tokio::test]
+async fn a_letter_of_a_message_keeps_no_row_of_a_table() {
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 5).await;
+    let no_event = "SELECT pg_logical_emit_message(true, 'outbox', 'not json')";
+    fixture.sql.batch_execute(no_event).await.unwrap();
+    fixture.holds(6).await;
+    assert_eq!(
+        fixture.stored().await[5].kind.as_deref(),
+        Some("dead-letter")
+    );
+    let prune = ["prune", "--older-than", "0s"];
+    fixture.walrelay(&prune).await.success();
+    let left = fixture
+        .sql
+        .query_one("SELECT count(*) FROM outbox_events", &[])
+        .await
+        .unwrap();
+    assert_eq!(left.get::<_, i64>(0), 0);
+    relay.stop().await;
+}
+
 /// It is cut while it is read, and nothing else has it: no dead letter would hold it, and no id says which it was.
 #[tokio::test]
 async fn a_message_longer_than_a_frame_halts_and_is_passed() {

@@ -24,6 +24,8 @@ use crate::relay::taken_over::TakenOver;
 pub(in crate::cli) struct Standing {
     pub(in crate::cli) place: Place,
     pub(in crate::cli) id: Option<String>,
+    /// It tells that its event never was a row.
+    pub(in crate::cli) is_rowless: bool,
     pub(super) state: State,
     /// When it got that state; none for an open one.
     pub(super) state_at: Option<String>,
@@ -95,6 +97,7 @@ impl Letters {
                         sequence: 0,
                     },
                     id: kept.id.clone(),
+                    is_rowless: false,
                     state: State::Open,
                     state_at: None,
                     state_reason: None,
@@ -151,6 +154,7 @@ impl Letters {
                         sequence: message.seq,
                     },
                     id: letter.id,
+                    is_rowless: letter.kinds.is_some(),
                     state: State::Open,
                     state_at: None,
                     state_reason: None,

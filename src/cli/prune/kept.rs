@@ -60,12 +60,12 @@ impl Kept {
                 lane.stream_name()
             )
         })?;
-        for letter in letters.open() {
+        for letter in letters.open().filter(|letter| !letter.is_rowless) {
             let position = letter.place.position;
             let Some(id) = &letter.id else {
                 bail!(
-                    "the dead letter at {position} of slot {} does not tell its row, which must stay: walrelay dead-letters retry \
-                     {position}, or discard it",
+                    "the dead letter at {position} of slot {} does not tell its row, which must stay: with the configuration of that \
+                     slot, walrelay dead-letters retry {position}, or discard it",
                     lane.slot()
                 );
             };

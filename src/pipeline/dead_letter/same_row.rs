@@ -1,6 +1,6 @@
 //! Whether the table's row with a dead letter's id is still the letter's.
 //!
-//! In: a letter, a row. Out: whether it is evidently another one: an id may be given out again (`TRUNCATE … RESTART IDENTITY`).
+//! In: a letter, a row. Out: what tells that it is another one: an id may be given out again (`TRUNCATE … RESTART IDENTITY`).
 //! Guarantee: a row that was mended is the letter's, whatever column the letter complains of, and so is one whose id is a UUID.
 
 use std::collections::BTreeMap;
@@ -11,22 +11,22 @@ use crate::pipeline::event_id;
 use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::Mapping;
 
-/// Whether `row`, by its columns' names, tells that it is not the letter's.
-pub(crate) fn is_another(
+/// The column of `row`, by its columns' names, that tells that it is not the letter's; none where it is.
+pub(crate) fn of_another<'m>(
     letter: &DeadLetter,
     row: &BTreeMap<String, Option<String>>,
-    mapping: &Mapping,
-) -> bool {
+    mapping: &'m Mapping,
+) -> Option<&'m str> {
     if (letter.id.as_deref()).is_some_and(event_id::is_uuid) {
-        return false;
+        return None;
     }
     // What nobody changes who mends an event, unless it is what is wrong.
     [Field::AggregateId, Field::OccurredAt]
         .into_iter()
         .filter(|field| !may_be_mended(*field, &letter.reason))
-        .any(|field| {
-            let column = mapping.columns.get(field).column();
-            column.is_some_and(|column| differs(letter, row, field, column))
+        .find_map(|field| {
+            let column = mapping.columns.get(field).column()?;
+            differs(letter, row, field, column).then_some(column)
         })
 }
 
@@ -117,14 +117,19 @@ mod tests {
                 row: Some(row("a", then)),
                 ..DeadLetter::default()
             };
-            assert_eq!(is_another(&letter, &found, &mapping), another, "{reason}");
+            assert_eq!(
+                of_another(&letter, &found, &mapping).is_some(),
+                another,
+                "{reason}"
+            );
             letter.row = None;
-            assert_eq!(is_another(&letter, &found, &mapping), another, "{reason}");
+            assert_eq!(
+                of_another(&letter, &found, &mapping).is_some(),
+                another,
+                "{reason}"
+            );
         }
-        assert!(!is_another(
-            &DeadLetter::default(),
-            &row("a", then),
-            &mapping
-        ));
+        let told = of_another(&DeadLetter::default(), &row("a", then), &mapping);
+        assert_eq!(told, None);
     }
 }
