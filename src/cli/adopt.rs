@@ -9,6 +9,7 @@
 //! position: there the id alone counts.
 
 mod debezium;
+mod explained;
 mod in_stream;
 mod no_share;
 
@@ -22,7 +23,6 @@ use crate::cli::consent::agreed;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::stdout::Account;
 use crate::cli::verify::slot::{Held, Look};
-use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -45,6 +45,7 @@ use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
+use explained::{explain, numbered};
 use in_stream::{InStream, Published};
 
 /// How long a relay that was just stopped or killed may take to let go of the slot.
@@ -95,6 +96,8 @@ struct View {
     absent: u64,
     /// Sequence of the lane's fence in a shared stream, 0 for none.
     fence_sequence: u64,
+    /// Tables whose ids are numbers.
+    numbered: Vec<String>,
 }
 
 /// Runs the command.
@@ -259,6 +262,7 @@ async fn look(
         in_stream,
         absent,
         fence_sequence: fence_sequence(nats, settings).await?,
+        numbered: numbered(&inspection, settings),
     };
     Ok((view, published))
 }
@@ -456,55 +460,4 @@ fn forget_ids(tables: &[Period]) -> Vec<Period> {
 /// Whether both are of one table, as far as it is told.
 fn of_same_table(told: Option<&str>, table: Option<&str>) -> bool {
     told.is_none() || table.is_none() || told == table
-}
-
-fn explain(account: &mut Account, view: &View, published: Option<&Published>, args: &Args) {
-    account.line(format_args!("present lane   {}", view.lane));
-    match &view.record.record {
-        Some(record) => account.line(format_args!(
-            "recorded lane  {}, published through {}, {}",
-            record.lane(),
-            record
-                .position
-                .map_or_else(|| "nothing".to_owned(), |position| position.to_string()),
-            match u64::from(record.confirmed_lsn) {
-                0 => "nothing confirmed".to_owned(),
-                _ => format!("confirmed at most {}", record.confirmed_lsn),
-            }
-        )),
-        None => account.line("recorded lane  none"),
-    }
-    account.line(format_args!(
-        "slot           confirmed {}; the server's WAL ends at {}",
-        view.confirmed_lsn, view.server_lsn
-    ));
-    account.line(format_args!(
-        "stream         last sequence {}, this slot's last event {}",
-        view.stream.state.last_seq, view.in_stream
-    ));
-    account.line(match published {
-        Some(published) if args.position.is_some() => format!(
-            "The relay will go on behind {}, as given: rows up to there count as published.",
-            published.told.position
-        ),
-        Some(published) => format!(
-            "The relay will go on behind {}, the last row that slot and stream have in common.",
-            published.told.position
-        ),
-        None => format!(
-            "The relay will go on from {}: slot and stream have no row in common from there on.",
-            view.confirmed_lsn
-        ),
-    });
-    if view.absent > 0 {
-        account.line(format_args!(
-            "Before it the slot has {} that the stream has not: walrelay backfill publishes what is missing.",
-            counted(view.absent, "event", "events")
-        ));
-    }
-    account.line(format_args!(
-        "Events that committed before {} and are not in the stream may be missing; events that the stream has at another\n\
-         place may be doubled. walrelay verify names both.",
-        view.confirmed_lsn
-    ));
 }

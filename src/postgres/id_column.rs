@@ -41,6 +41,13 @@ impl IdColumn {
         }
     }
 
+    /// Whether the table's ids are numbers, which a sequence may give out again.
+    pub(crate) fn is_number(table: &Table, settings: &PostgresSettings) -> bool {
+        let name = settings.id_column();
+        let column = table.columns.iter().find(|column| column.name == name);
+        column.is_some_and(|column| matches!(column.base_type.as_str(), "int2" | "int4" | "int8"))
+    }
+
     /// SQL for the id's text, as messages have it.
     pub(crate) fn text(&self) -> String {
         let name = &self.name;
