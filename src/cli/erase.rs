@@ -38,6 +38,7 @@ use crate::relay::settings::Settings;
 mod aggregate;
 mod messages;
 mod receipt;
+mod rows;
 mod streams;
 mod tables;
 mod waiting;
@@ -74,7 +75,8 @@ yet are waited for. First let the application write nothing more about the aggre
 
 What it does not reach: consumers and their copies, backups, and Postgres' WAL, which the slot
 keeps until it is confirmed. In the formats payload and payload_string a message does not tell its
-aggregate, unless a header does: there its rows tell, so erase before they are deleted.
+aggregate, unless a header does: there its rows tell, so erase before they are deleted. With
+source.messages it is not done while there are such messages without a row.
 
 Where it was ended, run it again. Exit code 0: erased, or there was nothing. 1: something could
 not be erased. 2: nobody agreed, or wrong usage. 3: row security hides rows of the table.";
@@ -246,9 +248,11 @@ async fn count(erasing: &mut [Erasing<'_>], receipt: &mut Receipt) -> anyhow::Re
         let ids = lane.ids().await?;
         receipt.rows = ids.len() as u64;
         let wanted = lane.wanted(ids);
-        for erased in &mut lane.streams {
-            messages::find(lane.nats, &wanted, erased).await?;
+        let mut streams = std::mem::take(&mut lane.streams);
+        for erased in &mut streams {
+            messages::find(lane.nats, &wanted, lane.rows(), erased).await?;
         }
+        lane.streams = streams;
     }
     Ok(())
 }
@@ -396,20 +400,6 @@ impl<'a> Erasing<'a> {
         Ok(())
     }
 
-    /// The ids of the aggregate's rows.
-    async fn ids(&self) -> anyhow::Result<BTreeSet<String>> {
-        let query = format!(
-            "SELECT ({})::text FROM {} WHERE {}",
-            self.id_column.text(),
-            self.table,
-            self.id.is_it
-        );
-        let rows = self.sql.query(&query, &[&self.id.value]).await?;
-        let id = |row: &tokio_postgres::Row| row.try_get::<_, Option<String>>(0);
-        let ids: Result<Vec<_>, _> = rows.iter().map(id).collect();
-        Ok(ids?.into_iter().flatten().collect())
-    }
-
     async fn erase_messages(
         &mut self,
         index: usize,
@@ -417,7 +407,7 @@ impl<'a> Erasing<'a> {
         lease: &Lease,
     ) -> anyhow::Result<()> {
         let mut found = Erased::new(self.streams[index].place());
-        messages::find(self.nats, wanted, &mut found).await?;
+        messages::find(self.nats, wanted, self.rows(), &mut found).await?;
         if found.stream() == self.settings.nats.stream {
             let recorded = self.recorded(found.last_in_lane()).await?;
             // On a shared stream the fence tells where the lane is.
@@ -481,23 +471,5 @@ impl<'a> Erasing<'a> {
             ),
             None => Ok(()),
         }
-    }
-
-    async fn delete(&self, ids: &BTreeSet<String>) -> anyhow::Result<u64> {
-        if ids.is_empty() {
-            return Ok(0);
-        }
-        let delete = format!(
-            "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2)",
-            self.table,
-            self.id.is_it,
-            self.id_column.text()
-        );
-        let ids: Vec<&String> = ids.iter().collect();
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&self.id.value, &ids];
-        let deleted = self.sql.answer(self.sql.execute(&delete, &parameters));
-        deleted
-            .await
-            .with_context(|| format!("cannot delete from {}", self.table))
     }
 }

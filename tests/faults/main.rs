@@ -14,6 +14,7 @@ mod dead_set;
 mod dead_states;
 mod doubt;
 mod encodings;
+mod erase_values;
 mod failover;
 mod fencing;
 mod foreign;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::cli::exit::UsageError;
 use crate::pipeline::bytes::{base64, id_of_bytes};
+use crate::pipeline::dead_letter::shown_id;
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
@@ -19,15 +20,79 @@ use crate::table_name::quote_identifier;
 pub(super) struct AggregateId {
     /// As messages of the table may show it.
     pub(super) shown: BTreeSet<String>,
-    /// Messages show it in no other way than [`Self::shown`].
+    /// Messages show it in no other way than [`Self::shown`], or as the same value.
     pub(super) is_exact: bool,
     /// SQL for "is a row of the aggregate", with [`Self::value`] as its one parameter.
     pub(super) is_it: String,
     /// Of that parameter, a text.
     pub(super) value: String,
+    /// By what texts are the same value.
+    pub(super) kind: ValueKind,
+}
+
+/// By what two texts are the same value of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ValueKind {
+    Uuid,
+    Number,
+    Bytes,
+    /// Each text is a value of its own.
+    Text,
+}
+
+impl ValueKind {
+    fn of(base_type: &str) -> Self {
+        match base_type {
+            "uuid" => ValueKind::Uuid,
+            "int2" | "int4" | "int8" => ValueKind::Number,
+            "bytea" => ValueKind::Bytes,
+            _ => ValueKind::Text,
+        }
+    }
+
+    /// The value as Postgres writes it, of a text in any spelling; none where it is no such value.
+    fn value(self, text: &str) -> Option<String> {
+        match self {
+            ValueKind::Uuid => Uuid::try_parse(text).ok().map(|uuid| uuid.to_string()),
+            ValueKind::Number => Some(text.parse::<i64>().ok()?.to_string()),
+            ValueKind::Bytes => hex_of(text),
+            ValueKind::Text => Some(text.to_owned()),
+        }
+    }
+}
+
+/// How messages show an aggregate's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Shown {
+    /// In the forms that messages have.
+    pub(super) texts: BTreeSet<String>,
+    /// Any text of this value.
+    pub(super) value: Option<(ValueKind, String)>,
+}
+
+impl Shown {
+    /// Whether a text that a message shows is the id.
+    pub(super) fn is(&self, told: &str) -> bool {
+        let is_value =
+            |(kind, value): &(ValueKind, String)| kind.value(told).as_ref() == Some(value);
+        self.texts.contains(told) || self.value.as_ref().is_some_and(is_value)
+    }
+
+    /// The same of a dead letter, which cuts a long one.
+    pub(super) fn is_in_letter(&self, told: &str) -> bool {
+        self.is(told) || self.texts.iter().any(|id| shown_id(id) == told)
+    }
 }
 
 impl AggregateId {
+    /// How its messages show it.
+    pub(super) fn shown(&self) -> Shown {
+        Shown {
+            texts: self.shown.clone(),
+            value: Some((self.kind, self.value.clone())),
+        }
+    }
+
     /// In the column that the configuration names.
     ///
     /// # Errors
@@ -68,6 +133,7 @@ impl AggregateId {
 /// The id as a value of the column; none where it is none.
 fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
     let name = quote_identifier(&column.name);
+    let kind = ValueKind::of(&column.base_type);
     let whole = |range: std::ops::RangeInclusive<i64>| {
         let number: i64 = id.parse().ok().filter(|number| range.contains(number))?;
         Some(number.to_string())
@@ -75,7 +141,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
     // A cast to a domain, or to a type with a length, may refuse a value or cut it.
     let (shown, value, cast): (Vec<String>, String, String) = match column.base_type.as_str() {
         "uuid" => {
-            let uuid = Uuid::try_parse(id).ok()?.to_string();
+            let uuid = kind.value(id)?;
             (vec![uuid.clone()], uuid, format!("{name} = $1::text::uuid"))
         }
         "int2" | "int4" | "int8" => {
@@ -91,7 +157,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
             )
         }
         "bytea" => {
-            let hex = hex_of(id)?;
+            let hex = kind.value(id)?;
             let cast = format!("{name} = decode(substr($1::text, 3), 'hex')");
             // In a header, 16 bytes are no UUID.
             let base64 = String::from_utf8_lossy(&base64(hex.as_bytes())).into_owned();
@@ -124,6 +190,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
         is_exact,
         is_it: cast,
         value,
+        kind,
     })
 }
 
@@ -150,14 +217,15 @@ fn shown_bytes(hex: &str) -> String {
 }
 
 /// How messages may show the id, whatever the type of the column was.
-pub(super) fn shown_anywhere(id: &str) -> BTreeSet<String> {
+pub(super) fn shown_anywhere(id: &str) -> Shown {
     let uuid = Uuid::try_parse(id).ok().map(|uuid| uuid.to_string());
     let bytes = id.starts_with("\\x").then(|| hex_of(id)).flatten();
     let bytes = bytes.map(|hex| shown_bytes(&hex));
-    [Some(id.to_owned()), uuid, bytes]
-        .into_iter()
-        .flatten()
-        .collect()
+    let texts = [Some(id.to_owned()), uuid, bytes];
+    Shown {
+        texts: texts.into_iter().flatten().collect(),
+        value: None,
+    }
 }
 
 #[cfg(test)]
@@ -200,6 +268,44 @@ mod tests {
             let found = of_column(&column(base_type), given).expect(given);
             assert!(found.shown.contains(shown), "{given}");
             assert_eq!(found.value, value, "{given}");
+        }
+    }
+
+    #[test]
+    fn messages_may_write_the_same_value_otherwise() {
+        let uuid = "0192f7a0-0000-7000-8000-00000000000a";
+        for (base_type, given, told, expected) in [
+            ("uuid", uuid, "0192F7A0-0000-7000-8000-00000000000A", true),
+            (
+                "uuid",
+                "0192F7A0-0000-7000-8000-00000000000A",
+                "0192f7a000007000800000000000000a",
+                true,
+            ),
+            ("uuid", uuid, "0192f7a0-0000-7000-8000-00000000000b", false),
+            ("int8", "42", "0042", true),
+            ("int8", "0042", "42", true),
+            ("int8", "42", "420", false),
+            ("bytea", "\\x0102", "AQI=", true),
+            ("bytea", "AQI=", "\\x0102", true),
+            ("bytea", "\\xAB", "\\xAB", true),
+            ("bytea", "\\x0102", "\\x0103", false),
+            // Two texts are two aggregates.
+            ("text", "42", "0042", false),
+            (
+                "varchar",
+                uuid,
+                "0192F7A0-0000-7000-8000-00000000000A",
+                false,
+            ),
+        ] {
+            let shown = of_column(&column(base_type), given).expect(given).shown();
+            assert_eq!(shown.is(told), expected, "{base_type} {given} {told}");
+            assert_eq!(
+                shown.is_in_letter(told),
+                expected,
+                "{base_type} {given} {told}"
+            );
         }
     }
 

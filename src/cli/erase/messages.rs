@@ -10,7 +10,8 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use serde::Serialize;
 
-use super::aggregate::{AggregateId, shown_anywhere};
+use super::aggregate::{AggregateId, Shown, shown_anywhere};
+use super::rows::Rows;
 use super::streams::Place;
 use super::tables::Others;
 use crate::bulk::replayed;
@@ -18,8 +19,8 @@ use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
+use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::dead_letter::remembered::Kept;
-use crate::pipeline::dead_letter::{DeadLetter, shown_id};
 use crate::pipeline::position::{
     KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED, REPLAY_HEADER,
     TABLE_HEADER, slot_of,
@@ -36,9 +37,11 @@ pub(super) struct Wanted {
     /// Others write to the stream too, of other tables with ids of their own.
     is_shared: bool,
     /// How messages may show the aggregate.
-    shown: BTreeSet<String>,
+    shown: Shown,
     /// Messages show it in no other way.
     is_exact: bool,
+    /// Messages of the table may be of no row: of the WAL.
+    may_be_rowless: bool,
     /// The further table of the lane that its rows are in; none for the lane's own.
     table: Option<String>,
     /// Tables that are looked at by themselves; messages of all others are looked for too. None where they are not.
@@ -56,7 +59,7 @@ pub(super) struct Wanted {
 struct Beside {
     others: Others,
     /// How messages may show the aggregate.
-    shown: BTreeSet<String>,
+    shown: Shown,
 }
 
 /// What became of a stream's messages; the names are the JSON keys.
@@ -76,13 +79,13 @@ pub(super) struct Erased {
     /// How many of these are of each table that the configuration does not name.
     #[serde(skip)]
     pub(super) of_unnamed: BTreeMap<String, u64>,
-    /// How many messages of each such table do not tell their aggregate.
+    /// How many messages of each such table, and of rows that never were, do not tell their aggregate.
     #[serde(skip)]
     pub(super) untold: BTreeMap<String, u64>,
 }
 
 /// What a message of the aggregate is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Found {
     /// An event at its place in the lane.
     Event,
@@ -91,6 +94,8 @@ enum Found {
     DeadLetter,
     /// Of a table that the configuration does not name, and it does not tell its aggregate.
     Untold,
+    /// It does not tell its aggregate, and the row of this id would, if there is one.
+    OfRow(Option<String>),
 }
 
 impl Wanted {
@@ -109,8 +114,9 @@ impl Wanted {
             slot: settings.postgres.slot.clone(),
             past_slots,
             is_shared: settings.nats.shared,
-            shown: aggregate.shown.clone(),
+            shown: aggregate.shown(),
             is_exact: aggregate.is_exact,
+            may_be_rowless: settings.postgres.messages.is_some() && mapping.message.table.is_none(),
             table: mapping.message.table.clone(),
             beside: None,
             ids,
@@ -175,20 +181,16 @@ impl Wanted {
         if let Some(beside) = beside {
             let is_named = beside.others.named.contains(&table);
             return match aggregate_id {
-                // A dead letter cuts a long one.
                 Some(told) if what == Found::DeadLetter => {
-                    let mut shown = beside.shown.iter();
-                    shown.any(|id| shown_id(id) == told).then_some(what)
+                    beside.shown.is_in_letter(&told).then_some(what)
                 }
-                Some(told) => beside.shown.contains(&told).then_some(what),
+                Some(told) => beside.shown.is(&told).then_some(what),
                 None => (!is_named).then_some(Found::Untold),
             };
         }
         let tells = match aggregate_id {
-            Some(told) if what == Found::DeadLetter => {
-                Some(self.shown.iter().any(|id| shown_id(id) == told))
-            }
-            Some(told) => Some(self.shown.contains(&told)),
+            Some(told) if what == Found::DeadLetter => Some(self.shown.is_in_letter(&told)),
+            Some(told) => Some(self.shown.is(&told)),
             None => {
                 let told = self.headers.iter().filter_map(|name| header(name));
                 let told: Vec<bool> = told.filter_map(|told| self.told_by_header(&told)).collect();
@@ -198,9 +200,13 @@ impl Wanted {
         let is_found = match tells {
             Some(true) => true,
             Some(false) if self.is_exact => false,
-            _ => id.is_some_and(|id| self.ids.contains(&id)),
+            _ => id.as_ref().is_some_and(|id| self.ids.contains(id)),
         };
-        is_found.then_some(what)
+        let nothing_tells = tells.is_none() && self.may_be_rowless;
+        match is_found {
+            true => Some(what),
+            false => nothing_tells.then_some(Found::OfRow(id)),
+        }
     }
 
     /// Whether a message was replayed from one of the lane's streams.
@@ -216,11 +222,11 @@ impl Wanted {
             true => serde_json::from_str(told).ok(),
             false => None,
         };
-        if self.shown.contains(told) || unquoted.is_some_and(|told| self.shown.contains(&told)) {
+        if self.shown.is(told) || unquoted.is_some_and(|told| self.shown.is(&told)) {
             return Some(true);
         }
         // Readers take blanks off the ends of a header's value.
-        let is_trimmed = self.shown.iter().any(|id| id.trim() == told);
+        let is_trimmed = self.shown.texts.iter().any(|id| id.trim() == told);
         (!is_trimmed).then_some(false)
     }
 }
@@ -238,7 +244,7 @@ impl Erased {
         }
     }
 
-    fn count(&mut self, wanted: &Wanted, found: Found, headers: Option<&HeaderMap>) {
+    fn count(&mut self, wanted: &Wanted, found: &Found, headers: Option<&HeaderMap>) {
         let table = headers.and_then(|headers| headers.get(TABLE_HEADER));
         let Some(table) = table.map(|table| table.as_str().to_owned()) else {
             return;
@@ -311,7 +317,12 @@ impl Erased {
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> anyhow::Result<()> {
+pub(super) async fn find(
+    nats: &Admin,
+    wanted: &Wanted,
+    rows: Rows<'_>,
+    found: &mut Erased,
+) -> anyhow::Result<()> {
     let info = stream::find(nats, &found.stream).await?;
     let info = info.with_context(|| format!("there is no stream {}", found.stream))?;
     let config = OrderedConfig {
@@ -319,6 +330,7 @@ pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> a
         ..OrderedConfig::default()
     };
     let mut messages = StoredMessages::from(nats, &found.stream, config).await?;
+    let mut rowless = rows.counting();
     while messages.left() > 0 {
         let (sequence, message) = messages.next().await?;
         if sequence > info.state.last_seq {
@@ -326,10 +338,11 @@ pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> a
         }
         let headers = message.headers.as_ref();
         let is = wanted.find(headers, &message.payload, found.is_mixed);
-        if let Some(is) = is {
+        if let Some(is) = &is {
             found.count(wanted, is, headers);
         }
         match is {
+            Some(Found::OfRow(id)) => rowless.take(id).await?,
             Some(Found::DeadLetter) => found.dead_letters.push(sequence),
             Some(Found::Event) => found.events.push(sequence),
             Some(Found::Outside) => {
@@ -338,6 +351,10 @@ pub(super) async fn find(nats: &Admin, wanted: &Wanted, found: &mut Erased) -> a
             }
             Some(Found::Untold) | None => {}
         }
+    }
+    let (table, count) = rowless.end().await?;
+    if count > 0 {
+        *found.untold.entry(table).or_default() += count;
     }
     Ok(())
 }
@@ -374,8 +391,9 @@ mod tests {
             slot: "s".to_owned(),
             past_slots: BTreeSet::from(["gone".to_owned()]),
             is_shared: false,
-            shown: BTreeSet::from(["a".to_owned()]),
+            shown: shown_anywhere("a"),
             is_exact: true,
+            may_be_rowless: false,
             table: None,
             beside: None,
             ids: BTreeSet::from(["e1".to_owned()]),
@@ -384,6 +402,14 @@ mod tests {
         };
         find_in_a_stream_of_its_own(&wanted);
         find_among_others(&wanted);
+        wanted.may_be_rowless = true;
+        let of_row = |id: &str| Some(Found::OfRow(Some(id.to_owned())));
+        assert_eq!(find(&wanted, &[("id", "e2")], "anything"), of_row("e2"));
+        assert_eq!(
+            find(&wanted, &[("id", "e2"), ("user", "b")], "anything"),
+            None
+        );
+        wanted.may_be_rowless = false;
         // Another table's aggregate may have the same id.
         let body = r#"{"id":"e9","aggregate_id":"a"}"#;
         wanted.is_shared = true;

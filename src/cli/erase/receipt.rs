@@ -30,7 +30,8 @@ pub(super) struct Receipt {
     /// How many of the messages are of each table that the configuration does not name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) of_unnamed: BTreeMap<String, u64>,
-    /// How many messages of each such table do not tell their aggregate, and stay.
+    /// How many messages of each such table do not tell their aggregate, and stay; of [`Self::table`], those of which there is no
+    /// row that would tell it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) untold: BTreeMap<String, u64>,
     /// Moves to another NATS that were killed: it may have copies.
@@ -88,6 +89,15 @@ impl Receipt {
         }
         for (table, count) in &self.untold {
             self.done = false;
+            if *table == self.table {
+                let stay = counted(*count, "message stays", "messages stay");
+                stderr::line(format_args!(
+                    "{stay} of which the table has no row (source.messages), and which do not tell their aggregate: any of them may be of this \
+                     one. Those that their payload tells, remove with nats stream rmm; a header of aggregate_id in message.headers tells it of \
+                     all that are still to come"
+                ));
+                continue;
+            }
             stderr::line(format_args!(
                 "{} of {table}, which do not tell their aggregate, and the configuration does not name the table whose rows would: \
                  {}, and run this again",

@@ -1,0 +1,136 @@
+//! The aggregate's rows, and messages of which there is no row.
+//!
+//! In: the aggregate; the ids of messages that do not tell theirs. Out: its rows' ids, and the rows deleted; of how many messages the
+//! table has no row. Guarantee: memory does not grow with the number of such messages.
+
+use std::collections::{BTreeSet, HashSet};
+
+use anyhow::Context as _;
+
+use super::Erasing;
+use crate::postgres::client::Client;
+use crate::postgres::id_column::IdColumn;
+
+impl Erasing<'_> {
+    /// Where rows are looked for.
+    pub(super) fn rows(&self) -> Rows<'_> {
+        Rows {
+            sql: self.sql,
+            table: &self.table,
+            id_column: &self.id_column,
+        }
+    }
+
+    /// The ids of the aggregate's rows.
+    pub(super) async fn ids(&self) -> anyhow::Result<BTreeSet<String>> {
+        let query = format!(
+            "SELECT ({})::text FROM {} WHERE {}",
+            self.id_column.text(),
+            self.table,
+            self.id.is_it
+        );
+        let rows = self.sql.query(&query, &[&self.id.value]).await?;
+        let id = |row: &tokio_postgres::Row| row.try_get::<_, Option<String>>(0);
+        let ids: Result<Vec<_>, _> = rows.iter().map(id).collect();
+        Ok(ids?.into_iter().flatten().collect())
+    }
+
+    /// Deletes these of them.
+    pub(super) async fn delete(&self, ids: &BTreeSet<String>) -> anyhow::Result<u64> {
+        if ids.is_empty() {
+            return Ok(0);
+        }
+        let delete = format!(
+            "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2)",
+            self.table,
+            self.id.is_it,
+            self.id_column.text()
+        );
+        let ids: Vec<&String> = ids.iter().collect();
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&self.id.value, &ids];
+        let deleted = self.sql.answer(self.sql.execute(&delete, &parameters));
+        deleted
+            .await
+            .with_context(|| format!("cannot delete from {}", self.table))
+    }
+}
+
+/// Ids that are looked for at once.
+const CHUNK_IDS: usize = 5_000;
+
+/// Where rows are looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) sql: &'a Client,
+    /// As SQL has it.
+    pub(super) table: &'a str,
+    pub(super) id_column: &'a IdColumn,
+}
+
+/// Counts messages of which there is no row.
+pub(super) struct Counting<'a> {
+    rows: Rows<'a>,
+    ids: Vec<String>,
+    count: u64,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn counting(self) -> Counting<'a> {
+        Counting {
+            rows: self,
+            ids: Vec::new(),
+            count: 0,
+        }
+    }
+
+    /// Which of these ids the table has.
+    async fn present(&self, ids: &[String]) -> anyhow::Result<HashSet<String>> {
+        let text = self.id_column.text();
+        let select = format!("SELECT ({text})::text FROM {} WHERE", self.table);
+        let is_one = self.id_column.is_one_of(ids.iter().map(String::as_str));
+        let found = match self.sql.query(&format!("{select} {is_one}"), &[]).await {
+            // One of them is no value of the column's type.
+            Err(error) if is_of_data(error.code()) => {
+                let query = format!("{select} ({text})::text = ANY ($1)");
+                self.sql.query(&query, &[&ids]).await?
+            }
+            found => found?,
+        };
+        let ids: Result<_, _> = found.iter().map(|row| row.try_get(0)).collect();
+        Ok(ids?)
+    }
+}
+
+/// SQLSTATE class 22, data exception.
+fn is_of_data(code: Option<&str>) -> bool {
+    code.is_some_and(|code| code.starts_with("22"))
+}
+
+impl Counting<'_> {
+    /// A message of an event with this id.
+    pub(super) async fn take(&mut self, id: Option<String>) -> anyhow::Result<()> {
+        match id {
+            None => self.count += 1,
+            Some(id) => self.ids.push(id),
+        }
+        if self.ids.len() >= CHUNK_IDS {
+            self.look().await?;
+        }
+        Ok(())
+    }
+
+    async fn look(&mut self) -> anyhow::Result<()> {
+        let present = self.rows.present(&self.ids).await?;
+        let ids = self.ids.drain(..);
+        self.count += ids.filter(|id| !present.contains(id)).count() as u64;
+        Ok(())
+    }
+
+    /// The table, and the count.
+    pub(super) async fn end(mut self) -> anyhow::Result<(String, u64)> {
+        if !self.ids.is_empty() {
+            self.look().await?;
+        }
+        Ok((self.rows.table.to_owned(), self.count))
+    }
+}
