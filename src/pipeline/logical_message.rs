@@ -13,7 +13,7 @@ use super::kind::Kind;
 use super::limit::SizeLimit;
 use super::mapping::{Mapping, Value};
 use super::pgoutput::Column;
-use super::row::Row;
+use super::row::{Relations, Row};
 
 /// The content, taken apart: by the name of its column what each value is, and its text as Postgres would send it; none of null.
 #[derive(Debug, Default)]
@@ -22,11 +22,23 @@ pub struct MessageRow {
 }
 
 impl MessageRow {
-    /// Takes a content apart.
+    /// Takes a content apart. What it names as a column was called before has the column's name of now.
     ///
     /// # Errors
     /// It is no JSON object, no text, or was too long to be gathered.
-    pub fn read(content: Column<'_>, mapping: &Mapping) -> Result<Self, Reject> {
+    pub(crate) fn read_of(content: Column<'_>, relations: &Relations) -> Result<Self, Reject> {
+        Self::read(content, relations.mapping(), |name, has| {
+            let mut former = relations.former_names(name);
+            former.find(|former| has(former)).map(str::to_owned)
+        })
+    }
+
+    /// As [`Self::read_of`]; `former` gives the former name of a column that the content has.
+    fn read(
+        content: Column<'_>,
+        mapping: &Mapping,
+        former: impl Fn(&str, &dyn Fn(&str) -> bool) -> Option<String>,
+    ) -> Result<Self, Reject> {
         let content = match content {
             Column::Text(content) => content,
             Column::Skipped { len } => {
@@ -38,8 +50,17 @@ impl MessageRow {
             _ => return Err(Reject::NoText("the message".to_owned())),
         };
         let refused = |_| Reject::Message(shown(content));
-        let object: BTreeMap<String, &RawValue> =
+        let mut object: BTreeMap<String, &RawValue> =
             serde_json::from_slice(content).map_err(refused)?;
+        for name in mapping.names() {
+            if object.contains_key(name) {
+                continue;
+            }
+            let before = former(name, &|former| object.contains_key(former));
+            if let Some(value) = before.and_then(|before| object.remove(&before)) {
+                object.insert(name.to_owned(), value);
+            }
+        }
         let is = |name: &str, value: &Value| value.column() == Some(name);
         let values = object.into_iter().map(|(name, json)| {
             let json = json.get();
@@ -133,7 +154,8 @@ mod tests {
         let text = |text| Column::Text(text);
         let content = br#"{"id":"a\"b","aggregate_id":7,"event_type":"x.y","occurred_at":"2026-11-28T08:05:32.5+01:00",
             "payload_json":{"n": 1e400},"event_version":null,"tenant":true}"#;
-        let message = MessageRow::read(text(content), &mapping).unwrap();
+        let read = |content| MessageRow::read(content, &mapping, |_, _| None);
+        let message = read(text(content)).unwrap();
         let row = message.row(&mapping, 0);
         assert_eq!(row.get(Field::Id), text(b"a\"b"));
         assert_eq!(
@@ -149,10 +171,26 @@ mod tests {
         assert_eq!(message.columns().len(), 7);
         assert_eq!(message.of(Some("tenant")), (Kind::Truth, text(b"true")));
         for bad in [&b""[..], b"[1]", b"x", b"\xff", b"\"text\""] {
-            assert!(matches!(
-                MessageRow::read(text(bad), &mapping),
-                Err(Reject::Message(_))
-            ));
+            assert!(matches!(read(text(bad)), Err(Reject::Message(_))));
         }
+    }
+
+    #[test]
+    fn a_key_may_be_what_its_column_was_called() {
+        let mapping = Mapping::default();
+        let former = |name: &str, has: &dyn Fn(&str) -> bool| {
+            let former = name == "payload_json" && has("body");
+            former.then(|| "body".to_owned())
+        };
+        let payload = |content: &[u8]| {
+            let message = MessageRow::read(Column::Text(content), &mapping, former).unwrap();
+            match message.row(&mapping, 0).get(Field::Payload) {
+                Column::Text(text) => String::from_utf8(text.to_vec()).unwrap(),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(payload(br#"{"body":{"n": 1}}"#), r#"{"n": 1}"#);
+        // What it is called now goes before.
+        assert_eq!(payload(br#"{"body":1,"payload_json":2}"#), "2");
     }
 }

@@ -159,6 +159,13 @@ impl Mapping {
         &self.extras
     }
 
+    /// The names of all columns that a message is made of.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        let own = self.columns.as_ref().into_iter();
+        let own = own.filter_map(|(_, value)| value.column());
+        own.chain(self.extras.iter().map(String::as_str))
+    }
+
     /// The fields whose NULL makes no row a dead letter.
     pub(crate) fn may_be_null(&self) -> Vec<Field> {
         let is_payload = matches!(self.message.format, Format::Payload | Format::PayloadString);

@@ -37,7 +37,7 @@ impl Source {
     }
 }
 
-/// The configuration names another column than the one that tells the ids of a table's messages.
+/// The configuration names another column than the one that tells the ids of a table's messages, or that one has another type since.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}. {}", self.reason(), self.remedy())]
 pub struct OtherId {
@@ -49,10 +49,12 @@ pub struct OtherId {
     known: String,
     /// The one that is configured.
     now: String,
+    /// Where it is the same one: the type that it had, and the one that it has.
+    types: Option<Box<(String, String)>>,
 }
 
 impl OtherId {
-    /// Whether a table that is recorded has another column for its ids now.
+    /// Whether a table that is recorded has another column for its ids now, or writes them otherwise.
     pub(crate) fn find<'t>(
         mut outboxes: impl Iterator<Item = &'t Tables>,
         recorded: &[Period],
@@ -66,17 +68,27 @@ impl OtherId {
                 schema: now.schema.clone(),
                 table: now.table.clone(),
             };
-            id.is_another_than(known).then(|| OtherId {
+            let is_another = id.is_another_than(known);
+            let types = id.writes_otherwise(known).filter(|_| !is_another);
+            (is_another || types.is_some()).then(|| OtherId {
                 outbox: now.outbox.clone(),
                 table: table.to_string(),
                 known: known.name.clone(),
                 now: id.name.clone(),
+                types: types.map(|(was, is)| Box::new((was.to_owned(), is.to_owned()))),
             })
         })
     }
 
     /// What is known.
     pub fn reason(&self) -> String {
+        if let Some((was, is)) = self.types.as_deref() {
+            return format!(
+                "messages of table {} tell the ids of its column {:?} as {was} wrote them, and it is {is} now: an id that was not written \
+                 as {is} writes it (00042, a UUID in upper case) would not be found, and its row count as one that is not published",
+                self.table, self.now
+            );
+        }
         format!(
             "messages of table {} tell its column {:?} as their ids, and the configuration names {:?}: by that, each row that is \
              published would count as one that is not",
@@ -86,6 +98,11 @@ impl OtherId {
 
     /// The way on, as a person can type it.
     pub fn remedy(&self) -> String {
+        if self.types.is_some() {
+            return "If all of them were written so, or their messages may come twice, `walrelay adopt` goes on: `walrelay verify` then finds \
+                    those missing that were not, and `walrelay backfill` publishes them again"
+                .to_owned();
+        }
         let known = &self.known;
         let set = match self.outbox.is_empty() {
             true => format!("Set columns.id = {known:?}"),
@@ -110,6 +127,7 @@ mod tests {
         let id = IdColumn {
             name: name.to_owned(),
             attnum,
+            base_type: None,
         };
         Tables::new("public".into(), "outbox".into(), oid, 100.into()).of_id(Some(id))
     }

@@ -9,6 +9,7 @@
 //! | [`logical_message`] | a message of the WAL | the same, without a table |
 //! | [`carrier`] | what carries the table into the WAL, at two moments | rows that are never sent |
 //! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
+//! | [`known_columns`] | the columns, as the catalog has them and as they were | what each was called where |
 //! | [`id_column`] | the column of their ids | that it is another one than messages tell |
 //! | [`misnamed`] | both, as they are configured | why the lane cannot go on by them |
 //! | [`encoding`] | their text, as the database stores it | the same in UTF-8 |
@@ -53,6 +54,7 @@ pub mod fields;
 pub mod history;
 pub mod id_column;
 pub mod kind;
+pub mod known_columns;
 pub mod lane_end;
 pub mod limit;
 pub mod logical_message;

@@ -376,7 +376,7 @@ impl Relations {
         let oid = relation.oid;
         let described = match (verdict, before) {
             (Verdict::Outbox | Verdict::Successor, _) => {
-                let columns = Columns::find(source, outbox, &relation);
+                let columns = Columns::find(source, outbox, &relation, self.commit_lsn);
                 self.lacks_columns |= columns.missing.is_some();
                 Described::Outbox(columns)
             }
@@ -430,6 +430,12 @@ impl Relations {
     /// What of a message of the WAL becomes what of a message.
     pub fn mapping(&self) -> &Mapping {
         &self.source.outboxes[0].mapping
+    }
+
+    /// What the column of this name, which a message of the WAL may name, was called before: the last name first.
+    pub(crate) fn former_names(&self, name: &str) -> impl Iterator<Item = &str> {
+        let table = self.source.outboxes[0].tables.current();
+        table.former_names(name, self.commit_lsn)
     }
 
     /// Reads a tuple, its text as it comes; `None` for a table that is not the outbox.
@@ -505,12 +511,20 @@ impl Columns {
         Ok(columns)
     }
 
-    fn find(source: &Source, outbox: usize, relation: &Relation) -> Self {
-        let mapping = &source.outboxes[outbox].mapping;
+    fn find(source: &Source, outbox: usize, relation: &Relation, lsn: PgLsn) -> Self {
+        let Outbox { tables, mapping } = &source.outboxes[outbox];
+        let table = Some(tables.current()).filter(|table| table.oid == relation.oid);
         let mut missing = None;
         let mut index_of = |name: &str| {
-            let has_name = |column: &RelationColumn| source.encoding.name(&column.name) == name;
-            let index = relation.columns.iter().position(has_name);
+            let position = |name: &str| {
+                let has_name = |column: &RelationColumn| source.encoding.name(&column.name) == name;
+                relation.columns.iter().position(has_name)
+            };
+            // In rows from before it was renamed.
+            let mut former = table
+                .into_iter()
+                .flat_map(|table| table.former_names(name, lsn));
+            let index = position(name).or_else(|| former.find_map(position));
             if index.is_none() {
                 missing.get_or_insert_with(|| name.to_owned());
             }

@@ -9,6 +9,7 @@
 
 use super::event_id;
 use super::id_column::IdColumn;
+use super::known_columns::{self, KnownColumn};
 use super::position::{
     BACKFILL_HEADER, DEAD_LETTER_HEADER, POSITION_HEADER, RETRY_HEADER, parse_header,
 };
@@ -41,6 +42,9 @@ pub struct Period {
     /// The column of its ids, as the catalog had it; none where nobody has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<IdColumn>,
+    /// The columns that its rows are read by, as the catalog had them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<KnownColumn>,
 }
 
 impl Period {
@@ -54,6 +58,23 @@ impl Period {
             true => Some(from),
             false => self.alone_from,
         }
+    }
+
+    /// Its columns, with the names that they had where the table was recorded.
+    fn columns_behind(&self, recorded: &[Period], confirmed_lsn: PgLsn) -> Vec<KnownColumn> {
+        let mut before = recorded.iter().rev();
+        let before = before.find(|it| it.outbox == self.outbox && it.oid == self.oid);
+        let before = before.map_or(&[][..], |before| &before.columns);
+        known_columns::continued(&self.columns, before, self.from, confirmed_lsn)
+    }
+
+    /// What the column of this name was called in front of a transaction that commits at `lsn`, or in it; the last name first.
+    pub(crate) fn former_names(&self, name: &str, lsn: PgLsn) -> impl Iterator<Item = &str> {
+        let mut columns = self.columns.iter();
+        let column = columns.find(|column| column.name == name);
+        column
+            .into_iter()
+            .flat_map(move |column| column.former_names(lsn))
     }
 
     /// The same, of an outbox that the configuration names no more.
@@ -216,10 +237,20 @@ impl Tables {
             ended: false,
             alone_from: None,
             id: None,
+            columns: Vec::new(),
         };
         Tables {
             periods: vec![period],
         }
+    }
+
+    /// The same, with the columns that its rows are read by.
+    #[must_use]
+    pub(crate) fn of_columns(mut self, columns: &[KnownColumn]) -> Self {
+        for period in &mut self.periods {
+            columns.clone_into(&mut period.columns);
+        }
+        self
     }
 
     /// The same, with the column of its ids.
@@ -252,6 +283,7 @@ impl Tables {
     /// A further outbox that is not recorded beside others has no row in front of the WAL's end.
     pub(crate) fn continued(self, recorded: &[Period], confirmed_lsn: PgLsn) -> Self {
         let now = self.current();
+        let columns = now.columns_behind(recorded, confirmed_lsn);
         let is_own = |period: &&Period| period.outbox == now.outbox && !period.ended;
         let mut periods: Vec<Period> = recorded.iter().filter(is_own).cloned().collect();
         if periods.is_empty() && !recorded.is_empty() {
@@ -260,13 +292,15 @@ impl Tables {
                 oid: 0,
                 from: 0.into(),
                 id: None,
+                columns: Vec::new(),
                 ..now.clone()
             });
         }
-        if let (Some(last), Some(id)) = (periods.last_mut(), &now.id)
+        if let Some(last) = periods.last_mut()
             && last.oid == now.oid
         {
-            last.id = Some(id.clone());
+            last.id = now.id.clone().or(last.id.take());
+            last.columns.clone_from(&columns);
         }
         let is_known = |last: &Period| last.has_name(&now.schema, &now.table);
         if !periods.last().is_some_and(is_known) {
@@ -275,6 +309,7 @@ impl Tables {
             let alone_from = before.and_then(|before| before.alone_before(now.oid, now.from));
             periods.push(Period {
                 alone_from,
+                columns,
                 ..now.clone()
             });
         }
@@ -348,6 +383,7 @@ impl Tables {
             oid,
             from: lsn,
             id: None,
+            columns: Vec::new(),
             ..last
         });
     }

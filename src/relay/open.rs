@@ -11,6 +11,7 @@ use crate::pipeline::engine::Note;
 use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::id_column::IdColumn;
+use crate::pipeline::known_columns::KnownColumn;
 use crate::pipeline::lane_end::Memory;
 use crate::pipeline::limit::SizeLimit;
 #[cfg(feature = "cli")]
@@ -347,16 +348,25 @@ pub(crate) fn source(inspection: &Inspection, settings: &Settings) -> Source {
         let mapping = settings.mapping();
         let oid = inspection.table.as_ref().map_or(0, |table| table.oid);
         let lsn = inspection.server.current_lsn;
-        let columns = inspection.table.iter().flat_map(|table| &table.columns);
-        let mut id = columns.filter(|column| column.name == settings.postgres.id_column());
-        let id = id.next().map(|column| IdColumn {
+        let find = |name: &str| {
+            let mut columns = inspection.table.iter().flat_map(|table| &table.columns);
+            columns.find(|column| column.name == name)
+        };
+        let id = find(settings.postgres.id_column()).map(|column| IdColumn {
             name: column.name.clone(),
             attnum: column.attnum,
+            base_type: Some(column.base_type.clone()),
         });
+        let mut columns: Vec<KnownColumn> = (mapping.names().filter_map(find))
+            .map(|column| KnownColumn::new(column.name.clone(), column.attnum))
+            .collect();
+        columns.sort_by_key(|column| column.attnum);
+        columns.dedup();
         let tables = Tables::new(name.schema.clone(), name.table.clone(), oid, lsn);
         Outbox {
             tables: tables
                 .of_id(id)
+                .of_columns(&columns)
                 .of_further(mapping.message.table.as_deref().unwrap_or_default()),
             mapping,
         }

@@ -35,6 +35,7 @@ mod proxy;
 mod record_stream;
 mod remedies;
 mod remedies_of_nats;
+mod renamed_columns;
 mod resync;
 mod row_security;
 mod second_lane;

@@ -311,7 +311,7 @@ impl Engine {
             .encoding()
             .column(message.content, &mut converted);
         let mapping = self.relations.mapping();
-        let (read, refused) = match MessageRow::read(content, mapping) {
+        let (read, refused) = match MessageRow::read_of(content, &self.relations) {
             Ok(read) => (read, None),
             Err(Reject::TooLarge { bytes, .. }) => {
                 let limit = self.settings.epoch.limits.message_limit;
