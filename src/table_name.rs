@@ -24,6 +24,7 @@ pub struct TableName {
 
 impl TableName {
     /// Whether the other is another only by capitals: SQL takes a name without quotes in small letters.
+    #[cfg(feature = "relay")]
     pub(crate) fn differs_in_capitals(&self, other: &TableName) -> bool {
         self != other
             && self.schema.to_lowercase() == other.schema.to_lowercase()

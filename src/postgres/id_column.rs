@@ -42,6 +42,7 @@ impl IdColumn {
     }
 
     /// Whether the table's ids are numbers, which a sequence may give out again.
+    #[cfg(feature = "cli")]
     pub(crate) fn is_number(table: &Table, settings: &PostgresSettings) -> bool {
         let name = settings.id_column();
         let column = table.columns.iter().find(|column| column.name == name);
