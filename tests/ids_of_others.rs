@@ -193,7 +193,7 @@ async fn messages_of_a_former_table_count_for_no_row() {
     }
     let said = platform.expect(&["verify"], 3).await;
     assert!(
-        said.contains("5 rows cannot be judged: the stream has their ids of another table"),
+        said.contains("5 rows cannot be judged: the stream has the ids of another table"),
         "{said}"
     );
     let said = platform.expect(PRUNE, 1).await;

@@ -13,12 +13,14 @@ use uuid::Uuid;
 
 use super::fixture::Fixture;
 
-/// Events that a writer commits at most, so that a slow machine is not flooded.
+/// Behind so many events a writer goes on slowly, so that a slow machine is not flooded. It never ends by itself: who waits for events to
+/// go on has to see some.
 const EVENTS_MAX: u64 = 40_000;
 const CONNECTIONS: usize = 3;
 /// How soon a writer knocks again at a server that is away, and pauses between transactions.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 const PACE: Duration = Duration::from_millis(2);
+const SLOW_PACE: Duration = Duration::from_millis(50);
 
 const LEDGER: &str = "
 CREATE TABLE commit_order (number bigint NOT NULL);
@@ -60,7 +62,7 @@ impl Writer {
         Writer::start_at(fixture, &url, EVENTS_MAX).await
     }
 
-    /// The same where these servers are, up to so many events.
+    /// The same where these servers are, slowly behind so many events.
     pub(crate) async fn start_at(fixture: &Fixture, url: &str, events_max: u64) -> Writer {
         let made = fixture.sql.batch_execute(LEDGER).await;
         made.expect("the database has no ledger yet");
@@ -123,7 +125,7 @@ async fn session(
 ) -> Result<(), tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     let connection = tokio::spawn(connection);
-    while !stop.load(Ordering::Relaxed) && committed.load(Ordering::Relaxed) < events_max {
+    while !stop.load(Ordering::Relaxed) {
         let count = rand::random_range(1..=8_i32);
         let end = if rand::random_bool(0.1) {
             "ROLLBACK"
@@ -135,7 +137,8 @@ async fn session(
         if end == "COMMIT" {
             committed.fetch_add(u64::from(count.unsigned_abs()), Ordering::Relaxed);
         }
-        tokio::time::sleep(PACE).await;
+        let is_slow = committed.load(Ordering::Relaxed) >= events_max;
+        tokio::time::sleep(if is_slow { SLOW_PACE } else { PACE }).await;
     }
     connection.abort();
     Ok(())
