@@ -589,8 +589,8 @@ async fn an_empty_table_of_somebody_elses_is_mapped() {
     let refused = fixture.walrelay(&["setup"]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(!refused.stderr.contains("ALTER TABLE"), "{refused:?}");
-    let begin = refused.stderr.find("[columns]").expect("a proposal");
-    let proposed: Vec<&str> = refused.stderr[begin..]
+    let begin = refused.stderr.find("\n[columns]").expect("a proposal");
+    let proposed: Vec<&str> = refused.stderr[begin + 1..]
         .lines()
         .map(|line| line.strip_prefix("error: ").unwrap_or(line))
         .take_while(|line| line.starts_with('[') || line.contains(" = "))
