@@ -14,8 +14,7 @@ use tokio_postgres::types::{FromSql, Type, accepts};
 use tokio_postgres::{Row as SqlRow, RowStream};
 
 use crate::pipeline::encoding::{Converted, Encoding};
-use crate::pipeline::fields::Field;
-use crate::pipeline::fields::Fields;
+use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::message::{Composed, compose};

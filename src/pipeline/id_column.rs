@@ -18,19 +18,20 @@ pub struct IdColumn {
     pub base_type: Option<String>,
 }
 
-/// How ids are written.
+/// How values of a column's type are written: by what two texts are the same value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+pub(crate) enum Form {
     Number,
     Uuid,
     /// A UUID of 16 bytes, else base64.
     Bytes,
-    /// As they were given.
+    /// As they were given: each text is a value of its own.
     Text,
 }
 
 impl Form {
-    fn of(base_type: &str) -> Self {
+    /// By `pg_type.typname` of the type that the column's own stands on.
+    pub(crate) fn of(base_type: &str) -> Self {
         match base_type {
             "int2" | "int4" | "int8" => Form::Number,
             "uuid" => Form::Uuid,

@@ -7,6 +7,8 @@ use uuid::Uuid;
 use super::catalog::Table;
 use super::replication::quote_literal;
 use super::settings::PostgresSettings;
+#[cfg(feature = "cli")]
+use crate::pipeline::id_column::Form;
 use crate::table_name::quote_identifier;
 
 /// OID of char(n).
@@ -46,7 +48,7 @@ impl IdColumn {
     pub(crate) fn is_number(table: &Table, settings: &PostgresSettings) -> bool {
         let name = settings.id_column();
         let column = table.columns.iter().find(|column| column.name == name);
-        column.is_some_and(|column| matches!(column.base_type.as_str(), "int2" | "int4" | "int8"))
+        column.is_some_and(|column| Form::of(&column.base_type) == Form::Number)
     }
 
     /// SQL for the id's text, as messages have it.

@@ -18,8 +18,6 @@ use crate::table_name::{TableName, quote_identifier};
 
 /// The column that a mark sets.
 pub(super) const DISPATCHED_AT: &str = "dispatched_at";
-/// Class of the SQLSTATEs of data that does not fit.
-const DATA_EXCEPTION: &str = "22";
 
 /// Why rows can be neither marked nor deleted.
 #[derive(Debug, thiserror::Error)]
@@ -276,13 +274,13 @@ impl OfTable {
     /// How many rows were marked or deleted, and the ids of which the session sees no row.
     async fn settle(&self, client: &Client, ids: &[&str]) -> Result<(u64, Vec<String>), SqlError> {
         match self.run(client, ids).await {
-            Err(error) if is_of_data(&error) => {}
+            Err(error) if error.is_of_data() => {}
             done => return done,
         }
         let (mut rows, mut unseen) = (0, Vec::new());
         for id in ids {
             match self.run(client, std::slice::from_ref(id)).await {
-                Err(error) if is_of_data(&error) => {
+                Err(error) if error.is_of_data() => {
                     tracing::debug!(id, "no row of the table can have this id: {error}");
                 }
                 done => {
@@ -354,12 +352,6 @@ pub(crate) async fn transactions(client: &Client) -> Result<(u64, u64), SqlError
     let row = client.query_one(query, &[]).await?;
     let (xmin, xmax): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     Ok((xmin.unsigned_abs(), xmax.unsigned_abs()))
-}
-
-fn is_of_data(error: &SqlError) -> bool {
-    error
-        .code()
-        .is_some_and(|code| code.starts_with(DATA_EXCEPTION))
 }
 
 /// What the role lacks, as SQL.

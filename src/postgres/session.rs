@@ -88,6 +88,11 @@ impl SqlError {
         }
     }
 
+    /// Whether a value was none of its type, or nothing could be computed from it (SQLSTATE class 22, data exception).
+    pub(crate) fn is_of_data(&self) -> bool {
+        self.code().is_some_and(|code| code.starts_with("22"))
+    }
+
     /// The text for a message that has already said that it is about Postgres.
     pub fn bare(&self) -> String {
         match self {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use crate::cli::exit::UsageError;
 use crate::pipeline::bytes::{base64, id_of_bytes};
 use crate::pipeline::dead_letter::shown_id;
+use crate::pipeline::id_column::Form;
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
@@ -27,37 +28,16 @@ pub(super) struct AggregateId {
     /// Of that parameter, a text.
     pub(super) value: String,
     /// By what texts are the same value.
-    pub(super) kind: ValueKind,
+    form: Form,
 }
 
-/// By what two texts are the same value of a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ValueKind {
-    Uuid,
-    Number,
-    Bytes,
-    /// Each text is a value of its own.
-    Text,
-}
-
-impl ValueKind {
-    fn of(base_type: &str) -> Self {
-        match base_type {
-            "uuid" => ValueKind::Uuid,
-            "int2" | "int4" | "int8" => ValueKind::Number,
-            "bytea" => ValueKind::Bytes,
-            _ => ValueKind::Text,
-        }
-    }
-
-    /// The value as Postgres writes it, of a text in any spelling; none where it is no such value.
-    fn value(self, text: &str) -> Option<String> {
-        match self {
-            ValueKind::Uuid => Uuid::try_parse(text).ok().map(|uuid| uuid.to_string()),
-            ValueKind::Number => Some(text.parse::<i64>().ok()?.to_string()),
-            ValueKind::Bytes => hex_of(text),
-            ValueKind::Text => Some(text.to_owned()),
-        }
+/// The value as Postgres writes it, of a text in any spelling; none where it is no such value.
+fn value(form: Form, text: &str) -> Option<String> {
+    match form {
+        Form::Uuid => Uuid::try_parse(text).ok().map(|uuid| uuid.to_string()),
+        Form::Number => Some(text.parse::<i64>().ok()?.to_string()),
+        Form::Bytes => hex_of(text),
+        Form::Text => Some(text.to_owned()),
     }
 }
 
@@ -67,14 +47,14 @@ pub(super) struct Shown {
     /// In the forms that messages have.
     pub(super) texts: BTreeSet<String>,
     /// Any text of this value.
-    pub(super) value: Option<(ValueKind, String)>,
+    value: Option<(Form, String)>,
 }
 
 impl Shown {
     /// Whether a text that a message shows is the id.
     pub(super) fn is(&self, told: &str) -> bool {
         let is_value =
-            |(kind, value): &(ValueKind, String)| kind.value(told).as_ref() == Some(value);
+            |(form, wanted): &(Form, String)| value(*form, told).as_ref() == Some(wanted);
         self.texts.contains(told) || self.value.as_ref().is_some_and(is_value)
     }
 
@@ -89,7 +69,7 @@ impl AggregateId {
     pub(super) fn shown(&self) -> Shown {
         Shown {
             texts: self.shown.clone(),
-            value: Some((self.kind, self.value.clone())),
+            value: Some((self.form, self.value.clone())),
         }
     }
 
@@ -133,7 +113,7 @@ impl AggregateId {
 /// The id as a value of the column; none where it is none.
 fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
     let name = quote_identifier(&column.name);
-    let kind = ValueKind::of(&column.base_type);
+    let form = Form::of(&column.base_type);
     let whole = |range: std::ops::RangeInclusive<i64>| {
         let number: i64 = id.parse().ok().filter(|number| range.contains(number))?;
         Some(number.to_string())
@@ -141,7 +121,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
     // A cast to a domain, or to a type with a length, may refuse a value or cut it.
     let (shown, value, cast): (Vec<String>, String, String) = match column.base_type.as_str() {
         "uuid" => {
-            let uuid = kind.value(id)?;
+            let uuid = value(form, id)?;
             (vec![uuid.clone()], uuid, format!("{name} = $1::text::uuid"))
         }
         "int2" | "int4" | "int8" => {
@@ -157,7 +137,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
             )
         }
         "bytea" => {
-            let hex = kind.value(id)?;
+            let hex = value(form, id)?;
             let cast = format!("{name} = decode(substr($1::text, 3), 'hex')");
             // In a header, 16 bytes are no UUID.
             let base64 = String::from_utf8_lossy(&base64(hex.as_bytes())).into_owned();
@@ -190,7 +170,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
         is_exact,
         is_it: cast,
         value,
-        kind,
+        form,
     })
 }
 

@@ -90,7 +90,7 @@ impl<'a> Rows<'a> {
         let is_one = self.id_column.is_one_of(ids.iter().map(String::as_str));
         let found = match self.sql.query(&format!("{select} {is_one}"), &[]).await {
             // One of them is no value of the column's type.
-            Err(error) if is_of_data(error.code()) => {
+            Err(error) if error.is_of_data() => {
                 let query = format!("{select} ({text})::text = ANY ($1)");
                 self.sql.query(&query, &[&ids]).await?
             }
@@ -99,11 +99,6 @@ impl<'a> Rows<'a> {
         let ids: Result<_, _> = found.iter().map(|row| row.try_get(0)).collect();
         Ok(ids?)
     }
-}
-
-/// SQLSTATE class 22, data exception.
-fn is_of_data(code: Option<&str>) -> bool {
-    code.is_some_and(|code| code.starts_with("22"))
 }
 
 impl Counting<'_> {

@@ -124,7 +124,7 @@ pub(super) async fn read(
         settings.table,
         row_filter.unwrap_or("true")
     );
-    let failed = |error: SqlError| match only.filter(|_| of_values(&error)) {
+    let failed = |error: SqlError| match only.filter(|_| error.is_of_data()) {
         Some(only) => not_understood(error, only),
         None => anyhow::Error::from(error).context(format!("cannot read {}", settings.table)),
     };
@@ -160,11 +160,6 @@ pub(super) async fn read(
     }
     client.batch_execute("COMMIT").await?;
     Ok(table)
-}
-
-/// Whether the server could not compute something from a row's values (SQLSTATE class 22).
-fn of_values(error: &SqlError) -> bool {
-    error.code().is_some_and(|code| code.starts_with("22"))
 }
 
 /// End of the server's WAL; on a standby, of what it has replayed.

@@ -89,11 +89,17 @@ fn may_be_altered(table: &Table, settings: &PostgresSettings) -> bool {
     !table.has_rows && settings.columns == own && missing <= 1 && table.columns.iter().all(is_own)
 }
 
+/// Whether headers or fields are made of the column; those of the subject stand before theirs.
+fn is_of_message(name: &str, settings: &PostgresSettings) -> bool {
+    let extras = settings.extra_columns.iter();
+    let mut of_message = extras.skip(settings.subject.columns().count());
+    of_message.any(|column| column == name)
+}
+
 /// The keys that name a column which is none of the event's own.
 fn naming(name: &str, settings: &PostgresSettings) -> String {
     let in_subject = settings.subject.columns().any(|column| column == name);
-    let of_message = (settings.extra_columns.iter()).skip(settings.subject.columns().count());
-    let in_message = of_message.into_iter().any(|column| column == name);
+    let in_message = is_of_message(name, settings);
     let is_entry = settings.entry.is_some();
     let subject = match is_entry {
         true => "subject",
@@ -213,9 +219,7 @@ fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Fi
         proposal::of(table, settings).unwrap_or_else(|| by_hand(table, settings, misfits));
     // The proposal's subject names what is there.
     for misfit in misfits.iter().filter(|misfit| misfit.field.is_none()) {
-        let extras = settings.extra_columns.iter();
-        let mut of_message = extras.skip(settings.subject.columns().count());
-        if of_message.any(|column| column == misfit.name) {
+        if is_of_message(misfit.name, settings) {
             mend.push_str(&format!(
                 "\n# and in message.headers and message.fields, another column in place of {}",
                 quote_identifier(misfit.name)
