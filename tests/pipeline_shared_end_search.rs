@@ -264,6 +264,30 @@ fn a_stream_that_was_made_from_another_one_tells_nothing_by_itself() {
     );
 }
 
+/// A share that is one again, or a lane that was adopted, before its first event: a consumer copies what was published before that.
+#[test]
+fn a_copy_from_before_the_lane_began_anew_tells_nothing() {
+    let anew = LaneRecord {
+        sequence: 30,
+        active: true,
+        adopted_sequence: 30,
+        ..lane_record::fresh("then")
+    };
+    let at_40 = (Lookup::Last(FENCE), Some(fence(40, "-")));
+    let copied = (events_from(41), Some(copy(41, "s 0/A:1")));
+    let nothing = [(events_from(42), None), (dead_from(41), None)];
+    let answers = [&[at_40, copied], &nothing[..]].concat();
+    assert_eq!(ask(search(50, Some(&anew)), &answers), FoundEnd::Nothing);
+    // It has published: where it has lost that, a person has to look.
+    let published = LaneRecord {
+        sequence: 40,
+        adopted_sequence: 30,
+        ..record(40)
+    };
+    let copied = ask(search(50, Some(&published)), &[at_40, copied]);
+    assert_eq!(copied, FoundEnd::Copied { sequence: 41 });
+}
+
 #[test]
 fn a_lane_whose_fences_were_removed_and_that_no_record_knows_was_there() {
     let removed = [

@@ -81,6 +81,8 @@ pub struct SharedEndSearch<'a> {
     was_here: bool,
     /// Nothing was ever removed from the stream.
     is_whole: bool,
+    /// By its record the lane has begun anew behind what the stream had, and has published nothing since.
+    is_anew: bool,
     fence_sequence: u64,
     /// What has been found so far.
     last: Option<LaneEnd>,
@@ -136,6 +138,9 @@ impl<'a> SharedEndSearch<'a> {
                 || recorded.is_some()
                 || record.is_some_and(|record| record.active),
             is_whole: messages == last_sequence,
+            is_anew: remembered.is_none()
+                && record
+                    .is_some_and(|record| record.adopted_sequence > 0 && record.position.is_none()),
             fence_sequence: 0,
             last: None,
             step: Step::Fence,
@@ -252,11 +257,14 @@ impl<'a> SharedEndSearch<'a> {
     }
 
     /// A consumer copies what was published: such a message tells that the stream was made from another one, which takes
-    /// NATS' headers away, or has lost the message itself.
+    /// NATS' headers away, or has lost the message itself. Where the lane has begun anew and published nothing, it is from before; and
+    /// what was lost of an event that the record does not tell of, the slot still has.
     fn is_copied_from_further_on(&self, message: &StoredMessage<'_>) -> bool {
-        let last = self.last.as_ref().map(|last| last.position);
         let told = message.told().filter(|(slot, ..)| *slot == self.slot);
-        told.is_some_and(|(_, told)| last < Some(told.position))
+        told.is_some_and(|(_, told)| match &self.last {
+            Some(last) => last.position < told.position,
+            None => !self.is_anew,
+        })
     }
 
     fn take_behind(

@@ -7,8 +7,8 @@ use super::load::{
     SLOTS, are_owned, change_alone, count, has, reshard, shares, stops, takes_dead_letters_of,
     two_shares,
 };
-use super::verdict::{streams_of, verdict};
-use crate::support::{Fixture, Relay, uuid};
+use super::verdict::{events_of, streams_of, verdict};
+use crate::support::{Fixture, Relay, Stored, eventually, uuid};
 
 /// Two shares that have become four, under one relay.
 async fn four_shares(hold_back: &str) -> (Fixture, Relay) {
@@ -110,6 +110,48 @@ async fn rows_of_a_share_that_is_no_more_are_deleted() {
     let relay = fixture.run();
     has(&fixture, "all rows are deleted", "FROM outbox_events", 0).await;
     stops(relay).await;
+}
+
+/// Its relay is started again before it has published anything.
+#[tokio::test]
+async fn a_share_that_is_one_again_is_not_held_up_by_a_copy_of_what_it_had_before() {
+    let (mut fixture, relay) = four_shares("0s").await;
+    fixture.insert(1, 100).await;
+    verdict(&fixture, &ids(100), &streams_of(&fixture, 1)).await;
+    reshard(&fixture, "2").await;
+    reshard(&fixture, "4").await;
+    are_owned(&fixture, 4).await;
+    let sequence = copies_an_event_of(&fixture, &format!("{}_2", fixture.name)).await;
+    stops(relay).await;
+    let relay = fixture.run();
+    fixture.insert(101, 200).await;
+    let streams = streams_of(&fixture, 1);
+    eventually("each share has gone on", async || {
+        let events = events_of(&fixture, &streams).await;
+        (events[0].len() == 201).then_some(())
+    })
+    .await;
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let stream = jetstream.get_stream(fixture.stream_name()).await.unwrap();
+    assert!(stream.delete_message(sequence).await.unwrap());
+    verdict(&fixture, &ids(200), &streams).await;
+    stops(relay).await;
+}
+
+/// As a consumer does that publishes again what it has received: with the headers, but for NATS' own.
+async fn copies_an_event_of(fixture: &Fixture, slot: &str) -> u64 {
+    let is_of_slot =
+        |event: &&Stored| event.headers["Walrelay-Position"].starts_with(&format!("{slot} "));
+    let events = events_of(fixture, &streams_of(fixture, 1)).await;
+    let event = events[0].iter().find(is_of_slot).expect("it has published");
+    let mut headers = async_nats::HeaderMap::new();
+    for (name, value) in &event.headers {
+        headers.insert(name.as_str(), value.as_str());
+    }
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let sent =
+        jetstream.publish_with_headers(event.subject.clone(), headers, event.body.clone().into());
+    sent.await.unwrap().await.unwrap().sequence
 }
 
 /// A crash of Postgres, before the slot of a share that is at its end was dropped, sets that back to where it was last on disk.
