@@ -4,9 +4,6 @@
 mod simulation {
     pub(crate) mod broker;
 }
-mod relay {
-    pub(crate) const SLOT: &str = "sim";
-}
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -21,7 +18,7 @@ use walrelay::pipeline::publish::{
     Body, EventId, Message, Mode, Origin, Window, WindowLimits, WindowSettings,
 };
 
-const FENCE: &str = "walrelay.fence.OUTBOX.s";
+const FENCE: &str = "walrelay.fence.OUTBOX.sim";
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -58,7 +55,7 @@ fn settings(mode: Mode, messages_max: usize, connection: u64) -> WindowSettings 
     WindowSettings {
         mode,
         stream: STREAM.into(),
-        slot: "s".to_owned(),
+        slot: "sim".to_owned(),
         fence_subject: FENCE.to_owned(),
         tables: Vec::new(),
         limits: WindowLimits {
@@ -231,7 +228,7 @@ impl Bench {
         let published = self.broker.events.published();
         published
             .iter()
-            .map(|(_, position, _)| u64::from(position.commit_lsn) / 8)
+            .map(|(_, (_, position), _)| u64::from(position.commit_lsn) / 8)
             .collect()
     }
 

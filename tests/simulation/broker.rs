@@ -6,15 +6,18 @@
 mod atomic;
 mod edits;
 mod fast;
+pub(crate) mod lanes;
+mod stream;
 
-use crate::relay::SLOT;
 use atomic::AtomicBatch;
 use base64::Engine as _;
 pub(crate) use edits::{Edit, subjects};
 use fast::Batch;
+use lanes::{Part, Place};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
+pub(crate) use stream::{Frame, Stream};
 use walrelay::nats::headers::Headers;
 use walrelay::pipeline::position::{self, Position};
 use walrelay::pipeline::record::{LaneRecord, RecordOrNote};
@@ -24,217 +27,6 @@ pub(crate) const RECORDS: &str = "WALRELAY";
 /// What others publish to.
 const FOREIGN: &str = "outbox.foreign";
 const BATCH_IDLE: Duration = Duration::from_secs(10);
-
-/// A published message.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Frame {
-    pub(crate) subject: String,
-    pub(crate) reply: String,
-    pub(crate) headers: Vec<u8>,
-    pub(crate) data: Vec<u8>,
-}
-
-impl Frame {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        std::str::from_utf8(Headers::parse(&self.headers)?.get(name)?).ok()
-    }
-
-    /// The lane record, of a message in its place; none in the note of a halt.
-    pub(crate) fn record(&self) -> Option<Box<LaneRecord>> {
-        match RecordOrNote::from_json(&self.data).expect("a record or a note") {
-            RecordOrNote::Record(record) => Some(record),
-            RecordOrNote::Note(_) => None,
-        }
-    }
-
-    /// The lane's position, of a first publication only.
-    pub(crate) fn position(&self) -> Option<Position> {
-        let is_copy = self.subject == FOREIGN;
-        if is_copy || self.header(position::KIND_HEADER) == Some(position::KIND_REPLAY) {
-            return None;
-        }
-        let (slot, position) =
-            position::parse_header(self.header(position::POSITION_HEADER)?).ok()?;
-        (slot == SLOT).then_some(position)
-    }
-
-    fn len(&self) -> usize {
-        self.headers.len() + self.data.len()
-    }
-}
-
-/// One stream.
-#[derive(Debug, Default)]
-pub(crate) struct Stream {
-    name: &'static str,
-    pub(crate) created: u64,
-    pub(crate) messages: BTreeMap<u64, Frame>,
-    /// What was purged, deleted or expired: it had been there.
-    pub(crate) removed: BTreeMap<u64, Frame>,
-    pub(crate) last_seq: u64,
-    pub(crate) synced_seq: u64,
-    last_id: Option<String>,
-    ids: HashSet<String>,
-    /// Positions of first publications, stored now or removed since.
-    pub(crate) positions: BTreeSet<Position>,
-    /// What an edit of the stream has removed: some of it may come again.
-    swept: BTreeSet<Position>,
-    /// The last message that an edit has taken: removed, or acknowledged and never kept.
-    pub(crate) taken_through: u64,
-    /// It acknowledges what it does not keep.
-    drops: bool,
-    /// What must never happen.
-    pub(crate) violation: Option<String>,
-}
-
-impl Stream {
-    fn new(name: &'static str, created: u64) -> Self {
-        Stream {
-            name,
-            created,
-            ..Stream::default()
-        }
-    }
-
-    /// What is wrong with a message's expectations.
-    fn expectation(&self, frame: &Frame) -> Option<(u16, String)> {
-        if let Some(last) = number(frame, "Nats-Expected-Last-Sequence")
-            && last != self.last_seq
-        {
-            return Some((10_071, format!("wrong last sequence: {}", self.last_seq)));
-        }
-        if let Some(id) = frame.header("Nats-Expected-Last-Msg-Id")
-            && self.last_id.as_deref() != Some(id)
-        {
-            return Some((10_070, "wrong last msg ID".into()));
-        }
-        if let Some(expected) = number(frame, "Nats-Expected-Last-Subject-Sequence") {
-            let subject = frame
-                .header("Nats-Expected-Last-Subject-Sequence-Subject")
-                .unwrap_or(&frame.subject);
-            let last = self.last_of(subject).map_or(0, |(seq, _)| seq);
-            if last != expected {
-                return Some((10_071, format!("wrong last sequence: {last}")));
-            }
-        }
-        if frame
-            .header("Nats-Expected-Stream")
-            .is_some_and(|name| name != self.name)
-        {
-            return Some((10_060, "expected stream does not match".into()));
-        }
-        None
-    }
-
-    pub(crate) fn last_of(&self, subject: &str) -> Option<(u64, &Frame)> {
-        self.messages
-            .iter()
-            .rev()
-            .find(|(_, frame)| frame.subject == subject)
-            .map(|(seq, frame)| (*seq, frame))
-    }
-
-    fn next_of(&self, from: u64, filter: &str) -> Option<(u64, &Frame)> {
-        let matches = |subject: &str| match filter.strip_suffix('>') {
-            Some(root) => subject.starts_with(root),
-            None => subject == filter,
-        };
-        self.messages
-            .range(from..)
-            .find(|(_, frame)| matches(&frame.subject))
-            .map(|(seq, frame)| (*seq, frame))
-    }
-
-    fn store(&mut self, frame: Frame) -> u64 {
-        self.last_seq += 1;
-        self.last_id = frame.header("Nats-Msg-Id").map(str::to_owned);
-        self.ids.extend(self.last_id.clone());
-        if self.drops {
-            self.taken_through = self.last_seq;
-            return self.last_seq;
-        }
-        if let Some(position) = frame.position() {
-            if self.swept.contains(&position) {
-                let again = self.swept.split_off(&position);
-                self.positions.retain(|position| !again.contains(position));
-                self.removed
-                    .retain(|_, frame| frame.position().is_none_or(|at| !again.contains(&at)));
-            }
-            if self.positions.last().is_some_and(|last| *last >= position) {
-                let last = self.positions.last().expect("not empty");
-                self.violation = Some(format!("{position} is stored behind {last}"));
-            }
-            self.positions.insert(position);
-        }
-        self.messages.insert(self.last_seq, frame);
-        self.last_seq
-    }
-
-    /// The record names everything up to there: none of it may come again.
-    fn is_recorded(&mut self, position: Option<Position>) {
-        self.swept.retain(|swept| Some(*swept) > position);
-    }
-
-    /// A message stands there that was copied, and what it was copied from was removed.
-    pub(crate) fn is_copy_of_removed(&self, sequence: u64) -> bool {
-        let copied = self.copied(sequence);
-        copied.is_some() && self.removed.values().any(|frame| told(frame) == copied)
-    }
-
-    /// A message stands there that was copied, and what it was copied from is gone without having been removed.
-    pub(crate) fn is_copy_of_lost(&self, sequence: u64) -> bool {
-        let copied = self.copied(sequence);
-        let mut all = self.messages.values().chain(self.removed.values());
-        copied.is_some() && !all.any(|frame| frame.subject != FOREIGN && told(frame) == copied)
-    }
-
-    /// The position that the copy there tells.
-    fn copied(&self, sequence: u64) -> Option<&str> {
-        let copy = self.messages.get(&sequence)?;
-        told(copy).filter(|_| copy.subject == FOREIGN)
-    }
-
-    /// Removes messages as people and limits do.
-    pub(crate) fn remove(&mut self, seqs: impl Iterator<Item = u64>) {
-        for seq in seqs {
-            if let Some(frame) = self.messages.remove(&seq) {
-                self.removed.insert(seq, frame);
-            }
-        }
-    }
-
-    /// Forgets everything behind `seq`, as a crash does.
-    fn truncate(&mut self, seq: u64) {
-        for (_, frame) in self.messages.split_off(&(seq + 1)) {
-            if let Some(position) = frame.position() {
-                self.positions.remove(&position);
-            }
-        }
-        self.last_seq = seq;
-        self.synced_seq = self.synced_seq.min(seq);
-        self.last_id = None;
-    }
-
-    /// The earliest end that a crash may leave.
-    pub(crate) fn durable_seq(&self) -> u64 {
-        let removed = self.removed.last_key_value().map_or(0, |(seq, _)| *seq);
-        self.synced_seq.max(removed)
-    }
-
-    /// First publications of the lane, removed ones too, in the stream's order.
-    pub(crate) fn published(&self) -> Vec<(u64, Position, &Frame)> {
-        let mut all: Vec<_> = self.messages.iter().chain(&self.removed).collect();
-        all.sort_by_key(|(seq, _)| **seq);
-        all.into_iter()
-            .filter_map(|(seq, frame)| Some((*seq, frame.position()?, frame)))
-            .collect()
-    }
-}
-
-/// The position that a message tells, in place or not.
-fn told(frame: &Frame) -> Option<&str> {
-    frame.header(position::POSITION_HEADER)
-}
 
 /// What a store attempt tells the world.
 pub(crate) type Reply = (String, Option<u16>, Value);
@@ -252,6 +44,8 @@ pub(crate) struct Broker {
     pub(crate) allow_batched: bool,
     /// Others write to the stream too, and the lane in atomic batches.
     pub(crate) shared: bool,
+    /// The lanes whose dead letters and fences the stream takes.
+    pub(crate) parts: Vec<Part>,
     /// Refuses every event with this code until healed.
     pub(crate) refusal: Option<(u16, u16)>,
     /// Refuses the events with these ids for their size, as long as they are events.
@@ -277,6 +71,7 @@ impl Broker {
             atomic_batches: HashMap::new(),
             allow_batched,
             shared: false,
+            parts: vec![None],
             refusal: None,
             poison: Vec::new(),
             granted_max,
@@ -290,6 +85,11 @@ impl Broker {
     pub(crate) fn sync(&mut self) {
         self.events.synced_seq = self.events.last_seq;
         self.records.synced_seq = self.records.last_seq;
+    }
+
+    /// When the events' stream was made, as it tells it.
+    pub(crate) fn created(&self) -> String {
+        created(&self.events)
     }
 
     /// The events' stream is not the one that the lane began with.
@@ -311,12 +111,8 @@ impl Broker {
         self.events.truncate(events);
         let last_record = self.records.messages.last_key_value().map(|(seq, _)| *seq);
         if last_record.is_some_and(|seq| seq > records) {
-            // One message a subject is kept, so the one before is gone too unless the removal was not synced either.
-            let before = self.records.removed.remove(&records);
             self.records.truncate(records);
-            self.records
-                .messages
-                .extend(before.map(|frame| (records, frame)));
+            self.records.restore_last_of_each_subject();
             if self.events.drops {
                 self.sweep();
             }
@@ -378,7 +174,8 @@ impl Broker {
             }
             let before = self.records.last_of(&subject).map(|(seq, _)| seq);
             if let Some(record) = frame.record() {
-                self.events.is_recorded(record.position);
+                let part = lanes::part_of(&record.slot).expect("a lane of ours");
+                self.events.is_recorded(part, record.position);
             }
             let seq = self.records.store(frame);
             if let Some(before) = before {
@@ -466,12 +263,12 @@ impl Broker {
             .first_key_value()
             .map_or(stream.last_seq + 1, |(seq, _)| *seq);
         json!({
-            "created": format!("2026-11-23T00:00:00.{:09}Z", stream.created),
+            "created": created(stream),
             "config": {
                 "name": name, "max_msg_size": -1, "allow_batched": self.allow_batched, "allow_atomic": self.shared,
                 "subjects": match self.edit {
-                    Some(Edit::Subjects) => subjects(self.shared).split_off(1),
-                    _ => subjects(self.shared),
+                    Some(Edit::Subjects) => subjects(self.shared, &self.parts).split_off(1),
+                    _ => subjects(self.shared, &self.parts),
                 },
                 "retention": if self.events.drops { "interest" } else { "limits" },
                 "num_replicas": self.num_replicas,
@@ -499,6 +296,10 @@ impl Broker {
             "time": "2026-11-23T00:00:00Z",
         }})
     }
+}
+
+fn created(stream: &Stream) -> String {
+    format!("2026-11-23T00:00:00.{:09}Z", stream.created)
 }
 
 fn refused(stream: &str, code: u16, err_code: u16, description: &str) -> Value {

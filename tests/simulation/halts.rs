@@ -23,6 +23,7 @@ pub(crate) fn settings() -> Settings {
         held_bytes_max: 1 << 40,
         halt_on_reject: false,
         from: None,
+        part: None,
         shared: false,
         further: Vec::new(),
     }
@@ -84,14 +85,14 @@ impl Simulation {
     fn halt(&mut self) -> Halt {
         let before = (
             self.world.broker.events.last_seq,
-            self.world.postgres.confirmed_lsn,
+            self.world.postgres.slot(None).confirmed_lsn,
         );
         self.start_relay(Duration::ZERO);
         let until = self.world.now + Duration::from_secs(60);
         self.run(until, |simulation| simulation.relays[0].outcome().is_some());
         let after = (
             self.world.broker.events.last_seq,
-            self.world.postgres.confirmed_lsn,
+            self.world.postgres.slot(None).confirmed_lsn,
         );
         assert_eq!(before, after, "published or confirmed");
         match self.relays[0].outcome() {
@@ -107,7 +108,10 @@ fn stopped_lane() -> (Simulation, (u64, u64)) {
     lane.commit(1);
     lane.rest();
     let postgres = &lane.world.postgres;
-    let first = (postgres.end_lsn, postgres.confirmed_lsn.expect("a slot"));
+    let first = (
+        postgres.end_lsn,
+        postgres.slot(None).confirmed_lsn.expect("a slot"),
+    );
     lane.commit(2);
     lane.rest();
     lane.stop();
@@ -146,7 +150,10 @@ fn what_lies_in_front_of_the_overlap_is_not_confirmed_before_that_is_proven() {
     lane.commit(1);
     lane.rest();
     let postgres = &lane.world.postgres;
-    let (end_lsn, confirmed_lsn) = (postgres.end_lsn, postgres.confirmed_lsn.expect("a slot"));
+    let (end_lsn, confirmed_lsn) = (
+        postgres.end_lsn,
+        postgres.slot(None).confirmed_lsn.expect("a slot"),
+    );
     lane.commit(100);
     lane.rest();
     lane.stop();
@@ -163,7 +170,10 @@ fn what_lies_in_front_of_the_overlap_is_not_confirmed_before_that_is_proven() {
         lane.relays[0].outcome(),
         Some(Outcome::Halted(Halt::OverlapMiss { .. }))
     ));
-    assert_eq!(lane.world.postgres.confirmed_lsn, Some(confirmed_lsn));
+    assert_eq!(
+        lane.world.postgres.slot(None).confirmed_lsn,
+        Some(confirmed_lsn)
+    );
 }
 
 #[test]
@@ -183,7 +193,7 @@ fn a_slot_that_was_made_on_another_timeline() {
         History::parse(2, &format!("1\t{}\tpromoted", PgLsn::from(switch))).expect("a history");
     lane.world.postgres.start();
     lane.commit(3);
-    lane.world.postgres.confirmed_lsn = Some(lane.world.postgres.end_lsn);
+    lane.world.postgres.slot_mut(None).confirmed_lsn = Some(lane.world.postgres.end_lsn);
     let halt = lane.halt();
     assert!(
         matches!(halt, Halt::ConfirmedUnexplained { switched_at: Some(at), .. } if at == PgLsn::from(switch)),
@@ -191,7 +201,7 @@ fn a_slot_that_was_made_on_another_timeline() {
     );
     // A slot that the standby had kept, from before the switch, is the lane's own.
     lane.relays.clear();
-    lane.world.postgres.confirmed_lsn = Some(switch);
+    lane.world.postgres.slot_mut(None).confirmed_lsn = Some(switch);
     lane.start_relay(Duration::ZERO);
     lane.rest();
 }
@@ -202,7 +212,7 @@ fn a_slot_that_was_read_for_another_stream() {
     let mut lane = lane(settings());
     lane.commit(2);
     let read = lane.world.postgres.end_lsn;
-    lane.world.postgres.set_slot(read);
+    lane.world.postgres.slot_mut(None).set(read);
     lane.commit(1);
     let halt = lane.halt();
     assert!(
@@ -231,7 +241,7 @@ fn a_slot_of_a_second_standby_that_took_the_same_timeline() {
     lane.world.postgres.history = history(switch);
     lane.world.postgres.start();
     lane.commit(3);
-    lane.world.postgres.confirmed_lsn = Some(lane.world.postgres.end_lsn);
+    lane.world.postgres.slot_mut(None).confirmed_lsn = Some(lane.world.postgres.end_lsn);
     let halt = lane.halt();
     assert!(
         matches!(halt, Halt::ConfirmedUnexplained { switched_at: Some(at), .. } if at == PgLsn::from(stopped_at)),
@@ -251,7 +261,8 @@ fn a_database_that_lacks_what_was_published() {
 fn a_slot_advanced_by_hand() {
     let (mut lane, _) = stopped_lane();
     lane.commit(2);
-    lane.world.postgres.set_slot(lane.world.postgres.end_lsn);
+    let end_lsn = lane.world.postgres.end_lsn;
+    lane.world.postgres.slot_mut(None).set(end_lsn);
     assert!(matches!(lane.halt(), Halt::ConfirmedUnexplained { .. }));
 }
 
@@ -264,20 +275,22 @@ fn a_slot_advanced_by_hand_under_a_relay_that_was_killed() {
     lane.kill();
     lane.pause(Duration::from_secs(5));
     lane.commit(1);
-    lane.world.postgres.set_slot(lane.world.postgres.end_lsn);
+    let end_lsn = lane.world.postgres.end_lsn;
+    lane.world.postgres.slot_mut(None).set(end_lsn);
     assert!(matches!(lane.halt(), Halt::ConfirmedUnexplained { .. }));
 }
 
 #[test]
 fn a_slot_dropped_and_recreated() {
     let (mut lane, _) = stopped_lane();
-    lane.world.postgres.confirmed_lsn = None;
+    lane.world.postgres.slot_mut(None).confirmed_lsn = None;
     lane.commit(1);
     lane.start_relay(Duration::ZERO);
     lane.pause(Duration::from_secs(1));
     assert!(matches!(lane.relays[0].outcome(), Some(Outcome::Failed(_))));
     lane.relays.clear();
-    lane.world.postgres.set_slot(lane.world.postgres.end_lsn);
+    let end_lsn = lane.world.postgres.end_lsn;
+    lane.world.postgres.slot_mut(None).set(end_lsn);
     assert!(matches!(lane.halt(), Halt::ConfirmedUnexplained { .. }));
 }
 

@@ -5,7 +5,9 @@
 //! are; every decision is the code's own. The checker knows what was committed and what the stream has.
 
 mod broker;
+mod command;
 mod halts;
+mod lanes;
 mod limits;
 mod net;
 mod outboxes;
@@ -17,6 +19,7 @@ mod replicas;
 mod resync;
 mod run;
 mod shared;
+mod shares;
 mod tables;
 mod transport;
 mod wire;
@@ -27,9 +30,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+/// Runs one seed; its history where it is asked for.
+type Run = fn(seed: u64, verbose: bool) -> (world::World, run::Summary);
+
 /// Runs a seed; what went wrong, if anything.
-fn failure(seed: u64, verbose: bool) -> Result<run::Summary, String> {
-    match catch_unwind(AssertUnwindSafe(|| run::seed(seed, verbose))) {
+fn failure(run: Run, seed: u64, verbose: bool) -> Result<run::Summary, String> {
+    match catch_unwind(AssertUnwindSafe(|| run(seed, verbose))) {
         Ok((world, summary)) => match world.failure {
             None => Ok(summary),
             Some(failure) => Err(failure),
@@ -48,28 +54,33 @@ fn variable(name: &str) -> Option<u64> {
 
 #[test]
 fn seeds() {
+    play("seeds", run::seed, 1_000);
+}
+
+/// As many as are wanted, or `count`.
+fn play(test: &str, run: Run, count: u64) {
     if let Some(seed) = variable("SIMULATION_SEED") {
-        let summary = failure(seed, true).expect("the seed passes");
+        let summary = failure(run, seed, true).expect("the seed passes");
         eprintln!("{summary:?}");
         return;
     }
     let first = variable("SIMULATION_FIRST").unwrap_or(1);
-    let count = variable("SIMULATION_SEEDS").unwrap_or(1_000);
+    let count = variable("SIMULATION_SEEDS").unwrap_or(count);
     // Each is a world of its own, so the processors share them.
     let next = AtomicU64::new(first);
-    let run = || {
+    let work = || {
         let mut runs = Vec::new();
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= first + count {
                 return runs;
             }
-            runs.push((seed, failure(seed, false)));
+            runs.push((seed, failure(run, seed, false)));
         }
     };
     let mut runs = thread::scope(|scope| {
         let threads: Vec<_> = (0..thread::available_parallelism().map_or(1, NonZero::get))
-            .map(|_| scope.spawn(run))
+            .map(|_| scope.spawn(work))
             .collect();
         let joined = threads.into_iter().map(|thread| thread.join());
         joined
@@ -98,8 +109,8 @@ fn seeds() {
     }
     assert!(
         failed.is_empty(),
-        "{} of {count} seeds fail; replay one: SIMULATION_SEED={} cargo test --test simulation seeds -- --nocapture",
+        "{} of {count} seeds fail; replay one: SIMULATION_SEED={} cargo test --test simulation {test} -- --nocapture",
         failed.len(),
-        failed[0].0
+        failed[0].0,
     );
 }

@@ -99,18 +99,25 @@ impl Link {
     pub(crate) fn is_at_end(&self) -> bool {
         !self.server_open && self.down.is_empty()
     }
+
+    /// Nobody hears any more of it.
+    fn is_over(&self) -> bool {
+        let is_read = self.to == To::Nats && self.up.is_empty();
+        !self.client_open && (!self.server_open || is_read)
+    }
 }
 
 /// All connections that there ever were.
 #[derive(Debug, Default)]
 pub(crate) struct Net {
     pub(crate) links: Vec<Link>,
-    /// The first that may still carry something.
-    first: usize,
+    /// Those that may still carry something.
+    live: Vec<usize>,
 }
 
 impl Net {
     pub(crate) fn open(&mut self, to: To) -> usize {
+        self.live.push(self.links.len());
         self.links.push(Link::new(to));
         self.links.len() - 1
     }
@@ -137,12 +144,9 @@ impl Net {
     }
 
     /// Connections that may still carry something.
-    pub(crate) fn live(&mut self) -> std::ops::Range<usize> {
-        while self.links.get(self.first).is_some_and(|link| {
-            !link.client_open && (!link.server_open || (link.to == To::Nats && link.up.is_empty()))
-        }) {
-            self.first += 1;
-        }
-        self.first..self.links.len()
+    pub(crate) fn live(&mut self) -> Vec<usize> {
+        let links = &self.links;
+        self.live.retain(|at| !links[*at].is_over());
+        self.live.clone()
     }
 }

@@ -1,14 +1,19 @@
-//! A Postgres that has nothing but WAL, one slot and one walsender.
+//! A Postgres that has nothing but WAL, a slot for each lane and its walsender.
 //!
 //! Start = max(requested, confirmed); a transaction is sent if and only if its commit record begins at or behind it;
 //! only `flush` moves the slot; the confirmed LSN on disk is older than the one in memory, and a crash goes back to it.
 
+mod slot;
+
+use crate::lanes::{self, Part, Publications};
 use crate::outboxes::{self, KINDS, Kind, NAMES, OIDS, OWN, Spans};
 use crate::random::Random;
 use crate::wire::{self, Table, Value};
+use slot::Slot;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use walrelay::pipeline::history::History;
+use walrelay::pipeline::reshard::{self, Switch};
 
 pub(crate) const WAL_SENDER_TIMEOUT: Duration = Duration::from_secs(30);
 const OTHER_OID: u32 = 16_500;
@@ -51,6 +56,8 @@ pub(crate) struct Transaction {
     pub(crate) commit_lsn: u64,
     pub(crate) end_lsn: u64,
     pub(crate) rows: Vec<Row>,
+    /// It changes the number of shares, and has no rows.
+    switch: Option<Switch>,
 }
 
 /// What the WAL holds, in its order.
@@ -70,23 +77,6 @@ impl Record {
     }
 }
 
-/// The process that sends WAL to the slot's reader.
-#[derive(Debug)]
-pub(crate) struct Walsender {
-    pub(crate) link: usize,
-    start_lsn: u64,
-    next: usize,
-    sent_lsn: u64,
-    write_lsn: u64,
-    told_lsn: u64,
-    /// Under which name a table was described.
-    described: BTreeMap<u32, &'static str>,
-    heard_at: Duration,
-    asked: bool,
-    /// The client has asked for a keepalive.
-    owes_keepalive: bool,
-}
-
 #[derive(Debug)]
 pub(crate) struct Postgres {
     pub(crate) up: bool,
@@ -97,14 +87,11 @@ pub(crate) struct Postgres {
     pub(crate) history: History,
     pub(crate) wal: Vec<Record>,
     pub(crate) end_lsn: u64,
-    /// None: dropped.
-    pub(crate) confirmed_lsn: Option<u64>,
-    /// Where the slot was made; none where nobody has written it down.
-    pub(crate) begins_lsn: Option<u64>,
-    saved_lsn: u64,
-    pub(crate) walsender: Option<Walsender>,
-    /// How many there were.
-    pub(crate) walsenders: u64,
+    /// Of each lane that there may be.
+    slots: BTreeMap<Part, Slot>,
+    pub(crate) publications: Publications,
+    /// The outbox may get shares: no event is written as a message, which every lane would read.
+    pub(crate) divides: bool,
     /// SQL_ASCII: any bytes are text.
     pub(crate) sql_ascii: bool,
     /// OIDs of the tables that have the outboxes' names.
@@ -126,6 +113,9 @@ impl Postgres {
             columns.swap(at, random.below(at as u64 + 1) as usize);
         }
         let start = 0x1_0000_0000 + random.below(1 << 20) * 8;
+        let mut slots: BTreeMap<Part, Slot> =
+            lanes::all().map(|part| (part, Slot::default())).collect();
+        slots.entry(None).or_default().make(start);
         Postgres {
             up: true,
             incarnation: 0,
@@ -134,11 +124,9 @@ impl Postgres {
             history: History::first(),
             wal: Vec::new(),
             end_lsn: start,
-            confirmed_lsn: Some(start),
-            begins_lsn: Some(start),
-            saved_lsn: start,
-            walsender: None,
-            walsenders: 0,
+            slots,
+            publications: Publications::default(),
+            divides: false,
             sql_ascii: false,
             oids: OIDS,
             further: Vec::new(),
@@ -147,6 +135,28 @@ impl Postgres {
             events: [0; KINDS],
             salt: 0,
         }
+    }
+
+    /// The slot of a lane.
+    pub(crate) fn slot(&self, part: Part) -> &Slot {
+        &self.slots[&part]
+    }
+
+    pub(crate) fn slot_mut(&mut self, part: Part) -> &mut Slot {
+        self.slots.get_mut(&part).expect("there are all")
+    }
+
+    /// The lanes that are read, and over which connection.
+    pub(crate) fn readers(&self) -> impl Iterator<Item = (Part, usize)> {
+        let link = |slot: &Slot| slot.walsender.as_ref().map(|sender| sender.link);
+        let slots = self.slots.iter();
+        slots.filter_map(move |(part, slot)| Some((*part, link(slot)?)))
+    }
+
+    /// The lane that is read over that connection.
+    pub(crate) fn read_over(&self, link: usize) -> Option<Part> {
+        let found = self.readers().find(|(_, of)| *of == link);
+        found.map(|(part, _)| part)
     }
 
     /// A row that can be published, or one that cannot.
@@ -210,6 +220,18 @@ impl Postgres {
 
     /// Commits; returns the commit LSN.
     pub(crate) fn commit(&mut self, rows: Vec<Row>, random: &mut Random) -> u64 {
+        self.write(rows, None, random)
+    }
+
+    /// Changes all publications; returns the commit LSN.
+    pub(crate) fn reshard(&mut self, to: u32, random: &mut Random) -> u64 {
+        let from = self.publications.count();
+        let commit_lsn = self.write(Vec::new(), Some(Switch { from, to }), random);
+        self.publications.change(commit_lsn, to);
+        commit_lsn
+    }
+
+    fn write(&mut self, rows: Vec<Row>, switch: Option<Switch>, random: &mut Random) -> u64 {
         let commit_lsn = self.end_lsn + 8 * random.between(1, 40 + 20 * rows.len() as u64);
         let end_lsn = commit_lsn + 8 * random.between(1, 8);
         self.end_lsn = end_lsn;
@@ -217,6 +239,7 @@ impl Postgres {
             commit_lsn,
             end_lsn,
             rows,
+            switch,
         }));
         commit_lsn
     }
@@ -242,7 +265,7 @@ impl Postgres {
             true => OWN,
             false => self.row(random, false).kind,
         };
-        let of_kind = self.events().filter(|(_, _, _, row)| row.kind == kind);
+        let of_kind = self.events(None).filter(|(_, _, _, row)| row.kind == kind);
         let mut copied: Vec<Row> = of_kind.map(|(_, _, _, row)| row.clone()).collect();
         copied.drain(..copied.len().saturating_sub(30));
         self.oids[kind] += 1;
@@ -272,13 +295,12 @@ impl Postgres {
 
     /// The slot's state reaches the disk.
     pub(crate) fn checkpoint(&mut self) {
-        self.saved_lsn = self.confirmed_lsn.unwrap_or(self.saved_lsn);
+        self.slots.values_mut().for_each(Slot::checkpoint);
     }
 
     pub(crate) fn crash(&mut self) {
         self.up = false;
-        self.walsender = None;
-        self.confirmed_lsn = self.confirmed_lsn.map(|_| self.saved_lsn);
+        self.slots.values_mut().for_each(Slot::crash);
     }
 
     pub(crate) fn start(&mut self) {
@@ -286,18 +308,13 @@ impl Postgres {
         self.incarnation += 1;
     }
 
-    /// Sets the slot as nothing but a person would.
-    pub(crate) fn set_slot(&mut self, confirmed_lsn: u64) {
-        self.confirmed_lsn = Some(confirmed_lsn);
-        self.saved_lsn = confirmed_lsn;
-    }
-
     /// Back to how it was when the WAL ended at `end_lsn` and the slot was confirmed up to `confirmed_lsn`.
     pub(crate) fn restore(&mut self, end_lsn: u64, confirmed_lsn: u64) {
         self.crash();
         self.wal.retain(|record| record.end_lsn() <= end_lsn);
         self.end_lsn = end_lsn;
-        self.set_slot(confirmed_lsn);
+        self.publications.restore(end_lsn);
+        self.slot_mut(None).set(confirmed_lsn);
         self.salt += 1;
     }
 
@@ -315,112 +332,17 @@ impl Postgres {
         }
     }
 
-    /// START_REPLICATION.
-    pub(crate) fn start_replication(&mut self, link: usize, requested: u64, now: Duration) {
-        let confirmed = self.confirmed_lsn.expect("the caller has seen the slot");
-        assert!(self.walsender.is_none(), "the slot is in use");
-        let start_lsn = requested.max(confirmed);
-        let next = self
-            .wal
-            .iter()
-            .position(|record| record.end_lsn() > confirmed)
-            .unwrap_or(self.wal.len());
-        self.walsenders += 1;
-        self.walsender = Some(Walsender {
-            link,
-            start_lsn,
-            next,
-            sent_lsn: confirmed,
-            write_lsn: 0,
-            told_lsn: 0,
-            described: BTreeMap::new(),
-            heard_at: now,
-            asked: false,
-            owes_keepalive: false,
+    /// All rows of the outbox, in the order of the WAL.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &Row> {
+        let rows = self.wal.iter().flat_map(|record| match record {
+            Record::Transaction(transaction) => transaction.rows.as_slice(),
+            Record::Other(_) => &[],
         });
+        rows.filter(|row| row.outbox)
     }
 
-    /// Bytes of the next few records.
-    pub(crate) fn send(&mut self, has_room: bool, now: Duration, random: &mut Random) -> Vec<u8> {
-        let mut out = Vec::new();
-        let Some(sender) = &mut self.walsender else {
-            return out;
-        };
-        while has_room && out.len() < 4_000 && sender.next < self.wal.len() {
-            let record = &self.wal[sender.next];
-            sender.next += 1;
-            if let Record::Transaction(transaction) = record
-                && transaction.commit_lsn >= sender.start_lsn
-            {
-                send_transaction(&mut out, transaction, &self.columns, &mut sender.described);
-            }
-            sender.sent_lsn = record.end_lsn();
-            if random.one_in(6) {
-                let keepalive = wire::keepalive(sender.sent_lsn, random.one_in(4));
-                wire::copy_data(&mut out, &keepalive);
-            }
-        }
-        if std::mem::take(&mut sender.owes_keepalive) {
-            wire::copy_data(&mut out, &wire::keepalive(sender.sent_lsn, false));
-        }
-        let caught_up = sender.next == self.wal.len();
-        if caught_up && sender.told_lsn < sender.sent_lsn && sender.write_lsn < sender.sent_lsn {
-            sender.told_lsn = sender.sent_lsn;
-            wire::copy_data(&mut out, &wire::keepalive(sender.sent_lsn, false));
-        }
-        if now >= sender.heard_at + WAL_SENDER_TIMEOUT / 2 && !sender.asked {
-            sender.asked = true;
-            wire::copy_data(&mut out, &wire::keepalive(sender.sent_lsn, true));
-        }
-        out
-    }
-
-    /// Whether there is WAL that the walsender has not sent.
-    pub(crate) fn has_more(&self) -> bool {
-        self.walsender.as_ref().is_some_and(|sender| {
-            sender.next < self.wal.len()
-                || sender.owes_keepalive
-                || (sender.told_lsn < sender.sent_lsn && sender.write_lsn < sender.sent_lsn)
-        })
-    }
-
-    /// When the walsender asks, or gives up.
-    pub(crate) fn next_time(&self) -> Option<Duration> {
-        let sender = self.walsender.as_ref()?;
-        let wait = if sender.asked {
-            WAL_SENDER_TIMEOUT
-        } else {
-            WAL_SENDER_TIMEOUT / 2
-        };
-        Some(sender.heard_at + wait)
-    }
-
-    pub(crate) fn timed_out(&self, now: Duration) -> bool {
-        self.walsender
-            .as_ref()
-            .is_some_and(|sender| now >= sender.heard_at + WAL_SENDER_TIMEOUT)
-    }
-
-    /// A status update; returns the LSN that it confirms, if any.
-    pub(crate) fn status(&mut self, payload: &[u8], now: Duration) -> Option<u64> {
-        assert_eq!((payload[0], payload.len()), (b'r', 34), "a status update");
-        let lsn =
-            |at: usize| u64::from_be_bytes(payload[at..at + 8].try_into().expect("eight bytes"));
-        let sender = self.walsender.as_mut()?;
-        sender.heard_at = now;
-        sender.asked = false;
-        sender.owes_keepalive |= payload[33] == 1;
-        sender.write_lsn = lsn(1);
-        let flush_lsn = lsn(9);
-        if flush_lsn == 0 {
-            return None;
-        }
-        self.confirmed_lsn = Some(flush_lsn);
-        Some(flush_lsn)
-    }
-
-    /// All rows of the outboxes: commit LSN, end LSN, ordinal, row.
-    pub(crate) fn events(&self) -> impl Iterator<Item = (u64, u64, u64, &Row)> {
+    /// All rows of a lane: commit LSN, end LSN, ordinal, row.
+    pub(crate) fn events(&self, part: Part) -> impl Iterator<Item = (u64, u64, u64, &Row)> {
         self.wal.iter().flat_map(move |record| {
             let transaction = match record {
                 Record::Transaction(transaction) => Some(transaction),
@@ -430,7 +352,12 @@ impl Postgres {
                 transaction
                     .rows
                     .iter()
-                    .filter(|row| row.outbox && self.spans.count(row.kind, transaction.commit_lsn))
+                    .filter(move |row| {
+                        let commit_lsn = transaction.commit_lsn;
+                        row.outbox
+                            && self.spans.count(row.kind, commit_lsn)
+                            && self.publications.carries(part, row, commit_lsn)
+                    })
                     .zip(1..)
                     .map(move |(row, ordinal)| {
                         (transaction.commit_lsn, transaction.end_lsn, ordinal, row)
@@ -438,32 +365,6 @@ impl Postgres {
             })
         })
     }
-}
-
-fn send_transaction(
-    out: &mut Vec<u8>,
-    transaction: &Transaction,
-    columns: &[usize],
-    described: &mut BTreeMap<u32, &'static str>,
-) {
-    let mut message = |data: &[u8]| wire::copy_data(out, &wire::xlog_data(0, data));
-    message(&wire::begin(transaction.commit_lsn, 7));
-    for row in &transaction.rows {
-        if let Some(content) = row.as_message() {
-            message(&wire::logical_message("others", b"{}"));
-            message(&wire::logical_message("outbox", content.as_bytes()));
-            continue;
-        }
-        let (oid, name) = row.table;
-        if described.insert(oid, name) != Some(name) {
-            message(&wire::relation(&table(oid, name, row.kind, columns)));
-        }
-        let of_kind = columns_of(row.kind, columns);
-        let mut values: Vec<Value> = of_kind.map(|at| row.values[at].clone()).collect();
-        values.push(None);
-        message(&wire::insert(oid, &values));
-    }
-    message(&wire::commit(transaction.commit_lsn, transaction.end_lsn));
 }
 
 /// The columns that a table of that layout has.

@@ -17,12 +17,12 @@ fn a_start_does_not_confirm_young_events_by_a_keepalive() {
     lane.commit(20);
     let end = lane.world.now + Duration::from_secs(3);
     lane.run(end, |_| false);
-    let confirmed = lane.world.postgres.confirmed_lsn;
+    let confirmed = lane.world.postgres.slot(None).confirmed_lsn;
     for _ in 0..10 {
         lane.kill();
         lane.start_relay(Duration::ZERO);
         lane.pause(Duration::from_millis(800));
-        assert_eq!(lane.world.postgres.confirmed_lsn, confirmed);
+        assert_eq!(lane.world.postgres.slot(None).confirmed_lsn, confirmed);
     }
     lane.rest();
 }
@@ -45,7 +45,7 @@ fn a_stream_recreated_while_the_slot_is_taken_loses_nothing() {
     lane.rest();
     lane.world.verify(true);
     assert_eq!(lane.world.failure, None);
-    assert_eq!(lane.world.broker.events.positions.len(), 12);
+    assert_eq!(lane.world.broker.events.places.len(), 12);
 }
 
 /// The broker refuses a row for good and everything for a while: the row is remembered. Seed 107.
@@ -168,8 +168,13 @@ fn a_silent_loss_that_events_have_hidden_is_never_confirmed() {
         lane.relays[0].outcome(),
         Some(Outcome::Halted(Halt::Replaced { .. }))
     ));
-    let confirmed = lane.world.postgres.confirmed_lsn.expect("a slot");
-    let lost = lane.world.postgres.events().nth(8).expect("committed");
+    let confirmed = lane
+        .world
+        .postgres
+        .slot(None)
+        .confirmed_lsn
+        .expect("a slot");
+    let lost = lane.world.postgres.events(None).nth(8).expect("committed");
     assert!(
         confirmed < lost.1,
         "Postgres still has what the broker lost"
@@ -272,12 +277,12 @@ fn a_replay_does_not_confirm_young_events_by_a_transaction_without_events() {
         .commit_other_table(&mut lane.world.random);
     lane.commit(1);
     lane.pause(Duration::from_secs(1));
-    let confirmed = lane.world.postgres.confirmed_lsn;
+    let confirmed = lane.world.postgres.slot(None).confirmed_lsn;
     for _ in 0..10 {
         lane.kill();
         lane.start_relay(Duration::ZERO);
         lane.pause(Duration::from_millis(800));
-        assert_eq!(lane.world.postgres.confirmed_lsn, confirmed);
+        assert_eq!(lane.world.postgres.slot(None).confirmed_lsn, confirmed);
     }
     lane.settings.from = None;
     lane.rest();

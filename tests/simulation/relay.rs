@@ -1,11 +1,17 @@
 //! A relay process in the simulation: the relay's own opening and turns, on simulated connections.
 
+mod opening;
+mod shares;
+
 use crate::broker::{self, Frame, STREAM};
+use crate::lanes::{Part, slot_of};
 use crate::limits::look_at_limit;
 use crate::net::To;
 use crate::outboxes::{KINDS, Kind, OIDS, outboxes};
 use crate::transport::{Broker, Wal};
 use crate::world::World;
+use opening::Start;
+use shares::{Wait, Watch};
 use std::time::Duration;
 use walrelay::nats::api::DEFAULT_PREFIX;
 use walrelay::nats::encode;
@@ -18,10 +24,10 @@ use walrelay::pipeline::epochs::Epochs;
 use walrelay::pipeline::fault::{Fault, Halt};
 use walrelay::pipeline::lane_end::Memory;
 use walrelay::pipeline::limit::SizeLimit;
-use walrelay::pipeline::opening::{Known, NotOpened, Opening, Server, SlotPlace, Wanted};
+use walrelay::pipeline::opening::{Known, NotOpened, Opened, Opening, Server, SlotPlace, Wanted};
 use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::publish::WindowLimits;
-use walrelay::pipeline::record::RecordOrNote;
+use walrelay::pipeline::record::{LaneRecord, RecordOrNote};
 use walrelay::pipeline::request::{StoredRecord, Unfit};
 use walrelay::pipeline::row::Source;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
@@ -40,14 +46,14 @@ const SERVER_VERSION: ServerVersion = ServerVersion {
     patch: 0,
 };
 
-/// What the relay wants of its stream.
-fn stream_settings(shared: bool) -> StreamSettings {
-    let subjects: Vec<String> = broker::subjects(shared);
+/// What the relay of a lane wants of its stream.
+fn stream_settings(shared: bool, part: Part) -> StreamSettings {
+    let subjects: Vec<String> = broker::subjects(shared, &[part]);
     StreamSettings {
         name: STREAM.into(),
         subjects_to_create: subjects.clone(),
         subjects,
-        slot: SLOT.into(),
+        slot: slot_of(part).into(),
         num_replicas: 1,
         shared,
     }
@@ -65,6 +71,8 @@ pub(crate) struct Settings {
     pub(crate) held_bytes_max: u64,
     pub(crate) halt_on_reject: bool,
     pub(crate) from: Option<u64>,
+    /// `relay.share`; none for the lane of all rows.
+    pub(crate) part: Part,
     /// `nats.shared`
     pub(crate) shared: bool,
     /// `source.tables`
@@ -77,30 +85,6 @@ pub(crate) enum Outcome {
     Stopped,
     Halted(Halt),
     Failed(String),
-}
-
-/// The start of an epoch, and what it has opened so far.
-struct Start {
-    opening: Opening<'static>,
-    /// Once it has begun.
-    engine: Option<Box<Engine>>,
-    incarnation: u64,
-    /// OIDs of the outboxes and the end of the WAL, when the catalog was looked at.
-    catalog: ([u32; KINDS], u64),
-    broker: Option<Broker>,
-    wal: Option<Wal>,
-    /// Answers that came since the slot was taken.
-    answers_since_slot: u64,
-    requests: u64,
-    asked: Option<(Expects, Duration)>,
-}
-
-impl Start {
-    fn links(&self) -> impl Iterator<Item = usize> {
-        let nats = self.broker.as_ref().map(|broker| broker.link);
-        nats.into_iter()
-            .chain(self.wal.as_ref().map(|wal| wal.link))
-    }
 }
 
 /// An epoch that streams.
@@ -158,6 +142,9 @@ pub(crate) struct Relay {
     row_at: Option<Duration>,
     /// When the broker tells how large a message may be.
     limit_at: Option<Duration>,
+    /// For other lanes, in front of a change of the shares.
+    wait: Option<Wait>,
+    watch: Option<Watch>,
     /// The row that fits by a limit that was raised.
     limit_raised_for: Option<Position>,
     pub(crate) wake: Duration,
@@ -182,6 +169,8 @@ impl Relay {
             waiting: None,
             row_at: None,
             limit_at: None,
+            wait: None,
+            watch: None,
             limit_raised_for: None,
             wake: now,
             frozen_until: Duration::ZERO,
@@ -191,6 +180,10 @@ impl Relay {
             stopping: false,
             turns: (now, 0),
         }
+    }
+
+    pub(crate) fn part(&self) -> Part {
+        self.settings.part
     }
 
     pub(crate) fn outcome(&self) -> Option<&Outcome> {
@@ -291,7 +284,10 @@ impl Relay {
             State::Pause if world.now < self.wake => State::Pause,
             State::Pause => {
                 self.epochs_begun += 1;
-                State::Opening(Box::new(self.start()))
+                match self.look_at_shares(world) {
+                    Ok(no_share) => State::Opening(Box::new(self.start(no_share))),
+                    Err(fault) => self.ended(&fault, false, world),
+                }
             }
             State::Opening(start) if self.stopping => {
                 start.links().for_each(|link| world.close(link));
@@ -326,116 +322,6 @@ impl Relay {
         }
     }
 
-    fn start(&self) -> Start {
-        let known = Known {
-            slot: SLOT,
-            stream: STREAM,
-            nats: "nats://broker".to_owned(),
-            template: "outbox.{event_type}".parse().expect("a template"),
-            shared: self.settings.shared,
-            memory: self.memory.clone(),
-            from: self.from.map(Into::into),
-            no_share: None,
-        };
-        Start {
-            opening: match self.is_resyncing() {
-                true => Opening::resync(known),
-                false => Opening::new(known),
-            },
-            engine: None,
-            incarnation: 0,
-            catalog: (OIDS, 0),
-            broker: None,
-            wal: None,
-            answers_since_slot: 0,
-            requests: 0,
-            asked: None,
-        }
-    }
-
-    fn open(&mut self, mut start: Box<Start>, world: &mut World) -> State {
-        self.wake = world.now + world.random.micros(10, 2_000);
-        if start.opening.wanted() == Wanted::Catalog
-            && world.postgres.up
-            && world.postgres.confirmed_lsn.is_none()
-        {
-            return self.refused("no slot".into(), world);
-        }
-        match self.step(&mut start, world) {
-            Ok(()) if start.opening.wanted() == Wanted::Nothing => self.streams(*start, world),
-            Ok(()) => {
-                let written = start.broker.as_ref().is_none_or(|b| !b.is_busy());
-                if let Some((_, deadline)) = start.asked.filter(|_| written) {
-                    self.wake = deadline;
-                }
-                State::Opening(start)
-            }
-            Err(stop) => {
-                start.links().for_each(|link| world.close(link));
-                let is_of_broker = match &stop {
-                    NotOpened::Fault(fault) => fault.is_of_broker(),
-                    NotOpened::NoMode(_) => true,
-                    NotOpened::Unfit(unfit) => !unfit.drops,
-                    NotOpened::Halt(_) | NotOpened::Refusal(_) => false,
-                };
-                match &self.waiting {
-                    Some(waiting) if is_of_broker => {
-                        let memory = waiting.kept.engine.memory();
-                        self.memory = Some(memory);
-                    }
-                    _ => self.leave(world),
-                }
-                match stop {
-                    NotOpened::Halt(halt) => self.halted(halt, world),
-                    NotOpened::Fault(fault) => self.ended(&fault, false, world),
-                    NotOpened::Refusal(refusal) => self.refused(refusal.to_string(), world),
-                    NotOpened::NoMode(no_mode) => self.refused(no_mode.to_string(), world),
-                    NotOpened::Unfit(Unfit { reason, drops }) => {
-                        if let Some(memory) = self.memory.as_mut().filter(|_| drops) {
-                            memory.doubt();
-                        }
-                        world.edit_seen = true;
-                        self.refused(reason, world)
-                    }
-                }
-            }
-        }
-    }
-
-    /// The opening has come to its end.
-    fn streams(&mut self, start: Start, world: &mut World) -> State {
-        self.has_streamed = true;
-        world.loss_unseen = false;
-        let broker = start.broker.expect("connected");
-        let (turn, incarnation) = match self.waiting.take() {
-            Some(mut waiting) => {
-                start.opening.finish(&mut waiting.kept.engine);
-                (waiting.kept.join(broker, world.now), waiting.incarnation)
-            }
-            None => {
-                self.row_at = None;
-                self.limit_at = None;
-                let mut engine = start.engine.expect("begun");
-                start.opening.finish(&mut engine);
-                let limits = Limits {
-                    turn_bytes_max: world.random.pick(&[500, 20_000, TURN_BYTES_MAX]),
-                    column_bytes_max: world.message_bytes_max,
-                    frame_bytes_max: world.message_bytes_max + FRAME_OVERHEAD_BYTES,
-                    wal_sender_timeout: Some(crate::postgres::WAL_SENDER_TIMEOUT),
-                };
-                let wal = start.wal.expect("taken");
-                let turn = Turn::new(*engine, wal, broker, limits, world.now);
-                (turn, start.incarnation)
-            }
-        };
-        State::Streaming(Box::new(Streaming {
-            turn,
-            incarnation,
-            began: world.now,
-            stopping: false,
-        }))
-    }
-
     fn refused(&mut self, error: String, world: &mut World) -> State {
         if self.has_streamed {
             return self.ended(&Fault::Unready(error), false, world);
@@ -444,147 +330,15 @@ impl Relay {
         State::Ended(Outcome::Failed(error))
     }
 
-    /// Gives the opening what it wants, as far as it is at hand.
-    fn step(&mut self, start: &mut Start, world: &mut World) -> Result<(), NotOpened> {
-        let gone = |what: &str| NotOpened::Fault(Fault::Postgres(what.into()));
-        let sql_gone = !world.postgres.up || world.postgres.incarnation != start.incarnation;
-        if let Some(waiting) = &mut self.waiting {
-            let engine = &mut waiting.kept.engine;
-            match start.opening.wanted() {
-                Wanted::SlotPlace => return start.opening.slot_kept(engine),
-                Wanted::Settings => {
-                    let broker = start.broker.as_ref().expect("connected");
-                    let limits = self.limits(broker.inbox(), world);
-                    let engine = &mut self.waiting.as_mut().expect("above").kept.engine;
-                    return start.opening.resume(engine, limits, world.now);
-                }
-                _ => {}
-            }
-        }
-        match start.opening.wanted() {
-            Wanted::Catalog => {
-                if !world.postgres.up {
-                    return Err(gone("down"));
-                }
-                start.incarnation = world.postgres.incarnation;
-                start.catalog = (world.postgres.oids, world.postgres.end_lsn);
-                start.opening.catalog_seen();
-            }
-            Wanted::Broker => {
-                if !world.broker.up {
-                    return Err(NotOpened::Fault(Fault::Broker("cannot connect".into())));
-                }
-                let store = LaneStore::new(DEFAULT_PREFIX, STREAM, SLOT)
-                    .expect("a name")
-                    .judging(stream_settings(self.settings.shared), SERVER_VERSION);
-                start.broker = Some(Broker::new(world.net.open(To::Nats), store));
-                start.opening.connected(Server {
-                    version: (SERVER_VERSION.major, SERVER_VERSION.minor),
-                    id: Some(world.broker.starts.to_string()),
-                });
-            }
-            Wanted::Ask(request) => {
-                let outgoing = match start.asked {
-                    None => {
-                        let broker = start.broker.as_ref().expect("connected");
-                        Some(broker.store().outgoing(&request))
-                    }
-                    Some(_) => None,
-                };
-                return ask(start, outgoing, world);
-            }
-            Wanted::Slot(_) | Wanted::SlotPlace if sql_gone => return Err(gone("gone")),
-            Wanted::Slot(start_lsn) => {
-                if world.postgres.confirmed_lsn.is_none() {
-                    return Err(gone("no slot"));
-                }
-                if world.postgres.walsender.is_some() {
-                    return Err(NotOpened::Fault(Fault::SlotActive {
-                        slot: SLOT.into(),
-                        pid: 1,
-                    }));
-                }
-                let link = world.net.open(To::Postgres);
-                world
-                    .postgres
-                    .start_replication(link, start_lsn.into(), world.now);
-                let frame_bytes_max = world.message_bytes_max + FRAME_OVERHEAD_BYTES;
-                start.wal = Some(Wal::new(link, frame_bytes_max, &mut world.random));
-                start.opening.slot_taken();
-            }
-            Wanted::SlotPlace => {
-                let postgres = &world.postgres;
-                start.opening.slot_seen(SlotPlace {
-                    lane: Lane {
-                        system_identifier: postgres.system_identifier,
-                        database: postgres.database.clone(),
-                        slot: SLOT.into(),
-                    },
-                    history: postgres.history.clone(),
-                    confirmed_flush_lsn: postgres.confirmed_lsn.expect("taken").into(),
-                    begins_lsn: postgres.begins_lsn.map(Into::into),
-                    server_lsn: postgres.end_lsn.into(),
-                })?;
-            }
-            Wanted::Settings => {
-                let broker = start.broker.as_ref().expect("connected");
-                let settings = self.epoch_settings(broker.inbox(), start.catalog, world);
-                start.engine = Some(start.opening.begin(settings, world.now));
-            }
-            Wanted::Nothing => {}
-        }
-        Ok(())
-    }
-
-    fn epoch_settings(
-        &self,
-        inbox: &str,
-        (oids, server_lsn): ([u32; KINDS], u64),
-        world: &mut World,
-    ) -> EpochSettings {
-        let settings = &self.settings;
-        EpochSettings {
-            source: Source {
-                outboxes: outboxes(&settings.further, &oids, server_lsn).collect(),
-                domains: Vec::new(),
-                encoding: match world.postgres.sql_ascii {
-                    true => Encoding::Unchecked,
-                    false => Encoding::Utf8,
-                },
-                messages: Some("outbox".into()),
-            },
-            publications: Vec::new(),
-            carrier: None,
-            catalog_lsn: 0.into(),
-            limits: self.limits(inbox, world),
-            hold_back: settings.hold_back,
-            held_bytes_max: settings.held_bytes_max,
-            on_timeline: None,
-            status_interval: settings.status_interval,
-            halt_on_reject: settings.halt_on_reject,
-            refused: self.epochs.refused().clone(),
-            share: None,
-            limit_raised_for: self.limit_raised_for,
-        }
-    }
-
-    fn limits(&self, inbox: &str, world: &mut World) -> WindowLimits {
-        let settings = &self.settings;
-        WindowLimits {
-            inbox: inbox.to_owned(),
-            epoch_token: format!("e{:016x}", world.random.next()),
-            messages_max: settings.messages_max,
-            one_by_one: self.epochs.one_by_one(),
-            bytes_max: settings.bytes_max,
-            message_limit: SizeLimit::smaller(world.message_bytes_max, None),
-            ack_timeout: settings.ack_timeout,
-        }
-    }
-
     fn halted(&mut self, halt: Halt, world: &mut World) -> State {
         world.note(|| format!("relay {} halts: {halt}", self.id));
         self.leave(world);
-        keep_halt(&halt, self.memory.as_ref(), world);
+        keep_halt(
+            &halt,
+            slot_of(self.settings.part),
+            self.memory.as_ref(),
+            world,
+        );
         State::Ended(Outcome::Halted(halt))
     }
 
@@ -625,12 +379,14 @@ impl Relay {
             streaming.turn.engine.handle_row(&world.row_presence);
         }
         let looked = look_at_limit(&mut streaming.turn.engine, &mut self.limit_at, world);
+        let looked = looked.and_then(|()| self.look_around(&mut streaming, world));
         let turned = looked.map_err(Stop::from);
         let stop = match turned.and_then(|()| turn(&mut streaming.turn, world)) {
             Ok(false) => {
                 self.ask(&mut streaming.turn.engine, world);
                 self.wake = wake(&mut streaming.turn, world.now);
-                for at in [self.row_at, self.limit_at].into_iter().flatten() {
+                let due = [self.row_at, self.limit_at, self.shares_at()];
+                for at in due.into_iter().flatten() {
                     self.wake = self.wake.min(at);
                 }
                 return State::Streaming(streaming);
@@ -671,48 +427,6 @@ impl Relay {
     }
 }
 
-/// Sends a request, or takes the answer of the one before once it is there.
-fn ask(start: &mut Start, outgoing: Option<Outgoing>, world: &mut World) -> Result<(), NotOpened> {
-    let fault = |text: &str| NotOpened::Fault(Fault::Broker(text.into()));
-    let broker = start.broker.as_mut().expect("connected");
-    if let Some(outgoing) = outgoing {
-        start.requests += 1;
-        let reply = format!("{}.r{}", broker.inbox(), start.requests);
-        encode::request(
-            broker.outgoing(),
-            &outgoing.subject,
-            &reply,
-            outgoing.headers.as_deref(),
-            &outgoing.payload,
-        );
-        start.asked = Some((outgoing.expects, world.now + API_TIMEOUT));
-    }
-    let (expects, deadline) = start.asked.expect("asked above or before");
-    let open = broker.exchange(&mut world.net, world.now, &mut world.random);
-    let wanted = format!("{}.r{}", broker.inbox(), start.requests);
-    while let Some(op) = broker.next_op().map_err(NotOpened::Fault)? {
-        let Op::Msg(msg) = op else { continue };
-        if msg.subject != wanted.as_bytes() {
-            continue;
-        }
-        start.asked = None;
-        let answer = match broker.store().read(expects, &msg.payload) {
-            Ok(answer) => answer,
-            Err(StoreError::NotStored(fault)) => return Err(NotOpened::Fault(fault)),
-            Err(error) => panic!("the broker answers {error}"),
-        };
-        start.answers_since_slot += u64::from(start.wal.is_some());
-        return start.opening.take(answer.reply());
-    }
-    if !open {
-        return Err(fault("closed"));
-    }
-    if world.now >= deadline {
-        return Err(fault("no answer"));
-    }
-    Ok(())
-}
-
 /// One turn of the relay's loop between two looks at the network; true when stopped.
 fn turn(turn: &mut Turn<Wal, Broker>, world: &mut World) -> Result<bool, Stop> {
     let reads = turn.engine.wants_wal();
@@ -742,11 +456,11 @@ fn wake(turn: &mut Turn<Wal, Broker>, now: Duration) -> Duration {
 }
 
 /// As `relay::halted`, in one step.
-fn keep_halt(halt: &Halt, memory: Option<&Memory>, world: &mut World) {
+fn keep_halt(halt: &Halt, slot: &str, memory: Option<&Memory>, world: &mut World) {
     if !world.broker.up || matches!(halt, Halt::OtherLane { .. }) {
         return;
     }
-    let subject = lane_record_subject(STREAM, SLOT);
+    let subject = lane_record_subject(STREAM, slot);
     let mut stored = StoredRecord::default();
     if let Some((_, frame)) = world.broker.records.last_of(&subject) {
         match RecordOrNote::from_json(&frame.data).expect("a record or a note") {

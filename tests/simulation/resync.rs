@@ -26,7 +26,7 @@ impl Simulation {
         self.commit(1);
         let first = self.world.postgres.end_lsn;
         let mut seconds = 0;
-        while self.world.postgres.confirmed_lsn < Some(first) {
+        while self.world.postgres.slot(None).confirmed_lsn < Some(first) {
             self.inject(fault);
             self.pause(Duration::from_secs(1));
             self.commit(1);
@@ -64,12 +64,12 @@ fn the_slot_moves_on_time_with_a_trouble_each_second() {
 fn a_broker_that_was_started_anew_is_given_the_whole_time_again() {
     let mut lane = lane(held_back());
     lane.commit(3);
-    let before = lane.world.postgres.confirmed_lsn;
+    let before = lane.world.postgres.slot(None).confirmed_lsn;
     for _ in 0..4 {
         lane.pause(Duration::from_secs(15));
         lane.inject(FaultKind::BrokerRestart);
     }
-    assert_eq!(lane.world.postgres.confirmed_lsn, before);
+    assert_eq!(lane.world.postgres.slot(None).confirmed_lsn, before);
     lane.rest();
 }
 
@@ -102,7 +102,7 @@ fn a_trouble_with_the_broker_costs_no_walsender() {
             lane.rest();
             lane.world.verify(true);
             assert_eq!(lane.world.failure, None);
-            assert_eq!(lane.world.postgres.walsenders, 1, "{fault:?}");
+            assert_eq!(lane.world.postgres.slot(None).walsenders, 1, "{fault:?}");
         }
     }
 }
@@ -119,8 +119,8 @@ fn a_loss_is_read_again_from_the_wal() {
     lane.rest();
     lane.world.verify(true);
     assert_eq!(lane.world.failure, None);
-    assert_eq!(lane.world.broker.events.positions.len(), 22);
-    assert_eq!(lane.world.postgres.walsenders, 2);
+    assert_eq!(lane.world.broker.events.places.len(), 22);
+    assert_eq!(lane.world.postgres.slot(None).walsenders, 2);
 }
 
 /// Frozen past every time-out, with rows in flight, while another relay took the slot.
@@ -169,8 +169,8 @@ fn a_rejected_row_halts_behind_rows_that_are_sent_again() {
         matches!(outcome, Outcome::Halted(Halt::Rejected { .. })),
         "{outcome:?}"
     );
-    assert_eq!(lane.world.broker.events.positions.len(), 2 + 19);
-    assert_eq!(lane.world.postgres.walsenders, 1);
+    assert_eq!(lane.world.broker.events.places.len(), 2 + 19);
+    assert_eq!(lane.world.postgres.slot(None).walsenders, 1);
 }
 
 #[test]
@@ -186,5 +186,5 @@ fn a_relay_that_looks_for_its_broker_stops_at_once() {
     lane.pause(Duration::from_millis(100));
     assert_eq!(lane.relays[0].outcome(), Some(&Outcome::Stopped));
     lane.pause(Duration::from_secs(5));
-    assert!(lane.world.postgres.walsender.is_none());
+    assert!(lane.world.postgres.slot(None).walsender.is_none());
 }

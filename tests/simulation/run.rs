@@ -1,5 +1,7 @@
 //! One seed: a workload, faults, healing, rest; then the verdict.
 
+use crate::command::{Command, Progress};
+use crate::lanes::Part;
 use crate::outboxes::{Kind, OWN, Plan};
 use crate::relay::{Outcome, Relay, Settings};
 use crate::world::{ALL_FAULTS, FaultKind, World};
@@ -26,6 +28,8 @@ pub(crate) struct Simulation {
     pub(crate) world: World,
     pub(crate) relays: Vec<Relay>,
     pub(crate) settings: Settings,
+    /// A run of `walrelay reshard` that is under way.
+    pub(crate) command: Option<Command>,
     next_id: u64,
     epochs: u64,
 }
@@ -55,6 +59,7 @@ pub(crate) fn settings(world: &mut World) -> Settings {
         held_bytes_max: 1 << 40,
         halt_on_reject: false,
         from: None,
+        part: None,
         shared: world.broker.shared,
         further: Vec::new(),
     }
@@ -66,6 +71,7 @@ impl Simulation {
             world,
             relays: Vec::new(),
             settings,
+            command: None,
             next_id: 0,
             epochs: 0,
         };
@@ -76,10 +82,18 @@ impl Simulation {
     }
 
     pub(crate) fn start_relay(&mut self, after: Duration) {
+        self.start_relay_of(self.settings.part, after);
+    }
+
+    /// Of this lane.
+    pub(crate) fn start_relay_of(&mut self, part: Part, after: Duration) {
         self.next_id += 1;
+        let settings = Settings {
+            part,
+            ..self.settings.clone()
+        };
         let at = self.world.now + after;
-        self.relays
-            .push(Relay::new(self.next_id, self.settings.clone(), at));
+        self.relays.push(Relay::new(self.next_id, settings, at));
     }
 
     /// Runs until `until`, or until `done`; false where that did not come.
@@ -95,16 +109,19 @@ impl Simulation {
                     .fail("the simulation does not come forward".into());
             }
             let mut at = self.world.next_time();
-            for relay in &self.relays {
+            for relay in self.all_relays() {
                 at = relay.next_time(&self.world).map_or(at, |time| at.min(time));
             }
+            at = self.command.as_ref().map_or(at, |run| at.min(run.at));
             if at > until {
                 self.world.now = until;
                 return done(self);
             }
             self.world.now = at.max(self.world.now);
             self.world.advance();
-            for relay in &mut self.relays {
+            self.step_command();
+            let own = self.command.iter_mut().flat_map(|run| &mut run.relays);
+            for relay in self.relays.iter_mut().chain(own) {
                 if relay
                     .next_time(&self.world)
                     .is_some_and(|time| time <= self.world.now)
@@ -115,14 +132,29 @@ impl Simulation {
         }
     }
 
+    fn all_relays(&self) -> impl Iterator<Item = &Relay> {
+        let own = self.command.iter().flat_map(|run| &run.relays);
+        self.relays.iter().chain(own)
+    }
+
+    fn step_command(&mut self) {
+        let Some(run) = self.command.as_mut().filter(|run| run.at <= self.world.now) else {
+            return;
+        };
+        if run.step(&self.settings, &mut self.world) == Progress::Done {
+            self.world.note(|| "the command is done".into());
+            self.command = None;
+        }
+    }
+
     /// Starts anew what was killed or stopped; false when one has halted.
     pub(crate) fn revive(&mut self) -> bool {
-        let mut dead = 0;
+        let mut dead = Vec::new();
         for relay in &self.relays {
             match relay.outcome() {
-                Some(Outcome::Stopped) => dead += 1,
+                Some(Outcome::Stopped) => dead.push(relay.part()),
                 // A supervisor starts it again until somebody has mended the stream.
-                Some(Outcome::Failed(_)) if self.world.edit_seen => dead += 1,
+                Some(Outcome::Failed(_)) if self.world.edit_seen => dead.push(relay.part()),
                 Some(outcome) => {
                     if !self.world.explains(outcome) {
                         self.world
@@ -140,9 +172,9 @@ impl Simulation {
             .map(|r| r.epochs_begun)
             .sum::<u64>();
         self.relays.retain(|relay| relay.outcome().is_none());
-        for _ in 0..dead {
+        for part in dead {
             let after = self.world.random.millis(0, 1_500);
-            self.start_relay(after);
+            self.start_relay_of(part, after);
         }
         true
     }
@@ -209,7 +241,7 @@ impl Simulation {
         }
     }
 
-    fn epochs(&self) -> u64 {
+    pub(crate) fn epochs(&self) -> u64 {
         self.epochs
             + self
                 .relays
@@ -310,7 +342,7 @@ pub(crate) fn seed(seed: u64, verbose: bool) -> (World, Summary) {
         stop_and_start(&mut simulation);
     }
     let summary = Summary {
-        events: simulation.world.broker.events.positions.len() as u64,
+        events: simulation.world.broker.events.places.len() as u64,
         faults,
         epochs: simulation.epochs(),
         halted,
@@ -335,7 +367,12 @@ fn come_to_rest(simulation: &mut Simulation) -> bool {
     });
     if alive && !rested {
         let end = simulation.world.postgres.end_lsn;
-        let confirmed = simulation.world.postgres.confirmed_lsn.unwrap_or(0);
+        let confirmed = simulation
+            .world
+            .postgres
+            .slot(None)
+            .confirmed_lsn
+            .unwrap_or(0);
         simulation
             .world
             .fail(format!("stuck: confirmed {confirmed:X} of {end:X}"));

@@ -43,7 +43,7 @@ fn a_table_that_is_replaced_by_a_copy_loses_and_doubles_nothing() {
         lane.rest();
         lane.world.verify(true);
         assert_eq!(lane.world.failure, None);
-        assert_eq!(lane.world.broker.events.positions.len(), 10 + 2 * 3);
+        assert_eq!(lane.world.broker.events.places.len(), 10 + 2 * 3);
     }
 }
 
@@ -64,5 +64,5 @@ fn a_row_that_is_no_text_becomes_a_dead_letter_and_stops_nothing() {
     lane.rest();
     lane.world.verify(true);
     assert_eq!(lane.world.failure, None);
-    assert_eq!(lane.world.broker.events.positions.len(), 4);
+    assert_eq!(lane.world.broker.events.places.len(), 4);
 }

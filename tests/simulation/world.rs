@@ -6,10 +6,12 @@ mod verdict;
 pub(crate) use faults::{ALL_FAULTS, FaultKind};
 
 use crate::broker::{self, Broker, ClientOp};
+use crate::lanes::{self, Part};
 use crate::net::{Net, Pipe, To};
 use crate::postgres::Postgres;
 use crate::random::Random;
-use crate::relay::{Outcome, Relay, SLOT};
+use crate::relay::{Outcome, Relay};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use walrelay::pipeline::engine::RowPresence;
 use walrelay::pipeline::fault::Halt;
@@ -45,14 +47,15 @@ pub(crate) struct World {
     excused_until: Duration,
     /// Up to here the slot was confirmed when the broker lost messages that the hold-back does not cover.
     pub(crate) lost_through: u64,
-    recorded_lsn: u64,
+    /// Highest confirmed LSN that a record of the lane has told.
+    recorded: BTreeMap<Part, u64>,
     pub(crate) removed: bool,
     /// The broker has lost a lane record.
     records_lost: bool,
     /// The broker has lost the lane's only fence in a shared stream.
     fences_lost: bool,
     /// The broker has lost what it had acknowledged.
-    messages_lost: bool,
+    pub(crate) messages_lost: bool,
     /// Up to here the broker had stored when it lost some of that.
     lost_seq: u64,
     /// No relay has begun to stream since messages or records were lost.
@@ -93,7 +96,7 @@ impl World {
             may_lose: false,
             excused_until: Duration::ZERO,
             lost_through: 0,
-            recorded_lsn: 0,
+            recorded: BTreeMap::new(),
             removed: false,
             records_lost: false,
             fences_lost: false,
@@ -156,11 +159,12 @@ impl World {
                 at = self.now;
             }
         }
-        if let Some(sender) = &self.postgres.walsender {
-            if self.postgres.has_more() && self.net.links[sender.link].down.len() < 8_000 {
+        for (part, link) in self.postgres.readers() {
+            if self.postgres.has_more(part) && self.net.links[link].down.len() < 8_000 {
                 at = self.now;
             }
-            at = self.postgres.next_time().map_or(at, |time| at.min(time));
+            let asks_at = self.postgres.slot(part).next_time();
+            at = asks_at.map_or(at, |time| at.min(time));
         }
         at.max(self.now)
     }
@@ -227,7 +231,8 @@ impl World {
         }
     }
 
-    fn publish(&mut self, frame: broker::Frame) -> Vec<Vec<u8>> {
+    /// What a client publishes; the answers.
+    pub(crate) fn publish(&mut self, frame: broker::Frame) -> Vec<Vec<u8>> {
         if self.verbose {
             let expected = frame
                 .header("Nats-Expected-Last-Sequence")
@@ -243,7 +248,9 @@ impl World {
         if frame.subject.starts_with("walrelay.lane.")
             && let Some(record) = frame.record()
         {
-            self.recorded_lsn = self.recorded_lsn.max(record.confirmed_lsn.into());
+            let part = lanes::part_of(&record.slot).expect("a lane of ours");
+            let recorded = self.recorded.entry(part).or_default();
+            *recorded = (*recorded).max(record.confirmed_lsn.into());
         }
         let before = self.broker.records.last_seq;
         let mut answers = self.broker.handle(frame, self.now);
@@ -273,47 +280,42 @@ impl World {
     }
 
     fn serve_postgres(&mut self, at: usize) {
-        let ours = |world: &World| {
-            world
-                .postgres
-                .walsender
-                .as_ref()
-                .is_some_and(|sender| sender.link == at)
-        };
-        if !ours(self) {
+        let Some(part) = self.postgres.read_over(at) else {
             self.net.links[at].server_open = false;
             return;
-        }
+        };
         while let Some(bytes) = self.net.links[at].up.receive(self.now) {
             self.net.links[at].partial.extend(bytes);
         }
         while self.net.links[at].partial.len() >= 34 {
             let payload: Vec<u8> = self.net.links[at].partial.drain(..34).collect();
-            let before = self.postgres.confirmed_lsn.unwrap_or(0);
-            if let Some(flush_lsn) = self.postgres.status(&payload, self.now) {
-                self.check_confirmed(before, flush_lsn);
+            let slot = self.postgres.slot_mut(part);
+            let before = slot.confirmed_lsn.unwrap_or(0);
+            if let Some(flush_lsn) = slot.status(&payload, self.now) {
+                self.check_confirmed(part, before, flush_lsn);
             }
         }
         let link = &mut self.net.links[at];
         if !link.client_open && link.up.is_empty() {
             link.server_open = false;
-            self.postgres.walsender = None;
-            self.note(|| "the slot is free".into());
+            self.postgres.slot_mut(part).walsender = None;
+            self.note(|| format!("slot {} is free", lanes::slot_of(part)));
         }
     }
 
     /// The slot may forget only what the stream has acknowledged and the record has announced.
-    fn check_confirmed(&mut self, before: u64, flush_lsn: u64) {
-        self.note(|| format!("the slot is confirmed up to {:X}", flush_lsn));
+    fn check_confirmed(&mut self, part: Part, before: u64, flush_lsn: u64) {
+        let slot = lanes::slot_of(part);
+        self.note(|| format!("slot {slot} is confirmed up to {flush_lsn:X}"));
         if flush_lsn < before {
             self.fail(format!(
                 "confirmed goes back from {before:X} to {flush_lsn:X}"
             ));
         }
-        if flush_lsn > self.recorded_lsn {
+        let recorded = self.recorded.get(&part).copied().unwrap_or(0);
+        if flush_lsn > recorded {
             self.fail(format!(
-                "confirmed {flush_lsn:X} is above the record's {:X}",
-                self.recorded_lsn
+                "confirmed {flush_lsn:X} is above the record's {recorded:X}"
             ));
         }
         if flush_lsn > self.postgres.end_lsn {
@@ -323,14 +325,11 @@ impl World {
         }
         let missing = self
             .postgres
-            .events()
+            .events(part)
             .filter(|(_, end_lsn, _, _)| (before + 1..=flush_lsn).contains(end_lsn))
             .find(|(commit_lsn, _, ordinal, _)| {
-                !self
-                    .broker
-                    .events
-                    .positions
-                    .contains(&position(*commit_lsn, *ordinal))
+                let place = (part, position(*commit_lsn, *ordinal));
+                !self.broker.events.places.contains(&place)
             })
             .map(|(commit_lsn, end_lsn, ordinal, _)| (position(commit_lsn, ordinal), end_lsn));
         if missing.is_some() && (self.may_lose || self.now < self.excused_until) {
@@ -347,20 +346,22 @@ impl World {
     }
 
     fn send_wal(&mut self) {
-        let Some(at) = self.postgres.walsender.as_ref().map(|sender| sender.link) else {
-            return;
-        };
-        if self.postgres.timed_out(self.now) {
-            self.note(|| "Postgres cuts the connection: no status update in time".into());
-            self.postgres.walsender = None;
-            self.net.cut(at, &mut self.random);
-            return;
+        let readers: Vec<(Part, usize)> = self.postgres.readers().collect();
+        for (part, at) in readers {
+            let slot = self.postgres.slot_mut(part);
+            if slot.timed_out(self.now) {
+                slot.walsender = None;
+                self.note(|| "Postgres cuts the connection: no status update in time".into());
+                self.net.cut(at, &mut self.random);
+                continue;
+            }
+            let has_room = self.net.links[at].down.len() < 8_000;
+            let bytes = self
+                .postgres
+                .send(part, has_room, self.now, &mut self.random);
+            let down = &mut self.net.links[at].down;
+            down.send(&bytes, self.now, &mut self.random);
         }
-        let has_room = self.net.links[at].down.len() < 8_000;
-        let bytes = self.postgres.send(has_room, self.now, &mut self.random);
-        self.net.links[at]
-            .down
-            .send(&bytes, self.now, &mut self.random);
     }
 }
 

@@ -56,7 +56,7 @@ impl Broker {
         }
         let fence = |frame| number(frame, "Nats-Expected-Last-Subject-Sequence");
         let behind = batch.frames.iter().find_map(fence);
-        let has_events = batch.frames.iter().any(|frame| frame.position().is_some());
+        let has_events = batch.frames.iter().any(|frame| frame.place().is_some());
         if has_events && behind.is_none_or(|fence| fence == 0) {
             self.events.violation = Some("a batch that is behind no fence".into());
         }

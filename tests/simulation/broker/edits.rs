@@ -1,7 +1,6 @@
 //! The events' stream as somebody edits it under a relay.
 
 use super::*;
-use walrelay::nats::stream::lane_record_subject;
 use walrelay::pipeline::shared_end_search::fence_subject;
 
 /// What somebody may edit in a stream that is in use, and the relay must see.
@@ -15,10 +14,13 @@ pub(crate) enum Edit {
     NoAck,
 }
 
-/// The subjects of a stream that fits.
-pub(crate) fn subjects(shared: bool) -> Vec<String> {
-    let mut subjects = vec!["outbox.>".to_owned(), format!("walrelay.dead.{SLOT}")];
-    subjects.extend(shared.then(|| fence_subject(STREAM, SLOT)));
+/// The subjects of a stream that fits these lanes.
+pub(crate) fn subjects(shared: bool, parts: &[Part]) -> Vec<String> {
+    let mut subjects = vec!["outbox.>".to_owned()];
+    for slot in parts.iter().map(|part| lanes::slot_of(*part)) {
+        subjects.push(format!("walrelay.dead.{slot}"));
+        subjects.extend(shared.then(|| fence_subject(STREAM, slot)));
+    }
     subjects
 }
 
@@ -38,11 +40,17 @@ impl Broker {
 
     /// What the record names is never published again; what it does not, as an edit has removed it, may be.
     pub(super) fn sweep(&mut self) {
-        let record = self.records.last_of(&lane_record_subject(STREAM, SLOT));
-        let record = record.and_then(|(_, frame)| frame.record());
-        let recorded = record.and_then(|record| record.position);
-        let behind = |position: &&Position| Some(**position) > recorded;
-        let swept = self.events.positions.iter().filter(behind);
+        let records = self.records.messages.values();
+        let records = records.filter_map(|frame| frame.record());
+        let recorded: BTreeMap<Part, Option<Position>> = records
+            .map(|record| (lanes::part_of(&record.slot), record.position))
+            .filter_map(|(part, position)| Some((part?, position)))
+            .collect();
+        let behind = |place: &&Place| {
+            let recorded = recorded.get(&place.0).copied().flatten();
+            Some(place.1) > recorded
+        };
+        let swept = self.events.places.iter().filter(behind);
         self.events.swept = swept.copied().collect();
     }
 }

@@ -89,12 +89,14 @@ impl World {
             _ => random.between(durable, last.max(durable)),
         };
         let (events, records) = (&self.broker.events, &self.broker.records);
-        // The same limits, the other way round. A record from an edit tells a relay that has not seen its end too little.
+        // The same limits, the other way round. A record from an edit tells a relay that has not seen its end too little. Where shares
+        // change, a lost record is for a person (G-117).
         let unsynced = records.removed.range(records.synced_seq..);
         let mut unsynced = unsynced.chain(records.messages.range(records.synced_seq..));
         let is_in_doubt = unsynced.any(|(_, frame)| frame.record().is_some_and(|it| it.doubted));
         let keeps_record = (self.broker.shared && self.removed)
             || self.broker.edit == Some(Edit::Interest)
+            || self.postgres.divides
             || is_in_doubt;
         let records_durable = match keeps_record {
             true => records.last_seq,
@@ -108,33 +110,33 @@ impl World {
 
     /// What is gone now and no longer in the slot is lost for good, which the hold-back must prevent.
     fn lose(&mut self, excused: bool, lose: impl FnOnce(&mut Broker)) {
-        let before = self.broker.events.positions.clone();
+        let before = self.broker.events.places.clone();
         let last_seq = self.broker.events.last_seq;
         let record = self.broker.records.last_seq;
-        let had_fence = self.last_fence() > 0;
+        let fences = self.lanes_with_fence();
         lose(&mut self.broker);
         if self.broker.records.last_seq < record {
             self.records_lost = true;
             self.loss_unseen = true;
         }
-        self.fences_lost |= had_fence && self.last_fence() == 0;
-        if !before.is_subset(&self.broker.events.positions) {
+        self.fences_lost |= fences > self.lanes_with_fence();
+        if !before.is_subset(&self.broker.events.places) {
             self.messages_lost = true;
             self.lost_seq = self.lost_seq.max(last_seq);
             self.loss_unseen = true;
         }
-        let confirmed = self.postgres.confirmed_lsn.unwrap_or(0);
-        let gone = before
-            .difference(&self.broker.events.positions)
-            .find(|position| {
-                self.postgres.events().any(|(commit_lsn, end_lsn, _, _)| {
-                    position.commit_lsn == commit_lsn.into() && end_lsn <= confirmed
-                })
-            });
-        let gone = gone.copied();
+        let confirmed = |part| self.postgres.slot(part).confirmed_lsn.unwrap_or(0);
+        let mut lost = before.difference(&self.broker.events.places);
+        let gone = lost.find(|(part, position)| {
+            let mut events = self.postgres.events(*part);
+            events.any(|(commit_lsn, end_lsn, _, _)| {
+                position.commit_lsn == commit_lsn.into() && end_lsn <= confirmed(*part)
+            })
+        });
+        let gone = gone.map(|(part, position)| (*position, confirmed(*part)));
         let (events, records) = (self.broker.events.last_seq, self.broker.records.last_seq);
         self.note(|| format!("the streams end at {events} and {records} now"));
-        if let Some(position) = gone {
+        if let Some((position, confirmed)) = gone {
             if !excused && !self.may_lose {
                 self.fail(format!("{position} is lost for good"));
             }
@@ -146,22 +148,40 @@ impl World {
     fn record_is_current(&self) -> bool {
         let record = self.broker.records.messages.last_key_value();
         let end = match self.broker.shared {
-            true => self.last_fence(),
+            true => self.last_fence(None),
             false => self.broker.events.last_seq,
         };
         let record = record.and_then(|(_, frame)| frame.record());
         record.is_some_and(|record| record.sequence == end)
     }
 
-    /// In a shared stream: the last fence does not tell the lane's last message.
+    /// In a shared stream: a lane's last fence does not tell its last message.
     pub(super) fn has_lost_fence(&self) -> bool {
-        let last = self.broker.events.published().last().map(|last| last.0);
-        self.broker.shared && last.is_some_and(|last| last > self.last_fence())
+        let published = self.broker.events.published();
+        let is_lost = |part: Part| {
+            let mut of_lane = published
+                .iter()
+                .rev()
+                .filter(|(_, place, _)| place.0 == part);
+            of_lane
+                .next()
+                .is_some_and(|last| last.0 > self.last_fence(part))
+        };
+        self.broker.shared && lanes::all().any(is_lost)
     }
 
-    /// Sequence of the lane's last fence; 0 for none.
-    fn last_fence(&self) -> u64 {
-        let fence = self.broker.events.last_of(&fence_subject(STREAM, SLOT));
+    fn lanes_with_fence(&self) -> usize {
+        let has_fence = |part: &Part| {
+            let fence = fence_subject(STREAM, lanes::slot_of(*part));
+            self.broker.events.last_of(&fence).is_some()
+        };
+        lanes::all().filter(has_fence).count()
+    }
+
+    /// Sequence of that lane's last fence; 0 for none.
+    fn last_fence(&self, part: Part) -> u64 {
+        let fence = fence_subject(STREAM, lanes::slot_of(part));
+        let fence = self.broker.events.last_of(&fence);
         fence.map_or(0, |(seq, _)| seq)
     }
 
@@ -186,7 +206,9 @@ impl World {
             FaultKind::CutPostgres => {
                 if let Some(at) = link_to(self, To::Postgres) {
                     self.net.cut(at, &mut self.random);
-                    self.postgres.walsender = None;
+                    if let Some(part) = self.postgres.read_over(at) {
+                        self.postgres.slot_mut(part).walsender = None;
+                    }
                 }
             }
             FaultKind::StallRequests => {
@@ -238,8 +260,8 @@ impl World {
             FaultKind::Purge | FaultKind::DeleteTail | FaultKind::Expire => self.remove(fault),
             // Known limit: made again between a start's look and its fence, a shared stream of which everything was removed
             // takes the fence that tells of that. What a person removed does not come again then.
-            FaultKind::Recreate if self.broker.shared && self.removed && self.last_fence() == 0 => {
-            }
+            FaultKind::Recreate
+                if self.broker.shared && self.removed && self.last_fence(None) == 0 => {}
             FaultKind::Recreate => {
                 self.forget_late_frames();
                 self.lose(true, Broker::recreate);
@@ -298,9 +320,9 @@ impl World {
 
     /// What the old stream has answered to a probe may arrive yet, and the slot be confirmed by it.
     fn excuse_probes_under_way(&mut self) {
-        let links = self.net.live();
-        let arrived = self.net.links[links]
-            .iter()
+        let live = self.net.live();
+        let links = live.into_iter().map(|at| &self.net.links[at]);
+        let arrived = links
             .map(|link| link.down.stalled_until.max(link.up.stalled_until))
             .fold(self.now, Duration::max);
         self.excused_until = arrived + LATENCY_MAX;
