@@ -75,8 +75,10 @@ yet are waited for. First let the application write nothing more about the aggre
 
 What it does not reach: consumers and their copies, backups, and Postgres' WAL, which the slot
 keeps until it is confirmed. In the formats payload and payload_string a message does not tell its
-aggregate, unless a header does: there its rows tell, so erase before they are deleted. With
-source.messages it is not done while there are such messages without a row.
+aggregate, unless a header does: there its rows tell, so erase before they are deleted. It is not
+done while there are such messages without a row: the receipt counts them. Where a header told the
+aggregate that the configuration names no more, give --also-header; standard error says which one
+has the id.
 
 Where it was ended, run it again. Exit code 0: erased, or there was nothing. 1: something could
 not be erased. 2: nobody agreed, or wrong usage. 3: row security hides rows of the table.";
@@ -93,6 +95,10 @@ pub struct Args {
     // Not --stream: that flag says which one the lane's is.
     #[arg(long, value_name = "STREAM")]
     also_stream: Vec<String>,
+
+    /// A header that told the aggregate and that the configuration names no more; may be given several times.
+    #[arg(long, value_name = "HEADER", value_parser = NonEmptyStringValueParser::new())]
+    also_header: Vec<String>,
 
     /// Count, and remove nothing.
     #[arg(long)]
@@ -179,6 +185,7 @@ async fn execute_one(
         left_out: others.map_or_else(Vec::new, |others| others.left_out),
         of_unnamed: BTreeMap::new(),
         untold: BTreeMap::new(),
+        untold_with_header: BTreeMap::new(),
         unfinished_moves: BTreeSet::new(),
         left_elsewhere: (erasing.iter().flat_map(|lane| lane.left.clone())).collect(),
         done: false,
@@ -325,6 +332,7 @@ impl<'a> Erasing<'a> {
         let found = inspection.tables().nth(outbox).expect("each was looked at");
         let table = deletable(sql, found, &settings.postgres.table).await?;
         let id = AggregateId::of(table, &settings.postgres, &args.aggregate_id)?;
+        messages::check_headers(&args.also_header, &settings)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
         let record = lane.record().await?.record;
         let Places { lanes, all } = streams::with_copies(nats, &lane, &args.also_stream).await?;
@@ -361,6 +369,7 @@ impl<'a> Erasing<'a> {
         let past_slots = self.past_slots.clone();
         let lanes = self.lanes.clone();
         let wanted = Wanted::new(&self.id, ids, &self.settings, lanes, past_slots);
+        let wanted = wanted.also_by(&self.args.also_header);
         match &self.others {
             Some(others) => wanted.beside(others, &self.args.aggregate_id),
             None => wanted,

@@ -178,3 +178,86 @@ async fn an_erasure_is_not_done_where_messages_without_a_row_do_not_tell_their_a
     );
     relay.stop().await;
 }
+
+/// What told the aggregate when messages were published need not be what the configuration has now.
+#[tokio::test]
+async fn an_erasure_is_not_done_where_a_header_of_before_told_the_aggregate() {
+    for (format, headers) in [
+        (
+            "payload",
+            "{ owner = \"aggregate_id\", kind = \"event_type\" }",
+        ),
+        ("envelope", "{}"),
+    ] {
+        let mut fixture = with_aggregates("text").await;
+        fixture.set("WALRELAY_MESSAGE_FORMAT", "payload");
+        let before = "{ agg = \"aggregate_id\", kind = \"event_type\" }";
+        fixture.set("WALRELAY_MESSAGE_HEADERS", before);
+        let mut relay = fixture.run();
+        relay.streams().await;
+        for (n, aggregate, text) in [
+            (1, "it''s anna", OF_THE_PERSON),
+            (2, "it''s anna", OF_THE_PERSON),
+            (3, "bob", "of another"),
+        ] {
+            let row = row(n, aggregate, text);
+            fixture.sql.batch_execute(&row).await.unwrap();
+        }
+        holds_events(&fixture, 3).await;
+        relay.stop().await;
+        let gone = "DELETE FROM outbox_events";
+        fixture.sql.batch_execute(gone).await.unwrap();
+        fixture.set("WALRELAY_MESSAGE_FORMAT", format);
+        fixture.set("WALRELAY_MESSAGE_HEADERS", headers);
+        let mut relay = fixture.run();
+        relay.streams().await;
+        let row = row(4, "it''s anna", OF_THE_PERSON);
+        fixture.sql.batch_execute(&row).await.unwrap();
+        holds_events(&fixture, 4).await;
+        fixture.confirms(fixture.server_lsn().await).await;
+
+        let (receipt, errors) = erase(&fixture, "it's anna", 1).await;
+        let told = json!([
+            receipt["done"],
+            receipt["untold"],
+            receipt["untold_with_header"]
+        ]);
+        let expected = json!([false, {"public.outbox_events": 3}, {"agg": 2}]);
+        assert_eq!(told, expected, "{format}: {receipt} {errors}");
+        assert_eq!(receipt["streams"][0]["events"], json!([4]), "{receipt}");
+        assert_eq!(left(&fixture).await, 2, "{format}: {receipt}");
+
+        if format == "payload" {
+            let arguments = [
+                "erase",
+                "--yes",
+                "--aggregate-id",
+                "a.b",
+                "--also-header",
+                "kind",
+            ];
+            let refused = fixture.walrelay(&arguments).await;
+            assert_eq!(refused.code, Some(2), "{refused:?}");
+        }
+        // As it says.
+        let (_, printed) = errors.split_once("walrelay erase ").expect("a remedy");
+        let (printed, _) = printed.split_once(" removes them").unwrap();
+        assert_eq!(printed, r"--aggregate-id 'it'\''s anna' --also-header agg");
+        let arguments = [
+            "erase",
+            "--yes",
+            "--json",
+            "--aggregate-id",
+            "it's anna",
+            "--also-header",
+            "agg",
+        ];
+        let erased = fixture.walrelay(&arguments).await.success();
+        let receipt: Value = serde_json::from_str(&erased.stdout).unwrap();
+        assert_eq!(receipt["done"], json!(true), "{format}: {receipt}");
+        assert_eq!(left(&fixture).await, 0, "{format}: {receipt}");
+        let stored = fixture.stored().await;
+        assert!(stored.iter().any(|it| it.body.contains("of another")));
+        relay.stop().await;
+    }
+}

@@ -11,20 +11,25 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use serde::Serialize;
 
 use super::aggregate::{AggregateId, Shown, shown_anywhere};
-use super::rows::Rows;
+use super::rows::{Rowless, Rows};
 use super::streams::Place;
 use super::tables::Others;
 use crate::bulk::replayed;
+use crate::cli::exit::UsageError;
 use crate::counted::counted;
+
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;
 use crate::pipeline::dead_letter::DeadLetter;
 use crate::pipeline::dead_letter::remembered::Kept;
+use crate::pipeline::event_id::ID_HEADERS;
+use crate::pipeline::mapping::Extra;
 use crate::pipeline::position::{
-    KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED, REPLAY_HEADER,
-    TABLE_HEADER, slot_of,
+    KIND_ADOPTED, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_MOVED,
+    KIND_RETRIED, REPLAY_HEADER, TABLE_HEADER, slot_of,
 };
+use crate::pipeline::shared_end_search::FENCE_PREFIX;
 use crate::pipeline::stored_event::StoredEvent;
 use crate::relay::settings::Settings;
 
@@ -40,8 +45,6 @@ pub(super) struct Wanted {
     shown: Shown,
     /// Messages show it in no other way.
     is_exact: bool,
-    /// Messages of the table may be of no row: of the WAL.
-    may_be_rowless: bool,
     /// The further table of the lane that its rows are in; none for the lane's own.
     table: Option<String>,
     /// Tables that are looked at by themselves; messages of all others are looked for too. None where they are not.
@@ -50,8 +53,12 @@ pub(super) struct Wanted {
     lanes: Vec<String>,
     /// Of its rows: they count where a message does not tell its aggregate, since other rows may have had the same ids before.
     ids: BTreeSet<String>,
+    /// Its column.
+    column: String,
     /// Headers that tell the aggregate.
     headers: Vec<String>,
+    /// Headers that the configuration makes of other columns.
+    other_headers: Vec<String>,
 }
 
 /// By what messages of tables that are not looked at are known as the aggregate's.
@@ -79,9 +86,12 @@ pub(super) struct Erased {
     /// How many of these are of each table that the configuration does not name.
     #[serde(skip)]
     pub(super) of_unnamed: BTreeMap<String, u64>,
-    /// How many messages of each such table, and of rows that never were, do not tell their aggregate.
+    /// How many messages of each such table, and of rows that are not there, do not tell their aggregate.
     #[serde(skip)]
     pub(super) untold: BTreeMap<String, u64>,
+    /// How many of these have the aggregate's id in a header that the configuration does not name, by header.
+    #[serde(skip)]
+    pub(super) in_header: BTreeMap<String, u64>,
 }
 
 /// What a message of the aggregate is.
@@ -94,8 +104,8 @@ enum Found {
     DeadLetter,
     /// Of a table that the configuration does not name, and it does not tell its aggregate.
     Untold,
-    /// It does not tell its aggregate, and the row of this id would, if there is one.
-    OfRow(Option<String>),
+    /// It does not tell its aggregate, and its row would, if there is one.
+    OfRow(Rowless),
 }
 
 impl Wanted {
@@ -107,22 +117,30 @@ impl Wanted {
         past_slots: BTreeSet<String>,
     ) -> Self {
         let mapping = settings.mapping();
-        let column = mapping.columns.aggregate_id.column();
-        let headers = mapping.message.headers.iter();
-        let headers = headers.filter(|extra| Some(extra.column.as_str()) == column);
+        let column = mapping.columns.aggregate_id.column().unwrap_or_default();
+        let all = mapping.message.headers.iter();
+        let (headers, others): (Vec<_>, Vec<_>) = all.partition(|extra| extra.column == column);
+        let names = |extras: Vec<&Extra>| extras.iter().map(|extra| extra.name.clone()).collect();
         Wanted {
             slot: settings.postgres.slot.clone(),
             past_slots,
             is_shared: settings.nats.shared,
             shown: aggregate.shown(),
             is_exact: aggregate.is_exact,
-            may_be_rowless: settings.postgres.messages.is_some() && mapping.message.table.is_none(),
             table: mapping.message.table.clone(),
             beside: None,
             ids,
             lanes,
-            headers: headers.map(|extra| extra.name.clone()).collect(),
+            column: column.to_owned(),
+            headers: names(headers),
+            other_headers: names(others),
         }
+    }
+
+    /// And by these headers, which told it before.
+    pub(super) fn also_by(mut self, headers: &[String]) -> Self {
+        self.headers.extend_from_slice(headers);
+        self
     }
 
     /// And messages of tables that are not looked at, by the aggregate as a person gave it.
@@ -168,11 +186,18 @@ impl Wanted {
             None if is_past => Found::Outside,
             None => Found::Event,
             Some(KIND_DEAD_LETTER) => Found::DeadLetter,
-            Some(KIND_RETRIED | KIND_DISCARDED | KIND_ERASED) => return None,
+            Some(KIND_RETRIED | KIND_DISCARDED | KIND_ERASED | KIND_ADOPTED | KIND_MOVED) => {
+                return None;
+            }
             Some(_) => Found::Outside,
         };
         let (id, aggregate_id) = if what == Found::DeadLetter {
             let letter: DeadLetter = serde_json::from_slice(body).unwrap_or_default();
+            let row = letter.row.as_ref();
+            if row.and_then(|row| row.get(&self.column)) == Some(&None) {
+                // Of no aggregate.
+                return None;
+            }
             (letter.id, letter.aggregate_id)
         } else {
             let event = StoredEvent::read(header, body);
@@ -202,11 +227,39 @@ impl Wanted {
             Some(false) if self.is_exact => false,
             _ => id.as_ref().is_some_and(|id| self.ids.contains(id)),
         };
-        let nothing_tells = tells.is_none() && self.may_be_rowless;
+        let is_told = tells.is_some() && self.is_exact;
         match is_found {
             true => Some(what),
-            false => nothing_tells.then_some(Found::OfRow(id)),
+            false => (!is_told).then(|| {
+                Found::OfRow(Rowless {
+                    id,
+                    in_header: headers.map_or_else(Vec::new, |headers| self.in_header(headers)),
+                })
+            }),
         }
+    }
+
+    /// The headers that have the aggregate's id, of those that the configuration does not name.
+    fn in_header(&self, headers: &HeaderMap) -> Vec<String> {
+        let is_own = |name: &str| {
+            let name = name.to_ascii_lowercase();
+            name.starts_with("nats-") || name.starts_with("walrelay-")
+        };
+        let is_named = |name: &str| {
+            let named = self.headers.iter().chain(&self.other_headers);
+            ID_HEADERS.contains(&name) || named.into_iter().any(|it| it == name)
+        };
+        let mut found = Vec::new();
+        for (name, values) in headers.iter() {
+            let name: &str = name.as_ref();
+            let mut told = values
+                .iter()
+                .map(|value| self.told_by_header(value.as_str()));
+            if !is_own(name) && !is_named(name) && told.any(|told| told == Some(true)) {
+                found.push(name.to_owned());
+            }
+        }
+        found
     }
 
     /// Whether a message was replayed from one of the lane's streams.
@@ -231,6 +284,24 @@ impl Wanted {
     }
 }
 
+/// Makes sure that `--also-header` names none that the configuration makes of another column.
+///
+/// # Errors
+/// It does.
+pub(super) fn check_headers(names: &[String], settings: &Settings) -> Result<(), UsageError> {
+    let mapping = settings.mapping();
+    let column = mapping.columns.aggregate_id.column();
+    for extra in &mapping.message.headers {
+        if names.contains(&extra.name) && Some(extra.column.as_str()) != column {
+            return Err(UsageError(format!(
+                "--also-header {}: message.headers makes it of column {}, so it tells no aggregate",
+                extra.name, extra.column
+            )));
+        }
+    }
+    Ok(())
+}
+
 impl Erased {
     pub(super) fn new(Place { stream, is_mixed }: Place) -> Self {
         Erased {
@@ -241,6 +312,7 @@ impl Erased {
             outside: Vec::new(),
             of_unnamed: BTreeMap::new(),
             untold: BTreeMap::new(),
+            in_header: BTreeMap::new(),
         }
     }
 
@@ -279,6 +351,7 @@ impl Erased {
         for (counts, others) in [
             (&mut self.of_unnamed, other.of_unnamed),
             (&mut self.untold, other.untold),
+            (&mut self.in_header, other.in_header),
         ] {
             for (table, count) in others {
                 *counts.entry(table).or_default() += count;
@@ -336,13 +409,17 @@ pub(super) async fn find(
         if sequence > info.state.last_seq {
             break;
         }
+        // A shared stream's lanes have such messages, which tell places alone.
+        if message.subject.starts_with(FENCE_PREFIX) {
+            continue;
+        }
         let headers = message.headers.as_ref();
         let is = wanted.find(headers, &message.payload, found.is_mixed);
         if let Some(is) = &is {
             found.count(wanted, is, headers);
         }
         match is {
-            Some(Found::OfRow(id)) => rowless.take(id).await?,
+            Some(Found::OfRow(event)) => rowless.take(event).await?,
             Some(Found::DeadLetter) => found.dead_letters.push(sequence),
             Some(Found::Event) => found.events.push(sequence),
             Some(Found::Outside) => {
@@ -352,9 +429,12 @@ pub(super) async fn find(
             Some(Found::Untold) | None => {}
         }
     }
-    let (table, count) = rowless.end().await?;
+    let (table, count, in_header) = rowless.end().await?;
     if count > 0 {
         *found.untold.entry(table).or_default() += count;
+        for (header, count) in in_header {
+            *found.in_header.entry(header).or_default() += count;
+        }
     }
     Ok(())
 }
@@ -369,6 +449,7 @@ pub(super) async fn erase(nats: &Admin, found: &Erased, erased: &mut Erased) -> 
     }
     // What is left stays, each time it is looked for.
     erased.untold.clone_from(&found.untold);
+    erased.in_header.clone_from(&found.in_header);
     for sequence in &found.events {
         stream::erase_message(nats, &found.stream, *sequence).await?;
         erased.events.push(*sequence);
@@ -381,108 +462,4 @@ pub(super) async fn erase(nats: &Admin, found: &Erased, erased: &mut Erased) -> 
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pipeline::position::POSITION_HEADER;
-
-    #[test]
-    fn a_message_is_found_by_its_aggregate_its_id_or_a_header() {
-        let mut wanted = Wanted {
-            slot: "s".to_owned(),
-            past_slots: BTreeSet::from(["gone".to_owned()]),
-            is_shared: false,
-            shown: shown_anywhere("a"),
-            is_exact: true,
-            may_be_rowless: false,
-            table: None,
-            beside: None,
-            ids: BTreeSet::from(["e1".to_owned()]),
-            lanes: vec!["S".to_owned()],
-            headers: vec!["user".to_owned()],
-        };
-        find_in_a_stream_of_its_own(&wanted);
-        find_among_others(&wanted);
-        wanted.may_be_rowless = true;
-        let of_row = |id: &str| Some(Found::OfRow(Some(id.to_owned())));
-        assert_eq!(find(&wanted, &[("id", "e2")], "anything"), of_row("e2"));
-        assert_eq!(
-            find(&wanted, &[("id", "e2"), ("user", "b")], "anything"),
-            None
-        );
-        wanted.may_be_rowless = false;
-        // Another table's aggregate may have the same id.
-        let body = r#"{"id":"e9","aggregate_id":"a"}"#;
-        wanted.is_shared = true;
-        assert_eq!(find(&wanted, &[], body), None);
-        assert_eq!(
-            find(&wanted, &[(POSITION_HEADER, "s 0/10:1")], body),
-            Some(Found::Event)
-        );
-        let of_table = (REPLAY_HEADER, "0a1b table:s 7:e9");
-        let kind = (KIND_HEADER, "replay");
-        assert_eq!(find(&wanted, &[kind, of_table], body), Some(Found::Outside));
-        let of_another = (REPLAY_HEADER, "0a1b table:t 7:e9");
-        assert_eq!(find(&wanted, &[kind, of_another], body), None);
-        // A share that is no more has no lane.
-        assert_eq!(
-            find(&wanted, &[(POSITION_HEADER, "gone 0/10:1")], body),
-            Some(Found::Outside)
-        );
-    }
-
-    fn find(wanted: &Wanted, headers: &[(&str, &str)], body: &str) -> Option<Found> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.insert(*name, *value);
-        }
-        wanted.find(Some(&map), body.as_bytes(), false)
-    }
-
-    fn find_among_others(wanted: &Wanted) {
-        let body = br#"{"id":"e1","aggregate_id":"a"}"#;
-        let find = |name: &str, value: &str| {
-            let mut map = HeaderMap::new();
-            map.insert(name, value);
-            wanted.find(Some(&map), body, true)
-        };
-        assert_eq!(find("user", "a"), None);
-        assert_eq!(find(POSITION_HEADER, "s 0/10:1"), Some(Found::Event));
-        assert_eq!(find(REPLAY_HEADER, "0a1b S 7"), Some(Found::Event));
-        assert_eq!(find(REPLAY_HEADER, "0a1b T 7"), None);
-    }
-
-    fn find_in_a_stream_of_its_own(wanted: &Wanted) {
-        let find = |headers: &[(&str, &str)], body: &str| find(wanted, headers, body);
-        assert_eq!(
-            find(&[], r#"{"id":"e9","aggregate_id":"a"}"#),
-            Some(Found::Event)
-        );
-        assert_eq!(find(&[], r#"{"id":"e9","aggregate_id":"b"}"#), None);
-        assert_eq!(find(&[("id", "e1")], "anything"), Some(Found::Event));
-        assert_eq!(
-            find(&[("id", "e2"), ("user", "\"a\"")], "anything"),
-            Some(Found::Event)
-        );
-        // Another row had the same id before.
-        let others = r#"{"id":"e1","aggregate_id":"b"}"#;
-        assert_eq!(find(&[], others), None);
-        assert_eq!(find(&[("id", "e1"), ("user", "b")], "anything"), None);
-        // A payload may have a field of that name.
-        assert_eq!(find(&[("id", "e2")], r#"{"aggregate_id":"a"}"#), None);
-        let letter = (KIND_HEADER, KIND_DEAD_LETTER);
-        assert_eq!(
-            find(&[letter], r#"{"id":null,"aggregate_id":"a"}"#),
-            Some(Found::DeadLetter)
-        );
-        let retried = (KIND_HEADER, KIND_RETRIED);
-        assert_eq!(find(&[retried], r#"{"id":"e1"}"#), None);
-        let retry = (KIND_HEADER, "retry");
-        assert_eq!(find(&[retry], r#"{"id":"e1"}"#), Some(Found::Outside));
-        assert_eq!(find(&[letter], "{}"), None);
-        // The same id may be in a further table.
-        let further = (TABLE_HEADER, "public.audit");
-        assert_eq!(find(&[further], r#"{"id":"e1","aggregate_id":"a"}"#), None);
-        let other = (POSITION_HEADER, "t 0/10:1");
-        assert_eq!(find(&[other], r#"{"id":"e1","aggregate_id":"a"}"#), None);
-    }
-}
+mod tests;

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::messages::Erased;
 use super::tables::LeftOut;
+use crate::cli::command_line::quoted;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::counted::counted;
@@ -34,6 +35,9 @@ pub(super) struct Receipt {
     /// row that would tell it.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) untold: BTreeMap<String, u64>,
+    /// How many of these have the id in a header that the configuration does not name, by header.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) untold_with_header: BTreeMap<String, u64>,
     /// Moves to another NATS that were killed: it may have copies.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) unfinished_moves: BTreeSet<String>,
@@ -51,6 +55,7 @@ impl Receipt {
             for (counts, more) in [
                 (&mut self.of_unnamed, &erased.of_unnamed),
                 (&mut self.untold, &erased.untold),
+                (&mut self.untold_with_header, &erased.in_header),
             ] {
                 for (table, count) in more {
                     *counts.entry(table.clone()).or_default() += count;
@@ -92,9 +97,9 @@ impl Receipt {
             if *table == self.table {
                 let stay = counted(*count, "message stays", "messages stay");
                 stderr::line(format_args!(
-                    "{stay} of which the table has no row (source.messages), and which do not tell their aggregate: any of them may be of this \
-                     one. Those that their payload tells, remove with nats stream rmm; a header of aggregate_id in message.headers tells it of \
-                     all that are still to come"
+                    "{stay} of which the table has no row, and which do not tell their aggregate: any of them may be of this one. Those that \
+                     their payload tells, remove with nats stream rmm; a header of aggregate_id in message.headers tells it of all that are \
+                     still to come"
                 ));
                 continue;
             }
@@ -103,6 +108,14 @@ impl Receipt {
                  {}, and run this again",
                 counted(*count, "message stays", "messages stay"),
                 name(table)
+            ));
+        }
+        for (header, count) in &self.untold_with_header {
+            let (id, header) = (quoted(&self.aggregate_id), quoted(header));
+            stderr::line(format_args!(
+                "{} exactly this id in header {header}, which the configuration does not name: where that header told the aggregate, \
+                 walrelay erase --aggregate-id {id} --also-header {header} removes them",
+                counted(*count, "of these messages has", "of these messages have")
             ));
         }
     }

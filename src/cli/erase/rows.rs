@@ -3,7 +3,7 @@
 //! In: the aggregate; the ids of messages that do not tell theirs. Out: its rows' ids, and the rows deleted; of how many messages the
 //! table has no row. Guarantee: memory does not grow with the number of such messages.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::Context as _;
 
@@ -67,19 +67,30 @@ pub(super) struct Rows<'a> {
     pub(super) id_column: &'a IdColumn,
 }
 
+/// A message that does not tell its aggregate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Rowless {
+    /// Its event's, by which there may be a row after all.
+    pub(super) id: Option<String>,
+    /// The headers that have the aggregate's id.
+    pub(super) in_header: Vec<String>,
+}
+
 /// Counts messages of which there is no row.
 pub(super) struct Counting<'a> {
     rows: Rows<'a>,
-    ids: Vec<String>,
+    events: Vec<Rowless>,
     count: u64,
+    in_header: BTreeMap<String, u64>,
 }
 
 impl<'a> Rows<'a> {
     pub(super) fn counting(self) -> Counting<'a> {
         Counting {
             rows: self,
-            ids: Vec::new(),
+            events: Vec::new(),
             count: 0,
+            in_header: BTreeMap::new(),
         }
     }
 
@@ -102,30 +113,36 @@ impl<'a> Rows<'a> {
 }
 
 impl Counting<'_> {
-    /// A message of an event with this id.
-    pub(super) async fn take(&mut self, id: Option<String>) -> anyhow::Result<()> {
-        match id {
-            None => self.count += 1,
-            Some(id) => self.ids.push(id),
-        }
-        if self.ids.len() >= CHUNK_IDS {
+    pub(super) async fn take(&mut self, event: Rowless) -> anyhow::Result<()> {
+        self.events.push(event);
+        if self.events.len() >= CHUNK_IDS {
             self.look().await?;
         }
         Ok(())
     }
 
     async fn look(&mut self) -> anyhow::Result<()> {
-        let present = self.rows.present(&self.ids).await?;
-        let ids = self.ids.drain(..);
-        self.count += ids.filter(|id| !present.contains(id)).count() as u64;
+        let ids = self.events.iter().filter_map(|event| event.id.clone());
+        let ids: Vec<String> = ids.collect();
+        let present = match ids.is_empty() {
+            true => HashSet::new(),
+            false => self.rows.present(&ids).await?,
+        };
+        for event in self.events.drain(..) {
+            if event.id.is_some_and(|id| present.contains(&id)) {
+                continue;
+            }
+            self.count += 1;
+            for header in event.in_header {
+                *self.in_header.entry(header).or_default() += 1;
+            }
+        }
         Ok(())
     }
 
-    /// The table, and the count.
-    pub(super) async fn end(mut self) -> anyhow::Result<(String, u64)> {
-        if !self.ids.is_empty() {
-            self.look().await?;
-        }
-        Ok((self.rows.table.to_owned(), self.count))
+    /// The table, the count, and how many of them have the aggregate's id in which header.
+    pub(super) async fn end(mut self) -> anyhow::Result<(String, u64, BTreeMap<String, u64>)> {
+        self.look().await?;
+        Ok((self.rows.table.to_owned(), self.count, self.in_header))
     }
 }
