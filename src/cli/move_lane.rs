@@ -203,6 +203,7 @@ impl Move {
             to,
         };
         moving.stage = moving.found().await?;
+        moving.check_dead_letters(moving.stage).await?;
         Ok(moving)
     }
 
@@ -388,6 +389,7 @@ impl Move {
             let working = lease.working();
             working.begin(copying::BETWEEN);
             lease.renew().await?;
+            self.check_dead_letters(stage.max(Stage::Copying)).await?;
             if stage < Stage::Copied {
                 let last = self.fence().await?;
                 tracing::info!("the lane has left stream {}", self.from.stream());

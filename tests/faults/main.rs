@@ -25,6 +25,7 @@ mod hold_back;
 mod lane;
 mod lease;
 #[cfg(target_os = "linux")]
+mod move_stuck;
 mod mute;
 mod other_configuration;
 mod other_id;

@@ -2,16 +2,23 @@
 //!
 //! In: the settings. Out: half of the report. Guarantee: reads only.
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
+use crate::cli::move_lane::left_subject;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
+use crate::nats::api::StreamInfo;
 use crate::nats::stream::account::Wanted;
-use crate::nats::stream::{self, STREAM, StreamFinding, StreamPlan, StreamSettings, limits};
+use crate::nats::stream::{
+    self, STREAM, StreamFinding, StreamPlan, StreamSettings, limits, untaken,
+};
+use crate::pipeline::dead_letter;
+use crate::pipeline::end_search::Lookup;
 use crate::pipeline::limit::SizeLimit;
+use crate::pipeline::position::{KIND_HEADER, KIND_MOVED};
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::pipeline::request::StoredRecord;
 use crate::pipeline::subject::SubjectTemplate;
@@ -87,8 +94,12 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     };
     let moved = |record: &LaneRecord| matches!(record.moved, Some(Moved::To { .. }));
     if stored.record.as_ref().is_some_and(moved) {
-        // What the stream is like matters to nobody: the lane is elsewhere.
+        // What the stream is like matters to nobody: the lane is elsewhere, or it cannot leave.
         report.findings.clear();
+        if let Some(info) = there.iter().find(|info| info.config.name == wanted.name) {
+            let held = held_back(&lane, info).await?;
+            report.of_stream(&wanted.name, held.into_iter().collect());
+        }
     }
     let halted = stored.halted().cloned();
     report.findings.extend(halted.map(Found::from));
@@ -114,6 +125,28 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         )),
     }
     Ok(report)
+}
+
+/// Why a move that has begun cannot end the lane in this stream: it does not take the message that does.
+async fn held_back(lane: &LaneClient, info: &StreamInfo) -> anyhow::Result<Option<StreamFinding>> {
+    let subject = dead_letter::subject(lane.slot());
+    let config = &info.config;
+    let is_left = config.sealed || config.subjects == [left_subject(&config.name)];
+    let Some(finding) = untaken(config, slice::from_ref(&subject)).filter(|_| !is_left) else {
+        return Ok(None);
+    };
+    let last = lane.message(Lookup::Last(&subject)).await?;
+    let is_ended = last.is_some_and(|last| last.header_text(KIND_HEADER) == Some(KIND_MOVED));
+    Ok((!is_ended).then(|| StreamFinding {
+        message: format!(
+            "{}, on which walrelay move ends the lane there",
+            finding.message
+        ),
+        command: finding
+            .command
+            .map(|command| format!("{command}; then run walrelay move again")),
+        ..finding
+    }))
 }
 
 /// Seconds since 1970 of a time in RFC 3339.

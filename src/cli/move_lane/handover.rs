@@ -2,15 +2,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::Config;
 use chrono::{SecondsFormat, Utc};
 
-use super::{Move, left_subject};
+use super::{Move, Side, Stage, left_subject};
 use crate::bulk::moved::copied_from;
 use crate::cli::adopt;
 use crate::nats::admin::Admin;
+use crate::nats::stream::{self, covers, untaken};
 use crate::pipeline::dead_letter;
 use crate::pipeline::end_search::{Lookup, Told, split_tail};
 use crate::pipeline::fault::Halt;
@@ -78,6 +79,36 @@ impl Move {
         Ok(stored.sequence)
     }
 
+    /// Makes sure that the old stream takes the message that ends the lane there, and the new one that which begins it: both go by the
+    /// subject of the dead letters.
+    pub(super) async fn check_dead_letters(&self, stage: Stage) -> anyhow::Result<()> {
+        if stage < Stage::Copied && !self.is_sealed {
+            let why = "on which a message ends the lane there, so it cannot leave";
+            self.takes_dead_letters(&self.from, why).await?;
+        }
+        // On the same NATS the new one has no subject of its own until it takes the old one's.
+        if stage < Stage::Done && self.prefix.is_empty() {
+            let why = "on which a message begins the lane there, so it cannot arrive";
+            self.takes_dead_letters(&self.to, why).await?;
+        }
+        Ok(())
+    }
+
+    async fn takes_dead_letters(&self, side: &Side, why: &str) -> anyhow::Result<()> {
+        let Some(info) = stream::find(&side.nats, side.stream()).await? else {
+            return Ok(());
+        };
+        let Some(finding) = untaken(&info.config, &[dead_letter::subject(side.lane.slot())]) else {
+            return Ok(());
+        };
+        let mend = finding.command.unwrap_or_default();
+        bail!(
+            "stream {}: {}, {why}: {mend}; then run walrelay move again",
+            side.stream(),
+            finding.message
+        )
+    }
+
     async fn has_subjects(&self) -> anyhow::Result<bool> {
         let old = self.config_of_old().await?;
         Ok(old.subjects != [left_subject(self.from.stream())])
@@ -101,8 +132,14 @@ impl Move {
         let config = found.cached_info().config.clone();
         let own = config.subjects.iter();
         let own = own.map(|subject| subject.strip_prefix(&self.prefix).unwrap_or(subject));
+        let mut subjects: Vec<String> = own.map(str::to_owned).collect();
+        // Made from a stream without it, which has it again.
+        let letters = dead_letter::subject(self.to.lane.slot());
+        if !subjects.iter().any(|taken| covers(taken, &letters)) {
+            subjects.push(letters);
+        }
         let taken = Config {
-            subjects: own.map(str::to_owned).collect(),
+            subjects,
             subject_transform: None,
             ..config
         };

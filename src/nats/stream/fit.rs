@@ -149,6 +149,17 @@ pub(super) fn findings(
     findings.sorted()
 }
 
+/// Those of `subjects` that the stream does not store, with the command that adds them.
+#[must_use]
+pub fn untaken(config: &StreamConfig, subjects: &[String]) -> Option<StreamFinding> {
+    let mut findings = Findings {
+        config,
+        found: Vec::new(),
+    };
+    missing_subjects(&mut findings, subjects, None);
+    findings.found.pop()
+}
+
 /// The slot whose dead letters the stream takes: it was made for the relay of that slot.
 pub(super) fn owner(config: &StreamConfig) -> Option<&str> {
     let mut subjects = config.subjects.iter();
