@@ -113,6 +113,9 @@ pub struct Publication {
     /// Publishes partitions as their root.
     #[serde(default)]
     pub(crate) pubviaroot: bool,
+    /// A slot of this database that began with it.
+    #[serde(default)]
+    pub(crate) slot: Option<String>,
     /// The outbox table's entry; `None` if the publication does not hold it under its own name.
     #[serde(default)]
     pub entry: Option<PublicationTable>,
@@ -306,7 +309,9 @@ const SLOT: &str =
 
 const PUBLICATION: &str = "\
 SELECT to_jsonb(p) || jsonb_build_object('oid', p.oid::int8, 'owned', pg_has_role(p.pubowner, 'USAGE'),
-         'comment', obj_description(p.oid, 'pg_publication'), 'entry',
+         'comment', obj_description(p.oid, 'pg_publication'), 'slot',
+         (SELECT s.slot_name FROM pg_catalog.pg_replication_slots s WHERE s.database = current_database()
+          AND starts_with(obj_description(p.oid, 'pg_publication'), 'walrelay: slot ' || s.slot_name || ' begins at ')), 'entry',
          (SELECT to_jsonb(t) FROM pg_catalog.pg_publication_tables t
           WHERE t.pubname = p.pubname AND t.schemaname = $2::text AND t.tablename = $3::text LIMIT 1))
 FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";

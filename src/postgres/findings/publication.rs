@@ -5,9 +5,10 @@
 
 use super::put_anew::put_anew;
 use super::{Finding, Kind, columns, refuse, shares, slot_misfit, warn};
-use crate::postgres::catalog::{Inspection, Slot, Table};
+use crate::postgres::catalog::{Inspection, Publication, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::share;
 use crate::table_name::quote_identifier;
 
 /// Of one of the publication's tables.
@@ -71,8 +72,32 @@ pub(super) fn publication(
         Some(share) => {
             shares::row_filter(table, inspection.row_filter(), share, settings, found);
         }
-        None => row_filter(table, inspection.row_filter(), settings, found),
+        None => {
+            row_filter(table, inspection.row_filter(), settings, found);
+            found.extend(of_a_share(publication, settings));
+        }
     }
+}
+
+/// That it is a share's, which the share's own slot sends.
+fn of_a_share(publication: &Publication, settings: &PostgresSettings) -> Option<Finding> {
+    let filter = publication.entry.as_ref()?.rowfilter.as_deref()?;
+    let (number, count) = share::told(filter)?;
+    let slot = publication.slot.as_ref();
+    let slot = slot.filter(|slot| **slot != settings.slot)?;
+    let name = &settings.publication;
+    let whole = name.strip_suffix(&format!("_{number}"))?;
+    Some(refuse(
+        Kind::PublicationMismatch,
+        format!(
+            "publication {} is of share {number} of {count}, whose rows slot {slot} has: slot {} would publish them once more",
+            quote_identifier(name),
+            settings.slot
+        ),
+        format!(
+            "set relay.shares = {count} and postgres.publication = {whole:?}, with slot and stream as the relay of the shares has them"
+        ),
+    ))
 }
 
 /// What puts the table into the publication; of one with shares, its share.

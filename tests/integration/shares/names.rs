@@ -159,3 +159,54 @@ async fn a_slot_of_another_database_that_is_called_like_a_share() {
     reshard(&fixture, "4").await;
     assert_eq!(count(&fixture, SLOTS).await, 4);
 }
+
+/// The publication of a share under a slot of one's own: its rows would be published twice.
+#[tokio::test]
+async fn a_publication_of_a_share_is_not_read_by_another_slot() {
+    let mut fixture = two_shares(true).await;
+    let mut other = Fixture::bare().await;
+    let url = fixture.servers().postgres.url(&fixture.name);
+    other.set("WALRELAY_POSTGRES_URL", url);
+    other.set(
+        "WALRELAY_POSTGRES_PUBLICATION",
+        format!("{}_0", fixture.name),
+    );
+    let told = ["publication", "set relay.shares = 2"];
+    is_refused(&other, &["setup"], &told).await;
+    let slot = format!(
+        "SELECT pg_create_logical_replication_slot('{}', 'pgoutput')",
+        other.name
+    );
+    fixture.sql.batch_execute(&slot).await.unwrap();
+    is_refused(&other, &["run"], &told).await;
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", other.name);
+    fixture.sql.batch_execute(&drop).await.unwrap();
+    // That of a share which came later.
+    shares(&mut fixture, 4);
+    reshard(&fixture, "4").await;
+    other.set(
+        "WALRELAY_POSTGRES_PUBLICATION",
+        format!("{}_3", fixture.name),
+    );
+    let refused = is_refused(&other, &["setup"], &["set relay.shares = 4"]).await;
+    // As it says.
+    let (_, publication) = refused
+        .stderr
+        .split_once("postgres.publication = \"")
+        .expect("a remedy");
+    let (publication, _) = publication.split_once('"').unwrap();
+    other.set("WALRELAY_POSTGRES_PUBLICATION", publication);
+    other.set("WALRELAY_RELAY_SHARES", "4");
+    other.set("WALRELAY_POSTGRES_SLOT", fixture.name.as_str());
+    let name = fixture.name.clone();
+    other.set(
+        "WALRELAY_NATS_STREAM",
+        format!("{}_{{share}}", name.to_uppercase()),
+    );
+    other.set(
+        "WALRELAY_NATS_SUBJECT",
+        format!("{name}.{{share}}.{{event_type}}"),
+    );
+    other.walrelay(&["setup"]).await.success();
+    assert_eq!(count(&fixture, SLOTS).await, 4);
+}
