@@ -4,6 +4,8 @@
 //! never changed; nothing is made when anything that exists does not fit; running it again makes nothing more. The slot
 //! comes last, since from then on Postgres keeps WAL for it: what can fail has not failed by then.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Context;
 use postgres_types::PgLsn;
 
@@ -40,6 +42,13 @@ mod streams;
 pub(super) use shares::{each_lane, execute_all};
 pub(super) use streams::refused_by_stream;
 use streams::{make_streams, plan_streams, print_streams, refused_streams, warn_of_sizes};
+
+/// How often a relay's record is looked for.
+const RECORD_POLL: Duration = Duration::from_millis(200);
+/// How long a relay that meets the stream may take to write its record.
+const RECORD_LIMIT: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts of a relay that is waited for.
+const BACKOFF_LIMIT: Duration = Duration::from_secs(15);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -399,6 +408,16 @@ async fn record_slot(
     let found_lsn = found.and_then(|slot| slot.confirmed_flush_lsn);
     let found_lsn = found_lsn.filter(|_| is_new);
     if let Some(halt) = no_beginning(before, settings).filter(|_| is_new) {
+        let is_read = found.is_some_and(|slot| slot.active_pid.is_some());
+        if is_read && goes_on(&store, settings).await? {
+            report(
+                account,
+                "lane record",
+                slot,
+                "written by the relay, which goes on",
+            );
+            return Ok(Ok(None));
+        }
         return Ok(Err(halt));
     }
     let is_free = found.is_some_and(|slot| slot.active_pid.is_none());
@@ -421,6 +440,29 @@ async fn record_slot(
     store.store_record(first, stored.sequence).await?;
     report(account, "lane record", slot, "made");
     Ok(Ok(Some(confirmed_lsn)))
+}
+
+/// Whether the relay that reads the slot, and has seen the broker lose the stream, writes the lane's record anew.
+async fn goes_on(lane: &LaneClient, settings: &Settings) -> anyhow::Result<bool> {
+    let wait = settings.relay.backoff_max.min(BACKOFF_LIMIT) + RECORD_LIMIT;
+    stderr::line(format_args!(
+        "a relay reads slot {}: whether it goes on with this stream is waited for, {} at the longest",
+        lane.slot(),
+        humantime::format_duration(wait)
+    ));
+    let deadline = Instant::now() + wait;
+    while Instant::now() < deadline {
+        if lane
+            .record()
+            .await?
+            .record
+            .is_some_and(|record| !record.retired)
+        {
+            return Ok(true);
+        }
+        tokio::time::sleep(RECORD_POLL).await;
+    }
+    Ok(false)
 }
 
 pub(super) async fn identify(settings: &Settings) -> anyhow::Result<(SystemIdentity, History)> {

@@ -380,3 +380,28 @@ async fn has_a_quiet_weekend(shared: bool, weekend: Weekend) {
         relay.stop().await;
     }
 }
+
+/// The relay brings everything back by itself: nothing else is to be done than to make the stream.
+#[tokio::test]
+async fn setup_beside_a_relay_whose_broker_has_lost_its_disk_says_that_it_goes_on() {
+    let mut fixture = fixture(false, "1h").await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    // Of no event, so that it is confirmed at once.
+    let wal = "SELECT pg_logical_emit_message(true, 'test', 'x')";
+    fixture.sql.batch_execute(wal).await.unwrap();
+    fixture.confirms(fixture.server_lsn().await).await;
+    fixture.insert(1, 50).await;
+    holds_events(&fixture, 50).await;
+    let nats = &mut fixture.own_servers().nats;
+    nats.kill();
+    std::fs::remove_dir_all(nats.store_dir().join("jetstream")).unwrap();
+    nats.start_again().await.unwrap();
+    relay.logs("NATS has no stream").await;
+    let made = fixture.walrelay(&["setup"]).await.success();
+    assert!(made.stdout.contains("which goes on"), "{made:?}");
+    assert!(!made.stderr.contains("would halt"), "{made:?}");
+    holds_events(&fixture, 50).await;
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}
