@@ -149,6 +149,12 @@ impl Inspection {
         beginning::read(comment, &self.slot.as_ref()?.slot_name)
     }
 
+    /// Whether the slot has been confirmed through something since it began, as far as that was written down.
+    pub(crate) fn has_passed(&self) -> bool {
+        self.begins_lsn()
+            .is_some_and(|begins_lsn| self.confirmed_lsn() != Some(begins_lsn))
+    }
+
     /// The condition that says which rows of the table are this publication's; `None` where all are.
     ///
     /// SQL over the table's own columns, with names as this session's search path needs them: only for the client that

@@ -32,6 +32,8 @@ pub struct Broker {
     info: Option<StreamInfo>,
     /// Why it does not fit.
     unfit: Option<Unfit>,
+    /// The lane has been elsewhere, as far as the slot tells: where there is no stream, it may be on its way.
+    pub(super) may_come_by_move: bool,
     /// What of the record stream's configuration is slow.
     record_warnings: Vec<String>,
 }
@@ -59,6 +61,7 @@ impl Broker {
             timeout,
             info: None,
             unfit: None,
+            may_come_by_move: false,
             record_warnings: Vec::new(),
         })
     }
@@ -196,6 +199,14 @@ impl Broker {
             Request::Record | Request::StoreRecord { .. } => LANE_RECORD_STREAM,
             _ => self.store.stream(),
         };
+        if *request == Request::Stream && self.may_come_by_move {
+            return OpenError::Permanent(anyhow::anyhow!(
+                "NATS has no stream {stream}, and slot {} has published before: where `walrelay move` is to bring the lane here, let that \
+                 make the stream, and start this once it says that messages are copied; where the broker has lost the stream, run \
+                 `walrelay setup`",
+                self.store.slot()
+            ));
+        }
         OpenError::Permanent(anyhow::anyhow!(
             "NATS has no stream {stream}: run `walrelay setup`"
         ))

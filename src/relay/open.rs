@@ -109,6 +109,7 @@ pub async fn open(
     let mut opening = Opening::new(known(settings, inherited));
     opening.catalog_seen();
     let mut broker = connect(settings, inherited).await?;
+    broker.may_come_by_move = inherited.memory.is_none() && postgres.inspection.has_passed();
     opening.connected(broker.server());
     let mut engine = loop {
         postgres.hold_slot(broker.answer(&mut opening)).await?;

@@ -2,10 +2,11 @@
 
 use async_nats::jetstream::stream::Config;
 use serde_json::{Value, json};
+use walrelay::local::{LocalNats, NatsOptions};
 
 use crate::lane::{holds_events, jetstream, stream_of};
 use crate::remedies::mend;
-use crate::support::{Fixture, Output};
+use crate::support::{Fixture, Output, binaries};
 
 /// Takes the subject of the dead letters out of a stream.
 async fn without_dead_letters(fixture: &Fixture, stream: &str) {
@@ -144,4 +145,55 @@ async fn goes_on(mut fixture: Fixture, new: &str) {
     fixture.walrelay(&["verify"]).await.success();
     fixture.walrelay(&["setup"]).await.success();
     relay.stop().await;
+}
+
+/// To another NATS or to another stream of this one: what is told first does no harm, and the move is named.
+#[tokio::test]
+async fn a_relay_that_is_started_before_its_move_names_it() {
+    let mut fixture = Fixture::own().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let relay = fixture.run();
+    fixture.insert(1, 20).await;
+    holds_events(&fixture, 20).await;
+    fixture.confirms(fixture.server_lsn().await).await;
+    relay.stop().await;
+    let other = LocalNats::start(&binaries(), NatsOptions::default()).await;
+    let other = other.expect("it starts");
+    let (here, there) = (fixture.servers().nats.url(), other.url());
+
+    let new = format!("{}_NEW", fixture.stream_name());
+    let old = fixture.stream_name().to_owned();
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let early = fixture.walrelay(&["run"]).await;
+    names_the_move_first(&early);
+    let early = fixture.walrelay(&["setup"]).await;
+    assert_eq!(early.code, Some(1), "{early:?}");
+    assert!(!early.stderr.contains("set nats.subject"), "{early:?}");
+    let (_, printed) = early.stderr.split_once("run walrelay ").expect("a move");
+    let (printed, _) = printed
+        .split_once(" with the configuration of that one")
+        .unwrap();
+    let printed: Vec<&str> = printed.split(' ').chain(["--yes"]).collect();
+    fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+    fixture.walrelay(&printed).await.success();
+
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    fixture.set("WALRELAY_NATS_URL", there.as_str());
+    names_the_move_first(&fixture.walrelay(&["run"]).await);
+    fixture.set("WALRELAY_NATS_URL", here);
+    let moving = ["move", "--yes", "--to-nats", &there];
+    fixture.walrelay(&moving).await.success();
+    fixture.set("WALRELAY_NATS_URL", there.as_str());
+    fixture.nats = async_nats::connect(there).await.unwrap();
+    goes_on(fixture, &new).await;
+}
+
+fn names_the_move_first(early: &Output) {
+    assert_eq!(early.code, Some(1), "{early:?}");
+    let said = &early.stderr;
+    let of_move = said.find("`walrelay move`").expect(said);
+    assert!(
+        said.find("`walrelay setup`").is_some_and(|at| at > of_move),
+        "{said}"
+    );
 }

@@ -50,6 +50,10 @@ fn finding(
     other: &StreamConfig,
 ) -> Option<StreamFinding> {
     let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
+    // Where this slot's dead letters go, its relay publishes: that finding alone tells what to do.
+    if events.is_some() && takes_letters_of(other, &settings.slot) {
+        return None;
+    }
     let (name, slot) = (&other.name, &settings.slot);
     let message = if held == subject {
         format!("stream {name} already takes {subject}")
@@ -77,6 +81,11 @@ fn finding(
         message,
         command: Some(mend),
     })
+}
+
+fn takes_letters_of(stream: &StreamConfig, slot: &str) -> bool {
+    let mut owners = (stream.subjects.iter()).filter_map(|it| it.strip_prefix("walrelay.dead."));
+    owners.any(|owner| owner == slot)
 }
 
 /// The streams with subjects that overlap; none where nobody may ask, since the server itself refuses to make another.
