@@ -33,6 +33,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         entry: None,
         messages: None,
         share: None,
+        undivided: None,
     }
 }
 

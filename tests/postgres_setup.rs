@@ -55,6 +55,7 @@ fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
         entry: None,
         messages: None,
         share: None,
+        undivided: None,
     }
 }
 

@@ -16,7 +16,7 @@ use super::signals::{self, Hangup};
 use super::stderr;
 use super::stdout;
 use crate::config::{Key, Loaded, SHARES_MAX};
-use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
+use crate::pipeline::reshard::{Switch, Undivided, has_lane, lanes_of};
 use crate::postgres::catalog::{Inspection, inspect, server_version};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division::Division;
@@ -26,12 +26,15 @@ use crate::relay::Shutdown;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
+mod all_rows;
 pub(super) mod alone;
 mod change;
 mod check;
 mod leftover;
 mod prepare;
 mod retire;
+
+pub(super) use all_rows::of_all_rows;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -113,7 +116,7 @@ pub(super) async fn execute(
     let shares = self::shares(&load, last.max(from).max(to).max(2).next_power_of_two())?;
     let is_undivided = [from, to].contains(&1) || division.has(None);
     let undivided = match is_undivided {
-        true => Some(undivided(&args, &load)?),
+        true => Some(undivided(&args, of_all_rows(&shares[0]).await, &load)?),
         false => None,
     };
     let inspection = inspect(&sql, &shares[0].postgres).await?;
@@ -160,6 +163,7 @@ fn shares(
 /// The lane of all rows.
 fn undivided(
     args: &Args,
+    told: Option<Undivided>,
     load: &impl Fn(u32, Vec<(Key, String)>) -> Result<Loaded, anyhow::Error>,
 ) -> Result<Settings, anyhow::Error> {
     let given = [
@@ -170,9 +174,15 @@ fn undivided(
         .into_iter()
         .filter_map(|(key, text)| Some((key, text.clone()?)));
     let loaded = load(1, given.collect());
-    let loaded = loaded.context(
-        "--undivided-stream and --undivided-subject say where the lane of all rows publishes, which has no {share}",
-    )?;
+    let loaded = loaded.with_context(|| {
+        let flags = told.as_ref().map(Undivided::flags);
+        format!(
+            "the lane of all rows publishes elsewhere than its shares, without {{share}}: give {}",
+            flags
+                .as_deref()
+                .unwrap_or("--undivided-stream and --undivided-subject")
+        )
+    })?;
     Ok(loaded.lane()?.clone())
 }
 

@@ -90,12 +90,17 @@ pub(super) fn resolve(
 
 fn resolve_lane(
     name: &str,
-    LaneLayers { layers, share }: LaneLayers,
+    LaneLayers {
+        layers,
+        share,
+        undivided,
+    }: LaneLayers,
     environment: &Environment,
     warnings: &mut Vec<String>,
 ) -> Result<Settings, ConfigError> {
     let mut postgres = resolve_postgres(&layers, environment, warnings)?;
     postgres.share = share;
+    postgres.undivided = undivided;
     let nats = resolve_nats(&layers, environment)?;
     let message = mapping::message(&layers, &postgres.columns, &nats.subject)?;
     let mut settings = Settings {
@@ -177,6 +182,7 @@ fn resolve_postgres(
             },
         )?,
         share: None,
+        undivided: None,
     })
 }
 

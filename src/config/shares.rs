@@ -8,6 +8,8 @@ use super::error::ConfigError;
 use super::keys::{Key, PLACEHOLDER};
 use super::layers::Layers;
 use super::tables;
+use crate::pipeline::reshard::Undivided;
+use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::share::Share;
 use crate::relay::settings::Settings;
 
@@ -19,6 +21,8 @@ pub(super) struct LaneLayers {
     pub(super) layers: Layers,
     /// None where the lane has all rows.
     pub(super) share: Option<Share>,
+    /// See [`PostgresSettings::undivided`](crate::postgres::settings::PostgresSettings::undivided).
+    pub(super) undivided: Option<Undivided>,
 }
 
 /// A lane for each share, or the only one.
@@ -42,6 +46,7 @@ pub(super) fn lanes(whole: &Layers) -> Result<Vec<LaneLayers>, ConfigError> {
         return Ok(vec![LaneLayers {
             layers: whole.clone(),
             share: None,
+            undivided: undivided(whole),
         }]);
     }
     let aggregate = required(whole, Key::ColumnsAggregateId);
@@ -128,5 +133,82 @@ fn lane(whole: &Layers, number: u32, count: u32, own_streams: bool) -> LaneLayer
             whole_slot: required(whole, Key::PostgresSlot).text.clone(),
             whole_publication: required(whole, Key::PostgresPublication).text.clone(),
         }),
+        undivided: undivided(whole),
+    }
+}
+
+/// Where the lane of all rows publishes: as it is configured, or as the names of the shares' streams and subjects are without the number.
+fn undivided(whole: &Layers) -> Option<Undivided> {
+    let [stream, subject, slot] = [Key::NatsStream, Key::NatsSubject, Key::PostgresSlot]
+        .map(|key| required(whole, key).text.clone());
+    let is_own = !stream.contains(PLACEHOLDER);
+    if !is_own {
+        let named = Some(bare(&stream)).filter(|name| !name.is_empty());
+        return Some(Undivided {
+            stream: named.unwrap_or_else(|| slot.to_uppercase()),
+            subject: bare_subject(&subject, &slot),
+            is_own,
+            is_told: false,
+        });
+    }
+    let is_shared = required(whole, Key::NatsShared).text == "true";
+    let is_of_all = required(whole, Key::RelayShares).text.trim() == "1";
+    (is_of_all && !is_shared).then_some(Undivided {
+        stream,
+        subject,
+        is_own,
+        is_told: true,
+    })
+}
+
+/// A name without the share's number and what divides that from the rest.
+fn bare(name: &str) -> String {
+    let divided = ["_", "-"].map(|sign| {
+        [
+            format!("{sign}{PLACEHOLDER}"),
+            format!("{PLACEHOLDER}{sign}"),
+        ]
+    });
+    let parts = divided.as_flattened().iter().map(String::as_str);
+    let mut bare = name.to_owned();
+    for part in parts.chain([PLACEHOLDER]) {
+        bare = bare.replace(part, "");
+    }
+    bare
+}
+
+/// The same of each part of a subject; under a root of the slot where none is left.
+fn bare_subject(subject: &str, slot: &str) -> String {
+    let parts = subject.split('.').map(bare);
+    let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
+    let bare = parts.join(".");
+    match bare.parse::<SubjectTemplate>() {
+        Ok(_) => bare,
+        Err(_) => format!("{slot}.{bare}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_without_a_number() {
+        for (name, expected) in [
+            ("OUTBOX_{share}", "OUTBOX"),
+            ("{share}-outbox", "outbox"),
+            ("A_{share}_B", "A_B"),
+            ("S{share}", "S"),
+            ("{share}", ""),
+        ] {
+            assert_eq!(bare(name), expected);
+        }
+        for (subject, expected) in [
+            ("outbox.{share}.{event_type}", "outbox.{event_type}"),
+            ("outbox-{share}.{event_type}", "outbox.{event_type}"),
+            ("{share}.{event_type}", "walrelay.{event_type}"),
+        ] {
+            assert_eq!(bare_subject(subject, "walrelay"), expected);
+        }
     }
 }

@@ -19,20 +19,45 @@ pub struct Switch {
     pub to: u32,
 }
 
+/// Where the lane of all rows publishes, where its shares have a stream each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undivided {
+    /// Its stream.
+    pub stream: String,
+    /// The template of its subjects.
+    pub subject: String,
+    /// The configuration is this lane's: that of the shares is another one.
+    pub is_own: bool,
+    /// By what NATS has of the lane, or by its own configuration; else a guess by the names of the shares' streams and subjects.
+    pub is_told: bool,
+}
+
+impl Undivided {
+    /// What `walrelay reshard` is given of it.
+    pub fn flags(&self) -> String {
+        let Undivided {
+            stream, subject, ..
+        } = self;
+        format!("--undivided-stream {stream} --undivided-subject '{subject}'")
+    }
+}
+
 /// The outbox has another number of shares than a configuration says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}", self.what(), self.mend())]
 pub struct OtherNumber {
     /// How many there are; 1 where it is not divided.
     pub found: u32,
     /// How many the configuration wants.
     pub wanted: u32,
+    /// None where all lanes have one stream.
+    pub undivided: Option<Undivided>,
 }
 
 impl OtherNumber {
     /// What is wrong.
-    pub fn what(self) -> String {
-        let OtherNumber { found, wanted } = self;
+    pub fn what(&self) -> String {
+        let OtherNumber { found, wanted, .. } = self;
         match found {
             1 => format!("the outbox is not divided, and relay.shares is {wanted}"),
             _ => format!("the outbox has {found} shares, and relay.shares is {wanted}"),
@@ -40,17 +65,33 @@ impl OtherNumber {
     }
 
     /// What mends it.
-    pub fn mend(self) -> String {
-        let OtherNumber { found, wanted } = self;
-        let undivided = match [found, wanted].contains(&1) {
-            true => {
-                ", where nats.stream has {share} with --undivided-stream STREAM --undivided-subject TEMPLATE, those of the lane of all rows"
-            }
-            false => "",
+    pub fn mend(&self) -> String {
+        let OtherNumber { found, wanted, .. } = self;
+        let undivided = self.undivided.as_ref();
+        let undivided = undivided.filter(|_| [found, wanted].contains(&&1));
+        // Where the lane of all rows is there, a guess about it is worth nothing.
+        let reshard = match undivided.filter(|of| *found > 1 || of.is_told) {
+            None if undivided.is_some() => format!(
+                "run walrelay reshard --shares {wanted}, which says what it has to be told of the lane of all rows"
+            ),
+            None => reshard(*wanted, None),
+            told => reshard(*wanted, told) + ", the stream and the subject of the lane of all rows",
         };
-        format!(
-            "set relay.shares = {found} in every configuration, or run walrelay reshard --shares {wanted}{undivided}"
-        )
+        format!("set relay.shares = {found} in every configuration, or {reshard}")
+    }
+}
+
+/// The command, with what it needs to be told of the lane of all rows.
+pub fn reshard(count: u32, undivided: Option<&Undivided>) -> String {
+    match undivided {
+        None => format!("run walrelay reshard --shares {count}"),
+        Some(of) => {
+            let with = match of.is_own {
+                true => "with the configuration of the shares, ",
+                false => "",
+            };
+            format!("{with}run walrelay reshard --shares {count} {}", of.flags())
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::pipeline::reshard::{OtherNumber, has_lane, lanes_of};
+use crate::pipeline::reshard::{OtherNumber, Undivided, has_lane, lanes_of, reshard};
 use crate::postgres::catalog::{Inspection, server_version, slot_and_wal};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, findings, refuse, warn};
@@ -108,8 +108,7 @@ impl Division {
         let found = self
             .count()
             .filter(|count| !has_lane(*count, settings.part()))?;
-        let wanted = settings.any_share().count;
-        Some(OtherNumber { found, wanted })
+        Some(settings.of_number(found))
     }
 
     /// A publication of all rows beside those of shares.
@@ -130,7 +129,7 @@ impl Division {
     }
 
     /// That `walrelay reshard` has left lanes behind that carry nothing: shares that are none yet, or no more, with slots that keep WAL.
-    pub fn unfinished(&self, share: &Share) -> Option<Finding> {
+    pub fn unfinished(&self, share: &Share, undivided: Option<&Undivided>) -> Option<Finding> {
         let count = self.whole()?;
         let left: Vec<Option<u32>> = (self.parts())
             .filter(|part| !has_lane(count, *part))
@@ -138,12 +137,7 @@ impl Division {
         let names: Vec<String> = (left.iter())
             .map(|part| quote_identifier(&share.publication(*part)))
             .collect();
-        let undivided = match count == 1 || left.contains(&None) {
-            true => {
-                " Where nats.stream has {share}, give it --undivided-stream and --undivided-subject as well, of the lane of all rows"
-            }
-            false => "",
-        };
+        let undivided = undivided.filter(|_| count == 1 || left.contains(&None));
         (!left.is_empty()).then(|| {
             warn(
                 Kind::Reshard,
@@ -154,7 +148,8 @@ impl Division {
                     if left.len() == 1 { "carries" } else { "carry" }
                 ),
                 format!(
-                    "run walrelay reshard --shares {count}, which publishes what is left there and removes them.{undivided}"
+                    "{}, which publishes what is left there and removes them",
+                    reshard(count, undivided)
                 ),
             )
         })
@@ -221,7 +216,7 @@ pub async fn other_number(
     if found == 1 && slot_and_wal(client, &share.slot(None)).await?.is_none() {
         return Ok(None);
     }
-    Ok(Some(OtherNumber { found, wanted }))
+    Ok(Some(settings.of_number(found)))
 }
 
 /// What [`findings`] finds. Where the lane is none of the shares that there are, that is why it has no slot, and no set-up makes one.
@@ -324,7 +319,17 @@ mod tests {
     #[test]
     fn what_carries_nothing_was_left_behind() {
         let share = Share::whole("s", "p");
-        let unfinished = |division: &Division| division.unfinished(&share).map(|it| it.mend);
+        let undivided = Undivided {
+            stream: "S".to_owned(),
+            subject: "s.{event_type}".to_owned(),
+            is_own: false,
+            is_told: true,
+        };
+        let unfinished = |division: &Division| {
+            division
+                .unfinished(&share, Some(&undivided))
+                .map(|it| it.mend)
+        };
         let two = [Some((0, 2)), Some((1, 2))];
         assert_eq!(unfinished(&division(&two)), None);
         let [first, second] = two;
@@ -338,7 +343,7 @@ mod tests {
         assert!(
             unfinished(&divided)
                 .expect("a finding")
-                .contains("--undivided-stream")
+                .contains("--undivided-stream S --undivided-subject 's.{event_type}',")
         );
         // Of which number it is, nobody knows.
         assert_eq!(unfinished(&division(&[first, None])), None);

@@ -6,6 +6,7 @@ use super::conninfo::Conninfo;
 use super::share::Share;
 use crate::pipeline::fields::{Field, Fields};
 use crate::pipeline::mapping::{Mapping, Value};
+use crate::pipeline::reshard::{OtherNumber, Undivided};
 use crate::pipeline::subject::SubjectTemplate;
 use crate::table_name::TableName;
 
@@ -36,6 +37,8 @@ pub struct PostgresSettings {
     pub messages: Option<String>,
     /// Which of the table's rows; none for all.
     pub share: Option<Share>,
+    /// Where the lane of all rows publishes; none where it and its shares have one stream.
+    pub undivided: Option<Undivided>,
 }
 
 /// A further table of the lane.
@@ -52,6 +55,15 @@ impl PostgresSettings {
     pub(crate) fn any_share(&self) -> Share {
         let whole = || Share::whole(&self.slot, &self.publication);
         self.share.clone().unwrap_or_else(whole)
+    }
+
+    /// That the outbox has another number of shares than these settings say.
+    pub(crate) fn of_number(&self, found: u32) -> OtherNumber {
+        OtherNumber {
+            found,
+            wanted: self.any_share().count,
+            undivided: self.undivided.clone(),
+        }
     }
 
     /// Number of the lane's share; none where it has all rows.

@@ -10,7 +10,7 @@ use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
 use crate::cli::own_lane::no_beginning;
-use crate::cli::reshard::alone;
+use crate::cli::reshard::{alone, of_all_rows};
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::division;
@@ -60,7 +60,9 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         report.findings.extend(found.map(Found::from));
     }
     if alone::holder(&client, postgres).await?.is_none() {
-        let unfinished = division.unfinished(&postgres.any_share());
+        let share = postgres.any_share();
+        let undivided = of_all_rows(settings).await;
+        let unfinished = division.unfinished(&share, undivided.as_ref());
         report.findings.extend(unfinished.map(Found::from));
     }
     let both = division.all_rows_beside(&postgres.any_share());

@@ -8,8 +8,9 @@ use anyhow::Context as _;
 use super::{Args, execute, print_findings, refused};
 use crate::cli::exit::Exit;
 use crate::cli::lanes;
-use crate::cli::reshard::alone;
+use crate::cli::reshard::{alone, of_all_rows};
 use crate::config::Loaded;
+use crate::pipeline::reshard::OtherNumber;
 use crate::postgres::client::connect;
 use crate::postgres::division;
 use crate::postgres::findings::{Finding, Kind, Severity, refuse};
@@ -43,10 +44,10 @@ pub(crate) async fn each_lane(
 
 /// What stands in the way of the lanes together.
 async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
-    let first = lanes.first().map(|lane| &lane.postgres);
-    let Some(postgres) = first else {
+    let Some(first) = lanes.first() else {
         return Ok(Vec::new());
     };
+    let postgres = &first.postgres;
     let share = &postgres.any_share();
     let conninfo = &postgres.conninfo;
     let client = connect(conninfo)
@@ -54,7 +55,9 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let division = division::division(&client, postgres).await?;
     if alone::holder(&client, postgres).await?.is_none() {
-        print_findings(division.unfinished(share).as_slice());
+        let undivided = of_all_rows(first).await;
+        let unfinished = division.unfinished(share, undivided.as_ref());
+        print_findings(unfinished.as_slice());
     }
     let mut refusals = Vec::new();
     if postgres.share.is_some() {
@@ -65,7 +68,13 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         refusals.extend(division.finding(share));
     }
     let other = division::other_number(&client, postgres, &division).await?;
-    refusals.extend(other.map(|it| refuse(Kind::RowFilter, it.what(), it.mend())));
+    if let Some(other) = other {
+        let other = OtherNumber {
+            undivided: of_all_rows(first).await,
+            ..other
+        };
+        refusals.push(refuse(Kind::RowFilter, other.what(), other.mend()));
+    }
     if postgres.share.is_none() {
         return Ok(refusals);
     }

@@ -215,6 +215,7 @@ fn a_share_that_is_no_more_is_read_until_its_record_is_at_its_end() {
     let no_share = Fault::NoShare(OtherNumber {
         found: 2,
         wanted: 4,
+        undivided: None,
     });
     let retired = LaneRecord {
         retired: true,

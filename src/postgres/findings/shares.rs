@@ -5,7 +5,6 @@
 
 use super::put_anew::put_anew;
 use super::{Finding, Kind, refuse, warn};
-use crate::pipeline::reshard::OtherNumber;
 use crate::postgres::catalog::{Column, Server, Table};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::{self, ROW_FILTERS_SINCE, Share};
@@ -103,7 +102,7 @@ pub(super) fn row_filter(
         found.push(warn(
             Kind::RowFilter,
             format!("publication {publication} is share {number} of {other}, and relay.shares is {count}"),
-            OtherNumber { found: other, wanted: *count }.mend(),
+            settings.of_number(other).mend(),
         ));
         return;
     }

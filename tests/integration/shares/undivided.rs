@@ -418,3 +418,79 @@ async fn dead_letters_of_a_lane_that_is_no_more_are_shown_and_closed() {
     assert!(letters(&fixture, &[]).await.is_empty());
     relay.stop().await;
 }
+
+/// What is printed behind these words, as a shell would take it apart, up to the end of the command.
+fn printed(text: &str, words: &str) -> Vec<String> {
+    let (_, command) = text.split_once(words).expect(text);
+    let (command, _) = command.split_once(',').expect(text);
+    let words = command.split(' ');
+    words
+        .map(|word| word.trim_matches('\'').to_owned())
+        .collect()
+}
+
+async fn types(fixture: &Fixture, command: &[String]) {
+    let command: Vec<&str> = command.iter().map(String::as_str).collect();
+    fixture.walrelay(&command).await.success();
+}
+
+#[tokio::test]
+async fn the_printed_reshard_is_typed_as_it_is() {
+    let mut fixture = undivided().await;
+    let relay = fixture.run();
+    fixture.insert(1, 20).await;
+    fixture.holds(20).await;
+    stops(relay).await;
+    // The configuration of the shares, beside an outbox that is not divided.
+    own_streams(&mut fixture, 2);
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let divide = printed(&refused.stderr, "or run walrelay ");
+    assert_eq!(divide, command("2", &of_undivided(&fixture)));
+    let mut waiting = fixture.run();
+    waiting
+        .logs("run walrelay reshard --shares 2, which says")
+        .await;
+    let without = fixture.walrelay(&["reshard", "--shares", "2"]).await;
+    assert_eq!(without.code, Some(2), "{}", without.stderr);
+    let told = without
+        .stderr
+        .split_once(": give ")
+        .expect("what it needs")
+        .1;
+    let told = told
+        .split(' ')
+        .map(|word| word.trim_matches([',', ':', '\'', '\n']));
+    let told: Vec<&str> = told.take(4).collect();
+    assert_eq!(told, divide[3..], "{}", without.stderr);
+    types(&fixture, &divide).await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
+    waiting.streams().await;
+    stops(waiting).await;
+
+    // The configuration of all rows, beside shares.
+    own_streams(&mut fixture, 1);
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let words = "with the configuration of the shares, run walrelay ";
+    let unite = printed(&refused.stderr, words);
+    assert_eq!(unite, command("1", &of_undivided(&fixture)));
+    own_streams(&mut fixture, 2);
+    types(&fixture, &unite).await;
+    assert_eq!(count(&fixture, SLOTS).await, 1);
+    own_streams(&mut fixture, 1);
+    let relay = fixture.run();
+    fixture.insert(21, 30).await;
+    let verify = ["verify", "--wait", "30s"];
+    fixture.walrelay(&verify).await.success();
+    stops(relay).await;
+
+    // What ends one that was ended before its end: the same command again.
+    own_streams(&mut fixture, 2);
+    types(&fixture, &divide).await;
+    let arguments: Vec<&str> = unite.iter().map(String::as_str).collect();
+    change_alone(&fixture, &arguments).await;
+    let setup = fixture.walrelay(&["setup"]).await;
+    let words = "until theirs is published: run walrelay ";
+    assert_eq!(printed(&setup.stderr, words), unite);
+}

@@ -40,7 +40,11 @@ impl Relay {
         }
         let found = postgres.publications.count();
         let wanted = part.map_or(1, |_| SHARES_MAX);
-        let no_share = Fault::NoShare(OtherNumber { found, wanted });
+        let no_share = Fault::NoShare(OtherNumber {
+            found,
+            wanted,
+            undivided: None,
+        });
         let no_share = (!has_lane(found, part)).then_some(no_share);
         let is_readable =
             postgres.slot(part).confirmed_lsn.is_some() && postgres.publications.has(part);
