@@ -18,6 +18,9 @@ pub enum Reject {
     /// NULL where a value is needed.
     #[error("{0} is null")]
     Null(Field),
+    /// An attribute of a CloudEvent that must not be empty.
+    #[error("{0} is empty, which no CloudEvent permits")]
+    Empty(Field),
     /// A value in a form that walrelay did not ask for.
     #[error("{0} came in an unexpected form")]
     Form(Field),
@@ -70,6 +73,7 @@ impl Reject {
     pub fn reason(&self) -> &'static str {
         match self {
             Reject::Null(_) => "null",
+            Reject::Empty(_) => "empty",
             Reject::Form(_) | Reject::ColumnForm(_) => "form",
             Reject::NoText(_) => "no-text",
             Reject::NoColumn(_) => "no-column",

@@ -313,10 +313,11 @@ impl<'a> Event<'_, 'a> {
         let mut object = Object::open(body);
         push_string(object.key("specversion"), b"1.0");
         let (kind, id) = self.id()?;
-        push_string(object.key("id"), &id_text(kind, &id));
+        push_string(object.key("id"), required(Field::Id, &id_text(kind, &id))?);
         push_string(object.key("source"), self.mapping.message.source.as_bytes());
         let (_, text) = self.event_type()?;
-        push_string(object.key("type"), &text);
+        let text = required(Field::EventType, &text)?;
+        push_string(object.key("type"), text);
         self.moment(object.key("time"))?;
         if let Some(subject) = self.cloud_subject()? {
             push_string(object.key("subject"), &subject);
@@ -364,9 +365,10 @@ impl<'a> Event<'_, 'a> {
     fn attributes(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
         headers.extend_from_slice(b"ce-specversion: 1.0\r\n");
         let (kind, id) = self.id()?;
-        attribute(headers, "id", &id_text(kind, &id));
+        attribute(headers, "id", required(Field::Id, &id_text(kind, &id))?);
         attribute(headers, "source", self.mapping.message.source.as_bytes());
-        attribute(headers, "type", &self.event_type()?.1);
+        let (_, text) = self.event_type()?;
+        attribute(headers, "type", required(Field::EventType, &text)?);
         headers.extend_from_slice(b"ce-time: ");
         self.push_moment(headers)?;
         headers.extend_from_slice(b"\r\n");
@@ -402,6 +404,14 @@ fn is_whole(id: &[u8]) -> bool {
     match is_plain(id.first()) && is_plain(id.last()) {
         true => std::str::from_utf8(id).is_ok(),
         false => std::str::from_utf8(id).is_ok_and(|id| !id.is_empty() && id.trim() == id),
+    }
+}
+
+/// A required attribute of a CloudEvent, which must not be empty (1.0.2, 3.1.1).
+fn required(field: Field, text: &[u8]) -> Result<&[u8], Reject> {
+    match text.is_empty() {
+        true => Err(Reject::Empty(field)),
+        false => Ok(text),
     }
 }
 

@@ -469,6 +469,56 @@ async fn cloud_events_have_attributes_of_their_own_types() {
     assert_eq!(headers["ce-tags"], "{%22a%22:%201}");
 }
 
+/// A required attribute is not empty either: such a row becomes a dead letter, and what mends it is typed.
+#[tokio::test]
+async fn cloud_events_have_an_id_and_a_type() {
+    let table = "CREATE TABLE events (id text PRIMARY KEY, aggregate_id text NOT NULL DEFAULT 'k', event_type text NOT NULL,
+        event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL DEFAULT '{}')";
+    for format in ["cloudevents", "cloudevents_json"] {
+        let settings = [
+            ("WALRELAY_MESSAGE_FORMAT", format),
+            ("WALRELAY_NATS_SUBJECT", "NAME.{aggregate_id}"),
+        ];
+        let mut fixture = with_table(table, &settings).await;
+        fixture.setup().await;
+        let relay = fixture.run();
+        let insert = "INSERT INTO events (id, event_type) VALUES ('', 'a'), ('2', ''), ('3', 'a')";
+        fixture.sql.batch_execute(insert).await.unwrap();
+        fixture.holds(3).await;
+        let list = fixture
+            .walrelay(&["dead-letters", "list", "--json"])
+            .await
+            .success();
+        let letters: Vec<Value> = (list.stdout.lines())
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(letters.len(), 2, "{}", list.stdout);
+        for (letter, mended) in letters.iter().zip(["id=1", "event_type=a"]) {
+            assert_eq!(letter["reason"], "empty", "{letter}");
+            let position = letter["position"].as_str().unwrap();
+            let retry = ["dead-letters", "retry", position, "--set", mended];
+            fixture.walrelay(&retry).await.success();
+        }
+        let mut stored = fixture.stored().await;
+        stored.retain(|message| !message.subject.starts_with("walrelay."));
+        assert_eq!(stored.len(), 3, "{stored:?}");
+        for message in &stored {
+            let (id, of_type) = match format {
+                "cloudevents" => {
+                    let headers = headers(message);
+                    (headers["ce-id"].to_owned(), headers["ce-type"].to_owned())
+                }
+                _ => (
+                    message.field("id").as_str().unwrap().to_owned(),
+                    message.field("type").as_str().unwrap().to_owned(),
+                ),
+            };
+            assert!(!id.is_empty() && of_type == "a", "{message:?}");
+        }
+        relay.stop().await;
+    }
+}
+
 /// The commit's time, which only the WAL has.
 #[tokio::test]
 async fn without_a_time_of_its_own_an_event_has_that_of_its_commit() {
