@@ -246,3 +246,50 @@ async fn the_stream_is_looked_at_once_at_the_start() {
     }
     assert_eq!(seen, ["$JS.API.STREAM.INFO.OUTBOX"]);
 }
+
+#[tokio::test]
+async fn a_payload_of_bytes_is_shown_as_the_message_has_it() {
+    let nats = broker().await;
+    let jetstream = stream(&nats).await;
+    let position = |headers: &mut HeaderMap| headers.insert("Walrelay-Position", "walrelay 0/1:1");
+    let envelope = |payload: &str| {
+        format!(
+            r#"{{"id":"7","aggregate_id":"1","event_type":"a","event_version":1,"occurred_at":"2026-11-28T00:00:00Z",{payload}}}"#
+        )
+    };
+    let mut headers = HeaderMap::new();
+    position(&mut headers);
+    for payload in [
+        r#""payload_base64":"AP8=""#,
+        r#""payload_base64":"YWI=""#,
+        r#""payload_json":"AP8=""#,
+    ] {
+        send(&jetstream, "outbox.a", headers.clone(), envelope(payload)).await;
+    }
+    // By itself, of a text that is no JSON; then of a CloudEvent in binary mode.
+    headers.insert("id", "8");
+    send(&jetstream, "outbox.a", headers, "a text".to_owned()).await;
+    let mut headers = HeaderMap::new();
+    position(&mut headers);
+    headers.insert("ce-id", "9");
+    headers.insert("ce-datacontenttype", "application/octet-stream");
+    send(&jetstream, "outbox.a", headers, "ab".to_owned()).await;
+    let all = ["--since", "all", "--json", "--count", "5"];
+    let mut tail = FoundEnd::start(&nats.url(), &all);
+    for (json, base64) in [
+        (None, Some("AP8=")),
+        (None, Some("YWI=")),
+        (Some("AP8="), None),
+        (Some("a text"), None),
+        (None, Some("YWI=")),
+    ] {
+        let shown = tail.json().await;
+        assert_eq!(shown["payload_json"].as_str(), json, "{shown}");
+        assert_eq!(
+            shown.get("payload_base64").and_then(|it| it.as_str()),
+            base64,
+            "{shown}"
+        );
+    }
+    assert_eq!(tail.exit_code().await, Some(0));
+}

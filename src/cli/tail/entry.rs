@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use async_nats::HeaderMap;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -15,11 +16,13 @@ use crate::event::EventEnvelope;
 use crate::pipeline::position::{
     KIND_DEAD_LETTER, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER, REASON_HEADER,
 };
-use crate::pipeline::stored_event::StoredEvent;
+use crate::pipeline::stored_event::{Payload, StoredEvent};
 
 /// Subjects of walrelay's own; of these only dead letters are something to look at.
 const OWN_ROOT: &str = "walrelay.";
 const DEAD_ROOT: &str = "walrelay.dead.";
+/// The content type of a CloudEvent that is bytes.
+const OCTETS: &str = "application/octet-stream";
 
 /// [`Entry::kind_name`] of an event's first publication.
 pub(super) const KIND_EVENT: &str = "event";
@@ -80,6 +83,9 @@ pub(crate) struct Entry {
     pub(crate) detail: Option<String>,
     /// The event's payload, or the whole body where that is JSON of another shape.
     pub(crate) payload_json: Option<Box<RawValue>>,
+    /// In its place, of a payload that is neither JSON nor text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) payload_base64: Option<String>,
     /// How many messages the consumer had to deliver behind this one.
     #[serde(skip)]
     pub(crate) pending: u64,
@@ -126,6 +132,16 @@ impl Entry {
                 ..StoredEvent::default()
             },
         };
+        let is_octets = header("ce-datacontenttype").is_some_and(|it| it == OCTETS);
+        let (payload_json, payload_base64) = match event.payload {
+            Payload::Bytes(bytes)
+                if is_octets || bytes != body || std::str::from_utf8(body).is_err() =>
+            {
+                (None, Some(BASE64_STANDARD.encode(bytes)))
+            }
+            // A text that is the whole body.
+            payload => (payload.into_json(), None),
+        };
         let (slot, position) = match header(POSITION_HEADER) {
             Some(text) => match text.split_once(' ') {
                 Some((slot, position)) => (Some(slot.to_owned()), Some(position.to_owned())),
@@ -153,7 +169,8 @@ impl Entry {
             aggregate_id: event.aggregate_id,
             event_type: event.event_type,
             event_version: event.event_version,
-            payload_json: event.payload.into_json(),
+            payload_json,
+            payload_base64,
         }
     }
 
