@@ -229,27 +229,24 @@ impl Watch {
     }
 }
 
-/// All leases of the slot: their streams, where they are stored, and what they say.
+/// All leases of the slot, in the order in which they were stored: their streams, where they are stored, and what they say.
 async fn leases(nats: &Admin, slot: &str) -> Result<Vec<(String, u64, Holder)>, LaneError> {
     let records = LaneClient::new(nats, LANE_RECORD_STREAM, slot)?;
-    let filter = lane_lease_subject("*", slot);
-    let (mut from, mut found) = (1, Vec::new());
-    loop {
-        let lookup = Lookup::Next {
-            from,
-            filter: &filter,
-        };
-        let message = match records.message(lookup).await {
-            Err(LaneError::NoStream(_)) => None,
-            message => message?,
-        };
-        let Some(message) = message else {
-            return Ok(found);
-        };
-        from = message.seq + 1;
-        let stream = message.subject.split('.').nth(2).unwrap_or_default();
-        found.push((stream.to_owned(), message.seq, Holder::read(&message)?));
+    // One message after the other would not come to an end where holders write theirs anew more quickly than this reads.
+    let subjects = match records.subjects(&lane_lease_subject("*", slot)).await {
+        Err(LaneError::NoStream(_)) => return Ok(Vec::new()),
+        subjects => subjects?,
+    };
+    let mut found = Vec::new();
+    for subject in subjects {
+        // It may be removed meanwhile.
+        if let Some(message) = records.message(Lookup::Last(&subject)).await? {
+            let stream = subject.split('.').nth(2).unwrap_or_default();
+            found.push((stream.to_owned(), message.seq, Holder::read(&message)?));
+        }
     }
+    found.sort_by_key(|(_, sequence, _)| *sequence);
+    Ok(found)
 }
 
 #[cfg(test)]

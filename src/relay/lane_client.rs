@@ -257,7 +257,7 @@ impl LaneClient {
     ///
     /// # Errors
     /// [`LaneError`].
-    async fn subjects(&self, filter: &str) -> Result<Vec<String>, LaneError> {
+    pub(crate) async fn subjects(&self, filter: &str) -> Result<Vec<String>, LaneError> {
         let stream = self.store.stream();
         let mut subjects = Vec::new();
         loop {

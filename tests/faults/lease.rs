@@ -130,3 +130,27 @@ async fn a_program_reads_how_far_it_is() {
         told.stdout
     );
 }
+
+/// Leases that are written anew faster than one who reads them one after the other.
+#[tokio::test]
+async fn what_is_at_work_is_told_beside_many_leases_that_are_renewed() {
+    let fixture = Fixture::own().await;
+    let mut writing = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let context = async_nats::jetstream::new(fixture.nats.clone());
+        let slot = fixture.name.clone();
+        writing.spawn(async move {
+            for number in (0..8).cycle() {
+                let subject = format!("walrelay.lane.S_{writer}_{number}.{slot}.lease");
+                let lease = r#"{"command":"replay","process":7,"since":"2026-11-29T07:00:00Z","token":"t","released":true}"#;
+                let stored = context.publish(subject, lease.into()).await;
+                stored.unwrap().await.unwrap();
+            }
+        });
+    }
+    for _ in 0..3 {
+        fixture.walrelay(&["doctor"]).await;
+    }
+    assert!(writing.try_join_next().is_none());
+    writing.shutdown().await;
+}
