@@ -40,6 +40,7 @@ mod messages;
 mod receipt;
 mod rows;
 mod streams;
+mod survey;
 mod tables;
 mod waiting;
 
@@ -47,6 +48,7 @@ use aggregate::AggregateId;
 use messages::{Erased, Wanted};
 use receipt::Receipt;
 use streams::Places;
+use survey::Survey;
 use tables::{LeftOut, Others, Tables};
 
 /// Rows that are inserted meanwhile are erased too, for so many times.
@@ -144,8 +146,11 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
         ));
     }
     // What one table does not permit is told before another one is erased from.
-    for table in tables.some.iter().skip(1) {
-        Erasing::new(&args, first, *table, &sql, &nats).await?;
+    if tables.some.len() > 1 {
+        let mut survey = Survey::of(&nats).await?;
+        for table in tables.some.iter().skip(1) {
+            Erasing::new(&args, first, *table, &mut survey, &sql, &nats).await?;
+        }
     }
     let mut gravest = Exit::Done;
     for (number, table) in tables.some.iter().enumerate() {
@@ -166,15 +171,17 @@ async fn execute_one(
     (sql, nats): (&Client, &Admin),
     shutdown: &mut Shutdown,
 ) -> Result<Exit, anyhow::Error> {
+    // For each table anew: between two of them no lease keeps others from publishing.
+    let mut survey = Survey::of(nats).await?;
     let mut erasing = Vec::new();
     for lane in lanes {
-        erasing.push(Erasing::new(args, lane, table, sql, nats).await?);
+        erasing.push(Erasing::new(args, lane, table, &mut survey, sql, nats).await?);
     }
     for lane in &mut erasing {
         lane.others.clone_from(&others);
     }
     let past = streams::of_shares_before(nats, sql, lanes).await?;
-    erasing[0].also(past).await?;
+    erasing[0].also(past, &mut survey).await?;
     let mut receipt = Receipt {
         aggregate_id: args.aggregate_id.clone(),
         at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
@@ -324,6 +331,7 @@ impl<'a> Erasing<'a> {
         args: &'a Args,
         whole: &'a Settings,
         outbox: usize,
+        survey: &mut Survey,
         sql: &'a Client,
         nats: &'a Admin,
     ) -> anyhow::Result<Self> {
@@ -335,7 +343,8 @@ impl<'a> Erasing<'a> {
         messages::check_headers(&args.also_header, &settings)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
         let record = lane.record().await?.record;
-        let Places { lanes, all } = streams::with_copies(nats, &lane, &args.also_stream).await?;
+        let Places { lanes, all } =
+            streams::with_copies(survey, nats, &lane, &args.also_stream).await?;
         Ok(Erasing {
             id_column: IdColumn::of(table, &settings.postgres),
             table: settings.postgres.table.to_string(),
@@ -377,12 +386,12 @@ impl<'a> Erasing<'a> {
     }
 
     /// Erases what these lanes had too, from their streams and from copies of them.
-    async fn also(&mut self, past: Vec<LaneClient>) -> anyhow::Result<()> {
+    async fn also(&mut self, past: Vec<LaneClient>, survey: &mut Survey) -> anyhow::Result<()> {
         for lane in past {
             if lane.slot() != self.lane.slot() {
                 self.past_slots.insert(lane.slot().to_owned());
             }
-            let Places { lanes, all } = streams::with_copies(self.nats, &lane, &[]).await?;
+            let Places { lanes, all } = streams::with_copies(survey, self.nats, &lane, &[]).await?;
             self.lanes.extend(lanes);
             for place in all {
                 if (self.streams.iter()).all(|known| known.stream() != place.stream) {

@@ -7,18 +7,16 @@ use std::collections::BTreeSet;
 
 use anyhow::{bail, ensure};
 use async_nats::jetstream::stream::{Config, Info};
-use futures_util::TryStreamExt as _;
 
+use super::survey::Survey;
 use crate::bulk::replayed;
 use crate::cli::move_lane::left_subject;
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, LANE_RECORD_STREAM};
-use crate::pipeline::end_search::Lookup;
-use crate::pipeline::position::{POSITION_HEADER, REPLAY_HEADER};
 use crate::pipeline::record::Moved;
 use crate::postgres::client::Client;
-use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::lane_client::LaneClient;
 use crate::relay::lane_records;
 use crate::relay::settings::Settings;
 
@@ -45,35 +43,38 @@ pub(super) struct Places {
 /// # Errors
 /// Messages cannot be erased from one of them.
 pub(super) async fn with_copies(
+    survey: &mut Survey,
     nats: &Admin,
     lane: &LaneClient,
     named: &[String],
 ) -> anyhow::Result<Places> {
     let own = lane.stream_name();
-    let jetstream = nats.jetstream();
-    let all = async { Ok(jetstream.streams().try_collect().await?) };
-    let all: Vec<Info> = nats.allowed(all).await?;
-    let lanes = with_left(nats, lane, &all).await?;
+    let lanes = with_left(survey, nats, lane).await?;
     let mut wanted: BTreeSet<String> = lanes.iter().chain(named).cloned().collect();
     let mut mixed = BTreeSet::new();
-    add_copies(&all, &mut wanted, &mut mixed);
-    for Info { config, .. } in &all {
+    add_copies(&survey.streams, &mut wanted, &mut mixed);
+    let names = survey.streams.iter().map(|info| info.config.name.clone());
+    let unknown = names.filter(|name| name != LANE_RECORD_STREAM && !wanted.contains(name));
+    survey.ask_firsts(nats, unknown.collect()).await?;
+    let survey = &*survey;
+    let all = &survey.streams;
+    for Info { config, .. } in all {
         let name = &config.name;
         if lanes.contains(name) {
             continue;
         }
-        unmoved(nats, lane, &lanes, name).await?;
+        unmoved(survey, nats, lane, &lanes, name).await?;
         if !wanted.contains(name)
             && name != LANE_RECORD_STREAM
-            && is_replay(nats, lane, &lanes, name).await?
+            && is_replay(survey, lane, &lanes, name)
         {
             wanted.insert(name.clone());
             mixed.insert(name.clone());
         }
     }
-    add_copies(&all, &mut wanted, &mut mixed);
+    add_copies(all, &mut wanted, &mut mixed);
     let mut streams = Vec::new();
-    for Info { config, .. } in &all {
+    for Info { config, .. } in all {
         let name = &config.name;
         if !wanted.contains(name) {
             continue;
@@ -85,7 +86,7 @@ pub(super) async fn with_copies(
              age and limits remove messages, or its deletion"
         );
         ensure!(
-            is_lanes || !has_lane(nats, lane, name).await?,
+            is_lanes || !survey.has_lane(name),
             "another lane lives in stream {name}, which has messages of {own}: run walrelay erase with that lane's configuration \
              for it, and then this one, or let that stream go"
         );
@@ -138,10 +139,15 @@ fn add_copies(all: &[Info], wanted: &mut BTreeSet<String>, mixed: &mut BTreeSet<
 }
 
 /// The lane's stream, and those from which `walrelay move` has brought the lane there on this NATS.
-async fn with_left(nats: &Admin, lane: &LaneClient, all: &[Info]) -> anyhow::Result<Vec<String>> {
+async fn with_left(
+    survey: &Survey,
+    nats: &Admin,
+    lane: &LaneClient,
+) -> anyhow::Result<Vec<String>> {
     let mut left = Vec::new();
-    for Info { config, .. } in all {
-        if config.subjects == [left_subject(&config.name)] {
+    for Info { config, .. } in &survey.streams {
+        let is_left = config.subjects == [left_subject(&config.name)];
+        if is_left && survey.has_record(&config.name, lane.slot()) {
             let lane = LaneClient::new(nats, &config.name, lane.slot())?;
             let record = lane.record().await?.record;
             if let Some(Moved::To { stream, nats: None }) = record.and_then(|record| record.moved) {
@@ -158,16 +164,17 @@ async fn with_left(nats: &Admin, lane: &LaneClient, all: &[Info]) -> anyhow::Res
 
 /// Makes sure that stream `name` is not one to which `walrelay move` is still copying, from where its next run goes on.
 async fn unmoved(
+    survey: &Survey,
     nats: &Admin,
     lane: &LaneClient,
     lanes: &[String],
     name: &str,
 ) -> anyhow::Result<()> {
-    let there = LaneClient::new(nats, name, lane.slot())?;
-    let record = match there.record().await {
-        Err(LaneError::NoStream(_)) => None,
-        stored => stored?.record,
-    };
+    if !survey.has_record(name, lane.slot()) {
+        return Ok(());
+    }
+    let record = LaneClient::new(nats, name, lane.slot())?;
+    let record = record.record().await?.record;
     match record.and_then(|record| record.moved) {
         Some(Moved::From { stream, .. }) if lanes.contains(&stream) => bail!(
             "the lane is on its way from stream {stream} to {name}, so nothing was erased: walrelay move --to-stream {name} ends \
@@ -208,62 +215,27 @@ pub(super) async fn of_shares_before(
 
 /// Whether stream `name` has a replay: a command of this slot has had the lease there, or it begins with one of `lanes` or of the
 /// slot's table. Where it begins with a message of this slot that is none, a person is told: it may be a copy that somebody has made by other means, or another database's.
-async fn is_replay(
-    nats: &Admin,
-    lane: &LaneClient,
-    lanes: &[String],
-    name: &str,
-) -> anyhow::Result<bool> {
-    if has_had_lease(nats, lane, name).await? && !has_lane(nats, lane, name).await? {
-        return Ok(true);
-    }
-    let stream = LaneClient::new(nats, name, "-")?;
-    let lookup = Lookup::Next {
-        from: 1,
-        filter: ">",
-    };
-    let Some(first) = or_none(stream.message(lookup).await)? else {
-        return Ok(false);
-    };
+fn is_replay(survey: &Survey, lane: &LaneClient, lanes: &[String], name: &str) -> bool {
     let slot = lane.slot();
-    if let Some(value) = first.header_text(REPLAY_HEADER) {
-        let of = replayed::source_of(value);
-        return Ok(lanes.iter().any(|stream| Some(stream.as_str()) == of)
-            || replayed::slot_of_table(value) == Some(slot));
+    if survey.has_lease(name, slot) && !survey.has_lane(name) {
+        return true;
     }
-    let position = first.header_text(POSITION_HEADER);
+    let Some(first) = survey.first(name) else {
+        return false;
+    };
+    if let Some(value) = &first.replay {
+        let of = replayed::source_of(value);
+        return lanes.iter().any(|stream| Some(stream.as_str()) == of)
+            || replayed::slot_of_table(value) == Some(slot);
+    }
+    let position = first.position.as_deref();
     let of = position.and_then(|position| position.split(' ').next());
-    if of == Some(slot) && !has_lane(nats, lane, name).await? {
+    if of == Some(slot) && !survey.has_lane(name) {
         stderr::line(format_args!(
             "stream {name} begins with a message of slot {slot}, and no lane lives there: if it is a copy of stream {}, give \
              --also-stream {name}",
             lane.stream_name()
         ));
     }
-    Ok(false)
-}
-
-/// Where the stream is gone, it has no message.
-fn or_none<T>(found: Result<Option<T>, LaneError>) -> Result<Option<T>, LaneError> {
-    match found {
-        Err(LaneError::NoStream(_)) => Ok(None),
-        found => found,
-    }
-}
-
-/// Whether a command has published to stream `name` for the lane's slot.
-async fn has_had_lease(nats: &Admin, lane: &LaneClient, name: &str) -> anyhow::Result<bool> {
-    let lane = LaneClient::new(nats, name, lane.slot())?;
-    Ok(or_none(lane.lease().await)?.is_some())
-}
-
-/// Whether a lane lives in stream `name`, or has lived there.
-async fn has_lane(nats: &Admin, own: &LaneClient, name: &str) -> anyhow::Result<bool> {
-    let records = LaneClient::new(nats, LANE_RECORD_STREAM, own.slot())?;
-    let filter = format!("walrelay.lane.{name}.*");
-    let lookup = Lookup::Next {
-        from: 1,
-        filter: &filter,
-    };
-    Ok(or_none(records.message(lookup).await)?.is_some())
+    false
 }
