@@ -33,7 +33,8 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	.servers/cargo-deny --log-level error check --hide-inclusion-graph licenses bans sources
 	$(CARGO) clippy --all-targets --features outbox-sqlx -- -D warnings
 	@scripts/library.sh
-	@scripts/tests.sh --features outbox-sqlx
+	# What the instructions are counted of is built beside the tests, which wait for servers more than they compute.
+	@scripts/instructions.sh --build & scripts/tests.sh --features outbox-sqlx; status=$$?; wait; exit $$status
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features outbox-sqlx
 
