@@ -8,7 +8,7 @@ use walrelay::pipeline::end_search::FOREIGN_MESSAGES_MAX;
 use crate::support::{Fixture, assert_exactly_once, insert_sql, uuid};
 
 /// Rows from before the slot was made.
-const OLD: u64 = 50_000;
+const OLD: u64 = 20_000;
 /// Between two live events.
 const BETWEEN: Duration = Duration::from_millis(2);
 

@@ -9,7 +9,7 @@ use crate::support::{Fixture, Relay, binaries, eventually, uuid};
 const AGGREGATE: &str = "00000000-0000-0000-0000-0000000000a7";
 /// Of the aggregate, in front of many others: those are copied when the move is killed, and not all of these.
 const OF_AGGREGATE: u64 = 3;
-const EVENTS: u64 = 30_000;
+const EVENTS: u64 = 10_000;
 
 /// A lane whose relay has published all of that.
 async fn lane(fixture: &mut Fixture) -> Relay {

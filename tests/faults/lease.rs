@@ -3,21 +3,18 @@
 use rustix::process::Signal;
 
 use crate::lane::{LANES, Lane, event_count, events, set_up};
+use crate::proxy::{Mode, Proxy};
 use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
 
 /// Rows from before the slot was made.
-const OLD: u64 = 60_000;
+const OLD: u64 = 20_000;
 
 /// A lane with rows that its relay will not bring.
 async fn with_old_rows(lane: Lane) -> Fixture {
-    with_rows(lane, OLD).await
-}
-
-async fn with_rows(lane: Lane, rows: u64) -> Fixture {
     let mut fixture = Fixture::bare().await;
     let schema = walrelay::outbox::SCHEMA_SQL;
     fixture.sql.batch_execute(schema).await.unwrap();
-    fixture.insert(1, rows).await;
+    fixture.insert(1, OLD).await;
     set_up(&mut fixture, lane).await;
     fixture
 }
@@ -38,22 +35,26 @@ async fn publishes(fixture: &Fixture) {
 
 /// Every old row is there once, in the stream and by `verify`.
 async fn all_once(fixture: &Fixture) {
-    rows_once(fixture, OLD).await;
-}
-
-async fn rows_once(fixture: &Fixture, rows: u64) {
     let mut ids: Vec<_> = events(fixture).await.iter().map(Stored::id).collect();
     ids.sort_unstable();
-    assert_exactly_once(&(1..=rows).map(uuid).collect::<Vec<_>>(), &ids);
+    assert_exactly_once(&(1..=OLD).map(uuid).collect::<Vec<_>>(), &ids);
     fixture.walrelay(&["verify"]).await.success();
 }
 
 #[tokio::test]
 async fn a_second_backfill_is_refused_while_the_first_is_heard() {
-    // Enough for the first one to give several signs of life.
-    const ROWS: u64 = 4 * OLD;
-    let fixture = with_rows(Lane::FastIngest, ROWS).await;
-    let mut first = start(&fixture, &["backfill"], "first.log");
+    let fixture = with_old_rows(Lane::FastIngest).await;
+    // Slow enough for it to give signs of life until the second one has heard one.
+    let proxy = Proxy::start(fixture.nats.server_info().port).await.unwrap();
+    proxy.set(Mode::Throttle(40_000));
+    let mut command = fixture.command(&["backfill"]);
+    command.env(
+        "WALRELAY_NATS_URL",
+        format!("nats://127.0.0.1:{}", proxy.port()),
+    );
+    command.env("WALRELAY_RELAY_ACK_TIMEOUT", "5min");
+    let folder = command.get_current_dir().unwrap().to_owned();
+    let mut first = Relay::start(command, folder.join("first.log"));
     publishes(&fixture).await;
     let second = fixture.walrelay(&["backfill"]).await;
     assert_eq!(second.code, Some(1), "{}", second.stderr);
@@ -64,8 +65,9 @@ async fn a_second_backfill_is_refused_while_the_first_is_heard() {
     );
     let retry = fixture.walrelay(&["dead-letters", "retry", "--all"]).await;
     assert_eq!(retry.code, Some(1), "{}", retry.stderr);
+    proxy.set(Mode::Pass);
     assert_eq!(first.ends().await, Some(0), "{}", first.log());
-    rows_once(&fixture, ROWS).await;
+    all_once(&fixture).await;
     // It has given the lease back.
     let again = fixture.walrelay(&["backfill"]).await.success();
     assert!(again.stdout.starts_with("0 rows"), "{}", again.stdout);

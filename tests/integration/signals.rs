@@ -161,7 +161,7 @@ async fn tail_verify_and_backfill_end_in_good_order() {
 
 #[tokio::test]
 async fn a_backfill_that_is_stopped_waits_for_what_is_in_flight_and_the_next_does_the_rest() {
-    const ROWS: u64 = 100_000;
+    const ROWS: u64 = 30_000;
     let mut fixture = Fixture::own().await;
     let slot = "SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())";
     fixture.insert(1, ROWS).await;

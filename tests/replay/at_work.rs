@@ -6,9 +6,9 @@ use serde_json::Value;
 use crate::proxy::{Mode, Proxy};
 use crate::support::{Fixture, Relay, eventually};
 
-const ROWS: u64 = 30_000;
+const ROWS: u64 = 10_000;
 /// A message has some 350 bytes, so that no command is done before the test has given up looking at it.
-const SLOW: Mode = Mode::Throttle(120_000);
+const SLOW: Mode = Mode::Throttle(40_000);
 /// What the fixture adds to each command.
 const CONFIG: &str = " --config /dev/null";
 

@@ -4,7 +4,7 @@ use crate::lane::event_count;
 use crate::range::{count, ids, target, uuids};
 use crate::support::{Fixture, Relay, Servers, Stored, assert_exactly_once, eventually};
 
-const ROWS: u64 = 100_000;
+const ROWS: u64 = 30_000;
 
 fn start(fixture: &Fixture, arguments: &[&str]) -> Relay {
     let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();

@@ -63,7 +63,7 @@ fn start(fixture: &Fixture, arguments: &[&str], number: usize) -> Relay {
 
 #[tokio::test]
 async fn a_killed_replay_of_rows_of_one_moment_goes_on_behind_the_last_one() {
-    const ROWS: u64 = 60_000;
+    const ROWS: u64 = 20_000;
     let fixture = published(ROWS).await;
     // Only the id tells such rows apart.
     let moments = "UPDATE outbox_events SET occurred_at = date_trunc('hour', occurred_at)";

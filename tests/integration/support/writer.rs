@@ -15,11 +15,11 @@ use super::fixture::Fixture;
 
 /// Behind so many events a writer goes on slowly, so that a slow machine is not flooded. It never ends by itself: who waits for events to
 /// go on has to see some.
-const EVENTS_MAX: u64 = 40_000;
+const EVENTS_MAX: u64 = 10_000;
 const CONNECTIONS: usize = 3;
 /// How soon a writer knocks again at a server that is away, and pauses between transactions.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-const PACE: Duration = Duration::from_millis(2);
+const PACE: Duration = Duration::from_millis(5);
 const SLOW_PACE: Duration = Duration::from_millis(50);
 
 const LEDGER: &str = "
