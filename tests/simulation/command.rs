@@ -71,15 +71,16 @@ impl Command {
             return Progress::On;
         }
         self.steps += 1;
+        self.others_write(6, world);
         let count = world.postgres.publications.count();
         let mut coming = lanes_of(self.to).filter(|part| !has_lane(count, *part));
         if coming.any(|part| self.prepare(part, world)) {
             return Progress::On;
         }
         if count != self.to {
-            self.others_write(world);
+            self.others_write(30, world);
             let lsn = world.postgres.reshard(self.to, &mut world.random);
-            self.others_write(world);
+            self.others_write(30, world);
             world.note(|| format!("from {lsn:X} on there are {} shares", self.to));
             return Progress::On;
         }
@@ -139,12 +140,12 @@ impl Command {
         }
     }
 
-    /// Writers go on up to the very moment of the change, and behind it.
-    fn others_write(&self, world: &mut World) {
+    /// Writers go on all the time, up to the very moment of the change, and behind it: fewer than so many transactions.
+    fn others_write(&self, transactions: u64, world: &mut World) {
         if self.is_quiet {
             return;
         }
-        for _ in 0..world.random.below(30) {
+        for _ in 0..world.random.below(transactions) {
             let row = world.postgres.row(&mut world.random, false);
             world.postgres.commit(vec![row], &mut world.random);
         }
