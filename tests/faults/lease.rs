@@ -151,7 +151,9 @@ async fn what_is_at_work_is_told_beside_many_leases_that_are_renewed() {
         });
     }
     for _ in 0..3 {
-        fixture.walrelay(&["doctor"]).await;
+        let told = fixture.walrelay(&["doctor"]).await;
+        let is_unseen = told.stdout.contains("commands beside the relay");
+        assert!(!is_unseen, "{}", told.stdout);
     }
     assert!(writing.try_join_next().is_none());
     writing.shutdown().await;
