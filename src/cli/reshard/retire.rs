@@ -15,6 +15,7 @@ use crate::cli::dead_letters::letters::Letters;
 use crate::cli::{stderr, stdout};
 use crate::counted::{counted, is_or_are};
 use crate::nats::admin::Admin;
+use crate::nats::stream;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::division::Division;
@@ -130,18 +131,11 @@ impl Resharding<'_> {
         let (slot, publication) = (&lane.postgres.slot, &lane.postgres.publication);
         let nats = Admin::connect(&lane.nats.connection).await?;
         let client = LaneClient::new(&nats, &lane.nats.stream, slot)?;
-        let open = Letters::read(&client).await?.open().count();
-        if open > 0 {
-            let share = match self.switch.to {
-                1 => String::new(),
-                to => format!(" --share {}", part.unwrap_or(0) % to),
-            };
-            stderr::line(format_args!(
-                "{} of slot {slot} {} open in stream {}: walrelay dead-letters list{share} shows them from now on",
-                counted(open as u64, "dead letter", "dead letters"),
-                is_or_are(open as u64),
-                lane.nats.stream,
-            ));
+        // A command that was killed while it made the share may have made nothing but the publication.
+        let was_made = slot_and_wal(&self.sql, slot).await?.is_some()
+            || stream::find(&nats, &lane.nats.stream).await?.is_some();
+        if was_made {
+            self.tell_of_letters(part, &client).await?;
         }
         let division = Division::look(&self.sql, &lane.postgres).await?;
         ensure!(
@@ -149,13 +143,8 @@ impl Resharding<'_> {
             "somebody has changed publication {publication} meanwhile: it carries rows again, so slot {slot} stays. See walrelay doctor, and \
              run this again"
         );
-        let settled = tokio::time::timeout(self.args.wait, after_publish::settle_rest(lane));
-        let settled = settled.await.map_err(anyhow::Error::from).flatten();
-        if let Err(why) = settled {
-            stderr::line(format_args!(
-                "rows that {} has published stay, walrelay prune deletes them: {why:#}",
-                name(part)
-            ));
+        if was_made {
+            self.settle_rest(part, lane).await;
         }
         // Again where a relay began an epoch meanwhile: a slot that outlives its publication cannot be read.
         while slot_and_wal(&self.sql, slot).await?.is_some() {
@@ -168,6 +157,37 @@ impl Resharding<'_> {
         );
         let dropped = self.sql.batch_execute(&drop).await;
         dropped.with_context(|| format!("cannot drop publication {publication}"))
+    }
+
+    /// Says how its dead letters are shown once it is no more.
+    async fn tell_of_letters(&self, part: Option<u32>, client: &LaneClient) -> anyhow::Result<()> {
+        let open = Letters::read(client).await?.open().count();
+        if open > 0 {
+            let share = match self.switch.to {
+                1 => String::new(),
+                to => format!(" --share {}", part.unwrap_or(0) % to),
+            };
+            stderr::line(format_args!(
+                "{} of slot {} {} open in stream {}: walrelay dead-letters list{share} shows them from now on",
+                counted(open as u64, "dead letter", "dead letters"),
+                client.slot(),
+                is_or_are(open as u64),
+                client.stream_name(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Marks or deletes what it has published, as far as that is configured.
+    async fn settle_rest(&self, part: Option<u32>, lane: &Settings) {
+        let settled = tokio::time::timeout(self.args.wait, after_publish::settle_rest(lane));
+        let settled = settled.await.map_err(anyhow::Error::from).flatten();
+        if let Err(why) = settled {
+            stderr::line(format_args!(
+                "rows that {} has published stay, walrelay prune deletes them: {why:#}",
+                name(part)
+            ));
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use async_nats::jetstream;
 use uuid::Uuid;
 
 use super::load::{
-    SLOTS, are_owned, change_alone, count, has, reshard, shares, stops, takes_dead_letters_of,
-    two_shares,
+    SLOTS, are_owned, change_alone, count, has, own_streams, reshard, set_up, shares, stops,
+    takes_dead_letters_of, two_shares,
 };
 use super::verdict::{events_of, streams_of, verdict};
 use crate::support::{Fixture, Relay, Stored, eventually, uuid};
@@ -181,4 +181,33 @@ async fn a_slot_that_a_crash_has_set_back_behind_its_end_is_dropped() {
         assert_eq!(count(&fixture, SLOTS).await.to_string(), to);
         stops(relay).await;
     }
+}
+
+/// The command was killed when it had made the publication of a share, and neither its slot nor its stream.
+#[tokio::test]
+async fn a_share_that_is_nothing_but_a_publication_goes_again() {
+    let mut fixture = Fixture::bare().await;
+    own_streams(&mut fixture, 2);
+    let mut fixture = set_up(fixture).await;
+    fixture.insert(1, 100).await;
+    shares(&mut fixture, 4);
+    let dry = ["reshard", "--shares", "4", "--dry-run"];
+    let dry = fixture.walrelay(&dry).await.success().stdout;
+    let (create, _) = dry.split_once("\n--").expect("the first share's");
+    fixture.sql.batch_execute(create).await.expect(create);
+    let of_outbox = format!(
+        "FROM pg_publication WHERE starts_with(pubname, '{}_')",
+        fixture.name
+    );
+    assert_eq!(count(&fixture, &of_outbox).await, 3, "{create}");
+
+    shares(&mut fixture, 2);
+    let setup = fixture.walrelay(&["setup"]).await.success();
+    let told = setup.stdout + &setup.stderr;
+    assert!(told.contains("walrelay reshard --shares 2"), "{told}");
+    reshard(&fixture, "2").await;
+    assert_eq!(count(&fixture, &of_outbox).await, 2);
+    let relay = fixture.run();
+    verdict(&fixture, &ids(100), &streams_of(&fixture, 2)).await;
+    stops(relay).await;
 }
