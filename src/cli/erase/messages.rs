@@ -17,7 +17,6 @@ use super::tables::Others;
 use crate::bulk::replayed;
 use crate::cli::exit::UsageError;
 use crate::counted::counted;
-
 use crate::nats::admin::Admin;
 use crate::nats::stored::StoredMessages;
 use crate::nats::stream;

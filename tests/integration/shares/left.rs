@@ -39,7 +39,7 @@ async fn is_out_for_a_moment(fixture: &Fixture, share: u32, rows: (u64, u64)) {
 
 /// The relay's log, once each of its two lanes streams and the outbox is verified.
 async fn log(fixture: &Fixture, relay: &Relay, is_clean: bool) -> String {
-    let verified = fixture.walrelay(&["verify", "--wait", "30s"]).await;
+    let verified = fixture.walrelay(&["verify", "--wait", "2min"]).await;
     let code = if is_clean { 0 } else { 1 };
     assert_eq!(verified.code, Some(code), "{}", verified.stdout);
     relay.log()
