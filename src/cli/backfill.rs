@@ -1,7 +1,8 @@
 //! `walrelay backfill`: publishes rows of the table that the stream does not have.
 //!
 //! In: settings. Out: their events behind the stream's end, marked as backfill, the oldest transaction first. Guarantees:
-//! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane.
+//! what the relay will still publish is left to it; running it again publishes nothing more; no position of the lane. A dead letter that
+//! the stream has no more is closed with its row.
 
 use std::time::Duration;
 
@@ -29,6 +30,10 @@ use crate::postgres::id_column::IdColumn;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
+
+mod gone;
+
+use gone::GoneLetters;
 
 /// Its name in the lane's lease.
 pub(super) const COMMAND: &str = "backfill";
@@ -255,6 +260,7 @@ async fn backfill(
     if all.iter().any(|found| !found.rows.is_empty()) {
         let publisher = Publisher::new(settings, lane, lease, fence).await?;
         let mut publisher = publisher.until(shutdown.clone());
+        let mut gone = GoneLetters::read(lane).await?;
         for (table, found) in all.iter_mut().enumerate() {
             if found.rows.is_empty() {
                 continue;
@@ -264,12 +270,20 @@ async fn backfill(
                 args,
                 settings,
                 (table, found),
-                &mut publisher,
+                (&mut publisher, &mut gone),
                 lease,
                 shutdown,
             );
             gravest = gravest.graver(done.await?);
         }
+        // Also where a signal has ended the rows: these are in the stream.
+        let mut publisher = publisher.until(Shutdown::never());
+        let closed = gone.close(&settings.postgres.slot, &mut publisher).await;
+        let closed = closed.context(
+            "the rows are published, and dead letters of some, which the stream has no more, are not closed: walrelay dead-letters retry \
+             --all closes them",
+        )?;
+        tell_closed(args, closed, &mut account);
     }
     account.close()?;
     Ok(gravest)
@@ -280,7 +294,7 @@ async fn publish(
     args: &Args,
     settings: &Settings,
     (table, rows): (usize, &mut OldestFirst),
-    publisher: &mut Publisher<'_>,
+    (publisher, gone): (&mut Publisher<'_>, &mut GoneLetters),
     lease: &Lease,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
@@ -294,10 +308,12 @@ async fn publish(
     );
     let mut refused = Vec::new();
     let each = |outcome: Outcome<'_>| {
-        if let Outcome::Rejected { name, .. } = outcome
-            && refused.len() < NAMED_MAX
-        {
-            refused.push(name.to_owned());
+        match outcome {
+            Outcome::Published { name } => gone.take(of_table.message.table.as_deref(), name),
+            Outcome::Rejected { name, .. } if refused.len() < NAMED_MAX => {
+                refused.push(name.to_owned());
+            }
+            _ => {}
         }
         progress.take(outcome, &mut account);
     };
@@ -322,6 +338,26 @@ async fn publish(
         true => Exit::Done,
         false => Exit::Failed,
     })
+}
+
+/// Says that dead letters are open no more.
+fn tell_closed(args: &Args, closed: u64, account: &mut Account) {
+    if closed == 0 {
+        return;
+    }
+    let text = format_args!(
+        "{} open, which the stream has no more: {} published, and walrelay dead-letters list --all says so",
+        counted(closed, "dead letter was", "dead letters were"),
+        if closed == 1 {
+            "its row is"
+        } else {
+            "their rows are"
+        }
+    );
+    match args.json {
+        true => stderr::line(text),
+        false => account.line(text),
+    }
 }
 
 /// Says what a person can do about rows that can be no event: no dead letter has them.

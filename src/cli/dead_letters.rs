@@ -22,6 +22,7 @@ use crate::relay::taken_over::{self, TakenOver};
 mod close;
 pub(in crate::cli) mod letters;
 mod list;
+mod published;
 mod set;
 
 use close::Action as Closing;

@@ -8,6 +8,7 @@ mod broker_says_no;
 mod by_hand;
 #[cfg(target_os = "linux")]
 mod cable;
+mod dead_gone;
 mod dead_letters;
 mod dead_rows;
 mod dead_set;

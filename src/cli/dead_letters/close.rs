@@ -2,15 +2,15 @@
 //! that says so.
 //!
 //! In: which dead letters. Out: their events behind the stream's end, and their marks behind the events. Guarantees: no
-//! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark. A
-//! signal ends it behind what is in flight, and what was published is marked first.
+//! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark, or where
+//! another one has published the row of a letter that the stream has no more. A signal ends it behind what is in flight, and what was published is marked first.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use anyhow::{Context as _, bail};
-use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 
 use super::letters::{Letters, Standing};
+use super::published::{OfLane, Published};
 use super::set;
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
@@ -25,9 +25,8 @@ use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
-use crate::nats::stored::{StoredMessages, header};
 use crate::pipeline::dead_letter::state::{Mark, State};
-use crate::pipeline::position::{KIND_HEADER, KIND_RETRY, Position, RETRY_HEADER, parse_header};
+use crate::pipeline::position::Position;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::check_names;
@@ -186,14 +185,12 @@ impl Closing<'_> {
         let Some(first) = wanted.first() else {
             return Ok(Found::default());
         };
-        let sequences = wanted.iter().map(|letter| letter.place.sequence);
-        let published = self
-            .published(sequences.min().unwrap_or(first.place.sequence))
-            .await?;
-        let is_there = |letter: &Standing| {
-            let at = published.get(&letter.place.position);
-            at.is_some_and(|sequence| *sequence > letter.place.sequence)
+        let of_lane = match &self.looked {
+            Some(looked) => Some(OfLane::read(self.settings, looked, self.lane).await?),
+            None => None,
         };
+        let published = Published::read(self.nats, self.lane, &wanted, of_lane.as_ref()).await?;
+        let is_there = |letter: &Standing| published.has(letter);
         if first.state == State::Retried && (is_there(first) || self.may_be_removed().await?) {
             self.refuse(first);
             return Ok(Found::default());
@@ -315,31 +312,6 @@ impl Closing<'_> {
             }
         };
         publisher.run(source, each).await
-    }
-
-    /// The dead letters that have a retry at or behind sequence `from`, with the last one's sequence.
-    async fn published(&self, from: u64) -> anyhow::Result<BTreeMap<Position, u64>> {
-        let config = OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: from.max(1),
-            },
-            headers_only: true,
-            ..OrderedConfig::default()
-        };
-        let name = &self.settings.nats.stream;
-        let mut messages = StoredMessages::from(self.nats, name, config).await?;
-        let mut found = BTreeMap::new();
-        // Of a letter that is gone all the stream is read, which may have nothing.
-        while messages.left() > 0 {
-            let (sequence, message) = messages.next().await?;
-            if header(&message, KIND_HEADER) == Some(KIND_RETRY)
-                && let Some(Ok((slot, position))) = header(&message, RETRY_HEADER).map(parse_header)
-                && slot == self.settings.postgres.slot
-            {
-                found.insert(position, sequence);
-            }
-        }
-        Ok(found)
     }
 }
 

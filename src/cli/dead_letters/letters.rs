@@ -32,14 +32,14 @@ pub(in crate::cli) struct Standing {
     /// Why it was discarded.
     pub(super) state_reason: Option<String>,
     /// The further table of the lane that its row is of.
-    pub(super) table: Option<String>,
+    pub(in crate::cli) table: Option<String>,
     /// The stream has it no more; the relay had seen it open. Its sequence is 0.
     pub(in crate::cli) is_gone: bool,
 }
 
 impl Standing {
     /// The mark by which it gets another state.
-    pub(super) fn mark(&self, reason: Option<&str>) -> Mark {
+    pub(in crate::cli) fn mark(&self, reason: Option<&str>) -> Mark {
         Mark {
             id: self.id.clone(),
             position: self.place.position.to_string(),
