@@ -15,7 +15,7 @@ use super::own_lane::own_lane;
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
-use super::verify::{self, Choice, Missing, OldestFirst};
+use super::verify::{self, Choice, Missing};
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
@@ -61,7 +61,8 @@ command publishes for a lane at a time; after one that was killed, wait 5 second
 goes away while it publishes has a minute to come back.
 
 A row that can be no event is named with what is wrong, and the query that shows it. UPDATE or
-DELETE it in the table, and run this again; verify counts it as missing until then.
+DELETE it in the table, and run this again, with the same --unjudged; verify counts it as missing,
+or as unjudged, until then.
 
 Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped
 before its end. 3: row security hides rows of the table.";
@@ -265,7 +266,6 @@ async fn backfill(
             if found.rows.is_empty() {
                 continue;
             }
-            let found = &mut found.rows;
             let done = publish(
                 args,
                 settings,
@@ -293,12 +293,13 @@ async fn backfill(
 async fn publish(
     args: &Args,
     settings: &Settings,
-    (table, rows): (usize, &mut OldestFirst),
+    (table, found): (usize, &mut Missing),
     (publisher, gone): (&mut Publisher<'_>, &mut GoneLetters),
     lease: &Lease,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
-    let total = rows.len() as u64;
+    let Missing { rows, unjudged, .. } = found;
+    let (total, unjudged) = (rows.len() as u64, *unjudged);
     let of_table = settings.tables().swap_remove(table);
     let source = table::source(&of_table, rows.ids()?);
     let mut account = Account::default();
@@ -332,7 +333,7 @@ async fn publish(
     account.close()?;
     done?;
     if !refused.is_empty() {
-        tell_refused(&of_table, &refused).await?;
+        tell_refused(&of_table, &refused, again(args, unjudged, total)).await?;
     }
     Ok(match published == total {
         true => Exit::Done,
@@ -360,8 +361,13 @@ fn tell_closed(args: &Args, closed: u64, account: &mut Account) {
     }
 }
 
-/// Says what a person can do about rows that can be no event: no dead letter has them.
-async fn tell_refused(settings: &Settings, ids: &[String]) -> anyhow::Result<()> {
+/// Says what a person can do about rows that can be no event: no dead letter has them. Told with the command that publishes them then,
+/// and with what verify calls them before.
+async fn tell_refused(
+    settings: &Settings,
+    ids: &[String],
+    (command, verdict): (&str, &str),
+) -> anyhow::Result<()> {
     let looked = Looked::at(settings).await?;
     let name = &settings.postgres.table;
     let Some(table) = &looked.inspection.table else {
@@ -370,8 +376,17 @@ async fn tell_refused(settings: &Settings, ids: &[String]) -> anyhow::Result<()>
     let ids = ids.iter().map(String::as_str);
     let condition = IdColumn::of(table, &settings.postgres).is_one_of(ids);
     stderr::line(format_args!(
-        "what cannot be published is to be mended in the table: UPDATE it, or DELETE it where nobody wants it, and run walrelay backfill; \
-         walrelay verify counts it as missing until then. This shows it:\n  SELECT * FROM {name} WHERE {condition};"
+        "what cannot be published is to be mended in the table: UPDATE it, or DELETE it where nobody wants it, and run {command}; \
+         walrelay verify counts it as {verdict} until then. This shows it:\n  SELECT * FROM {name} WHERE {condition};"
     ));
     Ok(())
+}
+
+/// The command that publishes rows once they are mended, and what verify calls them before: of `unjudged` ones among `total`.
+fn again(args: &Args, unjudged: u64, total: u64) -> (&'static str, &'static str) {
+    match args.unjudged && unjudged > 0 {
+        false => ("walrelay backfill", "missing"),
+        true if unjudged >= total => ("walrelay backfill --unjudged", "unjudged"),
+        true => ("walrelay backfill --unjudged", "missing or unjudged"),
+    }
 }

@@ -59,7 +59,6 @@ use compare::{Group, Verdict};
 use comparison::{Comparison, has_unpublished, read_stream};
 use lane::LaneReading;
 pub(in crate::cli) use missing::{Choice, Missing, check_condition, missing};
-pub(in crate::cli) use oldest::OldestFirst;
 use report::Report;
 use sort::Entries;
 use table::Table;

@@ -158,3 +158,40 @@ async fn a_row_that_can_never_be_published_is_shown_and_mended_or_deleted() {
     ids.sort_unstable();
     assert_eq!(ids, [1, 2, 3, 8].map(uuid));
 }
+
+/// Where the stream may have had a row's message and removed it, the row stays unjudged also when it is mended.
+#[tokio::test]
+async fn an_unjudged_row_that_can_never_be_published_is_mended_by_what_is_printed() {
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.insert(1, 2).await;
+    let bad = insert_sql(3, 3).replace("lesson.published.v1", "has a space");
+    fixture.sql.batch_execute(&bad).await.unwrap();
+    fixture.setup().await;
+    let relay = fixture.run();
+    fixture.insert(4, 9).await;
+    fixture.holds(6).await;
+    stream_of(&fixture).await.purge().await.unwrap();
+    let delete = "DELETE FROM outbox_events WHERE id > $1";
+    fixture.sql.execute(delete, &[&uuid(3)]).await.unwrap();
+
+    let filled = fixture.walrelay(&["backfill", "--unjudged"]).await;
+    assert_eq!(filled.code, Some(1), "{filled:?}");
+    let told =
+        "and run walrelay backfill --unjudged; walrelay verify counts it as unjudged until then";
+    assert!(filled.stderr.contains(told), "{filled:?}");
+    let verified = fixture.walrelay(&["verify"]).await;
+    assert_eq!(verified.code, Some(3), "{verified:?}");
+    assert!(verified.stdout.contains("unjudged       1"), "{verified:?}");
+
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let (_, remedy) = told.split_once("run walrelay ").unwrap();
+    let (remedy, _) = remedy.split_once(';').unwrap();
+    let typed: Vec<&str> = remedy.split(' ').collect();
+    fixture.walrelay(&typed).await.success();
+    fixture.walrelay(&["verify"]).await.success();
+    assert_exactly_once(&[1, 2, 3].map(uuid), &fixture.stored_ids().await);
+    relay.stop().await;
+}
