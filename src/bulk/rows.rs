@@ -199,6 +199,15 @@ impl Rows {
         Ok(Some(found))
     }
 
+    /// An id as messages have it, of the value that its column holds.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub(crate) async fn id_text(&self, value: &str) -> anyhow::Result<String> {
+        let query = self.id_column.text_of(&self.table, value);
+        Ok(self.sql.query_one(&query, &[]).await?.try_get(0)?)
+    }
+
     /// A value in UTF-8.
     fn text(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
         let mut converted = Vec::new();

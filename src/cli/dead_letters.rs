@@ -24,6 +24,7 @@ pub(in crate::cli) mod letters;
 mod list;
 mod published;
 mod set;
+mod taken;
 
 use close::Action as Closing;
 use letters::Letters;

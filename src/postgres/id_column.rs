@@ -65,6 +65,16 @@ impl IdColumn {
         }
     }
 
+    /// A query for the text, as messages have it, of a value of this column of `table`.
+    #[cfg(feature = "cli")]
+    pub(crate) fn text_of(&self, table: &str, value: &str) -> String {
+        let (name, value) = (&self.name, quote_literal(value));
+        format!(
+            "SELECT ({})::text FROM (SELECT {name} FROM {table} WHERE false UNION ALL SELECT {value}) AS given",
+            self.text()
+        )
+    }
+
     /// SQL for "is one of these ids": in the column's own type, for its index, but for bytes that are no UUID.
     pub(crate) fn is_one_of<'i>(&self, ids: impl Iterator<Item = &'i str>) -> String {
         self.is_one(ids, |_| false)

@@ -144,6 +144,70 @@ async fn what_is_set_has_the_length_and_the_conditions_of_its_column() {
     relay.stop().await;
 }
 
+/// Two events with one id would be a double for good.
+#[tokio::test]
+async fn an_id_that_another_has_is_given_to_no_event() {
+    let mut fixture = Fixture::bare().await;
+    let table = "CREATE TABLE outbox_events (id bytea, aggregate_id text, event_type text, event_version int,
+            occurred_at timestamptz, payload_json json)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    set_up(&mut fixture, Lane::FastIngest).await;
+    let relay = fixture.run();
+    let rows = "INSERT INTO outbox_events VALUES
+        (NULL, 'a', 'a.b', 1, '2026-11-28 07:00+00', '{}'),
+        ('\\x01', 'a', 'has a space', 1, '2026-11-28 07:00+00', '{}'),
+        ('\\x0192f7a0000070008000000000000003', 'a', 'a.b', 1, '2026-11-28 07:00+00', '{}')";
+    fixture.sql.batch_execute(rows).await.unwrap();
+    let letters = letters(&fixture, 2).await;
+    fixture.holds(3).await;
+    // The event's row is no longer there, another event's is not published yet.
+    relay.stop().await;
+    let rows = "DELETE FROM outbox_events WHERE length(id) = 16;
+        UPDATE outbox_events SET id = '\\x02' WHERE id IS NULL";
+    fixture.sql.batch_execute(rows).await.unwrap();
+    let of_letter = format!("of the dead letter at {}", letters[1].position);
+    let of_event = format!("of stream {}", fixture.stream_name());
+    for (id, whose) in [
+        ("id=\\x01", of_letter.as_str()),
+        ("id=\\x0192F7A0000070008000000000000003", of_event.as_str()),
+        ("id=\\x02", "of a row of public.outbox_events"),
+    ] {
+        refused(&fixture, &letters[0], id, &[whose, "known by its id"]).await;
+    }
+    retry(&fixture, &letters[0], &["id=\\x04"]).await.success();
+    assert_eq!(of_kind(&fixture, "retry").await.len(), 1);
+}
+
+/// What the refusal says where a person has given the row an id in the table.
+#[tokio::test]
+async fn a_row_that_was_given_an_id_in_the_table_is_published_by_what_is_printed() {
+    let mut fixture = Fixture::bare().await;
+    let table = "CREATE TABLE outbox_events (id text, aggregate_id text, event_type text, event_version int,
+            occurred_at timestamptz, payload_json json)";
+    fixture.sql.batch_execute(table).await.unwrap();
+    set_up(&mut fixture, Lane::FastIngest).await;
+    let relay = fixture.run();
+    let row = "INSERT INTO outbox_events VALUES (NULL, 'a', 'a.b', 1, '2026-11-28 07:00+00', '{}')";
+    fixture.sql.batch_execute(row).await.unwrap();
+    let letter = letters(&fixture, 1).await.remove(0);
+    let mend = "UPDATE outbox_events SET id = 'e1'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let said = retry(&fixture, &letter, &["id=e1"]).await;
+    let (_, remedy) = said
+        .stderr
+        .split_once("mended: walrelay ")
+        .expect("a remedy");
+    let (first, rest) = remedy.split_once(" publishes it, and walrelay ").unwrap();
+    let (second, _) = rest.split_once(" closes the letter").unwrap();
+    for command in [first, second] {
+        let typed: Vec<&str> = command.split(' ').collect();
+        fixture.walrelay(&typed).await.success();
+    }
+    assert_eq!(of_kind(&fixture, "backfill").await.len(), 1);
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn where_table_or_column_is_gone_it_says_so() {
     let mut fixture = Fixture::new().await;

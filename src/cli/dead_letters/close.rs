@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 
 use super::letters::{Letters, Standing};
 use super::published::{OfLane, Published};
-use super::set;
+use super::{set, taken};
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
@@ -74,7 +74,19 @@ pub(super) async fn close(
     let values = match (&action, position, &looked) {
         (Action::Retry { set }, Some(position), Some(looked)) if !set.is_empty() => {
             let letters = Letters::read(&lane).await?;
-            set::typed(settings, looked, letters.find(position)?, set.clone()).await?
+            let letter = letters.find(position)?;
+            let values = set::typed(settings, looked, letter, set.clone()).await?;
+            let of_lane = taken::Lane {
+                nats,
+                client: &lane,
+                settings,
+                looked,
+                letters: &letters,
+            };
+            if let Some(id) = set::id(settings, letter, &values) {
+                of_lane.is_free(letter, id).await?;
+            }
+            values
         }
         _ => Values::new(),
     };

@@ -30,7 +30,7 @@ pub(super) struct Event {
     pub(super) table: Option<String>,
     pub(super) sequence: u64,
     /// Where its row, or its row's dead letter, stands in the lane; none for a backfill.
-    position: Option<Position>,
+    pub(super) position: Option<Position>,
 }
 
 /// What tells the lane's events.

@@ -78,6 +78,19 @@ pub(super) async fn typed(
     Ok(values)
 }
 
+/// The id among the values that were set.
+pub(super) fn id<'v>(
+    settings: &Settings,
+    letter: &Standing,
+    values: &'v Values,
+) -> Option<&'v str> {
+    let tables = settings.tables();
+    let table = tables
+        .iter()
+        .find(|table| table.message.table == letter.table)?;
+    values.get(table.postgres.id_column()).map(String::as_str)
+}
+
 /// Consumers know an event by its id, and so does verify: only one that never had an id may get one.
 fn check_id(letter: &Standing, column: &str, text: &str) -> Result<(), UsageError> {
     let why = match letter.id.as_deref() {
