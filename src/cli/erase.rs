@@ -68,7 +68,8 @@ walrelay move has left on the same NATS; other copies have to be named with --al
 others write to such a stream too, their messages stay.
 
 The id is taken as messages show it, or as Postgres writes it. Tables in which no row can have it
-are named and left out. Messages of a table that the configuration names no more go too, as far as
+are named and left out; with source.messages, only the rows of the lane's own, since messages of
+pg_logical_emit_message have any text. Messages of a table that the configuration names no more go too, as far as
 they tell their aggregate; of others the receipt says how many there are, and it is not done until
 the table has an entry in [[source.tables]] again.
 

@@ -300,3 +300,89 @@ async fn a_message_of_another_mapping() {
     let payload: Value = event.payload_as().unwrap();
     assert_eq!(payload, json!({"b": 1}));
 }
+
+/// A message of an aggregate whose id is no value of the table's column.
+fn of_customer(n: u64, who: &str) -> String {
+    format!(
+        "SELECT pg_logical_emit_message(true, 'outbox', '{{\"id\": \"{}\", \"aggregate_id\": \"{who}\", \"event_type\": \"a.b\", \
+         \"event_version\": 1, \"occurred_at\": \"2026-11-30T01:00:00Z\", \"payload_json\": {{\"name\": \"Jane Doe\"}}}}')",
+        uuid(n)
+    )
+}
+
+async fn erase_customer(fixture: &Fixture, code: i32) -> Value {
+    let erase = ["erase", "--aggregate-id", "customer-7", "--yes", "--json"];
+    let erased = fixture.walrelay(&erase).await;
+    assert_eq!(erased.code, Some(code), "{erased:?}");
+    let words = "rows of public.outbox_events are left out, none can be the aggregate's";
+    assert!(erased.stderr.contains(words), "{erased:?}");
+    let receipt = erased.stdout.lines().next().expect("a receipt");
+    serde_json::from_str(receipt).expect("a receipt")
+}
+
+/// No row can have its id, which its messages have all the same.
+#[tokio::test]
+async fn messages_are_erased_whose_aggregate_the_column_cannot_have() {
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    for sql in [
+        &transaction(1, 1),
+        &of_customer(2, "customer-7"),
+        &of_customer(4, "customer-8"),
+    ] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    fixture.holds(3).await;
+    let receipt = erase_customer(&fixture, 0).await;
+    assert_eq!(receipt["streams"][0]["events"], json!([2]), "{receipt}");
+    assert_eq!(receipt["left_out"][0]["table"], "public.outbox_events");
+    let stored = fixture.stored().await;
+    let ids: Vec<_> = stored.iter().map(|it| it.id().to_owned()).collect();
+    assert_eq!(ids, [1, 4].map(uuid));
+    relay.stop().await;
+    // Without them, nothing can have it.
+    fixture.unset("WALRELAY_SOURCE_MESSAGES");
+    let erase = ["erase", "--aggregate-id", "customer-7", "--yes"];
+    let refused = fixture.walrelay(&erase).await;
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("is no uuid"), "{refused:?}");
+}
+
+/// Beside a further table whose column can have the id, and in a format in which no message tells its aggregate.
+#[tokio::test]
+async fn erase_is_not_done_beside_messages_that_tell_no_aggregate() {
+    const FURTHER: &str = "CREATE TABLE orders (id uuid PRIMARY KEY, who text NOT NULL, event_type text NOT NULL, \
+        event_version smallint NOT NULL, occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL)";
+    for (headers, code) in [("", 1), ("{ who = 'aggregate_id' }", 0)] {
+        let mut fixture = Fixture::bare().await;
+        fixture.sql.batch_execute(FURTHER).await.unwrap();
+        fixture.set("WALRELAY_SOURCE_MESSAGES", "outbox");
+        fixture.set("WALRELAY_MESSAGE_FORMAT", "payload");
+        if !headers.is_empty() {
+            fixture.set("WALRELAY_MESSAGE_HEADERS", headers);
+        }
+        let entry = "[[source.tables]]\nname = 'public.orders'\ncolumns = { aggregate_id = 'who' }\n";
+        fixture.configure(entry);
+        fixture.setup().await;
+        let mut relay = fixture.run();
+        relay.streams().await;
+        let row = format!(
+            "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) VALUES ('{0}', '{0}', 'a.b', '{{}}')",
+            uuid(1)
+        );
+        for sql in [&row, &of_customer(2, "customer-7")] {
+            fixture.sql.batch_execute(sql).await.unwrap();
+        }
+        fixture.holds(2).await;
+        let receipt = erase_customer(&fixture, code).await;
+        assert_eq!(receipt["done"], json!(code == 0), "{receipt}");
+        let untold = &receipt["untold"]["public.outbox_events"];
+        let told = (untold, &receipt["streams"][0]["events"]);
+        match code {
+            0 => assert_eq!(told, (&Value::Null, &json!([2])), "{receipt}"),
+            _ => assert_eq!(told, (&json!(1), &json!([])), "{receipt}"),
+        }
+        relay.stop().await;
+    }
+}

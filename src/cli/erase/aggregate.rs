@@ -29,6 +29,8 @@ pub(super) struct AggregateId {
     pub(super) value: String,
     /// By what texts are the same value.
     form: Form,
+    /// Why no row can have it, where messages without a row still may.
+    pub(super) no_rows: Option<String>,
 }
 
 /// The value as Postgres writes it, of a text in any spelling; none where it is no such value.
@@ -73,7 +75,20 @@ impl AggregateId {
         }
     }
 
-    /// In the column that the configuration names.
+    /// Of messages alone, which have any text: no row can have it.
+    fn without_rows(id: &str, why: String) -> Self {
+        AggregateId {
+            shown: shown_anywhere(id).texts,
+            is_exact: true,
+            // The value is none.
+            is_it: "$1::text IS NULL".to_owned(),
+            value: id.to_owned(),
+            form: Form::Text,
+            no_rows: Some(why),
+        }
+    }
+
+    /// In the column that the configuration names; with `source.messages`, of messages alone where the column can have no such value.
     ///
     /// # Errors
     /// It names none, or one that can have no such value.
@@ -96,17 +111,22 @@ impl AggregateId {
             let table = &settings.table;
             return Err(UsageError(format!("table {table} has no column {name}")));
         };
-        of_column(found, id).ok_or_else(|| {
+        if let Some(id) = of_column(found, id) {
+            return Ok(id);
+        }
+        let why = {
             let type_name = &found.type_name;
             let such = match found.base_type.as_str() {
                 "uuid" => ", such as 0192f7a0-0000-7000-8000-000000000001",
                 "bytea" => ", such as \\x02, or as messages show it: base64, or a UUID of 16 bytes",
                 _ => "",
             };
-            UsageError(format!(
-                "--aggregate-id: {id:?} is no {type_name}, which column {name} is{such}"
-            ))
-        })
+            format!("--aggregate-id: {id:?} is no {type_name}, which column {name} is{such}")
+        };
+        match settings.messages {
+            Some(_) => Ok(AggregateId::without_rows(id, why)),
+            None => Err(UsageError(why)),
+        }
     }
 }
 
@@ -171,6 +191,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
         is_it: cast,
         value,
         form,
+        no_rows: None,
     })
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Receipt {
     /// Deleted from the table, or in a dry run to be deleted.
     pub(super) rows: u64,
     pub(super) streams: Vec<Erased>,
-    /// Tables that were not looked at.
+    /// Tables whose rows were not looked at.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) left_out: Vec<LeftOut>,
     /// How many of the messages are of each table that the configuration does not name.

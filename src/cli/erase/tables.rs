@@ -41,14 +41,14 @@ impl Others {
     }
 }
 
-/// A table of the lane in which no aggregate can have this id; the names are the JSON keys.
+/// A table of the lane in which no row can have this id; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct LeftOut {
     pub(super) table: String,
     pub(super) why: String,
 }
 
-/// Which of the lane's tables an aggregate of this id may be in.
+/// Which of the lane's tables rows of this aggregate may be in, or messages without a row.
 #[derive(Debug, Default)]
 pub(super) struct Tables {
     /// Of [`Settings::tables`].
@@ -65,13 +65,21 @@ impl Tables {
         for (index, (found, settings)) in inspection.tables().zip(lane.tables()).enumerate() {
             let of_table = found.table.as_ref();
             let of_table = of_table.map(|table| AggregateId::of(table, &settings.postgres, id));
-            match of_table {
-                Some(Err(why)) => tables.left_out.push(LeftOut {
+            // That it is missing is told where it is looked at.
+            let (is_in, why) = match of_table {
+                Some(Err(why)) => (false, Some(why.to_string())),
+                // Its messages are looked for all the same.
+                Some(Ok(id)) => (true, id.no_rows),
+                None => (true, None),
+            };
+            if is_in {
+                tables.some.push(index);
+            }
+            if let Some(why) = why {
+                tables.left_out.push(LeftOut {
                     table: settings.postgres.table.to_string(),
-                    why: why.to_string(),
-                }),
-                // That it is missing is told where it is looked at.
-                None | Some(Ok(_)) => tables.some.push(index),
+                    why,
+                });
             }
         }
         if !tables.some.is_empty() {
