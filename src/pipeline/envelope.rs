@@ -32,6 +32,9 @@ pub enum Reject {
         "{0} has bytes that are no text in the database's encoding, or none that UTF-8 can write"
     )]
     NoText(String),
+    /// The same of a message of the WAL, which Postgres takes as it is.
+    #[error("the message has bytes that are not UTF-8")]
+    MessageBytes,
     /// A column that the table did not have.
     #[error("the table had no column for {0} when the row was inserted")]
     NoColumn(String),
@@ -75,7 +78,7 @@ impl Reject {
             Reject::Null(_) => "null",
             Reject::Empty(_) => "empty",
             Reject::Form(_) | Reject::ColumnForm(_) => "form",
-            Reject::NoText(_) => "no-text",
+            Reject::NoText(_) | Reject::MessageBytes => "no-text",
             Reject::NoColumn(_) => "no-column",
             Reject::TooLarge { .. } => "too-large",
             Reject::EventVersion(_) => "event-version",

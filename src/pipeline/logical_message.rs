@@ -40,7 +40,8 @@ impl MessageRow {
         former: impl Fn(&str, &dyn Fn(&str) -> bool) -> Option<String>,
     ) -> Result<Self, Reject> {
         let content = match content {
-            Column::Text(content) => content,
+            Column::Text(content) if str::from_utf8(content).is_ok() => content,
+            Column::Text(_) => return Err(Reject::MessageBytes),
             Column::Skipped { len } => {
                 return Err(Reject::TooLarge {
                     bytes: len.into(),

@@ -232,6 +232,40 @@ async fn a_message_longer_than_a_frame_halts_and_is_passed() {
     assert_eq!(stored[2].id(), uuid(2));
 }
 
+/// No limit would take it: JSON has no such bytes.
+#[tokio::test]
+async fn a_message_that_is_not_utf8_halts_and_is_passed() {
+    let mut fixture = with_messages().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    for sql in [
+        &transaction(1, 1),
+        "SELECT pg_logical_emit_message(true, 'outbox', '\\xff00'::bytea)",
+        &transaction(2, 2),
+    ] {
+        fixture.sql.batch_execute(sql).await.unwrap();
+    }
+    assert_eq!(relay.ends().await, Some(4));
+    let status = fixture.walrelay(&["status"]).await;
+    for said in [relay.log(), status.stdout] {
+        assert!(said.contains("bytes that are not UTF-8"), "{said}");
+        assert!(!said.contains("max_payload"), "{said}");
+        let remedy = said.split("`walrelay dead-letters skip ").nth(1);
+        let position = remedy.and_then(|rest| rest.split('`').next());
+        let position = position.unwrap_or_else(|| panic!("no remedy in {said}"));
+        // Once more changes nothing.
+        let skip = ["dead-letters", "skip", position];
+        fixture.walrelay(&skip).await.success();
+    }
+    let relay = fixture.run();
+    fixture.holds(3).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[1].kind.as_deref(), Some("dead-letter"));
+    assert_eq!(stored[1].field("reason"), "no-text");
+    assert_eq!(stored[2].id(), uuid(2));
+}
+
 #[tokio::test]
 async fn nothing_is_lost_or_doubled_when_the_relay_is_killed() {
     const TRANSACTIONS: u64 = 60;

@@ -121,10 +121,7 @@ impl Engine {
         if body.is_whole || is_allowed {
             self.place(pending, &body.bytes, out, now);
         } else if pending.id.is_none() {
-            self.halt_at(
-                pending.row,
-                self.would_lose("it has no id to look for it by"),
-            );
+            self.halt_before_loss(pending.row, "it has no id to look for it by");
         } else {
             pending.state = Question::Row;
             self.pending = Some(pending);
@@ -210,7 +207,7 @@ impl Engine {
                 format!("whether the table still has it cannot be seen ({why})")
             }
         };
-        self.halt_at(pending.row, self.would_lose(&why));
+        self.halt_before_loss(pending.row, &why);
     }
 
     /// Goes on with the row that has waited for an answer, once the window takes its dead letter.
@@ -230,11 +227,17 @@ impl Engine {
         }
     }
 
-    fn would_lose(&self, why: &str) -> Blocks {
-        Blocks::Loss {
-            why: why.to_owned(),
-            limit: self.settings.epoch.limits.message_limit,
-        }
+    fn halt_before_loss(&mut self, row: RejectedRow, why: &str) {
+        let why = why.to_owned();
+        let blocks = match row.reject {
+            // However much room there is.
+            Reject::NoText(_) | Reject::MessageBytes => Blocks::NoText { why },
+            _ => Blocks::Loss {
+                why,
+                limit: self.settings.epoch.limits.message_limit,
+            },
+        };
+        self.halt_at(row, blocks);
     }
 
     fn place(&mut self, pending: Pending, body: &[u8], out: &mut BytesMut, now: Duration) {

@@ -155,6 +155,11 @@ pub enum Blocks {
         /// What the dead letter has to fit into.
         limit: SizeLimit,
     },
+    /// The same of a row with bytes that are no text, which no dead letter can hold.
+    NoText {
+        /// What is known of the table's row.
+        why: String,
+    },
     /// The smallest dead letter does not fit.
     NoRoom {
         /// Its size with headers, in bytes.
@@ -429,6 +434,9 @@ impl Blocks {
             Blocks::Loss { why, limit } => format!(
                 ". Its dead letter would not hold all of it either ({limit}), and {why}: what does not fit would be lost"
             ),
+            Blocks::NoText { why } => format!(
+                ". Its dead letter would not hold all of it either (JSON has no such bytes), and {why}: what is no text would be lost"
+            ),
             Blocks::NoRoom { bytes, limit } => format!(
                 ". Not even the smallest dead letter of it fits: {bytes} bytes are more than {limit}"
             ),
@@ -441,6 +449,9 @@ impl Blocks {
             Blocks::Loss { .. } => format!(
                 "Raise that limit and start again, or `walrelay dead-letters skip {position}` passes it with as much as fits"
             ),
+            Blocks::NoText { .. } => {
+                format!("`walrelay dead-letters skip {position}` passes it with what is text of it")
+            }
             Blocks::NoRoom { bytes, .. } => {
                 format!(
                     "Raise that limit to {bytes} or more, which takes this dead letter (walrelay doctor says what takes the rows themselves), \
