@@ -340,7 +340,7 @@ async fn a_column_of_another_type_is_mended_by_what_the_finding_says() {
         let sql = mend.strip_prefix("run ").unwrap();
         client.batch_execute(sql).await.expect(sql);
     }
-    // The added column may be null, which is said, and mended in the same way.
+    // A column that was retyped may be null, which is said, and mended in the same way.
     for mend in column_mends(&client, &settings).await {
         let sql = mend.strip_prefix("run ").unwrap();
         client.batch_execute(sql).await.expect(sql);
@@ -410,10 +410,23 @@ async fn a_table_with_rows_is_mapped() {
              [columns]\n\
              id = \"seq\"  # integer\n\
              aggregate_id = \"\"\n\
-             event_type = \"event_name\"  # character(20)\n\
+             event_type = \"event_name\"  # character(20), may be null, and a row with a null becomes a dead letter\n\
              event_version = \"\"\n\
-             occurred_at = \"at\"  # bigint\n\
-             payload = \"data\"  # text",
+             occurred_at = \"at\"  # bigint, may be null, and a row with a null becomes a dead letter\n\
+             payload = \"data\"  # text, may be null, and a row with a null becomes a dead letter",
+        ),
+        (
+            "CREATE TABLE events (pk uuid PRIMARY KEY, event_id uuid, key text, ts timestamptz, \"When\" timestamptz NOT NULL,
+                topic text NOT NULL, body jsonb NOT NULL);
+             INSERT INTO events VALUES (gen_random_uuid(), NULL, NULL, NULL, now(), 'a', '{}')",
+            "put this into the configuration, in place of [columns] where it is there, as far as it is right:\n\
+             [columns]\n\
+             id = \"pk\"  # uuid, a guess: it is the primary key\n\
+             aggregate_id = \"\"  # not \"key\", which may be null, and a row with a null becomes a dead letter\n\
+             event_type = \"topic\"  # text\n\
+             event_version = \"\"\n\
+             occurred_at = \"When\"  # timestamp with time zone, a guess: the only time\n\
+             payload = \"body\"  # jsonb",
         ),
     ] {
         client

@@ -40,8 +40,16 @@ fn variables(toml: &str) -> Vec<(&'static str, String)> {
     settings
 }
 
-/// What `setup` proposes for the table, once it has a row, can be used as it is.
-async fn proposed(table: &str, row: &str, settings: &[(&'static str, &str)]) {
+/// What it proposes otherwise than the document, which says so.
+const OTHERWISE: &[(&str, &str)] = &[
+    // Which of two ids consumers know, no catalog tells.
+    ("nats-outbox", "WALRELAY_COLUMNS_ID"),
+    // A table of one topic.
+    ("Watermill", "WALRELAY_COLUMNS_EVENT_TYPE"),
+];
+
+/// What `setup` proposes for the table, once it has a row, can be used as it is, and is what the document says.
+async fn proposed(library: &str, table: &str, row: &str, settings: &[(&'static str, &str)]) {
     let mut name = settings.to_vec();
     name.retain(|(name, _)| *name == "WALRELAY_POSTGRES_TABLE");
     let mut fixture = with_table(table, &name).await;
@@ -55,6 +63,19 @@ async fn proposed(table: &str, row: &str, settings: &[(&'static str, &str)]) {
     let is_toml = |line: &&str| !line.starts_with("warning") && !line.starts_with("error");
     let toml: Vec<&str> = toml.lines().take_while(is_toml).collect();
     for (name, text) in variables(&toml.join("\n")) {
+        let is_column = name.starts_with("WALRELAY_COLUMNS_");
+        if is_column && !OTHERWISE.contains(&(library, name)) {
+            let of_document = settings.iter().find(|(known, _)| *known == name);
+            let of_document = of_document.map_or_else(
+                // Left out, it is the default.
+                || match name {
+                    "WALRELAY_COLUMNS_PAYLOAD" => "payload_json".to_owned(),
+                    _ => name.trim_start_matches("WALRELAY_COLUMNS_").to_lowercase(),
+                },
+                |(_, text)| (*text).to_owned(),
+            );
+            assert_eq!(text, of_document, "{library}: {name}");
+        }
         let text = text.replace("NAME", &fixture.name);
         fixture.set(name, text);
     }
@@ -69,7 +90,7 @@ async fn published(library: &str, table: &str, rows: [&str; 2]) -> Stored {
         .iter()
         .map(|(name, text)| (*name, &**text))
         .collect();
-    proposed(table, rows[0], &settings).await;
+    proposed(library, table, rows[0], &settings).await;
     let fixture = with_table(table, &settings).await;
     let root = fixture.name.clone();
     let [mut second, _] = round_trip(fixture, rows).await;

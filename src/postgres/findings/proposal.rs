@@ -5,7 +5,7 @@
 
 use super::needs::needs;
 use crate::pipeline::fields::{Field, Fields};
-use crate::pipeline::mapping::Value;
+use crate::pipeline::mapping::{Value, default_columns};
 use crate::pipeline::subject::Placeholder;
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::settings::PostgresSettings;
@@ -101,19 +101,31 @@ struct Found<'t> {
     guessed: Option<&'static str>,
 }
 
+/// By what a column is sought, in this order: what a name tells goes before what is guessed of the columns that are left, and
+/// what may be null, and makes dead letters then, comes last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sought {
+    Named,
+    Guessed,
+    Nullable,
+}
+
 /// The column that probably has the field; none of those that others have.
-fn find<'t>(table: &'t Table, field: Field, taken: &[String]) -> Option<Found<'t>> {
+fn find<'t>(table: &'t Table, field: Field, taken: &[String], sought: Sought) -> Option<Found<'t>> {
     let fits = needs().get(field).fits;
     let free = || {
         let columns = table.columns.iter();
         columns.filter(|column| fits(column) && !taken.contains(&column.name))
     };
-    let by_name = NAMES.get(field).iter().find_map(|name| {
-        let named = |column: &&Column| bare(&column.name).eq(bare(name));
-        free().find(named)
-    });
-    if let Some(column) = by_name {
-        return Some(Found {
+    // A payload may be null by design, for tombstones.
+    let is_sure = |column: &Column| column.not_null || field == Field::Payload;
+    if sought != Sought::Guessed {
+        let nullable = sought == Sought::Nullable;
+        let by_name = NAMES.get(field).iter().find_map(|name| {
+            let named = |column: &&Column| bare(&column.name).eq(bare(name));
+            free().find(|column| named(column) && is_sure(column) != nullable)
+        });
+        return by_name.map(|column| Found {
             column,
             guessed: None,
         });
@@ -127,8 +139,15 @@ fn find<'t>(table: &'t Table, field: Field, taken: &[String]) -> Option<Found<'t
     match field {
         Field::Id => {
             let is_key = |column: &Column| table.primary_key == [column.name.as_str()];
+            let is_uuid = |column: &Column| column.base_type == "uuid";
             guess(&is_key, "it is the primary key")
-                .or_else(|| guess(&|column| column.base_type == "uuid", "the only uuid"))
+                .or_else(|| {
+                    guess(
+                        &|column| is_uuid(column) && column.not_null,
+                        "the only uuid",
+                    )
+                })
+                .or_else(|| guess(&is_uuid, "the only uuid"))
         }
         Field::Payload => guess(&is_json, "the only JSON")
             .or_else(|| guess(&tells_payload, "by a part of its name"))
@@ -199,15 +218,7 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
             }
             Value::Absent => quoted(""),
         };
-        let mut columns = table.columns.iter();
-        let remark = match columns.find(|column| Some(&*column.name) == value.column()) {
-            Some(column) => {
-                let why = guessed.get(field).map(|why| format!(", a guess: {why}"));
-                format!("  # {}{}", column.type_name, why.unwrap_or_default())
-            }
-            None if field == Field::OccurredAt => "  # the time of the commit".to_owned(),
-            None => String::new(),
-        };
+        let remark = remark(table, settings, &fields, field, *guessed.get(field));
         lines.push(format!("{prefix}{field} = {written}{remark}"));
     }
     if let Some(subject) = subject {
@@ -231,23 +242,31 @@ fn chosen(
         let mut columns = table.columns.iter();
         columns.any(|column| column.name == name && (needs.get(field).fits)(column))
     };
-    let stays = |field, value: &Value| value.column().is_none_or(|name| is_there(field, name));
+    let own = default_columns();
+    // Nobody has asked for what is the default.
+    let is_left = |field, name: &str| {
+        let is_default = own.get(field).column() == Some(name);
+        let is_needed = !settings.may_be_null.contains(&field);
+        field == Field::AggregateId && is_default && is_needed && may_be_null(table, name)
+    };
+    let stays = |field, value: &Value| {
+        (value.column()).is_none_or(|name| is_there(field, name) && !is_left(field, name))
+    };
     let mut taken: Vec<String> = (settings.columns.as_ref().into_iter())
         .filter(|(field, value)| stays(*field, value))
         .filter_map(|(_, value)| value.column().map(str::to_owned))
         .collect();
     let mut fields = settings.columns.clone();
     let mut guessed = Fields::<()>::default().map(|()| None);
-    // What a name tells goes before what is guessed of the columns that are left.
-    for guesses in [false, true] {
+    for sought in [Sought::Named, Sought::Guessed, Sought::Nullable] {
         for (field, value) in settings.columns.as_ref() {
-            let is_settled = guesses && *fields.get(field) != Value::Absent;
-            if stays(field, value) || is_settled {
+            let is_settled = sought != Sought::Named && *fields.get(field) != Value::Absent;
+            // An event needs none, and of most rows it may be null by design.
+            let needs_none = field == Field::AggregateId && sought == Sought::Nullable;
+            if stays(field, value) || is_settled || needs_none {
                 continue;
             }
-            let found = find(table, field, &taken);
-            let found = found.filter(|found| guesses || found.guessed.is_none());
-            *fields.get_mut(field) = match found {
+            *fields.get_mut(field) = match find(table, field, &taken, sought) {
                 Some(found) => {
                     taken.push(found.column.name.clone());
                     *guessed.get_mut(field) = found.guessed;
@@ -258,6 +277,42 @@ fn chosen(
         }
     }
     (fields, guessed)
+}
+
+fn may_be_null(table: &Table, name: &str) -> bool {
+    let mut columns = table.columns.iter();
+    columns.any(|column| column.name == name && !column.not_null)
+}
+
+/// What is said beside a field's line.
+fn remark(
+    table: &Table,
+    settings: &PostgresSettings,
+    fields: &Fields<Value>,
+    field: Field,
+    guessed: Option<&'static str>,
+) -> String {
+    const NULLS: &str = "may be null, and a row with a null becomes a dead letter";
+    let value = fields.get(field);
+    let mut columns = table.columns.iter();
+    if let Some(column) = columns.find(|column| Some(&*column.name) == value.column()) {
+        let why = guessed.map(|why| format!(", a guess: {why}"));
+        let rejects = !column.not_null && !settings.may_be_null.contains(&field);
+        let nulls = rejects.then(|| format!(", {NULLS}"));
+        let (why, nulls) = (why.unwrap_or_default(), nulls.unwrap_or_default());
+        return format!("  # {}{why}{nulls}", column.type_name);
+    }
+    let taken = fields.as_ref().into_iter();
+    let taken: Vec<String> = taken
+        .filter_map(|(_, value)| value.column().map(str::to_owned))
+        .collect();
+    match (field, value) {
+        (Field::OccurredAt, _) => "  # the time of the commit".to_owned(),
+        (Field::AggregateId, Value::Absent) => find(table, field, &taken, Sought::Nullable)
+            .map(|found| format!("  # not {}, which {NULLS}", quoted(&found.column.name)))
+            .unwrap_or_default(),
+        _ => String::new(),
+    }
 }
 
 /// A subject under the configured root, where the configured one names a field or a column that the table does not have.
