@@ -4,6 +4,7 @@
 //! their own. A missing server fails a test, it does not skip it.
 
 mod absent_servers;
+mod altered_columns;
 mod authentication;
 mod crashes;
 mod delivery;

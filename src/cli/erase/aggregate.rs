@@ -248,6 +248,7 @@ mod tests {
             not_null: true,
             generated: false,
             is_virtual: false,
+            default: None,
         }
     }
 

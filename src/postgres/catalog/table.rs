@@ -82,6 +82,8 @@ pub struct Column {
     /// Of these, one that is computed when it is read (Postgres 18).
     #[serde(default)]
     pub(crate) is_virtual: bool,
+    /// Its default, as SQL; none where the server computes it.
+    pub(crate) default: Option<String>,
 }
 
 /// The table that was probably meant by the name of one that is not there: of the same but for capitals, as somebody has left its quotes
@@ -130,8 +132,10 @@ SELECT jsonb_build_object(
      SELECT jsonb_agg(jsonb_build_object(
        'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
        'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
-       'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v') ORDER BY a.attnum)
+       'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v',
+       'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END) ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
+     LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
      CROSS JOIN LATERAL (
        WITH RECURSIVE base AS (
          SELECT oid, typtype, typbasetype, typname, typcategory, typnotnull FROM pg_catalog.pg_type WHERE oid = a.atttypid

@@ -11,7 +11,7 @@ use crate::pipeline::mapping::{Value, default_columns};
 use crate::postgres::catalog::{Column, Table};
 use crate::postgres::published_rows::DISPATCHED_AT;
 use crate::postgres::settings::PostgresSettings;
-use crate::table_name::quote_identifier;
+use crate::table_name::{TableName, quote_identifier};
 
 /// The names of all columns that messages are made of, each with its field if it has one.
 pub(in crate::postgres) fn wanted(settings: &PostgresSettings) -> Vec<(Option<Field>, &str)> {
@@ -52,7 +52,9 @@ pub(super) fn columns(
             })
         })
         .collect();
-    if !may_be_altered(table, settings) && misfits.iter().any(|misfit| misfit.field.is_some()) {
+    if !may_be_altered(table, settings, &misfits)
+        && misfits.iter().any(|misfit| misfit.field.is_some())
+    {
         found.push(map(table, settings, &misfits));
     } else {
         found.extend(misfits.iter().map(|misfit| misfit.alter(table, settings)));
@@ -62,14 +64,15 @@ pub(super) fn columns(
         if let Some(column) = column.filter(|column| !can_be_sent(column, version_num)) {
             found.push(never_sent(column, field, settings));
         } else if let (Some(field), Some(column)) = (field, column) {
-            values(column, field, settings, found);
+            values(table, column, field, settings, found);
         }
     }
 }
 
 /// Whether the table is walrelay's own, but for a column that is missing or of another type, and nobody has written to it: what
-/// writes to any other table does not fill a column that it does not know.
-fn may_be_altered(table: &Table, settings: &PostgresSettings) -> bool {
+/// writes to any other table does not fill a column that it does not know. Nor does Postgres alter the type of a partition's key, or
+/// a partition by itself.
+fn may_be_altered(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> bool {
     let own = default_columns();
     let is_own = |column: &Column| {
         let named = |(_, value): (Field, &Value)| value.column() == Some(&*column.name);
@@ -86,7 +89,56 @@ fn may_be_altered(table: &Table, settings: &PostgresSettings) -> bool {
         .into_iter()
         .filter(|(_, value)| !has(value))
         .count();
+    let is_key = |misfit: &Misfit<'_>| is_partition_key(table, misfit.name);
+    if misfits.iter().any(is_key) || !table.ancestors.is_empty() {
+        return false;
+    }
     !table.has_rows && settings.columns == own && missing <= 1 && table.columns.iter().all(is_own)
+}
+
+fn is_partition_key(table: &Table, name: &str) -> bool {
+    table.partition_keys.iter().any(|key| key == name)
+}
+
+/// Gives a column another type, and its default with it: Postgres casts by itself only where an assignment would.
+fn retype(
+    column: &Column,
+    table: &TableName,
+    wanted: &str,
+    cast: impl Fn(&str) -> String,
+) -> String {
+    let name = quote_identifier(&column.name);
+    let alter = format!("ALTER COLUMN {name}");
+    let using = format!("{alter} TYPE {wanted} USING {}", cast(&name));
+    match &column.default {
+        None => format!("ALTER TABLE {table} {using};"),
+        Some(default) => {
+            let default = cast(&format!("({default})"));
+            format!(
+                "ALTER TABLE {table} {alter} DROP DEFAULT, {using}, {alter} SET DEFAULT {default};"
+            )
+        }
+    }
+}
+
+/// A `timestamp` that is taken as UTC, as one with a time zone.
+fn with_time_zone(table: &Table, column: &Column, name: &TableName) -> String {
+    if is_partition_key(table, &column.name) || !table.ancestors.is_empty() {
+        return "let what writes to it write UTC: Postgres does not alter the type of a partition's key".to_owned();
+    }
+    let statement = match column.default.as_deref() {
+        // What tells the moment tells it in either type.
+        None | Some("now()" | "CURRENT_TIMESTAMP" | "LOCALTIMESTAMP" | "clock_timestamp()") => {
+            let column = quote_identifier(&column.name);
+            format!(
+                "ALTER TABLE {name} ALTER COLUMN {column} TYPE timestamptz USING {column} AT TIME ZONE 'UTC';"
+            )
+        }
+        Some(_) => retype(column, name, "timestamptz", |it| {
+            format!("{it}::timestamp AT TIME ZONE 'UTC'")
+        }),
+    };
+    format!("run {statement}")
 }
 
 /// Whether headers or fields are made of the column; those of the subject stand before theirs.
@@ -139,13 +191,21 @@ fn never_sent(column: &Column, field: Option<Field>, settings: &PostgresSettings
 }
 
 /// What a column that can serve may still hold.
-fn values(column: &Column, field: Field, settings: &PostgresSettings, found: &mut Vec<Finding>) {
+fn values(
+    table: &Table,
+    column: &Column,
+    field: Field,
+    settings: &PostgresSettings,
+    found: &mut Vec<Finding>,
+) {
     let (name, sql_name) = (&settings.table, quote_identifier(&column.name));
     if column.base_type == "timestamp" && field == Field::OccurredAt {
         found.push(warn(
             Kind::Column,
-            format!("column {sql_name} of {name} is timestamp without time zone and is taken as UTC"),
-            format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE timestamptz USING {sql_name} AT TIME ZONE 'UTC';"),
+            format!(
+                "column {sql_name} of {name} is timestamp without time zone and is taken as UTC"
+            ),
+            with_time_zone(table, column, name),
         ));
     }
     if !column.not_null && !settings.may_be_null.contains(&field) {
@@ -197,15 +257,25 @@ impl Misfit<'_> {
                 let naming = naming(self.name, settings);
                 format!("name a column of the table in {naming}{inherited}{near}")
             }
-            (Some(field), None) => format!(
-                "run ALTER TABLE {name} ADD COLUMN {sql_name} {};",
-                needs.get(field).wanted
-            ),
-            (Some(field), Some(_)) => {
-                let wanted = needs.get(field).wanted;
+            (Some(field), None) => {
+                let need = needs.get(field);
+                let constraint = match field {
+                    Field::Id
+                        if table.primary_key.is_empty() && table.partition_keys.is_empty() =>
+                    {
+                        "PRIMARY KEY"
+                    }
+                    _ => need.constraint,
+                };
                 format!(
-                    "run ALTER TABLE {name} ALTER COLUMN {sql_name} TYPE {wanted} USING {sql_name}::text::{wanted};"
+                    "run ALTER TABLE {name} ADD COLUMN {sql_name} {} {constraint};",
+                    need.wanted
                 )
+            }
+            (Some(field), Some(column)) => {
+                let wanted = needs.get(field).wanted;
+                let cast = |it: &str| format!("{it}::text::{wanted}");
+                format!("run {}", retype(column, name, wanted, cast))
             }
         };
         refuse(Kind::Column, self.what(settings), mend)

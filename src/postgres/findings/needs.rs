@@ -11,6 +11,8 @@ pub(super) struct Need {
     pub(super) fits: fn(&Column) -> bool,
     /// The type in the table that `setup` makes.
     pub(super) wanted: &'static str,
+    /// What else the column is there.
+    pub(super) constraint: &'static str,
     /// In words.
     pub(super) types: &'static str,
 }
@@ -26,6 +28,7 @@ pub(super) fn needs() -> Fields<Need> {
                 )
         },
         wanted: "uuid",
+        constraint: "NOT NULL",
         types: "uuid, text, an integer or bytea",
     };
     Fields {
@@ -34,11 +37,13 @@ pub(super) fn needs() -> Fields<Need> {
         event_type: Need {
             fits: |column| matches!(column.category, 'S' | 'E'),
             wanted: "text",
+            constraint: "NOT NULL",
             types: "text or an enum",
         },
         event_version: Need {
             fits: |column| matches!(column.base_type.as_str(), "int2" | "int4" | "int8"),
             wanted: "smallint",
+            constraint: "NOT NULL DEFAULT 1",
             types: "an integer, with values from 0 to 255",
         },
         occurred_at: Need {
@@ -49,6 +54,7 @@ pub(super) fn needs() -> Fields<Need> {
                 )
             },
             wanted: "timestamptz",
+            constraint: "NOT NULL DEFAULT now()",
             types: "timestamptz, timestamp, date or bigint (milliseconds)",
         },
         payload: Need {
@@ -57,6 +63,7 @@ pub(super) fn needs() -> Fields<Need> {
                     || matches!(column.base_type.as_str(), "jsonb" | "json" | "bytea")
             },
             wanted: "jsonb",
+            constraint: "NOT NULL",
             types: "jsonb, json, text or bytea",
         },
     }

@@ -1,0 +1,159 @@
+//! What `setup` says of a table of walrelay's own with a column that cannot serve, typed as it is printed: the application's INSERT
+//! then gives an event.
+
+use crate::support::{Fixture, Output, uuid};
+
+/// The statements that are printed.
+fn statements(output: &Output) -> Vec<&str> {
+    let parts = output.stderr.split("run ALTER TABLE ").skip(1);
+    parts
+        .map(|part| &part[..=part.find(';').expect("its end")])
+        .collect()
+}
+
+const ID: &str = "id uuid PRIMARY KEY";
+const AGGREGATE_ID: &str = "aggregate_id uuid NOT NULL";
+const EVENT_TYPE: &str = "event_type text NOT NULL";
+const EVENT_VERSION: &str = "event_version smallint NOT NULL DEFAULT 1";
+const OCCURRED_AT: &str = "occurred_at timestamptz NOT NULL DEFAULT now()";
+const PAYLOAD: &str = "payload_json jsonb NOT NULL";
+
+/// The table with the column in place of its own of that name, or without it.
+fn table(name: &str, column: &str) -> String {
+    let own = [
+        ID,
+        AGGREGATE_ID,
+        EVENT_TYPE,
+        EVENT_VERSION,
+        OCCURRED_AT,
+        PAYLOAD,
+    ];
+    let columns = own.map(|it| match it.starts_with(name) {
+        true => column,
+        false => it,
+    });
+    let columns: Vec<&str> = columns.into_iter().filter(|it| !it.is_empty()).collect();
+    format!("CREATE TABLE outbox_events ({})", columns.join(", "))
+}
+
+#[tokio::test]
+async fn what_is_typed_as_printed_makes_the_table_one_that_takes_inserts() {
+    for (name, column) in [
+        ("id", ""),
+        ("aggregate_id", ""),
+        ("event_type", ""),
+        ("event_version", ""),
+        ("occurred_at", ""),
+        ("payload_json", ""),
+        ("event_version", "event_version text NOT NULL DEFAULT '1'"),
+        (
+            "occurred_at",
+            "occurred_at text NOT NULL DEFAULT now()::text",
+        ),
+        (
+            "occurred_at",
+            "occurred_at timestamp NOT NULL DEFAULT now()",
+        ),
+        (
+            "occurred_at",
+            "occurred_at timestamp NOT NULL DEFAULT (now() AT TIME ZONE 'utc')",
+        ),
+        ("occurred_at", "occurred_at timestamp NOT NULL"),
+    ] {
+        let fixture = Fixture::bare().await;
+        let sql = table(name, column);
+        fixture.sql.batch_execute(&sql).await.unwrap();
+        let first = fixture.walrelay(&["setup"]).await;
+        let printed = statements(&first);
+        assert_eq!(printed.len(), 1, "{sql}: {first:?}");
+        let statement = format!("ALTER TABLE {}", printed[0]);
+        fixture
+            .sql
+            .batch_execute(&statement)
+            .await
+            .expect(&statement);
+        let second = fixture.walrelay(&["setup"]).await;
+        assert_eq!(second.code, Some(0), "{sql}: {second:?}");
+        assert_eq!(statements(&second), [""; 0], "{sql}");
+        takes_inserts(fixture, &sql, column.ends_with("NOT NULL")).await;
+    }
+}
+
+/// A column without a default is to be given.
+async fn takes_inserts(mut fixture: Fixture, sql: &str, is_given: bool) {
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let (column, value) = match is_given {
+        true => (", occurred_at", ", now()"),
+        false => ("", ""),
+    };
+    // Whatever the session's time zone.
+    let insert = format!(
+        "BEGIN; SET LOCAL timezone = 'Asia/Kathmandu';
+         INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json{column}) VALUES ('{0}', '{0}', 'a.b', '{{}}'{value});
+         DO $$ BEGIN ASSERT (SELECT occurred_at = now() FROM outbox_events); END $$;
+         COMMIT",
+        uuid(1)
+    );
+    fixture.sql.batch_execute(&insert).await.expect(sql);
+    fixture.holds(1).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[0].kind, None, "{sql}: {}", stored[0].body);
+    assert_eq!(stored[0].field("event_version"), 1);
+}
+
+/// Postgres refuses to alter its type.
+#[tokio::test]
+async fn nobody_is_told_to_alter_the_key_of_a_partition() {
+    let mut fixture = Fixture::bare().await;
+    let timestamp = table(
+        "occurred_at",
+        "occurred_at timestamp NOT NULL DEFAULT now()",
+    );
+    let sql = format!(
+        "{} PARTITION BY RANGE (occurred_at);
+         CREATE TABLE all_events PARTITION OF outbox_events FOR VALUES FROM (MINVALUE) TO (MAXVALUE)",
+        timestamp.replace("PRIMARY KEY", "NOT NULL")
+    );
+    fixture.sql.batch_execute(&sql).await.unwrap();
+    let setup = fixture.walrelay(&["setup"]).await;
+    assert_eq!(setup.code, Some(0), "{setup:?}");
+    assert_eq!(statements(&setup), [""; 0], "{setup:?}");
+    assert!(setup.stderr.contains("is taken as UTC"), "{setup:?}");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 1).await;
+    fixture.holds(1).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored().await[0].kind, None);
+}
+
+/// The time of the commit is taken in its place.
+#[tokio::test]
+async fn a_key_of_a_partition_that_cannot_serve_is_mapped() {
+    let mut fixture = Fixture::bare().await;
+    let text = table("occurred_at", "occurred_at text NOT NULL DEFAULT 'a'");
+    let sql = format!(
+        "{} PARTITION BY LIST (occurred_at);
+         CREATE TABLE all_events PARTITION OF outbox_events DEFAULT",
+        text.replace("PRIMARY KEY", "NOT NULL")
+    );
+    fixture.sql.batch_execute(&sql).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_eq!(statements(&refused), [""; 0], "{refused:?}");
+    let (_, toml) = refused.stderr.split_once("right:\n").expect("a proposal");
+    let toml: Vec<&str> = toml
+        .lines()
+        .take_while(|line| !line.starts_with("warning") && !line.starts_with("error"))
+        .collect();
+    fixture.configure(&toml.join("\n"));
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 1).await;
+    fixture.holds(1).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored().await[0].kind, None);
+}
