@@ -33,7 +33,15 @@ pub fn readable(inspection: &Inspection) -> Option<&Table> {
     table.filter(|table| table.has_rows_of_its_own() && table.may_use_schema && table.may_select)
 }
 
-/// Looks at some rows; none where there are none.
+/// The columns that messages are made of and the table does not have.
+#[must_use]
+pub fn missing<'a>(table: &Table, settings: &'a PostgresSettings) -> Vec<&'a str> {
+    let sent = wanted(settings).into_iter().map(|(_, name)| name);
+    sent.filter(|name| table.columns.iter().all(|column| column.name != *name))
+        .collect()
+}
+
+/// Looks at some rows, by those of their columns that there are; none where there are none.
 ///
 /// # Errors
 /// A failed query, or one that took too long.
@@ -65,7 +73,18 @@ pub async fn sample(
         LIMIT.as_millis()
     );
     client.batch_execute(&limit).await?;
-    let pages: f64 = client.query_one(&pages, &[]).await?.try_get(0)?;
+    let looked = largest(client, settings, [&text, &stored, &pages]).await;
+    // Whatever came of it, the next table is looked at by itself.
+    client.batch_execute("ROLLBACK").await?;
+    looked
+}
+
+async fn largest(
+    client: &Client,
+    settings: &PostgresSettings,
+    [text, stored, pages]: [&str; 3],
+) -> Result<Option<Sample>, SqlError> {
+    let pages: f64 = client.query_one(pages, &[]).await?.try_get(0)?;
     let percent = (PAGES / pages.max(1.0) * 100.0).min(100.0);
     let largest = format!(
         "SELECT max(walrelay_rows), max({text})::int8 FROM (SELECT count(*) OVER () AS walrelay_rows, * FROM {}
@@ -73,7 +92,6 @@ pub async fn sample(
         settings.table
     );
     let row = client.query_one(&largest, &[]).await?;
-    client.batch_execute("COMMIT").await?;
     let (rows, bytes): (Option<i64>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
     Ok(rows
         .zip(bytes)

@@ -231,6 +231,28 @@ async fn servers_that_are_away_and_a_role_that_sees_little() {
     assert!(unseen.contains("pg_read_all_stats"), "{unseen}");
 }
 
+/// It is said of that table alone.
+#[tokio::test]
+async fn a_table_without_the_columns_is_not_measured_and_the_next_one_is() {
+    let mut fixture = Fixture::bare().await;
+    let sql = "CREATE TABLE main (nr int, what jsonb); INSERT INTO main VALUES (1, '{}');
+        CREATE TABLE more (id uuid, aggregate_id uuid, event_type text, event_version smallint, occurred_at timestamptz, payload_json jsonb);
+        INSERT INTO more VALUES (gen_random_uuid(), gen_random_uuid(), 'a.b', 1, now(), '{}')";
+    fixture.sql.batch_execute(sql).await.unwrap();
+    fixture.set("WALRELAY_POSTGRES_TABLE", "public.main");
+    fixture.configure("[[source.tables]]\nname = 'public.more'\n");
+    let (_, report) = doctor(&fixture).await;
+    let unseen = report["not_seen"].to_string();
+    let words = "how large rows of public.main are: it has no column id, aggregate_id, event_type, event_version, occurred_at, payload_json";
+    assert!(unseen.contains(words), "{unseen}");
+    assert!(!unseen.contains("ERROR"), "{unseen}");
+    let seen = report["looked_at"].to_string();
+    assert!(
+        seen.contains("table public.more: its row makes about"),
+        "{seen}"
+    );
+}
+
 #[test]
 fn each_code_has_its_place_in_the_documents() {
     let page = include_str!("../../docs/doctor.md");

@@ -122,6 +122,16 @@ async fn rows(client: &Client, inspection: &Inspection, settings: &Settings, rep
     let Some(table) = row_sizes::readable(inspection) else {
         return;
     };
+    let missing = row_sizes::missing(table, &settings.postgres);
+    if !missing.is_empty() {
+        let names: Vec<String> = missing.into_iter().map(quote_identifier).collect();
+        report.not_seen.push(format!(
+            "Postgres: how large rows of {} are: it has no column {}",
+            settings.postgres.table,
+            names.join(", ")
+        ));
+        return;
+    }
     match row_sizes::sample(client, table, &settings.postgres).await {
         Ok(Some(sample)) => {
             report.looked_at.push(format!(
@@ -140,7 +150,8 @@ async fn rows(client: &Client, inspection: &Inspection, settings: &Settings, rep
         }
         Ok(None) => {}
         Err(error) => report.not_seen.push(format!(
-            "Postgres: how large rows are: {}",
+            "Postgres: how large rows of {} are: {}",
+            settings.postgres.table,
             message(&error.into())
         )),
     }
