@@ -22,6 +22,7 @@ use crate::nats::admin::Admin;
 use crate::nats::stream;
 use crate::pipeline::fault::Halt;
 use crate::pipeline::history::History;
+use crate::pipeline::mapping::Format;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::beginning;
 use crate::postgres::catalog::{Inspection, count_rows, inspect};
@@ -305,6 +306,11 @@ async fn make_slot(
 fn version_limit(before: &Inspection, settings: &Settings) -> Option<String> {
     let postgres = &settings.postgres;
     let name = postgres.columns.event_version.column()?;
+    // What no message carries has no limit.
+    let format = settings.mapping().message.format;
+    if matches!(format, Format::Payload | Format::PayloadString) {
+        return None;
+    }
     let mut columns = before.table.as_ref()?.columns.iter();
     let column = columns.find(|column| column.name == name)?;
     matches!(column.base_type.as_str(), "int4" | "int8").then(|| {

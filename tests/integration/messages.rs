@@ -396,7 +396,8 @@ async fn erase_is_not_done_beside_messages_that_tell_no_aggregate() {
         if !headers.is_empty() {
             fixture.set("WALRELAY_MESSAGE_HEADERS", headers);
         }
-        let entry = "[[source.tables]]\nname = 'public.orders'\ncolumns = { aggregate_id = 'who' }\n";
+        let entry =
+            "[[source.tables]]\nname = 'public.orders'\ncolumns = { aggregate_id = 'who' }\n";
         fixture.configure(entry);
         fixture.setup().await;
         let mut relay = fixture.run();

@@ -479,7 +479,7 @@ async fn a_full_disk_is_told_and_leaves_no_half_of_the_work() {
 
 #[tokio::test]
 async fn a_wide_column_of_versions_is_told_its_limit() {
-    let fixture = Fixture::bare().await;
+    let mut fixture = Fixture::bare().await;
     let table = "CREATE TABLE outbox_events (
         id uuid PRIMARY KEY, aggregate_id uuid NOT NULL, event_type text NOT NULL, event_version int NOT NULL,
         occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL)";
@@ -487,6 +487,19 @@ async fn a_wide_column_of_versions_is_told_its_limit() {
     let said = fixture.walrelay(&["setup"]).await.success().stdout;
     let words = "event_version of public.outbox_events is int4: an event's version is a number from 0 to 255";
     assert!(said.contains(words), "{said}");
+
+    // In a format that does not carry it, there is none.
+    fixture.walrelay(&["teardown", "--yes"]).await.success();
+    fixture.set("WALRELAY_MESSAGE_FORMAT", "payload");
+    let said = fixture.walrelay(&["setup"]).await.success().stdout;
+    assert!(!said.contains(words), "{said}");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let row = "INSERT INTO outbox_events VALUES (gen_random_uuid(), gen_random_uuid(), 'a.b', -1, now(), '{}')";
+    fixture.sql.batch_execute(row).await.unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored().await[0].kind, None);
 }
 
 /// What the server computes: carried by a publication from Postgres 18 on, where it is stored.
