@@ -192,7 +192,9 @@ impl LaneState {
                 let at = since.map_or_else(String::new, |at| format!(" at {at}"));
                 format!("halted{at}: {reason}")
             }
-            Standing::Stopped => "stopped: nobody reads the slot".to_owned(),
+            Standing::Stopped => {
+                "stopped: nobody reads the slot; a relay that runs all the same tells in its log what it waits for".to_owned()
+            }
             Standing::NotAnswering => format!("not answering: {reason}"),
             Standing::Unknown => {
                 "nobody reads the slot; whether a relay has halted could not be seen".to_owned()

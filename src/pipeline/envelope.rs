@@ -36,7 +36,7 @@ pub enum Reject {
     #[error("the message has bytes that are not UTF-8")]
     MessageBytes,
     /// A column that the table did not have.
-    #[error("the table had no column for {0} when the row was inserted")]
+    #[error("the table had no {0} when the row was inserted")]
     NoColumn(String),
     /// Larger than the server or the stream takes.
     #[error("{bytes} bytes with its headers are more than {limit}")]
@@ -181,7 +181,7 @@ pub(super) fn text<'a>(row: &Row<'a>, field: Field) -> Result<&'a [u8], Reject> 
         Column::Text(value) => Ok(value),
         Column::Null => Err(Reject::Null(field)),
         Column::NoText(_) => Err(Reject::NoText(field.to_string())),
-        Column::Absent => Err(Reject::NoColumn(field.to_string())),
+        Column::Absent => Err(Reject::NoColumn(format!("column for {field}"))),
         Column::Unchanged | Column::Binary(_) => Err(Reject::Form(field)),
         Column::Skipped { len } => Err(Reject::TooLarge {
             bytes: len.into(),

@@ -575,6 +575,7 @@ async fn a_further_column_that_goes_is_waited_for_and_one_that_never_was_is_refu
         );
     }
     fixture.set("WALRELAY_MESSAGE_HEADERS", "{ Tenant = 'tenant' }");
+    fixture.set("WALRELAY_HTTP_LISTEN", "");
     fixture.setup().await;
     let mut relay = fixture.run();
     relay.streams().await;
@@ -585,9 +586,16 @@ async fn a_further_column_that_goes_is_waited_for_and_one_that_never_was_is_refu
     relay.logs("waiting: ").await;
     assert!(relay.log().contains("tenant"), "{}", relay.log());
     assert_eq!(fixture.message_count().await, 0);
+    // Without a listener, only the log tells that it is there.
+    let told = fixture.walrelay(&["status"]).await.stdout;
+    let words = "stopped: nobody reads the slot; a relay that runs all the same tells in its log what it waits for";
+    assert!(told.contains(words), "{told}");
     let sql = "ALTER TABLE events RENAME customer TO tenant";
     fixture.sql.batch_execute(sql).await.unwrap();
     fixture.holds(1).await;
     relay.stop().await;
-    assert_eq!(fixture.stored().await[0].field("reason"), "no-column");
+    let stored = fixture.stored().await;
+    assert_eq!(stored[0].field("reason"), "no-column");
+    let words = "the table had no column tenant when the row was inserted";
+    assert_eq!(stored[0].field("detail"), words);
 }
