@@ -236,7 +236,7 @@ impl Reader {
                 let table = table.unwrap_or_default();
                 format!(
                     "its row is of table {table}, which [[source.tables]] does not name: put an entry with name = {table:?} there, or \
-                     walrelay dead-letters discard {position}"
+                     walrelay dead-letters discard {position} --reason 'its table is named no more'"
                 )
             })
     }

@@ -131,16 +131,18 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
     let sql = connect(&first.postgres.conninfo).await?;
     let nats = Admin::connect(&first.nats.connection).await?;
     // Before anything is removed for any lane.
+    let mut known = Vec::new();
     for lane in lanes {
         let client = LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot)?;
         let record = own_lane(lane, &sql, &client).await?;
         let inspection = inspect(&sql, &lane.postgres).await?;
         check_names(&inspection, lane, Some(&record))?;
+        known.extend(record.tables);
         for (found, settings) in inspection.tables().zip(lane.postgres.tables()) {
             has_columns(found, &settings, &[Field::Id, Field::AggregateId])?;
         }
     }
-    let tables = Tables::find(&sql, first, &args.aggregate_id).await?;
+    let tables = Tables::find(&sql, first, &args.aggregate_id, &known).await?;
     for LeftOut { table, why } in &tables.left_out {
         stderr::line(format_args!(
             "rows of {table} are left out, none can be the aggregate's: {why}"

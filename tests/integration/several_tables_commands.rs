@@ -315,6 +315,20 @@ async fn a_replay_from_the_stream_goes_over_all_tables() {
         told.collect::<Vec<_>>()
     };
     assert_eq!(bodies(&again), bodies(&stored));
+    // What is gone, no table gives.
+    let stream = async_nats::jetstream::new(fixture.nats.clone());
+    let stream = stream.get_stream(fixture.stream_name()).await.unwrap();
+    stream.purge().sequence(3).await.unwrap();
+    let old = ["replay", "--yes", "--from", "2020-01-01T00:00:00Z"];
+    let refused = fixture.walrelay(&old).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(
+        refused
+            .stderr
+            .contains("the oldest that it can give is --from "),
+        "{refused:?}"
+    );
+    assert!(!refused.stderr.contains("--source table"), "{refused:?}");
 
     // Where all are envelopes, what is asked for is found in each.
     let envelopes = r#"

@@ -88,10 +88,10 @@ impl AggregateId {
         }
     }
 
-    /// In the column that the configuration names; with `source.messages`, of messages alone where the column can have no such value.
+    /// In the column that the configuration names; of messages alone where the column can have no such value.
     ///
     /// # Errors
-    /// It names none, or one that can have no such value.
+    /// It names none, or one that the table does not have.
     pub(super) fn of(
         table: &Table,
         settings: &PostgresSettings,
@@ -123,10 +123,7 @@ impl AggregateId {
             };
             format!("--aggregate-id: {id:?} is no {type_name}, which column {name} is{such}")
         };
-        match settings.messages {
-            Some(_) => Ok(AggregateId::without_rows(id, why)),
-            None => Err(UsageError(why)),
-        }
+        Ok(AggregateId::without_rows(id, why))
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::aggregate::AggregateId;
 use crate::cli::exit::UsageError;
+use crate::pipeline::tables::Period;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::Client;
 use crate::relay::settings::Settings;
@@ -41,6 +42,11 @@ impl Others {
     }
 }
 
+/// Whether a column of the lane's own table tells the aggregate.
+fn is_mapped(lane: &Settings) -> bool {
+    lane.postgres.columns.aggregate_id.column().is_some()
+}
+
 /// A table of the lane in which no row can have this id; the names are the JSON keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct LeftOut {
@@ -57,9 +63,16 @@ pub(super) struct Tables {
 }
 
 impl Tables {
+    /// `known` are the tables that the lane record tells of, as messages do.
+    ///
     /// # Errors
     /// It can be in none of them: a [`UsageError`] says why.
-    pub(super) async fn find(sql: &Client, lane: &Settings, id: &str) -> anyhow::Result<Self> {
+    pub(super) async fn find(
+        sql: &Client,
+        lane: &Settings,
+        id: &str,
+        known: &[Period],
+    ) -> anyhow::Result<Self> {
         let inspection = inspect(sql, &lane.postgres).await?;
         let mut tables = Tables::default();
         for (index, (found, settings)) in inspection.tables().zip(lane.tables()).enumerate() {
@@ -69,7 +82,10 @@ impl Tables {
             let (is_in, why) = match of_table {
                 Some(Err(why)) => (false, Some(why.to_string())),
                 // Its messages are looked for all the same.
-                Some(Ok(id)) => (true, id.no_rows),
+                Some(Ok(id)) => {
+                    let has_messages = settings.postgres.messages.is_some();
+                    (id.no_rows.is_none() || has_messages, id.no_rows)
+                }
                 None => (true, None),
             };
             if is_in {
@@ -81,6 +97,14 @@ impl Tables {
                     why,
                 });
             }
+        }
+        // Messages of a table that was taken away may be its: they are looked for beside the lane's own.
+        let named = named(lane, 0..lane.tables().len());
+        let is_unnamed = |period: &Period| {
+            !period.outbox.is_empty() && !named.contains(&Some(period.outbox.clone()))
+        };
+        if tables.some.is_empty() && known.iter().any(is_unnamed) && is_mapped(lane) {
+            tables.some.push(0);
         }
         if !tables.some.is_empty() {
             return Ok(tables);

@@ -53,7 +53,12 @@ impl Origin {
             stderr::line(format_args!("warning: {why}"));
         }
         let history = History::new(nats, &lane, slot, &info, record.as_ref());
-        let range = range(args, stream, &history).await?;
+        let by_table = match settings.postgres.further.is_empty() {
+            true => "; --source table publishes rows that the table still has, by their times",
+            // No order is among their rows.
+            false => "",
+        };
+        let range = range(args, stream, by_table, &history).await?;
         let begins = match range.0 > range.1 {
             true => None,
             false => history.at(range.0).await?,
@@ -190,7 +195,13 @@ fn left((first, last): (u64, u64), reached: Option<&str>) -> anyhow::Result<Opti
     Ok((first <= last).then_some((first, last)))
 }
 
-async fn range(args: &Args, stream: &str, history: &History<'_>) -> anyhow::Result<(u64, u64)> {
+/// The sequences; `by_table` is the other way to what is gone, or empty.
+async fn range(
+    args: &Args,
+    stream: &str,
+    by_table: &str,
+    history: &History<'_>,
+) -> anyhow::Result<(u64, u64)> {
     match history.find(args.from, args.to).await? {
         Held::Between { first, last } if first > last + 1 => Err(UsageError(format!(
             "the range is upside down: in stream {stream}, --from {} is behind --to {}",
@@ -219,15 +230,14 @@ async fn range(args: &Args, stream: &str, history: &History<'_>) -> anyhow::Resu
         Held::Gone {
             oldest: Some(oldest),
         } => anyhow::bail!(
-            "stream {stream} no longer holds the events from {} on: the oldest that it can give is --from {}, stored at {}; \
-             --source table publishes rows that the table still has, by their times",
+            "stream {stream} no longer holds the events from {} on: the oldest that it can give is --from {}, stored at \
+             {}{by_table}",
             args.from,
             oldest.bound(),
             Bound::Time(oldest.time)
         ),
         Held::Gone { oldest: None } => anyhow::bail!(
-            "stream {stream} no longer holds the events from {} on, nor any other of this lane; --source table publishes rows \
-             that the table still has, by their times",
+            "stream {stream} no longer holds the events from {} on, nor any other of this lane{by_table}",
             args.from
         ),
     }
