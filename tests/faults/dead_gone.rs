@@ -114,3 +114,30 @@ async fn a_retry_sees_the_row_in_the_stream_and_only_marks() {
     assert_eq!(of_kind(&fixture, "retry").await.len(), 1);
     all_is_closed(&fixture).await;
 }
+
+/// The row is mended by another one with its id, which the relay publishes.
+#[tokio::test]
+async fn a_row_that_was_inserted_again_is_not_retried() {
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
+    let bad = insert_sql(1, 2).replace("lesson.published.v1", "has a space");
+    fixture.sql.batch_execute(&bad).await.unwrap();
+    letters(&fixture, 2).await;
+    let delete = "DELETE FROM outbox_events WHERE id = '00000000-0000-0000-0000-000000000001'";
+    fixture.sql.batch_execute(delete).await.unwrap();
+    fixture.insert(1, 1).await;
+    fixture.holds(3).await;
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let retry = ["dead-letters", "retry", "--all"];
+    let retried = fixture.walrelay(&retry).await.success();
+    let told = "was published already, and is marked so now";
+    assert_eq!(retried.stdout.matches(told).count(), 1, "{retried:?}");
+    let list = fixture.walrelay(&["dead-letters", "list"]).await.success();
+    assert!(list.stdout.is_empty(), "{list:?}");
+    let published = of_kind(&fixture, "retry").await;
+    let ids: Vec<_> = published.iter().map(|stored| stored.id()).collect();
+    assert_eq!(ids, [uuid(2)]);
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+}

@@ -1,8 +1,8 @@
 //! Which dead letters have their events in the stream already.
 //!
-//! In: a lane's stream, the dead letters that are meant. Out: where a retry of one stands; and of one that the stream has no more,
-//! where its row's event does, whoever of the lane has published it. Guarantee: the stream is read once; a message of another lane, of
-//! another table, or of an earlier row with the id, is no such event.
+//! In: a lane's stream, the dead letters that are meant. Out: where a retry of one stands; and where its row's event does, whoever of
+//! the lane has published it. Guarantee: the stream is read once; a message of another lane, of another table, or of an earlier row
+//! with the id, is no such event.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -95,12 +95,13 @@ impl OfLane {
 pub(super) struct Published {
     /// The last retry of each.
     retries: BTreeMap<Position, u64>,
-    /// Of those that the stream has no more: the last event of the row.
+    /// The last event of the row. Somebody may have mended it by DELETE and INSERT.
     rows: BTreeMap<Position, u64>,
 }
 
 impl Published {
-    /// Reads the stream from the first of these letters on; all of it where one is gone and `of_lane` tells the lane's events.
+    /// Reads the stream from the first of these letters on, which is all of it where one is gone. Without `of_lane`, which tells the
+    /// lane's events, only retries are found.
     ///
     /// # Errors
     /// It cannot be read.
@@ -110,14 +111,14 @@ impl Published {
         letters: &[&Standing],
         of_lane: Option<&OfLane>,
     ) -> anyhow::Result<Self> {
-        let mut gone: HashMap<(Option<&str>, &str), Vec<Position>> = HashMap::new();
-        for letter in letters.iter().filter(|letter| letter.is_gone) {
+        let mut of_rows: HashMap<(Option<&str>, &str), Vec<&Standing>> = HashMap::new();
+        for letter in letters {
             if let Some(id) = &letter.id {
-                let of_row = gone.entry((letter.table.as_deref(), id)).or_default();
-                of_row.push(letter.place.position);
+                let of_row = of_rows.entry((letter.table.as_deref(), id)).or_default();
+                of_row.push(letter);
             }
         }
-        let of_lane = of_lane.filter(|_| !gone.is_empty());
+        let of_lane = of_lane.filter(|_| !of_rows.is_empty());
         let first = letters.iter().map(|letter| letter.place.sequence).min();
         let mut messages =
             messages(nats, lane, first.unwrap_or_default(), of_lane.is_none()).await?;
@@ -134,11 +135,18 @@ impl Published {
             let Some(event) = of_lane.and_then(|of_lane| of_lane.event(sequence, &message)) else {
                 continue;
             };
-            let of_row = gone.get(&(event.table.as_deref(), event.id.as_str()));
+            let of_row = of_rows.get(&(event.table.as_deref(), event.id.as_str()));
             for letter in of_row.into_iter().flatten() {
+                let place = letter.place;
                 // What stands in front of the letter is of an earlier row with its id.
-                if event.position.is_none_or(|position| position >= *letter) {
-                    found.rows.insert(*letter, event.sequence);
+                let is_behind = match letter.is_gone {
+                    true => event
+                        .position
+                        .is_none_or(|position| position >= place.position),
+                    false => sequence > place.sequence,
+                };
+                if is_behind {
+                    found.rows.insert(place.position, sequence);
                 }
             }
         }
@@ -149,7 +157,7 @@ impl Published {
     pub(super) fn has(&self, letter: &Standing) -> bool {
         let at = |of: &BTreeMap<Position, u64>| of.get(&letter.place.position).copied();
         at(&self.retries).is_some_and(|sequence| sequence > letter.place.sequence)
-            || letter.is_gone && at(&self.rows).is_some()
+            || at(&self.rows).is_some()
     }
 }
 
