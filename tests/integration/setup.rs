@@ -591,7 +591,8 @@ async fn an_empty_table_of_somebody_elses_is_mapped() {
         assert_eq!(refused.code, Some(1), "{refused:?}");
         assert!(!refused.stderr.contains("ALTER TABLE"), "{refused:?}");
         let root = &fixture.name;
-        let columns = "[columns]\nid = \"id\"  # uuid\naggregate_id = \"a\"  # text\nevent_type = \"\"\nevent_version = \"\"\n\
+        let columns = "[columns]\nid = \"id\"  # uuid\naggregate_id = \"a\"  # text, may be null, and a row with a null becomes a dead letter\n\
+             event_type = \"\"\nevent_version = \"\"\n\
              occurred_at = \"\"  # the time of the commit\npayload = \"payload_json\"  # jsonb\n[nats]  # ";
         let subject = format!("\nsubject = \"{root}.{{aggregate_id:token}}\"\n");
         for proposed in [columns, &subject] {
