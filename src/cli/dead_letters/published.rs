@@ -113,7 +113,9 @@ impl Published {
     ) -> anyhow::Result<Self> {
         let mut of_rows: HashMap<(Option<&str>, &str), Vec<&Standing>> = HashMap::new();
         for letter in letters {
-            if let Some(id) = &letter.id {
+            // What is no UUID may have been given out again, and be of another event by now.
+            let is_sure = |id: &&String| letter.is_gone || event_id::is_uuid(id);
+            if let Some(id) = letter.id.as_ref().filter(is_sure) {
                 let of_row = of_rows.entry((letter.table.as_deref(), id)).or_default();
                 of_row.push(letter);
             }
