@@ -23,12 +23,11 @@ use crate::relay::lane_client::LaneClient;
 use crate::relay::open::formers;
 use crate::relay::settings::Settings;
 
-/// The id of an event that the stream has, and where.
+/// An event that the stream has.
 pub(super) struct Event {
     pub(super) id: String,
     /// The further table of the lane that its row is of.
     pub(super) table: Option<String>,
-    pub(super) sequence: u64,
     /// Where its row, or its row's dead letter, stands in the lane; none for a backfill.
     pub(super) position: Option<Position>,
 }
@@ -84,7 +83,6 @@ impl OfLane {
         (!is_former).then_some(Event {
             id,
             table,
-            sequence,
             position,
         })
     }
