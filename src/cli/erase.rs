@@ -69,9 +69,9 @@ others write to such a stream too, their messages stay.
 
 The id is taken as messages show it, or as Postgres writes it. Tables in which no row can have it
 are named and left out; with source.messages, only the rows of the lane's own, since messages of
-pg_logical_emit_message have any text. Messages of a table that the configuration names no more go too, as far as
-they tell their aggregate; of others the receipt says how many there are, and it is not done until
-the table has an entry in [[source.tables]] again.
+pg_logical_emit_message have any text. Messages of a table that the configuration names no more go
+too, as far as they tell their aggregate; of others the receipt says how many there are, and it is
+not done until the table has an entry in [[source.tables]] again.
 
 The relay may run meanwhile: the lane keeps its order and its place. Events that are not published
 yet are waited for. First let the application write nothing more about the aggregate.

@@ -171,9 +171,11 @@ mod tests {
         assert_eq!(row.get(Field::EventVersion), Column::Null);
         assert_eq!(message.columns().len(), 7);
         assert_eq!(message.of(Some("tenant")), (Kind::Truth, text(b"true")));
-        for bad in [&b""[..], b"[1]", b"x", b"\xff", b"\"text\""] {
+        for bad in [&b""[..], b"[1]", b"x", b"\"text\""] {
             assert!(matches!(read(text(bad)), Err(Reject::Message(_))));
         }
+        let bytes = read(text(b"\xff"));
+        assert!(matches!(bytes, Err(Reject::MessageBytes)));
     }
 
     #[test]
