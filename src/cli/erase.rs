@@ -148,20 +148,22 @@ pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Err
             "rows of {table} are left out, none can be the aggregate's: {why}"
         ));
     }
+    let mut survey = Survey::of(&nats).await?;
     // What one table does not permit is told before another one is erased from.
-    if tables.some.len() > 1 {
-        let mut survey = Survey::of(&nats).await?;
-        for table in tables.some.iter().skip(1) {
-            Erasing::new(&args, first, *table, &mut survey, &sql, &nats).await?;
-        }
+    for table in tables.some.iter().skip(1) {
+        Erasing::new(&args, first, *table, &mut survey, &sql, &nats).await?;
     }
     let mut gravest = Exit::Done;
     for (number, table) in tables.some.iter().enumerate() {
         // Messages of no table that is looked at are looked for once.
         let others = (number == 0).then(|| Others::of(first, &tables));
+        if number > 0 {
+            // Between two tables no lease keeps others from publishing.
+            survey = Survey::of(&nats).await?;
+        }
         let one = (*table, others);
-        let done = execute_one(&args, lanes, one, (&sql, &nats), &mut shutdown).await?;
-        gravest = gravest.graver(done);
+        let done = execute_one(&args, lanes, one, (&sql, &nats), &mut survey, &mut shutdown);
+        gravest = gravest.graver(done.await?);
     }
     Ok(gravest)
 }
@@ -172,19 +174,18 @@ async fn execute_one(
     lanes: &[Settings],
     (table, others): (usize, Option<Others>),
     (sql, nats): (&Client, &Admin),
+    survey: &mut Survey,
     shutdown: &mut Shutdown,
 ) -> Result<Exit, anyhow::Error> {
-    // For each table anew: between two of them no lease keeps others from publishing.
-    let mut survey = Survey::of(nats).await?;
     let mut erasing = Vec::new();
     for lane in lanes {
-        erasing.push(Erasing::new(args, lane, table, &mut survey, sql, nats).await?);
+        erasing.push(Erasing::new(args, lane, table, survey, sql, nats).await?);
     }
     for lane in &mut erasing {
         lane.others.clone_from(&others);
     }
     let past = streams::of_shares_before(nats, sql, lanes).await?;
-    erasing[0].also(past, &mut survey).await?;
+    erasing[0].also(past, survey).await?;
     let mut receipt = Receipt {
         aggregate_id: args.aggregate_id.clone(),
         at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),

@@ -33,7 +33,7 @@ pub use taken::taken;
 pub const LANE_RECORD_STREAM: &str = "WALRELAY";
 
 /// All subjects of the lanes' records.
-const LANE_RECORD_SUBJECTS: &str = "walrelay.lane.>";
+pub(crate) const LANE_RECORD_SUBJECTS: &str = "walrelay.lane.>";
 
 /// The events' window for Nats-Msg-Id. A lane sets no such header by default, since its own chain excludes duplicates;
 /// a short window keeps the server's table of ids small (110–150 bytes an id) where it does.

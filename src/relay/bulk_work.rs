@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
 use crate::nats::stream::{LANE_RECORD_STREAM, lane_lease_subject};
-use crate::pipeline::end_search::Lookup;
 use crate::relay::lane_client::{LaneClient, LaneError};
 
 /// So often a holder of a lease is heard.
@@ -232,18 +231,15 @@ impl Watch {
 /// All leases of the slot, in the order in which they were stored: their streams, where they are stored, and what they say.
 async fn leases(nats: &Admin, slot: &str) -> Result<Vec<(String, u64, Holder)>, LaneError> {
     let records = LaneClient::new(nats, LANE_RECORD_STREAM, slot)?;
-    // One message after the other would not come to an end where holders write theirs anew more quickly than this reads.
-    let subjects = match records.subjects(&lane_lease_subject("*", slot)).await {
+    let subjects = lane_lease_subject("*", slot);
+    let last = match records.last_of_each(&subjects, |_| true).await {
         Err(LaneError::NoStream(_)) => return Ok(Vec::new()),
-        subjects => subjects?,
+        last => last?,
     };
     let mut found = Vec::new();
-    for subject in subjects {
-        // It may be removed meanwhile.
-        if let Some(message) = records.message(Lookup::Last(&subject)).await? {
-            let stream = subject.split('.').nth(2).unwrap_or_default();
-            found.push((stream.to_owned(), message.seq, Holder::read(&message)?));
-        }
+    for (subject, message) in last {
+        let stream = subject.split('.').nth(2).unwrap_or_default();
+        found.push((stream.to_owned(), message.seq, Holder::read(&message)?));
     }
     found.sort_by_key(|(_, sequence, _)| *sequence);
     Ok(found)

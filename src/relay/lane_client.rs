@@ -274,6 +274,31 @@ impl LaneClient {
         }
     }
 
+    /// The last message of each subject that matches and is wanted, with its subject.
+    ///
+    /// One subject after the other, and not one message after the other: who writes anew all the time writes behind all others, and
+    /// whoever reads more slowly than that would never come to the end.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub(super) async fn last_of_each(
+        &self,
+        filter: &str,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(String, StoredMessage)>, LaneError> {
+        let mut found = Vec::new();
+        for subject in self.subjects(filter).await? {
+            if !is_wanted(&subject) {
+                continue;
+            }
+            // It may be removed meanwhile.
+            if let Some(message) = self.message(Lookup::Last(&subject)).await? {
+                found.push((subject, message));
+            }
+        }
+        Ok(found)
+    }
+
     /// Up to where a relay that starts now publishes nothing more; or why it would halt.
     ///
     /// # Errors
@@ -306,16 +331,37 @@ impl LaneClient {
         Ok(reach.end())
     }
 
+    /// The stream, and the lane's record.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn stream_and_record(&self) -> Result<(StreamInfo, StoredRecord), LaneError> {
+        tokio::try_join!(self.stream(), self.record())
+    }
+
     /// Looks for the lane end of a stream of its own, as a relay does at its start.
     ///
     /// # Errors
     /// [`LaneError`].
     pub async fn end(&self) -> Result<StreamEnd, LaneError> {
-        let info = self.stream().await?;
-        let record = self.record().await?.record;
+        let (info, record) = self.stream_and_record().await?;
+        Ok(StreamEnd {
+            last_sequence: info.state.last_seq,
+            lane_end: self.lane_end(&info, record.record.as_ref()).await?,
+        })
+    }
+
+    /// As [`LaneClient::end`], in the stream as it was found: the lane's place as [`StreamEnd::lane_end`] has it.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    pub async fn lane_end(
+        &self,
+        info: &StreamInfo,
+        record: Option<&LaneRecord>,
+    ) -> Result<String, LaneError> {
         let slot = self.store.slot();
-        let last_sequence = info.state.last_seq;
-        let mut search = EndSearch::new(slot, last_sequence, &info.created, record.as_ref(), None);
+        let mut search = EndSearch::new(slot, info.state.last_seq, &info.created, record, None);
         let mut found = FoundEnd::Nothing;
         while let Some(lookup) = search.wanted() {
             let message = self.message(lookup).await?;
@@ -324,13 +370,9 @@ impl LaneClient {
                 break;
             }
         }
-        let lane_end = match found {
+        Ok(match found {
             FoundEnd::Found(lane_end) => lane_end.tail(slot),
             _ => none_behind_header(slot, search.none_behind()),
-        };
-        Ok(StreamEnd {
-            last_sequence,
-            lane_end,
         })
     }
 }
@@ -358,9 +400,6 @@ pub async fn lane_records(client: &Admin, slot: &str) -> Result<Vec<LaneRecord>,
 
 /// The records of all lanes whose slots are wanted; one that is not wanted may be unreadable.
 ///
-/// One subject after the other, and not one message after the other: relays write their records anew all the time, each behind all others,
-/// and who reads more slowly than that would never come to the end.
-///
 /// # Errors
 /// [`LaneError`].
 pub(crate) async fn all_lane_records(
@@ -368,17 +407,11 @@ pub(crate) async fn all_lane_records(
     is_wanted: impl Fn(&str) -> bool,
 ) -> Result<Vec<LaneRecord>, LaneError> {
     let records = LaneClient::new(client, LANE_RECORD_STREAM, "*")?;
-    let subjects = records.subjects(&lane_record_subject("*", "*")).await?;
+    let of_wanted = |subject: &str| subject.rsplit('.').next().is_some_and(&is_wanted);
+    let subjects = lane_record_subject("*", "*");
     let mut found = Vec::new();
-    for subject in subjects {
-        let of_slot = subject.rsplit('.').next();
-        if !of_slot.is_some_and(&is_wanted) {
-            continue;
-        }
-        // It may be removed meanwhile.
-        if let Some(message) = records.message(Lookup::Last(&subject)).await? {
-            found.extend(record(&message)?);
-        }
+    for (_, message) in records.last_of_each(&subjects, of_wanted).await? {
+        found.extend(record(&message)?);
     }
     Ok(found)
 }

@@ -3,7 +3,7 @@
 //!
 //! In: which dead letters. Out: their events behind the stream's end, and their marks behind the events. Guarantees: no
 //! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark, or where
-//! another one has published the row of a letter that the stream has no more. A signal ends it behind what is in flight, and what was published is marked first.
+//! another one has published its row. A signal ends it behind what is in flight, and what was published is marked first.
 
 use std::collections::HashMap;
 

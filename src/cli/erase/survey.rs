@@ -9,7 +9,9 @@ use async_nats::jetstream::stream::Info;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::nats::admin::Admin;
-use crate::nats::stream::{LANE_RECORD_STREAM, lane_lease_subject, lane_record_subject};
+use crate::nats::stream::{
+    LANE_RECORD_STREAM, LANE_RECORD_SUBJECTS, lane_lease_subject, lane_record_subject,
+};
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::position::{POSITION_HEADER, REPLAY_HEADER};
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -45,7 +47,7 @@ impl Survey {
         let streams = async { Ok(jetstream.streams().try_collect().await?) };
         let streams: Vec<Info> = nats.allowed(streams).await?;
         let records = LaneClient::new(nats, LANE_RECORD_STREAM, "-")?;
-        let subjects = match records.subjects("walrelay.lane.>").await {
+        let subjects = match records.subjects(LANE_RECORD_SUBJECTS).await {
             Err(LaneError::NoStream(_)) => Vec::new(),
             subjects => subjects?,
         };

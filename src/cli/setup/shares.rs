@@ -54,8 +54,8 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let division = division::division(&client, postgres).await?;
+    let undivided = of_all_rows(first).await;
     if alone::holder(&client, postgres).await?.is_none() {
-        let undivided = of_all_rows(first).await;
         let unfinished = division.unfinished(share, undivided.as_ref());
         print_findings(unfinished.as_slice());
     }
@@ -69,10 +69,7 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
     }
     let other = division::other_number(&client, postgres, &division).await?;
     if let Some(other) = other {
-        let other = OtherNumber {
-            undivided: of_all_rows(first).await,
-            ..other
-        };
+        let other = OtherNumber { undivided, ..other };
         refusals.push(refuse(Kind::RowFilter, other.what(), other.mend()));
     }
     if postgres.share.is_none() {

@@ -162,8 +162,13 @@ pub fn untaken(config: &StreamConfig, subjects: &[String]) -> Option<StreamFindi
 
 /// The slot whose dead letters the stream takes: it was made for the relay of that slot.
 pub(super) fn owner(config: &StreamConfig) -> Option<&str> {
-    let mut subjects = config.subjects.iter();
-    subjects.find_map(|subject| subject.strip_prefix("walrelay.dead."))
+    owners(config).next()
+}
+
+/// All slots whose dead letters the stream takes.
+pub(super) fn owners(config: &StreamConfig) -> impl Iterator<Item = &str> {
+    let subjects = config.subjects.iter();
+    subjects.filter_map(|subject| subject.strip_prefix("walrelay.dead."))
 }
 
 /// Subjects that the stream does not store. `owner` is the slot of another relay that has the stream for itself: merely

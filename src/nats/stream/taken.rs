@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::fit::{STREAM, overlaps, owner};
+use super::fit::{STREAM, overlaps, owner, owners};
 use super::{
     StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find, request,
 };
@@ -51,7 +51,7 @@ fn finding(
 ) -> Option<StreamFinding> {
     let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
     // Where this slot's dead letters go, its relay publishes: that finding alone tells what to do.
-    if events.is_some() && takes_letters_of(other, &settings.slot) {
+    if events.is_some() && owners(other).any(|slot| slot == settings.slot) {
         return None;
     }
     let (name, slot) = (&other.name, &settings.slot);
@@ -81,11 +81,6 @@ fn finding(
         message,
         command: Some(mend),
     })
-}
-
-fn takes_letters_of(stream: &StreamConfig, slot: &str) -> bool {
-    let mut owners = (stream.subjects.iter()).filter_map(|it| it.strip_prefix("walrelay.dead."));
-    owners.any(|owner| owner == slot)
 }
 
 /// The streams with subjects that overlap; none where nobody may ask, since the server itself refuses to make another.
