@@ -6,6 +6,8 @@
 //! the relay may know: it can be negative, and is counted as 0 then. Nothing is said about the consumer's side.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
@@ -35,6 +37,7 @@ type Session = JoinHandle<anyhow::Result<Vec<(Uuid, Written)>>>;
 /// Sessions that commit one event a transaction at a fixed rate, whatever the answers take.
 pub struct Writer {
     sessions: Vec<Session>,
+    stopped: Arc<AtomicBool>,
 }
 
 fn wall_clock_ns() -> i128 {
@@ -53,7 +56,9 @@ impl Writer {
         let interval = Duration::from_secs(1) * sessions / rate;
         let begin = Instant::now() + Duration::from_millis(50);
         let mut tasks = Vec::new();
+        let stopped = Arc::new(AtomicBool::new(false));
         for session in 0..sessions {
+            let stopped = stopped.clone();
             let sql = lane.servers.postgres.connect(&lane.name).await?;
             let mut due = begin + interval * session / sessions;
             tasks.push(tokio::spawn(async move {
@@ -64,7 +69,7 @@ impl Writer {
                     )
                     .await?;
                 let mut written = Vec::new();
-                while due < begin + lasts {
+                while due < begin + lasts && !stopped.load(Ordering::Relaxed) {
                     tokio::time::sleep_until(due.into()).await;
                     let id = Uuid::new_v4();
                     let sent_ns = wall_clock_ns();
@@ -82,7 +87,16 @@ impl Writer {
                 Ok(written)
             }));
         }
-        Ok(Writer { sessions: tasks })
+        Ok(Writer {
+            sessions: tasks,
+            stopped,
+        })
+    }
+
+    /// Ends it now.
+    pub async fn stop(self) -> anyhow::Result<HashMap<Uuid, Written>> {
+        self.stopped.store(true, Ordering::Relaxed);
+        self.end().await
     }
 
     /// Waits for its end.

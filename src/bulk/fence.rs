@@ -187,13 +187,17 @@ impl Fence {
     ) -> anyhow::Result<(Place, usize)> {
         match &mut self.state {
             State::Own(seen) => {
-                let end = self.lane.end().await?;
-                let stored = seen.settle(&self.lane, doubt, end.last_sequence).await?;
-                // Not before the end was read: see the head of this file.
-                lease.renew().await?;
+                let (info, record) = self.lane.stream_and_record().await?;
+                let last_sequence = info.state.last_seq;
+                // Not before the last sequence was read: see the head of this file. What stands there does not change.
+                let (stored, lane_end, ()) = tokio::try_join!(
+                    seen.settle(&self.lane, doubt, last_sequence),
+                    async { Ok(self.lane.lane_end(&info, record.record.as_ref()).await?) },
+                    async { Ok(lease.renew().await?) },
+                )?;
                 let place = Place::Behind {
-                    last_sequence: end.last_sequence,
-                    lane_end: Some(end.lane_end),
+                    last_sequence,
+                    lane_end: Some(lane_end),
                 };
                 Ok((place, stored))
             }

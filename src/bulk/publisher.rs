@@ -246,6 +246,11 @@ impl<'a> Publisher<'a> {
                 self.target = Some(stint.target);
                 Ok(last_sequence)
             }
+            Err(ended) if stint.is_refused_alone(&ended) => {
+                self.queue.put_back(stint.sent);
+                self.target = Some(stint.target);
+                Err(ended)
+            }
             Err(ended) => {
                 self.doubt = Some(Doubt {
                     last_sequence: stint.window.last_sequence(),

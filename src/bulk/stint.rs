@@ -188,6 +188,13 @@ impl Stint {
             .collect()
     }
 
+    /// Whether another's message took the place of the only one that was in flight: it is not stored, and no answer is to come, so that
+    /// the connection can be kept.
+    pub(super) fn is_refused_alone(&self, ended: &Ended) -> bool {
+        let out_of_sequence = matches!(ended, Ended::Fault(fault) if fault.is_out_of_sequence());
+        out_of_sequence && self.sent.len() == 1 && self.window.is_settled()
+    }
+
     fn refused(&self, text: &str) -> Ended {
         // Nobody adds a permission while a command waits.
         if let Some(denied) = self.target.broker.denied(text) {

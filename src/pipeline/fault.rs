@@ -258,7 +258,7 @@ impl Fault {
     }
 
     /// The broker refuses a message since it does not follow what it was to follow: it is not stored.
-    pub(super) fn is_out_of_sequence(&self) -> bool {
+    pub(crate) fn is_out_of_sequence(&self) -> bool {
         matches!(self, Fault::Refused { err_code, .. } if LAST_SEQUENCE_CODES.contains(err_code))
     }
 
