@@ -275,7 +275,7 @@ fn confirmed_lsn(inspection: &Inspection, name: &str) -> anyhow::Result<PgLsn> {
     if let Some(pid) = slot.active_pid {
         bail!(in_use(name, Some(pid)));
     }
-    if slot.wal_status.as_deref() == Some("lost") {
+    if slot.is_lost() {
         bail!(
             "replication slot \"{name}\" is lost: run walrelay teardown and walrelay setup first"
         );

@@ -95,6 +95,13 @@ pub struct Slot {
     pub failover: Option<bool>,
 }
 
+impl Slot {
+    /// Whether the WAL that it needs is gone.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost") || self.invalidation_reason.is_some()
+    }
+}
+
 /// A publication, and what it holds of the outbox table.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Publication {

@@ -317,7 +317,7 @@ fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Fi
             SLOT_LOST_MEND,
         ));
     }
-    if slot.wal_status.as_deref() == Some("lost") || slot.invalidation_reason.is_some() {
+    if slot.is_lost() {
         let reason = slot
             .invalidation_reason
             .as_deref()
@@ -446,22 +446,23 @@ fn no_table(table: &Table, settings: &PostgresSettings) -> Finding {
 }
 
 /// `setup` makes a table only with walrelay's own columns, and puts none into a publication that there is.
-fn missing_table(inspection: &Inspection, settings: &PostgresSettings) -> String {
+pub(super) fn missing_table(inspection: &Inspection, settings: &PostgresSettings) -> String {
     let key = settings.table_key();
     let (table, publication) = (&settings.table, quote_identifier(&settings.publication));
     let holds_what_comes = |it: &Publication| it.puballtables;
-    let is_default = settings.columns == default_columns();
     match &inspection.publication {
         Some(it) if settings.entry.is_some() && !holds_what_comes(it) => format!(
             "make the table, then run ALTER PUBLICATION {publication} ADD TABLE {table};, or where it has another name now, set {key} to \
              that"
         ),
-        _ if !is_default => {
-            format!("make the table with the columns that the configuration names, or set {key}")
-        }
         _ => match instead(inspection, settings) {
             Some(instead) => instead,
-            None => format!("run walrelay setup, or set {key}"),
+            None if is_default(settings) => format!("run walrelay setup, or set {key}"),
+            None => {
+                format!(
+                    "make the table with the columns that the configuration names, or set {key}"
+                )
+            }
         },
     }
 }
@@ -469,9 +470,18 @@ fn missing_table(inspection: &Inspection, settings: &PostgresSettings) -> String
 /// What to do where another table was probably meant.
 pub(super) fn instead(inspection: &Inspection, settings: &PostgresSettings) -> Option<String> {
     let (meant, key) = (inspection.meant.as_ref()?, settings.table_key());
+    let new = match is_default(settings) {
+        true => "run walrelay setup --create-table",
+        false => "make it with the columns that the configuration names",
+    };
     Some(format!(
-        "set {key} to {meant} where that table is meant; where a new one is, run walrelay setup --create-table"
+        "set {key} to {meant} where that table is meant; where a new one is, {new}"
     ))
+}
+
+/// Whether the table has the columns that `walrelay setup` makes one with.
+fn is_default(settings: &PostgresSettings) -> bool {
+    settings.columns == default_columns()
 }
 
 /// Rows of a table that inherits are seen in every query of the outbox, and come, if at all, under that table's own name.

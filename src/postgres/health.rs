@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::counted::counted;
-use crate::postgres::catalog::Inspection;
+use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::findings::{Finding, Kind, warn};
 use crate::postgres::replication::quote_literal;
@@ -34,6 +34,8 @@ pub struct Health {
     pub(crate) senders: [i64; 2],
     /// Connections that the login role may have; -1 for any number.
     pub(crate) connection_limit: i64,
+    /// Connections that the database may have, -1 for any number, and how many others have there.
+    pub(crate) database_limit: [i64; 2],
     /// Those of `synchronized_standby_slots` (Postgres 17), which a slot with FAILOVER waits for.
     pub(crate) standby_slots: Vec<StandbySlot>,
     /// What decoding has written to disk for the slot, in bytes, and what it was allowed to keep in memory.
@@ -99,6 +101,10 @@ SELECT jsonb_build_object(
   'slots', jsonb_build_array(current_setting('max_replication_slots')::int8, (SELECT count(*) FROM pg_catalog.pg_replication_slots)),
   'senders', jsonb_build_array(current_setting('max_wal_senders')::int8, (SELECT count(*) FROM pg_catalog.pg_stat_replication)),
   'connection_limit', (SELECT rolconnlimit FROM pg_catalog.pg_roles WHERE rolname = session_user),
+  'database_limit', (SELECT jsonb_build_array(datconnlimit, (
+       SELECT count(*) FROM pg_catalog.pg_stat_activity a
+       WHERE a.datid = d.oid AND a.backend_type = 'client backend' AND a.usename IS DISTINCT FROM session_user))
+     FROM pg_catalog.pg_database d WHERE d.datname = current_database()),
   'standby_slots', coalesce((
      SELECT jsonb_agg(jsonb_build_object('name', named.name, 'is_read', coalesce(s.active, false)) ORDER BY place)
      FROM regexp_split_to_table(current_setting('synchronized_standby_slots', true), '[[:space:]\",]+')
@@ -177,6 +183,9 @@ fn limit(inspection: &Inspection, wal_rate: f64, found: &mut Vec<Finding>) {
         return;
     };
     let slot = inspection.slot.as_ref();
+    if slot.is_some_and(Slot::is_lost) {
+        return;
+    }
     let safe = slot.and_then(|slot| slot.safe_wal_size);
     let left = safe.map_or(limit as f64, |bytes| bytes.max(0) as f64);
     let seconds = left / wal_rate.max(1.0);
@@ -249,6 +258,22 @@ fn places(inspection: &Inspection, health: &Health, found: &mut Vec<Finding>) {
                 )
             ),
             format!("run ALTER ROLE {role} CONNECTION LIMIT 8;"),
+        ));
+    }
+    let [limit, of_others] = health.database_limit;
+    if limit >= 0 && limit - of_others < 4 {
+        let database = quote_identifier(&inspection.server.dbname);
+        found.push(warn(
+            Kind::Places,
+            format!(
+                "database {database} may have {}, and others have {of_others}: the relay has up to 3, and each command beside it needs \
+                 one more",
+                counted(limit.unsigned_abs(), "connection", "connections")
+            ),
+            format!(
+                "run ALTER DATABASE {database} CONNECTION LIMIT {};",
+                limit.max(of_others) + 8
+            ),
         ));
     }
 }

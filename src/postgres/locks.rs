@@ -27,6 +27,12 @@ pub struct Locked {
 }
 
 impl Locked {
+    /// The table, as SQL has it.
+    #[must_use]
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
     /// What to do about it.
     #[must_use]
     pub fn mend(&self) -> String {

@@ -12,7 +12,8 @@ use crate::postgres::client::{Client, SqlError};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::findings::columns::wanted;
 use crate::postgres::findings::{
-    Finding, Kind, Severity, findings, instead, shares, slot_misfit, under_another_name,
+    Finding, Kind, Severity, findings, instead, missing_table, shares, slot_misfit,
+    under_another_name,
 };
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
@@ -251,17 +252,17 @@ fn order_refusals(
         ),
         None => {}
     }
-    if inspection.table.is_none() && settings.columns != default_columns() {
+    let is_default = settings.columns == default_columns();
+    if inspection.table.is_none() && in_capitals.is_none() && !is_default {
         refuse(
             Kind::TableMissing,
             format!(
                 "table {} does not exist, and setup makes it only with the default column names",
                 settings.table
             ),
-            "make the table with the columns that the configuration names".to_owned(),
+            missing_table(inspection, settings),
         );
-    }
-    if !wishes.create_table
+    } else if !wishes.create_table
         && in_capitals.is_none()
         && let Some(meant) = &inspection.meant
         && let Some(instead) = instead(inspection, settings)

@@ -253,6 +253,82 @@ async fn a_table_without_the_columns_is_not_measured_and_the_next_one_is() {
     );
 }
 
+#[tokio::test]
+async fn of_two_tables_the_one_that_is_locked_is_named() {
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    let more = "CREATE TABLE more (LIKE outbox_events INCLUDING ALL)";
+    fixture.sql.batch_execute(more).await.unwrap();
+    fixture.configure("[[source.tables]]\nname = 'public.more'\n");
+    let mut locker = fixture.connect().await;
+    let locked = locker.transaction().await.unwrap();
+    locked.batch_execute("LOCK TABLE more").await.unwrap();
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(output.code, Some(3), "{report}");
+    let unseen = report["not_seen"].to_string();
+    let words = "publication, tables and rights, since public.more is locked";
+    assert!(unseen.contains(words), "{unseen}");
+}
+
+/// Also where the columns are the user's own: who has mistyped a name is not told to make a second table.
+#[tokio::test]
+async fn a_table_of_nearly_that_name_is_named() {
+    let mut fixture = Fixture::bare().await;
+    let queue = "CREATE TABLE event_queue (nr uuid, aggregate_id uuid, event_type text, event_version smallint, occurred_at timestamptz, \
+               payload_json jsonb)";
+    fixture.sql.batch_execute(queue).await.unwrap();
+    fixture.configure("[columns]\nid = 'nr'\n");
+    fixture.set("WALRELAY_POSTGRES_TABLE", "public.event_queu");
+    let (_, report) = doctor(&fixture).await;
+    let mend = sql(&report, "slot-missing");
+    let words = "set postgres.table to public.event_queue where that table is meant";
+    assert!(mend.contains(words), "{mend}");
+    let setup = fixture.walrelay(&["setup"]).await;
+    assert_eq!(setup.code, Some(1), "{setup:?}");
+    assert_eq!(setup.stderr.matches(words).count(), 1, "{setup:?}");
+}
+
+#[tokio::test]
+async fn a_database_that_takes_few_connections() {
+    let fixture = Fixture::new().await;
+    let limit = format!("ALTER DATABASE {} CONNECTION LIMIT 2", fixture.name);
+    fixture.sql.batch_execute(&limit).await.unwrap();
+    let (_, report) = doctor(&fixture).await;
+    let mend = sql(&report, "places");
+    let (_, mend) = mend.split_once("run ").expect("a statement");
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let (_, report) = doctor(&fixture).await;
+    assert!(!codes(&report).contains(&"places"), "{report}");
+}
+
+/// What a backfill published is gone, and no relay has written since how far the lane came.
+#[tokio::test]
+async fn a_halt_is_told_before_the_start_that_it_ends() {
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.insert(1, 3).await;
+    fixture.setup().await;
+    fixture.walrelay(&["backfill"]).await.success();
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let stream = context.get_stream(fixture.stream_name()).await;
+    stream.unwrap().purge().await.unwrap();
+    fixture.insert(4, 5).await;
+    let (output, report) = doctor(&fixture).await;
+    assert_eq!(output.code, Some(1), "{report}");
+    let mend = sql(&report, "halted");
+    assert!(mend.contains("`walrelay adopt` goes on"), "{mend}");
+    let mut relay = fixture.run();
+    assert_eq!(relay.ends().await, Some(4));
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let (_, report) = doctor(&fixture).await;
+    assert!(!codes(&report).contains(&"halted"), "{report}");
+    let relay = fixture.run();
+    fixture.holds(2).await;
+    relay.stop().await;
+}
+
 #[test]
 fn each_code_has_its_place_in_the_documents() {
     let page = include_str!("../../docs/doctor.md");

@@ -111,8 +111,12 @@ async fn beside_lock(
     let later = health::findings(&inspection, &health, postgres, 0.0);
     report.findings.extend(later.into_iter().map(Found::from));
     report.not_seen.push(format!(
-        "Postgres: publication, table and rights at {}, which is locked",
-        postgres.table
+        "Postgres: publication, {} and rights, since {} is locked",
+        match postgres.tables().len() {
+            1 => "table",
+            _ => "tables",
+        },
+        locked.table()
     ));
     Ok(report)
 }

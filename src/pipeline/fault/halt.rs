@@ -360,7 +360,9 @@ impl Halt {
                 );
             }
             Halt::EndRemoved { .. } => {
-                "`walrelay verify` compares table and stream; then `walrelay adopt --position …` says where to go on"
+                "`walrelay verify` compares table and stream. `walrelay adopt` goes on behind the last event that both slot and \
+                 stream have: rows behind it that the slot still has are published, also where their messages were removed. Where \
+                 nobody wants those again, `walrelay adopt --position LSN:ORDINAL` goes on behind that position"
             }
             Halt::EndCopied { .. } => {
                 "`walrelay adopt` compares such messages with the slot by position and id, and goes on behind the last one \

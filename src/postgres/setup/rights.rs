@@ -60,7 +60,11 @@ pub(super) fn refusal(
             parts.join(" and the ")
         ),
         mend: format!(
-            "let a superuser, or an owner who may create in the database, run\n{}\nand then run walrelay {command} again",
+            "let a superuser, or an owner{}, run\n{}\nand then run walrelay {command} again",
+            match command {
+                "teardown" => "",
+                _ => " who may create in the database",
+            },
             sql.join("\n")
         ),
     })
