@@ -1,10 +1,10 @@
 //! Dead letters as a source: their events, and the marks that say what has become of them.
 //!
 //! In: where dead letters stand. Out: their rows' messages, as the table has the rows now or else as the letters have them; a
-//! mark for each. Guarantee: the same envelope as the relay's; a letter is read when its turn comes, so memory does not grow
-//! with their number.
+//! mark for each. Guarantees: the same envelope as the relay's; of several letters of one event the first that makes it; a letter is
+//! read when its turn comes, so memory does not grow with their number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Context as _, bail, ensure};
 use tokio::sync::mpsc;
@@ -17,6 +17,7 @@ use crate::pipeline::dead_letter::same_row::of_another;
 use crate::pipeline::dead_letter::state::{Mark, State};
 use crate::pipeline::dead_letter::{self, DeadLetter};
 use crate::pipeline::end_search::Lookup;
+use crate::pipeline::event_id;
 use crate::pipeline::kind::Kind;
 use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::{
@@ -42,17 +43,59 @@ pub struct Place {
 pub struct Wanted {
     /// Where it is, or was.
     pub place: Place,
-    /// What is known of it, where the stream has it no more.
-    pub gone: Option<Gone>,
-}
-
-/// A dead letter that the stream has no more.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gone {
     /// The event's id.
     pub id: Option<String>,
     /// The further table of the lane that its row is of.
     pub table: Option<String>,
+    /// The stream has it no more.
+    pub is_gone: bool,
+}
+
+/// A further table of the lane, and an id.
+type RowName = (Option<String>, String);
+
+impl Wanted {
+    /// What tells the row, where the letter does: a long id is cut, and others begin like it.
+    fn row(&self) -> Option<RowName> {
+        let id = self.id.clone();
+        let whole = id.filter(|id| id.len() < dead_letter::SHOWN_BYTES_MAX)?;
+        Some((self.table.clone(), whole))
+    }
+}
+
+/// The letters of a row with several, that were made events.
+#[derive(Debug, Default)]
+struct Made {
+    /// The letters' names, and whether the event is of the table's row.
+    of_rows: HashMap<RowName, Vec<(String, bool)>>,
+}
+
+impl Made {
+    /// Of the rows that have several of these letters.
+    fn among(letters: &[Wanted]) -> Self {
+        let mut counts: HashMap<_, usize> = HashMap::new();
+        for row in letters.iter().filter_map(Wanted::row) {
+            *counts.entry(row).or_default() += 1;
+        }
+        counts.retain(|_, count| *count > 1);
+        Made {
+            of_rows: counts.into_keys().map(|row| (row, Vec::new())).collect(),
+        }
+    }
+
+    /// Takes a letter that makes an event; the name of the one before that has made it.
+    fn take(&mut self, letter: &Wanted, name: &str, is_of_table: bool) -> Option<String> {
+        let of_row = self.of_rows.get_mut(&letter.row()?)?;
+        // Another id than a UUID may be given out again, and the letters tell two events; the table's row is one.
+        let is_sure = letter.id.as_deref().is_some_and(event_id::is_uuid);
+        let mut before = of_row.iter();
+        let same = before.find(|(_, of_table)| is_sure || is_of_table && *of_table);
+        let same = same.map(|(name, _)| name.clone());
+        if same.is_none() {
+            of_row.push((name.to_owned(), is_of_table));
+        }
+        same
+    }
 }
 
 /// Other values of columns, for these publications alone.
@@ -88,9 +131,10 @@ pub(crate) async fn events(
         lane: lane.clone(),
         values,
     };
+    let mut made = Made::among(&letters);
     tokio::spawn(async move {
         for letter in letters {
-            let sourced = reader.sourced(&letter).await;
+            let sourced = reader.sourced(&letter, &mut made).await;
             let ends = sourced.is_err();
             let chunk = sourced.map(|sourced| vec![sourced]);
             if sender.send(chunk).await.is_err() || ends {
@@ -143,18 +187,21 @@ impl Reader {
     ///
     /// # Errors
     /// The stream cannot be read: nothing comes of the others either.
-    async fn sourced(&self, letter: &Wanted) -> anyhow::Result<Sourced> {
+    async fn sourced(&self, letter: &Wanted, made: &mut Made) -> anyhow::Result<Sourced> {
         let Place { position, sequence } = letter.place;
         let name = position.to_string();
-        let item = match &letter.gone {
-            Some(gone) => self.item_of_gone(letter.place, gone).await,
-            None => match self.lane.message(Lookup::Message(sequence)).await? {
+        let item = match letter.is_gone {
+            true => self.item_of_gone(letter).await.map(|item| (item, true)),
+            false => match self.lane.message(Lookup::Message(sequence)).await? {
                 Some(message) => self.item(position, &message).await,
                 None => Err(anyhow::anyhow!("the stream no longer has it")),
             },
         };
         Ok(match item {
-            Ok(item) => Sourced::Item(item),
+            Ok((item, is_of_table)) => match made.take(letter, &name, is_of_table) {
+                Some(of) => Sourced::Same { name, of },
+                None => Sourced::Item(item),
+            },
             Err(why) => Sourced::Rejected {
                 name,
                 why: format!("{why:#}"),
@@ -162,7 +209,12 @@ impl Reader {
         })
     }
 
-    async fn item(&self, position: Position, message: &StoredMessage) -> anyhow::Result<Item> {
+    /// The letter's event, and whether it is of the table's row.
+    async fn item(
+        &self,
+        position: Position,
+        message: &StoredMessage,
+    ) -> anyhow::Result<(Item, bool)> {
         let letter: DeadLetter =
             serde_json::from_slice(&message.data).context("it cannot be read")?;
         let outbox = self.outbox(position, message.header_text(TABLE_HEADER))?;
@@ -184,6 +236,7 @@ impl Reader {
             // Whoever has mended more of the row than the letter complains of is told why that does not count.
             return row
                 .and_then(|row| self.item_of_row(position, outbox, row))
+                .map(|item| (item, false))
                 .map_err(|why| {
                     anyhow::anyhow!(
                         "{why:#}; the table's row with its id has another {column}, so it is not taken for this event: if it is, set what \
@@ -191,6 +244,7 @@ impl Reader {
                     )
                 });
         }
+        let is_of_table = in_table.is_some();
         let row = match in_table {
             Some(row) => row,
             None => {
@@ -204,14 +258,14 @@ impl Reader {
                 outbox.in_letter(&letter, &self.values, gone)?
             }
         };
-        self.item_of_row(position, outbox, row)
+        Ok((self.item_of_row(position, outbox, row)?, is_of_table))
     }
 
     /// Of the row as the table has it: the letter, which had it too, is gone.
-    async fn item_of_gone(&self, place: Place, gone: &Gone) -> anyhow::Result<Item> {
-        let Place { position, sequence } = place;
-        let outbox = self.outbox(position, gone.table.as_deref())?;
-        let id = gone.id.as_ref();
+    async fn item_of_gone(&self, letter: &Wanted) -> anyhow::Result<Item> {
+        let Place { position, sequence } = letter.place;
+        let outbox = self.outbox(position, letter.table.as_deref())?;
+        let id = letter.id.as_ref();
         let id =
             id.context("the stream no longer has the dead letter, and it did not tell its row")?;
         let told = format!("{} {position}", self.slot);

@@ -70,6 +70,13 @@ pub enum Sourced {
         /// Why.
         why: String,
     },
+    /// It is the event of one before.
+    Same {
+        /// What people call it.
+        name: String,
+        /// And that one.
+        of: String,
+    },
     /// It is not asked for.
     Passed,
     /// It does not tell whether it is asked for.
@@ -90,6 +97,13 @@ pub enum Outcome<'a> {
         name: &'a str,
         /// Why.
         why: &'a str,
+    },
+    /// It is the event of one before, and becomes what that one does.
+    Same {
+        /// What people call it.
+        name: &'a str,
+        /// And that one.
+        of: &'a str,
     },
     /// It is not asked for.
     Passed,

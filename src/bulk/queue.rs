@@ -124,6 +124,10 @@ impl Queue {
                         item,
                     });
                 }
+                Sourced::Same { name, of } => each(Outcome::Same {
+                    name: &name,
+                    of: &of,
+                }),
                 Sourced::Passed => each(Outcome::Passed),
                 Sourced::Untold => each(Outcome::Untold),
                 Sourced::Rejected { name, why } => each(Outcome::Rejected {

@@ -107,7 +107,7 @@ impl Progress {
         let counts = &mut self.counts;
         match outcome {
             Outcome::Published { .. } => counts.published += 1,
-            Outcome::Passed => counts.total = counts.total.saturating_sub(1),
+            Outcome::Passed | Outcome::Same { .. } => counts.total = counts.total.saturating_sub(1),
             Outcome::Untold => {
                 counts.total = counts.total.saturating_sub(1);
                 counts.untold += 1;

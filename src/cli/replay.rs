@@ -193,7 +193,7 @@ async fn count(
                     Sourced::Rejected { name, why } => {
                         stderr::line(format_args!("{name} cannot be published: {why}"));
                     }
-                    Sourced::Passed => {}
+                    Sourced::Passed | Sourced::Same { .. } => {}
                     Sourced::Untold => untold += 1,
                 }
             }

@@ -141,3 +141,47 @@ async fn a_row_that_was_inserted_again_is_not_retried() {
     fixture.walrelay(&["verify"]).await.success();
     relay.stop().await;
 }
+
+/// The row was deleted, inserted again and refused again; then it was mended.
+#[tokio::test]
+async fn a_row_that_was_refused_twice_is_published_once() {
+    let table =
+        "CREATE TABLE outbox_events (id ID, aggregate_id text, event_type text, event_version int,
+            occurred_at timestamptz DEFAULT now(), payload_json json)";
+    let bad = "INSERT INTO outbox_events VALUES
+        ('00000000-0000-0000-0000-000000000001', 'a', 'has a space', 1, DEFAULT, '{}'),
+        ('00000000-0000-0000-0000-000000000002', 'a', 'has a space', 1, DEFAULT, '{}')";
+    let delete = "DELETE FROM outbox_events";
+    let mend = "UPDATE outbox_events SET event_type = 'a.b'";
+    // The stream has the letters, or only the relay's memory does.
+    for (id, is_gone) in [
+        ("uuid", false),
+        ("uuid", true),
+        ("text", false),
+        ("text", true),
+    ] {
+        let mut fixture = Fixture::bare().await;
+        let table = table.replace("ID", id);
+        fixture.sql.batch_execute(&table).await.unwrap();
+        set_up(&mut fixture, Lane::FastIngest).await;
+        let relay = fixture.run();
+        fixture.sql.batch_execute(bad).await.unwrap();
+        letters(&fixture, 2).await;
+        fixture.sql.batch_execute(delete).await.unwrap();
+        fixture.sql.batch_execute(bad).await.unwrap();
+        letters(&fixture, 4).await;
+        if is_gone {
+            kept(&fixture, 4).await;
+        }
+        relay.stop().await;
+        if is_gone {
+            stream_of(&fixture).await.purge().await.unwrap();
+        }
+        fixture.sql.batch_execute(mend).await.unwrap();
+        let retry = ["dead-letters", "retry", "--all"];
+        let retried = fixture.walrelay(&retry).await.success();
+        let told = "has the event that was published for ";
+        assert_eq!(retried.stdout.matches(told).count(), 2, "{retried:?}");
+        all_is_closed(&fixture).await;
+    }
+}

@@ -2,10 +2,11 @@
 //! that says so.
 //!
 //! In: which dead letters. Out: their events behind the stream's end, and their marks behind the events. Guarantees: no
-//! position of the lane; not twice for one dead letter, also where the command was ended between an event and its mark, or where
-//! another one has published its row. A signal ends it behind what is in flight, and what was published is marked first.
+//! position of the lane; not twice for one dead letter or for two of one event, also where the command was ended between an event
+//! and its mark, or where another one has published its row. A signal ends it behind what is in flight, and what was published is
+//! marked first.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context as _, bail};
 
@@ -15,7 +16,7 @@ use super::{set, taken};
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
-use crate::bulk::letters::{self, Gone, Values, Wanted};
+use crate::bulk::letters::{self, Values, Wanted};
 use crate::bulk::publisher::Publisher;
 use crate::bulk::rows::Looked;
 use crate::cli::command_line;
@@ -143,6 +144,14 @@ struct Found {
     left: Vec<Standing>,
 }
 
+/// The dead letters whose events a retry has published.
+#[derive(Debug, Default)]
+struct Retried {
+    published: Vec<Mark>,
+    /// Others of these events, each with the position of the one that was published.
+    same: Vec<(Mark, String)>,
+}
+
 impl Closing<'_> {
     async fn close(&mut self, position: Option<Position>, action: Action) -> anyhow::Result<()> {
         let version = self.nats.server_version()?;
@@ -158,26 +167,24 @@ impl Closing<'_> {
         let mut publisher = Publisher::new(self.settings, self.lane, self.lease, fence)
             .await?
             .until(shutdown);
-        let marked = (
-            State::Retried,
-            "was published already, and is marked so now",
-        );
-        self.mark(&mut publisher, marked, marks(&found.there, None))
+        let there = |_: &str| "was published already, and is marked so now".to_owned();
+        let marked = marks(&found.there, None);
+        self.mark(&mut publisher, State::Retried, there, marked)
             .await?;
         match action {
             Action::Retry { .. } => {
                 let retried = self.publish(&mut publisher, &found.left).await?;
-                let marked = (State::Retried, "published");
                 // Also when a signal has ended the events: these are in the stream.
                 let mut publisher = publisher.until(Shutdown::never());
-                self.mark(&mut publisher, marked, retried)
+                self.mark_retried(&mut publisher, retried)
                     .await
                     .context("the events are published, and their dead letters are not marked so: run this again")?;
             }
             Action::Discard { reason } => {
                 self.failed |= position.is_some() && !found.there.is_empty();
-                let marked = (State::Discarded, "discarded");
-                self.mark(&mut publisher, marked, marks(&found.left, Some(&reason)))
+                let discarded = |_: &str| "discarded".to_owned();
+                let marked = marks(&found.left, Some(&reason));
+                self.mark(&mut publisher, State::Discarded, discarded, marked)
                     .await?;
             }
         }
@@ -253,14 +260,15 @@ impl Closing<'_> {
         Ok(info.config.max_msgs_per_subject > 0)
     }
 
-    /// Publishes the events of these dead letters; the marks of those that the stream has.
+    /// Publishes the events of these dead letters; those that the stream has.
     async fn publish(
         &mut self,
         publisher: &mut Publisher<'_>,
         letters: &[Standing],
-    ) -> anyhow::Result<Vec<Mark>> {
+    ) -> anyhow::Result<Retried> {
+        let mut retried = Retried::default();
         let Some(looked) = self.looked.as_ref().filter(|_| !letters.is_empty()) else {
-            return Ok(Vec::new());
+            return Ok(retried);
         };
         let by_name: HashMap<String, &Standing> = letters
             .iter()
@@ -268,25 +276,25 @@ impl Closing<'_> {
             .collect();
         let wanted = letters.iter().map(|letter| Wanted {
             place: letter.place,
-            gone: letter.is_gone.then(|| Gone {
-                id: letter.id.clone(),
-                table: letter.table.clone(),
-            }),
+            id: letter.id.clone(),
+            table: letter.table.clone(),
+            is_gone: letter.is_gone,
         });
         let values = self.values.clone();
         let events = letters::events(self.settings, looked, self.lane, wanted.collect(), values);
         let mut shutdown = self.shutdown.clone();
         let events = tokio::select! {
             events = events => events?,
-            () = shutdown.wait() => return Ok(Vec::new()),
+            () = shutdown.wait() => return Ok(retried),
         };
-        let mut retried = Vec::new();
+        let mut same = Vec::new();
         let working = self.lease.working();
         working.begin("publishing events");
         let (mut done, total) = (0, letters.len() as u64);
         let mut each = |outcome: Outcome<'_>| match outcome {
             Outcome::Passed | Outcome::Untold => {}
-            Outcome::Published { name } => retried.push(by_name[name].mark(None)),
+            Outcome::Published { name } => retried.published.push(by_name[name].mark(None)),
+            Outcome::Same { name, of } => same.push((name.to_owned(), of.to_owned())),
             Outcome::Rejected { name, why } => {
                 self.failed = true;
                 stderr::line(format_args!("{name} cannot be published: {why}"));
@@ -298,14 +306,40 @@ impl Closing<'_> {
             working.tell(done, total);
         };
         publisher.run(events, each).await?;
+        let published = retried.published.iter().map(|mark| &mark.position);
+        let published: HashSet<&String> = published.collect();
+        retried.same = (same.into_iter())
+            .filter(|(_, of)| published.contains(of))
+            .map(|(name, of)| (by_name[&name].mark(None), of))
+            .collect();
         Ok(retried)
+    }
+
+    /// Marks those whose events are published, and the others of these events.
+    async fn mark_retried(
+        &mut self,
+        publisher: &mut Publisher<'_>,
+        retried: Retried,
+    ) -> anyhow::Result<()> {
+        let published = |_: &str| "published".to_owned();
+        self.mark(publisher, State::Retried, published, retried.published)
+            .await?;
+        let (marks, of): (Vec<Mark>, Vec<String>) = retried.same.into_iter().unzip();
+        let names = marks.iter().map(|mark| mark.position.clone());
+        let of: HashMap<String, String> = names.zip(of).collect();
+        let closed = |name: &str| {
+            let of = &of[name];
+            format!("has the event that was published for {of}, and is closed with it")
+        };
+        self.mark(publisher, State::Retried, closed, marks).await
     }
 
     /// Stores these marks, of a state, and says of each what has become of its dead letter.
     async fn mark(
         &mut self,
         publisher: &mut Publisher<'_>,
-        (state, what): (State, &str),
+        state: State,
+        what: impl Fn(&str) -> String,
         marks: Vec<Mark>,
     ) -> anyhow::Result<()> {
         if marks.is_empty() {
@@ -313,8 +347,10 @@ impl Closing<'_> {
         }
         let source = letters::marks(&self.settings.postgres.slot, state, marks);
         let each = |outcome: Outcome<'_>| match outcome {
-            Outcome::Passed | Outcome::Untold => {}
-            Outcome::Published { name } => self.account.line(format_args!("{name} {what}")),
+            Outcome::Passed | Outcome::Untold | Outcome::Same { .. } => {}
+            Outcome::Published { name } => {
+                self.account.line(format_args!("{name} {}", what(name)));
+            }
             Outcome::Rejected { name, why } => {
                 self.failed = true;
                 stderr::line(format_args!(

@@ -17,6 +17,7 @@ use crate::pipeline::position::{
     DEAD_LETTER_HEADER, KIND_HEADER, POSITION_HEADER, Position, TABLE_HEADER,
 };
 use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::settings::Settings;
 use crate::relay::taken_over::TakenOver;
 
 /// A dead letter, and what has become of it.
@@ -38,6 +39,12 @@ pub(in crate::cli) struct Standing {
 }
 
 impl Standing {
+    /// The lane's table of its row, with its number among the lane's; none where the configuration names it no more.
+    pub(super) fn outbox(&self, settings: &Settings) -> Option<(usize, Settings)> {
+        let mut tables = settings.tables().into_iter().enumerate();
+        tables.find(|(_, table)| table.message.table == self.table)
+    }
+
     /// The mark by which it gets another state.
     pub(in crate::cli) fn mark(&self, reason: Option<&str>) -> Mark {
         Mark {

@@ -41,15 +41,13 @@ pub(super) async fn typed(
     letter: &Standing,
     set: Vec<(String, String)>,
 ) -> anyhow::Result<Values> {
-    let tables = settings.tables();
-    let mut tables = tables.iter().zip(looked.inspection.tables());
-    let of_letter = tables.find(|(table, _)| table.message.table == letter.table);
-    let Some((settings, inspection)) = of_letter else {
+    let Some((number, settings)) = letter.outbox(settings) else {
         // Who makes its event says what to do.
         return Ok(set.into_iter().collect());
     };
+    let inspection = looked.inspection.tables().nth(number);
     let name = &settings.postgres.table;
-    let table = inspection.table.as_ref();
+    let table = inspection.and_then(|inspection| inspection.table.as_ref());
     let table = table.with_context(|| format!("there is no table {name}"))?;
     let mapping = settings.mapping();
     let mut values = Values::new();
@@ -84,10 +82,7 @@ pub(super) fn id<'v>(
     letter: &Standing,
     values: &'v Values,
 ) -> Option<&'v str> {
-    let tables = settings.tables();
-    let table = tables
-        .iter()
-        .find(|table| table.message.table == letter.table)?;
+    let (_, table) = letter.outbox(settings)?;
     values.get(table.postgres.id_column()).map(String::as_str)
 }
 

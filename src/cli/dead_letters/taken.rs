@@ -26,13 +26,12 @@ impl Lane<'_> {
     /// # Errors
     /// Something has, or it cannot be looked for.
     pub(super) async fn is_free(&self, letter: &Standing, value: &str) -> anyhow::Result<()> {
-        let rows = Rows::all(self.looked, self.settings).await?.into_iter();
-        let mut tables = rows.zip(self.settings.tables());
-        let of_letter = tables.find(|(_, table)| table.message.table == letter.table);
-        let Some((rows, table)) = of_letter else {
+        let Some((number, table)) = letter.outbox(self.settings) else {
             // Who makes its event says what to do.
             return Ok(());
         };
+        let mut tables = Rows::all(self.looked, self.settings).await?;
+        let rows = tables.swap_remove(number);
         let id = rows.id_text(value).await?;
         let position = letter.place.position;
         let mut letters = self.letters.all().iter();
