@@ -61,8 +61,8 @@ command publishes for a lane at a time; after one that was killed, wait 5 second
 goes away while it publishes has a minute to come back.
 
 A row that can be no event is named with what is wrong, and the query that shows it. UPDATE or
-DELETE it in the table, and run this again, with the same --unjudged; verify counts it as missing,
-or as unjudged, until then.
+DELETE it in the table, and run the command that is printed; verify counts it as missing, or as
+unjudged, until then.
 
 Exit code 0: done, or nothing was missing. 1: some could not be published, or it was stopped
 before its end. 3: row security hides rows of the table.";
@@ -366,7 +366,7 @@ fn tell_closed(args: &Args, closed: u64, account: &mut Account) {
 async fn tell_refused(
     settings: &Settings,
     ids: &[String],
-    (command, verdict): (&str, &str),
+    (command, verdict): (String, &str),
 ) -> anyhow::Result<()> {
     let looked = Looked::at(settings).await?;
     let name = &settings.postgres.table;
@@ -383,10 +383,16 @@ async fn tell_refused(
 }
 
 /// The command that publishes rows once they are mended, and what verify calls them before: of `unjudged` ones among `total`.
-fn again(args: &Args, unjudged: u64, total: u64) -> (&'static str, &'static str) {
-    match args.unjudged && unjudged > 0 {
-        false => ("walrelay backfill", "missing"),
-        true if unjudged >= total => ("walrelay backfill --unjudged", "unjudged"),
-        true => ("walrelay backfill --unjudged", "missing or unjudged"),
-    }
+fn again(args: &Args, unjudged: u64, total: u64) -> (String, &'static str) {
+    let with_unjudged = args.unjudged && unjudged > 0;
+    let verdict = match with_unjudged {
+        false => "missing",
+        true if unjudged >= total => "unjudged",
+        true => "missing or unjudged",
+    };
+    let only = args.only.as_deref();
+    (
+        command_line::backfill(args.since, only, with_unjudged),
+        verdict,
+    )
 }

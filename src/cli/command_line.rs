@@ -1,15 +1,74 @@
-//! The command line of this process, as it can be typed again.
+//! The command line of this process, as it can be typed again, and those of other commands beside it.
 //!
-//! In: the arguments. Out: one line for a POSIX shell. Guarantee: no password and no token in it: whoever may read it need not
-//! have these.
+//! In: the arguments. Out: one line for a POSIX shell. Guarantees: no password and no token in it: whoever may read it need not
+//! have these; a command that a person is to type is about the same lane as this one, and about the same rows.
+
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Flags whose values may have a secret.
 const WITH_SECRETS: [&str; 3] = ["--database-url", "--nats-url", "--to-nats"];
 
+/// Flags that say which lane is meant: each takes a value, and each command of a lane takes them.
+const OF_LANE: [&str; 8] = [
+    "--config",
+    "--name",
+    "--database-url",
+    "--slot",
+    "--publication",
+    "--share",
+    "--nats-url",
+    "--stream",
+];
+
 /// The command line of this process.
 pub(super) fn typed() -> String {
+    of(arguments())
+}
+
+/// The same without a flag that takes no value, and with more at its end.
+pub(super) fn typed_anew(without: &str, more: &[&str]) -> String {
+    let typed = arguments().filter(|argument| argument != without);
+    of(typed.chain(more.iter().map(|&more| more.to_owned())))
+}
+
+/// The backfill of these rows, for the lane of this process.
+pub(super) fn backfill(since: Option<DateTime<Utc>>, only: Option<&str>, unjudged: bool) -> String {
+    let mut line = vec!["backfill".to_owned()];
+    if unjudged {
+        line.push("--unjudged".to_owned());
+    }
+    if let Some(since) = since {
+        let since = since.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+        line.extend(["--since".to_owned(), since]);
+    }
+    if let Some(only) = only {
+        line.extend(["--where".to_owned(), only.to_owned()]);
+    }
+    line.extend(of_lane(arguments()));
+    of(line.into_iter())
+}
+
+fn arguments() -> impl Iterator<Item = String> {
     let arguments = std::env::args_os().skip(1);
-    of(arguments.map(|argument| argument.to_string_lossy().into_owned()))
+    arguments.map(|argument| argument.to_string_lossy().into_owned())
+}
+
+/// The flags among these that say which lane is meant, with their values.
+fn of_lane(mut arguments: impl Iterator<Item = String>) -> Vec<String> {
+    let mut found = Vec::new();
+    while let Some(argument) = arguments.next() {
+        let name = argument.split('=').next().unwrap_or_default();
+        if !OF_LANE.contains(&name) {
+            continue;
+        }
+        let value = match name == argument {
+            true => arguments.next(),
+            false => None,
+        };
+        found.push(argument);
+        found.extend(value);
+    }
+    found
 }
 
 fn of(arguments: impl Iterator<Item = String>) -> String {
@@ -74,7 +133,10 @@ pub(super) fn quoted(argument: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use clap::Args as _;
+
     use super::*;
+    use crate::cli::flags::StreamFlags;
 
     fn line(arguments: &[&str]) -> String {
         of(arguments.iter().map(|&argument| argument.to_owned()))
@@ -87,6 +149,31 @@ mod tests {
             "walrelay backfill --where 'dispatched_at IS NULL' --json"
         );
         assert_eq!(line(&["x", "it's", ""]), r"walrelay x 'it'\''s' ''");
+    }
+
+    #[test]
+    fn another_command_is_about_the_same_lane() {
+        let typed = [
+            "--config=a.toml",
+            "verify",
+            "--since",
+            "2026-11-01T00:00:00Z",
+            "--share",
+            "1",
+            "-v",
+            "--json",
+        ];
+        let found = of_lane(typed.into_iter().map(str::to_owned));
+        assert_eq!(found, ["--config=a.toml", "--share", "1"]);
+    }
+
+    #[test]
+    fn every_flag_of_a_lane_is_taken_along() {
+        let command = StreamFlags::augment_args(clap::Command::new("x"));
+        let flags = command.get_arguments().filter_map(|flag| flag.get_long());
+        for flag in flags {
+            assert!(OF_LANE.contains(&&*format!("--{flag}")), "{flag}");
+        }
     }
 
     #[test]

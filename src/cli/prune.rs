@@ -17,7 +17,7 @@ use super::backfill::counted_rows;
 use super::exit::{Exit, message};
 use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
-use super::{progress, stderr, verify};
+use super::{command_line, progress, stderr, verify};
 use crate::counted::is_or_are;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter::remembered::KEPT_MAX;
@@ -227,19 +227,21 @@ impl Prune<'_> {
             let found = found.first().context("one table was compared")?;
             ensure!(
                 found.rows.is_empty(),
-                "{} {} not in stream {}, so nothing was deleted: walrelay backfill publishes what is missing, or give \
-                 --without-comparison where nobody wants it published",
+                "{} {} not in stream {}, so nothing was deleted: {} publishes what is missing, or give --without-comparison where nobody \
+                 wants it published",
                 counted_rows(found.rows.len() as u64, lane, self.table),
                 is_or_are(found.rows.len() as u64),
-                lane.nats.stream
+                lane.nats.stream,
+                command_line::backfill(None, None, false)
             );
             ensure!(
                 found.former == 0,
                 "unjudged: stream {} has the ids of {} of another table, which was the outbox before this one, so nothing tells \
-                 whether these were published, and nothing was deleted: walrelay backfill --unjudged publishes them, or give \
-                 --without-comparison where nobody wants that",
+                 whether these were published, and nothing was deleted: {} publishes them, or give --without-comparison where nobody \
+                 wants that",
                 lane.nats.stream,
-                counted_rows(found.former, lane, self.table)
+                counted_rows(found.former, lane, self.table),
+                command_line::backfill(None, None, true)
             );
             if found.unjudged > 0 {
                 self.letters_are_known(lane, found.unjudged).await?;

@@ -11,6 +11,7 @@ use postgres_types::PgLsn;
 
 use crate::bulk::fence::lives_there;
 use crate::cli::backfill;
+use crate::cli::command_line;
 use crate::cli::exit::Exit;
 use crate::cli::own_lane::no_beginning;
 use crate::cli::signals::{self, Hangup};
@@ -346,12 +347,14 @@ async fn rows_before(
     let stream = stream::find(nats, &settings.nats.stream).await?;
     Ok(Some(match stream {
         Some(stream) if stream.state.last_seq > 0 => format!(
-            "{} in {table} already: walrelay verify tells which of them the stream does not have, walrelay backfill publishes those",
-            counted(rows, "row is", "rows are")
+            "{} in {table} already: walrelay verify tells which of them the stream does not have, {} publishes those",
+            counted(rows, "row is", "rows are"),
+            command_line::backfill(None, None, false)
         ),
         _ => format!(
-            "{} already in {table} and will not be published: walrelay backfill publishes them",
-            counted(rows, "row is", "rows are")
+            "{} already in {table} and will not be published: {} publishes them",
+            counted(rows, "row is", "rows are"),
+            command_line::backfill(None, None, false)
         ),
     }))
 }

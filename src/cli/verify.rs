@@ -420,6 +420,7 @@ async fn check(
         let (reading, pending_for) = (&comparison.lane, comparison.pending_for);
         let read_through = reading.read_through();
         let mut report = Report::new(several, &rows, reading, settled, pending_for, unfit);
+        report.since = args.since;
         for (slot, letters) in &letters {
             report.take_letters(slot, letters);
         }

@@ -178,20 +178,80 @@ async fn an_unjudged_row_that_can_never_be_published_is_mended_by_what_is_printe
 
     let filled = fixture.walrelay(&["backfill", "--unjudged"]).await;
     assert_eq!(filled.code, Some(1), "{filled:?}");
-    let told =
-        "and run walrelay backfill --unjudged; walrelay verify counts it as unjudged until then";
-    assert!(filled.stderr.contains(told), "{filled:?}");
+    let (_, told) = filled.stderr.split_once("and run ").expect("a remedy");
+    let (remedy, told) = told.split_once("; ").expect("what it is called");
+    assert!(
+        remedy.starts_with("walrelay backfill --unjudged --config "),
+        "{remedy}"
+    );
+    assert!(
+        told.starts_with("walrelay verify counts it as unjudged until then"),
+        "{told}"
+    );
     let verified = fixture.walrelay(&["verify"]).await;
     assert_eq!(verified.code, Some(3), "{verified:?}");
     assert!(verified.stdout.contains("unjudged       1"), "{verified:?}");
 
     let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
     fixture.sql.batch_execute(mend).await.unwrap();
-    let (_, remedy) = told.split_once("run walrelay ").unwrap();
-    let (remedy, _) = remedy.split_once(';').unwrap();
-    let typed: Vec<&str> = remedy.split(' ').collect();
-    fixture.walrelay(&typed).await.success();
+    fixture.types(remedy).await.success();
     fixture.walrelay(&["verify"]).await.success();
     assert_exactly_once(&[1, 2, 3].map(uuid), &fixture.stored_ids().await);
+    relay.stop().await;
+}
+
+/// What is printed is about the rows that the command was about: others would be published too, whose events somebody else has.
+#[tokio::test]
+async fn the_printed_command_leaves_out_what_was_left_out() {
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    let bad = insert_sql(1, 4).replace("lesson.published.v1", "has a space");
+    fixture.sql.batch_execute(&bad).await.unwrap();
+    let older = "UPDATE outbox_events SET occurred_at = '2026-01-01T00:00:00Z' WHERE id = $1";
+    fixture.sql.execute(older, &[&uuid(1)]).await.unwrap();
+    let of_another = "UPDATE outbox_events SET event_version = 2 WHERE id = $1";
+    fixture.sql.execute(of_another, &[&uuid(2)]).await.unwrap();
+    fixture.configure("");
+    fixture.setup().await;
+    let relay = fixture.run();
+    fixture.insert(5, 9).await;
+    fixture.holds(5).await;
+    stream_of(&fixture).await.purge().await.unwrap();
+    let delete = "DELETE FROM outbox_events WHERE id > $1";
+    fixture.sql.execute(delete, &[&uuid(4)]).await.unwrap();
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+
+    let since = ["--since", "2026-06-01T02:00:00+02:00"];
+    let only = ["--where", "event_version = 1 AND event_type <> 'it''s'"];
+    let filled = [&["backfill", "--unjudged"][..], &since, &only].concat();
+    let filled = fixture.walrelay(&filled).await;
+    assert_eq!(filled.code, Some(1), "{filled:?}");
+    let (_, told) = filled.stderr.split_once("and run ").expect("a remedy");
+    let (remedy, _) = told.split_once("; ").expect("an end");
+    fixture.sql.batch_execute(mend).await.unwrap();
+    let typed = fixture.types(remedy).await.success();
+    assert!(
+        typed.stdout.contains("published 2 of 2 rows"),
+        "{remedy}: {typed:?}"
+    );
+
+    // And so is what verify prints.
+    let verified = [&["verify"][..], &since].concat();
+    let verified = fixture.walrelay(&verified).await;
+    assert_eq!(verified.code, Some(3), "{verified:?}");
+    let (_, told) = verified
+        .stdout
+        .split_once("leaves older rows out, ")
+        .expect("a remedy");
+    let (remedy, _) = told.split_once(" publishes them").expect("an end");
+    let typed = fixture.types(remedy).await.success();
+    assert!(
+        typed.stdout.contains("published 1 of 1 row"),
+        "{remedy}: {typed:?}"
+    );
+    let mut ids = fixture.stored_ids().await;
+    ids.sort_unstable();
+    assert_eq!(ids, [2, 3, 4].map(uuid));
     relay.stop().await;
 }

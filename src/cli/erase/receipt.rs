@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::messages::Erased;
 use super::tables::LeftOut;
-use crate::cli::command_line::quoted;
+use crate::cli::command_line::{self, quoted};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::counted::counted;
@@ -111,10 +111,11 @@ impl Receipt {
             ));
         }
         for (header, count) in &self.untold_with_header {
-            let (id, header) = (quoted(&self.aggregate_id), quoted(header));
+            let anew = command_line::typed_anew("--dry-run", &["--also-header", header]);
+            let header = quoted(header);
             stderr::line(format_args!(
                 "{} exactly this id in header {header}, which the configuration does not name: where that header told the aggregate, \
-                 walrelay erase --aggregate-id {id} --also-header {header} removes them",
+                 {anew} removes them",
                 counted(*count, "of these messages has", "of these messages have")
             ));
         }

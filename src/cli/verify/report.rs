@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::compare::{Group, Verdict};
@@ -151,6 +152,9 @@ pub(super) struct Report {
     unfit: Option<String>,
     #[serde(skip)]
     has_slot: bool,
+    /// Rows that are older are left out.
+    #[serde(skip)]
+    pub(super) since: Option<DateTime<Utc>>,
     /// Unjudged only for an older row of the same id.
     #[serde(skip)]
     ambiguous: u64,
@@ -218,6 +222,7 @@ impl Report {
             is_set_back: settled == Settled::SetBack,
             unfit,
             has_slot: settled != Settled::NoSlot,
+            since: None,
             ambiguous: 0,
             former: 0,
             unnamed: 0,

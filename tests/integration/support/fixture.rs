@@ -211,6 +211,25 @@ impl Fixture {
         command
     }
 
+    /// Types a line that walrelay has printed, which names its configuration.
+    #[allow(dead_code)] // Only the tests of faults do.
+    pub(crate) async fn types(&self, line: &str) -> Output {
+        let like = self.command(&[]);
+        let mut shell = Command::new("sh");
+        for (name, value) in like.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        let program = std::path::Path::new(env!("CARGO_BIN_EXE_walrelay"));
+        let folder = program.parent().expect("a folder").display();
+        let path = std::env::var("PATH").expect("it is set");
+        shell.env("PATH", format!("{folder}:{path}"));
+        shell.args(["-c", line]).current_dir(self.folder.path());
+        Output::of(&mut shell).await
+    }
+
     /// Runs a command that ends by itself.
     pub(crate) async fn walrelay(&self, arguments: &[&str]) -> Output {
         Output::of(&mut self.command(arguments)).await

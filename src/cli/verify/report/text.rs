@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::{Example, Report};
+use crate::cli::command_line;
 use crate::cli::exit::Exit;
 use crate::counted::counted;
 
@@ -70,6 +71,15 @@ impl Report {
         let rows_are = ("row is", "rows are");
         let rows_cannot = ("row", "rows");
         let messages = ("message was", "messages were");
+        let backfill = command_line::backfill(self.since, None, true);
+        let removed = format!(
+            "cannot be judged: the stream may have had the messages and removed them; --since leaves older rows out, {backfill} \
+             publishes them"
+        );
+        let former = format!(
+            "cannot be judged: the stream has the ids of another table, which was the outbox before this one; {backfill} publishes \
+             such rows"
+        );
         for (count, (one, many), note) in [
             (
                 match self.stands_still() || self.is_set_back {
@@ -98,8 +108,7 @@ impl Report {
             (
                 (self.unjudged.count).saturating_sub(self.ambiguous + self.former),
                 rows_cannot,
-                "cannot be judged: the stream may have had the messages and removed them; --since leaves older rows out, walrelay \
-                 backfill --unjudged publishes them",
+                removed.as_str(),
             ),
             (
                 self.unnamed,
@@ -116,12 +125,7 @@ impl Report {
                 ("event has", "events have"),
                 "no row, and rows are deleted from the table: nothing tells whether there ever was one",
             ),
-            (
-                self.former,
-                rows_cannot,
-                "cannot be judged: the stream has the ids of another table, which was the outbox before this one; walrelay backfill \
-                 --unjudged publishes such rows",
-            ),
+            (self.former, rows_cannot, former.as_str()),
             (
                 self.rows_without_id,
                 ("row has", "rows have"),
