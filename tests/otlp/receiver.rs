@@ -1,6 +1,7 @@
 //! A collector: OTLP over HTTP, read by the types that OpenTelemetry generates of its own schema.
 
 use std::net::SocketAddr;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,7 +18,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
 use prost::Message;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::process::Command;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
@@ -175,6 +178,11 @@ async fn export(
         Mood::Endless => return vec![b'x'; 1 << 20].into_response(),
         Mood::Silent => std::future::pending().await,
     }
+    let body = match headers.get("content-encoding") {
+        Some(encoding) if encoding == "gzip" => unzipped(&body).await,
+        Some(other) => panic!("{other:?} is not understood"),
+        None => body,
+    };
     let mut taken = collector.taken.lock().unwrap();
     taken.headers.push(headers);
     let mut answer = ExportTraceServiceResponse::default();
@@ -204,6 +212,23 @@ async fn export(
         answer.encode_to_vec(),
     )
         .into_response()
+}
+
+/// By the program that every system has: a library for one test would be built for all of them.
+async fn unzipped(body: &[u8]) -> Bytes {
+    let mut gzip = Command::new("gzip")
+        .arg("-dc")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("gzip");
+    let mut stdin = gzip.stdin.take().expect("a pipe");
+    let write = async move { stdin.write_all(body).await };
+    let (written, output) = tokio::join!(write, gzip.wait_with_output());
+    written.expect("written");
+    let output = output.expect("it ends");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout.into()
 }
 
 struct TlsListener {
