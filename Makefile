@@ -9,7 +9,7 @@ CARGO ?= cargo
 # Most tests wait for a server's deadline, not for a processor; the six are for those that wait longest.
 export RUST_TEST_THREADS ?= $(shell echo $$((3 * $$(getconf _NPROCESSORS_ONLN) + 6)))
 
-.PHONY: help servers build demo test otlp tls versions bench bench-tls chaos wiped failover shares cable deny package deploy book clean toolchain
+.PHONY: help servers build demo test otlp tls versions bench bench-tls bench-otlp chaos wiped failover shares cable deny package deploy book clean toolchain
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -70,6 +70,13 @@ bench-tls: toolchain servers ## Measure what TLS costs: plain, with Postgres, wi
 	@scripts/servers.sh --tls
 	$(CARGO) bench --bench relay -- $(EVENTS) --only tls --rounds 5
 	@ls -l target/release/walrelay | awk '{ printf "binary: %.1f MB\n", $$5 / 1e6 }'
+
+bench-otlp: toolchain servers ## Measure what the export by OTLP costs the relay, beside a build without it; on Linux; half an hour: EVENTS=300000
+	@scripts/servers.sh --otlp
+	$(CARGO) build --release
+	cp target/release/walrelay target/release/walrelay-without-otlp
+	WALRELAY_BENCH_WITHOUT_OTLP='$(CURDIR)/target/release/walrelay-without-otlp' \
+	$(CARGO) bench --features otlp --bench relay -- $(EVENTS) --only otlp --rounds 5
 
 # How long, with which seed (another one each time unless given), and whether against a cluster of three nats-servers.
 MINUTES ?= 3

@@ -83,8 +83,15 @@ impl Child {
         bail!("it does not stream: {log}")
     }
 
+    /// What it has logged since the last look.
+    pub fn log(&self) -> String {
+        let lines: Vec<_> = self.lines.try_iter().map(|(_, line)| line).collect();
+        lines.join("\n")
+    }
+
     /// Waits for the process' end by itself; its CPU time in microseconds, read before it is reaped.
     pub async fn ended(&mut self) -> anyhow::Result<(Duration, Option<f64>)> {
+        let begin = Instant::now();
         loop {
             let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
             let zombie = stat.is_ok_and(|stat| {
@@ -96,28 +103,22 @@ impl Child {
             if (zombie || !cfg!(target_os = "linux"))
                 && let Some(status) = self.child.try_wait()?
             {
-                let log: Vec<_> = self.lines.try_iter().map(|(_, line)| line).collect();
-                anyhow::ensure!(status.success(), "{status}: {}", log.join("\n"));
+                anyhow::ensure!(status.success(), "{status}: {}", self.log());
                 return Ok((took, cpu));
             }
-            anyhow::ensure!(took < LIMIT, "still runs after {LIMIT:?}");
+            anyhow::ensure!(begin.elapsed() < LIMIT, "still runs after {LIMIT:?}");
             tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// SIGTERM, and waits for a clean end.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    /// SIGTERM, and waits for a clean end; the CPU time of its whole life in microseconds.
+    pub async fn stop(mut self) -> anyhow::Result<Option<f64>> {
         let pid = i32::try_from(self.pid())
             .ok()
             .and_then(Pid::from_raw)
             .context("a pid")?;
         kill_process(pid, Signal::TERM)?;
-        let asked = Instant::now();
-        while self.child.try_wait()?.is_none() {
-            anyhow::ensure!(asked.elapsed() < LIMIT, "it does not stop");
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-        Ok(())
+        Ok(self.ended().await?.1)
     }
 }
 

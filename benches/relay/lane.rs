@@ -42,6 +42,10 @@ pub struct Lane<'a> {
     pub nats_certificate: Option<PathBuf>,
     /// Whether others may write to its streams.
     pub shared: bool,
+    /// Another build than the one that is measured by itself.
+    pub program: Option<PathBuf>,
+    /// Further variables of the relay's environment.
+    pub environment: Vec<(&'static str, String)>,
     slots: u32,
 }
 
@@ -82,6 +86,8 @@ impl<'a> Lane<'a> {
             sslmode: "prefer",
             nats_certificate: None,
             shared: false,
+            program: None,
+            environment: Vec::new(),
             slots: 0,
         })
     }
@@ -148,11 +154,12 @@ impl<'a> Lane<'a> {
     pub fn walrelay(&self, arguments: &[&str], slot: &str, stream: &str) -> Command {
         // Another build may be named, to compare before and after.
         let built = || env!("CARGO_BIN_EXE_walrelay").into();
-        let binary = std::env::var_os("WALRELAY_BENCH_BINARY").unwrap_or_else(built);
-        let mut command = Command::new(binary);
+        let named = || std::env::var_os("WALRELAY_BENCH_BINARY").unwrap_or_else(built);
+        let program = self.program.clone();
+        let mut command = Command::new(program.unwrap_or_else(|| named().into()));
         for (inherited, _) in std::env::vars_os() {
             let name = inherited.to_string_lossy();
-            if ["WALRELAY_", "PG", "DATABASE_URL", "NATS_URL"]
+            if ["WALRELAY_", "PG", "DATABASE_URL", "NATS_URL", "OTEL_"]
                 .iter()
                 .any(|ours| name.starts_with(ours))
             {
@@ -174,6 +181,7 @@ impl<'a> Lane<'a> {
         if let Some(path) = &self.nats_certificate {
             command.env("WALRELAY_NATS_TLS_CA", path);
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -1,9 +1,10 @@
 //! The whole relay beside its limits, on servers of its own; docs/performance.md says what is measured and how.
 //!
-//! `after_publish` takes EVENTS / 1,000 seconds twice, and runs only where it is named.
+//! `after_publish` takes EVENTS / 1,000 seconds twice, and `otlp` wants the feature and a build without it (`make bench-otlp`): they run
+//! only where they are named.
 //!
 //! In: the number of events of a backlog, and which parts to run. Out: a table and a plot in `benches/results/`.
-//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,shared,bulk,verify,polling,latency,memory,sizes,start,tls,after_publish] [--out FOLDER]`
+//! `cargo bench --bench relay -- [EVENTS] [--rounds N] [--only drain,publish,shared,bulk,verify,polling,latency,memory,sizes,start,tls,after_publish,otlp] [--out FOLDER]`
 
 mod after_publish;
 mod bulk;
@@ -12,6 +13,7 @@ mod drain;
 mod lane;
 mod latency;
 mod machine;
+mod otlp;
 mod peer;
 mod plot;
 mod polling;
@@ -106,6 +108,9 @@ async fn run(choice: &Choice) -> anyhow::Result<()> {
     }
     if choice.parts.is_some() && choice.wants("after_publish") {
         after_publish::settings(&servers, events, &mut report).await?;
+    }
+    if choice.parts.is_some() && choice.wants("otlp") {
+        otlp::export(&servers, events, rounds, &mut report).await?;
     }
     if choice.wants("polling") {
         polling::dispatcher(&servers, (events / 50).max(1_000), &mut report).await?;
