@@ -5,7 +5,7 @@ mod input;
 use divan::{AllocProfiler, Bencher, black_box};
 use walrelay::pipeline::copy_both::{self, ReplicationMessage};
 use walrelay::pipeline::pgoutput::{self, Message};
-use walrelay::pipeline::row::Relations;
+use walrelay::pipeline::relations::Relations;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();

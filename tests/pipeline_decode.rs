@@ -11,7 +11,8 @@ use walrelay::pipeline::encoding::Encoding;
 use walrelay::pipeline::mapping::{Mapping, default_columns};
 use walrelay::pipeline::oversized::ColumnFilter;
 use walrelay::pipeline::pgoutput::{self, Column, Message};
-use walrelay::pipeline::row::{Outbox, Relations, Source};
+use walrelay::pipeline::relations::Relations;
+use walrelay::pipeline::source::{Outbox, Source};
 use walrelay::pipeline::tables::Tables;
 
 /// Everything that reads a payload.

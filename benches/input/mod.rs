@@ -17,7 +17,7 @@ use walrelay::pipeline::mapping::{Format, HeaderValues, Mapping, MessageSettings
 use walrelay::pipeline::position::Lane;
 use walrelay::pipeline::progress::HeldMarks;
 use walrelay::pipeline::publish::{Mode, WindowLimits, WindowSettings};
-use walrelay::pipeline::row::{Outbox, Source};
+use walrelay::pipeline::source::{Outbox, Source};
 use walrelay::pipeline::tables::Tables;
 
 /// OID of the outbox table.

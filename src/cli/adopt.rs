@@ -35,8 +35,8 @@ use crate::pipeline::position::{
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
-use crate::pipeline::row::Source;
 use crate::pipeline::shared_end_search::fence_subject;
+use crate::pipeline::source::Source;
 use crate::pipeline::tables::Period;
 use crate::postgres::catalog::{Inspection, inspect_released};
 use crate::postgres::client::{Client, connect};

@@ -5,8 +5,8 @@
 
 use super::position::Position;
 use super::reader::DecodeError;
+use super::relations::RowError;
 use super::reshard::OtherNumber;
-use super::row::RowError;
 use postgres_types::PgLsn;
 
 mod halt;

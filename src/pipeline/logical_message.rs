@@ -13,7 +13,8 @@ use super::kind::Kind;
 use super::limit::SizeLimit;
 use super::mapping::{Mapping, Value};
 use super::pgoutput::Column;
-use super::row::{Relations, Row};
+use super::relations::Relations;
+use super::row::Row;
 
 /// The content, taken apart: by the name of its column what each value is, and its text as Postgres would send it; none of null.
 #[derive(Debug, Default)]

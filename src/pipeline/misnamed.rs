@@ -3,7 +3,7 @@
 //! In: tables as they are configured, and as the lane record remembers them. Out: which name it is, and what mends it. Guarantee:
 //! nothing is published or compared by names under which messages from before would not be found again.
 
-use super::row::Source;
+use super::source::Source;
 use super::tables::{Period, Renamed, Tables};
 use crate::table_name::TableName;
 

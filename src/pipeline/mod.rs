@@ -5,7 +5,7 @@
 //! | [`copy_both`] | CopyData payloads | XLogData, keepalives; status updates |
 //! | [`oversized`] | an oversized payload in pieces | the payload without its oversized columns |
 //! | [`pgoutput`] | XLogData | Begin, Relation, Insert, Commit |
-//! | [`row`] | tuples | the six columns of an event |
+//! | [`relations`], [`source`] | Relation messages, tuples | the [`row`] of an outbox, or that it is of another table |
 //! | [`logical_message`] | a message of the WAL | the same, without a table |
 //! | [`carrier`] | what carries the table into the WAL, at two moments | rows that are never sent |
 //! | [`tables`] | their names and OIDs at an LSN | whether they are the outbox's |
@@ -70,6 +70,7 @@ pub mod publications;
 pub mod publish;
 mod reader;
 pub mod record;
+pub mod relations;
 pub mod request;
 pub mod reshard;
 pub mod room;
@@ -77,6 +78,7 @@ pub mod row;
 pub mod shared_end_search;
 pub mod sight;
 pub mod silence;
+pub mod source;
 pub mod tables;
 mod text;
 mod text_option;

@@ -21,7 +21,7 @@ use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Request;
-use crate::pipeline::row::{Outbox, Source};
+use crate::pipeline::source::{Outbox, Source};
 use crate::pipeline::tables::{Former, Tables};
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;

@@ -7,7 +7,7 @@ use crate::random::Random;
 use walrelay::pipeline::fields::Fields;
 use walrelay::pipeline::mapping::{Format, Mapping, MessageSettings, Value};
 use walrelay::pipeline::record::LaneRecord;
-use walrelay::pipeline::row::Outbox;
+use walrelay::pipeline::source::Outbox;
 use walrelay::pipeline::tables::{Period, Tables};
 
 /// Which table: the lane's own is the first.

@@ -29,7 +29,7 @@ use walrelay::pipeline::position::{Lane, Position};
 use walrelay::pipeline::publish::WindowLimits;
 use walrelay::pipeline::record::{LaneRecord, RecordOrNote};
 use walrelay::pipeline::request::{StoredRecord, Unfit};
-use walrelay::pipeline::row::Source;
+use walrelay::pipeline::source::Source;
 use walrelay::relay::lane_store::{Expects, LaneStore, Outgoing, StoreError};
 use walrelay::relay::turn::{BrokerTransport, Kept, Limits, Turn};
 

@@ -14,7 +14,7 @@ use super::sort::{Entries, Merge};
 use super::{bar, table, tick};
 use crate::nats::admin::Admin;
 use crate::pipeline::position::Position;
-use crate::pipeline::row::Source;
+use crate::pipeline::source::Source;
 use crate::postgres::client::Client;
 use crate::postgres::id_column::IdColumn;
 use crate::relay::lane_client::LaneClient;

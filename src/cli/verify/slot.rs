@@ -11,7 +11,8 @@ use postgres_types::PgLsn;
 use crate::pipeline::encoding::Encoding;
 use crate::pipeline::pgoutput::{self, Message};
 use crate::pipeline::position::Position;
-use crate::pipeline::row::{Relations, Source};
+use crate::pipeline::relations::Relations;
+use crate::pipeline::source::Source;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::encoding::{self, SEND_BYTES, SEND_UTF8};
 use crate::postgres::error::{

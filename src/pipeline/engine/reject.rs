@@ -24,7 +24,7 @@ pub struct RowQuestion {
     pub xid: u32,
     /// In which table, of [`Source::outboxes`].
     ///
-    /// [`Source::outboxes`]: crate::pipeline::row::Source::outboxes
+    /// [`Source::outboxes`]: crate::pipeline::source::Source::outboxes
     pub outbox: usize,
 }
 

@@ -11,7 +11,7 @@ use crate::pipeline::mapping::Mapping;
 use crate::pipeline::position::Lane;
 use crate::pipeline::progress::HeldMarks;
 use crate::pipeline::publish::{Mode, WindowLimits};
-use crate::pipeline::row::{Outbox, Source};
+use crate::pipeline::source::{Outbox, Source};
 use crate::pipeline::tables::Tables;
 use std::time::Duration;
 

@@ -12,7 +12,7 @@ use crate::pipeline::lane_end::Memory;
 use crate::pipeline::publish::{Mode, WindowLimits};
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StreamView;
-use crate::pipeline::row::Source;
+use crate::pipeline::source::Source;
 use std::time::Duration;
 
 impl Opening<'_> {
