@@ -9,9 +9,11 @@ use super::relations::RowError;
 use super::reshard::OtherNumber;
 use postgres_types::PgLsn;
 
+mod blocks;
 mod halt;
 
-pub use halt::{Blocks, Halt, of_share};
+pub use blocks::Blocks;
+pub use halt::{Halt, of_share};
 
 /// Why an epoch ended. The next one starts from what stream and slot say.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -2,9 +2,9 @@
 //!
 //! Each halt has a reason and a remedy: a log has them as one line, the lane record apart.
 
+use super::blocks::Blocks;
 use super::{Fault, STUCK_EPOCHS};
 use crate::pipeline::dead_letter::RejectedRow;
-use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::misnamed::{Misnamed, OtherId};
 use crate::pipeline::position::{Lane, Position};
 use crate::pipeline::tables::Renamed;
@@ -141,32 +141,6 @@ pub enum Halt {
     },
     /// The same refusal again and again.
     Stuck(Fault),
-}
-
-/// Why a rejected row halts the relay instead of becoming a dead letter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Blocks {
-    /// `on_reject = "halt"`.
-    Configured,
-    /// The dead letter would not hold the whole row, and the table may not either.
-    Loss {
-        /// What is known of the table's row.
-        why: String,
-        /// What the dead letter has to fit into.
-        limit: SizeLimit,
-    },
-    /// The same of a row with bytes that are no text, which no dead letter can hold.
-    NoText {
-        /// What is known of the table's row.
-        why: String,
-    },
-    /// The smallest dead letter does not fit.
-    NoRoom {
-        /// Its size with headers, in bytes.
-        bytes: u64,
-        /// What it has to fit into.
-        limit: SizeLimit,
-    },
 }
 
 impl From<Misnamed> for Halt {
@@ -425,43 +399,6 @@ pub fn of_share(text: &str, share: Option<u32>) -> String {
         None => text,
     };
     about_one_lane.into_iter().fold(text.to_owned(), named)
-}
-
-impl Blocks {
-    fn reason(&self) -> String {
-        match self {
-            Blocks::Configured => {
-                ". It blocks the lane as configured by relay.on_reject = \"halt\"".to_owned()
-            }
-            Blocks::Loss { why, limit } => format!(
-                ". Its dead letter would not hold all of it either ({limit}), and {why}: what does not fit would be lost"
-            ),
-            Blocks::NoText { why } => format!(
-                ". Its dead letter would not hold all of it either (JSON has no such bytes), and {why}: what is no text would be lost"
-            ),
-            Blocks::NoRoom { bytes, limit } => format!(
-                ". Not even the smallest dead letter of it fits: {bytes} bytes are more than {limit}"
-            ),
-        }
-    }
-
-    fn remedy(&self, position: Position) -> String {
-        match self {
-            Blocks::Configured => format!("`walrelay dead-letters skip {position}` passes it"),
-            Blocks::Loss { .. } => format!(
-                "Raise that limit and start again, or `walrelay dead-letters skip {position}` passes it with as much as fits"
-            ),
-            Blocks::NoText { .. } => {
-                format!("`walrelay dead-letters skip {position}` passes it with what is text of it")
-            }
-            Blocks::NoRoom { bytes, .. } => {
-                format!(
-                    "Raise that limit to {bytes} or more, which takes this dead letter (walrelay doctor says what takes the rows themselves), \
-                     and start again"
-                )
-            }
-        }
-    }
 }
 
 /// Why nobody knows whether what the slot has passed was published.
