@@ -1,0 +1,170 @@
+//! What is written down of where the lane begins: its first record, and the slot's beginning.
+//!
+//! In: the lane before it was set up, and where its slot was made. Out: a record beside the stream, a comment on the publication, or why
+//! `run` would halt. Guarantee: what somebody else has written stays.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use postgres_types::PgLsn;
+
+use super::{identify, report};
+use crate::cli::own_lane::no_beginning;
+use crate::cli::stderr;
+use crate::cli::stdout::Account;
+use crate::nats::admin::Admin;
+use crate::nats::stream;
+use crate::pipeline::fault::Halt;
+use crate::pipeline::record::LaneRecord;
+use crate::postgres::beginning;
+use crate::postgres::catalog::Inspection;
+use crate::postgres::client::Client;
+use crate::postgres::settings::PostgresSettings;
+use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
+
+/// How often a relay's record is looked for.
+const RECORD_POLL: Duration = Duration::from_millis(200);
+/// How long a relay that meets the stream may take to write its record.
+const RECORD_LIMIT: Duration = Duration::from_secs(5);
+/// The longest pause between two attempts of a relay that is waited for.
+const BACKOFF_LIMIT: Duration = Duration::from_secs(15);
+
+/// Writes the lane's first record, so that `run` notices a slot that is not this one, and does not look for its own
+/// events among those that the stream holds already. A record that exists stays: it tells what was published before.
+///
+/// A slot that was found may have published: it gets a record only beside a stream that never had a message, and not where it is written
+/// down that it has passed something. In any other stream, the lane's last event tells `run` more than this record, which says not to
+/// look for it: what is held back would be published twice. Returns where a new lane begins, or why `run` would halt.
+///
+/// Behind a lane that is at its end, as a share's is that was no more, epochs are counted on: a relay that has lived through both
+/// remembers the one before, and takes the record for younger.
+///
+/// A lane that `takes_over` counts the events that the stream has already as published by whoever was there before.
+pub(super) async fn record_slot(
+    nats: &Admin,
+    settings: &Settings,
+    before: &Inspection,
+    made_lsn: Option<PgLsn>,
+    takes_over: bool,
+    account: &mut Account,
+) -> Result<Result<Option<PgLsn>, Halt>, anyhow::Error> {
+    let (slot, name) = (&settings.postgres.slot, &settings.nats.stream);
+    let store = LaneClient::new(nats, name, slot)?;
+    let stored = store.record().await?;
+    let retired = stored.record.as_ref().is_some_and(|record| record.retired);
+    if let Some(record) = stored.record.clone().filter(|record| !record.retired) {
+        let Some(made_lsn) = made_lsn else {
+            return Ok(Ok(None));
+        };
+        let before = match u64::from(record.confirmed_lsn) {
+            // The one before this was new as well.
+            0 => "has read from other slots before: what committed before".to_owned(),
+            _ => format!(
+                "has confirmed up to {} before: what committed from there to",
+                record.confirmed_lsn
+            ),
+        };
+        account.line(format_args!(
+            "a relay of this slot's name {before} {made_lsn} is not in the new slot. walrelay run will halt until walrelay \
+             adopt has been run; walrelay backfill publishes the events in between"
+        ));
+        let lane = identify(settings).await?.0.lane(slot);
+        if record.is_of(&lane) {
+            // Nothing explains where the new slot stands, also where a server that was set back has used LSNs again.
+            let unexplained = LaneRecord {
+                confirmed_lsn: 0.into(),
+                ..record
+            };
+            store.store_record(unexplained, stored.sequence).await?;
+        }
+        return Ok(Ok(None));
+    }
+    let stream = stream::find(nats, name)
+        .await?
+        .with_context(|| format!("stream {name} has gone"))?;
+    let is_new = retired || stream.state.last_seq == 0;
+    let found = before.slot.as_ref();
+    let found_lsn = found.and_then(|slot| slot.confirmed_flush_lsn);
+    let found_lsn = found_lsn.filter(|_| is_new);
+    if let Some(halt) = no_beginning(before, settings).filter(|_| is_new) {
+        let is_read = found.is_some_and(|slot| slot.active_pid.is_some());
+        if is_read && goes_on(&store, settings).await? {
+            report(
+                account,
+                "lane record",
+                slot,
+                "written by the relay, which goes on",
+            );
+            return Ok(Ok(None));
+        }
+        return Ok(Err(halt));
+    }
+    let is_free = found.is_some_and(|slot| slot.active_pid.is_none());
+    let Some(confirmed_lsn) = made_lsn.or(found_lsn.filter(|_| is_free)) else {
+        return Ok(Ok(None));
+    };
+    let (identity, history) = identify(settings).await?;
+    let lane = identity.lane(slot);
+    let recorded = stored.record.as_ref();
+    let first = LaneRecord {
+        epoch: recorded.map_or(0, |record| record.epoch + 1),
+        sequence: stream.state.last_seq,
+        confirmed_lsn,
+        adopted_sequence: stream.state.last_seq,
+        switched_lsn: recorded.and_then(|record| record.across(&lane, &history)),
+        taken_over_sequence: if takes_over { stream.state.last_seq } else { 0 },
+        left: recorded.map_or_else(Vec::new, |record| record.left.clone()),
+        ..LaneRecord::new(&lane, &history, name, &stream.created)
+    };
+    store.store_record(first, stored.sequence).await?;
+    report(account, "lane record", slot, "made");
+    Ok(Ok(Some(confirmed_lsn)))
+}
+
+/// Whether the relay that reads the slot, and has seen the broker lose the stream, writes the lane's record anew.
+async fn goes_on(lane: &LaneClient, settings: &Settings) -> anyhow::Result<bool> {
+    let wait = settings.relay.backoff_max.min(BACKOFF_LIMIT) + RECORD_LIMIT;
+    stderr::line(format_args!(
+        "a relay reads slot {}: whether it goes on with this stream is waited for, {} at the longest",
+        lane.slot(),
+        humantime::format_duration(wait)
+    ));
+    let deadline = Instant::now() + wait;
+    while Instant::now() < deadline {
+        if lane
+            .record()
+            .await?
+            .record
+            .is_some_and(|record| !record.retired)
+        {
+            return Ok(true);
+        }
+        tokio::time::sleep(RECORD_POLL).await;
+    }
+    Ok(false)
+}
+
+/// Writes down where the slot begins, in the publication's comment. One that somebody else has written stays.
+pub(super) async fn write_beginning(
+    client: &Client,
+    before: &Inspection,
+    postgres: &PostgresSettings,
+    lsn: PgLsn,
+) -> Result<(), anyhow::Error> {
+    let PostgresSettings {
+        publication, slot, ..
+    } = postgres;
+    let is_free = before
+        .publication
+        .as_ref()
+        .is_none_or(|found| found.owned && beginning::is_free(found.comment.as_deref(), slot));
+    if is_free {
+        let sql = beginning::comment_sql(publication, slot, lsn);
+        client
+            .batch_execute(&sql)
+            .await
+            .with_context(|| format!("cannot run {sql}"))?;
+    }
+    Ok(())
+}
