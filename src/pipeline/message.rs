@@ -1,7 +1,9 @@
 //! From a row to the parts of its message: subject, headers, body.
 //!
 //! In: a [`Row`] and the [`Mapping`]. Out: the parts, or a [`Reject`]. The six columns in their envelope go the short way,
-//! [`Envelope`]; every other mapping is written here.
+//! [`Envelope`]; every other mapping is written here, CloudEvents in `cloud_events`.
+
+mod cloud_events;
 
 use super::bytes::{bytes_of, id_of_bytes};
 use super::envelope::{Envelope, Reject, escaped, event_version, shown};
@@ -288,110 +290,6 @@ impl<'a> Event<'_, 'a> {
         }
         Ok(())
     }
-
-    /// Further attributes, whose types are CloudEvents' own (1.0.2, 3, "Type System"): Boolean, an Integer of 32 bits, else a String,
-    /// which has what the header of binary mode has.
-    fn push_attributes(&self, object: &mut Object<'_>) -> Result<(), Reject> {
-        let first = self.mapping.first_field();
-        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
-            let (kind, column) = self.row.extras()[first + index];
-            let Some(text) = not_null(column, &extra.column)? else {
-                continue;
-            };
-            let out = object.key(&extra.name);
-            match kind {
-                Kind::Number | Kind::Json => push_string(out, text),
-                Kind::Integer if !is_cloud_integer(text) => push_string(out, text),
-                _ => push_json(out, kind, text),
-            }
-        }
-        Ok(())
-    }
-
-    /// Structured mode. CloudEvents 1.0.2, JSON event format.
-    fn cloud_event(&self, body: &mut Vec<u8>) -> Result<(), Reject> {
-        let mut object = Object::open(body);
-        push_string(object.key("specversion"), b"1.0");
-        let (kind, id) = self.id()?;
-        push_string(object.key("id"), required(Field::Id, &id_text(kind, &id))?);
-        push_string(object.key("source"), self.mapping.message.source.as_bytes());
-        let (_, text) = self.event_type()?;
-        let text = required(Field::EventType, &text)?;
-        push_string(object.key("type"), text);
-        self.moment(object.key("time"))?;
-        if let Some(subject) = self.cloud_subject()? {
-            push_string(object.key("subject"), &subject);
-        }
-        if let Some((_, text)) = self.get(Field::EventVersion)? {
-            let version = event_version(&text)?;
-            object.key("eventversion").extend_from_slice(version);
-        }
-        self.push_attributes(&mut object)?;
-        if let Some(content_type) = self.content_type()? {
-            push_string(object.key("datacontenttype"), content_type);
-            self.push_payload(&mut object, "data", "data_base64")?;
-        }
-        object.close();
-        Ok(())
-    }
-
-    /// The aggregate. An attribute that is there is not empty (CloudEvents 1.0.2, 3.1.2).
-    fn cloud_subject(&self) -> Result<Option<Cow<'a, [u8]>>, Reject> {
-        let typed = self.get(Field::AggregateId)?;
-        let text = typed.map(|(kind, id)| match kind {
-            Kind::Bytes => Cow::Owned(id_of_bytes(&id)),
-            _ => id,
-        });
-        Ok(text.filter(|text| !text.is_empty()))
-    }
-
-    fn event_type(&self) -> Result<Typed<'a>, Reject> {
-        self.get(Field::EventType)?
-            .ok_or(Reject::Null(Field::EventType))
-    }
-
-    /// Of a text by what it holds: beside any other type than JSON, `data` has to be a string (CloudEvents 1.0.2, JSON event format,
-    /// 3.1.1).
-    fn content_type(&self) -> Result<Option<&'static [u8]>, Reject> {
-        Ok(self.payload()?.map(|(kind, text)| match kind {
-            Kind::Bytes => b"application/octet-stream".as_slice(),
-            Kind::Json => b"application/json",
-            _ if is_json(&text) => b"application/json",
-            _ => b"text/plain",
-        }))
-    }
-
-    /// Binary mode: each attribute in a header of its own (CloudEvents, NATS protocol binding, working draft).
-    fn attributes(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
-        headers.extend_from_slice(b"ce-specversion: 1.0\r\n");
-        let (kind, id) = self.id()?;
-        attribute(headers, "id", required(Field::Id, &id_text(kind, &id))?);
-        attribute(headers, "source", self.mapping.message.source.as_bytes());
-        let (_, text) = self.event_type()?;
-        attribute(headers, "type", required(Field::EventType, &text)?);
-        headers.extend_from_slice(b"ce-time: ");
-        self.push_moment(headers)?;
-        headers.extend_from_slice(b"\r\n");
-        if let Some(subject) = self.cloud_subject()? {
-            attribute(headers, "subject", &subject);
-        }
-        if let Some((_, text)) = self.get(Field::EventVersion)? {
-            attribute(headers, "eventversion", event_version(&text)?);
-        }
-        let first = self.mapping.first_field();
-        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
-            let (kind, column) = self.row.extras()[first + index];
-            if let Some(text) = not_null(column, &extra.column)? {
-                let mut value = Vec::new();
-                push_header(&mut value, &extra.name, HeaderValues::Text, kind, text)?;
-                attribute(headers, &extra.name, &value);
-            }
-        }
-        if let Some(content_type) = self.content_type()? {
-            attribute(headers, "datacontenttype", content_type);
-        }
-        Ok(())
-    }
 }
 
 fn begins_like_json(id: &[u8]) -> bool {
@@ -405,19 +303,6 @@ fn is_whole(id: &[u8]) -> bool {
         true => std::str::from_utf8(id).is_ok(),
         false => std::str::from_utf8(id).is_ok_and(|id| !id.is_empty() && id.trim() == id),
     }
-}
-
-/// A required attribute of a CloudEvent, which must not be empty (1.0.2, 3.1.1).
-fn required(field: Field, text: &[u8]) -> Result<&[u8], Reject> {
-    match text.is_empty() {
-        true => Err(Reject::Empty(field)),
-        false => Ok(text),
-    }
-}
-
-/// Whether a whole number is an Integer of CloudEvents.
-fn is_cloud_integer(text: &[u8]) -> bool {
-    str::from_utf8(text).is_ok_and(|text| text.parse::<i32>().is_ok())
 }
 
 /// The text of an id.
@@ -448,30 +333,6 @@ fn not_null<'a>(column: Column<'a>, name: &str) -> Result<Option<&'a [u8]>, Reje
         Column::NoText(_) => Err(Reject::NoText(format!("column {name}"))),
         Column::Unchanged | Column::Binary(_) => Err(Reject::ColumnForm(name.to_owned())),
     }
-}
-
-/// `ce-<name>: <value>`. What is no printable ASCII, and space, `"` and `%`, is percent-encoded (HTTP protocol binding, 3.1.3.2).
-fn attribute(headers: &mut Vec<u8>, name: &str, text: &[u8]) {
-    headers.extend_from_slice(b"ce-");
-    headers.extend_from_slice(name.as_bytes());
-    headers.extend_from_slice(b": ");
-    for &byte in text {
-        match byte {
-            b'"' | b'%' => percent(headers, byte),
-            b'!'..=b'~' => headers.push(byte),
-            _ => percent(headers, byte),
-        }
-    }
-    headers.extend_from_slice(b"\r\n");
-}
-
-fn percent(out: &mut Vec<u8>, byte: u8) {
-    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
-    out.extend_from_slice(&[
-        b'%',
-        DIGITS[usize::from(byte >> 4)],
-        DIGITS[usize::from(byte & 15)],
-    ]);
 }
 
 /// A JSON object that is written key by key.
