@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::Item;
-use crate::nats::stream::covers;
+use crate::nats::filters::covers;
 use crate::pipeline::position::{KIND_HEADER, KIND_REPLAY, REPLAY_HEADER};
 use crate::pipeline::stored_event::StoredEvent;
 use crate::pipeline::subject::{Placeholder, SubjectTemplate};

@@ -18,9 +18,10 @@ use super::replayed::header_value;
 use super::source::{Gap, Sink, Source, Unwanted, on_thread};
 use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
+use crate::nats::filters::covers;
 use crate::nats::settings::ConnectionSettings;
 use crate::nats::stored::{StoredMessages, header};
-use crate::nats::stream::{covers, find};
+use crate::nats::stream::find;
 use crate::pipeline::position::{
     BATCH_HEADER, EXPECTED_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
     TAIL_HEADER, parse_header, slot_of,

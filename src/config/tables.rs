@@ -10,7 +10,7 @@ use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key, PLACEHOLDER};
 use super::layers::Layers;
 use super::mapping;
-use crate::nats::stream::covers;
+use crate::nats::filters::covers;
 use crate::nearest::nearest;
 use crate::pipeline::mapping::Mapping;
 use crate::postgres::settings::FurtherTable;

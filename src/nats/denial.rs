@@ -3,6 +3,7 @@
 //! In: the text of a -ERR. Out: a [`Denial`] that names the permission to add. A request that is denied gets no answer, so
 //! whoever waits for one must look at these as well.
 
+use super::filters::covers;
 use std::fmt;
 
 /// Parts of the API's subjects behind which the stream stands, and then a name that is made anew each time.
@@ -111,20 +112,6 @@ fn permission(right: Right, subject: &str) -> String {
         }
     }
     subject.to_owned()
-}
-
-/// Whether the pattern, with `>` as its last word at most, matches the subject.
-fn covers(pattern: &str, subject: &str) -> bool {
-    let mut words = subject.split('.');
-    for wanted in pattern.split('.') {
-        match (wanted, words.next()) {
-            (">", Some(_)) => return true,
-            ("*", Some(_)) => {}
-            (wanted, Some(word)) if wanted == word => {}
-            _ => return false,
-        }
-    }
-    words.next().is_none()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 //! - [`api`]: the JetStream API requests that the relay needs; pure bodies and answers.
 //! - [`admin`]: the connection of the commands; on async-nats.
 //! - [`stored`]: the messages that a stream has, one after the other.
+//! - [`filters`]: which subjects a subject with wildcards takes in.
 //! - [`stream`]: plans, creates and deletes streams for setup and teardown.
 
 pub mod address;
@@ -16,6 +17,7 @@ pub mod api;
 pub mod connection;
 pub mod denial;
 pub mod encode;
+pub mod filters;
 pub mod headers;
 pub mod login;
 mod peer;

@@ -26,7 +26,7 @@ mod taken;
 mod transform;
 
 use account::Account;
-pub use fit::{STREAM, StreamFinding, StreamSeverity, covers, overlaps, untaken};
+pub use fit::{STREAM, StreamFinding, StreamSeverity, untaken};
 pub use taken::taken;
 
 /// The stream of the lanes' records.

@@ -14,9 +14,8 @@ use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
-use crate::nats::stream::{
-    self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity, covers, overlaps,
-};
+use crate::nats::filters::{covers, overlaps};
+use crate::nats::stream::{self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity};
 use crate::pipeline::mapping::Format;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;

@@ -5,6 +5,7 @@
 pub(super) mod records;
 
 use crate::nats::api::StreamConfig;
+use crate::nats::filters::{covers, overlaps};
 use crate::nats::protocol::ServerVersion;
 
 /// A fence is all headers, and has less than this with any slot and a usual event id.
@@ -293,35 +294,6 @@ fn retention(findings: &mut Findings<'_>) {
     }
 }
 
-/// Whether every subject of `wanted` (wildcards allowed) matches `filter`.
-pub fn covers(filter: &str, wanted: &str) -> bool {
-    let mut wanted = wanted.split('.');
-    for token in filter.split('.') {
-        match (token, wanted.next()) {
-            (_, None) => return false,
-            (">", Some(_)) => return true,
-            ("*", Some(">")) => return false,
-            ("*", Some(_)) => {}
-            (token, Some(other)) if token == other => {}
-            _ => return false,
-        }
-    }
-    wanted.next().is_none()
-}
-
-/// Whether some subject matches both filters.
-pub fn overlaps(one: &str, other: &str) -> bool {
-    let (mut one, mut other) = (one.split('.'), other.split('.'));
-    loop {
-        match (one.next(), other.next()) {
-            (None, None) => return true,
-            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
-            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
-            _ => return false,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -495,24 +467,5 @@ mod tests {
         let mine = ["events.>".into(), "walrelay.dead.other".into()];
         let moved = findings(&others, &mine, false, VERSION);
         assert!(!moved[0].message.contains("slot other"), "{}", moved[0]);
-    }
-
-    #[test]
-    fn wildcards_cover_and_overlap() {
-        assert!(
-            covers("a.>", "a.b.c")
-                && covers("a.>", "a.>")
-                && covers(">", "a.>")
-                && covers("a.*", "a.b")
-        );
-        assert!(covers("a.*", "a.*") && covers("a.*.>", "a.b.>"));
-        assert!(
-            !covers("a.>", "a")
-                && !covers("a.*", "a.>")
-                && !covers("a.b", "a.*")
-                && !covers("a.*", "a.b.c")
-        );
-        assert!(overlaps("a.*", "*.b") && overlaps("a.>", "a.b.c") && overlaps("a", "a"));
-        assert!(!overlaps("a.>", "a") && !overlaps("a.b", "a.c") && !overlaps("a.*", "a.b.c"));
     }
 }

@@ -4,12 +4,13 @@
 
 use serde::Deserialize;
 
-use super::fit::{STREAM, overlaps, owner, owners};
+use super::fit::{STREAM, owner, owners};
 use super::{
     StreamError, StreamFinding, StreamSettings, StreamSeverity, answer_error, find, request,
 };
 use crate::nats::admin::Admin;
 use crate::nats::api::{StreamConfig, refuse};
+use crate::nats::filters::overlaps;
 
 /// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream. `events`
 /// is the template of theirs behind its root, where that can be another one.

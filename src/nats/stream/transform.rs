@@ -2,8 +2,8 @@
 //!
 //! In: its configuration, the subjects published. Out: filters. Pure.
 
-use super::fit::overlaps;
 use crate::nats::api::StreamConfig;
+use crate::nats::filters::overlaps;
 
 /// The filters under which messages of these subjects are stored beside their own, where the stream transforms them.
 pub(super) fn stored_as(config: &StreamConfig, subjects: &[String]) -> Vec<String> {

@@ -2,8 +2,9 @@
 //!
 //! In: its configuration. Out: findings with the commands that mend them. Pure.
 
-use super::{Findings, StreamFinding, StreamSeverity, missing_subjects, overlaps, writable};
+use super::{Findings, StreamFinding, StreamSeverity, missing_subjects, writable};
 use crate::nats::api::StreamConfig;
+use crate::nats::filters::overlaps;
 
 /// A lane's record has less than this, with many skips and tables.
 const RECORD_BYTES_MAX: usize = 64 * 1024;

@@ -1,0 +1,56 @@
+//! Subjects with wildcards: which others they take in.
+//!
+//! In: two of them. Out: whether one has all of the other, or some. Pure.
+
+/// Whether every subject of `wanted` (wildcards allowed) matches `filter`.
+pub fn covers(filter: &str, wanted: &str) -> bool {
+    let mut wanted = wanted.split('.');
+    for token in filter.split('.') {
+        match (token, wanted.next()) {
+            (_, None) => return false,
+            (">", Some(_)) => return true,
+            ("*", Some(">")) => return false,
+            ("*", Some(_)) => {}
+            (token, Some(other)) if token == other => {}
+            _ => return false,
+        }
+    }
+    wanted.next().is_none()
+}
+
+/// Whether some subject matches both filters.
+pub fn overlaps(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (None, None) => return true,
+            (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(a), Some(b)) if a == b || a == "*" || b == "*" => {}
+            _ => return false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_cover_and_overlap() {
+        assert!(
+            covers("a.>", "a.b.c")
+                && covers("a.>", "a.>")
+                && covers(">", "a.>")
+                && covers("a.*", "a.b")
+        );
+        assert!(covers("a.*", "a.*") && covers("a.*.>", "a.b.>"));
+        assert!(
+            !covers("a.>", "a")
+                && !covers("a.*", "a.>")
+                && !covers("a.b", "a.*")
+                && !covers("a.*", "a.b.c")
+        );
+        assert!(overlaps("a.*", "*.b") && overlaps("a.>", "a.b.c") && overlaps("a", "a"));
+        assert!(!overlaps("a.>", "a") && !overlaps("a.b", "a.c") && !overlaps("a.*", "a.b.c"));
+    }
+}
