@@ -3,7 +3,16 @@
 use serde_json::json;
 
 use crate::lane::{Lane, letters, of_kind, set_up};
-use crate::support::{Fixture, Output, Stored, insert_sql, uuid};
+use crate::support::{Fixture, Output, Relay, Stored, insert_sql, uuid};
+
+/// A relay of an outbox that this SQL makes.
+async fn running(table: &str) -> (Fixture, Relay) {
+    let mut fixture = Fixture::bare().await;
+    fixture.sql.batch_execute(table).await.unwrap();
+    set_up(&mut fixture, Lane::FastIngest).await;
+    let relay = fixture.run();
+    (fixture, relay)
+}
 
 /// As a person types it.
 async fn retry(fixture: &Fixture, letter: &Stored, set: &[&str]) -> Output {
@@ -97,13 +106,10 @@ async fn what_is_set_is_read_by_the_columns_type() {
 
 #[tokio::test]
 async fn what_is_set_has_the_length_and_the_conditions_of_its_column() {
-    let mut fixture = Fixture::bare().await;
     let table = "CREATE DOMAIN version AS int CHECK (VALUE < 10);
         CREATE TABLE outbox_events (id text, aggregate_id char(3), event_type varchar(4), event_version version,
             occurred_at timestamptz, payload_json json)";
-    fixture.sql.batch_execute(table).await.unwrap();
-    set_up(&mut fixture, Lane::FastIngest).await;
-    let relay = fixture.run();
+    let (fixture, relay) = running(table).await;
     let row = "INSERT INTO outbox_events VALUES (NULL, 'a', 'a.b', 1, '2026-11-28 07:00+00', '{}')";
     fixture.sql.batch_execute(row).await.unwrap();
     let letter = letters(&fixture, 1).await.remove(0);
@@ -147,12 +153,9 @@ async fn what_is_set_has_the_length_and_the_conditions_of_its_column() {
 /// Two events with one id would be a double for good.
 #[tokio::test]
 async fn an_id_that_another_has_is_given_to_no_event() {
-    let mut fixture = Fixture::bare().await;
     let table = "CREATE TABLE outbox_events (id bytea, aggregate_id text, event_type text, event_version int,
             occurred_at timestamptz, payload_json json)";
-    fixture.sql.batch_execute(table).await.unwrap();
-    set_up(&mut fixture, Lane::FastIngest).await;
-    let relay = fixture.run();
+    let (fixture, relay) = running(table).await;
     let rows = "INSERT INTO outbox_events VALUES
         (NULL, 'a', 'a.b', 1, '2026-11-28 07:00+00', '{}'),
         ('\\x01', 'a', 'has a space', 1, '2026-11-28 07:00+00', '{}'),
@@ -181,12 +184,9 @@ async fn an_id_that_another_has_is_given_to_no_event() {
 /// What the refusal says where a person has given the row an id in the table.
 #[tokio::test]
 async fn a_row_that_was_given_an_id_in_the_table_is_published_by_what_is_printed() {
-    let mut fixture = Fixture::bare().await;
     let table = "CREATE TABLE outbox_events (id text, aggregate_id text, event_type text, event_version int,
             occurred_at timestamptz, payload_json json)";
-    fixture.sql.batch_execute(table).await.unwrap();
-    set_up(&mut fixture, Lane::FastIngest).await;
-    let relay = fixture.run();
+    let (fixture, relay) = running(table).await;
     let row = "INSERT INTO outbox_events VALUES (NULL, 'a', 'a.b', 1, '2026-11-28 07:00+00', '{}')";
     fixture.sql.batch_execute(row).await.unwrap();
     let letter = letters(&fixture, 1).await.remove(0);
