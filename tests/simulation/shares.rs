@@ -70,6 +70,13 @@ fn outbox(mut world: World, settings: Settings, count: u32, relays: &[Part]) -> 
     simulation
 }
 
+/// The same in a world where nothing happens by itself; told as it goes where a seed is asked for.
+fn quiet_outbox(seed: u64, count: u32, relays: &[Part]) -> Simulation {
+    let verbose = std::env::var("SIMULATION_SEED").is_ok();
+    let world = World::new(seed, verbose);
+    outbox(world, crate::halts::settings(), count, relays)
+}
+
 impl Simulation {
     fn kill_command(&mut self) {
         if let Some(command) = self.command.take() {
@@ -159,8 +166,7 @@ fn seed(seed: u64, verbose: bool) -> (World, Summary) {
     if !halted {
         halted = !come_to_rest(&mut simulation, last);
     }
-    simulation.world.verify(!halted);
-    simulation.world.verify_aggregates(!halted);
+    verify(&mut simulation.world, !halted);
     let summary = Summary {
         events: simulation.world.broker.events.places.len() as u64,
         faults,
@@ -193,17 +199,28 @@ fn come_to_rest(simulation: &mut Simulation, count: u32) -> bool {
     alive
 }
 
+/// The verdict of each lane, and of each aggregate over all of them.
+fn verify(world: &mut World, is_complete: bool) {
+    world.verify(is_complete);
+    world.verify_aggregates(is_complete);
+}
+
+/// It comes to rest in so many shares, with all in its place.
+fn rests_well(mut simulation: Simulation, count: u32, what: &str) {
+    assert!(come_to_rest(&mut simulation, count), "{what}");
+    verify(&mut simulation.world, true);
+    assert_eq!(simulation.world.failure, None, "{what}");
+}
+
 /// The command is killed behind each of its steps, and every other time all relays as well; the next run ends it, or takes it back.
 #[test]
 fn a_command_that_is_killed_at_any_step_is_ended_or_taken_back() {
     for (from, to) in [(1, 2), (4, 2)] {
         for steps in 0.. {
-            let verbose = std::env::var("SIMULATION_SEED").is_ok();
             let mut relays: Vec<Part> = lanes_of(from).chain(lanes_of(to)).collect();
             relays.sort_unstable();
             relays.dedup();
-            let world = World::new(steps + 1, verbose);
-            let mut simulation = outbox(world, crate::halts::settings(), from, &relays);
+            let mut simulation = quiet_outbox(steps + 1, from, &relays);
             simulation.commit(5);
             simulation.reshard(to);
             let until = simulation.world.now + Duration::from_secs(60);
@@ -221,14 +238,8 @@ fn a_command_that_is_killed_at_any_step_is_ended_or_taken_back() {
                 assert!(simulation.revive());
             }
             simulation.commit(5);
-            assert!(come_to_rest(
-                &mut simulation,
-                if steps % 3 == 0 { from } else { to }
-            ));
-            simulation.world.verify(true);
-            simulation.world.verify_aggregates(true);
-            let failure = simulation.world.failure;
-            assert_eq!(failure, None, "{from} to {to}, {steps} steps");
+            let last = if steps % 3 == 0 { from } else { to };
+            rests_well(simulation, last, &format!("{from} to {to}, {steps} steps"));
             if is_done {
                 break;
             }
@@ -240,9 +251,7 @@ fn a_command_that_is_killed_at_any_step_is_ended_or_taken_back() {
 /// which comes in front of where it was.
 #[test]
 fn a_place_that_is_no_more_lets_nobody_across_the_next_one() {
-    let verbose = std::env::var("SIMULATION_SEED").is_ok();
-    let world = World::new(1, verbose);
-    let mut outbox = outbox(world, crate::halts::settings(), 1, &[None]);
+    let mut outbox = quiet_outbox(1, 1, &[None]);
     let becomes = |outbox: &mut Simulation, done: &dyn Fn(&World) -> bool| {
         let until = outbox.world.now + Duration::from_secs(60);
         assert!(outbox.run(until, |outbox| done(&outbox.world)));
@@ -286,10 +295,7 @@ fn a_place_that_is_no_more_lets_nobody_across_the_next_one() {
     outbox.pause(Duration::from_secs(30));
     assert_eq!(outbox.world.broker.events.places.len(), before);
     outbox.start_relay_of(None, Duration::ZERO);
-    assert!(come_to_rest(&mut outbox, 2));
-    outbox.world.verify(true);
-    outbox.world.verify_aggregates(true);
-    assert_eq!(outbox.world.failure, None);
+    rests_well(outbox, 2, "across the next place");
 }
 
 #[test]
