@@ -135,7 +135,10 @@ async fn a_running_relay_waits_for_the_successor_of_an_expired_jwt() {
     fixture.holds(5).await;
     relay.logs("refused the credentials").await;
     assert!(relay.runs());
-    fs::copy(&lasting, &path).unwrap();
+    // In one step: half a file is refused too.
+    let whole = folder.path().join("successor.creds");
+    fs::copy(&lasting, &whole).unwrap();
+    fs::rename(&whole, &path).unwrap();
     fixture.insert(6, 10).await;
     fixture.holds(10).await;
     let log = relay.log();
