@@ -480,7 +480,7 @@ pub(super) fn instead(inspection: &Inspection, settings: &PostgresSettings) -> O
 }
 
 /// Whether the table has the columns that `walrelay setup` makes one with.
-fn is_default(settings: &PostgresSettings) -> bool {
+pub(super) fn is_default(settings: &PostgresSettings) -> bool {
     settings.columns == default_columns()
 }
 

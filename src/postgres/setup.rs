@@ -6,13 +6,12 @@
 
 use std::fmt;
 
-use crate::pipeline::mapping::default_columns;
 use crate::postgres::catalog::{Inspection, Slot};
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::findings::columns::wanted;
 use crate::postgres::findings::{
-    Finding, Kind, Severity, findings, instead, missing_table, shares, slot_misfit,
+    Finding, Kind, Severity, findings, instead, is_default, missing_table, shares, slot_misfit,
     under_another_name,
 };
 use crate::postgres::replication::quote_literal;
@@ -252,8 +251,7 @@ fn order_refusals(
         ),
         None => {}
     }
-    let is_default = settings.columns == default_columns();
-    if inspection.table.is_none() && in_capitals.is_none() && !is_default {
+    if inspection.table.is_none() && in_capitals.is_none() && !is_default(settings) {
         refuse(
             Kind::TableMissing,
             format!(
