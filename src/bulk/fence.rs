@@ -18,7 +18,7 @@ use crate::nats::stream::StreamSeverity;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{
-    KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
+    KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_FENCED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
     REPLAY_HEADER,
 };
 use crate::pipeline::record::{LaneRecord, Moved};
@@ -298,7 +298,8 @@ async fn look(lane: &LaneClient, mut from: u64, through: u64) -> anyhow::Result<
             return Ok(());
         };
         if let Some(
-            kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED | KIND_ERASED),
+            kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED | KIND_ERASED
+            | KIND_FENCED),
         ) = message.header_text(KIND_HEADER)
         {
             bail!(

@@ -4,10 +4,11 @@
 //! one that was read, so two never have it at once by the store; a holder that is not heard for `PATIENCE` loses it to the
 //! next who asks. Time decides only who is asked to wait: what fences a message is [`super::fence`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -24,10 +25,14 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 pub enum LeaseError {
     /// Another command has it.
     #[error(
-        "walrelay {command} publishes for this lane already (process {process}, since {since}): wait for its end, and run this \
-         again"
+        "walrelay {command} is at work on slot {slot} and stream {stream} (process {process}, since {since}): wait for its end, and \
+         run this again"
     )]
     Held {
+        /// Of the lane.
+        slot: String,
+        /// Its stream.
+        stream: String,
         /// Its name.
         command: String,
         /// Its process id, wherever it runs.
@@ -49,22 +54,6 @@ pub enum LeaseError {
     /// The store does not answer.
     #[error(transparent)]
     Lane(#[from] LaneError),
-}
-
-impl Holder {
-    fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("strings and numbers always have a JSON form")
-    }
-
-    /// What is unfinished once `command` has it: of the same name it is taken to go on with what the one before had begun.
-    fn unfinished_beside(mut self, command: &str) -> Vec<Holder> {
-        let mut left = std::mem::take(&mut self.unfinished);
-        if !self.released {
-            left.push(self);
-        }
-        left.retain(|holder| holder.command != command);
-        left
-    }
 }
 
 /// The commands that have a lease of this slot, or had one and have ended without finishing: looks until it is known of each whether
@@ -139,6 +128,8 @@ struct Held {
     lane: LaneClient,
     holder: Holder,
     working: Arc<Working>,
+    /// See [`Holder::is_unfenced`].
+    is_unfenced: AtomicBool,
     /// Where the store has it.
     sequence: Mutex<u64>,
 }
@@ -150,17 +141,37 @@ impl Lease {
     /// # Errors
     /// [`LeaseError::Held`] where it was heard.
     pub async fn take(lane: &LaneClient, command: &str, line: &str) -> Result<Self, LeaseError> {
-        let holder = Holder {
-            command: command.to_owned(),
-            line: Some(line.to_owned()),
-            process: std::process::id(),
-            since: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
-            token: format!("{:016x}", rand::random::<u64>()),
-            released: false,
-            work: Work::default(),
-            unfinished: Vec::new(),
-        };
-        Self::take_as(lane, holder, Arc::new(Working::new())).await
+        let free = free_behind(lane, None).await?;
+        let working = Arc::new(Working::new());
+        Self::take_as(lane, free, Holder::new(command, line), working).await
+    }
+
+    /// Takes the leases of several lanes, in this order, or none of them. Holders that have not ended are given `PATIENCE` together, and
+    /// none is given to one of the same command, of which no other run lives: the caller has made sure of that.
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub async fn take_all(
+        lanes: &[LaneClient],
+        command: &str,
+        line: &str,
+    ) -> Result<Vec<Self>, LeaseError> {
+        let (holder, working) = (Holder::new(command, line), Arc::new(Working::new()));
+        let free = lanes.iter().map(|lane| free_behind(lane, Some(command)));
+        let free = try_join_all(free).await?;
+        let mut taken = Vec::new();
+        for (lane, free) in lanes.iter().zip(free) {
+            match Self::take_as(lane, free, holder.clone(), working.clone()).await {
+                Ok(lease) => taken.push(lease),
+                Err(error) => {
+                    for lease in taken {
+                        lease.release().await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(taken)
     }
 
     /// Takes another lane's lease for the same command.
@@ -171,7 +182,8 @@ impl Lease {
         let Held {
             holder, working, ..
         } = &*self.held;
-        Self::take_as(lane, holder.clone(), working.clone()).await
+        let free = free_behind(lane, None).await?;
+        Self::take_as(lane, free, holder.clone(), working.clone()).await
     }
 
     /// Gives back what a `command` had that ended without giving it back, where there is no more to do for it.
@@ -196,24 +208,22 @@ impl Lease {
 
     async fn take_as(
         lane: &LaneClient,
-        mut holder: Holder,
+        mut free: Free,
+        holder: Holder,
         working: Arc<Working>,
     ) -> Result<Self, LeaseError> {
-        let sequence = loop {
-            let free = free_behind(lane).await?;
-            let before = free
-                .before
-                .map(|before| before.unfinished_beside(&holder.command));
-            holder.unfinished = before.unwrap_or_default();
+        let (holder, sequence) = loop {
+            let holder = holder.clone().behind(free.before);
             match lane.store_lease(holder.to_json(), free.sequence).await {
-                Ok(sequence) => break sequence,
+                Ok(sequence) => break (holder, sequence),
                 // Two have asked at once.
-                Err(LaneError::Taken) => {}
+                Err(LaneError::Taken) => free = free_behind(lane, None).await?,
                 Err(error) => return Err(error.into()),
             }
         };
         let held = Arc::new(Held {
             lane: lane.clone(),
+            is_unfenced: AtomicBool::new(holder.is_unfenced),
             holder,
             working,
             sequence: Mutex::new(sequence),
@@ -227,6 +237,23 @@ impl Lease {
         let unfinished = self.held.holder.unfinished.iter();
         let of_command = unfinished.filter(move |holder| holder.command == command);
         of_command.filter_map(|holder| holder.line.as_deref())
+    }
+
+    /// Commands that had the lease before and ended without finishing.
+    pub(crate) fn left(&self) -> impl Iterator<Item = BulkWork> {
+        let Held { lane, holder, .. } = &*self.held;
+        let left = holder.unfinished.iter().cloned();
+        left.map(|holder| BulkWork::of(holder, lane.stream_name(), true))
+    }
+
+    /// Whether one that had the lease before may have something on its way into the stream.
+    pub(crate) fn is_unfenced(&self) -> bool {
+        self.held.is_unfenced.load(Ordering::Relaxed)
+    }
+
+    /// Nothing of such a one is stored any more.
+    pub(crate) fn is_fenced_now(&self) {
+        self.held.is_unfenced.store(false, Ordering::Relaxed);
     }
 
     /// Where it is told how far the command is.
@@ -249,7 +276,7 @@ impl Lease {
         let holder = Holder {
             released: true,
             line: None,
-            ..self.held.holder.clone()
+            ..self.held.now()
         };
         // Where that fails, the next one waits a little.
         if let Err(error) = self.held.store(&holder).await {
@@ -266,11 +293,15 @@ impl Drop for Lease {
 
 impl Held {
     async fn renew(&self) -> Result<(), LeaseError> {
-        let holder = Holder {
+        self.store(&self.now()).await
+    }
+
+    fn now(&self) -> Holder {
+        Holder {
             work: self.working.now(),
+            is_unfenced: self.is_unfenced.load(Ordering::Relaxed),
             ..self.holder.clone()
-        };
-        self.store(&holder).await
+        }
     }
 
     async fn store(&self, holder: &Holder) -> Result<(), LeaseError> {
@@ -324,8 +355,8 @@ struct Free {
     before: Option<Holder>,
 }
 
-/// Waits until the lease is free.
-async fn free_behind(lane: &LaneClient) -> Result<Free, LeaseError> {
+/// Waits until the lease is free; of `ended` no other run lives.
+async fn free_behind(lane: &LaneClient, ended: Option<&str>) -> Result<Free, LeaseError> {
     let none = Free {
         sequence: 0,
         before: None,
@@ -338,7 +369,7 @@ async fn free_behind(lane: &LaneClient) -> Result<Free, LeaseError> {
         return Ok(none);
     };
     let holder = Holder::read(&first)?;
-    if holder.released {
+    if holder.released || ended == Some(&holder.command) {
         return Ok(free(first.seq, holder));
     }
     tracing::info!(
@@ -362,39 +393,12 @@ async fn free_behind(lane: &LaneClient) -> Result<Free, LeaseError> {
             return Ok(free(now.seq, holder));
         }
         return Err(LeaseError::Held {
+            slot: lane.slot().to_owned(),
+            stream: lane.stream_name().to_owned(),
             command: holder.command,
             process: holder.process,
             since: holder.since,
         });
     }
     Ok(free(first.seq, holder))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_another_command_has_left_is_kept_and_what_its_like_has_left_is_not() {
-        let killed = Holder {
-            command: "backfill".to_owned(),
-            line: None,
-            process: 7,
-            since: "2026-11-29T07:00:00Z".to_owned(),
-            token: "a".to_owned(),
-            released: false,
-            work: Work::default(),
-            unfinished: Vec::new(),
-        };
-        assert_eq!(killed.clone().unfinished_beside("backfill"), []);
-        let unfinished = killed.clone().unfinished_beside("dead-letters retry");
-        assert_eq!(unfinished, std::slice::from_ref(&killed));
-        let retry = Holder {
-            command: "dead-letters retry".to_owned(),
-            released: true,
-            unfinished,
-            ..killed
-        };
-        assert_eq!(retry.unfinished_beside("backfill"), []);
-    }
 }

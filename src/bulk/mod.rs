@@ -12,11 +12,13 @@ use bytes::Bytes;
 
 mod doubt;
 pub mod fence;
+pub(crate) mod holder;
 pub mod lease;
 pub mod letters;
 pub mod moved;
 pub mod occurred;
 mod pace;
+pub mod place;
 pub mod publisher;
 mod queue;
 pub mod range;

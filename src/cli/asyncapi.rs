@@ -10,8 +10,9 @@ use crate::pipeline::dead_letter;
 use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::{Extra, Format, HeaderValues, Mapping, Value};
 use crate::pipeline::position::{
-    DEAD_LETTER_HEADER, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER,
-    KIND_REPLAY, KIND_RETRIED, KIND_RETRY, POSITION_HEADER, REASON_HEADER, TABLE_HEADER,
+    DEAD_LETTER_HEADER, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_FENCED,
+    KIND_HEADER, KIND_REPLAY, KIND_RETRIED, KIND_RETRY, POSITION_HEADER, REASON_HEADER,
+    TABLE_HEADER,
 };
 use crate::relay::settings::Settings;
 
@@ -361,14 +362,14 @@ fn mark() -> Json {
     })
 }
 
-/// What walrelay erase leaves where messages of an aggregate were.
+/// What walrelay erase leaves where messages of an aggregate were, and walrelay reshard behind those of a command that was killed.
 fn erasure() -> Json {
     json!({
         "name": "erasure",
         "contentType": "application/json",
         "headers": {
             "type": "object",
-            "properties": {(KIND_HEADER): {"const": KIND_ERASED}},
+            "properties": {(KIND_HEADER): {"enum": [KIND_ERASED, KIND_FENCED]}},
             "required": [KIND_HEADER],
         },
         "payload": {"type": "object"},

@@ -13,6 +13,7 @@ use super::command_line;
 use super::exit::Exit;
 use super::own_lane::own_lane;
 use super::progress::{Counts, Progress};
+use super::reshard::alone;
 use super::signals::{self, Hangup};
 use super::stdout::Account;
 use super::verify::{self, Choice, Missing};
@@ -248,6 +249,11 @@ async fn backfill(
     lease: &Lease,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
+    // With the lease no change of shares begins from here on.
+    let sql = connect(&settings.postgres.conninfo).await?;
+    alone::none_at_work(&sql, &settings.postgres).await?;
+    alone::none_unfinished(&sql, settings).await?;
+    drop(sql);
     let version = nats.server_version()?;
     lease.working().begin("comparing table and stream");
     let mut fence = Fence::raise(lane, lease, settings, version).await?;

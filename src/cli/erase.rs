@@ -17,14 +17,12 @@ use super::exit::Exit;
 use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
 use super::stderr;
-use crate::bulk::fence::{Fence, lives_there};
+use crate::bulk::fence::lives_there;
 use crate::bulk::lease::Lease;
-use crate::bulk::publisher::Publisher;
-use crate::bulk::{Item, Outcome, Sourced};
+use crate::bulk::place;
 use crate::nats::admin::Admin;
-use crate::pipeline::dead_letter;
 use crate::pipeline::fields::Field;
-use crate::pipeline::position::{KIND_ERASED, KIND_HEADER};
+use crate::pipeline::position::KIND_ERASED;
 use crate::pipeline::record::Left;
 use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
@@ -434,7 +432,9 @@ impl<'a> Erasing<'a> {
             let recorded = self.recorded(found.last_in_lane()).await?;
             // On a shared stream the fence tells where the lane is.
             if !self.settings.nats.shared && found.last().is_some_and(|last| last > recorded) {
-                self.tell_place(lease).await?;
+                // Without it, nobody could tell whether what is gone behind the recorded end was the lane's.
+                let place = place::tell(&self.settings, self.nats, &self.lane, lease, KIND_ERASED);
+                place.await.context("nothing was erased")?;
             }
         }
         self.forget_letters(&found, wanted).await?;
@@ -462,36 +462,6 @@ impl<'a> Erasing<'a> {
                 Err(LaneError::Taken) => {}
                 stored => return stored.map(|_| ()).map_err(Into::into),
             }
-        }
-    }
-
-    /// Stores a message behind what is to go that tells where the lane is. Without it, nobody could tell whether what is gone
-    /// behind the recorded end was the lane's.
-    async fn tell_place(&self, lease: &Lease) -> anyhow::Result<()> {
-        let version = self.nats.server_version()?;
-        let fence = Fence::raise(&self.lane, lease, &self.settings, version).await?;
-        let mut publisher = Publisher::new(&self.settings, &self.lane, lease, fence).await?;
-        let item = Item {
-            name: KIND_ERASED.to_owned(),
-            subject: dead_letter::subject(self.lane.slot()).into_bytes(),
-            headers: format!("{KIND_HEADER}: {KIND_ERASED}\r\n").into_bytes(),
-            body: "{}".into(),
-        };
-        let (sender, source) = tokio::sync::mpsc::channel(1);
-        sender.send(Ok(vec![Sourced::Item(item)])).await?;
-        drop(sender);
-        let mut refused = None;
-        let each = |outcome: Outcome<'_>| {
-            if let Outcome::Rejected { why, .. } = outcome {
-                refused = Some(why.to_owned());
-            }
-        };
-        publisher.run(source, each).await?;
-        match refused {
-            Some(why) => bail!(
-                "the message that tells where the lane is cannot be stored, so nothing was erased: {why}"
-            ),
-            None => Ok(()),
         }
     }
 }

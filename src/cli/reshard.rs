@@ -4,7 +4,7 @@
 //! In: a number. Out: publications, slots and streams for so many shares. Guarantees: all publications change in one transaction,
 //! while no other has rows of the table under way, so each row is of one share in front of it and of one behind it; what the WAL
 //! tells there keeps the order of each aggregate (`pipeline::reshard`); a share that is no more keeps its slot until all that it had is
-//! confirmed; one run is at work at a time; ended at any moment, it is finished by the next run, or undone by one with the number
+//! confirmed; one run is at work at a time, and no command that publishes for one of the lanes by itself; ended at any moment, it is finished by the next run, or undone by one with the number
 //! from before.
 
 use std::time::Duration;
@@ -30,11 +30,13 @@ mod all_rows;
 pub(super) mod alone;
 mod change;
 mod check;
+mod leases;
 mod leftover;
 mod prepare;
 mod retire;
 
 pub(super) use all_rows::of_all_rows;
+use leases::Leases;
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -53,6 +55,9 @@ A relay reads up to there, waits until the shares that had its rows are publishe
 goes on: the events of each aggregate stay in order. Where shares become fewer, the rest of those
 that are no more is published, by relays or else by this command, which waits until it is confirmed
 (as long as relay.hold_back) and drops their slots.
+
+Commands that publish by themselves, as walrelay backfill, are refused meanwhile, and this one while
+one of them is at work. One that was killed or stands still is shut out after 5 seconds.
 
 Give relay.shares the new number in every configuration, before or after: a relay with another
 number has the shares that there are, of those that it knows. Where this was ended, run it again,
@@ -129,7 +134,6 @@ pub(super) async fn execute(
         inspection,
         sql,
     };
-    resharding.check_lanes().await?;
     if let Some(exit) = resharding.refused().await? {
         return Ok(exit);
     }
@@ -138,7 +142,10 @@ pub(super) async fn execute(
         return Ok(Exit::Done);
     }
     let shutdown = signals::listen(Hangup::Stops)?;
-    resharding.run(shutdown).await
+    let leases = resharding.lease().await?;
+    let done = resharding.run(&leases, shutdown).await;
+    leases.release().await;
+    done
 }
 
 fn parse_shares(text: &str) -> Result<u32, String> {
@@ -228,8 +235,15 @@ struct Resharding<'a> {
 }
 
 impl Resharding<'_> {
-    async fn run(&self, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
+    async fn run(&self, leases: &Leases, shutdown: Shutdown) -> Result<Exit, anyhow::Error> {
         let Switch { from, to } = self.switch;
+        // Until they were ours, another command may have been at work.
+        if let Some(exit) = self.refused().await? {
+            return Ok(exit);
+        }
+        leases.begin("shutting out commands that were killed");
+        self.shut_out(leases).await?;
+        leases.begin("making what the new lanes need");
         for part in self.coming() {
             let exit = self.prepare(part, shutdown.clone()).await?;
             if exit != Exit::Done {
@@ -240,9 +254,11 @@ impl Resharding<'_> {
         let rest = async {
             if from != to {
                 self.tell_of_changes().await?;
-                let lsn = self.change().await?;
+                leases.begin("changing the publications");
+                let lsn = self.change(leases).await?;
                 stdout::write(&format!("from {lsn} on the outbox has {}\n", counted(to)))?;
             }
+            leases.begin("publishing what lanes had that are no more");
             self.retire().await
         };
         tokio::select! {

@@ -38,6 +38,9 @@ pub const REPLAY_HEADER: &str = "Walrelay-Replay";
 pub const KIND_ADOPTED: &str = "adopted";
 /// Value of [`KIND_HEADER`] on a message that only tells the lane's position, in [`TAIL_HEADER`], where messages were erased.
 pub const KIND_ERASED: &str = "erased";
+/// Value of [`KIND_HEADER`] on a message that only tells the lane's position, in [`TAIL_HEADER`]: what a command has sent that is taken
+/// for ended is not stored behind it.
+pub const KIND_FENCED: &str = "fenced";
 /// Value of [`KIND_HEADER`] on a message behind which the lane publishes nothing to this stream: it was moved to another one.
 pub const KIND_MOVED: &str = "moved";
 /// Header of a message that `walrelay move` has copied: when the stream that it comes from was created, and its sequence there.

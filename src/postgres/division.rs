@@ -148,7 +148,7 @@ impl Division {
                     if left.len() == 1 { "carries" } else { "carry" }
                 ),
                 format!(
-                    "{}, which publishes what is left there and removes them",
+                    "{}, which publishes what is left there and removes them; the one that was ended, run again, goes on",
                     reshard(count, undivided)
                 ),
             )

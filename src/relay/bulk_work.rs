@@ -50,6 +50,9 @@ pub(crate) struct Holder {
     pub(crate) token: String,
     /// The command has ended.
     pub(crate) released: bool,
+    /// One that had it before has not given it back: what it has sent may still be stored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_unfenced: bool,
     #[serde(default)]
     pub(crate) work: Work,
     /// Other commands that had it before, and ended without giving it back.
@@ -84,7 +87,7 @@ pub struct BulkWork {
 }
 
 impl BulkWork {
-    fn of(holder: Holder, stream: &str, ended: bool) -> Self {
+    pub(crate) fn of(holder: Holder, stream: &str, ended: bool) -> Self {
         let work = holder.work;
         let left = work.total.saturating_sub(work.done);
         BulkWork {
@@ -257,6 +260,7 @@ mod tests {
             since: "2026-11-29T07:00:00Z".to_owned(),
             token: token.to_owned(),
             released: false,
+            is_unfenced: false,
             work: Work {
                 stage: Some("publishing".to_owned()),
                 done: 10,

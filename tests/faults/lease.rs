@@ -59,7 +59,7 @@ async fn a_second_backfill_is_refused_while_the_first_is_heard() {
     let second = fixture.walrelay(&["backfill"]).await;
     assert_eq!(second.code, Some(1), "{}", second.stderr);
     assert!(
-        second.stderr.contains("walrelay backfill publishes"),
+        second.stderr.contains("walrelay backfill is at work on"),
         "{}",
         second.stderr
     );

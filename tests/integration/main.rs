@@ -21,6 +21,9 @@ mod pooler;
 mod presets;
 mod producers;
 mod proposals;
+#[path = "../chaos/proxy.rs"]
+#[allow(dead_code)] // The chaos tests use the rest of it.
+mod proxy;
 mod refusals;
 mod rejects;
 mod replay;

@@ -348,7 +348,7 @@ async fn a_killed_replay_goes_on_behind_what_stands_there() {
     for other in &mut others {
         let code = other.ends().await;
         assert!(
-            code == Some(0) || other.log().contains("publishes for this lane already"),
+            code == Some(0) || other.log().contains("is at work on slot"),
             "{}",
             other.log()
         );

@@ -22,6 +22,7 @@ use crate::bulk::rows::Looked;
 use crate::cli::command_line;
 use crate::cli::exit::Exit;
 use crate::cli::own_lane::recorded_lane;
+use crate::cli::reshard::alone;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
@@ -154,6 +155,9 @@ struct Retried {
 
 impl Closing<'_> {
     async fn close(&mut self, position: Option<Position>, action: Action) -> anyhow::Result<()> {
+        if let Some(looked) = &self.looked {
+            alone::none_at_work(looked.sql(), &self.settings.postgres).await?;
+        }
         let version = self.nats.server_version()?;
         let fence = Fence::raise(self.lane, self.lease, self.settings, version).await?;
         let mut shutdown = self.shutdown.clone();

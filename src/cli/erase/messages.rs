@@ -25,8 +25,8 @@ use crate::pipeline::dead_letter::remembered::Kept;
 use crate::pipeline::event_id::ID_HEADERS;
 use crate::pipeline::mapping::Extra;
 use crate::pipeline::position::{
-    KIND_ADOPTED, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_HEADER, KIND_MOVED,
-    KIND_RETRIED, REPLAY_HEADER, TABLE_HEADER, slot_of,
+    KIND_ADOPTED, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_ERASED, KIND_FENCED, KIND_HEADER,
+    KIND_MOVED, KIND_RETRIED, REPLAY_HEADER, TABLE_HEADER, slot_of,
 };
 use crate::pipeline::shared_end_search::FENCE_PREFIX;
 use crate::pipeline::stored_event::StoredEvent;
@@ -185,7 +185,10 @@ impl Wanted {
             None if is_past => Found::Outside,
             None => Found::Event,
             Some(KIND_DEAD_LETTER) => Found::DeadLetter,
-            Some(KIND_RETRIED | KIND_DISCARDED | KIND_ERASED | KIND_ADOPTED | KIND_MOVED) => {
+            Some(
+                KIND_RETRIED | KIND_DISCARDED | KIND_ERASED | KIND_FENCED | KIND_ADOPTED
+                | KIND_MOVED,
+            ) => {
                 return None;
             }
             Some(_) => Found::Outside,

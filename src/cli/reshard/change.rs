@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use postgres_types::PgLsn;
 
 use super::Resharding;
+use super::leases::Leases;
 use crate::cli::stderr;
 use crate::pipeline::reshard::{self, has_lane, lanes_of};
 use crate::postgres::catalog::Inspection;
@@ -30,12 +31,15 @@ impl Resharding<'_> {
     /// Changes them.
     ///
     /// # Errors
-    /// The table was never free, or Postgres refuses.
-    pub(super) async fn change(&self) -> anyhow::Result<PgLsn> {
+    /// The table was never free, a lease is lost, or Postgres refuses.
+    pub(super) async fn change(&self, leases: &Leases) -> anyhow::Result<PgLsn> {
         let statements = self.statements()?;
         let begun = Instant::now();
         let mut is_told = false;
         loop {
+            // Others look at the lock of this run's session as well: one may have taken a lease behind this.
+            let lost = leases.renew().await;
+            lost.context("the publications are as they were")?;
             let tried = self.try_to(&statements).await;
             if tried.is_err() {
                 // It says no more than the error does.

@@ -27,7 +27,7 @@ impl Resharding<'_> {
     ///
     /// # Errors
     /// One of these is not so, or Postgres or NATS refuse to tell.
-    pub(super) async fn check_lanes(&self) -> anyhow::Result<()> {
+    async fn check_lanes(&self) -> anyhow::Result<()> {
         let Switch { from, to } = self.switch;
         for part in lanes_of(from) {
             let slot = &self.lane(part).postgres.slot;
@@ -173,11 +173,13 @@ impl Resharding<'_> {
         Ok(())
     }
 
-    /// Whether the new lanes' names are free, the server has room for their slots, and NATS for the new lanes' messages.
+    /// Whether the lanes can be changed, the new lanes' names are free, the server has room for their slots, and NATS for the new lanes'
+    /// messages.
     ///
     /// # Errors
-    /// Postgres or NATS refuse to tell.
+    /// The lanes cannot be changed, or Postgres or NATS refuse to tell.
     pub(super) async fn refused(&self) -> Result<Option<Exit>, anyhow::Error> {
+        self.check_lanes().await?;
         let new: Vec<&Settings> = self.coming().map(|part| self.lane(part)).collect();
         let names: Vec<&PostgresSettings> = new.iter().map(|lane| &lane.postgres).collect();
         let taken = share_names::taken(&self.sql, &names, &self.division).await?;

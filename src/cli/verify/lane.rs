@@ -17,8 +17,9 @@ use crate::nats::stream;
 use crate::pipeline::dead_letter::state::{Mark, State, Told};
 use crate::pipeline::event_id;
 use crate::pipeline::position::{
-    DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_ERASED, KIND_HEADER,
-    KIND_RETRY, POSITION_HEADER, Position, RETRY_HEADER, TABLE_HEADER, parse_header, slot_of,
+    DEAD_LETTER_HEADER, KIND_ADOPTED, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_ERASED, KIND_FENCED,
+    KIND_HEADER, KIND_RETRY, POSITION_HEADER, Position, RETRY_HEADER, TABLE_HEADER, parse_header,
+    slot_of,
 };
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::shared_end_search::{bulk_fence_subject, fence_subject};
@@ -268,7 +269,7 @@ impl LaneReading {
                 self.foreign += 1;
                 return Ok(());
             }
-            (Some(KIND_ADOPTED | KIND_ERASED), _) => {
+            (Some(KIND_ADOPTED | KIND_ERASED | KIND_FENCED), _) => {
                 self.marks += 1;
                 return Ok(());
             }

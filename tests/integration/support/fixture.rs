@@ -212,7 +212,7 @@ impl Fixture {
     }
 
     /// Types a line that walrelay has printed, which names its configuration.
-    #[allow(dead_code)] // Only the tests of faults do.
+    #[allow(dead_code)] // Not all programs type any.
     pub(crate) async fn types(&self, line: &str) -> Output {
         let like = self.command(&[]);
         let mut shell = Command::new("sh");
