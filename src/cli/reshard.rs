@@ -259,7 +259,7 @@ impl Resharding<'_> {
                 stdout::write(&format!("from {lsn} on the outbox has {}\n", counted(to)))?;
             }
             leases.begin("publishing what lanes had that are no more");
-            self.retire().await
+            self.retire(leases).await
         };
         tokio::select! {
             done = rest => done?,

@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail, ensure};
 use futures_util::future::try_join_all;
 use postgres_types::PgLsn;
 
+use super::leases::Leases;
 use super::{LOOK_INTERVAL, Resharding};
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::{stderr, stdout};
@@ -31,8 +32,8 @@ impl Resharding<'_> {
     /// Ends all shares that are no more.
     ///
     /// # Errors
-    /// One of them cannot be published, or not in time, or Postgres or NATS refuse.
-    pub(super) async fn retire(&self) -> anyhow::Result<()> {
+    /// One of them cannot be published, or not in time, a lease is lost, or Postgres or NATS refuse.
+    pub(super) async fn retire(&self, leases: &Leases) -> anyhow::Result<()> {
         let leaving: Vec<Option<u32>> = self.leaving().collect();
         if leaving.is_empty() {
             return Ok(());
@@ -55,6 +56,8 @@ impl Resharding<'_> {
             self.remove_empty(*part, lane).await?;
         }
         try_join_all(lanes.iter().map(|lane| self.empty(lane, end))).await?;
+        // Whoever has one by now may be about to move the lane.
+        leases.renew().await?;
         try_join_all((leaving.iter().zip(&lanes)).map(|(part, lane)| self.remove(*part, lane)))
             .await?;
         for part in leaving {

@@ -6,10 +6,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::load::{
-    CARRY_NOTHING, FEW_AGGREGATES, SLOTS, change_alone, count, has, own_streams, reshard, shares,
-    takes_dead_letters_of, two_shares,
+    CARRY_NOTHING, FEW_AGGREGATES, SLOTS, change_alone, count, has, more, own_streams, reshard,
+    shares, stops, takes_dead_letters_of, two_shares,
 };
-use super::verdict::{events_of, streams_of};
+use super::verdict::{events_of, streams_of, verdict};
 use crate::proxy::{Mode, Proxy};
 use crate::support::{Fixture, Relay, Stored, Writer, assert_exactly_once, eventually, uuid};
 
@@ -307,29 +307,52 @@ async fn nothing_is_backfilled_before_what_shares_had_that_are_no_more_is_publis
     all_once(&fixture, &streams).await;
 }
 
-/// Many leases cost no time, nor does one that nobody has any more.
+/// Many leases cost no time, nor does it disturb relays to shut out whoever had them.
 #[tokio::test]
 async fn leases_of_several_that_were_killed_are_waited_for_together() {
-    let mut fixture = two_shares(false).await;
-    takes_dead_letters_of(&fixture, "8").await;
-    reshard(&fixture, "8").await;
-    shares(&mut fixture, 8);
-    let jetstream = jetstream::new(fixture.nats.clone());
-    for share in 0..8 {
-        let subject = format!(
-            "walrelay.lane.{}.{}_{share}.lease",
-            fixture.stream_name(),
-            fixture.name
-        );
-        let lease = r#"{"command":"erase","process":7,"since":"2026-11-29T07:00:00Z","token":"t","released":false}"#;
-        let stored = jetstream.publish(subject, lease.into()).await;
-        stored.unwrap().await.unwrap();
+    for has_own_streams in [false, true] {
+        let mut fixture = two_shares(has_own_streams).await;
+        if !has_own_streams {
+            takes_dead_letters_of(&fixture, "8").await;
+        }
+        reshard(&fixture, "8").await;
+        shares(&mut fixture, 8);
+        let streams = streams_of(&fixture, 8);
+        for (share, stream) in streams.iter().enumerate() {
+            abandon(&fixture, stream, share).await;
+        }
+        let writer = Writer::start(&fixture).await;
+        let relay = fixture.run();
+        more(&fixture, &writer, &streams[0]).await;
+        let told = reshard(&fixture, "2").await;
+        let waited = told.stderr.matches("waiting 5s for a sign").count();
+        assert_eq!(waited, 8, "{}", told.stderr);
+        more(&fixture, &writer, &streams[0]).await;
+        let fences = fixture.stored_in(&streams[7]).await;
+        let is_fence = |message: &&Stored| message.kind.as_deref() == Some("fenced");
+        let wanted = usize::from(has_own_streams);
+        assert_eq!(fences.iter().filter(is_fence).count(), wanted);
+        // They are shut out by now, and nobody is waited for again.
+        let told = reshard(&fixture, "8").await;
+        assert!(!told.stderr.contains("waiting 5s"), "{}", told.stderr);
+        let committed = writer.stop(&fixture).await;
+        let streams = match has_own_streams {
+            true => streams,
+            false => streams_of(&fixture, 1),
+        };
+        verdict(&fixture, &committed, &streams).await;
+        stops(relay).await;
+        let relay = fixture.run();
+        fixture.walrelay(&["verify"]).await.success();
+        stops(relay).await;
     }
-    let writer = Writer::start(&fixture).await;
-    let relay = fixture.run();
-    let told = reshard(&fixture, "2").await;
-    assert_eq!(told.stderr.matches("waiting 5s for a sign").count(), 8);
-    let committed = writer.stop(&fixture).await;
-    super::verdict::verdict(&fixture, &committed, &streams_of(&fixture, 1)).await;
-    relay.stop().await;
+}
+
+/// As a command leaves the lease of a share's lane that is killed.
+async fn abandon(fixture: &Fixture, stream: &str, share: usize) {
+    let subject = format!("walrelay.lane.{stream}.{}_{share}.lease", fixture.name);
+    let lease = r#"{"command":"backfill","process":7,"since":"2026-11-29T07:00:00Z","token":"t","released":false}"#;
+    let jetstream = jetstream::new(fixture.nats.clone());
+    let stored = jetstream.publish(subject, lease.into()).await;
+    stored.unwrap().await.unwrap();
 }
