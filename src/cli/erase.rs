@@ -10,14 +10,12 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::builder::NonEmptyStringValueParser;
 
-use super::command_line;
 use super::consent::agreed;
 use super::deletable::deletable;
 use super::exit::Exit;
 use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
 use super::stderr;
-use crate::bulk::fence::lives_there;
 use crate::bulk::lease::Lease;
 use crate::bulk::place;
 use crate::nats::admin::Admin;
@@ -36,6 +34,7 @@ use crate::relay::settings::Settings;
 mod aggregate;
 mod messages;
 mod receipt;
+mod rounds;
 mod rows;
 mod streams;
 mod survey;
@@ -45,12 +44,10 @@ mod waiting;
 use aggregate::AggregateId;
 use messages::{Erased, Wanted};
 use receipt::Receipt;
+use rounds::Leases;
 use streams::Places;
 use survey::Survey;
 use tables::{LeftOut, Others, Tables};
-
-/// Rows that are inserted meanwhile are erased too, for so many times.
-const ROUNDS_MAX: u32 = 3;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -205,31 +202,13 @@ async fn execute_one(
         if !agreed(args.yes, &question(&erasing), "nothing was erased")? {
             return Ok(Exit::Usage);
         }
-        let mut leases: Vec<Lease> = Vec::new();
-        for lane in &erasing {
-            leases.push(match leases.first() {
-                None => Lease::take(&lane.lane, "erase", &command_line::typed()).await?,
-                Some(first) => first.also(&lane.lane).await?,
-            });
-        }
-        let moves = leases.iter().flat_map(|lease| lease.unfinished("move"));
-        // At the same NATS the copies are found, or in the way.
-        let moves = moves.filter(|line| line.contains("--to-nats"));
-        receipt.unfinished_moves = moves.map(str::to_owned).collect();
-        // A replay that is under way has read messages, and may still publish them.
-        let mut beside = Vec::new();
-        for lane in &erasing {
-            for target in lane.targets()? {
-                beside.push(leases[0].also(&target).await?);
-            }
-        }
+        let leases = Leases::take(&erasing).await?;
+        receipt.unfinished_moves = leases.unfinished_moves();
         let done = tokio::select! {
-            done = erase(&mut erasing, &leases, &mut receipt) => done,
+            done = rounds::erase(&mut erasing, &leases, &mut receipt) => done,
             () = shutdown.wait() => Err(anyhow::anyhow!("stopped before its end: run it again")),
         };
-        for lease in leases.into_iter().chain(beside) {
-            lease.release().await;
-        }
+        leases.release().await;
         done
     };
     // What was removed is told also where the rest could not be.
@@ -271,36 +250,6 @@ async fn count(erasing: &mut [Erasing<'_>], receipt: &mut Receipt) -> anyhow::Re
         lane.streams = streams;
     }
     Ok(())
-}
-
-/// The messages of all lanes, then the rows, which tell the ids.
-async fn erase(
-    erasing: &mut [Erasing<'_>],
-    leases: &[Lease],
-    receipt: &mut Receipt,
-) -> anyhow::Result<()> {
-    // With the lease nobody moves it from here on.
-    for Erasing { lane, .. } in &*erasing {
-        lives_there(lane.record().await?.record.as_ref(), lane.stream_name())?;
-    }
-    for _ in 0..ROUNDS_MAX {
-        let mut ids = BTreeSet::new();
-        for lane in &*erasing {
-            ids.append(&mut lane.ids().await?);
-        }
-        for (lane, lease) in erasing.iter_mut().zip(leases) {
-            lane.erase(&ids, lease).await?;
-        }
-        let Some(lane) = erasing.first() else { break };
-        receipt.rows += lane.delete(&ids).await?;
-        if lane.ids().await?.is_empty() {
-            receipt.done = true;
-            return Ok(());
-        }
-    }
-    bail!(
-        "rows of the aggregate are still inserted: let the application stop that, and run this again"
-    )
 }
 
 /// One run of the command, for one lane.

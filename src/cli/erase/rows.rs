@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use anyhow::Context as _;
 
 use super::Erasing;
+use super::rounds::Leases;
 use crate::postgres::client::Client;
 use crate::postgres::id_column::IdColumn;
 
@@ -35,8 +36,13 @@ impl Erasing<'_> {
         Ok(ids?.into_iter().flatten().collect())
     }
 
-    /// Deletes these of them.
-    pub(super) async fn delete(&self, ids: &BTreeSet<String>) -> anyhow::Result<u64> {
+    /// Deletes these of them, where no other command can have read them by then: only they may tell which of its messages are the
+    /// aggregate's.
+    pub(super) async fn delete(
+        &self,
+        ids: &BTreeSet<String>,
+        leases: &Leases,
+    ) -> anyhow::Result<u64> {
         if ids.is_empty() {
             return Ok(0);
         }
@@ -48,10 +54,15 @@ impl Erasing<'_> {
         );
         let ids: Vec<&String> = ids.iter().collect();
         let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&self.id.value, &ids];
+        // An error ends the command, and with it the session.
+        self.sql.batch_execute("BEGIN").await?;
         let deleted = self.sql.answer(self.sql.execute(&delete, &parameters));
-        deleted
+        let deleted = deleted
             .await
-            .with_context(|| format!("cannot delete from {}", self.table))
+            .with_context(|| format!("cannot delete from {}", self.table))?;
+        leases.are_ours().await?;
+        self.sql.batch_execute("COMMIT").await?;
+        Ok(deleted)
     }
 }
 

@@ -1,0 +1,126 @@
+//! `walrelay erase` beside other commands that publish for the lane: what they leave is found, or it is not done.
+
+mod platform;
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use platform::Platform;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::process::Child;
+use tokio_postgres::types::ToSql;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(180);
+/// Stands in every payload of the aggregate that is erased.
+const SECRET: &str = "a-name-that-nobody-may-read";
+
+async fn insert_of(platform: &Platform, aggregate: Uuid, count: i32) {
+    let text = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) \
+                SELECT gen_random_uuid(), $1, 'lesson.published.v1', jsonb_build_object('name', $2::text) \
+                FROM generate_series(1, $3::int)";
+    let parameters: [&(dyn ToSql + Sync); 3] = [&aggregate, &SECRET, &count];
+    let inserted = platform.sql.execute(text, &parameters).await;
+    inserted.expect("inserted");
+}
+
+async fn rows(platform: &Platform) -> i64 {
+    let row = platform
+        .sql
+        .query_one("SELECT count(*) FROM outbox_events", &[]);
+    row.await.expect("counted").get(0)
+}
+
+fn start(platform: &Platform, arguments: &[&str]) -> Child {
+    platform
+        .command(arguments)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts")
+}
+
+fn signal(command: &Child, signal: Signal) {
+    let pid = command.id().expect("it runs").cast_signed();
+    kill_process(Pid::from_raw(pid).expect("not 0"), signal).expect("signalled");
+}
+
+async fn ends(command: Child) -> Output {
+    let output = tokio::time::timeout(LIMIT, command.wait_with_output());
+    output.await.expect("it ends in time").expect("it ends")
+}
+
+/// The receipt of a command that ended with this code, and what it said.
+fn receipt(output: &Output, code: i32) -> (Value, String) {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    let receipt = serde_json::from_slice(&output.stdout).expect("a receipt");
+    (receipt, said)
+}
+
+/// Waits until Postgres shows a statement that begins so, and waits for a lock.
+async fn waits_for_a_lock(platform: &Platform, begin: &str) {
+    let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND starts_with(query, $1)";
+    let waits = async {
+        loop {
+            let row = platform.sql.query_one(query, &[&begin]).await;
+            if row.expect("read").get::<_, i64>(0) > 0 {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, waits).await.expect("it waits");
+}
+
+fn holds(folder: &Path, text: &str) -> bool {
+    std::fs::read_dir(folder).expect("a folder").any(|entry| {
+        let path = entry.expect("an entry").path();
+        match path.is_dir() {
+            true => holds(&path, text),
+            false => std::fs::read(&path).is_ok_and(|bytes| {
+                bytes
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            }),
+        }
+    })
+}
+
+/// It stands still for longer than others wait, and another command publishes the aggregate's rows again.
+#[tokio::test]
+async fn an_erasure_that_others_have_taken_over_is_not_done() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, 2).await;
+    platform.relay_until(3).await;
+    let mut other = platform.postgres.connect("postgres").await;
+    let other = other.as_mut().expect("a connection");
+    let lock = other.transaction().await.expect("begun");
+    let query = "SELECT FROM outbox_events WHERE aggregate_id = $1 FOR UPDATE";
+    lock.query(query, &[&user]).await.expect("locked");
+
+    let id = user.to_string();
+    let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
+    let erasing = start(&platform, &erase);
+    waits_for_a_lock(&platform, "DELETE").await;
+    signal(&erasing, Signal::STOP);
+    platform.expect(&["backfill", "--unjudged"], 0).await;
+    signal(&erasing, Signal::CONT);
+    drop(lock);
+    let (told, said) = receipt(&ends(erasing).await, 1);
+    assert_eq!(told["done"], json!(false), "{told} {said}");
+    assert!(said.contains("walrelay backfill"), "{said}");
+    assert!(said.contains("run this again"), "{said}");
+    // They tell whose the messages are where these do not.
+    assert_eq!((rows(&platform).await, &told["rows"]), (3, &json!(0)));
+
+    let (told, said) = receipt(&platform.output(&erase).await, 0);
+    assert_eq!(told["done"], json!(true), "{told} {said}");
+    assert_eq!(rows(&platform).await, 1);
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    platform.verify(0).await;
+}
