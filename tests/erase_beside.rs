@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use async_nats::jetstream::stream::DiscardPolicy;
+use futures_util::StreamExt as _;
 use platform::Platform;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
@@ -75,6 +77,54 @@ async fn waits_for_a_lock(platform: &Platform, begin: &str) {
     tokio::time::timeout(LIMIT, waits).await.expect("it waits");
 }
 
+/// The leases that are stored, by their streams.
+async fn leases(platform: &Platform) -> Vec<(String, Value)> {
+    let records = platform.jetstream.get_stream("WALRELAY").await;
+    let records = records.expect("a stream");
+    let subjects = records.info_with_subjects("walrelay.lane.*.walrelay.lease");
+    let subjects: Vec<_> = subjects.await.expect("subjects").collect().await;
+    let mut found = Vec::new();
+    for subject in subjects {
+        let (subject, _) = subject.expect("a subject");
+        // Another one may be stored in its place meanwhile.
+        let Ok(lease) = records.get_last_raw_message_by_subject(&subject).await else {
+            continue;
+        };
+        let stream = subject.split('.').nth(2).expect("a stream").to_owned();
+        found.push((
+            stream,
+            serde_json::from_slice(&lease.payload).expect("a lease"),
+        ));
+    }
+    found
+}
+
+/// Waits until the lease at this stream is so.
+async fn lease_is(platform: &Platform, at: &str, is: impl Fn(&Value) -> bool) {
+    let found = async {
+        while !(leases(platform).await.iter()).any(|(stream, lease)| stream == at && is(lease)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, found)
+        .await
+        .expect("it is stored in time");
+}
+
+/// Edits the events' stream: so many messages, and then it takes no more.
+async fn takes(platform: &Platform, messages: i64) {
+    let mut config = platform.stream().await.cached_info().config.clone();
+    config.discard = DiscardPolicy::New;
+    config.max_messages = messages;
+    let edited = platform.jetstream.update_stream(&config).await;
+    edited.expect("edited");
+}
+
+async fn messages(platform: &Platform, stream: &str) -> u64 {
+    let found = platform.jetstream.get_stream(stream).await;
+    found.map_or(0, |stream| stream.cached_info().state.messages)
+}
+
 fn holds(folder: &Path, text: &str) -> bool {
     std::fs::read_dir(folder).expect("a folder").any(|entry| {
         let path = entry.expect("an entry").path();
@@ -123,4 +173,81 @@ async fn an_erasure_that_others_have_taken_over_is_not_done() {
     assert_eq!(rows(&platform).await, 1);
     assert!(!holds(&platform.nats.store_dir(), SECRET));
     platform.verify(0).await;
+}
+
+/// A replay that began once the erasure had looked which streams there are, and that stands still with what it has read.
+#[tokio::test]
+async fn what_is_replayed_to_a_new_stream_meanwhile_goes_too() {
+    const OTHERS: u32 = 10_000;
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, 1).await;
+    platform.insert(OTHERS).await;
+    insert_of(&platform, user, 1).await;
+    let last = u64::from(OTHERS) + 3;
+    platform.wait_for(last).await;
+    takes(&platform, last.cast_signed()).await;
+    insert_of(&platform, user, 1).await;
+
+    let id = user.to_string();
+    let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
+    let erasing = start(&platform, &erase);
+    lease_is(&platform, "OUTBOX", |lease| {
+        lease["work"]["stage"] == "waiting for the relay"
+    })
+    .await;
+    let replay = ["replay", "--yes", "--from", "0/1", "--stream", "FRESH"];
+    let replaying = start(&platform, &replay);
+    while messages(&platform, "FRESH").await < 2 {
+        tokio::task::yield_now().await;
+    }
+    signal(&replaying, Signal::STOP);
+    let reached = messages(&platform, "FRESH").await;
+    assert!(reached < last, "the replay has ended before it was stopped");
+    takes(&platform, -1).await;
+    let (told, said) = receipt(&ends(erasing).await, 0);
+    assert_eq!(told["done"], json!(true), "{told} {said}");
+    let fresh = &told["streams"].as_array().expect("a list")[1];
+    assert_eq!(fresh["stream"], "FRESH", "{told}");
+    assert_eq!(fresh["events"][0], json!(2), "{told}");
+
+    signal(&replaying, Signal::CONT);
+    let replayed = ends(replaying).await;
+    let said = String::from_utf8_lossy(&replayed.stderr);
+    assert_eq!(replayed.status.code(), Some(1), "{said}");
+    assert!(said.contains("walrelay erase"), "{said}");
+    relay.stop().await;
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    platform.verify(0).await;
+}
+
+/// One that reads the rows, once their messages are gone, and ends before they are.
+#[tokio::test]
+async fn what_is_replayed_from_the_table_meanwhile_goes_too() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, 2).await;
+    platform.relay_until(3).await;
+    let mut other = platform.postgres.connect("postgres").await;
+    let other = other.as_mut().expect("a connection");
+    let lock = other.transaction().await.expect("begun");
+    let query = "SELECT FROM outbox_events WHERE aggregate_id = $1 FOR UPDATE";
+    lock.query(query, &[&user]).await.expect("locked");
+    let id = user.to_string();
+    let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
+    let erasing = start(&platform, &erase);
+    waits_for_a_lock(&platform, "DELETE").await;
+    let replay = ["replay", "--yes", "--from", "2020-01-01T00:00:00Z"];
+    let to = ["--source", "table", "--stream", "FRESH"];
+    platform.expect(&[&replay[..], &to].concat(), 0).await;
+    assert_eq!(messages(&platform, "FRESH").await, 3);
+    drop(lock);
+    let (told, said) = receipt(&ends(erasing).await, 0);
+    assert_eq!(told["done"], json!(true), "{told} {said}");
+    assert_eq!(messages(&platform, "FRESH").await, 1, "{told}");
+    assert_eq!(told["rows"], json!(2), "{told}");
+    assert!(!holds(&platform.nats.store_dir(), SECRET));
 }

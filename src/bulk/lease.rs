@@ -232,6 +232,12 @@ impl Lease {
         Ok(Lease { held, renewing })
     }
 
+    /// Whether it is the lease of this lane.
+    pub(crate) fn is_of(&self, lane: &LaneClient) -> bool {
+        let own = &self.held.lane;
+        (own.stream_name(), own.slot()) == (lane.stream_name(), lane.slot())
+    }
+
     /// Runs of `command` that had the lease before and ended without finishing, as they were typed.
     pub(crate) fn unfinished(&self, command: &str) -> impl Iterator<Item = &str> {
         let unfinished = self.held.holder.unfinished.iter();

@@ -179,8 +179,8 @@ async fn execute_one(
     for lane in &mut erasing {
         lane.others.clone_from(&others);
     }
-    let past = streams::of_shares_before(nats, sql, lanes).await?;
-    erasing[0].also(past, survey).await?;
+    erasing[0].past = streams::of_shares_before(nats, sql, lanes).await?;
+    erasing[0].look(survey).await?;
     let mut receipt = Receipt {
         aggregate_id: args.aggregate_id.clone(),
         at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
@@ -202,10 +202,10 @@ async fn execute_one(
         if !agreed(args.yes, &question(&erasing), "nothing was erased")? {
             return Ok(Exit::Usage);
         }
-        let leases = Leases::take(&erasing).await?;
+        let mut leases = Leases::take(&erasing).await?;
         receipt.unfinished_moves = leases.unfinished_moves();
         let done = tokio::select! {
-            done = rounds::erase(&mut erasing, &leases, &mut receipt) => done,
+            done = rounds::erase(&mut erasing, &mut leases, survey, &mut receipt) => done,
             () = shutdown.wait() => Err(anyhow::anyhow!("stopped before its end: run it again")),
         };
         leases.release().await;
@@ -273,8 +273,8 @@ struct Erasing<'a> {
     left: Vec<Left>,
     /// The streams that the lane lives in, or has lived in.
     lanes: Vec<String>,
-    /// Slots of shares that are no more.
-    past_slots: BTreeSet<String>,
+    /// Of shares that are no more.
+    past: Vec<LaneClient>,
 }
 
 impl<'a> Erasing<'a> {
@@ -294,9 +294,7 @@ impl<'a> Erasing<'a> {
         messages::check_headers(&args.also_header, &settings)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;
         let record = lane.record().await?.record;
-        let Places { lanes, all } =
-            streams::with_copies(survey, nats, &lane, &args.also_stream).await?;
-        Ok(Erasing {
+        let mut erasing = Erasing {
             id_column: IdColumn::of(table, &settings.postgres),
             table: settings.postgres.table.to_string(),
             whole,
@@ -309,11 +307,13 @@ impl<'a> Erasing<'a> {
             others: None,
             nats,
             lane,
-            streams: all.into_iter().map(Erased::new).collect(),
+            streams: Vec::new(),
             left: record.map_or_else(Vec::new, |record| record.left),
-            lanes,
-            past_slots: BTreeSet::new(),
-        })
+            lanes: Vec::new(),
+            past: Vec::new(),
+        };
+        erasing.look(survey).await?;
+        Ok(erasing)
     }
 
     /// The lanes of replays in the other streams.
@@ -326,7 +326,9 @@ impl<'a> Erasing<'a> {
 
     /// What to look for.
     fn wanted(&self, ids: BTreeSet<String>) -> Wanted {
-        let past_slots = self.past_slots.clone();
+        let past = self.past.iter().map(LaneClient::slot);
+        let past = past.filter(|slot| *slot != self.lane.slot());
+        let past_slots = past.map(str::to_owned).collect();
         let lanes = self.lanes.clone();
         let wanted = Wanted::new(&self.id, ids, &self.settings, lanes, past_slots);
         let wanted = wanted.also_by(&self.args.also_header);
@@ -336,21 +338,23 @@ impl<'a> Erasing<'a> {
         }
     }
 
-    /// Erases what these lanes had too, from their streams and from copies of them.
-    async fn also(&mut self, past: Vec<LaneClient>, survey: &mut Survey) -> anyhow::Result<()> {
-        for lane in past {
-            if lane.slot() != self.lane.slot() {
-                self.past_slots.insert(lane.slot().to_owned());
-            }
-            let Places { lanes, all } = streams::with_copies(survey, self.nats, &lane, &[]).await?;
-            self.lanes.extend(lanes);
-            for place in all {
-                if (self.streams.iter()).all(|known| known.stream() != place.stream) {
-                    self.streams.push(Erased::new(place));
-                }
+    /// Looks which streams there are: its own, copies and replays, and those of lanes that are no more; whether one is new.
+    async fn look(&mut self, survey: &mut Survey) -> anyhow::Result<bool> {
+        let named = &self.args.also_stream;
+        let mut found = streams::with_copies(survey, self.nats, &self.lane, named).await?;
+        for lane in &self.past {
+            let Places { lanes, all } = streams::with_copies(survey, self.nats, lane, &[]).await?;
+            found.lanes.extend(lanes);
+            found.all.extend(all);
+        }
+        self.lanes = found.lanes;
+        let before = self.streams.len();
+        for place in found.all {
+            if (self.streams.iter()).all(|known| known.stream() != place.stream) {
+                self.streams.push(Erased::new(place));
             }
         }
-        Ok(())
+        Ok(self.streams.len() > before)
     }
 
     /// Erases the lane's messages, once these rows are published.

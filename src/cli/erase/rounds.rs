@@ -1,7 +1,8 @@
 //! The rounds of an erasure: messages, then the rows, which tell the ids, until there is nothing left to find.
 //!
-//! In: lanes. Out: what was removed. Guarantee: it is not done while another command has taken over one of the lanes, since that may
-//! have published what it had read before: this command may have been frozen for longer than others wait for it.
+//! In: lanes. Out: what was removed. Guarantees: it is not done while another command has taken over one of the lanes, since that may
+//! have published what it had read before: this command may have been frozen for longer than others wait for it. Nor before a look
+//! behind the last removal has found no stream that is new: a replay that began meanwhile has a lease there before it reads.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +10,13 @@ use anyhow::bail;
 
 use super::Erasing;
 use super::receipt::Receipt;
+use super::survey::Survey;
 use crate::bulk::fence::lives_there;
 use crate::bulk::lease::{Lease, LeaseError};
 use crate::cli::command_line;
 
-/// Rows that are inserted meanwhile are erased too, for so many times.
-const ROUNDS_MAX: u32 = 3;
+/// Rows that are inserted meanwhile are erased too, and streams that are made, for so many times.
+const ROUNDS_MAX: u32 = 5;
 
 /// While these are ours, nobody publishes for the lanes, nor from them.
 pub(super) struct Leases {
@@ -40,12 +42,38 @@ impl Leases {
                 Some(first) => first.also(&lane.lane).await?,
             });
         }
+        leases.take_beside(erasing).await?;
+        Ok(leases)
+    }
+
+    /// Takes those of the other streams that are not ours yet.
+    async fn take_beside(&mut self, erasing: &[Erasing<'_>]) -> anyhow::Result<()> {
         for lane in erasing {
             for target in lane.targets()? {
-                leases.beside.push(leases.lanes[0].also(&target).await?);
+                if !self.beside.iter().any(|lease| lease.is_of(&target)) {
+                    self.beside.push(self.lanes[0].also(&target).await?);
+                }
             }
         }
-        Ok(leases)
+        Ok(())
+    }
+
+    /// Looks again which streams there are, and takes the leases of those that are new; whether there are some.
+    async fn look(
+        &mut self,
+        erasing: &mut [Erasing<'_>],
+        survey: &mut Survey,
+    ) -> anyhow::Result<bool> {
+        let Some(lane) = erasing.first() else {
+            return Ok(false);
+        };
+        survey.look_again(lane.nats).await?;
+        let mut is_new = false;
+        for lane in &mut *erasing {
+            is_new |= lane.look(survey).await?;
+        }
+        self.take_beside(erasing).await?;
+        Ok(is_new)
     }
 
     /// Moves to another NATS that were killed, as they were typed: at the same one the copies are found, or in the way.
@@ -76,34 +104,41 @@ impl Leases {
 /// Erases all that the lanes have.
 ///
 /// # Errors
-/// Something could not be removed, or another command has taken over.
+/// Something could not be removed, or another command publishes what may be the aggregate's.
 pub(super) async fn erase(
     erasing: &mut [Erasing<'_>],
-    leases: &Leases,
+    leases: &mut Leases,
+    survey: &mut Survey,
     receipt: &mut Receipt,
 ) -> anyhow::Result<()> {
     // With the lease nobody moves it from here on.
     for Erasing { lane, .. } in &*erasing {
         lives_there(lane.record().await?.record.as_ref(), lane.stream_name())?;
     }
+    // Of rows that are deleted too: what was read before may turn up behind them.
+    let mut ids = BTreeSet::new();
     for _ in 0..ROUNDS_MAX {
         leases.are_ours().await?;
-        let mut ids = BTreeSet::new();
         for lane in &*erasing {
             ids.append(&mut lane.ids().await?);
         }
         for (lane, lease) in erasing.iter_mut().zip(&leases.lanes) {
             lane.erase(&ids, lease).await?;
         }
+        if leases.look(erasing, survey).await? {
+            continue;
+        }
         let Some(lane) = erasing.first() else { break };
         receipt.rows += lane.delete(&ids, leases).await?;
-        if lane.ids().await?.is_empty() {
+        let is_left = !lane.ids().await?.is_empty();
+        // A replay reads the table, too.
+        if !leases.look(erasing, survey).await? && !is_left {
             leases.are_ours().await?;
             receipt.done = true;
             return Ok(());
         }
     }
     bail!(
-        "rows of the aggregate are still inserted: let the application stop that, and run this again"
+        "rows of the aggregate are still inserted, or streams made that have its messages: let that be stopped, and run this again"
     )
 }

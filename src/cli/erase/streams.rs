@@ -56,7 +56,7 @@ pub(super) async fn with_copies(
     let names = survey.streams.iter().map(|info| info.config.name.clone());
     let unknown = names.filter(|name| name != LANE_RECORD_STREAM && !wanted.contains(name));
     survey.ask_firsts(nats, unknown.collect()).await?;
-    let survey = &*survey;
+    let mut likely = Vec::new();
     let all = &survey.streams;
     for Info { config, .. } in all {
         let name = &config.name;
@@ -64,12 +64,14 @@ pub(super) async fn with_copies(
             continue;
         }
         unmoved(survey, nats, lane, &lanes, name).await?;
-        if !wanted.contains(name)
-            && name != LANE_RECORD_STREAM
-            && is_replay(survey, lane, &lanes, name)
-        {
+        if wanted.contains(name) || name == LANE_RECORD_STREAM {
+            continue;
+        }
+        if is_replay(survey, lane, &lanes, name) {
             wanted.insert(name.clone());
             mixed.insert(name.clone());
+        } else if is_like_a_copy(survey, lane, name) {
+            likely.push(name.clone());
         }
     }
     add_copies(all, &mut wanted, &mut mixed);
@@ -98,6 +100,9 @@ pub(super) async fn with_copies(
             true => streams.insert(0, place),
             false => streams.push(place),
         }
+    }
+    for name in likely {
+        tell_likely(survey, lane, name);
     }
     for name in named.iter().map(String::as_str).chain([own]) {
         ensure!(
@@ -214,28 +219,40 @@ pub(super) async fn of_shares_before(
 }
 
 /// Whether stream `name` has a replay: a command of this slot has had the lease there, or it begins with one of `lanes` or of the
-/// slot's table. Where it begins with a message of this slot that is none, a person is told: it may be a copy that somebody has made by other means, or another database's.
+/// slot's table.
 fn is_replay(survey: &Survey, lane: &LaneClient, lanes: &[String], name: &str) -> bool {
     let slot = lane.slot();
     if survey.has_lease(name, slot) && !survey.has_lane(name) {
         return true;
     }
-    let Some(first) = survey.first(name) else {
-        return false;
-    };
-    if let Some(value) = &first.replay {
-        let of = replayed::source_of(value);
-        return lanes.iter().any(|stream| Some(stream.as_str()) == of)
-            || replayed::slot_of_table(value) == Some(slot);
-    }
-    let position = first.position.as_deref();
+    let first = survey.first(name);
+    first
+        .and_then(|first| first.replay.as_ref())
+        .is_some_and(|value| {
+            let of = replayed::source_of(value);
+            lanes.iter().any(|stream| Some(stream.as_str()) == of)
+                || replayed::slot_of_table(value) == Some(slot)
+        })
+}
+
+/// Whether stream `name` begins with a message of this slot that is no replay: it may be a copy that somebody has made by other means,
+/// or another database's.
+fn is_like_a_copy(survey: &Survey, lane: &LaneClient, name: &str) -> bool {
+    let first = survey.first(name).filter(|first| first.replay.is_none());
+    let position = first.and_then(|first| first.position.as_deref());
     let of = position.and_then(|position| position.split(' ').next());
-    if of == Some(slot) && !survey.has_lane(name) {
+    of == Some(lane.slot()) && !survey.has_lane(name)
+}
+
+/// Tells a person of such a stream, once.
+fn tell_likely(survey: &mut Survey, lane: &LaneClient, name: String) {
+    if !survey.told.contains(&name) {
         stderr::line(format_args!(
-            "stream {name} begins with a message of slot {slot}, and no lane lives there: if it is a copy of stream {}, give \
+            "stream {name} begins with a message of slot {}, and no lane lives there: if it is a copy of stream {}, give \
              --also-stream {name}",
+            lane.slot(),
             lane.stream_name()
         ));
+        survey.told.insert(name);
     }
-    false
 }

@@ -28,6 +28,8 @@ pub(super) struct Survey {
     subjects: BTreeSet<String>,
     /// Of the streams that were asked.
     firsts: BTreeMap<String, Option<First>>,
+    /// Streams of which a person was told.
+    pub(super) told: BTreeSet<String>,
 }
 
 /// What the headers of a stream's first message tell.
@@ -55,7 +57,21 @@ impl Survey {
             streams,
             subjects: subjects.into_iter().collect(),
             firsts: BTreeMap::new(),
+            told: BTreeSet::new(),
         })
+    }
+
+    /// Looks at what there is now.
+    ///
+    /// # Errors
+    /// As [`Survey::of`].
+    pub(super) async fn look_again(&mut self, nats: &Admin) -> anyhow::Result<()> {
+        let told = std::mem::take(&mut self.told);
+        *self = Survey {
+            told,
+            ..Survey::of(nats).await?
+        };
+        Ok(())
     }
 
     /// Whether the slot's lane lives in stream `name`, or has lived there.
