@@ -1,6 +1,7 @@
 //! The column of the event's id, in SQL.
 //!
-//! In: the table and the configuration. Out: expressions. Guarantee: every value is quoted.
+//! In: the table and the configuration. Out: expressions. Guarantees: every value is quoted; two ids are the same where their bytes
+//! are, as in messages, whatever the column's collation calls equal.
 
 use uuid::Uuid;
 
@@ -28,6 +29,8 @@ pub(crate) struct IdColumn {
     name: String,
     is_bytes: bool,
     is_padded: bool,
+    /// See [`Column::is_loose`](super::catalog::Column).
+    is_loose: bool,
 }
 
 impl IdColumn {
@@ -40,6 +43,10 @@ impl IdColumn {
             is_bytes: column.is_some_and(|column| column.base_oid == BYTEA_OID),
             // The WAL tells a domain only, so its padding is in messages too.
             is_padded: column.is_some_and(|column| column.type_oid == BPCHAR_OID),
+            // A cast takes the padding off which messages of such a domain have.
+            is_loose: column.is_some_and(|column| {
+                column.is_loose && (column.base_oid != BPCHAR_OID || column.type_oid == BPCHAR_OID)
+            }),
         }
     }
 
@@ -54,11 +61,14 @@ impl IdColumn {
     /// SQL for the id's text, as messages have it.
     pub(crate) fn text(&self) -> String {
         let name = &self.name;
-        match (self.is_bytes, self.is_padded) {
-            (true, _) => format!(
+        if self.is_bytes {
+            return format!(
                 "CASE WHEN length({name}) = 16 THEN encode({name}, 'hex')::uuid::text \
                  ELSE translate(encode({name}, 'base64'), E'\\n', '') END"
-            ),
+            );
+        }
+        match (self.is_loose, self.is_padded) {
+            (true, _) => format!("({name}::text COLLATE \"C\")"),
             // Takes the padding off.
             (_, true) => format!("{name}::text"),
             _ => name.clone(),
@@ -107,12 +117,14 @@ impl IdColumn {
         let any: Vec<String> = [(&self.name, own), (&text, texts), (&hash, hashes)]
             .into_iter()
             .filter(|(_, ids)| !ids.is_empty())
-            // One literal is parsed in a third of the time that as many as there are ids take.
             .map(|(of, ids)| {
-                format!(
-                    "({of}) = ANY ({})",
-                    quote_literal(&format!("{{{}}}", ids.join(",")))
-                )
+                // One literal is parsed in a third of the time that as many as there are ids take.
+                let ids = quote_literal(&format!("{{{}}}", ids.join(",")));
+                match self.is_loose && *of == self.name {
+                    // The first half is for the index.
+                    true => format!("(({of}) = ANY ({ids}) AND ({text}) = ANY ({ids}))"),
+                    false => format!("({of}) = ANY ({ids})"),
+                }
             })
             .collect();
         match any.is_empty() {

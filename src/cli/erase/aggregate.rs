@@ -1,7 +1,8 @@
 //! An aggregate's id, as a table's column has it and as messages show it.
 //!
 //! In: the id as a person gives it, in the form of messages or in Postgres' own. Out: SQL for its rows, the text of its messages.
-//! Guarantee: rows and messages are told by the same id; what is no value of the column's type is none.
+//! Guarantees: rows and messages are told by the same id, byte by byte, whatever a collation calls equal; what is no value of the
+//! column's type is none.
 
 use std::collections::BTreeSet;
 
@@ -135,6 +136,7 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
         let number: i64 = id.parse().ok().filter(|number| range.contains(number))?;
         Some(number.to_string())
     };
+    let is_text = format!("({name}::text) COLLATE \"C\" = $1::text");
     // A cast to a domain, or to a type with a length, may refuse a value or cut it.
     let (shown, value, cast): (Vec<String>, String, String) = match column.base_type.as_str() {
         "uuid" => {
@@ -163,18 +165,15 @@ fn of_column(column: &Column, id: &str) -> Option<AggregateId> {
         "text" | "varchar" => (
             vec![id.to_owned()],
             id.to_owned(),
-            format!("{name} = $1::text"),
+            // The first half is for an index.
+            format!("{name} = $1::text AND {is_text}"),
         ),
         // Messages show its padding only of a domain over it.
         "bpchar" => {
             let id = id.trim_end_matches(' ').to_owned();
-            (vec![id.clone()], id, format!("{name}::text = $1::text"))
+            (vec![id.clone()], id, is_text)
         }
-        _ => (
-            vec![id.to_owned()],
-            id.to_owned(),
-            format!("{name}::text = $1::text"),
-        ),
+        _ => (vec![id.to_owned()], id.to_owned(), is_text),
     };
     let is_exact = match column.base_type.as_str() {
         "bpchar" => column.type_oid == column.base_oid,
@@ -245,6 +244,7 @@ mod tests {
             not_null: true,
             generated: false,
             is_virtual: false,
+            is_loose: false,
             default: None,
         }
     }

@@ -82,6 +82,9 @@ pub struct Column {
     /// Of these, one that is computed when it is read (Postgres 18).
     #[serde(default)]
     pub(crate) is_virtual: bool,
+    /// Its collation or type calls texts equal that differ, such as those of other cases.
+    #[serde(default)]
+    pub(crate) is_loose: bool,
     /// Its default, as SQL; none where the server computes it.
     pub(crate) default: Option<String>,
 }
@@ -133,6 +136,8 @@ SELECT jsonb_build_object(
        'name', a.attname, 'attnum', a.attnum, 'type_name', format_type(a.atttypid, a.atttypmod),
        'type_oid', a.atttypid::int8, 'base_oid', b.oid::int8, 'base_type', b.typname, 'category', b.typcategory::text,
        'not_null', a.attnotnull OR b.typnotnull, 'generated', a.attgenerated <> '', 'is_virtual', a.attgenerated = 'v',
+       'is_loose', b.typname = 'citext'
+         OR NOT coalesce((SELECT collisdeterministic FROM pg_catalog.pg_collation WHERE oid = a.attcollation), true),
        'default', CASE WHEN a.attgenerated = '' THEN pg_get_expr(d.adbin, d.adrelid) END) ORDER BY a.attnum)
      FROM pg_catalog.pg_attribute a
      LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
