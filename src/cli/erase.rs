@@ -290,6 +290,7 @@ impl<'a> Erasing<'a> {
         let settings = whole.tables().swap_remove(outbox);
         let found = inspection.tables().nth(outbox).expect("each was looked at");
         let table = deletable(sql, found, &settings.postgres.table).await?;
+        rows::all_seen(sql, &settings.postgres.table.to_string()).await?;
         let id = AggregateId::of(table, &settings.postgres, &args.aggregate_id)?;
         messages::check_headers(&args.also_header, &settings)?;
         let lane = LaneClient::new(nats, &settings.nats.stream, &settings.postgres.slot)?;

@@ -34,6 +34,7 @@ use crate::relay::settings::Settings;
 mod age;
 mod confirmed;
 mod kept;
+pub(super) mod left;
 mod partitions;
 mod report;
 mod rows;
@@ -176,20 +177,31 @@ async fn execute_one(
             id_column,
             batches,
         };
+        let mut report = prune.report();
+        let writer = match args.dry_run {
+            true => None,
+            false => Some(connect(&settings.postgres.conninfo).await?),
+        };
+        prune
+            .attach_left(writer.as_ref(), &reader, &mut report)
+            .await?;
         // What is not old enough may be missing: it stays.
         if prune.batches.has_rows(&reader).await? {
             prune.compare().await?;
         }
-        anyhow::Ok((prune, reader))
+        anyhow::Ok((prune, reader, writer, report))
     };
-    let (prune, reader) = tokio::select! {
+    let (prune, reader, writer, mut report) = tokio::select! {
         prepared = prepared => prepared?,
         () = stopped.wait() => bail!("stopped before anything was deleted"),
     };
-    let report = match args.dry_run {
-        true => prune.count(&reader).await?,
-        false => prune.delete(&reader, shutdown).await?,
-    };
+    match writer {
+        None => prune.count(&reader, &mut report).await?,
+        Some(writer) => {
+            let sessions = (&reader, &writer);
+            prune.delete(sessions, shutdown, &mut report).await?;
+        }
+    }
     report.print(args.json)?;
     Ok(if report.done {
         Exit::Done
@@ -270,37 +282,39 @@ impl Prune<'_> {
         )
     }
 
-    async fn count(&self, reader: &Client) -> anyhow::Result<Report> {
+    async fn count(&self, reader: &Client, report: &mut Report) -> anyhow::Result<()> {
         let kept = Kept::read(&self.nats, reader, &self.clients).await?;
-        let mut report = self.report();
         let mut batches = self.batches.clone();
-        if let Some(partitions) = self.partitions(reader, &mut report).await? {
+        if let Some(partitions) = self.partitions(reader, report).await? {
             let old = partitions.old(&kept, &self.id_column).await?;
             batches.leave_out(&old);
             report.partitions = names(&old);
         }
         let snapshot = Snapshot::take(reader).await?;
         report.take(snapshot.count(&batches, &kept).await?);
-        Ok(report)
+        Ok(())
     }
 
-    async fn delete(&self, reader: &Client, shutdown: &Shutdown) -> anyhow::Result<Report> {
-        let writer = connect(&self.settings.postgres.conninfo).await?;
-        let mut report = self.report();
-        let partitions = self.partitions(&writer, &mut report).await?;
+    async fn delete(
+        &self,
+        (reader, writer): (&Client, &Client),
+        shutdown: &Shutdown,
+        report: &mut Report,
+    ) -> anyhow::Result<()> {
+        let partitions = self.partitions(writer, report).await?;
         let detached = match &partitions {
-            Some(partitions) => self.detach(partitions, &writer, &mut report).await?,
+            Some(partitions) => self.detach(partitions, writer, report).await?,
             None => Vec::new(),
         };
         // Then there is nothing to wait for.
         if !detached.is_empty() || self.batches.has_rows(reader).await? {
             self.delete_confirmed(
                 reader,
-                &writer,
+                writer,
                 partitions.as_ref(),
                 &detached,
                 shutdown,
-                &mut report,
+                report,
             )
             .await?;
         }
@@ -312,7 +326,7 @@ impl Prune<'_> {
                 }
             }
         }
-        Ok(report)
+        Ok(())
     }
 
     /// Waits until every slot is confirmed through what is there now, and deletes what is old of it.
@@ -465,7 +479,7 @@ fn left_detached(detached: &[Partition]) -> String {
     match detached {
         [] => "nothing was deleted".to_owned(),
         some => format!(
-            "nothing was deleted; {} detached from the table, and the next prune goes on with that",
+            "nothing was deleted; {} detached from the table, and the next prune attaches that again",
             names(some).join(", ")
         ),
     }

@@ -47,6 +47,8 @@ pub mod catalog;
 pub mod client;
 pub mod conninfo;
 pub mod copy_both;
+#[cfg(feature = "cli")]
+pub(crate) mod detached;
 pub mod division;
 pub mod encoding;
 pub mod encryption;

@@ -10,9 +10,11 @@ use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
 use crate::cli::own_lane::no_beginning;
+use crate::cli::prune::left::lock_name;
 use crate::cli::reshard::{alone, of_all_rows};
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::detached;
 use crate::postgres::division;
 use crate::postgres::findings::Kind;
 use crate::postgres::health::{self, Health};
@@ -90,6 +92,17 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     }
     for (found, table) in inspection.tables().zip(settings.tables()) {
         rows(&client, found, &table, &mut report).await;
+        let name = table.postgres.table.to_string();
+        // One that is at work drops what it has detached, or attaches it again.
+        if alone::holder_as(&client, &lock_name(&name))
+            .await?
+            .is_none()
+        {
+            let left = detached::of(&client, &name).await?;
+            if let Some((what, mend)) = detached::told(&name, &left) {
+                report.warn("detached", what, Some(mend));
+            }
+        }
     }
     Ok(report)
 }

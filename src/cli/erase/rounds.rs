@@ -10,6 +10,7 @@ use anyhow::bail;
 
 use super::Erasing;
 use super::receipt::Receipt;
+use super::rows;
 use super::survey::Survey;
 use crate::bulk::fence::lives_there;
 use crate::bulk::lease::{Lease, LeaseError};
@@ -131,6 +132,7 @@ pub(super) async fn erase(
         let Some(lane) = erasing.first() else { break };
         receipt.rows += lane.delete(&ids, leases).await?;
         let is_left = !lane.ids().await?.is_empty();
+        rows::all_seen(lane.sql, &lane.table).await?;
         // A replay reads the table, too.
         if !leases.look(erasing, survey).await? && !is_left {
             leases.are_ours().await?;

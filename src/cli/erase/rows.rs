@@ -5,12 +5,34 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::Erasing;
 use super::rounds::Leases;
+use crate::cli::prune::left::lock_name;
+use crate::cli::reshard::alone;
 use crate::postgres::client::Client;
+use crate::postgres::detached;
 use crate::postgres::id_column::IdColumn;
+
+/// Makes sure that no rows of the table are where a prune has detached them.
+///
+/// # Errors
+/// Some are.
+pub(super) async fn all_seen(sql: &Client, table: &str) -> anyhow::Result<()> {
+    // Who has been at work has dropped them by then, or left them.
+    let at_work = alone::holder_as(sql, &lock_name(table)).await?;
+    let left = detached::of(sql, table).await?;
+    match (detached::told(table, &left), at_work) {
+        (None, _) => Ok(()),
+        (Some((what, _)), Some(_)) => bail!(
+            "{what}, which may be the aggregate's: it is at work, so wait for its end, and run this again"
+        ),
+        (Some((what, mend)), None) => bail!(
+            "{what}, which may be the aggregate's. It did not end: run this again behind what mends that: {mend}"
+        ),
+    }
+}
 
 impl Erasing<'_> {
     /// Where rows are looked for.

@@ -1,8 +1,9 @@
 //! Whole partitions: those that are old enough go at once, and coming ones are made.
 //!
 //! In: a table that is partitioned by the column that tells how old a row is. Out: partitions detached, dropped, made.
-//! Guarantees: a partition is dropped only when nothing can be inserted into it any more and what it holds is confirmed; one
-//! that was detached and not dropped is found again by its comment; where pg_partman keeps the partitions, none is touched.
+//! Guarantees: a partition is dropped only when nothing can be inserted into it any more and what it holds is compared and confirmed;
+//! one that was detached and not dropped is found again by its comment, and attached; where pg_partman keeps the partitions, none is
+//! detached.
 
 use anyhow::Context as _;
 use tokio_postgres::types::ToSql;
@@ -10,11 +11,10 @@ use tokio_postgres::types::ToSql;
 use super::age::Cutoff;
 use super::kept::Kept;
 use crate::postgres::client::{Client, SqlError};
+use crate::postgres::detached::{self, Detached};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::settings::PostgresSettings;
 
-/// Begins the comment of a partition that was detached to be dropped; where it belongs follows.
-const DETACHED: &str = "walrelay prune: detached from ";
 /// The table is locked for writers while a partition goes; they are not made to wait for longer than this.
 const LOCK_LIMIT: &str = "SET LOCAL lock_timeout = '2s'";
 /// SQLSTATE lock_not_available.
@@ -32,10 +32,6 @@ pub(super) struct Partition {
     pub(super) name: String,
     /// `FOR VALUES …`, as SQL.
     bound: String,
-    /// It is one still.
-    attached: bool,
-    /// A detaching was interrupted.
-    pending: bool,
 }
 
 /// The partitions of a table.
@@ -86,17 +82,29 @@ impl<'a> Partitions<'a> {
         }))
     }
 
-    /// Those whose rows are all old enough, and those that were detached before; without what `kept` has rows in.
+    /// Attaches again what a run that did not end has left: meanwhile nobody has seen it, compared it or written there.
+    ///
+    /// # Errors
+    /// Postgres refuses.
+    pub(super) async fn attach(&self, left: &Detached) -> Result<(), SqlError> {
+        for transaction in left.attach(&self.table) {
+            self.together(&[&transaction]).await?;
+        }
+        Ok(())
+    }
+
+    /// Those whose rows are all old enough; without what `kept` has rows in.
     ///
     /// # Errors
     /// Postgres refuses.
     pub(super) async fn old(&self, kept: &Kept, id: &IdColumn) -> anyhow::Result<Vec<Partition>> {
-        let mut old = self.detached().await?;
+        let mut old = Vec::new();
         if self.keeper.is_none() {
             let query = format!(
-                "SELECT p.oid, p.oid::regclass::text, p.bound, p.pending FROM ( \
-                   SELECT c.oid, pg_get_expr(c.relpartbound, c.oid) AS bound, i.inhdetachpending AS pending \
-                   FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = $1::text::regclass) p \
+                "SELECT p.oid, p.oid::regclass::text, p.bound FROM ( \
+                   SELECT c.oid, pg_get_expr(c.relpartbound, c.oid) AS bound \
+                   FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+                   WHERE i.inhparent = $1::text::regclass AND NOT i.inhdetachpending) p \
                  WHERE {} ORDER BY p.oid",
                 self.cutoff
                     .has_passed("substring(p.bound FROM $$TO \\('([^']*)'\\)$$)")
@@ -106,8 +114,6 @@ impl<'a> Partitions<'a> {
                     oid: row.try_get(0)?,
                     name: row.try_get(1)?,
                     bound: row.try_get(2)?,
-                    attached: true,
-                    pending: row.try_get(3)?,
                 });
             }
         }
@@ -118,26 +124,6 @@ impl<'a> Partitions<'a> {
             }
         }
         Ok(without)
-    }
-
-    /// Those that a run before this one has detached and not dropped.
-    async fn detached(&self) -> anyhow::Result<Vec<Partition>> {
-        let query = "SELECT c.oid, c.oid::regclass::text, d.description FROM pg_description d \
-                     JOIN pg_class c ON c.oid = d.objoid AND d.classoid = 'pg_class'::regclass AND d.objsubid = 0 \
-                     WHERE starts_with(d.description, $1) AND NOT c.relispartition ORDER BY c.oid";
-        let begin = format!("{DETACHED}{}, ", self.table);
-        let rows = self.client.query(query, &[&begin]).await?;
-        let partition = |row: &tokio_postgres::Row| {
-            let comment: String = row.try_get(2)?;
-            Ok(Partition {
-                oid: row.try_get(0)?,
-                name: row.try_get(1)?,
-                bound: comment[begin.len()..].to_owned(),
-                attached: false,
-                pending: false,
-            })
-        };
-        rows.iter().map(partition).collect()
     }
 
     /// Whether a row is in it that stays.
@@ -159,29 +145,24 @@ impl<'a> Partitions<'a> {
     /// # Errors
     /// Postgres refuses.
     pub(super) async fn detach(&self, partition: &Partition) -> anyhow::Result<bool> {
-        if !partition.attached {
-            return Ok(true);
-        }
         let Partition { name, bound, .. } = partition;
         let table = &self.table;
-        let comment = format!("{DETACHED}{table}, {bound}").replace('\'', "''");
-        let comment = format!("COMMENT ON TABLE {name} IS '{comment}'");
+        let comment = detached::comment(table, name, bound);
         let detach = format!("ALTER TABLE {table} DETACH PARTITION {name}");
-        let done = if partition.pending {
-            self.one_by_one(&[&comment, &format!("{detach} FINALIZE")])
-                .await
-        } else if self.has_default {
+        let done = match self.has_default {
             // Beside a default partition there is no CONCURRENTLY.
-            self.together(&[&comment, &detach]).await
-        } else {
-            self.one_by_one(&[&comment, &format!("{detach} CONCURRENTLY")])
-                .await
+            true => self.together(&[&comment, &detach]).await,
+            false => {
+                self.one_by_one(&[&comment, &format!("{detach} CONCURRENTLY")])
+                    .await
+            }
         };
         self.unless_locked(done)
             .with_context(|| format!("cannot detach {name}"))
     }
 
-    /// Drops one that was detached, or gives it back where a row is in it that stays; `true` where it was dropped.
+    /// Drops one that was detached, or gives it back where a row is in it that stays; `true` where it was dropped, and not where
+    /// somebody has attached it, from when rows may be inserted again.
     ///
     /// # Errors
     /// Postgres refuses.
@@ -200,10 +181,20 @@ impl<'a> Partitions<'a> {
             })?;
             return Ok(false);
         }
-        self.one_by_one(&[&format!("DROP TABLE {name}")])
-            .await
-            .with_context(|| format!("cannot drop {name}"))?;
-        Ok(true)
+        let dropped = async {
+            let lock = format!("BEGIN; LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE");
+            self.client.batch_execute(&lock).await?;
+            let query = "SELECT relispartition FROM pg_class WHERE oid = $1";
+            let row = self.client.query_one(query, &[&partition.oid]).await?;
+            let is_attached: bool = row.try_get(0)?;
+            let end = match is_attached {
+                true => "ROLLBACK".to_owned(),
+                false => format!("DROP TABLE {name}; COMMIT"),
+            };
+            self.client.batch_execute(&end).await?;
+            anyhow::Ok(!is_attached)
+        };
+        dropped.await.with_context(|| format!("cannot drop {name}"))
     }
 
     /// Makes the partitions of today and the days to come, where the table has one a day under our names; what cannot be made

@@ -35,7 +35,7 @@ impl Report {
         self.rows = deleted.rows;
         self.open_dead_letters = deleted.kept;
         self.changed = deleted.changed;
-        self.done = !deleted.stopped;
+        self.done &= !deleted.stopped;
     }
 
     pub(super) fn print(&self, json: bool) -> anyhow::Result<()> {

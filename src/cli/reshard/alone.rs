@@ -22,11 +22,18 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// # Errors
 /// Another run has it, or Postgres refuses.
 pub(super) async fn lock(sql: &Client, outbox: &PostgresSettings) -> anyhow::Result<()> {
-    let name = name(outbox);
+    lock_as(sql, "reshard", &name(outbox)).await
+}
+
+/// The same of a `command`, under a name.
+///
+/// # Errors
+/// As [`lock`].
+pub(in crate::cli) async fn lock_as(sql: &Client, command: &str, name: &str) -> anyhow::Result<()> {
     let take = "SELECT pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))";
     let begun = Instant::now();
     while !sql.query_one(take, &[&name]).await?.try_get(0)? {
-        wait(sql, outbox, begun).await?;
+        wait(sql, command, name, begun).await?;
     }
     Ok(())
 }
@@ -40,18 +47,18 @@ pub(in crate::cli) async fn none_at_work(
     sql: &Client,
     outbox: &PostgresSettings,
 ) -> anyhow::Result<()> {
-    let begun = Instant::now();
-    while holder(sql, outbox).await?.is_some() {
-        wait(sql, outbox, begun).await?;
+    let (name, begun) = (name(outbox), Instant::now());
+    while holder_as(sql, &name).await?.is_some() {
+        wait(sql, "reshard", &name, begun).await?;
     }
     Ok(())
 }
 
-async fn wait(sql: &Client, outbox: &PostgresSettings, begun: Instant) -> anyhow::Result<()> {
+async fn wait(sql: &Client, command: &str, name: &str, begun: Instant) -> anyhow::Result<()> {
     let is_late = begun.elapsed() >= PATIENCE;
-    if let Some(pid) = holder(sql, outbox).await?.filter(|_| is_late) {
+    if let Some(pid) = holder_as(sql, name).await?.filter(|_| is_late) {
         bail!(
-            "another walrelay reshard is at work on this outbox, as process {pid} of Postgres: wait until it has ended. Where its \
+            "another walrelay {command} is at work on this outbox, as process {pid} of Postgres: wait until it has ended. Where its \
              machine is gone, SELECT pg_terminate_backend({pid}); ends it. Then run this again"
         );
     }
@@ -87,10 +94,18 @@ pub(in crate::cli) async fn holder(
     sql: &Client,
     outbox: &PostgresSettings,
 ) -> Result<Option<i32>, SqlError> {
+    holder_as(sql, &name(outbox)).await
+}
+
+/// The one that has the lock under this name.
+///
+/// # Errors
+/// As [`holder`].
+pub(in crate::cli) async fn holder_as(sql: &Client, name: &str) -> Result<Option<i32>, SqlError> {
     let query = "SELECT pid FROM pg_catalog.pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted \
          AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
          AND (classid::int8 << 32) | objid::int8 = pg_catalog.hashtextextended($1, 0)";
-    let found = sql.query_opt(query, &[&name(outbox)]).await?;
+    let found = sql.query_opt(query, &[&name]).await?;
     Ok(found.map(|row| row.try_get(0)).transpose()?)
 }
 
