@@ -251,3 +251,117 @@ async fn what_is_replayed_from_the_table_meanwhile_goes_too() {
     assert_eq!(told["rows"], json!(2), "{told}");
     assert!(!holds(&platform.nats.store_dir(), SECRET));
 }
+
+/// What `status` and `doctor` say of commands that have ended without finishing.
+async fn unfinished(platform: &Platform) -> Vec<String> {
+    let status = platform.output(&["status", "--json"]).await;
+    let status: Value = serde_json::from_slice(&status.stdout).expect("one object");
+    let works = status["bulk_work"].as_array().cloned().unwrap_or_default();
+    let ended = works.iter().filter(|work| work["ended"] == true);
+    let lines = ended.map(|work| work["command"].as_str().expect("a text").to_owned());
+    let mut lines: Vec<String> = lines.collect();
+    lines.sort();
+    let doctor = platform.output(&["doctor"]).await;
+    let doctor = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert_eq!(doctor.matches("[unfinished]").count(), lines.len());
+    for line in &lines {
+        let again = format!("run it again: {line}");
+        assert!(doctor.contains(&again), "{line}: {doctor}");
+    }
+    lines
+}
+
+/// Types what is printed, with the id in the place that is left for it.
+async fn typed(platform: &Platform, line: &str, id: &str) {
+    let line = line.replace("<ID>", id);
+    let words: Vec<&str> = line.split(' ').skip(1).collect();
+    platform.expect(&words, 0).await;
+}
+
+#[tokio::test]
+async fn a_killed_erasure_leaves_no_id_behind() {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, 2).await;
+    platform.relay_until(3).await;
+    let mut other = platform.postgres.connect("postgres").await;
+    let other = other.as_mut().expect("a connection");
+    let lock = other.transaction().await.expect("begun");
+    let query = "SELECT FROM outbox_events WHERE aggregate_id = $1 FOR UPDATE";
+    lock.query(query, &[&user]).await.expect("locked");
+    let given = user.to_string().to_uppercase();
+    let id = format!("--aggregate-id={given}");
+    let mut erasing = start(&platform, &["erase", &id, "--yes", "--also-header", "user"]);
+    waits_for_a_lock(&platform, "DELETE").await;
+    erasing.kill().await.expect("killed");
+    drop(lock);
+    // Its messages are gone.
+    for id in [&user.to_string(), &given] {
+        assert!(!holds(&platform.nats.store_dir(), id), "{id}");
+    }
+    let told = unfinished(&platform).await;
+    let line = "walrelay erase --aggregate-id=<ID> --yes --also-header user";
+    assert_eq!(told, [line]);
+    typed(&platform, line, &given).await;
+    assert_eq!(unfinished(&platform).await, Vec::<String>::new());
+    assert_eq!(rows(&platform).await, 1);
+}
+
+/// Kills a replay in its midst.
+async fn killed_replay(platform: &Platform, stream: &str, more: &[&str]) {
+    let replay = ["replay", "--yes", "--from", "0/1", "--stream", stream];
+    let subject = format!("{stream}.{{event_type}}");
+    let arguments = [&replay[..], &["--subject", &subject], more].concat();
+    let mut replaying = start(platform, &arguments);
+    let is_at_work = |lease: &Value| lease["released"] == false;
+    lease_is(platform, stream, is_at_work).await;
+    replaying.kill().await.expect("killed");
+    let stored = leases(platform).await;
+    let stays = |(at, lease): &(String, Value)| at == stream && is_at_work(lease);
+    assert!(
+        stored.iter().any(stays),
+        "it has ended before it was killed"
+    );
+}
+
+#[tokio::test]
+async fn an_erasure_takes_its_id_out_of_what_is_kept_of_killed_commands() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    let (user, other) = (Uuid::new_v4(), Uuid::new_v4());
+    // The stream still has its first message afterwards, so that it can give the whole range.
+    platform.insert(1).await;
+    insert_of(&platform, user, 1).await;
+    platform.insert(10_000).await;
+    platform.wait_for(10_002).await;
+    let (id, other) = (user.to_string(), other.to_string());
+    let given = id.to_uppercase();
+    let of_user = ["--aggregate-id", given.as_str()];
+    let of_both = [&of_user[..], &["--aggregate-id", &other]].concat();
+    killed_replay(&platform, "ALONE", &of_user).await;
+    killed_replay(&platform, "BOTH", &of_both).await;
+    killed_replay(&platform, "GONE", &of_both).await;
+    let deleted = platform.jetstream.delete_stream("GONE").await;
+    deleted.expect("deleted");
+    assert_eq!(unfinished(&platform).await.len(), 3);
+
+    let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
+    receipt(&platform.output(&erase).await, 0);
+    for (stream, lease) in leases(&platform).await {
+        let kept = lease.to_string().to_lowercase();
+        assert!(!kept.contains(&id), "{stream}: {kept}");
+    }
+    // One that was about nothing else has nothing left to do.
+    let line = |stream: &str| {
+        format!(
+            "walrelay replay --yes --from 0/1 --stream {stream} --subject '{stream}.{{event_type}}' --aggregate-id <ID> \
+             --aggregate-id {other}"
+        )
+    };
+    let both = line("BOTH");
+    assert_eq!(unfinished(&platform).await, [both.clone(), line("GONE")]);
+    typed(&platform, &both.replace('\'', ""), &id).await;
+    assert_eq!(unfinished(&platform).await, [line("GONE")]);
+    relay.stop().await;
+}

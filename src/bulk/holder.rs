@@ -9,6 +9,14 @@ use crate::relay::bulk_work::{Holder, Work};
 /// The command that has leases so that nobody publishes, and publishes nothing itself: what it leaves is in no stream's way.
 pub(crate) const RESHARD: &str = "reshard";
 
+/// What stays of the command line of a command that has ended without finishing; none where nothing is left to do for it.
+pub(crate) type Keeps<'k> = &'k (dyn Fn(&str) -> Option<String> + Sync);
+
+/// All of it stays.
+pub(super) fn all(line: &str) -> Option<String> {
+    Some(line.to_owned())
+}
+
 impl Holder {
     pub(super) fn new(command: &str, line: &str) -> Self {
         Holder {
@@ -34,6 +42,16 @@ impl Holder {
             unfinished: before.unfinished_beside(&self.command),
             ..self
         }
+    }
+
+    /// Without what does not stay of what others have left.
+    pub(super) fn keeping(mut self, keeps: Keeps<'_>) -> Self {
+        self.unfinished.retain_mut(|left| {
+            let kept = left.line.as_deref().map(keeps);
+            left.line = kept.clone().flatten();
+            kept != Some(None)
+        });
+        self
     }
 
     pub(super) fn to_json(&self) -> Vec<u8> {

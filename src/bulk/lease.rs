@@ -13,6 +13,7 @@ use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
+use super::holder::{Keeps, all};
 use crate::nats::admin::Admin;
 use crate::relay::bulk_work::{BulkWork, Holder, PATIENCE, RENEW_INTERVAL, Watch, Work};
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -70,6 +71,22 @@ pub(crate) async fn holders(nats: &Admin, slot: &str) -> Result<Vec<BulkWork>, L
         }
         sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Whether what is stored of a lane's lease tells more than is kept.
+///
+/// # Errors
+/// [`LaneError`].
+pub(crate) async fn tells_more(lane: &LaneClient, keeps: Keeps<'_>) -> Result<bool, LaneError> {
+    let Some(stored) = lane.lease().await? else {
+        return Ok(false);
+    };
+    let holder = Holder::read(&stored)?;
+    let mut all = [&holder].into_iter().chain(&holder.unfinished);
+    Ok(all.any(|left| {
+        let line = left.line.as_deref();
+        line.is_some_and(|line| keeps(line).as_deref() != Some(line))
+    }))
 }
 
 /// How far a command is, as its leases tell it.
@@ -141,9 +158,22 @@ impl Lease {
     /// # Errors
     /// [`LeaseError::Held`] where it was heard.
     pub async fn take(lane: &LaneClient, command: &str, line: &str) -> Result<Self, LeaseError> {
+        Self::take_keeping(lane, command, line, &all).await
+    }
+
+    /// The same, where not all stays that others have left.
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub(crate) async fn take_keeping(
+        lane: &LaneClient,
+        command: &str,
+        line: &str,
+        keeps: Keeps<'_>,
+    ) -> Result<Self, LeaseError> {
         let free = free_behind(lane, None).await?;
         let working = Arc::new(Working::new());
-        Self::take_as(lane, free, Holder::new(command, line), working).await
+        Self::take_as(lane, free, Holder::new(command, line), working, keeps).await
     }
 
     /// Takes the leases of several lanes, in this order, or none of them. Holders that have not ended are given `PATIENCE` together, and
@@ -161,7 +191,7 @@ impl Lease {
         let free = try_join_all(free).await?;
         let mut taken = Vec::new();
         for (lane, free) in lanes.iter().zip(free) {
-            match Self::take_as(lane, free, holder.clone(), working.clone()).await {
+            match Self::take_as(lane, free, holder.clone(), working.clone(), &all).await {
                 Ok(lease) => taken.push(lease),
                 Err(error) => {
                     for lease in taken {
@@ -179,11 +209,23 @@ impl Lease {
     /// # Errors
     /// As [`Lease::take`].
     pub async fn also(&self, lane: &LaneClient) -> Result<Self, LeaseError> {
+        self.also_keeping(lane, &all).await
+    }
+
+    /// The same, where not all stays that others have left.
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub(crate) async fn also_keeping(
+        &self,
+        lane: &LaneClient,
+        keeps: Keeps<'_>,
+    ) -> Result<Self, LeaseError> {
         let Held {
             holder, working, ..
         } = &*self.held;
         let free = free_behind(lane, None).await?;
-        Self::take_as(lane, free, holder.clone(), working.clone()).await
+        Self::take_as(lane, free, holder.clone(), working.clone(), keeps).await
     }
 
     /// Gives back what a `command` had that ended without giving it back, where there is no more to do for it.
@@ -211,9 +253,10 @@ impl Lease {
         mut free: Free,
         holder: Holder,
         working: Arc<Working>,
+        keeps: Keeps<'_>,
     ) -> Result<Self, LeaseError> {
         let (holder, sequence) = loop {
-            let holder = holder.clone().behind(free.before);
+            let holder = holder.clone().behind(free.before).keeping(keeps);
             match lane.store_lease(holder.to_json(), free.sequence).await {
                 Ok(sequence) => break (holder, sequence),
                 // Two have asked at once.

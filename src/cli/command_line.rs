@@ -5,6 +5,8 @@
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
+use crate::relay::bulk_work::NOT_KEPT;
+
 /// Flags whose values may have a secret.
 const WITH_SECRETS: [&str; 3] = ["--database-url", "--nats-url", "--to-nats"];
 
@@ -23,6 +25,11 @@ const OF_LANE: [&str; 8] = [
 /// The command line of this process.
 pub(super) fn typed() -> String {
     of(arguments())
+}
+
+/// The same without the values of a flag: what is to be erased is not kept.
+pub(super) fn typed_without_value(of_flag: &str) -> String {
+    of(without_value(arguments(), of_flag))
 }
 
 /// The same without a flag that takes no value, and with more at its end.
@@ -71,6 +78,25 @@ fn of_lane(mut arguments: impl Iterator<Item = String>) -> Vec<String> {
     found
 }
 
+/// With [`NOT_KEPT`] where a value of the flag stood.
+fn without_value(
+    arguments: impl Iterator<Item = String>,
+    of_flag: &str,
+) -> impl Iterator<Item = String> {
+    let mut is_value = false;
+    arguments.map(move |argument| {
+        if std::mem::take(&mut is_value) {
+            return NOT_KEPT.to_owned();
+        }
+        is_value = argument == of_flag;
+        let value = argument.strip_prefix(of_flag);
+        match value.is_some_and(|value| value.starts_with('=')) {
+            true => format!("{of_flag}={NOT_KEPT}"),
+            false => argument,
+        }
+    })
+}
+
 fn of(arguments: impl Iterator<Item = String>) -> String {
     let mut line = "walrelay".to_owned();
     let mut flag = None;
@@ -90,6 +116,26 @@ fn of(arguments: impl Iterator<Item = String>) -> String {
         line.push_str(&quoted(&shown));
     }
     line
+}
+
+/// The words of a line that is made of [`quoted`] ones.
+pub(super) fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    for c in line.chars() {
+        let word = words.last_mut().expect("there is one");
+        match c {
+            _ if is_escaped => {
+                is_escaped = false;
+                word.push(c);
+            }
+            '\\' if !is_quoted => is_escaped = true,
+            '\'' => is_quoted = !is_quoted,
+            ' ' if !is_quoted => words.push(String::new()),
+            c => word.push(c),
+        }
+    }
+    words
 }
 
 fn known(name: &str) -> Option<&'static str> {
@@ -122,8 +168,12 @@ fn without_secrets(flag: &str, value: &str) -> String {
     urls.collect::<Vec<_>>().join(",")
 }
 
-/// For a POSIX shell.
+/// For a POSIX shell, which takes the place of what is not kept for no value.
 pub(super) fn quoted(argument: &str) -> String {
+    let before = argument.strip_suffix(NOT_KEPT);
+    if before.is_some_and(|before| before.is_empty() || before == "--aggregate-id=") {
+        return argument.to_owned();
+    }
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
     match !argument.is_empty() && argument.chars().all(is_plain) {
         true => argument.to_owned(),
@@ -149,6 +199,31 @@ mod tests {
             "walrelay backfill --where 'dispatched_at IS NULL' --json"
         );
         assert_eq!(line(&["x", "it's", ""]), r"walrelay x 'it'\''s' ''");
+    }
+
+    #[test]
+    fn a_line_has_the_words_that_were_typed() {
+        let typed = ["backfill", "--where", "it's = 'a b'", "", r"\"];
+        let words = words(&line(&typed));
+        assert_eq!(words[0], "walrelay");
+        assert_eq!(words[1..], typed);
+    }
+
+    #[test]
+    fn what_is_erased_is_not_kept() {
+        let without = |arguments: &[&str]| {
+            let arguments = arguments.iter().map(|&argument| argument.to_owned());
+            of(without_value(arguments, "--aggregate-id"))
+        };
+        assert_eq!(
+            without(&["erase", "--aggregate-id", "a b", "--yes"]),
+            "walrelay erase --aggregate-id <ID> --yes"
+        );
+        assert_eq!(
+            without(&["erase", "--aggregate-id=a b", "--yes"]),
+            "walrelay erase --aggregate-id=<ID> --yes"
+        );
+        assert_eq!(line(&["erase", "a = <ID>"]), "walrelay erase 'a = <ID>'");
     }
 
     #[test]

@@ -32,6 +32,7 @@ use crate::relay::open::check_names;
 use crate::relay::settings::Settings;
 
 mod aggregate;
+mod forget;
 mod messages;
 mod receipt;
 mod rounds;
@@ -275,6 +276,8 @@ struct Erasing<'a> {
     lanes: Vec<String>,
     /// Of shares that are no more.
     past: Vec<LaneClient>,
+    /// The streams and slots of all leases of these.
+    leased: BTreeSet<(String, String)>,
 }
 
 impl<'a> Erasing<'a> {
@@ -312,6 +315,7 @@ impl<'a> Erasing<'a> {
             left: record.map_or_else(Vec::new, |record| record.left),
             lanes: Vec::new(),
             past: Vec::new(),
+            leased: BTreeSet::new(),
         };
         erasing.look(survey).await?;
         Ok(erasing)
@@ -323,6 +327,13 @@ impl<'a> Erasing<'a> {
         let others = streams.filter(|stream| *stream != self.settings.nats.stream);
         let targets = others.map(|stream| LaneClient::new(self.nats, stream, self.lane.slot()));
         Ok(targets.collect::<Result<_, _>>()?)
+    }
+
+    /// The lanes of leases elsewhere, as of streams that are gone: they may tell the id.
+    fn leased(&self) -> anyhow::Result<Vec<LaneClient>> {
+        let leased = self.leased.iter();
+        let leased = leased.map(|(stream, slot)| LaneClient::new(self.nats, stream, slot));
+        Ok(leased.collect::<Result<_, _>>()?)
     }
 
     /// What to look for.
@@ -349,6 +360,11 @@ impl<'a> Erasing<'a> {
             found.all.extend(all);
         }
         self.lanes = found.lanes;
+        for lane in [&self.lane].into_iter().chain(&self.past) {
+            let streams = survey.with_leases(lane.slot());
+            let leased = streams.map(|stream| (stream.to_owned(), lane.slot().to_owned()));
+            self.leased.extend(leased);
+        }
         let before = self.streams.len();
         for place in found.all {
             if (self.streams.iter()).all(|known| known.stream() != place.stream) {

@@ -18,6 +18,9 @@ pub(crate) const RENEW_INTERVAL: Duration = Duration::from_secs(1);
 /// A holder without a sign of life for so long has ended, or stands still.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Stands in a command line for the id of an aggregate that is erased.
+pub(crate) const NOT_KEPT: &str = "<ID>";
+
 /// How far a command is; the names are keys of the stored lease.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Work {
@@ -40,7 +43,7 @@ pub struct Work {
 pub(crate) struct Holder {
     /// Its name.
     pub(crate) command: String,
-    /// What was typed, without secrets.
+    /// What was typed, without secrets and without what is erased.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) line: Option<String>,
     pub(crate) process: u32,
@@ -138,8 +141,12 @@ impl BulkWork {
     /// What ends it where it has not finished.
     #[must_use]
     pub fn remedy(&self) -> Option<String> {
+        let why = match self.command.contains(NOT_KEPT) {
+            true => format!(", with the id for {NOT_KEPT}, which is not kept"),
+            false => String::new(),
+        };
         self.ended
-            .then(|| format!("run it again: {}", self.command))
+            .then(|| format!("run it again: {}{why}", self.command))
     }
 
     /// Both.

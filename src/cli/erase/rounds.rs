@@ -9,11 +9,12 @@ use std::collections::BTreeSet;
 use anyhow::bail;
 
 use super::Erasing;
+use super::forget::Forget;
 use super::receipt::Receipt;
 use super::rows;
 use super::survey::Survey;
 use crate::bulk::fence::lives_there;
-use crate::bulk::lease::{Lease, LeaseError};
+use crate::bulk::lease::{self, Lease, LeaseError};
 use crate::cli::command_line;
 
 /// Rows that are inserted meanwhile are erased too, and streams that are made, for so many times.
@@ -37,10 +38,13 @@ impl Leases {
             lanes: Vec::new(),
             beside: Vec::new(),
         };
+        let line = command_line::typed_without_value("--aggregate-id");
+        let forget = Forget::of(erasing);
+        let keeps = |line: &str| forget.line(line);
         for lane in erasing {
             leases.lanes.push(match leases.lanes.first() {
-                None => Lease::take(&lane.lane, "erase", &command_line::typed()).await?,
-                Some(first) => first.also(&lane.lane).await?,
+                None => Lease::take_keeping(&lane.lane, "erase", &line, &keeps).await?,
+                Some(first) => first.also_keeping(&lane.lane, &keeps).await?,
             });
         }
         leases.take_beside(erasing).await?;
@@ -49,10 +53,20 @@ impl Leases {
 
     /// Takes those of the other streams that are not ours yet.
     async fn take_beside(&mut self, erasing: &[Erasing<'_>]) -> anyhow::Result<()> {
+        let forget = Forget::of(erasing);
+        let keeps = |line: &str| forget.line(line);
         for lane in erasing {
-            for target in lane.targets()? {
-                if !self.beside.iter().any(|lease| lease.is_of(&target)) {
-                    self.beside.push(self.lanes[0].also(&target).await?);
+            let mut targets = lane.targets()?;
+            for left in lane.leased()? {
+                if lease::tells_more(&left, &keeps).await? {
+                    targets.push(left);
+                }
+            }
+            for target in targets {
+                let mut all = self.lanes.iter().chain(&self.beside);
+                if !all.any(|lease| lease.is_of(&target)) {
+                    let lease = self.lanes[0].also_keeping(&target, &keeps).await?;
+                    self.beside.push(lease);
                 }
             }
         }

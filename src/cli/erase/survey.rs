@@ -84,6 +84,12 @@ impl Survey {
         self.subjects.contains(&lane_lease_subject(name, slot))
     }
 
+    /// The streams, also those that are gone, to which commands have published for the slot.
+    pub(super) fn with_leases(&self, slot: &str) -> impl Iterator<Item = &str> {
+        let streams = self.subjects.iter().filter_map(|it| it.split('.').nth(2));
+        streams.filter(move |stream| self.has_lease(stream, slot))
+    }
+
     /// Whether any lane lives in stream `name`, or has lived there.
     pub(super) fn has_lane(&self, name: &str) -> bool {
         let lanes = lane_record_subject(name, "");
