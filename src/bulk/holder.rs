@@ -34,8 +34,13 @@ impl Holder {
 
     /// The same behind another one.
     pub(super) fn behind(self, before: Option<Holder>) -> Self {
+        // What was before it at another lane is not before it here.
         let Some(before) = before else {
-            return self;
+            return Holder {
+                is_unfenced: false,
+                unfinished: Vec::new(),
+                ..self
+            };
         };
         Holder {
             is_unfenced: before.is_unfenced || !before.released && before.command != RESHARD,
@@ -96,6 +101,15 @@ mod tests {
             ..killed
         };
         assert_eq!(retry.unfinished_beside("backfill"), []);
+    }
+
+    #[test]
+    fn what_was_left_at_one_lane_is_not_told_of_another() {
+        let killed = Holder::new("backfill", "walrelay backfill");
+        let here = Holder::new("erase", "walrelay erase").behind(Some(killed));
+        assert!(here.is_unfenced && here.unfinished.len() == 1);
+        let there = here.behind(None);
+        assert!(!there.is_unfenced && there.unfinished.is_empty());
     }
 
     #[test]
