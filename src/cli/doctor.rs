@@ -12,9 +12,11 @@ use super::exit::{Exit, message};
 use super::exposed::exposed;
 use super::stdout::Account;
 use crate::nats::stream::{StreamFinding, StreamSeverity, edits};
+use crate::pipeline::begin::Begin;
 use crate::pipeline::fault::{Halt, of_share};
 use crate::pipeline::limit::SizeLimit;
-use crate::pipeline::record::HaltNote;
+use crate::pipeline::record::{HaltNote, LaneRecord};
+use crate::postgres::beginning::Unwritten;
 use crate::postgres::findings::{Finding, Severity};
 use crate::postgres::row_sizes::Sample;
 use crate::relay::settings::Settings;
@@ -80,6 +82,12 @@ struct Report {
     /// Why the relay would halt beside a stream that never had an event of it.
     #[serde(skip)]
     no_beginning: Option<Halt>,
+    /// Where the slot begins is not written down.
+    #[serde(skip)]
+    unwritten: Option<Unwritten>,
+    /// The lane's record, where NATS has told: none of one that is elsewhere.
+    #[serde(skip)]
+    record: Option<Option<Box<LaneRecord>>>,
     /// The stream is such a one.
     #[serde(skip)]
     is_new: bool,
@@ -174,6 +182,10 @@ pub async fn execute(
             mend: Some(of_share(&halt.remedy(), settings.postgres.part())),
         });
     }
+    if let (Some(unwritten), Some(record)) = (report.unwritten.take(), report.record.take()) {
+        let begin = Begin::of(record.as_deref(), unwritten.confirmed_lsn);
+        report.findings.push(unwritten.finding(begin).into());
+    }
     edits::together(report.findings.iter_mut().filter_map(|it| it.mend.as_mut()));
     let mut account = Account::default();
     account.line(match args.json {
@@ -215,6 +227,8 @@ impl Report {
                 self.rows = self.rows.or(found.rows);
                 self.limit = self.limit.take().or(found.limit);
                 self.no_beginning = self.no_beginning.take().or(found.no_beginning);
+                self.unwritten = self.unwritten.take().or(found.unwritten);
+                self.record = self.record.take().or(found.record);
                 self.is_new |= found.is_new;
             }
             Ok(Err(error)) => self.unseen(side, &message(&error)),

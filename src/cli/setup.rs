@@ -18,9 +18,10 @@ use crate::cli::verify;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::stream;
+use crate::pipeline::begin::Begin;
 use crate::pipeline::history::History;
 use crate::pipeline::mapping::Format;
-use crate::postgres::beginning;
+use crate::postgres::beginning::{self, Unwritten};
 use crate::postgres::catalog::{Inspection, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings};
@@ -31,6 +32,7 @@ use crate::postgres::setup::{Blocker, Part, Step, Wishes, apply, create_slot, dr
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
+use crate::table_name::quote_identifier;
 
 mod record;
 mod shares;
@@ -55,7 +57,25 @@ Creating the slot waits until every transaction that writes at that moment has e
 setup says which. Ctrl-C cancels it and leaves no slot behind.
 
 Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is
-missing, no more was made than is printed. 4: the lane has left the stream, by walrelay move.";
+missing, no more was made than is printed. Or the publication's owner has to run what is printed.
+4: the lane has left the stream, by walrelay move.";
+
+/// How setting up ended.
+pub(crate) struct SetUp {
+    /// By what the relay needs.
+    pub(crate) exit: Exit,
+    /// The publication's owner has to write down where the slot begins; a relay runs without it.
+    is_left_to_owner: bool,
+}
+
+impl From<Exit> for SetUp {
+    fn from(exit: Exit) -> Self {
+        SetUp {
+            exit,
+            is_left_to_owner: false,
+        }
+    }
+}
 
 /// Make what the relay needs: table, publication, replication slot, stream; each only if it is missing.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -103,12 +123,17 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         verify::check_condition(settings, only).await?;
     }
     let then = (args.backfill && !args.dry_run).then(|| args.only.clone());
-    match (execute_until(args, settings, stopped).await?, then) {
+    let made = execute_until(args, settings, stopped).await?;
+    let exit = match (made.exit, then) {
         (Exit::Done, Some(only)) => {
-            Box::pin(backfill::execute(backfill::Args::of_rows(only), settings)).await
+            Box::pin(backfill::execute(backfill::Args::of_rows(only), settings)).await?
         }
-        (made, _) => Ok(made),
-    }
+        (exit, _) => exit,
+    };
+    Ok(match made.is_left_to_owner {
+        true => exit.graver(Exit::Failed),
+        false => exit,
+    })
 }
 
 /// As [`execute`]; `cancel` gives up the wait for the slot, and no slot is left behind.
@@ -119,7 +144,7 @@ pub(crate) async fn execute_until(
     args: Args,
     settings: &Settings,
     cancel: impl Future<Output = ()>,
-) -> Result<Exit, anyhow::Error> {
+) -> Result<SetUp, anyhow::Error> {
     let postgres = &settings.postgres;
     let conninfo = &postgres.conninfo;
     let client = connect(conninfo)
@@ -132,15 +157,19 @@ pub(crate) async fn execute_until(
     };
     let steps = match plan(&before, postgres, wishes) {
         Ok(steps) => steps,
-        Err(refusals) => return Ok(refused(&refusals)),
+        Err(refusals) => return Ok(refused(&refusals).into()),
     };
     if args.dry_run {
         for step in &steps {
             stdout::write(&format!("{}\n\n", step.sql.trim()))?;
         }
         if steps.iter().any(|step| step.part == Part::Slot) {
-            let sql = beginning::comment_by_hand_sql(&postgres.publication, &postgres.slot);
-            stdout::write(&format!("{sql}\n\n"))?;
+            let found = before.publication.as_ref();
+            let comment = found.and_then(|found| found.comment.as_deref());
+            let sql =
+                beginning::comment_by_hand_sql(&postgres.publication, comment, &postgres.slot);
+            let owner = found.filter(|found| !found.owned);
+            print_for(owner.map(|found| found.owner.as_str()), &sql)?;
         }
     }
     let nats = Admin::connect(&settings.nats.connection).await?;
@@ -152,7 +181,7 @@ pub(crate) async fn execute_until(
     };
     if let Err(left) = lives_there(record.as_ref(), lane.stream_name()) {
         stderr::line(format_args!("error: {left}"));
-        return Ok(Exit::Halted);
+        return Ok(Exit::Halted.into());
     }
     let mut wanted = settings.nats.stream_settings(&postgres.slot);
     if let Some(replicas) = args.replicas {
@@ -160,11 +189,18 @@ pub(crate) async fn execute_until(
     }
     let streams = plan_streams(&nats, wanted, &settings.nats.subject).await?;
     if let Some(exit) = refused_streams(&streams) {
-        return Ok(exit);
+        return Ok(exit.into());
     }
     if args.dry_run {
+        let unwritten = Unwritten::of(&before, postgres);
+        let begin = |it: &Unwritten| Begin::of(record.as_ref(), it.confirmed_lsn);
+        if let Some(unwritten) = unwritten
+            && let Some(sql) = unwritten.statement(begin(&unwritten))
+        {
+            print_for(unwritten.owner(), &sql)?;
+        }
         print_streams(&streams.plans)?;
-        return Ok(Exit::Done);
+        return Ok(Exit::Done.into());
     }
     let mut account = Account::default();
     make_publication(&client, &steps, &before, settings, &mut account).await?;
@@ -181,6 +217,14 @@ pub(crate) async fn execute_until(
     unpublished
         .chain(limits)
         .for_each(|line| account.line(line));
+    let mut left_to_owner = None;
+    if let Some(lsn) = made_lsn {
+        // What is written down is of one that was there before. A relay that waits for the record sees it.
+        let made = inspect(&client, postgres).await?;
+        if let Some(unwritten) = Unwritten::anew(&made, postgres) {
+            left_to_owner = write_beginning(&client, unwritten, Begin::At(lsn)).await?;
+        }
+    }
     let takes_over = args.backfill && !settings.nats.shared;
     let recorded = record_slot(&nats, settings, &before, made_lsn, takes_over, &mut account).await;
     if recorded.is_err() && made_lsn.is_some() {
@@ -190,18 +234,28 @@ pub(crate) async fn execute_until(
     }
     let begins = recorded.context("cannot write the lane's first record")?;
     let begins_lsn = begins.as_ref().ok().copied().flatten();
-    if let Some(lsn) = made_lsn.or(begins_lsn) {
-        write_beginning(&client, &before, postgres, lsn).await?;
+    let made = inspect(&client, postgres).await?;
+    let unwritten = Unwritten::of(&made, postgres).filter(|_| made_lsn.is_none());
+    if let Some(unwritten) = unwritten.filter(|_| begins.is_ok()) {
+        let begin = match (begins_lsn, &record) {
+            (Some(lsn), _) => Some(Begin::At(lsn)),
+            (None, Some(record)) => Some(Begin::of(Some(record), unwritten.confirmed_lsn)),
+            // A relay that reads the slot of a new lane writes the record itself.
+            (None, None) => None,
+        };
+        if let Some(begin) = begin {
+            left_to_owner = write_beginning(&client, unwritten, begin).await?;
+        }
     }
     account.close()?;
 
-    let made = inspect(&client, postgres).await?;
     let mut left = findings(&made, postgres);
     let after = settings.outbox.after_publish;
     left.extend(published_rows::findings(&client, &made, postgres, after).await?);
     // A relay that runs reads its slot, as it should.
     left.retain(|finding| finding.kind != Kind::SlotActive);
     print_findings(&left);
+    print_findings(left_to_owner.as_slice());
     warn_of_sizes(&client, &nats, &made, settings).await?;
     let refusals = left
         .iter()
@@ -210,10 +264,21 @@ pub(crate) async fn execute_until(
         let halt = halt.told(postgres.part());
         stderr::line(format_args!("error: walrelay run would halt: {halt}"));
     }
-    Ok(match refusals || begins.is_err() {
-        true => Exit::Failed,
-        false => Exit::Done,
+    Ok(SetUp {
+        exit: match refusals || begins.is_err() {
+            true => Exit::Failed,
+            false => Exit::Done,
+        },
+        is_left_to_owner: left_to_owner.is_some(),
     })
+}
+
+/// Prints a statement, and who has to run it where that is another role.
+fn print_for(owner: Option<&str>, sql: &str) -> Result<(), anyhow::Error> {
+    let by = owner.map_or_else(String::new, |owner| {
+        format!("-- as {}, or a superuser\n", quote_identifier(owner))
+    });
+    Ok(stdout::write(&format!("{by}{sql}\n\n"))?)
 }
 
 /// The table too.
@@ -295,7 +360,7 @@ async fn rows_before(
     settings: &Settings,
 ) -> Result<Option<String>, anyhow::Error> {
     let table = &settings.postgres.table;
-    if before.table.is_none() || row_security::missing_grants(before, table).is_some() {
+    if before.table.is_none() {
         return Ok(None);
     }
     // The findings say why, and what mends it.

@@ -16,6 +16,7 @@
 //! | [`position`] | commit LSN and ordinal | the place in the lane |
 //! | [`end_search`], [`shared_end_search`] | the stream's last messages | the lane's own last one: the [`lane_end`] |
 //! | [`continuity`] | that, slot, lane [`record`], timelines ([`history`]) | where to go on, or a halt |
+//! | [`begin`] | the record | where a slot begins of which nobody has written it down |
 //! | [`opening`], [`request`] | all of that, step by step | an engine that may stream, or why there is none |
 //! | [`mapping`], [`kind`], [`value`] | the configuration | what of a row becomes what of a message |
 //! | [`message`], [`envelope`], [`subject`] | a row | subject, headers and body, or why it can be none |
@@ -36,6 +37,7 @@
 //! Time comes in as an argument: a [`std::time::Duration`] since any fixed moment.
 
 pub mod after_publish;
+pub mod begin;
 pub mod burst;
 pub mod bytes;
 pub mod carrier;

@@ -17,6 +17,7 @@ mod begin;
 mod look;
 mod reach;
 
+use super::begin::Begin;
 use super::continuity::{self, Plan, Refusal, StartView};
 use super::engine::Engine;
 use super::fault::{Fault, Halt};
@@ -181,6 +182,8 @@ pub struct Opening<'a> {
     started_at: Option<PgLsn>,
     /// Names of the publication, as the lane record had them at the last look.
     publications: Vec<PublicationName>,
+    /// Where the slot begins, by the lane record as it was.
+    begin: Begin,
 }
 
 impl<'a> Opening<'a> {
@@ -193,6 +196,7 @@ impl<'a> Opening<'a> {
             fence_sequence: 0,
             started_at: None,
             publications: Vec::new(),
+            begin: Begin::Unknown,
         }
     }
 
@@ -350,6 +354,11 @@ impl<'a> Opening<'a> {
         &self.publications
     }
 
+    /// Where the slot begins, by the record that this start found.
+    pub fn slot_begin(&self) -> Begin {
+        self.begin
+    }
+
     /// Replication runs from the LSN that [`Wanted::Slot`] named: the slot is ours.
     pub fn slot_taken(&mut self) {
         if let Step::Slot(start_lsn) = self.step {
@@ -367,6 +376,7 @@ impl<'a> Opening<'a> {
     /// Before the second look.
     pub fn slot_seen(&mut self, place: SlotPlace) -> Result<(), NotOpened> {
         let view = self.view();
+        self.begin = Begin::of(view.stored.record.as_ref(), place.confirmed_flush_lsn);
         let plan = match self.plan(&view, &place) {
             Err(Refusal::Halt(halt)) => {
                 self.step = keep_halt(halt, &view)?;

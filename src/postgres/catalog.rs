@@ -109,6 +109,8 @@ pub struct Publication {
     pub oid: u32,
     /// The role may drop it.
     pub owned: bool,
+    /// Whose it is.
+    pub(crate) owner: String,
     /// What COMMENT ON has for it.
     pub(crate) comment: Option<String>,
     /// Publishes inserts.
@@ -120,9 +122,9 @@ pub struct Publication {
     /// Publishes partitions as their root.
     #[serde(default)]
     pub(crate) pubviaroot: bool,
-    /// A slot of this database that began with it.
+    /// Slots of this database that began with it.
     #[serde(default)]
-    pub(crate) slot: Option<String>,
+    pub(crate) slots: Vec<String>,
     /// The outbox table's entry; `None` if the publication does not hold it under its own name.
     #[serde(default)]
     pub entry: Option<PublicationTable>,
@@ -322,9 +324,10 @@ const SLOT: &str =
 
 const PUBLICATION: &str = "\
 SELECT to_jsonb(p) || jsonb_build_object('oid', p.oid::int8, 'owned', pg_has_role(p.pubowner, 'USAGE'),
-         'comment', obj_description(p.oid, 'pg_publication'), 'slot',
-         (SELECT s.slot_name FROM pg_catalog.pg_replication_slots s WHERE s.database = current_database()
-          AND starts_with(obj_description(p.oid, 'pg_publication'), 'walrelay: slot ' || s.slot_name || ' begins at ')), 'entry',
+         'owner', pg_get_userbyid(p.pubowner), 'comment', obj_description(p.oid, 'pg_publication'), 'slots',
+         (SELECT coalesce(jsonb_agg(s.slot_name ORDER BY s.slot_name), '[]') FROM pg_catalog.pg_replication_slots s
+          WHERE s.database = current_database()
+          AND strpos(obj_description(p.oid, 'pg_publication'), 'walrelay: slot ' || s.slot_name || ' begins at ') > 0), 'entry',
          (SELECT to_jsonb(t) FROM pg_catalog.pg_publication_tables t
           WHERE t.pubname = p.pubname AND t.schemaname = $2::text AND t.tablename = $3::text LIMIT 1))
 FROM pg_catalog.pg_publication p WHERE p.pubname = $1::text";

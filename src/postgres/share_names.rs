@@ -90,7 +90,7 @@ async fn publication(
 async fn slot(client: &Client, lane: &PostgresSettings) -> Result<Option<Finding>, SqlError> {
     let query = "SELECT s.database::text, s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database(), \
                  (SELECT p.pubname::text FROM pg_catalog.pg_publication p \
-                  WHERE starts_with(pg_catalog.obj_description(p.oid, 'pg_publication'), $2::text) ORDER BY 1 LIMIT 1) \
+                  WHERE strpos(pg_catalog.obj_description(p.oid, 'pg_publication'), $2::text) > 0 ORDER BY 1 LIMIT 1) \
                  FROM pg_catalog.pg_replication_slots s WHERE s.slot_name = $1::text";
     let name = &lane.slot;
     let words = beginning::words(name);

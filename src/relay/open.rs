@@ -23,6 +23,7 @@ use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::Request;
 use crate::pipeline::source::{Outbox, Source};
 use crate::pipeline::tables::{Former, Tables};
+use crate::postgres::beginning::Unwritten;
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::processes::Process;
@@ -140,9 +141,12 @@ pub async fn open(
         }
     };
     postgres.hold_slot(broker.answer(&mut opening)).await?;
+    let begin = opening.slot_begin();
     let opened = opening.finish(&mut engine);
     let replication = postgres.replication.expect("an epoch opens with its slot");
     let mut warnings = postgres.warnings;
+    let unwritten = Unwritten::of(&postgres.inspection, &settings.postgres);
+    warnings.extend(unwritten.map(|it| it.finding(begin).to_string()));
     warnings.extend(broker.warnings());
     warnings.extend(opened.warnings);
     let column_bytes_max = broker.message_limit().bytes;

@@ -6,6 +6,7 @@
 mod absent_servers;
 mod altered_columns;
 mod authentication;
+mod beginnings;
 mod crashes;
 mod delivery;
 mod doctor;

@@ -98,7 +98,8 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         stored => stored?,
     };
     let moved = |record: &LaneRecord| matches!(record.moved, Some(Moved::To { .. }));
-    if stored.record.as_ref().is_some_and(moved) {
+    let is_elsewhere = stored.record.as_ref().is_some_and(moved);
+    if is_elsewhere {
         // What the stream is like matters to nobody: the lane is elsewhere, or it cannot leave.
         report.findings.clear();
         if let Some(info) = there.iter().find(|info| info.config.name == wanted.name) {
@@ -116,6 +117,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         report.version(record);
         report.is_new = false;
     }
+    report.record = (!is_elsewhere).then(|| stored.record.map(Box::new));
     match stream::account(&client).await {
         Ok(account) => {
             let wanted = Wanted {

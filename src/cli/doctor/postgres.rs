@@ -12,6 +12,7 @@ use crate::cli::exit::message;
 use crate::cli::own_lane::no_beginning;
 use crate::cli::prune::left::lock_name;
 use crate::cli::reshard::{alone, of_all_rows};
+use crate::postgres::beginning::Unwritten;
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::detached;
@@ -73,6 +74,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     let of_rows = published_rows::findings(&client, &inspection, postgres, after).await?;
     report.findings.extend(of_rows.into_iter().map(Found::from));
     report.no_beginning = no_beginning(&inspection, settings);
+    report.unwritten = Unwritten::of(&inspection, postgres);
     let asked_s = now_s();
     let before = health::health(&client, postgres).await?;
     report.clock("Postgres", before.clock_s, asked_s);

@@ -37,6 +37,7 @@ impl Resharding<'_> {
         let cancel = async {
             let _ended = tokio::time::timeout(self.args.wait, stopped.wait()).await;
         };
-        setup::execute_until(setup::Args::default(), lane, cancel).await
+        let made = setup::execute_until(setup::Args::default(), lane, cancel).await?;
+        Ok(made.exit)
     }
 }

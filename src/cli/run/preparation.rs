@@ -60,7 +60,8 @@ pub(super) async fn prepare(
 async fn set_up(loaded: &Loaded, shutdown: &Shutdown) -> Result<Exit, anyhow::Error> {
     let each = async |lane: &Settings| {
         let mut cancel = shutdown.clone();
-        setup::execute_until(setup::Args::default(), lane, cancel.wait()).await
+        let made = setup::execute_until(setup::Args::default(), lane, cancel.wait()).await?;
+        Ok(made.exit)
     };
     setup::each_lane(loaded, each).await
 }

@@ -14,12 +14,13 @@ use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::stream;
+use crate::pipeline::begin::Begin;
 use crate::pipeline::fault::Halt;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::beginning;
+use crate::postgres::beginning::Unwritten;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::client::Client;
-use crate::postgres::settings::PostgresSettings;
+use crate::postgres::findings::Finding;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -145,26 +146,24 @@ async fn goes_on(lane: &LaneClient, settings: &Settings) -> anyhow::Result<bool>
     Ok(false)
 }
 
-/// Writes down where the slot begins, in the publication's comment. One that somebody else has written stays.
+/// Writes down where the slot begins, in the publication's comment, or says what its owner has to run.
+///
+/// # Errors
+/// Postgres refuses.
 pub(super) async fn write_beginning(
     client: &Client,
-    before: &Inspection,
-    postgres: &PostgresSettings,
-    lsn: PgLsn,
-) -> Result<(), anyhow::Error> {
-    let PostgresSettings {
-        publication, slot, ..
-    } = postgres;
-    let is_free = before
-        .publication
-        .as_ref()
-        .is_none_or(|found| found.owned && beginning::is_free(found.comment.as_deref(), slot));
-    if is_free {
-        let sql = beginning::comment_sql(publication, slot, lsn);
-        client
-            .batch_execute(&sql)
-            .await
-            .with_context(|| format!("cannot run {sql}"))?;
-    }
-    Ok(())
+    unwritten: Unwritten,
+    begin: Begin,
+) -> Result<Option<Finding>, anyhow::Error> {
+    let own = unwritten
+        .statement(begin)
+        .filter(|_| unwritten.owner().is_none());
+    let Some(sql) = own else {
+        return Ok(Some(unwritten.finding(begin)));
+    };
+    client
+        .batch_execute(&sql)
+        .await
+        .with_context(|| format!("cannot run {sql}"))?;
+    Ok(None)
 }

@@ -187,8 +187,13 @@ impl Halt {
                 begins_lsn,
                 ..
             } => {
+                // What is written down where nobody knew it any more.
+                let began = match u64::from(*begins_lsn) {
+                    0 => "began where nobody knows".to_owned(),
+                    _ => format!("began at {begins_lsn}"),
+                };
                 format!(
-                    "slot {slot} began at {begins_lsn} and is confirmed up to {confirmed_lsn}, and stream {stream} has no event of it \
+                    "slot {slot} {began} and is confirmed up to {confirmed_lsn}, and stream {stream} has no event of it \
                      and no lane record: what the slot has passed is in another stream or at another NATS, or it was lost here. \
                      Nothing was published or confirmed"
                 )

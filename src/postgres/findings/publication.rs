@@ -83,8 +83,8 @@ pub(super) fn publication(
 fn of_a_share(publication: &Publication, settings: &PostgresSettings) -> Option<Finding> {
     let filter = publication.entry.as_ref()?.rowfilter.as_deref()?;
     let (number, count) = share::told(filter)?;
-    let slot = publication.slot.as_ref();
-    let slot = slot.filter(|slot| **slot != settings.slot)?;
+    let slots = &publication.slots;
+    let slot = slots.first().filter(|_| !slots.contains(&settings.slot))?;
     let name = &settings.publication;
     let whole = name.strip_suffix(&format!("_{number}"))?;
     Some(refuse(

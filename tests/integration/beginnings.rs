@@ -1,0 +1,237 @@
+//! Where a slot begins: what tells a lane at its beginning from one whose events are elsewhere, and who writes it down.
+
+use serde_json::Value;
+
+use crate::support::Fixture;
+
+/// The publication's comment.
+async fn comment(fixture: &Fixture) -> Option<String> {
+    let sql =
+        "SELECT obj_description(oid, 'pg_publication') FROM pg_publication WHERE pubname = $1";
+    let row = fixture.sql.query_one(sql, &[&fixture.name]).await;
+    row.expect("the publication is there").get(0)
+}
+
+/// Removes what the broker keeps of the lane beside its stream.
+async fn forget_lane(fixture: &Fixture) {
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    let records = context.get_stream("WALRELAY").await.unwrap();
+    let subject = format!("walrelay.*.{}.{}", fixture.stream_name(), fixture.name);
+    records.purge().filter(subject).await.unwrap();
+}
+
+/// Goes on from the slot as it is, as setup and run say where they do not know what it has passed.
+async fn is_accepted_on_purpose(fixture: &mut Fixture) {
+    let told = fixture.walrelay(&["setup"]).await;
+    assert_eq!(told.code, Some(1), "{}", told.stderr);
+    let halted = fixture.walrelay(&["run"]).await;
+    assert_eq!(halted.code, Some(4), "{}", halted.stderr);
+    for text in [&told.stderr, &halted.stderr] {
+        assert!(text.contains("`walrelay adopt`"), "{text}");
+    }
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+}
+
+/// What a slot has passed is known where setup has made it, or a person by its statements; else a person says so.
+#[tokio::test]
+async fn a_slot_that_is_found_is_a_beginning_only_where_that_is_written_down() {
+    let mut fixture = Fixture::bare().await;
+    // A person runs what setup prints.
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    let (sql, _) = dry.stdout.split_once("-- stream").expect("statements");
+    for statement in sql.split("\n\n") {
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    fixture.insert(1, 3).await;
+    fixture.walrelay(&["setup"]).await.success();
+    let relay = fixture.run();
+    fixture.holds(3).await;
+    relay.stop().await;
+    // The broker loses all of it.
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    context.delete_stream(fixture.stream_name()).await.unwrap();
+    forget_lane(&fixture).await;
+    let advance = "SELECT pg_replication_slot_advance($1::text::name, pg_current_wal_lsn())";
+    fixture
+        .sql
+        .query_one(advance, &[&fixture.name])
+        .await
+        .unwrap();
+    is_accepted_on_purpose(&mut fixture).await;
+    let backfill = fixture.walrelay(&["backfill"]).await.success();
+    assert!(backfill.stdout.contains('3'), "{}", backfill.stdout);
+    fixture.insert(4, 6).await;
+    let relay = fixture.run();
+    fixture.holds(6).await;
+    relay.stop().await;
+}
+
+/// One that a person or Patroni has made begins where it is; setup writes that down, behind what the comment says already.
+#[tokio::test]
+async fn a_slot_that_was_made_by_hand_is_a_beginning_that_setup_writes_down() {
+    let mut fixture = Fixture::bare().await;
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    let (sql, _) = dry.stdout.split_once("-- stream").expect("statements");
+    for statement in sql.split("\n\n").filter(|it| !it.contains("COMMENT ON")) {
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    assert_eq!(comment(&fixture).await, None);
+    let others = format!("COMMENT ON PUBLICATION {} IS 'of billing''s'", fixture.name);
+    fixture.sql.batch_execute(&others).await.unwrap();
+    fixture.insert(1, 3).await;
+    fixture.walrelay(&["setup"]).await.success();
+    let told = comment(&fixture).await.expect("a comment");
+    let begins = format!("of billing's, walrelay: slot {} begins at ", fixture.name);
+    assert_eq!(told, format!("{begins}{}", fixture.confirmed_lsn().await));
+    let relay = fixture.run();
+    fixture.holds(3).await;
+    relay.stop().await;
+}
+
+/// What doctor says of it, if it does.
+async fn remedy(fixture: &Fixture) -> Option<String> {
+    let output = fixture.walrelay(&["doctor", "--json"]).await;
+    let report: Value = serde_json::from_str(&output.stdout).expect("JSON");
+    let findings = report["findings"].as_array().expect("a list");
+    let mut found = findings.iter();
+    let found = found.find(|finding| finding["code"] == "unwritten-beginning")?;
+    assert_eq!(found["severity"], "warn");
+    Some(found["mend"].as_str().expect("a remedy").to_owned())
+}
+
+/// The statements that a text has, as printed.
+fn statements(text: &str) -> Vec<&str> {
+    let begins = text.match_indices("COMMENT ON PUBLICATION");
+    begins
+        .map(|(begin, _)| {
+            let end = text[begin..].find(';').expect("its end");
+            &text[begin..=begin + end]
+        })
+        .collect()
+}
+
+/// A lane whose table and publication are an owner's, who has run what setup prints, and whose slot walrelay makes with the rights that
+/// docs/postgres.md gives it.
+async fn of_an_owner() -> (Fixture, String) {
+    let mut fixture = Fixture::bare().await;
+    let name = fixture.name.clone();
+    let (owner, role) = (format!("{name}_owner"), format!("{name}_relay"));
+    let roles = format!(
+        "CREATE ROLE {owner}; GRANT CREATE ON DATABASE {name} TO {owner}; GRANT CREATE ON SCHEMA public TO {owner};
+         CREATE ROLE {role} LOGIN REPLICATION; SET ROLE {owner};"
+    );
+    fixture.sql.batch_execute(&roles).await.unwrap();
+    let url = fixture.servers().postgres.url(&name);
+    fixture.set(
+        "WALRELAY_POSTGRES_URL",
+        url.replace("postgres@", &format!("{role}@")),
+    );
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let (_, behind) = refused.stderr.split_once(" run\n").expect("SQL");
+    let (sql, _) = behind.split_once("\nand then").expect("its end");
+    fixture.sql.batch_execute(sql).await.unwrap();
+    let grant = format!("GRANT SELECT ON outbox_events TO {role}; RESET ROLE");
+    fixture.sql.batch_execute(&grant).await.unwrap();
+    (fixture, owner)
+}
+
+/// The owner types what is printed.
+async fn types(fixture: &Fixture, owner: &str, sql: &str) {
+    let typed = format!("SET ROLE {owner}; {sql} RESET ROLE;");
+    fixture.sql.batch_execute(&typed).await.expect(sql);
+}
+
+/// The broker loses all that it has of the lane.
+async fn lose_lane(fixture: &Fixture) {
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    context.delete_stream(fixture.stream_name()).await.unwrap();
+    forget_lane(fixture).await;
+}
+
+/// Only the owner of a publication may comment on it: who may not says what is to be run, until it was.
+#[tokio::test]
+async fn what_only_the_publications_owner_can_write_down_is_printed() {
+    let (mut fixture, owner) = of_an_owner().await;
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    let by = format!("-- as {owner}, or a superuser\nDO $do$");
+    assert!(dry.stdout.contains(&by), "{}", dry.stdout);
+
+    let made = fixture.walrelay(&["setup"]).await;
+    assert_eq!(made.code, Some(1), "{made:?}");
+    let begins_lsn = fixture.confirmed_lsn().await;
+    let told = statements(&made.stderr);
+    let [exact] = told[..] else {
+        panic!("{made:?}");
+    };
+    assert!(
+        exact.contains(&format!("begins at {begins_lsn}'")),
+        "{exact}"
+    );
+    let let_owner = format!("let {owner}, which owns publication");
+    assert!(made.stderr.contains(&let_owner), "{made:?}");
+    let again = fixture.walrelay(&["setup"]).await;
+    assert_eq!(
+        (again.code, statements(&again.stderr)),
+        (Some(1), vec![exact])
+    );
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    assert_eq!(statements(&dry.stdout), [exact]);
+    assert_eq!(statements(&remedy(&fixture).await.unwrap()), [exact]);
+
+    // It runs without, and says so.
+    let mut relay = fixture.run_with(&["--setup"]);
+    relay.streams().await;
+    let logged = relay.log().contains(&format!("run {exact}"));
+    assert!(logged, "{}", relay.log());
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+
+    // Nobody knows any more where it began; that it has passed something is enough.
+    let later = remedy(&fixture).await.expect("a finding");
+    let told = statements(&later);
+    let [passed] = told[..] else {
+        panic!("{later}")
+    };
+    assert!(passed.ends_with("begins at 0/0';"), "{passed}");
+    for sql in [passed, exact] {
+        types(&fixture, &owner, sql).await;
+        assert_eq!(remedy(&fixture).await, None);
+        fixture.walrelay(&["setup"]).await.success();
+        lose_lane(&fixture).await;
+        is_accepted_on_purpose(&mut fixture).await;
+    }
+    let relay = fixture.run();
+    fixture.insert(4, 6).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+    assert_eq!(remedy(&fixture).await, None);
+}
+
+/// Before setup has seen a slot, a person says which of the two is so.
+#[tokio::test]
+async fn of_a_slot_without_a_record_both_statements_are_printed() {
+    let fixture = Fixture::bare().await;
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    let (sql, _) = dry.stdout.split_once("-- stream").expect("statements");
+    for statement in sql.split("\n\n").filter(|it| !it.contains("COMMENT ON")) {
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    let told = remedy(&fixture).await.expect("a finding");
+    let both = statements(&told);
+    let [begins, passed] = both[..] else {
+        panic!("{told}")
+    };
+    fixture.sql.batch_execute(passed).await.unwrap();
+    assert_eq!(remedy(&fixture).await, None);
+    let halts = fixture.walrelay(&["setup"]).await;
+    assert_eq!(halts.code, Some(1), "{halts:?}");
+    assert!(
+        halts.stderr.contains("began where nobody knows"),
+        "{halts:?}"
+    );
+    fixture.sql.batch_execute(begins).await.unwrap();
+    assert_eq!(remedy(&fixture).await, None);
+    fixture.setup().await;
+}
