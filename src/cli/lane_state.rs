@@ -20,6 +20,8 @@ pub(super) enum Standing {
     Running,
     /// The lane is in another stream, by `walrelay move`; whoever reads the slot publishes there.
     Moved,
+    /// Somebody is still making the slot.
+    SlotUnfinished,
     /// The slot is not there.
     SlotMissing,
     /// The slot can give nothing more.
@@ -126,6 +128,14 @@ impl LaneState {
                 Some(note.remedy.clone()),
             );
         }
+        let unfinished = (found.iter()).find(|finding| finding.kind == Kind::SlotUnfinished);
+        if let Some(unfinished) = unfinished {
+            return state(
+                Standing::SlotUnfinished,
+                Some(unfinished.what.clone()),
+                Some(unfinished.mend.clone()),
+            );
+        }
         if active_pid.is_some() {
             // One that has just begun has not written its record yet.
             return LaneState {
@@ -186,6 +196,7 @@ impl LaneState {
                 self.active_pid.unwrap_or_default()
             ),
             Standing::Moved => format!("moved: {reason}"),
+            Standing::SlotUnfinished => format!("no relay can run yet: {reason}"),
             Standing::SlotMissing => format!("the slot is missing{halted}: {reason}"),
             Standing::SlotLost => format!("the slot is lost{halted}: {reason}"),
             Standing::Halted => {

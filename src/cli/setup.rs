@@ -4,7 +4,9 @@
 //! never changed; nothing is made when anything that exists does not fit; running it again makes nothing more. The slot
 //! comes last, since from then on Postgres keeps WAL for it: what can fail has not failed by then.
 
-use anyhow::Context;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
 use postgres_types::PgLsn;
 
 use crate::bulk::fence::lives_there;
@@ -24,11 +26,13 @@ use crate::pipeline::mapping::Format;
 use crate::postgres::beginning::{self, Unwritten};
 use crate::postgres::catalog::{Inspection, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
-use crate::postgres::findings::{Finding, Kind, Severity, findings};
+use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
 use crate::postgres::published_rows;
 use crate::postgres::replication::SystemIdentity;
 use crate::postgres::row_security;
-use crate::postgres::setup::{Blocker, Part, Step, Wishes, apply, create_slot, drop_slot, plan};
+use crate::postgres::setup::{
+    Blocker, Part, Step, Unfinished, Wishes, apply, create_slot, drop_slot, plan, until_made,
+};
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
@@ -43,6 +47,9 @@ pub(super) use shares::{each_lane, execute_all};
 pub(super) use streams::refused_by_stream;
 use streams::{make_streams, plan_streams, print_streams, refused_streams, warn_of_sizes};
 
+/// For a slot that somebody else is making.
+const WAIT: Duration = Duration::from_secs(60);
+
 const EXAMPLES: &str = "\
 Examples:
   walrelay setup                  table, publication, slot and stream, where missing
@@ -54,7 +61,8 @@ It makes no table beside one of nearly the same name, or of the same name in ano
 --create-table says that a new one is meant.
 
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
-setup says which. Ctrl-C cancels it and leaves no slot behind.
+setup says which. Ctrl-C cancels it and leaves no slot behind. One that somebody else is still making,
+perhaps a setup that was killed, is waited for, for --wait.
 
 Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is
 missing, no more was made than is printed. Or the publication's owner has to run what is printed.
@@ -96,6 +104,10 @@ pub struct Args {
     /// Replicas of the streams that are made [default: 1].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
     replicas: Option<u8>,
+
+    /// How long to wait for a slot that another setup, perhaps one that was killed, is still making [default: 1min]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    wait: Option<Duration>,
 
     /// Then publish the rows that are in the table and not in the slot, as walrelay backfill does. Where the stream has
     /// messages of a dispatcher, the events in them count as published.
@@ -150,7 +162,18 @@ pub(crate) async fn execute_until(
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
-    let before = inspect(&client, postgres).await?;
+    tokio::pin!(cancel);
+    let mut before = inspect(&client, postgres).await?;
+    let is_awaited = !args.dry_run && is_unfinished(&before);
+    if is_awaited {
+        let limit = args.wait.unwrap_or(WAIT);
+        let made = until_made(&client, &postgres.slot, limit, print_unfinished);
+        tokio::select! {
+            made = made => made??,
+            () = &mut cancel => bail!("stopped while replication slot \"{}\" was being made by somebody else", postgres.slot),
+        }
+        before = inspect(&client, postgres).await?;
+    }
     let wishes = Wishes {
         failover: args.failover,
         create_table: args.create_table,
@@ -210,10 +233,10 @@ pub(crate) async fn execute_until(
         rows.extend(rows_before(&client, &nats, before, &table).await?);
         limits.extend(version_limit(before, &table));
     }
-    let made_lsn = make_slot(&client, &steps, settings, cancel, &mut account).await?;
+    let made_lsn = make_slot(&client, &steps, settings, &mut cancel, &mut account).await?;
     let unpublished = rows
         .into_iter()
-        .filter(|_| made_lsn.is_some() && !args.backfill);
+        .filter(|_| (made_lsn.is_some() || is_awaited) && !args.backfill);
     unpublished
         .chain(limits)
         .for_each(|line| account.line(line));
@@ -271,6 +294,18 @@ pub(crate) async fn execute_until(
         },
         is_left_to_owner: left_to_owner.is_some(),
     })
+}
+
+/// Whether somebody else is making the slot.
+fn is_unfinished(before: &Inspection) -> bool {
+    let slot = before.slot.as_ref();
+    slot.is_some_and(|slot| {
+        slot.made_by().is_some() && slot_misfit(slot, &before.server.dbname).is_none()
+    })
+}
+
+fn print_unfinished(unfinished: &Unfinished) {
+    stderr::line(format_args!("waiting: {unfinished}"));
 }
 
 /// Prints a statement, and who has to run it where that is another role.

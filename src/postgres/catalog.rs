@@ -96,6 +96,13 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// The server's process that is still making it, for as long as transactions run that were under way. Nobody can read it before,
+    /// and it goes with that process.
+    pub(crate) fn made_by(&self) -> Option<i32> {
+        let is_unfinished = self.slot_type == "logical" && self.confirmed_flush_lsn.is_none();
+        self.active_pid.filter(|_| is_unfinished && !self.is_lost())
+    }
+
     /// Whether the WAL that it needs is gone.
     pub(crate) fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost") || self.invalidation_reason.is_some()
@@ -184,7 +191,7 @@ impl Inspection {
 /// A failed query.
 pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Inspection, SqlError> {
     let server = server(client).await?;
-    let slot = row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?;
+    let slot = slot(client, &settings.slot).await?;
     let all = settings.tables();
     let rights = rights(client, &all).await?;
     let names: Vec<TableName> = all.iter().map(|it| it.table.clone()).collect();
@@ -236,7 +243,7 @@ pub(crate) async fn inspect_server(
 ) -> Result<Inspection, SqlError> {
     Ok(Inspection {
         server: server(client).await?,
-        slot: row_as(client, "pg_replication_slots", SLOT, &[&settings.slot]).await?,
+        slot: slot(client, &settings.slot).await?,
         publication: None,
         other_publications: Vec::new(),
         table: None,
@@ -319,8 +326,15 @@ pub async fn inspect_released(
     }
 }
 
-const SLOT: &str =
-    "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
+/// The slot of this name, whoever's it is.
+///
+/// # Errors
+/// A failed query.
+pub(crate) async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, SqlError> {
+    let query =
+        "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
+    row_as(client, "pg_replication_slots", query, &[&name]).await
+}
 
 const PUBLICATION: &str = "\
 SELECT to_jsonb(p) || jsonb_build_object('oid', p.oid::int8, 'owned', pg_has_role(p.pubowner, 'USAGE'),

@@ -12,6 +12,7 @@ use crate::postgres::catalog::{Inspection, Publication, Slot, Table};
 use crate::postgres::error::SLOT_LOST_MEND;
 use crate::postgres::row_security;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::unfinished;
 use crate::table_name::{TableName, quote_identifier};
 
 pub(super) mod columns;
@@ -229,7 +230,13 @@ fn slot(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<Fi
             "raise max_slot_wal_keep_size and run SELECT pg_reload_conf(); until the relay has caught up",
         ));
     }
-    if let Some(pid) = slot.active_pid {
+    if let Some(pid) = slot.made_by() {
+        found.push(warn(
+            Kind::SlotUnfinished,
+            unfinished::what(name, pid),
+            unfinished::mend(pid),
+        ));
+    } else if let Some(pid) = slot.active_pid {
         found.push(warn(
             Kind::SlotActive,
             format!("replication slot \"{name}\" is read by the server process {pid}"),

@@ -21,6 +21,7 @@
 //! | [`server_kind`] | a new session | whether the server is of the kind that is wanted |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | `unfinished` | a slot that is still being made | what to say of it |
 //! | `beginning` | the publication's comment | where the slot began |
 //! | [`encoding`] | that client | how the text of its database is to be read |
 //! | `occurred_at` | the table | when a row occurred, in SQL |
@@ -84,4 +85,5 @@ pub mod silence;
 pub mod slot_wal;
 pub mod socket;
 pub mod startup;
+pub(crate) mod unfinished;
 pub mod wire;

@@ -16,12 +16,15 @@ use crate::postgres::findings::{
 };
 use crate::postgres::replication::quote_literal;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::unfinished;
 use crate::table_name::quote_identifier;
 
 mod rights;
 mod slot;
 
 pub use slot::{Blocker, SessionBlocker, blockers, create_slot};
+#[cfg(feature = "cli")]
+pub(crate) use slot::{Unfinished, until_made};
 
 /// The outbox table as the first migration makes it.
 pub(crate) const OUTBOX_EVENTS_SQL: &str = include_str!("../../sql/0001_outbox_events.sql");
@@ -379,7 +382,14 @@ fn slot_refusals(
                 .to_owned(),
         });
     }
-    if let Some(pid) = slot.active_pid {
+    if let Some(pid) = slot.made_by() {
+        refusals.push(Finding {
+            severity: Severity::Refuse,
+            kind: Kind::SlotUnfinished,
+            what: unfinished::what(&settings.slot, pid),
+            mend: unfinished::mend(pid),
+        });
+    } else if let Some(pid) = slot.active_pid {
         refusals.push(Finding {
             severity: Severity::Refuse,
             kind: Kind::SlotActive,

@@ -9,7 +9,7 @@ use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::history::History;
 use crate::pipeline::opening::SlotPlace;
 use crate::pipeline::publications::PublicationName;
-use crate::postgres::catalog::{self, Inspection, SlotAndWal};
+use crate::postgres::catalog::{self, Inspection, Slot, SlotAndWal};
 use crate::postgres::client::{self, Client, SqlError};
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::division::{self, Division};
@@ -25,6 +25,7 @@ use crate::postgres::share::ROW_FILTERS_SINCE;
 use crate::postgres::sibling_slots;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
+use crate::postgres::unfinished;
 use crate::relay::board::Board;
 use crate::relay::clock;
 use crate::relay::open_error::OpenError;
@@ -233,6 +234,10 @@ async fn check_slot_is_free(
         && has_ended(sql, ours).await?
     {
         return Ok(());
+    }
+    if inspection.slot.as_ref().and_then(Slot::made_by).is_some() {
+        let text = format!("{}: {}", unfinished::what(slot, pid), unfinished::mend(pid));
+        return Err(OpenError::Fault(Fault::Unready(text)));
     }
     Err(OpenError::Fault(Fault::SlotActive {
         slot: slot.to_owned(),

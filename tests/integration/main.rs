@@ -45,4 +45,5 @@ mod support;
 mod tables;
 mod takeover;
 mod two_servers;
+mod unfinished_slot;
 mod versions;

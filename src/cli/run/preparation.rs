@@ -11,6 +11,7 @@ use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::Fault;
 use crate::postgres::client::SqlError;
 use crate::postgres::error::ReplicationError;
+use crate::postgres::setup::Unfinished;
 use crate::relay::Shutdown;
 use crate::relay::board::Board;
 use crate::relay::settings::Settings;
@@ -81,7 +82,9 @@ fn stopped() -> Exit {
 fn may_pass(error: &anyhow::Error) -> bool {
     use async_nats::ConnectErrorKind as Connect;
     error.chain().any(|cause| {
-        if let Some(error) = cause.downcast_ref::<SqlError>() {
+        if cause.is::<Unfinished>() {
+            true
+        } else if let Some(error) = cause.downcast_ref::<SqlError>() {
             error.is_transient()
         } else if let Some(error) = cause.downcast_ref::<ReplicationError>() {
             error.is_transient()

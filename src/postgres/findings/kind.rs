@@ -21,6 +21,8 @@ pub enum Kind {
     SlotLost,
     /// The server gives up slots that nobody reads.
     IdleSlotTimeout,
+    /// Somebody is still making the slot.
+    SlotUnfinished,
     /// Somebody reads the slot.
     SlotActive,
     /// There is no publication of this name.
@@ -55,7 +57,7 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 24] = [
+    pub const ALL: [Kind; 25] = [
         Kind::WalLevel,
         Kind::Standby,
         Kind::SynchronousStandby,
@@ -65,6 +67,7 @@ impl Kind {
         Kind::SlotMismatch,
         Kind::SlotLost,
         Kind::IdleSlotTimeout,
+        Kind::SlotUnfinished,
         Kind::SlotActive,
         Kind::PublicationMissing,
         Kind::PublicationMismatch,
@@ -94,6 +97,7 @@ impl Kind {
             Kind::SlotMismatch => "slot-mismatch",
             Kind::SlotLost => "slot-lost",
             Kind::IdleSlotTimeout => "idle-slot-timeout",
+            Kind::SlotUnfinished => "slot-unfinished",
             Kind::SlotActive => "slot-active",
             Kind::PublicationMissing => "publication-missing",
             Kind::PublicationMismatch => "publication-mismatch",

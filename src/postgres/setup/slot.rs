@@ -1,7 +1,7 @@
 //! The creation of a slot, which waits for every transaction that writes.
 //!
-//! In: the step that makes it. Out: where it begins, and meanwhile what it waits for, with what ends that. Guarantee: one that is
-//! cancelled leaves no slot.
+//! In: the step that makes it. Out: where it begins, and meanwhile what it waits for, with what ends that; the same of one that somebody
+//! else is at. Guarantee: one that is cancelled leaves no slot.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,8 +9,12 @@ use std::time::Duration;
 use postgres_types::PgLsn;
 
 use super::{Step, as_login};
+#[cfg(feature = "cli")]
+use crate::postgres::catalog;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::health::Prepared;
+#[cfg(feature = "cli")]
+use crate::postgres::unfinished;
 
 /// How long it may take before the user hears what it waits for, and between two looks at that.
 const WAIT_NOTICE: Duration = Duration::from_secs(1);
@@ -126,6 +130,67 @@ pub async fn create_slot(
                 client.cancel().await?;
             }
         }
+    }
+}
+
+/// Between two looks at a slot that somebody else makes.
+#[cfg(feature = "cli")]
+const LOOK_PAUSE: Duration = Duration::from_millis(200);
+
+/// A slot that another process is still making: it is in the catalog, nobody can read it, and it goes with that process where it is
+/// ended before. A `walrelay setup` that was killed leaves one for as long as the server does not look whether its client is there.
+#[cfg(feature = "cli")]
+#[derive(Debug, thiserror::Error)]
+#[error("{}{}: {}", unfinished::what(.slot, *.pid), told(.blockers), unfinished::mend(*.pid))]
+pub(crate) struct Unfinished {
+    pub(crate) slot: String,
+    /// The server's process that makes it.
+    pub(crate) pid: i32,
+    /// What that one waits for.
+    pub(crate) blockers: Vec<Blocker>,
+}
+
+/// What is waited for, and what ends it.
+#[cfg(feature = "cli")]
+fn told(blockers: &[Blocker]) -> String {
+    let each = |blocker: &Blocker| format!(", which waits for {blocker} ({})", blocker.mend());
+    blockers.iter().map(each).collect()
+}
+
+/// Waits until nobody is making the slot any more. `waits_for` hears who that is, and what they wait for.
+///
+/// # Errors
+/// It is still being made when the time is over, in the inner result; a failed query.
+#[cfg(feature = "cli")]
+pub(crate) async fn until_made(
+    client: &Client,
+    slot: &str,
+    limit: Duration,
+    mut waits_for: impl FnMut(&Unfinished),
+) -> Result<Result<(), Unfinished>, SqlError> {
+    let begun = tokio::time::Instant::now();
+    let mut told: Option<(i32, Vec<String>)> = None;
+    loop {
+        let found = catalog::slot(client, slot).await?;
+        let Some(pid) = found.and_then(|found| found.made_by()) else {
+            return Ok(Ok(()));
+        };
+        let unfinished = Unfinished {
+            slot: slot.to_owned(),
+            pid,
+            blockers: blockers(client, pid).await.unwrap_or_default(),
+        };
+        // The same ones have other ages.
+        let mends: Vec<String> = unfinished.blockers.iter().map(Blocker::mend).collect();
+        let telling = Some((pid, mends));
+        if begun.elapsed() >= limit {
+            return Ok(Err(unfinished));
+        }
+        if telling != told {
+            waits_for(&unfinished);
+            told = telling;
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
     }
 }
 
