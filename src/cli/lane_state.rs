@@ -11,6 +11,7 @@ use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Finding, Kind, Severity};
 use crate::postgres::slot_wal::SlotWal;
+use crate::postgres::waiting::WaitingRelay;
 
 /// Whether a relay runs, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -28,6 +29,8 @@ pub(super) enum Standing {
     SlotLost,
     /// Until a person has looked.
     Halted,
+    /// Nobody reads the slot, and a relay is there.
+    Waiting,
     /// Nobody reads the slot, and nothing is known to keep a relay from it.
     Stopped,
     /// Nobody reads the slot, and NATS could not be asked why.
@@ -48,6 +51,9 @@ pub struct LaneState {
     pub(super) halted_at: Option<String>,
     /// The server's process that reads the slot.
     pub(super) active_pid: Option<i32>,
+    /// Relays that wait, beside one that reads the slot too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) waiting: Vec<WaitingRelay>,
     /// What the slot keeps.
     #[serde(flatten)]
     pub(super) wal: SlotWal,
@@ -115,6 +121,7 @@ impl LaneState {
             remedy,
             halted_at: note.as_ref().map(|note| note.at.clone()),
             active_pid,
+            waiting: Vec::new(),
             wal: wal.clone(),
         };
         let gone = found.iter().find(|finding| {
@@ -161,10 +168,20 @@ impl LaneState {
         }
     }
 
+    /// Takes over which relays are there and do not read the slot.
+    pub(super) fn take_waiting(&mut self, relays: Vec<WaitingRelay>) {
+        if !relays.is_empty() && matches!(self.state, Standing::Stopped | Standing::Unknown) {
+            self.state = Standing::Waiting;
+        }
+        self.waiting = relays;
+    }
+
     /// Takes over that a relay's process takes connections at this address and answers none.
     pub(super) fn take_mute(&mut self, address: SocketAddr) {
         let slot = match (self.state, self.active_pid) {
-            (Standing::Stopped | Standing::Unknown, _) => "nobody reads the slot".to_owned(),
+            (Standing::Stopped | Standing::Waiting | Standing::Unknown, _) => {
+                "nobody reads the slot".to_owned()
+            }
             (Standing::Running, Some(pid)) => format!("process {pid} of Postgres holds the slot"),
             _ => return,
         };
@@ -178,6 +195,12 @@ impl LaneState {
                  again: nothing is lost by that",
             address.port()
         ));
+    }
+
+    /// Those that wait, for people.
+    fn relays(&self) -> String {
+        let relays: Vec<String> = self.waiting.iter().map(ToString::to_string).collect();
+        relays.join(", ")
     }
 
     /// Whether what was seen tells the state.
@@ -206,12 +229,19 @@ impl LaneState {
             Standing::Stopped => {
                 "stopped: nobody reads the slot; a relay that runs all the same tells in its log what it waits for".to_owned()
             }
+            Standing::Waiting => format!(
+                "waiting: nobody reads the slot, and a relay is there, {}: its log tells what it waits for",
+                self.relays()
+            ),
             Standing::NotAnswering => format!("not answering: {reason}"),
             Standing::Unknown => {
                 "nobody reads the slot; whether a relay has halted could not be seen".to_owned()
             }
         };
         let mut lines = vec![("state", state)];
+        if self.state != Standing::Waiting && !self.waiting.is_empty() {
+            lines.push(("stands by", self.relays()));
+        }
         lines.extend(self.remedy.clone().map(|remedy| ("what to do", remedy)));
         lines.extend(wal_text(&self.wal).map(|wal| ("slot's WAL", wal)));
         lines
@@ -246,6 +276,7 @@ impl LaneState {
             remedy: None,
             halted_at: None,
             active_pid: None,
+            waiting: Vec::new(),
             wal: SlotWal::default(),
         }
     }

@@ -23,6 +23,7 @@ use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::division;
+use crate::postgres::waiting;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 
@@ -172,7 +173,8 @@ pub(super) async fn look(
     let postgres = &settings.postgres;
     let division = division::division(&client, postgres).await?;
     let found = division::findings_among(&client, &inspection, postgres, &division).await?;
-    let lane = LaneState::of(&inspection, recorded, &found);
+    let mut lane = LaneState::of(&inspection, recorded, &found);
+    lane.take_waiting(waiting::relays(&client, &postgres.slot).await?);
     let streams = [
         (settings.nats.stream.as_str(), stored.has_stream),
         (stream::LANE_RECORD_STREAM, stored.has_record_stream),

@@ -21,6 +21,7 @@
 //! | [`server_kind`] | a new session | whether the server is of the kind that is wanted |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | `waiting` | a relay's session | that a relay waits, for who cannot ask it |
 //! | `unfinished` | a slot that is still being made | what to say of it |
 //! | `beginning` | the publication's comment | where the slot began |
 //! | [`encoding`] | that client | how the text of its database is to be read |
@@ -86,4 +87,5 @@ pub mod slot_wal;
 pub mod socket;
 pub mod startup;
 pub(crate) mod unfinished;
+pub(crate) mod waiting;
 pub mod wire;

@@ -91,6 +91,8 @@ struct Relay<'a> {
     epochs: Epochs,
     inherited: Inherited,
     has_streamed: bool,
+    /// What ended the last attempt was not Postgres.
+    is_postgres_well: bool,
     claims: &'a Claims,
     claim: Option<Claim>,
     log: Log,
@@ -146,6 +148,7 @@ async fn run_claimed(
             ..Inherited::default()
         },
         has_streamed: false,
+        is_postgres_well: false,
         claims,
         claim: None,
         log: Log::default(),
@@ -160,7 +163,9 @@ async fn run_claimed(
     }
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
-            Next::Pause(pause) => tokio::time::sleep(pause).left_future(),
+            Next::Pause(pause) => {
+                standby::pause(settings, pause, relay.is_postgres_well).left_future()
+            }
             Next::Standby(awaited) => {
                 relay.claim = None;
                 standby::until_there(settings, awaited).right_future()
@@ -410,6 +415,7 @@ impl<'a> Relay<'a> {
 
     async fn next(&mut self, fault: &Fault, progressed: bool) -> Next {
         self.board.fault(fault);
+        self.is_postgres_well = fault.name().0 != "postgres";
         let memory = self.inherited.memory.as_ref();
         let lane_end = memory.and_then(|memory| memory.lane_end.as_ref());
         match self.epochs.ended(

@@ -26,6 +26,7 @@ use crate::postgres::sibling_slots;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::startup::{self, SessionSettings};
 use crate::postgres::unfinished;
+use crate::postgres::waiting;
 use crate::relay::board::Board;
 use crate::relay::clock;
 use crate::relay::open_error::OpenError;
@@ -73,6 +74,7 @@ impl PostgresSide {
         let sql = client::connect(conninfo)
             .await
             .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
+        waiting::begin(&sql, &settings.postgres.slot).await;
         let inspection = match locks::inspect(&sql, &settings.postgres).await? {
             Inspected::Seen(inspection) => *inspection,
             Inspected::Locked(locked) => {
@@ -147,6 +149,9 @@ impl PostgresSide {
         let begun = session
             .start_replication(slot, start_lsn, &[publication], messages, frame_bytes_max)
             .await;
+        if begun.is_ok() {
+            waiting::end(&self.sql, slot).await;
+        }
         let wal = match begun {
             // It was there when the catalog was looked at: its share is no more, or the next look says what is wrong.
             Err(error) if error.server().is_some_and(|it| it.code == SLOT_MISSING) => {

@@ -6,13 +6,18 @@
 use crate::postgres::catalog;
 use crate::postgres::client::{self, SqlError};
 use crate::postgres::division::Division;
+use crate::postgres::waiting;
 use crate::relay::settings::Settings;
+use futures_util::future::OptionFuture;
 use std::time::Duration;
 
 /// Between two looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Until everything is looked at again.
 const ANEW_AFTER: Duration = Duration::from_secs(5);
+
+/// A shorter pause is not worth a session.
+const PAUSE_TOLD: Duration = Duration::from_millis(500);
 
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,9 +36,29 @@ pub(super) async fn until_there(settings: &Settings, awaited: Awaited) {
     }
 }
 
+/// Waits for so long. Where Postgres is not at fault, it is told meanwhile that a relay is there, unless that is over at once.
+pub(super) async fn pause(settings: &Settings, pause: Duration, is_postgres_well: bool) {
+    let told = async {
+        let postgres = &settings.postgres;
+        let is_told = is_postgres_well && pause >= PAUSE_TOLD;
+        let Some(sql) =
+            OptionFuture::from(is_told.then(|| client::connect(&postgres.conninfo))).await
+        else {
+            return std::future::pending().await;
+        };
+        match &sql {
+            Ok(sql) => waiting::begin(sql, &postgres.slot).await,
+            Err(error) => tracing::debug!(%error, "cannot tell that a relay waits"),
+        }
+        std::future::pending::<()>().await;
+    };
+    let _over = tokio::time::timeout(pause, told).await;
+}
+
 async fn look(settings: &Settings, awaited: Awaited) -> Result<(), SqlError> {
     tokio::time::sleep(LOOK_INTERVAL).await;
     let sql = client::connect(&settings.postgres.conninfo).await?;
+    waiting::begin(&sql, &settings.postgres.slot).await;
     loop {
         let is_there = match awaited {
             Awaited::Slot => catalog::slot_and_wal(&sql, &settings.postgres.slot)

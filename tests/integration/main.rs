@@ -47,3 +47,4 @@ mod takeover;
 mod two_servers;
 mod unfinished_slot;
 mod versions;
+mod waiting_relays;
