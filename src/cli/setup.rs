@@ -35,6 +35,7 @@ use crate::postgres::setup::{
 };
 use crate::postgres::startup::{self, SessionSettings};
 use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::remembered_columns;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
@@ -174,6 +175,7 @@ pub(crate) async fn execute_until(
         }
         before = inspect(&client, postgres).await?;
     }
+    remembered_columns::remember(settings, &mut before).await;
     let wishes = Wishes {
         failover: args.failover,
         create_table: args.create_table,

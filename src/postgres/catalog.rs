@@ -18,6 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::pipeline::carrier::Carrier;
+use crate::pipeline::tables::Period;
 use crate::postgres::beginning;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::settings::PostgresSettings;
@@ -25,6 +26,7 @@ use crate::table_name::TableName;
 use carrier::carrier;
 use server::server;
 pub use server::{Server, ServerClock, server_version};
+pub(crate) use table::Fate;
 pub use table::{Column, Table};
 use table::{meant, table};
 
@@ -152,6 +154,22 @@ impl Inspection {
     /// What there is of each table, the lane's own first.
     pub fn tables(&self) -> impl Iterator<Item = &Inspection> {
         std::iter::once(self).chain(&self.further)
+    }
+
+    /// Takes over by which columns the lane's rows were read before.
+    pub(crate) fn remember(&mut self, settings: &PostgresSettings, recorded: &[Period]) {
+        let names = settings
+            .tables()
+            .into_iter()
+            .map(|it| it.entry.unwrap_or_default());
+        let tables = std::iter::once(&mut self.table)
+            .chain(self.further.iter_mut().map(|further| &mut further.table));
+        for (table, name) in tables.zip(names) {
+            let Some(table) = table else { continue };
+            let mut before = recorded.iter().rev();
+            let before = before.find(|it| it.outbox == *name && it.oid == table.oid);
+            table.known = before.map_or_else(Vec::new, |it| it.columns.clone());
+        }
     }
 
     /// What the slot has confirmed, if it exists.

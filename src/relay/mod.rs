@@ -28,6 +28,7 @@ pub mod open;
 pub mod open_error;
 mod open_letters;
 mod postgres_side;
+pub(crate) mod remembered_columns;
 mod resync;
 pub mod settings;
 mod shutdown;

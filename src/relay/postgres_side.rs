@@ -30,6 +30,7 @@ use crate::postgres::waiting;
 use crate::relay::board::Board;
 use crate::relay::clock;
 use crate::relay::open_error::OpenError;
+use crate::relay::remembered_columns;
 use crate::relay::settings::Settings;
 use postgres_types::PgLsn;
 use std::time::{Duration, Instant};
@@ -76,7 +77,10 @@ impl PostgresSide {
             .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
         waiting::begin(&sql, &settings.postgres.slot).await;
         let inspection = match locks::inspect(&sql, &settings.postgres).await? {
-            Inspected::Seen(inspection) => *inspection,
+            Inspected::Seen(mut inspection) => {
+                remembered_columns::remember(settings, &mut inspection).await;
+                *inspection
+            }
             Inspected::Locked(locked) => {
                 let text = format!("{locked}; {}", locked.mend());
                 return Err(OpenError::Fault(Fault::Postgres(text)));

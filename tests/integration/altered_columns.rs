@@ -157,3 +157,115 @@ async fn a_key_of_a_partition_that_cannot_serve_is_mapped() {
     relay.stop().await;
     assert_eq!(fixture.stored().await[0].kind, None);
 }
+
+/// The lane has published, and then a column gets another name.
+async fn published(altered: &str) -> Fixture {
+    let mut fixture = Fixture::new().await;
+    let relay = fixture.run();
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+    fixture.sql.batch_execute(altered).await.expect(altered);
+    fixture
+}
+
+/// What commands say of it, the same everywhere.
+async fn says(fixture: &Fixture, what: &str) -> Output {
+    for command in ["run", "doctor"] {
+        let refused = fixture.walrelay(&[command]).await;
+        let told = refused.stdout + &refused.stderr;
+        assert!(told.contains(what), "{command}: {told}");
+    }
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains(what), "{refused:?}");
+    assert!(!refused.stderr.contains("did you mean"), "{refused:?}");
+    refused
+}
+
+/// Inserts into whatever the payload is called.
+async fn goes_on(fixture: &mut Fixture, payload: &str) {
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let insert = format!(
+        "INSERT INTO outbox_events (id, aggregate_id, event_type, {payload})
+         VALUES (gen_random_uuid(), gen_random_uuid(), 'a.b', '{{\"n\": 4}}')"
+    );
+    fixture.sql.batch_execute(&insert).await.expect(&insert);
+    fixture.holds(4).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    assert_eq!(stored[3].payload(), r#"{"n": 4}"#, "{:?}", stored[3]);
+}
+
+#[tokio::test]
+async fn a_column_that_was_renamed_is_told_by_its_new_name() {
+    let what = "has no column payload_json any more: it is called body";
+    for is_back in [true, false] {
+        let rename = "ALTER TABLE outbox_events RENAME payload_json TO body";
+        let mut fixture = published(rename).await;
+        let refused = says(&fixture, what).await;
+        let setting = "set payload = \"body\" in [columns]";
+        assert!(refused.stderr.contains(setting), "{refused:?}");
+        let payload = match is_back {
+            true => {
+                let statement = format!("ALTER TABLE {}", statements(&refused)[0]);
+                let back = fixture.sql.batch_execute(&statement).await;
+                back.expect(&statement);
+                "payload_json"
+            }
+            false => {
+                fixture.configure("[columns]\npayload = \"body\"\n");
+                "body"
+            }
+        };
+        fixture.setup().await;
+        goes_on(&mut fixture, payload).await;
+    }
+}
+
+#[tokio::test]
+async fn for_a_column_that_was_dropped_those_are_named_that_came_later() {
+    let replace = "ALTER TABLE outbox_events ADD content jsonb NOT NULL DEFAULT '{}', ADD note text;
+         UPDATE outbox_events SET content = payload_json; ALTER TABLE outbox_events DROP payload_json";
+    let mut fixture = published(replace).await;
+    let refused = says(
+        &fixture,
+        "has no column payload_json any more: it was dropped",
+    )
+    .await;
+    let begin = refused.stderr.find("set payload = ").expect("a setting") + "set ".len();
+    let (setting, _) = refused.stderr[begin..]
+        .split_once(" in [columns]")
+        .expect("its section");
+    fixture.configure(&format!("[columns]\n{setting}\n"));
+    fixture.setup().await;
+    goes_on(&mut fixture, "content").await;
+}
+
+#[tokio::test]
+async fn a_further_column_that_was_renamed_is_told_too() {
+    let mut fixture = Fixture::bare().await;
+    let table = include_str!("../../sql/0001_outbox_events.sql");
+    fixture.sql.batch_execute(table).await.unwrap();
+    let tenant = "ALTER TABLE outbox_events ADD tenant text NOT NULL DEFAULT 't', ADD tenants int";
+    fixture.sql.batch_execute(tenant).await.unwrap();
+    fixture.set("WALRELAY_MESSAGE_HEADERS", "{ Tenant = 'tenant' }");
+    fixture.setup().await;
+    let relay = fixture.run();
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+    let rename = "ALTER TABLE outbox_events RENAME tenant TO customer";
+    fixture.sql.batch_execute(rename).await.unwrap();
+    let refused = says(
+        &fixture,
+        "has no column tenant any more: it is called customer",
+    )
+    .await;
+    let instead = "name \"customer\" in its place in message.headers or message.fields";
+    assert!(refused.stderr.contains(instead), "{refused:?}");
+    fixture.set("WALRELAY_MESSAGE_HEADERS", "{ Tenant = 'customer' }");
+    fixture.setup().await;
+    goes_on(&mut fixture, "payload_json").await;
+}

@@ -24,6 +24,7 @@ use crate::postgres::published_rows;
 use crate::postgres::row_sizes;
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::sibling_slots;
+use crate::relay::remembered_columns;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
@@ -41,7 +42,10 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         .with_context(|| format!("cannot connect to {}", postgres.conninfo))?;
     let mut report = Report::default();
     let inspection = match locks::inspect(&client, postgres).await? {
-        Inspected::Seen(inspection) => *inspection,
+        Inspected::Seen(mut inspection) => {
+            remembered_columns::remember(settings, &mut inspection).await;
+            *inspection
+        }
         Inspected::Locked(locked) => return beside_lock(&client, postgres, &locked).await,
     };
     report.looked_at.push(server_line(&inspection));

@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use super::row_as;
 use crate::nearest::slip;
+use crate::pipeline::known_columns::KnownColumn;
 use crate::postgres::client::{Client, SqlError};
 use crate::table_name::TableName;
 
@@ -40,12 +41,30 @@ pub struct Table {
     pub(crate) partition_keys: Vec<String>,
     /// The columns of its primary key.
     pub(crate) primary_key: Vec<String>,
+    /// Columns that rows were read by before, as the lane record has them; none where nobody has asked.
+    #[serde(skip)]
+    pub(crate) known: Vec<KnownColumn>,
 }
 
 impl Table {
     /// Whether it is one, of which rows can come: a view, a foreign table or an index is none.
     pub(crate) fn has_rows_of_its_own(&self) -> bool {
         matches!(self.relkind, 'r' | 'p')
+    }
+
+    /// What has become of a column that rows were read by before: what it is called now, or that it was dropped. None of another one.
+    pub(crate) fn fate(&self, name: &str) -> Option<Fate<'_>> {
+        let known = self.known.iter().find(|known| known.name == name)?;
+        let mut columns = self.columns.iter();
+        let renamed = columns.find(|column| column.attnum == known.attnum);
+        Some(renamed.map_or(Fate::Dropped, Fate::Renamed))
+    }
+
+    /// Those that came behind all that rows were read by.
+    pub(crate) fn later_columns(&self) -> impl Iterator<Item = &Column> {
+        let last = self.known.iter().map(|known| known.attnum).max();
+        let columns = self.columns.iter();
+        columns.filter(move |column| last.is_some_and(|last| column.attnum > last))
     }
 
     /// OIDs of its columns' domains, and of the types that those stand on.
@@ -56,6 +75,15 @@ impl Table {
             .map(|column| (column.type_oid, column.base_oid))
             .collect()
     }
+}
+
+/// What has become of a column.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Fate<'t> {
+    /// It is called otherwise.
+    Renamed(&'t Column),
+    /// It is no more.
+    Dropped,
 }
 
 /// A column of the outbox table.

@@ -8,7 +8,7 @@ use super::{Finding, Kind, proposal, refuse, warn};
 use crate::nearest::nearest;
 use crate::pipeline::fields::Field;
 use crate::pipeline::mapping::{Value, default_columns};
-use crate::postgres::catalog::{Column, Table};
+use crate::postgres::catalog::{Column, Fate, Table};
 use crate::postgres::published_rows::DISPATCHED_AT;
 use crate::postgres::settings::PostgresSettings;
 use crate::table_name::{TableName, quote_identifier};
@@ -52,6 +52,11 @@ pub(super) fn columns(
             })
         })
         .collect();
+    let (gone, misfits): (Vec<_>, Vec<_>) = (misfits.into_iter())
+        .map(|misfit| (misfit.gone(table, settings), misfit))
+        .partition(|(gone, _)| gone.is_some());
+    found.extend(gone.into_iter().filter_map(|(gone, _)| gone));
+    let misfits: Vec<Misfit<'_>> = misfits.into_iter().map(|(_, misfit)| misfit).collect();
     if !may_be_altered(table, settings, &misfits)
         && misfits.iter().any(|misfit| misfit.field.is_some())
     {
@@ -240,6 +245,66 @@ impl Misfit<'_> {
         }
     }
 
+    /// For one that rows were read by, and that was renamed, or dropped for another one: what became of it, and what may take its place.
+    fn gone(&self, table: &Table, settings: &PostgresSettings) -> Option<Finding> {
+        let (name, sql_name) = (&settings.table, quote_identifier(self.name));
+        let fate = (self.column.is_none()).then(|| table.fate(self.name))??;
+        let fits = |column: &Column| {
+            self.field
+                .is_none_or(|field| (needs().get(field).fits)(column))
+        };
+        let (what, mend) = match fate {
+            Fate::Renamed(column) if fits(column) => {
+                let now = quote_identifier(&column.name);
+                (
+                    format!("it is called {now}"),
+                    format!(
+                        "run ALTER TABLE {name} RENAME COLUMN {now} TO {sql_name}; or {}",
+                        self.instead(&column.name, settings)
+                    ),
+                )
+            }
+            Fate::Renamed(_) => return None,
+            Fate::Dropped => {
+                let wanted = wanted(settings);
+                let is_free = |column: &&Column| {
+                    fits(column) && !wanted.iter().any(|(_, name)| *name == column.name)
+                };
+                let later: Vec<&Column> = table.later_columns().filter(is_free).collect();
+                let mend = match &later[..] {
+                    [] => return None,
+                    [one] => format!("{}, which came later", self.instead(&one.name, settings)),
+                    several => {
+                        let each = several.iter().map(|it| self.instead(&it.name, settings));
+                        format!(
+                            "one of those that came later: {}",
+                            each.collect::<Vec<_>>().join("; or ")
+                        )
+                    }
+                };
+                ("it was dropped".to_owned(), mend)
+            }
+        };
+        let what = format!("table {name} has no column {sql_name} any more: {what}");
+        Some(refuse(Kind::Column, what, mend))
+    }
+
+    /// Has the configuration name another column in its place.
+    fn instead(&self, other: &str, settings: &PostgresSettings) -> String {
+        match (self.field, &settings.entry) {
+            (Some(field), None) => format!("set {field} = {other:?} in [columns]"),
+            (Some(field), Some(entry)) => {
+                format!(
+                    "set columns.{field} = {other:?} in the entry of {entry} in [[source.tables]]"
+                )
+            }
+            (None, _) => format!(
+                "name {other:?} in its place in {}",
+                naming(self.name, settings)
+            ),
+        }
+    }
+
     /// For a table of walrelay's own that has no rows yet.
     fn alter(&self, table: &Table, settings: &PostgresSettings) -> Finding {
         let (name, sql_name) = (&settings.table, quote_identifier(self.name));
@@ -284,7 +349,26 @@ impl Misfit<'_> {
 
 /// For a table of somebody else's: the configuration follows the table.
 fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Finding {
-    let whats: Vec<String> = misfits.iter().map(|misfit| misfit.what(settings)).collect();
+    let (missing, others): (Vec<_>, Vec<_>) =
+        (misfits.iter()).partition(|misfit| misfit.column.is_none());
+    let mut whats: Vec<String> = others.iter().map(|misfit| misfit.what(settings)).collect();
+    match &missing[..] {
+        [] => {}
+        [one] => whats.insert(0, one.what(settings)),
+        several => {
+            let names: Vec<String> = (several.iter())
+                .map(|misfit| quote_identifier(misfit.name))
+                .collect();
+            whats.insert(
+                0,
+                format!(
+                    "table {} has no columns {}",
+                    settings.table,
+                    names.join(", ")
+                ),
+            );
+        }
+    }
     let mut mend =
         proposal::of(table, settings).unwrap_or_else(|| by_hand(table, settings, misfits));
     // The proposal's subject names what is there.
