@@ -309,7 +309,11 @@ pub(super) fn one_of<T: Copy>(
     names: &[(&str, T)],
 ) -> Result<T, ConfigError> {
     let all: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
-    checked(layers, key, &all.join(", "), |text| {
+    let expected = match &all[..] {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        all => all.concat(),
+    };
+    checked(layers, key, &expected, |text| {
         let found = names.iter().find(|(name, _)| *name == text);
         found.map(|(_, value)| *value)
     })

@@ -126,8 +126,14 @@ pub fn findings(inspection: &Inspection, settings: &PostgresSettings) -> Vec<Fin
             if inspection.table.as_ref().is_none_or(is_table) {
                 publication::publication(inspection, &settings, &mut of_table);
             }
-            // What is wrong with the publication is so for each table.
-            of_table.retain(|finding| !found.contains(finding));
+            // What is wrong with the publication is so for each table, and a missing one is missing once.
+            let lacks_publication = found
+                .iter()
+                .any(|finding| finding.kind == Kind::PublicationMissing);
+            of_table.retain(|finding| {
+                let is_told = finding.kind == Kind::PublicationMissing && lacks_publication;
+                !is_told && !found.contains(finding)
+            });
             found.append(&mut of_table);
         }
         slot(inspection, settings, &mut found);

@@ -14,6 +14,7 @@ use crate::postgres::conninfo::{self, Conninfo, Host, HostPort, PasswordSource, 
 use crate::postgres::error::{
     AuthenticationError, ConnectError, SILENT, ServerError, io_is_transient,
 };
+use crate::postgres::replication::quote_literal;
 use crate::postgres::server_kind;
 use crate::postgres::socket::Socket;
 use crate::table_name::quote_identifier;
@@ -144,7 +145,7 @@ impl From<tokio_postgres::Error> for SqlError {
 }
 
 /// What a person can do about a session that the server refuses.
-fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
+pub(crate) fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
     let role = quote_identifier(&conninfo.user);
     let database = quote_identifier(&conninfo.dbname);
     Some(match error.code.as_str() {
@@ -167,8 +168,41 @@ fn session_mend(error: &ServerError, conninfo: &Conninfo) -> Option<String> {
         "3D000" => {
             format!("name another database in postgres.url, or run CREATE DATABASE {database};")
         }
+        "53300" => no_place(error, conninfo),
         _ => return None,
     })
+}
+
+/// What gives a place to a session where all are taken. Which limit that is tells the function of the server's source.
+fn no_place(error: &ServerError, conninfo: &Conninfo) -> String {
+    let who = |whose: &str| {
+        format!(
+            "SELECT pid, usename, application_name, client_addr, state, state_change FROM pg_stat_activity{whose}; shows who has them. End some, or"
+        )
+    };
+    let (role, database) = (&conninfo.user, &conninfo.dbname);
+    match error.routine.as_deref() {
+        Some("InitializeSessionUserId") => format!(
+            "{} run ALTER ROLE {} CONNECTION LIMIT -1;",
+            who(&format!(" WHERE usename = {}", quote_literal(role))),
+            quote_identifier(role)
+        ),
+        Some("CheckMyDatabase") => format!(
+            "{} run ALTER DATABASE {} CONNECTION LIMIT -1;",
+            who(&format!(" WHERE datname = {}", quote_literal(database))),
+            quote_identifier(database)
+        ),
+        // The setting's name is the same in every language of the server.
+        _ if error.message.contains("max_wal_senders") => {
+            "SELECT pid, usename, application_name, client_addr, state FROM pg_stat_replication; shows who has them. End some, or raise \
+             max_wal_senders (SHOW max_wal_senders; tells it) with ALTER SYSTEM SET, and restart Postgres"
+                .to_owned()
+        }
+        _ => format!(
+            "{} raise max_connections (SHOW max_connections; tells it) with ALTER SYSTEM SET, and restart Postgres",
+            who("")
+        ),
+    }
 }
 
 fn leaves_tls_out(conninfo: &Conninfo) -> bool {

@@ -23,10 +23,14 @@ use crate::postgres::error::{
 };
 use crate::postgres::replication::Session;
 use crate::postgres::server_kind;
+use crate::postgres::session::session_mend;
 use crate::postgres::wire::Wire;
 use crate::secret::Secret;
 
 /// What the server appends to its process title and to `pg_stat_replication`, where the URL names nothing else.
+/// SQLSTATE: there are as many sessions as there may be.
+const NO_PLACE: &str = "53300";
+
 const APPLICATION_NAME: &str = "walrelay";
 
 /// Memory of the server for one transaction before it spills to disk, in MiB: most transactions of an outbox then never touch
@@ -51,7 +55,15 @@ pub async fn connect(
     conninfo: &Conninfo,
     settings: &SessionSettings,
 ) -> Result<Session, ReplicationError> {
-    first_host(conninfo, |opened| begin(opened, conninfo, settings)).await
+    let opened = first_host(conninfo, |opened| begin(opened, conninfo, settings)).await;
+    opened.map_err(|error| match error {
+        // What else a session is refused for, the one for SQL hears before.
+        ReplicationError::Server(error) if error.code == NO_PLACE => {
+            let hint = session_mend(&error, conninfo);
+            ReplicationError::Server(Box::new(ServerError { hint, ..*error }))
+        }
+        error => error,
+    })
 }
 
 impl Failure for ReplicationError {

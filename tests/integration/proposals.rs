@@ -75,6 +75,36 @@ async fn columns_of_other_names_are_guessed_by_type_and_key() {
     }
 }
 
+/// What cannot be told is left open: the rest is proposed all the same.
+#[tokio::test]
+async fn one_field_that_several_columns_may_be_withholds_no_proposal() {
+    let table = "CREATE TABLE events (eid uuid DEFAULT gen_random_uuid(), agg text NOT NULL, kind text NOT NULL,
+        at timestamptz NOT NULL DEFAULT now(), a jsonb NOT NULL, b jsonb NOT NULL)";
+    let row = "INSERT INTO events (agg, kind, a, b) VALUES ('a', 'made', '{}', '{\"n\": 1}')";
+    let mut fixture = with_rows(table, row).await;
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    for line in [
+        "id = \"eid\"  # uuid",
+        "# payload = \"a\"  # jsonb",
+        "# payload = \"b\"  # jsonb",
+    ] {
+        assert!(
+            refused.stderr.lines().any(|told| told.starts_with(line)),
+            "{line}: {refused:?}"
+        );
+    }
+    let toml = proposal(&refused);
+    fixture.configure(&toml.replace("# payload = \"b\"", "payload = \"b\""));
+    fixture.setup().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.sql.batch_execute(row).await.unwrap();
+    fixture.holds(1).await;
+    relay.stop().await;
+    assert_eq!(fixture.stored().await[0].payload(), r#"{"n": 1}"#);
+}
+
 /// TOML has a section once: the error names it, and the comment of the proposal says where its line belongs.
 #[tokio::test]
 async fn the_proposal_goes_into_a_file_that_has_its_section() {

@@ -1,6 +1,6 @@
 //! A role that may do only a part: nothing is done by halves, and what somebody else has to run is printed.
 
-use crate::support::{Fixture, Output, Servers};
+use crate::support::{Fixture, Output, Servers, options};
 
 /// The lane's commands run as another role from now on: it may replicate, and owns nothing.
 async fn as_relay(fixture: &mut Fixture) {
@@ -123,4 +123,47 @@ async fn a_slot_made_with_two_phase_is_refused_and_replaced() {
     fixture.insert(6, 10).await;
     fixture.holds(10).await;
     relay.stop().await;
+}
+
+/// No session is left to a role or to a database: said with who has them and what gives more, typed as printed.
+#[tokio::test]
+async fn a_limit_of_sessions_is_told_with_what_raises_it() {
+    let mut fixture = Fixture::new().await;
+    as_relay(&mut fixture).await;
+    let (name, role) = (fixture.name.clone(), format!("{}_relay", fixture.name));
+    let other = fixture.connect().await;
+    for (limit, mend) in [
+        (
+            format!("ALTER ROLE {role} CONNECTION LIMIT 0"),
+            format!("ALTER ROLE {role} CONNECTION LIMIT -1;"),
+        ),
+        (
+            format!("ALTER DATABASE {name} CONNECTION LIMIT 1"),
+            format!("ALTER DATABASE {name} CONNECTION LIMIT -1;"),
+        ),
+    ] {
+        fixture.sql.batch_execute(&limit).await.unwrap();
+        let mut relay = fixture.run();
+        relay.logs(&format!("run {mend}")).await;
+        for command in [&["setup"][..], &["verify"], &["position"]] {
+            let refused = fixture.walrelay(command).await;
+            assert_ne!(refused.code, Some(0), "{refused:?}");
+            assert!(refused.stderr.contains(&mend), "{command:?}: {refused:?}");
+        }
+        let told = relay.log();
+        let begin = told.find("SELECT pid").expect("who has them");
+        let end = told[begin..].find(';').expect("its end");
+        let who = fixture.sql.simple_query(&told[begin..begin + end]).await;
+        who.expect("it can be typed");
+        fixture.sql.batch_execute(&mend).await.expect(&mend);
+        relay.streams().await;
+        relay.stop().await;
+    }
+    drop(other);
+
+    let none = options(&[("max_wal_senders", "0")]);
+    let fixture = Fixture::bare_on(Servers::with(none).await).await;
+    let refused = fixture.walrelay(&["setup"]).await;
+    let mend = "raise max_wal_senders (SHOW max_wal_senders; tells it)";
+    assert!(refused.stderr.contains(mend), "{refused:?}");
 }

@@ -191,8 +191,11 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
         });
     }
     let (fields, guessed) = chosen(table, settings);
-    fields.id.column()?;
-    fields.payload.column()?;
+    let open = open(table, &fields)?;
+    let choice = match open.is_empty() {
+        true => "",
+        false => ", with one of the lines that only a person can tell",
+    };
     let subject = subject(table, &fields, settings);
     let (mut lines, prefix) = match further {
         Some(name) => {
@@ -201,16 +204,28 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
                 None => "its columns",
             };
             let lead = format!(
-                "put these lines into the entry of {name} in [[source.tables]], in place of {whose}, as far as they are right:"
+                "put these lines into the entry of {name} in [[source.tables]], in place of {whose}{choice}, as far as they are right:"
             );
             (vec![lead], "columns.")
         }
         None => {
-            let lead = "put this into the configuration, in place of [columns] where it is there, as far as it is right:";
-            (vec![lead.to_owned(), "[columns]".to_owned()], "")
+            let lead = format!(
+                "put this into the configuration, in place of [columns] where it is there{choice}, as far as it is right:"
+            );
+            (vec![lead, "[columns]".to_owned()], "")
         }
     };
     for (field, value) in fields.as_ref() {
+        if let Some((_, columns)) = open.iter().find(|(open, _)| *open == field) {
+            lines.extend(columns.iter().map(|column| {
+                format!(
+                    "# {prefix}{field} = {}  # {}",
+                    quoted(&column.name),
+                    column.type_name
+                )
+            }));
+            continue;
+        }
         let written = match value {
             Value::Column(name) => quoted(name),
             Value::Constant(constant) => {
@@ -229,6 +244,25 @@ pub(super) fn of(table: &Table, settings: &PostgresSettings) -> Option<String> {
         lines.push(format!("subject = {}", quoted(&subject)));
     }
     Some(lines.join("\n"))
+}
+
+/// What an event needs and several columns may be, each with those; none where no choice of a person's helps.
+fn open<'t>(table: &'t Table, fields: &Fields<Value>) -> Option<Vec<(Field, Vec<&'t Column>)>> {
+    let needs = needs();
+    let is_taken = |column: &Column| {
+        let mut values = fields.as_ref().into_iter();
+        values.any(|(_, value)| value.column() == Some(&*column.name))
+    };
+    let lacking = [Field::Id, Field::Payload]
+        .into_iter()
+        .filter(|field| fields.get(*field).column().is_none());
+    lacking
+        .map(|field| {
+            let may_be = |column: &&Column| (needs.get(field).fits)(column) && !is_taken(column);
+            let columns: Vec<&Column> = table.columns.iter().filter(may_be).collect();
+            (columns.len() > 1).then_some((field, columns))
+        })
+        .collect()
 }
 
 /// Where each field comes from: as it is configured, where that fits the table, else by name and type. Beside them, why a
