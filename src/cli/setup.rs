@@ -315,7 +315,7 @@ fn print_for(owner: Option<&str>, sql: &str) -> Result<(), anyhow::Error> {
     let by = owner.map_or_else(String::new, |owner| {
         format!("-- as {}, or a superuser\n", quote_identifier(owner))
     });
-    Ok(stdout::write(&format!("{by}{sql}\n\n"))?)
+    stdout::write(&format!("{by}{sql}\n\n"))
 }
 
 /// The table too.
