@@ -161,7 +161,7 @@ impl Fence {
         }
     }
 
-    /// A message of the command is stored.
+    /// A message of the command is stored, or it decides nothing by what the stream has.
     pub fn begun(&mut self) {
         if let State::Own(seen) | State::Aside(seen) = &mut self.state {
             seen.begun = true;

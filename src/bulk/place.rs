@@ -28,6 +28,16 @@ pub async fn tell(
     kind: &str,
 ) -> anyhow::Result<()> {
     let fence = Fence::raise(lane, lease, settings, nats.server_version()?).await?;
+    put(settings, lane, lease, fence, kind).await
+}
+
+async fn put(
+    settings: &Settings,
+    lane: &LaneClient,
+    lease: &Lease,
+    fence: Fence,
+    kind: &str,
+) -> anyhow::Result<()> {
     let mut publisher = Publisher::new(settings, lane, lease, fence).await?;
     let item = Item {
         name: kind.to_owned(),
@@ -61,10 +71,12 @@ pub async fn shut_out(
     lane: &LaneClient,
     lease: &Lease,
 ) -> anyhow::Result<()> {
-    match settings.nats.shared {
-        // On a shared stream the fence alone does it.
-        true => drop(Fence::raise(lane, lease, settings, nats.server_version()?).await?),
-        false => tell(settings, nats, lane, lease, KIND_FENCED).await?,
+    let mut fence = Fence::raise(lane, lease, settings, nats.server_version()?).await?;
+    // On a shared stream the fence alone does it.
+    if !settings.nats.shared {
+        // What still arrives in front of it is where it belongs.
+        fence.begun();
+        put(settings, lane, lease, fence, KIND_FENCED).await?;
     }
     lease.is_fenced_now();
     Ok(())
