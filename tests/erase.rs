@@ -433,6 +433,25 @@ async fn what_is_wrong_is_said_and_nothing_is_erased() {
     ];
     let said = platform.expect(&unknown, 1).await;
     assert!(said.contains("there is no stream NONE"), "{said}");
+    // A role that may not delete counts, and says what is missing.
+    let owners = platform.environment.clone();
+    let url = platform.postgres.url("postgres");
+    let make =
+        "CREATE ROLE counter LOGIN REPLICATION; GRANT SELECT ON public.outbox_events TO counter";
+    platform.sql.batch_execute(make).await.expect("made");
+    platform.set("DATABASE_URL", &url.replace("postgres@", "counter@"));
+    let user_id = user.parse().expect("a UUID");
+    let dry = erase(&platform, user_id, &["--dry-run"], 1).await;
+    assert_eq!(dry["rows"], json!(1));
+    let told = dry["may_not_delete"].as_str().expect("a text");
+    let said = ["erase", "--aggregate-id", &user, "--yes"];
+    let said = platform.expect(&said, 1).await;
+    assert!(said.contains(told), "{said}");
+    let grant = told.split("run ").nth(1).expect("a remedy");
+    platform.sql.batch_execute(grant).await.expect("it is SQL");
+    let dry = erase(&platform, user_id, &["--dry-run"], 0).await;
+    assert_eq!(dry.get("may_not_delete"), None);
+    platform.environment = owners;
     platform.set("WALRELAY_COLUMNS_AGGREGATE_ID", "");
     let said = platform
         .expect(&["erase", "--aggregate-id", &user, "--yes"], 2)

@@ -498,11 +498,18 @@ async fn what_is_wrong_is_said_with_what_to_do() {
     platform.sql.batch_execute(make).await.expect("made");
     let owners = platform.environment.clone();
     platform.set("DATABASE_URL", &url);
-    let said = platform.expect(&[PRUNE, &["--dry-run"]].concat(), 1).await;
-    let grant = said.split("run ").nth(1).expect("a remedy").trim();
+    // It counts, and says what is missing.
+    age(&platform).await;
+    let dry = pruned(&platform, &["--dry-run"], 1).await;
+    assert_eq!((&dry["rows"], &dry["done"]), (&json!(1), &json!(true)));
+    let said = platform.expect(PRUNE, 1).await;
+    let told = dry["notes"][0].as_str().expect("a note");
+    assert!(said.contains(told), "{said}");
+    let grant = told.split("run ").nth(1).expect("a remedy");
     assert_eq!(grant, "GRANT DELETE ON public.outbox_events TO pruner;");
     platform.sql.batch_execute(grant).await.expect("it is SQL");
-    platform.expect(&[PRUNE, &["--dry-run"]].concat(), 0).await;
+    let dry = pruned(&platform, &["--dry-run"], 0).await;
+    assert_eq!((&dry["rows"], &dry["notes"]), (&json!(1), &json!([])));
 
     platform.environment = owners;
     platform.set("WALRELAY_COLUMNS_OCCURRED_AT", "");

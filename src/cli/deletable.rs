@@ -9,12 +9,14 @@ use crate::postgres::client::Client;
 use crate::postgres::row_security;
 use crate::table_name::{TableName, quote_identifier};
 
-/// The table called `name`, all of whose rows this role sees and may delete.
+/// The table called `name`, all of whose rows this role sees and may delete. To count alone needs no right to delete: why there is none
+/// comes with the table then, with what mends that.
 pub(super) async fn deletable<'i>(
     sql: &Client,
     inspection: &'i Inspection,
     name: &TableName,
-) -> anyhow::Result<&'i Table> {
+    dry_run: bool,
+) -> anyhow::Result<(&'i Table, Option<String>)> {
     ensure!(
         !inspection.server.in_recovery,
         "this server is a standby, which takes no DELETE: name the primary in postgres.url"
@@ -23,11 +25,11 @@ pub(super) async fn deletable<'i>(
     let table = inspection.table.as_ref();
     let table = table.with_context(|| format!("there is no table {name}"))?;
     let may = "SELECT has_table_privilege($1::oid, 'DELETE')";
-    let row = sql.query_one(may, &[&table.oid]).await?;
-    ensure!(
-        row.try_get::<_, bool>(0)?,
+    let may: bool = sql.query_one(may, &[&table.oid]).await?.try_get(0)?;
+    let why_not = format!(
         "role {role} may not delete from {name}: as the table's owner, run GRANT DELETE ON {name} TO {role};",
         role = quote_identifier(&inspection.server.role)
     );
-    Ok(table)
+    ensure!(may || dry_run, why_not);
+    Ok((table, (!may).then_some(why_not)))
 }

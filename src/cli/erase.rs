@@ -79,6 +79,8 @@ done while there are such messages without a row: the receipt counts them. Where
 aggregate that the configuration names no more, give --also-header; standard error says which one
 has the id.
 
+To count needs no right to delete. Where the role has none, --dry-run says so and ends with 1.
+
 Where it was ended, run it again. Exit code 0: erased, or there was nothing. 1: something could
 not be erased. 2: nobody agreed, or wrong usage. 3: row security hides rows of the table.";
 
@@ -195,6 +197,7 @@ async fn execute_one(
         untold_with_header: BTreeMap::new(),
         unfinished_moves: BTreeSet::new(),
         left_elsewhere: (erasing.iter().flat_map(|lane| lane.left.clone())).collect(),
+        may_not_delete: erasing[0].may_not.clone(),
         done: false,
     };
     let done = if args.dry_run {
@@ -217,7 +220,8 @@ async fn execute_one(
     receipt.say_what_stays();
     receipt.print(args.json)?;
     done?;
-    Ok(if receipt.done || args.dry_run {
+    let is_counted = args.dry_run && receipt.may_not_delete.is_none();
+    Ok(if receipt.done || is_counted {
         Exit::Done
     } else {
         Exit::Failed
@@ -270,6 +274,8 @@ struct Erasing<'a> {
     lane: LaneClient,
     table: String,
     streams: Vec<Erased>,
+    /// Why rows may not be deleted, of a dry run.
+    may_not: Option<String>,
     /// What it has left at other NATS'.
     left: Vec<Left>,
     /// The streams that the lane lives in, or has lived in.
@@ -292,7 +298,8 @@ impl<'a> Erasing<'a> {
         let inspection = inspect(sql, &whole.postgres).await?;
         let settings = whole.tables().swap_remove(outbox);
         let found = inspection.tables().nth(outbox).expect("each was looked at");
-        let table = deletable(sql, found, &settings.postgres.table).await?;
+        let name = &settings.postgres.table;
+        let (table, may_not) = deletable(sql, found, name, args.dry_run).await?;
         rows::all_seen(sql, &settings.postgres.table.to_string()).await?;
         let id = AggregateId::of(table, &settings.postgres, &args.aggregate_id)?;
         messages::check_headers(&args.also_header, &settings)?;
@@ -312,6 +319,7 @@ impl<'a> Erasing<'a> {
             nats,
             lane,
             streams: Vec::new(),
+            may_not,
             left: record.map_or_else(Vec::new, |record| record.left),
             lanes: Vec::new(),
             past: Vec::new(),

@@ -66,6 +66,8 @@ leaves that out, and such rows go too.
 
 How old a row is, its occurred_at tells. Rows that the publication does not carry stay.
 
+To count needs no right to delete. Where the role has none, --dry-run says so and ends with 1.
+
 Exit code 0: done, or nothing was old enough. 1: something must not go, or a slot is behind. 2:
 wrong usage, or the table has no occurred_at. 3: row security hides rows of the table.";
 
@@ -150,12 +152,13 @@ async fn execute_one(
             let lane = &lane.tables()[table_index];
             let inspection = inspect(&reader, &lane.postgres).await?;
             has_columns(&inspection, &lane.postgres, &[Field::Id])?;
-            prunable(&reader, &inspection, &lane.postgres).await?;
+            prunable(&reader, &inspection, &lane.postgres, args.dry_run).await?;
             filters.push(carried(&inspection));
         }
         let inspection = inspect(&reader, &settings.postgres).await?;
         has_columns(&inspection, &settings.postgres, &[Field::Id])?;
-        let table = prunable(&reader, &inspection, &settings.postgres).await?;
+        let (table, may_not) =
+            prunable(&reader, &inspection, &settings.postgres, args.dry_run).await?;
         filters.push(carried(&inspection));
         let occurred_at = OccurredAt::of(table, &settings.postgres).context("--older-than")?;
         let cutoff = Cutoff::of(&reader, occurred_at, args.older_than).await?;
@@ -178,6 +181,8 @@ async fn execute_one(
             batches,
         };
         let mut report = prune.report();
+        report.may_not_delete = may_not.is_some();
+        report.notes.extend(may_not);
         let writer = match args.dry_run {
             true => None,
             false => Some(connect(&settings.postgres.conninfo).await?),
@@ -203,7 +208,7 @@ async fn execute_one(
         }
     }
     report.print(args.json)?;
-    Ok(if report.done {
+    Ok(if report.done && !report.may_not_delete {
         Exit::Done
     } else {
         Exit::Failed
@@ -463,6 +468,7 @@ impl Prune<'_> {
             notes: Vec::new(),
             confirmed_lsn: None,
             done: true,
+            may_not_delete: false,
         }
     }
 }

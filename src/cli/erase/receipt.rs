@@ -44,6 +44,9 @@ pub(super) struct Receipt {
     /// Streams that the lane has left at other NATS': they may have copies, which this NATS cannot tell.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub(super) left_elsewhere: BTreeSet<Left>,
+    /// Why a run that is no dry one would be refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) may_not_delete: Option<String>,
     /// Nothing is left of it where it was looked for.
     pub(super) done: bool,
 }
@@ -71,6 +74,9 @@ impl Receipt {
 
     /// Of tables that the configuration does not name: what may be left of the aggregate, and the way to it.
     pub(super) fn say_what_stays(&mut self) {
+        if let Some(why) = &self.may_not_delete {
+            stderr::line(why);
+        }
         for line in &self.unfinished_moves {
             stderr::line(format_args!(
                 "{line} was killed, and may have copied messages of the aggregate: run it again, which removes them there; or, where \

@@ -28,6 +28,9 @@ pub(super) struct Report {
     pub(super) confirmed_lsn: Option<String>,
     /// It has come to its end.
     pub(super) done: bool,
+    /// A note says why, of a dry run.
+    #[serde(skip)]
+    pub(super) may_not_delete: bool,
 }
 
 impl Report {

@@ -29,16 +29,16 @@ pub(super) fn carried(inspection: &Inspection) -> String {
     format!("({})", inspection.row_filter().unwrap_or("true"))
 }
 
-/// The table, where rows may be deleted from it and their slot tells about them.
+/// The table, where rows may be deleted from it, or are only counted, and their slot tells about them; and why they may not be deleted.
 pub(super) async fn prunable<'i>(
     client: &Client,
     inspection: &'i Inspection,
     postgres: &PostgresSettings,
-) -> anyhow::Result<&'i Table> {
-    let name = &postgres.table;
-    let table = deletable(client, inspection, name).await?;
+    dry_run: bool,
+) -> anyhow::Result<(&'i Table, Option<String>)> {
+    let deletable = deletable(client, inspection, &postgres.table, dry_run).await?;
     match not_held(inspection, postgres) {
         Some(not_held) => bail!("{not_held}"),
-        None => Ok(table),
+        None => Ok(deletable),
     }
 }
