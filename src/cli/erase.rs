@@ -33,6 +33,7 @@ use crate::relay::settings::Settings;
 
 mod aggregate;
 mod forget;
+mod leases;
 mod messages;
 mod receipt;
 mod rounds;
@@ -43,9 +44,9 @@ mod tables;
 mod waiting;
 
 use aggregate::AggregateId;
+use leases::Leases;
 use messages::{Erased, Wanted};
 use receipt::Receipt;
-use rounds::Leases;
 use streams::Places;
 use survey::Survey;
 use tables::{LeftOut, Others, Tables};

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use anyhow::{Context as _, bail};
 
 use super::Erasing;
-use super::rounds::Leases;
+use super::leases::Leases;
 use crate::cli::prune::left::lock_name;
 use crate::cli::reshard::alone;
 use crate::postgres::client::Client;
