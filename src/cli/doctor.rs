@@ -16,9 +16,9 @@ use crate::pipeline::begin::Begin;
 use crate::pipeline::fault::{Halt, of_share};
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::{HaltNote, LaneRecord};
-use crate::postgres::beginning::Unwritten;
 use crate::postgres::findings::{Finding, Severity};
 use crate::postgres::row_sizes::Sample;
+use crate::postgres::unwritten::Unwritten;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
 

@@ -23,7 +23,7 @@ use crate::nats::stream;
 use crate::pipeline::begin::Begin;
 use crate::pipeline::history::History;
 use crate::pipeline::mapping::Format;
-use crate::postgres::beginning::{self, Unwritten};
+use crate::postgres::beginning;
 use crate::postgres::catalog::{Inspection, count_rows, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::{Finding, Kind, Severity, findings, slot_misfit};
@@ -34,6 +34,7 @@ use crate::postgres::setup::{
     Blocker, Part, Step, Unfinished, Wishes, apply, create_slot, drop_slot, plan, until_made,
 };
 use crate::postgres::startup::{self, SessionSettings};
+use crate::postgres::unwritten::Unwritten;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::remembered_columns;
 use crate::relay::settings::Settings;
@@ -62,8 +63,8 @@ It makes no table beside one of nearly the same name, or of the same name in ano
 --create-table says that a new one is meant.
 
 Creating the slot waits until every transaction that writes at that moment has ended; after a second
-setup says which. Ctrl-C cancels it and leaves no slot behind. One that somebody else is still making,
-perhaps a setup that was killed, is waited for, for --wait.
+setup says which. Ctrl-C cancels it and leaves no slot behind. One that somebody else is still
+making, perhaps a setup that was killed, is waited for, for --wait.
 
 Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is
 missing, no more was made than is printed. Or the publication's owner has to run what is printed.

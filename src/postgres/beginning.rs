@@ -1,14 +1,10 @@
 //! Where a slot begins, written down in Postgres beside its publication.
 //!
-//! In: the publication's comment. Out: the LSN from which the slot streams since it was made, and what to run where that is not written
-//! down. Guarantee: a slot that stands there has passed nothing; what else the comment says stays. Postgres itself keeps no such place
-//! (14 to 18): where `confirmed_flush_lsn` began, nothing tells once it has moved.
+//! In: the publication's comment. Out: the LSN from which the slot streams since it was made, and what writes it. Guarantee: a slot that
+//! stands there has passed nothing; what else the comment says stays. Postgres itself keeps no such place (14 to 18): where
+//! `confirmed_flush_lsn` began, nothing tells once it has moved.
 
-use crate::pipeline::begin::Begin;
-use crate::postgres::catalog::Inspection;
-use crate::postgres::findings::{Finding, Kind, slot_misfit, warn};
 use crate::postgres::replication::quote_literal;
-use crate::postgres::settings::PostgresSettings;
 use crate::table_name::quote_identifier;
 use postgres_types::PgLsn;
 
@@ -16,9 +12,6 @@ use postgres_types::PgLsn;
 const OURS: &str = "walrelay: slot ";
 /// Between what else the comment says and the note.
 const BEHIND: &str = ", ";
-/// No slot begins there: what it has passed is not known, and it has passed something.
-const PASSED: u64 = 0;
-
 /// What the note of the slot begins with: all but its end, the LSN.
 pub(crate) fn words(slot: &str) -> String {
     format!("{OURS}{slot} begins at ")
@@ -83,94 +76,6 @@ pub(crate) fn comment_by_hand_sql(publication: &str, comment: Option<&str>, slot
         quote_literal(&before),
         quote_literal(slot)
     )
-}
-
-/// A slot of which the publication's comment does not tell where it begins.
-#[derive(Debug, Clone)]
-pub(crate) struct Unwritten {
-    publication: String,
-    comment: Option<String>,
-    /// Who may write it, where that is not the session's role.
-    owner: Option<String>,
-    slot: String,
-    /// Where the slot stands.
-    pub(crate) confirmed_lsn: PgLsn,
-}
-
-impl Unwritten {
-    /// None where it is written down, or there is no such slot or publication yet.
-    pub(crate) fn of(inspection: &Inspection, settings: &PostgresSettings) -> Option<Unwritten> {
-        match inspection.begins_lsn() {
-            Some(_) => None,
-            None => Unwritten::anew(inspection, settings),
-        }
-    }
-
-    /// Whatever is written down, of a slot that was just made.
-    pub(crate) fn anew(inspection: &Inspection, settings: &PostgresSettings) -> Option<Unwritten> {
-        let (found, slot) = (inspection.publication.as_ref()?, inspection.slot.as_ref()?);
-        if slot_misfit(slot, &inspection.server.dbname).is_some() {
-            return None;
-        }
-        Some(Unwritten {
-            publication: settings.publication.clone(),
-            comment: found.comment.clone(),
-            owner: (!found.owned).then(|| found.owner.clone()),
-            slot: settings.slot.clone(),
-            confirmed_lsn: slot.confirmed_flush_lsn?,
-        })
-    }
-
-    /// Who has to write it down, where that is not the session's role.
-    #[cfg(feature = "cli")]
-    pub(crate) fn owner(&self) -> Option<&str> {
-        self.owner.as_deref()
-    }
-
-    /// The statement that writes it down; none where a person has to say what is so.
-    #[cfg(feature = "cli")]
-    pub(crate) fn statement(&self, begin: Begin) -> Option<String> {
-        match begin {
-            Begin::At(lsn) => Some(self.sql(lsn)),
-            Begin::Passed => Some(self.sql(PASSED.into())),
-            Begin::Unknown => None,
-        }
-    }
-
-    fn sql(&self, lsn: PgLsn) -> String {
-        comment_sql(&self.publication, self.comment.as_deref(), &self.slot, lsn)
-    }
-
-    /// What to say of it.
-    pub(crate) fn finding(&self, begin: Begin) -> Finding {
-        let run = match &self.owner {
-            Some(owner) => format!(
-                "let {}, which owns publication {}, or a superuser run",
-                quote_identifier(owner),
-                quote_identifier(&self.publication)
-            ),
-            None => "run".to_owned(),
-        };
-        let passed = self.sql(PASSED.into());
-        let mend = match begin {
-            Begin::At(lsn) => format!("{run} {}", self.sql(lsn)),
-            Begin::Passed => format!("{run} {passed}"),
-            Begin::Unknown => format!(
-                "where no relay has published from this slot before, {run} {} Else {run} {passed} and start walrelay run, which halts then \
-                 and says how to go on",
-                self.sql(self.confirmed_lsn)
-            ),
-        };
-        warn(
-            Kind::UnwrittenBeginning,
-            format!(
-                "where replication slot \"{}\" begins is not written down: beside an emptied NATS, or with another one's configuration, \
-                 walrelay run would take its place for the beginning, and go on without the events that it has passed",
-                self.slot
-            ),
-            mend,
-        )
-    }
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | `waiting` | a relay's session | that a relay waits, for who cannot ask it |
+//! | `unwritten` | a slot whose beginning is not written down | what to run |
 //! | `unfinished` | a slot that is still being made | what to say of it |
 //! | `beginning` | the publication's comment | where the slot began |
 //! | [`encoding`] | that client | how the text of its database is to be read |
@@ -87,5 +88,6 @@ pub mod slot_wal;
 pub mod socket;
 pub mod startup;
 pub(crate) mod unfinished;
+pub(crate) mod unwritten;
 pub(crate) mod waiting;
 pub mod wire;

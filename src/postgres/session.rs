@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use postgres_protocol::escape::escape_literal;
 use tokio_postgres::SimpleQueryMessage;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
@@ -14,7 +15,6 @@ use crate::postgres::conninfo::{self, Conninfo, Host, HostPort, PasswordSource, 
 use crate::postgres::error::{
     AuthenticationError, ConnectError, SILENT, ServerError, io_is_transient,
 };
-use crate::postgres::replication::quote_literal;
 use crate::postgres::server_kind;
 use crate::postgres::socket::Socket;
 use crate::table_name::quote_identifier;
@@ -184,12 +184,12 @@ fn no_place(error: &ServerError, conninfo: &Conninfo) -> String {
     match error.routine.as_deref() {
         Some("InitializeSessionUserId") => format!(
             "{} run ALTER ROLE {} CONNECTION LIMIT -1;",
-            who(&format!(" WHERE usename = {}", quote_literal(role))),
+            who(&format!(" WHERE usename = {}", escape_literal(role))),
             quote_identifier(role)
         ),
         Some("CheckMyDatabase") => format!(
             "{} run ALTER DATABASE {} CONNECTION LIMIT -1;",
-            who(&format!(" WHERE datname = {}", quote_literal(database))),
+            who(&format!(" WHERE datname = {}", escape_literal(database))),
             quote_identifier(database)
         ),
         // The setting's name is the same in every language of the server.

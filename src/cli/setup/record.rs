@@ -17,10 +17,10 @@ use crate::nats::stream;
 use crate::pipeline::begin::Begin;
 use crate::pipeline::fault::Halt;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::beginning::Unwritten;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::client::Client;
 use crate::postgres::findings::Finding;
+use crate::postgres::unwritten::Unwritten;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
