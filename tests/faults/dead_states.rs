@@ -6,6 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::lane::{LANES, Lane, event_count, jetstream, letters, of_kind, set_up, stream_of};
+use crate::proxy::{Mode, Proxy};
 use crate::support::{Fixture, Output, Servers, Stored, eventually, insert_sql, uuid};
 
 /// Inserts rows whose type makes no subject.
@@ -285,7 +286,7 @@ async fn count(fixture: &Fixture, state: &str) -> usize {
 
 #[tokio::test]
 async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_give_the_lease_back() {
-    const ROWS: usize = 2_000;
+    const ROWS: usize = 600;
     let mut fixture = with_table(Fixture::own().await, Lane::FastIngest).await;
     let mut relay = fixture.run();
     insert_bad(&fixture, 1, ROWS as u64).await;
@@ -311,13 +312,23 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
     relay.signal(Signal::TERM);
     assert_eq!(relay.ends().await, Some(0));
 
+    // Slow enough for the broker to stand still before the command has come to its end.
+    let link = Proxy::start(fixture.servers().nats.port()).await.unwrap();
+    link.set(Mode::Throttle(60_000));
+    let (direct, slow) = (
+        fixture.servers().nats.url(),
+        format!("nats://127.0.0.1:{}", link.port()),
+    );
+    fixture.set("WALRELAY_RELAY_ACK_TIMEOUT", "5min");
     for (arguments, state) in [
         (&["retry", "--all"][..], "retried"),
         (&["discard", "--all", "--reason", "a test"], "discarded"),
     ] {
         let before = fixture.message_count().await;
         let arguments = [&["dead-letters"], arguments].concat();
+        fixture.set("WALRELAY_NATS_URL", slow.clone());
         let mut stopped = fixture.start(&arguments);
+        fixture.set("WALRELAY_NATS_URL", direct.clone());
         eventually("something of it is stored", async || {
             (fixture.message_count().await > before).then_some(())
         })
@@ -328,7 +339,6 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
         fixture.own_servers().nats.resume();
         assert_eq!(stopped.ends().await, Some(1), "{}", stopped.log());
         assert!(!stopped.log().contains("has begun and not ended"));
-        // It may have come to its end before the broker stood still.
         let done = count(&fixture, state).await;
         assert!(done > 0, "none {state}");
         assert_eq!(of_kind(&fixture, state).await.len(), done);
