@@ -9,10 +9,14 @@
 //! look at what came since the stream was read: a former holder's last may be there.
 //! On a stream that others write to, a message expects the last fence of its kind. A holder stores one before it reads.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, bail, ensure};
+use tokio::time::sleep;
 
 use super::doubt::Doubt;
 use super::lease::Lease;
+use crate::nats::api::StoredMessage;
 use crate::nats::protocol::ServerVersion;
 use crate::nats::stream::StreamSeverity;
 use crate::pipeline::end_search::Lookup;
@@ -27,6 +31,9 @@ use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_store::StoreError;
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
+
+/// Between two looks at a stream for what the relay publishes.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What the next message is to expect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,25 +304,41 @@ async fn look(lane: &LaneClient, mut from: u64, through: u64) -> anyhow::Result<
         let Some(message) = lane.message(Lookup::Next { from, filter: ">" }).await? else {
             return Ok(());
         };
-        if let Some(
-            kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED | KIND_ERASED
-            | KIND_FENCED),
-        ) = message.header_text(KIND_HEADER)
-        {
+        if let Some(kind) = kind_of_command(&message) {
             bail!(
                 "another command has published ({kind}) at sequence {} since this one has read the stream: run this again",
-                message.seq
-            );
-        }
-        if message.header(REPLAY_HEADER).is_some() {
-            bail!(
-                "another replay has published at sequence {} since this one has read the stream: run this again",
                 message.seq
             );
         }
         from = message.seq + 1;
     }
     Ok(())
+}
+
+/// What a command has published by itself calls itself; none of what the lane's relay has published.
+fn kind_of_command(message: &StoredMessage) -> Option<&str> {
+    match message.header_text(KIND_HEADER) {
+        Some(
+            kind @ (KIND_BACKFILL | KIND_RETRY | KIND_RETRIED | KIND_DISCARDED | KIND_ERASED
+            | KIND_FENCED),
+        ) => Some(kind),
+        _ => message.header(REPLAY_HEADER).map(|_| "replay"),
+    }
+}
+
+/// Waits until the relay has published something behind `sequence` to the lane's own stream.
+///
+/// # Errors
+/// The stream cannot be read.
+pub(super) async fn relay_behind(lane: &LaneClient, sequence: u64) -> Result<(), LaneError> {
+    let mut from = sequence + 1;
+    loop {
+        match lane.message(Lookup::Next { from, filter: ">" }).await? {
+            Some(message) if kind_of_command(&message).is_none() => return Ok(()),
+            Some(message) => from = message.seq + 1,
+            None => sleep(LOOK_INTERVAL).await,
+        }
+    }
 }
 
 /// Stores a fence behind the last one.

@@ -6,7 +6,7 @@
 use anyhow::bail;
 use tokio::sync::mpsc;
 
-use super::fence::Fence;
+use super::fence::{Fence, relay_behind};
 use super::lease::Lease;
 use super::publisher::Publisher;
 use super::{Item, Outcome, Sourced};
@@ -76,7 +76,13 @@ pub async fn shut_out(
     if !settings.nats.shared {
         // What still arrives in front of it is where it belongs.
         fence.begun();
-        put(settings, lane, lease, fence, KIND_FENCED).await?;
+        // Whatever they have on its way expects a sequence from before this lease. So a message of the relay does it as well, and
+        // beside a busy relay the place behind its last message is hard to meet.
+        let behind = lane.stream().await?.state.last_seq;
+        tokio::select! {
+            stored = put(settings, lane, lease, fence, KIND_FENCED) => stored?,
+            passed = relay_behind(lane, behind) => passed?,
+        }
     }
     lease.is_fenced_now();
     Ok(())
