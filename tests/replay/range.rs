@@ -411,6 +411,12 @@ async fn a_place_is_found_among_messages_that_tell_none() {
 async fn a_place_from_before_an_adoption_is_told_as_such_and_a_time_goes_across() {
     let mut fixture = published().await;
     fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let first = lsn(&fixture.stored().await[0]);
+    let place = ["replay", "--yes", "--from", &first];
+    let refused = fixture.walrelay(&place).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let nothing = "Behind it the lane has published nothing; a time";
+    assert!(refused.stderr.contains(nothing), "{}", refused.stderr);
     let relay = fixture.run();
     fixture.insert(31, 33).await;
     eventually("the events behind the adoption are there", async || {
@@ -419,16 +425,10 @@ async fn a_place_from_before_an_adoption_is_told_as_such_and_a_time_goes_across(
     })
     .await;
     relay.stop().await;
-    let stored = fixture.stored().await;
-    let refused = fixture
-        .walrelay(&["replay", "--yes", "--from", &lsn(&stored[0])])
-        .await;
+    let refused = fixture.walrelay(&place).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     let said = &refused.stderr;
-    assert!(
-        said.contains("the lane was adopted behind message"),
-        "{said}"
-    );
+    assert!(said.contains("the lane begins behind message"), "{said}");
     assert!(!said.contains("no longer holds"), "{said}");
     let (_, time) = said.split_once("and with --from ").expect("a time");
     let time = time.split(' ').next().unwrap();

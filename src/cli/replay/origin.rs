@@ -216,15 +216,15 @@ async fn range(
                 let time = Bound::Time(first.time);
                 format!(", and with --from {time} all that the stream has")
             });
+            let oldest = oldest.map_or_else(
+                || "Behind it the lane has published nothing".to_owned(),
+                |it| format!("The oldest place behind it is --from {}", it.bound()),
+            );
             anyhow::bail!(
-                "no range can begin at {}: the lane was adopted behind message {} of stream {stream}, and the LSNs of the \
-                 messages up to there are not those of today. The oldest place behind it is --from {}; a time goes across{all}",
+                "no range can begin at {}: the lane begins behind message {} of stream {stream}, where it was adopted, set up or came as \
+                 a share; the LSNs of the messages up to there are not its own. {oldest}; a time goes across{all}",
                 args.from,
                 history.adopted_at().unwrap_or_default(),
-                oldest.map_or_else(
-                    || "the next event's".to_owned(),
-                    |it| it.bound().to_string()
-                )
             )
         }
         Held::Gone {
