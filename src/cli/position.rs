@@ -20,9 +20,11 @@ use crate::pipeline::fault::of_share;
 use crate::pipeline::position::Position;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
-use crate::postgres::catalog::inspect;
+use crate::postgres::catalog::inspect_server;
 use crate::postgres::client::connect;
 use crate::postgres::division;
+use crate::postgres::findings::{Kind, findings};
+use crate::postgres::locks::{self, Inspected};
 use crate::postgres::waiting;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
@@ -76,6 +78,9 @@ pub struct Positions {
     /// What the lane needs beside its slot, and has not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) missing: Vec<Missing>,
+    /// A lock that keeps a table from being looked at, and with it what the lane lacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) locked: Option<Missing>,
     /// Whether the slot exists.
     #[serde(skip)]
     pub has_slot: bool,
@@ -120,7 +125,8 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
             positions.slot
         ));
     }
-    for missing in positions.missing.iter().filter(|_| args.json) {
+    let told = positions.missing.iter().chain(&positions.locked);
+    for missing in told.filter(|_| args.json) {
         stderr::line(format_args!("{}: {}", missing.what, missing.remedy));
     }
     let complete = positions.has_slot && positions.has_stream;
@@ -161,7 +167,11 @@ pub(super) async fn look(
     let client = connect(conninfo)
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
-    let inspection = inspect(&client, &settings.postgres).await?;
+    let postgres = &settings.postgres;
+    let (inspection, locked) = match locks::inspect(&client, postgres).await? {
+        Inspected::Seen(inspection) => (*inspection, None),
+        Inspected::Locked(locked) => (inspect_server(&client, postgres).await?, Some(locked)),
+    };
     let (stored, unseen) = match stored(settings).await {
         Ok(stored) => (stored, None),
         Err(error) => (Stored::default(), Some(error)),
@@ -170,9 +180,18 @@ pub(super) async fn look(
         None => Recorded::Seen(&stored.record),
         Some(_) => Recorded::Unseen,
     };
-    let postgres = &settings.postgres;
-    let division = division::division(&client, postgres).await?;
-    let found = division::findings_among(&client, &inspection, postgres, &division).await?;
+    let found = match &locked {
+        None => {
+            let division = division::division(&client, postgres).await?;
+            division::findings_among(&client, &inspection, postgres, &division).await?
+        }
+        // What is not seen is not missing.
+        Some(_) => {
+            let mut found = findings(&inspection, postgres);
+            found.retain(|it| matches!(it.kind, Kind::SlotLost | Kind::SlotUnfinished));
+            found
+        }
+    };
     let mut lane = LaneState::of(&inspection, recorded, &found);
     lane.take_waiting(waiting::relays(&client, &postgres.slot).await?);
     let streams = [
@@ -184,7 +203,7 @@ pub(super) async fn look(
         .filter(|(_, is_there)| !is_there && unseen.is_none());
     let absent: Vec<&str> = absent.map(|(name, _)| *name).collect();
     let mut missing = missing(&found, &absent);
-    let halt = no_beginning(&inspection, settings).filter(|_| stored.is_new);
+    let halt = no_beginning(&inspection, settings).filter(|_| stored.is_new && locked.is_none());
     missing.extend(halt.map(|halt| Missing {
         what: halt.reason(),
         remedy: of_share(&halt.remedy(), settings.postgres.part()),
@@ -208,6 +227,10 @@ pub(super) async fn look(
         copied_position: copied_position.map(|position| position.to_string()),
         lane,
         missing,
+        locked: locked.map(|locked| Missing {
+            what: locked.to_string(),
+            remedy: locked.mend(),
+        }),
         has_slot: inspection.slot.is_some(),
         has_stream: stored.has_stream,
         is_stream_seen: unseen.is_none(),
@@ -266,6 +289,10 @@ pub(super) fn text(positions: &Positions) -> String {
     for missing in &positions.missing {
         lines.push(("missing", missing.what.clone()));
         lines.push(("what to do", missing.remedy.clone()));
+    }
+    if let Some(locked) = &positions.locked {
+        lines.push(("locked", locked.what.clone()));
+        lines.push(("what to do", locked.remedy.clone()));
     }
     let lane: String = lines
         .iter()
@@ -373,6 +400,7 @@ mod tests {
                 copied_position: None,
                 lane: LaneState::of_stopped(),
                 missing: Vec::new(),
+                locked: None,
                 has_slot: true,
                 has_stream: true,
                 is_stream_seen: true,
@@ -398,6 +426,7 @@ mod tests {
             copied_position: None,
             lane: LaneState::of_stopped(),
             missing: Vec::new(),
+            locked: None,
             has_slot: true,
             has_stream: true,
             is_stream_seen: true,

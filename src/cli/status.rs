@@ -51,7 +51,8 @@ tell: running elsewhere, stopped, halted (why, and what to do), or the slot is l
 --watch ends with 0.
 
 Exit code 0: a relay is streaming, or stands by for one that is. 1: it does neither, or cannot see
-the catalog, or none answers. 3: none answers, and Postgres or NATS could not be asked why.";
+the catalog, or none answers. 3: none answers, and Postgres or NATS could not be asked why, or a
+lock keeps a table from being looked at.";
 
 /// Show what the relay is doing.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -182,12 +183,16 @@ async fn without_relay(settings: &Settings, why: String, mute: Option<SocketAddr
     }
     let told = positions.as_ref().map(|positions| &positions.lane);
     let is_known = told.is_some_and(LaneState::is_known);
+    let locked = positions
+        .as_ref()
+        .and_then(|positions| positions.locked.as_ref());
+    let is_locked = locked.is_some();
     let error = |unseen| format!("error: {}", super::exit::message(unseen));
     let notes = [why].into_iter();
     let notes = notes.chain(unseen.as_ref().map(error)).chain(unseen_work);
     Look {
         notes: notes.collect(),
-        exit: match unseen.is_none() || is_known {
+        exit: match (unseen.is_none() || is_known) && !is_locked {
             true => Exit::Failed,
             false => Exit::Unchecked,
         },

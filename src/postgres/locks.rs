@@ -24,6 +24,8 @@ pub struct Locked {
     application: String,
     /// When its transaction began, in UTC.
     since: String,
+    /// Else it waits for one, and everybody behind it.
+    has_lock: bool,
 }
 
 impl Locked {
@@ -48,9 +50,17 @@ impl fmt::Display for Locked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "table {} is locked (ACCESS EXCLUSIVE) by process {} of Postgres ({}, {:?}), whose transaction began at {} UTC: nobody can \
+            "table {} is {} (ACCESS EXCLUSIVE) by process {} of Postgres ({}, {:?}), whose transaction began at {} UTC: nobody can \
              look at it",
-            self.table, self.pid, self.role, self.application, self.since
+            self.table,
+            match self.has_lock {
+                true => "locked",
+                false => "about to be locked",
+            },
+            self.pid,
+            self.role,
+            self.application,
+            self.since
         )
     }
 }
@@ -87,16 +97,17 @@ pub async fn inspect(client: &Client, settings: &PostgresSettings) -> Result<Ins
     }
 }
 
-/// Who has locked a table of the lane; the oldest.
+/// Who has locked a table of the lane, or is to have it locked next: others wait behind that; the oldest.
 async fn holder(client: &Client, settings: &PostgresSettings) -> Result<Option<Locked>, SqlError> {
     let query = "SELECT l.pid, coalesce(a.usename::text, '-'), coalesce(a.application_name, ''), \
-                   coalesce(to_char(a.xact_start, 'YYYY-MM-DD HH24:MI:SS'), '-') \
+                   coalesce(to_char(a.xact_start, 'YYYY-MM-DD HH24:MI:SS'), '-'), l.granted \
                  FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_class c ON c.oid = l.relation \
                  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-                 WHERE l.granted AND l.mode = 'AccessExclusiveLock' AND l.pid IS NOT NULL \
+                 WHERE l.mode = 'AccessExclusiveLock' AND l.pid IS NOT NULL \
                    AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()) \
-                   AND n.nspname = $1::text AND c.relname = $2::text ORDER BY a.xact_start LIMIT 1";
+                   AND n.nspname = $1::text AND c.relname = $2::text \
+                 ORDER BY l.granted DESC, a.xact_start LIMIT 1";
     for settings in settings.tables() {
         let table = &settings.table;
         let row = client
@@ -109,6 +120,7 @@ async fn holder(client: &Client, settings: &PostgresSettings) -> Result<Option<L
                 role: row.try_get(1)?,
                 application: row.try_get(2)?,
                 since: row.try_get(3)?,
+                has_lock: row.try_get(4)?,
             }));
         }
     }

@@ -57,7 +57,7 @@ pub(crate) async fn answer<T>(
 
 /// One look at the process; `None` where it does not work, or nothing can be seen. A command for the password may take
 /// longer than a look, and says nothing about the server.
-async fn look(conninfo: &Conninfo, pid: i32) -> Option<&'static str> {
+async fn look(conninfo: &Conninfo, pid: i32) -> Option<String> {
     let conninfo = Conninfo {
         password: conninfo.password.settled().await.ok()?,
         ..conninfo.clone()
@@ -66,17 +66,24 @@ async fn look(conninfo: &Conninfo, pid: i32) -> Option<&'static str> {
 }
 
 /// What the process does where it works on a statement, and not on sending what nobody takes.
-async fn work(conninfo: &Conninfo, pid: i32) -> Result<Option<&'static str>, SqlError> {
+async fn work(conninfo: &Conninfo, pid: i32) -> Result<Option<String>, SqlError> {
     // As the login role: another one may not see what the role's own sessions do.
-    let query = "SET ROLE NONE; SELECT wait_event_type FROM pg_catalog.pg_stat_activity \
+    let query = "SET ROLE NONE; SELECT wait_event_type, CASE wait_event_type WHEN 'Lock' THEN \
+                   pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(pid), ', ') END \
+                 FROM pg_catalog.pg_stat_activity \
                  WHERE state = 'active' AND wait_event_type IS DISTINCT FROM 'Client' AND pid = ";
     let (session, _) = session(conninfo).await?;
     let answer = session.simple_query(&format!("{query}{pid}")).await?;
     Ok(answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) if row.get(0) == Some("Lock") => {
-            Some("waits for a lock that another transaction has")
+            let pids = row.get(1).filter(|pids| !pids.is_empty());
+            let of = pids.map(|pids| format!(", process {pids}"));
+            Some(format!(
+                "waits for a lock that another transaction has{}",
+                of.unwrap_or_default()
+            ))
         }
-        SimpleQueryMessage::Row(_) => Some("works on it"),
+        SimpleQueryMessage::Row(_) => Some("works on it".to_owned()),
         _ => None,
     }))
 }

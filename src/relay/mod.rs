@@ -52,6 +52,7 @@ use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::mute::Mute;
 use crate::pipeline::request::Unfit;
+use crate::postgres::client::Client;
 use crate::relay::board::Board;
 use crate::relay::epoch_marks::EpochStart;
 use claims::{Claim, Claims};
@@ -91,6 +92,8 @@ struct Relay<'a> {
     clock: Clock,
     epochs: Epochs,
     inherited: Inherited,
+    /// The session by which Postgres knows that this relay waits.
+    waits: Option<Client>,
     has_streamed: bool,
     /// What ended the last attempt was not Postgres.
     is_postgres_well: bool,
@@ -148,6 +151,7 @@ async fn run_claimed(
             from,
             ..Inherited::default()
         },
+        waits: None,
         has_streamed: false,
         is_postgres_well: false,
         claims,
@@ -165,11 +169,12 @@ async fn run_claimed(
     loop {
         let pause = match relay.epoch(&mut shutdown).await? {
             Next::Pause(pause) => {
-                standby::pause(settings, pause, relay.is_postgres_well).left_future()
+                let waits = &mut relay.waits;
+                standby::pause(settings, waits, pause, relay.is_postgres_well).left_future()
             }
             Next::Standby(awaited) => {
                 relay.claim = None;
-                standby::until_there(settings, awaited).right_future()
+                standby::until_there(settings, &mut relay.waits, awaited).right_future()
             }
             Next::End(outcome) => return Ok(outcome),
         };
@@ -210,6 +215,7 @@ impl<'a> Relay<'a> {
         if self.claim.is_none() {
             if self.claims.is_full() {
                 self.board.standby(FULL);
+                self.waits = None;
             }
             let claim = tokio::select! {
                 claim = self.claims.claim() => claim,
@@ -218,7 +224,7 @@ impl<'a> Relay<'a> {
             self.claim = Some(claim);
         }
         let opened = tokio::select! {
-            opened = open::open(self.settings, &mut self.inherited, self.board, self.clock.now()) => opened,
+            opened = open::open(self.settings, &mut self.inherited, &mut self.waits, self.board, self.clock.now()) => opened,
             () = shutdown.wait() => return Ok(Err(Next::End(self.stopped()))),
         };
         let epoch = match opened {

@@ -4,10 +4,10 @@
 //! became ours; before that another relay may still have been publishing.
 
 use crate::nats::connection::Advertised;
+use crate::pipeline::begin::Begin;
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::encoding::Encoding;
-use crate::pipeline::engine::EpochSettings;
-use crate::pipeline::engine::Note;
+use crate::pipeline::engine::{Engine, EpochSettings, Note};
 use crate::pipeline::epochs::Refused;
 use crate::pipeline::fault::Fault;
 use crate::pipeline::id_column::IdColumn;
@@ -16,7 +16,7 @@ use crate::pipeline::lane_end::Memory;
 use crate::pipeline::limit::SizeLimit;
 #[cfg(feature = "cli")]
 use crate::pipeline::misnamed::Misnamed;
-use crate::pipeline::opening::{Known, Opening, Wanted};
+use crate::pipeline::opening::{Known, Opened, Opening, Wanted};
 use crate::pipeline::position::Position;
 use crate::pipeline::publish::WindowLimits;
 use crate::pipeline::record::LaneRecord;
@@ -24,6 +24,7 @@ use crate::pipeline::request::Request;
 use crate::pipeline::source::{Outbox, Source};
 use crate::pipeline::tables::{Former, Tables};
 use crate::postgres::catalog::{Inspection, Table};
+use crate::postgres::client::Client;
 use crate::postgres::copy_both::CopyBoth;
 use crate::postgres::processes::Process;
 use crate::postgres::slot_wal::SlotWal;
@@ -94,18 +95,46 @@ pub struct Summary {
 }
 
 /// Opens an epoch, and tells the board where the server is. `now` is the engine's time. What decides is
-/// [`Opening`]; this asks the servers what it wants to know.
+/// [`Opening`]; this asks the servers what it wants to know. `waits` is the session that has told Postgres that this relay waits: it
+/// stays until another one tells it. A start that comes to nothing before the slot is ours leaves its own there.
 ///
 /// # Errors
 /// See [`OpenError`].
 pub async fn open(
     settings: &Settings,
     inherited: &mut Inherited,
+    waits: &mut Option<Client>,
     board: &Board,
     now: Duration,
 ) -> Result<Epoch, OpenError> {
+    let looked = PostgresSide::look(settings, inherited.memory.is_some(), board).await;
+    *waits = None;
+    let mut postgres = looked?;
+    match begin(settings, inherited, &mut postgres, now).await {
+        Ok(begun) => Ok(epoch(settings, postgres, begun, now)),
+        Err(error) => {
+            *waits = postgres.replication.is_none().then_some(postgres.sql);
+            Err(error)
+        }
+    }
+}
+
+/// What a start has come to, beside Postgres' side.
+struct Begun {
+    engine: Box<Engine>,
+    broker: Broker,
+    opened: Opened,
+    /// Where the slot begins.
+    begin: Begin,
+}
+
+async fn begin(
+    settings: &Settings,
+    inherited: &mut Inherited,
+    postgres: &mut PostgresSide,
+    now: Duration,
+) -> Result<Begun, OpenError> {
     let slot = &settings.postgres.slot;
-    let mut postgres = PostgresSide::look(settings, inherited.memory.is_some(), board).await?;
     inherited.no_share = postgres.no_share.take();
     let mut opening = Opening::new(known(settings, inherited));
     opening.catalog_seen();
@@ -133,7 +162,7 @@ pub async fn open(
             }
             Wanted::SlotPlace => opening.slot_seen(postgres.slot_place(slot).await?)?,
             Wanted::Settings => {
-                let epoch_settings = epoch_settings(settings, inherited, &postgres, &broker);
+                let epoch_settings = epoch_settings(settings, inherited, postgres, &broker);
                 opening.check_names(&epoch_settings.source)?;
                 break opening.begin(epoch_settings, now);
             }
@@ -143,6 +172,21 @@ pub async fn open(
     postgres.hold_slot(broker.answer(&mut opening)).await?;
     let begin = opening.slot_begin();
     let opened = opening.finish(&mut engine);
+    Ok(Begun {
+        engine,
+        broker,
+        opened,
+        begin,
+    })
+}
+
+fn epoch(settings: &Settings, postgres: PostgresSide, begun: Begun, now: Duration) -> Epoch {
+    let Begun {
+        engine,
+        mut broker,
+        opened,
+        begin,
+    } = begun;
     let replication = postgres.replication.expect("an epoch opens with its slot");
     let mut warnings = postgres.warnings;
     let unwritten = Unwritten::of(&postgres.inspection, &settings.postgres);
@@ -157,7 +201,7 @@ pub async fn open(
         frame_bytes_max: column_bytes_max + FRAME_OVERHEAD_BYTES,
         wal_sender_timeout: postgres.inspection.server.wal_sender_timeout,
     };
-    Ok(Epoch {
+    Epoch {
         summary: Summary {
             postgres_version: replication.server_version,
             nats_version: broker.connection.info().version.to_string(),
@@ -175,7 +219,7 @@ pub async fn open(
                 timeline: replication.identity.timeline,
             },
         ),
-    })
+    }
 }
 
 /// Reads the WAL on from `lsn` under another name of the publication. The rest of the epoch stays, as long as the slot is where
