@@ -97,7 +97,9 @@ pub(crate) fn has_columns(
         return Ok(());
     }
     let mut found = Vec::new();
-    columns::columns(table, settings, inspection.server.version_num, &mut found);
+    let version_num = inspection.server.version_num;
+    let has_slot = inspection.slot.is_some();
+    columns::columns(table, settings, version_num, has_slot, &mut found);
     let refusal = found
         .into_iter()
         .find(|finding| finding.severity == Severity::Refuse);
@@ -322,7 +324,9 @@ fn table(inspection: &Inspection, settings: &PostgresSettings, found: &mut Vec<F
         let what = format!("{}, which backfill and verify need", hidden.what());
         found.push(warn(Kind::Privilege, what, hidden.mend()));
     }
-    columns::columns(table, settings, inspection.server.version_num, found);
+    let version_num = inspection.server.version_num;
+    let has_slot = inspection.slot.is_some();
+    columns::columns(table, settings, version_num, has_slot, found);
     shares::table(&inspection.server, table, settings, found);
 }
 

@@ -198,49 +198,128 @@ async fn goes_on(fixture: &mut Fixture, payload: &str) {
     assert_eq!(stored[3].payload(), r#"{"n": 4}"#, "{:?}", stored[3]);
 }
 
+/// Rows while no relay runs, with these columns for id and payload.
+async fn writes(fixture: &Fixture, id: &str, payload: &str, count: u32) {
+    let insert = format!(
+        "INSERT INTO outbox_events ({id}, aggregate_id, event_type, {payload})
+         SELECT gen_random_uuid(), gen_random_uuid(), 'a.b', '{{}}' FROM generate_series(1, {count})"
+    );
+    fixture.sql.batch_execute(&insert).await.expect(&insert);
+}
+
+/// The setting as it is printed, in its section.
+fn setting(output: &Output) -> String {
+    let (_, setting) = output.stderr.split_once("set ").expect("a setting");
+    let words: Vec<&str> = setting.splitn(4, ' ').collect();
+    let [field, "=", column, _] = words[..] else {
+        panic!("{output:?}");
+    };
+    format!("[columns]\n{field} = {column}\n")
+}
+
+/// All rows are published in their order, and so many became dead letters first.
+async fn published_with(fixture: &mut Fixture, events: usize, dead_letters: usize) {
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.holds(events as u64).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let dead = |kind: &Option<String>| kind.as_deref() == Some("dead-letter");
+    let found = stored.iter().filter(|message| dead(&message.kind)).count();
+    assert_eq!(found, dead_letters, "{stored:?}");
+    if dead_letters == 0 {
+        is_clean(fixture).await;
+    }
+}
+
+async fn is_clean(fixture: &Fixture) {
+    let verify = fixture.walrelay(&["verify"]).await;
+    assert_eq!(verify.code, Some(0), "{verify:?}");
+}
+
 #[tokio::test]
 async fn a_column_that_was_renamed_is_told_by_its_new_name() {
-    let what = "has no column payload_json any more: it is called body";
-    for is_back in [true, false] {
-        let rename = "ALTER TABLE outbox_events RENAME payload_json TO body";
-        let mut fixture = published(rename).await;
-        let refused = says(&fixture, what).await;
-        let setting = "set payload = \"body\" in [columns]";
-        assert!(refused.stderr.contains(setting), "{refused:?}");
-        let payload = match is_back {
-            true => {
-                let statement = format!("ALTER TABLE {}", statements(&refused)[0]);
-                let back = fixture.sql.batch_execute(&statement).await;
-                back.expect(&statement);
-                "payload_json"
-            }
-            false => {
-                fixture.configure("[columns]\npayload = \"body\"\n");
-                "body"
-            }
-        };
+    for (field, name, now) in [
+        ("payload", "payload_json", "body"),
+        ("id", "id", "event_id"),
+    ] {
+        let mut fixture = published("SELECT").await;
+        writes(&fixture, "id", "payload_json", 5).await;
+        let rename = format!("ALTER TABLE outbox_events RENAME {name} TO {now}");
+        fixture.sql.batch_execute(&rename).await.unwrap();
+        let named = |column| if column == name { now } else { column };
+        writes(&fixture, named("id"), named("payload_json"), 6).await;
+        let what = format!("has no column {name} any more: it is called {now}");
+        let refused = says(&fixture, &what).await;
+        // Rows that were written since have the new name in the WAL.
+        assert_eq!(statements(&refused), [""; 0], "{refused:?}");
+        let setting = setting(&refused);
+        assert_eq!(setting, format!("[columns]\n{field} = {now:?}\n"));
+        fixture.configure(&setting);
         fixture.setup().await;
-        goes_on(&mut fixture, payload).await;
+        published_with(&mut fixture, 14, 0).await;
     }
 }
 
 #[tokio::test]
 async fn for_a_column_that_was_dropped_those_are_named_that_came_later() {
-    let replace = "ALTER TABLE outbox_events ADD content jsonb NOT NULL DEFAULT '{}', ADD note text;
-         UPDATE outbox_events SET content = payload_json; ALTER TABLE outbox_events DROP payload_json";
-    let mut fixture = published(replace).await;
-    let refused = says(
-        &fixture,
-        "has no column payload_json any more: it was dropped",
-    )
-    .await;
-    let begin = refused.stderr.find("set payload = ").expect("a setting") + "set ".len();
-    let (setting, _) = refused.stderr[begin..]
-        .split_once(" in [columns]")
-        .expect("its section");
-    fixture.configure(&format!("[columns]\n{setting}\n"));
-    fixture.setup().await;
-    goes_on(&mut fixture, "content").await;
+    for (fills, replace) in [
+        (
+            "",
+            "ALTER TABLE outbox_events ADD content jsonb NOT NULL DEFAULT '{}', ADD note text;
+             UPDATE outbox_events SET content = payload_json; ALTER TABLE outbox_events DROP payload_json",
+        ),
+        (
+            "UPDATE outbox_events SET content = '{}' WHERE content IS NULL",
+            "ALTER TABLE outbox_events DROP payload_json; ALTER TABLE outbox_events ADD content jsonb",
+        ),
+    ] {
+        let mut fixture = published("SELECT").await;
+        writes(&fixture, "id", "payload_json", 5).await;
+        fixture.sql.batch_execute(replace).await.unwrap();
+        writes(&fixture, "id", "content", 6).await;
+        let what = "has no column payload_json any more: it was dropped";
+        let refused = says(&fixture, what).await;
+        let told = "rows from before it came that are not published yet become dead letters: fill it in those rows, then run \
+                    walrelay dead-letters retry --all";
+        assert!(refused.stderr.contains(told), "{refused:?}");
+        fixture.configure(&setting(&refused));
+        fixture.setup().await;
+        published_with(&mut fixture, 14, 5).await;
+        fixture.sql.batch_execute(fills).await.unwrap();
+        let retry = fixture.walrelay(&["dead-letters", "retry", "--all"]).await;
+        assert_eq!(retry.code, Some(0), "{retry:?}");
+        is_clean(&fixture).await;
+    }
+}
+
+/// Nobody knows what the column was called.
+#[tokio::test]
+async fn of_a_column_that_was_renamed_before_anything_is_published_it_is_said_what_becomes_of_the_rows()
+ {
+    let pasted = |refused: &Output| {
+        let (_, toml) = refused.stderr.split_once("right:\n").expect("a proposal");
+        toml.to_owned()
+    };
+    for (name, now) in [("payload_json", "body"), ("id", "event_id")] {
+        let mut fixture = Fixture::new().await;
+        let rename =
+            |from: &str, to: &str| format!("ALTER TABLE outbox_events RENAME {from} TO {to}");
+        writes(&fixture, "id", "payload_json", 5).await;
+        fixture.sql.batch_execute(&rename(name, now)).await.unwrap();
+        let refused = fixture.walrelay(&["run"]).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        let told =
+            "rename it back, let the relay publish them, then rename it again and use the lines";
+        assert!(refused.stderr.contains(told), "{refused:?}");
+        fixture.sql.batch_execute(&rename(now, name)).await.unwrap();
+        published_with(&mut fixture, 5, 0).await;
+        fixture.sql.batch_execute(&rename(name, now)).await.unwrap();
+        fixture.configure(&pasted(&refused));
+        let named = |column| if column == name { now } else { column };
+        writes(&fixture, named("id"), named("payload_json"), 6).await;
+        published_with(&mut fixture, 11, 0).await;
+    }
 }
 
 #[tokio::test]

@@ -33,6 +33,7 @@ pub(super) fn columns(
     table: &Table,
     settings: &PostgresSettings,
     version_num: u32,
+    has_slot: bool,
     found: &mut Vec<Finding>,
 ) {
     let needs = needs();
@@ -60,7 +61,7 @@ pub(super) fn columns(
     if !may_be_altered(table, settings, &misfits)
         && misfits.iter().any(|misfit| misfit.field.is_some())
     {
-        found.push(map(table, settings, &misfits));
+        found.push(map(table, settings, has_slot, &misfits));
     } else {
         found.extend(misfits.iter().map(|misfit| misfit.alter(table, settings)));
     }
@@ -256,10 +257,11 @@ impl Misfit<'_> {
         let (what, mend) = match fate {
             Fate::Renamed(column) if fits(column) => {
                 let now = quote_identifier(&column.name);
+                // Which rows were written since, nobody can tell.
                 (
                     format!("it is called {now}"),
                     format!(
-                        "run ALTER TABLE {name} RENAME COLUMN {now} TO {sql_name}; or {}",
+                        "{}; do not rename it back, or rows that were written as {now} become dead letters",
                         self.instead(&column.name, settings)
                     ),
                 )
@@ -282,6 +284,14 @@ impl Misfit<'_> {
                         )
                     }
                 };
+                let publish = match self.field {
+                    // A dead letter without an id finds no row, and another id has to be adopted first.
+                    Some(Field::Id) => "",
+                    _ => ": fill it in those rows, then run walrelay dead-letters retry --all",
+                };
+                let mend = format!(
+                    "{mend}; rows from before it came that are not published yet become dead letters{publish}"
+                );
                 ("it was dropped".to_owned(), mend)
             }
         };
@@ -348,7 +358,12 @@ impl Misfit<'_> {
 }
 
 /// For a table of somebody else's: the configuration follows the table.
-fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Finding {
+fn map(
+    table: &Table,
+    settings: &PostgresSettings,
+    has_slot: bool,
+    misfits: &[Misfit<'_>],
+) -> Finding {
     let (missing, others): (Vec<_>, Vec<_>) =
         (misfits.iter()).partition(|misfit| misfit.column.is_none());
     let mut whats: Vec<String> = others.iter().map(|misfit| misfit.what(settings)).collect();
@@ -371,6 +386,13 @@ fn map(table: &Table, settings: &PostgresSettings, misfits: &[Misfit<'_>]) -> Fi
     }
     let mut mend =
         proposal::of(table, settings).unwrap_or_else(|| by_hand(table, settings, misfits));
+    // What the columns were called when the slot began, nobody has written down.
+    if has_slot && table.known.is_empty() && !missing.is_empty() {
+        mend.push_str(
+            "\n# Where a column was renamed: rows that are in the slot under its former name become dead letters with these lines.\
+             \n# If no row was written since: rename it back, let the relay publish them, then rename it again and use the lines.",
+        );
+    }
     // The proposal's subject names what is there.
     for misfit in misfits.iter().filter(|misfit| misfit.field.is_none()) {
         if is_of_message(misfit.name, settings) {
