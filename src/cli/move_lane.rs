@@ -35,8 +35,10 @@ use crate::relay::stream_fit;
 
 mod copying;
 mod handover;
+mod shares;
 
 use handover::release_slot;
+pub(super) use shares::{command_of, is_to_be_moved};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -164,7 +166,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         "moved: the lane lives in stream {}{}; its relay needs {}",
         moving.to.stream(),
         moving.at(),
-        moving.keys()
+        moving.needed().await?
     ));
     account.close()?;
     Ok(Exit::Done)
@@ -203,6 +205,7 @@ impl Move {
             to,
         };
         moving.stage = moving.found().await?;
+        moving.check_name()?;
         moving.check_dead_letters(moving.stage).await?;
         Ok(moving)
     }
@@ -331,13 +334,6 @@ impl Move {
         nats.map_or_else(String::new, |nats| format!(" at {nats}"))
     }
 
-    /// What the new configuration has.
-    fn keys(&self) -> String {
-        let nats = self.nats.as_ref();
-        let nats = nats.map_or_else(String::new, |nats| format!(" and nats.url = \"{nats}\""));
-        format!("nats.stream = \"{}\"{nats}", self.to.stream())
-    }
-
     fn explain(&self, account: &mut Account) {
         let (from, to) = (self.from.stream(), self.to.stream());
         account.line(format_args!("lane    slot {}", self.from.lane.slot()));
@@ -363,7 +359,7 @@ impl Move {
         if self.stage < Stage::Fenced {
             account.line(format_args!(
                 "Start a relay with {} once messages are copied: it waits until the lane is there.",
-                self.keys()
+                self.keys_of_lane()
             ));
         }
     }

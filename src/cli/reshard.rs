@@ -32,6 +32,7 @@ mod change;
 mod check;
 mod leases;
 mod leftover;
+mod moved;
 mod prepare;
 mod retire;
 

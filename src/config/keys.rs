@@ -3,8 +3,7 @@
 //! In: nothing. Out: the one list that file, environment, flags and `config show` share, so that a
 //! key is the same everywhere.
 
-/// What stands for a share's number in a value.
-pub(super) const PLACEHOLDER: &str = "{share}";
+pub(super) use crate::pipeline::reshard::PLACEHOLDER;
 
 /// A key of the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -9,6 +9,26 @@ use std::str;
 /// database may have several outboxes.
 pub const PREFIX: &str = "walrelay.reshard";
 
+/// What stands for a share's number in a name that all shares have in common.
+pub const PLACEHOLDER: &str = "{share}";
+
+/// The `nats.stream` of all shares, by what the stream of one is called: the last number in it that is the share's, as a whole one
+/// where there is such. None where it has none, so that it cannot be named together with those of other shares.
+pub fn common_stream(stream: &str, share: u32) -> Option<String> {
+    let number = share.to_string();
+    let is_digit = |at: usize| stream.as_bytes().get(at).is_some_and(u8::is_ascii_digit);
+    let found: Vec<usize> = stream.match_indices(&number).map(|(at, _)| at).collect();
+    let is_whole = |at: &&usize| !is_digit(at.wrapping_sub(1)) && !is_digit(**at + number.len());
+    let at = found.iter().rev().find(is_whole).or(found.last())?;
+    let (before, rest) = stream.split_at(*at);
+    Some(format!("{before}{PLACEHOLDER}{}", &rest[number.len()..]))
+}
+
+/// The name that one share has, by the common one.
+pub fn name_of(common: &str, share: u32) -> String {
+    common.replace(PLACEHOLDER, &share.to_string())
+}
+
 /// From one number of shares to another; both are powers of two. An outbox that is not divided counts as one, and its lane has no
 /// share's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,6 +202,25 @@ mod tests {
                     givers,
                     "{from} {to} {share:?}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_common_name_has_the_number_of_the_share_replaced() {
+        for (stream, share, common) in [
+            ("B_0", 0, Some("B_{share}")),
+            ("B2_2_X", 2, Some("B2_{share}_X")),
+            ("2_B22", 2, Some("{share}_B22")),
+            ("S12", 2, Some("S1{share}")),
+            ("S12", 12, Some("S{share}")),
+            ("EVENTS", 0, None),
+            ("EVENTS_1", 0, None),
+        ] {
+            let found = common_stream(stream, share);
+            assert_eq!(found.as_deref(), common);
+            if let Some(common) = common {
+                assert_eq!(name_of(common, share), stream);
             }
         }
     }

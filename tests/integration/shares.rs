@@ -8,6 +8,7 @@ mod left;
 mod letters;
 mod load;
 mod looks;
+mod moved;
 mod names;
 #[cfg(target_os = "linux")]
 mod rates;

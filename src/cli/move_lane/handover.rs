@@ -41,10 +41,14 @@ impl Move {
                 nats: self.nats.clone(),
             };
             let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+            let note = HaltNote {
+                remedy: halt.remedy_of(self.part()),
+                ..HaltNote::of(&halt, at)
+            };
             let gone = LaneRecord {
                 // Behind the epoch that runs, whose relay neither writes over it nor begins another.
                 epoch: record.epoch + 1,
-                halted: Some(HaltNote::of(&halt, at)),
+                halted: Some(note),
                 moved: Some(Moved::To {
                     stream: self.to.stream().to_owned(),
                     nats: self.nats.clone(),

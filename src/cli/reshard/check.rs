@@ -36,6 +36,7 @@ impl Resharding<'_> {
                 "there is no replication slot \"{slot}\", whose rows would be passed over: run walrelay setup, and what it says"
             );
         }
+        self.check_moved().await?;
         if to < from {
             self.check_records().await?;
         }

@@ -12,6 +12,7 @@ use super::{LOOK_INTERVAL, Resharding};
 use crate::cli::setup;
 use crate::nats::admin::Admin;
 use crate::pipeline::record::{LaneRecord, telling};
+use crate::pipeline::reshard::common_stream;
 use crate::postgres::client::SqlError;
 use crate::postgres::error::OBJECT_IN_USE;
 use crate::postgres::replication::quote_literal;
@@ -23,7 +24,11 @@ use crate::table_name::quote_identifier;
 
 impl Resharding<'_> {
     /// Where the configuration names another stream than the lane's, there is no record, and much in the slot.
-    async fn check_lives_nowhere(&self, nats: &Admin, lane: &Settings) -> anyhow::Result<()> {
+    pub(super) async fn check_lives_nowhere(
+        &self,
+        nats: &Admin,
+        lane: &Settings,
+    ) -> anyhow::Result<()> {
         let slot = &lane.postgres.slot;
         let database = Database::of(&self.sql).await?;
         let records = lane_records(nats, slot).await?;
@@ -32,11 +37,23 @@ impl Resharding<'_> {
         let mut living = telling(records.collect()).into_iter();
         match living.find(|record| !record.retired) {
             None => Ok(()),
-            Some(record) => bail!(
-                "the lane of slot {slot} lives in stream {}, and {} is what the configuration names for it",
-                record.stream,
-                lane.nats.stream
-            ),
+            Some(record) => {
+                let part = lane.postgres.part();
+                let common = part.and_then(|number| common_stream(&record.stream, number));
+                let mend = common.filter(|_| record.moved.is_none()).map(|common| {
+                    format!(
+                        ": run walrelay reshard --shares {} --stream '{common}', while relays of the lanes that there are run with the \
+                         configuration that they have",
+                        self.switch.to
+                    )
+                });
+                bail!(
+                    "the lane of slot {slot} lives in stream {}, and {} is what the configuration names for it{}",
+                    record.stream,
+                    lane.nats.stream,
+                    mend.unwrap_or_default()
+                )
+            }
         }
     }
 

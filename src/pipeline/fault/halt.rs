@@ -7,6 +7,7 @@ use super::{Fault, STUCK_EPOCHS};
 use crate::pipeline::dead_letter::RejectedRow;
 use crate::pipeline::misnamed::{Misnamed, OtherId};
 use crate::pipeline::position::{Lane, Position};
+use crate::pipeline::reshard::{PLACEHOLDER, common_stream};
 use crate::pipeline::tables::Renamed;
 use postgres_types::PgLsn;
 
@@ -317,10 +318,40 @@ impl Halt {
     /// All of it, for the lane of that share.
     #[must_use]
     pub fn told(&self, share: Option<u32>) -> String {
-        of_share(&self.to_string(), share)
+        let reason = match self {
+            // What has happened is no command to type.
+            Halt::Moved { .. } => self.reason(),
+            _ => of_share(&self.reason(), share),
+        };
+        format!("{reason}{}{}", self.joint(), self.remedy_of(share))
     }
 
-    /// The way on, as a person can type it; [`of_share`] where the lane is a share's.
+    /// The way on, for the lane of that share: one configuration names the streams of all.
+    #[must_use]
+    pub fn remedy_of(&self, share: Option<u32>) -> String {
+        let Halt::Moved { to, nats, .. } = self else {
+            return of_share(&self.remedy(), share);
+        };
+        let common = share.and_then(|number| Some((number, common_stream(to, number)?)));
+        let Some((number, common)) = common else {
+            return self.remedy();
+        };
+        let [key, flag] = match nats {
+            None => [String::new(), String::new()],
+            Some(nats) => [
+                format!(" and `nats.url = \"{nats}\"`"),
+                format!(" --to-nats {nats}"),
+            ],
+        };
+        let of_others = common.replace(PLACEHOLDER, "K");
+        format!(
+            "Set `nats.stream = \"{common}\"`{key} in the configuration once each other share K has moved too, by \
+             `walrelay move --share K --to-stream {of_others}{flag}` with this one; until then, a relay with `relay.share = {number}` \
+             needs it. Nothing is missing: what this stream lacks is there"
+        )
+    }
+
+    /// The way on, as a person can type it; [`Self::remedy_of`] where the lane is a share's.
     pub fn remedy(&self) -> String {
         let text = match self {
             Halt::OtherLane { .. } => {
@@ -437,6 +468,23 @@ fn unexplained(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_the_lane_of_a_share_has_gone_is_named_as_all_shares_name_it() {
+        let moved = |to: &str| Halt::Moved {
+            stream: "A_1".to_owned(),
+            to: to.to_owned(),
+            nats: None,
+        };
+        let told = moved("B_1").told(Some(1));
+        assert!(told.contains("`nats.stream = \"B_{share}\"`"), "{told}");
+        assert!(told.contains("`walrelay move --share K --to-stream B_K`"));
+        assert!(told.contains("walrelay move has taken it to stream B_1"));
+        for (to, share) in [("B_1", None), ("B", Some(1))] {
+            let told = moved(to).told(share);
+            assert!(told.contains(&format!("`nats.stream = \"{to}\"`")));
+        }
+    }
 
     #[test]
     fn a_halt_is_one_line_of_reason_and_remedy_and_names_no_lsn_that_nobody_wrote() {
