@@ -42,6 +42,7 @@ use crate::postgres::catalog::{Inspection, inspect_released};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::publications::publication_list;
 use crate::postgres::startup::{self, SessionSettings};
+use crate::postgres::unfinished;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::open::source;
 use crate::relay::settings::Settings;
@@ -272,6 +273,9 @@ fn confirmed_lsn(inspection: &Inspection, name: &str) -> anyhow::Result<PgLsn> {
     let slot = inspection.slot.as_ref().with_context(|| {
         format!("there is no replication slot \"{name}\": run walrelay setup first")
     })?;
+    if let Some(pid) = slot.made_by() {
+        bail!("{}: {}", unfinished::what(name, pid), unfinished::mend(pid));
+    }
     if let Some(pid) = slot.active_pid {
         bail!(in_use(name, Some(pid)));
     }

@@ -27,6 +27,8 @@ pub use kind::Kind;
 pub(crate) use publication::not_held;
 pub(crate) use publication::under_another_name;
 pub use refusals::Refusals;
+#[cfg(feature = "cli")]
+pub(crate) use server::may_not_replicate;
 mod server;
 pub(crate) mod shares;
 

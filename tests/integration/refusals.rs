@@ -100,7 +100,13 @@ async fn a_role_that_may_not_replicate() {
         "WALRELAY_POSTGRES_URL",
         url.replace("//postgres@", &format!("//{role}@")),
     );
-    refuses(&fixture, &[&format!("ALTER ROLE {role} REPLICATION")]).await;
+    let remedy = format!("ALTER ROLE {role} REPLICATION");
+    refuses(&fixture, &[&remedy]).await;
+    let dry = fixture
+        .walrelay(&["reshard", "--shares", "2", "--dry-run"])
+        .await;
+    assert_eq!(dry.code, Some(1), "{}", dry.stderr);
+    assert!(dry.stderr.contains(&remedy), "{}", dry.stderr);
     let sql = format!("ALTER ROLE {role} REPLICATION");
     fixture.sql.batch_execute(&sql).await.unwrap();
     let mut relay = fixture.run();

@@ -103,8 +103,15 @@ async fn a_slot_that_somebody_else_is_making_is_waited_for() {
     let status = fixture.walrelay(&["status"]).await;
     assert_eq!(status.code, Some(1), "{status:?}");
     assert!(status.stdout.contains(&made), "{status:?}");
-    let teardown = fixture.walrelay(&["teardown", "--yes"]).await;
-    assert!(teardown.stderr.contains(&made), "{teardown:?}");
+    for command in [
+        &["teardown", "--yes"][..],
+        &["adopt", "--yes"],
+        &["reshard", "--shares", "2"],
+    ] {
+        let refused = fixture.walrelay(command).await;
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(&made), "{refused:?}");
+    }
     let mut relay = fixture.run();
     relay
         .logs(&format!(

@@ -16,8 +16,9 @@ use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::pipeline::shared_end_search::fence_subject;
 use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::catalog::{inspect, slot_and_wal};
+use crate::postgres::findings::may_not_replicate;
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::{share_names, sibling_slots};
+use crate::postgres::{share_names, sibling_slots, unfinished};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
 
@@ -30,9 +31,16 @@ impl Resharding<'_> {
     async fn check_lanes(&self) -> anyhow::Result<()> {
         let Switch { from, to } = self.switch;
         for part in lanes_of(from) {
-            let slot = &self.lane(part).postgres.slot;
-            ensure!(
-                slot_and_wal(&self.sql, slot).await?.is_some(),
+            let lane = &self.lane(part).postgres;
+            let slot = &lane.slot;
+            if slot_and_wal(&self.sql, slot).await?.is_some() {
+                continue;
+            }
+            let found = inspect(&self.sql, lane).await?.slot;
+            if let Some(pid) = found.and_then(|found| found.made_by()) {
+                bail!("{}: {}", unfinished::what(slot, pid), unfinished::mend(pid));
+            }
+            bail!(
                 "there is no replication slot \"{slot}\", whose rows would be passed over: run walrelay setup, and what it says"
             );
         }
@@ -180,6 +188,9 @@ impl Resharding<'_> {
     /// # Errors
     /// The lanes cannot be changed, or Postgres or NATS refuse to tell.
     pub(super) async fn refused(&self) -> Result<Option<Exit>, anyhow::Error> {
+        if let Some(finding) = may_not_replicate(&self.inspection.server) {
+            return Ok(Some(setup::refused(&[finding])));
+        }
         self.check_lanes().await?;
         let new: Vec<&Settings> = self.coming().map(|part| self.lane(part)).collect();
         let names: Vec<&PostgresSettings> = new.iter().map(|lane| &lane.postgres).collect();

@@ -63,14 +63,19 @@ pub(super) fn server(server: &Server, found: &mut Vec<Finding>) {
             "dump the database and restore it into one made with ENCODING 'UTF8'",
         ));
     }
-    if !server.may_replicate {
+    found.extend(may_not_replicate(server));
+}
+
+/// The role cannot read a slot.
+pub(crate) fn may_not_replicate(server: &Server) -> Option<Finding> {
+    (!server.may_replicate).then(|| {
         let role = quote_identifier(&server.login_role);
-        found.push(refuse(
+        refuse(
             Kind::Privilege,
             format!("role {role} may not open a replication connection"),
             format!("run ALTER ROLE {role} REPLICATION; (on Amazon RDS: GRANT rds_replication TO {role};)"),
-        ));
-    }
+        )
+    })
 }
 
 /// A relay reports like a standby, so that commits may be waiting for it.
