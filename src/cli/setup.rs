@@ -44,7 +44,7 @@ mod record;
 mod shares;
 mod streams;
 
-use record::{record_slot, write_beginning};
+use record::{Recording, write_beginning};
 pub(super) use shares::{each_lane, execute_all};
 pub(super) use streams::refused_by_stream;
 use streams::{make_streams, plan_streams, print_streams, refused_streams, warn_of_sizes};
@@ -67,7 +67,8 @@ setup says which. Ctrl-C cancels it and leaves no slot behind. One that somebody
 making, perhaps a setup that was killed, is waited for, for --wait.
 
 Exit code 0: everything is there and fits. 1: something exists that does not fit; of what is
-missing, no more was made than is printed. Or the publication's owner has to run what is printed.
+missing, no more was made than is printed. Or the publication's owner has to run what is printed, or
+whoever knows whether a relay has read the slot.
 4: the lane has left the stream, by walrelay move.";
 
 /// How setting up ended.
@@ -251,24 +252,32 @@ pub(crate) async fn execute_until(
             left_to_owner = write_beginning(&client, unwritten, Begin::At(lsn)).await?;
         }
     }
-    let takes_over = args.backfill && !settings.nats.shared;
-    let recorded = record_slot(&nats, settings, &before, made_lsn, takes_over, &mut account).await;
+    let recording = Recording {
+        client: &client,
+        nats: &nats,
+        settings,
+        before: &before,
+        record: record.as_ref(),
+        was_awaited: is_awaited,
+        made_lsn,
+        takes_over: args.backfill && !settings.nats.shared,
+    };
+    let recorded = recording.store(&mut account).await;
     if recorded.is_err() && made_lsn.is_some() {
         // It would keep WAL for a lane that is not set up.
-        apply(&client, &drop_slot(&postgres.slot)).await?;
-        account.line("the replication slot is dropped again");
+        match apply(&client, &drop_slot(&postgres.slot)).await {
+            Ok(()) => account.line("the replication slot is dropped again"),
+            Err(error) => account.line(format_args!("the replication slot stays: {error}")),
+        }
     }
     let begins = recorded.context("cannot write the lane's first record")?;
-    let begins_lsn = begins.as_ref().ok().copied().flatten();
+    let found = begins.as_ref().ok().copied().flatten();
     let made = inspect(&client, postgres).await?;
     let unwritten = Unwritten::of(&made, postgres).filter(|_| made_lsn.is_none());
     if let Some(unwritten) = unwritten.filter(|_| begins.is_ok()) {
-        let begin = match (begins_lsn, &record) {
-            (Some(lsn), _) => Some(Begin::At(lsn)),
-            (None, Some(record)) => Some(Begin::of(Some(record), unwritten.confirmed_lsn)),
-            // A relay that reads the slot of a new lane writes the record itself.
-            (None, None) => None,
-        };
+        let of_record = |record| Begin::of(Some(record), unwritten.confirmed_lsn);
+        // A relay that reads the slot of a new lane writes the record itself.
+        let begin = found.or_else(|| record.as_ref().map(of_record));
         if let Some(begin) = begin {
             left_to_owner = write_beginning(&client, unwritten, begin).await?;
         }
@@ -291,7 +300,7 @@ pub(crate) async fn execute_until(
         stderr::line(format_args!("error: walrelay run would halt: {halt}"));
     }
     Ok(SetUp {
-        exit: match refusals || begins.is_err() {
+        exit: match refusals || begins.is_err() || found == Some(Begin::Unknown) {
             true => Exit::Failed,
             false => Exit::Done,
         },

@@ -17,6 +17,8 @@ use postgres_types::PgLsn;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "cli")]
+use crate::pipeline::begin::Counts;
 use crate::pipeline::carrier::Carrier;
 use crate::pipeline::tables::Period;
 use crate::postgres::beginning;
@@ -352,6 +354,18 @@ pub(crate) async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Sq
     let query =
         "SELECT to_jsonb(s) FROM pg_catalog.pg_replication_slots s WHERE slot_name = $1::text";
     row_as(client, "pg_replication_slots", query, &[&name]).await
+}
+
+/// What the server has counted of the slot of this name.
+///
+/// # Errors
+/// A failed query.
+#[cfg(feature = "cli")]
+pub(crate) async fn slot_counts(client: &Client, name: &str) -> Result<Option<Counts>, SqlError> {
+    let query = "SELECT jsonb_build_object('transactions', s.total_txns, 'is_reset', s.stats_reset IS NOT NULL, \
+                 'since_s', floor(extract(epoch FROM b.stats_reset))::int8) \
+                 FROM pg_catalog.pg_stat_replication_slots s, pg_catalog.pg_stat_bgwriter b WHERE s.slot_name = $1::text";
+    row_as(client, "pg_stat_replication_slots", query, &[&name]).await
 }
 
 const PUBLICATION: &str = "\

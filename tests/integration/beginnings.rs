@@ -12,14 +12,6 @@ async fn comment(fixture: &Fixture) -> Option<String> {
     row.expect("the publication is there").get(0)
 }
 
-/// Removes what the broker keeps of the lane beside its stream.
-async fn forget_lane(fixture: &Fixture) {
-    let context = async_nats::jetstream::new(fixture.nats.clone());
-    let records = context.get_stream("WALRELAY").await.unwrap();
-    let subject = format!("walrelay.*.{}.{}", fixture.stream_name(), fixture.name);
-    records.purge().filter(subject).await.unwrap();
-}
-
 /// Goes on from the slot as it is, as setup and run say where they do not know what it has passed.
 async fn is_accepted_on_purpose(fixture: &mut Fixture) {
     let told = fixture.walrelay(&["setup"]).await;
@@ -47,10 +39,7 @@ async fn a_slot_that_is_found_is_a_beginning_only_where_that_is_written_down() {
     let relay = fixture.run();
     fixture.holds(3).await;
     relay.stop().await;
-    // The broker loses all of it.
-    let context = async_nats::jetstream::new(fixture.nats.clone());
-    context.delete_stream(fixture.stream_name()).await.unwrap();
-    forget_lane(&fixture).await;
+    lose_lane(&fixture).await;
     let advance = "SELECT pg_replication_slot_advance($1::text::name, pg_current_wal_lsn())";
     fixture
         .sql
@@ -146,7 +135,77 @@ async fn types(fixture: &Fixture, owner: &str, sql: &str) {
 async fn lose_lane(fixture: &Fixture) {
     let context = async_nats::jetstream::new(fixture.nats.clone());
     context.delete_stream(fixture.stream_name()).await.unwrap();
-    forget_lane(fixture).await;
+    let records = context.get_stream("WALRELAY").await.unwrap();
+    let subject = format!("walrelay.*.{}.{}", fixture.stream_name(), fixture.name);
+    records.purge().filter(subject).await.unwrap();
+}
+
+/// Beside an emptied NATS and a slot of which nobody has written down where it begins, setup leaves to a person what it cannot know.
+async fn is_asked(fixture: &mut Fixture) -> String {
+    let stands = fixture.confirmed_lsn().await;
+    for command in [&["setup"][..], &["setup"], &["run", "--setup"]] {
+        let asked = fixture.walrelay(command).await;
+        assert_eq!(asked.code, Some(1), "{asked:?}");
+        let told = statements(&asked.stderr);
+        let [begins, passed] = told[..] else {
+            panic!("{asked:?}")
+        };
+        assert!(
+            begins.ends_with(&format!("begins at {stands}';")),
+            "{begins}"
+        );
+        assert!(passed.ends_with("begins at 0/0';"), "{passed}");
+        assert!(!asked.stdout.contains("lane record"), "{asked:?}");
+        let doctor = remedy(fixture).await.expect("a finding");
+        assert_eq!(statements(&doctor), told);
+    }
+    assert_eq!(comment(fixture).await, None);
+    let told = remedy(fixture).await.expect("a finding");
+    statements(&told)[1].to_owned()
+}
+
+/// The server has counted that somebody has read the slot, or does not know.
+#[tokio::test]
+async fn setup_calls_no_slot_a_beginning_that_may_have_been_read() {
+    let mut fixture = Fixture::own().await;
+    let uncomment = format!("COMMENT ON PUBLICATION {} IS NULL", fixture.name);
+    let mut held = 0;
+    for crashes in [false, true] {
+        fixture.sql.batch_execute(&uncomment).await.unwrap();
+        let relay = fixture.run();
+        fixture.insert(held + 1, held + 3).await;
+        fixture.holds(3).await;
+        relay.stop().await;
+        if crashes {
+            let postgres = &mut fixture.own_servers().postgres;
+            postgres.kill();
+            postgres.start_again().await.unwrap();
+            fixture.reconnect().await;
+        }
+        lose_lane(&fixture).await;
+        let passed = is_asked(&mut fixture).await;
+        fixture.sql.batch_execute(&passed).await.expect(&passed);
+        is_accepted_on_purpose(&mut fixture).await;
+        held += 3;
+    }
+}
+
+/// The same where another role owns the publication, and has not run what setup has printed.
+#[tokio::test]
+async fn setup_leads_no_owner_to_a_beginning_that_the_slot_has_passed() {
+    let (mut fixture, owner) = of_an_owner().await;
+    let made = fixture.walrelay(&["setup"]).await;
+    assert_eq!(made.code, Some(1), "{made:?}");
+    let relay = fixture.run();
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+    lose_lane(&fixture).await;
+    let passed = is_asked(&mut fixture).await;
+    types(&fixture, &owner, &passed).await;
+    is_accepted_on_purpose(&mut fixture).await;
+    let backfill = fixture.walrelay(&["backfill"]).await.success();
+    assert!(backfill.stdout.contains('3'), "{}", backfill.stdout);
 }
 
 /// Only the owner of a publication may comment on it: who may not says what is to be run, until it was.

@@ -1,6 +1,7 @@
 //! A slot that is in the catalog and not made yet: the server's process of a setup that was killed waits for the transactions that were
 //! under way, and does not look for its client meanwhile.
 
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio_postgres::Transaction;
 
@@ -165,4 +166,43 @@ async fn a_half_made_slot_goes_with_its_process_as_is_printed() {
     fixture.insert(1, 3).await;
     fixture.holds(3).await;
     relay.stop().await;
+}
+
+/// Another setup finds the slot that it has made, and a relay reads it: what it finds behind that is the lane of its own slot.
+#[tokio::test]
+async fn a_setup_that_stood_still_does_not_hold_the_lane_that_went_on() {
+    for relay_runs in [false, true] {
+        let mut fixture = bare().await;
+        let mut other = fixture.connect().await;
+        let open = other.transaction().await.unwrap();
+        writes(&open).await;
+        let mut setup = fixture.start(&["setup"]);
+        setup.logs("the slot waits").await;
+        setup.signal(Signal::STOP);
+        open.rollback().await.unwrap();
+        is_over(&fixture).await;
+        fixture.walrelay(&["setup"]).await.success();
+        let mut relay = fixture.run();
+        relay.streams().await;
+        fixture.insert(1, 3).await;
+        fixture.confirms(fixture.server_lsn().await).await;
+        let running = match relay_runs {
+            true => Some(relay),
+            false => {
+                relay.stop().await;
+                None
+            }
+        };
+        setup.signal(Signal::CONT);
+        assert_eq!(setup.ends().await, Some(0), "{}", setup.log());
+        let told = setup.log();
+        let says = |word| told.contains(word);
+        assert!(says("written meanwhile") && !says("adopt"), "{told}");
+        let relay = running.unwrap_or_else(|| fixture.run());
+        fixture.insert(4, 6).await;
+        fixture.holds(6).await;
+        relay.stop().await;
+        let ids = (1..=6).map(uuid).collect::<Vec<_>>();
+        assert_exactly_once(&ids, &fixture.stored_ids().await);
+    }
 }
