@@ -53,6 +53,8 @@ pub use crate::event::subject::{SubjectError, TemplateError};
 
 /// Subjects of walrelay's own begin so.
 const OWN_ROOT: &str = "walrelay.";
+/// What nats-server puts behind the last message of a subject that aged out (ADR-43).
+const MARKER_HEADER: &str = "Nats-Marker-Reason";
 
 /// An event as a message of the stream tells it. What the message's format leaves out is none: a payload alone has an id and
 /// nothing else, and its subject says what it is.
@@ -116,8 +118,12 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// A note of walrelay's own, such as the mark of a dead letter that was retried. Acknowledge it and go on.
-    #[error("{subject} is walrelay's own, and no event: filter by the events' subjects")]
+    /// A note of walrelay's own, such as the mark of a dead letter that was retried; or nats-server's that a subject aged out
+    /// (`subject_delete_marker_ttl`). Acknowledge it and go on.
+    #[error(
+        "the message on {subject} is a note of walrelay or nats-server, and no event: filter by the events' subjects, and set no \
+         subject_delete_marker_ttl"
+    )]
     Control {
         /// The message's subject.
         subject: String,
@@ -163,7 +169,7 @@ impl Event {
             Some(KIND_DEAD_LETTER) => Kind::DeadLetter {
                 reason: header(REASON_HEADER).unwrap_or_default(),
             },
-            _ if message.subject.starts_with(OWN_ROOT) => {
+            _ if message.subject.starts_with(OWN_ROOT) || header(MARKER_HEADER).is_some() => {
                 return Err(ReadError::Control { subject: subject() });
             }
             None => Kind::Live,

@@ -122,6 +122,8 @@ fn what_is_no_event_is_refused() {
         let control = read(subject, &[(KIND_HEADER, kind)], b"");
         assert!(matches!(control, Err(ReadError::Control { .. })));
     }
+    let marker = read("outbox.a", &[("Nats-Marker-Reason", "MaxAge")], b"");
+    assert!(matches!(marker, Err(ReadError::Control { .. })));
     let unknown = read("outbox.a", &[(KIND_HEADER, "new")], br#"{"id":1}"#);
     assert!(matches!(unknown, Err(ReadError::Kind { kind, .. }) if kind == "new"));
     let place = read("outbox.a", &[(POSITION_HEADER, "w 1:x")], br#"{"id":1}"#);

@@ -290,6 +290,9 @@ pub struct StreamConfig {
     pub(crate) allow_rollup_hdrs: bool,
     /// Whether messages with a TTL of their own are taken (2.11).
     pub(crate) allow_msg_ttl: bool,
+    /// For how long the server marks a subject that aged out, by a message of its own (2.11); zero for not at all.
+    #[serde(deserialize_with = "nanoseconds")]
+    pub(crate) subject_delete_marker_ttl: Duration,
     /// Whether it takes nothing but counters (2.12).
     pub allow_msg_counter: bool,
     /// Whether messages cannot be deleted.

@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use async_nats::Message;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use walrelay::consumer::{Event, ReadError};
 use walrelay::local::{LocalNatsCluster, NatsOptions};
 
-use crate::lane::{by_hand, jetstream, move_to_cluster, stream_of};
+use crate::lane::{by_hand, jetstream, logs_from, move_to_cluster, stream_of};
 use crate::remedies::{mend, mend_by};
-use crate::support::{Fixture, Servers, binaries, eventually, secure};
+use crate::support::{
+    Fixture, Servers, Stored, assert_exactly_once, binaries, eventually, secure, uuid,
+};
 
 /// The number behind these words of a remedy.
 fn number(remedy: &str, words: &str) -> u64 {
@@ -65,6 +69,64 @@ async fn what_doctor_says_of_limits_below_the_hold_back() {
         jetstream(&fixture).update_stream(&config).await.unwrap();
         assert_eq!(mend(&fixture, "retention").await, None);
     }
+}
+
+/// A stream into which the server puts messages of its own, where a subject ages out.
+#[tokio::test]
+async fn what_doctor_says_of_marks_that_a_subject_aged_out() {
+    let mut fixture = Fixture::new().await;
+    assert_eq!(mend(&fixture, "stream").await, None);
+    let mut config = stream_of(&fixture).await.cached_info().config.clone();
+    let by_the_owner = config.clone();
+    config.max_age = Duration::from_secs(1);
+    config.duplicate_window = config.max_age;
+    config.allow_message_ttl = true;
+    config.subject_delete_marker_ttl = Some(Duration::from_secs(60));
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+    let mut relay = fixture.run();
+    fixture.insert(1, 10).await;
+    let marker = eventually("the server's own message", async || {
+        let sequence = stream_of(&fixture).await.cached_info().state.last_sequence;
+        let last = stream_of(&fixture).await.get_raw_message(sequence).await;
+        last.ok().filter(|last| last.payload.is_empty())
+    });
+    let marker = marker.await;
+    let length = marker.payload.len();
+    let read = Event::read(&Message {
+        subject: marker.subject,
+        reply: None,
+        payload: marker.payload,
+        headers: Some(marker.headers),
+        status: None,
+        description: None,
+        length,
+    });
+    assert!(matches!(read, Err(ReadError::Control { .. })), "{read:?}");
+    fixture.insert(11, 20).await;
+    logs_from(&mut relay, 0, "starting again from the stream's end").await;
+
+    let remedy = mend(&fixture, "stream").await;
+    let printed = format!(
+        "nats stream edit {} --subject-del-markers-ttl=0s",
+        config.name
+    );
+    assert_eq!(remedy, Some(printed));
+    config.subject_delete_marker_ttl = None;
+    config.max_age = by_the_owner.max_age;
+    jetstream(&fixture).update_stream(&config).await.unwrap();
+    assert_eq!(mend(&fixture, "stream").await, None);
+    let before = stream_of(&fixture).await.cached_info().state.last_sequence;
+    fixture.insert(21, 30).await;
+    let stored = eventually("what came behind the edit", async || {
+        let stored = fixture.stored().await;
+        let stored: Vec<_> = (stored.iter().filter(|it| it.sequence > before))
+            .map(Stored::id)
+            .collect();
+        (stored.len() >= 10).then_some(stored)
+    });
+    let wanted: Vec<_> = (21..=30).map(uuid).collect();
+    assert_exactly_once(&wanted, &stored.await);
+    relay.stop().await;
 }
 
 /// Subjects that another stream has, before setup makes anything.

@@ -122,6 +122,15 @@ pub(super) fn findings(
         let message = "the stream has sources: what they bring arrives between our events and ends an epoch each time";
         findings.add(StreamSeverity::Warns, message, None);
     }
+    if !config.subject_delete_marker_ttl.is_zero() {
+        let message = "subject_delete_marker_ttl is set: where the last message of a subject ages out, the server puts one of its own \
+                       behind our events, without a body; consumers get it, and it ends an epoch";
+        findings.add(
+            StreamSeverity::Warns,
+            message,
+            Some("--subject-del-markers-ttl=0s"),
+        );
+    }
     transform(&mut findings, subjects);
     if let Some(republish) = &config.republish {
         let message = format!(
@@ -296,6 +305,8 @@ fn retention(findings: &mut Findings<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::nats::api::{StreamSource, SubjectMapping};
 
@@ -355,6 +366,11 @@ mod tests {
         );
         assert_eq!(severities(|config| config.sealed = true), [Blocks]);
         assert_eq!(severities(|config| config.no_ack = true), [Blocks]);
+        assert_eq!(
+            severities(|config| config.subject_delete_marker_ttl = Duration::from_secs(60)),
+            [Warns],
+            "it works, with resyncs"
+        );
         assert_eq!(
             severities(|config| config.allow_msg_counter = true),
             [Blocks]
