@@ -367,11 +367,6 @@ mod tests {
         assert_eq!(severities(|config| config.sealed = true), [Blocks]);
         assert_eq!(severities(|config| config.no_ack = true), [Blocks]);
         assert_eq!(
-            severities(|config| config.subject_delete_marker_ttl = Duration::from_secs(60)),
-            [Warns],
-            "it works, with resyncs"
-        );
-        assert_eq!(
             severities(|config| config.allow_msg_counter = true),
             [Blocks]
         );
@@ -398,6 +393,11 @@ mod tests {
             [Warns]
         );
         assert_eq!(severities(|config| config.allow_batched = false), [Warns]);
+        let marking = Duration::from_secs(60);
+        assert_eq!(
+            severities(|config| config.subject_delete_marker_ttl = marking),
+            [Warns]
+        );
         // Each way to publish where it is taken.
         assert_eq!(severities(|config| config.allow_atomic = false), []);
         let shared = |change: fn(&mut StreamConfig)| {
