@@ -27,6 +27,7 @@ use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
+use crate::postgres::triggers;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -181,7 +182,7 @@ async fn execute_one(
             batches,
         };
         let mut report = prune.report();
-        report.may_not_delete = may_not.is_some();
+        report.is_hindered = may_not.is_some();
         report.notes.extend(may_not);
         let writer = match args.dry_run {
             true => None,
@@ -208,7 +209,7 @@ async fn execute_one(
         }
     }
     report.print(args.json)?;
-    Ok(if report.done && !report.may_not_delete {
+    Ok(if report.done && !report.is_hindered {
         Exit::Done
     } else {
         Exit::Failed
@@ -376,6 +377,12 @@ impl Prune<'_> {
             .await;
         bar.finish_and_clear();
         report.take(deleted.context("some rows may be deleted; run this again for the rest")?);
+        if report.changed > 0
+            && let Some(why) = triggers::kept(writer, &self.batches.table).await?
+        {
+            report.notes.push(why);
+            report.is_hindered = true;
+        }
         // The snapshot's transaction has the table open.
         reader.batch_execute("COMMIT").await?;
         Ok(())
@@ -468,7 +475,7 @@ impl Prune<'_> {
             notes: Vec::new(),
             confirmed_lsn: None,
             done: true,
-            may_not_delete: false,
+            is_hindered: false,
         }
     }
 }

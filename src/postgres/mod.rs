@@ -31,6 +31,7 @@
 //! | [`processes`] | that client | what our walsender does, its end |
 //! | [`findings`] | that state | what stands in the way, and what mends it |
 //! | `published_rows` | ids of published rows | the rows marked or deleted |
+//! | `triggers` | the table | what of the application runs where rows are changed, and may keep them |
 //! | `row_sizes` | the table | how large some of its rows are |
 //! | [`settings`] | the configuration | which database, slot and table |
 //! | [`division`] | that client | how many shares there are |
@@ -87,6 +88,7 @@ pub mod silence;
 pub mod slot_wal;
 pub mod socket;
 pub mod startup;
+pub(crate) mod triggers;
 pub(crate) mod unfinished;
 pub(crate) mod unwritten;
 pub(crate) mod waiting;

@@ -12,6 +12,7 @@ use super::findings::{Finding, Kind, refuse, warn};
 use super::id_column::IdColumn;
 use super::replication::quote_literal;
 use super::settings::PostgresSettings;
+use super::triggers::{self, FIND_THEIRS};
 use crate::pipeline::after_publish::{AfterPublish, Row};
 use crate::postgres::row_security::{self, RowsHidden};
 use crate::table_name::{TableName, quote_identifier};
@@ -136,6 +137,30 @@ impl PublishedRows {
             let is_same: bool = client.query_one(&query, &[]).await?.try_get(0)?;
             if !is_same {
                 return Ok(Some(&table.name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Of rows that were deleted and not seen: why the session sees some of them all the same.
+    ///
+    /// # Errors
+    /// Postgres refuses.
+    pub(crate) async fn kept(
+        &self,
+        client: &Client,
+        rows: &HashSet<Row>,
+    ) -> Result<Option<String>, Unsettled> {
+        for (table, of_table) in self.0.iter().enumerate() {
+            let own = rows.iter().filter(|row| row.table == table);
+            let ids: Vec<&str> = own.map(|row| row.id.as_str()).collect();
+            let kept = of_table.kept(client, ids).await;
+            let kept = kept.map_err(|source| Unsettled {
+                table: of_table.name.clone(),
+                source,
+            })?;
+            if kept.is_some() {
+                return Ok(kept);
             }
         }
         Ok(None)
@@ -293,6 +318,38 @@ impl OfTable {
         Ok((rows, unseen))
     }
 
+    /// Why rows with some of these ids are seen behind their deletion.
+    async fn kept(&self, client: &Client, ids: Vec<&str>) -> Result<Option<String>, SqlError> {
+        // One that is seen may have come into sight behind the deletion: one more tells.
+        let seen = self.seen(client, &ids).await?;
+        let seen: Vec<&str> = seen.iter().map(String::as_str).collect();
+        if seen.is_empty() {
+            return Ok(None);
+        }
+        let (_, unseen) = self.run(client, &seen).await?;
+        let unseen: Vec<&str> = unseen.iter().map(String::as_str).collect();
+        match self.seen(client, &unseen).await?.is_empty() {
+            true => Ok(None),
+            false => triggers::kept(client, &self.name.to_string()).await,
+        }
+    }
+
+    /// Which of these ids a row has.
+    async fn seen(&self, client: &Client, ids: &[&str]) -> Result<Vec<String>, SqlError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let query = format!(
+            "SELECT ({})::text FROM {} WHERE {} AND {}",
+            self.id_column.text(),
+            self.name,
+            self.id_column.is_one_of(ids.iter().copied()),
+            self.is_same()
+        );
+        let rows = client.query(&query, &[]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    }
+
     /// SQL for "it is the table that was looked at": another one under the name may have the same ids.
     fn is_same(&self) -> String {
         let name = quote_literal(&self.name.to_string());
@@ -303,7 +360,7 @@ impl OfTable {
         let are_these = |ids: &[&str]| self.id_column.is_one_of(ids.iter().copied());
         let mut unseen = ids.to_vec();
         let statement = format!(
-            "{} WHERE ({}){} AND {} RETURNING ({})::text",
+            "{} WHERE ({}){} AND {} AND {FIND_THEIRS} RETURNING ({})::text",
             self.statement,
             are_these(&unseen),
             self.guard,

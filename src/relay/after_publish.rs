@@ -398,6 +398,11 @@ impl<'s> Settling<'s> {
             rows += settled.rows;
             still.extend(settled.unseen);
         }
+        if self.settings.outbox.after_publish == AfterPublish::Delete
+            && let Some(why) = self.rows.kept(&self.sql, &still).await?
+        {
+            bail!(why);
+        }
         self.unseen.looked(&still, xmin, now);
         Ok(rows)
     }

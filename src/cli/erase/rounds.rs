@@ -47,7 +47,7 @@ pub(super) async fn erase(
         }
         let Some(lane) = erasing.first() else { break };
         receipt.rows += lane.delete(&ids, leases).await?;
-        let is_left = !lane.ids().await?.is_empty();
+        let is_left = lane.has_others(&ids).await?;
         rows::all_seen(lane.sql, &lane.table).await?;
         // A replay reads the table, too.
         if !leases.look(erasing, survey).await? && !is_left {

@@ -14,6 +14,7 @@ use crate::cli::reshard::alone;
 use crate::postgres::client::Client;
 use crate::postgres::detached;
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::triggers::{self, FIND_THEIRS};
 
 /// Makes sure that no rows of the table are where a prune has detached them.
 ///
@@ -69,7 +70,7 @@ impl Erasing<'_> {
             return Ok(0);
         }
         let delete = format!(
-            "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2)",
+            "DELETE FROM {} WHERE {} AND ({})::text = ANY ($2) AND {FIND_THEIRS}",
             self.table,
             self.id.is_it,
             self.id_column.text()
@@ -85,6 +86,25 @@ impl Erasing<'_> {
         leases.are_ours().await?;
         self.sql.batch_execute("COMMIT").await?;
         Ok(deleted)
+    }
+
+    /// Whether rows of the aggregate have come that are none of these, which were deleted.
+    ///
+    /// # Errors
+    /// One of these is still there.
+    pub(super) async fn has_others(&self, deleted: &BTreeSet<String>) -> anyhow::Result<bool> {
+        let left = self.ids().await?;
+        if !left.is_disjoint(deleted) {
+            let why = triggers::kept(self.sql, &self.table).await?;
+            bail!(
+                "rows of {} were deleted and are still there; {}. Then run this again",
+                self.table,
+                why.unwrap_or_else(
+                    || "the table has no trigger and no rule that could keep them".to_owned()
+                )
+            );
+        }
+        Ok(!left.is_empty())
     }
 }
 

@@ -28,9 +28,9 @@ pub(super) struct Report {
     pub(super) confirmed_lsn: Option<String>,
     /// It has come to its end.
     pub(super) done: bool,
-    /// A note says why, of a dry run.
+    /// Rows do not go, or in a dry run would not: a note says why.
     #[serde(skip)]
-    pub(super) may_not_delete: bool,
+    pub(super) is_hindered: bool,
 }
 
 impl Report {

@@ -11,6 +11,7 @@ use postgres_types::PgLsn;
 use super::kept::Kept;
 use super::partitions::Partition;
 use crate::postgres::client::Client;
+use crate::postgres::triggers::FIND_THEIRS;
 use crate::relay::Shutdown;
 
 /// A moment, by which rows are told from later ones without a snapshot that would hold back vacuum.
@@ -223,8 +224,9 @@ impl Batch {
 
     /// By the name of the whole table, whose rights count.
     async fn delete(&self, writer: &Client, table: &str) -> anyhow::Result<u64> {
-        let delete =
-            format!("DELETE FROM {table} WHERE tableoid = $1 AND ctid = ANY ($2::text[]::tid[])");
+        let delete = format!(
+            "DELETE FROM {table} WHERE tableoid = $1 AND ctid = ANY ($2::text[]::tid[]) AND {FIND_THEIRS}"
+        );
         let mut rows = 0;
         for (leaf, places) in &self.0 {
             rows += writer
