@@ -1,19 +1,18 @@
 //! `walrelay erase` beside other commands that publish for the lane: what they leave is found, or it is not done.
 
-mod platform;
-
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DiscardPolicy;
 use futures_util::StreamExt as _;
-use platform::Platform;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::process::Child;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
+
+use crate::platform::Platform;
 
 const LIMIT: Duration = Duration::from_secs(180);
 /// Stands in every payload of the aggregate that is erased.

@@ -1,14 +1,13 @@
 //! What a `walrelay prune` that was killed leaves of a partitioned table: it is told, and put back where it belongs.
 
-mod platform;
-
 use std::process::Stdio;
 use std::time::Duration;
 
-use platform::Platform;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
+
+use crate::platform::{Platform, Relay};
 
 const LIMIT: Duration = Duration::from_secs(180);
 const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
@@ -17,9 +16,9 @@ const AGGREGATE: &str = "0190b6a0-0000-7000-8000-000000000001";
 
 /// A partitioned table without a default partition, whose relay has published everything: three rows of ten days ago, whose partition
 /// is named, and one of today.
-async fn partitioned() -> (Platform, platform::Relay, String) {
+async fn partitioned() -> (Platform, Relay, String) {
     let mut platform = Platform::servers().await;
-    let layout = include_str!("../sql/outbox_events_partitioned.sql");
+    let layout = include_str!("../../sql/outbox_events_partitioned.sql");
     platform.sql.batch_execute(layout).await.expect("made");
     let day = "((now() AT TIME ZONE 'UTC')::date - 10)";
     let query = format!("SELECT to_char({day}, 'YYYYMMDD'), {day}::text, ({day} + 1)::text");
@@ -115,7 +114,7 @@ async fn remedy(platform: &Platform) -> Option<String> {
 }
 
 /// The relay of the same configuration, which confirms.
-async fn confirming(platform: &mut Platform, relay: platform::Relay) -> platform::Relay {
+async fn confirming(platform: &mut Platform, relay: Relay) -> Relay {
     relay.stop().await;
     platform.set("WALRELAY_RELAY_HOLD_BACK", "0s");
     let relay = platform.relay();

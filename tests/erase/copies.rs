@@ -1,12 +1,11 @@
 //! `walrelay erase` against real servers, in streams that others write to as well, and in copies of copies.
 
-mod platform;
-
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::{Config, Source};
-use platform::Platform;
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+use crate::platform::Platform;
 
 async fn make(platform: &Platform, name: &str, subjects: &[&str]) {
     let config = Config {

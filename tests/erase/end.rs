@@ -1,16 +1,15 @@
 //! `walrelay erase` against real servers: what goes, that nothing else does, and that the lane goes on.
 
-mod platform;
-
 use std::path::Path;
 use std::process::Stdio;
 
 use async_nats::{HeaderMap, jetstream};
-use platform::Platform;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
+
+use crate::platform::Platform;
 
 /// Stands in every payload of the aggregate that is erased.
 const SECRET: &str = "a-name-that-nobody-may-read";

@@ -1,15 +1,14 @@
 //! `walrelay prune` against real servers: what goes, and what stays.
 
-mod platform;
-
 use std::process::Stdio;
 use std::time::Duration;
 
-use platform::{Platform, insert, insert_of_type};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use walrelay::outbox::SCHEMA_SQL;
+
+use crate::platform::{Platform, insert, insert_of_type};
 
 const LIMIT: Duration = Duration::from_secs(180);
 const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
@@ -542,7 +541,7 @@ async fn old_day(platform: &Platform, days: i32, events: i32) -> String {
 #[tokio::test]
 async fn what_went_with_its_partition_is_no_phantom() {
     let platform = Platform::servers().await;
-    let layout = include_str!("../sql/outbox_events_partitioned.sql");
+    let layout = include_str!("../../sql/outbox_events_partitioned.sql");
     platform.sql.batch_execute(layout).await.expect("made");
     platform.expect(&["setup"], 0).await;
     let relay = platform.relay();
@@ -563,7 +562,7 @@ async fn what_went_with_its_partition_is_no_phantom() {
 #[tokio::test]
 async fn a_partition_that_is_confirmed_goes_as_a_whole() {
     let platform = Platform::servers().await;
-    let layout = include_str!("../sql/outbox_events_partitioned.sql");
+    let layout = include_str!("../../sql/outbox_events_partitioned.sql");
     platform.sql.batch_execute(layout).await.expect("made");
     platform.expect(&["setup"], 0).await;
     let relay = platform.relay();
