@@ -1,79 +1,80 @@
 //! `walrelay erase` beside other commands that publish for the lane: what they leave is found, or it is not done.
 
-use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
 use async_nats::jetstream::stream::DiscardPolicy;
 use futures_util::StreamExt as _;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::process::Child;
-use tokio_postgres::types::ToSql;
+use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::platform::Platform;
+use crate::aggregate::{SECRET, TYPE, erase, insert_of, is_stored};
+use crate::platform::{Platform, Relay, ends, object, signal};
 
 const LIMIT: Duration = Duration::from_secs(180);
-/// Stands in every payload of the aggregate that is erased.
-const SECRET: &str = "a-name-that-nobody-may-read";
-
-async fn insert_of(platform: &Platform, aggregate: Uuid, count: i32) {
-    let text = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) \
-                SELECT gen_random_uuid(), $1, 'lesson.published.v1', jsonb_build_object('name', $2::text) \
-                FROM generate_series(1, $3::int)";
-    let parameters: [&(dyn ToSql + Sync); 3] = [&aggregate, &SECRET, &count];
-    let inserted = platform.sql.execute(text, &parameters).await;
-    inserted.expect("inserted");
-}
-
-async fn rows(platform: &Platform) -> i64 {
-    let row = platform
-        .sql
-        .query_one("SELECT count(*) FROM outbox_events", &[]);
-    row.await.expect("counted").get(0)
-}
-
-fn start(platform: &Platform, arguments: &[&str]) -> Child {
-    platform
-        .command(arguments)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts")
-}
-
-fn signal(command: &Child, signal: Signal) {
-    let pid = command.id().expect("it runs").cast_signed();
-    kill_process(Pid::from_raw(pid).expect("not 0"), signal).expect("signalled");
-}
-
-async fn ends(command: Child) -> Output {
-    let output = tokio::time::timeout(LIMIT, command.wait_with_output());
-    output.await.expect("it ends in time").expect("it ends")
-}
 
 /// The receipt of a command that ended with this code, and what it said.
 fn receipt(output: &Output, code: i32) -> (Value, String) {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    let receipt = serde_json::from_slice(&output.stdout).expect("a receipt");
-    (receipt, said)
+    (object(output, code), said)
 }
 
-/// Waits until Postgres shows a statement that begins so, and waits for a lock.
-async fn waits_for_a_lock(platform: &Platform, begin: &str) {
-    let query = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND starts_with(query, $1)";
-    let waits = async {
-        loop {
-            let row = platform.sql.query_one(query, &[&begin]).await;
-            if row.expect("read").get::<_, i64>(0) > 0 {
-                return;
-            }
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(LIMIT, waits).await.expect("it waits");
+/// An event of another aggregate and two of this one, published; somebody has locked the rows of this one, so that an erasure of it has
+/// removed the messages and waits.
+async fn with_locked_rows() -> (Platform, Uuid, Client) {
+    let platform = Platform::start().await;
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, TYPE, 2).await;
+    platform.relay_until(3).await;
+    let lock = format!("SELECT FROM outbox_events WHERE aggregate_id = '{user}' FOR UPDATE");
+    let locker = platform.begins(&lock).await;
+    (platform, user, locker)
+}
+
+/// Starts the erasure, and waits until it waits there.
+async fn waiting(platform: &Platform, arguments: &[&str]) -> Child {
+    let erasing = platform.spawn(arguments);
+    platform.waits_for_a_lock("DELETE").await;
+    erasing
+}
+
+/// An aggregate's events with many of others between them, published; how many they are. The stream still has its first message
+/// once they are erased, so that it can give the whole range.
+async fn with_many_between() -> (Platform, Relay, Uuid, u64) {
+    const OTHERS: u32 = 10_000;
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    let user = Uuid::new_v4();
+    platform.insert(1).await;
+    insert_of(&platform, user, TYPE, 1).await;
+    platform.insert(OTHERS).await;
+    insert_of(&platform, user, TYPE, 1).await;
+    let all = u64::from(OTHERS) + 3;
+    platform.wait_for(all).await;
+    (platform, relay, user, all)
+}
+
+/// A replay of them to this stream that stands still behind the first of the aggregate.
+async fn stopped_replay(platform: &Platform, arguments: &[&str], to: &str, all: u64) -> Child {
+    let replaying = platform.spawn(arguments);
+    platform.holds_in(to, 2).await;
+    signal(&replaying, Signal::STOP);
+    let reached = platform.messages_in(to).await;
+    assert!(reached < all, "the replay has ended before it was stopped");
+    replaying
+}
+
+/// It goes on, and ends without the rest.
+async fn is_told_of_the_erasure(replaying: Child) {
+    signal(&replaying, Signal::CONT);
+    let replayed = ends(replaying).await;
+    let said = String::from_utf8_lossy(&replayed.stderr);
+    assert_eq!(replayed.status.code(), Some(1), "{said}");
+    assert!(said.contains("walrelay erase"), "{said}");
 }
 
 /// The leases that are stored, by their streams.
@@ -119,92 +120,47 @@ async fn takes(platform: &Platform, messages: i64) {
     edited.expect("edited");
 }
 
-async fn messages(platform: &Platform, stream: &str) -> u64 {
-    let found = platform.jetstream.get_stream(stream).await;
-    found.map_or(0, |stream| stream.cached_info().state.messages)
-}
-
-fn holds(folder: &Path, text: &str) -> bool {
-    std::fs::read_dir(folder).expect("a folder").any(|entry| {
-        let path = entry.expect("an entry").path();
-        match path.is_dir() {
-            true => holds(&path, text),
-            false => std::fs::read(&path).is_ok_and(|bytes| {
-                bytes
-                    .windows(text.len())
-                    .any(|part| part == text.as_bytes())
-            }),
-        }
-    })
-}
-
 /// It stands still for longer than others wait, and another command publishes the aggregate's rows again.
 #[tokio::test]
 async fn an_erasure_that_others_have_taken_over_is_not_done() {
-    let platform = Platform::start().await;
-    let user = Uuid::new_v4();
-    platform.insert(1).await;
-    insert_of(&platform, user, 2).await;
-    platform.relay_until(3).await;
-    let mut other = platform.postgres.connect("postgres").await;
-    let other = other.as_mut().expect("a connection");
-    let lock = other.transaction().await.expect("begun");
-    let query = "SELECT FROM outbox_events WHERE aggregate_id = $1 FOR UPDATE";
-    lock.query(query, &[&user]).await.expect("locked");
-
+    let (platform, user, locker) = with_locked_rows().await;
     let id = user.to_string();
     let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
-    let erasing = start(&platform, &erase);
-    waits_for_a_lock(&platform, "DELETE").await;
+    let erasing = waiting(&platform, &erase).await;
     signal(&erasing, Signal::STOP);
     platform.expect(&["backfill", "--unjudged"], 0).await;
     signal(&erasing, Signal::CONT);
-    drop(lock);
+    drop(locker);
     let (told, said) = receipt(&ends(erasing).await, 1);
     assert_eq!(told["done"], json!(false), "{told} {said}");
     assert!(said.contains("walrelay backfill"), "{said}");
     assert!(said.contains("run this again"), "{said}");
     // They tell whose the messages are where these do not.
-    assert_eq!((rows(&platform).await, &told["rows"]), (3, &json!(0)));
+    assert_eq!((platform.rows().await, &told["rows"]), (3, &json!(0)));
 
     let (told, said) = receipt(&platform.output(&erase).await, 0);
     assert_eq!(told["done"], json!(true), "{told} {said}");
-    assert_eq!(rows(&platform).await, 1);
-    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    assert_eq!(platform.rows().await, 1);
+    assert!(!is_stored(&platform, SECRET));
     platform.verify(0).await;
 }
 
 /// A replay that began once the erasure had looked which streams there are, and that stands still with what it has read.
 #[tokio::test]
 async fn what_is_replayed_to_a_new_stream_meanwhile_goes_too() {
-    const OTHERS: u32 = 10_000;
-    let platform = Platform::start().await;
-    let relay = platform.relay();
-    let user = Uuid::new_v4();
-    platform.insert(1).await;
-    insert_of(&platform, user, 1).await;
-    platform.insert(OTHERS).await;
-    insert_of(&platform, user, 1).await;
-    let last = u64::from(OTHERS) + 3;
-    platform.wait_for(last).await;
-    takes(&platform, last.cast_signed()).await;
-    insert_of(&platform, user, 1).await;
+    let (platform, relay, user, all) = with_many_between().await;
+    takes(&platform, all.cast_signed()).await;
+    insert_of(&platform, user, TYPE, 1).await;
 
     let id = user.to_string();
     let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
-    let erasing = start(&platform, &erase);
+    let erasing = platform.spawn(&erase);
     lease_is(&platform, "OUTBOX", |lease| {
         lease["work"]["stage"] == "waiting for the relay"
     })
     .await;
     let replay = ["replay", "--yes", "--from", "0/1", "--stream", "FRESH"];
-    let replaying = start(&platform, &replay);
-    while messages(&platform, "FRESH").await < 2 {
-        tokio::task::yield_now().await;
-    }
-    signal(&replaying, Signal::STOP);
-    let reached = messages(&platform, "FRESH").await;
-    assert!(reached < last, "the replay has ended before it was stopped");
+    let replaying = stopped_replay(&platform, &replay, "FRESH", all).await;
     takes(&platform, -1).await;
     let (told, said) = receipt(&ends(erasing).await, 0);
     assert_eq!(told["done"], json!(true), "{told} {said}");
@@ -212,43 +168,29 @@ async fn what_is_replayed_to_a_new_stream_meanwhile_goes_too() {
     assert_eq!(fresh["stream"], "FRESH", "{told}");
     assert_eq!(fresh["events"][0], json!(2), "{told}");
 
-    signal(&replaying, Signal::CONT);
-    let replayed = ends(replaying).await;
-    let said = String::from_utf8_lossy(&replayed.stderr);
-    assert_eq!(replayed.status.code(), Some(1), "{said}");
-    assert!(said.contains("walrelay erase"), "{said}");
+    is_told_of_the_erasure(replaying).await;
     relay.stop().await;
-    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    assert!(!is_stored(&platform, SECRET));
     platform.verify(0).await;
 }
 
 /// One that reads the rows, once their messages are gone, and ends before they are.
 #[tokio::test]
 async fn what_is_replayed_from_the_table_meanwhile_goes_too() {
-    let platform = Platform::start().await;
-    let user = Uuid::new_v4();
-    platform.insert(1).await;
-    insert_of(&platform, user, 2).await;
-    platform.relay_until(3).await;
-    let mut other = platform.postgres.connect("postgres").await;
-    let other = other.as_mut().expect("a connection");
-    let lock = other.transaction().await.expect("begun");
-    let query = "SELECT FROM outbox_events WHERE aggregate_id = $1 FOR UPDATE";
-    lock.query(query, &[&user]).await.expect("locked");
+    let (platform, user, locker) = with_locked_rows().await;
     let id = user.to_string();
     let erase = ["erase", "--yes", "--json", "--aggregate-id", &id];
-    let erasing = start(&platform, &erase);
-    waits_for_a_lock(&platform, "DELETE").await;
+    let erasing = waiting(&platform, &erase).await;
     let replay = ["replay", "--yes", "--from", "2020-01-01T00:00:00Z"];
     let to = ["--source", "table", "--stream", "FRESH"];
     platform.expect(&[&replay[..], &to].concat(), 0).await;
-    assert_eq!(messages(&platform, "FRESH").await, 3);
-    drop(lock);
+    assert_eq!(platform.messages_in("FRESH").await, 3);
+    drop(locker);
     let (told, said) = receipt(&ends(erasing).await, 0);
     assert_eq!(told["done"], json!(true), "{told} {said}");
-    assert_eq!(messages(&platform, "FRESH").await, 1, "{told}");
+    assert_eq!(platform.messages_in("FRESH").await, 1, "{told}");
     assert_eq!(told["rows"], json!(2), "{told}");
-    assert!(!holds(&platform.nats.store_dir(), SECRET));
+    assert!(!is_stored(&platform, SECRET));
 }
 
 /// What `status` and `doctor` say of commands that have ended without finishing.
@@ -279,32 +221,23 @@ async fn typed(platform: &Platform, line: &str, id: &str) {
 
 #[tokio::test]
 async fn a_killed_erasure_leaves_no_id_behind() {
-    let platform = Platform::start().await;
-    let user = Uuid::new_v4();
-    platform.insert(1).await;
-    insert_of(&platform, user, 2).await;
-    platform.relay_until(3).await;
-    let mut other = platform.postgres.connect("postgres").await;
-    let other = other.as_mut().expect("a connection");
-    let lock = other.transaction().await.expect("begun");
-    let query = "SELECT FROM outbox_events WHERE aggregate_id = $1 FOR UPDATE";
-    lock.query(query, &[&user]).await.expect("locked");
+    let (platform, user, locker) = with_locked_rows().await;
     let given = user.to_string().to_uppercase();
     let id = format!("--aggregate-id={given}");
-    let mut erasing = start(&platform, &["erase", &id, "--yes", "--also-header", "user"]);
-    waits_for_a_lock(&platform, "DELETE").await;
+    let erase = ["erase", &id, "--yes", "--also-header", "user"];
+    let mut erasing = waiting(&platform, &erase).await;
     erasing.kill().await.expect("killed");
-    drop(lock);
+    drop(locker);
     // Its messages are gone.
     for id in [&user.to_string(), &given] {
-        assert!(!holds(&platform.nats.store_dir(), id), "{id}");
+        assert!(!is_stored(&platform, id), "{id}");
     }
     let told = unfinished(&platform).await;
     let line = "walrelay erase --aggregate-id=<ID> --yes --also-header user";
     assert_eq!(told, [line]);
     typed(&platform, line, &given).await;
     assert_eq!(unfinished(&platform).await, Vec::<String>::new());
-    assert_eq!(rows(&platform).await, 1);
+    assert_eq!(platform.rows().await, 1);
 }
 
 /// Kills a replay in its midst.
@@ -312,7 +245,7 @@ async fn killed_replay(platform: &Platform, stream: &str, more: &[&str]) {
     let replay = ["replay", "--yes", "--from", "0/1", "--stream", stream];
     let subject = format!("{stream}.{{event_type}}");
     let arguments = [&replay[..], &["--subject", &subject], more].concat();
-    let mut replaying = start(platform, &arguments);
+    let mut replaying = platform.spawn(&arguments);
     let is_at_work = |lease: &Value| lease["released"] == false;
     lease_is(platform, stream, is_at_work).await;
     replaying.kill().await.expect("killed");
@@ -331,7 +264,7 @@ async fn an_erasure_takes_its_id_out_of_what_is_kept_of_killed_commands() {
     let (user, other) = (Uuid::new_v4(), Uuid::new_v4());
     // The stream still has its first message afterwards, so that it can give the whole range.
     platform.insert(1).await;
-    insert_of(&platform, user, 1).await;
+    insert_of(&platform, user, TYPE, 1).await;
     platform.insert(10_000).await;
     platform.wait_for(10_002).await;
     let (id, other) = (user.to_string(), other.to_string());
@@ -362,5 +295,26 @@ async fn an_erasure_takes_its_id_out_of_what_is_kept_of_killed_commands() {
     assert_eq!(unfinished(&platform).await, [both.clone(), line("GONE")]);
     typed(&platform, &both.replace('\'', ""), &id).await;
     assert_eq!(unfinished(&platform).await, [line("GONE")]);
+    relay.stop().await;
+}
+
+/// A replay that was stopped in its midst, with the aggregate's last event read or still to be read.
+#[tokio::test]
+async fn a_replay_that_goes_on_publishes_nothing_that_was_erased() {
+    let (platform, relay, user, all) = with_many_between().await;
+    let replay = ["replay", "--from", "2020-01-01T00:00:00Z", "--yes"];
+    let replaying = stopped_replay(&platform, &replay, "OUTBOX_REPLAY", all).await;
+    assert_eq!(platform.rows().await, all.cast_signed());
+
+    let receipt = erase(&platform, user, &["--yes"], 0).await;
+    assert_eq!(receipt["rows"], 2);
+    is_told_of_the_erasure(replaying).await;
+    platform.expect(&replay, 0).await;
+    let dry = erase(&platform, user, &["--dry-run"], 0).await;
+    assert_eq!(dry["rows"], 0, "{dry}");
+    for stream in dry["streams"].as_array().expect("a list") {
+        assert_eq!(stream["events"], json!([]), "{dry}");
+    }
+    assert!(!is_stored(&platform, SECRET));
     relay.stop().await;
 }

@@ -1,5 +1,6 @@
 //! `walrelay erase` against real servers: what goes, where it looks, and that nothing else does.
 
+mod aggregate;
 mod beside;
 mod copies;
 mod end;

@@ -91,6 +91,13 @@ impl Platform {
             .expect("the command runs")
     }
 
+    /// Starts a command; what it writes is kept for who waits for its end.
+    pub fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("it starts")
+    }
+
     /// Runs a command that must end with this code; returns what it wrote.
     pub async fn expect(&self, arguments: &[&str], code: i32) -> String {
         let output = self.output(arguments).await;
@@ -103,13 +110,14 @@ impl Platform {
         text
     }
 
+    /// Runs a command with `--json` that must end with this code; the one object that it writes.
+    pub async fn json(&self, arguments: &[&str], code: i32) -> serde_json::Value {
+        object(&self.output(&[arguments, &["--json"]].concat()).await, code)
+    }
+
     /// `walrelay verify --json`.
     pub async fn verify(&self, code: i32) -> serde_json::Value {
-        let output = self.output(&["verify", "--json", "--wait", "20s"]).await;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(code), "{text}{errors}");
-        serde_json::from_str(&text).expect("one JSON object")
+        self.json(&["verify", "--wait", "20s"], code).await
     }
 
     pub fn relay(&self) -> Relay {
@@ -171,6 +179,23 @@ impl Platform {
         stream.cached_info().state.last_sequence
     }
 
+    /// How many messages another stream holds; none where it is not there.
+    pub async fn messages_in(&self, stream: &str) -> u64 {
+        let found = self.jetstream.get_stream(stream).await;
+        found.map_or(0, |stream| stream.cached_info().state.messages)
+    }
+
+    /// Waits until another stream holds so many messages, or more.
+    pub async fn holds_in(&self, stream: &str, messages: u64) {
+        let reached = async {
+            while self.messages_in(stream).await < messages {
+                tokio::task::yield_now().await;
+            }
+        };
+        let reached = tokio::time::timeout(LIMIT, reached).await;
+        reached.unwrap_or_else(|_| panic!("{stream} holds {messages} messages in time"));
+    }
+
     pub async fn wait_for(&self, last_sequence: u64) {
         let reached = async {
             while self.last_sequence().await < last_sequence {
@@ -186,6 +211,45 @@ impl Platform {
     /// Commits one transaction with so many events.
     pub async fn insert(&self, count: u32) {
         insert(&self.sql, count).await;
+    }
+
+    /// How many rows the table has.
+    pub async fn rows(&self) -> i64 {
+        self.number("SELECT count(*) FROM outbox_events").await
+    }
+
+    /// What a query of one number answers.
+    pub async fn number(&self, query: &str) -> i64 {
+        let row = self.sql.query_one(query, &[]).await;
+        row.expect("read").get(0)
+    }
+
+    /// Waits until the query counts so many.
+    pub async fn counts(&self, query: &str, count: i64) {
+        let counted = async {
+            while self.number(query).await != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        let counted = tokio::time::timeout(LIMIT, counted).await;
+        counted.unwrap_or_else(|_| panic!("{count} in time: {query}"));
+    }
+
+    /// Waits until a statement that begins so waits for a lock.
+    pub async fn waits_for_a_lock(&self, begin: &str) {
+        let waits = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND starts_with(query, '{begin}')"
+        );
+        self.counts(&waits, 1).await;
+    }
+
+    /// A session of its own, in a transaction that has done this. It ends with a `COMMIT`, or is taken back with the session.
+    pub async fn begins(&self, sql: &str) -> tokio_postgres::Client {
+        let session = self.postgres.connect("postgres").await;
+        let session = session.expect("a connection");
+        let begun = session.batch_execute(&format!("BEGIN; {sql}")).await;
+        begun.expect("begun");
+        session
     }
 
     /// A stored message's body, and walrelay's own headers.
@@ -216,6 +280,26 @@ impl Platform {
     }
 }
 
+/// What a command with `--json` has written that ended with this code.
+pub fn object(output: &Output, code: i32) -> serde_json::Value {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}{errors}");
+    serde_json::from_str(&text).expect("one JSON object")
+}
+
+/// Sends a signal to a command that runs.
+pub fn signal(command: &Child, signal: Signal) {
+    let pid = command.id().expect("it runs").cast_signed();
+    kill_process(Pid::from_raw(pid).expect("not 0"), signal).expect("signalled");
+}
+
+/// Its end, and what it has written.
+pub async fn ends(command: Child) -> Output {
+    let output = tokio::time::timeout(LIMIT, command.wait_with_output());
+    output.await.expect("it ends in time").expect("it ends")
+}
+
 /// Commits one transaction with so many events.
 pub async fn insert(sql: &tokio_postgres::Client, count: u32) {
     let text = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json) \
@@ -242,8 +326,7 @@ pub async fn insert_of_type(sql: &tokio_postgres::Client, event_type: &str) -> U
 impl Relay {
     /// SIGTERM, and exit code 0.
     pub async fn stop(mut self) {
-        let pid = i32::try_from(self.0.id().expect("it runs")).expect("a pid");
-        kill_process(Pid::from_raw(pid).expect("not 0"), Signal::TERM).expect("signalled");
+        self.signal(Signal::TERM);
         let status = tokio::time::timeout(LIMIT, self.0.wait())
             .await
             .expect("it stops in time")
@@ -252,8 +335,7 @@ impl Relay {
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.0.id().expect("it runs")).expect("a pid");
-        kill_process(Pid::from_raw(pid).expect("not 0"), signal).expect("signalled");
+        self::signal(&self.0, signal);
     }
 
     pub async fn kill(mut self) {

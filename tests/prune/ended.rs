@@ -1,103 +1,38 @@
 //! What a `walrelay prune` that was killed leaves of a partitioned table: it is told, and put back where it belongs.
 
-use std::process::Stdio;
-use std::time::Duration;
-
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Child;
 
+use crate::command::{PRUNE, pruned, waiting};
+use crate::partitions::{self, insert_at, old_partition};
 use crate::platform::{Platform, Relay};
 
-const LIMIT: Duration = Duration::from_secs(180);
-const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
 /// In the old partition.
 const AGGREGATE: &str = "0190b6a0-0000-7000-8000-000000000001";
 
 /// A partitioned table without a default partition, whose relay has published everything: three rows of ten days ago, whose partition
 /// is named, and one of today.
 async fn partitioned() -> (Platform, Relay, String) {
-    let mut platform = Platform::servers().await;
-    let layout = include_str!("../../sql/outbox_events_partitioned.sql");
-    platform.sql.batch_execute(layout).await.expect("made");
-    let day = "((now() AT TIME ZONE 'UTC')::date - 10)";
-    let query = format!("SELECT to_char({day}, 'YYYYMMDD'), {day}::text, ({day} + 1)::text");
-    let row = platform.sql.query_one(&query, &[]).await.expect("a day");
-    let (suffix, from, to): (String, String, String) = (row.get(0), row.get(1), row.get(2));
-    let name = format!("public.outbox_events_{suffix}");
-    let make = format!(
-        "DROP TABLE public.outbox_events_default; \
-         CREATE TABLE {name} PARTITION OF public.outbox_events FOR VALUES FROM ('{from} 00:00:00+00') TO ('{to} 00:00:00+00')"
-    );
-    platform.sql.batch_execute(&make).await.expect("made");
+    let mut platform = partitions::partitioned().await;
+    let without_default = "DROP TABLE public.outbox_events_default";
+    let dropped = platform.sql.batch_execute(without_default).await;
+    dropped.expect("dropped");
+    let (name, time) = old_partition(&platform, 10).await;
     platform.expect(&["setup"], 0).await;
     // No prune comes to its end beside it.
     platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     let relay = platform.relay();
-    insert_old(&platform, &format!("'{from} 12:00:00+00'"), 3).await;
+    insert_at(&platform, &format!("'{AGGREGATE}'"), &time, 3).await;
     platform.insert(1).await;
     platform.wait_for(4).await;
     (platform, relay, name)
-}
-
-async fn insert_old(platform: &Platform, at: &str, count: i32) {
-    let insert = format!(
-        "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json, occurred_at) \
-         SELECT gen_random_uuid(), '{AGGREGATE}', 'lesson.published.v1', '{{}}', {at} FROM generate_series(1, {count})"
-    );
-    platform.sql.batch_execute(&insert).await.expect("inserted");
-}
-
-async fn number(platform: &Platform, query: &str) -> i64 {
-    let row = platform.sql.query_one(query, &[]).await;
-    row.expect("read").get(0)
-}
-
-async fn rows(platform: &Platform) -> i64 {
-    number(platform, "SELECT count(*) FROM outbox_events").await
-}
-
-/// Waits until the query counts so many.
-async fn counts(platform: &Platform, query: &str, count: i64) {
-    let counted = async {
-        while number(platform, query).await != count {
-            tokio::task::yield_now().await;
-        }
-    };
-    let counted = tokio::time::timeout(LIMIT, counted).await;
-    counted.expect("it gets there in time");
-}
-
-/// A prune that has detached the old partition, and waits for the slot.
-async fn waiting(platform: &Platform) -> Child {
-    let mut prune = platform
-        .command(PRUNE)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let mut lines = BufReader::new(prune.stderr.take().expect("piped")).lines();
-    let line = tokio::time::timeout(LIMIT, lines.next_line()).await;
-    let line = line
-        .expect("it says something in time")
-        .expect("it is read");
-    let line = line.expect("a line");
-    assert!(line.starts_with("waiting until"), "{line}");
-    prune
 }
 
 /// Kills it, and waits until Postgres knows.
 async fn killed(platform: &Platform, mut prune: Child) {
     prune.kill().await.expect("killed");
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
-    counts(platform, locks, 0).await;
-}
-
-async fn pruned(platform: &Platform, more: &[&str], code: i32) -> Value {
-    let output = platform.output(&[PRUNE, &["--json"], more].concat()).await;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{said}");
-    serde_json::from_slice(&output.stdout).expect("one JSON object")
+    platform.counts(locks, 0).await;
 }
 
 /// The SQL that `doctor` prints for partitions that are detached; none where it finds none.
@@ -119,7 +54,7 @@ async fn confirming(platform: &mut Platform, relay: Relay) -> Relay {
     platform.set("WALRELAY_RELAY_HOLD_BACK", "0s");
     let relay = platform.relay();
     let read = "SELECT count(*) FROM pg_replication_slots WHERE active";
-    counts(platform, read, 1).await;
+    platform.counts(read, 1).await;
     relay
 }
 
@@ -129,7 +64,7 @@ const ERASE: &[&str] = &["erase", "--yes", "--aggregate-id", AGGREGATE];
 async fn what_it_has_detached_is_told_and_attached_as_printed() {
     let (mut platform, relay, name) = partitioned().await;
     let prune = waiting(&platform).await;
-    assert_eq!(rows(&platform).await, 1);
+    assert_eq!(platform.rows().await, 1);
     // It is at work: the rows go, or come back.
     assert_eq!(remedy(&platform).await, None);
     let said = platform.expect(ERASE, 1).await;
@@ -151,11 +86,11 @@ async fn what_it_has_detached_is_told_and_attached_as_printed() {
         "{dry}"
     );
     platform.sql.batch_execute(&sql).await.expect("it is SQL");
-    assert_eq!(rows(&platform).await, 4);
+    assert_eq!(platform.rows().await, 4);
     assert_eq!(remedy(&platform).await, None);
     let relay = confirming(&mut platform, relay).await;
     platform.expect(ERASE, 0).await;
-    assert_eq!(rows(&platform).await, 1);
+    assert_eq!(platform.rows().await, 1);
     platform.verify(0).await;
     relay.stop().await;
 }
@@ -176,13 +111,13 @@ async fn what_it_has_detached_is_compared_before_it_goes() {
     let (_, backfill) = said
         .split_once("nothing was deleted: walrelay ")
         .expect(&said);
-    assert_eq!(rows(&platform).await, 5);
+    assert_eq!(platform.rows().await, 5);
     let (backfill, _) = backfill.split_once(" publishes").expect("a command");
     let words: Vec<&str> = backfill.split(' ').collect();
     platform.expect(&words, 0).await;
     let done = pruned(&platform, &[], 0).await;
     assert_eq!(done["partitions"], json!([name]));
-    assert_eq!(rows(&platform).await, 1);
+    assert_eq!(platform.rows().await, 1);
     relay.stop().await;
     platform.verify(0).await;
 }
@@ -208,7 +143,7 @@ async fn what_cannot_be_attached_again_stays() {
     );
     assert_eq!(done["done"], json!(false));
     let left = format!("SELECT count(*) FROM {name}");
-    assert_eq!(number(&platform, &left).await, 3);
+    assert_eq!(platform.number(&left).await, 3);
     // It was old and empty.
     assert_eq!(done["partitions"], json!(["public.taken"]));
     let done = pruned(&platform, &[], 0).await;
@@ -220,28 +155,22 @@ async fn what_cannot_be_attached_again_stays() {
 #[tokio::test]
 async fn what_it_was_about_to_detach_is_told_and_attached_as_printed() {
     let (mut platform, relay, name) = partitioned().await;
-    let mut other = platform.postgres.connect("postgres").await;
-    let other = other.as_mut().expect("a connection");
     for _ in 0..2 {
-        let reading = other.transaction().await.expect("begun");
-        let read = "SELECT count(*) FROM outbox_events";
-        reading.query_one(read, &[]).await.expect("read");
-        let mut prune = platform.command(PRUNE);
-        prune.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut prune = prune.spawn().expect("it starts");
+        let reading = platform.begins("SELECT count(*) FROM outbox_events").await;
+        let mut prune = platform.spawn(PRUNE);
         let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'ALTER TABLE%'";
-        counts(&platform, waits, 1).await;
+        platform.counts(waits, 1).await;
         prune.kill().await.expect("killed");
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE%'";
         platform.sql.query(end, &[]).await.expect("ended");
-        counts(&platform, waits, 0).await;
+        platform.counts(waits, 0).await;
         drop(reading);
-        assert_eq!(rows(&platform).await, 1);
+        assert_eq!(platform.rows().await, 1);
         let said = platform.expect(ERASE, 1).await;
         assert!(said.contains(&name), "{said}");
         let sql = remedy(&platform).await.expect("it is told");
         platform.sql.batch_execute(&sql).await.expect("it is SQL");
-        assert_eq!(rows(&platform).await, 4);
+        assert_eq!(platform.rows().await, 4);
         assert_eq!(remedy(&platform).await, None);
     }
     let relay = confirming(&mut platform, relay).await;

@@ -1,6 +1,9 @@
 //! `walrelay prune` against real servers: what goes, what stays, and what a killed one leaves.
 
+mod command;
 mod ended;
+mod letters;
+mod partitions;
 #[path = "../platform/mod.rs"]
 mod platform;
 mod rows;

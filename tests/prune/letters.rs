@@ -1,0 +1,145 @@
+//! What `walrelay prune` keeps of dead letters, whatever the stream still has of them.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::command::{age, insert_old, pruned, refused};
+use crate::platform::{Platform, insert_of_type};
+
+const LIMIT: Duration = Duration::from_secs(180);
+
+#[tokio::test]
+async fn an_open_dead_letter_stays_until_it_is_closed() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    insert_of_type(&platform.sql, "no subject").await;
+    platform.insert(2).await;
+    platform.wait_for(3).await;
+    age(&platform).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(2), &json!(1))
+    );
+    assert_eq!(platform.rows().await, 1);
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    platform.expect(&discard, 0).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(1), &json!(0))
+    );
+    relay.stop().await;
+}
+
+/// What the relay keeps in mind of open dead letters; none before its first look.
+async fn kept_letters(platform: &Platform) -> Option<Value> {
+    let stream = platform.jetstream.get_stream("WALRELAY").await;
+    let stream = stream.expect("a stream");
+    let subject = "walrelay.lane.OUTBOX.walrelay.letters";
+    let message = stream.get_last_raw_message_by_subject(subject).await.ok()?;
+    serde_json::from_slice(&message.payload).ok()
+}
+
+/// Waits until it keeps so many.
+async fn keeps(platform: &Platform, count: usize) {
+    let kept = async {
+        loop {
+            let kept = kept_letters(platform).await;
+            let letters = kept.as_ref().and_then(|kept| kept["letters"].as_array());
+            if letters.is_some_and(|letters| letters.len() == count) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let kept = tokio::time::timeout(LIMIT, kept).await;
+    kept.expect("it takes note in time");
+}
+
+/// The stream keeps so many messages and drops the oldest.
+async fn keep_the_last(platform: &Platform, messages: i64) {
+    let mut config = platform.stream().await.cached_info().config.clone();
+    config.max_messages = messages;
+    let edited = platform.jetstream.update_stream(&config).await;
+    edited.expect("edited");
+}
+
+#[tokio::test]
+async fn an_open_dead_letter_that_the_stream_has_removed_keeps_its_row() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    insert_of_type(&platform.sql, "no subject").await;
+    platform.wait_for(1).await;
+    keeps(&platform, 1).await;
+    keep_the_last(&platform, 3).await;
+    let said = platform.expect(&["doctor"], 1).await;
+    assert!(
+        said.contains("which removes its oldest messages (max_msgs 3)"),
+        "{said}"
+    );
+    assert!(
+        said.contains("nats stream edit OUTBOX --max-msgs=-1\n"),
+        "{said}"
+    );
+    // The letter goes, and events of which nothing is left in the stream.
+    platform.insert(5).await;
+    platform.wait_for(6).await;
+    age(&platform).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(5), &json!(1))
+    );
+    assert_eq!(platform.rows().await, 1);
+    let list = platform.expect(&["dead-letters", "list"], 0).await;
+    assert!(list.contains("    gone  "), "{list}");
+    let said = platform.expect(&["doctor"], 1).await;
+    let remedy = "walrelay dead-letters retry --all";
+    assert!(
+        said.contains("1 open dead letter is no longer in stream OUTBOX") && said.contains(remedy),
+        "{said}"
+    );
+
+    // The row is mended, and what is printed publishes it.
+    let mend = "UPDATE outbox_events SET event_type = 'lesson.published.v1'";
+    platform.sql.batch_execute(mend).await.expect("mended");
+    let typed: Vec<&str> = remedy.split(' ').skip(1).collect();
+    platform.expect(&typed, 0).await;
+    assert_eq!(platform.last_sequence().await, 8);
+    // Again nothing is published: the mark tells.
+    let said = platform.expect(&typed, 0).await;
+    assert!(said.contains("no open dead letters"), "{said}");
+    keeps(&platform, 0).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(1), &json!(0))
+    );
+    relay.stop().await;
+    platform.verify(0).await;
+}
+
+#[tokio::test]
+async fn rows_that_may_be_dead_letters_of_which_nothing_is_known_stay() {
+    let platform = Platform::start().await;
+    let relay = platform.relay();
+    insert_old(&platform, 5).await;
+    platform.wait_for(5).await;
+    keeps(&platform, 0).await;
+    relay.stop().await;
+    keep_the_last(&platform, 3).await;
+    let records = platform.jetstream.get_stream("WALRELAY").await;
+    let records = records.expect("a stream");
+    let purge = records
+        .purge()
+        .filter("walrelay.lane.OUTBOX.walrelay.letters");
+    purge.await.expect("purged");
+    refused(&platform, &[], "unjudged: 2 rows").await;
+    // What it says cures it.
+    let relay = platform.relay();
+    keeps(&platform, 0).await;
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 5);
+    relay.stop().await;
+}
