@@ -252,8 +252,7 @@ async fn run_on_a_shared_stream_needs_what_the_file_gives_it() {
 
 /// A lane with something for each command: a row from before the slot, an event, and a dead letter whose row is mended.
 async fn fill(fixture: &mut Fixture) {
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.make_table().await;
     // Adoption marks what slot and stream have in common.
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     // From before the slot, so that there is something to backfill.

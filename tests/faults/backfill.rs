@@ -33,12 +33,7 @@ async fn backfill_beside_inserts(fixture: &Fixture) -> u64 {
 
 #[tokio::test]
 async fn the_relay_goes_on_meanwhile_and_finds_its_place_behind_it() {
-    let mut fixture = Fixture::bare().await;
-    fixture
-        .sql
-        .batch_execute(walrelay::outbox::SCHEMA_SQL)
-        .await
-        .unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     fixture.insert(1, OLD).await;
     fixture.setup().await;
@@ -104,12 +99,7 @@ async fn an_expired_retry_is_no_doubt() {
 
 #[tokio::test]
 async fn a_lane_without_an_event_begins_behind_any_number_of_backfilled_rows() {
-    let mut fixture = Fixture::bare().await;
-    fixture
-        .sql
-        .batch_execute(walrelay::outbox::SCHEMA_SQL)
-        .await
-        .unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     let old = FOREIGN_MESSAGES_MAX + 10;
     fixture.insert(1, old).await;
@@ -125,9 +115,7 @@ async fn a_lane_without_an_event_begins_behind_any_number_of_backfilled_rows() {
 /// A row from before the slot has no dead letter.
 #[tokio::test]
 async fn a_row_that_can_never_be_published_is_shown_and_mended_or_deleted() {
-    let fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let fixture = Fixture::with_table().await;
     fixture.insert(1, 3).await;
     let bad = insert_sql(8, 9).replace("lesson.published.v1", "has a space");
     fixture.sql.batch_execute(&bad).await.unwrap();
@@ -162,9 +150,7 @@ async fn a_row_that_can_never_be_published_is_shown_and_mended_or_deleted() {
 /// Where the stream may have had a row's message and removed it, the row stays unjudged also when it is mended.
 #[tokio::test]
 async fn an_unjudged_row_that_can_never_be_published_is_mended_by_what_is_printed() {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.insert(1, 2).await;
     let bad = insert_sql(3, 3).replace("lesson.published.v1", "has a space");
     fixture.sql.batch_execute(&bad).await.unwrap();
@@ -203,9 +189,7 @@ async fn an_unjudged_row_that_can_never_be_published_is_mended_by_what_is_printe
 /// What is printed is about the rows that the command was about: others would be published too, whose events somebody else has.
 #[tokio::test]
 async fn the_printed_command_leaves_out_what_was_left_out() {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     let bad = insert_sql(1, 4).replace("lesson.published.v1", "has a space");
     fixture.sql.batch_execute(&bad).await.unwrap();
     let older = "UPDATE outbox_events SET occurred_at = '2026-01-01T00:00:00Z' WHERE id = $1";

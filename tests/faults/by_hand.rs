@@ -379,9 +379,7 @@ async fn two_million_old_rows_through_ten_kills() {
     const ROWS: u64 = 2_000_000;
     const KILLS: u64 = 10;
     let build = std::env::var("WALRELAY_THIS").expect("WALRELAY_THIS names a build");
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     for part in 0..100 {
         let first = part * ROWS / 100;
         fixture.insert(first + 1, first + ROWS / 100).await;

@@ -56,9 +56,7 @@ async fn all_is_closed(fixture: &Fixture) {
 #[tokio::test]
 async fn a_row_that_a_backfill_has_published_is_not_retried() {
     for lane in [Lane::FastIngest, Lane::Shared] {
-        let mut fixture = Fixture::bare().await;
-        let schema = walrelay::outbox::SCHEMA_SQL;
-        fixture.sql.batch_execute(schema).await.unwrap();
+        let mut fixture = Fixture::with_table().await;
         gone_and_mended(&mut fixture, lane).await;
         let relay = fixture.run();
         let filled = fixture

@@ -45,8 +45,7 @@ async fn report(fixture: &Fixture, code: i32) -> Value {
 }
 
 async fn with_table(mut fixture: Fixture, lane: Lane) -> Fixture {
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.make_table().await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     set_up(&mut fixture, lane).await;
     fixture
@@ -294,10 +293,7 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
     mend(&fixture).await;
 
     // Beside a relay, and one that waits for the table.
-    let lock = fixture.connect().await;
-    lock.batch_execute("BEGIN; LOCK TABLE outbox_events")
-        .await
-        .unwrap();
+    let locker = fixture.begins("LOCK TABLE outbox_events").await;
     let mut waiting = fixture.start(&["dead-letters", "retry", "--all"]);
     let sql = "SELECT count(*) FROM pg_locks WHERE NOT granted";
     eventually("it waits for the table", async || {
@@ -308,7 +304,7 @@ async fn a_retry_and_a_discard_that_are_stopped_mark_what_they_have_done_and_giv
     waiting.signal(Signal::TERM);
     assert_eq!(waiting.ends().await, Some(1), "{}", waiting.log());
     assert!(waiting.log().contains("run it again"), "{}", waiting.log());
-    lock.batch_execute("ROLLBACK").await.unwrap();
+    locker.batch_execute("ROLLBACK").await.unwrap();
     relay.signal(Signal::TERM);
     assert_eq!(relay.ends().await, Some(0));
 

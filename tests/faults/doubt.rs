@@ -18,9 +18,7 @@ const LATE: Duration = Duration::from_millis(100);
 const SOON: Duration = Duration::from_secs(60);
 
 async fn bare(format: &str) -> Fixture {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.set("WALRELAY_MESSAGE_FORMAT", format);
     // The test says when an answer is late.
     fixture.set("WALRELAY_RELAY_ACK_TIMEOUT", "60s");

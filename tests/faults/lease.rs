@@ -3,26 +3,19 @@
 use rustix::process::Signal;
 
 use crate::lane::{LANES, Lane, event_count, events, set_up};
-use crate::proxy::{Mode, Proxy};
-use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
+use crate::proxy::Mode;
+use crate::slow;
+use crate::support::{Fixture, Stored, assert_exactly_once, eventually, uuid};
 
 /// Rows from before the slot was made.
 const OLD: u64 = 20_000;
 
 /// A lane with rows that its relay will not bring.
 async fn with_old_rows(lane: Lane) -> Fixture {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.insert(1, OLD).await;
     set_up(&mut fixture, lane).await;
     fixture
-}
-
-/// A command that runs beside the test.
-fn start(fixture: &Fixture, arguments: &[&str], log: &str) -> Relay {
-    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
-    Relay::start(fixture.command(arguments), folder.join(log))
 }
 
 /// Waits until the stream has some of the old rows.
@@ -45,16 +38,7 @@ async fn all_once(fixture: &Fixture) {
 async fn a_second_backfill_is_refused_while_the_first_is_heard() {
     let fixture = with_old_rows(Lane::FastIngest).await;
     // Slow enough for it to give signs of life until the second one has heard one.
-    let proxy = Proxy::start(fixture.nats.server_info().port).await.unwrap();
-    proxy.set(Mode::Throttle(40_000));
-    let mut command = fixture.command(&["backfill"]);
-    command.env(
-        "WALRELAY_NATS_URL",
-        format!("nats://127.0.0.1:{}", proxy.port()),
-    );
-    command.env("WALRELAY_RELAY_ACK_TIMEOUT", "5min");
-    let folder = command.get_current_dir().unwrap().to_owned();
-    let mut first = Relay::start(command, folder.join("first.log"));
+    let (mut first, proxy) = slow::start(&fixture, &["backfill"]).await;
     publishes(&fixture).await;
     let second = fixture.walrelay(&["backfill"]).await;
     assert_eq!(second.code, Some(1), "{}", second.stderr);
@@ -77,7 +61,7 @@ async fn a_second_backfill_is_refused_while_the_first_is_heard() {
 async fn a_frozen_backfill_publishes_nothing_behind_another() {
     for lane in LANES {
         let fixture = with_old_rows(lane).await;
-        let mut frozen = start(&fixture, &["backfill"], "frozen.log");
+        let mut frozen = fixture.start(&["backfill"]);
         publishes(&fixture).await;
         frozen.signal(Signal::STOP);
         // It is given a while to show a sign of life.
@@ -99,7 +83,7 @@ async fn a_killed_backfill_is_done_again_from_what_the_stream_holds() {
         let fixture = with_old_rows(lane).await;
         for round in 1..=2 {
             let stored = event_count(&fixture).await;
-            let mut killed = start(&fixture, &["backfill"], "killed.log");
+            let mut killed = fixture.start(&["backfill"]);
             eventually("the backfill publishes", async || {
                 (event_count(&fixture).await > stored).then_some(())
             })

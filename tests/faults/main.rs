@@ -44,6 +44,8 @@ mod second_lane;
 mod set_back;
 mod shared_streams;
 mod silence;
+#[path = "../integration/slow.rs"]
+mod slow;
 mod standby;
 #[path = "../statements/mod.rs"]
 mod statements;

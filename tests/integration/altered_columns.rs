@@ -121,11 +121,8 @@ async fn nobody_is_told_to_alter_the_key_of_a_partition() {
     assert_eq!(setup.code, Some(0), "{setup:?}");
     assert_eq!(statements(&setup), [""; 0], "{setup:?}");
     assert!(setup.stderr.contains("is taken as UTC"), "{setup:?}");
-    let mut relay = fixture.run();
-    relay.streams().await;
     fixture.insert(1, 1).await;
-    fixture.holds(1).await;
-    relay.stop().await;
+    fixture.relay_until(1).await;
     assert_eq!(fixture.stored().await[0].kind, None);
 }
 
@@ -150,11 +147,8 @@ async fn a_key_of_a_partition_that_cannot_serve_is_mapped() {
         .collect();
     fixture.configure(&toml.join("\n"));
     fixture.setup().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
     fixture.insert(1, 1).await;
-    fixture.holds(1).await;
-    relay.stop().await;
+    fixture.relay_until(1).await;
     assert_eq!(fixture.stored().await[0].kind, None);
 }
 

@@ -255,15 +255,11 @@ async fn a_table_without_the_columns_is_not_measured_and_the_next_one_is() {
 
 #[tokio::test]
 async fn of_two_tables_the_one_that_is_locked_is_named() {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     let more = "CREATE TABLE more (LIKE outbox_events INCLUDING ALL)";
     fixture.sql.batch_execute(more).await.unwrap();
     fixture.configure("[[source.tables]]\nname = 'public.more'\n");
-    let mut locker = fixture.connect().await;
-    let locked = locker.transaction().await.unwrap();
-    locked.batch_execute("LOCK TABLE more").await.unwrap();
+    let _locker = fixture.begins("LOCK TABLE more").await;
     let (output, report) = doctor(&fixture).await;
     assert_eq!(output.code, Some(3), "{report}");
     let unseen = report["not_seen"].to_string();
@@ -305,9 +301,7 @@ async fn a_database_that_takes_few_connections() {
 /// What a backfill published is gone, and no relay has written since how far the lane came.
 #[tokio::test]
 async fn a_halt_is_told_before_the_start_that_it_ends() {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.insert(1, 3).await;
     fixture.setup().await;
     fixture.walrelay(&["backfill"]).await.success();

@@ -38,6 +38,7 @@ mod several_tables_refusals;
 mod several_tables_renamed;
 mod shares;
 mod signals;
+mod slow;
 #[path = "../statements/mod.rs"]
 mod statements;
 mod stopping;

@@ -65,11 +65,8 @@ async fn columns_of_other_names_are_guessed_by_type_and_key() {
         }
         fixture.configure(&toml);
         fixture.setup().await;
-        let mut relay = fixture.run();
-        relay.streams().await;
         fixture.sql.batch_execute(row).await.unwrap();
-        fixture.holds(1).await;
-        relay.stop().await;
+        fixture.relay_until(1).await;
         let stored = fixture.stored().await;
         assert_eq!(stored[0].subject, format!("{}.{subject}", fixture.name));
     }
@@ -97,11 +94,8 @@ async fn one_field_that_several_columns_may_be_withholds_no_proposal() {
     let toml = proposal(&refused);
     fixture.configure(&toml.replace("# payload = \"b\"", "payload = \"b\""));
     fixture.setup().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
     fixture.sql.batch_execute(row).await.unwrap();
-    fixture.holds(1).await;
-    relay.stop().await;
+    fixture.relay_until(1).await;
     assert_eq!(fixture.stored().await[0].payload(), r#"{"n": 1}"#);
 }
 
@@ -154,11 +148,8 @@ async fn a_subject_that_names_a_column_under_another_name_is_mended_too() {
     let toml = proposal(&refused);
     fixture.configure(&format!("{preset}{toml}"));
     fixture.setup().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
     fixture.sql.batch_execute(row).await.unwrap();
-    fixture.holds(1).await;
-    relay.stop().await;
+    fixture.relay_until(1).await;
     let stored = fixture.stored().await;
     assert_eq!(stored[0].subject, format!("{}.order", fixture.name));
     assert_eq!(stored[0].body, "{}");

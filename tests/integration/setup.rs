@@ -159,18 +159,14 @@ async fn run_waits_with_its_setup_for_servers_that_are_away() {
 #[tokio::test]
 async fn a_signal_ends_a_run_that_still_sets_up_and_leaves_no_slot_behind() {
     let mut fixture = Fixture::bare().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    open.batch_execute("CREATE TABLE held (id int)")
-        .await
-        .unwrap();
+    let writer = fixture.begins("CREATE TABLE held (id int)").await;
     let mut relay = fixture.run_with(&["--setup"]);
     // The transaction without an end keeps the slot from being made.
     relay.logs("the slot waits").await;
     relay.signal(Signal::TERM);
     assert_eq!(relay.ends().await, Some(0));
     assert!(relay.log().contains("stopped"), "{}", relay.log());
-    open.rollback().await.unwrap();
+    writer.batch_execute("ROLLBACK").await.unwrap();
     let waits =
         "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%create_logical_replication_slot%'
                  AND datname = $1 AND state = 'active' AND pid <> pg_backend_pid()";
@@ -455,15 +451,9 @@ async fn a_generated_column_is_published_or_refused_before_anything_is_made() {
         return;
     }
     fixture.setup().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
-    fixture
-        .sql
-        .batch_execute(r#"INSERT INTO outbox_events (raw) VALUES ('{"event": {"n": 7}}')"#)
-        .await
-        .unwrap();
-    fixture.holds(1).await;
-    relay.stop().await;
+    let row = r#"INSERT INTO outbox_events (raw) VALUES ('{"event": {"n": 7}}')"#;
+    fixture.sql.batch_execute(row).await.unwrap();
+    fixture.relay_until(1).await;
     assert_eq!(fixture.stored().await[0].payload(), r#"{"n": 7}"#);
 
     // Of a publication that somebody has made, the remedy that is printed.
@@ -475,15 +465,8 @@ async fn a_generated_column_is_published_or_refused_before_anything_is_made() {
     let begin = said.find("ALTER PUBLICATION").expect("a remedy");
     let end = said[begin..].find("COMMIT;").expect("its end") + begin + "COMMIT;".len();
     fixture.sql.batch_execute(&said[begin..end]).await.unwrap();
-    let mut relay = fixture.run();
-    relay.streams().await;
-    fixture
-        .sql
-        .batch_execute(r#"INSERT INTO outbox_events (raw) VALUES ('{"event": {"n": 8}}')"#)
-        .await
-        .unwrap();
-    fixture.holds(2).await;
-    relay.stop().await;
+    fixture.sql.batch_execute(row).await.unwrap();
+    fixture.relay_until(2).await;
 
     let is_virtual = "ALTER TABLE outbox_events DROP COLUMN payload_json;
         ALTER TABLE outbox_events ADD COLUMN payload_json text GENERATED ALWAYS AS ('{}') VIRTUAL";

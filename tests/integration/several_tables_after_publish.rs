@@ -121,9 +121,8 @@ async fn rows_of_all_tables_are_deleted_once_confirmed_also_by_relays_that_are_k
 
     // Killed while rows go: a lock keeps those of one table.
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "0s");
-    let locker = fixture.connect().await;
-    let lock = "BEGIN; SELECT FROM audit ORDER BY no DESC LIMIT 1 FOR UPDATE";
-    locker.batch_execute(lock).await.unwrap();
+    let last = "SELECT FROM audit ORDER BY no DESC LIMIT 1 FOR UPDATE";
+    let locker = fixture.begins(last).await;
     let mut killed = fixture.run();
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'DELETE FROM public.audit%'
         AND datname = current_database()";

@@ -122,7 +122,7 @@ fn hangup() -> (Signal, &'static str) {
 
 #[tokio::test]
 async fn tail_verify_and_backfill_end_in_good_order() {
-    let mut fixture = Fixture::new().await;
+    let fixture = Fixture::new().await;
     fixture.insert(1, 3).await;
     let hangup = hangup();
     for (signal, line) in [hangup, (Signal::QUIT, "SIGQUIT: stopping")] {
@@ -131,10 +131,7 @@ async fn tail_verify_and_backfill_end_in_good_order() {
         ends_with(tail, signal, 0, [line, line]).await;
     }
 
-    let lock = fixture.connect().await;
-    lock.batch_execute("BEGIN; LOCK TABLE outbox_events")
-        .await
-        .unwrap();
+    let locker = fixture.begins("LOCK TABLE outbox_events").await;
     let verify = fixture.start(&["verify"]);
     waits_for_the_table(&fixture, true).await;
     let said = ["SIGQUIT: stopping", "it was stopped before its end"];
@@ -149,7 +146,7 @@ async fn tail_verify_and_backfill_end_in_good_order() {
     waits_for_the_table(&fixture, true).await;
     let said = [hangup.1, "nothing is published"];
     ends_with(backfill, hangup.0, 1, said).await;
-    lock.batch_execute("ROLLBACK").await.unwrap();
+    locker.batch_execute("ROLLBACK").await.unwrap();
     // The lease was given back: nobody is waited for.
     let again = fixture.walrelay(&["backfill"]).await.success();
     assert!(

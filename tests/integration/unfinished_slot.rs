@@ -3,7 +3,7 @@
 
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio_postgres::Transaction;
+use tokio_postgres::Client;
 
 use crate::support::{Fixture, Servers, assert_exactly_once, eventually, uuid};
 
@@ -12,10 +12,9 @@ async fn bare() -> Fixture {
     Fixture::bare_on(Servers::own().await).await
 }
 
-/// Begins to write, and so keeps each slot from being made.
-async fn writes(open: &Transaction<'_>) {
-    let write = "CREATE TABLE held (id int)";
-    open.batch_execute(write).await.unwrap();
+/// Somebody who writes, and so keeps each slot from being made.
+async fn writing(fixture: &Fixture) -> Client {
+    fixture.begins("CREATE TABLE held (id int)").await
 }
 
 /// The server's process that makes the slot for a client that does not have the server look for it, beside all else that setup makes.
@@ -37,8 +36,8 @@ async fn maker(fixture: &mut Fixture) -> i32 {
     .await
 }
 
-async fn pid(open: &Transaction<'_>) -> i32 {
-    let row = open.query_one("SELECT pg_backend_pid()", &[]).await;
+async fn pid(session: &Client) -> i32 {
+    let row = session.query_one("SELECT pg_backend_pid()", &[]).await;
     row.unwrap().get(0)
 }
 
@@ -57,37 +56,31 @@ async fn is_over(fixture: &Fixture) {
 #[tokio::test]
 async fn a_slot_that_a_killed_setup_has_left_half_made_is_made_again() {
     let mut fixture = bare().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    writes(&open).await;
+    let writer = writing(&fixture).await;
     let mut setup = fixture.start(&["setup"]);
     setup.logs("the slot waits").await;
     setup.kill();
     let mut setup = fixture.start(&["setup"]);
     setup.logs("the slot waits").await;
-    open.rollback().await.unwrap();
+    writer.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(setup.ends().await, Some(0), "{}", setup.log());
     let told = setup.log();
     assert!(told.contains("made, streams from"), "{told}");
-    let relay = fixture.run();
     fixture.insert(1, 3).await;
-    fixture.holds(3).await;
-    relay.stop().await;
+    fixture.relay_until(3).await;
 }
 
 #[tokio::test]
 async fn a_slot_that_somebody_else_is_making_is_waited_for() {
     let mut fixture = bare().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    writes(&open).await;
+    let writer = writing(&fixture).await;
     let maker = maker(&mut fixture).await;
     let made = format!("is still being made, by process {maker} of Postgres");
 
     // Nobody calls it there.
     let late = fixture.walrelay(&["setup", "--wait", "1s"]).await;
     assert_eq!(late.code, Some(1), "{late:?}");
-    let blocker = pid(&open).await;
+    let blocker = pid(&writer).await;
     let error = late.stderr.lines().last().expect("an error");
     for told in [
         made.as_str(),
@@ -126,7 +119,7 @@ async fn a_slot_that_somebody_else_is_making_is_waited_for() {
     fixture.insert(1, 3).await;
     let mut setup = fixture.start(&["setup"]);
     setup.logs(&made).await;
-    open.rollback().await.unwrap();
+    writer.batch_execute("ROLLBACK").await.unwrap();
     assert_eq!(setup.ends().await, Some(0), "{}", setup.log());
     let told = setup.log();
     assert!(
@@ -138,10 +131,8 @@ async fn a_slot_that_somebody_else_is_making_is_waited_for() {
             .any(|line| line.starts_with("lane record") && line.ends_with("made")),
         "{told}"
     );
-    let relay = fixture.run();
     fixture.insert(4, 6).await;
-    fixture.holds(3).await;
-    relay.stop().await;
+    fixture.relay_until(3).await;
     let ids = (4..=6).map(uuid).collect::<Vec<_>>();
     assert_exactly_once(&ids, &fixture.stored_ids().await);
 }
@@ -149,9 +140,7 @@ async fn a_slot_that_somebody_else_is_making_is_waited_for() {
 #[tokio::test]
 async fn a_half_made_slot_goes_with_its_process_as_is_printed() {
     let mut fixture = bare().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    writes(&open).await;
+    let writer = writing(&fixture).await;
     maker(&mut fixture).await;
     let late = fixture.walrelay(&["setup", "--wait", "0s"]).await;
     let begin = late.stderr.rfind("SELECT pg_terminate").expect("SQL");
@@ -159,13 +148,11 @@ async fn a_half_made_slot_goes_with_its_process_as_is_printed() {
     let sql = &late.stderr[begin..=begin + end];
     fixture.sql.batch_execute(sql).await.expect(sql);
     is_over(&fixture).await;
-    open.rollback().await.unwrap();
+    writer.batch_execute("ROLLBACK").await.unwrap();
     let made = fixture.walrelay(&["setup"]).await.success();
     assert!(made.stdout.contains("made, streams from"), "{made:?}");
-    let relay = fixture.run();
     fixture.insert(1, 3).await;
-    fixture.holds(3).await;
-    relay.stop().await;
+    fixture.relay_until(3).await;
 }
 
 /// Another setup finds the slot that it has made, and a relay reads it: what it finds behind that is the lane of its own slot.
@@ -173,13 +160,11 @@ async fn a_half_made_slot_goes_with_its_process_as_is_printed() {
 async fn a_setup_that_stood_still_does_not_hold_the_lane_that_went_on() {
     for relay_runs in [false, true] {
         let mut fixture = bare().await;
-        let mut other = fixture.connect().await;
-        let open = other.transaction().await.unwrap();
-        writes(&open).await;
+        let writer = writing(&fixture).await;
         let mut setup = fixture.start(&["setup"]);
         setup.logs("the slot waits").await;
         setup.signal(Signal::STOP);
-        open.rollback().await.unwrap();
+        writer.batch_execute("ROLLBACK").await.unwrap();
         is_over(&fixture).await;
         fixture.walrelay(&["setup"]).await.success();
         let mut relay = fixture.run();

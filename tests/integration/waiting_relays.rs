@@ -83,13 +83,8 @@ async fn all_looks_see_relays_that_wait_for_the_broker() {
 #[tokio::test]
 async fn status_tells_of_a_lock_on_the_table_and_ends() {
     let fixture = Fixture::new().await;
-    let mut locker = fixture.connect().await;
-    let locked = locker.transaction().await.unwrap();
-    locked
-        .batch_execute("LOCK TABLE outbox_events")
-        .await
-        .unwrap();
-    let pid: i32 = locked
+    let locker = fixture.begins("LOCK TABLE outbox_events").await;
+    let pid: i32 = locker
         .query_one("SELECT pg_backend_pid()", &[])
         .await
         .unwrap()

@@ -3,12 +3,10 @@
 
 use serde_json::Value;
 
-use crate::proxy::{Mode, Proxy};
-use crate::support::{Fixture, Relay, eventually};
+use crate::slow;
+use crate::support::{Fixture, eventually};
 
 const ROWS: u64 = 10_000;
-/// A message has some 350 bytes, so that no command is done before the test has given up looking at it.
-const SLOW: Mode = Mode::Throttle(40_000);
 /// What the fixture adds to each command.
 const CONFIG: &str = " --config /dev/null";
 
@@ -48,15 +46,7 @@ async fn typed(fixture: &Fixture, work: &Value) {
 
 /// Starts the command on a slow network, waits until it is told how far it is, and kills it there.
 async fn killed_in_the_middle(fixture: &Fixture, arguments: &[&str]) {
-    let proxy = Proxy::start(fixture.nats.server_info().port).await.unwrap();
-    proxy.set(SLOW);
-    let mut command = fixture.command(arguments);
-    let url = format!("nats://127.0.0.1:{}", proxy.port());
-    command.env("WALRELAY_NATS_URL", url);
-    // A full window takes its time.
-    command.env("WALRELAY_RELAY_ACK_TIMEOUT", "5min");
-    let folder = command.get_current_dir().unwrap().to_owned();
-    let mut command = Relay::start(command, folder.join("at_work.log"));
+    let (mut command, _network) = slow::start(fixture, arguments).await;
     let work = eventually("it is told how far the command is", async || {
         assert!(command.runs(), "{}", command.log());
         let mut works = told(fixture).await;
@@ -73,9 +63,7 @@ async fn killed_in_the_middle(fixture: &Fixture, arguments: &[&str]) {
 
 #[tokio::test]
 async fn a_backfill_that_is_killed_is_told_until_it_was_run_again() {
-    let mut fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.insert(1, ROWS).await;
     fixture.setup().await;
     killed_in_the_middle(&fixture, &["backfill", "--since", "2026-01-01T00:00:00Z"]).await;
@@ -117,9 +105,7 @@ async fn a_backfill_that_is_killed_is_told_until_it_was_run_again() {
 
 #[tokio::test]
 async fn a_repair_that_was_killed_is_closed_by_one_with_nothing_left_to_do() {
-    let fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let fixture = Fixture::with_table().await;
     fixture.insert(1, ROWS).await;
     fixture.setup().await;
     killed_in_the_middle(&fixture, &["verify", "--repair"]).await;

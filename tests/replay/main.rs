@@ -14,6 +14,8 @@ mod proxy;
 mod range;
 mod refused;
 mod repair;
+#[path = "../integration/slow.rs"]
+mod slow;
 #[path = "../integration/support/mod.rs"]
 #[allow(dead_code, unused_imports)] // The integration tests use the rest of it.
 mod support;

@@ -2,7 +2,7 @@
 
 use crate::lane::stream_of;
 use crate::range::{count, ids, target, uuids};
-use crate::support::{Fixture, Relay, assert_exactly_once, eventually};
+use crate::support::{Fixture, assert_exactly_once, eventually};
 
 /// A lane whose `n`th event occurred `n` seconds after 2026-01-01, and is in the stream.
 async fn published(rows: u64) -> Fixture {
@@ -53,14 +53,6 @@ async fn what_the_stream_has_removed_comes_from_the_table_by_its_time() {
     relay.stop().await;
 }
 
-fn start(fixture: &Fixture, arguments: &[&str], number: usize) -> Relay {
-    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
-    Relay::start(
-        fixture.command(arguments),
-        folder.join(format!("replay-{number}.log")),
-    )
-}
-
 #[tokio::test]
 async fn a_killed_replay_of_rows_of_one_moment_goes_on_behind_the_last_one() {
     const ROWS: u64 = 20_000;
@@ -78,7 +70,7 @@ async fn a_killed_replay_of_rows_of_one_moment_goes_on_behind_the_last_one() {
     ];
     for number in 1..=3 {
         let before = count(&fixture).await;
-        let mut killed = start(&fixture, &arguments, number);
+        let mut killed = fixture.start(&arguments);
         eventually("the replay publishes", async || {
             (count(&fixture).await > before).then_some(())
         })

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::lane::{Lane, set_up, stream_of};
-use crate::support::{Fixture, Relay, Stored, assert_exactly_once, eventually, uuid};
+use crate::support::{Fixture, Stored, assert_exactly_once, eventually, uuid};
 
 /// The stream that a replay makes by default.
 pub(crate) fn target(fixture: &Fixture) -> String {
@@ -304,16 +304,6 @@ async fn a_replay_finds_its_place_among_others_messages() {
     assert_exactly_once(&uuids(1..=ROWS), &ids(&again));
 }
 
-/// Starts a replay beside the test.
-fn start(fixture: &Fixture, number: usize) -> Relay {
-    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
-    let arguments = ["replay", "--yes", "--from", "0/1"];
-    Relay::start(
-        fixture.command(&arguments),
-        folder.join(format!("replay-{number}.log")),
-    )
-}
-
 /// How many messages that stream has; 0 where it is not there.
 pub(crate) async fn count(fixture: &Fixture) -> u64 {
     let context = async_nats::jetstream::new(fixture.nats.clone());
@@ -330,9 +320,10 @@ async fn a_killed_replay_goes_on_behind_what_stands_there() {
     fixture.insert(1, ROWS).await;
     let relay = fixture.run();
     fixture.holds(ROWS).await;
+    let all = ["replay", "--yes", "--from", "0/1"];
     for number in 1..=3 {
         let before = count(&fixture).await;
-        let mut killed = start(&fixture, number);
+        let mut killed = fixture.start(&all);
         eventually("the replay publishes", async || {
             (count(&fixture).await > before).then_some(())
         })
@@ -344,7 +335,7 @@ async fn a_killed_replay_goes_on_behind_what_stands_there() {
         );
     }
     // Two at once: one waits for the other's lease, or is told of it.
-    let mut others = [start(&fixture, 4), start(&fixture, 5)];
+    let mut others = [fixture.start(&all), fixture.start(&all)];
     for other in &mut others {
         let code = other.ends().await;
         assert!(
@@ -361,12 +352,7 @@ async fn a_killed_replay_goes_on_behind_what_stands_there() {
 /// Backfilled events of a shared stream tell no place of the lane, so it is looked for behind them.
 #[tokio::test]
 async fn a_place_is_found_among_messages_that_tell_none() {
-    let mut fixture = Fixture::bare().await;
-    fixture
-        .sql
-        .batch_execute(walrelay::outbox::SCHEMA_SQL)
-        .await
-        .unwrap();
+    let mut fixture = Fixture::with_table().await;
     fixture.insert(1, 500).await;
     set_up(&mut fixture, Lane::Shared).await;
     let mut relay = fixture.run();

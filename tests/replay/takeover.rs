@@ -14,9 +14,7 @@ use crate::support::{Fixture, Output, Stored, Writer, assert_exactly_once, event
 const NOT_DISPATCHED: &str = "dispatched_at IS NULL";
 
 async fn bare() -> Fixture {
-    let fixture = Fixture::bare().await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    let fixture = Fixture::with_table().await;
     let column = "ALTER TABLE outbox_events ADD COLUMN IF NOT EXISTS dispatched_at timestamptz";
     fixture.sql.batch_execute(column).await.unwrap();
     fixture

@@ -4,19 +4,19 @@
 use async_nats::jetstream;
 use rustix::process::Signal;
 use serde_json::Value;
+use tokio_postgres::Client;
 
 use super::load::{
-    CARRY_NOTHING, FEW_AGGREGATES, SLOTS, change_alone, count, has, more, own_streams, reshard,
-    shares, stops, takes_dead_letters_of, two_shares,
+    CARRY_NOTHING, FEW_AGGREGATES, SLOTS, change_alone, count, end_as_printed, has, more,
+    own_streams, reshard, shares, stops, takes_dead_letters_of, two_shares, writing,
 };
 use super::verdict::{events_of, streams_of, verdict};
 use crate::proxy::{Mode, Proxy};
+use crate::slow;
 use crate::support::{Fixture, Relay, Stored, Writer, assert_exactly_once, eventually, uuid};
 
 /// Rows from before the slot was made.
 const OLD: u64 = 12_000;
-/// A message has some 350 bytes, so that no backfill is done before the test has given up looking at it.
-const SLOW: Mode = Mode::Throttle(40_000);
 
 /// One lane of all rows, which has published none of those that are there.
 async fn with_old_rows() -> Fixture {
@@ -27,8 +27,7 @@ async fn with_old_rows() -> Fixture {
 }
 
 async fn insert_old_rows(fixture: &Fixture) {
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.make_table().await;
     fixture.sql.batch_execute(FEW_AGGREGATES).await.unwrap();
     fixture.insert(1, OLD).await;
 }
@@ -49,15 +48,7 @@ fn words(line: &[String]) -> Vec<&str> {
 
 /// A backfill on a network of its own that is slow, once the stream has some of its rows.
 async fn slow_backfill(fixture: &Fixture, arguments: &[&str]) -> (Relay, Proxy) {
-    let proxy = Proxy::start(fixture.nats.server_info().port).await.unwrap();
-    proxy.set(SLOW);
-    let mut command = fixture.command(arguments);
-    let url = format!("nats://127.0.0.1:{}", proxy.port());
-    command.env("WALRELAY_NATS_URL", url);
-    // A full window takes its time.
-    command.env("WALRELAY_RELAY_ACK_TIMEOUT", "5min");
-    let folder = command.get_current_dir().unwrap().to_owned();
-    let mut command = Relay::start(command, folder.join("slow.log"));
+    let (mut command, proxy) = slow::start(fixture, arguments).await;
     let streams = streams_of(fixture, 1);
     eventually("the backfill publishes", async || {
         assert!(command.runs(), "{}", command.log());
@@ -66,6 +57,15 @@ async fn slow_backfill(fixture: &Fixture, arguments: &[&str]) -> (Relay, Proxy) 
     })
     .await;
     (command, proxy)
+}
+
+/// A change to two shares with a stream each that waits for somebody who writes to the table.
+async fn waiting_change(fixture: &mut Fixture) -> (Relay, Client) {
+    let writer = writing(fixture).await;
+    own_streams(fixture, 2);
+    let mut resharding = fixture.start(&words(&divide(fixture)));
+    resharding.logs("waiting for a moment without").await;
+    (resharding, writer)
 }
 
 /// Every old row is there once, wherever, and in no share's eyes missing.
@@ -184,14 +184,7 @@ async fn what_a_killed_backfill_has_published_is_not_published_again() {
 #[tokio::test]
 async fn a_backfill_is_refused_while_it_is_at_work() {
     let mut fixture = with_old_rows().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
-    open.batch_execute(lock).await.unwrap();
-    own_streams(&mut fixture, 2);
-    let divide = divide(&fixture);
-    let mut resharding = fixture.start(&words(&divide));
-    resharding.logs("waiting for a moment without").await;
+    let (mut resharding, writer) = waiting_change(&mut fixture).await;
     own_streams(&mut fixture, 1);
     let status = fixture.walrelay(&["status", "--json"]).await;
     let status: Value = serde_json::from_str(&status.stdout).unwrap();
@@ -209,7 +202,7 @@ async fn a_backfill_is_refused_while_it_is_at_work() {
             assert!(refused.stderr.contains(told), "{}", refused.stderr);
         }
     }
-    open.commit().await.unwrap();
+    writer.batch_execute("COMMIT").await.unwrap();
     assert_eq!(resharding.ends().await, Some(0), "{}", resharding.log());
     own_streams(&mut fixture, 2);
     fixture.walrelay(&["backfill"]).await.success();
@@ -220,23 +213,12 @@ async fn a_backfill_is_refused_while_it_is_at_work() {
 #[tokio::test]
 async fn a_backfill_is_refused_beside_one_that_is_frozen() {
     let mut fixture = with_old_rows().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
-    open.batch_execute(lock).await.unwrap();
-    own_streams(&mut fixture, 2);
-    let mut resharding = fixture.start(&words(&divide(&fixture)));
-    resharding.logs("waiting for a moment without").await;
+    let (mut resharding, writer) = waiting_change(&mut fixture).await;
     resharding.signal(Signal::STOP);
     own_streams(&mut fixture, 1);
     let refused = fixture.walrelay(&["backfill"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    let (_, remedy) = refused
-        .stderr
-        .split_once("Where its machine is gone, ")
-        .expect("it says what to do");
-    let (sql, _) = remedy.split_once(" ends it").expect("a statement");
-    fixture.sql.batch_execute(sql).await.expect(sql);
+    end_as_printed(&fixture, &refused).await;
     // What it had made is taken back.
     let refused = fixture.walrelay(&["backfill"]).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
@@ -244,7 +226,7 @@ async fn a_backfill_is_refused_beside_one_that_is_frozen() {
     type_reshard(&fixture, &refused.stderr).await;
     own_streams(&mut fixture, 1);
     let (mut backfill, proxy) = slow_backfill(&fixture, &["backfill"]).await;
-    open.commit().await.unwrap();
+    writer.batch_execute("COMMIT").await.unwrap();
     resharding.signal(Signal::CONT);
     assert_eq!(resharding.ends().await, Some(1), "{}", resharding.log());
     proxy.set(Mode::Pass);
@@ -256,16 +238,9 @@ async fn a_backfill_is_refused_beside_one_that_is_frozen() {
 #[tokio::test]
 async fn one_that_was_killed_is_told_until_it_was_run_again() {
     let mut fixture = with_old_rows().await;
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
-    open.batch_execute(lock).await.unwrap();
-    own_streams(&mut fixture, 2);
-    let divide = divide(&fixture);
-    let mut killed = fixture.start(&words(&divide));
-    killed.logs("waiting for a moment without").await;
+    let (mut killed, writer) = waiting_change(&mut fixture).await;
     killed.kill();
-    open.commit().await.unwrap();
+    writer.batch_execute("COMMIT").await.unwrap();
     let mut printed = String::new();
     for command in ["status", "doctor"] {
         let text = fixture.walrelay(&[command, "--share", "1"]).await.stdout;

@@ -2,6 +2,7 @@
 
 use async_nats::jetstream;
 use rustix::process::Signal;
+use tokio_postgres::Client;
 
 use super::divide;
 use crate::support::{Fixture, Output, Relay, Writer, eventually};
@@ -75,6 +76,23 @@ pub(super) async fn change_alone(fixture: &Fixture, command: &[&str]) {
     let (change, _) = dry.split_once("COMMIT;").expect("a transaction");
     let change = format!("{change}COMMIT;");
     fixture.sql.batch_execute(&change).await.unwrap();
+}
+
+/// Somebody who has the table as an insert has it, in a transaction without an id: for the end of one with an id, the making of a slot
+/// would wait as well.
+pub(super) async fn writing(fixture: &Fixture) -> Client {
+    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
+    fixture.begins(lock).await
+}
+
+/// Ends the run that is at work as it is printed, for when its machine is gone.
+pub(super) async fn end_as_printed(fixture: &Fixture, refused: &Output) {
+    let (_, remedy) = refused
+        .stderr
+        .split_once("Where its machine is gone, ")
+        .expect("it says what to do");
+    let (sql, _) = remedy.split_once(" ends it").expect("a statement");
+    fixture.sql.batch_execute(sql).await.expect(sql);
 }
 
 /// Flags of a printed `nats stream edit`, done.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::divide;
 use super::load::{
     CARRY_NOTHING, SLOTS, are_owned, change_alone, count, has, more, reshard, shares, stops,
-    takes_dead_letters_of, two_shares, two_shares_on,
+    takes_dead_letters_of, two_shares, two_shares_on, writing,
 };
 use super::verdict::{all_is_erased, events_of, streams_of, verdict};
 use crate::support::{Fixture, Servers, Writer, eventually, uuid};
@@ -62,23 +62,14 @@ async fn before_the_change_it_is_taken_back() {
     let mut fixture = two_shares(true).await;
     shares(&mut fixture, 4);
     let relay = fixture.run();
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    // As an insert has it; to make a slot would wait for that one too.
-    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
-    open.batch_execute(lock).await.unwrap();
-    let refused = fixture
+    let writer = writing(&fixture).await;
+    fixture
         .walrelay(&["reshard", "--shares", "4", "--wait", "1s"])
-        .await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("as they were"),
-        "{}",
-        refused.stderr
-    );
+        .await
+        .refused("as they were");
     assert_eq!(count(&fixture, SLOTS).await, 4, "they are ready");
     fixture.insert(1, 20).await;
-    open.commit().await.unwrap();
+    writer.batch_execute("COMMIT").await.unwrap();
     reshard(&fixture, "2").await;
     assert_eq!(count(&fixture, SLOTS).await, 2);
     assert_eq!(count(&fixture, "FROM pg_publication").await, 2);

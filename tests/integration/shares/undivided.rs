@@ -3,8 +3,8 @@
 use uuid::Uuid;
 
 use super::load::{
-    CARRY_NOTHING, SLOTS, are_owned, change_alone, count, edit, has, letters, more, own_streams,
-    reshard, set_up, shares, stops, undivided,
+    CARRY_NOTHING, SLOTS, are_owned, change_alone, count, edit, has, letters, more,
+    own_streams, reshard, set_up, shares, stops, undivided, writing,
 };
 use super::verdict::{all_is_erased, streams_of, verdict};
 use crate::support::{Fixture, Relay, Servers, Writer, options, uuid};
@@ -92,13 +92,10 @@ async fn to_a_stream_each_and_back_under_load_and_kills() {
     are_owned(&fixture, 4).await;
     more(&fixture, &writer, &streams_of(&fixture, 1)[0]).await;
     own_streams(&mut fixture, 1);
-    let refused = fixture.walrelay(&["setup"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("set relay.shares = 4"),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&["setup"])
+        .await
+        .refused("set relay.shares = 4");
     stops(old).await;
     let mut old = fixture.run();
     old.logs("set relay.shares = 4").await;
@@ -153,21 +150,19 @@ async fn the_command_publishes_what_is_left_and_nothing_is_missing() {
     let relay = fixture.run();
     let given = of_undivided(&fixture);
     let divide = command("2", &given);
-    let mut other = fixture.connect().await;
-    let open = other.transaction().await.unwrap();
-    let lock = "LOCK TABLE outbox_events IN ROW EXCLUSIVE MODE";
-    open.batch_execute(lock).await.unwrap();
+    let writer = writing(&fixture).await;
     let soon: Vec<&str> = divide.iter().copied().chain(["--wait", "1s"]).collect();
     assert_eq!(fixture.walrelay(&soon).await.code, Some(1));
-    open.commit().await.unwrap();
+    writer.batch_execute("COMMIT").await.unwrap();
     // As if the command had been killed at the change.
     change_alone(&fixture, &divide).await;
     // A slot that is not empty is no leftover, whatever somebody types.
     let another = ["OTHER".to_owned(), "other.{event_type}".to_owned()];
-    let refused = fixture.walrelay(&command("2", &another)).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     let told = format!("lives in stream {}", given[0]);
-    assert!(refused.stderr.contains(&told), "{}", refused.stderr);
+    fixture
+        .walrelay(&command("2", &another))
+        .await
+        .refused(&told);
     assert_eq!(count(&fixture, SLOTS).await, 3, "it is there");
     fixture.walrelay(&divide).await.success();
     fixture.insert(101, 200).await;
@@ -195,22 +190,16 @@ async fn in_one_stream_and_back_under_load() {
     let mut alone = fixture.run();
     alone.streams().await;
     shares(&mut fixture, 2);
-    let refused = fixture.walrelay(&["reshard", "--shares", "2"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("nats.shared = true"),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&["reshard", "--shares", "2"])
+        .await
+        .refused("nats.shared = true");
     // The key alone does not make the relay that runs another one.
     fixture.set("WALRELAY_NATS_SHARED", "true");
-    let refused = fixture.walrelay(&["reshard", "--shares", "2"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("start its relay again"),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&["reshard", "--shares", "2"])
+        .await
+        .refused("start its relay again");
     assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
     let writer = Writer::start(&fixture).await;
     let stream = fixture.stream_name().to_owned();
@@ -247,13 +236,10 @@ async fn in_one_stream_and_back_under_load() {
 async fn a_lane_of_all_rows_beside_shares_is_refused() {
     let mut fixture = undivided().await;
     own_streams(&mut fixture, 2);
-    let refused = fixture.walrelay(&["setup"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("walrelay reshard --shares 2"),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&["setup"])
+        .await
+        .refused("walrelay reshard --shares 2");
     assert_eq!(count(&fixture, SLOTS).await, 1, "nothing was made");
     // Somebody has other ideas.
     let name = fixture.name.clone();
@@ -270,9 +256,10 @@ async fn a_lane_of_all_rows_beside_shares_is_refused() {
     let found = fixture.walrelay(&["doctor"]).await;
     assert!(found.stdout.contains(&mend), "{}", found.stdout);
     own_streams(&mut fixture, 2);
-    let refused = fixture.walrelay(&["reshard", "--shares", "4"]).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(refused.stderr.contains(&mend), "{}", refused.stderr);
+    fixture
+        .walrelay(&["reshard", "--shares", "4"])
+        .await
+        .refused(&mend);
     fixture.sql.batch_execute(&mend).await.unwrap();
     fixture.sql.batch_execute(&drop).await.unwrap();
     reshard(&fixture, "4").await;
@@ -286,35 +273,30 @@ async fn what_is_in_the_way_of_the_new_lanes_is_told_before_any_is_made() {
     let mut fixture = set_up(fixture).await;
     own_streams(&mut fixture, 4);
     let given = of_undivided(&fixture);
-    let refused = fixture.walrelay(&command("4", &given)).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("max_replication_slots = 5"),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&command("4", &given))
+        .await
+        .refused("max_replication_slots = 5");
     // The stream of the lane of all rows has that subject.
     let name = fixture.name.clone();
     fixture.set(
         "WALRELAY_NATS_SUBJECT",
         format!("{name}.{{share}}.{{event_type}}"),
     );
-    let refused = fixture.walrelay(&command("2", &given)).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(refused.stderr.contains(&given[0]), "{}", refused.stderr);
+    fixture
+        .walrelay(&command("2", &given))
+        .await
+        .refused(&given[0]);
     let dry = [&command("2", &given)[..], &["--dry-run"]].concat();
     let refused = fixture.walrelay(&dry).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     assert!(refused.stderr.contains(&given[0]), "{}", refused.stderr);
     let another = ["OTHER".to_owned(), "other.{event_type}".to_owned()];
     own_streams(&mut fixture, 2);
-    let refused = fixture.walrelay(&command("2", &another)).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("no lane of slot"),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&command("2", &another))
+        .await
+        .refused("no lane of slot");
     let three = fixture.walrelay(&["reshard", "--shares", "3"]).await;
     assert_eq!(three.code, Some(2), "{}", three.stderr);
     assert!(three.stderr.contains("power of two"), "{}", three.stderr);
@@ -402,13 +384,10 @@ async fn dead_letters_of_a_lane_that_is_no_more_are_shown_and_closed() {
         doctor.stdout
     );
     let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
-    let refused = fixture.walrelay(&discard).await;
-    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
-    assert!(
-        refused.stderr.contains("as they were, and --share "),
-        "{}",
-        refused.stderr
-    );
+    fixture
+        .walrelay(&discard)
+        .await
+        .refused("as they were, and --share ");
     own_streams(&mut fixture, 2);
     for share in ["0", "1"] {
         let of_share = [&discard[..], &["--share", share]].concat();

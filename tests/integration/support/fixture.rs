@@ -41,7 +41,7 @@ pub(crate) struct Fixture {
     environment: BTreeMap<&'static str, String>,
     folder: TempDir,
     config: PathBuf,
-    relays: usize,
+    started: AtomicUsize,
 }
 
 impl Fixture {
@@ -68,6 +68,13 @@ impl Fixture {
     /// On the shared servers, with nothing in the database.
     pub(crate) async fn bare() -> Fixture {
         Fixture::on(Where::Shared(Servers::shared().await)).await
+    }
+
+    /// On the shared servers, with nothing but the table.
+    pub(crate) async fn with_table() -> Fixture {
+        let fixture = Fixture::bare().await;
+        fixture.make_table().await;
+        fixture
     }
 
     /// On these servers, with nothing in the database.
@@ -120,7 +127,7 @@ impl Fixture {
             environment,
             folder: TempDir::new().expect("a temporary folder"),
             config: PathBuf::from("/dev/null"),
-            relays: 0,
+            started: AtomicUsize::new(0),
             name,
         }
     }
@@ -147,6 +154,14 @@ impl Fixture {
     pub(crate) async fn connect(&self) -> Client {
         let connected = self.servers().postgres.connect(&self.name).await;
         connected.expect("Postgres is there")
+    }
+
+    /// A session of its own, in a transaction that has done this. It ends with a `COMMIT`, or is taken back with the session.
+    pub(crate) async fn begins(&self, sql: &str) -> Client {
+        let session = self.connect().await;
+        let begun = session.batch_execute(&format!("BEGIN; {sql}")).await;
+        begun.expect("it is SQL");
+        session
     }
 
     /// Takes a new connection after a restart of Postgres.
@@ -250,6 +265,12 @@ impl Fixture {
         self.walrelay(&[&["prune"], arguments].concat()).await
     }
 
+    /// Makes the table, as an application does before anybody thinks of a relay.
+    pub(crate) async fn make_table(&self) {
+        let made = self.sql.batch_execute(walrelay::outbox::SCHEMA_SQL).await;
+        made.expect("the database has none yet");
+    }
+
     /// `walrelay setup`.
     pub(crate) async fn setup(&self) {
         self.walrelay(&["setup"]).await.success();
@@ -272,6 +293,13 @@ impl Fixture {
         self.run_with(&[])
     }
 
+    /// Runs a relay until the stream holds so many messages, and stops it.
+    pub(crate) async fn relay_until(&mut self, count: u64) {
+        let relay = self.run();
+        self.holds(count).await;
+        relay.stop().await;
+    }
+
     /// Starts `walrelay run` with further arguments.
     pub(crate) fn run_with(&mut self, arguments: &[&str]) -> Relay {
         let arguments: Vec<&str> = ["run"].iter().chain(arguments).copied().collect();
@@ -284,18 +312,16 @@ impl Fixture {
         self.start_command(self.command_of(program, arguments))
     }
 
-    /// Starts a command that is then sent signals.
-    pub(crate) fn start(&mut self, arguments: &[&str]) -> Relay {
+    /// Starts a command that runs beside the test.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Relay {
         self.start_command(self.command(arguments))
     }
 
-    fn start_command(&mut self, command: Command) -> Relay {
-        self.relays += 1;
-        Relay::start(command, self.log(&format!("relay-{}.log", self.relays)))
-    }
-
-    fn log(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
+    /// The same of a command that is not as all are.
+    pub(crate) fn start_command(&self, command: Command) -> Relay {
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        let log = self.folder.path().join(format!("relay-{number}.log"));
+        Relay::start(command, log)
     }
 
     /// Commits the events `first..=last` in one transaction; the `n`th has the id [`uuid`]`(n)` and payload `{"n": n}`.

@@ -59,6 +59,14 @@ impl Output {
         assert_eq!(self.code, Some(0), "{}\n{}", self.stdout, self.stderr);
         self
     }
+
+    /// # Panics
+    /// Where the command did not end with 1, or has not said this.
+    pub(crate) fn refused(self, told: &str) -> Output {
+        assert_eq!(self.code, Some(1), "{}\n{}", self.stdout, self.stderr);
+        assert!(self.stderr.contains(told), "{told}: {}", self.stderr);
+        self
+    }
 }
 
 impl Relay {
