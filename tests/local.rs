@@ -327,8 +327,8 @@ async fn a_cluster_elects_and_elects_again() {
     cluster.wait_for_leader().await.expect("agrees again");
 }
 
-#[tokio::test]
-async fn a_drop_leaves_nothing_also_in_a_panic() {
+/// Both servers; the one of NATS does not hear when it is told to end.
+async fn both_with_nats_paused() -> (LocalPostgres, LocalNats) {
     let postgres = LocalPostgres::start(&binaries(), PostgresOptions::default())
         .await
         .expect("starts");
@@ -336,6 +336,12 @@ async fn a_drop_leaves_nothing_also_in_a_panic() {
         .await
         .expect("starts");
     nats.pause();
+    (postgres, nats)
+}
+
+#[tokio::test]
+async fn a_drop_leaves_nothing_also_in_a_panic() {
+    let (postgres, nats) = both_with_nats_paused().await;
     let pids = [postgres.pid().expect("runs"), nats.pid().expect("runs")];
     let folders = [
         postgres.socket_dir().to_owned(),
@@ -363,13 +369,7 @@ async fn owner_that_is_killed() {
     if std::env::var_os(OWNER).is_none() {
         return;
     }
-    let postgres = LocalPostgres::start(&binaries(), PostgresOptions::default())
-        .await
-        .expect("starts");
-    let mut nats = LocalNats::start(&binaries(), NatsOptions::default())
-        .await
-        .expect("starts");
-    nats.pause();
+    let (postgres, nats) = both_with_nats_paused().await;
     let (postgres_pid, nats_pid) = (postgres.pid().expect("runs"), nats.pid().expect("runs"));
     println!("\nowned {postgres_pid} {}", postgres.socket_dir().display());
     println!(

@@ -1,41 +1,20 @@
 //! The commands setup, position and teardown against a real Postgres and NATS.
 
+mod postgres_settings;
+
 use std::time::Duration;
 
 use clap::FromArgMatches;
+use postgres_settings::postgres_settings;
 use walrelay::cli::exit::Exit;
 use walrelay::cli::{position, setup, teardown};
-use walrelay::environment::Environment;
 use walrelay::local::{LocalNats, LocalPostgres, NatsOptions, PostgresOptions, ServerBinaries};
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
-use walrelay::pipeline::mapping::default_columns;
 use walrelay::postgres::catalog::inspect;
-use walrelay::postgres::conninfo::Conninfo;
-use walrelay::postgres::settings::PostgresSettings;
 use walrelay::relay::settings::{NatsSettings, OnReject, RelaySettings, Settings};
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
-    PostgresSettings {
-        conninfo: Conninfo::resolve(Some(&server.url("postgres")), None, &Environment::default())
-            .unwrap()
-            .0,
-        slot: "walrelay".to_owned(),
-        publication: "walrelay".to_owned(),
-        table: "public.outbox_events".parse().unwrap(),
-        columns: default_columns(),
-        subject: "outbox.{event_type}".parse().unwrap(),
-        extra_columns: Vec::new(),
-        may_be_null: Vec::new(),
-        further: Vec::new(),
-        entry: None,
-        messages: None,
-        share: None,
-        undivided: None,
-    }
-}
 
 fn args<A: clap::Args + FromArgMatches>(line: &[&str]) -> A {
     let command = A::augment_args(clap::Command::new("test").no_binary_name(true));

@@ -1,16 +1,16 @@
 //! Setup, inspection and teardown against a real Postgres.
 
+mod postgres_settings;
 mod statements;
 
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use postgres_settings::postgres_settings;
 use postgres_types::PgLsn;
 use statements::statements;
-use walrelay::environment::Environment;
 use walrelay::local::{LocalPostgres, PostgresOptions, ServerBinaries};
 use walrelay::outbox::TableName;
-use walrelay::pipeline::mapping::default_columns;
 use walrelay::postgres::catalog::inspect;
 use walrelay::postgres::client::{Client, connect};
 use walrelay::postgres::conninfo::Conninfo;
@@ -39,26 +39,6 @@ async fn server(settings: &[(&str, &str)]) -> LocalPostgres {
         .unwrap()
 }
 
-fn postgres_settings(server: &LocalPostgres) -> PostgresSettings {
-    PostgresSettings {
-        conninfo: Conninfo::resolve(Some(&server.url("postgres")), None, &Environment::default())
-            .unwrap()
-            .0,
-        slot: "walrelay".to_owned(),
-        publication: "walrelay".to_owned(),
-        table: "public.outbox_events".parse().unwrap(),
-        columns: default_columns(),
-        subject: "outbox.{event_type}".parse().unwrap(),
-        extra_columns: Vec::new(),
-        may_be_null: Vec::new(),
-        further: Vec::new(),
-        entry: None,
-        messages: None,
-        share: None,
-        undivided: None,
-    }
-}
-
 /// A session in which names without a schema are those of public, as in psql.
 async fn as_a_person(settings: &PostgresSettings) -> Client {
     let client = connect(&settings.conninfo).await.unwrap();
@@ -67,6 +47,14 @@ async fn as_a_person(settings: &PostgresSettings) -> Client {
         .await
         .unwrap();
     client
+}
+
+/// A server with nothing in it, and that session on it.
+async fn fresh() -> (LocalPostgres, PostgresSettings, Client) {
+    let server = server(&[]).await;
+    let settings = postgres_settings(&server);
+    let client = as_a_person(&settings).await;
+    (server, settings, client)
 }
 
 /// Kinds of what is found, with their gravity.
@@ -197,9 +185,7 @@ async fn odd_names_are_quoted() {
 
 #[tokio::test]
 async fn a_partitioned_table_arrives_under_its_own_name() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (server, settings, client) = fresh().await;
     client
         .batch_execute(include_str!("../sql/outbox_events_partitioned.sql"))
         .await
@@ -261,9 +247,7 @@ async fn refuses_what_exists_and_does_not_fit() {
 
 #[tokio::test]
 async fn says_what_is_wrong_with_publication_and_table() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (server, settings, client) = fresh().await;
     make(&client, &server, &settings).await;
     let refuse = |kind| (Severity::Refuse, kind);
     let warn = |kind| (Severity::Warn, kind);
@@ -328,9 +312,7 @@ async fn type_remedies(client: &Client, settings: &PostgresSettings) -> Vec<Stri
 /// The advice is what a person pastes: it has to work.
 #[tokio::test]
 async fn a_column_of_another_type_is_mended_by_what_the_finding_says() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (_server, settings, client) = fresh().await;
     let table = "CREATE TABLE outbox_events (id numeric PRIMARY KEY, aggregate_id boolean NOT NULL,
         event_type int NOT NULL, event_version text NOT NULL, payload_json int NOT NULL)";
     client.batch_execute(table).await.unwrap();
@@ -358,9 +340,7 @@ async fn column_mends(client: &Client, settings: &PostgresSettings) -> Vec<Strin
 /// Nobody alters a table that works: the configuration follows it.
 #[tokio::test]
 async fn a_table_with_rows_is_mapped() {
-    let server = server(&[]).await;
-    let mut settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (_server, mut settings, client) = fresh().await;
     for (table, expected) in [
         (
             "CREATE TABLE events (id bigserial PRIMARY KEY, topic text NOT NULL, key text NOT NULL,
@@ -777,9 +757,7 @@ async fn creating_a_slot_on_an_idle_standby_says_what_it_waits_for() {
 /// A domain over a domain is what stands at its end.
 #[tokio::test]
 async fn domains_over_domains_are_followed_to_their_end() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (server, settings, client) = fresh().await;
     let mut table = Vec::new();
     for (column, base) in [
         ("id", "uuid"),
@@ -804,9 +782,7 @@ async fn domains_over_domains_are_followed_to_their_end() {
 /// What makes an event come twice, or never, is said with what ends it.
 #[tokio::test]
 async fn rows_that_come_twice_or_never_are_told() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (server, settings, client) = fresh().await;
     make(&client, &server, &settings).await;
     let first = async || findings(&inspect(&client, &settings).await.unwrap(), &settings).remove(0);
 
@@ -844,9 +820,7 @@ async fn rows_that_come_twice_or_never_are_told() {
 #[tokio::test]
 async fn a_partition_key_that_is_there_to_be_changed_is_told() {
     for key in ["dispatched", "(NOT dispatched)"] {
-        let server = server(&[]).await;
-        let settings = postgres_settings(&server);
-        let client = as_a_person(&settings).await;
+        let (server, settings, client) = fresh().await;
         let table = format!(
             "CREATE TABLE outbox_events (id uuid NOT NULL, aggregate_id uuid NOT NULL, event_type text NOT NULL,
                 event_version int2 NOT NULL, occurred_at timestamptz NOT NULL, payload_json jsonb NOT NULL,
@@ -870,9 +844,7 @@ async fn a_partition_key_that_is_there_to_be_changed_is_told() {
 /// What lies before, between and at moments, by the column's type: as Postgres compares them, and not a row more or less.
 #[tokio::test]
 async fn moments_are_compared_in_the_type_of_the_column() {
-    let server = server(&[]).await;
-    let settings = postgres_settings(&server);
-    let client = as_a_person(&settings).await;
+    let (_server, settings, client) = fresh().await;
     let moment = |text: &str| text.parse::<DateTime<Utc>>().expect(text);
     // Each value as the column has it, and as a moment.
     let fractions = |zone: &'static str| {

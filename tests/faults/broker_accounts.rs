@@ -8,10 +8,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use walrelay::local::LocalNatsCluster;
 
 use crate::lane::{
-    Restraint, chain, event_count, holds_events, jetstream, judge_events, logs_from,
-    move_to_cluster, set_up_on_three, share,
+    Restraint, chain, ends_well, event_count, holds_events, jetstream, logs_from, move_to_cluster,
+    running, set_up_on_three, share,
 };
-use crate::support::{Fixture, Relay, Servers, binaries, eventually, insert_sql, uuid};
+use crate::support::{Fixture, Relay, Servers, binaries, eventually, insert_sql};
 
 const WATCH: Duration = Duration::from_millis(1_500);
 
@@ -45,28 +45,16 @@ async fn reload(fixture: &mut Fixture, jetstream: &str, permissions: &str) {
     fixture.own_servers().nats.reload(text).await.unwrap();
 }
 
-async fn running(fixture: &mut Fixture) -> Relay {
-    let relay = fixture.run();
-    fixture.insert(1, 10).await;
-    holds_events(fixture, 10).await;
-    relay
-}
-
 async fn waits(relay: &mut Relay, logged: usize) {
     logs_from(relay, logged, "waiting: ").await;
     Restraint::of(relay).keeps(relay, WATCH).await;
     assert!(relay.runs());
 }
 
-async fn ends_well(fixture: &Fixture, relay: Relay, last: u64) {
-    judge_events(fixture, &(1..=last).map(uuid).collect::<Vec<_>>()).await;
-    relay.stop().await;
-}
-
 #[tokio::test]
 async fn publishing_is_forbidden_for_a_while() {
     let mut fixture = fixture().await;
-    let mut relay = running(&mut fixture).await;
+    let mut relay = running(&mut fixture, 10).await;
     let logged = relay.log().len();
     let denied = format!(
         ", permissions: {{ publish: {{ deny: \"{}.>\" }} }}",
@@ -85,7 +73,7 @@ async fn publishing_is_forbidden_for_a_while() {
 async fn a_dead_letter_that_is_refused_is_not_told_of() {
     const SAID: &str = "became a dead letter";
     let mut fixture = fixture().await;
-    let mut relay = running(&mut fixture).await;
+    let mut relay = running(&mut fixture, 10).await;
     let logged = relay.log().len();
     let denied = ", permissions: { publish: { deny: \"walrelay.dead.>\" } }";
     reload(&mut fixture, "enabled", denied).await;
@@ -103,7 +91,7 @@ async fn a_dead_letter_that_is_refused_is_not_told_of() {
 #[tokio::test]
 async fn the_account_has_no_room() {
     let mut fixture = fixture().await;
-    let mut relay = running(&mut fixture).await;
+    let mut relay = running(&mut fixture, 10).await;
     let logged = relay.log().len();
     reload(&mut fixture, "{ max_file: 20KB }", "").await;
     fixture.insert(11, 200).await;
@@ -116,7 +104,7 @@ async fn the_account_has_no_room() {
 #[tokio::test]
 async fn jetstream_is_off_for_a_while() {
     let mut fixture = fixture().await;
-    let mut relay = running(&mut fixture).await;
+    let mut relay = running(&mut fixture, 10).await;
     let logged = relay.log().len();
     reload(&mut fixture, "disabled", "").await;
     fixture.insert(11, 20).await;
@@ -129,7 +117,7 @@ async fn jetstream_is_off_for_a_while() {
 async fn a_lame_duck_server() {
     let mut fixture = Fixture::own().await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    let mut relay = running(&mut fixture).await;
+    let mut relay = running(&mut fixture, 10).await;
     let logged = relay.log().len();
     let pid = fixture.own_servers().nats.pid().unwrap();
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).unwrap();

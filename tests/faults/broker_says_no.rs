@@ -7,8 +7,8 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use uuid::Uuid;
 
 use crate::lane::{
-    LANES, Lane, Restraint, event_count, events, holds_events, jetstream, judge_events, logs_from,
-    set_up, stream_of,
+    LANES, Lane, Restraint, ends_well, event_count, events, holds_events, jetstream, judge_events,
+    logs_from, running, set_up, stream_of,
 };
 use crate::support::{Fixture, Relay, Stored, uuid};
 
@@ -30,14 +30,6 @@ async fn edit(fixture: &Fixture, change: impl FnOnce(&mut Config)) {
     jetstream(fixture).update_stream(config).await.unwrap();
 }
 
-/// A relay with `count` events behind it.
-async fn running(fixture: &mut Fixture, count: u64) -> Relay {
-    let relay = fixture.run();
-    fixture.insert(1, count).await;
-    holds_events(fixture, count).await;
-    relay
-}
-
 /// The relay says `words` and waits in quiet.
 async fn waits(relay: &mut Relay, logged: usize, words: &str) {
     let log = logs_from(relay, logged, words).await;
@@ -47,12 +39,6 @@ async fn waits(relay: &mut Relay, logged: usize, words: &str) {
     );
     Restraint::of(relay).keeps(relay, WATCH).await;
     assert!(relay.runs());
-}
-
-/// The events `1..=last` are in the stream, and the relay stops in good order.
-async fn ends_well(fixture: &Fixture, relay: Relay, last: u64) {
-    judge_events(fixture, &(1..=last).map(uuid).collect::<Vec<_>>()).await;
-    relay.stop().await;
 }
 
 #[tokio::test]

@@ -26,8 +26,7 @@ async fn lane(fixture: &mut Fixture) -> Relay {
 
 /// Kills a move once the target at `nats` has the aggregate's messages.
 async fn killed_move(fixture: &Fixture, nats: &async_nats::Client, arguments: &[&str], to: &str) {
-    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
-    let mut moving = Relay::start(fixture.command(arguments), folder.join("move.log"));
+    let mut moving = fixture.start(arguments);
     let context = jetstream::new(nats.clone());
     eventually("messages are copied", async || {
         let stream = context.get_stream(to).await.ok()?;
@@ -83,6 +82,19 @@ async fn is_without_the_aggregate(fixture: &mut Fixture, relay: &mut Relay) {
     relay.stop().await;
 }
 
+/// Commands that would look at a stream in which the lane does not live.
+async fn all_are_refused(fixture: &Fixture, why: &str) {
+    for (command, code) in [
+        (&erase()[..], 1),
+        (&["verify"][..], 3),
+        (&["backfill"][..], 1),
+        (&["prune", "--older-than", "1d"][..], 1),
+        (&["dead-letters", "retry", "--all"][..], 1),
+    ] {
+        is_refused(fixture, command, code, why).await;
+    }
+}
+
 #[tokio::test]
 async fn an_aggregate_is_not_erased_while_its_lane_is_on_its_way() {
     let mut fixture = Fixture::new().await;
@@ -99,29 +111,13 @@ async fn an_aggregate_is_not_erased_while_its_lane_is_on_its_way() {
     // Nor at the stream that it has not reached; nothing there can be judged.
     fixture.set("WALRELAY_NATS_STREAM", new.as_str());
     let on_its_way = format!("the lane is still on its way from stream {old}");
-    for (command, code) in [
-        (&erase()[..], 1),
-        (&["verify"][..], 3),
-        (&["backfill"][..], 1),
-        (&["prune", "--older-than", "1d"][..], 1),
-        (&["dead-letters", "retry", "--all"][..], 1),
-    ] {
-        is_refused(&fixture, command, code, &on_its_way).await;
-    }
+    all_are_refused(&fixture, &on_its_way).await;
 
     // What was printed, and then all of it goes.
     fixture.set("WALRELAY_NATS_STREAM", old.as_str());
     fixture.walrelay(&moving).await.success();
     let left = format!("the lane has left stream {old}");
-    for (command, code) in [
-        (&erase()[..], 1),
-        (&["verify"][..], 3),
-        (&["backfill"][..], 1),
-        (&["prune", "--older-than", "1d"][..], 1),
-        (&["dead-letters", "retry", "--all"][..], 1),
-    ] {
-        is_refused(&fixture, command, code, &left).await;
-    }
+    all_are_refused(&fixture, &left).await;
     assert_eq!(rows(&fixture).await, EVENTS as i64);
     fixture.set("WALRELAY_NATS_STREAM", new.as_str());
     let erased = fixture.walrelay(&erase()).await.success();

@@ -23,6 +23,13 @@ async fn lane(fixture: &Fixture) -> (Option<i32>, Value) {
     (output.code, value["positions"]["lane"].clone())
 }
 
+/// Nothing is told of a halt.
+async fn is_told_as_stopped(fixture: &Fixture) {
+    let (_, stopped) = lane(fixture).await;
+    assert_eq!(stopped["state"], "stopped", "{stopped}");
+    assert_eq!(stopped["reason"], Value::Null);
+}
+
 async fn halts(relay: &mut Relay) {
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
 }
@@ -82,9 +89,7 @@ async fn a_halt_is_told_with_its_remedy_until_an_epoch_begins() {
     fixture.insert(6, 7).await;
     fixture.holds(8).await;
     relay.stop().await;
-    let (_, stopped) = lane(&fixture).await;
-    assert_eq!(stopped["state"], "stopped", "{stopped}");
-    assert_eq!(stopped["reason"], Value::Null);
+    is_told_as_stopped(&fixture).await;
     assert_eq!(doctors_remedy(&fixture).await, None);
 }
 
@@ -125,11 +130,7 @@ async fn a_halt_without_a_lane_record_is_told_until_an_epoch_begins() {
     fixture.insert(6, 6).await;
     fixture.holds(1).await;
     relay.stop().await;
-    let (_, stopped) = lane(&fixture).await;
-    assert_eq!(
-        (&stopped["state"], &stopped["reason"]),
-        (&"stopped".into(), &Value::Null)
-    );
+    is_told_as_stopped(&fixture).await;
 }
 
 #[tokio::test]
@@ -175,11 +176,7 @@ async fn a_lost_slot_is_told_also_while_nats_is_away() {
     fixture.insert(21, 21).await;
     judge_events(&fixture, &(1..=21).map(uuid).collect::<Vec<_>>()).await;
     relay.stop().await;
-    let (_, stopped) = lane(&fixture).await;
-    assert_eq!(
-        (&stopped["state"], &stopped["reason"]),
-        (&"stopped".into(), &Value::Null)
-    );
+    is_told_as_stopped(&fixture).await;
 }
 
 #[tokio::test]

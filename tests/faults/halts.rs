@@ -101,23 +101,25 @@ async fn two_slots_in_one_stream() {
     }
 }
 
-/// Others' messages by the thousand, and no record that would tell where to look.
-#[tokio::test]
-async fn the_lane_end_is_too_far_away() {
+/// A relay that has published five events and confirmed none, on servers of its own.
+async fn five_published() -> (Fixture, Relay) {
     let mut fixture = Fixture::bare_on(Servers::own().await).await;
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     fixture.setup().await;
-    let mut relay = fixture.run();
+    let relay = fixture.run();
     fixture.insert(1, 5).await;
     holds_events(&fixture, 5).await;
+    (fixture, relay)
+}
+
+/// Others' messages by the thousand, and no record that would tell where to look.
+#[tokio::test]
+async fn the_lane_end_is_too_far_away() {
+    let (mut fixture, mut relay) = five_published().await;
     relay.kill();
     let records = jetstream(&fixture).get_stream("WALRELAY").await.unwrap();
     records.purge().await.unwrap();
-    let mut config = stream_of(&fixture).await.cached_info().config.clone();
-    let subject = format!("strangers.{}", fixture.name);
-    config.subjects.push(subject.clone());
-    jetstream(&fixture).update_stream(config).await.unwrap();
-    strangers(&fixture, &subject, 10_001).await;
+    strangers(&fixture, 10_001).await;
     fixture.insert(6, 10).await;
     let commands = halts(&mut fixture.run(), "were not written by a relay").await;
     types(&fixture, &commands).await;
@@ -127,16 +129,16 @@ async fn the_lane_end_is_too_far_away() {
     verified(&fixture, 0).await;
 }
 
-async fn strangers(fixture: &Fixture, subject: &str, count: u64) {
+/// Others put so many messages into the stream.
+async fn strangers(fixture: &Fixture, count: u64) {
     let context = jetstream(fixture);
+    let mut config = stream_of(fixture).await.cached_info().config.clone();
+    let subject = format!("strangers.{}", fixture.name);
+    config.subjects.push(subject.clone());
+    context.update_stream(config).await.unwrap();
     let mut last = None;
     for _ in 0..count {
-        last = Some(
-            context
-                .publish(subject.to_owned(), "x".into())
-                .await
-                .unwrap(),
-        );
+        last = Some(context.publish(subject.clone(), "x".into()).await.unwrap());
     }
     last.unwrap().await.unwrap();
 }
@@ -144,12 +146,7 @@ async fn strangers(fixture: &Fixture, subject: &str, count: u64) {
 /// The broker loses acknowledged events, others' messages take their places, and an event stands behind them.
 #[tokio::test]
 async fn somebody_elses_message_in_the_place_of_an_event() {
-    let mut fixture = Fixture::bare_on(Servers::own().await).await;
-    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    fixture.setup().await;
-    let mut relay = fixture.run();
-    fixture.insert(1, 5).await;
-    holds_events(&fixture, 5).await;
+    let (mut fixture, mut relay) = five_published().await;
     let store = fixture.servers().nats.store_dir();
     let dir = store
         .join("jetstream/$G/streams")
@@ -170,11 +167,7 @@ async fn somebody_elses_message_in_the_place_of_an_event() {
     fixture.own_servers().nats.stop().await.unwrap();
     copy(&backup, &dir);
     fixture.own_servers().nats.start_again().await.unwrap();
-    let mut config = stream_of(&fixture).await.cached_info().config.clone();
-    let subject = format!("strangers.{}", fixture.name);
-    config.subjects.push(subject.clone());
-    jetstream(&fixture).update_stream(config).await.unwrap();
-    strangers(&fixture, &subject, 5).await;
+    strangers(&fixture, 5).await;
     let context = jetstream(&fixture);
     let sent = context
         .publish_with_headers(last.subject, last.headers, last.payload)

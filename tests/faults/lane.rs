@@ -8,7 +8,7 @@ use futures_util::TryStreamExt as _;
 use uuid::Uuid;
 use walrelay::local::{LocalNats, LocalNatsCluster};
 
-use crate::support::{Fixture, Relay, Stored, Writer, assert_exactly_once, eventually};
+use crate::support::{Fixture, Relay, Stored, Writer, assert_exactly_once, eventually, uuid};
 
 /// How long a reader may not see what the stream's leader has.
 const READ_LIMIT: Duration = Duration::from_secs(10);
@@ -190,6 +190,20 @@ pub(crate) async fn judge_events(fixture: &Fixture, committed: &[Uuid]) {
             return assert_exactly_once(committed, &ids);
         }
     }
+}
+
+/// A relay with the events `1..=count` behind it.
+pub(crate) async fn running(fixture: &mut Fixture, count: u64) -> Relay {
+    let relay = fixture.run();
+    fixture.insert(1, count).await;
+    holds_events(fixture, count).await;
+    relay
+}
+
+/// The events `1..=last` are in the stream, and the relay stops in good order.
+pub(crate) async fn ends_well(fixture: &Fixture, relay: Relay, last: u64) {
+    judge_events(fixture, &(1..=last).map(uuid).collect::<Vec<_>>()).await;
+    relay.stop().await;
 }
 
 /// Waits until the relay logs `needle` behind the first `from` bytes of its log; what is there then.

@@ -58,15 +58,19 @@ fn refused(moved: &Output) {
     assert!(moved.stderr.contains("nats stream edit"), "{moved:?}");
 }
 
-#[tokio::test]
-async fn a_lane_does_not_leave_a_stream_that_cannot_end_it() {
+/// A lane that has published twenty events; its stream, and the one that it is to go to.
+async fn published() -> (Fixture, String, String) {
     let mut fixture = Fixture::new().await;
-    let relay = fixture.run();
     fixture.insert(1, 20).await;
-    holds_events(&fixture, 20).await;
-    relay.stop().await;
+    fixture.relay_until(20).await;
     let old = fixture.stream_name().to_owned();
     let new = format!("{old}_NEW");
+    (fixture, old, new)
+}
+
+#[tokio::test]
+async fn a_lane_does_not_leave_a_stream_that_cannot_end_it() {
+    let (fixture, old, new) = published().await;
     let moving = ["move", "--yes", "--to-stream", &new];
 
     // Before anything is made.
@@ -87,13 +91,7 @@ async fn a_lane_does_not_leave_a_stream_that_cannot_end_it() {
 
 #[tokio::test]
 async fn a_move_that_cannot_end_names_what_ends_it() {
-    let mut fixture = Fixture::new().await;
-    let relay = fixture.run();
-    fixture.insert(1, 20).await;
-    holds_events(&fixture, 20).await;
-    relay.stop().await;
-    let old = fixture.stream_name().to_owned();
-    let new = format!("{old}_NEW");
+    let (fixture, old, new) = published().await;
     let moving = ["move", "--yes", "--to-stream", &new];
     // As far as a move comes that is killed while it copies.
     let config = stream_of(&fixture).await.cached_info().config.clone();

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::lane::holds_events;
-use crate::support::{Fixture, Stored, uuid};
+use crate::support::{Fixture, Relay, Stored, uuid};
 
 const EVERY_COLUMN: &str = "ALTER TABLE outbox_events RENAME id TO eid;
     ALTER TABLE outbox_events RENAME aggregate_id TO lesson;
@@ -28,8 +28,23 @@ fn follow(fixture: &mut Fixture) {
     fixture.set("WALRELAY_COLUMNS_PAYLOAD", "body");
 }
 
-/// Each event once, in order, and nothing else.
-async fn assert_events(fixture: &Fixture, count: u64) {
+/// Three events, none of them confirmed, and the relay.
+async fn three_published() -> (Fixture, Relay) {
+    let mut fixture = Fixture::new().await;
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 3).await;
+    holds_events(&fixture, 3).await;
+    (fixture, relay)
+}
+
+/// A relay goes on: each event once, in order, and nothing else.
+async fn goes_on(fixture: &mut Fixture, count: u64) {
+    let mut relay = fixture.run();
+    relay.streams().await;
+    holds_events(fixture, count).await;
+    relay.stop().await;
     let stored = fixture.stored().await;
     let ids: Vec<_> = stored.iter().map(Stored::id).collect();
     assert_eq!(ids, (1..=count).map(uuid).collect::<Vec<_>>());
@@ -43,12 +58,7 @@ async fn assert_events(fixture: &Fixture, count: u64) {
 /// What is published and not confirmed, and what is not published, is read under the names that it was written under.
 #[tokio::test]
 async fn a_stopped_relay_goes_on_behind_columns_that_were_renamed() {
-    let mut fixture = Fixture::new().await;
-    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    let mut relay = fixture.run();
-    relay.streams().await;
-    fixture.insert(1, 3).await;
-    holds_events(&fixture, 3).await;
+    let (mut fixture, relay) = three_published().await;
     relay.stop().await;
     fixture.insert(4, 5).await;
     fixture.sql.batch_execute(EVERY_COLUMN).await.unwrap();
@@ -57,11 +67,7 @@ async fn a_stopped_relay_goes_on_behind_columns_that_were_renamed() {
     // Commands read the slot so too.
     let waiting = fixture.walrelay(&["verify", "--wait", "0s"]).await;
     assert!(!waiting.stderr.contains("without id"), "{waiting:?}");
-    let mut relay = fixture.run();
-    relay.streams().await;
-    holds_events(&fixture, 6).await;
-    relay.stop().await;
-    assert_events(&fixture, 6).await;
+    goes_on(&mut fixture, 6).await;
 
     // And once more, over both names.
     let rename = "ALTER TABLE outbox_events RENAME eid TO event_id";
@@ -74,31 +80,18 @@ async fn a_stopped_relay_goes_on_behind_columns_that_were_renamed() {
     fixture.sql.batch_execute(back).await.unwrap();
     fixture.set("WALRELAY_COLUMNS_ID", "eid");
     insert_renamed(&fixture, 7).await;
-    let mut relay = fixture.run();
-    relay.streams().await;
-    holds_events(&fixture, 7).await;
-    relay.stop().await;
-    assert_events(&fixture, 7).await;
+    goes_on(&mut fixture, 7).await;
 }
 
 #[tokio::test]
 async fn a_relay_waits_for_a_column_that_is_renamed_and_goes_on_with_the_configuration() {
-    let mut fixture = Fixture::new().await;
-    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    let mut relay = fixture.run();
-    relay.streams().await;
-    fixture.insert(1, 3).await;
-    holds_events(&fixture, 3).await;
+    let (mut fixture, mut relay) = three_published().await;
     fixture.sql.batch_execute(EVERY_COLUMN).await.unwrap();
     insert_renamed(&fixture, 4).await;
     relay.logs("had no column").await;
     relay.stop().await;
     follow(&mut fixture);
-    let mut relay = fixture.run();
-    relay.streams().await;
-    holds_events(&fixture, 4).await;
-    relay.stop().await;
-    assert_events(&fixture, 4).await;
+    goes_on(&mut fixture, 4).await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use walrelay::local::Mode;
 
 use crate::lane::{LANES, Lane, holds_events, jetstream, judge_events, set_up, stream_of};
-use crate::support::{Fixture, Servers, eventually, options, uuid};
+use crate::support::{Fixture, Relay, Servers, eventually, options, uuid};
 
 /// The process that sends the slot's WAL; none while nobody reads it.
 async fn walsender(fixture: &Fixture) -> Option<i32> {
@@ -113,9 +113,8 @@ async fn rows_in_flight_are_sent_again_to_a_broker_that_was_killed() {
     }
 }
 
-/// Nothing is read of a server that is shutting down then, and it would wait for us.
-#[tokio::test]
-async fn postgres_shuts_down_while_nats_is_away() {
+/// A relay that has published five events, and waits for the broker.
+async fn without_nats() -> (Fixture, Relay) {
     let mut fixture = Fixture::own().await;
     let mut relay = fixture.run();
     relay.streams().await;
@@ -123,6 +122,13 @@ async fn postgres_shuts_down_while_nats_is_away() {
     holds_events(&fixture, 5).await;
     fixture.own_servers().nats.stop().await.unwrap();
     relay.logs("waiting: NATS").await;
+    (fixture, relay)
+}
+
+/// Nothing is read of a server that is shutting down then, and it would wait for us.
+#[tokio::test]
+async fn postgres_shuts_down_while_nats_is_away() {
+    let (mut fixture, mut relay) = without_nats().await;
     fixture.insert(6, 20_000).await;
     let took = fixture
         .own_servers()
@@ -142,13 +148,7 @@ async fn postgres_shuts_down_while_nats_is_away() {
 
 #[tokio::test]
 async fn a_relay_stops_while_nats_is_away() {
-    let mut fixture = Fixture::own().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
-    fixture.insert(1, 5).await;
-    holds_events(&fixture, 5).await;
-    fixture.own_servers().nats.stop().await.unwrap();
-    relay.logs("waiting: NATS").await;
+    let (mut fixture, relay) = without_nats().await;
     fixture.insert(6, 9).await;
     relay.stop().await;
     eventually("the slot is free", async || {

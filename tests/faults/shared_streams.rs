@@ -23,7 +23,7 @@ use crate::foreign::ForeignPublisher;
 use crate::lane::{
     events, holds_events, jetstream, judge, judge_events, more_events, share, stream_of,
 };
-use crate::support::{Fixture, Stored, Writer, assert_exactly_once, eventually, uuid};
+use crate::support::{Fixture, Relay, Stored, Writer, assert_exactly_once, eventually, uuid};
 
 const EVENTS_BETWEEN: u64 = 200;
 /// For one answer of the broker.
@@ -137,16 +137,21 @@ async fn purge(fixture: &Fixture) {
         .unwrap();
 }
 
-#[tokio::test]
-async fn the_fence_is_purged_while_the_relay_is_stopped() {
+/// A relay that has published fifty events among a stranger's messages, and confirmed none: all come again from the slot.
+async fn fifty_published() -> (Fixture, ForeignPublisher, Relay) {
     let mut fixture = Fixture::bare().await;
     share(&mut [&mut fixture], 1).await;
-    let foreign = ForeignPublisher::start(&fixture);
-    // Nothing confirmed: all comes again from the slot.
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let foreign = ForeignPublisher::start(&fixture);
     let relay = fixture.run();
     fixture.insert(1, 50).await;
     holds_events(&fixture, 50).await;
+    (fixture, foreign, relay)
+}
+
+#[tokio::test]
+async fn the_fence_is_purged_while_the_relay_is_stopped() {
+    let (mut fixture, foreign, relay) = fifty_published().await;
     relay.stop().await;
     purge(&fixture).await;
     let relay = fixture.run();
@@ -158,13 +163,7 @@ async fn the_fence_is_purged_while_the_relay_is_stopped() {
 
 #[tokio::test]
 async fn the_fence_is_purged_while_the_relay_is_dead() {
-    let mut fixture = Fixture::bare().await;
-    share(&mut [&mut fixture], 1).await;
-    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
-    let foreign = ForeignPublisher::start(&fixture);
-    let mut relay = fixture.run();
-    fixture.insert(1, 50).await;
-    holds_events(&fixture, 50).await;
+    let (mut fixture, foreign, mut relay) = fifty_published().await;
     relay.kill();
     purge(&fixture).await;
     // Whether there was more behind the record nobody can know.

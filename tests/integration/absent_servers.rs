@@ -35,6 +35,19 @@ async fn waits(relay: &mut Relay) {
     assert_eq!(log.matches("waiting: ").count(), 1, "{log}");
 }
 
+/// The server is back, and soon the five events are there.
+async fn recovers(fixture: &Fixture, mut relay: Relay) {
+    let returned = Instant::now();
+    relay.streams().await;
+    fixture.holds(5).await;
+    assert!(returned.elapsed() < RECOVERY_MAX);
+    relay.stop().await;
+    assert_exactly_once(
+        &(1..=5).map(uuid).collect::<Vec<_>>(),
+        &fixture.stored_ids().await,
+    );
+}
+
 #[tokio::test]
 async fn nats_is_away_at_the_start() {
     let mut fixture = Fixture::own().await;
@@ -45,15 +58,7 @@ async fn nats_is_away_at_the_start() {
     let address = fixture.servers().nats.url().replace("nats://", "");
     assert!(relay.log().contains("waiting: NATS: ") && relay.log().contains(&address));
     fixture.own_servers().nats.start_again().await.unwrap();
-    let returned = Instant::now();
-    relay.streams().await;
-    fixture.holds(5).await;
-    assert!(returned.elapsed() < RECOVERY_MAX);
-    relay.stop().await;
-    assert_exactly_once(
-        &(1..=5).map(uuid).collect::<Vec<_>>(),
-        &fixture.stored_ids().await,
-    );
+    recovers(&fixture, relay).await;
 }
 
 #[tokio::test]
@@ -71,15 +76,7 @@ async fn postgres_is_away_at_the_start() {
     assert!(relay.log().contains(&place), "{}", relay.log());
     let postgres = &mut fixture.own_servers().postgres;
     postgres.start_again().await.unwrap();
-    let returned = Instant::now();
-    relay.streams().await;
-    fixture.holds(5).await;
-    assert!(returned.elapsed() < RECOVERY_MAX);
-    relay.stop().await;
-    assert_exactly_once(
-        &(1..=5).map(uuid).collect::<Vec<_>>(),
-        &fixture.stored_ids().await,
-    );
+    recovers(&fixture, relay).await;
 }
 
 /// What the relay's memory grows by over [`ATTEMPTS`] attempts in vain, in KiB; `None` where there is no /proc.

@@ -64,13 +64,7 @@ async fn nats_is_restarted() {
     let writer = Writer::start(&fixture).await;
     for kill in [false, true, false, true] {
         more(&fixture).await;
-        let nats = &mut fixture.own_servers().nats;
-        if kill {
-            nats.kill();
-        } else {
-            nats.stop().await.unwrap();
-        }
-        nats.start_again().await.unwrap();
+        fixture.own_servers().restart_nats(kill).await;
     }
     more(&fixture).await;
     assert!(relay.runs());

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::{Fixture, uuid};
+use crate::support::{Fixture, Relay, Stored, uuid};
 
 const OUTBOX_MESSAGE: &str = include_str!("../../sql/outbox_message.sql");
 
@@ -201,69 +201,63 @@ async fn a_letter_of_a_message_keeps_no_row_of_a_table() {
     relay.stop().await;
 }
 
-/// It is cut while it is read, and nothing else has it: no dead letter would hold it, and no id says which it was.
-#[tokio::test]
-async fn a_message_longer_than_a_frame_halts_and_is_passed() {
+/// A relay that has halted at this message, between the first and the second event.
+async fn halted_at(message: &str) -> (Fixture, Relay) {
     let mut fixture = with_messages().await;
     let mut relay = fixture.run();
     relay.streams().await;
-    for sql in [
-        &transaction(1, 1),
-        "SELECT outbox_message(gen_random_uuid(), 'a.b', to_jsonb(repeat('x', 3000000)))",
-        &transaction(2, 2),
-    ] {
+    for sql in [&transaction(1, 1), message, &transaction(2, 2)] {
         fixture.sql.batch_execute(sql).await.unwrap();
     }
     assert_eq!(relay.ends().await, Some(4));
-    let log = relay.log();
-    let remedy = log.split("`walrelay dead-letters skip ").nth(1);
+    (fixture, relay)
+}
+
+/// Types the remedy that is printed in this text; the position in it.
+async fn pass<'s>(fixture: &Fixture, said: &'s str) -> &'s str {
+    let remedy = said.split("`walrelay dead-letters skip ").nth(1);
     let position = remedy.and_then(|rest| rest.split('`').next());
-    let position = position.unwrap_or_else(|| panic!("no remedy in {log}"));
+    let position = position.unwrap_or_else(|| panic!("no remedy in {said}"));
     let skip = ["dead-letters", "skip", position];
     fixture.walrelay(&skip).await.success();
-    let relay = fixture.run();
-    fixture.holds(3).await;
-    relay.stop().await;
+    position
+}
+
+/// The relay goes on: the first event, the dead letter of the message, and the second event.
+async fn is_passed(mut fixture: Fixture, reason: &str) -> Vec<Stored> {
+    fixture.relay_until(3).await;
     let stored = fixture.stored().await;
     assert_eq!(stored[0].id(), uuid(1));
     assert_eq!(stored[1].kind.as_deref(), Some("dead-letter"));
-    assert_eq!(stored[1].field("reason"), "too-large");
-    assert!(stored[1].position.ends_with(position), "{position}");
+    assert_eq!(stored[1].field("reason"), reason);
     assert_eq!(stored[2].id(), uuid(2));
+    stored
+}
+
+/// It is cut while it is read, and nothing else has it: no dead letter would hold it, and no id says which it was.
+#[tokio::test]
+async fn a_message_longer_than_a_frame_halts_and_is_passed() {
+    let message = "SELECT outbox_message(gen_random_uuid(), 'a.b', to_jsonb(repeat('x', 3000000)))";
+    let (fixture, relay) = halted_at(message).await;
+    let log = relay.log();
+    let position = pass(&fixture, &log).await;
+    let stored = is_passed(fixture, "too-large").await;
+    assert!(stored[1].position.ends_with(position), "{position}");
 }
 
 /// No limit would take it: JSON has no such bytes.
 #[tokio::test]
 async fn a_message_that_is_not_utf8_halts_and_is_passed() {
-    let mut fixture = with_messages().await;
-    let mut relay = fixture.run();
-    relay.streams().await;
-    for sql in [
-        &transaction(1, 1),
-        "SELECT pg_logical_emit_message(true, 'outbox', '\\xff00'::bytea)",
-        &transaction(2, 2),
-    ] {
-        fixture.sql.batch_execute(sql).await.unwrap();
-    }
-    assert_eq!(relay.ends().await, Some(4));
+    let message = "SELECT pg_logical_emit_message(true, 'outbox', '\\xff00'::bytea)";
+    let (fixture, relay) = halted_at(message).await;
     let status = fixture.walrelay(&["status"]).await;
     for said in [relay.log(), status.stdout] {
         assert!(said.contains("bytes that are not UTF-8"), "{said}");
         assert!(!said.contains("max_payload"), "{said}");
-        let remedy = said.split("`walrelay dead-letters skip ").nth(1);
-        let position = remedy.and_then(|rest| rest.split('`').next());
-        let position = position.unwrap_or_else(|| panic!("no remedy in {said}"));
-        // Once more changes nothing.
-        let skip = ["dead-letters", "skip", position];
-        fixture.walrelay(&skip).await.success();
+        // The second time it changes nothing.
+        pass(&fixture, &said).await;
     }
-    let relay = fixture.run();
-    fixture.holds(3).await;
-    relay.stop().await;
-    let stored = fixture.stored().await;
-    assert_eq!(stored[1].kind.as_deref(), Some("dead-letter"));
-    assert_eq!(stored[1].field("reason"), "no-text");
-    assert_eq!(stored[2].id(), uuid(2));
+    is_passed(fixture, "no-text").await;
 }
 
 #[tokio::test]

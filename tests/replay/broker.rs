@@ -2,40 +2,24 @@
 
 use crate::lane::event_count;
 use crate::range::{count, ids, target, uuids};
-use crate::support::{Fixture, Relay, Servers, Stored, assert_exactly_once, eventually};
+use crate::support::{Fixture, Servers, Stored, assert_exactly_once, eventually};
 
 const ROWS: u64 = 30_000;
-
-fn start(fixture: &Fixture, arguments: &[&str]) -> Relay {
-    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
-    Relay::start(fixture.command(arguments), folder.join("bulk.log"))
-}
-
-async fn is_restarted(fixture: &mut Fixture, kill: bool) {
-    let nats = &mut fixture.own_servers().nats;
-    if kill {
-        nats.kill();
-    } else {
-        nats.stop().await.unwrap();
-    }
-    nats.start_again().await.unwrap();
-}
 
 #[tokio::test]
 async fn a_backfill_and_a_replay_go_on_when_the_broker_is_back() {
     let mut fixture = Fixture::bare_on(Servers::own().await).await;
-    let schema = walrelay::outbox::SCHEMA_SQL;
-    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.make_table().await;
     fixture.insert(1, ROWS).await;
     fixture.setup().await;
-    let mut backfill = start(&fixture, &["backfill"]);
+    let mut backfill = fixture.start(&["backfill"]);
     for kill in [true, false] {
         let before = event_count(&fixture).await;
         eventually("the backfill publishes", async || {
             (event_count(&fixture).await > before).then_some(())
         })
         .await;
-        is_restarted(&mut fixture, kill).await;
+        fixture.own_servers().restart_nats(kill).await;
     }
     assert_eq!(backfill.ends().await, Some(0), "{}", backfill.log());
     let stored = fixture.stored().await;
@@ -43,17 +27,14 @@ async fn a_backfill_and_a_replay_go_on_when_the_broker_is_back() {
     published.sort_unstable();
     assert_exactly_once(&uuids(1..=ROWS), &published);
 
-    let mut replay = start(
-        &fixture,
-        &["replay", "--yes", "--from", "2026-01-01T00:00:00Z"],
-    );
+    let mut replay = fixture.start(&["replay", "--yes", "--from", "2026-01-01T00:00:00Z"]);
     for kill in [true, false] {
         let before = count(&fixture).await;
         eventually("the replay publishes", async || {
             (count(&fixture).await > before).then_some(())
         })
         .await;
-        is_restarted(&mut fixture, kill).await;
+        fixture.own_servers().restart_nats(kill).await;
     }
     assert_eq!(replay.ends().await, Some(0), "{}", replay.log());
     let again = ids(&fixture.stored_in(&target(&fixture)).await);

@@ -8,9 +8,13 @@ use crate::support::{Fixture, Relay, Writer, binaries, eventually};
 
 const EVENTS_BEFORE: u64 = 5_000;
 
-fn start(fixture: &Fixture, arguments: &[&str], log: &str) -> Relay {
-    let folder = fixture.command(&[]).get_current_dir().unwrap().to_owned();
-    Relay::start(fixture.command(arguments), folder.join(log))
+/// A relay and writers, once so many events have come through.
+async fn under_load(fixture: &mut Fixture) -> (Relay, Writer) {
+    let mut relay = fixture.run();
+    relay.streams().await;
+    let writer = Writer::start(fixture).await;
+    more_events(fixture, EVENTS_BEFORE).await;
+    (relay, writer)
 }
 
 /// How long no event was stored around the move.
@@ -61,10 +65,7 @@ async fn to_another_stream_under_load() {
     fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
     let old = fixture.stream_name().to_owned();
     let new = format!("{old}_NEW");
-    let mut relay = fixture.run();
-    relay.streams().await;
-    let writer = Writer::start(&fixture).await;
-    more_events(&fixture, EVENTS_BEFORE).await;
+    let (mut relay, writer) = under_load(&mut fixture).await;
 
     let dry = fixture
         .walrelay(&["move", "--to-stream", &new, "--dry-run"])
@@ -74,11 +75,7 @@ async fn to_another_stream_under_load() {
     let own = fixture.walrelay(&["move", "--to-stream", &old]).await;
     assert_eq!(own.code, Some(2), "{}", own.stderr);
 
-    let mut moving = start(
-        &fixture,
-        &["move", "--yes", "--to-stream", &new],
-        "move.log",
-    );
+    let mut moving = fixture.start(&["move", "--yes", "--to-stream", &new]);
     moving.logs("is there: messages are copied").await;
     fixture.set("WALRELAY_NATS_STREAM", new.as_str());
     let mut next = fixture.run();
@@ -133,18 +130,15 @@ async fn to_another_stream_under_load() {
 
 /// Runs the command again and again, each run killed once it has logged the next step; what the last one prints.
 async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) -> String {
-    for (number, step) in [
+    for step in [
         "is there: messages are copied",
         "has left",
         "is copied",
         "takes the events",
         "tells the lane's place",
         "lives in",
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let mut moving = start(fixture, arguments, &format!("move-{number}.log"));
+    ] {
+        let mut moving = fixture.start(arguments);
         // The one before may have come further than the step at which it was to be killed.
         let has_ended = eventually(format!("{step:?} or the end"), async || {
             let has_ended = !moving.runs();
@@ -223,10 +217,7 @@ async fn killed_at_every_step() {
     let mut fixture = Fixture::new().await;
     let old = fixture.stream_name().to_owned();
     let new = format!("{old}_NEW");
-    let mut relay = fixture.run();
-    relay.streams().await;
-    let writer = Writer::start(&fixture).await;
-    more_events(&fixture, EVENTS_BEFORE).await;
+    let (mut relay, writer) = under_load(&mut fixture).await;
     let arguments = ["move", "--yes", "--to-stream", &new];
     killed_after_each_step(&fixture, &arguments).await;
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
@@ -319,10 +310,7 @@ async fn to_another_nats() {
         .await
         .expect("it starts");
     let (stream, url) = (fixture.stream_name().to_owned(), other.url());
-    let mut relay = fixture.run();
-    relay.streams().await;
-    let writer = Writer::start(&fixture).await;
-    more_events(&fixture, EVENTS_BEFORE).await;
+    let (mut relay, writer) = under_load(&mut fixture).await;
     let moved = killed_after_each_step(&fixture, &["move", "--yes", "--to-nats", &url]).await;
     assert!(moved.contains(&format!("nats.url = \"{url}\"")), "{moved}");
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());

@@ -61,6 +61,19 @@ impl Simulation {
         );
     }
 
+    /// The same; each event that was committed is published once, in order.
+    pub(crate) fn rest_and_judge(&mut self) {
+        self.rest();
+        self.world.verify(true);
+        assert_eq!(self.world.failure, None);
+    }
+
+    /// Somebody sets the slot to the end of the WAL.
+    fn advance_by_hand(&mut self) {
+        let end_lsn = self.world.postgres.end_lsn;
+        self.world.postgres.slot_mut(None).set(end_lsn);
+    }
+
     pub(crate) fn pause(&mut self, time: Duration) {
         let until = self.world.now + time;
         self.run(until, |_| false);
@@ -261,8 +274,7 @@ fn a_database_that_lacks_what_was_published() {
 fn a_slot_advanced_by_hand() {
     let (mut lane, _) = stopped_lane();
     lane.commit(2);
-    let end_lsn = lane.world.postgres.end_lsn;
-    lane.world.postgres.slot_mut(None).set(end_lsn);
+    lane.advance_by_hand();
     assert!(matches!(lane.halt(), Halt::ConfirmedUnexplained { .. }));
 }
 
@@ -275,8 +287,7 @@ fn a_slot_advanced_by_hand_under_a_relay_that_was_killed() {
     lane.kill();
     lane.pause(Duration::from_secs(5));
     lane.commit(1);
-    let end_lsn = lane.world.postgres.end_lsn;
-    lane.world.postgres.slot_mut(None).set(end_lsn);
+    lane.advance_by_hand();
     assert!(matches!(lane.halt(), Halt::ConfirmedUnexplained { .. }));
 }
 
@@ -289,8 +300,7 @@ fn a_slot_dropped_and_recreated() {
     lane.pause(Duration::from_secs(1));
     assert!(matches!(lane.relays[0].outcome(), Some(Outcome::Failed(_))));
     lane.relays.clear();
-    let end_lsn = lane.world.postgres.end_lsn;
-    lane.world.postgres.slot_mut(None).set(end_lsn);
+    lane.advance_by_hand();
     assert!(matches!(lane.halt(), Halt::ConfirmedUnexplained { .. }));
 }
 

@@ -42,9 +42,7 @@ fn a_stream_recreated_while_the_slot_is_taken_loses_nothing() {
     assert!(lane.run(until, |lane| lane.relays[0].has_just_taken_slot()));
     lane.world.broker.recreate();
     lane.commit(1);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     assert_eq!(lane.world.broker.events.places.len(), 12);
 }
 
@@ -71,9 +69,7 @@ fn a_refused_row_is_not_forgotten_over_other_faults() {
         lane.world.broker.refusal = (refused % 2 == 1).then_some((429, 10_167));
     }
     lane.world.broker.refusal = None;
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
 }
 
 /// The broker names no message of the batch when it refuses one for its size: the reply subject does.
@@ -91,9 +87,7 @@ fn the_row_that_the_broker_refuses_becomes_the_dead_letter_and_no_other() {
         .poison
         .push(String::from_utf8(id).expect("text"));
     lane.world.postgres.commit(rows, &mut lane.world.random);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
 }
 
 /// The broker loses its unsynced end, others write as many messages, the rest is purged. Seed 1741.
@@ -137,9 +131,7 @@ fn silently_shortened() -> Simulation {
 fn a_silent_loss_is_seen_while_the_lane_is_idle() {
     let mut lane = silently_shortened();
     lane.pause(Duration::from_secs(6));
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     assert_eq!(lane.relays[0].epochs_begun, 2);
 }
 
@@ -228,9 +220,7 @@ fn a_recreated_stream_with_a_foreign_message_is_filled_again() {
         lane.world.broker.publish_foreign();
     }
     lane.pause(Duration::from_secs(2));
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
 }
 
 /// `run --from`: again what the stream has, once, whatever ends the epochs behind it.
@@ -256,9 +246,7 @@ fn a_replay_is_done_once() {
         lane.pause(Duration::from_secs(5));
     }
     assert_eq!(lane.world.broker.events.last_seq, published * 2 + 2 + 9);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
 }
 
 /// A transaction without events in front of the stream's end confirmed at once, and with it the younger events between
@@ -334,9 +322,7 @@ fn a_batch_is_committed_on_a_subject_that_the_stream_takes() {
         .map(|_| world.postgres.row(&mut world.random, false))
         .collect();
     world.postgres.commit(rows, &mut world.random);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     assert_eq!(lane.relays[0].epochs_begun, 1);
 }
 

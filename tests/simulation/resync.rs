@@ -53,9 +53,7 @@ fn the_slot_moves_on_time_with_a_trouble_each_second() {
             (20..=24).contains(&seconds),
             "{fault:?}: confirmed after {seconds} s"
         );
-        lane.rest();
-        lane.world.verify(true);
-        assert_eq!(lane.world.failure, None);
+        lane.rest_and_judge();
     }
 }
 
@@ -99,9 +97,7 @@ fn a_trouble_with_the_broker_costs_no_walsender() {
                 lane.inject(fault);
                 lane.pause(Duration::from_secs(20));
             }
-            lane.rest();
-            lane.world.verify(true);
-            assert_eq!(lane.world.failure, None);
+            lane.rest_and_judge();
             assert_eq!(lane.world.postgres.slot(None).walsenders, 1, "{fault:?}");
         }
     }
@@ -116,9 +112,7 @@ fn a_loss_is_read_again_from_the_wal() {
     lane.world.broker.lose((5, u64::MAX));
     lane.commit(1);
     lane.inject(FaultKind::CutNats);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     assert_eq!(lane.world.broker.events.places.len(), 22);
     assert_eq!(lane.world.postgres.slot(None).walsenders, 2);
 }
@@ -139,9 +133,7 @@ fn a_relay_that_was_overtaken_does_not_go_on_by_itself() {
     lane.commit(3);
     lane.pause(Duration::from_secs(50));
     lane.commit(3);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     assert!(!lane.relays[0].is_streaming() && lane.relays[1].is_streaming());
 }
 

@@ -241,7 +241,19 @@ impl Simulation {
         }
     }
 
-    pub(crate) fn epochs(&self) -> u64 {
+    /// What there was of it.
+    pub(crate) fn end(self, faults: u64, halted: bool) -> (World, Summary) {
+        let summary = Summary {
+            events: self.world.broker.events.places.len() as u64,
+            faults,
+            epochs: self.epochs(),
+            halted,
+            virtual_time: self.world.now,
+        };
+        (self.world, summary)
+    }
+
+    fn epochs(&self) -> u64 {
         self.epochs
             + self
                 .relays
@@ -341,14 +353,7 @@ pub(crate) fn seed(seed: u64, verbose: bool) -> (World, Summary) {
     if !halted && simulation.world.failure.is_none() {
         stop_and_start(&mut simulation);
     }
-    let summary = Summary {
-        events: simulation.world.broker.events.places.len() as u64,
-        faults,
-        epochs: simulation.epochs(),
-        halted,
-        virtual_time: simulation.world.now,
-    };
-    (simulation.world, summary)
+    simulation.end(faults, halted)
 }
 
 /// Heals everything and waits until all is published and confirmed; false when a relay has halted.

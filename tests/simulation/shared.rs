@@ -31,9 +31,7 @@ fn several_refused_rows_of_one_batch_become_dead_letters() {
         world.broker.poison.push(id);
     }
     world.postgres.commit(rows, &mut world.random);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     // The second time that the batch is incomplete its rows go one by one, and each refused one ends an epoch.
     assert_eq!(lane.relays[0].epochs_begun, 6);
 }

@@ -167,14 +167,7 @@ fn seed(seed: u64, verbose: bool) -> (World, Summary) {
         halted = !come_to_rest(&mut simulation, last);
     }
     verify(&mut simulation.world, !halted);
-    let summary = Summary {
-        events: simulation.world.broker.events.places.len() as u64,
-        faults,
-        epochs: simulation.epochs(),
-        halted,
-        virtual_time: simulation.world.now,
-    };
-    (simulation.world, summary)
+    simulation.end(faults, halted)
 }
 
 /// Heals everything and lets the last change come to its end, until all is published and confirmed; false when a relay has halted.

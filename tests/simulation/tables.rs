@@ -40,9 +40,7 @@ fn a_table_that_is_replaced_by_a_copy_loses_and_doubles_nothing() {
         if !is_running {
             lane.start_relay(Duration::ZERO);
         }
-        lane.rest();
-        lane.world.verify(true);
-        assert_eq!(lane.world.failure, None);
+        lane.rest_and_judge();
         assert_eq!(lane.world.broker.events.places.len(), 10 + 2 * 3);
     }
 }
@@ -61,8 +59,6 @@ fn a_row_that_is_no_text_becomes_a_dead_letter_and_stops_nothing() {
         world.postgres.commit_other_table(&mut world.random);
     }
     lane.commit(1);
-    lane.rest();
-    lane.world.verify(true);
-    assert_eq!(lane.world.failure, None);
+    lane.rest_and_judge();
     assert_eq!(lane.world.broker.events.places.len(), 4);
 }

@@ -49,6 +49,15 @@ impl Servers {
         servers
     }
 
+    /// Kills the NATS server, or has it stop in good order, and starts it again.
+    pub(crate) async fn restart_nats(&mut self, kill: bool) {
+        match kill {
+            true => self.nats.kill(),
+            false => drop(self.nats.stop().await.expect("it stops")),
+        }
+        self.nats.start_again().await.expect("it starts again");
+    }
+
     /// New ones of these programs.
     pub(crate) async fn of(binaries: ServerBinaries, postgres: PostgresOptions) -> Servers {
         let binds = secure::is_wanted() && !has_logins(&postgres);
