@@ -112,6 +112,64 @@ fn environment(way: &Way, traced: bool, endpoint: &str) -> Vec<(&'static str, St
     environment
 }
 
+/// A relay that streams, with a slot and a stream of its own.
+struct Run {
+    relay: Child,
+    slot: String,
+    stream: String,
+}
+
+impl Run {
+    async fn begin(lane: &Lane<'_>, slot: String, stream: String) -> anyhow::Result<Run> {
+        lane.setup(&slot, &stream)?;
+        let mut relay = lane.run(&slot, &stream).await?;
+        relay.streaming_after().await?;
+        Ok(Run {
+            relay,
+            slot,
+            stream,
+        })
+    }
+
+    /// Once the stream has so many events, which have come since `begin`.
+    async fn end(self, lane: &Lane<'_>, events: u64, begin: Instant) -> anyhow::Result<Life> {
+        filled(lane.servers, &self.stream, events).await?;
+        let rate = events as f64 / begin.elapsed().as_secs_f64();
+        let peak_mib = peak_mib(self.relay.pid());
+        let log = self.relay.log();
+        anyhow::ensure!(!log.contains("cannot be exported"), "{log}");
+        let cpu_us = self.relay.stop().await?;
+        lane.drop_slot(&self.slot).await?;
+        lane.servers.jetstream.delete_stream(&self.stream).await?;
+        Ok(Life {
+            cpu_us_an_event: cpu_us.map(|us| us / events as f64),
+            rate,
+            peak_mib,
+        })
+    }
+}
+
+/// The lives of each way, in turns; each has a name of its own.
+async fn in_turns(
+    lane: &mut Lane<'_>,
+    rounds: usize,
+    traced: bool,
+    ways: &[Way; 3],
+    endpoint: &str,
+    mut live: impl AsyncFnMut(&mut Lane<'_>, String) -> anyhow::Result<Life>,
+) -> anyhow::Result<[Vec<Life>; 3]> {
+    let mut lives: [Vec<Life>; 3] = Default::default();
+    for round in 0..rounds {
+        for (index, (way, lives)) in ways.iter().zip(&mut lives).enumerate() {
+            lane.program.clone_from(&way.program);
+            lane.environment = environment(way, traced, endpoint);
+            let name = format!("{}_{round}_{index}", lane.name);
+            lives.push(live(lane, name).await?);
+        }
+    }
+    Ok(lives)
+}
+
 async fn backlog(
     servers: &Servers,
     events: u64,
@@ -128,24 +186,20 @@ async fn backlog(
         lane.sql.batch_execute(TRACES).await?;
     }
     lane.fill(events, ROWS, PAYLOAD).await?;
-    let mut lives: [Vec<Life>; 3] = Default::default();
-    for round in 0..rounds {
-        for (index, (way, lives)) in ways.iter().zip(&mut lives).enumerate() {
-            lane.program.clone_from(&way.program);
-            lane.environment = environment(way, traced, endpoint);
-            let stream = format!("OTLP_{round}_{index}");
+    let lives = in_turns(
+        &mut lane,
+        rounds,
+        traced,
+        ways,
+        endpoint,
+        async |lane, name| {
             let slot = lane.slot().await?;
-            lane.setup(&slot, &stream)?;
-            let mut relay = lane.run(&slot, &stream).await?;
-            relay.streaming_after().await?;
-            filled(servers, &stream, events).await?;
-            let rate = events as f64 / relay.spawned.elapsed().as_secs_f64();
-            lives.push(end(relay, events, rate).await?);
-            lane.drop_slot(&slot).await?;
-            servers.jetstream.delete_stream(&stream).await?;
-        }
-    }
-    rows(report, &format!("backlog, {what}"), ways, &lives);
+            let run = Run::begin(lane, slot, name.to_uppercase()).await?;
+            let begin = run.relay.spawned;
+            run.end(lane, events, begin).await
+        },
+    );
+    rows(report, &format!("backlog, {what}"), ways, &lives.await?);
     lane.close().await
 }
 
@@ -163,44 +217,26 @@ async fn steady(
     );
     let mut lane = Lane::new(servers, "otlp_steady").await?;
     lane.sql.batch_execute(TRACES).await?;
-    let mut lives: [Vec<Life>; 3] = Default::default();
-    for round in 0..rounds {
-        for (index, (way, lives)) in ways.iter().zip(&mut lives).enumerate() {
-            lane.program.clone_from(&way.program);
-            lane.environment = environment(way, true, endpoint);
-            let stream = format!("OTLP_STEADY_{round}_{index}");
+    let lives = in_turns(
+        &mut lane,
+        rounds,
+        true,
+        ways,
+        endpoint,
+        async |lane, name| {
             // The slot in front of what comes now: each round has the whole of its own load and nothing else.
-            let slot = format!("otlp_steady_{round}_{index}");
             let make = "SELECT lsn::text FROM pg_create_logical_replication_slot($1, 'pgoutput')";
-            lane.sql.query_one(make, &[&slot]).await?;
-            lane.setup(&slot, &stream)?;
-            let mut relay = lane.run(&slot, &stream).await?;
-            relay.streaming_after().await?;
+            lane.sql.query_one(make, &[&name]).await?;
+            let stream = name.to_uppercase();
+            let run = Run::begin(lane, name, stream).await?;
             let begin = Instant::now();
-            let written = Writer::start(&lane, RATE, 8, lasts).await?.end().await?;
-            let events = written.len() as u64;
-            filled(servers, &stream, events).await?;
-            let rate = events as f64 / begin.elapsed().as_secs_f64();
-            lives.push(end(relay, events, rate).await?);
-            lane.drop_slot(&slot).await?;
-            servers.jetstream.delete_stream(&stream).await?;
-        }
-    }
+            let written = Writer::start(lane, RATE, 8, lasts).await?.end().await?;
+            run.end(lane, written.len() as u64, begin).await
+        },
+    );
     let what = format!("{RATE} transactions/s wanted, a trace each");
-    rows(report, &what, ways, &lives);
+    rows(report, &what, ways, &lives.await?);
     lane.close().await
-}
-
-async fn end(relay: Child, events: u64, rate: f64) -> anyhow::Result<Life> {
-    let peak_mib = peak_mib(relay.pid());
-    let log = relay.log();
-    anyhow::ensure!(!log.contains("cannot be exported"), "{log}");
-    let cpu_us = relay.stop().await?;
-    Ok(Life {
-        cpu_us_an_event: cpu_us.map(|us| us / events as f64),
-        rate,
-        peak_mib,
-    })
 }
 
 fn rows(report: &mut Report, load: &str, ways: &[Way; 3], lives: &[Vec<Life>; 3]) {
