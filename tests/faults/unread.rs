@@ -1,17 +1,13 @@
 //! The server ends a replication connection on which nobody reads: it does not wait for its last words to be read, and nobody
 //! else waits for it.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 
 use crate::lane::{holds_events, judge_events, logs_from};
 use crate::postgres_says_no::{SMALL_WAL, lose_slot};
 use crate::proxy::{Mode, Proxy};
+use crate::support::wait::SOON;
 use crate::support::{Fixture, eventually, uuid};
-
-/// Of a checkpoint that ends a walsender; generous, since test machines are not idle.
-const CHECKPOINT_LIMIT: Duration = Duration::from_secs(60);
 
 /// More than a socket takes.
 const MANY: u64 = 5_000;
@@ -33,6 +29,24 @@ async fn walsender(fixture: &Fixture) -> Option<(i32, String)> {
                  WHERE slot_name = $1";
     let row = fixture.sql.query_opt(query, &[&fixture.name]).await;
     row.unwrap().map(|row| (row.get(0), row.get(1)))
+}
+
+/// In so many looks, one after the other, a walsender that somebody still makes room for would have gone on.
+const LOOKS: u32 = 30;
+
+/// Waits until it cannot send anything, since nobody reads, and its socket is full: until then it has room for its last words. Its
+/// process.
+async fn is_stuck(fixture: &Fixture) -> i32 {
+    let mut seen = (0, 0);
+    eventually("the walsender cannot send anything", async || {
+        let (pid, waits_for) = walsender(fixture).await?;
+        seen = match (waits_for.as_str(), seen) {
+            ("WalSenderWriteData", (looks, of)) if of == pid => (looks + 1, pid),
+            _ => (0, pid),
+        };
+        (seen.0 == LOOKS).then_some(pid)
+    })
+    .await
 }
 
 /// Waits until it waits for this; its process.
@@ -62,7 +76,7 @@ async fn a_slot_is_given_up_while_the_broker_is_away() {
     nats.cut();
     relay.logs("waiting: ").await;
     insert_large(&fixture, 6, MANY).await;
-    let pid = waits_for(&fixture, "WalSenderWriteData").await;
+    let pid = is_stuck(&fixture).await;
     let (name, value) = SMALL_WAL[0];
     for statement in [
         format!("ALTER SYSTEM SET {name} = '{value}'"),
@@ -70,7 +84,7 @@ async fn a_slot_is_given_up_while_the_broker_is_away() {
     ] {
         fixture.sql.batch_execute(&statement).await.unwrap();
     }
-    let lost = tokio::time::timeout(CHECKPOINT_LIMIT, lose_slot(&fixture)).await;
+    let lost = tokio::time::timeout(SOON, lose_slot(&fixture)).await;
     lost.expect("the checkpoint comes to its end");
     relay.logs(&format!("process {pid} waits until")).await;
     // It has no broker that it could leave the reason with, and says so behind it.
@@ -102,7 +116,7 @@ async fn a_frozen_relay_keeps_its_walsender_for_a_while() {
     holds_events(&fixture, 5).await;
     relay.signal(Signal::STOP);
     insert_large(&fixture, 6, MANY).await;
-    let pid = waits_for(&fixture, "WalSenderWriteData").await;
+    let pid = is_stuck(&fixture).await;
     let end = "SELECT pg_terminate_backend($1)";
     fixture.sql.query(end, &[&pid]).await.unwrap();
     assert_eq!(waits_for(&fixture, "ClientWrite").await, pid);

@@ -137,6 +137,26 @@ pub(super) async fn has(fixture: &Fixture, what: &str, query: &str, wanted: i64)
     .await;
 }
 
+/// Kills the command once it has brought the catalog so far; it may also have come to its end before anybody has looked.
+pub(super) async fn kill_at(
+    fixture: &Fixture,
+    mut command: Relay,
+    what: &str,
+    query: &str,
+    wanted: i64,
+) {
+    let has_ended = eventually(what, async || {
+        let has_ended = !command.runs();
+        let is_there = has_ended || count(fixture, query).await >= wanted;
+        is_there.then_some(has_ended)
+    })
+    .await;
+    match has_ended {
+        true => assert_eq!(command.ends().await, Some(0), "{}", command.log()),
+        false => command.kill(),
+    }
+}
+
 /// Waits until each lane of so many is read.
 pub(super) async fn are_owned(fixture: &Fixture, lanes: i64) {
     let owned = format!("{SLOTS} AND active");
@@ -156,6 +176,7 @@ pub(super) async fn more(fixture: &Fixture, writer: &Writer, stream: &str) {
 
 /// With a lane that waits, it ends with 0: no lane has halted. And none has told of a loss.
 pub(super) async fn stops(mut relay: Relay) {
+    relay.is_up().await;
     relay.signal(Signal::TERM);
     assert_eq!(relay.ends().await, Some(0), "{}", relay.log());
     // A Postgres that is kept waiting for long may be said to have lost the connection.

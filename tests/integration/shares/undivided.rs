@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::load::{
-    CARRY_NOTHING, SLOTS, are_owned, change_alone, count, edit, has, letters, more,
+    CARRY_NOTHING, SLOTS, are_owned, change_alone, count, edit, kill_at, letters, more,
     own_streams, reshard, set_up, shares, stops, undivided, writing,
 };
 use super::verdict::{all_is_erased, streams_of, verdict};
@@ -31,9 +31,8 @@ async fn killed_at_each_step(
 ) {
     let [old, new] = relays;
     for (step, (what, query, wanted)) in steps.iter().enumerate() {
-        let mut running = fixture.start(command);
-        has(fixture, what, query, *wanted).await;
-        running.kill();
+        let running = fixture.start(command);
+        kill_at(fixture, running, what, query, *wanted).await;
         let relay = if step % 2 == 0 { &mut *old } else { &mut *new };
         relay.kill();
         relay_again(fixture, relay, step % 2 == 0);

@@ -150,14 +150,19 @@ impl Relay {
     /// # Panics
     /// Where the exit code is not 0.
     pub(crate) async fn stop(mut self) {
-        // Before that, no handler may be there, and the signal would end it as it ends anything.
+        self.is_up().await;
+        self.signal(Signal::TERM);
+        assert_eq!(self.ends().await, Some(0), "{}", self.log());
+    }
+
+    /// Waits until it streams, or waits for something. Before that, it may have no handler for a signal, which would end it as it ends
+    /// anything.
+    pub(crate) async fn is_up(&self) {
         eventually("the relay is up", async || {
             let log = self.log();
             (log.contains("streaming, behind") || log.contains("waiting: ")).then_some(())
         })
         .await;
-        self.signal(Signal::TERM);
-        assert_eq!(self.ends().await, Some(0));
     }
 
     /// Whether it still runs.
