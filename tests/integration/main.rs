@@ -11,6 +11,7 @@ mod crashes;
 mod delivery;
 mod doctor;
 mod embedded;
+mod formats;
 mod idle;
 mod inbox;
 mod least_privilege;

@@ -1,0 +1,5 @@
+//! The replication client against a real Postgres.
+
+mod database;
+mod sessions;
+mod streams;

@@ -1,0 +1,6 @@
+//! `walrelay verify` against real servers.
+
+mod found;
+#[path = "../platform/mod.rs"]
+mod platform;
+mod removed;
