@@ -11,7 +11,6 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 /// How long anything may take before the test fails.
 const LIMIT: Duration = Duration::from_secs(180);
-const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const AGGREGATE: &str = "11111111-1111-4111-8111-111111111111";
 const PRUNE: [&str; 3] = ["prune", "--older-than", "0s"];
 const ERASE: [&str; 4] = ["erase", "--aggregate-id", AGGREGATE, "--yes"];
@@ -38,19 +37,12 @@ const KEEP: &str = "ALTER TABLE outbox_events ADD COLUMN deleted boolean;
 
 async fn count(platform: &Platform, from: &str) -> i64 {
     let query = format!("SELECT count(*) FROM {from}");
-    let row = platform.sql.query_one(&query, &[]).await;
-    row.expect("counted").get(0)
+    platform.number(&query).await
 }
 
 async fn reaches(platform: &Platform, from: &str, wanted: i64) {
-    let reached = async {
-        while count(platform, from).await != wanted {
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
-    };
-    let waited = tokio::time::timeout(LIMIT, reached).await;
-    let now = count(platform, from).await;
-    waited.unwrap_or_else(|_| panic!("{now} rows in {from}, not {wanted}"));
+    let query = format!("SELECT count(*) FROM {from}");
+    platform.counts(&query, wanted).await;
 }
 
 async fn insert(platform: &Platform, rows: u32) {

@@ -167,6 +167,16 @@ async fn what_is_erased_between_two_runs_of_a_move_to_another_nats_does_not_arri
     is_without_the_aggregate(&mut fixture, &mut relay).await;
 }
 
+/// The lane goes to another stream, where a relay goes on.
+async fn moved(fixture: &mut Fixture, mut relay: Relay) -> Relay {
+    let new = format!("{}_NEW", fixture.stream_name());
+    let moving = ["move", "--yes", "--to-stream", &new];
+    fixture.walrelay(&moving).await.success();
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
+    fixture.set("WALRELAY_NATS_STREAM", new);
+    fixture.run()
+}
+
 /// Makes every row ten days old.
 async fn age(fixture: &Fixture) {
     let text = "UPDATE outbox_events SET occurred_at = now() - interval '10 days'";
@@ -178,20 +188,13 @@ const PRUNE: [&str; 2] = ["--older-than", "7d"];
 #[tokio::test]
 async fn a_dead_letter_that_was_closed_behind_a_move_keeps_no_row() {
     let mut fixture = Fixture::new().await;
-    let mut relay = fixture.run();
+    let relay = fixture.run();
     fixture.insert(1, 2).await;
     let bad = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
                VALUES ('00000000-0000-0000-0000-0000000000ff', gen_random_uuid(), 'a b', '{}')";
     fixture.sql.batch_execute(bad).await.unwrap();
     fixture.holds(3).await;
-    let new = format!("{}_NEW", fixture.stream_name());
-    fixture
-        .walrelay(&["move", "--yes", "--to-stream", &new])
-        .await
-        .success();
-    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
-    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
-    let relay = fixture.run();
+    let relay = moved(&mut fixture, relay).await;
     age(&fixture).await;
     // It is open, in the new stream as in the old one.
     let kept = fixture.prune(&PRUNE).await.success();
@@ -216,20 +219,13 @@ async fn a_dead_letter_without_an_id_is_closed_behind_a_move_as_printed() {
                  event_version smallint NOT NULL DEFAULT 1, occurred_at timestamptz NOT NULL DEFAULT now(), payload_json jsonb NOT NULL)";
     fixture.sql.batch_execute(table).await.unwrap();
     fixture.setup().await;
-    let mut relay = fixture.run();
+    let relay = fixture.run();
     fixture.insert(1, 2).await;
     let bad = "INSERT INTO outbox_events (aggregate_id, event_type, payload_json) VALUES (gen_random_uuid(), 'ab', '{}')";
     fixture.sql.batch_execute(bad).await.unwrap();
     fixture.holds(3).await;
     age(&fixture).await;
-    let new = format!("{}_NEW", fixture.stream_name());
-    fixture
-        .walrelay(&["move", "--yes", "--to-stream", &new])
-        .await
-        .success();
-    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
-    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
-    let relay = fixture.run();
+    let relay = moved(&mut fixture, relay).await;
     let refused = fixture.prune(&PRUNE).await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     let (_, remedy) = refused

@@ -228,11 +228,12 @@ impl Platform {
     pub async fn counts(&self, query: &str, count: i64) {
         let counted = async {
             while self.number(query).await != count {
-                tokio::task::yield_now().await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
         let counted = tokio::time::timeout(LIMIT, counted).await;
-        counted.unwrap_or_else(|_| panic!("{count} in time: {query}"));
+        let now = self.number(query).await;
+        counted.unwrap_or_else(|_| panic!("{now}, not {count}: {query}"));
     }
 
     /// Waits until a statement that begins so waits for a lock.
