@@ -114,7 +114,8 @@ impl Simulation {
             }
             at = self.command.as_ref().map_or(at, |run| at.min(run.at));
             if at > until {
-                self.world.now = until;
+                // A step may have taken longer than it was planned for.
+                self.world.now = until.max(self.world.now);
                 return done(self);
             }
             self.world.now = at.max(self.world.now);

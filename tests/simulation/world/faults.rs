@@ -266,6 +266,7 @@ impl World {
                 self.forget_late_frames();
                 self.lose(true, Broker::recreate);
                 self.excuse_probes_under_way();
+                self.postgres.spans.forget_removed();
             }
             FaultKind::Kill => relay.kill(self),
             FaultKind::Freeze => {
