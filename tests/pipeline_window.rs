@@ -63,6 +63,7 @@ fn settings(mode: Mode, messages_max: usize, connection: u64) -> WindowSettings 
             epoch_token: format!("e{connection}"),
             messages_max,
             one_by_one: 0,
+            batch_messages_max: None,
             bytes_max: 1 << 20,
             message_limit: SizeLimit::smaller(10_000, None),
             ack_timeout: Duration::from_secs(5),

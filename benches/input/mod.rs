@@ -166,6 +166,7 @@ fn limits() -> WindowLimits {
         epoch_token: "abcdefghijklmnopqrstuv".into(),
         messages_max: 100_000,
         one_by_one: 0,
+        batch_messages_max: None,
         bytes_max: 1 << 30,
         message_limit: SizeLimit::smaller(1 << 20, None),
         ack_timeout: Duration::from_secs(5),

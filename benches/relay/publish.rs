@@ -100,6 +100,7 @@ async fn publish(
                 epoch_token: "0123456789abcdef".into(),
                 messages_max: 8_192,
                 one_by_one: 0,
+                batch_messages_max: None,
                 bytes_max: 8 << 20,
                 message_limit: SizeLimit::smaller(1 << 20, None),
                 ack_timeout: Duration::from_secs(30),

@@ -237,6 +237,7 @@ impl<'a> Publisher<'a> {
             &place,
             allowance,
             self.one_by_one(allowance),
+            self.epochs.batch_messages_max(),
         );
         let ended = self.publish(&mut stint, each).await;
         match ended {

@@ -67,6 +67,7 @@ impl Stint {
         place: &Place,
         allowance: Allowance,
         one_by_one: u64,
+        batch_messages_max: Option<u64>,
     ) -> Self {
         let slot = &settings.postgres.slot;
         let (base_sequence, place_headers) = match place {
@@ -85,6 +86,7 @@ impl Stint {
             epoch_token: format!("b{:016x}", rand::random::<u64>()),
             messages_max: target.messages_max,
             one_by_one,
+            batch_messages_max,
             bytes_max: settings.relay.window_bytes_max,
             message_limit: target.broker.message_limit(),
             ack_timeout: settings.relay.ack_timeout,

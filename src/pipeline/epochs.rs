@@ -26,6 +26,7 @@ pub struct Epochs {
     ended_at: Option<Position>,
     refused: Refused,
     one_by_one: u64,
+    batch_messages_max: Option<u64>,
 }
 
 impl Epochs {
@@ -38,12 +39,18 @@ impl Epochs {
             ended_at: None,
             refused: Refused::new(),
             one_by_one: 0,
+            batch_messages_max: None,
         }
     }
 
     /// So many rows the next epoch is to send one at a time: the broker refused one of them, and did not say which.
     pub fn one_by_one(&self) -> u64 {
         self.one_by_one
+    }
+
+    /// Most messages of an atomic batch, where the broker has told.
+    pub fn batch_messages_max(&self) -> Option<u64> {
+        self.batch_messages_max
     }
 
     /// The rows that the broker has refused, until the lane is past them: the next epoch rejects them without asking
@@ -71,6 +78,9 @@ impl Epochs {
         self.ended_at = lane_end;
         let class = fault.class();
         match fault {
+            Fault::BatchTooLarge { messages_max } => {
+                self.batch_messages_max = Some(*messages_max);
+            }
             Fault::Frame { in_flight: 1, .. } => self.one_by_one = 0,
             Fault::Frame { in_flight, .. } => self.one_by_one = *in_flight,
             // The first time the broker may have forgotten the batch.

@@ -119,6 +119,15 @@ pub enum Fault {
         /// What the server says.
         text: String,
     },
+    /// The broker takes fewer messages in a batch.
+    #[error(
+        "the broker takes atomic batches of {messages_max} messages at most, and the smallest has {BATCH_MESSAGES_MIN}: \
+         jetstream.limits.batch.max_msgs of nats-server says so, and counts from its start"
+    )]
+    BatchTooLarge {
+        /// The most that it takes.
+        messages_max: u64,
+    },
     /// An acknowledgement that is not of the expected stream and sequence.
     #[error("unexpected acknowledgement: {0}")]
     Answer(String),
@@ -183,6 +192,10 @@ const ROW_CODES: [u16; 2] = [
 /// "atomic publish: batch incomplete": a message of it was refused, or it is forgotten, after a restart, by another leader, or after
 /// 10 s of idleness.
 pub(super) const BATCH_INCOMPLETE: u16 = 10176;
+/// "atomic publish batch is too large: N": nats-server takes no more than N, by `jetstream.limits.batch.max_msgs`.
+pub(super) const BATCH_TOO_LARGE: u16 = 10199;
+/// Messages of the smallest atomic batch: an event, and the lane's own that commits it.
+const BATCH_MESSAGES_MIN: u64 = 2;
 /// Error codes that say that the expectations did not hold.
 const SEQUENCE_CODES: [u16; 5] = [
     10071, // wrong last sequence
@@ -240,6 +253,7 @@ impl Fault {
             | Fault::NoResponders(_)
             | Fault::Sequence(_)
             | Fault::Incomplete { .. }
+            | Fault::BatchTooLarge { .. }
             | Fault::Answer(_) => true,
             Fault::Refused { .. } => self.class() != Class::Row,
             Fault::Postgres(_)
@@ -285,6 +299,7 @@ impl Fault {
             Fault::Refused { .. } => ("nats", "refused"),
             Fault::Frame { .. } => ("nats", "frame-refused"),
             Fault::Incomplete { .. } => ("nats", "batch-incomplete"),
+            Fault::BatchTooLarge { .. } => ("nats", "batch-too-large"),
             Fault::Answer(_) => ("nats", "unexpected-answer"),
             Fault::StreamLost(_) => ("nats", "stream-lost"),
             Fault::RecordTaken(_) => ("nats", "record-taken"),
@@ -319,6 +334,11 @@ impl Fault {
                 code if TRANSIENT_CODES.contains(code) => Class::Transient,
                 _ if *code == 429 || *code == 503 => Class::Transient,
                 _ => Class::Permanent,
+            },
+            // The next ones are smaller, where they can be.
+            Fault::BatchTooLarge { messages_max } => match *messages_max >= BATCH_MESSAGES_MIN {
+                true => Class::Resync,
+                false => Class::Permanent,
             },
             // Alone in flight, it is the row's.
             Fault::Frame { in_flight: 1, .. } => Class::Row,

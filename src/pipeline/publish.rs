@@ -79,6 +79,8 @@ pub struct WindowLimits {
     pub messages_max: usize,
     /// So many rows at the epoch's beginning go one at a time: the broker refuses one of them and does not say which.
     pub one_by_one: u64,
+    /// Most messages of an atomic batch, where the broker has told.
+    pub batch_messages_max: Option<u64>,
     /// Most bytes in flight.
     pub bytes_max: usize,
     /// Largest message.

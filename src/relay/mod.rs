@@ -436,6 +436,7 @@ impl<'a> Relay<'a> {
                 tracing::debug!(?pause, side, fault = name, "the next try");
                 self.inherited.refused = self.epochs.refused().clone();
                 self.inherited.one_by_one = self.epochs.one_by_one();
+                self.inherited.batch_messages_max = self.epochs.batch_messages_max();
                 match fault {
                     Fault::SlotActive { .. } => Next::Standby(Awaited::Slot),
                     Fault::NoShare(_) => Next::Standby(Awaited::Share),

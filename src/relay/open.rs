@@ -56,6 +56,8 @@ pub struct Inherited {
     pub limit_raised_for: Option<Position>,
     /// Send so many rows one at a time.
     pub one_by_one: u64,
+    /// Most messages of an atomic batch, where the broker has told.
+    pub batch_messages_max: Option<u64>,
     /// What the relay knows of the lane by itself.
     pub memory: Option<Memory>,
     /// Dead letters that were in flight: nobody has told of them.
@@ -352,6 +354,7 @@ pub(super) fn window_limits(
         epoch_token: format!("e{:016x}", rand::random::<u64>()),
         messages_max: settings.relay.window_messages_max,
         one_by_one: inherited.one_by_one,
+        batch_messages_max: inherited.batch_messages_max,
         bytes_max: settings.relay.window_bytes_max,
         message_limit: broker.message_limit(),
         ack_timeout: settings.relay.ack_timeout,

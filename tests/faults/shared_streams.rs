@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 
+use walrelay::local::{LocalNats, NatsOptions};
 use walrelay::nats::address::NatsAuth;
 use walrelay::nats::settings::ConnectionSettings;
 use walrelay::pipeline::end_search::Lookup;
@@ -23,7 +24,9 @@ use crate::foreign::ForeignPublisher;
 use crate::lane::{
     events, holds_events, jetstream, judge, judge_events, more_events, share, stream_of,
 };
-use crate::support::{Fixture, Relay, Stored, Writer, assert_exactly_once, eventually, uuid};
+use crate::support::{
+    Fixture, Relay, Servers, Stored, Writer, assert_exactly_once, binaries, eventually, uuid,
+};
 
 const EVENTS_BETWEEN: u64 = 200;
 /// For one answer of the broker.
@@ -260,4 +263,34 @@ async fn a_fence_is_not_put_over_what_was_published_since_the_look() {
         .ask(&fence(Some(&published), found.seq))
         .await
         .unwrap();
+}
+
+/// `jetstream.limits.batch.max_msgs` of nats-server, which nothing tells but the refusal.
+#[tokio::test]
+async fn a_server_that_takes_smaller_batches_gets_them() {
+    let mut servers = Servers::own().await;
+    let options = NatsOptions {
+        jetstream_extra: "limits { batch { max_msgs: 50 } }".to_owned(),
+        ..NatsOptions::default()
+    };
+    servers.nats = LocalNats::start(&binaries(), options).await.unwrap();
+    let mut fixture = Fixture::bare_on(servers).await;
+    share(&mut [&mut fixture], 1).await;
+    fixture.insert(1, 300).await;
+    let mut relay = fixture.run();
+    relay.logs("batches of 50 messages at most").await;
+    holds_events(&fixture, 300).await;
+    relay.kill();
+    fixture.insert(301, 700).await;
+    let relay = fixture.run();
+    let all: Vec<_> = (1..=700).map(uuid).collect();
+    judge_events(&fixture, &all).await;
+    relay.stop().await;
+    // A command that publishes finds it out by itself.
+    let stream = stream_of(&fixture).await;
+    let subject = format!("{}.>", fixture.name);
+    stream.purge().filter(subject).await.unwrap();
+    let backfill = ["backfill", "--unjudged"];
+    fixture.walrelay(&backfill).await.success();
+    holds_events(&fixture, 700).await;
 }

@@ -51,6 +51,8 @@ pub(crate) struct Broker {
     /// Refuses the events with these ids for their size, as long as they are events.
     pub(crate) poison: Vec<String>,
     pub(crate) granted_max: u64,
+    /// Most messages of an atomic batch.
+    pub(crate) batch_messages_max: u64,
     /// The stream also takes the dead letters' subject.
     pub(crate) takes_dead_letters: bool,
     /// Somebody has edited the stream.
@@ -75,6 +77,7 @@ impl Broker {
             refusal: None,
             poison: Vec::new(),
             granted_max,
+            batch_messages_max: 1_000,
             takes_dead_letters: true,
             edit: None,
             num_replicas: 1,

@@ -49,6 +49,9 @@ pub(crate) fn settings(world: &mut World) -> Settings {
     world.broker.granted_max = random.pick(&[1, 5, 100, 500]);
     world.broker.shared = random.one_in(3);
     world.postgres.sql_ascii = random.one_in(3);
+    if random.one_in(4) {
+        world.broker.batch_messages_max = random.between(2, 50);
+    }
     Settings {
         hold_back,
         ack_timeout: random.millis(500, 6_000),

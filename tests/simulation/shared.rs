@@ -36,6 +36,46 @@ fn several_refused_rows_of_one_batch_become_dead_letters() {
     assert_eq!(lane.relays[0].epochs_begun, 6);
 }
 
+/// A batch that is larger than nats-server is configured for is refused, and the next ones are as large as it takes.
+#[test]
+fn a_broker_that_takes_smaller_batches_gets_them() {
+    for messages_max in [2, 3, 10, 1_000] {
+        let mut lane = shared_lane();
+        lane.world.broker.batch_messages_max = messages_max;
+        let world = &mut lane.world;
+        let rows: Vec<_> = (0..60)
+            .map(|_| world.postgres.row(&mut world.random, false))
+            .collect();
+        world.postgres.commit(rows, &mut world.random);
+        lane.rest();
+        lane.commit(50);
+        lane.rest();
+        lane.world.verify(true);
+        assert_eq!(lane.world.failure, None);
+        let begun = lane.relays[0].epochs_begun;
+        assert_eq!(begun, 1 + u64::from(messages_max < 60), "{messages_max}");
+    }
+}
+
+/// A batch has two messages at least.
+#[test]
+fn a_broker_that_takes_no_batches_halts_the_lane() {
+    let mut lane = shared_lane();
+    lane.world.broker.batch_messages_max = 1;
+    lane.commit(1);
+    let until = lane.world.now + Duration::from_secs(60);
+    assert!(lane.run(until, |lane| lane.relays[0].outcome().is_some()));
+    let Some(Outcome::Halted(Halt::Stuck(fault))) = lane.relays[0].outcome() else {
+        panic!("{:?}", lane.relays[0].outcome())
+    };
+    assert!(
+        fault
+            .to_string()
+            .contains("jetstream.limits.batch.max_msgs"),
+        "{fault}"
+    );
+}
+
 /// From a stream from which nothing was ever removed a missing fence was lost; what survived of its batch counts.
 /// Seed 2554.
 #[test]

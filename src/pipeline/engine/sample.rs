@@ -33,6 +33,7 @@ pub(crate) fn limits(message_limit: usize) -> WindowLimits {
         epoch_token: "a".into(),
         messages_max: 100,
         one_by_one: 0,
+        batch_messages_max: None,
         bytes_max: 1 << 20,
         message_limit: SizeLimit::smaller(message_limit, None),
         ack_timeout: 5_000 * MS,

@@ -9,12 +9,12 @@ use super::batch::{Batches, Place};
 use super::flight::{Flight, Reply};
 use super::frame::{Frames, HEADER_VERSION, push_number_header};
 use super::publisher::{Preparation, Publisher, TurnEnd};
-use crate::pipeline::fault::{BATCH_INCOMPLETE, Class, Fault};
+use crate::pipeline::fault::{BATCH_INCOMPLETE, BATCH_TOO_LARGE, Class, Fault};
 use crate::pipeline::lane_end::{LaneEnd, tail_header};
 use crate::pipeline::position::TAIL_HEADER;
 
-/// Most events in an atomic batch: the server takes 1,000 messages, and the last one is the lane's own.
-const EVENTS_MAX: u64 = 999;
+/// Most messages of an atomic batch, unless `jetstream.limits.batch.max_msgs` of nats-server is another number (ADR-50).
+const MESSAGES_MAX: u64 = 1_000;
 /// "wrong last sequence": the fence is not the lane's last one any more.
 const WRONG_LAST_SEQUENCE: u16 = 10071;
 
@@ -88,9 +88,12 @@ impl Publisher for Atomic {
     fn framed(&mut self, _reply_end: usize) {}
 
     fn may_send(&self, flight: &Flight) -> bool {
+        // The last message of a batch is the lane's own.
+        let told = flight.settings.limits.batch_messages_max;
+        let events_max = told.unwrap_or(MESSAGES_MAX).saturating_sub(1);
         self.batches
             .open()
-            .is_none_or(|batch| flight.published - batch.before < EVENTS_MAX)
+            .is_none_or(|batch| flight.published - batch.before < events_max)
     }
 
     /// A full window commits as well: nothing of a batch is acknowledged before.
@@ -118,6 +121,15 @@ impl Publisher for Atomic {
             .map_or(before + 1, |sequence| before.saturating_add(sequence));
         let own = answered.through.filter(|through| number > *through);
         let answer = match flight.read_answer(reply, number) {
+            Err(Fault::Refused {
+                err_code: BATCH_TOO_LARGE,
+                description,
+                ..
+            }) => {
+                let messages_max = largest(&description);
+                let messages_max = messages_max.ok_or_else(|| Fault::Answer(description))?;
+                return Err(Fault::BatchTooLarge { messages_max });
+            }
             Err(Fault::Refused {
                 err_code: WRONG_LAST_SEQUENCE,
                 description,
@@ -189,6 +201,11 @@ impl Publisher for Atomic {
     fn is_refused_whole(&self) -> bool {
         self.refused_whole
     }
+}
+
+/// How many messages a batch may have, by the words of its refusal: "atomic publish batch is too large: 50".
+fn largest(description: &str) -> Option<u64> {
+    description.rsplit(' ').next()?.parse().ok()
 }
 
 fn write_reply(flight: &Flight, place: Place, reply: &mut Vec<u8>) {

@@ -32,6 +32,15 @@ impl Broker {
             };
             self.atomic_batches.insert(id.clone(), batch);
         }
+        // Also the commit of one that is gone for that.
+        if seq > self.batch_messages_max {
+            self.atomic_batches.remove(&id);
+            let text = format!(
+                "atomic publish batch is too large: {}",
+                self.batch_messages_max
+            );
+            return answer(refused(STREAM, 400, 10_199, &text));
+        }
         let batch = self.atomic_batches.get_mut(&id);
         let Some(batch) = batch.filter(|batch| batch.frames.len() as u64 + 1 == seq) else {
             self.atomic_batches.remove(&id);

@@ -287,6 +287,7 @@ impl Relay {
             epoch_token: format!("e{:016x}", world.random.next()),
             messages_max: settings.messages_max,
             one_by_one: self.epochs.one_by_one(),
+            batch_messages_max: self.epochs.batch_messages_max(),
             bytes_max: settings.bytes_max,
             message_limit: SizeLimit::smaller(world.message_bytes_max, None),
             ack_timeout: settings.ack_timeout,
