@@ -10,8 +10,8 @@ use crate::pipeline::record::Moved;
 use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Finding, Kind, Severity};
+use crate::postgres::named_lock::LockHolder;
 use crate::postgres::slot_wal::SlotWal;
-use crate::postgres::waiting::WaitingRelay;
 
 /// Whether a relay runs, and why not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -53,7 +53,7 @@ pub struct LaneState {
     pub(super) active_pid: Option<i32>,
     /// Relays that wait, beside one that reads the slot too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) waiting: Vec<WaitingRelay>,
+    pub(super) waiting: Vec<LockHolder>,
     /// What the slot keeps.
     #[serde(flatten)]
     pub(super) wal: SlotWal,
@@ -169,7 +169,7 @@ impl LaneState {
     }
 
     /// Takes over which relays are there and do not read the slot.
-    pub(super) fn take_waiting(&mut self, relays: Vec<WaitingRelay>) {
+    pub(super) fn take_waiting(&mut self, relays: Vec<LockHolder>) {
         if !relays.is_empty() && matches!(self.state, Standing::Stopped | Standing::Unknown) {
             self.state = Standing::Waiting;
         }

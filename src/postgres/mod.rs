@@ -21,6 +21,7 @@
 //! | [`server_kind`] | a new session | whether the server is of the kind that is wanted |
 //! | [`pins`] | | what both kinds of session set for themselves |
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
+//! | `named_lock` | a session, a name | a lock by that name, or who has it |
 //! | `waiting` | a relay's session | that a relay waits, for who cannot ask it |
 //! | `unwritten` | a slot whose beginning is not written down | what to run |
 //! | `unfinished` | a slot that is still being made | what to say of it |
@@ -65,6 +66,7 @@ pub(crate) mod id_name;
 pub mod locks;
 #[cfg(feature = "cli")]
 pub mod logical_slots;
+pub(crate) mod named_lock;
 #[cfg(feature = "cli")]
 pub mod occurred_at;
 pub mod pins;

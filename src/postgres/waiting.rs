@@ -3,47 +3,24 @@
 //! In: a relay's session. Out: a lock that nothing waits for, as long as the session is there. Guarantee: no session for that alone while
 //! a relay has one; what the server refuses there hinders no relay.
 
-use crate::postgres::client::Client;
+use crate::postgres::client::{Client, SqlError};
+use crate::postgres::named_lock;
 #[cfg(feature = "cli")]
-use crate::postgres::client::SqlError;
-#[cfg(feature = "cli")]
-use serde::Serialize;
-
-/// A relay that waits.
-#[cfg(feature = "cli")]
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct WaitingRelay {
-    /// The server's process of its session.
-    pub(crate) pid: i32,
-    /// Where it is, as the server sees it; none where the server does not tell, or over a local socket.
-    pub(crate) host: Option<String>,
-}
-
-#[cfg(feature = "cli")]
-impl std::fmt::Display for WaitingRelay {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {} of Postgres", self.pid)?;
-        match &self.host {
-            Some(host) => write!(f, " from {host}"),
-            None => Ok(()),
-        }
-    }
-}
+use crate::postgres::named_lock::LockHolder;
 
 /// Tells that this session is of a relay that waits for the slot or for something before that.
 pub(crate) async fn begin(client: &Client, slot: &str) {
-    tell(client, "pg_try_advisory_lock_shared", slot).await;
+    told(named_lock::try_share(client, &name(slot)).await);
 }
 
 /// Tells that it no longer does.
 pub(crate) async fn end(client: &Client, slot: &str) {
-    tell(client, "pg_advisory_unlock_shared", slot).await;
+    told(named_lock::release_share(client, &name(slot)).await);
 }
 
-async fn tell(client: &Client, function: &str, slot: &str) {
-    let query = format!("SELECT pg_catalog.{function}(pg_catalog.hashtextextended($1, 0))");
+fn told(told: Result<bool, SqlError>) {
     // What makes the session useless its next statement says.
-    if let Err(error) = client.query_one(&query, &[&name(slot)]).await {
+    if let Err(error) = told {
         tracing::debug!(%error, "cannot tell that a relay waits");
     }
 }
@@ -53,20 +30,8 @@ async fn tell(client: &Client, function: &str, slot: &str) {
 /// # Errors
 /// A failed query.
 #[cfg(feature = "cli")]
-pub(crate) async fn relays(client: &Client, slot: &str) -> Result<Vec<WaitingRelay>, SqlError> {
-    let query = "SELECT l.pid, coalesce(a.client_hostname, pg_catalog.host(a.client_addr)) \
-         FROM pg_catalog.pg_locks l LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid \
-         WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.mode = 'ShareLock' \
-         AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()) \
-         AND (l.classid::int8 << 32) | l.objid::int8 = pg_catalog.hashtextextended($1, 0) ORDER BY 1";
-    let rows = client.query(query, &[&name(slot)]).await?;
-    let relay = |row: &tokio_postgres::Row| {
-        Ok(WaitingRelay {
-            pid: row.try_get(0)?,
-            host: row.try_get(1)?,
-        })
-    };
-    rows.iter().map(relay).collect()
+pub(crate) async fn relays(client: &Client, slot: &str) -> Result<Vec<LockHolder>, SqlError> {
+    named_lock::holders(client, &name(slot)).await
 }
 
 fn name(slot: &str) -> String {

@@ -10,7 +10,7 @@ use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
 use crate::cli::own_lane::no_beginning;
-use crate::cli::prune::left::lock_name;
+use crate::cli::prune;
 use crate::cli::reshard::{alone, of_all_rows};
 use crate::postgres::catalog::{Inspection, inspect_server};
 use crate::postgres::client::{Client, connect};
@@ -66,7 +66,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         let found = others.into_iter().chain(mixed);
         report.findings.extend(found.map(Found::from));
     }
-    if alone::holder(&client, postgres).await?.is_none() {
+    if !alone::is_at_work(&client, postgres).await? {
         let share = postgres.any_share();
         let undivided = of_all_rows(settings).await;
         let unfinished = division.unfinished(&share, undivided.as_ref());
@@ -100,10 +100,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         rows(&client, found, &table, &mut report).await;
         let name = table.postgres.table.to_string();
         // One that is at work drops what it has detached, or attaches it again.
-        if alone::holder_as(&client, &lock_name(&name))
-            .await?
-            .is_none()
-        {
+        if !prune::left::is_at_work(&client, &name).await? {
             let left = detached::of(&client, &name).await?;
             if let Some((what, mend)) = detached::told(&name, &left) {
                 report.warn("detached", what, Some(mend));

@@ -9,8 +9,7 @@ use anyhow::{Context as _, bail};
 
 use super::Erasing;
 use super::leases::Leases;
-use crate::cli::prune::left::lock_name;
-use crate::cli::reshard::alone;
+use crate::cli::prune;
 use crate::postgres::client::Client;
 use crate::postgres::detached;
 use crate::postgres::id_column::IdColumn;
@@ -22,14 +21,14 @@ use crate::postgres::triggers::{self, FIND_THEIRS};
 /// Some are.
 pub(super) async fn all_seen(sql: &Client, table: &str) -> anyhow::Result<()> {
     // Who has been at work has dropped them by then, or left them.
-    let at_work = alone::holder_as(sql, &lock_name(table)).await?;
+    let is_at_work = prune::left::is_at_work(sql, table).await?;
     let left = detached::of(sql, table).await?;
-    match (detached::told(table, &left), at_work) {
+    match (detached::told(table, &left), is_at_work) {
         (None, _) => Ok(()),
-        (Some((what, _)), Some(_)) => bail!(
+        (Some((what, _)), true) => bail!(
             "{what}, which may be the aggregate's: it is at work, so wait for its end, and run this again"
         ),
-        (Some((what, mend)), None) => bail!(
+        (Some((what, mend)), false) => bail!(
             "{what}, which may be the aggregate's. It did not end: run this again behind what mends that: {mend}"
         ),
     }

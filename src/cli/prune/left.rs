@@ -2,13 +2,14 @@
 //!
 //! In: the table. Out: them attached again. Guarantee: no other run detaches or drops meanwhile.
 
+use anyhow::bail;
+
 use super::Prune;
 use super::partitions::Partitions;
 use super::report::Report;
 use crate::cli::exit::message;
-use crate::cli::reshard::alone;
-use crate::postgres::client::Client;
-use crate::postgres::detached;
+use crate::postgres::client::{Client, SqlError};
+use crate::postgres::{detached, named_lock};
 
 impl Prune<'_> {
     /// Attaches again what a run that did not end has detached, before anything is compared: nobody has seen the rows since. From then
@@ -25,7 +26,10 @@ impl Prune<'_> {
             return Ok(());
         };
         if writer.is_some() {
-            alone::lock_as(client, "prune", &lock_name(table)).await?;
+            let other = named_lock::take(client, &lock_name(table)).await?;
+            if let Some(other) = other {
+                bail!(other.is_another("prune"));
+            }
         }
         for left in detached::of(client, table).await? {
             let name = &left.name;
@@ -47,7 +51,14 @@ impl Prune<'_> {
     }
 }
 
-/// Of the lock of a run that detaches and drops.
-pub(in crate::cli) fn lock_name(table: &str) -> String {
+/// Whether a run is at work that detaches and drops.
+///
+/// # Errors
+/// Postgres refuses.
+pub(in crate::cli) async fn is_at_work(sql: &Client, table: &str) -> Result<bool, SqlError> {
+    Ok(named_lock::holder(sql, &lock_name(table)).await?.is_some())
+}
+
+fn lock_name(table: &str) -> String {
     format!("walrelay prune {table}")
 }

@@ -55,7 +55,7 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let division = division::division(&client, postgres).await?;
     let undivided = of_all_rows(first).await;
-    if alone::holder(&client, postgres).await?.is_none() {
+    if !alone::is_at_work(&client, postgres).await? {
         let unfinished = division.unfinished(share, undivided.as_ref());
         print_findings(unfinished.as_slice());
     }
