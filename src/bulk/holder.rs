@@ -13,7 +13,7 @@ pub(crate) const RESHARD: &str = "reshard";
 pub(crate) type Keeps<'k> = &'k (dyn Fn(&str) -> Option<String> + Sync);
 
 /// All of it stays.
-pub(super) fn all(line: &str) -> Option<String> {
+pub(crate) fn all(line: &str) -> Option<String> {
     Some(line.to_owned())
 }
 

@@ -158,40 +158,61 @@ impl Lease {
     /// # Errors
     /// [`LeaseError::Held`] where it was heard.
     pub async fn take(lane: &LaneClient, command: &str, line: &str) -> Result<Self, LeaseError> {
-        Self::take_keeping(lane, command, line, &all).await
+        let free = free_behind(lane, None).await?;
+        let (holder, working) = new(command, line);
+        Self::take_as(lane, free, holder, working, &all).await
     }
 
-    /// The same, where not all stays that others have left.
+    /// Takes the leases of several lanes, in this order, or none of them. Holders that have not ended are given `PATIENCE` together. Of
+    /// what others have left there, what `keeps` has stays.
     ///
     /// # Errors
     /// As [`Lease::take`].
-    pub(crate) async fn take_keeping(
-        lane: &LaneClient,
+    pub(crate) async fn take_all(
+        lanes: &[LaneClient],
         command: &str,
         line: &str,
         keeps: Keeps<'_>,
-    ) -> Result<Self, LeaseError> {
-        let free = free_behind(lane, None).await?;
-        let working = Arc::new(Working::new());
-        Self::take_as(lane, free, Holder::new(command, line), working, keeps).await
+    ) -> Result<Vec<Self>, LeaseError> {
+        Self::take_each(lanes, new(command, line), keeps, None).await
     }
 
-    /// Takes the leases of several lanes, in this order, or none of them. Holders that have not ended are given `PATIENCE` together, and
-    /// none is given to one of the same command, of which no other run lives: the caller has made sure of that.
+    /// The same for a command of which no other run lives, as the caller has made sure: one that has not ended is given no time.
     ///
     /// # Errors
     /// As [`Lease::take`].
-    pub async fn take_all(
+    pub async fn take_all_alone(
         lanes: &[LaneClient],
         command: &str,
         line: &str,
     ) -> Result<Vec<Self>, LeaseError> {
-        let (holder, working) = (Holder::new(command, line), Arc::new(Working::new()));
-        let free = lanes.iter().map(|lane| free_behind(lane, Some(command)));
+        Self::take_each(lanes, new(command, line), &all, Some(command)).await
+    }
+
+    /// Takes those of further lanes for the same command, as [`Lease::take_all`].
+    ///
+    /// # Errors
+    /// As [`Lease::take`].
+    pub(crate) async fn also_all(
+        &self,
+        lanes: &[LaneClient],
+        keeps: Keeps<'_>,
+    ) -> Result<Vec<Self>, LeaseError> {
+        let same = (self.held.holder.clone(), self.held.working.clone());
+        Self::take_each(lanes, same, keeps, None).await
+    }
+
+    async fn take_each(
+        lanes: &[LaneClient],
+        (holder, working): (Holder, Arc<Working>),
+        keeps: Keeps<'_>,
+        ended: Option<&str>,
+    ) -> Result<Vec<Self>, LeaseError> {
+        let free = lanes.iter().map(|lane| free_behind(lane, ended));
         let free = try_join_all(free).await?;
         let mut taken = Vec::new();
         for (lane, free) in lanes.iter().zip(free) {
-            match Self::take_as(lane, free, holder.clone(), working.clone(), &all).await {
+            match Self::take_as(lane, free, holder.clone(), working.clone(), keeps).await {
                 Ok(lease) => taken.push(lease),
                 Err(error) => {
                     for lease in taken {
@@ -202,30 +223,6 @@ impl Lease {
             }
         }
         Ok(taken)
-    }
-
-    /// Takes another lane's lease for the same command.
-    ///
-    /// # Errors
-    /// As [`Lease::take`].
-    pub async fn also(&self, lane: &LaneClient) -> Result<Self, LeaseError> {
-        self.also_keeping(lane, &all).await
-    }
-
-    /// The same, where not all stays that others have left.
-    ///
-    /// # Errors
-    /// As [`Lease::take`].
-    pub(crate) async fn also_keeping(
-        &self,
-        lane: &LaneClient,
-        keeps: Keeps<'_>,
-    ) -> Result<Self, LeaseError> {
-        let Held {
-            holder, working, ..
-        } = &*self.held;
-        let free = free_behind(lane, None).await?;
-        Self::take_as(lane, free, holder.clone(), working.clone(), keeps).await
     }
 
     /// Gives back what a `command` had that ended without giving it back, where there is no more to do for it.
@@ -275,10 +272,9 @@ impl Lease {
         Ok(Lease { held, renewing })
     }
 
-    /// Whether it is the lease of this lane.
-    pub(crate) fn is_of(&self, lane: &LaneClient) -> bool {
-        let own = &self.held.lane;
-        (own.stream_name(), own.slot()) == (lane.stream_name(), lane.slot())
+    /// Whose lease it is.
+    pub(crate) fn lane(&self) -> &LaneClient {
+        &self.held.lane
     }
 
     /// Runs of `command` that had the lease before and ended without finishing, as they were typed.
@@ -380,6 +376,10 @@ impl Held {
             *sequence = found.seq;
         }
     }
+}
+
+fn new(command: &str, line: &str) -> (Holder, Arc<Working>) {
+    (Holder::new(command, line), Arc::new(Working::new()))
 }
 
 /// Lets the holder be heard until the lease is lost.

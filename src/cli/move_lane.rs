@@ -20,6 +20,7 @@ use super::consent::agreed;
 use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
+use crate::bulk::holder;
 use crate::bulk::lease::Lease;
 use crate::config::syntax::parse_stream;
 use crate::nats::address::{NatsAddress, NatsAuth};
@@ -156,11 +157,12 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     }
     make_lane_records(&moving).await?;
     // Nobody else publishes for the lane meanwhile, at either end.
-    let lease = Lease::take(&moving.from.lane, "move", &command_line::typed()).await?;
-    let leases = (lease.also(&moving.to.lane).await?, lease);
-    let done = moving.run(&leases.0, &shutdown).await;
-    leases.0.release().await;
-    leases.1.release().await;
+    let lanes = [moving.from.lane.clone(), moving.to.lane.clone()];
+    let leases = Lease::take_all(&lanes, "move", &command_line::typed(), &holder::all).await?;
+    let done = moving.run(&leases[1], &shutdown).await;
+    for lease in leases {
+        lease.release().await;
+    }
     done.context("the lane is not moved yet: run this again")?;
     account.line(format_args!(
         "moved: the lane lives in stream {}{}; its relay needs {}",

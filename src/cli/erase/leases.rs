@@ -3,13 +3,14 @@
 //! In: lanes, the streams that there are. Out: the leases, or who has one. Guarantee: with them, nobody publishes what may be the
 //! aggregate's; and the id stays in none of them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Erasing;
 use super::forget::Forget;
 use super::survey::Survey;
 use crate::bulk::lease::{self, Lease, LeaseError};
 use crate::cli::command_line;
+use crate::relay::lane_client::LaneClient;
 
 /// While these are ours, nobody publishes for the lanes, nor from them.
 pub(super) struct Leases {
@@ -25,27 +26,30 @@ impl Leases {
     /// # Errors
     /// Another command has one.
     pub(super) async fn take(erasing: &[Erasing<'_>]) -> anyhow::Result<Self> {
-        let mut leases = Leases {
-            lanes: Vec::new(),
-            beside: Vec::new(),
-        };
+        let lanes: Vec<LaneClient> = erasing.iter().map(|it| it.lane.clone()).collect();
         let line = command_line::typed_without_value("--aggregate-id");
         let forget = Forget::of(erasing);
         let keeps = |line: &str| forget.line(line);
-        for lane in erasing {
-            leases.lanes.push(match leases.lanes.first() {
-                None => Lease::take_keeping(&lane.lane, "erase", &line, &keeps).await?,
-                Some(first) => first.also_keeping(&lane.lane, &keeps).await?,
-            });
+        let mut leases = Leases {
+            lanes: Lease::take_all(&lanes, "erase", &line, &keeps).await?,
+            beside: Vec::new(),
+        };
+        match leases.take_beside(erasing).await {
+            Ok(()) => Ok(leases),
+            Err(error) => {
+                leases.release().await;
+                Err(error)
+            }
         }
-        leases.take_beside(erasing).await?;
-        Ok(leases)
     }
 
     /// Takes those of the other streams that are not ours yet.
     async fn take_beside(&mut self, erasing: &[Erasing<'_>]) -> anyhow::Result<()> {
         let forget = Forget::of(erasing);
         let keeps = |line: &str| forget.line(line);
+        let ours = self.lanes.iter().chain(&self.beside).map(Lease::lane);
+        let ours: BTreeSet<_> = ours.map(name).collect();
+        let mut others = BTreeMap::new();
         for lane in erasing {
             let mut targets = lane.targets()?;
             for left in lane.leased()? {
@@ -53,14 +57,12 @@ impl Leases {
                     targets.push(left);
                 }
             }
-            for target in targets {
-                let mut all = self.lanes.iter().chain(&self.beside);
-                if !all.any(|lease| lease.is_of(&target)) {
-                    let lease = self.lanes[0].also_keeping(&target, &keeps).await?;
-                    self.beside.push(lease);
-                }
-            }
+            let targets = targets.into_iter().map(|target| (name(&target), target));
+            others.extend(targets.filter(|(name, _)| !ours.contains(name)));
         }
+        let others: Vec<LaneClient> = others.into_values().collect();
+        let taken = self.lanes[0].also_all(&others, &keeps).await?;
+        self.beside.extend(taken);
         Ok(())
     }
 
@@ -105,4 +107,9 @@ impl Leases {
             lease.release().await;
         }
     }
+}
+
+/// Stream and slot.
+fn name(lane: &LaneClient) -> (String, String) {
+    (lane.stream_name().to_owned(), lane.slot().to_owned())
 }

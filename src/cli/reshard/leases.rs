@@ -74,7 +74,7 @@ impl Resharding<'_> {
             let client = LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot)?;
             lanes.push(client);
         }
-        let leases = Lease::take_all(&lanes, RESHARD, &command_line::typed()).await?;
+        let leases = Lease::take_all_alone(&lanes, RESHARD, &command_line::typed()).await?;
         let held = parts.into_iter().zip(lanes).zip(leases);
         let held = held.map(|((part, lane), lease)| Held { part, lane, lease });
         Ok(Leases {

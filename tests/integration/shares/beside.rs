@@ -1,6 +1,8 @@
 //! `walrelay reshard` and commands that publish by themselves: one at a time, and nothing is there twice, whichever of them is killed or
 //! frozen.
 
+use std::time::Duration;
+
 use async_nats::jetstream;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -321,6 +323,33 @@ async fn leases_of_several_that_were_killed_are_waited_for_together() {
         let relay = fixture.run();
         fixture.walrelay(&["verify"]).await.success();
         stops(relay).await;
+    }
+}
+
+/// It has taken the lease of one share, and is refused that of the other.
+#[tokio::test]
+async fn a_refused_erasure_leaves_no_lease_that_the_next_command_waits_for() {
+    let fixture = two_shares(true).await;
+    let streams = streams_of(&fixture, 2);
+    let aggregate = uuid(1).to_string();
+    let erase = ["erase", "--yes", "--aggregate-id", &aggregate];
+    let refused = tokio::select! {
+        refused = fixture.walrelay(&erase) => refused,
+        () = hold(&fixture, &streams[1], 1) => unreachable!("it is held"),
+    };
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let told = "walrelay backfill is at work";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    let next = ["backfill", "--share", "0"];
+    let next = fixture.walrelay(&next).await.success();
+    assert!(!next.stderr.contains("waiting 5s"), "{}", next.stderr);
+}
+
+/// As a command holds the lease of a share's lane that lives.
+async fn hold(fixture: &Fixture, stream: &str, share: usize) {
+    loop {
+        abandon(fixture, stream, share).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
