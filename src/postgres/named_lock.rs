@@ -4,6 +4,7 @@
 //! it that it lives, and one that was killed does not: the server frees what its session had.
 
 use crate::postgres::client::{Client, SqlError};
+use postgres_types::Type;
 #[cfg(feature = "cli")]
 use serde::Serialize;
 #[cfg(feature = "cli")]
@@ -138,5 +139,9 @@ pub(crate) async fn holders(client: &Client, name: &str) -> Result<Vec<LockHolde
 
 async fn ask(client: &Client, function: &str, name: &str) -> Result<bool, SqlError> {
     let query = format!("SELECT pg_catalog.{function}({KEY})");
-    Ok(client.query_one(&query, &[&name]).await?.try_get(0)?)
+    // With its type known there is nothing to ask the server before.
+    let row = client
+        .answer(client.query_typed_one(&query, &[(&name, Type::TEXT)]))
+        .await?;
+    Ok(row.try_get(0)?)
 }

@@ -75,8 +75,12 @@ impl PostgresSide {
         let sql = client::connect(conninfo)
             .await
             .map_err(|error| OpenError::from(error).of_connecting(conninfo))?;
-        waiting::begin(&sql, &settings.postgres.slot).await;
-        let inspection = match locks::inspect(&sql, &settings.postgres).await? {
+        // On its way in front of the first look, it takes no time of its own.
+        let ((), inspected) = tokio::join!(
+            waiting::begin(&sql, &settings.postgres.slot),
+            locks::inspect(&sql, &settings.postgres),
+        );
+        let inspection = match inspected? {
             Inspected::Seen(mut inspection) => {
                 remembered_columns::remember(settings, &mut inspection).await;
                 *inspection
