@@ -10,7 +10,7 @@ use super::Queued;
 use super::fence::Place;
 use super::pace::Allowance;
 use crate::nats::protocol::{Msg, Op};
-use crate::pipeline::fault::{Fault, is_about_frame};
+use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{Position, TAIL_HEADER};
 use crate::pipeline::publish::{
     Body, Message, Mode, Origin, TooLarge, Window, WindowLimits, WindowSettings,
@@ -202,15 +202,7 @@ impl Stint {
         if let Some(denied) = self.target.broker.denied(text) {
             return Ended::Failed(denied.into());
         }
-        let fault = match self.window.oldest_sent() {
-            Some(oldest) if is_about_frame(text) => Fault::Frame {
-                oldest,
-                in_flight: self.window.sent(),
-                text: text.to_owned(),
-            },
-            _ => Fault::Broker(format!("the server answers -ERR {text}")),
-        };
-        fault.into()
+        self.window.fault_of(text).into()
     }
 }
 

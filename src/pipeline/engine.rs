@@ -28,7 +28,7 @@ use super::confirm::{self, Confirm};
 use super::continuity::{Overlap, Plan};
 use super::dead_letter::{self, RejectedRow};
 use super::epochs::Refused;
-use super::fault::{Fault, Halt, is_about_frame};
+use super::fault::{Fault, Halt};
 use super::history::History;
 use super::lane_end::{LaneEnd, Memory};
 use super::position::{Lane, Position};
@@ -361,14 +361,7 @@ impl Engine {
 
     /// Takes a -ERR of the broker: which kind of end it is.
     pub(crate) fn handle_error(&self, text: &str) -> Fault {
-        match self.window.oldest_sent() {
-            Some(oldest) if is_about_frame(text) => Fault::Frame {
-                oldest,
-                in_flight: self.window.sent(),
-                text: text.to_owned(),
-            },
-            _ => Fault::Broker(format!("the server answers -ERR {text}")),
-        }
+        self.window.fault_of(text)
     }
 
     /// A dead letter is told of once it is stored: it may be refused, and is made again by the next epoch.

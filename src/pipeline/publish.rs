@@ -33,7 +33,7 @@ pub use frame::Body;
 pub use mode::{Mode, NoMode, Offer};
 pub use publisher::Preparation;
 
-use super::fault::Fault;
+use super::fault::{Fault, is_about_frame};
 use super::lane_end::{LaneEnd, NOTHING};
 use super::limit::SizeLimit;
 use super::position::Position;
@@ -283,9 +283,16 @@ impl Window {
         }
     }
 
-    /// The oldest row that was sent on this connection and has no acknowledgement.
-    pub(crate) fn oldest_sent(&self) -> Option<Position> {
-        self.flight.oldest()
+    /// What a -ERR of the broker ends the connection for.
+    pub(crate) fn fault_of(&self, error: &str) -> Fault {
+        match self.flight.oldest() {
+            Some(oldest) if is_about_frame(error) => Fault::Frame {
+                oldest,
+                in_flight: self.sent(),
+                text: error.to_owned(),
+            },
+            _ => Fault::Broker(format!("the server answers -ERR {error}")),
+        }
     }
 
     /// Whether the fate of every message is known: acknowledged, or refused as a whole.
