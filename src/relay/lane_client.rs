@@ -155,10 +155,8 @@ impl LaneClient {
     /// # Errors
     /// [`LaneError`].
     pub async fn lease(&self) -> Result<Option<StoredMessage>, LaneError> {
-        match self.send(self.store.lease(), LANE_RECORD_STREAM).await? {
-            Answer::Message(message) => Ok(message),
-            answer => unreachable!("{answer:?} to a request for the lease"),
-        }
+        let answer = self.send(self.store.lease(), LANE_RECORD_STREAM);
+        Ok(found(answer.await?))
     }
 
     /// Stores the lane's lease behind the one at `behind`; returns its sequence.
@@ -175,10 +173,8 @@ impl LaneClient {
     /// # Errors
     /// [`LaneError`].
     pub(crate) async fn settled(&self) -> Result<Option<StoredMessage>, LaneError> {
-        match self.send(self.store.settled(), LANE_RECORD_STREAM).await? {
-            Answer::Message(message) => Ok(message),
-            answer => unreachable!("{answer:?} to a request for a place"),
-        }
+        let answer = self.send(self.store.settled(), LANE_RECORD_STREAM);
+        Ok(found(answer.await?))
     }
 
     /// Stores that behind the one at `behind`; returns its sequence.
@@ -199,14 +195,11 @@ impl LaneClient {
     /// # Errors
     /// [`LaneError`].
     pub(crate) async fn letters(&self) -> Result<Option<(Remembered, u64)>, LaneError> {
-        match self.send(self.store.letters(), LANE_RECORD_STREAM).await {
-            Ok(Answer::Message(message)) => {
-                Ok(message.map(|message| (Remembered::from_json(&message.data), message.seq)))
-            }
-            Ok(answer) => unreachable!("{answer:?} to a request for letters"),
-            Err(LaneError::NoStream(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let message = match self.send(self.store.letters(), LANE_RECORD_STREAM).await {
+            Err(LaneError::NoStream(_)) => None,
+            answer => found(answer?),
+        };
+        Ok(message.map(|message| (Remembered::from_json(&message.data), message.seq)))
     }
 
     /// Stores that behind the one at `behind`; returns its sequence.
@@ -247,10 +240,7 @@ impl LaneClient {
     /// # Errors
     /// [`LaneError`].
     pub async fn message(&self, lookup: Lookup<'_>) -> Result<Option<StoredMessage>, LaneError> {
-        match self.ask(&Request::Message(lookup)).await? {
-            Answer::Message(message) => Ok(message),
-            answer => unreachable!("{answer:?} to a request for a message"),
-        }
+        Ok(found(self.ask(&Request::Message(lookup)).await?))
     }
 
     /// The subjects of the stream's messages that match.
@@ -441,6 +431,13 @@ fn unread(error: StoreError, stream: &str) -> LaneError {
         }
         StoreError::NotStored(Fault::RecordTaken(_)) => LaneError::Taken,
         error => error.into(),
+    }
+}
+
+fn found(answer: Answer) -> Option<StoredMessage> {
+    match answer {
+        Answer::Message(message) => message,
+        answer => unreachable!("{answer:?} to a request for a message"),
     }
 }
 

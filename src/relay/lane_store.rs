@@ -15,6 +15,7 @@ use crate::nats::stream::{
 use crate::pipeline::dead_letter::remembered::Remembered;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::fault::Fault;
+use crate::pipeline::lane_end::LaneEnd;
 use crate::pipeline::record::{RecordError, RecordOrNote};
 use crate::pipeline::request::{Reply, Request, StoredRecord, StreamView};
 use crate::pipeline::shared_end_search::{
@@ -193,115 +194,88 @@ impl LaneStore {
         let record_subject = || lane_record_subject(self.stream(), &self.slot);
         match request {
             Request::Stream => plain(self.events.info_request(), Expects::Stream),
-            Request::Record => plain(
-                self.records.last_by_subject_request(&record_subject()),
-                Expects::Record,
-            ),
+            Request::Record => self.recorded(&record_subject(), Expects::Record),
             Request::Message(lookup) => {
                 plain(self.events.lookup_request(*lookup), Expects::Message)
             }
-            Request::StoreRecord { record, behind } => Outgoing {
-                subject: record_subject(),
-                headers: Some(record_headers(*behind)),
-                payload: record.to_json(),
-                expects: Expects::StoredRecord,
-            },
-            Request::StoreFence { lane_end, behind } => Outgoing {
-                subject: fence_subject(self.stream(), &self.slot),
-                headers: Some(fence_headers(
-                    self.stream(),
-                    &self.slot,
-                    lane_end.as_ref(),
-                    *behind,
-                )),
-                payload: Vec::new(),
-                expects: Expects::StoredFence,
-            },
+            Request::StoreRecord { record, behind } => {
+                store_record(record_subject(), record.to_json(), *behind)
+            }
+            Request::StoreFence { lane_end, behind } => {
+                let subject = fence_subject(self.stream(), &self.slot);
+                self.fence(subject, lane_end.as_ref(), *behind)
+            }
         }
+    }
+
+    /// Asks for what is kept of a lane beside its stream, on this subject.
+    fn recorded(&self, subject: &str, expects: Expects) -> Outgoing {
+        plain(self.records.last_by_subject_request(subject), expects)
     }
 
     /// Stores what a relay leaves of its halt, provided that what stands there is still the message at `behind`; answer:
     /// [`Answer::Stored`].
     #[must_use]
     pub fn store_halt(&self, kept: &RecordOrNote, behind: u64) -> Outgoing {
-        Outgoing {
-            subject: lane_record_subject(self.stream(), &self.slot),
-            headers: Some(record_headers(behind)),
-            payload: kept.to_json(),
-            expects: Expects::StoredRecord,
-        }
+        let subject = lane_record_subject(self.stream(), &self.slot);
+        store_record(subject, kept.to_json(), behind)
     }
 
     /// Asks for the lane's lease; answer: [`Answer::Message`].
     #[must_use]
     pub fn lease(&self) -> Outgoing {
         let subject = lane_lease_subject(self.stream(), &self.slot);
-        plain(
-            self.records.last_by_subject_request(&subject),
-            Expects::Message,
-        )
+        self.recorded(&subject, Expects::Message)
     }
 
     /// Stores the lane's lease, provided that it is still the one at `behind`; answer: [`Answer::Stored`].
     #[must_use]
     pub fn store_lease(&self, lease: Vec<u8>, behind: u64) -> Outgoing {
-        Outgoing {
-            subject: lane_lease_subject(self.stream(), &self.slot),
-            headers: Some(record_headers(behind)),
-            payload: lease,
-            expects: Expects::StoredRecord,
-        }
+        let subject = lane_lease_subject(self.stream(), &self.slot);
+        store_record(subject, lease, behind)
     }
 
     /// Asks how far the lane's published rows are settled; answer: [`Answer::Message`].
     #[must_use]
     pub(crate) fn settled(&self) -> Outgoing {
         let subject = lane_settled_subject(self.stream(), &self.slot);
-        plain(
-            self.records.last_by_subject_request(&subject),
-            Expects::Message,
-        )
+        self.recorded(&subject, Expects::Message)
     }
 
     /// Stores how far they are, provided that it is still the one at `behind`; answer: [`Answer::Stored`].
     #[must_use]
     pub(crate) fn store_settled(&self, place: Vec<u8>, behind: u64) -> Outgoing {
-        Outgoing {
-            subject: lane_settled_subject(self.stream(), &self.slot),
-            headers: Some(record_headers(behind)),
-            payload: place,
-            expects: Expects::StoredRecord,
-        }
+        let subject = lane_settled_subject(self.stream(), &self.slot);
+        store_record(subject, place, behind)
     }
 
     /// Asks for the dead letters that were open when the relay last looked; answer: [`Answer::Message`].
     #[must_use]
     pub(crate) fn letters(&self) -> Outgoing {
         let subject = lane_letters_subject(self.stream(), &self.slot);
-        plain(
-            self.records.last_by_subject_request(&subject),
-            Expects::Message,
-        )
+        self.recorded(&subject, Expects::Message)
     }
 
     /// Stores them, provided that what is stored is still what is at `behind`; answer: [`Answer::Stored`].
     #[must_use]
     pub(crate) fn store_letters(&self, letters: &Remembered, behind: u64) -> Outgoing {
-        Outgoing {
-            subject: lane_letters_subject(self.stream(), &self.slot),
-            headers: Some(record_headers(behind)),
-            payload: letters.to_json(),
-            expects: Expects::StoredRecord,
-        }
+        let subject = lane_letters_subject(self.stream(), &self.slot);
+        store_record(subject, letters.to_json(), behind)
     }
 
     /// Stores a fence for what is published outside of the lane in a shared stream, provided that the last one is still the
     /// one at `behind`; answer: [`Answer::Stored`].
     #[must_use]
     pub fn store_bulk_fence(&self, behind: u64) -> Outgoing {
+        let subject = bulk_fence_subject(self.stream(), &self.slot);
+        self.fence(subject, None, behind)
+    }
+
+    fn fence(&self, subject: String, lane_end: Option<&LaneEnd>, behind: u64) -> Outgoing {
+        let headers = fence_headers(self.stream(), &self.slot, lane_end, behind);
         Outgoing {
-            subject: bulk_fence_subject(self.stream(), &self.slot),
-            headers: Some(fence_headers(self.stream(), &self.slot, None, behind)),
+            subject,
+            headers: Some(headers),
             payload: Vec::new(),
             expects: Expects::StoredFence,
         }
@@ -409,13 +383,18 @@ fn plain(ApiRequest { subject, payload }: ApiRequest, expects: Expects) -> Outgo
     }
 }
 
-/// Headers of a lane record or lease: stored only behind the one that is known.
-fn record_headers(behind: u64) -> Vec<u8> {
-    format!(
+/// Stores what is kept of a lane beside its stream, provided that it is still what is at `behind`.
+fn store_record(subject: String, payload: Vec<u8>, behind: u64) -> Outgoing {
+    let headers = format!(
         "NATS/1.0\r\nNats-Expected-Stream: {LANE_RECORD_STREAM}\r\n\
          Nats-Expected-Last-Subject-Sequence: {behind}\r\n\r\n"
-    )
-    .into_bytes()
+    );
+    Outgoing {
+        subject,
+        headers: Some(headers.into_bytes()),
+        payload,
+        expects: Expects::StoredRecord,
+    }
 }
 
 /// The sequence of a stored message, from a publish acknowledgement of `stream` alone. `overtaken` is the fault where
