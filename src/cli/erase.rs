@@ -26,6 +26,7 @@ use crate::postgres::catalog::{Inspection, inspect};
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::wal_end::wal_end;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::open::check_names;
@@ -385,11 +386,8 @@ impl<'a> Erasing<'a> {
 
     /// Erases the lane's messages, once these rows are published.
     async fn erase(&mut self, ids: &BTreeSet<String>, lease: &Lease) -> anyhow::Result<()> {
-        let lsn = self
-            .sql
-            .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
         lease.working().begin("waiting for the relay");
-        self.published(ids, lsn.await?.try_get(0)?).await?;
+        self.published(ids, wal_end(self.sql).await?).await?;
         let wanted = self.wanted(ids.clone());
         for index in 0..self.streams.len() {
             let stage = format!("erasing from stream {}", self.streams[index].stream());

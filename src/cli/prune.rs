@@ -25,6 +25,7 @@ use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::triggers;
+use crate::postgres::wal_end::{wal_end, write_on};
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -358,8 +359,7 @@ impl Prune<'_> {
         let kept = Kept::read(&self.nats, client, &self.clients).await?;
         let old = partitions.old(&kept, &self.id_column).await?;
         if !old.is_empty() {
-            let row = client.query_one("SELECT pg_current_wal_insert_lsn()", &[]);
-            let lsn = row.await?.try_get(0)?;
+            let lsn = wal_end(client).await?;
             for lane in &self.clients {
                 self.readers(lane).are_read(client, lsn).await?;
             }
@@ -380,10 +380,7 @@ impl Prune<'_> {
 
     /// Waits until every slot is confirmed through this LSN.
     async fn confirm(&self, client: &Client, lsn: PgLsn) -> anyhow::Result<()> {
-        // An idle server may have its last record end where a page does, and the slot just in front of that.
-        client
-            .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
-            .await?;
+        write_on(client).await?;
         if !self.args.json {
             stderr::line(format_args!(
                 "waiting until every slot is confirmed through {lsn}"

@@ -23,6 +23,7 @@
 //! | [`catalog`] | that client | the state of server, slot, publication, table |
 //! | `named_lock` | a session, a name | a lock by that name, or who has it |
 //! | `waiting` | a relay's session | that a relay waits, for who cannot ask it |
+//! | `wal_end` | that client | where the server's WAL ends |
 //! | `unwritten` | a slot whose beginning is not written down | what to run |
 //! | `unfinished` | a slot that is still being made | what to say of it |
 //! | `beginning` | the publication's comment | where the slot began |
@@ -94,4 +95,6 @@ pub(crate) mod triggers;
 pub(crate) mod unfinished;
 pub(crate) mod unwritten;
 pub(crate) mod waiting;
+#[cfg(feature = "cli")]
+pub(crate) mod wal_end;
 pub mod wire;

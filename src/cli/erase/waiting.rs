@@ -12,6 +12,7 @@ use super::Erasing;
 use crate::cli::verify::slot::{self, Look, Settled};
 use crate::counted::counted;
 use crate::postgres::publications::publication_list;
+use crate::postgres::wal_end::write_on;
 use crate::relay::open::source;
 
 /// How often the lane is looked at that is waited for.
@@ -25,10 +26,7 @@ impl Erasing<'_> {
         }
         let deadline = Instant::now() + self.args.wait;
         let slot = &self.settings.postgres.slot;
-        // An idle server may have its last record end where a page does, and the relay just in front of that.
-        self.sql
-            .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
-            .await?;
+        write_on(self.sql).await?;
         loop {
             let look = match slot::settle(self.sql, slot, lsn, deadline).await? {
                 Settled::Confirmed | Settled::NoSlot => return Ok(()),

@@ -18,6 +18,7 @@ use crate::postgres::client::SqlError;
 use crate::postgres::division::Division;
 use crate::postgres::findings::shares;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::wal_end::wal_end;
 use crate::table_name::quote_identifier;
 
 /// Between two tries.
@@ -98,10 +99,7 @@ impl Resharding<'_> {
             changed.with_context(|| format!("cannot run {change}"))?;
         }
         self.sql.batch_execute("COMMIT").await?;
-        let end = self
-            .sql
-            .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
-        Ok(end.await?.try_get(0)?)
+        Ok(wal_end(&self.sql).await?)
     }
 
     /// What the transaction consists of, the lock first.

@@ -3,7 +3,6 @@
 //! In: the lanes there are and shall be. Out: what is in the way. Guarantee: reads only.
 
 use anyhow::{bail, ensure};
-use postgres_types::PgLsn;
 
 use super::Resharding;
 use crate::cli::exit::Exit;
@@ -18,6 +17,7 @@ use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::catalog::{inspect, slot_and_wal};
 use crate::postgres::findings::may_not_replicate;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::wal_end::wal_end;
 use crate::postgres::{share_names, sibling_slots, unfinished};
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -107,8 +107,7 @@ impl Resharding<'_> {
                 );
             }
             // Behind the record: a relay goes on meanwhile.
-            let query = "SELECT pg_current_wal_insert_lsn()";
-            let server_lsn: PgLsn = self.sql.query_one(query, &[]).await?.try_get(0)?;
+            let server_lsn = wal_end(&self.sql).await?;
             ensure!(
                 record.confirmed_lsn <= server_lsn,
                 "the lane of slot {slot} is published through {}, and the server's WAL ends at {server_lsn}: the database was restored to \

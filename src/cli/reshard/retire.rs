@@ -20,6 +20,7 @@ use crate::nats::stream;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::catalog::slot_and_wal;
 use crate::postgres::division::Division;
+use crate::postgres::wal_end::{wal_end, write_on};
 use crate::relay::after_publish;
 use crate::relay::board::Board;
 use crate::relay::crossing::name;
@@ -38,14 +39,8 @@ impl Resharding<'_> {
         if leaving.is_empty() {
             return Ok(());
         }
-        let end = self
-            .sql
-            .query_one("SELECT pg_current_wal_insert_lsn()", &[]);
-        let end: PgLsn = end.await?.try_get(0)?;
-        // An idle server may have its last record end where a page does, and a slot just in front of that.
-        self.sql
-            .batch_execute("SELECT pg_logical_emit_message(true, 'walrelay', '')")
-            .await?;
+        let end = wal_end(&self.sql).await?;
+        write_on(&self.sql).await?;
         let names: Vec<String> = leaving.iter().copied().map(name).collect();
         stderr::line(format_args!(
             "waiting until what {} had is published and confirmed through {end}",
