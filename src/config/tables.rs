@@ -10,7 +10,7 @@ use super::error::ConfigError;
 use super::keys::{Entry, KEYS, Key, PLACEHOLDER};
 use super::layers::Layers;
 use super::mapping;
-use crate::nats::filters::covers;
+use crate::nats::filters::widest;
 use crate::nearest::nearest;
 use crate::pipeline::mapping::Mapping;
 use crate::postgres::settings::FurtherTable;
@@ -115,18 +115,11 @@ fn twice(lane: &Settings, further: &FurtherTable) -> Option<String> {
     entry.clone().filter(|_| is_told)
 }
 
-/// What the tables of a lane publish on. No stream takes subjects of which one covers another.
+/// What the tables of a lane publish on.
 fn subjects(lane: &Settings) -> Vec<String> {
-    let mut filters: Vec<String> = Vec::new();
     let further = lane.postgres.further.iter();
     let further = further.map(|further| further.mapping.subject.filter());
-    for filter in std::iter::once(lane.nats.subject.filter()).chain(further) {
-        if !filters.iter().any(|wider| covers(wider, &filter)) {
-            filters.retain(|narrow| !covers(&filter, narrow));
-            filters.push(filter);
-        }
-    }
-    filters
+    widest(std::iter::once(lane.nats.subject.filter()).chain(further))
 }
 
 /// `[{ … }, …]` by itself is no document.

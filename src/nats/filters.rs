@@ -1,6 +1,6 @@
 //! Subjects with wildcards: which others they take in.
 //!
-//! In: two of them. Out: whether one has all of the other, or some. Pure.
+//! In: some of them. Out: whether one has all of another, or some; which have all. Pure.
 
 /// Whether every subject of `wanted` (wildcards allowed) matches `filter`.
 pub fn covers(filter: &str, wanted: &str) -> bool {
@@ -31,6 +31,18 @@ pub fn overlaps(one: &str, other: &str) -> bool {
     }
 }
 
+/// Those of them that cover all the others: no stream takes subjects of which one covers another.
+pub fn widest(filters: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut widest: Vec<String> = Vec::new();
+    for filter in filters {
+        if !widest.iter().any(|wider| covers(wider, &filter)) {
+            widest.retain(|narrow| !covers(&filter, narrow));
+            widest.push(filter);
+        }
+    }
+    widest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,5 +64,11 @@ mod tests {
         );
         assert!(overlaps("a.*", "*.b") && overlaps("a.>", "a.b.c") && overlaps("a", "a"));
         assert!(!overlaps("a.>", "a") && !overlaps("a.b", "a.c") && !overlaps("a.*", "a.b.c"));
+    }
+
+    #[test]
+    fn of_several_the_widest_stay_in_their_order() {
+        let all = ["a.b", "c.d", "a.*", "a.c", "c.d"].map(str::to_owned);
+        assert_eq!(widest(all), ["c.d", "a.*"]);
     }
 }

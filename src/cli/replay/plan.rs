@@ -14,7 +14,7 @@ use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
-use crate::nats::filters::{covers, overlaps};
+use crate::nats::filters::{overlaps, widest};
 use crate::nats::stream::{self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity};
 use crate::pipeline::mapping::Format;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -50,8 +50,8 @@ impl Plan {
             .await?
             .with_context(|| format!("there is no stream {stream}"))?;
         let wanted = StreamSettings {
-            subjects_to_create: there(args, subjects_of(&source, settings)),
-            subjects: there(args, settings.nats.event_subjects()),
+            subjects_to_create: there(args, &subjects_of(&source, settings)),
+            subjects: there(args, &settings.nats.event_subjects()),
             name,
             slot: slot.clone(),
             num_replicas: source.config.num_replicas,
@@ -158,17 +158,9 @@ fn subjects_of(source: &StreamInfo, settings: &Settings) -> Vec<String> {
     subjects
 }
 
-/// What events on these subjects come on in the other stream. No stream takes subjects of which one covers another.
-fn there(args: &Args, subjects: Vec<String>) -> Vec<String> {
-    let mut filters: Vec<String> = Vec::new();
-    for subject in subjects {
-        let filter = readdress::filter(&args.subject, &subject);
-        if !filters.iter().any(|wider| covers(wider, &filter)) {
-            filters.retain(|narrow| !covers(&filter, narrow));
-            filters.push(filter);
-        }
-    }
-    filters
+/// What events on these subjects come on in the other stream.
+fn there(args: &Args, subjects: &[String]) -> Vec<String> {
+    widest((subjects.iter()).map(|subject| readdress::filter(&args.subject, subject)))
 }
 
 /// What makes one replay another than the next.
