@@ -10,6 +10,7 @@ use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::mapping::{MessageSettings, default_columns};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
+use crate::postgres::findings::Refusals;
 use crate::postgres::setup::{Wishes, apply, plan, teardown_plan};
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
@@ -103,10 +104,7 @@ impl Own {
         let postgres = &self.settings.postgres;
         let client = connect(&postgres.conninfo).await?;
         let inspection = inspect(&client, postgres).await?;
-        let steps = plan(&inspection, postgres, Wishes::default()).map_err(|refusals| {
-            let texts: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!("{}", texts.join("; "))
-        })?;
+        let steps = plan(&inspection, postgres, Wishes::default()).map_err(Refusals)?;
         for step in &steps {
             apply(&client, step)
                 .await
@@ -135,10 +133,7 @@ impl Own {
         let postgres = &self.settings.postgres;
         let client = connect(&postgres.conninfo).await?;
         let inspection = inspect(&client, postgres).await?;
-        let steps = teardown_plan(&inspection, postgres, true).map_err(|refusals| {
-            let texts: Vec<String> = refusals.iter().map(ToString::to_string).collect();
-            anyhow::anyhow!("{}", texts.join("; "))
-        })?;
+        let steps = teardown_plan(&inspection, postgres, true).map_err(Refusals)?;
         for step in &steps {
             apply(&client, step)
                 .await
