@@ -296,10 +296,7 @@ impl Memory {
         let is_there = |position: &Position| open.has(position);
         if self.keeping.gone(is_there) > 0 {
             // A command may have dealt with them: walrelay erase does.
-            self.stored = client.letters().await?;
-            let stored = self.stored.as_ref().map(|(kept, _)| kept);
-            self.keeping
-                .forget_unless(stored.unwrap_or(&Remembered::default()), is_there);
+            self.look_again(client, is_there).await?;
         }
         let gone = self.keeping.gone(is_there);
         if gone > self.gone {
@@ -319,14 +316,22 @@ impl Memory {
         };
         match client.store_letters(&kept, behind).await {
             Ok(sequence) => self.stored = Some((kept, sequence)),
-            Err(LaneError::Taken) => {
-                self.stored = client.letters().await?;
-                let stored = self.stored.as_ref().map(|(kept, _)| kept);
-                self.keeping
-                    .forget_unless(stored.unwrap_or(&Remembered::default()), is_there);
-            }
+            Err(LaneError::Taken) => self.look_again(client, is_there).await?,
             Err(error) => return Err(error),
         }
+        Ok(())
+    }
+
+    /// Forgets what is no longer stored, but for what the stream has.
+    async fn look_again(
+        &mut self,
+        client: &LaneClient,
+        is_there: impl Fn(&Position) -> bool,
+    ) -> Result<(), LaneError> {
+        self.stored = client.letters().await?;
+        let stored = self.stored.as_ref().map(|(kept, _)| kept);
+        self.keeping
+            .forget_unless(stored.unwrap_or(&Remembered::default()), is_there);
         Ok(())
     }
 }
