@@ -11,7 +11,7 @@ use super::event_id;
 use super::fields::Field;
 use super::kind::Kind;
 use super::limit::SizeLimit;
-use super::mapping::{Format, HeaderValues, Mapping, Value};
+use super::mapping::{Extra, Format, HeaderValues, Mapping, Value};
 use super::pgoutput::Column;
 use super::row::Row;
 use super::subject::Placeholder;
@@ -114,16 +114,13 @@ impl<'a> Event<'_, 'a> {
 
     fn push_headers(&self, headers: &mut Vec<u8>) -> Result<(), Reject> {
         headers.extend_from_slice(self.mapping.message.table_header().as_bytes());
-        let first = self.mapping.first_header();
-        for (index, extra) in self.mapping.message.headers.iter().enumerate() {
-            let (kind, column) = self.row.extras()[first + index];
-            if let Some(text) = not_null(column, &extra.column)? {
-                headers.extend_from_slice(extra.name.as_bytes());
-                headers.extend_from_slice(b": ");
-                let values = self.mapping.message.header_values;
-                push_header(headers, &extra.name, values, kind, text)?;
-                headers.extend_from_slice(b"\r\n");
-            }
+        let message = &self.mapping.message;
+        for told in self.told(self.mapping.first_header(), &message.headers) {
+            let (name, kind, text) = told?;
+            headers.extend_from_slice(name.as_bytes());
+            headers.extend_from_slice(b": ");
+            push_header(headers, name, message.header_values, kind, text)?;
+            headers.extend_from_slice(b"\r\n");
         }
         Ok(())
     }
@@ -281,16 +278,35 @@ impl<'a> Event<'_, 'a> {
     }
 
     fn push_fields(&self, object: &mut Object<'_>) -> Result<(), Reject> {
-        let first = self.mapping.first_field();
-        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
-            let (kind, column) = self.row.extras()[first + index];
-            if let Some(text) = not_null(column, &extra.column)? {
-                push_json(object.key(&extra.name), kind, text);
-            }
+        for field in self.fields() {
+            let (name, kind, text) = field?;
+            push_json(object.key(name), kind, text);
         }
         Ok(())
     }
+
+    /// The further fields, but for those that are NULL.
+    fn fields(&self) -> impl Iterator<Item = Result<Further<'_>, Reject>> {
+        self.told(self.mapping.first_field(), &self.mapping.message.fields)
+    }
+
+    /// What these columns tell, the first of which is the row's extra at `first`.
+    fn told<'e>(
+        &'e self,
+        first: usize,
+        extras: &'e [Extra],
+    ) -> impl Iterator<Item = Result<Further<'e>, Reject>> {
+        let columns = self.row.extras()[first..].iter();
+        extras.iter().zip(columns).filter_map(|(extra, column)| {
+            let (kind, column) = *column;
+            let text = not_null(column, &extra.column).transpose()?;
+            Some(text.map(|text| (extra.name.as_str(), kind, text)))
+        })
+    }
 }
+
+/// A further header or field: its name, its kind and its text.
+type Further<'e> = (&'e str, Kind, &'e [u8]);
 
 fn begins_like_json(id: &[u8]) -> bool {
     (event_id::JSON_BEGINS.iter()).any(|&c| id.first() == Some(&(c as u8)))

@@ -2,7 +2,7 @@
 //!
 //! In: an [`Event`]. Out: its body or its headers, or a [`Reject`].
 
-use super::{Event, Object, Typed, id_text, not_null};
+use super::{Event, Object, Typed, id_text};
 use crate::pipeline::bytes::id_of_bytes;
 use crate::pipeline::envelope::{Reject, event_version};
 use crate::pipeline::fields::Field;
@@ -56,14 +56,11 @@ impl<'a> Event<'_, 'a> {
         if let Some((_, text)) = self.get(Field::EventVersion)? {
             attribute(headers, "eventversion", event_version(&text)?);
         }
-        let first = self.mapping.first_field();
-        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
-            let (kind, column) = self.row.extras()[first + index];
-            if let Some(text) = not_null(column, &extra.column)? {
-                let mut value = Vec::new();
-                push_header(&mut value, &extra.name, HeaderValues::Text, kind, text)?;
-                attribute(headers, &extra.name, &value);
-            }
+        for field in self.fields() {
+            let (name, kind, text) = field?;
+            let mut value = Vec::new();
+            push_header(&mut value, name, HeaderValues::Text, kind, text)?;
+            attribute(headers, name, &value);
         }
         if let Some(content_type) = self.content_type()? {
             attribute(headers, "datacontenttype", content_type);
@@ -74,13 +71,9 @@ impl<'a> Event<'_, 'a> {
     /// Further attributes, whose types are CloudEvents' own (1.0.2, 3, "Type System"): Boolean, an Integer of 32 bits, else a String,
     /// which has what the header of binary mode has.
     fn push_attributes(&self, object: &mut Object<'_>) -> Result<(), Reject> {
-        let first = self.mapping.first_field();
-        for (index, extra) in self.mapping.message.fields.iter().enumerate() {
-            let (kind, column) = self.row.extras()[first + index];
-            let Some(text) = not_null(column, &extra.column)? else {
-                continue;
-            };
-            let out = object.key(&extra.name);
+        for field in self.fields() {
+            let (name, kind, text) = field?;
+            let out = object.key(name);
             match kind {
                 Kind::Number | Kind::Json => push_string(out, text),
                 Kind::Integer if !is_cloud_integer(text) => push_string(out, text),
