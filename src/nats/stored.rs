@@ -35,16 +35,7 @@ impl<'a> StoredMessages<'a> {
         stream: &str,
         config: OrderedConfig,
     ) -> anyhow::Result<Self> {
-        let consume = async {
-            let found = nats.jetstream().get_stream(stream).await?;
-            let consumer = found.create_consumer(config).await?;
-            let left = consumer.cached_info().num_pending;
-            Ok((consumer.messages().await?, left))
-        };
-        let (messages, left) = nats
-            .allowed(consume)
-            .await
-            .with_context(|| format!("cannot read stream {stream}"))?;
+        let (messages, left) = consume(nats, stream, config).await?;
         Ok(StoredMessages {
             nats,
             stream: stream.to_owned(),
@@ -91,6 +82,25 @@ impl<'a> StoredMessages<'a> {
         };
         self.nats.allowed(next).await
     }
+}
+
+/// The messages of a stream as they come, also those that it does not have yet; and how many it has.
+///
+/// # Errors
+/// The stream cannot be read.
+pub async fn consume(
+    nats: &Admin,
+    stream: &str,
+    config: OrderedConfig,
+) -> anyhow::Result<(Ordered, u64)> {
+    let consume = async {
+        let found = nats.jetstream().get_stream(stream).await?;
+        let consumer = found.create_consumer(config).await?;
+        let left = consumer.cached_info().num_pending;
+        Ok((consumer.messages().await?, left))
+    };
+    let consumed = nats.allowed(consume).await;
+    consumed.with_context(|| format!("cannot read stream {stream}"))
 }
 
 /// The value of a message's header.

@@ -16,6 +16,7 @@ use postgres_types::PgLsn;
 use serde::{Deserialize, Serialize};
 
 use crate::nats::admin::Admin;
+use crate::nats::stored::consume;
 use crate::pipeline::after_publish::{AfterPublish, Row, Unseen, Waiting};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
@@ -249,15 +250,7 @@ impl<'s> Settling<'s> {
             },
             ..OrderedConfig::default()
         };
-        let consume = async {
-            let found = nats.jetstream().get_stream(stream).await?;
-            let consumer = found.create_consumer(config).await?;
-            let left = consumer.cached_info().num_pending;
-            Ok((consumer.messages().await?, left))
-        };
-        let consumed = nats.allowed(consume).await;
-        let (messages, unread) =
-            consumed.with_context(|| format!("cannot read stream {stream}"))?;
+        let (messages, unread) = consume(&nats, stream, config).await?;
         Ok(Settling {
             settings,
             others_at: None,
