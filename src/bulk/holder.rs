@@ -5,6 +5,7 @@
 //! have something on its way until somebody has shut it out.
 
 use crate::relay::bulk_work::{Holder, Work};
+use crate::relay::clock::now_text;
 
 /// The command that has leases so that nobody publishes, and publishes nothing itself: what it leaves is in no stream's way.
 pub(crate) const RESHARD: &str = "reshard";
@@ -23,7 +24,7 @@ impl Holder {
             command: command.to_owned(),
             line: Some(line.to_owned()),
             process: std::process::id(),
-            since: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+            since: now_text(),
             token: format!("{:016x}", rand::random::<u64>()),
             released: false,
             is_unfenced: false,

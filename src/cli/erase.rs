@@ -28,6 +28,7 @@ use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::wal_end::wal_end;
 use crate::relay::Shutdown;
+use crate::relay::clock::now_text;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::open::check_names;
 use crate::relay::settings::Settings;
@@ -188,7 +189,7 @@ async fn execute_one(
     erasing[0].look(survey).await?;
     let mut receipt = Receipt {
         aggregate_id: args.aggregate_id.clone(),
-        at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        at: now_text(),
         dry_run: args.dry_run,
         table: erasing[0].table.clone(),
         rows: 0,

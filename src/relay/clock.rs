@@ -1,4 +1,4 @@
-//! The only clocks of the relay: a monotonic one for the engine, the wall clock for status updates.
+//! The only clocks of the relay: a monotonic one for the engine, the wall clock for status updates and for what is told.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
@@ -35,6 +35,11 @@ impl Clock {
 /// Sleeps until that time of the clock.
 pub(super) async fn sleep_until(clock: Clock, until: Duration) {
     tokio::time::sleep_until(clock.start + until).await;
+}
+
+/// The wall clock as records and people have it: RFC 3339, to the second.
+pub(crate) fn now_text() -> String {
+    chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
 }
 
 /// The wall clock in µs since 2000-01-01 UTC, as the replication protocol wants it.

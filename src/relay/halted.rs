@@ -7,11 +7,11 @@
 use crate::pipeline::fault::{Halt, of_share};
 use crate::pipeline::record::RecordOrNote;
 use crate::pipeline::request::StoredRecord;
+use crate::relay::clock::now_text;
 use crate::relay::open;
 use crate::relay::open::Inherited;
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::Settings;
-use chrono::{SecondsFormat, Utc};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -31,7 +31,7 @@ pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt
     let binds = matches!(halt, Halt::Replaced { .. });
     let limit = if binds { BINDING_LIMIT } else { TOLD_LIMIT };
     let deadline = Instant::now() + limit;
-    let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+    let at = now_text();
     let memory = inherited.memory.as_ref();
     let epoch = memory.map(|memory| (memory.created.as_str(), memory.epoch));
     let share = settings.postgres.part();

@@ -5,7 +5,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::Config;
-use chrono::{SecondsFormat, Utc};
 
 use super::{Move, Side, Stage, left_subject};
 use crate::bulk::moved::copied_from;
@@ -22,6 +21,7 @@ use crate::postgres::catalog::inspect;
 use crate::postgres::client::Client;
 use crate::postgres::processes::{self, Process};
 use crate::relay::after_publish::Place;
+use crate::relay::clock::now_text;
 use crate::relay::lane_client::{LaneError, StreamEnd};
 
 /// How long the old relay's session may take to end.
@@ -40,7 +40,7 @@ impl Move {
                 to: self.to.stream().to_owned(),
                 nats: self.nats.clone(),
             };
-            let at = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+            let at = now_text();
             let note = HaltNote {
                 remedy: halt.remedy_of(self.part()),
                 ..HaltNote::of(&halt, at)

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
-use chrono::{SecondsFormat, Utc};
+use chrono::Utc;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{Answer, Args, Look, bytes, look};
@@ -15,6 +15,7 @@ use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stdout;
 use crate::config::Loaded;
+use crate::relay::clock::now_text;
 use crate::relay::status::{State, Status};
 
 /// A relay answers in milliseconds, and nobody reads faster.
@@ -139,7 +140,7 @@ fn lines(json: bool, found: &[(&str, Look)]) -> Result<String, anyhow::Error> {
             (true, _) => serde_json::to_string(&look.answer)?,
             (false, Some(status)) => line(status) + &bulk_work(&look.answer),
             (false, None) => {
-                let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+                let now = now_text();
                 let notes = look.notes.join("; ");
                 format!("{now} {slot} {notes}{}", bulk_work(&look.answer))
             }
@@ -156,7 +157,7 @@ fn bulk_work(answer: &Answer) -> String {
 }
 
 fn line(status: &Status) -> String {
-    let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
+    let now = now_text();
     let open = status
         .dead_letters_open
         .map_or("-".to_owned(), |open| open.to_string());
