@@ -182,14 +182,14 @@ fn undivided(
         .into_iter()
         .filter_map(|(key, text)| Some((key, text.clone()?)));
     let loaded = load(1, given.collect());
-    let loaded = loaded.with_context(|| {
-        let flags = told.as_ref().map(Undivided::flags);
-        format!(
-            "the lane of all rows publishes elsewhere than its shares, without {{share}}: give {}",
-            flags
-                .as_deref()
-                .unwrap_or("--undivided-stream and --undivided-subject")
-        )
+    let is_given = args.undivided_stream.is_some();
+    let loaded = loaded.map_err(|error| match told.as_ref().filter(|_| !is_given) {
+        None => error,
+        Some(told) => UsageError(format!(
+            "the lane of all rows publishes elsewhere than its shares: give {}",
+            told.flags()
+        ))
+        .into(),
     })?;
     Ok(loaded.lane()?.clone())
 }

@@ -46,8 +46,8 @@ mod streams;
 
 use record::{Recording, write_beginning};
 pub(super) use shares::{each_lane, execute_all};
-pub(super) use streams::refused_by_stream;
 use streams::{make_streams, plan_streams, print_streams, refused_streams, warn_of_sizes};
+pub(super) use streams::{refused_by_stream, taken};
 
 /// For a slot that somebody else is making.
 const WAIT: Duration = Duration::from_secs(60);
@@ -214,7 +214,7 @@ pub(crate) async fn execute_until(
     if let Some(replicas) = args.replicas {
         wanted.num_replicas = usize::from(replicas);
     }
-    let streams = plan_streams(&nats, wanted, &settings.nats.subject).await?;
+    let streams = plan_streams(&nats, wanted, settings).await?;
     if let Some(exit) = refused_streams(&streams) {
         return Ok(exit.into());
     }

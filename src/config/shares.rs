@@ -9,12 +9,14 @@ use super::keys::{Key, PLACEHOLDER};
 use super::layers::Layers;
 use super::tables;
 use crate::pipeline::reshard::Undivided;
-use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::share::Share;
 use crate::relay::settings::Settings;
 
 /// Postgres has no more slots to give than this by any sane setting.
 pub(crate) const SHARES_MAX: u32 = 256;
+
+/// What the lane of all rows has in its subject where its shares have their number.
+const ALL: &str = "all";
 
 /// The layers of one lane.
 pub(super) struct LaneLayers {
@@ -146,7 +148,7 @@ fn undivided(whole: &Layers) -> Option<Undivided> {
         let named = Some(bare(&stream)).filter(|name| !name.is_empty());
         return Some(Undivided {
             stream: named.unwrap_or_else(|| slot.to_uppercase()),
-            subject: bare_subject(&subject, &slot),
+            subject: bare_subject(&subject),
             is_own,
             is_told: false,
         });
@@ -177,20 +179,20 @@ fn bare(name: &str) -> String {
     bare
 }
 
-/// The same of each part of a subject; under a root of the slot where none is left.
-fn bare_subject(subject: &str, slot: &str) -> String {
-    let parts = subject.split('.').map(bare);
-    let parts: Vec<String> = parts.filter(|part| !part.is_empty()).collect();
-    let bare = parts.join(".");
-    match bare.parse::<SubjectTemplate>() {
-        Ok(_) => bare,
-        Err(_) => format!("{slot}.{bare}"),
-    }
+/// The same of each part of a subject, but [`ALL`] for one that is a number and nothing else: without it the subjects of the lane of all
+/// rows would be the shares' too, and those are in other streams.
+fn bare_subject(subject: &str) -> String {
+    let part = |part| match part {
+        PLACEHOLDER => ALL.to_owned(),
+        part => bare(part),
+    };
+    subject.split('.').map(part).collect::<Vec<_>>().join(".")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::subject::SubjectTemplate;
 
     #[test]
     fn names_without_a_number() {
@@ -204,11 +206,13 @@ mod tests {
             assert_eq!(bare(name), expected);
         }
         for (subject, expected) in [
-            ("outbox.{share}.{event_type}", "outbox.{event_type}"),
+            ("outbox.{share}.{event_type}", "outbox.all.{event_type}"),
             ("outbox-{share}.{event_type}", "outbox.{event_type}"),
-            ("{share}.{event_type}", "walrelay.{event_type}"),
+            ("{share}.{event_type}", "all.{event_type}"),
         ] {
-            assert_eq!(bare_subject(subject, "walrelay"), expected);
+            let bare = bare_subject(subject);
+            assert_eq!(bare, expected);
+            assert!(bare.parse::<SubjectTemplate>().is_ok());
         }
     }
 }

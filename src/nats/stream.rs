@@ -27,7 +27,7 @@ mod transform;
 
 use account::Account;
 pub use fit::{STREAM, StreamFinding, StreamSeverity, untaken};
-pub use taken::taken;
+pub use taken::{Events, taken};
 
 /// The stream of the lanes' records.
 pub const LANE_RECORD_STREAM: &str = "WALRELAY";

@@ -10,6 +10,7 @@ use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
 use crate::cli::move_lane::left_subject;
+use crate::cli::setup;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
@@ -23,7 +24,6 @@ use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::position::{KIND_HEADER, KIND_MOVED};
 use crate::pipeline::record::{LaneRecord, Moved};
 use crate::pipeline::request::StoredRecord;
-use crate::pipeline::subject::SubjectTemplate;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
@@ -79,7 +79,7 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             missing += 1;
             report.is_new = true;
             report.missing(&wanted.name);
-            report.taken(&client, &wanted, &settings.nats.subject).await;
+            report.taken(&client, &wanted, settings).await;
         }
     }
     match stream::plan_lane_records(&client, 1).await? {
@@ -197,8 +197,8 @@ impl Report {
     }
 
     /// Subjects that another stream has, so that setup could not make this one.
-    async fn taken(&mut self, client: &Admin, wanted: &StreamSettings, subject: &SubjectTemplate) {
-        match stream::taken(client, wanted, Some(&subject.under_root())).await {
+    async fn taken(&mut self, client: &Admin, wanted: &StreamSettings, lane: &Settings) {
+        match setup::taken(client, wanted, lane).await {
             Ok(found) => self.findings.extend(found.into_iter().map(Found::from)),
             Err(error) => self.not_seen.push(format!(
                 "NATS: whether another stream has the subjects: {}",

@@ -13,7 +13,6 @@ use crate::nats::stream::StreamSettings;
 use crate::pipeline::end_search::Lookup;
 use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
 use crate::pipeline::shared_end_search::fence_subject;
-use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::catalog::{inspect, slot_and_wal};
 use crate::postgres::findings::may_not_replicate;
 use crate::postgres::settings::PostgresSettings;
@@ -202,7 +201,7 @@ impl Resharding<'_> {
             return Ok(Some(setup::refused(&[finding])));
         }
         let wanted = |lane: &Settings| lane.nats.stream_settings(&lane.postgres.slot);
-        let mut streams: Vec<(StreamSettings, &SubjectTemplate)> = Vec::new();
+        let mut streams: Vec<(StreamSettings, &Settings)> = Vec::new();
         for settings in new {
             let lane = wanted(settings);
             let known = streams
@@ -217,16 +216,21 @@ impl Resharding<'_> {
                         }
                     }
                 }
-                None => streams.push((lane, &settings.nats.subject)),
+                None => streams.push((lane, settings)),
             }
         }
         let Some(first) = self.shares.first().filter(|_| !streams.is_empty()) else {
             return Ok(None);
         };
         let nats = Admin::connect(&first.nats.connection).await?;
-        for (stream, subject) in streams {
-            let exit = setup::refused_by_stream(&nats, stream, subject).await?;
+        for (stream, lane) in streams {
+            let exit = setup::refused_by_stream(&nats, stream, lane).await?;
             if exit.is_some() {
+                if lane.postgres.share.is_none() {
+                    stderr::line(format_args!(
+                        "of the lane of all rows --undivided-subject is nats.subject here, and --undivided-stream nats.stream"
+                    ));
+                }
                 return Ok(exit);
             }
         }

@@ -11,7 +11,6 @@ use crate::cli::stdout::{self, Account};
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
 use crate::pipeline::limit::SizeLimit;
-use crate::pipeline::subject::SubjectTemplate;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::client::Client;
 use crate::postgres::row_sizes::{self, Sample};
@@ -32,19 +31,40 @@ pub(super) struct Streams {
 pub(in crate::cli) async fn refused_by_stream(
     nats: &Admin,
     wanted: stream::StreamSettings,
-    subject: &SubjectTemplate,
+    lane: &Settings,
 ) -> Result<Option<Exit>, anyhow::Error> {
-    Ok(refused_streams(&plan_streams(nats, wanted, subject).await?))
+    Ok(refused_streams(&plan_streams(nats, wanted, lane).await?))
+}
+
+/// Other streams with subjects of the lane's.
+///
+/// # Errors
+/// NATS does not tell.
+pub(in crate::cli) async fn taken(
+    nats: &Admin,
+    wanted: &stream::StreamSettings,
+    lane: &Settings,
+) -> Result<Vec<stream::StreamFinding>, stream::StreamError> {
+    let under_root = lane.nats.subject.under_root();
+    let (root, under_root) = match &lane.postgres.share {
+        Some(share) => (&share.whole_slot, format!("{{share}}.{under_root}")),
+        None => (&lane.postgres.slot, under_root),
+    };
+    let events = stream::Events {
+        root,
+        under_root: &under_root,
+    };
+    stream::taken(nats, wanted, Some(events)).await
 }
 
 pub(super) async fn plan_streams(
     nats: &Admin,
     wanted: stream::StreamSettings,
-    subject: &SubjectTemplate,
+    lane: &Settings,
 ) -> Result<Streams, anyhow::Error> {
     let events = stream_fit::plan(nats, &wanted).await?;
     let records = stream::plan_lane_records(nats, wanted.num_replicas).await?;
-    let taken = stream::taken(nats, &wanted, Some(&subject.under_root())).await?;
+    let taken = taken(nats, &wanted, lane).await?;
     Ok(Streams {
         plans: vec![
             (wanted.name, events),

@@ -12,15 +12,24 @@ use crate::nats::admin::Admin;
 use crate::nats::api::{StreamConfig, refuse};
 use crate::nats::filters::overlaps;
 
+/// The template of events' subjects, as far as it can be another one.
+#[derive(Debug, Clone, Copy)]
+pub struct Events<'a> {
+    /// A root that nobody else is likely to have.
+    pub root: &'a str,
+    /// The rest, as the configuration has it.
+    pub under_root: &'a str,
+}
+
 /// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream. `events`
-/// is the template of theirs behind its root, where that can be another one.
+/// is the template of theirs, where that can be another one.
 ///
 /// # Errors
 /// [`StreamError`].
 pub async fn taken(
     client: &Admin,
     settings: &StreamSettings,
-    events: Option<&str>,
+    events: Option<Events<'_>>,
 ) -> Result<Vec<StreamFinding>, StreamError> {
     let mut found = Vec::new();
     for (index, subject) in settings.subjects_to_create.iter().enumerate() {
@@ -47,7 +56,7 @@ fn own_root<'t>(tokens: &[&'t str], held: &str) -> &'t str {
 fn finding(
     settings: &StreamSettings,
     subject: &str,
-    events: Option<&str>,
+    events: Option<Events<'_>>,
     other: &StreamConfig,
 ) -> Option<StreamFinding> {
     let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
@@ -55,16 +64,16 @@ fn finding(
     if events.is_some() && owners(other).any(|slot| slot == settings.slot) {
         return None;
     }
-    let (name, slot) = (&other.name, &settings.slot);
+    let name = &other.name;
     let message = if held == subject {
         format!("stream {name} already takes {subject}")
     } else {
         format!("stream {name} already takes {held}, and with it {subject}")
     };
-    let own = |events: &str| {
+    let own = |Events { root, under_root }: Events<'_>| {
         let stream = settings.name.to_lowercase();
-        let root = own_root(&[slot, &stream, "events"], held);
-        format!("nats.subject (and nats.stream) to this relay's own, such as {root}.{events}")
+        let root = own_root(&[root, &stream, "events"], held);
+        format!("nats.subject (and nats.stream) to this relay's own, such as {root}.{under_root}")
     };
     let mend = match (events.map(own), owner(other)) {
         (Some(own), Some(_)) => format!("set {own}"),

@@ -46,6 +46,68 @@ fn relay_again(fixture: &mut Fixture, relay: &mut Relay, is_undivided: bool) {
     own_streams(fixture, 4);
 }
 
+/// The shares' subjects begin as those of the lane of all rows.
+#[tokio::test]
+async fn what_is_printed_of_the_lane_of_all_rows_does_not_take_the_shares_subjects() {
+    let mut fixture = Fixture::bare().await;
+    let name = fixture.name.clone();
+    fixture.set(
+        "WALRELAY_NATS_STREAM",
+        format!("{}_{{share}}", name.to_uppercase()),
+    );
+    fixture.set(
+        "WALRELAY_NATS_SUBJECT",
+        format!("{name}.{{share}}.{{event_type}}"),
+    );
+    shares(&mut fixture, 2);
+    let mut fixture = set_up(fixture).await;
+    let relay = fixture.run();
+    fixture.insert(1, 50).await;
+    let told = fixture.walrelay(&["reshard", "--shares", "1"]).await;
+    assert_eq!(told.code, Some(2), "{}", told.stderr);
+    let flags = format!(
+        "--undivided-stream {} --undivided-subject '{name}.all.{{event_type}}'",
+        name.to_uppercase()
+    );
+    let told = told.stderr.trim_end();
+    assert!(told.ends_with(&format!(": give {flags}")), "{told}");
+    let all = [name.to_uppercase(), format!("{name}.all.{{event_type}}")];
+    fixture.walrelay(&command("1", &all)).await.success();
+    stops(relay).await;
+    // And back: what the lane has is known. Its subjects would be the shares' too if theirs began with it.
+    let told = fixture.walrelay(&["setup"]).await;
+    types(&fixture, &printed(&told.stderr, "or run walrelay ")).await;
+    assert_eq!(count(&fixture, SLOTS).await, 2);
+    let relay = fixture.run();
+    are_owned(&fixture, 2).await;
+    stops(relay).await;
+    fixture.walrelay(&["verify"]).await.success();
+}
+
+/// The lane of all rows has the root that the shares' subjects begin with.
+#[tokio::test]
+async fn shares_below_the_root_of_the_lane_of_all_rows_are_refused_with_another_one() {
+    let mut fixture = undivided().await;
+    let name = fixture.name.clone();
+    own_streams(&mut fixture, 2);
+    fixture.set(
+        "WALRELAY_NATS_SUBJECT",
+        format!("{name}.{{share}}.{{event_type}}"),
+    );
+    let all = of_undivided(&fixture);
+    let divide = command("2", &all);
+    let refused = fixture.walrelay(&divide).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    let (_, such) = refused.stderr.split_once("such as ").expect("a subject");
+    let such = such.lines().next().expect("a line").trim_end_matches(';');
+    assert!(such.contains(".{share}."), "{}", refused.stderr);
+    fixture.set(
+        "WALRELAY_NATS_SUBJECT",
+        such.split(';').next().unwrap().to_owned(),
+    );
+    fixture.walrelay(&divide).await.success();
+}
+
 #[tokio::test]
 async fn to_a_stream_each_and_back_under_load_and_kills() {
     let mut fixture = undivided().await;
