@@ -195,8 +195,9 @@ fn undivided(
 }
 
 fn whole(division: &Division, share: &Share) -> anyhow::Result<u32> {
-    if let Some(both) = division.all_rows_beside(share) {
-        bail!("{both}");
+    let found = division.all_rows_beside(share);
+    if let Some(found) = found.or_else(|| division.finding(share)) {
+        bail!("{found}");
     }
     match (division.whole(), division.count()) {
         (Some(count), _) => Ok(count),

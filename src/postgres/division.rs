@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::pipeline::reshard::{OtherNumber, Undivided, has_lane, lanes_of, reshard};
+use crate::pipeline::reshard::{OtherNumber, has_lane, lanes_of};
 use crate::postgres::catalog::{Inspection, server_version, slot_and_wal};
 use crate::postgres::client::{Client, SqlError};
-use crate::postgres::findings::{Finding, Kind, findings, refuse, warn};
+use crate::postgres::findings::{Finding, Kind, findings, refuse};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::share::{self, ROW_FILTERS_SINCE, Share};
-use crate::table_name::quote_identifier;
+use crate::postgres::share::{self, ROW_FILTERS_SINCE};
+
+mod doubts;
 
 /// What a lane's publication carries.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +27,11 @@ pub enum Carried {
 
 /// The lanes' publications by the numbers of their shares, none for that of all rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Division(BTreeMap<Option<u32>, Carried>);
+pub struct Division {
+    carried: BTreeMap<Option<u32>, Carried>,
+    /// Tables of which a publication carries no row, as [`PostgresSettings::tables`] has them.
+    empty: BTreeMap<Option<u32>, Vec<usize>>,
+}
 
 impl Division {
     /// Of the tables that the settings name, which are divided alike: a publication that carries another part of one of them, or lacks
@@ -36,7 +41,7 @@ impl Division {
     /// A failed query, as on a server without row filters.
     pub async fn look(client: &Client, settings: &PostgresSettings) -> Result<Self, SqlError> {
         let share = settings.any_share();
-        let query = "SELECT p.pubname::text, pg_get_expr(r.prqual, r.prrelid) FROM pg_catalog.pg_publication_rel r \
+        let query = "SELECT p.pubname::text, pg_get_expr(r.prqual, r.prrelid), n.nspname::text, c.relname::text FROM pg_catalog.pg_publication_rel r \
                      JOIN pg_catalog.pg_publication p ON p.oid = r.prpubid JOIN pg_catalog.pg_class c ON c.oid = r.prrelid \
                      JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
                      WHERE (n.nspname, c.relname) IN (SELECT * FROM unnest($1::text[], $2::text[]))";
@@ -44,16 +49,28 @@ impl Division {
         let schemas: Vec<&str> = tables.iter().map(|it| it.table.schema.as_str()).collect();
         let names: Vec<&str> = tables.iter().map(|it| it.table.table.as_str()).collect();
         let mut filters = BTreeMap::<_, Vec<Option<String>>>::new();
+        let mut empty = BTreeMap::<_, Vec<usize>>::new();
         for row in client.query(query, &[&schemas, &names]).await? {
             let name: String = row.try_get(0)?;
-            if let Some(part) = share.part_of_publication(&name) {
-                filters.entry(part).or_default().push(row.try_get(1)?);
+            let Some(part) = share.part_of_publication(&name) else {
+                continue;
+            };
+            let filter: Option<String> = row.try_get(1)?;
+            if filter.as_deref() == Some(share::NOTHING) {
+                let (schema, name): (String, String) = (row.try_get(2)?, row.try_get(3)?);
+                let is_it = |(its, named): (&&str, &&str)| (*its, *named) == (&*schema, &*name);
+                let table = schemas.iter().zip(&names).position(is_it);
+                empty.entry(part).or_default().extend(table);
             }
+            filters.entry(part).or_default().push(filter);
         }
         let of_all = |(part, filters): (Option<u32>, Vec<Option<String>>)| {
             (part, carried_of_all(part, &filters, tables.len()))
         };
-        Ok(Division(filters.into_iter().map(of_all).collect()))
+        Ok(Division {
+            carried: filters.into_iter().map(of_all).collect(),
+            empty,
+        })
     }
 
     /// How many shares there are, where those that carry rows agree. A publication of all rows beside them is another reader's, or a
@@ -67,7 +84,7 @@ impl Division {
     }
 
     fn carrying(&self) -> impl Iterator<Item = u32> {
-        self.0.values().filter_map(|carried| match carried {
+        self.carried.values().filter_map(|carried| match carried {
             Carried::Share(count) => Some(*count),
             Carried::Nothing | Carried::Other => None,
         })
@@ -76,31 +93,31 @@ impl Division {
     /// How many shares there are, where each of them is there and nothing else carries rows.
     pub fn whole(&self) -> Option<u32> {
         let count = self.count()?;
-        let is_there = |part| self.0.get(&part) == Some(&Carried::Share(count));
+        let is_there = |part| self.carried.get(&part) == Some(&Carried::Share(count));
         let is_right = |(part, carried): (&Option<u32>, &Carried)| {
             has_lane(count, *part) || *carried == Carried::Nothing
         };
-        (lanes_of(count).all(is_there) && self.0.iter().all(is_right)).then_some(count)
+        (lanes_of(count).all(is_there) && self.carried.iter().all(is_right)).then_some(count)
     }
 
     /// The highest number of a share.
     pub fn last(&self) -> Option<u32> {
-        self.0.keys().next_back().copied().flatten()
+        self.carried.keys().next_back().copied().flatten()
     }
 
     /// Whether a publication is there.
     pub fn has(&self, part: Option<u32>) -> bool {
-        self.0.contains_key(&part)
+        self.carried.contains_key(&part)
     }
 
     /// Whether no row of the table is of this lane.
     pub fn carries_nothing(&self, part: Option<u32>) -> bool {
-        (self.0.get(&part)).is_none_or(|carried| *carried == Carried::Nothing)
+        (self.carried.get(&part)).is_none_or(|carried| *carried == Carried::Nothing)
     }
 
     /// The lanes that there are publications of.
     pub fn parts(&self) -> impl Iterator<Item = Option<u32>> {
-        self.0.keys().copied()
+        self.carried.keys().copied()
     }
 
     /// That the lane of the settings is none of the shares that there are.
@@ -109,65 +126,6 @@ impl Division {
             .count()
             .filter(|count| !has_lane(*count, settings.part()))?;
         Some(settings.of_number(found))
-    }
-
-    /// A publication of all rows beside those of shares.
-    pub fn all_rows_beside(&self, share: &Share) -> Option<Finding> {
-        let carries = matches!(self.0.get(&None), Some(Carried::Share(_) | Carried::Other));
-        let count = self.count().filter(|count| *count > 1 && carries)?;
-        let name = &share.whole_publication;
-        Some(refuse(
-            Kind::RowFilter,
-            format!(
-                "publication {name} has all rows beside those of the {count} shares: they would be published twice"
-            ),
-            format!(
-                "where nobody else reads it, run DROP PUBLICATION {};",
-                quote_identifier(name)
-            ),
-        ))
-    }
-
-    /// That `walrelay reshard` has left lanes behind that carry nothing: shares that are none yet, or no more, with slots that keep WAL.
-    pub fn unfinished(&self, share: &Share, undivided: Option<&Undivided>) -> Option<Finding> {
-        let count = self.whole()?;
-        let left: Vec<Option<u32>> = (self.parts())
-            .filter(|part| !has_lane(count, *part))
-            .collect();
-        let names: Vec<String> = (left.iter())
-            .map(|part| quote_identifier(&share.publication(*part)))
-            .collect();
-        let undivided = undivided.filter(|_| count == 1 || left.contains(&None));
-        (!left.is_empty()).then(|| {
-            warn(
-                Kind::Reshard,
-                format!(
-                    "a walrelay reshard was ended before its end: {} {} no rows, and slots of the same names keep WAL; other lanes may \
-                     wait until theirs is published",
-                    names.join(" and "),
-                    if left.len() == 1 { "carries" } else { "carry" }
-                ),
-                format!(
-                    "{}, which publishes what is left there and removes them; the one that was ended, run again, goes on",
-                    reshard(count, undivided)
-                ),
-            )
-        })
-    }
-
-    /// What is wrong with the publications together.
-    pub fn finding(&self, share: &Share) -> Option<Finding> {
-        (self.carrying().next().is_some() && self.count().is_none()).then(|| {
-            let name = &share.whole_publication;
-            refuse(
-                Kind::RowFilter,
-                format!("the publications {name}_0 and on are of different numbers of shares: a row may be of no share, or of two"),
-                format!(
-                    "see SELECT pubname, rowfilter FROM pg_publication_tables WHERE starts_with(pubname, '{name}_'); and set those back \
-                     that were changed by hand"
-                ),
-            )
-        })
     }
 }
 
@@ -219,7 +177,8 @@ pub async fn other_number(
     Ok(Some(settings.of_number(found)))
 }
 
-/// What [`findings`] finds. Where the lane is none of the shares that there are, that is why it has no slot, and no set-up makes one.
+/// What [`findings`] finds, and that somebody has emptied the lane's share. Where the lane is none of the shares that there are, that is
+/// why it has no slot, and no set-up makes one.
 ///
 /// # Errors
 /// A failed query.
@@ -229,7 +188,8 @@ pub async fn findings_among(
     settings: &PostgresSettings,
     division: &Division,
 ) -> Result<Vec<Finding>, SqlError> {
-    let mut found = findings(inspection, settings);
+    let mut found = division.emptied_findings(inspection, settings);
+    found.extend(findings(inspection, settings));
     let Some(slot) = (found.iter()).position(|it| it.kind == Kind::SlotMissing) else {
         return Ok(found);
     };
@@ -281,21 +241,34 @@ fn carried(part: Option<u32>, filter: Option<&str>) -> Carried {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::share::Share;
 
-    fn division(filters: &[Option<(u32, u32)>]) -> Division {
+    pub(super) fn division(filters: &[Option<(u32, u32)>]) -> Division {
         let filter = |of: &Option<(u32, u32)>| match of {
-            Some((number, count)) => format!("((uuid_hash(a) & {}) = {number})", count - 1),
+            Some((number, count)) => {
+                let whole = Share::whole("s", "p").of(*count);
+                let share = Share {
+                    number: *number,
+                    ..whole
+                };
+                share.filter("uuid", "a").expect("a hash")
+            }
             None => share::NOTHING.to_owned(),
         };
         let parts = filters.iter().map(filter);
         let parts = (0..)
             .zip(parts)
             .map(|(number, filter)| (Some(number), carried(Some(number), Some(&filter))));
-        Division(parts.collect())
+        let carried: BTreeMap<_, _> = parts.collect();
+        let empty = carried.iter().filter(|(_, it)| **it == Carried::Nothing);
+        Division {
+            empty: empty.map(|(part, _)| (*part, vec![0])).collect(),
+            carried,
+        }
     }
 
-    fn with_all(mut division: Division, filter: Option<&str>) -> Division {
-        division.0.insert(None, carried(None, filter));
+    pub(super) fn with_all(mut division: Division, filter: Option<&str>) -> Division {
+        division.carried.insert(None, carried(None, filter));
         division
     }
 
@@ -314,39 +287,6 @@ mod tests {
         let edited = division(&[Some((0, 2)), Some((0, 2))]);
         assert_eq!((edited.count(), edited.whole()), (Some(2), None));
         assert_eq!(division(&[]).count(), None);
-    }
-
-    #[test]
-    fn what_carries_nothing_was_left_behind() {
-        let share = Share::whole("s", "p");
-        let undivided = Undivided {
-            stream: "S".to_owned(),
-            subject: "s.{event_type}".to_owned(),
-            is_own: false,
-            is_told: true,
-        };
-        let unfinished = |division: &Division| {
-            division
-                .unfinished(&share, Some(&undivided))
-                .map(|it| it.mend)
-        };
-        let two = [Some((0, 2)), Some((1, 2))];
-        assert_eq!(unfinished(&division(&two)), None);
-        let [first, second] = two;
-        let left = unfinished(&division(&[first, second, None, None])).expect("a finding");
-        assert!(
-            left.starts_with("run walrelay reshard --shares 2,"),
-            "{left}"
-        );
-        assert!(!left.contains("--undivided-stream"), "{left}");
-        let divided = with_all(division(&two), Some(share::NOTHING));
-        assert!(
-            unfinished(&divided)
-                .expect("a finding")
-                .contains("--undivided-stream S --undivided-subject 's.{event_type}',")
-        );
-        // Of which number it is, nobody knows.
-        assert_eq!(unfinished(&division(&[first, None])), None);
     }
 
     #[test]
@@ -388,6 +328,7 @@ mod tests {
             (None, None)
         );
         // A share of one is none.
-        assert_eq!(told(&division(&[Some((0, 1))])), (None, None));
+        let one = carried(Some(0), Some("(((uuid_hash(a) & 0) = 0) OR (a IS NULL))"));
+        assert_eq!(one, Carried::Other);
     }
 }

@@ -108,14 +108,22 @@ pub(crate) const ROW_FILTERS_SINCE: u32 = 150_000;
 /// The row filter of a publication that carries nothing.
 pub(crate) const NOTHING: &str = "false";
 
-/// Which share, and of how many, a row filter is of by its looks.
+/// Which share, and of how many, a row filter is of by its looks; none where it has a further condition.
 pub(crate) fn told(filter: &str) -> Option<(u32, u32)> {
     let (_, behind) = filter.split_once(" & ")?;
     let (mask, behind) = behind.split_once(") = ")?;
-    let (number, _) = behind.split_once(')')?;
+    let (number, end) = behind.split_once(')')?;
     let count = mask.parse::<u32>().ok()?.checked_add(1)?;
     let number = number.parse().ok()?;
-    (count.is_power_of_two() && count > 1 && number < count).then_some((number, count))
+    let is_whole = match number {
+        0 => {
+            let null = end.strip_prefix(" OR (");
+            let name = null.and_then(|null| null.strip_suffix(" IS NULL))"));
+            name.is_some_and(|name| !name.contains(" IS NULL"))
+        }
+        _ => end.is_empty(),
+    };
+    (is_whole && count.is_power_of_two() && count > 1 && number < count).then_some((number, count))
 }
 
 /// The hash of a column whose name is quoted.
@@ -179,7 +187,16 @@ mod tests {
         for number in [0, 1] {
             assert_eq!(told(&filter(&share(number).of(8))), Some((number, 8)));
         }
-        for other in ["(event_version < 2)", NOTHING, "((uuid_hash(key) & 2) = 1)"] {
+        for other in [
+            "(event_version < 2)",
+            NOTHING,
+            "((uuid_hash(key) & 2) = 1)",
+            "((uuid_hash(key) & 3) = 0)",
+            "(((uuid_hash(key) & 3) = 1) AND (event_version < 2))",
+            "((event_version < 2) AND ((uuid_hash(key) & 3) = 1))",
+            "(((uuid_hash(key) & 3) = 0) OR (key IS NULL) OR (other IS NULL))",
+            "((((uuid_hash(key) & 3) = 0) AND (event_version < 2)) OR (key IS NULL))",
+        ] {
             assert_eq!(told(other), None, "{other}");
         }
     }

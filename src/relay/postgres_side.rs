@@ -323,6 +323,10 @@ async fn check_shares(
     if let Some(mixed) = division.finding(share) {
         return Err(OpenError::Permanent(anyhow::anyhow!("{mixed}")));
     }
+    let emptied = division.emptied_findings(inspection, settings);
+    if !emptied.is_empty() {
+        return Err(OpenError::Permanent(Refusals(emptied).into()));
+    }
     let others = sibling_slots::others(sql, share, &division).await?;
     Ok((no_share, others.iter().map(ToString::to_string).collect()))
 }

@@ -1,6 +1,7 @@
 //! `relay.shares`: one configuration, several lanes, each with a share of the aggregates (row filters, Postgres 15+).
 
 mod beside;
+mod by_hand;
 mod commands;
 mod filters;
 mod interrupted;

@@ -22,6 +22,7 @@ use crate::postgres::locks::{self, Inspected, Locked};
 use crate::postgres::published_rows;
 use crate::postgres::row_sizes;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::share::NOTHING;
 use crate::postgres::sibling_slots;
 use crate::postgres::unwritten::Unwritten;
 use crate::relay::remembered_columns;
@@ -50,7 +51,8 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     };
     report.looked_at.push(server_line(&inspection));
     for (found, table) in inspection.tables().zip(settings.tables()) {
-        let filter = found.row_filter().map(|filter| {
+        let filter = found.row_filter().filter(|filter| *filter != NOTHING);
+        let filter = filter.map(|filter| {
             format!(
                 "publication {}: of {} the rows for which {filter}",
                 quote_identifier(&postgres.publication),

@@ -11,6 +11,7 @@ use crate::cli::lanes;
 use crate::cli::reshard::{alone, of_all_rows};
 use crate::config::Loaded;
 use crate::pipeline::reshard::OtherNumber;
+use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::division;
 use crate::postgres::findings::{Finding, Kind, Severity, refuse};
@@ -66,6 +67,10 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
             finding.severity = Severity::Refuse;
         }
         refusals.extend(division.finding(share));
+        for lane in lanes.iter().map(|lane| &lane.postgres) {
+            let inspection = inspect(&client, lane).await?;
+            refusals.extend(division.emptied_findings(&inspection, lane));
+        }
     }
     let other = division::other_number(&client, postgres, &division).await?;
     if let Some(other) = other {

@@ -88,8 +88,6 @@ pub(super) fn row_filter(
     let Some(wanted) = wanted(table, settings) else {
         return;
     };
-    let Share { number, count, .. } = share;
-    let publication = quote_identifier(&settings.publication);
     if is == Some(wanted.as_str()) || is == Some(share::NOTHING) {
         return;
     }
@@ -98,29 +96,48 @@ pub(super) fn row_filter(
         let filter = key(table, settings).and_then(|key| filter(&share.of(*other), key));
         filter.as_deref() == is
     });
-    if let Some(other) = other {
-        found.push(warn(
-            Kind::RowFilter,
-            format!("publication {publication} is share {number} of {other}, and relay.shares is {count}"),
-            settings.of_number(other).mend(),
-        ));
+    let Some(other) = other else {
+        found.push(edited(is, &wanted, share, settings));
         return;
-    }
+    };
+    let Share { number, count, .. } = share;
+    found.push(warn(
+        Kind::RowFilter,
+        format!(
+            "publication {} is share {number} of {other}, and relay.shares is {count}",
+            quote_identifier(&settings.publication)
+        ),
+        settings.of_number(other).mend(),
+    ));
+}
+
+/// That somebody has emptied the publication of this share, which the publications of the others tell.
+pub(crate) fn emptied(
+    table: &Table,
+    share: &Share,
+    settings: &PostgresSettings,
+) -> Option<Finding> {
+    let wanted = filter(share, key(table, settings)?)?;
+    Some(edited(Some(share::NOTHING), &wanted, share, settings))
+}
+
+fn edited(is: Option<&str>, wanted: &str, share: &Share, settings: &PostgresSettings) -> Finding {
+    let Share { number, count, .. } = share;
     let has = is.map_or_else(
         || "no row filter".to_owned(),
         |is| format!("the row filter {is}"),
     );
-    let leaves = is.unwrap_or("true");
-    let name = &settings.table;
-    found.push(refuse(
+    let (leaves, name) = (is.unwrap_or("true"), &settings.table);
+    refuse(
         Kind::RowFilter,
         format!(
-            "publication {publication} has {has}, and share {number} of {count} is {wanted}: rows may be of no share, or of two. \
-             SELECT count(*) FROM {name} WHERE ({leaves}) IS DISTINCT FROM ({wanted}); counts them"
+            "publication {} has {has}, and share {number} of {count} is {wanted}: rows may be of no share, or of two. \
+             SELECT count(*) FROM {name} WHERE (({leaves}) IS TRUE) <> (({wanted}) IS TRUE); counts them",
+            quote_identifier(&settings.publication)
         ),
         format!(
             "run {} then walrelay verify, and walrelay backfill for what is missing",
-            put_anew(settings, Some(&wanted))
+            put_anew(settings, Some(wanted))
         ),
-    ));
+    )
 }

@@ -226,6 +226,27 @@ async fn a_filter_that_was_edited_for_one_table_is_refused_and_mended_for_it_alo
     stops(relay).await;
 }
 
+/// The share has rows of the other tables still.
+#[tokio::test]
+async fn a_table_of_which_a_share_was_emptied_is_refused_and_mended_for_it_alone() {
+    let (fixture, _) = two_shares(false).await;
+    let name = &fixture.name;
+    let edit = format!(
+        "BEGIN; ALTER PUBLICATION {name}_1 DROP TABLE orders;
+         ALTER PUBLICATION {name}_1 ADD TABLE orders WHERE (false); COMMIT"
+    );
+    fixture.sql.batch_execute(&edit).await.unwrap();
+    let refused = fixture.walrelay(&["setup"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let ill = fixture.walrelay(&["doctor", "--json"]).await;
+    let mend = mend(&ill, "row-filter");
+    assert!(mend.contains("public.orders"), "{mend}");
+    fixture.sql.batch_execute(&mend).await.unwrap();
+    let well = fixture.walrelay(&["doctor", "--json"]).await;
+    assert!(!well.stdout.contains("row-filter"), "{well:?}");
+    fixture.setup().await;
+}
+
 #[tokio::test]
 async fn another_number_of_shares_divides_all_tables_at_one_place() {
     more_and_less(false).await;
