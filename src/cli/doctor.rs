@@ -1,16 +1,23 @@
 //! `walrelay doctor`: everything that the relay depends on, or that will hurt later.
 //!
-//! In: the settings. Out: what was found, why it matters, and what to paste. Guarantees: writes nothing, on no server; ends
-//! within 15 seconds, and says what could not be looked at instead of calling it well.
+//! In: the settings of each lane. Out: what was found, why it matters, and what to paste, in the order of the shares. Guarantees: writes
+//! nothing, on no server; ends within 15 seconds, whatever the number of shares, and says what could not be looked at instead of calling it
+//! well.
 
-use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
+use tokio::sync::OnceCell;
+use tokio::time::{Instant, timeout_at};
 
 use super::exit::{Exit, message};
 use super::exposed::exposed;
+use super::lanes;
 use super::stdout::Account;
+use crate::config::Loaded;
 use crate::nats::stream::{StreamFinding, StreamSeverity, edits};
 use crate::pipeline::begin::Begin;
 use crate::pipeline::fault::{Halt, of_share};
@@ -34,8 +41,10 @@ use monitoring::Monitoring;
 /// The code of a secret that every user of the machine may read.
 const EXPOSED: &str = "exposed";
 
-/// Everything together; each side has half of it.
+/// Everything together, of all lanes.
 const LIMIT: Duration = Duration::from_secs(14);
+/// Lanes that are looked at beside each other: each takes two sessions of Postgres and three connections of NATS meanwhile.
+const LANES_AT_ONCE: usize = 8;
 /// All hosts of a list together, of which none answers.
 const CONNECT_LIMIT: Duration = Duration::from_secs(12);
 
@@ -147,22 +156,53 @@ impl From<HaltNote> for Found {
 ///
 /// # Errors
 /// Standard output cannot be written.
-pub async fn execute(
-    args: Args,
-    settings: &Settings,
-    secret_files: &[PathBuf],
-) -> Result<Exit, anyhow::Error> {
+pub async fn execute_all(args: &Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+    let common = Common {
+        until: Instant::now() + LIMIT,
+        wal_rate: OnceCell::new(),
+    };
+    let looks = stream::iter(&loaded.lanes).map(|lane| look(args, lane, loaded, &common));
+    let mut reports = pin!(looks.buffered(LANES_AT_ONCE));
+    let mut gravest = Exit::Done;
+    for lane in &loaded.lanes {
+        let report = reports.next().await.context("each lane is looked at")?;
+        lanes::name(loaded, lane);
+        let mut account = Account::default();
+        account.line(match args.json {
+            true => serde_json::to_string(&report)?,
+            false => report.text(),
+        });
+        account.close()?;
+        gravest = gravest.graver(report.exit());
+    }
+    Ok(gravest)
+}
+
+/// What the looks at all lanes have in common.
+struct Common {
+    /// What has not answered by then is not seen.
+    until: Instant,
+    /// Bytes of WAL a second, of which the first lane that comes to it takes the measure.
+    wal_rate: OnceCell<f64>,
+}
+
+/// Looks at what one lane depends on.
+async fn look(args: &Args, settings: &Settings, loaded: &Loaded, common: &Common) -> Report {
     let settings = &in_time(settings);
     let mut report = Report::default();
-    for exposed in exposed(secret_files) {
+    for exposed in exposed(&loaded.secret_files) {
         report.warn(EXPOSED, exposed.what(), Some(exposed.mend()));
     }
+    let until = common.until;
     let (postgres, nats, monitoring, letters, bulk_work) = tokio::join!(
-        tokio::time::timeout(LIMIT, postgres::look(settings)),
-        tokio::time::timeout(LIMIT, nats::look(settings)),
-        tokio::time::timeout(LIMIT, monitoring::look(args.nats_monitoring, settings)),
-        tokio::time::timeout(LIMIT, letters::look(settings)),
-        tokio::time::timeout(LIMIT, bulk_work::look(settings)),
+        timeout_at(until, postgres::look(settings, &common.wal_rate)),
+        timeout_at(until, nats::look(settings)),
+        timeout_at(
+            until,
+            monitoring::look(args.nats_monitoring.clone(), settings)
+        ),
+        timeout_at(until, letters::look(settings)),
+        timeout_at(until, bulk_work::look(settings)),
     );
     report.take("Postgres", postgres);
     report.take("NATS", nats);
@@ -187,19 +227,7 @@ pub async fn execute(
         report.findings.push(unwritten.finding(begin).into());
     }
     edits::together(report.findings.iter_mut().filter_map(|it| it.mend.as_mut()));
-    let mut account = Account::default();
-    account.line(match args.json {
-        true => serde_json::to_string(&report)?,
-        false => report.text(),
-    });
-    account.close()?;
-    Ok(
-        match (report.findings.is_empty(), report.not_seen.is_empty()) {
-            (_, false) => Exit::Unchecked,
-            (false, true) => Exit::Failed,
-            (true, true) => Exit::Done,
-        },
-    )
+    report
 }
 
 /// With so little time for each host that all of a list are asked.
@@ -217,6 +245,15 @@ fn in_time(settings: &Settings) -> Settings {
 type Look = Result<anyhow::Result<Report>, tokio::time::error::Elapsed>;
 
 impl Report {
+    /// What the command ends with.
+    fn exit(&self) -> Exit {
+        match (self.findings.is_empty(), self.not_seen.is_empty()) {
+            (_, false) => Exit::Unchecked,
+            (false, true) => Exit::Failed,
+            (true, true) => Exit::Done,
+        }
+    }
+
     fn take(&mut self, side: &str, look: Look) {
         match look {
             Ok(Ok(found)) => {

@@ -181,9 +181,7 @@ impl Cli {
             }
             Command::Doctor(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(lanes::each(&loaded, async |lane| {
-                    doctor::execute(args.clone(), lane, &loaded.secret_files).await
-                }))
+                block_on(doctor::execute_all(&args, &loaded))
             }
             Command::Position(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;

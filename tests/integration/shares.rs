@@ -1,5 +1,6 @@
 //! `relay.shares`: one configuration, several lanes, each with a share of the aggregates (row filters, Postgres 15+).
 
+mod at_once;
 mod beside;
 mod by_hand;
 mod commands;

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use tokio::sync::OnceCell;
 
 use super::clock::now_s;
 use super::{Found, Report};
@@ -32,11 +33,11 @@ use crate::table_name::quote_identifier;
 /// So long the rate of the WAL is measured, twice.
 const RATE_TIME: Duration = Duration::from_millis(1500);
 
-/// Looks at the database.
+/// Looks at the database; `rate` of the WAL is measured where nobody has.
 ///
 /// # Errors
 /// No connection, or a query that failed.
-pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
+pub(super) async fn look(settings: &Settings, rate: &OnceCell<f64>) -> anyhow::Result<Report> {
     let postgres = &settings.postgres;
     let client = connect(&postgres.conninfo)
         .await
@@ -84,7 +85,8 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
     let asked_s = now_s();
     let before = health::health(&client, postgres).await?;
     report.clock("Postgres", before.clock_s, asked_s);
-    let rate = wal_rate(&client, settings, &before).await?;
+    let measured = rate.get_or_try_init(|| wal_rate(&client, settings, &before));
+    let rate = *measured.await?;
     // A relay that runs reads its slot, as it should.
     let found = division::findings_among(&client, &inspection, postgres, &division).await?;
     let found = (found.into_iter()).filter(|finding| finding.kind != Kind::SlotActive);
