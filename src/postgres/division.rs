@@ -148,11 +148,11 @@ pub async fn division(client: &Client, settings: &PostgresSettings) -> Result<Di
 pub(crate) async fn check_number(
     client: &Client,
     settings: &PostgresSettings,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Division> {
     let division = division(client, settings).await?;
     match other_number(client, settings, &division).await? {
         Some(other) => Err(other.into()),
-        None => Ok(()),
+        None => Ok(division),
     }
 }
 

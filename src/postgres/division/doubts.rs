@@ -4,9 +4,9 @@
 //! killed, are told from what somebody has edited.
 
 use super::{Carried, Division};
-use crate::pipeline::reshard::{Undivided, has_lane, reshard};
+use crate::pipeline::reshard::{Undivided, has_lane, lanes_of, reshard};
 use crate::postgres::catalog::Inspection;
-use crate::postgres::findings::{Finding, Kind, refuse, shares, warn};
+use crate::postgres::findings::{Finding, Kind, Severity, findings, refuse, shares, warn};
 use crate::postgres::settings::PostgresSettings;
 use crate::postgres::share::Share;
 use crate::table_name::quote_identifier;
@@ -102,6 +102,37 @@ impl Division {
                 let share = share.of(self.count().unwrap_or(share.count));
                 found.extend(shares::emptied(table, &share, of_table));
             }
+        }
+        found
+    }
+
+    /// Why rows may be of no share of this number of them, or of two; none where each share has its own and nothing else carries any, as
+    /// far as the settings' lane can tell. Other lanes say more of theirs.
+    pub fn doubts(&self, inspection: &Inspection, settings: &PostgresSettings) -> Vec<Finding> {
+        let Some(share) = &settings.share else {
+            return Vec::new();
+        };
+        let mut found = self.emptied_findings(inspection, settings);
+        found.extend(self.finding(share));
+        let own = findings(inspection, settings).into_iter();
+        found
+            .extend(own.filter(|it| it.kind == Kind::RowFilter && it.severity == Severity::Refuse));
+        let count = self.count().unwrap_or(share.count);
+        // One that is missing is made by the set-up that is at work, or said by its own lane.
+        let is_other = |part: &Option<u32>| {
+            let carried = self.carried.get(part);
+            carried.is_some_and(|carried| *carried != Carried::Share(count))
+        };
+        let other = lanes_of(count).find(is_other);
+        if let Some(other) = other.filter(|_| found.is_empty()) {
+            found.push(refuse(
+                Kind::RowFilter,
+                format!(
+                    "publication {} does not have the rows of its share of {count}: rows may be of no share, or of two",
+                    quote_identifier(&share.publication(other))
+                ),
+                "walrelay doctor says what it has, and the command that mends it",
+            ));
         }
         found
     }

@@ -24,6 +24,9 @@ async fn a_share_that_was_emptied_is_refused_and_mended() {
     fixture.insert(1, 40).await;
     for (command, code) in [
         (&["setup"][..], 1),
+        (&["backfill"], 1),
+        (&["verify"], 3),
+        (&["verify", "--share", "1"], 3),
         (&["reshard", "--shares", "8"], 1),
     ] {
         let refused = fixture.walrelay(command).await;
@@ -80,4 +83,47 @@ async fn shares_that_were_all_emptied_are_refused_and_mended() {
     let well = fixture.walrelay(&["doctor", "--json"]).await;
     assert!(!well.stdout.contains("row-filter"), "{}", well.stdout);
     fixture.setup().await;
+}
+
+/// Where rows are of two shares, each stream is as its filter says, and no comparison of one lane sees it.
+#[tokio::test]
+async fn nothing_is_clean_and_nothing_divided_anew_where_shares_overlap_or_leave_rows_out() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, true);
+    fixture.setup().await;
+    fixture.walrelay(&["verify"]).await.success();
+    let name = fixture.name.clone();
+    let query = "SELECT rowfilter FROM pg_publication_tables WHERE pubname = $1";
+    let publication = format!("{name}_2");
+    let filter = fixture.sql.query_one(query, &[&publication]).await.unwrap();
+    let filter: String = filter.get(0);
+    let set = async |filter: &str| {
+        let edit = format!("ALTER PUBLICATION {publication} SET TABLE outbox_events{filter}");
+        fixture.sql.batch_execute(&edit).await.expect(&edit);
+    };
+    for edit in [
+        "",
+        " WHERE (false)",
+        " WHERE ((uuid_hash(aggregate_id) & 3) = 2 AND event_version < 1)",
+        " WHERE ((uuid_hash(aggregate_id) & 7) = 2)",
+        " WHERE ((uuid_hash(aggregate_id) & 3) = 1)",
+    ] {
+        set(edit).await;
+        for command in [
+            &["verify"][..],
+            &["verify", "--share", "2"],
+            &["verify", "--share", "0"],
+        ] {
+            let told = fixture.walrelay(command).await;
+            assert_eq!(told.code, Some(3), "{edit:?} {command:?}: {told:?}");
+            let why = "of no share, or of two";
+            assert!(told.stderr.contains(why), "{edit:?}: {}", told.stderr);
+        }
+        // It would put the filters right, and nobody would look for the rows between.
+        let reshard = ["reshard", "--shares", "8", "--dry-run"];
+        let refused = fixture.walrelay(&reshard).await;
+        assert_eq!(refused.code, Some(1), "{edit:?}: {refused:?}");
+    }
+    set(&format!(" WHERE {filter}")).await;
+    fixture.walrelay(&["verify"]).await.success();
 }
