@@ -166,9 +166,7 @@ impl Cli {
             }
             Command::Teardown(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;
-                block_on(lanes::each(&loaded, async |lane| {
-                    teardown::execute(args.clone(), lane).await
-                }))
+                block_on(teardown::execute_all(args, &loaded))
             }
             Command::Status(Configured { args, keys }) => {
                 let loaded = load(keys.given())?;

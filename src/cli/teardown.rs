@@ -1,18 +1,25 @@
 //! `walrelay teardown`: removes what `setup` made.
 //!
 //! In: the settings and what is named. Out: a line about each part. Guarantees: table and stream go only when named;
-//! nothing goes before somebody has agreed; a slot that is read, or that `setup` would not make, stays.
+//! nothing goes before somebody has agreed; a slot that is read, or that `setup` would not make, stays; of an outbox with shares all lanes
+//! have to be known, since a slot that no configuration names keeps WAL for ever.
 
 use anyhow::Context;
 
 use crate::cli::consent::agreed;
 use crate::cli::exit::Exit;
+use crate::cli::lanes;
+use crate::cli::reshard::{alone, of_all_rows};
 use crate::cli::setup::refused;
 use crate::cli::stdout::{self, Account};
+use crate::config::Loaded;
 use crate::nats::admin::Admin;
 use crate::nats::stream;
+use crate::pipeline::reshard::OtherNumber;
 use crate::postgres::catalog::{Inspection, inspect};
-use crate::postgres::client::connect;
+use crate::postgres::client::{Client, connect};
+use crate::postgres::division;
+use crate::postgres::findings::{Finding, Kind, refuse};
 use crate::postgres::setup::{Step, apply, teardown_plan};
 use crate::relay::settings::Settings;
 
@@ -25,8 +32,10 @@ Examples:
 What has been committed and not published when the slot goes is in the table only: walrelay backfill
 publishes it later. A slot that is made again for the same stream needs walrelay adopt.
 
-Exit code 0: removed, or there was nothing. 1: the slot is in use, or is not one that setup makes.
-2: nobody agreed.";
+Of an outbox with shares, relay.shares has to be the number that there are.
+
+Exit code 0: removed, or there was nothing. 1: the slot is in use, or is not one that setup makes,
+or the outbox has another number of shares. 2: nobody agreed.";
 
 /// Drop the slot and the publication; the table and the stream only when named.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -46,15 +55,49 @@ pub struct Args {
     yes: bool,
 }
 
-/// Runs the command.
+/// Runs the command for each lane, where there are no others.
 ///
 /// # Errors
 /// Postgres or NATS cannot be reached, or refuses.
-pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+pub async fn execute_all(args: Args, loaded: &Loaded) -> Result<Exit, anyhow::Error> {
+    if let Some(first) = loaded.lanes.first() {
+        let others = others(&session(first).await?, first).await?;
+        if others.is_some() {
+            return Ok(refused(others.as_slice()));
+        }
+    }
+    lanes::each(loaded, async |lane| execute(args.clone(), lane).await).await
+}
+
+async fn session(settings: &Settings) -> Result<Client, anyhow::Error> {
     let conninfo = &settings.postgres.conninfo;
-    let client = connect(conninfo)
-        .await
-        .with_context(|| format!("cannot connect to {conninfo}"))?;
+    let connected = connect(conninfo).await;
+    connected.with_context(|| format!("cannot connect to {conninfo}"))
+}
+
+/// Lanes that the configuration does not name: of another number of shares, or left behind by a change of it.
+async fn others(client: &Client, settings: &Settings) -> Result<Option<Finding>, anyhow::Error> {
+    let postgres = &settings.postgres;
+    let division = division::division(client, postgres).await?;
+    if let Some(other) = division::other_number(client, postgres, &division).await? {
+        let undivided = of_all_rows(settings).await;
+        let other = OtherNumber { undivided, ..other };
+        return Ok(Some(refuse(Kind::RowFilter, other.what(), other.mend())));
+    }
+    let unfinished = |undivided| division.unfinished(&postgres.any_share(), undivided);
+    if unfinished(None).is_none() || alone::holder(client, postgres).await?.is_some() {
+        return Ok(None);
+    }
+    let left = unfinished(of_all_rows(settings).await.as_ref());
+    Ok(left.map(|left| refuse(left.kind, left.what, left.mend)))
+}
+
+/// The same for one lane, whatever others there are.
+///
+/// # Errors
+/// As [`execute_all`].
+pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    let client = session(settings).await?;
     let inspection = inspect(&client, &settings.postgres).await?;
     let steps = match teardown_plan(&inspection, &settings.postgres, args.drop_table) {
         Ok(steps) => steps,

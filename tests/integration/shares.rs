@@ -17,6 +17,7 @@ mod rates;
 mod reshard;
 mod restored;
 mod tables;
+mod teardown;
 mod undivided;
 mod verdict;
 
