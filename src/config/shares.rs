@@ -6,8 +6,9 @@
 use super::checked::{checked, invalid, required};
 use super::error::ConfigError;
 use super::keys::{Key, PLACEHOLDER};
-use super::layers::Layers;
+use super::layers::{Layers, Value};
 use super::tables;
+use crate::nearest::nearest;
 use crate::pipeline::reshard::Undivided;
 use crate::postgres::share::Share;
 use crate::relay::settings::Settings;
@@ -29,6 +30,7 @@ pub(super) struct LaneLayers {
 
 /// A lane for each share, or the only one.
 pub(super) fn lanes(whole: &Layers) -> Result<Vec<LaneLayers>, ConfigError> {
+    check_stream(required(whole, Key::NatsStream))?;
     let count = checked(
         whole,
         Key::RelayShares,
@@ -76,6 +78,27 @@ pub(super) fn lanes(whole: &Layers) -> Result<Vec<LaneLayers>, ConfigError> {
     Ok((0..count)
         .map(|number| lane(whole, number, count, own_streams))
         .collect())
+}
+
+/// A placeholder that is mistyped would be the name of one stream of all shares.
+fn check_stream(stream: &Value) -> Result<(), ConfigError> {
+    let text = stream.text.replace(PLACEHOLDER, "");
+    let Some(open) = text.find(['{', '}']) else {
+        return Ok(());
+    };
+    let named = (text[open..].strip_prefix('{')).and_then(|rest| rest.split_once('}'));
+    let expected = match named {
+        Some((name, _)) => {
+            let known = PLACEHOLDER.trim_matches(['{', '}']);
+            let hint = nearest(name, [known]).map(|_| format!("; did you mean {PLACEHOLDER}?"));
+            format!(
+                "a name whose only placeholder is {PLACEHOLDER}: {{{name}}} is none{}",
+                hint.unwrap_or_default()
+            )
+        }
+        None => format!("a name with braces around {PLACEHOLDER} alone: one has no partner"),
+    };
+    Err(invalid(Key::NatsStream, stream, expected))
 }
 
 /// Which of `count` lanes `relay.share` names; none where it names none.

@@ -418,6 +418,22 @@ async fn a_configuration_that_divides_nothing_is_wrong() {
         (
             &[
                 ("WALRELAY_RELAY_SHARES", "4"),
+                ("WALRELAY_NATS_STREAM", "A_{shard}"),
+                ("WALRELAY_NATS_SUBJECT", "a.{share}.{event_type}"),
+            ],
+            "did you mean {share}?",
+        ),
+        (
+            &[("WALRELAY_NATS_STREAM", "A_{tenant}")],
+            "{tenant} is none\n",
+        ),
+        (
+            &[("WALRELAY_NATS_STREAM", "A_{share")],
+            "one has no partner",
+        ),
+        (
+            &[
+                ("WALRELAY_RELAY_SHARES", "4"),
                 ("WALRELAY_COLUMNS_AGGREGATE_ID", ""),
             ],
             "tells a row's share",
