@@ -159,11 +159,7 @@ impl Log {
                 plan.foreign_messages, plan.last_sequence
             ));
         }
-        for warning in &warnings {
-            if !self.warnings.contains(warning) {
-                tracing::warn!("{warning}");
-            }
-        }
+        self.warn_of(&warnings);
         self.warnings = warnings;
         if let Some(loss) = &plan.loss {
             log_loss(loss);
@@ -176,6 +172,22 @@ impl Log {
             mode: summary.mode,
             plan: plan.clone(),
             patience: self.patience,
+        }
+    }
+
+    /// Another relay has the lane. What is a risk in the catalog would be told too late by a takeover.
+    pub(super) fn stands_by(&mut self, warnings: &[String]) {
+        self.warn_of(warnings);
+        let news = (warnings.iter()).filter(|warning| !self.warnings.contains(warning));
+        let news: Vec<String> = news.cloned().collect();
+        self.warnings.extend(news);
+    }
+
+    fn warn_of(&self, warnings: &[String]) {
+        for warning in warnings {
+            if !self.warnings.contains(warning) {
+                tracing::warn!("{warning}");
+            }
         }
     }
 

@@ -243,7 +243,12 @@ impl<'a> Relay<'a> {
                 }
                 return Ok(Err(self.not_begun(&Fault::Unready(unfit.reason)).await));
             }
-            Err(OpenError::Fault(fault)) => return Ok(Err(self.not_begun(&fault).await)),
+            Err(OpenError::Fault(fault)) => {
+                if matches!(fault, Fault::SlotActive { .. }) {
+                    self.log.stands_by(&self.inherited.warnings);
+                }
+                return Ok(Err(self.not_begun(&fault).await));
+            }
         };
         if !self.has_streamed {
             after_publish::check(self.settings).await?;

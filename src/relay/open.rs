@@ -67,6 +67,8 @@ pub struct Inherited {
     pub walsender: Option<Process>,
     /// Why the lane's share carries no rows, if it does not.
     pub(crate) no_share: Option<Fault>,
+    /// What is a risk in the catalog.
+    pub(crate) warnings: Vec<String>,
     /// The cluster's servers, as the last one told of them.
     pub advertised: Vec<Advertised>,
 }
@@ -138,6 +140,7 @@ async fn begin(
 ) -> Result<Begun, OpenError> {
     let slot = &settings.postgres.slot;
     inherited.no_share = postgres.no_share.take();
+    inherited.warnings.clone_from(&postgres.warnings);
     let mut opening = Opening::new(known(settings, inherited));
     opening.catalog_seen();
     let mut broker = connect(settings, inherited).await?;

@@ -199,3 +199,22 @@ async fn commands_end_beside_many_lanes_that_write_their_records() {
     writing.shutdown().await;
     relay.stop().await;
 }
+
+/// Where it takes over, nobody has the shares that it does not know of.
+#[tokio::test]
+async fn a_standby_of_another_number_of_shares_says_so_while_it_waits() {
+    let mut fixture = Fixture::bare().await;
+    divide(&mut fixture, false);
+    fixture.setup().await;
+    let relay = fixture.run();
+    all_stream(&fixture).await;
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    let mut standby = fixture.run();
+    standby.logs("is in use by process").await;
+    standby
+        .logs("is share 0 of 4, and relay.shares is 2: set relay.shares = 4")
+        .await;
+    assert!(!standby.log().contains("streaming, behind"));
+    standby.stop().await;
+    relay.stop().await;
+}
