@@ -84,7 +84,7 @@ pub struct Args {
     #[arg(long = "where", value_name = "SQL")]
     only: Option<String>,
 
-    /// One JSON object a second on standard output, and one at the end, which says done.
+    /// One JSON object a second on standard output, and one at the end, which says done; of an outbox with shares for each share.
     #[arg(long)]
     json: bool,
 

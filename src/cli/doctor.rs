@@ -63,7 +63,7 @@ looked at, whatever else was found.";
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// One JSON object.
+    /// One JSON object a line: of an outbox with shares, one for each share.
     #[arg(long)]
     json: bool,
 

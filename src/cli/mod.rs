@@ -303,6 +303,19 @@ mod tests {
         }
     }
 
+    /// As JSON they are no list of one command's: each is by itself, so that it comes as soon as it is there.
+    #[test]
+    fn commands_of_each_lane_say_that_there_is_an_object_for_each_share() {
+        for name in ["verify", "position", "doctor", "status", "backfill"] {
+            let mut command = Cli::command();
+            let command = command.find_subcommand_mut(name).expect(name);
+            let help = command.render_long_help().to_string();
+            let (_, json) = help.split_once("--json").expect(name);
+            let (json, _) = json.split_once("\n\n").expect(name);
+            assert!(json.contains("each share"), "{name}: {json}");
+        }
+    }
+
     #[test]
     fn flags_stand_before_and_behind_the_name_of_a_commands_command() {
         for line in [

@@ -49,7 +49,7 @@ Exit code 0: printed. 1: Postgres, the slot or the stream is not there.";
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// One JSON object.
+    /// One JSON object a line: of an outbox with shares, one for each share.
     #[arg(long)]
     json: bool,
 }

@@ -58,7 +58,7 @@ lock keeps a table from being looked at.";
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// One JSON object.
+    /// One JSON object a line: of an outbox with shares, one for each share.
     #[arg(long)]
     json: bool,
 

@@ -121,7 +121,7 @@ that what is missing cannot be told from what is still to come.";
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
-    /// One JSON object.
+    /// One JSON object a line: one for each table, and of an outbox with shares for each share.
     #[arg(long)]
     pub(in crate::cli) json: bool,
 
