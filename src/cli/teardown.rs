@@ -84,11 +84,10 @@ async fn others(client: &Client, settings: &Settings) -> Result<Option<Finding>,
         let other = OtherNumber { undivided, ..other };
         return Ok(Some(refuse(Kind::RowFilter, other.what(), other.mend())));
     }
-    let unfinished = |undivided| division.unfinished(&postgres.any_share(), undivided);
-    if unfinished(None).is_none() || alone::holder(client, postgres).await?.is_some() {
+    if alone::is_at_work(client, postgres).await? {
         return Ok(None);
     }
-    let left = unfinished(of_all_rows(settings).await.as_ref());
+    let left = alone::unfinished(client, settings).await?;
     Ok(left.map(|left| refuse(left.kind, left.what, left.mend)))
 }
 

@@ -16,6 +16,7 @@ use indicatif::ProgressBar;
 use crate::bulk::fence::lives_there;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
+use crate::cli::reshard::alone;
 use crate::cli::{progress, stderr};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
@@ -114,8 +115,8 @@ it, the slot is looked into, in a copy of it that is gone at the end: Postgres m
 one more slot (max_replication_slots).
 
 Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are
-unjudged, the broker has lost messages that the relay publishes again, or the relay is so far behind
-that what is missing cannot be told from what is still to come.";
+unjudged, the broker has lost messages that the relay publishes again, or the relay is so far behind,
+or a walrelay reshard not at its end, that what is missing cannot be told from what is still to come.";
 
 /// Compare the outbox table with the stream: missing, doubled, out of order, dead-lettered, phantom.
 #[derive(Debug, Clone, clap::Args)]
@@ -411,6 +412,7 @@ async fn check(
                 .map(|found| (gone.slot, found)),
         );
     }
+    let left = alone::left_behind(&lane.client, lane.settings).await?;
     let mut checked = Vec::new();
     for (of_table, table) in settled.into_iter().zip(tables) {
         let (rows, mut comparison, settled) = match of_table {
@@ -427,6 +429,7 @@ async fn check(
         let read_through = reading.read_through();
         let mut report = Report::new(several, &rows, reading, settled, pending_for, unfit);
         report.since = args.since;
+        report.left.clone_from(&left);
         for (slot, letters) in &letters {
             report.take_letters(slot, letters);
         }

@@ -9,6 +9,7 @@ use anyhow::bail;
 use super::of_all_rows;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::division;
+use crate::postgres::findings::Finding;
 use crate::postgres::named_lock::{self, LockHolder};
 use crate::postgres::settings::PostgresSettings;
 use crate::relay::settings::Settings;
@@ -49,15 +50,48 @@ pub(in crate::cli) async fn none_unfinished(
     sql: &Client,
     settings: &Settings,
 ) -> anyhow::Result<()> {
+    match unfinished(sql, settings).await? {
+        Some(left) => bail!("{left}; then run this again"),
+        None => Ok(()),
+    }
+}
+
+/// That one was ended half way, or is at it.
+///
+/// # Errors
+/// Postgres refuses.
+pub(in crate::cli) async fn unfinished(
+    sql: &Client,
+    settings: &Settings,
+) -> Result<Option<Finding>, SqlError> {
     let outbox = &settings.postgres;
     let division = division::division(sql, outbox).await?;
     let unfinished = |undivided| division.unfinished(&outbox.any_share(), undivided);
-    if unfinished(None).is_some()
-        && let Some(left) = unfinished(of_all_rows(settings).await.as_ref())
-    {
-        bail!("{}: {}; then run this again", left.what, left.mend);
+    match unfinished(None) {
+        Some(_) => Ok(unfinished(of_all_rows(settings).await.as_ref())),
+        None => Ok(None),
     }
-    Ok(())
+}
+
+/// Why rows without a message may be in the slots of lanes that are no more.
+///
+/// # Errors
+/// Postgres refuses.
+pub(in crate::cli) async fn left_behind(
+    sql: &Client,
+    settings: &Settings,
+) -> Result<Option<String>, SqlError> {
+    let Some(left) = unfinished(sql, settings).await? else {
+        return Ok(None);
+    };
+    let rows = "rows that have no message may be in these slots still";
+    Ok(Some(match is_at_work(sql, &settings.postgres).await? {
+        false => format!("{}. {rows}: {}", left.what, left.mend),
+        true => {
+            "a walrelay reshard is at work, and rows that have no message may be in slots of lanes that are no more: wait until it has ended"
+                .to_owned()
+        }
+    }))
 }
 
 /// Whether a run is at work.

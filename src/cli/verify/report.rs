@@ -148,6 +148,8 @@ pub(super) struct Report {
     is_behind: bool,
     /// The broker has lost messages of pending rows, which the relay had published and publishes again.
     is_set_back: bool,
+    /// A change of the number of shares is not at its end: what is missing may be in slots of lanes that are no more.
+    pub(super) left: Option<String>,
     /// Why the stream cannot serve as it is configured now, if it cannot.
     unfit: Option<String>,
     #[serde(skip)]
@@ -220,6 +222,7 @@ impl Report {
             removed: 0,
             is_behind: settled == Settled::Behind,
             is_set_back: settled == Settled::SetBack,
+            left: None,
             unfit,
             has_slot: settled != Settled::NoSlot,
             since: None,
@@ -283,7 +286,8 @@ impl Report {
 
     /// Whether what is missing may still come.
     pub(super) fn may_come(&self) -> bool {
-        self.is_behind && self.missing.count + self.unjudged.count > 0
+        let may_come = self.is_behind || self.left.is_some();
+        may_come && self.missing.count + self.unjudged.count > 0
     }
 
     /// What keeps from publishing what is missing, if anything does.
@@ -291,10 +295,9 @@ impl Report {
         if self.is_set_back {
             return Some(format!("{}, and run this again", self.set_back()));
         }
-        self.may_come().then(|| {
-            "what is missing cannot be told from what is still to come: the relay is too far behind"
-                .to_owned()
-        })
+        let behind = "what is missing cannot be told from what is still to come: the relay is too far behind";
+        let why = self.left.as_deref().unwrap_or(behind);
+        self.may_come().then(|| why.to_owned())
     }
 
     /// Whether the lane does not move although something is to be published.

@@ -113,3 +113,42 @@ async fn doctor_and_setup_tell_of_a_change_that_was_ended_before_its_end() {
     verdict(&fixture, &committed, &streams_of(&fixture, 4)).await;
     stops(relay).await;
 }
+
+/// They are other shares' already, and neither in their slots nor in any stream.
+#[tokio::test]
+async fn verify_says_where_rows_are_that_a_change_has_left() {
+    let mut fixture = Fixture::bare().await;
+    own_streams(&mut fixture, 4);
+    let mut fixture = set_up(fixture).await;
+    let relay = fixture.run();
+    fixture.insert(1, 100).await;
+    let committed: Vec<_> = (1..=100).map(uuid).collect();
+    verdict(&fixture, &committed, &streams_of(&fixture, 4)).await;
+    stops(relay).await;
+    // The other lanes have published all of theirs.
+    let only = "CREATE FUNCTION leaves_out() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+        CREATE TRIGGER leaves_out BEFORE INSERT ON outbox_events FOR EACH ROW WHEN ((uuid_hash(NEW.aggregate_id) & 3) < 2)
+        EXECUTE FUNCTION leaves_out()";
+    fixture.sql.batch_execute(only).await.unwrap();
+    fixture.insert(101, 200).await;
+    assert!(count(&fixture, "FROM outbox_events").await > 100);
+    change_alone(&fixture, &["reshard", "--shares", "2"]).await;
+    shares(&mut fixture, 2);
+    let told = fixture.walrelay(&["verify", "--json"]).await;
+    assert_eq!(told.code, Some(3), "{told:?}");
+    let missing: Vec<_> = reports(&told)
+        .into_iter()
+        .filter(|it| it["missing"]["count"] != 0)
+        .collect();
+    assert!(!missing.is_empty(), "{told:?}");
+    for report in missing {
+        assert_eq!(report["verdict"], "unchecked", "{report}");
+        let left = report["left"].as_str().expect("it is told");
+        assert!(left.contains("run walrelay reshard --shares 2,"), "{left}");
+    }
+    let text = fixture.walrelay(&["verify"]).await.stdout;
+    assert!(text.contains("may be in these slots still"), "{text}");
+    // The remedy.
+    reshard(&fixture, "2").await;
+    fixture.walrelay(&["verify"]).await.success();
+}

@@ -169,7 +169,9 @@ impl Report {
                 "note: there is no replication slot: nothing that is missing will come by itself\n",
             );
         }
-        if self.may_come() {
+        if let Some(left) = self.left.as_ref().filter(|_| self.may_come()) {
+            text.push_str(&format!("note: {left}\n"));
+        } else if self.may_come() {
             text.push_str(
                 "note: the relay is still behind the table: what is missing may still come; check again later, or with a longer --wait\n",
             );
