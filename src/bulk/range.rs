@@ -120,6 +120,18 @@ impl Bound {
             (_, places) => places.map(|(begin, _)| begin) <= first.place,
         }
     }
+
+    /// Whether a range that begins here begins with all that the stream has of the lane: `first` is the first message in it, and
+    /// `oldest` the first that tells a place. What a backfill or a retry published before the lane's first event tells none, so a
+    /// range with nothing of the lane's own before it has that too.
+    fn begins_with_the_lane(self, first: u64, oldest: Option<&Sight>, to: Option<Bound>) -> bool {
+        let ends_before = |oldest: &Sight| {
+            let to = to.filter(|to| to.is_place());
+            to.is_some_and(|to| to.has_ended(oldest))
+        };
+        self.is_place()
+            && oldest.is_none_or(|oldest| oldest.sequence >= first && !ends_before(oldest))
+    }
 }
 
 /// What a message tells of where it stands.
@@ -212,17 +224,25 @@ impl<'a> History<'a> {
     /// The stream cannot be read.
     pub async fn find(&self, from: Bound, to: Option<Bound>) -> anyhow::Result<Held> {
         let begin = self.begin(from);
-        if self.has_removed || begin > self.first {
-            let oldest = self.sight(begin, from.places().is_some()).await?;
-            if oldest.as_ref().is_none_or(|oldest| from.is_before(oldest)) {
-                return Ok(Held::Gone { oldest });
-            }
+        let oldest = self.sight(begin, from.is_place()).await?;
+        if (self.has_removed || begin > self.first)
+            && oldest.as_ref().is_none_or(|oldest| from.is_before(oldest))
+        {
+            return Ok(Held::Gone { oldest });
         }
-        let first = self.search(from, |at| from.has_begun(at)).await?;
-        let last = match to {
-            Some(to) => self.search(to, |at| to.has_ended(at)).await? - 1,
-            None => self.last,
+        let first = match oldest {
+            Some(_) => self.search(from, |at| from.has_begun(at)).await?,
+            None => self.last + 1,
         };
+        let first = match from.begins_with_the_lane(first, oldest.as_ref(), to) {
+            true => begin,
+            false => first,
+        };
+        let Some(to) = to else {
+            let last = self.last;
+            return Ok(Held::Between { first, last });
+        };
+        let last = self.search(to, |at| to.has_ended(at)).await? - 1;
         Ok(Held::Between { first, last })
     }
 
@@ -381,6 +401,30 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<Bound>(), Err(BoundError), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_range_of_places_begins_with_the_lane_where_nothing_of_its_own_is_before_it() {
+        let oldest = Sight {
+            sequence: 11,
+            ..at("1/A:1", true)
+        };
+        for (from, first, to, expected) in [
+            ("0/1", 11, None, true),
+            ("1/A", 11, None, true),
+            ("1/A:2", 12, None, false),
+            ("1/B", 16, None, false),
+            ("0/1", 11, Some("1/A"), true),
+            ("0/1", 11, Some("0/2"), false),
+            ("0/1", 11, Some("2026-11-23T04:39:00Z"), true),
+            ("2026-11-23T04:40:00Z", 11, None, false),
+        ] {
+            let to = to.map(bound);
+            let begins = bound(from).begins_with_the_lane(first, Some(&oldest), to);
+            assert_eq!(begins, expected, "{from} {to:?}");
+        }
+        // No message tells a place.
+        assert!(bound("0/1").begins_with_the_lane(11, None, None));
     }
 
     #[test]

@@ -47,8 +47,9 @@ left alone.
 
 An LSN is a whole transaction; walrelay position prints them. A time is when the stream stored the
 event: a moment behind the commit, or more where the relay was stopped meanwhile. Both ends are
-included. A range whose beginning the stream has removed is refused, with the oldest place that it
-can give.
+included. Where the lane has no event of its own before --from, the range begins with what a
+backfill put there: --from 0/1 is all. A range whose beginning the stream has removed is refused,
+with the oldest place that it can give.
 
 --source table reads the table instead: rows whose occurred_at is in the range, as they are now,
 in the order of occurred_at. That is not the order of their commits, and what the application has

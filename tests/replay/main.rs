@@ -1,6 +1,7 @@
 //! Ranges of history that are published again: `replay`, `backfill`, `verify --repair`, on real servers.
 
 mod at_work;
+mod beginnings;
 mod broker;
 mod gaps;
 #[path = "../faults/lane.rs"]

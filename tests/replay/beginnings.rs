@@ -1,0 +1,100 @@
+//! `walrelay replay` and `tail`: where a range begins that has nothing of the lane's own before it.
+
+use serde_json::Value;
+
+use crate::lane::{Lane, events, holds_events, set_up};
+use crate::range::{ids, target, uuids};
+use crate::support::{Fixture, Stored, assert_exactly_once};
+
+/// A lane whose stream has ten events, all from a backfill.
+async fn backfilled(lane: Lane) -> Fixture {
+    let mut fixture = Fixture::bare().await;
+    let schema = walrelay::outbox::SCHEMA_SQL;
+    fixture.sql.batch_execute(schema).await.unwrap();
+    fixture.insert(1, 10).await;
+    set_up(&mut fixture, lane).await;
+    fixture.walrelay(&["backfill"]).await.success();
+    fixture
+}
+
+/// The ids that a replay of this range publishes, to a stream that only this call uses.
+async fn replayed(fixture: &Fixture, name: &str, range: &[&str]) -> Vec<uuid::Uuid> {
+    let stream = format!("{}_{name}", target(fixture));
+    let subject = format!("again.{}.{name}.{{event_type}}", fixture.name);
+    let to = ["--stream", &stream, "--subject", &subject];
+    let all = [&["replay", "--yes"], range, &to].concat();
+    fixture.walrelay(&all).await.success();
+    ids(&fixture.stored_in(&stream).await)
+}
+
+/// The ids of the first messages that `tail` shows from there on.
+async fn tailed(fixture: &Fixture, since: &str, count: usize) -> Vec<uuid::Uuid> {
+    let count = count.to_string();
+    let tail = ["tail", "--json", "--since", since, "--count", &count];
+    let shown = fixture.walrelay(&tail).await.success().stdout;
+    let id = |line: &str| {
+        let line: Value = serde_json::from_str(line).expect("one JSON object a line");
+        line["id"].as_str().expect("an event").parse().unwrap()
+    };
+    shown.lines().map(id).collect()
+}
+
+#[tokio::test]
+async fn what_a_backfill_put_before_the_lane_s_first_event_is_in_a_range_of_places() {
+    for lane in [Lane::FastIngest, Lane::Shared] {
+        let mut fixture = backfilled(lane).await;
+        // Nothing but them: no message tells a place.
+        let all = ["replay", "--yes", "--from", "0/1"];
+        fixture.walrelay(&all).await.success();
+        let again = fixture.stored_in(&target(&fixture)).await;
+        assert_exactly_once(&uuids(1..=10), &ids(&again));
+        assert_eq!(tailed(&fixture, "0/1", 10).await, ids(&again));
+
+        let relay = fixture.run();
+        fixture.insert(11, 20).await;
+        holds_events(&fixture, 20).await;
+        relay.stop().await;
+        let stored = events(&fixture).await;
+        let place = |number: usize| stored[number - 1].position.as_str();
+        let dry = fixture.walrelay(&["replay", "--dry-run", "--from", "0/1"]);
+        let dry = dry.await.success().stdout;
+        // The first run is gone on with.
+        assert!(dry.contains("10 events would be published"), "{dry}");
+        fixture.walrelay(&all).await.success();
+        let again = fixture.stored_in(&target(&fixture)).await;
+        let expected: Vec<_> = stored.iter().map(Stored::id).collect();
+        assert_exactly_once(&expected, &ids(&again));
+
+        let first = replayed(&fixture, "first", &["--from", place(11)]).await;
+        assert_eq!(first, expected, "{lane:?}");
+        let to = ["--from", "0/1", "--to", place(13)];
+        assert_eq!(replayed(&fixture, "to", &to).await, expected[..13]);
+        let behind = replayed(&fixture, "behind", &["--from", place(12)]).await;
+        assert_eq!(behind, expected[11..], "{lane:?}");
+        assert_eq!(tailed(&fixture, "0/1", 20).await, expected);
+        assert_eq!(tailed(&fixture, place(12), 9).await, expected[11..]);
+    }
+}
+
+/// What stands in the stream before its lane began is still no part of a range of places, and what a backfill put behind it is.
+#[tokio::test]
+async fn a_range_that_begins_with_a_backfill_does_not_reach_back_across_an_adoption() {
+    let mut fixture = backfilled(Lane::FastIngest).await;
+    let relay = fixture.run();
+    fixture.insert(11, 15).await;
+    fixture.holds(15).await;
+    relay.stop().await;
+    fixture.walrelay(&["adopt", "--yes"]).await.success();
+    let relay = fixture.run();
+    fixture.insert(16, 20).await;
+    fixture.holds(20).await;
+    relay.stop().await;
+    let stored = fixture.stored().await;
+    let mut own = stored.iter().filter(|it| it.kind.is_none());
+    let first = own.nth(5).expect("an event behind the adoption");
+    let behind = replayed(&fixture, "adopted", &["--from", &first.position]).await;
+    assert_eq!(behind, uuids(16..=20));
+    let refused = ["replay", "--yes", "--from", "0/1"];
+    let refused = fixture.walrelay(&refused).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+}
