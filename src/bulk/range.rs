@@ -167,6 +167,11 @@ pub enum Held {
         /// The last.
         last: u64,
     },
+    /// It ends before the stream's first message, or before the lane's first place there.
+    Before {
+        /// The oldest message that a range can begin with.
+        oldest: Sight,
+    },
     /// Its beginning is gone.
     Gone {
         /// The oldest message that a range can begin with; none where there is none.
@@ -243,6 +248,13 @@ impl<'a> History<'a> {
             return Ok(Held::Between { first, last });
         };
         let last = self.search(to, |at| to.has_ended(at)).await? - 1;
+        if first == last + 1 {
+            let begun = self.sight(self.begin(to), to.is_place()).await?;
+            if let Some(begun) = begun.filter(|begun| to.has_ended(begun)) {
+                let oldest = self.at(begin).await?.unwrap_or(begun);
+                return Ok(Held::Before { oldest });
+            }
+        }
         Ok(Held::Between { first, last })
     }
 

@@ -6,6 +6,8 @@
 mod origin;
 mod plan;
 
+use std::ops::ControlFlow;
+
 use super::command_line;
 use super::exit::{Exit, UsageError};
 use super::progress::{Counts, Progress};
@@ -15,7 +17,7 @@ use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
 use crate::bulk::range::Bound;
-use crate::bulk::{Outcome, Sourced};
+use crate::bulk::{Outcome, Source, Sourced};
 use crate::cli::consent::agreed;
 use crate::cli::stderr;
 use crate::config::syntax::parse_stream;
@@ -48,8 +50,8 @@ left alone.
 An LSN is a whole transaction; walrelay position prints them. A time is when the stream stored the
 event: a moment behind the commit, or more where the relay was stopped meanwhile. Both ends are
 included. Where the lane has no event of its own before --from, the range begins with what a
-backfill put there: --from 0/1 is all. A range whose beginning the stream has removed is refused,
-with the oldest place that it can give.
+backfill put there: --from 0/1 is all. A range whose beginning the stream has removed, or that ends
+before it, is refused, with the oldest place that it can give.
 
 --source table reads the table instead: rows whose occurred_at is in the range, as they are now,
 in the order of occurred_at. That is not the order of their commits, and what the application has
@@ -67,8 +69,9 @@ Where it was stopped or killed, run it again with the same range, filters and su
 behind the last event that stands in the other stream. Without --to, a later run publishes what
 has come since.
 
-Exit code 0: done. 1: the stream no longer holds the range, an event cannot be published, or it was
-stopped before its end. 2: a range, filter or target that cannot be, or nobody agreed.";
+Exit code 0: done, or there was nothing, and no stream is made for that. 1: the stream does not hold
+the range, an event cannot be published, or it was stopped before its end. 2: a range, filter or
+target that cannot be, or nobody agreed.";
 
 /// Publish committed events of a range again, in commit order, to another stream.
 #[derive(Debug, Clone, clap::Args)]
@@ -160,6 +163,16 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
     if !agreed(args.yes, "Publish them again?", "nothing was published")? {
         return Ok(Exit::Usage);
     }
+    // A stream that is made for nothing would keep its subjects from the next one.
+    if plan.makes_target() {
+        let mut untold = 0;
+        if !has_events(settings, &plan, &shutdown, &mut untold).await? {
+            let mut progress = Progress::of(0, args.json);
+            (0..untold).for_each(|_| progress.take(Outcome::Untold, &mut account));
+            tell(&args, &progress.end(&mut account), false, account)?;
+            return Ok(Exit::Done);
+        }
+    }
     plan.make_target(&nats).await?;
     let lease = Lease::take(&plan.target, "replay", &command_line::typed()).await?;
     let done = replay(&args, settings, plan, &nats, &lease, &shutdown, account).await;
@@ -176,29 +189,21 @@ async fn count(
     shutdown: &Shutdown,
     mut account: Account,
 ) -> anyhow::Result<Exit> {
-    let mut shutdown = shutdown.clone();
     let (mut events, mut untold) = (0_u64, 0_u64);
     let reached = plan.reached(nats).await?;
-    if let Some(mut source) = plan.open(settings, reached.as_deref()).await? {
-        loop {
-            let next = tokio::select! {
-                next = source.recv() => next,
-                () = shutdown.wait() => anyhow::bail!("stopped before its end: nothing is published"),
-            };
-            let Some(chunk) = next.transpose()? else {
-                break;
-            };
-            for sourced in chunk {
-                match sourced {
-                    Sourced::Item(_) => events += 1,
-                    Sourced::Rejected { name, why } => {
-                        stderr::line(format_args!("{name} cannot be published: {why}"));
-                    }
-                    Sourced::Passed | Sourced::Same { .. } => {}
-                    Sourced::Untold => untold += 1,
+    if let Some(source) = plan.open(settings, reached.as_deref()).await? {
+        let counted = |sourced| {
+            match sourced {
+                Sourced::Item(_) => events += 1,
+                Sourced::Rejected { name, why } => {
+                    stderr::line(format_args!("{name} cannot be published: {why}"));
                 }
+                Sourced::Passed | Sourced::Same { .. } => {}
+                Sourced::Untold => untold += 1,
             }
-        }
+            ControlFlow::Continue(())
+        };
+        read(source, shutdown, counted).await?;
     }
     match args.json {
         true => {
@@ -212,6 +217,72 @@ async fn count(
     tell_untold(untold);
     account.close()?;
     Ok(Exit::Done)
+}
+
+/// Reads until there is nothing more, or `each` has enough.
+async fn read(
+    mut source: Source,
+    shutdown: &Shutdown,
+    mut each: impl FnMut(Sourced) -> ControlFlow<()>,
+) -> anyhow::Result<()> {
+    let mut shutdown = shutdown.clone();
+    loop {
+        let next = tokio::select! {
+            next = source.recv() => next,
+            () = shutdown.wait() => anyhow::bail!("stopped before its end: nothing is published"),
+        };
+        let Some(chunk) = next.transpose()? else {
+            return Ok(());
+        };
+        if chunk.into_iter().try_for_each(&mut each).is_break() {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether there is anything to publish. Counts, up to there, what does not tell whether it is asked for.
+async fn has_events(
+    settings: &Settings,
+    plan: &Plan,
+    shutdown: &Shutdown,
+    untold: &mut u64,
+) -> anyhow::Result<bool> {
+    let Some(source) = plan.open(settings, None).await? else {
+        return Ok(false);
+    };
+    let mut found = false;
+    let look = |sourced| {
+        match sourced {
+            Sourced::Item(_) | Sourced::Rejected { .. } => found = true,
+            Sourced::Passed | Sourced::Same { .. } => {}
+            Sourced::Untold => *untold += 1,
+        }
+        match found {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    match read(source, shutdown, look).await {
+        Ok(()) => Ok(found),
+        Err(stopped) if shutdown.is_sent() => Err(stopped),
+        // The run itself tells it, with what mends it.
+        Err(_) => Ok(true),
+    }
+}
+
+/// Says what was published, and what a filter could not be asked of.
+fn tell(args: &Args, counts: &Counts, stopped: bool, mut account: Account) -> anyhow::Result<()> {
+    if !args.json {
+        let more = match stopped {
+            true => "; stopped: run it again, and it goes on behind the last one",
+            false => "",
+        };
+        let published = counted(counts.published, "event is", "events are");
+        account.line(format_args!("{published} published again{more}"));
+    }
+    account.close()?;
+    tell_untold(counts.untold);
+    Ok(())
 }
 
 /// Says what a filter could not be asked of.
@@ -252,25 +323,11 @@ async fn replay(
         let each = |outcome: Outcome<'_>| progress.take(outcome, &mut account);
         done = publisher.run(source, each).await;
     }
-    let Counts {
-        published,
-        rejected,
-        untold,
-        ..
-    } = progress.end(&mut account);
+    let counts = progress.end(&mut account);
     let stopped = shutdown.is_sent();
-    if !args.json {
-        let more = match stopped {
-            true => "; stopped: run it again, and it goes on behind the last one",
-            false => "",
-        };
-        let published = counted(published, "event is", "events are");
-        account.line(format_args!("{published} published again{more}"));
-    }
-    account.close()?;
-    tell_untold(untold);
+    tell(args, &counts, stopped, account)?;
     done?;
-    Ok(match rejected == 0 && !stopped {
+    Ok(match counts.rejected == 0 && !stopped {
         true => Exit::Done,
         false => Exit::Failed,
     })

@@ -115,17 +115,19 @@ impl Beginning {
         let lane = LaneClient::new(&nats, name, slot)?;
         let record = lane.record().await?.record;
         let history = History::new(&nats, &lane, slot, &info, record.as_ref());
-        match history.find(place, None).await? {
-            Held::Between { first, .. } => Ok(Since::Sequence(first)),
-            Held::Gone { oldest } => bail!(
-                "stream {name} no longer has what is at {place}: {}",
-                match oldest {
-                    Some(oldest) =>
-                        format!("the oldest place that it has is --since {}", oldest.bound()),
-                    None => "--since all shows what it has".to_owned(),
-                }
-            ),
-        }
+        let oldest = match history.find(place, None).await? {
+            Held::Between { first, .. } => return Ok(Since::Sequence(first)),
+            Held::Before { oldest } => Some(oldest),
+            Held::Gone { oldest } => oldest,
+        };
+        bail!(
+            "stream {name} no longer has what is at {place}: {}",
+            match oldest {
+                Some(oldest) =>
+                    format!("the oldest place that it has is --since {}", oldest.bound()),
+                None => "--since all shows what it has".to_owned(),
+            }
+        )
     }
 }
 

@@ -1,8 +1,8 @@
-//! `walrelay replay` and `tail`: where a range begins that has nothing of the lane's own before it.
+//! `walrelay replay` and `tail`: where a range begins that has nothing of the lane's own before it, and ranges that have nothing.
 
 use serde_json::Value;
 
-use crate::lane::{Lane, events, holds_events, set_up};
+use crate::lane::{Lane, events, holds_events, jetstream, set_up};
 use crate::range::{ids, target, uuids};
 use crate::support::{Fixture, Stored, assert_exactly_once};
 
@@ -97,4 +97,61 @@ async fn a_range_that_begins_with_a_backfill_does_not_reach_back_across_an_adopt
     let refused = ["replay", "--yes", "--from", "0/1"];
     let refused = fixture.walrelay(&refused).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_range_with_nothing_in_it_makes_no_stream() {
+    let mut fixture = backfilled(Lane::FastIngest).await;
+    let relay = fixture.run();
+    fixture.insert(11, 15).await;
+    fixture.holds(15).await;
+    relay.stop().await;
+    for range in [
+        &["--from", "7FFFFFFF/0"][..],
+        &["--from", "2099-01-01T00:00:00Z"],
+        &["--from", "0/1", "--event-type", "nope"],
+        &["--from", "0/1", "--aggregate-id", "nope"],
+        &["--source", "table", "--from", "2099-01-01T00:00:00Z"],
+    ] {
+        let all = [&["replay", "--yes"], range].concat();
+        let told = fixture.walrelay(&all).await.success().stdout;
+        assert!(told.contains("0 events are published again"), "{told}");
+        let json = [&all[..], &["--json"]].concat();
+        let told = fixture.walrelay(&json).await.success().stdout;
+        let told: Value = serde_json::from_str(told.trim()).expect("one JSON object");
+        assert_eq!(told["published"], 0, "{told}");
+        assert_eq!(told["done"], true, "{told}");
+        let made = jetstream(&fixture).get_stream(target(&fixture)).await;
+        assert!(made.is_err(), "{range:?}");
+    }
+    // So nothing stands in the way of another one.
+    let all = replayed(&fixture, "other", &["--from", "0/1"]).await;
+    assert_eq!(all, uuids(1..=15));
+}
+
+/// A range before the stream's beginning is refused, and what is named instead is typed.
+#[tokio::test]
+async fn a_range_before_the_stream_s_beginning_is_refused_and_the_oldest_place_named() {
+    let mut fixture = backfilled(Lane::FastIngest).await;
+    let relay = fixture.run();
+    fixture.insert(11, 15).await;
+    fixture.holds(15).await;
+    relay.stop().await;
+    let early = "2001-01-01T00:00:00Z";
+    for (name, range) in [
+        ("mixed", ["--from", "0/1", "--to", early]),
+        ("times", ["--from", "2000-01-01T00:00:00Z", "--to", early]),
+        ("places", ["--from", "0/1", "--to", "0/2"]),
+    ] {
+        let refused = [&["replay", "--yes"], &range[..]].concat();
+        let refused = fixture.walrelay(&refused).await;
+        assert_eq!(refused.code, Some(1), "{range:?}: {refused:?}");
+        let said = &refused.stderr;
+        let (_, oldest) = said.split_once("is --from ").expect(said);
+        let (oldest, _) = oldest.split_once(',').expect(said);
+        let again = replayed(&fixture, name, &["--from", oldest]).await;
+        assert_eq!(again, uuids(1..=15), "{said}");
+        let made = jetstream(&fixture).get_stream(target(&fixture)).await;
+        assert!(made.is_err(), "{range:?}");
+    }
 }

@@ -210,6 +210,12 @@ async fn range(
         ))
         .into()),
         Held::Between { first, last } => Ok((first, last)),
+        Held::Before { oldest } => anyhow::bail!(
+            "stream {stream} has nothing of this lane up to {}: the oldest that it can give is --from {}, stored at {}",
+            args.to.map_or_else(String::new, |to| to.to_string()),
+            oldest.bound(),
+            Bound::Time(oldest.time)
+        ),
         Held::Gone { oldest } if history.adopted_at().is_some() && args.from.is_place() => {
             let all = history.at(0).await?;
             let all = all.map_or_else(String::new, |first| {

@@ -109,6 +109,11 @@ impl Plan {
         }
     }
 
+    /// Whether the stream that is to take the events is still to be made.
+    pub(super) fn makes_target(&self) -> bool {
+        matches!(self.target_plan, StreamPlan::Create(_))
+    }
+
     /// Makes the stream that is missing.
     pub(super) async fn make_target(&self, nats: &Admin) -> anyhow::Result<()> {
         if let StreamPlan::Create(config) = &self.target_plan {
