@@ -198,6 +198,9 @@ impl File<'_> {
         })?;
         let text = text(entry.key, value)
             .map_err(|expected| self.wrong_type(&entry.path(), line, expected))?;
+        if text.is_empty() && entry.is_unset_by_empty() {
+            return Ok(());
+        }
         layers.set(
             entry.key,
             text,

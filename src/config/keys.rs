@@ -426,6 +426,16 @@ impl Entry {
         )
     }
 
+    /// Whether an empty text in the file is "not set", as in the environment: a key that may be absent. Of others, those that are
+    /// derived from the name among them, a typing mistake would become a default in silence.
+    pub(crate) fn is_unset_by_empty(&self) -> bool {
+        match self.key {
+            Key::PostgresSlot | Key::PostgresPublication | Key::MessageSource => false,
+            Key::NatsInboxPrefix => true,
+            _ => self.default.is_none(),
+        }
+    }
+
     /// Whether `<variable>_FILE` names a file that holds the value.
     pub(crate) fn has_file_variable(&self) -> bool {
         matches!(

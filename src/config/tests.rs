@@ -495,6 +495,38 @@ fn an_empty_variable_is_not_set_but_an_empty_listener_is_off() {
 }
 
 #[test]
+fn an_empty_text_in_the_file_is_not_set_where_a_key_may_be_absent() {
+    let may_be_absent = keys::KEYS.iter().filter(|entry| entry.is_unset_by_empty());
+    let may_be_absent: Vec<&keys::Entry> = may_be_absent.collect();
+    for entry in &may_be_absent {
+        let section = entry.section.expect("none of them is at the top");
+        let text = format!("[{section}]\n{} = \"\"\n", entry.name);
+        let loaded = Case::new(&text).load().expect(&text);
+        let value = loaded.values.iter().find(|shown| shown.key == entry.key);
+        let is_given = value.is_some_and(|shown| shown.source.rank() > 0);
+        assert!(!is_given, "{text}");
+    }
+    let names: Vec<String> = may_be_absent.iter().map(|entry| entry.path()).collect();
+    for name in [
+        "nats.domain",
+        "nats.api_prefix",
+        "nats.inbox_prefix",
+        "nats.token",
+    ] {
+        assert!(names.iter().any(|found| found == name), "{names:?}");
+    }
+    // As it stands in the documents, beside what it excludes where it is given.
+    let text = "[nats]\nurl = \"nats://u:p@h\"\ntoken = \"\"\ndomain = \"\"\napi_prefix = \"js\"\n";
+    let loaded = Case::new(text).load().unwrap();
+    let connection = &loaded.lane().unwrap().nats.connection;
+    assert_eq!(connection.api_prefix, "js");
+    // What cannot be absent is a typing mistake.
+    for wrong in ["[nats]\nstream = \"\"\n", "[relay]\nhold_back = \"\"\n"] {
+        assert!(Case::new(wrong).load().is_err(), "{wrong}");
+    }
+}
+
+#[test]
 fn unknown_variables_are_warnings() {
     let case = Case::new("")
         .env("WALRELAY_POSTGRES_SLTO", "x")
