@@ -16,6 +16,7 @@ use super::progress::{Counts, Progress};
 use super::reshard::alone;
 use super::signals::{self, Hangup};
 use super::stdout::Account;
+use super::values;
 use super::verify::{self, Choice, Missing};
 use crate::bulk::Outcome;
 use crate::bulk::fence::Fence;
@@ -81,7 +82,7 @@ pub struct Args {
     since: Option<DateTime<Utc>>,
 
     /// Only rows for which this condition holds, in SQL, as the table has them now.
-    #[arg(long = "where", value_name = "SQL")]
+    #[arg(long = "where", value_name = "SQL", value_parser = values::condition)]
     only: Option<String>,
 
     /// One JSON object a second on standard output, and one at the end, which says done; of an outbox with shares for each share.

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::exit::{Exit, UsageError};
+use super::values;
 use crate::relay::settings::Settings;
 use load::Load;
 use own::{Own, RelayThread};
@@ -46,19 +47,19 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// Transactions a second, all sessions together.
-    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = values::count::<u32>(1..=1_000_000))]
     rate: u32,
 
     /// How long to write at that rate.
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     duration: Duration,
 
     /// Commit so many events first, and then measure how fast they are drained, instead of a rate.
-    #[arg(long, value_name = "EVENTS", conflicts_with_all = ["rate", "duration", "existing"])]
+    #[arg(long, value_name = "EVENTS", value_parser = values::count::<u64>(1..=u64::MAX), conflicts_with_all = ["rate", "duration", "existing"])]
     backlog: Option<u64>,
 
     /// Events in each transaction.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = values::count::<u32>(1..=100_000))]
     rows: u32,
 
     /// Size of an event's payload, such as 300B or 10KiB; most of it random text.
@@ -66,7 +67,7 @@ pub struct Args {
     payload: usize,
 
     /// Sessions that commit at once.
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=500))]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = values::count::<u32>(1..=500))]
     sessions: u32,
 
     /// Write into the configured table, through the relay that runs already. The rows and the events stay.
@@ -74,7 +75,7 @@ pub struct Args {
     existing: bool,
 
     /// The running relay's process id, to tell its CPU time (on this machine, with --existing).
-    #[arg(long, value_name = "PID", requires = "existing")]
+    #[arg(long, value_name = "PID", requires = "existing", value_parser = values::count::<u32>(1..=u64::from(u32::MAX)))]
     relay_pid: Option<u32>,
 
     /// The result as JSON.

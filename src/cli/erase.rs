@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::builder::NonEmptyStringValueParser;
 
 use super::consent::agreed;
 use super::deletable::deletable;
@@ -16,8 +15,10 @@ use super::exit::Exit;
 use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
 use super::stderr;
+use super::values;
 use crate::bulk::lease::Lease;
 use crate::bulk::place;
+use crate::config::syntax::parse_stream;
 use crate::nats::admin::Admin;
 use crate::pipeline::fields::Field;
 use crate::pipeline::position::KIND_ERASED;
@@ -92,16 +93,16 @@ not be erased. 2: nobody agreed, or wrong usage. 3: row security hides rows of t
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// The aggregate, as messages show it or as Postgres writes it.
-    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "ID", value_parser = values::written_id)]
     aggregate_id: String,
 
     /// Another stream that may have copies; may be given several times.
     // Not --stream: that flag says which one the lane's is.
-    #[arg(long, value_name = "STREAM")]
+    #[arg(long, value_name = "STREAM", value_parser = parse_stream)]
     also_stream: Vec<String>,
 
     /// A header that told the aggregate and that the configuration names no more; may be given several times.
-    #[arg(long, value_name = "HEADER", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "HEADER", value_parser = values::header_name)]
     also_header: Vec<String>,
 
     /// Count, and remove nothing.
@@ -117,7 +118,7 @@ pub struct Args {
     yes: bool,
 
     /// How long to wait for the relay.
-    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = values::duration)]
     wait: Duration,
 }
 

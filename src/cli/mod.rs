@@ -40,6 +40,7 @@ mod stderr;
 pub mod stdout;
 pub mod tail;
 pub mod teardown;
+mod values;
 pub mod verify;
 
 use std::ffi::OsString;

@@ -183,8 +183,9 @@ impl Move {
                     .to_owned()
             ));
         }
+        let target = target(args, settings)?;
         let from = Side::of(settings.clone()).await?;
-        let to = Side::of(target(args, settings)?).await?;
+        let to = Side::of(target).await?;
         let nats = Some(to.servers()).filter(|there| *there != from.servers());
         if nats.is_none() && to.stream() == from.stream() {
             bail!(UsageError(format!(

@@ -10,13 +10,12 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::builder::RangedU64ValueParser;
 use postgres_types::PgLsn;
 
 use super::exit::{Exit, message};
 use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
-use super::{progress, stderr};
+use super::{progress, stderr, values};
 use crate::nats::admin::Admin;
 use crate::pipeline::fields::Field;
 use crate::postgres::catalog::inspect;
@@ -89,15 +88,15 @@ pub struct Args {
 
     /// Rows in one transaction.
     #[arg(long, value_name = "ROWS", default_value = "1000")]
-    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(1..=100_000))]
+    #[arg(value_parser = values::count::<u32>(1..=100_000))]
     batch: u32,
 
     /// How long to wait for the slots.
-    #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = values::duration)]
     wait: Duration,
 
     /// A slot that is read for other tables alone; may be given several times.
-    #[arg(long, value_name = "SLOT")]
+    #[arg(long, value_name = "SLOT", value_parser = values::slot)]
     except_slot: Vec<String>,
 
     /// Do not compare table and stream: rows that were never published go too.

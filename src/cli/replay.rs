@@ -13,6 +13,7 @@ use super::exit::{Exit, UsageError};
 use super::progress::{Counts, Progress};
 use super::signals::{self, Hangup};
 use super::stdout::Account;
+use super::values;
 use crate::bulk::fence::Fence;
 use crate::bulk::lease::Lease;
 use crate::bulk::publisher::Publisher;
@@ -90,11 +91,11 @@ pub struct Args {
     source: From,
 
     /// Only events of this type; may be given more than once.
-    #[arg(long = "event-type", value_name = "TYPE", value_parser = parse_value)]
+    #[arg(long = "event-type", value_name = "TYPE", value_parser = values::event_type)]
     event_types: Vec<String>,
 
     /// Only events of this aggregate; may be given more than once.
-    #[arg(long = "aggregate-id", value_name = "ID", value_parser = parse_value)]
+    #[arg(long = "aggregate-id", value_name = "ID", value_parser = values::aggregate_id)]
     aggregate_ids: Vec<String>,
 
     /// The stream to publish to; made where it is missing [default: the events' stream with _REPLAY behind it].
@@ -123,19 +124,6 @@ pub struct Args {
 enum From {
     Stream,
     Table,
-}
-
-/// A type or an id: a UUID in the form that messages have.
-fn parse_value(text: &str) -> Result<String, String> {
-    if text.is_empty() || text.chars().any(|c| c.is_control()) || text.trim() != text {
-        return Err(
-            "give it as the events have it, such as lesson.published.v1, without blanks around it"
-                .to_owned(),
-        );
-    }
-    Ok(text
-        .parse::<uuid::Uuid>()
-        .map_or_else(|_| text.to_owned(), |id| id.to_string()))
 }
 
 /// Runs the command.

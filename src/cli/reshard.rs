@@ -15,6 +15,7 @@ use super::exit::{Exit, UsageError};
 use super::signals::{self, Hangup};
 use super::stderr;
 use super::stdout;
+use super::values;
 use crate::config::{Key, Loaded, SHARES_MAX};
 use crate::pipeline::reshard::{Switch, Undivided, has_lane, lanes_of};
 use crate::postgres::catalog::{Inspection, inspect, server_version};
@@ -87,11 +88,11 @@ pub struct Args {
     dry_run: bool,
 
     /// How long an insert may wait for the table; a try takes no longer.
-    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "100ms", value_parser = values::duration)]
     lock_wait: Duration,
 
     /// How long to try, and to wait for shares that are no more.
-    #[arg(long, value_name = "DURATION", default_value = "15min", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "15min", value_parser = values::duration)]
     wait: Duration,
 }
 

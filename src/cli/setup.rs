@@ -16,6 +16,7 @@ use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stderr;
 use crate::cli::stdout::{self, Account};
+use crate::cli::values;
 use crate::cli::verify;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
@@ -105,11 +106,11 @@ pub struct Args {
     create_table: bool,
 
     /// Replicas of the streams that are made [default: 1].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=5))]
+    #[arg(long, value_name = "N", value_parser = values::count::<u8>(1..=5))]
     replicas: Option<u8>,
 
     /// How long to wait for a slot that another setup, perhaps one that was killed, is still making [default: 1min]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = values::duration)]
     wait: Option<Duration>,
 
     /// Then publish the rows that are in the table and not in the slot, as walrelay backfill does. Where the stream has
@@ -118,7 +119,7 @@ pub struct Args {
     backfill: bool,
 
     /// Of these rows only those for which this condition holds, in SQL, such as "dispatched_at IS NULL".
-    #[arg(long = "where", value_name = "SQL", requires = "backfill")]
+    #[arg(long = "where", value_name = "SQL", requires = "backfill", value_parser = values::condition)]
     only: Option<String>,
 }
 

@@ -5,14 +5,15 @@
 //! the broker itself lost and stored again is shown again, after a note that says so.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::num::NonZeroU64;
 
 use anyhow::{Context as _, bail};
 
 use super::exit::Exit;
 use super::signals::{self, Hangup};
+use super::values;
 use crate::bulk::range::{Bound, Held, History};
 use crate::cli::{stderr, stdout};
+use crate::config::quantity::parse_duration;
 use crate::nats::admin::Admin;
 use crate::nats::stream;
 use crate::pipeline::position::{KIND_DISCARDED, KIND_RETRIED};
@@ -53,11 +54,11 @@ pub struct Args {
     since: Beginning,
 
     /// Stop after this many messages that are shown.
-    #[arg(long, value_name = "N")]
-    count: Option<NonZeroU64>,
+    #[arg(long, value_name = "N", value_parser = values::count::<u64>(1..=u64::MAX))]
+    count: Option<u64>,
 
     /// Only messages on subjects that match, with NATS' wildcards [default: events and dead letters].
-    #[arg(long, value_name = "SUBJECT")]
+    #[arg(long, value_name = "SUBJECT", value_parser = values::subject_filter)]
     subject: Option<String>,
 
     #[command(flatten)]
@@ -84,10 +85,10 @@ fn parse_since(text: &str) -> Result<Beginning, String> {
         ("all", _) => known(Since::All),
         (_, Some(sequence)) => match sequence.parse() {
             Ok(sequence) => known(Since::Sequence(sequence)),
-            Err(_) => Err(format!("`{sequence}` is not a stream sequence")),
+            Err(_) => Err("give seq:N with a sequence of the stream, such as seq:17".to_owned()),
         },
-        _ => match (humantime::parse_duration(text), text.parse()) {
-            (Ok(ago), _) => known(Since::Ago(ago)),
+        _ => match (parse_duration(text), text.parse()) {
+            (Some(ago), _) => known(Since::Ago(ago)),
             (_, Ok(Bound::Time(time))) => known(Since::Time(time)),
             (_, Ok(place)) => Ok(Beginning::At(place)),
             (_, Err(error)) => Err(format!(
@@ -182,7 +183,7 @@ impl Screen {
         Self {
             json: args.json,
             colour,
-            left: args.count.map(NonZeroU64::get),
+            left: args.count,
             last_note: String::new(),
         }
     }

@@ -17,7 +17,7 @@ use crate::bulk::fence::lives_there;
 use crate::cli::dead_letters::letters::Letters;
 use crate::cli::exit::{Exit, message};
 use crate::cli::reshard::alone;
-use crate::cli::{progress, stderr};
+use crate::cli::{progress, stderr, values};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
 use crate::nats::stream;
@@ -131,7 +131,7 @@ pub struct Args {
     pub(in crate::cli) since: Option<DateTime<Utc>>,
 
     /// How long to wait for a running relay to pass what the table has.
-    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "2min", value_parser = values::duration)]
     pub(in crate::cli) wait: Duration,
 
     /// Publish what is missing, as walrelay backfill does, and check again.

@@ -115,7 +115,7 @@ async fn a_condition_that_postgres_does_not_understand_is_refused_with_its_words
             "true); DROP TABLE outbox_events; SELECT (1",
             "cannot insert multiple commands",
         ),
-        ("", "syntax error"),
+        ("", "give a condition in SQL"),
         ("1", "must be type boolean, not type integer"),
     ];
     for (condition, words) in cases {

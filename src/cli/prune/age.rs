@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 
+use crate::config::quantity::parse_duration;
 use crate::postgres::client::Client;
 use crate::postgres::occurred_at::OccurredAt;
 
@@ -23,7 +24,7 @@ pub(super) struct Cutoff {
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
     // It takes a lone 0.
     let has_unit = text.contains(|c: char| c.is_ascii_alphabetic());
-    let age = humantime::parse_duration(text).ok().filter(|_| has_unit);
+    let age = parse_duration(text).filter(|_| has_unit);
     age.ok_or_else(|| format!("{text:?} is not an age such as 7d, 36h or 30min"))
 }
 

@@ -14,6 +14,7 @@ use super::{Answer, Args, Look, bytes, look};
 use crate::cli::exit::Exit;
 use crate::cli::signals::{self, Hangup};
 use crate::cli::stdout;
+use crate::cli::values;
 use crate::config::Loaded;
 use crate::relay::clock::now_text;
 use crate::relay::status::{State, Status};
@@ -30,10 +31,9 @@ const CLEAR: &str = "\x1b[2J";
 
 /// Reads how often.
 pub(super) fn parse_pause(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(pause) if pause >= PAUSE_MIN => Ok(pause),
-        Ok(_) => Err(format!("give {PAUSE_MIN:?} or more")),
-        Err(error) => Err(format!("{error}; give a duration such as `2s`")),
+    match values::duration(text)? {
+        pause if pause >= PAUSE_MIN => Ok(pause),
+        _ => Err(format!("give {PAUSE_MIN:?} or more")),
     }
 }
 

@@ -6,6 +6,7 @@
 use clap::builder::PossibleValuesParser;
 
 use super::entry::{Entry, KIND_EVENT, KIND_OTHER};
+use crate::cli::values;
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_REPLAY, KIND_RETRIED, KIND_RETRY,
 };
@@ -24,11 +25,11 @@ const KINDS: [&str; 8] = [
 #[derive(Debug, Default, clap::Args)]
 pub(super) struct Filter {
     /// Only events of this type; several times for several types. `lesson.*` takes all that begin so.
-    #[arg(long = "event-type", value_name = "TYPE")]
+    #[arg(long = "event-type", value_name = "TYPE", value_parser = values::event_type)]
     event_types: Vec<String>,
 
     /// Only events of this aggregate; several times for several.
-    #[arg(long = "aggregate-id", value_name = "ID")]
+    #[arg(long = "aggregate-id", value_name = "ID", value_parser = values::aggregate_id)]
     aggregate_ids: Vec<String>,
 
     /// Only messages of this kind: event (its first publication), replay, retry, backfill; dead-letter, and what became of
