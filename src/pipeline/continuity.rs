@@ -120,7 +120,10 @@ pub enum Refusal {
     #[error(transparent)]
     Halt(#[from] Halt),
     /// `--from` is older than what the slot holds.
-    #[error("--from {from} is below what the slot holds; the oldest LSN available is {oldest}")]
+    #[error(
+        "--from {from} is below what the slot holds; the oldest LSN available is {oldest}. What the stream has from there on, \
+         `walrelay replay --from {from}` publishes again, to another stream"
+    )]
     FromTooOld {
         /// What was asked for.
         from: PgLsn,

@@ -111,6 +111,13 @@ async fn a_place_that_the_slot_or_the_server_does_not_have_is_refused() {
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     let named = fixture.confirmed_lsn().await.to_string();
     assert!(refused.stderr.contains(&named), "{}", refused.stderr);
+    // What it names has the events that the slot has not.
+    let line = refused.stderr.split('`').nth(1);
+    let line = line.unwrap_or_else(|| panic!("{}", refused.stderr));
+    let again = fixture.types(&format!("{line} --yes")).await.success();
+    assert!(again.stdout.contains("are published again"), "{line}");
+    let stream = format!("{}_REPLAY", fixture.stream_name());
+    assert!(fixture.message_count_of(&stream).await > 0, "{line}");
 
     let above = PgLsn::from(u64::from(fixture.server_lsn().await) + 0x100_0000).to_string();
     let refused = fixture.walrelay(&["run", "--from", &above]).await;
