@@ -51,6 +51,14 @@ fn a_file_of_tls_that_is_not_there_is_told_before_the_first_connection() {
             "[postgres]\nurl = 'host=h user=u sslmode=verify-full sslrootcert=/no/root.crt'",
             ["sslrootcert", "/no/root.crt"],
         ),
+        (
+            "[postgres]\nurl = 'host=h user=u sslcert=/no/own.crt sslkey=/no/own.key'",
+            ["sslcert", "/no/own.crt"],
+        ),
+        (
+            "[postgres]\nurl = 'host=h user=u sslmode=allow sslrootcert=/no/root.crt'",
+            ["sslrootcert", "/no/root.crt"],
+        ),
     ] {
         let told = refused(text);
         assert_eq!(told.lines().count(), 1, "{told}");

@@ -137,12 +137,10 @@ impl AuthenticationRules {
 }
 
 impl TlsSettings {
-    /// Reads the files that were named, where there must be TLS: what cannot be read then ends each attempt to connect.
+    /// Reads the files that were named, where there may be TLS: what cannot be read then ends each attempt to connect to a server
+    /// that has it.
     pub(crate) fn check_files(&self) -> Result<(), ConninfoError> {
-        if matches!(
-            self.mode,
-            SslMode::Disable | SslMode::Allow | SslMode::Prefer
-        ) {
+        if self.mode == SslMode::Disable {
             return Ok(());
         }
         let roots = match &self.roots {
