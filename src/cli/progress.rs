@@ -2,10 +2,13 @@
 //!
 //! In: what became of one after the other. Out: a bar on standard error, or lines on standard output, at most one a second.
 
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
 use serde::Serialize;
 
 use super::stdout::Account;
@@ -43,7 +46,8 @@ fn is_none(count: &u64) -> bool {
     *count == 0
 }
 
-/// A bar on a terminal, nothing elsewhere nor where a program reads JSON.
+/// A bar on a terminal, nothing elsewhere nor where a program reads JSON. Beside indicatif's own keys it has `count`, `rate` and `left`,
+/// in whole numbers and of what is known.
 ///
 /// # Panics
 /// Where `template` is none of indicatif's.
@@ -53,8 +57,36 @@ pub(super) fn bar(length: Option<u64>, json: bool, template: &'static str) -> Pr
         true => ProgressDrawTarget::hidden(),
         false => ProgressDrawTarget::stderr_with_hz(5),
     };
-    let style = ProgressStyle::with_template(template).expect("the template is a constant");
+    let style = ProgressStyle::with_template(template)
+        .expect("the template is a constant")
+        .with_key("count", |state: &ProgressState, out: &mut dyn Write| {
+            let _ = out.write_str(&count(state.pos(), state.len()));
+        })
+        .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
+            let _ = out.write_str(&rate(state.per_sec()));
+        })
+        .with_key("left", |state: &ProgressState, out: &mut dyn Write| {
+            if known(state.pos(), state.len()).is_some() {
+                let _ = write!(out, "{:#}", HumanDuration(state.eta()));
+            }
+        });
     ProgressBar::with_draw_target(length, target).with_style(style)
+}
+
+/// So many, of how many where that is known: an estimate of rows may be none, or too low.
+fn count(position: u64, length: Option<u64>) -> String {
+    match known(position, length) {
+        Some(length) => format!("{}/{}", HumanCount(position), HumanCount(length)),
+        None => HumanCount(position).to_string(),
+    }
+}
+
+fn known(position: u64, length: Option<u64>) -> Option<u64> {
+    length.filter(|length| *length > 0 && position <= *length)
+}
+
+fn rate(per_second: f64) -> String {
+    format!("{}/s", HumanCount(per_second as u64))
 }
 
 /// The progress of one command.
@@ -82,11 +114,7 @@ impl Progress {
             begun: now,
             line_at: now + LINE_INTERVAL,
             json,
-            bar: bar(
-                Some(total),
-                json,
-                "{wide_bar} {human_pos}/{human_len} {per_sec} {eta}",
-            ),
+            bar: bar(Some(total), json, "{wide_bar} {count} {rate} {left}"),
             working: None,
         }
     }
@@ -157,5 +185,74 @@ impl Progress {
             Err(error) => unreachable!("numbers always have a JSON form: {error}"),
         }
         self.line_at = Instant::now() + LINE_INTERVAL;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use indicatif::TermLike;
+
+    use super::*;
+
+    #[test]
+    fn a_bar_counts_in_whole_numbers_and_of_what_is_known() {
+        assert_eq!(count(1_000, Some(5_000)), "1,000/5,000");
+        assert_eq!(count(5_000, Some(5_000)), "5,000/5,000");
+        for unknown in [None, Some(0), Some(999)] {
+            assert_eq!(count(1_000, unknown), "1,000");
+        }
+        assert_eq!(rate(27_455.948_8), "27,455/s");
+    }
+
+    /// What a bar has drawn.
+    #[derive(Debug, Clone, Default)]
+    struct Screen(Arc<Mutex<String>>);
+
+    impl TermLike for Screen {
+        fn width(&self) -> u16 {
+            80
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(text)
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().expect("nobody panics").push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_templates_draw_them() {
+        for (length, expected) in [(Some(5_000), "1,000/5,000 "), (Some(0), " 1,000 ")] {
+            let screen = Screen::default();
+            let bar = bar(length, true, "{wide_bar} {count} {rate} {left}");
+            bar.set_draw_target(ProgressDrawTarget::term_like(Box::new(screen.clone())));
+            bar.set_position(1_000);
+            bar.abandon();
+            let drawn = screen.0.lock().expect("nobody panics");
+            assert!(drawn.contains(expected), "{drawn}");
+            assert!(drawn.contains("/s"), "{drawn}");
+        }
     }
 }

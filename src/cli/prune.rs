@@ -309,7 +309,7 @@ impl Prune<'_> {
         let bar = progress::bar(
             None,
             self.args.json,
-            "{spinner} {human_pos} rows deleted, {per_sec}",
+            "{spinner} {human_pos} rows deleted, {rate}",
         );
         let batches = self.batches.clone().of_before(&moment);
         let deleted = Snapshot::take(reader)

@@ -469,7 +469,7 @@ fn readable(settings: &Settings, info: &StreamInfo, nats: &Admin) -> anyhow::Res
 
 /// A bar for what is read.
 fn bar(what: &'static str, length: u64) -> ProgressBar {
-    let template = "{prefix:7} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}";
+    let template = "{prefix:7} {wide_bar} {count} {rate} {left}";
     progress::bar(Some(length), false, template).with_prefix(what)
 }
 
