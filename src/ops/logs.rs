@@ -4,11 +4,19 @@
 //! standard output, which is for data; other crates' debug output, which may quote queries, is off
 //! unless a directive names them.
 
+use std::fmt;
 use std::io::{self, IsTerminal as _};
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::{RecordFields, VisitOutput as _};
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
+
+/// The field that a share's span has.
+const SLOT: &str = "slot";
 
 /// Form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -111,7 +119,8 @@ pub(crate) fn init(format: LogFormat, filter: &LogFilter) {
     // Nobody else sets what is set here: a process has one subscriber.
     let started = match format {
         LogFormat::Human => {
-            let builder = builder.compact().with_filter_reloading();
+            let builder = builder.compact().fmt_fields(HumanFields);
+            let builder = builder.with_filter_reloading();
             let handle = builder.reload_handle();
             let _ = SET_FILTER.set(Box::new(move |filter| {
                 let _ = handle.reload(filter);
@@ -133,6 +142,56 @@ pub(crate) fn init(format: LogFormat, filter: &LogFilter) {
             let _ = FORMAT.set(format);
         }
         Err(_) => tracing::debug!("a log subscriber is set already and stays"),
+    }
+}
+
+/// A share's thread has its slot in a span, which stands in each of its lines: an event that tells it too does not say it twice.
+/// JSON has the two under names of their own.
+#[derive(Debug)]
+struct HumanFields;
+
+impl<'w> FormatFields<'w> for HumanFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
+        let span = tracing::Span::current();
+        let span_has = |name| span.metadata()?.fields().field(name);
+        let mut visitor = Unsaid {
+            visitor: DefaultVisitor::new(writer, true),
+            is_slot_said: span_has(SLOT).is_some(),
+        };
+        fields.record(&mut visitor);
+        visitor.visitor.finish()
+    }
+}
+
+/// Passes on what the span has not said.
+struct Unsaid<'w> {
+    visitor: DefaultVisitor<'w>,
+    is_slot_said: bool,
+}
+
+impl Unsaid<'_> {
+    fn is_said(&self, field: &Field) -> bool {
+        self.is_slot_said && field.name() == SLOT
+    }
+}
+
+impl Visit for Unsaid<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if !self.is_said(field) {
+            self.visitor.record_str(field, value);
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        if !self.is_said(field) {
+            self.visitor.record_error(field, value);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if !self.is_said(field) {
+            self.visitor.record_debug(field, value);
+        }
     }
 }
 

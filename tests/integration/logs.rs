@@ -3,7 +3,7 @@
 use async_nats::jetstream::stream::{Config, StorageType};
 use serde_json::Value;
 
-use crate::support::{Fixture, Output};
+use crate::support::{Fixture, Output, eventually};
 
 /// Lines of a start, a thousand events and a stop at the default level.
 const LINES_MAX: usize = 8;
@@ -123,4 +123,36 @@ async fn what_ends_a_run_is_a_json_line_too() {
     command.env("WALRELAY_NATS_STREAM", "NOPE");
     let output = Output::of(&mut command).await;
     assert!(output.stderr.starts_with("error: "), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn a_line_of_a_share_names_its_slot_once() {
+    let mut fixture = Fixture::bare().await;
+    let name = fixture.name.clone();
+    fixture.set("WALRELAY_RELAY_SHARES", "2");
+    let stream = format!("{}_{{share}}", fixture.stream_name());
+    fixture.set("WALRELAY_NATS_STREAM", stream);
+    let subject = format!("{name}.{{share}}.{{event_type}}");
+    fixture.set("WALRELAY_NATS_SUBJECT", subject);
+    fixture.setup().await;
+    for format in ["human", "json"] {
+        let relay = fixture.run_with(&["--log-format", format]);
+        let told = eventually("both shares stream", async || {
+            let log = relay.log();
+            let lines = log.lines().filter(|line| line.contains("streaming, "));
+            let lines: Vec<String> = lines.map(str::to_owned).collect();
+            (lines.len() == 2).then_some(lines)
+        })
+        .await;
+        for (share, line) in told.iter().enumerate() {
+            match format {
+                "json" => {
+                    let line: Value = serde_json::from_str(line).expect("JSON");
+                    assert_eq!(line["slot"], line["span"]["slot"], "{share}: {line}");
+                }
+                _ => assert_eq!(line.matches("slot=").count(), 1, "{share}: {line}"),
+            }
+        }
+        relay.stop().await;
+    }
 }
