@@ -152,10 +152,10 @@ async fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
 }
 
 async fn metrics_text(Shared(lanes): Served, asked: HeaderMap) -> impl IntoResponse {
-    let accept = asked
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok());
-    let format = Format::asked_for(accept);
+    // In several lines it is one list.
+    let accept = asked.get_all(header::ACCEPT).iter();
+    let accept: Vec<&str> = accept.filter_map(|line| line.to_str().ok()).collect();
+    let format = Format::asked_for(&accept.join(","));
     let text = metrics::render(&statuses(&lanes), format);
     ([(header::CONTENT_TYPE, format.content_type())], text)
 }

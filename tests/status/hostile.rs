@@ -165,3 +165,41 @@ async fn a_name_that_is_not_ours_is_refused_and_the_page_may_ask_nobody_else() {
     assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
     relay.stop().await;
 }
+
+/// RFC 9112, 3.2, and RFC 9110, 12.5.1.
+#[tokio::test]
+async fn a_request_has_one_host_and_the_format_with_the_greater_weight() {
+    let (_platform, relay, address) = listening().await;
+    let request = |version: &str, lines: &str| {
+        format!("GET /metrics HTTP/{version}\r\n{lines}Connection: close\r\n\r\n").into_bytes()
+    };
+    let host = "Host: localhost\r\n";
+    for (version, lines, code) in [
+        ("1.1", "", "400"),
+        ("1.1", &*host.repeat(2), "400"),
+        ("1.0", &host.repeat(2), "400"),
+        ("1.1", host, "200"),
+        ("1.0", "", "200"),
+        ("1.0", host, "200"),
+    ] {
+        let told = answer(address, &request(version, lines)).await;
+        let status = told.split(' ').nth(1);
+        assert_eq!(status, Some(code), "{version} {lines}: {told:.200}");
+    }
+    let open = "content-type: application/openmetrics-text";
+    for (accept, is_open) in [
+        ("Accept: application/openmetrics-text\r\n", true),
+        (
+            "Accept: application/openmetrics-text;q=0.1,text/plain;q=0.9\r\n",
+            false,
+        ),
+        (
+            "Accept: text/plain;q=0.5\r\nAccept: application/openmetrics-text;q=0.6\r\n",
+            true,
+        ),
+    ] {
+        let told = answer(address, &request("1.1", &format!("{host}{accept}"))).await;
+        assert_eq!(told.contains(open), is_open, "{accept}: {told:.300}");
+    }
+    relay.stop().await;
+}

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use axum::extract::{Request, State as Shared};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -20,10 +20,17 @@ pub(super) async fn guard(
     request: Request,
     next: Next,
 ) -> Response {
+    let hosts = request.headers().get_all(header::HOST).iter().count();
     let host = request.headers().get(header::HOST);
-    // Who speaks HTTP/1.0 has none, and is no browser.
+    // Who speaks HTTP/1.0 may have none, and is no browser (RFC 9112, 3.2).
+    let is_whole = hosts == 1 || (hosts == 0 && request.version() != Version::HTTP_11);
     let is_own = host.is_none_or(|host| host.to_str().is_ok_and(is_own_name));
     let mut response = match is_own || !on_loopback {
+        _ if !is_whole => (
+            StatusCode::BAD_REQUEST,
+            "A request of HTTP/1.1 has one Host header.\n",
+        )
+            .into_response(),
         true => next.run(request).await,
         false => (
             StatusCode::MISDIRECTED_REQUEST,

@@ -6,6 +6,10 @@
 use super::families::{Family, Kind, Number, Value};
 use std::fmt::{Display, Write as _};
 
+/// Media types without their parameters.
+const OPEN_METRICS: &str = "application/openmetrics-text";
+const PLAIN: &str = "text/plain";
+
 /// What is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -16,9 +20,13 @@ pub enum Format {
 }
 
 impl Format {
-    /// The one that the value of an `Accept` header asks for.
-    pub fn asked_for(accept: Option<&str>) -> Self {
-        match accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
+    /// The one that `Accept` prefers (RFC 9110, 12.5.1): by its weights, and of two with the same weight OpenMetrics where it is named.
+    /// Who takes neither has Prometheus' all the same.
+    pub fn asked_for(accept: &str) -> Self {
+        let ranges: Vec<Range<'_>> = accept.split(',').filter_map(Range::read).collect();
+        let is_named = |range: &Range<'_>| range.media.eq_ignore_ascii_case(OPEN_METRICS);
+        let (open, plain) = (weight(&ranges, OPEN_METRICS), weight(&ranges, PLAIN));
+        match open > plain || (open == plain && open > 0 && ranges.iter().any(is_named)) {
             true => Format::OpenMetrics,
             false => Format::Prometheus,
         }
@@ -31,6 +39,55 @@ impl Format {
             Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
+}
+
+/// An element of `Accept`.
+struct Range<'a> {
+    /// `type/subtype`, `type/*` or `*/*`.
+    media: &'a str,
+    /// Its weight in thousandths; 0 is "not this".
+    weight: u16,
+}
+
+impl<'a> Range<'a> {
+    /// None of what is no element. Parameters of the type, as the version, choose nothing here.
+    fn read(text: &'a str) -> Option<Self> {
+        let mut parts = text.split(';').map(str::trim);
+        let media = parts.next().filter(|media| media.contains('/'))?;
+        let named = |part: &'a str| {
+            let (name, value) = part.split_once('=')?;
+            name.trim().eq_ignore_ascii_case("q").then(|| value.trim())
+        };
+        let weight = match parts.find_map(named) {
+            None => 1_000,
+            Some(text) => {
+                let weight: f32 = text.parse().ok()?;
+                (0.0..=1.0)
+                    .contains(&weight)
+                    .then(|| (weight * 1_000.0).round() as u16)?
+            }
+        };
+        Some(Range { media, weight })
+    }
+
+    /// How closely it names a type; none where it does not.
+    fn closeness(&self, wanted: &str) -> Option<u8> {
+        let family = wanted.split('/').next().unwrap_or_default();
+        match self.media.split_once('/') {
+            _ if self.media.eq_ignore_ascii_case(wanted) => Some(2),
+            Some((of, "*")) if of.eq_ignore_ascii_case(family) => Some(1),
+            Some(("*", "*")) => Some(0),
+            _ => None,
+        }
+    }
+}
+
+/// The weight of a type: that of the range that names it most closely.
+fn weight(ranges: &[Range<'_>], wanted: &str) -> u16 {
+    let named = ranges
+        .iter()
+        .filter_map(|range| Some((range.closeness(wanted)?, range.weight)));
+    named.max().map_or(0, |(_, weight)| weight)
 }
 
 /// The body of an answer.
@@ -174,8 +231,36 @@ mod tests {
     fn the_format_is_the_readers_choice() {
         let prometheus =
             "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5";
-        assert_eq!(Format::asked_for(Some(prometheus)), Format::OpenMetrics);
-        assert_eq!(Format::asked_for(Some("*/*")), Format::Prometheus);
-        assert_eq!(Format::asked_for(None), Format::Prometheus);
+        for (accept, expected) in [
+            (prometheus, Format::OpenMetrics),
+            ("application/openmetrics-text", Format::OpenMetrics),
+            (
+                "text/plain, Application/OpenMetrics-Text; version=0.0.1",
+                Format::OpenMetrics,
+            ),
+            (
+                "application/openmetrics-text;q=0.1,text/plain;q=0.9",
+                Format::Prometheus,
+            ),
+            ("application/openmetrics-text; Q=0, */*", Format::Prometheus),
+            ("application/*;q=0.8, text/plain;q=0.3", Format::OpenMetrics),
+            (
+                "text/plain;q=0.2, text/*;q=0.9, application/openmetrics-text;q=0.5",
+                Format::OpenMetrics,
+            ),
+            ("*/*", Format::Prometheus),
+            (
+                "text/html, application/xhtml+xml, */*;q=0.8",
+                Format::Prometheus,
+            ),
+            ("", Format::Prometheus),
+            ("nonsense;q=2", Format::Prometheus),
+            (
+                "application/openmetrics-text;q=2, text/plain;q=0.1",
+                Format::Prometheus,
+            ),
+        ] {
+            assert_eq!(Format::asked_for(accept), expected, "{accept}");
+        }
     }
 }
