@@ -107,6 +107,14 @@ impl ServerError {
         }
     }
 
+    /// Without what the server suggests, where that does not help.
+    pub(crate) fn without_hint(&self) -> Self {
+        ServerError {
+            hint: None,
+            ..self.clone()
+        }
+    }
+
     /// Whether the same request may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         sqlstate_is_transient(&self.code)

@@ -448,7 +448,7 @@ fn lost(error: StoreError) -> Stop {
 
 fn publication_missing(said: &ServerError) -> Stop {
     let halt = Halt::PublicationMissing {
-        what: format!("{said}: {PUBLICATION_MISSING_WHY}"),
+        what: format!("{}: {PUBLICATION_MISSING_WHY}", said.without_hint()),
         mend: PUBLICATION_MISSING_MEND.to_owned(),
     };
     halt.into()

@@ -271,10 +271,13 @@ async fn peek_as(
 }
 
 fn refused(error: SqlError) -> anyhow::Error {
-    match error.code() {
-        Some(PUBLICATION_MISSING) => anyhow::Error::from(error).context(format!(
-            "{PUBLICATION_MISSING_WHY}: {PUBLICATION_MISSING_MEND}"
-        )),
-        _ => error.into(),
+    match error {
+        SqlError::Server(said) if said.code == PUBLICATION_MISSING => {
+            let said = SqlError::Server(Box::new(said.without_hint()));
+            anyhow::Error::from(said).context(format!(
+                "{PUBLICATION_MISSING_WHY}: {PUBLICATION_MISSING_MEND}"
+            ))
+        }
+        error => error.into(),
     }
 }
