@@ -15,12 +15,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::exit::{Exit, message};
 use super::exposed::exposed;
+use super::foreseen;
 use super::lanes;
 use super::stdout::Account;
 use crate::config::Loaded;
 use crate::nats::stream::{StreamFinding, StreamSeverity, edits};
 use crate::pipeline::begin::Begin;
-use crate::pipeline::fault::{Halt, of_share};
+use crate::pipeline::fault::Halt;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::record::{HaltNote, LaneRecord};
 use crate::postgres::findings::{Finding, Severity};
@@ -35,13 +36,19 @@ mod letters;
 mod monitoring;
 mod nats;
 mod postgres;
+mod start;
 
 use monitoring::Monitoring;
 
 /// The code of a secret that every user of the machine may read.
 const EXPOSED: &str = "exposed";
 
-/// Everything together, of all lanes.
+/// The code of what a relay halts at.
+const HALTED: &str = "halted";
+/// Of that it halts at, what has a code of its own.
+const NO_BEGINNING: &str = "no-beginning";
+
+/// Everything together, of all lanes; each side has half of it.
 const LIMIT: Duration = Duration::from_secs(14);
 /// Lanes that are looked at beside each other: each takes two sessions of Postgres and three connections of NATS meanwhile.
 const LANES_AT_ONCE: usize = 8;
@@ -88,18 +95,18 @@ struct Report {
     /// How large a message may be, and the stream's name.
     #[serde(skip)]
     limit: Option<(SizeLimit, String)>,
-    /// Why the relay would halt beside a stream that never had an event of it.
+    /// Why the last relay has halted.
     #[serde(skip)]
-    no_beginning: Option<Halt>,
+    halted: Option<HaltNote>,
+    /// Why one that starts now would.
+    #[serde(skip)]
+    foreseen: Option<Halt>,
     /// Where the slot begins is not written down.
     #[serde(skip)]
     unwritten: Option<Unwritten>,
     /// The lane's record, where NATS has told: none of one that is elsewhere.
     #[serde(skip)]
     record: Option<Option<Box<LaneRecord>>>,
-    /// The stream is such a one.
-    #[serde(skip)]
-    is_new: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,17 +144,6 @@ impl From<StreamFinding> for Found {
             },
             what: finding.message,
             mend: finding.command,
-        }
-    }
-}
-
-impl From<HaltNote> for Found {
-    fn from(note: HaltNote) -> Self {
-        Found {
-            code: "halted",
-            severity: "refuse",
-            what: format!("a relay halted at {}: {}", note.at, note.reason),
-            mend: Some(note.remedy),
         }
     }
 }
@@ -194,7 +190,7 @@ async fn look(args: &Args, settings: &Settings, loaded: &Loaded, common: &Common
         report.warn(EXPOSED, exposed.what(), Some(exposed.mend()));
     }
     let until = common.until;
-    let (postgres, nats, monitoring, letters, bulk_work) = tokio::join!(
+    let (postgres, nats, monitoring, letters, bulk_work, start) = tokio::join!(
         timeout_at(until, postgres::look(settings, &common.wal_rate)),
         timeout_at(until, nats::look(settings)),
         timeout_at(
@@ -203,25 +199,20 @@ async fn look(args: &Args, settings: &Settings, loaded: &Loaded, common: &Common
         ),
         timeout_at(until, letters::look(settings)),
         timeout_at(until, bulk_work::look(settings)),
+        timeout_at(until, start::look(settings)),
     );
     report.take("Postgres", postgres);
     report.take("NATS", nats);
     report.take("monitoring of NATS", monitoring);
     report.take("dead letters", letters);
     report.take("commands beside the relay", bulk_work);
+    report.take("what a start would halt at", start);
     if let Some((limit, stream)) = report.limit.take() {
         let rows = report.rows.unwrap_or_default();
         let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
         report.findings.extend(large.map(Found::from));
     }
-    if let Some(halt) = report.no_beginning.take().filter(|_| report.is_new) {
-        report.findings.push(Found {
-            code: halt.name(),
-            severity: "refuse",
-            what: halt.reason(),
-            mend: Some(of_share(&halt.remedy(), settings.postgres.part())),
-        });
-    }
+    report.halts(settings);
     if let (Some(unwritten), Some(record)) = (report.unwritten.take(), report.record.take()) {
         let begin = Begin::of(record.as_deref(), unwritten.confirmed_lsn);
         report.findings.push(unwritten.finding(begin).into());
@@ -263,14 +254,41 @@ impl Report {
                 self.not_asked.extend(found.not_asked);
                 self.rows = self.rows.or(found.rows);
                 self.limit = self.limit.take().or(found.limit);
-                self.no_beginning = self.no_beginning.take().or(found.no_beginning);
+                self.halted = self.halted.take().or(found.halted);
+                self.foreseen = self.foreseen.take().or(found.foreseen);
                 self.unwritten = self.unwritten.take().or(found.unwritten);
                 self.record = self.record.take().or(found.record);
-                self.is_new |= found.is_new;
             }
             Ok(Err(error)) => self.unseen(side, &message(&error)),
             Err(_) => self.unseen(side, &format!("no answer within {} s", LIMIT.as_secs())),
         }
+    }
+
+    /// What a relay has halted at, and what one would halt at that starts now.
+    fn halts(&mut self, settings: &Settings) {
+        let foreseen = self.foreseen.take();
+        let is_other = matches!(foreseen, Some(Halt::OtherLane { .. }));
+        let to_come = foreseen.map(|halt| (halt.name(), foreseen::note(&halt, settings)));
+        // The record of another database is not about this lane.
+        let halted = self.halted.take().filter(|_| !is_other);
+        if let Some(note) = &halted {
+            self.findings.push(Found {
+                code: HALTED,
+                severity: "refuse",
+                what: format!("a relay halted at {}: {}", note.at, note.reason),
+                mend: Some(note.remedy.clone()),
+            });
+        }
+        let to_come = to_come.filter(|(_, note)| halted.is_none_or(|it| !it.is_same(note)));
+        self.findings.extend(to_come.map(|(name, note)| Found {
+            code: match name {
+                NO_BEGINNING => NO_BEGINNING,
+                _ => HALTED,
+            },
+            severity: "refuse",
+            what: format!("a relay that starts now would halt: {}", note.reason),
+            mend: Some(note.remedy),
+        }));
     }
 
     /// What keeps several looks from seeing is told once.

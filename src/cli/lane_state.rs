@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use crate::pipeline::record::Moved;
+use crate::pipeline::record::{HaltNote, Moved};
 use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::Inspection;
 use crate::postgres::findings::{Finding, Kind, Severity};
@@ -109,17 +109,24 @@ impl<'a> Recorded<'a> {
 }
 
 impl LaneState {
-    /// The state by what was seen, and what was found wrong with it.
-    pub(super) fn of(inspection: &Inspection, recorded: Recorded<'_>, found: &[Finding]) -> Self {
+    /// The state by what was seen, and what was found wrong with it. `foreseen` is what a relay that starts now halts at.
+    pub(super) fn of(
+        inspection: &Inspection,
+        recorded: Recorded<'_>,
+        found: &[Finding],
+        foreseen: Option<&HaltNote>,
+    ) -> Self {
         let slot = inspection.slot.as_ref();
         let active_pid = slot.and_then(|slot| slot.active_pid);
-        let note = recorded.stored().and_then(StoredRecord::halted).cloned();
+        let note = recorded.stored().and_then(StoredRecord::halted);
+        // What a person has mended of a halt is told no more, and a record of another database is not about this lane.
+        let note = note.filter(|note| foreseen.is_none_or(|it| it.is_same(note)));
         let wal = SlotWal::of(inspection);
         let state = |state, reason, remedy| LaneState {
             state,
             reason,
             remedy,
-            halted_at: note.as_ref().map(|note| note.at.clone()),
+            halted_at: note.map(|note| note.at.clone()),
             active_pid,
             waiting: Vec::new(),
             wal: wal.clone(),
@@ -128,7 +135,7 @@ impl LaneState {
             finding.severity == Severity::Refuse
                 && matches!(finding.kind, Kind::SlotLost | Kind::SlotMissing)
         });
-        if let Some(note) = note.as_ref().filter(|_| recorded.has_moved()) {
+        if let Some(note) = note.or(foreseen).filter(|_| recorded.has_moved()) {
             return state(
                 Standing::Moved,
                 Some(note.reason.clone()),
@@ -150,7 +157,7 @@ impl LaneState {
                 ..state(Standing::Running, None, None)
             };
         }
-        match (gone, &note, recorded) {
+        match (gone, note.or(foreseen), recorded) {
             (Some(gone), ..) => {
                 let standing = match gone.kind {
                     Kind::SlotLost => Standing::SlotLost,
@@ -170,7 +177,15 @@ impl LaneState {
 
     /// Takes over which relays are there and do not read the slot.
     pub(super) fn take_waiting(&mut self, relays: Vec<LockHolder>) {
-        if !relays.is_empty() && matches!(self.state, Standing::Stopped | Standing::Unknown) {
+        let has_halted = self.halted_at.is_some();
+        if !relays.is_empty()
+            && match self.state {
+                Standing::Stopped | Standing::Unknown => true,
+                // It has not come so far yet, and may know more of the lane than a new one.
+                Standing::Halted => !has_halted,
+                _ => false,
+            }
+        {
             self.state = Standing::Waiting;
         }
         self.waiting = relays;
@@ -203,6 +218,11 @@ impl LaneState {
         relays.join(", ")
     }
 
+    /// Whether somebody reads the slot.
+    pub(super) fn is_read(&self) -> bool {
+        self.active_pid.is_some()
+    }
+
     /// Whether what was seen tells the state.
     pub(super) fn is_known(&self) -> bool {
         self.state != Standing::Unknown
@@ -222,16 +242,20 @@ impl LaneState {
             Standing::SlotUnfinished => format!("no relay can run yet: {reason}"),
             Standing::SlotMissing => format!("the slot is missing{halted}: {reason}"),
             Standing::SlotLost => format!("the slot is lost{halted}: {reason}"),
-            Standing::Halted => {
-                let at = since.map_or_else(String::new, |at| format!(" at {at}"));
-                format!("halted{at}: {reason}")
-            }
+            Standing::Halted => match since {
+                Some(at) => format!("halted at {at}: {reason}"),
+                None => format!("a relay that starts now would halt: {reason}"),
+            },
             Standing::Stopped => {
                 "stopped: nobody reads the slot; a relay that runs all the same tells in its log what it waits for".to_owned()
             }
             Standing::Waiting => format!(
-                "waiting: nobody reads the slot, and a relay is there, {}: its log tells what it waits for",
-                self.relays()
+                "waiting: nobody reads the slot, and a relay is there, {}: its log tells what it waits for{}",
+                self.relays(),
+                match reason {
+                    "" => String::new(),
+                    reason => format!("; one that starts now would halt: {reason}"),
+                }
             ),
             Standing::NotAnswering => format!("not answering: {reason}"),
             Standing::Unknown => {

@@ -19,6 +19,7 @@ pub mod erase;
 pub mod exit;
 mod exposed;
 mod flags;
+mod foreseen;
 mod given;
 mod http_get;
 mod lane_state;

@@ -8,15 +8,14 @@ use postgres_types::PgLsn;
 use serde::Serialize;
 
 use crate::cli::exit::Exit;
+use crate::cli::foreseen;
 use crate::cli::lane_state::{LaneState, Missing, Recorded, missing};
-use crate::cli::own_lane::no_beginning;
 use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::api::StoredMessage;
 use crate::nats::stream;
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::fault::of_share;
 use crate::pipeline::position::Position;
 use crate::pipeline::record::LaneRecord;
 use crate::pipeline::request::StoredRecord;
@@ -151,8 +150,6 @@ struct Stored {
     copied: Option<(u64, Position)>,
     has_stream: bool,
     has_record_stream: bool,
-    /// It never had a message, and no record is of the lane.
-    is_new: bool,
     record: StoredRecord,
 }
 
@@ -172,17 +169,28 @@ pub(super) async fn look(
         Inspected::Seen(inspection) => (*inspection, None),
         Inspected::Locked(locked) => (inspect_server(&client, postgres).await?, Some(locked)),
     };
-    let (stored, unseen) = match stored(settings).await {
-        Ok(stored) => (stored, None),
-        Err(error) => (Stored::default(), Some(error)),
+    let (stored, nats, unseen) = match stored(settings).await {
+        Ok((stored, nats)) => (stored, Some(nats), None),
+        Err(error) => (Stored::default(), None, Some(error)),
     };
     let recorded = match &unseen {
         None => Recorded::Seen(&stored.record),
         Some(_) => Recorded::Unseen,
     };
+    let mut foreseen = None;
     let found = match &locked {
         None => {
             let division = division::division(&client, postgres).await?;
+            if let Some(nats) = &nats {
+                let halt = foreseen::halt(settings, &client, &inspection, &division, nats).await;
+                foreseen = halt.unwrap_or_else(|error| {
+                    let why = super::exit::message(&error);
+                    stderr::line(format_args!(
+                        "what a relay that starts now would halt at is not seen: {why}"
+                    ));
+                    None
+                });
+            }
             division::findings_among(&client, &inspection, postgres, &division).await?
         }
         // What is not seen is not missing.
@@ -192,7 +200,8 @@ pub(super) async fn look(
             found
         }
     };
-    let mut lane = LaneState::of(&inspection, recorded, &found);
+    let foreseen = foreseen.map(|halt| foreseen::note(&halt, settings));
+    let mut lane = LaneState::of(&inspection, recorded, &found, foreseen.as_ref());
     lane.take_waiting(waiting::relays(&client, &postgres.slot).await?);
     let streams = [
         (settings.nats.stream.as_str(), stored.has_stream),
@@ -203,10 +212,11 @@ pub(super) async fn look(
         .filter(|(_, is_there)| !is_there && unseen.is_none());
     let absent: Vec<&str> = absent.map(|(name, _)| *name).collect();
     let mut missing = missing(&found, &absent);
-    let halt = no_beginning(&inspection, settings).filter(|_| stored.is_new && locked.is_none());
-    missing.extend(halt.map(|halt| Missing {
-        what: halt.reason(),
-        remedy: of_share(&halt.remedy(), settings.postgres.part()),
+    // Whoever reads the slot publishes elsewhere, or goes on by what no other knows.
+    let beside = foreseen.filter(|_| lane.is_read());
+    missing.extend(beside.map(|note| Missing {
+        what: format!("a relay that starts now would halt: {}", note.reason),
+        remedy: note.remedy,
     }));
     let Stored { last, copied, .. } = stored;
     let at = |last: Option<(u64, Position)>| last.map(|(_, position)| position);
@@ -238,7 +248,7 @@ pub(super) async fn look(
     Ok((positions, unseen))
 }
 
-async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
+async fn stored(settings: &Settings) -> Result<(Stored, Admin), anyhow::Error> {
     let nats = Admin::connect(&settings.nats.connection).await?;
     let found = stream::find(&nats, &settings.nats.stream).await?;
     let lane = LaneClient::new(&nats, &settings.nats.stream, &settings.postgres.slot)?;
@@ -253,14 +263,14 @@ async fn stored(settings: &Settings) -> Result<Stored, anyhow::Error> {
         },
         None => (None, None),
     };
-    Ok(Stored {
+    let stored = Stored {
         last,
         copied,
         has_stream: found.is_some(),
         has_record_stream,
-        is_new: found.is_some_and(|info| info.state.last_seq == 0) && stored.record.is_none(),
         record: stored,
-    })
+    };
+    Ok((stored, nats))
 }
 
 /// The positions for people.

@@ -23,11 +23,13 @@ use super::engine::Engine;
 use super::fault::{Fault, Halt};
 use super::history::History;
 use super::lane_end::{Memory, recorded_end};
+use super::misnamed::Misnamed;
 use super::position::Lane;
 use super::publications::PublicationName;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::{LaneRecord, Moved};
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
+use super::source::Source;
 use super::subject::SubjectTemplate;
 use look::{Look, View};
 use postgres_types::PgLsn;
@@ -377,7 +379,7 @@ impl<'a> Opening<'a> {
     pub fn slot_seen(&mut self, place: SlotPlace) -> Result<(), NotOpened> {
         let view = self.view();
         self.begin = Begin::of(view.stored.record.as_ref(), place.confirmed_flush_lsn);
-        let plan = match self.plan(&view, &place) {
+        let plan = match plan(&self.known, &view, &place) {
             Err(Refusal::Halt(halt)) => {
                 self.step = keep_halt(halt, &view)?;
                 return Ok(());
@@ -415,7 +417,7 @@ impl<'a> Opening<'a> {
         };
         let record = view.stored.record.as_ref();
         let plan = engine.check_record(record).and_then(|()| {
-            let planned = self.plan(&view, &place);
+            let planned = plan(&self.known, &view, &place);
             let plan =
                 planned.map_err(|_| Fault::Reread("it does not tell where the lane goes on"))?;
             engine.check_goes_on(&view.stream.created, &plan)?;
@@ -430,24 +432,6 @@ impl<'a> Opening<'a> {
             Step::SlotPlace(view) => view,
             step => panic!("the slot's place comes behind the last look, and it is at {step:?}"),
         }
-    }
-
-    fn plan(&self, view: &View, place: &SlotPlace) -> Result<Plan, Refusal> {
-        continuity::plan(&StartView {
-            lane: &place.lane,
-            confirmed_flush_lsn: place.confirmed_flush_lsn,
-            begins_lsn: place.begins_lsn,
-            server_lsn: place.server_lsn,
-            history: &place.history,
-            stream: self.known.stream,
-            nats: &self.known.nats,
-            created: &view.stream.created,
-            last_sequence: view.stream.last_sequence,
-            lane_end: &view.lane_end,
-            record: view.stored.record.as_ref(),
-            memory: self.known.memory.as_ref(),
-            from: self.known.from,
-        })
     }
 
     fn prepare(&mut self, place: SlotPlace, view: View, plan: Plan) -> Result<(), NotOpened> {
@@ -470,6 +454,38 @@ impl<'a> Opening<'a> {
         };
         Ok(())
     }
+}
+
+/// Where the lane goes on, by the last look and where the slot stands.
+fn plan(known: &Known<'_>, view: &View, place: &SlotPlace) -> Result<Plan, Refusal> {
+    continuity::plan(&StartView {
+        lane: &place.lane,
+        confirmed_flush_lsn: place.confirmed_flush_lsn,
+        begins_lsn: place.begins_lsn,
+        server_lsn: place.server_lsn,
+        history: &place.history,
+        stream: known.stream,
+        nats: &known.nats,
+        created: &view.stream.created,
+        last_sequence: view.stream.last_sequence,
+        lane_end: &view.lane_end,
+        record: view.stored.record.as_ref(),
+        memory: known.memory.as_ref(),
+        from: known.from,
+    })
+}
+
+/// Whether the configuration gives a table of the lane another name, or other ids, than its messages tell.
+fn check_names(
+    known: &Known<'_>,
+    view: &View,
+    plan: &Plan,
+    source: &Source,
+) -> Result<(), Misnamed> {
+    let View { stream, stored, .. } = view;
+    let memory = known.memory.as_ref();
+    let tables = Memory::tables(memory, &stream.created, stored.record.as_ref());
+    source.check_names(tables, plan.lane_end.is_some())
 }
 
 /// Whether the lane is in this stream, as its record says.

@@ -178,6 +178,11 @@ impl HaltNote {
             remedy: shortened(halt.remedy()),
         }
     }
+
+    /// Whether both are of the same halt, whenever that was.
+    pub fn is_same(&self, other: &HaltNote) -> bool {
+        self.reason == other.reason
+    }
 }
 
 /// What stands in the place of a lane record that there is not.

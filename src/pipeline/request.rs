@@ -70,6 +70,22 @@ pub struct StreamView {
 }
 
 impl StreamView {
+    /// One that is just made.
+    #[must_use]
+    pub fn new(created: String) -> Self {
+        StreamView {
+            created,
+            first_sequence: 0,
+            last_sequence: 0,
+            messages: 0,
+            num_replicas: 1,
+            allow_batched: true,
+            allow_atomic: true,
+            stored_as: Vec::new(),
+            unfit: None,
+        }
+    }
+
     /// Nothing of what it stored behind that sequence was removed.
     #[must_use]
     pub(crate) fn is_whole_behind(&self, sequence: u64) -> bool {

@@ -15,7 +15,7 @@ use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::lane_end::LaneEnd;
 use crate::pipeline::opening::{Known, Reach};
 use crate::pipeline::record::{LaneRecord, RecordOrNote};
-use crate::pipeline::request::{Request, StoredRecord};
+use crate::pipeline::request::{Request, StoredRecord, StreamView};
 use crate::relay::lane_store::{Answer, Expects, LaneStore, Outgoing, StoreError};
 use crate::relay::settings::NatsSettings;
 use async_nats::HeaderMap;
@@ -297,14 +297,49 @@ impl LaneClient {
         &self,
         settings: &NatsSettings,
     ) -> Result<Result<Option<LaneEnd>, Halt>, LaneError> {
+        let view = self.stream_view(settings).await?;
+        let reach = self.looked(settings, view, self.record().await?);
+        Ok(reach.await?.end())
+    }
+
+    /// What a relay that starts now finds at the broker. Streams that are missing are taken for those that `setup` makes.
+    ///
+    /// # Errors
+    /// [`LaneError`].
+    #[cfg(feature = "cli")]
+    pub(crate) async fn start<'a>(
+        &'a self,
+        settings: &NatsSettings,
+    ) -> Result<Reach<'a>, LaneError> {
+        let view = match self.stream_view(settings).await {
+            Err(LaneError::NoStream(_)) => StreamView::new(String::new()),
+            view => view?,
+        };
+        let stored = match self.record().await {
+            Err(LaneError::NoStream(_)) => StoredRecord::default(),
+            stored => stored?,
+        };
+        self.looked(settings, view, stored).await
+    }
+
+    async fn stream_view(&self, settings: &NatsSettings) -> Result<StreamView, LaneError> {
         let (info, mut view) = match self.ask(&Request::Stream).await? {
             Answer::Stream(info, view) => (info, view),
             answer => unreachable!("{answer:?} to a request for the stream"),
         };
-        let slot = self.store.slot();
-        view.stored_as = stream::stored_as(&info.config, &settings.stream_settings(slot));
+        view.stored_as = stream::stored_as(&info.config, &settings.stream_settings(self.slot()));
+        Ok(view)
+    }
+
+    /// The look of a start that knows nothing by itself.
+    async fn looked<'a>(
+        &'a self,
+        settings: &NatsSettings,
+        view: StreamView,
+        stored: StoredRecord,
+    ) -> Result<Reach<'a>, LaneError> {
         let known = Known {
-            slot,
+            slot: self.store.slot(),
             stream: self.store.stream(),
             nats: settings.connection.servers_text(),
             template: settings.subject.clone(),
@@ -313,12 +348,12 @@ impl LaneClient {
             from: None,
             no_share: None,
         };
-        let mut reach = Reach::new(known, view, self.record().await?);
+        let mut reach = Reach::new(known, view, stored);
         while let Some(lookup) = reach.wanted() {
             let message = self.message(lookup).await?;
             reach.take(message.as_ref().map(StoredMessage::for_search));
         }
-        Ok(reach.end())
+        Ok(reach)
     }
 
     /// The stream, and the lane's record.

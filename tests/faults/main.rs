@@ -20,6 +20,7 @@ mod failover;
 mod fencing;
 mod foreign;
 mod half_moved;
+mod halt_foreseen;
 mod halt_told;
 mod halts;
 mod hold_back;

@@ -4,8 +4,6 @@
 
 use std::{slice, time::Duration};
 
-use tokio::time::timeout;
-
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
@@ -27,9 +25,6 @@ use crate::pipeline::request::StoredRecord;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::settings::Settings;
 use crate::relay::stream_fit;
-
-/// So long it is looked for the lane's end: one message after the other where others' stand behind it.
-const REACH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Looks at the streams.
 ///
@@ -72,12 +67,10 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             report.of_stream(&wanted.name, findings);
             let removed = limits::below(&info, settings.relay.hold_back, reach);
             report.of_stream(&wanted.name, removed);
-            report.is_new = info.state.last_seq == 0;
             there.push(*info);
         }
         Ok(StreamPlan::Create(_)) => {
             missing += 1;
-            report.is_new = true;
             report.missing(&wanted.name);
             report.taken(&client, &wanted, settings).await;
         }
@@ -107,15 +100,9 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
             report.of_stream(&wanted.name, held.into_iter().collect());
         }
     }
-    match stored.halted() {
-        Some(halted) => report.findings.push(halted.clone().into()),
-        None => report
-            .findings
-            .extend(would_halt(&lane, settings, &stored).await),
-    }
+    report.halted = stored.halted().cloned();
     if let Some(record) = &stored.record {
         report.version(record);
-        report.is_new = false;
     }
     report.record = (!is_elsewhere).then(|| stored.record.map(Box::new));
     match stream::account(&client).await {
@@ -136,27 +123,6 @@ pub(super) async fn look(settings: &Settings) -> anyhow::Result<Report> {
         )),
     }
     Ok(report)
-}
-
-/// Why a relay that starts now would halt for what the stream's end tells; none where that cannot be said, which the look at the stream
-/// tells.
-async fn would_halt(
-    lane: &LaneClient,
-    settings: &Settings,
-    stored: &StoredRecord,
-) -> Option<Found> {
-    let record = stored.record.as_ref();
-    if record.is_some_and(|record| record.moved.is_some()) {
-        return None;
-    }
-    let reach = timeout(REACH_LIMIT, lane.reach(&settings.nats)).await;
-    let halt = reach.ok()?.ok()?.err()?;
-    Some(Found {
-        code: "halted",
-        severity: "refuse",
-        what: format!("a relay that starts now would halt: {}", halt.reason()),
-        mend: Some(halt.remedy()),
-    })
 }
 
 /// Why a move that has begun cannot end the lane in this stream: it does not take the message that does.

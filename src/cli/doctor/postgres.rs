@@ -10,7 +10,6 @@ use tokio::sync::OnceCell;
 use super::clock::now_s;
 use super::{Found, Report};
 use crate::cli::exit::message;
-use crate::cli::own_lane::no_beginning;
 use crate::cli::prune;
 use crate::cli::reshard::{alone, of_all_rows};
 use crate::postgres::catalog::{Inspection, inspect_server};
@@ -80,7 +79,6 @@ pub(super) async fn look(settings: &Settings, rate: &OnceCell<f64>) -> anyhow::R
     let after = settings.outbox.after_publish;
     let of_rows = published_rows::findings(&client, &inspection, postgres, after).await?;
     report.findings.extend(of_rows.into_iter().map(Found::from));
-    report.no_beginning = no_beginning(&inspection, settings);
     report.unwritten = Unwritten::of(&inspection, postgres);
     let asked_s = now_s();
     let before = health::health(&client, postgres).await?;

@@ -4,7 +4,7 @@
 //! write its own any more.
 
 use super::look::View;
-use super::{Decided, NotOpened, Opened, Opening, Step};
+use super::{Decided, NotOpened, Opened, Opening, Step, check_names};
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::engine::{Engine, EngineSettings, EpochSettings, Resumed};
 use crate::pipeline::history::History;
@@ -30,10 +30,7 @@ impl Opening<'_> {
                 self.step
             );
         };
-        let View { stream, stored, .. } = &decided.view;
-        let memory = self.known.memory.as_ref();
-        let tables = Memory::tables(memory, &stream.created, stored.record.as_ref());
-        let checked = source.check_names(tables, decided.plan.lane_end.is_some());
+        let checked = check_names(&self.known, &decided.view, &decided.plan, source);
         checked.map_err(|misnamed| NotOpened::Halt(misnamed.into()))
     }
 

@@ -1,16 +1,17 @@
-//! Up to where a relay that starts now publishes nothing more, for those who judge what is still to come.
+//! Up to where a relay that starts now publishes nothing more, for those who judge what is still to come; and what it would halt at.
 //!
-//! In: stream and record, then stored messages as asked for. Out: the lane's last message, or why a start would halt. Guarantee: it
+//! In: stream and record, then stored messages as asked for. Out: the lane's last message, or why a start would halt. Guarantees: it
 //! is found as a start finds it by what the broker keeps. So what the slot holds behind it is published, also where a relay or the
-//! record say that it was: the broker has lost that.
+//! record say that it was: the broker has lost that. With the slot's place, it is the start's own decision.
 
-use super::Known;
 use super::look::Look;
-use crate::pipeline::continuity::{EndView, known_end};
+use super::{Known, NotOpened, SlotPlace, check_names, lives_here, plan};
+use crate::pipeline::continuity::{EndView, Refusal, known_end};
 use crate::pipeline::end_search::{Lookup, StoredMessage};
 use crate::pipeline::fault::Halt;
 use crate::pipeline::lane_end::LaneEnd;
 use crate::pipeline::request::{StoredRecord, StreamView};
+use crate::pipeline::source::Source;
 
 /// The look for it, one message a step.
 #[derive(Debug)]
@@ -50,5 +51,24 @@ impl<'a> Reach<'a> {
             record: view.stored.record.as_ref(),
             memory: self.known.memory.as_ref(),
         })
+    }
+
+    /// Why a start would halt that finds the slot there, with these tables, as far as it is told before the first row is read.
+    pub fn halt(self, place: &SlotPlace, source: &Source) -> Option<Halt> {
+        let view = self.look.view(&self.known);
+        match lives_here(&view.stored) {
+            Ok(()) => {}
+            Err(NotOpened::Halt(halt)) => return Some(halt),
+            // It waits for that.
+            Err(_) => return None,
+        }
+        match plan(&self.known, &view, place) {
+            Err(Refusal::Halt(halt)) => Some(halt),
+            Err(_) => None,
+            Ok(plan) => {
+                let checked = check_names(&self.known, &view, &plan, source);
+                checked.err().map(Halt::from)
+            }
+        }
     }
 }
