@@ -79,7 +79,9 @@ impl From<anyhow::Error> for Ended {
             // Nobody takes the message: nobody leads the stream for now.
             matches!(
                 lane,
-                Some(LaneError::Request { .. } | LaneError::NoStream(_))
+                Some(
+                    LaneError::Request { .. } | LaneError::NoJetStream(_) | LaneError::NoStream(_)
+                )
             )
         };
         match unanswered(&error) {

@@ -27,6 +27,10 @@ use crate::tls::{self, TlsError};
 /// A half-open link is noticed after a few of these; async-nats' own 60 s are minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 
+/// What to do where nobody answers on JetStream's API.
+pub(super) const ENABLE_JETSTREAM: &str =
+    "enable JetStream on the server and for the account, and allow the user to publish there";
+
 /// Why there is no administrative connection.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
@@ -100,17 +104,18 @@ pub enum AdminRequestError {
     /// The user may not ask, or may not hear the answer.
     #[error(transparent)]
     Denied(#[from] Denial),
+    /// JetStream is off, or the user may not use it. The same text for each request, so that it is told once.
+    #[error("nobody answers on {api}: {}", ENABLE_JETSTREAM)]
+    NoJetStream {
+        /// The subjects of its API.
+        api: String,
+    },
+    /// Nobody listens on a subject that is not the API's.
+    #[error("nobody takes what is published there")]
+    NoResponders,
     /// Everything else.
     #[error(transparent)]
     Request(#[from] async_nats::RequestError),
-}
-
-impl AdminRequestError {
-    /// Whether nobody listens on the subject.
-    #[must_use]
-    pub(crate) fn is_no_responders(&self) -> bool {
-        matches!(self, Self::Request(error) if error.kind() == RequestErrorKind::NoResponders)
-    }
 }
 
 /// An administrative connection.
@@ -222,7 +227,11 @@ impl Admin {
         subject: String,
         payload: Bytes,
     ) -> Result<Message, AdminRequestError> {
-        let work = async { Ok(self.client.request(subject, payload).await?) };
+        let is_of_api = self.is_of_api(&subject);
+        let work = async {
+            let answered = self.client.request(subject, payload).await;
+            answered.map_err(|error| self.unanswered(error, is_of_api))
+        };
         self.unless_denied(work).await
     }
 
@@ -236,13 +245,30 @@ impl Admin {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Result<Message, AdminRequestError> {
+        let is_of_api = self.is_of_api(&subject);
         let work = async {
-            Ok(self
+            let answered = self
                 .client
                 .request_with_headers(subject, headers, payload)
-                .await?)
+                .await;
+            answered.map_err(|error| self.unanswered(error, is_of_api))
         };
         self.unless_denied(work).await
+    }
+
+    fn is_of_api(&self, subject: &str) -> bool {
+        let rest = subject.strip_prefix(&self.api_prefix);
+        rest.is_some_and(|rest| rest.starts_with('.'))
+    }
+
+    fn unanswered(&self, error: async_nats::RequestError, is_of_api: bool) -> AdminRequestError {
+        match (error.kind(), is_of_api) {
+            (RequestErrorKind::NoResponders, true) => AdminRequestError::NoJetStream {
+                api: format!("{}.>", self.api_prefix),
+            },
+            (RequestErrorKind::NoResponders, false) => AdminRequestError::NoResponders,
+            _ => error.into(),
+        }
     }
 
     /// Does what goes over this connection, or says what of it is denied.

@@ -24,6 +24,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
 use super::address::NatsAddress;
+use super::admin::ENABLE_JETSTREAM;
 use super::api::leader_elected_subject;
 use super::denial::Denial;
 use super::encode;
@@ -85,9 +86,7 @@ pub struct Exchanged {
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
     /// Nobody listens on the subject.
-    #[error(
-        "nobody answers on {subject}: is JetStream enabled for this account, and may this user publish there?"
-    )]
+    #[error("nobody answers on {subject}: {}", ENABLE_JETSTREAM)]
     NoResponders {
         /// Subject of the request.
         subject: String,

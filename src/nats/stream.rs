@@ -80,13 +80,8 @@ pub enum StreamError {
     #[error("nats.stream: {0}")]
     Name(#[from] StreamNameError),
     /// JetStream is off, or the user may not use it.
-    #[error(
-        "nobody answers on {subject}: enable JetStream on the server and for the account, and allow the user to publish there"
-    )]
-    NoResponders {
-        /// Subject of the request.
-        subject: String,
-    },
+    #[error(transparent)]
+    NoJetStream(AdminRequestError),
     /// The user may not ask, or may not hear the answer.
     #[error(transparent)]
     Denied(Denial),
@@ -316,7 +311,7 @@ async fn call(
 async fn request(client: &Admin, subject: String, body: Bytes) -> Result<Bytes, StreamError> {
     match client.request(subject.clone(), body).await {
         Ok(answer) => Ok(answer.payload),
-        Err(error) if error.is_no_responders() => Err(StreamError::NoResponders { subject }),
+        Err(none @ AdminRequestError::NoJetStream { .. }) => Err(StreamError::NoJetStream(none)),
         Err(AdminRequestError::Denied(denial)) => Err(StreamError::Denied(denial)),
         Err(source) => Err(StreamError::Request { subject, source }),
     }

@@ -29,6 +29,9 @@ pub enum LaneError {
     /// The user may not ask, or may not hear the answer.
     #[error(transparent)]
     Denied(Denial),
+    /// JetStream is off, or the user may not use it.
+    #[error(transparent)]
+    NoJetStream(AdminRequestError),
     /// No answer.
     #[error("no answer from stream {stream}")]
     Request {
@@ -120,7 +123,7 @@ impl LaneClient {
         };
         let answer = answered.map_err(|source| match source {
             // Nothing listens where a message is to be stored.
-            source if source.is_no_responders() && stores => LaneError::NoStream(stream.to_owned()),
+            AdminRequestError::NoResponders if stores => LaneError::NoStream(stream.to_owned()),
             source => unanswered(source, stream),
         })?;
         let read = self.store.read(expects, &answer.payload);
@@ -452,6 +455,7 @@ fn record(message: &StoredMessage) -> Result<Option<LaneRecord>, StoreError> {
 fn unanswered(source: AdminRequestError, stream: &str) -> LaneError {
     match source {
         AdminRequestError::Denied(denial) => LaneError::Denied(denial),
+        none @ AdminRequestError::NoJetStream { .. } => LaneError::NoJetStream(none),
         source => LaneError::Request {
             stream: stream.to_owned(),
             source,

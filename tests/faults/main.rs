@@ -2,6 +2,7 @@
 //! is told to a person. (`tests/chaos` has them at random, `tests/simulation` by the thousand.)
 
 mod backfill;
+mod before_setup;
 mod broker_accounts;
 mod broker_loses;
 mod broker_says_no;

@@ -7,6 +7,7 @@ use crate::cli::exit::{Exit, message};
 use crate::cli::setup;
 use crate::config::Loaded;
 use crate::nats::admin::AdminRequestError;
+use crate::nats::stream::StreamError;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::Fault;
 use crate::postgres::client::SqlError;
@@ -14,6 +15,7 @@ use crate::postgres::error::ReplicationError;
 use crate::postgres::setup::Unfinished;
 use crate::relay::Shutdown;
 use crate::relay::board::Board;
+use crate::relay::lane_client::LaneError;
 use crate::relay::settings::Settings;
 
 /// Sets up, for as long as it takes.
@@ -93,6 +95,8 @@ fn may_pass(error: &anyhow::Error) -> bool {
         } else {
             // The server went away, or the cluster has no leader yet.
             matches!(cause.downcast_ref(), Some(AdminRequestError::Request(_)))
+                || matches!(cause.downcast_ref(), Some(LaneError::NoJetStream(_)))
+                || matches!(cause.downcast_ref(), Some(StreamError::NoJetStream(_)))
         }
     })
 }
