@@ -231,8 +231,9 @@ pub(crate) async fn execute_until(
         return Ok(Exit::Done.into());
     }
     let mut account = Account::default();
-    make_publication(&client, &steps, &before, settings, &mut account).await?;
+    // What JetStream will refuse, only it knows: nothing else has been made by then.
     make_streams(&nats, &streams.plans, &mut account).await?;
+    make_publication(&client, &steps, &before, settings, &mut account).await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for (before, table) in before.tables().zip(settings.tables()) {
         rows.extend(rows_before(&client, &nats, before, &table).await?);

@@ -85,7 +85,13 @@ pub async fn room(client: &Client, names: &[&str]) -> Result<Option<Finding>, Sq
         refuse(
             Kind::Places,
             format!("{wanted} replication slots are wanted, {taken} of them taken, and the server has {max}"),
-            format!("run ALTER SYSTEM SET max_replication_slots = {wanted}; and restart Postgres, or set relay.shares to less"),
+            format!(
+                "run ALTER SYSTEM SET max_replication_slots = {wanted}; and restart Postgres, or {}",
+                match names.len() {
+                    1 => "drop a slot that nobody needs: SELECT slot_name, active FROM pg_replication_slots; lists them",
+                    _ => "set relay.shares to less",
+                }
+            ),
         )
     }))
 }

@@ -77,11 +77,10 @@ async fn refusals(lanes: &[Settings]) -> Result<Vec<Finding>, anyhow::Error> {
         let other = OtherNumber { undivided, ..other };
         refusals.push(refuse(Kind::RowFilter, other.what(), other.mend()));
     }
-    if postgres.share.is_none() {
-        return Ok(refusals);
+    if postgres.share.is_some() {
+        let names: Vec<&PostgresSettings> = lanes.iter().map(|lane| &lane.postgres).collect();
+        refusals.extend(share_names::taken_by_some(&client, &names, &division).await?);
     }
-    let names: Vec<&PostgresSettings> = lanes.iter().map(|lane| &lane.postgres).collect();
-    refusals.extend(share_names::taken_by_some(&client, &names, &division).await?);
     let slots: Vec<&str> = (lanes.iter())
         .map(|lane| lane.postgres.slot.as_str())
         .collect();

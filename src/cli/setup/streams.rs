@@ -124,9 +124,15 @@ pub(super) async fn make_streams(
         match plan {
             StreamPlan::Exists { .. } => report(account, "stream", name, "found"),
             StreamPlan::Create(config) => {
+                let replicas = match config.num_replicas {
+                    0 | 1 => String::new(),
+                    replicas => format!(
+                        " of {replicas} replicas, as --replicas says, which takes as many nats-servers with JetStream in one cluster"
+                    ),
+                };
                 stream::create(nats, config)
                     .await
-                    .with_context(|| format!("cannot make stream {name}"))?;
+                    .with_context(|| format!("cannot make stream {name}{replicas}"))?;
                 report(account, "stream", name, "made");
             }
         }
