@@ -84,7 +84,10 @@ async fn it_measures_and_removes_what_it_made() {
     );
     assert_eq!(servers.left().await, (0, 0));
 
-    let backlog = measured(&servers.bench(&["--backlog", "5000", "--rows", "10"]).await);
+    let output = servers.bench(&["--backlog", "5000", "--rows", "10"]).await;
+    let backlog = measured(&output);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("WARN"), "of its own objects: {stderr}");
     assert_eq!(backlog["mode"], "backlog");
     assert_eq!(backlog["events"], 5_000);
     assert_eq!(servers.left().await, (0, 0));

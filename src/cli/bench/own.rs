@@ -7,11 +7,13 @@ use tokio::sync::oneshot;
 
 use crate::nats::admin::Admin;
 use crate::nats::stream::{self, StreamPlan};
+use crate::pipeline::begin::Begin;
 use crate::pipeline::mapping::{MessageSettings, default_columns};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::connect;
 use crate::postgres::findings::Refusals;
 use crate::postgres::setup::{Wishes, apply, plan, teardown_plan};
+use crate::postgres::unwritten::Unwritten;
 use crate::relay::settings::Settings;
 use crate::relay::{self, Outcome, Shutdown, ShutdownHandle};
 use crate::table_name::TableName;
@@ -113,6 +115,12 @@ impl Own {
                 let comment = format!("COMMENT ON TABLE {} IS '{MARK}'", postgres.table);
                 client.batch_execute(&comment).await?;
             }
+        }
+        let made = inspect(&client, postgres).await?;
+        if let Some(unwritten) = Unwritten::anew(&made, postgres)
+            && let Some(sql) = unwritten.statement(Begin::At(unwritten.confirmed_lsn))
+        {
+            client.batch_execute(&sql).await?;
         }
         let nats = Admin::connect(&self.settings.nats.connection).await?;
         let wanted = self.settings.nats.stream_settings(NAME);
