@@ -1,4 +1,5 @@
-//! The catalog while an epoch streams: does the publication still carry the table, and how much WAL may the slot keep?
+//! The catalog while an epoch streams: does the publication still carry the table, is the relay none of the synchronous standbys, and how
+//! much WAL may the slot keep?
 //!
 //! In: what the epoch found at its start, rows to look for. Out: every five seconds a [`Look`], or why there is none; what the
 //! table has of a row; or the [`Fault`] that ends the epoch. Needed because Postgres passes over the rows of a table that is not in the publication, and says nothing
@@ -266,10 +267,13 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
             "there is no table {table}, the one that it was has another name"
         )));
     }
-    let hides_rows = |kind| {
+    let ends_the_epoch = |kind| {
         matches!(
             kind,
-            Kind::PublicationMissing
+            // Each confirmation would release commits that wait for a real one.
+            Kind::SynchronousStandby
+                // These hide rows.
+                | Kind::PublicationMissing
                 | Kind::PublicationMismatch
                 | Kind::RowFilter
                 | Kind::TableMissing
@@ -278,7 +282,7 @@ fn judge(first: &First, view: &View, settings: &PostgresSettings) -> Result<Look
     };
     let refusals: Vec<String> = findings(now, settings)
         .iter()
-        .filter(|finding| finding.severity == Severity::Refuse && hides_rows(finding.kind))
+        .filter(|finding| finding.severity == Severity::Refuse && ends_the_epoch(finding.kind))
         .map(ToString::to_string)
         .collect();
     if !refusals.is_empty() {

@@ -243,6 +243,7 @@ async fn nobody_waits_for_the_relay_as_for_a_synchronous_standby() {
     let mut relay = fixture.run();
     relay.streams().await;
     let states = "SELECT application_name, sync_state FROM pg_stat_replication ORDER BY 1";
+    // Until it has looked at the setting.
     standbys(&fixture, "*").await;
     eventually("pg_receivewal is the synchronous standby", async || {
         let rows = fixture.sql.query(states, &[]).await.unwrap();
@@ -261,31 +262,41 @@ async fn nobody_waits_for_the_relay_as_for_a_synchronous_standby() {
             assert_eq!(row.get::<_, &str>(1), "async", "{n}");
         }
     }
-    holds_events(&fixture, 20).await;
+    // Its word may release those who wait for the standby: it confirms nothing, and keeps nobody waiting.
+    relay.logs("ALTER SYSTEM").await;
+    let active = "SELECT active FROM pg_replication_slots WHERE slot_name = $1";
+    eventually("nobody reads the slot", async || {
+        let row = fixture.sql.query_one(active, &[&fixture.name]).await;
+        (!row.unwrap().get::<_, bool>(0)).then_some(())
+    })
+    .await;
+    fixture.insert(21, 21).await;
+    let refused = fixture.walrelay(&["run"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let said = relay.log();
+    let line = said.lines().find(|line| line.contains("ALTER SYSTEM"));
+    let remedy = statements(line.expect("a remedy"));
+    for statement in &remedy {
+        assert!(refused.stderr.contains(statement), "{refused:?}");
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    are_standbys(&fixture, "pg_receivewal").await;
+    // It goes on by itself.
+    holds_events(&fixture, 21).await;
     // A frozen relay delays nobody.
     relay.signal(Signal::STOP);
     let begin = Instant::now();
-    fixture.insert(21, 21).await;
+    fixture.insert(22, 22).await;
     // Else for as long as it is frozen, or until Postgres gives it up after a minute.
     assert!(begin.elapsed() < Duration::from_secs(30));
     relay.signal(Signal::CONT);
-    relay.stop().await;
-    // With everybody meant, the relay's word may release those who wait for the standby: said at each start.
-    let mut relay = fixture.run();
-    relay.logs("synchronous_standby_names").await;
-    let said = relay.log();
-    let line = said.lines().find(|line| line.contains("ALTER SYSTEM"));
-    for statement in statements(line.expect("a remedy")) {
-        fixture.sql.batch_execute(&statement).await.unwrap();
-    }
-    are_standbys(&fixture, "pg_receivewal").await;
     drop(receiver);
     let other = fixture.connect().await;
-    let waits = async { other.batch_execute(&insert_sql(22, 22)).await.unwrap() };
+    let waits = async { other.batch_execute(&insert_sql(23, 23)).await.unwrap() };
     let waited = tokio::time::timeout(Duration::from_secs(2), waits).await;
     assert!(waited.is_err(), "released by the relay alone");
     standbys(&fixture, "").await;
-    judge_events(&fixture, &(1..=22).map(uuid).collect::<Vec<_>>()).await;
+    judge_events(&fixture, &(1..=23).map(uuid).collect::<Vec<_>>()).await;
     relay.stop().await;
 }
 

@@ -78,7 +78,7 @@ pub(crate) fn may_not_replicate(server: &Server) -> Option<Finding> {
     })
 }
 
-/// A relay reports like a standby, so that commits may be waiting for it.
+/// A relay reports like a standby: what it confirms would count for a standby's word, and it is none.
 fn synchronous_standby(server: &Server, found: &mut Vec<Finding>) {
     let (setting, own_name) = (&server.synchronous_standby_names, &server.application_name);
     if !names_standby(setting, own_name) {
@@ -97,11 +97,11 @@ fn synchronous_standby(server: &Server, found: &mut Vec<Finding>) {
             "run ALTER SYSTEM SET synchronous_standby_names = {named}; SELECT pg_reload_conf();"
         )
     };
-    found.push(warn(
+    found.push(refuse(
         Kind::SynchronousStandby,
         format!(
-            "synchronous_standby_names is {setting:?}, which also means this relay: at each confirmation it counts as a standby \
-             for a moment, and a commit that waits for a real one may be released"
+            "synchronous_standby_names is {setting:?}, which also means this relay: at each confirmation it would count as a standby \
+             for a moment, and a commit that waits for a real one be released"
         ),
         mend,
     ));
