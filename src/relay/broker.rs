@@ -12,7 +12,7 @@ use crate::nats::stream::{
 use crate::pipeline::fault::Fault;
 use crate::pipeline::limit::SizeLimit;
 use crate::pipeline::opening::{self, Opening, Server, Wanted};
-use crate::pipeline::record::RecordOrNote;
+use crate::pipeline::record::{LaneRecord, RecordOrNote};
 use crate::pipeline::request::{Request, StoredRecord, Unfit};
 use crate::relay::lane_store::{Answer, LaneStore, Outgoing, StoreError};
 use crate::relay::open_error::OpenError;
@@ -235,6 +235,14 @@ impl Broker {
                 }
                 error => Unanswered::Other(error.into()),
             })
+    }
+
+    /// The lane record, where there is one and the broker tells it.
+    pub(super) async fn record(&mut self) -> Option<LaneRecord> {
+        match self.ask_once(&Request::Record).await {
+            Ok(Answer::Record(stored)) => stored.record,
+            _ => None,
+        }
     }
 
     /// Keeps what `kept` makes of the lane record, where it makes anything. Behind whatever record there is: the broker may

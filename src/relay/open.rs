@@ -9,7 +9,7 @@ use crate::pipeline::continuity::Plan;
 use crate::pipeline::encoding::Encoding;
 use crate::pipeline::engine::{Engine, EpochSettings, Note};
 use crate::pipeline::epochs::Refused;
-use crate::pipeline::fault::Fault;
+use crate::pipeline::fault::{Fault, Halt};
 use crate::pipeline::id_column::IdColumn;
 use crate::pipeline::known_columns::KnownColumn;
 use crate::pipeline::lane_end::Memory;
@@ -26,6 +26,7 @@ use crate::pipeline::tables::{Former, Tables};
 use crate::postgres::catalog::{Inspection, Table};
 use crate::postgres::client::Client;
 use crate::postgres::copy_both::CopyBoth;
+use crate::postgres::findings::{Finding, Kind, Refusals};
 use crate::postgres::processes::Process;
 use crate::postgres::slot_wal::SlotWal;
 use crate::postgres::unwritten::Unwritten;
@@ -113,7 +114,13 @@ pub async fn open(
 ) -> Result<Epoch, OpenError> {
     let looked = PostgresSide::look(settings, inherited.memory.is_some(), board).await;
     *waits = None;
-    let mut postgres = looked?;
+    let mut postgres = match looked {
+        // A relay that has been running waits.
+        Err(OpenError::Permanent(error)) if inherited.memory.is_none() => {
+            return Err(refused(settings, error).await);
+        }
+        looked => looked?,
+    };
     match begin(settings, inherited, &mut postgres, now).await {
         Ok(begun) => Ok(epoch(settings, postgres, begun, now)),
         Err(error) => {
@@ -182,6 +189,39 @@ async fn begin(
         broker,
         opened,
         begin,
+    })
+}
+
+/// Of a lane that has published, what is gone was there: a person has to look before it is made again. What was never made is for
+/// `walrelay setup` alone.
+async fn refused(settings: &Settings, error: anyhow::Error) -> OpenError {
+    let refusals = error.downcast_ref::<Refusals>();
+    match refusals.and_then(|refusals| gone(&refusals.0)) {
+        Some(halt) if has_published(settings).await => OpenError::Halt(halt),
+        _ => OpenError::Permanent(error),
+    }
+}
+
+fn gone(refusals: &[Finding]) -> Option<Halt> {
+    let find = |kind| refusals.iter().find(|finding| finding.kind == kind);
+    let told = |finding: &Finding| (finding.what.clone(), finding.mend.clone());
+    let slot = find(Kind::SlotMissing).map(told);
+    let publication = || find(Kind::PublicationMissing).map(told);
+    slot.map(|(what, mend)| Halt::Slot { what, mend })
+        .or_else(|| publication().map(|(what, mend)| Halt::PublicationMissing { what, mend }))
+}
+
+/// By the lane's record; not where the broker does not tell.
+async fn has_published(settings: &Settings) -> bool {
+    let Settings { nats, name, .. } = settings;
+    let slot = &settings.postgres.slot;
+    let Ok(mut broker) = Broker::connect(nats, name, slot, API_TIMEOUT, &[]).await else {
+        return false;
+    };
+    let record = broker.record().await;
+    broker.connection.close().await;
+    record.is_some_and(|record| {
+        record.position.is_some() && !record.retired && record.moved.is_none()
     })
 }
 

@@ -20,6 +20,7 @@ mod erase_values;
 mod failover;
 mod fencing;
 mod foreign;
+mod gone;
 mod half_moved;
 mod halt_foreseen;
 mod halt_told;
