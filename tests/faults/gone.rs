@@ -1,9 +1,9 @@
-//! A slot or a publication that is gone at a start.
+//! A slot or a publication that is gone at a start, and rows that wait where nobody reads.
 
 use serde_json::Value;
 
 use crate::lane::{holds_events, judge_events};
-use crate::support::{Fixture, uuid};
+use crate::support::{Fixture, eventually, uuid};
 
 async fn run(fixture: &Fixture, code: i32, words: &str) {
     let run = fixture.walrelay(&["run"]).await;
@@ -76,4 +76,45 @@ async fn a_lane_that_never_was_fails_and_one_that_has_published_halts_each_time(
     }
     fixture.begin_again().await;
     goes_on(&mut fixture, 9).await;
+}
+
+/// The finding of rows that nobody reads.
+async fn waiting(fixture: &Fixture) -> Option<Value> {
+    let doctor = fixture.walrelay(&["doctor", "--json"]).await;
+    let report: Value = serde_json::from_str(&doctor.stdout).unwrap();
+    let findings = report["findings"].as_array().expect("a list").iter();
+    findings
+        .cloned()
+        .find(|finding| finding["code"] == "waiting")
+}
+
+#[tokio::test]
+async fn rows_that_nobody_reads_are_told_by_doctor() {
+    let mut fixture = Fixture::new().await;
+    // What is published stays in the slot, and does not count.
+    fixture.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 3).await;
+    holds_events(&fixture, 3).await;
+    relay.stop().await;
+    fixture.insert(4, 5).await;
+    let told = eventually("they have waited long enough", async || {
+        waiting(&fixture).await
+    })
+    .await;
+    let what = told["what"].as_str().expect("text");
+    assert!(what.contains("it holds 2 rows for the stream"), "{what}");
+    assert_eq!(told["severity"], "warn");
+    assert!(
+        told["mend"]
+            .as_str()
+            .unwrap()
+            .contains("start walrelay run")
+    );
+    let relay = fixture.run();
+    holds_events(&fixture, 5).await;
+    assert_eq!(waiting(&fixture).await, None);
+    relay.stop().await;
+    assert_eq!(waiting(&fixture).await, None);
 }

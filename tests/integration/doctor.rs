@@ -339,6 +339,7 @@ fn each_code_has_its_place_in_the_documents() {
         "clock",
         "exposed",
         "halted",
+        "waiting",
     ];
     let codes = Kind::ALL.iter().map(|kind| kind.code()).chain(own);
     for code in codes {
