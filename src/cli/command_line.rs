@@ -55,6 +55,18 @@ pub(super) fn backfill(since: Option<DateTime<Utc>>, only: Option<&str>, unjudge
     of(line.into_iter())
 }
 
+/// A command of `nats`, of these servers without a login where they are not those of the configuration: whoever types it has often the
+/// latter in the environment, and a stream of the same name there.
+pub(super) fn nats(elsewhere: Option<&str>, command: &str) -> String {
+    let server = elsewhere.map_or_else(String::new, |servers| {
+        format!(
+            " --server {}",
+            quoted(&without_secrets("--nats-url", servers))
+        )
+    });
+    format!("nats{server} {command}")
+}
+
 fn arguments() -> impl Iterator<Item = String> {
     let arguments = std::env::args_os().skip(1);
     arguments.map(|argument| argument.to_string_lossy().into_owned())
@@ -190,6 +202,14 @@ mod tests {
 
     fn line(arguments: &[&str]) -> String {
         of(arguments.iter().map(|&argument| argument.to_owned()))
+    }
+
+    #[test]
+    fn a_command_for_another_nats_names_it() {
+        assert_eq!(nats(None, "stream rm A"), "nats stream rm A");
+        let there = "nats://me:secret@a:4222,tls://[::1]:4222";
+        let shown = "nats --server 'nats://a:4222,tls://[::1]:4222' stream rm A";
+        assert_eq!(nats(Some(there), "stream rm A"), shown);
     }
 
     #[test]

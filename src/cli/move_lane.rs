@@ -242,8 +242,10 @@ impl Move {
                 ensure!(
                     stream::find(&self.to.nats, to).await?.is_none(),
                     UsageError(format!(
-                        "--to-stream {to}: the lane was there before, and has left that stream behind: once nobody reads it any \
-                         more, delete it (nats stream rm {to}) and run this again, or give another name"
+                        "{}: the lane was there before, and has left that stream behind: once nobody reads it any more, delete it \
+                         ({}) and run this again, or give another name with --to-stream",
+                        self.target(),
+                        self.at_target(&format!("stream rm {to}"))
                     ))
                 );
                 Ok(Stage::Begin)
@@ -268,7 +270,8 @@ impl Move {
                 "the lane is still on its way to stream {from}: end that move from {stream} first"
             ),
             (None, Some(_)) => bail!(UsageError(format!(
-                "--to-stream {to}: a lane of this slot lives there, or is moved there from elsewhere: give another name"
+                "{}: a lane of this slot lives there, or is moved there from elsewhere: give another name with --to-stream",
+                self.target()
             ))),
         }
     }
@@ -282,12 +285,14 @@ impl Move {
         let other = match found.state.last_seq {
             0 if self.is_as_made(&found.config).await? => return Ok(()),
             0 => format!(
-                "delete it (nats stream rm {to}), since it is empty, and run this again, or give another name"
+                "delete it ({}), since it is empty, and run this again, or give another name with --to-stream",
+                self.at_target(&format!("stream rm {to}"))
             ),
-            _ => "give another name".to_owned(),
+            _ => "give another name with --to-stream".to_owned(),
         };
         bail!(UsageError(format!(
-            "--to-stream {to}: there is such a stream already, and the move makes its own: {other}"
+            "{}: there is such a stream already, and the move makes its own: {other}",
+            self.target()
         )))
     }
 
@@ -332,6 +337,20 @@ impl Move {
         Ok((record, stored.sequence))
     }
 
+    /// The target by the flags that say it.
+    fn target(&self) -> String {
+        let to = self.to.stream();
+        match &self.nats {
+            None => format!("--to-stream {to}"),
+            Some(nats) => format!("--to-nats {nats}, stream {to}"),
+        }
+    }
+
+    /// A command of `nats` about the target.
+    fn at_target(&self, command: &str) -> String {
+        command_line::nats(self.nats.as_deref(), command)
+    }
+
     fn at(&self) -> String {
         let nats = self.nats.as_ref();
         nats.map_or_else(String::new, |nats| format!(" at {nats}"))
@@ -355,8 +374,8 @@ impl Move {
         });
         if self.is_sealed && self.stage < Stage::Done {
             account.line(format_args!(
-                "Stream {from} is sealed, which took its age limit away: the new one has none until nats stream edit {to} --max-age gives \
-                 it one."
+                "Stream {from} is sealed, which took its age limit away: the new one has none until {} --max-age gives it one.",
+                self.at_target(&format!("stream edit {to}"))
             ));
         }
         if self.stage < Stage::Fenced {

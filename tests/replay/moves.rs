@@ -155,24 +155,27 @@ async fn killed_after_each_step(fixture: &Fixture, arguments: &[&str]) -> String
     moved.stdout
 }
 
+/// `nats stream rm` as a person types it whose own NATS is that of the configuration.
+async fn types_rm(fixture: &Fixture, command: &str) {
+    let words: Vec<&str> = command.split(' ').collect();
+    let (there, stream) = match words[..] {
+        ["nats", "--server", url, "stream", "rm", stream] => {
+            (async_nats::connect(url).await.expect("it answers"), stream)
+        }
+        ["nats", "stream", "rm", stream] => (fixture.nats.clone(), stream),
+        _ => panic!("{command}"),
+    };
+    let deleted = jetstream::new(there).delete_stream(stream).await;
+    deleted.expect("deleted");
+}
+
 /// The lane goes back to where it was, once what is printed was done.
 async fn goes_back(fixture: &Fixture, arguments: &[&str]) {
     let refused = fixture.walrelay(arguments).await;
     assert_eq!(refused.code, Some(2), "{}", refused.stderr);
-    let (_, remedy) = refused
-        .stderr
-        .split_once("(nats stream rm ")
-        .expect("a remedy");
-    let (stream, _) = remedy.split_once(')').expect("a name");
-    let url = match arguments {
-        [.., "--to-nats", url] => (*url).to_owned(),
-        _ => fixture.servers().nats.url(),
-    };
-    let there = async_nats::connect(url).await.expect("it answers");
-    jetstream::new(there)
-        .delete_stream(stream)
-        .await
-        .expect("deleted");
+    let (_, remedy) = refused.stderr.split_once("delete it (").expect("a remedy");
+    let (command, _) = remedy.split_once(')').expect("a command");
+    types_rm(fixture, command).await;
     let moved = fixture.walrelay(arguments).await.success();
     assert!(moved.stdout.contains("moved: "), "{}", moved.stdout);
 }
@@ -346,6 +349,6 @@ async fn erase_names(fixture: &Fixture, stream: &str, nats: &str) {
     let receipt: serde_json::Value = serde_json::from_str(&told.stdout).expect("a receipt");
     let left = serde_json::json!([{"stream": stream, "nats": nats}]);
     assert_eq!(receipt["left_elsewhere"], left, "{receipt}");
-    let said = format!("nats stream rm {stream}");
+    let said = format!("nats --server {nats} stream rm {stream}");
     assert!(told.stderr.contains(&said), "{}", told.stderr);
 }

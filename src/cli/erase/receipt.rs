@@ -86,7 +86,8 @@ impl Receipt {
         for Left { stream, nats } in &self.left_elsewhere {
             stderr::line(format_args!(
                 "the lane was moved here from NATS at {nats}: where stream {stream} is still there, it has the aggregate's messages, and \
-                 so have its replays and mirrors there. Delete it and them: nats stream rm {stream}"
+                 so have its replays and mirrors there. Delete it and them: {}",
+                command_line::nats(Some(nats), &format!("stream rm {stream}"))
             ));
         }
         let name = |table: &String| {
