@@ -21,7 +21,7 @@ async fn type_remedy(fixture: &Fixture, said: &str, config: &Value) {
         .strip_prefix("edit WALRELAY --")
         .unwrap_or_else(|| panic!("{command}"));
     let (key, value) = match flag {
-        "max-age=-1" => ("max_age", json!(0)),
+        "max-age=0s" => ("max_age", json!(0)),
         "max-msgs=-1" => ("max_msgs", json!(-1)),
         "max-bytes=1048576" => ("max_bytes", json!(1_048_576)),
         "max-msg-size=-1" => ("max_msg_size", json!(-1)),

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 const EDIT: &str = "nats stream edit ";
+const MIB: u64 = 1 << 20;
 
 /// Gives each command that edits a stream the flags of all others that edit it.
 pub fn together<'a>(commands: impl Iterator<Item = &'a mut String>) {
@@ -25,11 +26,23 @@ pub fn together<'a>(commands: impl Iterator<Item = &'a mut String>) {
     }
 }
 
+/// A limit in bytes as `nats` reads one: a number without a unit has at most 31 bits there.
+pub(super) fn bytes(limit: u64) -> String {
+    match (i32::try_from(limit), i32::try_from(limit.div_ceil(MIB))) {
+        (Ok(_), _) => limit.to_string(),
+        (_, Ok(mib)) => format!("{mib}M"),
+        _ => "-1".to_owned(),
+    }
+}
+
 /// Of two limits the wider one counts; -1 is none.
 fn add(known: &mut Vec<String>, flag: &str) {
     let limit = |flag: &str| {
         let (key, value) = flag.split_once('=')?;
-        let value: i64 = value.parse().ok()?;
+        let value: i64 = match value.strip_suffix('M') {
+            Some(mib) => mib.parse::<i64>().ok()?.checked_mul(MIB.cast_signed())?,
+            None => value.parse().ok()?,
+        };
         (key.starts_with("--max-")).then(|| (key.to_owned(), value.cast_unsigned()))
     };
     let same = |other: &&mut String| match (limit(other), limit(flag)) {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::{StreamFinding, StreamSeverity};
+use super::{StreamFinding, StreamSeverity, edits};
 use crate::nats::api::{StreamConfig, StreamInfo};
 
 /// The code of a limit that removes messages too early.
@@ -49,7 +49,7 @@ pub fn that_remove(config: &StreamConfig) -> Option<String> {
 #[must_use]
 pub fn lift(config: &StreamConfig) -> String {
     let limits = [
-        ("--max-age=-1", !config.max_age.is_zero()),
+        ("--max-age=0s", !config.max_age.is_zero()),
         ("--max-bytes=-1", config.max_bytes > 0),
         ("--max-msgs=-1", config.max_msgs > 0),
         ("--max-msgs-per-subject=-1", config.max_msgs_per_subject > 0),
@@ -130,7 +130,10 @@ pub fn below(
                 "{name} is {most} ({reaches}), and the oldest messages are dropped: it may be less than is published within \
                  relay.hold_back ({held}), and consumers that are away miss events"
             ),
-            format!("{flag}={wanted}"),
+            match name {
+                "max_bytes" => format!("{flag}={}", edits::bytes(wanted)),
+                _ => format!("{flag}={wanted}"),
+            },
         );
     }
     found
@@ -176,6 +179,25 @@ mod tests {
         );
         assert_eq!(commands(&full, 100), edit("--max-msgs=360000"));
         assert_eq!(commands(&full, 180), edit("")[..0]);
+    }
+
+    /// `nats stream edit` reads an age as a duration, and -1 is none.
+    #[test]
+    fn what_lifts_limits_is_what_the_command_takes() {
+        let all = info(
+            r#""max_age":5,"max_bytes":5,"max_msgs":5,"discard":"old""#,
+            "",
+        );
+        let lifted = lift(&all.config);
+        assert_eq!(lifted, "--max-age=0s --max-bytes=-1 --max-msgs=-1");
+        let large = info(
+            r#""max_bytes":3000000000,"discard":"old""#,
+            r#""bytes":3000000000"#,
+        );
+        assert_eq!(
+            commands(&large, 90),
+            ["nats stream edit S --max-bytes=11445M"]
+        );
     }
 
     #[test]

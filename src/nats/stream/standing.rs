@@ -2,7 +2,7 @@
 //!
 //! In: what the server says of the stream. Out: findings. Pure.
 
-use super::{StreamFinding, StreamSeverity};
+use super::{StreamFinding, StreamSeverity, edits};
 use crate::nats::api::StreamInfo;
 
 /// What is fuller than this, in percent, is full before somebody looks again.
@@ -104,7 +104,11 @@ fn fills(info: &StreamInfo) -> Vec<StreamFinding> {
             "it has {used} of {limit} {what} and refuses new events when it is full (discard new): then the relay waits"
         );
         // One that was lowered afterwards has more than its limit.
-        let flags = format!("{flag}={}", limit.max(used).saturating_mul(2));
+        let wanted = limit.max(used).saturating_mul(2);
+        let flags = match what {
+            "bytes" => format!("{flag}={}", edits::bytes(wanted)),
+            _ => format!("{flag}={wanted}"),
+        };
         Some(warn(info, STORAGE_LIMIT, message, Some(&flags)))
     });
     near.collect()

@@ -28,7 +28,7 @@ pub(in crate::nats::stream) fn lane_record_findings(
     writable(&mut findings, RECORDS_ANEW, RECORDS_ANEW);
     if !config.max_age.is_zero() {
         let message = "max_age lets records expire: a lane without its record cannot resume";
-        findings.add(Blocks, message, Some("--max-age=-1"));
+        findings.add(Blocks, message, Some("--max-age=0s"));
     }
     match config.retention.as_str() {
         "limits" => {}
