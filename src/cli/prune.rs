@@ -365,7 +365,12 @@ impl Prune<'_> {
         }
         let mut detached = Vec::new();
         for partition in old {
-            if partitions.detach(&partition).await? {
+            if let Some(pending) = &pending {
+                report.notes.push(format!(
+                    "{} is not detached while {pending} is still being detached: its rows are deleted one by one",
+                    partition.name
+                ));
+            } else if partitions.detach(&partition).await? {
                 detached.push(partition);
             } else {
                 report.notes.push(format!(
@@ -374,6 +379,7 @@ impl Prune<'_> {
                 ));
             }
         }
+        let pending = partitions.pending().await?;
         Ok(detached)
     }
 

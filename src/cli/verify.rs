@@ -28,6 +28,7 @@ use crate::pipeline::request::Unfit;
 use crate::pipeline::reshard::OtherNumber;
 use crate::postgres::catalog::{self, Inspection, inspect};
 use crate::postgres::client::{Client, connect};
+use crate::postgres::detached;
 use crate::postgres::division;
 use crate::postgres::findings::{Refusals, has_columns};
 use crate::postgres::id_column::IdColumn;
@@ -430,6 +431,10 @@ async fn check(
         let mut report = Report::new(several, &rows, reading, settled, pending_for, unfit);
         report.since = args.since;
         report.left.clone_from(&left);
+        let name = comparison.settings.postgres.table.to_string();
+        let detached = detached::of(&lane.client, &name).await?;
+        report.detached = detached::told(&name, &detached)
+            .map(|(what, mend)| format!("{what}, which were not compared: {mend}"));
         for (slot, letters) in &letters {
             report.take_letters(slot, letters);
         }

@@ -15,7 +15,7 @@ pub(crate) struct Detached {
     /// `FOR VALUES …`, as SQL.
     bound: String,
     /// DETACH … CONCURRENTLY was interrupted in its midst.
-    is_pending: bool,
+    pub(crate) is_pending: bool,
 }
 
 /// SQL that says of a partition, ahead of its detaching, where it belongs.

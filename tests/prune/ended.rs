@@ -151,6 +151,54 @@ async fn what_cannot_be_attached_again_stays() {
     relay.stop().await;
 }
 
+/// Somebody still reads there: which partition that is, and who, is told, and everything goes once they have ended.
+#[tokio::test]
+async fn what_is_still_being_detached_is_told_with_who_has_it_open() {
+    let (mut platform, relay, name) = partitioned().await;
+    let (next, time) = old_partition(&platform, 9).await;
+    insert_at(&platform, "gen_random_uuid()", &time, 2).await;
+    platform.wait_for(6).await;
+    // On a busy machine Postgres would take it for dead, and nobody would read the slot for a moment.
+    platform.set("WALRELAY_RELAY_STATUS_INTERVAL", "2s");
+    let relay = confirming(&mut platform, relay).await;
+    let reading = platform.begins("SELECT count(*) FROM outbox_events").await;
+    let pid = reading.query_one("SELECT pg_backend_pid()", &[]).await;
+    let pid: i32 = pid.expect("a number").get(0);
+    let mut prune = platform.spawn(PRUNE);
+    platform.waits_for_a_lock("ALTER TABLE").await;
+    prune.kill().await.expect("killed");
+    let end =
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'ALTER TABLE%'";
+    platform.sql.query(end, &[]).await.expect("ended");
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    platform.counts(locks, 0).await;
+
+    // Nobody sees its three rows, and a comparison without them says so.
+    let report = platform.verify(0).await;
+    let unseen = report["detached"].as_str().unwrap_or_default();
+    assert!(unseen.contains(&name), "{report}");
+    let said = platform.expect(&["verify"], 0).await;
+    assert!(said.contains("note: ") && said.contains(&name), "{said}");
+
+    let done = pruned(&platform, &[], 1).await;
+    let notes = done["notes"].to_string();
+    assert!(
+        notes.contains(&format!("{name} is still being detached"))
+            && notes.contains(&format!("pid {pid}"))
+            && notes.contains(&format!("{next} is not detached")),
+        "{notes}"
+    );
+    assert_eq!((&done["rows"], &done["done"]), (&json!(2), &json!(false)));
+    drop(reading);
+    let gone = format!("SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}");
+    platform.counts(&gone, 0).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(done["partitions"], json!([name, next]));
+    let report = platform.verify(0).await;
+    assert_eq!(report["detached"], Value::Null);
+    relay.stop().await;
+}
+
 /// The first half of DETACH CONCURRENTLY is committed by itself.
 #[tokio::test]
 async fn what_it_was_about_to_detach_is_told_and_attached_as_printed() {

@@ -93,6 +93,16 @@ impl<'a> Partitions<'a> {
         Ok(())
     }
 
+    /// One whose detaching has begun and not ended: beside it no other is detached so that writers need not wait.
+    ///
+    /// # Errors
+    /// Postgres refuses.
+    pub(super) async fn pending(&self) -> Result<Option<String>, SqlError> {
+        let query = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = $1::text::regclass AND inhdetachpending";
+        let row = self.client.query_opt(query, &[&self.table]).await?;
+        Ok(row.map(|row| row.try_get(0)).transpose()?)
+    }
+
     /// Those whose rows are all old enough; without what `kept` has rows in.
     ///
     /// # Errors

@@ -152,6 +152,9 @@ pub(super) struct Report {
     pub(super) left: Option<String>,
     /// Why the stream cannot serve as it is configured now, if it cannot.
     unfit: Option<String>,
+    /// Partitions whose rows nobody sees, and what mends that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) detached: Option<String>,
     #[serde(skip)]
     has_slot: bool,
     /// Rows that are older are left out.
@@ -224,6 +227,7 @@ impl Report {
             is_set_back: settled == Settled::SetBack,
             left: None,
             unfit,
+            detached: None,
             has_slot: settled != Settled::NoSlot,
             since: None,
             ambiguous: 0,

@@ -161,6 +161,9 @@ impl Report {
         if let Some(unfit) = &self.unfit {
             text.push_str(&format!("unfit          {unfit}\n"));
         }
+        if let Some(detached) = &self.detached {
+            text.push_str(&format!("note: {detached}\n"));
+        }
         if self.on_standby {
             text.push_str("note: the table was read on a standby: rows that it has not replayed yet are not seen\n");
         }
