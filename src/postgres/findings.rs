@@ -369,7 +369,13 @@ pub(super) fn missing_table(inspection: &Inspection, settings: &PostgresSettings
         ),
         _ => match instead(inspection, settings) {
             Some(instead) => instead,
-            None if is_default(settings) => format!("run walrelay setup, or set {key}"),
+            None if is_default(settings) => match &inspection.publication {
+                Some(it) if !holds_what_comes(it) => format!(
+                    "where it was dropped, walrelay setup --dry-run says with which SQL it is made anew and nothing is lost; where it has \
+                     another name now, set {key} to that"
+                ),
+                _ => format!("run walrelay setup, or set {key}"),
+            },
             None => {
                 format!(
                     "make the table with the columns that the configuration names, or set {key}"

@@ -216,15 +216,15 @@ fn order_refusals(
     if inspection.table.is_none() && !holds_what_comes {
         refuse(
             Kind::PublicationMismatch,
-            format!("publication \"{}\" exists and table {} does not", settings.publication, settings.table),
-            match settings.entry.is_some() {
-                true => format!(
-                    "make the table, then run ALTER PUBLICATION {} ADD TABLE {};",
-                    quote_identifier(&settings.publication),
-                    settings.table
-                ),
-                false => "set postgres.publication to a name that is free, or postgres.table to the table that it is for".to_owned(),
-            },
+            format!(
+                "publication \"{}\" exists and table {} does not",
+                settings.publication, settings.table
+            ),
+            made_anew(
+                inspection,
+                settings,
+                inspection.slot.as_ref().is_some_and(is_ours),
+            ),
         );
     }
     let (table, key) = (&settings.table, settings.table_key());
@@ -282,6 +282,33 @@ fn order_refusals(
         );
     }
     refusals
+}
+
+/// What makes a table of a publication that is there: of the lane's own, which has a slot, the table was dropped. In one transaction, since
+/// what is written before the publication has the table is never sent.
+fn made_anew(inspection: &Inspection, settings: &PostgresSettings, has_slot: bool) -> String {
+    let key = settings.table_key();
+    let create = match is_default(settings) {
+        true => {
+            let sql = table_sql(settings);
+            sql.split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+        false => "CREATE TABLE, with the columns that the configuration names;".to_owned(),
+    };
+    let anew = format!(
+        "BEGIN; {create} ALTER PUBLICATION {} ADD TABLE {}{}; COMMIT;",
+        quote_identifier(&settings.publication),
+        settings.table,
+        filter(inspection, settings)
+    );
+    match has_slot || settings.entry.is_some() {
+        true => format!(
+            "where it was dropped, run {anew} in which nothing is lost: the relay goes on. Where it has another name now, set {key} to that"
+        ),
+        false => format!(
+            "set postgres.publication to a name that is free, or {key} to the table that it is for; or, where it is this lane's, run {anew}"
+        ),
+    }
 }
 
 /// The first migration under the configured name, without its comments.

@@ -557,3 +557,65 @@ async fn set_up_tells_of_messages_that_the_stream_does_not_take() {
         assert!(!setup.stderr.contains("max-msg-size"), "{}", setup.stderr);
     }
 }
+
+/// What was dropped is made anew as it is printed; the relay goes on, and nothing that is written then is missing.
+#[tokio::test]
+async fn a_table_that_was_dropped_is_made_anew_as_it_is_printed() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = fixture.run();
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    let drop = "DROP TABLE outbox_events";
+    fixture.sql.batch_execute(drop).await.unwrap();
+    relay.logs("there is no table public.outbox_events").await;
+    // Each names the next step.
+    let dry = ["setup", "--dry-run"];
+    for said in [
+        relay.log(),
+        fixture.walrelay(&["status"]).await.stdout,
+        fixture.walrelay(&["doctor"]).await.stdout,
+    ] {
+        assert!(said.contains("walrelay setup --dry-run"), "{said}");
+    }
+    let refused = fixture.walrelay(&dry).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let said = &refused.stderr;
+    let (_, sql) = said.split_once("run BEGIN;").expect(said);
+    let (sql, _) = sql.split_once("COMMIT;").expect(said);
+    let sql = format!("BEGIN;{sql}COMMIT;");
+    assert!(!said.contains("name that is free"), "{said}");
+    assert_eq!(fixture.walrelay(&["setup"]).await.code, Some(1));
+    fixture.sql.batch_execute(&sql).await.expect(&sql);
+    fixture.insert(4, 6).await;
+    fixture.holds(6).await;
+    fixture.walrelay(&["setup"]).await.success();
+    fixture.walrelay(&["verify"]).await.success();
+    relay.stop().await;
+    let relay = fixture.run();
+    fixture.insert(7, 7).await;
+    fixture.holds(7).await;
+    assert_exactly_once(
+        &(1..=7).map(uuid).collect::<Vec<_>>(),
+        &fixture.stored_ids().await,
+    );
+    relay.stop().await;
+}
+
+/// It makes dead letters of such rows.
+#[tokio::test]
+async fn a_column_of_the_subject_that_may_be_null_is_told_and_mended_as_printed() {
+    let mut fixture = Fixture::new().await;
+    let add = "ALTER TABLE outbox_events ADD tenant text";
+    fixture.sql.batch_execute(add).await.unwrap();
+    let subject = format!("{}.{{tenant:token}}.{{event_type}}", fixture.name);
+    fixture.set("WALRELAY_NATS_SUBJECT", subject);
+    let said = fixture.walrelay(&["setup"]).await.success().stderr;
+    let (_, mend) = said.split_once("since nats.subject names it").expect(&said);
+    let (_, sql) = mend.split_once("run ").expect(mend);
+    let sql = sql.lines().next().expect("a line");
+    let doctor = fixture.walrelay(&["doctor"]).await.stdout;
+    assert!(doctor.contains("since nats.subject names it"), "{doctor}");
+    fixture.sql.batch_execute(sql).await.expect(sql);
+    let said = fixture.walrelay(&["setup"]).await.success().stderr;
+    assert!(!said.contains("names it"), "{said}");
+}
