@@ -96,10 +96,66 @@ async fn a_running_relay_tells_what_it_does() {
         "{text}"
     );
     assert!(!text.contains("streaming"), "{text}");
+    // Its slot is none of this lane, whoever reads it.
+    is_of_another_database(&platform, &other, "status").await;
+    is_of_another_database(&platform, &other, "position").await;
 
     // A second relay at the same address says which key is at fault.
     let text = platform.expect(&["run"], 1).await;
     assert!(text.contains("http.listen"), "{text}");
+    relay.stop().await;
+}
+
+async fn is_of_another_database(platform: &Platform, url: &str, command: &str) {
+    let flags = [command, "--database-url", url];
+    let text = platform.expect(&flags, 1).await;
+    assert!(
+        text.contains("belongs to the database postgres, not other")
+            && text.contains("set name, or postgres.slot"),
+        "{text}"
+    );
+    assert!(!text.contains("reads the slot"), "{text}");
+    let flags = [command, "--json", "--database-url", url];
+    let output = platform.output(&flags).await;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    let positions = match command {
+        "status" => &json["positions"],
+        _ => &json,
+    };
+    assert_eq!(positions["lane"]["state"], "slot_foreign", "{json}");
+    assert_eq!(positions["confirmed_lsn"], serde_json::Value::Null);
+}
+
+/// The slot is read, and whether what is read is published, NATS alone would tell.
+#[tokio::test]
+async fn without_nats_no_status_is_told_as_seen() {
+    let mut platform = Platform::start().await;
+    let relay = platform.relay();
+    platform.insert(1).await;
+    platform.wait_for(1).await;
+    platform.set("NATS_URL", &format!("nats://{}", free_address()));
+    let text = platform.expect(&["status"], 3).await;
+    assert!(text.contains("reads the slot"), "{text}");
+    relay.stop().await;
+    platform.expect(&["status"], 3).await;
+}
+
+/// A relay would not start.
+#[tokio::test]
+async fn a_publication_without_the_table_is_told_by_status() {
+    let platform = Platform::start().await;
+    let drop = "ALTER PUBLICATION walrelay DROP TABLE outbox_events";
+    platform.sql.batch_execute(drop).await.expect("dropped");
+    let text = platform.expect(&["status"], 1).await;
+    let (_, remedy) = text.split_once("does not hold table").expect(&text);
+    let (_, sql) = remedy.split_once("run ").expect("a remedy");
+    let sql = sql.lines().next().expect("a line");
+    platform.sql.batch_execute(sql).await.expect("it is SQL");
+    let text = platform.expect(&["status"], 1).await;
+    assert!(!text.contains("does not hold"), "{text}");
+    let relay = platform.relay();
+    platform.insert(1).await;
+    platform.wait_for(1).await;
     relay.stop().await;
 }
 

@@ -23,6 +23,8 @@ pub(super) enum Standing {
     Moved,
     /// Somebody is still making the slot.
     SlotUnfinished,
+    /// The slot of this name is another one: of another database, or of another kind.
+    SlotForeign,
     /// The slot is not there.
     SlotMissing,
     /// The slot can give nothing more.
@@ -109,7 +111,8 @@ impl<'a> Recorded<'a> {
 }
 
 impl LaneState {
-    /// The state by what was seen, and what was found wrong with it. `foreseen` is what a relay that starts now halts at.
+    /// The state by what was seen, and what was found wrong with it. A slot that is not the lane's is none in the inspection. `foreseen`
+    /// is what a relay that starts now halts at.
     pub(super) fn of(
         inspection: &Inspection,
         recorded: Recorded<'_>,
@@ -131,10 +134,14 @@ impl LaneState {
             waiting: Vec::new(),
             wal: wal.clone(),
         };
-        let gone = found.iter().find(|finding| {
-            finding.severity == Severity::Refuse
-                && matches!(finding.kind, Kind::SlotLost | Kind::SlotMissing)
-        });
+        let is_gone = |kind| match kind {
+            Kind::SlotLost | Kind::SlotMissing => true,
+            // Of one that is there, something else is wrong with it.
+            Kind::SlotMismatch => slot.is_none(),
+            _ => false,
+        };
+        let gone = (found.iter())
+            .find(|finding| finding.severity == Severity::Refuse && is_gone(finding.kind));
         if let Some(note) = note.or(foreseen).filter(|_| recorded.has_moved()) {
             return state(
                 Standing::Moved,
@@ -164,6 +171,7 @@ impl LaneState {
                     _ => Standing::SlotMissing,
                 };
                 state(standing, Some(gone.what.clone()), Some(gone.mend.clone()))
+                    Kind::SlotMismatch => Standing::SlotForeign,
             }
             (None, Some(note), _) => state(
                 Standing::Halted,
@@ -249,6 +257,7 @@ impl LaneState {
             Standing::Stopped => {
                 "stopped: nobody reads the slot; a relay that runs all the same tells in its log what it waits for".to_owned()
             }
+            Standing::SlotForeign => format!("no relay can run: {reason}"),
             Standing::Waiting => format!(
                 "waiting: nobody reads the slot, and a relay is there, {}: its log tells what it waits for{}",
                 self.relays(),

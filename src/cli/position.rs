@@ -22,7 +22,7 @@ use crate::pipeline::request::StoredRecord;
 use crate::postgres::catalog::inspect_server;
 use crate::postgres::client::connect;
 use crate::postgres::division;
-use crate::postgres::findings::{Kind, findings};
+use crate::postgres::findings::{Kind, findings, slot_misfit};
 use crate::postgres::locks::{self, Inspected};
 use crate::postgres::waiting;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -80,9 +80,12 @@ pub struct Positions {
     /// A lock that keeps a table from being looked at, and with it what the lane lacks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) locked: Option<Missing>,
-    /// Whether the slot exists.
+    /// Whether the slot exists and is the lane's.
     #[serde(skip)]
     pub has_slot: bool,
+    /// Whether one of its name is there that is not.
+    #[serde(skip)]
+    is_foreign: bool,
     /// Whether the stream exists.
     #[serde(skip)]
     pub(crate) has_stream: bool,
@@ -118,7 +121,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         text(&positions)
     });
     account.close()?;
-    if args.json && !positions.has_slot {
+    if args.json && !positions.has_slot && !positions.is_foreign {
         stderr::line(format_args!(
             "there is no replication slot \"{}\": run walrelay setup",
             positions.slot
@@ -165,7 +168,7 @@ pub(super) async fn look(
         .await
         .with_context(|| format!("cannot connect to {conninfo}"))?;
     let postgres = &settings.postgres;
-    let (inspection, locked) = match locks::inspect(&client, postgres).await? {
+    let (mut inspection, locked) = match locks::inspect(&client, postgres).await? {
         Inspected::Seen(inspection) => (*inspection, None),
         Inspected::Locked(locked) => (inspect_server(&client, postgres).await?, Some(locked)),
     };
@@ -196,10 +199,21 @@ pub(super) async fn look(
         // What is not seen is not missing.
         Some(_) => {
             let mut found = findings(&inspection, postgres);
-            found.retain(|it| matches!(it.kind, Kind::SlotLost | Kind::SlotUnfinished));
+            found.retain(|it| {
+                matches!(
+                    it.kind,
+                    Kind::SlotLost | Kind::SlotMismatch | Kind::SlotUnfinished
+                )
+            });
             found
         }
     };
+    // One of another database, say, tells nothing of this lane.
+    let dbname = &inspection.server.dbname;
+    let is_foreign = (inspection.slot.as_ref()).is_some_and(|it| slot_misfit(it, dbname).is_some());
+    if is_foreign {
+        inspection.slot = None;
+    }
     let foreseen = foreseen.map(|halt| foreseen::note(&halt, settings));
     let mut lane = LaneState::of(&inspection, recorded, &found, foreseen.as_ref());
     lane.take_waiting(waiting::relays(&client, &postgres.slot).await?);
@@ -211,7 +225,11 @@ pub(super) async fn look(
         .iter()
         .filter(|(_, is_there)| !is_there && unseen.is_none());
     let absent: Vec<&str> = absent.map(|(name, _)| *name).collect();
-    let mut missing = missing(&found, &absent);
+    let mut missing = match is_foreign {
+        // What a lane under another name would lack is not this one's.
+        true => Vec::new(),
+        false => missing(&found, &absent),
+    };
     // Whoever reads the slot publishes elsewhere, or goes on by what no other knows.
     let beside = foreseen.filter(|_| lane.is_read());
     missing.extend(beside.map(|note| Missing {
@@ -242,6 +260,7 @@ pub(super) async fn look(
             remedy: locked.mend(),
         }),
         has_slot: inspection.slot.is_some(),
+        is_foreign,
         has_stream: stored.has_stream,
         is_stream_seen: unseen.is_none(),
     };
@@ -291,9 +310,10 @@ pub(super) fn text(positions: &Positions) -> String {
         ),
         None => String::new(),
     };
-    let slot = match positions.has_slot {
-        true => positions.slot.clone(),
-        false => format!("{}, missing", positions.slot),
+    let slot = match (positions.has_slot, positions.is_foreign) {
+        (true, _) => positions.slot.clone(),
+        (_, true) => format!("{}, another one", positions.slot),
+        _ => format!("{}, missing", positions.slot),
     };
     let mut lines = positions.lane.lines();
     for missing in &positions.missing {
@@ -412,6 +432,7 @@ mod tests {
                 missing: Vec::new(),
                 locked: None,
                 has_slot: true,
+                is_foreign: false,
                 has_stream: true,
                 is_stream_seen: true,
             };
@@ -438,6 +459,7 @@ mod tests {
             missing: Vec::new(),
             locked: None,
             has_slot: true,
+            is_foreign: false,
             has_stream: true,
             is_stream_seen: true,
         };
