@@ -83,7 +83,10 @@ pub struct Missing {
 pub(super) fn missing(found: &[Finding], streams: &[&str]) -> Vec<Missing> {
     let of_postgres = found.iter().filter(|finding| {
         finding.severity == Severity::Refuse
-            && matches!(finding.kind, Kind::TableMissing | Kind::PublicationMissing)
+            && matches!(
+                finding.kind,
+                Kind::TableMissing | Kind::PublicationMissing | Kind::PublicationMismatch
+            )
     });
     let of_postgres = of_postgres.map(|finding| Missing {
         what: finding.what.clone(),
