@@ -234,9 +234,12 @@ impl LaneState {
         self.active_pid.is_some()
     }
 
-    /// Whether what was seen tells the state.
+    /// Whether what Postgres has tells the state, without NATS: who reads the slot or waits may do so in vain.
     pub(super) fn is_known(&self) -> bool {
-        self.state != Standing::Unknown
+        !matches!(
+            self.state,
+            Standing::Unknown | Standing::Running | Standing::Waiting
+        )
     }
 
     /// Lines for people: name and value.
