@@ -233,6 +233,7 @@ struct Prune<'a> {
 impl Prune<'_> {
     async fn count(&self, reader: &Client, report: &mut Report) -> anyhow::Result<()> {
         let kept = Kept::read(&self.nats, reader, &self.clients).await?;
+        report.letters_of = self.shares(&kept.open_in);
         let mut batches = self.batches.clone();
         if let Some(partitions) = self.partitions(reader, report).await? {
             let old = partitions.old(&kept, &self.id_column).await?;
@@ -299,6 +300,7 @@ impl Prune<'_> {
         report.confirmed_lsn = Some(moment.lsn.to_string());
         // What until then could not be published is in the stream by now.
         let kept = Kept::read(&self.nats, reader, &self.clients).await?;
+        report.letters_of = self.shares(&kept.open_in);
         if let Some(partitions) = partitions {
             for partition in detached {
                 if partitions.finish(partition, &kept, &self.id_column).await? {
@@ -329,6 +331,14 @@ impl Prune<'_> {
         // The snapshot's transaction has the table open.
         reader.batch_execute("COMMIT").await?;
         Ok(())
+    }
+
+    /// The numbers of the shares at these places; of an outbox that is not divided, none.
+    fn shares(&self, places: &[usize]) -> Vec<u32> {
+        let shares = places
+            .iter()
+            .map(|place| self.lanes[*place].postgres.part());
+        shares.flatten().collect()
     }
 
     /// The table's partitions, if it has any that are made by age.
@@ -364,6 +374,7 @@ impl Prune<'_> {
             }
         }
         let mut detached = Vec::new();
+        let pending = partitions.pending().await?;
         for partition in old {
             if let Some(pending) = &pending {
                 report.notes.push(format!(
@@ -379,7 +390,6 @@ impl Prune<'_> {
                 ));
             }
         }
-        let pending = partitions.pending().await?;
         Ok(detached)
     }
 
@@ -414,6 +424,7 @@ impl Prune<'_> {
             dry_run: self.args.dry_run,
             rows: 0,
             open_dead_letters: 0,
+            letters_of: Vec::new(),
             changed: 0,
             partitions: Vec::new(),
             partitions_made: Vec::new(),

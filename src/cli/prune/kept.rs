@@ -17,7 +17,11 @@ use crate::relay::lane_records;
 
 /// The ids of rows that stay.
 #[derive(Debug, Default)]
-pub(super) struct Kept(HashSet<String>);
+pub(super) struct Kept {
+    ids: HashSet<String>,
+    /// Which of the table's lanes have open ones, by their place among them.
+    pub(super) open_in: Vec<usize>,
+}
 
 impl Kept {
     /// Reads them from the streams of the table's lanes and of every other lane of the same database; of one that was moved, from the
@@ -31,8 +35,10 @@ impl Kept {
         own: &[LaneClient],
     ) -> anyhow::Result<Self> {
         let mut kept = Kept::default();
-        for lane in own {
-            kept.take(lane).await?;
+        for (place, lane) in own.iter().enumerate() {
+            if kept.take(lane).await? {
+                kept.open_in.push(place);
+            }
         }
         for other in telling(lane_records::of_database(nats, client).await?) {
             let is_own =
@@ -52,7 +58,8 @@ impl Kept {
         Ok(kept)
     }
 
-    async fn take(&mut self, lane: &LaneClient) -> anyhow::Result<()> {
+    /// Takes those of a lane; whether there are any.
+    async fn take(&mut self, lane: &LaneClient) -> anyhow::Result<bool> {
         let letters = Letters::read(lane).await.with_context(|| {
             format!(
                 "cannot read the dead letters of slot {} in stream {}",
@@ -60,6 +67,7 @@ impl Kept {
                 lane.stream_name()
             )
         })?;
+        let before = self.ids.len();
         for letter in letters.open().filter(|letter| !letter.is_rowless) {
             let position = letter.place.position;
             let Some(id) = &letter.id else {
@@ -69,15 +77,15 @@ impl Kept {
                     lane.slot()
                 );
             };
-            self.0.insert(id.clone());
+            self.ids.insert(id.clone());
         }
-        Ok(())
+        Ok(self.ids.len() > before)
     }
 
     /// Whether the row with this id stays.
     pub(super) fn has(&self, id: &str) -> bool {
         // As letters tell it, which cut a long one.
-        !self.0.is_empty() && self.0.contains(&dead_letter::shown_id(id))
+        !self.ids.is_empty() && self.ids.contains(&dead_letter::shown_id(id))
     }
 
     /// SQL for "is one of these", of an id's text; none where no row stays.
@@ -90,7 +98,7 @@ impl Kept {
                 false => format!("starts_with(({id})::text, '{text}')"),
             }
         };
-        let any: Vec<String> = self.0.iter().map(is).collect();
+        let any: Vec<String> = self.ids.iter().map(is).collect();
         (!any.is_empty()).then(|| any.join(" OR "))
     }
 }

@@ -16,6 +16,9 @@ pub(super) struct Report {
     /// Deleted, or in a dry run to be deleted.
     pub(super) rows: u64,
     pub(super) open_dead_letters: u64,
+    /// The shares that have these.
+    #[serde(skip)]
+    pub(super) letters_of: Vec<u32>,
     /// Somebody else changed or deleted them meanwhile.
     pub(super) changed: u64,
     /// Dropped with all their rows, or in a dry run to be dropped.
@@ -52,6 +55,7 @@ impl Report {
             cutoff,
             rows,
             open_dead_letters,
+            letters_of,
             changed,
             partitions,
             partitions_made,
@@ -82,13 +86,22 @@ impl Report {
             account.line(note);
         }
         if *open_dead_letters > 0 {
+            let list = "walrelay dead-letters list";
+            let of_share = |share| format!("{list} --share {share}");
             account.line(format_args!(
-                "{}, see walrelay dead-letters list",
+                "{}, see {}",
                 counted(
                     *open_dead_letters,
                     "row stays: it is an open dead letter",
                     "rows stay: they are open dead letters"
-                )
+                ),
+                match letters_of[..] {
+                    [] => list.to_owned(),
+                    _ => {
+                        let each: Vec<String> = letters_of.iter().map(of_share).collect();
+                        each.join(" and ")
+                    }
+                }
             ));
         }
         if *changed > 0 {

@@ -26,6 +26,34 @@ async fn open_at(address: SocketAddr) -> Option<u64> {
     Some(value.parse().expect("a number"))
 }
 
+/// What `prune` names of the letters that it keeps is typed as it is printed.
+#[tokio::test]
+async fn what_prune_says_of_letters_names_their_share() {
+    let mut fixture = two_shares(true).await;
+    let relay = fixture.run();
+    fixture.insert(1, 40).await;
+    let bad = "DROP TRIGGER few ON outbox_events;
+        INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+        SELECT gen_random_uuid(), aggregate_id, 'has a space', '{}' FROM outbox_events
+        WHERE (uuid_hash(aggregate_id) & 1) = 1 LIMIT 1;
+        UPDATE outbox_events SET occurred_at = now() - interval '10 days'";
+    fixture.sql.batch_execute(bad).await.unwrap();
+    let counted = eventually("the letter is there", async || {
+        let list = fixture
+            .walrelay(&["dead-letters", "list", "--share", "1"])
+            .await;
+        list.stdout.contains("has a space").then_some(())
+    });
+    counted.await;
+    let pruned = fixture.prune(&["--older-than", "7d"]).await.success();
+    let (_, line) = pruned.stdout.split_once("see walrelay ").expect("a hint");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    assert_eq!(words, ["dead-letters", "list", "--share", "1"]);
+    let list = fixture.walrelay(&words).await.success();
+    assert!(list.stdout.contains("has a space"), "{}", list.stdout);
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn each_letter_is_counted_by_one_relay_and_shown_on_its_page() {
     let mut fixture = two_shares(true).await;
