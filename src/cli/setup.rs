@@ -121,6 +121,20 @@ pub struct Args {
     /// Of these rows only those for which this condition holds, in SQL, such as "dispatched_at IS NULL".
     #[arg(long = "where", value_name = "SQL", requires = "backfill", value_parser = values::condition)]
     only: Option<String>,
+
+    /// Who calls has made the publication in this run.
+    #[arg(skip)]
+    has_made_publication: bool,
+}
+
+impl Args {
+    /// By default, of a command that may have made the publication itself.
+    pub(super) fn behind_publication(has_made_publication: bool) -> Self {
+        Args {
+            has_made_publication,
+            ..Args::default()
+        }
+    }
 }
 
 /// Runs the command for one lane.
@@ -231,9 +245,21 @@ pub(crate) async fn execute_until(
         return Ok(Exit::Done.into());
     }
     let mut account = Account::default();
+    let of_publication = match args.has_made_publication {
+        true => "made",
+        false => "found",
+    };
     // What JetStream will refuse, only it knows: nothing else has been made by then.
     make_streams(&nats, &streams.plans, &mut account).await?;
-    make_publication(&client, &steps, &before, settings, &mut account).await?;
+    make_publication(
+        &client,
+        &steps,
+        &before,
+        settings,
+        of_publication,
+        &mut account,
+    )
+    .await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for (before, table) in before.tables().zip(settings.tables()) {
         rows.extend(rows_before(&client, &nats, before, &table).await?);
@@ -336,6 +362,7 @@ async fn make_publication(
     steps: &[Step],
     before: &Inspection,
     settings: &Settings,
+    of_publication: &str,
     account: &mut Account,
 ) -> Result<(), anyhow::Error> {
     let postgres = &settings.postgres;
@@ -348,7 +375,11 @@ async fn make_publication(
     let mut steps = steps.iter();
     for (part, name, is_there) in tables.chain([publication]) {
         if is_there {
-            report(account, part, &name, "found");
+            let state = match part {
+                Part::Publication => of_publication,
+                _ => "found",
+            };
+            report(account, part, &name, state);
             continue;
         }
         let step = steps.next().context("the plan makes what is missing")?;

@@ -21,7 +21,8 @@ impl Resharding<'_> {
         shutdown: Shutdown,
     ) -> Result<Exit, anyhow::Error> {
         let lane = self.lane(part);
-        if !self.division.has(part) {
+        let has_made_publication = !self.division.has(part);
+        if has_made_publication {
             let create = self.create(lane);
             let created = self.sql.batch_execute(&create).await;
             created.with_context(|| format!("cannot run {create}"))?;
@@ -37,7 +38,8 @@ impl Resharding<'_> {
         let cancel = async {
             let _ended = tokio::time::timeout(self.args.wait, stopped.wait()).await;
         };
-        let made = setup::execute_until(setup::Args::default(), lane, cancel).await?;
+        let args = setup::Args::behind_publication(has_made_publication);
+        let made = setup::execute_until(args, lane, cancel).await?;
         Ok(made.exit)
     }
 }

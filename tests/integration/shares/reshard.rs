@@ -42,7 +42,11 @@ async fn twice_and_half(own_streams: bool) {
     assert!(dry.stdout.contains("& 3) = 2"), "{}", dry.stdout);
     assert_eq!(count(&fixture, SLOTS).await, 2, "nothing was made");
     for (to, slots) in [("4", 4), ("8", 8), ("4", 4)] {
-        reshard(&fixture, to).await;
+        let told = reshard(&fixture, to).await.stdout;
+        let publications = told.lines().filter(|line| line.starts_with("publication"));
+        for line in publications {
+            assert!(line.ends_with(" made"), "{line}");
+        }
         assert_eq!(count(&fixture, SLOTS).await, slots);
         assert_eq!(count(&fixture, "FROM pg_publication").await, slots);
         are_owned(&fixture, slots).await;
