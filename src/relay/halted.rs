@@ -49,7 +49,7 @@ pub(super) async fn keep(settings: &Settings, inherited: &Inherited, halt: &Halt
     loop {
         let why = match timeout_at(deadline, try_keep(settings, inherited, &kept)).await {
             Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("{error:?}"),
+            Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer in time".to_owned(),
         };
         if Instant::now() + PAUSE >= deadline {

@@ -24,6 +24,17 @@ pub enum OpenError {
     Unfit(Unfit),
 }
 
+impl std::fmt::Display for OpenError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            OpenError::Fault(fault) => write!(f, "{fault}"),
+            OpenError::Permanent(error) => f.write_str(&with_cause(error.as_ref())),
+            OpenError::Halt(halt) => f.write_str(&halt.reason()),
+            OpenError::Unfit(unfit) => f.write_str(&unfit.reason),
+        }
+    }
+}
+
 impl From<NotOpened> for OpenError {
     fn from(stop: NotOpened) -> Self {
         match stop {
@@ -129,4 +140,24 @@ pub(crate) fn with_cause(error: &dyn std::error::Error) -> String {
         cause = source.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An error that was made of another one has a backtrace, where the environment asks for them.
+    #[test]
+    fn what_is_logged_of_it_is_what_it_says() {
+        let error = anyhow::anyhow!("the reason").context("what failed");
+        assert_eq!(
+            OpenError::Permanent(error).to_string(),
+            "what failed: the reason"
+        );
+        let fault = Fault::Broker("gone".to_owned());
+        assert_eq!(
+            OpenError::Fault(fault.clone()).to_string(),
+            fault.to_string()
+        );
+    }
 }
