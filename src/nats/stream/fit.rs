@@ -292,8 +292,15 @@ fn retention(findings: &mut Findings<'_>) {
     }
     if config.max_msgs_per_subject > 0 {
         let message = format!(
-            "only the last {} events of each subject are kept: a slow consumer misses others",
-            config.max_msgs_per_subject
+            "only the last {} of each subject {} kept: a slow consumer misses others",
+            match config.max_msgs_per_subject {
+                1 => "event".to_owned(),
+                most => format!("{most} events"),
+            },
+            match config.max_msgs_per_subject {
+                1 => "is",
+                _ => "are",
+            }
         );
         findings.add(
             StreamSeverity::Warns,
