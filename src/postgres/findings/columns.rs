@@ -73,6 +73,13 @@ pub(super) fn columns(
             values(table, column, field, settings, found);
         }
     }
+    for name in settings.subject.columns() {
+        let column = table.columns.iter().find(|column| column.name == name);
+        if let Some(column) = column.filter(|column| !column.not_null) {
+            let why = format!(", since {} names it", naming(name, settings));
+            found.push(nullable(column, &why, settings));
+        }
+    }
 }
 
 /// Whether the table is walrelay's own, but for a column that is missing or of another type, and nobody has written to it: what
@@ -215,14 +222,19 @@ fn values(
         ));
     }
     if !column.not_null && !settings.may_be_null.contains(&field) {
-        found.push(warn(
-            Kind::Column,
-            format!(
-                "column {sql_name} of {name} may be null, and a row with a null there is rejected"
-            ),
-            format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} SET NOT NULL;"),
-        ));
+        found.push(nullable(column, "", settings));
     }
+}
+
+fn nullable(column: &Column, why: &str, settings: &PostgresSettings) -> Finding {
+    let (name, sql_name) = (&settings.table, quote_identifier(&column.name));
+    warn(
+        Kind::Column,
+        format!(
+            "column {sql_name} of {name} may be null, and a row with a null there is rejected{why}"
+        ),
+        format!("run ALTER TABLE {name} ALTER COLUMN {sql_name} SET NOT NULL;"),
+    )
 }
 
 /// A column that is missing, or cannot serve.
