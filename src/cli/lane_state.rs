@@ -171,10 +171,10 @@ impl LaneState {
             (Some(gone), ..) => {
                 let standing = match gone.kind {
                     Kind::SlotLost => Standing::SlotLost,
+                    Kind::SlotMismatch => Standing::SlotForeign,
                     _ => Standing::SlotMissing,
                 };
                 state(standing, Some(gone.what.clone()), Some(gone.mend.clone()))
-                    Kind::SlotMismatch => Standing::SlotForeign,
             }
             (None, Some(note), _) => state(
                 Standing::Halted,
@@ -254,6 +254,7 @@ impl LaneState {
             ),
             Standing::Moved => format!("moved: {reason}"),
             Standing::SlotUnfinished => format!("no relay can run yet: {reason}"),
+            Standing::SlotForeign => format!("no relay can run: {reason}"),
             Standing::SlotMissing => format!("the slot is missing{halted}: {reason}"),
             Standing::SlotLost => format!("the slot is lost{halted}: {reason}"),
             Standing::Halted => match since {
@@ -263,7 +264,6 @@ impl LaneState {
             Standing::Stopped => {
                 "stopped: nobody reads the slot; a relay that runs all the same tells in its log what it waits for".to_owned()
             }
-            Standing::SlotForeign => format!("no relay can run: {reason}"),
             Standing::Waiting => format!(
                 "waiting: nobody reads the slot, and a relay is there, {}: its log tells what it waits for{}",
                 self.relays(),

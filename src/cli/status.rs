@@ -23,6 +23,7 @@ use crate::config::HttpSettings;
 use crate::counted::counted;
 use crate::nats::admin::Admin;
 use crate::ops::http::STATUS_PATH;
+use crate::relay::FULL;
 use crate::relay::bulk_work::BulkWork;
 use crate::relay::settings::Settings;
 use crate::relay::status::{State, Status};
@@ -143,24 +144,42 @@ async fn look(settings: &Settings, http: &HttpSettings) -> Look {
         None => Err(anyhow!("http.listen is turned off")),
     };
     match relay {
-        Ok(mut status) => Look {
-            exit: match status.is_ready() {
-                true => Exit::Done,
-                false => Exit::Failed,
-            },
-            answer: Answer {
-                bulk_work: std::mem::take(&mut status.bulk_work),
-                relay: Some(status),
-                positions: None,
-            },
-            notes: Vec::new(),
-        },
+        Ok(mut status) => {
+            // The process is well, and says nothing of whether another one has the share.
+            let nobodys = match status.reason.as_deref() == Some(FULL) {
+                true => nobodys(settings).await,
+                false => None,
+            };
+            Look {
+                exit: match status.is_ready() && nobodys.is_none() {
+                    true => Exit::Done,
+                    false => Exit::Failed,
+                },
+                answer: Answer {
+                    bulk_work: std::mem::take(&mut status.bulk_work),
+                    relay: Some(status),
+                    positions: None,
+                },
+                notes: nobodys.into_iter().collect(),
+            }
+        }
         Err(error) => {
             let mute = error.downcast_ref::<Mute>().map(|mute| mute.0);
             let why = super::exit::message(&error);
             without_relay(settings, format!("no relay answers: {why}"), mute).await
         }
     }
+}
+
+/// Why a share that this process leaves to others is nobody's, as far as Postgres tells.
+async fn nobodys(settings: &Settings) -> Option<String> {
+    let (positions, _) = position::look(settings).await.ok()?;
+    (!positions.lane.is_read()).then(|| {
+        format!(
+            "nobody reads slot {}, and what is written for it waits: start another instance, or raise relay.max_shares_per_instance",
+            positions.slot
+        )
+    })
 }
 
 /// What slot, stream and lane record tell.

@@ -83,7 +83,8 @@ const STEADY: Duration = Duration::from_secs(10);
 const HALT_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a lane waits for that has no claim.
-const FULL: &str = "this process has as many shares as relay.max_shares_per_instance lets it have";
+pub(crate) const FULL: &str =
+    "this process has as many shares as relay.max_shares_per_instance lets it have";
 
 /// The relay between two epochs.
 struct Relay<'a> {

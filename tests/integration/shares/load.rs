@@ -4,8 +4,8 @@ use async_nats::jetstream;
 use rustix::process::Signal;
 use tokio_postgres::Client;
 
-use super::divide;
-use crate::support::{Fixture, Output, Relay, Writer, eventually};
+use super::{divide, get};
+use crate::support::{Fixture, Output, Relay, Writer, eventually, site};
 
 /// Events are of twenty aggregates, whoever writes them.
 pub(super) const FEW_AGGREGATES: &str = "
@@ -67,6 +67,35 @@ pub(super) async fn reshard(fixture: &Fixture, to: &str) -> Output {
         .walrelay(&["reshard", "--shares", to])
         .await
         .success()
+}
+
+/// A share that no process has is not well, however well the process is that leaves it to others.
+#[tokio::test]
+async fn a_share_that_nobody_has_is_not_told_as_well() {
+    let mut fixture = two_shares(true).await;
+    fixture.set("WALRELAY_RELAY_MAX_SHARES_PER_INSTANCE", "1");
+    let address = site::free_address();
+    fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
+    let first = fixture.run();
+    are_owned(&fixture, 1).await;
+    eventually("the other share is left to others", async || {
+        let told = get(address, "/status.json").await;
+        told.contains("max_shares_per_instance").then_some(())
+    })
+    .await;
+    let status = fixture.walrelay(&["status"]).await;
+    assert_eq!(status.code, Some(1), "{status:?}");
+    for said in ["nobody reads slot", "raise relay.max_shares_per_instance"] {
+        assert!(status.stderr.contains(said), "{status:?}");
+    }
+    fixture.set("WALRELAY_HTTP_LISTEN", "");
+    let second = fixture.run();
+    are_owned(&fixture, 2).await;
+    fixture.set("WALRELAY_HTTP_LISTEN", address.to_string());
+    fixture.walrelay(&["status"]).await.success();
+    for relay in [first, second] {
+        stops(relay).await;
+    }
 }
 
 /// Changes the publications as a command does that is killed there: by what it prints.
