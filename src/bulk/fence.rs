@@ -25,7 +25,7 @@ use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DISCARDED, KIND_ERASED, KIND_FENCED, KIND_HEADER, KIND_RETRIED, KIND_RETRY,
     REPLAY_HEADER,
 };
-use crate::pipeline::record::{LaneRecord, Moved};
+use crate::pipeline::record::{LaneRecord, Moved, at};
 use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::lane_client::{LaneClient, LaneError};
 use crate::relay::lane_store::StoreError;
@@ -90,12 +90,14 @@ pub(crate) fn lives_there(record: Option<&LaneRecord>, stream: &str) -> anyhow::
     match record.and_then(|record| record.moved.as_ref()) {
         Some(Moved::To { stream: to, nats }) => bail!(
             "the lane has left stream {stream}: walrelay move has taken it to stream {to}{}; use the configuration of that one",
-            nats.as_ref()
-                .map_or_else(String::new, |nats| format!(" at {nats}"))
+            at(nats.as_ref())
         ),
-        Some(Moved::From { stream: from, .. }) => bail!(
-            "the lane is still on its way from stream {from} to {stream}: walrelay move has not ended; run it again with the \
-             configuration of stream {from}"
+        Some(Moved::From {
+            stream: from, nats, ..
+        }) => bail!(
+            "the lane is still on its way from stream {from}{at} to {stream}: walrelay move has not ended; run it again with the \
+             configuration of stream {from}{at}",
+            at = at(nats.as_ref())
         ),
         None => Ok(()),
     }

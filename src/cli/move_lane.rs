@@ -27,7 +27,7 @@ use crate::nats::address::{NatsAddress, NatsAuth};
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamConfig;
 use crate::nats::stream::{self, StreamPlan, StreamSeverity};
-use crate::pipeline::record::{LaneRecord, Moved};
+use crate::pipeline::record::{self, LaneRecord, Moved};
 use crate::postgres::client::connect;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
@@ -252,7 +252,7 @@ impl Move {
             }
             (Some(Moved::To { stream, nats }), _) if stream != to || nats != self.nats => bail!(
                 "the lane has gone from stream {from} to {stream}{} already",
-                nats.map_or_else(String::new, |nats| format!(" at {nats}"))
+                record::at(nats.as_ref())
             ),
             (Some(Moved::To { .. }), Some(there)) if is_on_its_way(&there) => {
                 Ok(if is_whole(&there) {
@@ -352,8 +352,12 @@ impl Move {
     }
 
     fn at(&self) -> String {
-        let nats = self.nats.as_ref();
-        nats.map_or_else(String::new, |nats| format!(" at {nats}"))
+        record::at(self.nats.as_ref())
+    }
+
+    /// The servers that the lane leaves, where the target has others.
+    fn origin(&self) -> Option<String> {
+        self.nats.as_ref().map(|_| self.from.servers())
     }
 
     fn explain(&self, account: &mut Account) {

@@ -306,7 +306,7 @@ impl Confirm {
     pub(crate) fn check_time(&self, now: Duration) -> Result<(), Fault> {
         match self.asked_at {
             Some(at) if !self.is_idle() && now >= at + self.timeout => Err(Fault::Broker(
-                "no answer to the lane record or the probe before a confirmation".into(),
+                "it does not answer: the lane record or the probe before a confirmation has come to nothing".into(),
             )),
             _ => Ok(()),
         }

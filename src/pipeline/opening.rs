@@ -27,7 +27,7 @@ use super::misnamed::Misnamed;
 use super::position::Lane;
 use super::publications::PublicationName;
 use super::publish::{Mode, NoMode, Offer};
-use super::record::{LaneRecord, Moved};
+use super::record::{LaneRecord, Moved, at};
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
 use super::source::Source;
 use super::subject::SubjectTemplate;
@@ -501,9 +501,10 @@ pub fn lives_here(stored: &StoredRecord) -> Result<(), NotOpened> {
             to: stream.clone(),
             nats: nats.clone(),
         })),
-        Some((record, Moved::From { stream, .. })) => {
+        Some((record, Moved::From { stream, nats, .. })) => {
             Err(NotOpened::Fault(Fault::Unready(format!(
-                "the lane is still on its way from stream {stream} to {}: walrelay move has not ended; run it again if it was stopped",
+                "the lane is still on its way from stream {stream}{} to {}: walrelay move has not ended; run it again if it was stopped",
+                at(nats.as_ref()),
                 record.stream
             ))))
         }

@@ -126,10 +126,19 @@ pub enum Moved {
         stream: String,
         /// When that was created.
         created: String,
+        /// The servers of that one, without credentials; none where they are the same.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        nats: Option<String>,
         /// Whether every message has been copied: what stands behind them is not one.
         #[serde(default)]
         is_whole: bool,
     },
+}
+
+/// Where a stream is that another NATS has.
+#[must_use]
+pub fn at(nats: Option<&String>) -> String {
+    nats.map_or_else(String::new, |nats| format!(" at {nats}"))
 }
 
 /// Those of all lanes' records whose streams tell of their lanes: of a lane that has moved, the stream that it lives in; of one that
@@ -432,6 +441,7 @@ mod tests {
             Some(Moved::From {
                 stream: stream.to_owned(),
                 created: "c".to_owned(),
+                nats: None,
                 is_whole: false,
             })
         };

@@ -306,6 +306,34 @@ async fn a_new_nats_is_set_up_and_run_before_the_move() {
     relay.stop().await;
 }
 
+/// Both streams have one name, so the place says which is meant.
+#[tokio::test]
+async fn who_waits_for_a_move_from_another_nats_names_it() {
+    let mut fixture = Fixture::own().await;
+    let other = LocalNats::start(&binaries(), NatsOptions::default())
+        .await
+        .expect("it starts");
+    let (first, url) = (fixture.servers().nats.url(), other.url());
+    fixture.insert(1, 10).await;
+    fixture.relay_until(10).await;
+    let arguments = ["move", "--yes", "--to-nats", &url];
+    let mut moving = fixture.start(&arguments);
+    moving.logs("is there: messages are copied").await;
+    moving.kill();
+    fixture.set("WALRELAY_NATS_URL", url.as_str());
+    let mut relay = fixture.run();
+    relay.logs("the lane is still on its way from").await;
+    let stream = fixture.stream_name();
+    let said = format!("from stream {stream} at {first} to {stream}");
+    assert!(relay.log().contains(&said), "{}", relay.log());
+    let backfill = fixture.walrelay(&["backfill"]).await;
+    assert!(backfill.stderr.contains(&said), "{}", backfill.stderr);
+    fixture.set("WALRELAY_NATS_URL", first);
+    fixture.walrelay(&arguments).await.success();
+    relay.streams().await;
+    relay.stop().await;
+}
+
 #[tokio::test]
 async fn to_another_nats() {
     let mut fixture = Fixture::own().await;

@@ -43,6 +43,7 @@ impl Move {
             moved: Some(Moved::From {
                 stream: self.from.stream().to_owned(),
                 created: self.created.clone(),
+                nats: self.origin(),
                 is_whole: false,
             }),
             ..record
@@ -181,6 +182,7 @@ impl Move {
             moved: Some(Moved::From {
                 stream: self.from.stream().to_owned(),
                 created: self.created.clone(),
+                nats: self.origin(),
                 is_whole: true,
             }),
             ..on_its_way.context("somebody else has written the lane's record there")?

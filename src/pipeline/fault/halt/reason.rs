@@ -4,6 +4,7 @@
 
 use super::Halt;
 use crate::pipeline::fault::STUCK_EPOCHS;
+use crate::pipeline::record::at;
 use postgres_types::PgLsn;
 
 impl Halt {
@@ -16,11 +17,9 @@ impl Halt {
                  was published or confirmed"
             ),
             Halt::Moved { stream, to, nats } => {
-                let at = nats
-                    .as_ref()
-                    .map_or_else(String::new, |nats| format!(" at {nats}"));
                 format!(
-                    "the lane has left stream {stream}: walrelay move has taken it to stream {to}{at}"
+                    "the lane has left stream {stream}: walrelay move has taken it to stream {to}{}",
+                    at(nats.as_ref())
                 )
             }
             Halt::ForeignEnd { .. }
