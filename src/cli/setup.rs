@@ -262,7 +262,7 @@ pub(crate) async fn execute_until(
     .await?;
     let (mut rows, mut limits) = (Vec::new(), Vec::new());
     for (before, table) in before.tables().zip(settings.tables()) {
-        rows.extend(rows_before(&client, &nats, before, &table).await?);
+        rows.extend(rows_before(&client, &nats, before, &table, None).await?);
         limits.extend(version_limit(before, &table));
     }
     let made_lsn = make_slot(&client, &steps, settings, &mut cancel, &mut account).await?;
@@ -302,6 +302,15 @@ pub(crate) async fn execute_until(
     let found = begins.as_ref().ok().copied().flatten();
     let made = inspect(&client, postgres).await?;
     let unwritten = Unwritten::of(&made, postgres).filter(|_| made_lsn.is_none());
+    let stands = found.and(made.confirmed_lsn());
+    let is_told = made_lsn.is_some() || is_awaited || args.backfill;
+    if let Some(stands) = stands.filter(|_| !is_told) {
+        // Of a new lane whose slot was there before.
+        for (before, table) in before.tables().zip(settings.tables()) {
+            let rows = rows_before(&client, &nats, before, &table, Some(stands)).await?;
+            rows.into_iter().for_each(|line| account.line(line));
+        }
+    }
     if let Some(unwritten) = unwritten.filter(|_| begins.is_ok()) {
         let of_record = |record| Begin::of(Some(record), unwritten.confirmed_lsn);
         // A relay that reads the slot of a new lane writes the record itself.
@@ -432,12 +441,14 @@ fn version_limit(before: &Inspection, settings: &Settings) -> Option<String> {
     })
 }
 
-/// What to say of the rows that are in the table before the slot is made, and so lie before its first position.
+/// What to say of the rows that are in the table before the slot is made, and so lie before its first position. One that was there stands
+/// at `stands`, and may hold some of them.
 async fn rows_before(
     client: &Client,
     nats: &Admin,
     before: &Inspection,
     settings: &Settings,
+    stands: Option<PgLsn>,
 ) -> Result<Option<String>, anyhow::Error> {
     let table = &settings.postgres.table;
     if before.table.is_none() {
@@ -453,6 +464,14 @@ async fn rows_before(
     let rows = u64::try_from(rows).unwrap_or(0);
     if rows == 0 {
         return Ok(None);
+    }
+    if let Some(lsn) = stands {
+        return Ok(Some(format!(
+            "{} already in {table}: those that committed before {lsn}, where the slot stands, will not be published. Once the relay runs, \
+             {} publishes them",
+            counted(rows, "row is", "rows are"),
+            command_line::backfill(None, None, false)
+        )));
     }
     let stream = stream::find(nats, &settings.nats.stream).await?;
     Ok(Some(match stream {

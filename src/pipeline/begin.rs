@@ -5,29 +5,6 @@
 
 use super::record::LaneRecord;
 use postgres_types::PgLsn;
-use serde::Deserialize;
-
-/// How long after the making of a cluster its counts begin, at most, where they have never begun anew. `initdb` does both in one process.
-const FIRST_COUNTS_S: i64 = 5;
-
-/// What the server has counted of a slot's reading.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub struct Counts {
-    /// Transactions that readers were sent since.
-    pub transactions: i64,
-    /// The slot's own counts were set back.
-    pub is_reset: bool,
-    /// Since when the server counts, in Unix time. A crash, a promotion and a restored backup begin anew.
-    pub since_s: Option<i64>,
-}
-
-impl Counts {
-    /// Whether nothing was read by then that is not in them; `cluster_made_s` is when the cluster was made, in Unix time.
-    fn are_whole(&self, cluster_made_s: i64) -> bool {
-        let first = cluster_made_s..=cluster_made_s.saturating_add(FIRST_COUNTS_S);
-        !self.is_reset && self.since_s.is_some_and(|since| first.contains(&since))
-    }
-}
 
 /// What is known of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,18 +30,11 @@ impl Begin {
         }
     }
 
-    /// Of a slot without a record that stood there already: it begins where it stands only where nobody has read it, by counts that
-    /// tell of all its life. `was_seen_made` says that it is not older than this look.
-    pub fn of_found(
-        confirmed_lsn: PgLsn,
-        counts: Option<&Counts>,
-        cluster_made_s: i64,
-        was_seen_made: bool,
-    ) -> Begin {
-        let is_unread = |counts: &Counts| {
-            counts.transactions == 0 && (was_seen_made || counts.are_whole(cluster_made_s))
-        };
-        match counts.is_some_and(is_unread) {
+    /// Of a slot without a record that this run has not made: it begins where it stands only where this run has seen it being made, and
+    /// the server has sent no transaction of it since. Nothing that Postgres keeps tells of any other: what it has sent is counted anew by
+    /// a crash, a promotion, a restored backup and `pg_upgrade`, and for a copy.
+    pub fn of_found(confirmed_lsn: PgLsn, was_seen_made: bool, sent: Option<i64>) -> Begin {
+        match was_seen_made && sent == Some(0) {
             true => Begin::At(confirmed_lsn),
             false => Begin::Unknown,
         }
@@ -94,38 +64,13 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_found_begins_where_it_stands_only_if_its_counts_tell_so() {
-        let (stands, made_s) = (PgLsn::from(0xAB), 1_000_000);
-        let counts = Counts {
-            transactions: 0,
-            is_reset: false,
-            since_s: Some(made_s + 1),
-        };
-        let of = |counts: &Counts| Begin::of_found(stands, Some(counts), made_s, false);
-        assert_eq!(of(&counts), Begin::At(stands));
-        let read = Counts {
-            transactions: 1,
-            ..counts
-        };
-        let set_back = Counts {
-            is_reset: true,
-            ..counts
-        };
-        let crashed = Counts {
-            since_s: Some(made_s + 60),
-            ..counts
-        };
-        let untold = Counts {
-            since_s: None,
-            ..counts
-        };
-        for unknown in [&read, &set_back, &crashed, &untold] {
-            assert_eq!(of(unknown), Begin::Unknown, "{unknown:?}");
+    fn a_slot_that_is_found_begins_where_it_stands_only_if_it_was_seen_being_made() {
+        let stands = PgLsn::from(0xAB);
+        assert_eq!(Begin::of_found(stands, true, Some(0)), Begin::At(stands));
+        for (was_seen_made, sent) in [(true, Some(1)), (true, None), (false, Some(0))] {
+            let begin = Begin::of_found(stands, was_seen_made, sent);
+            assert_eq!(begin, Begin::Unknown);
         }
-        assert_eq!(Begin::of_found(stands, None, made_s, true), Begin::Unknown);
-        let seen = |counts: &Counts| Begin::of_found(stands, Some(counts), made_s, true);
-        assert_eq!(seen(&crashed), Begin::At(stands));
-        assert_eq!(seen(&read), Begin::Unknown);
     }
 
     #[test]

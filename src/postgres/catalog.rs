@@ -17,8 +17,6 @@ use postgres_types::PgLsn;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-#[cfg(feature = "cli")]
-use crate::pipeline::begin::Counts;
 use crate::pipeline::carrier::Carrier;
 use crate::pipeline::tables::Period;
 use crate::postgres::beginning;
@@ -356,16 +354,18 @@ pub(crate) async fn slot(client: &Client, name: &str) -> Result<Option<Slot>, Sq
     row_as(client, "pg_replication_slots", query, &[&name]).await
 }
 
-/// What the server has counted of the slot of this name.
+/// How many transactions of the slot of this name the server has sent, since it began to count.
 ///
 /// # Errors
 /// A failed query.
 #[cfg(feature = "cli")]
-pub(crate) async fn slot_counts(client: &Client, name: &str) -> Result<Option<Counts>, SqlError> {
-    let query = "SELECT jsonb_build_object('transactions', s.total_txns, 'is_reset', s.stats_reset IS NOT NULL, \
-                 'since_s', floor(extract(epoch FROM b.stats_reset))::int8) \
-                 FROM pg_catalog.pg_stat_replication_slots s, pg_catalog.pg_stat_bgwriter b WHERE s.slot_name = $1::text";
-    row_as(client, "pg_stat_replication_slots", query, &[&name]).await
+pub(crate) async fn slot_sent(client: &Client, name: &str) -> Result<Option<i64>, SqlError> {
+    let query =
+        "SELECT total_txns FROM pg_catalog.pg_stat_replication_slots WHERE slot_name = $1::text";
+    match client.query_opt(query, &[&name]).await? {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Ok(None),
+    }
 }
 
 const PUBLICATION: &str = "\

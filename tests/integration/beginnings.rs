@@ -1,8 +1,9 @@
 //! Where a slot begins: what tells a lane at its beginning from one whose events are elsewhere, and who writes it down.
 
+use postgres_types::PgLsn;
 use serde_json::Value;
 
-use crate::support::Fixture;
+use crate::support::{Fixture, Output};
 
 /// The publication's comment.
 async fn comment(fixture: &Fixture) -> Option<String> {
@@ -55,26 +56,52 @@ async fn a_slot_that_is_found_is_a_beginning_only_where_that_is_written_down() {
     relay.stop().await;
 }
 
-/// One that a person or Patroni has made begins where it is; setup writes that down, behind what the comment says already.
+/// Of one that a person or Patroni has made nothing tells what it has passed: whoever knows types what is printed, behind what the
+/// comment says already.
 #[tokio::test]
-async fn a_slot_that_was_made_by_hand_is_a_beginning_that_setup_writes_down() {
+async fn a_slot_that_was_made_by_hand_is_a_beginning_once_a_person_says_so() {
     let mut fixture = Fixture::bare().await;
     let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
     let (sql, _) = dry.stdout.split_once("-- stream").expect("statements");
     for statement in sql.split("\n\n").filter(|it| !it.contains("COMMENT ON")) {
+        if statement.contains("replication_slot") {
+            fixture.insert(11, 12).await;
+        }
         fixture.sql.batch_execute(statement).await.unwrap();
     }
     assert_eq!(comment(&fixture).await, None);
     let others = format!("COMMENT ON PUBLICATION {} IS 'of billing''s'", fixture.name);
     fixture.sql.batch_execute(&others).await.unwrap();
     fixture.insert(1, 3).await;
-    fixture.walrelay(&["setup"]).await.success();
+    let asked = fixture.walrelay(&["setup"]).await;
+    assert_eq!(asked.code, Some(1), "{asked:?}");
+    tells_rows(&asked, 5, fixture.confirmed_lsn().await);
+    let [begins, _] = statements(&asked.stderr)[..] else {
+        panic!("{asked:?}")
+    };
+    fixture.sql.batch_execute(begins).await.expect(begins);
     let told = comment(&fixture).await.expect("a comment");
     let begins = format!("of billing's, walrelay: slot {} begins at ", fixture.name);
     assert_eq!(told, format!("{begins}{}", fixture.confirmed_lsn().await));
+    let made = fixture.walrelay(&["setup"]).await.success();
+    tells_rows(&made, 5, fixture.confirmed_lsn().await);
     let relay = fixture.run();
     fixture.holds(3).await;
     relay.stop().await;
+    let published = fixture.walrelay(&["backfill"]).await.success();
+    assert!(published.stdout.contains('2'), "{}", published.stdout);
+    fixture.walrelay(&["verify"]).await.success();
+    // What is there was told.
+    let again = fixture.walrelay(&["setup"]).await.success();
+    assert!(!again.stdout.contains("already in"), "{again:?}");
+}
+
+/// How many rows there are, of which the slot may lack some.
+fn tells_rows(setup: &Output, rows: u64, stands: PgLsn) {
+    let told = format!(
+        "{rows} rows are already in public.outbox_events: those that committed before {stands}"
+    );
+    assert!(setup.stdout.contains(&told), "{told}: {setup:?}");
 }
 
 /// What doctor says of it, if it does.
@@ -164,29 +191,72 @@ async fn is_asked(fixture: &mut Fixture) -> String {
     statements(&told)[1].to_owned()
 }
 
-/// The server has counted that somebody has read the slot, or does not know.
+/// What may have become of a slot since it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Since {
+    Nothing,
+    /// The server counts of a copy anew.
+    Copied,
+    /// So it does of one of the same name.
+    MadeAnew,
+    /// And of all of them.
+    Crashed,
+}
+
+impl Since {
+    async fn happens(self, fixture: &mut Fixture) {
+        let name = &fixture.name;
+        let (drop, create) = (
+            format!("SELECT pg_drop_replication_slot('{name}')"),
+            format!("SELECT pg_create_logical_replication_slot('{name}', 'pgoutput')"),
+        );
+        let copy = |from: &str, to: &str| {
+            format!("SELECT pg_copy_logical_replication_slot('{from}', '{to}')")
+        };
+        let sql = match self {
+            Since::Nothing => Vec::new(),
+            Since::Copied => vec![copy(name, "aside"), drop, copy("aside", name)],
+            Since::MadeAnew => vec![drop, create],
+            Since::Crashed => {
+                let postgres = &mut fixture.own_servers().postgres;
+                postgres.kill();
+                postgres.start_again().await.unwrap();
+                fixture.reconnect().await;
+                Vec::new()
+            }
+        };
+        for sql in sql {
+            fixture.sql.batch_execute(&sql).await.expect(&sql);
+        }
+    }
+}
+
+/// Nothing that the server has tells whether somebody has read the slot: what it counts begins anew, and a copy stands where the first
+/// one stood.
 #[tokio::test]
 async fn setup_calls_no_slot_a_beginning_that_may_have_been_read() {
     let mut fixture = Fixture::own().await;
     let uncomment = format!("COMMENT ON PUBLICATION {} IS NULL", fixture.name);
-    let mut held = 0;
-    for crashes in [false, true] {
+    let since = [
+        Since::Nothing,
+        Since::Copied,
+        Since::MadeAnew,
+        Since::Crashed,
+    ];
+    for (since, held) in since.into_iter().zip((0..).step_by(3)) {
         fixture.sql.batch_execute(&uncomment).await.unwrap();
         let relay = fixture.run();
         fixture.insert(held + 1, held + 3).await;
         fixture.holds(3).await;
         relay.stop().await;
-        if crashes {
-            let postgres = &mut fixture.own_servers().postgres;
-            postgres.kill();
-            postgres.start_again().await.unwrap();
-            fixture.reconnect().await;
-        }
+        since.happens(&mut fixture).await;
         lose_lane(&fixture).await;
+        let asked = fixture.walrelay(&["setup"]).await;
+        assert_eq!(asked.code, Some(1), "{since:?}: {asked:?}");
+        tells_rows(&asked, held + 3, fixture.confirmed_lsn().await);
         let passed = is_asked(&mut fixture).await;
         fixture.sql.batch_execute(&passed).await.expect(&passed);
         is_accepted_on_purpose(&mut fixture).await;
-        held += 3;
     }
 }
 

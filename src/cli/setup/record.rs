@@ -17,7 +17,7 @@ use crate::nats::stream;
 use crate::pipeline::begin::{Begin, is_of_made};
 use crate::pipeline::fault::Halt;
 use crate::pipeline::record::LaneRecord;
-use crate::postgres::catalog::{Inspection, slot_counts};
+use crate::postgres::catalog::{Inspection, slot_sent};
 use crate::postgres::client::Client;
 use crate::postgres::findings::Finding;
 use crate::postgres::unwritten::Unwritten;
@@ -121,15 +121,8 @@ impl Recording<'_> {
         let begin = match made_lsn.or(before.begins_lsn()) {
             Some(_) => Begin::At(confirmed_lsn),
             None => {
-                let counts = slot_counts(self.client, slot).await?;
-                let cluster_made_s = i64::try_from(identity.system_identifier >> 32)?;
-                let was_seen_made = self.was_awaited;
-                Begin::of_found(
-                    confirmed_lsn,
-                    counts.as_ref(),
-                    cluster_made_s,
-                    was_seen_made,
-                )
+                let sent = slot_sent(self.client, slot).await?;
+                Begin::of_found(confirmed_lsn, self.was_awaited, sent)
             }
         };
         if begin == Begin::Unknown {
