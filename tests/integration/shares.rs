@@ -12,6 +12,7 @@ mod load;
 mod looks;
 mod moved;
 mod names;
+mod other_nats;
 #[cfg(target_os = "linux")]
 mod rates;
 mod reshard;

@@ -6,12 +6,13 @@ use anyhow::{bail, ensure};
 
 use super::Resharding;
 use crate::cli::exit::Exit;
+use crate::cli::move_lane;
 use crate::cli::setup;
 use crate::cli::stderr;
 use crate::nats::admin::Admin;
-use crate::nats::stream::StreamSettings;
+use crate::nats::stream::{self, StreamSettings};
 use crate::pipeline::end_search::Lookup;
-use crate::pipeline::reshard::{Switch, has_lane, lanes_of};
+use crate::pipeline::reshard::{Switch, lanes_of};
 use crate::pipeline::shared_end_search::fence_subject;
 use crate::postgres::catalog::{inspect, slot_and_wal};
 use crate::postgres::findings::may_not_replicate;
@@ -44,9 +45,6 @@ impl Resharding<'_> {
             );
         }
         self.check_moved().await?;
-        if to < from {
-            self.check_records().await?;
-        }
         if to != from {
             self.check_all_go_on().await?;
         }
@@ -54,22 +52,6 @@ impl Resharding<'_> {
             true => self.check_undivided(self.lane(None)).await,
             false => Ok(()),
         }
-    }
-
-    /// A share that shall be none any more is published by its record.
-    async fn check_records(&self) -> anyhow::Result<()> {
-        let Switch { from, to } = self.switch;
-        for part in lanes_of(from).filter(|part| !has_lane(to, *part)) {
-            let lane = self.lane(part);
-            let nats = Admin::connect(&lane.nats.connection).await?;
-            let client = LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot)?;
-            let record = client.record().await?.record;
-            ensure!(
-                record.is_some_and(|record| !record.retired && record.moved.is_none()),
-                self.no_record(part)
-            );
-        }
-        Ok(())
     }
 
     /// No lane has halted, or would: behind the change each has rows, and others wait for it.
@@ -139,15 +121,31 @@ impl Resharding<'_> {
         Ok(())
     }
 
-    /// What to do where the record of a share with rows is lost.
-    pub(super) fn no_record(&self, part: Option<u32>) -> String {
+    /// What to do where this NATS has no record of a lane with rows.
+    pub(super) async fn no_record(
+        &self,
+        nats: &Admin,
+        part: Option<u32>,
+    ) -> anyhow::Result<String> {
         let lane = self.lane(part);
-        let adopt = adopt(part);
-        format!(
-            "slot {} has no lane record in stream {}, so nothing tells which of its rows are published: {adopt}; then run this again. \
-             Where the lane lives in another stream, name that in nats.stream",
-            lane.postgres.slot, lane.nats.stream
-        )
+        let (stream, servers) = (&lane.nats.stream, lane.nats.connection.servers_text());
+        let bring = match part {
+            Some(number) => move_lane::command_of(number, stream, Some(&servers)),
+            None => format!("walrelay move --to-stream {stream} --to-nats {servers}"),
+        };
+        let lost = match stream::find(nats, stream).await? {
+            Some(_) => adopt(part),
+            None => format!(
+                "run walrelay setup with relay.shares = {}, and what it says",
+                self.switch.from
+            ),
+        };
+        Ok(format!(
+            "slot {} has no lane record for stream {stream} at {servers}, so nothing tells which of its rows are published. Where its relay \
+             runs with another configuration, take that one; where walrelay move is to bring the lane here, run {bring} with that one \
+             first. Where this NATS has lost it, {lost}. Then run this again",
+            lane.postgres.slot
+        ))
     }
 
     async fn check_undivided(&self, lane: &Settings) -> anyhow::Result<()> {

@@ -1,7 +1,8 @@
-//! Lanes that `walrelay move` has taken elsewhere than the configuration says.
+//! Lanes that live elsewhere than the configuration says: `walrelay move` has taken them there, or it names another NATS.
 //!
 //! In: the lanes that a run changes. Out: what takes the others there too, and the configuration that names all of them. Guarantees:
-//! reads only; a run that ends lanes which carry nothing any more is not held up by where the others live: their relays have them.
+//! reads only; no lane changes without its record, which tells that it lives here; a run that ends lanes which carry nothing any more is
+//! not held up by where the others live: their relays have them.
 
 use std::collections::BTreeSet;
 
@@ -11,9 +12,11 @@ use super::{Resharding, of_all_rows};
 use crate::cli::move_lane;
 use crate::nats::admin::Admin;
 use crate::pipeline::record::{LaneRecord, Moved};
-use crate::pipeline::reshard::{Switch, common_stream, lanes_of, name_of};
+use crate::pipeline::reshard::{Switch, common_stream, has_lane, lanes_of, name_of};
+use crate::postgres::catalog::inspect;
 use crate::relay::crossing::name;
 use crate::relay::lane_client::LaneClient;
+use crate::relay::settings::Settings;
 
 impl Resharding<'_> {
     /// A relay of this configuration would halt for a lane that lives elsewhere, and others wait for it.
@@ -34,16 +37,29 @@ impl Resharding<'_> {
             let lane = self.lane(*part);
             let client = LaneClient::new(&nats, &lane.nats.stream, &lane.postgres.slot)?;
             let record = client.record().await?.record;
+            let is_known = record.is_some();
             match record.filter(|record| !record.retired || record.moved.is_some()) {
                 Some(record) => self.check_is_here(&nats, &parts, *part, &record).await?,
                 // A name without a publication may be another outbox's.
                 None if from != to && part.is_some() && self.division.has(*part) => {
-                    self.check_lives_nowhere(&nats, lane).await?
+                    self.check_lives_nowhere(&nats, lane).await?;
+                    // Others would wait for it here, and it publishes elsewhere, for all that this NATS knows.
+                    if has_lane(from, *part) {
+                        bail!(self.no_record(&nats, *part).await?);
+                    }
+                }
+                None if from == to && !is_known && self.has_passed(lane).await? => {
+                    bail!(self.no_record(&nats, *part).await?);
                 }
                 None => {}
             }
         }
         Ok(())
+    }
+
+    /// Whether the lane's slot is known to have passed something.
+    async fn has_passed(&self, lane: &Settings) -> anyhow::Result<bool> {
+        Ok(inspect(&self.sql, &lane.postgres).await?.has_passed())
     }
 
     async fn check_is_here(

@@ -62,8 +62,10 @@ impl Resharding<'_> {
     }
 
     async fn remove_empty(&self, part: Option<u32>, lane: &Settings) -> anyhow::Result<()> {
-        let holds_rows = self.remove_leftover(lane).await?;
-        ensure!(!holds_rows, self.no_record(part));
+        if self.remove_leftover(lane).await? {
+            let nats = Admin::connect(&lane.nats.connection).await?;
+            bail!(self.no_record(&nats, part).await?);
+        }
         Ok(())
     }
 

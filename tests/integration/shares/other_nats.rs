@@ -1,0 +1,137 @@
+//! Shares and two NATS: what one of them has of the lanes, the other one does not.
+
+use walrelay::local::{LocalNats, NatsOptions};
+
+use super::load::{CARRY_NOTHING, SLOTS, are_owned, count, reshard, shares, two_shares};
+use crate::support::{Fixture, Relay, binaries, eventually};
+
+const PUBLICATIONS: &str = "FROM pg_publication";
+const INSERT: &str = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+    SELECT gen_random_uuid(), gen_random_uuid(), 'a', '{}' FROM generate_series(1, 200)";
+
+async fn another_nats() -> LocalNats {
+    let nats = LocalNats::start(&binaries(), NatsOptions::default()).await;
+    nats.expect("it starts")
+}
+
+/// Each row is in a stream of the configuration.
+async fn all_is_there(fixture: &Fixture) {
+    eventually("all is published", async || {
+        let verified = fixture.walrelay(&["verify"]).await;
+        (verified.code == Some(0)).then_some(())
+    })
+    .await;
+}
+
+async fn is_refused(fixture: &Fixture, to: &str) -> String {
+    let catalog = async || {
+        [
+            count(fixture, SLOTS).await,
+            count(fixture, PUBLICATIONS).await,
+            count(fixture, CARRY_NOTHING).await,
+        ]
+    };
+    let before = catalog().await;
+    let refused = fixture.walrelay(&["reshard", "--shares", to]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert_eq!(catalog().await, before, "{}", refused.stderr);
+    refused.stderr
+}
+
+/// What is printed between these words, typed without anybody to ask.
+async fn types(fixture: &Fixture, text: &str, begin: &str, end: &str) {
+    let (_, line) = text
+        .split_once(begin)
+        .unwrap_or_else(|| panic!("{begin}: {text}"));
+    let (line, _) = line
+        .split_once(end)
+        .unwrap_or_else(|| panic!("{end}: {text}"));
+    let line = line.replace("walrelay move", "walrelay move --yes");
+    fixture.types(&line).await.success();
+}
+
+/// A relay of two shares, all of which is published.
+async fn of_two(fixture: &mut Fixture) -> Relay {
+    let relay = fixture.run();
+    are_owned(fixture, 2).await;
+    fixture.sql.batch_execute(INSERT).await.unwrap();
+    all_is_there(fixture).await;
+    relay
+}
+
+/// Beside a NATS that has one of the lanes, or none of them and another outbox's, nothing is divided.
+#[tokio::test]
+async fn nothing_is_divided_beside_a_nats_that_does_not_have_all_lanes() {
+    let mut fixture = two_shares(true).await;
+    let other = another_nats().await;
+    let relay = of_two(&mut fixture).await;
+    let own = fixture.servers().nats.url();
+    let mut of_another = Fixture::bare().await;
+    of_another.set("WALRELAY_NATS_URL", other.url());
+    of_another.setup().await;
+    fixture.set("WALRELAY_NATS_URL", other.url());
+    is_refused(&fixture, "4").await;
+    fixture.set("WALRELAY_NATS_URL", own.as_str());
+    let stream = fixture.stream_name().replace("{share}", "0");
+    let there = other.url();
+    let moving = ["move", "--yes", "--share", "0", "--to-stream", &stream];
+    let moving = [&moving[..], &["--to-nats", &there]].concat();
+    fixture.walrelay(&moving).await.success();
+
+    fixture.set("WALRELAY_NATS_URL", other.url());
+    let told = is_refused(&fixture, "4").await;
+    let slot = format!("slot {}_1 has no lane record", fixture.name);
+    assert!(told.contains(&slot), "{told}");
+    // The other configuration says the same.
+    fixture.set("WALRELAY_NATS_URL", own.as_str());
+    is_refused(&fixture, "4").await;
+    types(
+        &fixture,
+        &told,
+        "bring the lane here, run ",
+        " with that one",
+    )
+    .await;
+    drop(relay);
+    fixture.set("WALRELAY_NATS_URL", other.url());
+    reshard(&fixture, "4").await;
+    shares(&mut fixture, 4);
+    let relay = fixture.run();
+    are_owned(&fixture, 4).await;
+    fixture.sql.batch_execute(INSERT).await.unwrap();
+    all_is_there(&fixture).await;
+    relay.stop().await;
+}
+
+/// Where the broker has lost all that it had, the lanes come first.
+#[tokio::test]
+async fn nothing_is_divided_beside_a_nats_that_has_lost_the_lanes() {
+    let mut fixture = two_shares(true).await;
+    of_two(&mut fixture).await.stop().await;
+    let other = another_nats().await;
+    let mut of_another = Fixture::bare().await;
+    of_another.set("WALRELAY_NATS_URL", other.url());
+    of_another.setup().await;
+    fixture.set("WALRELAY_NATS_URL", other.url());
+    let told = is_refused(&fixture, "4").await;
+    assert!(told.contains("has lost it, run walrelay setup"), "{told}");
+    let setup = fixture.walrelay(&["setup"]).await;
+    assert_eq!(setup.code, Some(1), "{}", setup.stderr);
+    for share in ["0", "1"] {
+        let adopt = format!("adopt --share {share}");
+        assert!(setup.stderr.contains(&adopt), "{}", setup.stderr);
+        let told = is_refused(&fixture, "4").await;
+        assert!(told.contains(&adopt), "{told}");
+        fixture
+            .walrelay(&["adopt", "--yes", "--share", share])
+            .await
+            .success();
+    }
+    reshard(&fixture, "4").await;
+    shares(&mut fixture, 4);
+    fixture.walrelay(&["backfill"]).await.success();
+    let relay = fixture.run();
+    are_owned(&fixture, 4).await;
+    all_is_there(&fixture).await;
+    relay.stop().await;
+}
