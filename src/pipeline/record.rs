@@ -126,7 +126,7 @@ pub enum Moved {
         stream: String,
         /// When that was created.
         created: String,
-        /// The servers of that one, without credentials; none where they are the same.
+        /// The servers that have it, without credentials; none where they are the same, or in the record of an older walrelay.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         nats: Option<String>,
         /// Whether every message has been copied: what stands behind them is not one.

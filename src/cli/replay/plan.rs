@@ -235,7 +235,7 @@ async fn plan_target(
     }
     let plan = match stream_fit::plan(nats, wanted).await? {
         StreamPlan::Create(mut config) => {
-            if let Some(taken) = stream::taken(nats, wanted, None).await?.first() {
+            if let Some(taken) = stream::taken(nats, wanted, None, None).await?.first() {
                 return refused(format!("{}: give another --subject", taken.message));
             }
             config.description = Some(format!(

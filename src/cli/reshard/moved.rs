@@ -72,19 +72,35 @@ impl Resharding<'_> {
         let slot = &self.lane(part).postgres.slot;
         let (to, at) = match &record.moved {
             None => return Ok(()),
-            Some(Moved::From { stream, .. }) => {
-                let shares = part.and_then(|number| {
-                    let common = common_stream(stream, number)?;
-                    Some(format!(" --share {number} --stream '{common}'"))
-                });
+            Some(Moved::From {
+                stream, nats: at, ..
+            }) => {
+                let here = self.shares[0].nats.connection.servers_text();
+                let to_here = at.as_ref().map(|_| here.as_str());
+                let common = part.and_then(|number| common_stream(stream, number));
+                let typed = match (part, common, at) {
+                    (Some(number), Some(common), _) => {
+                        let at = at.as_ref();
+                        let at = at.map_or_else(String::new, |url| format!(" --nats-url {url}"));
+                        let command = move_lane::command_of(number, &record.stream, to_here);
+                        format!("{command} --stream '{common}'{at}")
+                    }
+                    _ => {
+                        let to_here =
+                            to_here.map_or_else(String::new, |url| format!(" --to-nats {url}"));
+                        format!(
+                            "walrelay move --to-stream {}{to_here} with the configuration of the old stream",
+                            record.stream
+                        )
+                    }
+                };
                 bail!(
-                    "{} (slot {slot}) is still on its way from stream {stream} to {}, so nothing was changed: run walrelay move \
-                     --to-stream {}{}, which ends that move; then run this again",
+                    "{} (slot {slot}) is still on its way from stream {stream}{} to {}, so nothing was changed: run {typed}, which ends \
+                     that move; then run this again",
                     name(part),
+                    at.as_ref()
+                        .map_or_else(String::new, |url| format!(" at {url}")),
                     record.stream,
-                    record.stream,
-                    shares
-                        .unwrap_or_else(|| " with the configuration of the old stream".to_owned())
                 )
             }
             Some(Moved::To { stream, nats }) => (stream, nats.as_deref()),

@@ -54,7 +54,7 @@ pub(in crate::cli) async fn taken(
         root,
         under_root: &under_root,
     };
-    stream::taken(nats, wanted, Some(events)).await
+    stream::taken(nats, wanted, Some(events), lane.postgres.part()).await
 }
 
 pub(super) async fn plan_streams(
@@ -62,12 +62,12 @@ pub(super) async fn plan_streams(
     wanted: stream::StreamSettings,
     lane: &Settings,
 ) -> Result<Streams, anyhow::Error> {
-    let events = stream_fit::plan(nats, &wanted).await?;
+    let fit = stream_fit::plan(nats, &wanted).await?;
     let records = stream::plan_lane_records(nats, wanted.num_replicas).await?;
     let taken = taken(nats, &wanted, lane).await?;
     Ok(Streams {
         plans: vec![
-            (wanted.name, events),
+            (wanted.name, fit),
             (stream::LANE_RECORD_STREAM.to_owned(), records),
         ],
         taken,

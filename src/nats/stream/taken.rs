@@ -22,7 +22,7 @@ pub struct Events<'a> {
 }
 
 /// Looks for other streams with subjects of ours, before anything is made: the server would refuse to make the stream. `events`
-/// is the template of theirs, where that can be another one.
+/// is the template of theirs, where that can be another one; `share` the number of the lane's, where it has one.
 ///
 /// # Errors
 /// [`StreamError`].
@@ -30,6 +30,7 @@ pub async fn taken(
     client: &Admin,
     settings: &StreamSettings,
     events: Option<Events<'_>>,
+    share: Option<u32>,
 ) -> Result<Vec<StreamFinding>, StreamError> {
     let mut found = Vec::new();
     for (index, subject) in settings.subjects_to_create.iter().enumerate() {
@@ -38,7 +39,7 @@ pub async fn taken(
             if name != settings.name
                 && let Some(info) = find(client, &name).await?
             {
-                found.extend(finding(settings, subject, events, &info.config));
+                found.extend(finding(settings, subject, (events, share), &info.config));
             }
         }
     }
@@ -56,7 +57,7 @@ fn own_root<'t>(tokens: &[&'t str], held: &str) -> &'t str {
 fn finding(
     settings: &StreamSettings,
     subject: &str,
-    events: Option<Events<'_>>,
+    (events, share): (Option<Events<'_>>, Option<u32>),
     other: &StreamConfig,
 ) -> Option<StreamFinding> {
     let held = other.subjects.iter().find(|held| overlaps(held, subject))?;
@@ -79,11 +80,24 @@ fn finding(
         (Some(own), Some(_)) => format!("set {own}"),
         (Some(own), None) => format!("set {own}; or nats.stream to {name}, if events belong there"),
         // The other one is where a relay of this slot publishes: without the subject it would stop.
-        (None, _) => format!(
-            "where this relay has published to {name}, run walrelay move --to-stream {} with the configuration of that one; else set \
-             name, or postgres.slot, to one that no other relay at this NATS has",
-            settings.name
-        ),
+        (None, _) => {
+            let [flag, shares] = match share {
+                // That configuration may be of fewer shares, among which this one was none.
+                Some(number) => [
+                    format!(" --share {number}"),
+                    format!(
+                        ", and relay.shares = {} or more",
+                        (number + 1).next_power_of_two().max(2)
+                    ),
+                ],
+                None => [String::new(), String::new()],
+            };
+            format!(
+                "where this relay has published to {name}, run walrelay move{flag} --to-stream {} with the configuration of that \
+                 one{shares}; else set name, or postgres.slot, to one that no other relay at this NATS has",
+                settings.name
+            )
+        }
     };
     Some(StreamFinding {
         code: STREAM,

@@ -207,6 +207,42 @@ async fn one_that_is_on_its_way_is_taken_there_first() {
     goes_on(&mut fixture, 4).await;
 }
 
+/// The streams of shares that were no more stayed where they were: they are taken to the others by what is printed.
+#[tokio::test]
+async fn shares_that_come_again_find_their_former_streams_moved_as_is_printed() {
+    let mut fixture = two_shares(true).await;
+    let relay = fixture.run();
+    for to in ["4", "2"] {
+        reshard(&fixture, to).await;
+        fixture.sql.batch_execute(INSERT).await.unwrap();
+    }
+    let new = new_streams(&fixture);
+    for share in [0, 1] {
+        moves(&fixture, &new, share).await;
+    }
+    drop(relay);
+    let old = fixture.stream_name().to_owned();
+    for share in ["2", "3"] {
+        fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+        shares(&mut fixture, 2);
+        let told = is_refused(&fixture, "4").await;
+        let of_share = format!("walrelay move --share {share} ");
+        let line = between(&told, "run ", " with the configuration of that one");
+        assert!(line.starts_with(&of_share), "{told}");
+        let number = between(&told, "relay.shares = ", " or more");
+        fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+        shares(&mut fixture, number.parse().unwrap());
+        fixture.types(&agreed(line)).await.success();
+    }
+    fixture.set("WALRELAY_NATS_STREAM", new);
+    shares(&mut fixture, 2);
+    let relay = fixture.run();
+    reshard(&fixture, "4").await;
+    relay.stop().await;
+    shares(&mut fixture, 4);
+    goes_on(&mut fixture, 4).await;
+}
+
 /// One configuration names the streams of all, and until all are there one for each share.
 #[tokio::test]
 async fn the_configuration_that_a_move_asks_for_is_that_of_all_shares() {

@@ -1,5 +1,7 @@
 //! Shares and two NATS: what one of them has of the lanes, the other one does not.
 
+use async_nats::jetstream;
+use serde_json::{Value, json};
 use walrelay::local::{LocalNats, NatsOptions};
 
 use super::load::{CARRY_NOTHING, SLOTS, are_owned, count, reshard, shares, two_shares};
@@ -132,6 +134,63 @@ async fn nothing_is_divided_beside_a_nats_that_has_lost_the_lanes() {
     fixture.walrelay(&["backfill"]).await.success();
     let relay = fixture.run();
     are_owned(&fixture, 4).await;
+    all_is_there(&fixture).await;
+    relay.stop().await;
+}
+
+/// The last lane record.
+async fn record(context: &jetstream::Context, subject: &str) -> Value {
+    let records = context.get_stream("WALRELAY").await.unwrap();
+    let stored = records.get_last_raw_message_by_subject(subject).await;
+    serde_json::from_slice(&stored.unwrap().payload).unwrap()
+}
+
+/// A move to another NATS that was killed half way is ended by what is printed there.
+#[tokio::test]
+async fn one_that_is_on_its_way_from_another_nats_is_taken_there_first() {
+    let mut fixture = two_shares(true).await;
+    let relay = of_two(&mut fixture).await;
+    let other = another_nats().await;
+    let (own, there) = (fixture.servers().nats.url(), other.url());
+    let stream = fixture.stream_name().replace("{share}", "1");
+    let moving = ["move", "--yes", "--share", "1", "--to-stream", &stream];
+    let moving = [&moving[..], &["--to-nats", &there]].concat();
+    fixture.walrelay(&moving).await.success();
+    // As it leaves both records where it is killed behind the last message.
+    let stream = fixture.stream_name().replace("{share}", "0");
+    let moving = ["move", "--yes", "--share", "0", "--to-stream", &stream];
+    let moving = [&moving[..], &["--to-nats", &there]].concat();
+    fixture.walrelay(&moving).await.success();
+    let subject = format!("walrelay.lane.{stream}.{}_0", fixture.name);
+    let there_too = jetstream::new(async_nats::connect(&there).await.unwrap());
+    let here = jetstream::new(fixture.nats.clone());
+    let [left, mut arrived] = [
+        record(&here, &subject).await,
+        record(&there_too, &subject).await,
+    ];
+    let created = &left["created"];
+    let from = json!({"stream": stream, "created": created, "nats": own, "is_whole": true});
+    arrived["moved"] = json!({ "from": from });
+    let stored = there_too.publish(subject, arrived.to_string().into()).await;
+    stored.unwrap().await.unwrap();
+    drop(relay);
+
+    fixture.set("WALRELAY_NATS_URL", there.as_str());
+    let told = is_refused(&fixture, "4").await;
+    types(
+        &fixture,
+        &told,
+        "nothing was changed: run ",
+        ", which ends that move",
+    )
+    .await;
+    let relay = fixture.run();
+    reshard(&fixture, "4").await;
+    relay.stop().await;
+    shares(&mut fixture, 4);
+    let relay = fixture.run();
+    are_owned(&fixture, 4).await;
+    fixture.sql.batch_execute(INSERT).await.unwrap();
     all_is_there(&fixture).await;
     relay.stop().await;
 }
