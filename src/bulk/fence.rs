@@ -212,8 +212,9 @@ impl Fence {
             }
             State::Aside(seen) => {
                 let last_sequence = self.lane.stream().await?.state.last_seq;
-                let stored = seen.settle(&self.lane, doubt, last_sequence).await?;
+                // Where it is lost, what stands there may be removed already.
                 lease.renew().await?;
+                let stored = seen.settle(&self.lane, doubt, last_sequence).await?;
                 let place = Place::Behind {
                     last_sequence,
                     lane_end: None,

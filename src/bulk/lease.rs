@@ -296,6 +296,11 @@ impl Lease {
         self.held.is_unfenced.load(Ordering::Relaxed)
     }
 
+    /// So it is of what this one has sent.
+    pub(super) fn is_unfenced_now(&self) {
+        self.held.is_unfenced.store(true, Ordering::Relaxed);
+    }
+
     /// Nothing of such a one is stored any more.
     pub(crate) fn is_fenced_now(&self) {
         self.held.is_unfenced.store(false, Ordering::Relaxed);

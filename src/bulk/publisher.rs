@@ -173,6 +173,19 @@ impl<'a> Publisher<'a> {
     pub async fn run(
         &mut self,
         source: Source,
+        each: impl FnMut(Outcome<'_>),
+    ) -> anyhow::Result<()> {
+        let done = self.publish_all(source, each).await;
+        if self.doubt.is_some() {
+            // It may be on its way still once the lease is given back.
+            self.lease.is_unfenced_now();
+        }
+        done
+    }
+
+    async fn publish_all(
+        &mut self,
+        source: Source,
         mut each: impl FnMut(Outcome<'_>),
     ) -> anyhow::Result<()> {
         self.queue.feed(source);

@@ -341,6 +341,11 @@ impl<'a> Erasing<'a> {
         Ok(targets.collect::<Result<_, _>>()?)
     }
 
+    /// Whether it looks into this stream.
+    fn has(&self, stream: &str) -> bool {
+        self.streams.iter().any(|known| known.stream() == stream)
+    }
+
     /// The lanes of leases elsewhere, as of streams that are gone: they may tell the id.
     fn leased(&self) -> anyhow::Result<Vec<LaneClient>> {
         let leased = self.leased.iter();
@@ -379,7 +384,7 @@ impl<'a> Erasing<'a> {
         }
         let before = self.streams.len();
         for place in found.all {
-            if (self.streams.iter()).all(|known| known.stream() != place.stream) {
+            if !self.has(&place.stream) {
                 self.streams.push(Erased::new(place));
             }
         }

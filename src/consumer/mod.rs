@@ -38,8 +38,8 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
 use crate::event::position::{
-    self, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_HEADER, KIND_REPLAY, KIND_RETRY, POSITION_HEADER,
-    REASON_HEADER,
+    self, KIND_BACKFILL, KIND_DEAD_LETTER, KIND_FENCED, KIND_HEADER, KIND_REPLAY, KIND_RETRY,
+    POSITION_HEADER, REASON_HEADER,
 };
 use crate::event::stored_event::StoredEvent;
 use crate::event::subject::SubjectTemplate;
@@ -176,6 +176,8 @@ impl Event {
             Some(KIND_BACKFILL) => Kind::Backfill,
             Some(KIND_RETRY) => Kind::Retry,
             Some(KIND_REPLAY) => Kind::Replay,
+            // In a stream of replays, for the moment until it is removed.
+            Some(KIND_FENCED) => return Err(ReadError::Control { subject: subject() }),
             Some(kind) => {
                 return Err(ReadError::Kind {
                     subject: subject(),

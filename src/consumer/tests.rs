@@ -122,6 +122,13 @@ fn what_is_no_event_is_refused() {
         let control = read(subject, &[(KIND_HEADER, kind)], b"");
         assert!(matches!(control, Err(ReadError::Control { .. })));
     }
+    // What shut out a killed replay, in the stream of replays.
+    let fence = read(
+        "replay.outbox.walrelay-fenced",
+        &[(KIND_HEADER, "fenced")],
+        b"{}",
+    );
+    assert!(matches!(fence, Err(ReadError::Control { .. })));
     let marker = read("outbox.a", &[("Nats-Marker-Reason", "MaxAge")], b"");
     assert!(matches!(marker, Err(ReadError::Control { .. })));
     let unknown = read("outbox.a", &[(KIND_HEADER, "new")], br#"{"id":1}"#);

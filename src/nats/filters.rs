@@ -43,9 +43,31 @@ pub fn widest(filters: impl IntoIterator<Item = String>) -> Vec<String> {
     widest
 }
 
+/// A subject that matches the filter, with `token` in the place of each wildcard.
+pub fn one_of(filter: &str, token: &str) -> String {
+    let tokens = filter.split('.').map(|it| match it {
+        "*" | ">" => token,
+        it => it,
+    });
+    tokens.collect::<Vec<_>>().join(".")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_has_a_subject_of_its_own() {
+        for (filter, expected) in [
+            ("a.>", "a.t"),
+            ("*.b.*", "t.b.t"),
+            ("a.b", "a.b"),
+            (">", "t"),
+        ] {
+            assert_eq!(one_of(filter, "t"), expected);
+            assert!(covers(filter, expected));
+        }
+    }
 
     #[test]
     fn wildcards_cover_and_overlap() {

@@ -53,7 +53,7 @@ pub(crate) struct Holder {
     pub(crate) token: String,
     /// The command has ended.
     pub(crate) released: bool,
-    /// One that had it before has not given it back: what it has sent may still be stored.
+    /// One that had it before has not given it back, or not heard what has become of all that it has sent: that may still be stored.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) is_unfenced: bool,
     #[serde(default)]

@@ -46,6 +46,10 @@ pub enum Mode {
     /// As `Pass`, but for the first client that sends these bytes. They and all that it sends behind them go nowhere.
     #[allow(dead_code)] // The fault tests use it.
     SwallowAt(&'static str),
+    /// As `Pass`, but for the first client that sends these bytes. They and all that it sends behind them wait for another mode, also
+    /// once it has ended.
+    #[allow(dead_code)] // Not all programs use it.
+    HoldAt(&'static str),
 }
 
 /// What is caught of a client.
@@ -53,6 +57,8 @@ pub enum Mode {
 enum Caught {
     Answers,
     Messages,
+    /// Its messages wait while the mode is `HoldAt`.
+    Held,
 }
 
 /// The link's state.
@@ -126,7 +132,7 @@ impl Proxy {
     }
 
     /// Waits until a client is caught and has sent so many bytes since.
-    #[allow(dead_code)] // The fault tests use it.
+    #[allow(dead_code)] // Not all programs use it.
     pub async fn catches(&self, bytes: u64) {
         let mut count = self.caught_bytes.subscribe();
         let caught = count.wait_for(|count| *count >= bytes);
@@ -193,10 +199,17 @@ async fn connection(
         caught_bytes,
         seen: Vec::new(),
     };
-    // Whichever ends first closes both.
+    let held = up.caught.clone();
+    let up = up.run(from_client, to_server);
+    tokio::pin!(up);
+    // Whichever ends first closes both, but for what is held of a client that has gone.
     tokio::select! {
-        _ = up.run(from_client, to_server) => {}
-        _ = down.run(from_server, to_client) => {}
+        _ = &mut up => {}
+        _ = down.run(from_server, to_client) => {
+            if held.get() == Some(&Caught::Held) {
+                let _ = up.await;
+            }
+        }
     }
 }
 
@@ -247,6 +260,7 @@ impl Pump {
             match link.mode {
                 Mode::MuteAt(bytes) => self.look_for(bytes, chunk, Caught::Answers),
                 Mode::SwallowAt(bytes) => self.look_for(bytes, chunk, Caught::Messages),
+                Mode::HoldAt(bytes) => self.look_for(bytes, chunk, Caught::Held),
                 _ => {}
             }
             let caught = self.caught.get().copied();
@@ -259,6 +273,11 @@ impl Pump {
                 _ => {}
             }
             match link.mode {
+                Mode::HoldAt(_) if self.up && caught == Some(Caught::Held) => {
+                    if self.state.changed().await.is_err() {
+                        return Ok(false);
+                    }
+                }
                 Mode::Forget(limit) => {
                     let left = limit.saturating_sub(self.answered.load(Ordering::Relaxed));
                     let length = chunk.len() as u64;
@@ -271,7 +290,7 @@ impl Pump {
                     }
                     return Ok(true);
                 }
-                Mode::Pass | Mode::MuteAt(_) | Mode::SwallowAt(_) => break,
+                Mode::Pass | Mode::MuteAt(_) | Mode::SwallowAt(_) | Mode::HoldAt(_) => break,
                 Mode::Refuse => return Ok(false),
                 Mode::Truncate(bytes) => {
                     to.write_all(&chunk[..bytes.min(chunk.len())]).await?;

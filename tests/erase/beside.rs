@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::aggregate::{SECRET, TYPE, erase, insert_of, is_stored};
 use crate::platform::{Platform, Relay, ends, object, signal};
 
-const LIMIT: Duration = Duration::from_secs(180);
+pub const LIMIT: Duration = Duration::from_secs(180);
 
 /// The receipt of a command that ended with this code, and what it said.
 fn receipt(output: &Output, code: i32) -> (Value, String) {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::aggregate::{SECRET, TYPE, erase, insert_of, is_stored};
 use crate::platform::Platform;
 
-async fn make(platform: &Platform, name: &str, subjects: &[&str]) {
+pub async fn make(platform: &Platform, name: &str, subjects: &[&str]) {
     let config = Config {
         name: name.to_owned(),
         subjects: subjects

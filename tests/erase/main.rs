@@ -4,5 +4,9 @@ mod aggregate;
 mod beside;
 mod copies;
 mod end;
+mod on_the_way;
 #[path = "../platform/mod.rs"]
 mod platform;
+#[path = "../chaos/proxy.rs"]
+#[allow(dead_code)] // The chaos tests use the rest of it.
+mod proxy;

@@ -1,7 +1,7 @@
 //! The leases of an erasure: of its lanes, and of all other streams that have messages of them.
 //!
-//! In: lanes, the streams that there are. Out: the leases, or who has one. Guarantee: with them, nobody publishes what may be the
-//! aggregate's; and the id stays in none of them.
+//! In: lanes, the streams that there are. Out: the leases, or who has one. Guarantees: with them, nobody publishes what may be the
+//! aggregate's, and what is still on its way of commands that had them before can be shut out; the id stays in none of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,6 +9,7 @@ use super::Erasing;
 use super::forget::Forget;
 use super::survey::Survey;
 use crate::bulk::lease::{self, Lease, LeaseError};
+use crate::bulk::place;
 use crate::cli::command_line;
 use crate::relay::lane_client::LaneClient;
 
@@ -35,7 +36,7 @@ impl Leases {
             beside: Vec::new(),
         };
         match leases.take_beside(erasing).await {
-            Ok(()) => Ok(leases),
+            Ok(_) => Ok(leases),
             Err(error) => {
                 leases.release().await;
                 Err(error)
@@ -43,8 +44,8 @@ impl Leases {
         }
     }
 
-    /// Takes those of the other streams that are not ours yet.
-    async fn take_beside(&mut self, erasing: &[Erasing<'_>]) -> anyhow::Result<()> {
+    /// Takes those of the other streams that are not ours yet; whether there are some.
+    async fn take_beside(&mut self, erasing: &[Erasing<'_>]) -> anyhow::Result<bool> {
         let forget = Forget::of(erasing);
         let keeps = |line: &str| forget.line(line);
         let ours = self.lanes.iter().chain(&self.beside).map(Lease::lane);
@@ -53,7 +54,8 @@ impl Leases {
         for lane in erasing {
             let mut targets = lane.targets()?;
             for left in lane.leased()? {
-                if lease::tells_more(&left, &keeps).await? {
+                // A replay of a share that is no more has it by the slot of that one.
+                if lane.has(left.stream_name()) || lease::tells_more(&left, &keeps).await? {
                     targets.push(left);
                 }
             }
@@ -63,10 +65,27 @@ impl Leases {
         let others: Vec<LaneClient> = others.into_values().collect();
         let taken = self.lanes[0].also_all(&others, &keeps).await?;
         self.beside.extend(taken);
+        Ok(!others.is_empty())
+    }
+
+    /// Sees to it that nothing is stored any more of what commands have sent that had one of them before, killed or frozen: what is there
+    /// by then is found.
+    ///
+    /// # Errors
+    /// A stream takes no message.
+    pub(super) async fn shut_out(&self, erasing: &[Erasing<'_>]) -> anyhow::Result<()> {
+        for (lane, lease) in erasing.iter().zip(&self.lanes) {
+            if lease.is_unfenced() {
+                place::shut_out(&lane.settings, lane.nats, lease).await?;
+            }
+            for lease in self.beside.iter().filter(|lease| lease.is_unfenced()) {
+                place::shut_out_aside(lane.nats, lease).await?;
+            }
+        }
         Ok(())
     }
 
-    /// Looks again which streams there are, and takes the leases of those that are new; whether there are some.
+    /// Looks again which streams there are, and takes the leases of those that are new; whether there are some, streams or leases.
     pub(super) async fn look(
         &mut self,
         erasing: &mut [Erasing<'_>],
@@ -80,8 +99,7 @@ impl Leases {
         for lane in &mut *erasing {
             is_new |= lane.look(survey).await?;
         }
-        self.take_beside(erasing).await?;
-        Ok(is_new)
+        Ok(self.take_beside(erasing).await? || is_new)
     }
 
     /// Moves to another NATS that were killed, as they were typed: at the same one the copies are found, or in the way.

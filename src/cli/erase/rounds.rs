@@ -2,7 +2,8 @@
 //!
 //! In: lanes. Out: what was removed. Guarantees: it is not done while another command has taken over one of the lanes, since that may
 //! have published what it had read before: this command may have been frozen for longer than others wait for it. Nor before a look
-//! behind the last removal has found no stream that is new: a replay that began meanwhile has a lease there before it reads.
+//! behind the last removal has found no stream that is new: a replay that began meanwhile has a lease there before it reads. What such
+//! a command has sent that was killed or frozen before, on however slow a link, is found, or is not stored any more.
 
 use std::collections::BTreeSet;
 
@@ -36,6 +37,8 @@ pub(super) async fn erase(
     let mut ids = BTreeSet::new();
     for _ in 0..ROUNDS_MAX {
         leases.are_ours().await?;
+        // In front of the look for messages, which finds what has arrived until then.
+        leases.shut_out(erasing).await?;
         for lane in &*erasing {
             ids.append(&mut lane.ids().await?);
         }

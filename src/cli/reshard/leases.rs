@@ -6,7 +6,6 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Context as _;
 use futures_util::future::try_join_all;
 
 use super::{Resharding, counted};
@@ -27,7 +26,6 @@ pub(super) struct Leases {
 
 struct Held {
     part: Option<u32>,
-    lane: LaneClient,
     lease: Lease,
 }
 
@@ -75,8 +73,8 @@ impl Resharding<'_> {
             lanes.push(client);
         }
         let leases = Lease::take_all_alone(&lanes, RESHARD, &command_line::typed()).await?;
-        let held = parts.into_iter().zip(lanes).zip(leases);
-        let held = held.map(|((part, lane), lease)| Held { part, lane, lease });
+        let held = parts.into_iter().zip(leases);
+        let held = held.map(|(part, lease)| Held { part, lease });
         Ok(Leases {
             nats,
             held: held.collect(),
@@ -90,19 +88,12 @@ impl Resharding<'_> {
     pub(super) async fn shut_out(&self, leases: &Leases) -> anyhow::Result<()> {
         let nats = &leases.nats;
         let left = leases.held.iter().filter(|it| it.lease.is_unfenced());
-        let shut_out = left.map(async |Held { part, lane, lease }| {
+        let shut_out = left.map(async |Held { part, lease }| {
             // One that shall be has none yet, unless it had one before.
-            if stream::find(nats, lane.stream_name()).await?.is_none() {
-                return Ok(());
+            match stream::find(nats, lease.lane().stream_name()).await? {
+                Some(_) => place::shut_out(self.lane(*part), nats, lease).await,
+                None => Ok(()),
             }
-            let done = place::shut_out(self.lane(*part), nats, lane, lease).await;
-            done.with_context(|| {
-                format!(
-                    "what an earlier command has sent to stream {} for slot {} may still arrive",
-                    lane.stream_name(),
-                    lane.slot()
-                )
-            })
         });
         try_join_all(shut_out).await?;
         self.tell_of_left(leases);

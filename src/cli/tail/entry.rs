@@ -14,7 +14,8 @@ use uuid::Uuid;
 
 use crate::event::EventEnvelope;
 use crate::pipeline::position::{
-    KIND_DEAD_LETTER, KIND_DISCARDED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER, REASON_HEADER,
+    KIND_DEAD_LETTER, KIND_DISCARDED, KIND_FENCED, KIND_HEADER, KIND_RETRIED, POSITION_HEADER,
+    REASON_HEADER,
 };
 use crate::pipeline::stored_event::{Payload, StoredEvent};
 
@@ -117,6 +118,7 @@ impl Entry {
         let class = match subject {
             _ if subject.starts_with(DEAD_ROOT) => Class::DeadLetter,
             _ if subject.starts_with(OWN_ROOT) => Class::Other,
+            _ if kind.as_deref() == Some(KIND_FENCED) => Class::Other,
             _ if published || EventEnvelope::from_slice(body).is_ok() => Class::Event,
             _ => Class::Other,
         };
@@ -412,6 +414,10 @@ mod tests {
             assert_eq!(entry.class, Class::Other, "{subject}");
             assert!(serde_json::from_str::<serde_json::Value>(&entry.to_json()).is_ok());
         }
+        let headers = headers(&[("Walrelay-Kind", "fenced")]);
+        let subject = "replay.outbox.walrelay-fenced";
+        let entry = Entry::read(subject, Some(&headers), b"{}", REPLY, Utc::now());
+        assert_eq!(entry.class, Class::Other);
     }
 
     #[test]
