@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
+use super::all_shares;
 use super::consent::agreed;
 use super::deletable::deletable;
 use super::exit::Exit;
@@ -129,7 +130,7 @@ pub struct Args {
 /// Something could not be erased.
 pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Error> {
     let mut shutdown = signals::listen(Hangup::Stops)?;
-    let first = lanes.first().context("there is no lane")?;
+    let first = all_shares::first(lanes, "an aggregate goes from the streams").await?;
     let sql = connect(&first.postgres.conninfo).await?;
     let nats = Admin::connect(&first.nats.connection).await?;
     // Before anything is removed for any lane.

@@ -4,6 +4,7 @@
 //! an [`exit::Exit`]. `walrelay --help` lists what there is.
 
 pub mod adopt;
+mod all_shares;
 mod asyncapi;
 pub mod backfill;
 pub mod bench;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use postgres_types::PgLsn;
 
+use super::all_shares;
 use super::exit::{Exit, message};
 use super::own_lane::own_lane;
 use super::signals::{self, Hangup};
@@ -45,7 +46,7 @@ use kept::Kept;
 use partitions::{Partition, Partitions};
 use report::Report;
 use rows::{Batches, Moment, Snapshot};
-use shares::{carried, prunable, whole};
+use shares::{carried, prunable};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -111,7 +112,8 @@ pub struct Args {
 pub async fn execute(args: Args, lanes: &[Settings]) -> Result<Exit, anyhow::Error> {
     let shutdown = signals::listen(Hangup::Stops)?;
     let mut gravest = Exit::Done;
-    let tables = whole(lanes)?.tables();
+    // A partition has rows of all shares, and all of them keep rows.
+    let tables = all_shares::first(lanes, "rows go").await?.tables();
     for (table, settings) in tables.iter().enumerate() {
         let done = execute_one(&args, lanes, table, settings, &shutdown).await;
         gravest = gravest.graver(match done {

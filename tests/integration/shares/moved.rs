@@ -243,6 +243,89 @@ async fn shares_that_come_again_find_their_former_streams_moved_as_is_printed() 
     goes_on(&mut fixture, 4).await;
 }
 
+/// Whether a stream of this NATS has a message with this text.
+async fn is_stored(fixture: &Fixture, streams: &[String], text: &str) -> bool {
+    let context = jetstream::new(fixture.nats.clone());
+    for name in streams {
+        let Ok(stream) = context.get_stream(name).await else {
+            continue;
+        };
+        for sequence in 1..=stream.cached_info().state.last_sequence {
+            let message = stream.get_raw_message(sequence).await;
+            let body = message.map(|message| message.payload.to_vec());
+            if String::from_utf8_lossy(&body.unwrap_or_default()).contains(text) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// An aggregate may be of any share: one that is erased from the stream of another share would lose its row, and keep its messages.
+#[tokio::test]
+async fn no_aggregate_is_erased_from_one_share_alone() {
+    let mut fixture = two_shares(true).await;
+    let relay = fixture.run();
+    fixture.sql.batch_execute(INSERT).await.unwrap();
+    eventually("all is published", async || {
+        let verified = fixture.walrelay(&["verify"]).await;
+        (verified.code == Some(0)).then_some(())
+    })
+    .await;
+    let row = "SELECT aggregate_id::text FROM outbox_events WHERE (uuid_hash(aggregate_id) & 1) = 1 LIMIT 1";
+    let aggregate: String = fixture.sql.query_one(row, &[]).await.unwrap().get(0);
+    let erase = ["erase", "--yes", "--json", "--aggregate-id", &aggregate];
+    let old = fixture.stream_name().to_owned();
+    let new = new_streams(&fixture);
+    let streams: Vec<String> = [&old, &new]
+        .into_iter()
+        .flat_map(|name| ["0", "1"].map(|share| name.replace("{share}", share)))
+        .collect();
+    let rows = format!("FROM outbox_events WHERE aggregate_id = '{aggregate}'");
+    let of_aggregate = count(&fixture, &rows).await;
+    let is_refused = async |fixture: &Fixture, share: &[&str]| {
+        let refused = fixture.walrelay(&[&erase, share].concat()).await;
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert_eq!(refused.stdout, "", "there is no receipt");
+        assert!(is_stored(fixture, &streams, &aggregate).await);
+        assert_eq!(count(fixture, &rows).await, of_aggregate);
+        refused.stderr
+    };
+    let all = "leave out --share and relay.share";
+    for share in ["0", "1"] {
+        for dry in [&[][..], &["--dry-run"]] {
+            let told = is_refused(&fixture, &[&["--share", share], dry].concat()).await;
+            assert!(told.ends_with(&format!("{all}\n")), "{told}");
+        }
+    }
+    stops(relay).await;
+
+    // While they are partly moved, a relay of each needs relay.share: no configuration has all of them.
+    moves(&fixture, &new, 0).await;
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    fixture.set("WALRELAY_RELAY_SHARE", "0");
+    let told = is_refused(&fixture, &[]).await;
+    fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+    fixture.set("WALRELAY_RELAY_SHARE", "1");
+    assert_eq!(is_refused(&fixture, &[]).await, told);
+    let prune = ["prune", "--older-than", "1d"];
+    let kept = fixture.walrelay(&prune).await;
+    assert_eq!(kept.code, Some(2), "{kept:?}");
+    fixture.unset("WALRELAY_RELAY_SHARE");
+    for more in [told.as_str(), kept.stderr.as_str()] {
+        assert!(more.contains(all), "{more}");
+        let line = between(more, "have moved too, by ", " with the configuration of");
+        assert_eq!(between(line, "--share ", " "), "1");
+        fixture.types(&agreed(line)).await.success();
+    }
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    let erased = fixture.walrelay(&erase).await.success();
+    let receipt: Value = serde_json::from_str(&erased.stdout).unwrap();
+    assert_eq!(receipt["done"], json!(true), "{receipt}");
+    assert!(!is_stored(&fixture, &streams, &aggregate).await);
+    goes_on(&mut fixture, 2).await;
+}
+
 /// One configuration names the streams of all, and until all are there one for each share.
 #[tokio::test]
 async fn the_configuration_that_a_move_asks_for_is_that_of_all_shares() {
