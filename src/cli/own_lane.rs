@@ -42,7 +42,7 @@ pub(super) async fn recorded_lane(
     let Some(record) = lane.record().await?.record else {
         let inspection = inspect(client, &settings.postgres).await?;
         if let Some(halt) = no_beginning(&inspection, settings) {
-            return Err(halt.into());
+            bail!(halt.told(settings.postgres.part()));
         }
         bail!(
             "slot {slot} has no lane record for stream {stream} at {}: either no relay has published from it yet, or the relay of \

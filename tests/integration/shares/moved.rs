@@ -312,6 +312,19 @@ async fn no_aggregate_is_erased_from_one_share_alone() {
     let kept = fixture.walrelay(&prune).await;
     assert_eq!(kept.code, Some(2), "{kept:?}");
     fixture.unset("WALRELAY_RELAY_SHARE");
+    // With the new one, for all shares, each command has a remedy that is about the share which is not there.
+    fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    for command in [&erase[..], &prune, &["backfill"], &["verify", "--repair"]] {
+        let refused = fixture.walrelay(command).await;
+        assert_ne!(refused.code, Some(0), "{refused:?}");
+        let line = between(&refused.stderr, "in another stream, `", "`, with the");
+        assert!(line.starts_with("walrelay move --share 1 "), "{line}");
+        fixture.set("WALRELAY_NATS_STREAM", old.as_str());
+        let moved = fixture.types(&format!("{line} --dry-run")).await;
+        moved.success();
+        fixture.set("WALRELAY_NATS_STREAM", new.as_str());
+    }
+    fixture.set("WALRELAY_NATS_STREAM", old.as_str());
     for more in [told.as_str(), kept.stderr.as_str()] {
         assert!(more.contains(all), "{more}");
         let line = between(more, "have moved too, by ", " with the configuration of");
