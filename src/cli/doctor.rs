@@ -206,7 +206,10 @@ async fn look(args: &Args, settings: &Settings, loaded: &Loaded, common: &Common
     report.take("monitoring of NATS", monitoring);
     report.take("dead letters", letters);
     report.take("commands beside the relay", bulk_work);
-    report.take("what a start would halt at", start);
+    // What keeps those from seeing keeps this from seeing.
+    if !unseen_why(&start).is_some_and(|why| report.has_told(&why)) {
+        report.take("what a start would halt at", start);
+    }
     if let Some((limit, stream)) = report.limit.take() {
         let rows = report.rows.unwrap_or_default();
         let large = stream_fit::rows(&stream, limit, rows.rows, rows.bytes_max);
@@ -235,6 +238,15 @@ fn in_time(settings: &Settings) -> Settings {
 
 type Look = Result<anyhow::Result<Report>, tokio::time::error::Elapsed>;
 
+/// Why it could not be looked.
+fn unseen_why(look: &Look) -> Option<String> {
+    match look {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(message(error)),
+        Err(_) => Some(format!("no answer within {} s", LIMIT.as_secs())),
+    }
+}
+
 impl Report {
     /// What the command ends with.
     fn exit(&self) -> Exit {
@@ -246,22 +258,27 @@ impl Report {
     }
 
     fn take(&mut self, side: &str, look: Look) {
-        match look {
-            Ok(Ok(found)) => {
-                self.looked_at.extend(found.looked_at);
-                self.findings.extend(found.findings);
-                self.not_seen.extend(found.not_seen);
-                self.not_asked.extend(found.not_asked);
-                self.rows = self.rows.or(found.rows);
-                self.limit = self.limit.take().or(found.limit);
-                self.halted = self.halted.take().or(found.halted);
-                self.foreseen = self.foreseen.take().or(found.foreseen);
-                self.unwritten = self.unwritten.take().or(found.unwritten);
-                self.record = self.record.take().or(found.record);
-            }
-            Ok(Err(error)) => self.unseen(side, &message(&error)),
-            Err(_) => self.unseen(side, &format!("no answer within {} s", LIMIT.as_secs())),
+        if let Some(why) = unseen_why(&look) {
+            self.unseen(side, &why);
         }
+        if let Ok(Ok(found)) = look {
+            self.looked_at.extend(found.looked_at);
+            self.findings.extend(found.findings);
+            self.not_seen.extend(found.not_seen);
+            self.not_asked.extend(found.not_asked);
+            self.rows = self.rows.or(found.rows);
+            self.limit = self.limit.take().or(found.limit);
+            self.halted = self.halted.take().or(found.halted);
+            self.foreseen = self.foreseen.take().or(found.foreseen);
+            self.unwritten = self.unwritten.take().or(found.unwritten);
+            self.record = self.record.take().or(found.record);
+        }
+    }
+
+    /// Whether a look has not seen for this reason.
+    fn has_told(&self, why: &str) -> bool {
+        let behind = format!(": {why}");
+        self.not_seen.iter().any(|told| told.ends_with(&behind))
     }
 
     /// What a relay has halted at, and what one would halt at that starts now.

@@ -14,23 +14,23 @@
 //! and the engine must be able to go on behind what that finds.
 
 mod begin;
+mod decide;
 mod look;
 mod reach;
 
 use super::begin::Begin;
-use super::continuity::{self, Plan, Refusal, StartView};
+use super::continuity::{self, Plan, Refusal};
 use super::engine::Engine;
 use super::fault::{Fault, Halt};
 use super::history::History;
 use super::lane_end::{Memory, recorded_end};
-use super::misnamed::Misnamed;
 use super::position::Lane;
 use super::publications::PublicationName;
 use super::publish::{Mode, NoMode, Offer};
 use super::record::{LaneRecord, Moved, at};
 use super::request::{Reply, Request, StoredRecord, StreamView, Unfit};
-use super::source::Source;
 use super::subject::SubjectTemplate;
+use decide::plan;
 use look::{Look, View};
 use postgres_types::PgLsn;
 pub use reach::Reach;
@@ -454,38 +454,6 @@ impl<'a> Opening<'a> {
         };
         Ok(())
     }
-}
-
-/// Where the lane goes on, by the last look and where the slot stands.
-fn plan(known: &Known<'_>, view: &View, place: &SlotPlace) -> Result<Plan, Refusal> {
-    continuity::plan(&StartView {
-        lane: &place.lane,
-        confirmed_flush_lsn: place.confirmed_flush_lsn,
-        begins_lsn: place.begins_lsn,
-        server_lsn: place.server_lsn,
-        history: &place.history,
-        stream: known.stream,
-        nats: &known.nats,
-        created: &view.stream.created,
-        last_sequence: view.stream.last_sequence,
-        lane_end: &view.lane_end,
-        record: view.stored.record.as_ref(),
-        memory: known.memory.as_ref(),
-        from: known.from,
-    })
-}
-
-/// Whether the configuration gives a table of the lane another name, or other ids, than its messages tell.
-fn check_names(
-    known: &Known<'_>,
-    view: &View,
-    plan: &Plan,
-    source: &Source,
-) -> Result<(), Misnamed> {
-    let View { stream, stored, .. } = view;
-    let memory = known.memory.as_ref();
-    let tables = Memory::tables(memory, &stream.created, stored.record.as_ref());
-    source.check_names(tables, plan.lane_end.is_some())
 }
 
 /// Whether the lane is in this stream, as its record says.

@@ -3,8 +3,9 @@
 //! In: what the start does not decide. Out: the engine, once its record is stored: a relay that was frozen meanwhile cannot
 //! write its own any more.
 
+use super::decide::check_names;
 use super::look::View;
-use super::{Decided, NotOpened, Opened, Opening, Step, check_names};
+use super::{Decided, NotOpened, Opened, Opening, Step};
 use crate::pipeline::continuity::Plan;
 use crate::pipeline::engine::{Engine, EngineSettings, EpochSettings, Resumed};
 use crate::pipeline::history::History;

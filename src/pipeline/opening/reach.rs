@@ -4,8 +4,9 @@
 //! is found as a start finds it by what the broker keeps. So what the slot holds behind it is published, also where a relay or the
 //! record say that it was: the broker has lost that. With the slot's place, it is the start's own decision.
 
+use super::decide::{check_names, plan};
 use super::look::Look;
-use super::{Known, NotOpened, SlotPlace, check_names, lives_here, plan};
+use super::{Known, NotOpened, SlotPlace, lives_here};
 use crate::pipeline::continuity::{EndView, Refusal, known_end};
 use crate::pipeline::end_search::{Lookup, StoredMessage};
 use crate::pipeline::fault::Halt;
