@@ -302,6 +302,7 @@ fn window_settings(mode: Mode) -> WindowSettings {
             epoch_token: "e".to_owned(),
             messages_max: 10,
             one_by_one: 0,
+            batch_messages_max: None,
             bytes_max: 1 << 20,
             message_limit: SizeLimit::smaller(10_000, None),
             ack_timeout: Duration::from_secs(5),

@@ -116,8 +116,9 @@ it, the slot is looked into, in a copy of it that is gone at the end: Postgres m
 one more slot (max_replication_slots).
 
 Exit code 0: nothing was found. 1: something was. 3: the check could not be made, rows are
-unjudged, the broker has lost messages that the relay publishes again, or the relay is so far behind,
-or a walrelay reshard not at its end, that what is missing cannot be told from what is still to come.";
+unjudged, the broker has lost messages that the relay publishes again, or the relay is so far behind
+that what is missing cannot be told from what is still to come. So it is where a walrelay reshard is
+not at its end.";
 
 /// Compare the outbox table with the stream: missing, doubled, out of order, dead-lettered, phantom.
 #[derive(Debug, Clone, clap::Args)]

@@ -82,10 +82,10 @@ async fn a_lane_that_never_was_fails_and_one_that_has_published_halts_each_time(
 async fn waiting(fixture: &Fixture) -> Option<Value> {
     let doctor = fixture.walrelay(&["doctor", "--json"]).await;
     let report: Value = serde_json::from_str(&doctor.stdout).unwrap();
-    let findings = report["findings"].as_array().expect("a list").iter();
+    let mut findings = report["findings"].as_array().expect("a list").iter();
     findings
-        .cloned()
         .find(|finding| finding["code"] == "waiting")
+        .cloned()
 }
 
 #[tokio::test]

@@ -127,7 +127,7 @@ impl Publisher for Atomic {
                 ..
             }) => {
                 let messages_max = largest(&description);
-                let messages_max = messages_max.ok_or_else(|| Fault::Answer(description))?;
+                let messages_max = messages_max.ok_or(Fault::Answer(description))?;
                 return Err(Fault::BatchTooLarge { messages_max });
             }
             Err(Fault::Refused {
