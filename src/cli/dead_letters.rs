@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::{Subcommand, builder::NonEmptyStringValueParser};
 
 use crate::cli::adopt::RELEASE_LIMIT;
+use crate::cli::elsewhere::Elsewhere;
 use crate::cli::exit::{Exit, UsageError};
 use crate::cli::{stderr, stdout};
 use crate::nats::admin::Admin;
@@ -15,7 +16,7 @@ use crate::pipeline::position::Position;
 use crate::postgres::catalog::inspect_released;
 use crate::postgres::client::connect;
 use crate::relay::lane_client::LaneClient;
-use crate::relay::lane_records::was_divided;
+use crate::relay::lane_records::{self, was_divided};
 use crate::relay::settings::Settings;
 use crate::relay::taken_over::{self, TakenOver};
 
@@ -150,6 +151,7 @@ struct Lanes<'a> {
     nats: &'a Admin,
     own: &'a Settings,
     taken_over: Vec<Settings>,
+    elsewhere: Option<Elsewhere>,
 }
 
 impl<'a> Lanes<'a> {
@@ -158,9 +160,11 @@ impl<'a> Lanes<'a> {
         own: &'a Settings,
         load: impl Fn(&TakenOver) -> Result<Settings, anyhow::Error>,
     ) -> anyhow::Result<Self> {
-        let mut taken_over = Vec::new();
+        let (mut taken_over, mut elsewhere) = (Vec::new(), None);
         if was_divided(nats, &own.postgres).await? {
             let client = connect(&own.postgres.conninfo).await?;
+            let records = lane_records::of_shares(nats, &client, &own.postgres).await?;
+            elsewhere = Elsewhere::by(&records, own);
             for lane in taken_over::by(own, &client, nats).await? {
                 let letters = Letters::of(&lane, nats).await?;
                 if letters.is_some_and(|letters| !letters.all().is_empty()) {
@@ -177,6 +181,7 @@ impl<'a> Lanes<'a> {
             nats,
             own,
             taken_over,
+            elsewhere,
         })
     }
 
@@ -197,6 +202,13 @@ impl<'a> Lanes<'a> {
                 "of slot {slot} in stream {stream}, whose share is no more:"
             ));
             list::list(&self.client(lane)?, all, json).await?;
+        }
+        if let Some(elsewhere) = &self.elsewhere {
+            stderr::line(format_args!(
+                "{elsewhere} may have dead letters too, of shares that were no more when walrelay move brought the lanes from there: {} \
+                 brings them here",
+                elsewhere.bring()
+            ));
         }
         Ok(Exit::Done)
     }

@@ -201,7 +201,9 @@ async fn execute_one(
         untold: BTreeMap::new(),
         untold_with_header: BTreeMap::new(),
         unfinished_moves: BTreeSet::new(),
-        left_elsewhere: (erasing.iter().flat_map(|lane| lane.left.clone())).collect(),
+        left_elsewhere: (erasing.iter().flat_map(|lane| lane.left.clone()))
+            .map(|left| Left { slot: None, ..left })
+            .collect(),
         may_not_delete: erasing[0].may_not.clone(),
         done: false,
     };

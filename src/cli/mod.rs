@@ -16,6 +16,7 @@ pub mod dead_letters;
 mod deletable;
 pub mod demo;
 pub mod doctor;
+mod elsewhere;
 pub mod erase;
 pub mod exit;
 mod exposed;

@@ -420,7 +420,7 @@ impl Move {
             }
             self.take_subjects().await?;
             tracing::info!("stream {} takes the events", self.to.stream());
-            self.arrive().await?;
+            self.arrive(&sql).await?;
             tracing::info!("the lane lives in stream {}", self.to.stream());
             release_slot(&sql, reader).await?;
         }

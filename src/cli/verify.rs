@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use chrono::{DateTime, Utc};
 use indicatif::ProgressBar;
 
@@ -58,7 +58,7 @@ mod sort;
 mod table;
 
 use compare::{Group, Verdict};
-use comparison::{Comparison, has_unpublished, read_stream};
+use comparison::{Comparison, has_missing, has_unpublished, read_stream};
 use lane::LaneReading;
 pub(in crate::cli) use missing::{Choice, Missing, check_condition, missing};
 use report::Report;
@@ -404,6 +404,17 @@ async fn check(
         let removed = sibling.read(&lane.nats, &mut tables).await?;
         for (_, comparison, _) in settled.iter_mut().flatten() {
             comparison.removed_elsewhere += removed;
+        }
+    }
+    if let Some(elsewhere) = others.elsewhere.filter(|_| !args.unjudged) {
+        for (_, comparison, _) in settled.iter_mut().flatten() {
+            ensure!(
+                !has_missing(&mut comparison.entries)?,
+                "rows that no stream here has may be in {elsewhere}, of shares that were no more when walrelay move brought the lanes from \
+                 there, so nothing tells what is missing: {} brings what they have here. Where that is gone for good, walrelay backfill \
+                 --unjudged publishes such rows again; --since a moment behind the change of shares leaves them out",
+                elsewhere.bring()
+            );
         }
     }
     let mut letters = Vec::new();

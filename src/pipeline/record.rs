@@ -94,8 +94,8 @@ pub struct LaneRecord {
     /// The lane is on its way to another stream, or has gone there: no relay publishes by this record.
     #[serde(default)]
     pub moved: Option<Moved>,
-    /// Where `walrelay move` has brought it from on another NATS, the first one first: nobody has deleted what it has left there, for
-    /// all that is known here.
+    /// Where `walrelay move` has brought it from on another NATS, the first one first, and what shares had there that were no more by
+    /// then: nobody has deleted it, for all that is known here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left: Vec<Left>,
 }
@@ -107,6 +107,9 @@ pub struct Left {
     pub stream: String,
     /// The servers, without credentials.
     pub nats: String,
+    /// The slot of the share that was no more and had this stream: no copy of it is here. None where the lane's own was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<String>,
 }
 
 /// What `walrelay move` has left in the record of a lane.

@@ -83,9 +83,9 @@ impl Receipt {
                  it is given up, delete the stream at that NATS"
             ));
         }
-        for Left { stream, nats } in &self.left_elsewhere {
+        for Left { stream, nats, .. } in &self.left_elsewhere {
             stderr::line(format_args!(
-                "the lane was moved here from NATS at {nats}: where stream {stream} is still there, it has the aggregate's messages, and \
+                "the outbox was moved here from NATS at {nats}: where stream {stream} is still there, it has the aggregate's messages, and \
                  so have its replays and mirrors there. Delete it and them: {}",
                 command_line::nats(Some(nats), &format!("stream rm {stream}"))
             ));

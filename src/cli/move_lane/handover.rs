@@ -1,5 +1,6 @@
 //! The lane leaves the one stream and is in the other.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -16,13 +17,14 @@ use crate::pipeline::dead_letter;
 use crate::pipeline::end_search::{Lookup, Told, split_tail};
 use crate::pipeline::fault::Halt;
 use crate::pipeline::position::{KIND_HEADER, KIND_MOVED};
-use crate::pipeline::record::{HaltNote, LaneRecord, Left, Moved};
+use crate::pipeline::record::{HaltNote, LaneRecord, Left, Moved, telling};
 use crate::postgres::catalog::inspect;
 use crate::postgres::client::Client;
 use crate::postgres::processes::{self, Process};
 use crate::relay::after_publish::Place;
 use crate::relay::clock::now_text;
 use crate::relay::lane_client::{LaneError, StreamEnd};
+use crate::relay::lane_records;
 
 /// How long the old relay's session may take to end.
 const RELEASE_LIMIT: Duration = Duration::from_secs(5);
@@ -152,7 +154,7 @@ impl Move {
     }
 
     /// The lane is there: a message tells its place, and the record.
-    pub(super) async fn arrive(&self) -> anyhow::Result<()> {
+    pub(super) async fn arrive(&self, sql: &Client) -> anyhow::Result<()> {
         let (gone, _) = self.record().await?;
         let target = self.to.lane.stream().await?;
         let copied = self.to.lane.end().await?;
@@ -185,6 +187,7 @@ impl Move {
             self.to.lane.store_letters(&letters, behind).await?;
         }
         let before = |count: u64| if count == 0 { 0 } else { sequence - 1 };
+        let left = self.left(&gone, sql).await?;
         let arrived = LaneRecord {
             stream: self.to.stream().to_owned(),
             created: target.created,
@@ -198,7 +201,7 @@ impl Move {
             taken_over_sequence: before(gone.taken_over_sequence),
             halted: None,
             moved: None,
-            left: self.left(&gone),
+            left,
             ..gone
         };
         let stored = self.to.lane.record().await?;
@@ -211,18 +214,35 @@ impl Move {
         Ok(())
     }
 
-    /// What the lane has left at other NATS' by now.
-    fn left(&self, gone: &LaneRecord) -> Vec<Left> {
+    /// What the lane has left at other NATS' by now, and what shares have there that are no more: nobody at the new one knows of them.
+    async fn left(&self, gone: &LaneRecord, sql: &Client) -> anyhow::Result<Vec<Left>> {
         let mut left = gone.left.clone();
-        if let Some(nats) = &self.nats {
-            let is_there = |of: &Left| of.nats == *nats && of.stream == self.to.stream();
-            left.retain(|of| !is_there(of));
-            left.push(Left {
-                stream: self.from.stream().to_owned(),
-                nats: self.from.servers(),
-            });
+        let Some(nats) = &self.nats else {
+            return Ok(left);
+        };
+        let here = |stream: &str, slot: Option<String>| Left {
+            stream: stream.to_owned(),
+            nats: self.from.servers(),
+            slot,
+        };
+        let postgres = &self.from.settings.postgres;
+        let records = lane_records::of_shares(&self.from.nats, sql, postgres).await?;
+        for record in telling(records).into_iter().filter(|it| it.retired) {
+            let is_here = record.moved.is_none()
+                && (stream::find(&self.from.nats, &record.stream).await?).is_some();
+            if is_here {
+                left.push(here(&record.stream, Some(record.slot)));
+            }
+            left.extend(record.left);
         }
-        left
+        // What is at the new one has its records there.
+        let is_there =
+            |of: &Left| of.nats == *nats && (of.slot.is_some() || of.stream == self.to.stream());
+        left.retain(|of| !is_there(of));
+        left.push(here(self.from.stream(), None));
+        let mut known = BTreeSet::new();
+        left.retain(|of| known.insert(of.clone()));
+        Ok(left)
     }
 
     /// Rows that are marked or deleted for the old stream's messages are so for their copies.

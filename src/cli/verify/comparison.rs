@@ -151,9 +151,18 @@ fn next_group(merge: &mut Merge) -> std::io::Result<Option<Group>> {
 
 /// Whether anything has to be waited for.
 pub(super) fn has_unpublished(entries: &mut Entries) -> std::io::Result<bool> {
+    has(entries, |verdict| verdict.unpublished() > 0)
+}
+
+/// Whether the streams that were read lack anything.
+pub(super) fn has_missing(entries: &mut Entries) -> std::io::Result<bool> {
+    has(entries, |verdict| verdict.missing > 0)
+}
+
+fn has(entries: &mut Entries, what: impl Fn(&Verdict) -> bool) -> std::io::Result<bool> {
     let mut merge = entries.merge()?;
     while let Some(group) = next_group(&mut merge)? {
-        if verdict(&group, &Whole::default()).unpublished() > 0 {
+        if what(&verdict(&group, &Whole::default())) {
             return Ok(true);
         }
     }

@@ -56,7 +56,7 @@ pub(in crate::cli) async fn missing(
         since: choice.since,
         wait: choice.wait.unwrap_or(WAIT),
         repair: false,
-        unjudged: false,
+        unjudged: choice.unjudged,
         only: choice.only,
     };
     let lane = Lane::open(settings).await?;

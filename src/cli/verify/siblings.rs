@@ -12,6 +12,7 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use super::key;
 use super::lane::{MEMORY_LOOK_MESSAGES, id_of};
 use super::sort::{Entries, Entry, Kind, share_memory};
+use crate::cli::elsewhere::Elsewhere;
 use crate::nats::admin::Admin;
 use crate::nats::stored::{StoredMessages, header};
 use crate::nats::stream;
@@ -38,6 +39,8 @@ pub(super) struct Siblings {
     pub(super) siblings: Vec<Sibling>,
     /// The records tell that the number of shares was changed, so that rows of this one are in theirs.
     pub(super) tell_of_change: bool,
+    /// What cannot be read here.
+    pub(super) elsewhere: Option<Elsewhere>,
 }
 
 /// What is looked for of one table.
@@ -58,6 +61,7 @@ pub(super) async fn of(
     nats: &Admin,
 ) -> anyhow::Result<Siblings> {
     let records = lane_records::of_shares(nats, client, &settings.postgres).await?;
+    let elsewhere = Elsewhere::by(&records, settings);
     let tell_of_change = records
         .iter()
         .any(|record| record.switched_lsn.is_some() || record.retired);
@@ -74,6 +78,7 @@ pub(super) async fn of(
     Ok(Siblings {
         siblings: siblings.collect(),
         tell_of_change,
+        elsewhere,
     })
 }
 

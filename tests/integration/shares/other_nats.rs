@@ -194,3 +194,85 @@ async fn one_that_is_on_its_way_from_another_nats_is_taken_there_first() {
     all_is_there(&fixture).await;
     relay.stop().await;
 }
+
+/// What shares had that are no more stays behind when the others are moved: nothing is called missing there, or published again, and what
+/// is printed brings it.
+#[tokio::test]
+async fn what_shares_had_that_are_no_more_is_not_missing_at_another_nats() {
+    let mut fixture = two_shares(true).await;
+    let relay = fixture.run();
+    for to in ["4", "2"] {
+        reshard(&fixture, to).await;
+        fixture.sql.batch_execute(INSERT).await.unwrap();
+    }
+    all_is_there(&fixture).await;
+    let other = another_nats().await;
+    let (own, there) = (fixture.servers().nats.url(), other.url());
+    let whole = fixture.stream_name().to_owned();
+    let name = |share: u32| whole.replace("{share}", &share.to_string());
+    for share in [0, 1] {
+        let (number, stream) = (share.to_string(), name(share));
+        let moving = ["move", "--yes", "--share", &number, "--to-stream", &stream];
+        let moving = [&moving[..], &["--to-nats", &there]].concat();
+        fixture.walrelay(&moving).await.success();
+    }
+    drop(relay);
+    fixture.set("WALRELAY_NATS_URL", there.as_str());
+    fixture.nats = async_nats::connect(&there).await.unwrap();
+    let relay = fixture.run();
+    are_owned(&fixture, 2).await;
+    fixture.sql.batch_execute(INSERT).await.unwrap();
+
+    let counts = async || {
+        let mut all = Vec::new();
+        for share in [0, 1] {
+            all.push(fixture.message_count_of(&name(share)).await);
+        }
+        all
+    };
+    let verified = fixture.walrelay(&["verify"]).await;
+    assert_eq!(verified.code, Some(3), "{verified:?}");
+    assert!(!verified.stdout.contains("missing"), "{verified:?}");
+    let before = counts().await;
+    for command in [&["backfill"][..], &["verify", "--repair"]] {
+        let refused = fixture.walrelay(command).await;
+        assert_ne!(refused.code, Some(0), "{refused:?}");
+        assert_eq!(counts().await, before, "{command:?}");
+    }
+    let listed = fixture
+        .walrelay(&["dead-letters", "list", "--share", "0"])
+        .await;
+    for told in [&verified.stderr, &listed.stderr] {
+        for share in [2, 3] {
+            let stream = format!("stream {} at {own}", name(share));
+            assert!(told.contains(&stream), "{told}");
+        }
+    }
+    let query = "SELECT aggregate_id::text FROM outbox_events LIMIT 1";
+    let row = fixture.sql.query_one(query, &[]).await.unwrap();
+    let id: &str = row.get(0);
+    let erase = ["erase", "--dry-run", "--json", "--aggregate-id", id];
+    let told = fixture.walrelay(&erase).await.success();
+    let receipt: Value = serde_json::from_str(&told.stdout).unwrap();
+    let left = (0..4).map(|share| json!({"stream": name(share), "nats": own}));
+    assert_eq!(receipt["left_elsewhere"], json!(left.collect::<Vec<_>>()));
+
+    types(
+        &fixture,
+        &verified.stderr,
+        "what is missing: ",
+        " brings what they have",
+    )
+    .await;
+    all_is_there(&fixture).await;
+    fixture.walrelay(&["backfill"]).await.success();
+    let listed = fixture
+        .walrelay(&["dead-letters", "list", "--share", "0"])
+        .await;
+    assert!(!listed.stderr.contains(&own), "{}", listed.stderr);
+    let told = fixture.walrelay(&erase).await.success();
+    let receipt: Value = serde_json::from_str(&told.stdout).unwrap();
+    let streams = receipt["streams"].as_array().unwrap();
+    assert_eq!(streams.len(), 4, "{receipt}");
+    relay.stop().await;
+}
