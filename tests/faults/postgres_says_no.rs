@@ -228,7 +228,7 @@ async fn a_table_that_is_dropped() {
     let drop = "DROP TABLE outbox_events";
     fixture.sql.batch_execute(drop).await.unwrap();
     let log = logs_from(&mut relay, logged, "waiting: there is no table").await;
-    assert!(log.contains("run walrelay setup"), "{log}");
+    assert!(log.contains("walrelay setup --dry-run"), "{log}");
     Restraint::of(&relay)
         .keeps(&relay, Duration::from_secs(1))
         .await;

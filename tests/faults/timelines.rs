@@ -335,7 +335,7 @@ async fn a_primary_that_was_rewound_has_no_slot_and_goes_on_with_a_new_one() {
     fixture.insert(21, 25).await;
 
     let mut relay = fixture.run();
-    assert_eq!(relay.ends().await, Some(1), "{}", relay.log());
+    assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     assert!(
         relay.log().contains("run walrelay setup"),
         "{}",
