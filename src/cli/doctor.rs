@@ -50,7 +50,7 @@ const NO_BEGINNING: &str = "no-beginning";
 
 /// Everything together, of all lanes; each side has half of it.
 const LIMIT: Duration = Duration::from_secs(14);
-/// Lanes that are looked at beside each other: each takes two sessions of Postgres and three connections of NATS meanwhile.
+/// Lanes that are looked at beside each other: each takes three sessions of Postgres and four connections of NATS meanwhile.
 const LANES_AT_ONCE: usize = 8;
 /// All hosts of a list together, of which none answers.
 const CONNECT_LIMIT: Duration = Duration::from_secs(12);

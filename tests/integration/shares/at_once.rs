@@ -10,8 +10,8 @@ use tokio::sync::watch;
 use super::{SHARES, divide, reports};
 use crate::support::{Fixture, Output, eventually};
 
-/// What one look at a lane has: the catalog's session, and that of the dead letters.
-const SESSIONS_A_LANE: usize = 2;
+/// What one look at a lane has: the catalog's session, that of the dead letters, and that of what a start would halt at.
+const SESSIONS_A_LANE: usize = 3;
 /// So many lanes are looked at beside each other.
 const LANES: usize = 8;
 
