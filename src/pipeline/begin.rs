@@ -30,11 +30,16 @@ impl Begin {
         }
     }
 
-    /// Of a slot without a record that this run has not made: it begins where it stands only where this run has seen it being made, and
-    /// the server has sent no transaction of it since. Nothing that Postgres keeps tells of any other: what it has sent is counted anew by
-    /// a crash, a promotion, a restored backup and `pg_upgrade`, and for a copy.
-    pub fn of_found(confirmed_lsn: PgLsn, was_seen_made: bool, sent: Option<i64>) -> Begin {
-        match was_seen_made && sent == Some(0) {
+    /// Of a slot without a record that this run has not made: it begins where it stands only where this run has seen it being made, or
+    /// where there is no event that it could have passed, and the server has sent no transaction of it since. Nothing that Postgres keeps
+    /// tells of any other: what it has sent is counted anew by a crash, a promotion, a restored backup and `pg_upgrade`, and for a copy.
+    pub fn of_found(
+        confirmed_lsn: PgLsn,
+        was_seen_made: bool,
+        has_events: bool,
+        sent: Option<i64>,
+    ) -> Begin {
+        match (was_seen_made || !has_events) && sent == Some(0) {
             true => Begin::At(confirmed_lsn),
             false => Begin::Unknown,
         }
@@ -64,13 +69,16 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_found_begins_where_it_stands_only_if_it_was_seen_being_made() {
+    fn a_slot_that_is_found_begins_where_it_stands_only_if_it_can_have_passed_nothing() {
         let stands = PgLsn::from(0xAB);
-        assert_eq!(Begin::of_found(stands, true, Some(0)), Begin::At(stands));
-        for (was_seen_made, sent) in [(true, Some(1)), (true, None), (false, Some(0))] {
-            let begin = Begin::of_found(stands, was_seen_made, sent);
-            assert_eq!(begin, Begin::Unknown);
+        for (was_seen_made, has_events) in [(true, true), (true, false), (false, false)] {
+            let begin = |sent| Begin::of_found(stands, was_seen_made, has_events, sent);
+            assert_eq!(begin(Some(0)), Begin::At(stands));
+            assert_eq!(begin(Some(1)), Begin::Unknown);
+            assert_eq!(begin(None), Begin::Unknown);
         }
+        let begin = Begin::of_found(stands, false, true, Some(0));
+        assert_eq!(begin, Begin::Unknown);
     }
 
     #[test]

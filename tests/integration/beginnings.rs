@@ -96,6 +96,27 @@ async fn a_slot_that_was_made_by_hand_is_a_beginning_once_a_person_says_so() {
     assert!(!again.stdout.contains("already in"), "{again:?}");
 }
 
+/// Beside an empty table there is nothing that it could have passed.
+#[tokio::test]
+async fn a_slot_that_was_made_by_hand_beside_an_empty_table_is_its_beginning() {
+    let mut fixture = Fixture::bare().await;
+    let dry = fixture.walrelay(&["setup", "--dry-run"]).await.success();
+    let (sql, _) = dry.stdout.split_once("-- stream").expect("statements");
+    for statement in sql.split("\n\n").filter(|it| !it.contains("COMMENT ON")) {
+        fixture.sql.batch_execute(statement).await.unwrap();
+    }
+    fixture.walrelay(&["setup"]).await.success();
+    let begins = format!("walrelay: slot {} begins at ", fixture.name);
+    let told = comment(&fixture).await.expect("a comment");
+    assert_eq!(told, format!("{begins}{}", fixture.confirmed_lsn().await));
+    let relay = fixture.run();
+    fixture.insert(1, 3).await;
+    fixture.holds(3).await;
+    relay.stop().await;
+    lose_lane(&fixture).await;
+    is_accepted_on_purpose(&mut fixture).await;
+}
+
 /// How many rows there are, of which the slot may lack some.
 fn tells_rows(setup: &Output, rows: u64, stands: PgLsn) {
     let told = format!(

@@ -71,6 +71,24 @@ impl Recording<'_> {
         }
     }
 
+    /// Whether there may be events that a slot from before could have passed. Messages without a table leave nothing that tells.
+    async fn may_have_events(&self) -> bool {
+        let postgres = &self.settings.postgres;
+        if postgres.messages.is_some() {
+            return true;
+        }
+        for table in postgres.tables() {
+            let query = format!("SELECT EXISTS (SELECT FROM {})", table.table);
+            let row = self.client.query_one(&query, &[]).await;
+            // A role that may not read them sees none.
+            let is_empty = |row: tokio_postgres::Row| row.try_get(0).is_ok_and(|has: bool| !has);
+            if !row.is_ok_and(is_empty) {
+                return true;
+            }
+        }
+        false
+    }
+
     async fn store_once(
         &self,
         account: &mut Account,
@@ -122,7 +140,8 @@ impl Recording<'_> {
             Some(_) => Begin::At(confirmed_lsn),
             None => {
                 let sent = slot_sent(self.client, slot).await?;
-                Begin::of_found(confirmed_lsn, self.was_awaited, sent)
+                let has_events = self.may_have_events().await;
+                Begin::of_found(confirmed_lsn, self.was_awaited, has_events, sent)
             }
         };
         if begin == Begin::Unknown {
