@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::lane::{holds_events, judge_events};
+use crate::lane::{holds_events, judge_events, slot_is_free};
 use crate::support::{Fixture, binaries, options, start_postgres, uuid};
 
 async fn json(fixture: &Fixture, command: &str) -> Value {
@@ -49,6 +49,7 @@ async fn halts_as_told(fixture: &mut Fixture, words: &str) {
     let mut relay = fixture.run();
     assert_eq!(relay.ends().await, Some(4), "{}", relay.log());
     assert!(relay.log().contains(words), "{}", relay.log());
+    slot_is_free(fixture).await;
     assert_eq!(all_tell(fixture, words).await, before);
 }
 

@@ -284,3 +284,14 @@ pub(crate) async fn of_kind(fixture: &Fixture, kind: &str) -> Vec<Stored> {
     stored.retain(|message| message.kind.as_deref() == Some(kind));
     stored
 }
+
+/// Waits until nobody reads from the slot: a server process outlives its client a little.
+pub(crate) async fn slot_is_free(fixture: &Fixture) {
+    let sql = "SELECT active_pid IS NULL FROM pg_replication_slots WHERE slot_name = $1";
+    eventually("the slot is free", async || {
+        let row = fixture.sql.query_one(sql, &[&fixture.name]).await;
+        let is_free: bool = row.expect("the slot is there").get(0);
+        is_free.then_some(())
+    })
+    .await;
+}

@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use async_nats::jetstream::stream::DiscardPolicy;
 use walrelay::outbox::SCHEMA_SQL;
 
-use crate::lane::{holds_events, jetstream, stream_of};
+use crate::lane::{holds_events, jetstream, slot_is_free, stream_of};
 use crate::proxy::{Mode, Proxy};
-use crate::support::{Fixture, Output, Stored, eventually, uuid};
+use crate::support::{Fixture, Output, Stored, uuid};
 
 /// Beside `outbox_events`, of the same layout; ids are unique in their table only.
 const AUDIT: &str = "audit";
@@ -179,12 +179,7 @@ async fn a_table_begins_where_the_slot_was_taken_by_the_first_relay_that_names_i
     commit(&fixture, &[row(AUDIT, 2), row("outbox_events", 2)]).await;
     holds_events(&fixture, 2).await;
     relay.kill();
-    let free = "SELECT active_pid IS NULL FROM pg_replication_slots WHERE slot_name = $1";
-    eventually("the slot is free", async || {
-        let row = fixture.sql.query_one(free, &[&fixture.name]).await;
-        row.unwrap().get::<_, bool>(0).then_some(())
-    })
-    .await;
+    slot_is_free(&fixture).await;
 
     proxy.set(Mode::Pass);
     later.streams().await;

@@ -13,6 +13,7 @@ const WAIT_TICKS_MAX: u64 = 60;
 const RECOVERY_MAX: Duration = Duration::from_secs(30);
 /// Over so many attempts memory is watched.
 const ATTEMPTS: usize = 100;
+const ROUNDS_MAX: usize = 3;
 /// What it may grow by: a buffer of a connection that each attempt left behind would be more.
 const GROWTH_KIB_MAX: u64 = 1_024;
 /// Long enough for the pauses to reach their maximum.
@@ -89,11 +90,19 @@ async fn growth_kib(relay: &Relay) -> Option<u64> {
         })
         .await;
     };
-    // What is allocated once is there by then.
+    // What is allocated once is there by then, or behind a further round: what is never given back grows in each.
     attempts(ATTEMPTS / 2).await;
-    let before = relay.status_kib("VmRSS")?;
-    attempts(ATTEMPTS).await;
-    Some(relay.status_kib("VmRSS")?.saturating_sub(before))
+    let mut least = u64::MAX;
+    for _ in 0..ROUNDS_MAX {
+        let before = relay.status_kib("VmRSS")?;
+        attempts(ATTEMPTS).await;
+        let grown = relay.status_kib("VmRSS")?.saturating_sub(before);
+        least = least.min(grown);
+        if least <= GROWTH_KIB_MAX {
+            break;
+        }
+    }
+    Some(least)
 }
 
 #[tokio::test]
