@@ -78,7 +78,7 @@ impl<'a> Lane<'a> {
             &[&format!("{name}_0")],
         )
         .await?;
-        Ok(Lane {
+        let lane = Lane {
             servers,
             name: name.to_owned(),
             sql,
@@ -89,7 +89,19 @@ impl<'a> Lane<'a> {
             program: None,
             environment: Vec::new(),
             slots: 0,
-        })
+        };
+        lane.begins_here(&format!("{name}_0")).await?;
+        Ok(lane)
+    }
+
+    /// Writes down where a slot begins that walrelay has not made: nothing was read from it.
+    async fn begins_here(&self, slot: &str) -> anyhow::Result<()> {
+        let sql = "SELECT format('COMMENT ON PUBLICATION %I IS %L', $1::text, \
+             concat_ws(', ', obj_description(publication.oid, 'pg_publication'), \
+             format('walrelay: slot %s begins at %s', slot_name, confirmed_flush_lsn))) \
+             FROM pg_publication AS publication, pg_replication_slots WHERE pubname = $1 AND slot_name = $2";
+        let row = self.sql.query_one(sql, &[&self.name, &slot]).await?;
+        Ok(self.sql.batch_execute(row.get(0)).await?)
     }
 
     /// The database, with the lane's sslmode.
@@ -131,6 +143,7 @@ impl<'a> Lane<'a> {
             )
             .await
             .context("cannot copy the slot")?;
+        self.begins_here(&slot).await?;
         Ok(slot)
     }
 
