@@ -49,6 +49,8 @@ pub struct Publisher<'a> {
     epochs: Epochs,
     clock: Instant,
     progress_at: Instant,
+    /// When the first message of the stint was known to be stored.
+    began: Option<Instant>,
     /// Number of the last message that is stored.
     done: u64,
     shutdown: Shutdown,
@@ -146,6 +148,7 @@ impl<'a> Publisher<'a> {
             epochs: Epochs::new(settings.relay.backoff_max),
             clock: Instant::now(),
             progress_at: Instant::now(),
+            began: None,
             done: 0,
             shutdown: Shutdown::never(),
             wanted: None,
@@ -211,8 +214,13 @@ impl<'a> Publisher<'a> {
                 }
             }
             let before = self.done;
+            self.began = None;
             match self.stint(allowance, &mut each).await {
-                Ok(last_sequence) => self.pace.rest(&self.lane, last_sequence).await?,
+                Ok(last_sequence) => {
+                    let took = self.began.map_or(Duration::ZERO, |began| began.elapsed());
+                    let stored = (self.done - before, took);
+                    self.pace.rest(&self.lane, last_sequence, stored).await?;
+                }
                 Err(Ended::Fault(fault)) => self.pause(&fault, before).await?,
                 Err(Ended::Failed(error)) => return Err(error),
             }
@@ -301,6 +309,7 @@ impl<'a> Publisher<'a> {
             if !stored.is_empty() {
                 self.fence.begun();
                 self.progress_at = Instant::now();
+                self.began.get_or_insert(self.progress_at);
             }
             for stored in stored {
                 self.stored(&stored, each);

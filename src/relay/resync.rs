@@ -98,7 +98,10 @@ impl<'a> Waiting<'a> {
     ) -> Result<(Broker, Opened), Left> {
         let mut opening = Opening::resync(open::known(settings, inherited));
         let connecting = async {
-            tokio::time::sleep(pause).await;
+            // No pause is none: a timer takes a millisecond at least.
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
+            }
             open::connect(settings, inherited).await
         };
         let mut broker = tokio::select! {
