@@ -9,22 +9,31 @@ use uuid::Uuid;
 
 use super::id_column::{HASH_DIGITS, HASHED};
 
-/// A UUID, or a whole number that a bigint holds, as Postgres writes it.
-fn is_plain(id: &str) -> bool {
-    let is_uuid = || {
+/// An id that is its own name.
+pub(crate) enum Plain {
+    /// A UUID, as Postgres writes it.
+    Uuid(Uuid),
+    /// A whole number that a bigint holds, as Postgres writes it.
+    Number(i64),
+}
+
+impl Plain {
+    /// The id, where it is one.
+    pub(crate) fn of(id: &str) -> Option<Self> {
         let mut written = Uuid::encode_buffer();
-        Uuid::try_parse(id).is_ok_and(|uuid| uuid.hyphenated().encode_lower(&mut written) == id)
-    };
-    let is_number = || {
-        id.parse::<i64>()
-            .is_ok_and(|number| number.to_string() == id)
-    };
-    is_uuid() || is_number()
+        let uuid = Uuid::try_parse(id).ok();
+        let uuid = uuid.filter(|uuid| uuid.hyphenated().encode_lower(&mut written) == id);
+        let number = || {
+            let number: i64 = id.parse().ok()?;
+            (itoa::Buffer::new().format(number) == id).then_some(Plain::Number(number))
+        };
+        uuid.map(Plain::Uuid).or_else(number)
+    }
 }
 
 /// An id as it is where it is plain, else a name for it.
 pub(crate) fn name_of(id: &str) -> Cow<'_, str> {
-    if is_plain(id) {
+    if Plain::of(id).is_some() {
         return Cow::Borrowed(id);
     }
     let digits = Sha256::digest(id.as_bytes())

@@ -118,7 +118,7 @@ impl Comparison<'_> {
                 true => &mut report.rowless,
                 false => &mut report.phantom,
             };
-            findings.add(1, Example::of_event(&group));
+            findings.add(1, || Example::of_event(&group));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 use uuid::Uuid;
 
 use crate::postgres::id_column::HASHED;
-use crate::postgres::id_name::name_of;
+use crate::postgres::id_name::{Plain, name_of};
 
 /// The upper half of a whole number's key. A UUID with it is of no version that anything makes (RFC 9562, 4.2).
 const WHOLE_NUMBER: u64 = 0x77_61_6c_72_65_6c_f0_00;
@@ -15,15 +15,12 @@ const OTHER_TEXT: u32 = 0x77_61_6c_74;
 
 /// The number of an id.
 pub(in crate::cli) fn key(id: &str) -> u128 {
-    let name = name_of(id);
-    if let Some(hash) = hash(&name) {
-        return hash;
-    }
-    match name.parse::<i64>() {
-        Ok(number) => u128::from(WHOLE_NUMBER) << 64 | u128::from(number.cast_unsigned()),
-        Err(_) => Uuid::try_parse(&name)
-            .expect("a name is a hash, a number or a UUID")
-            .as_u128(),
+    match Plain::of(id) {
+        Some(Plain::Uuid(uuid)) => uuid.as_u128(),
+        Some(Plain::Number(number)) => {
+            u128::from(WHOLE_NUMBER) << 64 | u128::from(number.cast_unsigned())
+        }
+        None => hash(&name_of(id)).expect("what is not plain is named by its hash"),
     }
 }
 

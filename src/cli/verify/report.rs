@@ -82,10 +82,10 @@ pub(super) struct Findings {
 }
 
 impl Findings {
-    pub(super) fn add(&mut self, count: u64, example: Example) {
+    pub(super) fn add(&mut self, count: u64, example: impl FnOnce() -> Example) {
         self.count += count;
         if self.examples.len() < SAMPLES_MAX {
-            self.examples.push(example);
+            self.examples.push(example());
         }
     }
 }
@@ -245,22 +245,19 @@ impl Report {
         self.ambiguous += verdict.ambiguous;
         self.former += verdict.former;
         let unjudged = verdict.unjudgeable();
+        let of_row: fn(&Group) -> Example = Example::of_row;
         for (findings, count, example) in [
-            (&mut self.missing, verdict.missing, Example::of_row(group)),
-            (&mut self.unjudged, unjudged, Example::of_row(group)),
-            (
-                &mut self.doubled,
-                verdict.doubled,
-                Example::of_copies(group),
-            ),
+            (&mut self.missing, verdict.missing, of_row),
+            (&mut self.unjudged, unjudged, of_row),
+            (&mut self.doubled, verdict.doubled, Example::of_copies),
             (
                 &mut self.dead_lettered,
                 verdict.dead_lettered,
-                Example::of_dead_letter(group),
+                Example::of_dead_letter,
             ),
         ] {
             if count > 0 {
-                findings.add(count, example);
+                findings.add(count, || example(group));
             }
         }
     }
@@ -268,7 +265,7 @@ impl Report {
     /// Adds the open ones of a lane whose share is no more. Its rows count as published until then, whatever share they are of.
     pub(super) fn take_letters(&mut self, slot: &str, letters: &Letters) {
         for letter in letters.open() {
-            let example = Example {
+            let example = || Example {
                 id: letter.id.clone(),
                 sequence: Some(letter.place.sequence),
                 slot: Some(slot.to_owned()),
