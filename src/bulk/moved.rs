@@ -11,7 +11,7 @@ use super::stream::{is_in_place, read};
 use super::{Item, Source, Sourced};
 use crate::nats::api::{StoredMessage, StreamInfo};
 use crate::nats::settings::ConnectionSettings;
-use crate::nats::stored::header;
+use crate::nats::stored::Headers;
 use crate::pipeline::end_search::{Lookup, split_tail};
 use crate::pipeline::position::{KIND_HEADER, KIND_MOVED, MOVED_HEADER, TAIL_HEADER};
 use crate::relay::lane_client::LaneClient;
@@ -60,28 +60,24 @@ impl Copied {
     }
 
     fn sourced(&self, sequence: u64, message: &Message) -> Sourced {
-        if header(message, KIND_HEADER) == Some(KIND_MOVED) {
+        let headers = Headers::of(message);
+        if headers.get(KIND_HEADER) == Some(KIND_MOVED) {
             return Sourced::Passed;
         }
-        let is_of_lane = sequence <= self.adopted_sequence || is_in_place(sequence, message);
-        let mut headers = format!("{MOVED_HEADER}: {} {sequence}\r\n", self.created);
-        for (name, values) in message.headers.iter().flat_map(|headers| headers.iter()) {
-            let name: &str = name.as_ref();
-            let goes = !name.starts_with("Nats-")
-                && name != MOVED_HEADER
-                && (is_of_lane || !name.starts_with("Walrelay-"));
+        let is_of_lane = sequence <= self.adopted_sequence || is_in_place(sequence, &headers);
+        let lines = headers.lines(|name, value| {
             // Where a sequence tells the lane's place, it is one of the other stream.
-            let tells = |value: &str| name != TAIL_HEADER || split_tail(value).is_some();
-            for value in values.iter().filter(|value| goes && tells(value.as_str())) {
-                for part in [name, ": ", value.as_str(), "\r\n"] {
-                    headers.push_str(part);
-                }
-            }
-        }
+            let tells = name != TAIL_HEADER || split_tail(value).is_some();
+            tells
+                && !name.starts_with("Nats-")
+                && name != MOVED_HEADER
+                && (is_of_lane || !name.starts_with("Walrelay-"))
+        });
+        let mark = format!("{MOVED_HEADER}: {} {sequence}\r\n", self.created);
         Sourced::Item(Item {
             name: format!("message {sequence}"),
             subject: format!("{}{}", self.prefix, message.subject).into_bytes(),
-            headers: headers.into_bytes(),
+            headers: (mark + &lines).into_bytes(),
             body: message.payload.clone(),
         })
     }

@@ -20,7 +20,7 @@ use crate::nats::admin::Admin;
 use crate::nats::denial::Denial;
 use crate::nats::filters::covers;
 use crate::nats::settings::ConnectionSettings;
-use crate::nats::stored::{StoredMessages, header};
+use crate::nats::stored::{Headers, StoredMessages};
 use crate::nats::stream::find;
 use crate::pipeline::position::{
     BATCH_HEADER, EXPECTED_HEADER, KIND_BACKFILL, KIND_HEADER, KIND_RETRY, POSITION_HEADER,
@@ -171,16 +171,15 @@ impl Replayed {
     /// # Errors
     /// It is asked for and cannot be published.
     fn sourced(&self, sequence: u64, message: &Message) -> Result<Sourced, Gap> {
-        if !self.is_event(sequence, message) {
+        let headers = Headers::of(message);
+        if !self.is_event(sequence, &message.subject, &headers) {
             return Ok(Sourced::Passed);
         }
-        match self.item(sequence, message) {
+        match self.item(sequence, message, &headers) {
             Ok(Asked::For(item)) => Ok(Sourced::Item(item)),
             Ok(Asked::Not) => Ok(Sourced::Passed),
             // What another relay has published is not made to tell it. In an event of this lane it is only not in the message.
-            Ok(Asked::Untold(_)) if header(message, POSITION_HEADER).is_none() => {
-                Ok(Sourced::Untold)
-            }
+            Ok(Asked::Untold(_)) if headers.get(POSITION_HEADER).is_none() => Ok(Sourced::Untold),
             Ok(Asked::Untold(why)) | Err(why) => {
                 Err(Gap::new(&format!("message {sequence}"), &why))
             }
@@ -188,19 +187,18 @@ impl Replayed {
     }
 
     /// Whether the lane's relay, or a command of its lane, has published it as an event.
-    fn is_event(&self, sequence: u64, message: &Message) -> bool {
-        let subject = message.subject.as_str();
+    fn is_event(&self, sequence: u64, subject: &str, headers: &Headers<'_>) -> bool {
         if subject.starts_with("walrelay.") {
             return false;
         }
-        let is_in_place = is_in_place(sequence, message);
+        let is_in_place = is_in_place(sequence, headers);
         let is_own = |slot: &str| self.events.slot.as_deref().is_none_or(|own| own == slot);
-        let position = header(message, POSITION_HEADER).map(parse_header);
-        match (header(message, KIND_HEADER), position) {
+        let position = headers.get(POSITION_HEADER).map(parse_header);
+        match (headers.get(KIND_HEADER), position) {
             (None, Some(Ok((slot, _)))) => is_in_place && is_own(slot),
             (None, _) => sequence <= self.events.taken_over_sequence && self.events.has(subject),
             (Some(KIND_BACKFILL | KIND_RETRY), _) => {
-                let slot = slot_of(|name| header(message, name));
+                let slot = slot_of(|name| headers.get(name));
                 is_in_place && slot.is_some_and(is_own) && self.events.has(subject)
             }
             _ => false,
@@ -208,37 +206,32 @@ impl Replayed {
     }
 
     /// Its message, where it is asked for.
-    fn item(&self, sequence: u64, message: &Message) -> Result<Asked, String> {
+    fn item(
+        &self,
+        sequence: u64,
+        message: &Message,
+        headers: &Headers<'_>,
+    ) -> Result<Asked, String> {
         let original = Original {
             name: format!("message {sequence}"),
             subject: &message.subject,
-            header: &|name| header(message, name),
+            header: &|name| headers.get(name),
             body: message.payload.clone(),
         };
         let mark = header_value(&self.to.replay, &self.events.stream, sequence);
-        let lines = || own_headers(message);
+        let lines = || headers.lines(is_of_event);
         self.to.item(&self.filter, original, &mark, lines)
     }
 }
 
 /// Whether a relay or a command of ours has put the message there. A consumer may have put a copy there, with headers of ours.
-pub(super) fn is_in_place(sequence: u64, message: &Message) -> bool {
-    let expected = header(message, EXPECTED_HEADER).and_then(|text| text.parse::<u64>().ok());
-    expected.is_some_and(|expected| expected + 1 == sequence)
-        || header(message, BATCH_HEADER).is_some()
+pub(super) fn is_in_place(sequence: u64, headers: &Headers<'_>) -> bool {
+    let expected = headers.get(EXPECTED_HEADER);
+    let expected = expected.and_then(|text| text.parse::<u64>().ok());
+    expected.is_some_and(|expected| expected + 1 == sequence) || headers.get(BATCH_HEADER).is_some()
 }
 
-/// Its headers, but for those that belong to its place in the stream.
-fn own_headers(message: &Message) -> String {
-    let mut lines = String::new();
-    for (name, values) in message.headers.iter().flat_map(|headers| headers.iter()) {
-        let name: &str = name.as_ref();
-        let is_of_place = name.starts_with("Nats-") || [KIND_HEADER, TAIL_HEADER].contains(&name);
-        for value in values.iter().filter(|_| !is_of_place) {
-            for part in [name, ": ", value.as_str(), "\r\n"] {
-                lines.push_str(part);
-            }
-        }
-    }
-    lines
+/// Whether a header is the event's own, and does not belong to the message's place in the stream.
+fn is_of_event(name: &str, _value: &str) -> bool {
+    !name.starts_with("Nats-") && ![KIND_HEADER, TAIL_HEADER].contains(&name)
 }

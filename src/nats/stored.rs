@@ -103,6 +103,36 @@ pub async fn consume(
     consumed.with_context(|| format!("cannot read stream {stream}"))
 }
 
+/// A message's headers, in no order: of each message that is published again several are looked for, and there are few.
+#[derive(Debug)]
+pub struct Headers<'m>(Vec<(&'m str, &'m str)>);
+
+impl<'m> Headers<'m> {
+    /// All of them.
+    pub fn of(message: &'m Message) -> Self {
+        let all = message.headers.iter().flat_map(|headers| headers.iter());
+        let all = all.flat_map(|(name, values)| {
+            values
+                .iter()
+                .map(move |value| (name.as_ref(), value.as_str()))
+        });
+        Headers(all.collect())
+    }
+
+    /// The value of one.
+    pub fn get(&self, name: &str) -> Option<&'m str> {
+        let found = self.0.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| *value)
+    }
+
+    /// As lines of a message's head, those for which `goes` holds by name and value.
+    pub fn lines(&self, goes: impl Fn(&str, &str) -> bool) -> String {
+        let lines = self.0.iter().filter(|(name, value)| goes(name, value));
+        let parts = lines.flat_map(|(name, value)| [*name, ": ", *value, "\r\n"]);
+        parts.collect()
+    }
+}
+
 /// The value of a message's header.
 pub fn header<'m>(message: &'m Message, name: &str) -> Option<&'m str> {
     let headers = message.headers.as_ref()?;
