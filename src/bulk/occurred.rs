@@ -3,16 +3,14 @@
 //! In: times. Out: the messages of the rows that the table has now, in the order of `occurred_at` and within a moment by id, under
 //! other subjects. Guarantee: one statement and so one snapshot; rows pass through, so memory does not grow with their number.
 
-use anyhow::Context as _;
-use futures_util::{TryStreamExt as _, pin_mut};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use tokio_postgres::Row as SqlRow;
 
 use super::Sourced;
 use super::readdress::{Asked, Destination, Filter, Original};
 use super::replayed::{self, header_value};
 use super::rows::{Occurred, Rows};
 use super::source::{Gap, Sink, Source, on_thread};
+use crate::postgres::copy_text::CopyRow;
 use crate::relay::settings::Settings;
 
 /// Looks whether rows tell when they occurred.
@@ -70,18 +68,17 @@ struct Reader {
 
 impl Reader {
     async fn read(&self, occurred: &Occurred, sink: &mut Sink) -> anyhow::Result<()> {
-        let rows = self.rows.ask_occurred(occurred).await?;
-        pin_mut!(rows);
-        while let Some(row) = self.rows.sql().answer(rows.try_next()).await? {
-            let name: String = row.try_get(row.len() - 2)?;
-            sink.put(self.sourced(name, &row)?).await?;
+        let mut rows = self.rows.ask_occurred(occurred).await?;
+        while let Some(row) = rows.next().await? {
+            let name = self.rows.id(row)?.into_owned();
+            sink.put(self.sourced(name, row)?).await?;
         }
         Ok(())
     }
 
     /// Its message, where it is asked for. A row that makes none is a dead letter, today as when it was inserted.
-    fn sourced(&self, name: String, row: &SqlRow) -> anyhow::Result<Sourced> {
-        let us = row.try_get(row.len() - 1).context("its moment")?;
+    fn sourced(&self, name: String, row: &CopyRow) -> anyhow::Result<Sourced> {
+        let us = row.parse(row.len() - 1)?;
         let parts = match self.rows.parts_of(row) {
             Ok(parts) => parts,
             Err(why) => {

@@ -3,15 +3,15 @@
 //! In: an event's id, or a row as a dead letter has it. Out: subject, headers and body. Guarantee: what the relay publishes of a row in the WAL, byte for byte,
 //! as long as the row has not changed.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::error::Error;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
-use tokio_postgres::types::{FromSql, Type, accepts};
-use tokio_postgres::{Row as SqlRow, RowStream};
+use tokio_postgres::CopyOutStream;
 
 use crate::pipeline::encoding::{Converted, Encoding};
 use crate::pipeline::fields::{Field, Fields};
@@ -22,6 +22,7 @@ use crate::pipeline::pgoutput::Column;
 use crate::pipeline::row::Row;
 use crate::postgres::catalog::{Inspection, Table, inspect};
 use crate::postgres::client::{Client, SqlError, connect};
+use crate::postgres::copy_text::{CopyRow, CopyRows};
 use crate::postgres::encoding;
 use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
@@ -31,10 +32,10 @@ use crate::postgres::row_security;
 use crate::relay::settings::Settings;
 use crate::table_name::quote_identifier;
 
-/// When a row's transaction was committed, where the server keeps that (`track_commit_timestamp`), else now; read as [`Us`]. The
-/// setting is looked up once a query, not once a row.
-const COMMITTED_AT: &str = "coalesce(CASE WHEN (SELECT pg_catalog.current_setting('track_commit_timestamp')) = 'on' \
-     THEN pg_catalog.pg_xact_commit_timestamp(xmin) END, pg_catalog.clock_timestamp())";
+/// When a row's transaction was committed, where the server keeps that (`track_commit_timestamp`), else now. A double tells µs exactly
+/// for centuries, and a numeric takes longer than all the rest of the row.
+const COMMITTED_AT: &str = "date_part('epoch', coalesce(pg_catalog.pg_xact_commit_timestamp(xmin), \
+     pg_catalog.statement_timestamp()))";
 
 /// The table, and what of its rows becomes what of a message.
 pub(crate) struct Rows {
@@ -43,6 +44,8 @@ pub(crate) struct Rows {
     oid: u32,
     encoding: Encoding,
     mapping: Mapping,
+    /// How many columns a message is made of.
+    columns: usize,
     id_column: IdColumn,
     /// An index says that no two rows have one id.
     has_unique_id: bool,
@@ -52,6 +55,8 @@ pub(crate) struct Rows {
     extra_kinds: Vec<Kind>,
     /// Which rows the publication carries.
     row_filter: Option<String>,
+    /// SQL for when a row's transaction was committed, in µs since 2000-01-01 UTC.
+    committed_at_us: String,
 }
 
 /// When rows occurred, and behind which one of them.
@@ -153,9 +158,11 @@ impl Rows {
         let own = mapping.columns.as_ref();
         let has_unique_id = has_unique(sql, table, settings.postgres.id_column()).await?;
         let encoding = encoding::of_database(sql, &settings.postgres.publication).await?;
+        let committed_at_us = committed_at_us(sql).await?;
         Ok(Rows {
             sql: sql.clone(),
             encoding,
+            committed_at_us,
             table: settings.postgres.table.to_string(),
             oid: table.oid,
             id_column: IdColumn::of(table, &settings.postgres),
@@ -163,6 +170,7 @@ impl Rows {
             occurred_at: OccurredAt::of(table, &settings.postgres),
             kinds: own.map(|value| value.column().map_or(Kind::Text, kind_of)),
             extra_kinds: mapping.extras().iter().map(|name| kind_of(name)).collect(),
+            columns: columns(&mapping).len(),
             mapping,
             row_filter,
         })
@@ -175,28 +183,34 @@ impl Rows {
     pub(crate) async fn find(&self, id: &str) -> anyhow::Result<Option<RowText>> {
         let query = format!(
             "SELECT {} FROM {} WHERE {}",
-            self.columns(),
+            self.select_list(),
             self.table,
             self.id_column.is_one_of(std::iter::once(id))
         );
-        let rows = self.sql.query(&query, &[]).await?;
-        let row = match rows.as_slice() {
-            [row] => row,
-            [] => return Ok(None),
-            rows => bail!("{} has {} rows with id {id}", self.table, rows.len()),
-        };
-        let names = columns(&self.mapping);
-        let mut found = RowText {
-            columns: BTreeMap::new(),
-            committed_at_us: row.try_get::<_, Us>(names.len())?.0,
-            kinds: None,
-        };
-        for (index, name) in names.into_iter().enumerate() {
-            let bytes: Option<Stored<'_>> = row.try_get(index)?;
-            let text = bytes.map(|bytes| self.text(name, bytes.0)).transpose()?;
-            found.columns.insert(name.to_owned(), text);
+        let rows = self.sql.answer(self.copy(&query)).await?;
+        let mut rows = CopyRows::new(&self.sql, rows);
+        let (mut found, mut count) = (None, 0);
+        while let Some(row) = rows.next().await? {
+            found = Some(self.texts(row)?);
+            count += 1;
         }
-        Ok(Some(found))
+        match count {
+            0 | 1 => Ok(found),
+            _ => bail!("{} has {count} rows with id {id}", self.table),
+        }
+    }
+
+    fn texts(&self, row: &CopyRow) -> anyhow::Result<RowText> {
+        let mut columns = BTreeMap::new();
+        for (index, name) in self::columns(&self.mapping).into_iter().enumerate() {
+            let text = row.get(index).map(|bytes| self.text(name, bytes));
+            columns.insert(name.to_owned(), text.transpose()?.map(Cow::into_owned));
+        }
+        Ok(RowText {
+            columns,
+            committed_at_us: row.parse(self.columns)?,
+            kinds: None,
+        })
     }
 
     /// An id as messages have it, of the value that its column holds.
@@ -209,16 +223,15 @@ impl Rows {
     }
 
     /// A value in UTF-8.
-    fn text(&self, name: &str, bytes: &[u8]) -> anyhow::Result<String> {
+    fn text<'b>(&self, name: &str, bytes: &'b [u8]) -> anyhow::Result<Cow<'b, str>> {
         let mut converted = Vec::new();
-        let text = match self.encoding.utf8(bytes, &mut converted) {
-            Converted::Same => bytes,
-            Converted::At(range) => &converted[range],
+        Ok(match self.encoding.utf8(bytes, &mut converted) {
+            Converted::Same => std::str::from_utf8(bytes)?.into(),
+            Converted::At(range) => std::str::from_utf8(&converted[range])?.to_owned().into(),
             Converted::Not => {
                 bail!("column {name} holds what is no text in the encoding of the database")
             }
-        };
-        Ok(String::from_utf8(text.to_vec())?)
+        })
     }
 
     /// The parts of a row's message.
@@ -247,28 +260,81 @@ impl Rows {
         Parts::of(&row, &self.mapping)
     }
 
-    /// Asks for the rows with ids of these names, the oldest transaction first, and within it by id. Behind the columns of
-    /// [`Self::parts_of`] come each row's id and how many rows have it.
+    /// Asks for the rows with ids of these names, the oldest transaction first, and within it in the order in which they stand in
+    /// the table. Behind the columns of [`Self::parts_of`] come each row's id and how many rows have it.
     ///
     /// # Errors
     /// As of tokio-postgres: who asks ahead of what is read says itself how long it waits.
-    pub(super) async fn ask(&self, names: &[String]) -> Result<RowStream, tokio_postgres::Error> {
+    pub(super) async fn ask(
+        &self,
+        names: impl Iterator<Item = &str>,
+    ) -> Result<CopyOutStream, tokio_postgres::Error> {
         let id = self.id_column.text();
         let count = match self.has_unique_id {
-            true => "1::int8".to_owned(),
+            true => "1".to_owned(),
             // Costs as much as all the rest.
             false => format!("count(*) OVER (PARTITION BY {id})"),
         };
         let query = format!(
-            "SELECT {}, ({id})::text AS event_id, {count} FROM {} WHERE {} \
-             ORDER BY age(xmin) DESC, {id}",
-            self.columns(),
+            "SELECT {}, {id} AS event_id, {count} FROM {} WHERE {} ORDER BY age(xmin) DESC, ctid",
+            self.select_list(),
             self.table,
-            self.id_column
-                .is_one_named(names.iter().map(String::as_str)),
+            self.id_column.is_one_named(names),
         );
-        let nothing: [&str; 0] = [];
-        self.sql.query_raw(&query, nothing).await
+        self.copy(&query).await
+    }
+
+    /// Asks for all rows of these blocks of the table, as they stand there, behind those elsewhere with ids of these names; the columns
+    /// are those of [`Self::ask`]. A row that moves meanwhile may come twice. To read a block costs less than to look for two of its
+    /// rows.
+    ///
+    /// # Errors
+    /// As of [`Self::ask`].
+    pub(super) async fn ask_blocks(
+        &self,
+        blocks: &RangeInclusive<u32>,
+        elsewhere: impl Iterator<Item = &str>,
+    ) -> Result<CopyOutStream, tokio_postgres::Error> {
+        let select = format!(
+            "SELECT {}, {} AS event_id, 1 FROM {} WHERE",
+            self.select_list(),
+            self.id_column.text(),
+            self.table
+        );
+        // A place of the last block that no row has.
+        let query = format!(
+            "{select} {} UNION ALL {select} ctid >= '({},0)' AND ctid <= '({},65535)'",
+            self.id_column.is_one_named(elsewhere),
+            blocks.start(),
+            blocks.end()
+        );
+        self.copy(&query).await
+    }
+
+    /// Whether a row can be told by where it stands: no other table has rows of this one, and no other row its id.
+    pub(super) fn has_places(&self) -> bool {
+        self.has_unique_id
+    }
+
+    /// The answer to a query, each value as its type's output function writes it, in the encoding that [`Self::encoding`] reads.
+    async fn copy(&self, query: &str) -> Result<CopyOutStream, tokio_postgres::Error> {
+        let encoding = match self.encoding {
+            Encoding::Utf8 => "",
+            Encoding::Unchecked | Encoding::SingleByte(_) => " (ENCODING 'SQL_ASCII')",
+        };
+        let query = format!("COPY ({query}) TO STDOUT{encoding}");
+        self.sql.copy_out(&query).await
+    }
+
+    /// The id of a row, which stands behind the columns of [`Self::parts_of`]; empty where it is null.
+    ///
+    /// # Errors
+    /// It is no text.
+    pub(super) fn id<'r>(&self, row: &'r CopyRow) -> anyhow::Result<Cow<'r, str>> {
+        match row.get(self.columns + 1) {
+            None => Ok("".into()),
+            Some(id) => self.text("id", id),
+        }
     }
 
     /// Asks for the rows that occurred then, in that order and within a moment by id. Behind the columns of
@@ -276,18 +342,18 @@ impl Rows {
     ///
     /// # Errors
     /// No column tells when a row occurred; or as of tokio-postgres.
-    pub(super) async fn ask_occurred(&self, occurred: &Occurred) -> anyhow::Result<RowStream> {
+    pub(super) async fn ask_occurred(&self, occurred: &Occurred) -> anyhow::Result<CopyRows<'_>> {
         let (occurred_at, id) = (self.occurred_at()?, self.id_in_order());
         let query = format!(
             "SELECT {}, {id} AS event_id, {} AS moment FROM {} WHERE {} ORDER BY {}, {id}",
-            self.columns(),
+            self.select_list(),
             occurred_at.us(),
             self.table,
             self.occurred(occurred)?,
             occurred_at.column()
         );
-        let nothing: [&str; 0] = [];
-        Ok(self.sql.answer(self.sql.query_raw(&query, nothing)).await?)
+        let rows = self.sql.answer(self.copy(&query)).await?;
+        Ok(CopyRows::new(&self.sql, rows))
     }
 
     /// How many rows [`Self::ask_occurred`] asks for.
@@ -346,7 +412,7 @@ impl Rows {
         &self.table
     }
 
-    fn columns(&self) -> String {
+    fn select_list(&self) -> String {
         let own = self.mapping.columns.as_ref().into_iter();
         let own = own.filter(|(_, value)| value.column().is_some());
         let kinds = own.map(|(field, _)| *self.kinds.get(field));
@@ -357,52 +423,60 @@ impl Rows {
             .zip(kinds)
             .enumerate()
             .map(|(number, (name, kind))| {
-                let text = as_in_wal(&quote_identifier(name), kind);
-                let stored = match self.encoding {
-                    Encoding::Utf8 => text,
-                    Encoding::Unchecked | Encoding::SingleByte(_) => {
-                        format!("convert_to({text}, 'SQL_ASCII')")
-                    }
-                };
-                format!("{stored} AS value_{number}, ")
+                let value = as_in_wal(&quote_identifier(name), kind);
+                format!("{value} AS value_{number}, ")
             });
-        texts.collect::<String>() + COMMITTED_AT
+        texts.collect::<String>() + &self.committed_at_us + " AS committed_at"
     }
 
     /// The parts of a row's message, from a row that was selected for it.
     ///
     /// # Errors
     /// The row can be no event.
-    pub(super) fn parts_of(&self, row: &SqlRow) -> anyhow::Result<Parts> {
-        let count = columns(&self.mapping).len();
-        let mut texts = (0..count).map(|index| {
-            let text: Option<Stored<'_>> = row.try_get(index)?;
-            Ok(text.map_or(Column::Null, |text| Column::Text(text.0)))
-        });
-        let mut next = || texts.next().expect("a column for each name") as anyhow::Result<_>;
+    pub(super) fn parts_of(&self, row: &CopyRow) -> anyhow::Result<Parts> {
+        let column = |index| row.get(index).map_or(Column::Null, Column::Text);
+        let mut texts = (0..self.columns).map(column);
+        let mut next = || texts.next().expect("a column for each name");
         let mut values = Fields::default();
         for (field, value) in self.mapping.columns.as_ref() {
             if value.column().is_some() {
-                *values.get_mut(field) = next()?;
+                *values.get_mut(field) = next();
             }
         }
         let mut extras = Vec::new();
         for kind in &self.extra_kinds {
-            extras.push((*kind, next()?));
+            extras.push((*kind, next()));
         }
-        let row = Row::new(values, self.kinds, extras, row.try_get::<_, Us>(count)?.0);
+        let committed_at_us = row.parse(self.columns)?;
+        let row = Row::new(values, self.kinds, extras, committed_at_us);
         let mut converted = Vec::new();
         Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
     }
 }
 
-/// A column's text as the WAL has it, which is what its type's output function writes. A cast to text is another one for
-/// boolean and inet; but of char(n) the relay takes the blanks away, as the cast does.
+/// A column as the WAL has it, which is what its type's output function writes; but of char(n) the relay takes the blanks away, as
+/// the cast does.
 fn as_in_wal(column: &str, kind: Kind) -> String {
     match kind {
         Kind::Padded => format!("{column}::text"),
-        _ => format!("CASE num_nulls({column}) WHEN 0 THEN format('%s', {column}) END"),
+        _ => column.to_owned(),
     }
+}
+
+/// SQL for when a row's transaction was committed, in µs since 2000-01-01 UTC: where the server does not keep that, what its clock says
+/// now.
+async fn committed_at_us(sql: &Client) -> Result<String, SqlError> {
+    let us = |epoch: &str| format!("(({epoch} - 946684800) * 1000000)::int8");
+    let query = format!(
+        "SELECT pg_catalog.current_setting('track_commit_timestamp') = 'on', {}",
+        us("date_part('epoch', pg_catalog.clock_timestamp())")
+    );
+    let row = sql.query_one(&query, &[]).await?;
+    let (is_kept, now): (bool, i64) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(match is_kept {
+        true => us(COMMITTED_AT),
+        false => now.to_string(),
+    })
 }
 
 /// Whether an index says that no two rows have the same value in this column.
@@ -416,28 +490,6 @@ async fn has_unique(sql: &Client, table: &Table, column: &str) -> Result<bool, S
                  AND indisunique AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL)";
     let row = sql.query_one(query, &[&table.oid, &column]).await?;
     Ok(row.try_get(0)?)
-}
-
-/// A text's bytes, whether it comes as text or as bytea.
-struct Stored<'a>(&'a [u8]);
-
-impl<'a> FromSql<'a> for Stored<'a> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        Ok(Stored(raw))
-    }
-
-    accepts!(TEXT, BYTEA);
-}
-
-/// A timestamptz, as the protocol has it: in µs since 2000-01-01 UTC.
-struct Us(i64);
-
-impl<'a> FromSql<'a> for Us {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn Error + Sync + Send>> {
-        Ok(Us(i64::from_be_bytes(raw.try_into()?)))
-    }
-
-    accepts!(TIMESTAMPTZ);
 }
 
 /// The last one that a message can tell, and an argument name.
@@ -458,10 +510,11 @@ pub(crate) fn columns(mapping: &Mapping) -> Vec<&str> {
 
 impl Parts {
     fn of(row: &Row<'_>, mapping: &Mapping) -> anyhow::Result<Self> {
-        let (mut subject, mut headers, mut written) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut subject, mut headers) = (Vec::with_capacity(64), Vec::with_capacity(128));
+        let mut written = Vec::new();
         let body = match compose(row, mapping, &mut subject, &mut headers, &mut written)? {
             Composed::Envelope(envelope) => {
-                let mut body = BytesMut::new();
+                let mut body = BytesMut::with_capacity(envelope.len());
                 envelope.write(&mut body);
                 body.freeze()
             }

@@ -308,7 +308,7 @@ async fn publish(
     let Missing { rows, unjudged, .. } = found;
     let (total, unjudged) = (rows.len() as u64, *unjudged);
     let of_table = settings.tables().swap_remove(table);
-    let source = table::source(&of_table, rows.ids()?);
+    let source = table::source(&of_table, rows.rows()?);
     let mut account = Account::default();
     let mut progress = Progress::of(total, args.json).told_by(
         lease,

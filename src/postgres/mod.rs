@@ -54,6 +54,8 @@ pub mod client;
 pub mod conninfo;
 pub mod copy_both;
 #[cfg(feature = "cli")]
+pub(crate) mod copy_text;
+#[cfg(feature = "cli")]
 pub(crate) mod detached;
 pub mod division;
 pub mod encoding;
@@ -91,6 +93,8 @@ pub mod silence;
 pub mod slot_wal;
 pub mod socket;
 pub mod startup;
+#[cfg(feature = "cli")]
+pub mod tid;
 pub(crate) mod triggers;
 pub(crate) mod unfinished;
 pub(crate) mod unwritten;

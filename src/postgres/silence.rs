@@ -7,6 +7,8 @@
 //! Why a second session: a connection that a firewall has forgotten, or whose other end is frozen, looks like one on
 //! which a long statement runs. No time-out tells them apart.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -32,6 +34,11 @@ pub(crate) async fn answer<T>(
     answer: impl Future<Output = T>,
 ) -> Option<T> {
     tokio::pin!(answer);
+    // A row that has come already costs no look at the clock.
+    if let Poll::Ready(answer) = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await
+    {
+        return Some(answer);
+    }
     let begin = Instant::now();
     let mut pause = LOOK_FIRST;
     let mut told = false;

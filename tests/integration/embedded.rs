@@ -12,7 +12,7 @@ use crate::support::{Fixture, secure};
 /// Set in the process that a test starts of itself.
 const CHILD: &str = "WALRELAY_TEST_CHILD";
 
-fn settings(fixture: &Fixture, database: &str) -> Settings {
+pub(crate) fn settings(fixture: &Fixture, database: &str) -> Settings {
     let servers = fixture.servers();
     let mut settings = Settings::of_urls(database, &servers.nats.url()).expect("URLs");
     if secure::is_wanted() {
@@ -28,7 +28,7 @@ fn settings(fixture: &Fixture, database: &str) -> Settings {
     settings
 }
 
-fn database_url(fixture: &Fixture) -> String {
+pub(crate) fn database_url(fixture: &Fixture) -> String {
     let servers = fixture.servers();
     let url = servers.postgres.url(&fixture.name);
     match secure::is_wanted() {

@@ -6,6 +6,7 @@
 mod absent_servers;
 mod altered_columns;
 mod authentication;
+mod backfill_order;
 mod beginnings;
 mod crashes;
 mod delivery;

@@ -6,6 +6,7 @@
 //! A table without a key may have an id more than once, so everything is counted, and one message stands for one row.
 
 use super::sort::{Entry, Kind};
+use crate::postgres::tid::Tid;
 
 /// One id, all that was met of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub(super) struct Group {
     older_rows: u64,
     /// Age of the oldest row's xmin: the order of a backfill, and no verdict.
     pub(super) xmin_age: u64,
+    /// Where that row stands.
+    pub(super) tid: Tid,
     events: u64,
     later_events: u64,
     /// Events of other shares, which are most often of rows of theirs.
@@ -50,7 +53,10 @@ impl Group {
         match entry.kind() {
             Kind::Row => {
                 self.rows += 1;
-                self.xmin_age = self.xmin_age.max(number);
+                if number >= self.xmin_age {
+                    self.xmin_age = number;
+                    self.tid = Tid::unpacked(entry.place);
+                }
             }
             Kind::OlderRow => self.older_rows += 1,
             Kind::Event => self.events += 1,

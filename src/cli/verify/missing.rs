@@ -105,7 +105,7 @@ async fn rows_of(
         *former += verdict.former;
         let is_wanted = verdict.missing > 0 || with_unjudged && verdict.unjudgeable() > 0;
         match is_wanted {
-            true => rows.push(group.xmin_age, group.id),
+            true => rows.push(group.xmin_age, group.tid, group.id),
             false => Ok(()),
         }
     });

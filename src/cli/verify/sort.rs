@@ -14,14 +14,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const RUN_ENTRIES: usize = 1 << 20;
 /// Read buffer of each run while merging, in bytes; 10 million events are about 20 runs.
 const MERGE_BUFFER_BYTES: usize = 64 * 1024;
-const ENTRY_BYTES: usize = 24;
+const ENTRY_BYTES: usize = 32;
 /// The number shares its 64 bits with the kind.
 pub(super) const NUMBER_BITS: u32 = 56;
 
 /// Where an id was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// A row of the table; the number is the age of its xmin.
+    /// A row of the table; the number is the age of its xmin, the place a packed [`Tid`](crate::postgres::tid::Tid).
     Row,
     /// A row that `--since` leaves out; the number is 0.
     OlderRow,
@@ -76,11 +76,13 @@ impl Kind {
     ];
 }
 
-/// One meeting with an id. The order is by id, then kind, then number.
+/// One meeting with an id. The order is by id, then kind, then number, then place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Entry {
     pub(super) id: u128,
     tagged: u64,
+    /// Where it was met, of what a number is not enough for; else 0.
+    pub(super) place: u64,
 }
 
 impl Entry {
@@ -89,7 +91,13 @@ impl Entry {
         Entry {
             id,
             tagged: (kind as u64) << NUMBER_BITS | number,
+            place: 0,
         }
+    }
+
+    /// The same at this place.
+    pub(super) fn at(self, place: u64) -> Self {
+        Entry { place, ..self }
     }
 
     pub(super) fn kind(self) -> Kind {
@@ -106,10 +114,12 @@ impl Entry {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             other => other?,
         }
-        let (id, tagged) = bytes.split_at(16);
+        let (id, rest) = bytes.split_at(16);
+        let (tagged, place) = rest.split_at(8);
         Ok(Some(Entry {
             id: u128::from_be_bytes(id.try_into().expect("16 bytes")),
             tagged: u64::from_be_bytes(tagged.try_into().expect("8 bytes")),
+            place: u64::from_be_bytes(place.try_into().expect("8 bytes")),
         }))
     }
 }
@@ -184,6 +194,7 @@ impl Entries {
         for entry in self.open.drain(..) {
             file.write_all(&entry.id.to_be_bytes())?;
             file.write_all(&entry.tagged.to_be_bytes())?;
+            file.write_all(&entry.place.to_be_bytes())?;
         }
         self.runs
             .push(file.into_inner().map_err(io::IntoInnerError::into_error)?);

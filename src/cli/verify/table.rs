@@ -3,18 +3,16 @@
 //! In: a client, the table, the publication's row filter. Out: an entry a row, and the LSN below which the snapshot has all that was committed.
 //! Guarantee: one transaction, one snapshot; rows pass through and are not kept.
 
-use std::borrow::Cow;
-
-use anyhow::Context as _;
-use futures_util::{TryStreamExt as _, pin_mut};
 use postgres_types::PgLsn;
 
 use super::key::{self, key};
 use super::sort::{Entries, Entry, Kind};
 use crate::cli::exit::UsageError;
 use crate::postgres::client::{Client, SqlError};
+use crate::postgres::copy_text::CopyRows;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::tid::Tid;
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +118,7 @@ pub(super) async fn read(
     );
     let is_left_out = only.map_or_else(String::new, |only| format!(" OR NOT ({})", holds(only)));
     let copy = format!(
-        "COPY (SELECT {id}, age(xmin), {is_older}{is_left_out} FROM {} WHERE {}) TO STDOUT",
+        "COPY (SELECT {id}, age(xmin), {is_older}{is_left_out}, ctid FROM {} WHERE {}) TO STDOUT",
         settings.table,
         row_filter.unwrap_or("true")
     );
@@ -128,30 +126,28 @@ pub(super) async fn read(
         Some(only) => not_understood(error, only),
         None => anyhow::Error::from(error).context(format!("cannot read {}", settings.table)),
     };
-    let lines = client
+    let rows = client
         .answer(client.copy_out(&copy))
         .await
         .map_err(failed)?;
-    pin_mut!(lines);
-    while let Some(line) = client.answer(lines.try_next()).await.map_err(failed)? {
-        let line = std::str::from_utf8(&line)?.trim_end_matches('\n');
-        let mut columns = line.split('\t');
-        let mut column = || columns.next().context("COPY sends three columns");
-        let (id, age, is_older) = (column()?, column()?, column()?);
-        if id == "\\N" {
+    let mut rows = CopyRows::new(client, rows);
+    while let Some(row) = rows.next().await.map_err(failed)? {
+        let Some(id) = row.text(0)? else {
             table.rows_without_id += 1;
             continue;
-        }
-        let id = key(&unescaped(id));
+        };
+        let id = key(id);
         progress(table.rows + table.older_rows);
-        if is_older == "t" {
+        if row.text(2)? == Some("t") {
             entries.push(Entry::new(id, Kind::OlderRow, 0))?;
             table.older_rows += 1;
             continue;
         }
         // A frozen xmin of an upgraded cluster is 2^31 - 1 old; none is negative.
-        let age = age.parse::<i64>()?.max(0).unsigned_abs();
-        entries.push(Entry::new(id, Kind::Row, age))?;
+        let age: i64 = row.parse(1)?;
+        let tid: Tid = row.parse(3)?;
+        let entry = Entry::new(id, Kind::Row, age.max(0).unsigned_abs());
+        entries.push(entry.at(tid.packed()))?;
         table.rows += 1;
     }
     if in_recovery {
@@ -204,29 +200,4 @@ pub(super) async fn present(
     let rows = client.query(&query, &[]).await?;
     let keys = rows.iter().map(|row| Ok(key::key(row.try_get(0)?)));
     keys.collect()
-}
-
-/// A value without the escapes of COPY's text format (manual, COPY, Text Format).
-fn unescaped(text: &str) -> Cow<'_, str> {
-    if !text.contains('\\') {
-        return Cow::Borrowed(text);
-    }
-    let mut value = String::with_capacity(text.len());
-    let mut rest = text.chars();
-    while let Some(character) = rest.next() {
-        value.push(match character {
-            '\\' => match rest.next() {
-                Some('b') => '\x08',
-                Some('f') => '\x0c',
-                Some('n') => '\n',
-                Some('r') => '\r',
-                Some('t') => '\t',
-                Some('v') => '\x0b',
-                Some(other) => other,
-                None => '\\',
-            },
-            character => character,
-        });
-    }
-    Cow::Owned(value)
 }
