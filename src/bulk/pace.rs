@@ -14,7 +14,7 @@ use crate::postgres::client::Client;
 use crate::relay::lane_client::LaneClient;
 
 /// How long a stint is to take beside a relay that has something to publish: that is what its next event waits at most, as a rule.
-const STINT: Duration = Duration::from_millis(8);
+const STINT: Duration = Duration::from_millis(10);
 /// Beside one that had nothing: its next event may wait a little longer.
 const STINT_IDLE: Duration = Duration::from_millis(25);
 /// Messages of the first stint; a stint has half or twice as many as the one before it at most.

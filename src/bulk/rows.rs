@@ -257,7 +257,7 @@ impl Rows {
         };
         let extras = extra_kinds.into_iter().zip(extras).collect();
         let row = Row::new(values, kinds, extras, row.committed_at_us);
-        Parts::of(&row, &self.mapping)
+        Parts::of(&row, &self.mapping, "")
     }
 
     /// Asks for the rows with ids of these names, the oldest transaction first, and within it in the order in which they stand in
@@ -429,11 +429,11 @@ impl Rows {
         texts.collect::<String>() + &self.committed_at_us + " AS committed_at"
     }
 
-    /// The parts of a row's message, from a row that was selected for it.
+    /// The parts of a row's message, from a row that was selected for it; its headers stand behind `lines`.
     ///
     /// # Errors
     /// The row can be no event.
-    pub(super) fn parts_of(&self, row: &CopyRow) -> anyhow::Result<Parts> {
+    pub(super) fn parts_of(&self, row: &CopyRow, lines: &str) -> anyhow::Result<Parts> {
         let column = |index| row.get(index).map_or(Column::Null, Column::Text);
         let mut texts = (0..self.columns).map(column);
         let mut next = || texts.next().expect("a column for each name");
@@ -450,7 +450,8 @@ impl Rows {
         let committed_at_us = row.parse(self.columns)?;
         let row = Row::new(values, self.kinds, extras, committed_at_us);
         let mut converted = Vec::new();
-        Parts::of(&row.in_utf8(&self.encoding, &mut converted), &self.mapping)
+        let row = row.in_utf8(&self.encoding, &mut converted);
+        Parts::of(&row, &self.mapping, lines)
     }
 }
 
@@ -509,8 +510,9 @@ pub(crate) fn columns(mapping: &Mapping) -> Vec<&str> {
 }
 
 impl Parts {
-    fn of(row: &Row<'_>, mapping: &Mapping) -> anyhow::Result<Self> {
+    fn of(row: &Row<'_>, mapping: &Mapping, lines: &str) -> anyhow::Result<Self> {
         let (mut subject, mut headers) = (Vec::with_capacity(64), Vec::with_capacity(128));
+        headers.extend_from_slice(lines.as_bytes());
         let mut written = Vec::new();
         let body = match compose(row, mapping, &mut subject, &mut headers, &mut written)? {
             Composed::Envelope(envelope) => {

@@ -19,6 +19,7 @@ use super::source::{Sink, Source, on_thread};
 use super::{Item, Sourced};
 use crate::pipeline::position::{BACKFILL_HEADER, KIND_BACKFILL, KIND_HEADER};
 use crate::postgres::copy_text::{CopyRow, CopyRows};
+use crate::postgres::id_column::HASHED;
 use crate::postgres::id_name::name_of;
 use crate::postgres::tid::Tid;
 use crate::relay::settings::Settings;
@@ -158,26 +159,30 @@ impl Reader<'_> {
         rows: CopyOutStream,
         sink: &mut Sink,
     ) -> anyhow::Result<usize> {
-        let mut numbers: HashMap<&str, usize> = names(wanted).zip(0..).collect();
+        let mut numbers: Option<HashMap<&str, usize>> = None;
         let (mut held, mut held_bytes) = (BTreeMap::new(), 0);
         let mut next = 0;
         let mut rows = CopyRows::new(self.rows.sql(), rows);
         while let Some(row) = rows.next().await? {
             let id = self.rows.id(row)?;
-            let Some(number) = numbers.remove(&*name_of(&id)) else {
-                continue;
-            };
-            let sourced = self.sourced(&id, row);
-            if number != next {
+            // Nearly all come in order, and need no name.
+            let is_next = wanted.get(next).is_some_and(|wanted| wanted.name == *id);
+            if !is_next || id.starts_with(HASHED) {
+                let numbers = numbers.get_or_insert_with(|| names(wanted).zip(0..).collect());
+                let number = numbers.get(&*name_of(&id)).copied();
+                // One that has moved may come twice.
+                let Some(number) = number.filter(|it| *it >= next && !held.contains_key(it)) else {
+                    continue;
+                };
                 held_bytes += row.bytes();
                 if held_bytes > HELD_BYTES_MAX {
                     break;
                 }
-                held.insert(number, (sourced, row.bytes()));
-                continue;
+                held.insert(number, (self.sourced(&id, row), row.bytes()));
+            } else {
+                sink.put(self.sourced(&id, row)).await?;
+                next += 1;
             }
-            sink.put(sourced).await?;
-            next += 1;
             while let Some((sourced, bytes)) = held.remove(&next) {
                 held_bytes -= bytes;
                 sink.put(sourced).await?;
@@ -224,11 +229,11 @@ impl Reader<'_> {
 
     fn sourced(&self, id: &str, row: &CopyRow) -> Sourced {
         let name = id.to_owned();
-        match self.rows.parts_of(row) {
+        match self.rows.parts_of(row, &self.mark) {
             Ok(parts) => Sourced::Item(Item {
                 name,
                 subject: parts.subject.into_bytes(),
-                headers: [self.mark.as_bytes(), parts.headers.as_bytes()].concat(),
+                headers: parts.headers.into_bytes(),
                 body: parts.body,
             }),
             Err(why) => Sourced::Rejected {

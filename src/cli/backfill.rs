@@ -56,7 +56,7 @@ It is for rows from before the slot was made, and for what a slot or a broker ha
 have had their messages and removed them; give --unjudged where you know that it did not. The
 events come behind those that are in the stream already, with the header Walrelay-Kind: backfill
 and without a place in the lane. A relay that runs meanwhile goes on: the backfill publishes for
-about 8 ms at a time, 25 beside one that has nothing to publish, and then gives way to it.
+about 10 ms at a time, 25 beside one that has nothing to publish, and then gives way to it.
 
 Where it was stopped or killed, run it again: it publishes what the stream still lacks. One
 command publishes for a lane at a time; after one that was killed, wait 5 seconds. A broker that
