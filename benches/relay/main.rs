@@ -1,6 +1,6 @@
 //! The whole relay beside its limits, on servers of its own; docs/performance.md says what is measured and how.
 //!
-//! `after_publish` takes EVENTS / 1,000 seconds twice, and `otlp` wants the feature and a build without it (`make bench-otlp`): they run
+//! `after_publish` takes EVENTS / 500 seconds, and `otlp` wants the feature and a build without it (`make bench-otlp`): they run
 //! only where they are named.
 //!
 //! In: the number of events of a backlog, and which parts to run. Out: a table and a plot in `benches/results/`.
