@@ -65,7 +65,8 @@ impl Copied {
             return Sourced::Passed;
         }
         let is_of_lane = sequence <= self.adopted_sequence || is_in_place(sequence, &headers);
-        let lines = headers.lines(|name, value| {
+        let mut lines = format!("{MOVED_HEADER}: {} {sequence}\r\n", self.created);
+        headers.write(&mut lines, |name, value| {
             // Where a sequence tells the lane's place, it is one of the other stream.
             let tells = name != TAIL_HEADER || split_tail(value).is_some();
             tells
@@ -73,11 +74,10 @@ impl Copied {
                 && name != MOVED_HEADER
                 && (is_of_lane || !name.starts_with("Walrelay-"))
         });
-        let mark = format!("{MOVED_HEADER}: {} {sequence}\r\n", self.created);
         Sourced::Item(Item {
             name: format!("message {sequence}"),
             subject: format!("{}{}", self.prefix, message.subject).into_bytes(),
-            headers: (mark + &lines).into_bytes(),
+            headers: lines.into_bytes(),
             body: message.payload.clone(),
         })
     }

@@ -79,7 +79,7 @@ impl Reader {
     /// Its message, where it is asked for. A row that makes none is a dead letter, today as when it was inserted.
     fn sourced(&self, name: String, row: &CopyRow) -> anyhow::Result<Sourced> {
         let us = row.parse(row.len() - 1)?;
-        let parts = match self.rows.parts_of(row) {
+        let parts = match self.rows.parts_of(row, "") {
             Ok(parts) => parts,
             Err(why) => {
                 let why = format!("{why:#}");
@@ -98,7 +98,7 @@ impl Reader {
             body: parts.body.clone(),
         };
         let mark = header_value(&self.to.replay, &self.name, place(us, &name));
-        let lines = || parts.headers.clone();
+        let lines = |lines: &mut String| lines.push_str(&parts.headers);
         let item = self.to.item(&self.filter, original, &mark, lines);
         match item {
             Ok(Asked::For(item)) => Ok(Sourced::Item(item)),

@@ -16,6 +16,9 @@ use crate::pipeline::subject::{Placeholder, SubjectTemplate};
 /// What stands for the subject of the event's message in a template.
 const SUBJECT_PLACEHOLDER: &str = "subject";
 
+/// What the headers of a message have, as a rule, and a little more.
+const HEADERS_BYTES: usize = 256;
+
 /// Which events.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
@@ -64,8 +67,8 @@ pub enum Asked {
 }
 
 impl Destination {
-    /// The message to publish where it is asked for, with `mark` as the value of [`REPLAY_HEADER`] and the original's own header
-    /// `lines`.
+    /// The message to publish where it is asked for, with `mark` as the value of [`REPLAY_HEADER`]; `lines` writes the original's own
+    /// headers behind it.
     ///
     /// # Errors
     /// Why there is none.
@@ -74,7 +77,7 @@ impl Destination {
         filter: &Filter,
         original: Original<'_>,
         mark: &str,
-        lines: impl FnOnce() -> String,
+        lines: impl FnOnce(&mut String),
     ) -> Result<Asked, String> {
         let Filter {
             event_types,
@@ -104,11 +107,24 @@ impl Destination {
         if !self.subjects.iter().any(|taken| covers(taken, &text)) {
             return Err(self.takes_not(&text));
         }
-        let marks = format!("{KIND_HEADER}: {KIND_REPLAY}\r\n{REPLAY_HEADER}: {mark}\r\n");
+        let mut headers = String::with_capacity(HEADERS_BYTES);
+        for part in [
+            KIND_HEADER,
+            ": ",
+            KIND_REPLAY,
+            "\r\n",
+            REPLAY_HEADER,
+            ": ",
+            mark,
+            "\r\n",
+        ] {
+            headers.push_str(part);
+        }
+        lines(&mut headers);
         Ok(Asked::For(Item {
             name: original.name,
             subject,
-            headers: (marks + &lines()).into_bytes(),
+            headers: headers.into_bytes(),
             body: original.body,
         }))
     }

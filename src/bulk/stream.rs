@@ -219,7 +219,7 @@ impl Replayed {
             body: message.payload.clone(),
         };
         let mark = header_value(&self.to.replay, &self.events.stream, sequence);
-        let lines = || headers.lines(is_of_event);
+        let lines = |lines: &mut String| headers.write(lines, is_of_event);
         self.to.item(&self.filter, original, &mark, lines)
     }
 }

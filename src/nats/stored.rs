@@ -125,11 +125,13 @@ impl<'m> Headers<'m> {
         found.map(|(_, value)| *value)
     }
 
-    /// As lines of a message's head, those for which `goes` holds by name and value.
-    pub fn lines(&self, goes: impl Fn(&str, &str) -> bool) -> String {
-        let lines = self.0.iter().filter(|(name, value)| goes(name, value));
-        let parts = lines.flat_map(|(name, value)| [*name, ": ", *value, "\r\n"]);
-        parts.collect()
+    /// Writes those for which `goes` holds, by name and value, as lines of a message's head.
+    pub fn write(&self, lines: &mut String, goes: impl Fn(&str, &str) -> bool) {
+        for (name, value) in self.0.iter().filter(|(name, value)| goes(name, value)) {
+            for part in [name, ": ", value, "\r\n"] {
+                lines.push_str(part);
+            }
+        }
     }
 }
 
