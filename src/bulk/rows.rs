@@ -5,13 +5,10 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use bytes::{Bytes, BytesMut};
-use chrono::{DateTime, Utc};
-use tokio_postgres::CopyOutStream;
 
 use crate::pipeline::encoding::{Converted, Encoding};
 use crate::pipeline::fields::{Field, Fields};
@@ -27,15 +24,13 @@ use crate::postgres::encoding;
 use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::{OccurredAt, Untold};
-use crate::postgres::replication::quote_literal;
 use crate::postgres::row_security;
 use crate::relay::settings::Settings;
-use crate::table_name::quote_identifier;
 
-/// When a row's transaction was committed, where the server keeps that (`track_commit_timestamp`), else now. A double tells µs exactly
-/// for centuries, and a numeric takes longer than all the rest of the row.
-const COMMITTED_AT: &str = "date_part('epoch', coalesce(pg_catalog.pg_xact_commit_timestamp(xmin), \
-     pg_catalog.statement_timestamp()))";
+mod asked;
+
+pub use asked::Occurred;
+use asked::committed_at_us;
 
 /// The table, and what of its rows becomes what of a message.
 pub(crate) struct Rows {
@@ -57,17 +52,6 @@ pub(crate) struct Rows {
     row_filter: Option<String>,
     /// SQL for when a row's transaction was committed, in µs since 2000-01-01 UTC.
     committed_at_us: String,
-}
-
-/// When rows occurred, and behind which one of them.
-#[derive(Debug, Clone)]
-pub struct Occurred {
-    /// Not before.
-    pub from: DateTime<Utc>,
-    /// Not later.
-    pub to: Option<DateTime<Utc>>,
-    /// Behind the row of this moment, in µs since 1970, and with this id.
-    pub behind: Option<(i64, String)>,
 }
 
 /// A row's columns as text, those of [`columns`] at least.
@@ -260,72 +244,6 @@ impl Rows {
         Parts::of(&row, &self.mapping, "")
     }
 
-    /// Asks for the rows with ids of these names, the oldest transaction first, and within it in the order in which they stand in
-    /// the table. Behind the columns of [`Self::parts_of`] come each row's id and how many rows have it.
-    ///
-    /// # Errors
-    /// As of tokio-postgres: who asks ahead of what is read says itself how long it waits.
-    pub(super) async fn ask(
-        &self,
-        names: impl Iterator<Item = &str>,
-    ) -> Result<CopyOutStream, tokio_postgres::Error> {
-        let id = self.id_column.text();
-        let count = match self.has_unique_id {
-            true => "1".to_owned(),
-            // Costs as much as all the rest.
-            false => format!("count(*) OVER (PARTITION BY {id})"),
-        };
-        let query = format!(
-            "SELECT {}, {id} AS event_id, {count} FROM {} WHERE {} ORDER BY age(xmin) DESC, ctid",
-            self.select_list(),
-            self.table,
-            self.id_column.is_one_named(names),
-        );
-        self.copy(&query).await
-    }
-
-    /// Asks for all rows of these blocks of the table, as they stand there, behind those elsewhere with ids of these names; the columns
-    /// are those of [`Self::ask`]. A row that moves meanwhile may come twice. To read a block costs less than to look for two of its
-    /// rows.
-    ///
-    /// # Errors
-    /// As of [`Self::ask`].
-    pub(super) async fn ask_blocks(
-        &self,
-        blocks: &RangeInclusive<u32>,
-        elsewhere: impl Iterator<Item = &str>,
-    ) -> Result<CopyOutStream, tokio_postgres::Error> {
-        let select = format!(
-            "SELECT {}, {} AS event_id, 1 FROM {} WHERE",
-            self.select_list(),
-            self.id_column.text(),
-            self.table
-        );
-        // A place of the last block that no row has.
-        let query = format!(
-            "{select} {} UNION ALL {select} ctid >= '({},0)' AND ctid <= '({},65535)'",
-            self.id_column.is_one_named(elsewhere),
-            blocks.start(),
-            blocks.end()
-        );
-        self.copy(&query).await
-    }
-
-    /// Whether a row can be told by where it stands: no other table has rows of this one, and no other row its id.
-    pub(super) fn has_places(&self) -> bool {
-        self.has_unique_id
-    }
-
-    /// The answer to a query, each value as its type's output function writes it, in the encoding that [`Self::encoding`] reads.
-    async fn copy(&self, query: &str) -> Result<CopyOutStream, tokio_postgres::Error> {
-        let encoding = match self.encoding {
-            Encoding::Utf8 => "",
-            Encoding::Unchecked | Encoding::SingleByte(_) => " (ENCODING 'SQL_ASCII')",
-        };
-        let query = format!("COPY ({query}) TO STDOUT{encoding}");
-        self.sql.copy_out(&query).await
-    }
-
     /// The id of a row, which stands behind the columns of [`Self::parts_of`]; empty where it is null.
     ///
     /// # Errors
@@ -337,67 +255,15 @@ impl Rows {
         }
     }
 
-    /// Asks for the rows that occurred then, in that order and within a moment by id. Behind the columns of
-    /// [`Self::parts_of`] come each row's id and its moment, in µs since 1970.
-    ///
-    /// # Errors
-    /// No column tells when a row occurred; or as of tokio-postgres.
-    pub(super) async fn ask_occurred(&self, occurred: &Occurred) -> anyhow::Result<CopyRows<'_>> {
-        let (occurred_at, id) = (self.occurred_at()?, self.id_in_order());
-        let query = format!(
-            "SELECT {}, {id} AS event_id, {} AS moment FROM {} WHERE {} ORDER BY {}, {id}",
-            self.select_list(),
-            occurred_at.us(),
-            self.table,
-            self.occurred(occurred)?,
-            occurred_at.column()
-        );
-        let rows = self.sql.answer(self.copy(&query)).await?;
-        Ok(CopyRows::new(&self.sql, rows))
-    }
-
-    /// How many rows [`Self::ask_occurred`] asks for.
-    ///
-    /// # Errors
-    /// As there.
-    pub(super) async fn count_occurred(&self, occurred: &Occurred) -> anyhow::Result<u64> {
-        let condition = self.occurred(occurred)?;
-        let query = format!("SELECT count(*) FROM {} WHERE {condition}", self.table);
-        let count: i64 = self.sql.query_one(&query, &[]).await?.try_get(0)?;
-        Ok(count.unsigned_abs())
-    }
-
-    fn occurred(&self, occurred: &Occurred) -> anyhow::Result<String> {
-        let column = self.occurred_at()?;
-        let to = occurred.to.unwrap_or_else(last_moment);
-        let mut condition = format!(
-            "({}) AND {}",
-            self.row_filter.as_deref().unwrap_or("true"),
-            column.is_between(occurred.from, to)
-        );
-        if let Some((us, behind)) = &occurred.behind {
-            let at = DateTime::from_timestamp_micros(*us).context("no such moment")?;
-            condition += &format!(
-                " AND ({}, {}) > ({}, {})",
-                column.column(),
-                self.id_in_order(),
-                column.value(at),
-                quote_literal(behind)
-            );
-        }
-        Ok(condition)
+    /// Whether a row can be told by where it stands: no other table has rows of this one, and no other row its id.
+    pub(super) fn has_places(&self) -> bool {
+        self.has_unique_id
     }
 
     /// # Errors
     /// Nothing tells when a row occurred.
     pub(super) fn occurred_at(&self) -> Result<&OccurredAt, Untold> {
         self.occurred_at.as_ref().map_err(Clone::clone)
-    }
-
-    /// The id's text, in an order that no locale changes.
-    fn id_in_order(&self) -> String {
-        let id = self.id_column.text();
-        format!("coalesce(({id})::text, '') COLLATE \"C\"")
     }
 
     pub(super) fn sql(&self) -> &Client {
@@ -410,23 +276,6 @@ impl Rows {
 
     pub(super) fn table(&self) -> &str {
         &self.table
-    }
-
-    fn select_list(&self) -> String {
-        let own = self.mapping.columns.as_ref().into_iter();
-        let own = own.filter(|(_, value)| value.column().is_some());
-        let kinds = own.map(|(field, _)| *self.kinds.get(field));
-        let kinds = kinds.chain(self.extra_kinds.iter().copied());
-        // Under names of their own: a column's own name would sort by its text.
-        let texts = columns(&self.mapping)
-            .into_iter()
-            .zip(kinds)
-            .enumerate()
-            .map(|(number, (name, kind))| {
-                let value = as_in_wal(&quote_identifier(name), kind);
-                format!("{value} AS value_{number}, ")
-            });
-        texts.collect::<String>() + &self.committed_at_us + " AS committed_at"
     }
 
     /// The parts of a row's message, from a row that was selected for it; its headers stand behind `lines`.
@@ -455,31 +304,6 @@ impl Rows {
     }
 }
 
-/// A column as the WAL has it, which is what its type's output function writes; but of char(n) the relay takes the blanks away, as
-/// the cast does.
-fn as_in_wal(column: &str, kind: Kind) -> String {
-    match kind {
-        Kind::Padded => format!("{column}::text"),
-        _ => column.to_owned(),
-    }
-}
-
-/// SQL for when a row's transaction was committed, in µs since 2000-01-01 UTC: where the server does not keep that, what its clock says
-/// now.
-async fn committed_at_us(sql: &Client) -> Result<String, SqlError> {
-    let us = |epoch: &str| format!("(({epoch} - 946684800) * 1000000)::int8");
-    let query = format!(
-        "SELECT pg_catalog.current_setting('track_commit_timestamp') = 'on', {}",
-        us("date_part('epoch', pg_catalog.clock_timestamp())")
-    );
-    let row = sql.query_one(&query, &[]).await?;
-    let (is_kept, now): (bool, i64) = (row.try_get(0)?, row.try_get(1)?);
-    Ok(match is_kept {
-        true => us(COMMITTED_AT),
-        false => now.to_string(),
-    })
-}
-
 /// Whether an index says that no two rows have the same value in this column.
 async fn has_unique(sql: &Client, table: &Table, column: &str) -> Result<bool, SqlError> {
     // Of partitions and heirs, each has indexes of its own.
@@ -491,11 +315,6 @@ async fn has_unique(sql: &Client, table: &Table, column: &str) -> Result<bool, S
                  AND indisunique AND indisvalid AND indnkeyatts = 1 AND indpred IS NULL)";
     let row = sql.query_one(query, &[&table.oid, &column]).await?;
     Ok(row.try_get(0)?)
-}
-
-/// The last one that a message can tell, and an argument name.
-fn last_moment() -> DateTime<Utc> {
-    DateTime::from_timestamp_micros(253_402_300_799_999_999).expect("the end of the year 9999")
 }
 
 /// The columns that a message is made of.
