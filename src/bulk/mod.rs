@@ -72,6 +72,11 @@ pub enum Sourced {
         /// Why.
         why: String,
     },
+    /// Nobody has it any more.
+    Gone {
+        /// What people call it.
+        name: String,
+    },
     /// It is the event of one before.
     Same {
         /// What people call it.
@@ -99,6 +104,11 @@ pub enum Outcome<'a> {
         name: &'a str,
         /// Why.
         why: &'a str,
+    },
+    /// Nobody has it any more.
+    Gone {
+        /// What people call it.
+        name: &'a str,
     },
     /// It is the event of one before, and becomes what that one does.
     Same {

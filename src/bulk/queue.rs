@@ -128,6 +128,7 @@ impl Queue {
                     name: &name,
                     of: &of,
                 }),
+                Sourced::Gone { name } => each(Outcome::Gone { name: &name }),
                 Sourced::Passed => each(Outcome::Passed),
                 Sourced::Untold => each(Outcome::Untold),
                 Sourced::Rejected { name, why } => each(Outcome::Rejected {

@@ -11,7 +11,6 @@ use std::io;
 use std::ops::RangeInclusive;
 
 use futures_util::future::{Either, select};
-use tokio::sync::OnceCell;
 use tokio_postgres::CopyOutStream;
 
 use super::rows::Rows;
@@ -21,7 +20,7 @@ use crate::pipeline::position::{BACKFILL_HEADER, KIND_BACKFILL, KIND_HEADER};
 use crate::postgres::copy_text::{CopyRow, CopyRows};
 use crate::postgres::id_column::HASHED;
 use crate::postgres::id_name::name_of;
-use crate::postgres::tid::Tid;
+use crate::postgres::inserted::Tid;
 use crate::relay::settings::Settings;
 
 /// Rows that are asked for at once.
@@ -52,21 +51,13 @@ pub fn source(
         let rows = Rows::open(&settings).await?;
         let (slot, oid) = (&settings.postgres.slot, rows.oid());
         let mark = format!("{KIND_HEADER}: {KIND_BACKFILL}\r\n{BACKFILL_HEADER}: {slot} {oid}\r\n");
-        let reader = Reader {
-            rows,
-            settings: &settings,
-            aside: OnceCell::new(),
-            mark,
-        };
+        let reader = Reader { rows, mark };
         reader.read(wanted, sink).await
     })
 }
 
-struct Reader<'s> {
+struct Reader {
     rows: Rows,
-    settings: &'s Settings,
-    /// For rows that did not come with their blocks, while the next chunk is on its way.
-    aside: OnceCell<Rows>,
     mark: String,
 }
 
@@ -102,8 +93,10 @@ impl Chunk {
     }
 }
 
-impl Reader<'_> {
-    /// The next chunk is asked for before the rows of the one in hand are taken.
+impl Reader {
+    /// The next chunk is asked for before the rows of the one in hand are taken, where these are all looked for. Of blocks some may be
+    /// left to be looked for, which is done first: on a second session they would wait for a lock behind whoever waits for the first,
+    /// and nobody reads that one meanwhile.
     async fn read(
         &self,
         mut wanted: impl Iterator<Item = io::Result<Wanted>>,
@@ -118,6 +111,12 @@ impl Reader<'_> {
             let Some(next) = Chunk::next(&mut wanted, has_places)? else {
                 return self.take(chunk, rows, sink).await;
             };
+            if chunk.blocks.is_some() {
+                self.take(chunk, rows, sink).await?;
+                rows = self.rows.sql().answer(next.ask(&self.rows)).await?;
+                chunk = next;
+                continue;
+            }
             // Its answer may have to wait until the rows before are taken: that is no silence of the server.
             let asked = Box::pin(next.ask(&self.rows));
             let taking = Box::pin(self.take(chunk, rows, sink));
@@ -138,17 +137,16 @@ impl Reader<'_> {
     async fn take(&self, chunk: Chunk, rows: CopyOutStream, sink: &mut Sink) -> anyhow::Result<()> {
         let Chunk { mut wanted, blocks } = chunk;
         if blocks.is_none() {
-            return self.take_found(&self.rows, wanted, rows, sink).await;
+            return self.take_found(wanted, rows, sink).await;
         }
         let taken = self.take_of_blocks(&wanted, rows, sink).await?;
         wanted.drain(..taken);
         if wanted.is_empty() {
             return Ok(());
         }
-        let aside = self.aside.get_or_try_init(|| Rows::open(self.settings));
-        let aside = aside.await?;
-        let rows = aside.sql().answer(aside.ask(names(&wanted))).await?;
-        self.take_found(aside, wanted, rows, sink).await
+        let rows = self.rows.ask(names(&wanted));
+        let rows = self.rows.sql().answer(rows).await?;
+        self.take_found(wanted, rows, sink).await
     }
 
     /// Takes rows as they stand in the table, and puts them in order; how many of the wanted ones. Behind these is one that did not
@@ -195,16 +193,14 @@ impl Reader<'_> {
     /// Takes rows that were looked for by their ids, in the order in which they come.
     async fn take_found(
         &self,
-        table: &Rows,
         wanted: Vec<Wanted>,
         rows: CopyOutStream,
         sink: &mut Sink,
     ) -> anyhow::Result<()> {
-        let name = table.table();
         let mut absent: HashSet<String> = wanted.into_iter().map(|wanted| wanted.name).collect();
-        let mut rows = CopyRows::new(table.sql(), rows);
+        let mut rows = CopyRows::new(self.rows.sql(), rows);
         while let Some(row) = rows.next().await? {
-            let id = table.id(row)?;
+            let id = self.rows.id(row)?;
             if !absent.remove(&*name_of(&id)) {
                 continue;
             }
@@ -212,17 +208,13 @@ impl Reader<'_> {
                 1 => self.sourced(&id, row),
                 count => Sourced::Rejected {
                     name: id.into_owned(),
-                    why: format!("{name} has {count} rows with this id"),
+                    why: format!("{} has {count} rows with this id", self.rows.table()),
                 },
             };
             sink.put(sourced).await?;
         }
-        for id in absent {
-            let gone = Sourced::Rejected {
-                name: id,
-                why: format!("it is no longer in {name}"),
-            };
-            sink.put(gone).await?;
+        for name in absent {
+            sink.put(Sourced::Gone { name }).await?;
         }
         Ok(())
     }

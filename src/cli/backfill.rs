@@ -301,7 +301,7 @@ async fn publish(
     args: &Args,
     settings: &Settings,
     (table, found): (usize, &mut Missing),
-    (publisher, gone): (&mut Publisher<'_>, &mut GoneLetters),
+    (publisher, letters): (&mut Publisher<'_>, &mut GoneLetters),
     lease: &Lease,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Exit> {
@@ -317,7 +317,7 @@ async fn publish(
     let mut refused = Vec::new();
     let each = |outcome: Outcome<'_>| {
         match outcome {
-            Outcome::Published { name } => gone.take(of_table.message.table.as_deref(), name),
+            Outcome::Published { name } => letters.take(of_table.message.table.as_deref(), name),
             Outcome::Rejected { name, .. } if refused.len() < NAMED_MAX => {
                 refused.push(name.to_owned());
             }
@@ -326,7 +326,10 @@ async fn publish(
         progress.take(outcome, &mut account);
     };
     let done = publisher.run(source, each).await;
-    let Counts { published, .. } = progress.end(&mut account);
+    let Counts {
+        published, gone, ..
+    } = progress.end(&mut account);
+    let total = total - gone;
     if !args.json {
         let more = match shutdown.is_sent() {
             true => "; stopped: run it again, and it publishes what the stream still lacks",
@@ -337,6 +340,9 @@ async fn publish(
             counted_rows(total, settings, table)
         ));
     }
+    if gone > 0 {
+        tell_gone(args, &counted_rows(gone, settings, table), &mut account);
+    }
     account.close()?;
     done?;
     if !refused.is_empty() {
@@ -346,6 +352,15 @@ async fn publish(
         true => Exit::Done,
         false => Exit::Failed,
     })
+}
+
+/// Says how many rows are missing no more, since somebody has deleted them.
+fn tell_gone(args: &Args, rows: &str, account: &mut Account) {
+    let text = format_args!("deleted meanwhile, and so not published: {rows}");
+    match args.json {
+        true => stderr::line(text),
+        false => account.line(text),
+    }
 }
 
 /// Says that dead letters are open no more.

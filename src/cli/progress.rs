@@ -32,6 +32,9 @@ pub(super) struct Counts {
     /// What is left out, since it does not tell whether it is asked for.
     #[serde(skip_serializing_if = "is_none")]
     pub(super) untold: u64,
+    /// What was deleted before it could be published.
+    #[serde(skip_serializing_if = "is_none")]
+    pub(super) gone: u64,
     /// Since the first one, on average.
     pub(super) rows_per_second: u64,
     /// At that rate; none where nothing tells.
@@ -136,6 +139,10 @@ impl Progress {
         match outcome {
             Outcome::Published { .. } => counts.published += 1,
             Outcome::Passed | Outcome::Same { .. } => counts.total = counts.total.saturating_sub(1),
+            Outcome::Gone { .. } => {
+                counts.total = counts.total.saturating_sub(1);
+                counts.gone += 1;
+            }
             Outcome::Untold => {
                 counts.total = counts.total.saturating_sub(1);
                 counts.untold += 1;

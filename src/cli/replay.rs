@@ -186,7 +186,7 @@ async fn count(
                 Sourced::Rejected { name, why } => {
                     stderr::line(format_args!("{name} cannot be published: {why}"));
                 }
-                Sourced::Passed | Sourced::Same { .. } => {}
+                Sourced::Passed | Sourced::Gone { .. } | Sourced::Same { .. } => {}
                 Sourced::Untold => untold += 1,
             }
             ControlFlow::Continue(())
@@ -242,7 +242,7 @@ async fn has_events(
     let look = |sourced| {
         match sourced {
             Sourced::Item(_) | Sourced::Rejected { .. } => found = true,
-            Sourced::Passed | Sourced::Same { .. } => {}
+            Sourced::Passed | Sourced::Gone { .. } | Sourced::Same { .. } => {}
             Sourced::Untold => *untold += 1,
         }
         match found {

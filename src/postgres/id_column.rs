@@ -41,12 +41,8 @@ impl IdColumn {
         IdColumn {
             name: quote_identifier(name),
             is_bytes: column.is_some_and(|column| column.base_oid == BYTEA_OID),
-            // The WAL tells a domain only, so its padding is in messages too.
-            is_padded: column.is_some_and(|column| column.type_oid == BPCHAR_OID),
-            // A cast takes the padding off which messages of such a domain have.
-            is_loose: column.is_some_and(|column| {
-                column.is_loose && (column.base_oid != BPCHAR_OID || column.type_oid == BPCHAR_OID)
-            }),
+            is_padded: column.is_some_and(|column| column.base_oid == BPCHAR_OID),
+            is_loose: column.is_some_and(|column| column.is_loose),
         }
     }
 

@@ -66,6 +66,8 @@ pub mod health;
 pub(crate) mod id_column;
 #[cfg(feature = "cli")]
 pub(crate) mod id_name;
+#[cfg(feature = "cli")]
+pub mod inserted;
 pub mod locks;
 #[cfg(feature = "cli")]
 pub mod logical_slots;
@@ -93,8 +95,6 @@ pub mod silence;
 pub mod slot_wal;
 pub mod socket;
 pub mod startup;
-#[cfg(feature = "cli")]
-pub mod tid;
 pub(crate) mod triggers;
 pub(crate) mod unfinished;
 pub(crate) mod unwritten;

@@ -137,9 +137,17 @@ async fn look_on(
         let looked = match viewed {
             Ok(Ok(view)) => judge(first, &view, settings),
             Ok(Err(error)) => Ok(Looked::Missed(with_cause(error.as_ref()))),
-            Err(_) => Ok(Looked::Missed(format!(
-                "a look took longer than {LOOK_LIMIT:?}; a lock on the table or the publication does that"
-            ))),
+            Err(_) => {
+                // A session that waits for a lock does not see that its client has gone.
+                if let Some(sql) = &sql
+                    && let Err(error) = sql.cancel().await
+                {
+                    tracing::debug!(%error, "the look cannot be cancelled");
+                }
+                Ok(Looked::Missed(format!(
+                    "a look took longer than {LOOK_LIMIT:?}; a lock on the table or the publication does that"
+                )))
+            }
         };
         if let Ok(Looked::Missed(reason)) = &looked {
             tracing::debug!(reason, "could not look at the catalog");
@@ -206,22 +214,22 @@ async fn view(
     settings: &PostgresSettings,
     first: &First,
 ) -> anyhow::Result<View> {
-    let client = match sql.take() {
+    // It stays there meanwhile: who gives the look up has to cancel what it waits for.
+    let client = match sql {
         Some(client) => client,
-        None => client::connect(&settings.conninfo).await?,
+        None => sql.insert(client::connect(&settings.conninfo).await?),
     };
-    let inspection = catalog::inspect(&client, settings).await?;
+    let inspection = catalog::inspect(client, settings).await?;
     let mut renamed = None;
     let tables = inspection.tables().zip(first.inspection.tables());
     for ((now, first), settings) in tables.zip(settings.tables()) {
         if let (None, Some(table)) = (&now.table, &first.table)
-            && catalog::has_relation(&client, table.oid).await?
+            && catalog::has_relation(client, table.oid).await?
         {
             renamed = Some(settings.table.to_string());
         }
     }
-    let activity = processes::activity(&client, first.walsender_pid).await?;
-    *sql = Some(client);
+    let activity = processes::activity(client, first.walsender_pid).await?;
     let timeline = match first.inspection.server.in_recovery {
         true => Some(timeline(settings).await?),
         false => None,

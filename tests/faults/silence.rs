@@ -133,3 +133,35 @@ async fn a_lock_on_the_table_is_no_silence() {
     assert!(!log.contains("has stopped answering"), "{log}");
     relay.stop().await;
 }
+
+/// A look that is given up is cancelled: its session would wait for the lock, and the next one's too.
+#[tokio::test]
+async fn looks_behind_a_lock_leave_no_sessions() {
+    let mut fixture = Fixture::new().await;
+    let name = fixture.name.clone();
+    let filter =
+        format!("ALTER PUBLICATION {name} SET TABLE outbox_events WHERE (event_version < 2)");
+    fixture.sql.batch_execute(&filter).await.unwrap();
+    let mut relay = fixture.run_with(&["--log-level", "debug"]);
+    relay.streams().await;
+    let locking = fixture.connect().await;
+    let lock = "BEGIN; LOCK TABLE outbox_events IN ACCESS EXCLUSIVE MODE";
+    locking.batch_execute(lock).await.unwrap();
+    eventually("three looks in vain", async || {
+        let missed = relay.log().matches("a look took longer").count();
+        (missed >= 3).then_some(())
+    })
+    .await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    // The next look may be under way.
+    eventually("one look waits at most", async || {
+        let row = fixture.sql.query_one(waiting, &[]).await.unwrap();
+        (row.get::<_, i64>(0) <= 1).then_some(())
+    })
+    .await;
+    locking.batch_execute("COMMIT").await.unwrap();
+    fixture.insert(1, 1).await;
+    fixture.holds(1).await;
+    relay.stop().await;
+}

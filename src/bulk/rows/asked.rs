@@ -14,6 +14,7 @@ use crate::pipeline::encoding::Encoding;
 use crate::pipeline::kind::Kind;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::copy_text::CopyRows;
+use crate::postgres::inserted::ORDER;
 use crate::postgres::replication::quote_literal;
 use crate::table_name::quote_identifier;
 
@@ -34,8 +35,8 @@ pub struct Occurred {
 }
 
 impl Rows {
-    /// Asks for the rows with ids of these names, the oldest transaction first, and within it in the order in which they stand in
-    /// the table. Behind the columns of [`Self::parts_of`] come each row's id and how many rows have it.
+    /// Asks for the rows with ids of these names, in the order in which they were [inserted](ORDER). Behind the columns of
+    /// [`Self::parts_of`] come each row's id and how many rows have it.
     ///
     /// # Errors
     /// As of tokio-postgres: who asks ahead of what is read says itself how long it waits.
@@ -50,7 +51,7 @@ impl Rows {
             false => format!("count(*) OVER (PARTITION BY {id})"),
         };
         let query = format!(
-            "SELECT {}, {id} AS event_id, {count} FROM {} WHERE {} ORDER BY age(xmin) DESC, ctid",
+            "SELECT {}, {id} AS event_id, {count} FROM {} WHERE {} ORDER BY {ORDER}",
             self.select_list(),
             self.table,
             self.id_column.is_one_named(names),

@@ -296,7 +296,7 @@ impl Closing<'_> {
         working.begin("publishing events");
         let (mut done, total) = (0, letters.len() as u64);
         let mut each = |outcome: Outcome<'_>| match outcome {
-            Outcome::Passed | Outcome::Untold => {}
+            Outcome::Passed | Outcome::Untold | Outcome::Gone { .. } => {}
             Outcome::Published { name } => retried.published.push(by_name[name].mark(None)),
             Outcome::Same { name, of } => same.push((name.to_owned(), of.to_owned())),
             Outcome::Rejected { name, why } => {
@@ -351,7 +351,7 @@ impl Closing<'_> {
         }
         let source = letters::marks(&self.settings.postgres.slot, state, marks);
         let each = |outcome: Outcome<'_>| match outcome {
-            Outcome::Passed | Outcome::Untold | Outcome::Same { .. } => {}
+            Outcome::Passed | Outcome::Untold | Outcome::Gone { .. } | Outcome::Same { .. } => {}
             Outcome::Published { name } => {
                 self.account.line(format_args!("{name} {}", what(name)));
             }

@@ -6,7 +6,7 @@
 //! A table without a key may have an id more than once, so everything is counted, and one message stands for one row.
 
 use super::sort::{Entry, Kind};
-use crate::postgres::tid::Tid;
+use crate::postgres::inserted::Inserted;
 
 /// One id, all that was met of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -15,10 +15,8 @@ pub(super) struct Group {
     pub(super) rows: u64,
     /// Rows that `--since` leaves out.
     older_rows: u64,
-    /// Age of the oldest row's xmin: the order of a backfill, and no verdict.
-    pub(super) xmin_age: u64,
-    /// Where that row stands.
-    pub(super) tid: Tid,
+    /// When and where the oldest row was inserted: the order of a backfill, and no verdict.
+    pub(super) inserted: Option<Inserted>,
     events: u64,
     later_events: u64,
     /// Events of other shares, which are most often of rows of theirs.
@@ -53,10 +51,9 @@ impl Group {
         match entry.kind() {
             Kind::Row => {
                 self.rows += 1;
-                if number >= self.xmin_age {
-                    self.xmin_age = number;
-                    self.tid = Tid::unpacked(entry.place);
-                }
+                let inserted = Inserted::unpacked(number, entry.place);
+                let oldest = self.inserted.unwrap_or(inserted);
+                self.inserted = Some(oldest.min(inserted));
             }
             Kind::OlderRow => self.older_rows += 1,
             Kind::Event => self.events += 1,

@@ -104,9 +104,9 @@ async fn rows_of(
         *unjudged += verdict.unjudgeable();
         *former += verdict.former;
         let is_wanted = verdict.missing > 0 || with_unjudged && verdict.unjudgeable() > 0;
-        match is_wanted {
-            true => rows.push(group.xmin_age, group.tid, group.id),
-            false => Ok(()),
+        match group.inserted.filter(|_| is_wanted) {
+            Some(inserted) => rows.push(inserted, group.id),
+            None => Ok(()),
         }
     });
     let checked = checked.await?;

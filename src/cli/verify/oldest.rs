@@ -1,22 +1,20 @@
-//! Missing rows in the order in which they are published again, however many they are: the oldest transaction first, and within it
-//! as they stand in the table, which is how they were inserted as a rule.
+//! Missing rows in the order in which they are published again, however many they are: see [`Inserted`].
 //!
-//! In: ids, each with the age of its row's xmin and where the row stands. Out: the rows in order. Guarantee: memory as
-//! [`super::sort`] has it.
+//! In: ids, each with when and where its row was inserted. Out: the rows in order. Guarantee: memory as [`super::sort`] has it.
 
 use std::io;
 
 use super::key;
 use super::sort::{Entries, Entry, Kind, Merge, NUMBER_BITS};
 use crate::bulk::table::Wanted;
-use crate::postgres::tid::{PACKED_BITS, Tid};
+use crate::postgres::inserted::{Inserted, PLACE_BITS, WHEN_BITS};
 
-/// An entry sorts by 128 bits, a number and a place. In these stand age and tid, and behind them the id.
-const ID_HIGH_BITS: u32 = 128 - AGE_BITS - PACKED_BITS;
-const AGE_BITS: u32 = u32::BITS;
+/// An entry sorts by 128 bits, a number and a place. In these stand when and where, and behind them the id.
+const ID_HIGH_BITS: u32 = 128 - WHEN_BITS - PLACE_BITS;
 const ID_LOW_BITS: u32 = 128 - ID_HIGH_BITS - NUMBER_BITS;
 const NUMBER_MAX: u128 = (1 << NUMBER_BITS) - 1;
 const ID_LOW_MAX: u128 = (1 << ID_LOW_BITS) - 1;
+const PLACE_MAX: u128 = (1 << PLACE_BITS) - 1;
 
 /// The rows, to be gathered and then to be gone through.
 #[derive(Debug, Default)]
@@ -30,10 +28,10 @@ impl OldestFirst {
     ///
     /// # Errors
     /// The temporary file cannot be written.
-    pub(super) fn push(&mut self, xmin_age: u64, tid: Tid, id: u128) -> io::Result<()> {
-        let age_left = u32::MAX - u32::try_from(xmin_age).unwrap_or(u32::MAX);
-        let place = u128::from(age_left) << PACKED_BITS | u128::from(tid.packed());
-        let key = place << ID_HIGH_BITS | id >> (128 - ID_HIGH_BITS);
+    pub(super) fn push(&mut self, inserted: Inserted, id: u128) -> io::Result<()> {
+        let (when, place) = inserted.packed();
+        let order = u128::from(when) << PLACE_BITS | u128::from(place);
+        let key = order << ID_HIGH_BITS | id >> (128 - ID_HIGH_BITS);
         let number = (id >> ID_LOW_BITS & NUMBER_MAX) as u64;
         let low = (id & ID_LOW_MAX) as u64;
         self.entries
@@ -78,12 +76,14 @@ impl Iterator for Rows {
             Ok(entry) => entry?,
             Err(error) => return Some(Err(error)),
         };
-        // What age and tid take up is shifted out.
+        // What when and where take up is shifted out.
         let high = entry.id << (128 - ID_HIGH_BITS);
         let number = u128::from(entry.number()) << ID_LOW_BITS;
+        let order = entry.id >> ID_HIGH_BITS;
+        let (when, place) = (order >> PLACE_BITS, order & PLACE_MAX);
         Some(Ok(Wanted {
             name: key::text(high | number | u128::from(entry.place)),
-            tid: Tid::unpacked((entry.id >> ID_HIGH_BITS) as u64),
+            tid: Inserted::unpacked(when as u64, place as u64).tid,
         }))
     }
 }
@@ -91,9 +91,10 @@ impl Iterator for Rows {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::inserted::Tid;
 
     #[test]
-    fn the_oldest_come_first_as_they_stand_and_ids_come_back_whole() {
+    fn the_oldest_come_first_and_ids_come_back_whole() {
         let ids = [
             u128::MAX,
             0x0123_4567_89ab_cdef_fedc_ba98_7654_3210,
@@ -102,24 +103,28 @@ mod tests {
             7,
         ];
         let at = |block, offset| Tid { block, offset };
-        let places = [
-            at(9, 1),
-            at(0, 2),
-            at(1, 1),
-            at(u32::MAX, u16::MAX),
-            at(0, 1),
+        let inserted = [
+            (u32::MAX, 0, at(9, 1)),
+            (3, 0, at(7, 2)),
+            (3, 1, at(0, 2)),
+            (3, 1, at(u32::MAX, u16::MAX)),
+            (2, 0, at(0, 1)),
         ];
-        let ages = [u64::MAX, 3, 3, 3, 2];
         let mut oldest = OldestFirst::default();
         assert!(oldest.is_empty());
         for index in [2, 4, 0, 3, 1] {
-            oldest.push(ages[index], places[index], ids[index]).unwrap();
+            let (age, cmin, tid) = inserted[index];
+            let inserted = Inserted::of(age, cmin, tid);
+            oldest.push(inserted, ids[index]).unwrap();
         }
         assert_eq!(oldest.len(), 5);
-        let expected = ids.into_iter().zip(places).map(|(id, tid)| Wanted {
-            name: key::text(id),
-            tid,
-        });
+        let expected = ids
+            .into_iter()
+            .zip(inserted)
+            .map(|(id, (_, _, tid))| Wanted {
+                name: key::text(id),
+                tid,
+            });
         let expected: Vec<Wanted> = expected.collect();
         for _ in 0..2 {
             let found: Vec<Wanted> = oldest.rows().unwrap().map(Result::unwrap).collect();

@@ -21,7 +21,7 @@ pub(super) const NUMBER_BITS: u32 = 56;
 /// Where an id was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
-    /// A row of the table; the number is the age of its xmin, the place a packed [`Tid`](crate::postgres::tid::Tid).
+    /// A row of the table; number and place are a packed [`Inserted`](crate::postgres::inserted::Inserted).
     Row,
     /// A row that `--since` leaves out; the number is 0.
     OlderRow,

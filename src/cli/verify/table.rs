@@ -11,8 +11,8 @@ use crate::cli::exit::UsageError;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::copy_text::CopyRows;
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::inserted::{Inserted, XMIN_AGE};
 use crate::postgres::settings::PostgresSettings;
-use crate::postgres::tid::Tid;
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +118,7 @@ pub(super) async fn read(
     );
     let is_left_out = only.map_or_else(String::new, |only| format!(" OR NOT ({})", holds(only)));
     let copy = format!(
-        "COPY (SELECT {id}, age(xmin), {is_older}{is_left_out}, ctid FROM {} WHERE {}) TO STDOUT",
+        "COPY (SELECT {id}, {XMIN_AGE}, {is_older}{is_left_out}, cmin, ctid FROM {} WHERE {}) TO STDOUT",
         settings.table,
         row_filter.unwrap_or("true")
     );
@@ -143,11 +143,9 @@ pub(super) async fn read(
             table.older_rows += 1;
             continue;
         }
-        // A frozen xmin of an upgraded cluster is 2^31 - 1 old; none is negative.
-        let age: i64 = row.parse(1)?;
-        let tid: Tid = row.parse(3)?;
-        let entry = Entry::new(id, Kind::Row, age.max(0).unsigned_abs());
-        entries.push(entry.at(tid.packed()))?;
+        let inserted = Inserted::of(row.parse(1)?, row.parse(3)?, row.parse(4)?);
+        let (when, place) = inserted.packed();
+        entries.push(Entry::new(id, Kind::Row, when).at(place))?;
         table.rows += 1;
     }
     if in_recovery {
