@@ -150,7 +150,9 @@ impl Resharding<'_> {
 
     async fn check_undivided(&self, lane: &Settings) -> anyhow::Result<()> {
         let (stream, slot) = (&lane.nats.stream, &lane.postgres.slot);
-        let is_common = self.shares.iter().any(|share| share.nats.stream == *stream);
+        // Where their number stays, no share comes to the lane's stream.
+        let is_common = self.switch.from != self.switch.to
+            && self.shares.iter().any(|share| share.nats.stream == *stream);
         let become_one_of_several = format!(
             "stream {stream} is that of the lane of all rows and of the shares: set nats.shared = true for the lane of all rows, \
              run walrelay setup with it and start its relay again"

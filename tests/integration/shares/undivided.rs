@@ -534,3 +534,24 @@ async fn the_printed_reshard_is_typed_as_it_is() {
     let words = "until theirs is published: run walrelay ";
     assert_eq!(printed(&setup.stderr, words), unite);
 }
+
+/// Beside a relay, in a stream of the lane's own.
+#[tokio::test]
+async fn one_lane_stays_one_and_nothing_is_to_be_done_for_it() {
+    let mut fixture = Fixture::new().await;
+    let mut relay = fixture.run();
+    relay.streams().await;
+    fixture.insert(1, 3).await;
+    for command in [
+        &["reshard", "--shares", "1", "--dry-run"][..],
+        &["reshard", "--shares", "1"],
+    ] {
+        fixture.walrelay(command).await.success();
+    }
+    fixture.insert(4, 5).await;
+    fixture.holds(5).await;
+    assert!(relay.runs());
+    assert_eq!(count(&fixture, SLOTS).await, 1);
+    relay.stop().await;
+    fixture.walrelay(&["verify"]).await.success();
+}
