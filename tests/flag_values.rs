@@ -85,6 +85,13 @@ fn subjects_filters_and_ids_are_looked_at_before_a_server_is_asked() {
             refused(&of_aggregate, "such as 019a8f3e-");
         }
     }
+    for command in [&["tail"][..], &["replay", "--from", "0/1"]] {
+        // The subjects are of their types, and no subject has such a one.
+        for bad in ["a b", "a..b", ".a", "a.", "a..*", ">", "*.a", "a*b", "a.**"] {
+            let of_type = [command, &["--event-type", bad]].concat();
+            refused(&of_type, "such as lesson.published.v1");
+        }
+    }
     refused(&["erase", "--aggregate-id", ""], "such as 019a8f3e-");
     for (flag, bad, expected) in [
         ("--also-stream", "a.b", "a stream's name is"),

@@ -22,7 +22,7 @@ const HEADERS_BYTES: usize = 256;
 /// Which events.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// Of one of these types; any where there is none.
+    /// Of one of these types, as [`is_of_type`] takes them; any where there is none.
     pub event_types: Vec<String>,
     /// Of one of these aggregates; any where there is none.
     pub aggregate_ids: Vec<String>,
@@ -92,8 +92,10 @@ impl Destination {
                 StoredEvent::read(header, &original.body)
             }
         };
-        let by_type = is_one_of(event_types, event.event_type.as_deref(), "type");
-        let by_aggregate = is_one_of(aggregate_ids, event.aggregate_id.as_deref(), "aggregate");
+        let by_type = is_one_of(event_types, event.event_type.as_deref(), "type", is_of_type);
+        let aggregate_id = event.aggregate_id.as_deref();
+        let is_same = |wanted: &str, found: &str| wanted == found;
+        let by_aggregate = is_one_of(aggregate_ids, aggregate_id, "aggregate", is_same);
         match (by_type, by_aggregate) {
             (Ok(true), Ok(true)) => {}
             (Ok(false), _) | (_, Ok(false)) => return Ok(Asked::Not),
@@ -180,11 +182,24 @@ pub fn filter(template: &SubjectTemplate, events: &str) -> String {
     }
 }
 
+/// Whether an event's type is the one that is wanted, or begins as that does up to a star at its end.
+pub fn is_of_type(wanted: &str, found: &str) -> bool {
+    match wanted.strip_suffix('*') {
+        Some(start) => found.starts_with(start),
+        None => wanted == found,
+    }
+}
+
 /// Whether an event's value is one of those that are asked for.
-fn is_one_of(wanted: &[String], value: Option<&str>, what: &str) -> Result<bool, String> {
+fn is_one_of(
+    wanted: &[String],
+    value: Option<&str>,
+    what: &str,
+    is: impl Fn(&str, &str) -> bool,
+) -> Result<bool, String> {
     match value {
         _ if wanted.is_empty() => Ok(true),
-        Some(value) => Ok(wanted.iter().any(|wanted| wanted == value)),
+        Some(value) => Ok(wanted.iter().any(|wanted| is(wanted, value))),
         None => Err(format!(
             "it does not tell its {what}: leave the filter by {what} out, or begin behind it with --from"
         )),

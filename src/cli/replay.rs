@@ -37,6 +37,7 @@ Examples:
   walrelay replay --from 2026-11-23T00:00:00Z --dry-run    how many that would be, and where from
   walrelay replay --from 2026-11-23T00:00:00Z --yes        all since then, to stream OUTBOX_REPLAY
   walrelay replay --from 16/B374D848 --to 16/C0000000 --event-type lesson.published.v1
+  walrelay replay --from 0/1 --event-type 'lesson.*'       events whose type begins so
   walrelay replay --from 0/1 --stream FOR_BILLING --subject 'billing.{event_type}'
   WALRELAY_NATS_STREAM=SHOP walrelay replay --from 0/1     where others are told --stream SHOP
 
@@ -90,7 +91,7 @@ pub struct Args {
     #[arg(long, value_enum, value_name = "SOURCE", default_value = "stream")]
     source: From,
 
-    /// Only events of this type; may be given more than once.
+    /// Only events of this type; several times for several types. `lesson.*` takes all that begin so.
     #[arg(long = "event-type", value_name = "TYPE", value_parser = values::event_type)]
     event_types: Vec<String>,
 
@@ -141,6 +142,7 @@ pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Er
         ))
         .into());
     }
+    values::check_event_types(&args.event_types, settings)?;
     let nats = Admin::connect(&settings.nats.connection).await?;
     let plan = Plan::make(&args, settings, &nats).await?;
     let mut account = Account::default();

@@ -42,7 +42,7 @@ broker; both compare the clocks of different machines. On a terminal dead letter
 published again is yellow, and what is no event is dim, unless NO_COLOR is set.
 
 Exit code 0: stopped by Ctrl-C, --count reached, or the reader of the pipe went away. 1: the
-broker cannot be reached at the start, or has no such stream.";
+broker cannot be reached at the start, or has no such stream. 2: a value that cannot be.";
 
 /// Show the stream's messages as they arrive.
 #[derive(Debug, clap::Args)]
@@ -137,6 +137,7 @@ impl Beginning {
 /// # Errors
 /// Where the broker cannot be reached at the start, or has no such stream.
 pub async fn execute(args: Args, settings: &Settings) -> Result<Exit, anyhow::Error> {
+    args.filter.check(settings)?;
     let mut screen = Screen::new(&args);
     let mut shutdown = signals::listen(Hangup::Stops)?;
     tokio::select! {

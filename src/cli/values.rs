@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::exit::UsageError;
 use crate::config::quantity::parse_duration;
 use crate::config::syntax::is_slot;
+use crate::event::subject::TemplateError;
+use crate::relay::settings::Settings;
 
 /// A duration.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -49,15 +52,45 @@ pub(super) fn subject_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// An event's type.
+/// What is expected of [`event_type`].
+const EVENT_TYPE: &str = "give it as the events have it, such as lesson.published.v1, without blanks around it, or how it begins and one * \
+     at the end: 'lesson.*'";
+
+/// An event's type, or how it begins, with a star behind that.
 pub(super) fn event_type(text: &str) -> Result<String, String> {
-    match is_as_stored(text) {
+    let stars_end_it = !text.strip_suffix('*').unwrap_or(text).contains('*');
+    match is_as_stored(text) && stars_end_it {
         true => Ok(text.to_owned()),
-        false => Err(
-            "give it as the events have it, such as lesson.published.v1, without blanks around it"
-                .to_owned(),
-        ),
+        false => Err(EVENT_TYPE.to_owned()),
     }
+}
+
+/// Looks whether events of the lane can have these types, which [`event_type`] has taken: not where each table's subjects have the type
+/// as it is, and no subject can have this one.
+pub(super) fn check_event_types(wanted: &[String], settings: &Settings) -> Result<(), UsageError> {
+    let tables = settings.tables();
+    for wanted in wanted {
+        // However it goes on.
+        let one = match wanted.strip_suffix('*') {
+            Some(start) => format!("{start}x"),
+            None => wanted.clone(),
+        };
+        let refused = tables.iter().map(|table| {
+            let subject = &table.nats.subject;
+            match subject.filter_of(&one) {
+                Err(TemplateError::Subject(why)) => Err((subject, why)),
+                _ => Ok(()),
+            }
+        });
+        // Where one table's may be, it is fine.
+        let refused: Result<Vec<_>, ()> = refused.map(|it| it.err().ok_or(())).collect();
+        if let Some((subject, why)) = refused.ok().and_then(|all| all.into_iter().next()) {
+            return Err(UsageError(format!(
+                "--event-type {wanted:?}: no event has it, since events are published on {subject}, and {why}: {EVENT_TYPE}"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// An aggregate's id; a UUID in the form that messages have.
@@ -167,6 +200,10 @@ mod tests {
         assert_eq!(aggregate_id("course 7"), Ok("course 7".to_owned()));
         for bad in ["", " a", "a ", "a\n"] {
             assert!(event_type(bad).is_err() && aggregate_id(bad).is_err());
+        }
+        assert_eq!(event_type("*"), Ok("*".to_owned()));
+        for bad in ["*.a", "a*b", "a.**"] {
+            assert!(event_type(bad).unwrap_err().contains("'lesson.*'"), "{bad}");
         }
     }
 }

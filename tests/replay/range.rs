@@ -154,6 +154,52 @@ async fn both_ends_are_included_as_lsn_position_and_time() {
 }
 
 #[tokio::test]
+async fn a_star_at_the_end_of_a_type_takes_all_that_begin_so() {
+    let mut fixture = published().await;
+    let relay = fixture.run();
+    let insert = "INSERT INTO outbox_events (id, aggregate_id, event_type, payload_json)
+                  VALUES ('00000000-0000-0000-0000-0000000000a1', gen_random_uuid(), 'user.left.v1', '{}'),
+                         ('00000000-0000-0000-0000-0000000000a2', gen_random_uuid(), 'user.left.v2', '{}'),
+                         ('00000000-0000-0000-0000-0000000000a3', gen_random_uuid(), 'users.left', '{}')";
+    fixture.sql.batch_execute(insert).await.unwrap();
+    fixture.holds(33).await;
+    relay.stop().await;
+    let of_lesson = || uuids(1..=30);
+    for (number, (types, expected)) in [
+        (&["user.*"][..], uuids([0xa1, 0xa2])),
+        (&["user*"], uuids([0xa1, 0xa2, 0xa3])),
+        (&["users.left", "user.left.v1"], uuids([0xa1, 0xa3])),
+        (&["lesson.*"], of_lesson()),
+        (&["*"], [of_lesson(), uuids([0xa1, 0xa2, 0xa3])].concat()),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let subject = format!("again{number}.{{subject}}");
+        let stream = format!("{}_{number}", target(&fixture));
+        let flags = types.iter().flat_map(|of_type| ["--event-type", of_type]);
+        let flags: Vec<&str> = flags.collect();
+        let to = ["--from", "0/1", "--stream", &stream, "--subject", &subject];
+        // The second run is the same replay, and has nothing left.
+        for count in [expected.len(), 0] {
+            let told = replay(&fixture, &[&to, &flags[..]].concat()).await;
+            assert!(told.contains(&format!("{count} events are")), "{told}");
+        }
+        assert_eq!(ids(&fixture.stored_in(&stream).await), expected);
+        // `tail` shows the same ones.
+        let count = expected.len().to_string();
+        let tail = ["tail", "--since", "all", "--json", "--count", &count];
+        let shown = fixture.walrelay(&[&tail, &flags[..]].concat()).await;
+        let shown: Vec<_> = (shown.success().stdout.lines())
+            .map(|line| serde_json::from_str::<Value>(line).expect("an object")["id"].clone())
+            .collect();
+        let expected = expected.iter().map(|id| Value::from(id.to_string()));
+        let expected: Vec<_> = expected.collect();
+        assert_eq!(shown, expected);
+    }
+}
+
+#[tokio::test]
 async fn only_what_is_asked_for_comes_on_the_subjects_that_are_asked_for() {
     let mut fixture = published().await;
     let relay = fixture.run();

@@ -6,10 +6,13 @@
 use clap::builder::PossibleValuesParser;
 
 use super::entry::{Entry, KIND_EVENT, KIND_OTHER};
+use crate::bulk::readdress::is_of_type;
+use crate::cli::exit::UsageError;
 use crate::cli::values;
 use crate::pipeline::position::{
     KIND_BACKFILL, KIND_DEAD_LETTER, KIND_DISCARDED, KIND_REPLAY, KIND_RETRIED, KIND_RETRY,
 };
+use crate::relay::settings::Settings;
 
 const KINDS: [&str; 8] = [
     KIND_EVENT,
@@ -39,14 +42,15 @@ pub(super) struct Filter {
 }
 
 impl Filter {
+    /// Looks whether any message of the lane can be one.
+    pub(super) fn check(&self, settings: &Settings) -> Result<(), UsageError> {
+        values::check_event_types(&self.event_types, settings)
+    }
+
     /// Whether the message is one to be shown.
     pub(super) fn takes(&self, entry: &Entry) -> bool {
-        let is_type = |wanted: &str, found: &str| match wanted.strip_suffix('*') {
-            Some(start) => found.starts_with(start),
-            None => wanted == found,
-        };
         let is_same = |wanted: &str, found: &str| wanted == found;
-        fits(&self.event_types, entry.event_type.as_deref(), is_type)
+        fits(&self.event_types, entry.event_type.as_deref(), is_of_type)
             && fits(&self.aggregate_ids, entry.aggregate_id.as_deref(), is_same)
             && fits(&self.kinds, Some(entry.kind_name()), is_same)
     }
