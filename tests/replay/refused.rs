@@ -27,6 +27,34 @@ async fn refused(fixture: &Fixture, arguments: &[&str], expected: &str) -> Outpu
     refused
 }
 
+/// The last `nats stream edit` of this stream that is printed, done.
+pub(crate) async fn edit(fixture: &Fixture, name: &str, printed: &str) {
+    let (_, flags) = printed
+        .rsplit_once(&format!("nats stream edit {name} "))
+        .unwrap_or_else(|| panic!("no command in {printed}"));
+    let flags = flags.lines().next().expect("a line");
+    let context = jetstream::new(fixture.nats.clone());
+    let stream = context.get_stream(name).await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    let mut subjects = Vec::new();
+    for flag in flags.split(' ') {
+        let (key, value) = flag.split_once('=').expect(printed);
+        let number = || value.parse().expect(printed);
+        match key {
+            "--subjects" => subjects.push(value.trim_matches('\'').to_owned()),
+            "--max-msgs" => config.max_messages = number(),
+            "--max-bytes" => config.max_bytes = number(),
+            "--max-msgs-per-subject" => config.max_messages_per_subject = number(),
+            "--max-msg-size" => config.max_message_size = i32::try_from(number()).unwrap(),
+            _ => panic!("{flag} of {printed}"),
+        }
+    }
+    if !subjects.is_empty() {
+        config.subjects = subjects;
+    }
+    context.update_stream(config).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_cannot_be_meant_names_the_form_that_is_expected() {
     let fixture = published().await;
@@ -93,6 +121,20 @@ async fn what_cannot_be_meant_names_the_form_that_is_expected() {
         "white space",
     )
     .await;
+    for (root, expected) in [
+        ("$JS", "begin it with a whole token"),
+        ("walrelay", "begin it with a whole token"),
+        ("_INBOX", "answers come on _INBOX.>"),
+    ] {
+        let subject = format!("{root}.{{event_type}}");
+        let said = refused(
+            &fixture,
+            &["--from", "0/1", "--subject", &subject],
+            expected,
+        )
+        .await;
+        assert!(!said.stderr.contains("nats stream edit"), "{said:?}");
+    }
     assert_eq!(fixture.message_count().await, 10);
 }
 
@@ -121,6 +163,35 @@ async fn a_stream_of_a_relay_takes_no_replay() {
     )
     .await;
     assert_eq!(fixture.message_count().await, 10);
+}
+
+/// nats-server refuses such an edit: subjects overlap with an existing stream (10065).
+#[tokio::test]
+async fn no_edit_is_printed_for_subjects_that_another_stream_has() {
+    let fixture = published().await;
+    let name = format!("{}_REPLAY", fixture.stream_name());
+    let held = format!("{}.>", fixture.name);
+    for _ in 0..2 {
+        for subject in ["", "again."] {
+            let subject = format!("{}.{subject}{{event_type}}", fixture.name);
+            let arguments = ["--from", "0/1", "--subject", &subject];
+            let taken = format!("stream {} already takes {held}", fixture.stream_name());
+            let said = refused(&fixture, &arguments, &taken).await;
+            assert!(said.stderr.contains("give another --subject"), "{said:?}");
+            assert!(!said.stderr.contains("nats stream edit"), "{said:?}");
+        }
+        // The second time, the stream that takes the replay is there.
+        let first = fixture.walrelay(&["replay", "--yes", "--from", "0/1"]);
+        first.await.success();
+    }
+    // A subject that nobody has is added as it is printed.
+    let subject = format!("again.{}.{{event_type}}", fixture.name);
+    let arguments = ["--from", "0/1", "--subject", &subject];
+    let said = refused(&fixture, &arguments, "does not take").await;
+    edit(&fixture, &name, &said.stderr).await;
+    let all = [&["replay", "--yes"], &arguments[..]].concat();
+    fixture.walrelay(&all).await.success();
+    assert_eq!(fixture.stored_in(&name).await.len(), 20);
 }
 
 #[tokio::test]

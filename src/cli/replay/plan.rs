@@ -14,7 +14,8 @@ use crate::cli::stderr;
 use crate::cli::stdout::Account;
 use crate::nats::admin::Admin;
 use crate::nats::api::StreamInfo;
-use crate::nats::filters::{overlaps, widest};
+use crate::nats::filters::{covers, overlaps, widest};
+use crate::nats::settings::DEFAULT_INBOX_PREFIX;
 use crate::nats::stream::{self, LANE_RECORD_STREAM, StreamPlan, StreamSettings, StreamSeverity};
 use crate::pipeline::mapping::Format;
 use crate::relay::lane_client::{LaneClient, LaneError};
@@ -40,6 +41,7 @@ impl Plan {
     ) -> anyhow::Result<Plan> {
         let (stream, slot) = (&settings.nats.stream, &settings.postgres.slot);
         check_fields(args, settings)?;
+        check_inbox(args, settings)?;
         let name = args.stream.clone();
         let name = name.unwrap_or_else(|| format!("{stream}{REPLAY_SUFFIX}"));
         let target = LaneClient::new(nats, &name, slot).map_err(|error| match error {
@@ -168,6 +170,12 @@ fn there(args: &Args, subjects: &[String]) -> Vec<String> {
     widest((subjects.iter()).map(|subject| readdress::filter(&args.subject, subject)))
 }
 
+/// Those of `wanted` that a stream with the subjects `held` does not store.
+fn lacking(held: &[String], wanted: &[String]) -> Vec<String> {
+    let is_held = |subject: &String| held.iter().any(|held| covers(held, subject));
+    wanted.iter().filter(|it| !is_held(it)).cloned().collect()
+}
+
 /// What makes one replay another than the next.
 fn request(args: &Args, [source, of_source]: [String; 2], slot: &str) -> Vec<String> {
     let sorted = |values: &[String]| {
@@ -186,6 +194,21 @@ fn request(args: &Args, [source, of_source]: [String; 2], slot: &str) -> Vec<Str
         sorted(&args.aggregate_ids),
         args.subject.to_string(),
     ]
+}
+
+/// A stream that takes what is answered to somebody stores it among the events, and each answer to this replay itself.
+fn check_inbox(args: &Args, settings: &Settings) -> Result<(), UsageError> {
+    let own = &settings.nats.connection.inbox_prefix;
+    let inboxes = [own.as_str(), DEFAULT_INBOX_PREFIX].map(|prefix| format!("{prefix}.>"));
+    let subjects = there(args, &settings.nats.event_subjects());
+    let is_inbox = |inbox: &&String| subjects.iter().any(|subject| overlaps(subject, inbox));
+    match inboxes.iter().find(is_inbox) {
+        None => Ok(()),
+        Some(inbox) => Err(UsageError(format!(
+            "--subject {}: answers come on {inbox} (nats.inbox_prefix), and the stream would store them: give another --subject",
+            args.subject
+        ))),
+    }
 }
 
 /// Whether messages tell what is asked for.
@@ -233,11 +256,21 @@ async fn plan_target(
             "--stream {name}: the relay itself publishes there; give another one, or leave --stream out for {source}_REPLAY"
         ));
     }
-    let plan = match stream_fit::plan(nats, wanted).await? {
+    let plan = stream_fit::plan(nats, wanted).await?;
+    let lacks = match &plan {
+        StreamPlan::Create(_) => wanted.subjects_to_create.clone(),
+        StreamPlan::Exists { info, .. } => lacking(&info.config.subjects, &wanted.subjects),
+    };
+    // Before an edit is printed as well: the server refuses it where another stream has the subjects.
+    let those = StreamSettings {
+        subjects_to_create: lacks,
+        ..wanted.clone()
+    };
+    if let Some(taken) = stream::taken(nats, &those, None, None).await?.first() {
+        return refused(format!("{}: give another --subject", taken.message));
+    }
+    let plan = match plan {
         StreamPlan::Create(mut config) => {
-            if let Some(taken) = stream::taken(nats, wanted, None, None).await?.first() {
-                return refused(format!("{}: give another --subject", taken.message));
-            }
             config.description = Some(format!(
                 "Events of stream {source} again, by walrelay replay"
             ));
