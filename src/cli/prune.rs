@@ -25,7 +25,7 @@ use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::triggers;
-use crate::postgres::wal_end::{wal_end, write_on};
+use crate::postgres::wal_end::write_on;
 use crate::relay::Shutdown;
 use crate::relay::lane_client::LaneClient;
 use crate::relay::settings::Settings;
@@ -39,6 +39,8 @@ mod partitions;
 mod report;
 mod rows;
 mod shares;
+mod waited;
+mod whole;
 
 use age::Cutoff;
 use confirmed::{Readers, explained, unhalted};
@@ -47,6 +49,8 @@ use partitions::{Partition, Partitions};
 use report::Report;
 use rows::{Batches, Moment, Snapshot};
 use shares::{carried, prunable};
+use waited::Waited;
+use whole::left_detached;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,7 +96,7 @@ pub struct Args {
     #[arg(value_parser = values::count::<u32>(1..=100_000))]
     batch: u32,
 
-    /// How long to wait for the slots.
+    /// How long to wait for the slots, and for whoever reads a partition that is to go.
     #[arg(long, value_name = "DURATION", default_value = "10min", value_parser = values::duration)]
     wait: Duration,
 
@@ -255,7 +259,14 @@ impl Prune<'_> {
     ) -> anyhow::Result<()> {
         let partitions = self.partitions(writer, report).await?;
         let detached = match &partitions {
-            Some(partitions) => self.detach(partitions, writer, report).await?,
+            Some(partitions) => {
+                let waited = Waited {
+                    runs: writer,
+                    observer: reader,
+                    shutdown,
+                };
+                self.detach(partitions, waited, report).await?
+            }
             None => Vec::new(),
         };
         // Then there is nothing to wait for.
@@ -295,20 +306,22 @@ impl Prune<'_> {
         let mut stopped = shutdown.clone();
         tokio::select! {
             confirmed = self.confirm(writer, moment.lsn) => {
-                confirmed.context(left_detached(detached))?;
+                confirmed.context(left_detached(&names(detached)))?;
             }
-            () = stopped.wait() => bail!("stopped: {}", left_detached(detached)),
+            () = stopped.wait() => bail!("stopped: {}", left_detached(&names(detached))),
         }
         report.confirmed_lsn = Some(moment.lsn.to_string());
         // What until then could not be published is in the stream by now.
         let kept = Kept::read(&self.nats, reader, &self.clients).await?;
         report.letters_of = self.shares(&kept.open_in);
         if let Some(partitions) = partitions {
-            for partition in detached {
-                if partitions.finish(partition, &kept, &self.id_column).await? {
-                    report.partitions.push(partition.name.clone());
-                }
-            }
+            let waited = Waited {
+                runs: writer,
+                observer: reader,
+                shutdown,
+            };
+            self.finish(partitions, detached, &kept, waited, report)
+                .await?;
         }
         let bar = progress::bar(
             None,
@@ -360,41 +373,6 @@ impl Prune<'_> {
         Ok(partitions)
     }
 
-    /// Detaches the partitions that are old enough.
-    async fn detach(
-        &self,
-        partitions: &Partitions<'_>,
-        client: &Client,
-        report: &mut Report,
-    ) -> anyhow::Result<Vec<Partition>> {
-        let kept = Kept::read(&self.nats, client, &self.clients).await?;
-        let old = partitions.old(&kept, &self.id_column).await?;
-        if !old.is_empty() {
-            let lsn = wal_end(client).await?;
-            for lane in &self.clients {
-                self.readers(lane).are_read(client, lsn).await?;
-            }
-        }
-        let mut detached = Vec::new();
-        let pending = partitions.pending().await?;
-        for partition in old {
-            if let Some(pending) = &pending {
-                report.notes.push(format!(
-                    "{} is not detached while {pending} is still being detached: its rows are deleted one by one",
-                    partition.name
-                ));
-            } else if partitions.detach(&partition).await? {
-                detached.push(partition);
-            } else {
-                report.notes.push(format!(
-                    "{} is not detached, since others use the table for too long: its rows are deleted one by one",
-                    partition.name
-                ));
-            }
-        }
-        Ok(detached)
-    }
-
     /// Waits until every slot is confirmed through this LSN.
     async fn confirm(&self, client: &Client, lsn: PgLsn) -> anyhow::Result<()> {
         write_on(client).await?;
@@ -443,15 +421,4 @@ fn names(partitions: &[Partition]) -> Vec<String> {
         .iter()
         .map(|partition| partition.name.clone())
         .collect()
-}
-
-/// What an end leaves behind.
-fn left_detached(detached: &[Partition]) -> String {
-    match detached {
-        [] => "nothing was deleted".to_owned(),
-        some => format!(
-            "nothing was deleted; {} detached from the table, and the next prune attaches that again",
-            names(some).join(", ")
-        ),
-    }
 }

@@ -8,7 +8,7 @@ use tokio::process::Child;
 
 use crate::platform::{Platform, insert};
 
-const LIMIT: Duration = Duration::from_secs(180);
+pub const LIMIT: Duration = Duration::from_secs(180);
 pub const PRUNE: &[&str] = &["prune", "--older-than", "7d"];
 
 /// Commits so many events that say that they are ten days old.

@@ -36,7 +36,7 @@ async fn killed(platform: &Platform, mut prune: Child) {
 }
 
 /// The SQL that `doctor` prints for partitions that are detached; none where it finds none.
-async fn remedy(platform: &Platform) -> Option<String> {
+pub(crate) async fn remedy(platform: &Platform) -> Option<String> {
     let output = platform.output(&["doctor", "--json"]).await;
     let found: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     let findings = found["findings"].as_array().expect("a list");

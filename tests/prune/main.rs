@@ -2,6 +2,7 @@
 
 mod command;
 mod ended;
+mod in_use;
 mod letters;
 mod partitions;
 #[path = "../platform/mod.rs"]

@@ -2,21 +2,17 @@
 //!
 //! In: the table. Out: them attached again. Guarantee: no other run detaches or drops meanwhile.
 
-use std::time::Duration;
-
 use anyhow::bail;
 
 use super::Prune;
 use super::partitions::Partitions;
 use super::report::Report;
+use super::waited::{Waited, told};
 use crate::cli::exit::message;
 use crate::postgres::client::{Client, SqlError};
-use crate::postgres::detached::{self, Detached};
+use crate::postgres::detached;
 use crate::postgres::named_lock;
-use crate::postgres::setup::{Blocker, blockers};
-
-/// Between two looks at what it waits for.
-const LOOK_PAUSE: Duration = Duration::from_millis(200);
+use crate::relay::Shutdown;
 
 impl Prune<'_> {
     /// Attaches again what a run that did not end has detached, before anything is compared: nobody has seen the rows since. From then
@@ -42,21 +38,33 @@ impl Prune<'_> {
             let name = &left.name;
             let why = match writer {
                 None => "and its rows are not counted here".to_owned(),
-                Some(writer) => match attach(&partitions, &left, writer.pid(), reader).await {
-                    (Ok(()), _) => continue,
-                    (Err(_), blockers) if left.is_pending && !blockers.is_empty() => {
-                        report.done = false;
+                Some(writer) => {
+                    // Whoever waits for this one to end has it dropped.
+                    let shutdown = Shutdown::never();
+                    let waited = Waited {
+                        runs: writer,
+                        observer: reader,
+                        shutdown: &shutdown,
+                    };
+                    let (attached, blockers) = waited.run(partitions.attach(&left), |_| {}).await;
+                    let Err(error) = attached else { continue };
+                    report.done = false;
+                    if left.is_pending && !blockers.is_empty() {
                         report.notes.push(format!(
                             "{name} is still being detached from {table} by a walrelay prune that did not end: {}run this again then",
-                            blockers.iter().map(told).collect::<String>()
+                            told(&blockers)
                         ));
                         continue;
                     }
-                    (Err(error), _) => {
-                        report.done = false;
-                        format!("and cannot be attached again: {}", message(&error.into()))
-                    }
-                },
+                    let why = message(&error.into());
+                    format!(
+                        "and cannot be attached again: {why}{}",
+                        match told(&blockers) {
+                            told if told.is_empty() => told,
+                            told => format!("; {told}run this again then"),
+                        }
+                    )
+                }
             };
             report.notes.push(format!(
                 "{name} is detached from {table} by a walrelay prune that did not end, {why}"
@@ -64,34 +72,6 @@ impl Prune<'_> {
         }
         Ok(())
     }
-}
-
-/// Attaches it again; who has kept it waiting, as an observer sees it meanwhile.
-async fn attach(
-    partitions: &Partitions<'_>,
-    left: &Detached,
-    pid: i32,
-    observer: &Client,
-) -> (Result<(), SqlError>, Vec<Blocker>) {
-    let mut waits_for = Vec::new();
-    let attach = partitions.attach(left);
-    tokio::pin!(attach);
-    loop {
-        tokio::select! {
-            done = &mut attach => return (done, waits_for),
-            () = tokio::time::sleep(LOOK_PAUSE) => {}
-        }
-        // That it could not be looked at is no reason not to attach it.
-        if let Ok(found) = blockers(observer, pid).await
-            && !found.is_empty()
-        {
-            waits_for = found;
-        }
-    }
-}
-
-fn told(blocker: &Blocker) -> String {
-    format!("{blocker}, has it open: {} ", blocker.mend())
 }
 
 /// Whether a run is at work that detaches and drops.

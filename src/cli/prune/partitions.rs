@@ -5,20 +5,28 @@
 //! one that was detached and not dropped is found again by its comment, and attached; where pg_partman keeps the partitions, none is
 //! detached.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use tokio_postgres::types::ToSql;
 
 use super::age::Cutoff;
 use super::kept::Kept;
+use super::waited::Waited;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::detached::{self, Detached};
 use crate::postgres::id_column::IdColumn;
 use crate::postgres::settings::PostgresSettings;
+use crate::postgres::setup::Blocker;
 
 /// The table is locked for writers while a partition goes; they are not made to wait for longer than this.
 const LOCK_LIMIT: &str = "SET LOCAL lock_timeout = '2s'";
 /// SQLSTATE lock_not_available.
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// SQLSTATE query_canceled, also by a time-out.
+const QUERY_CANCELED: &str = "57014";
+/// What the transactions of others are given at least.
+const LIMIT_MIN: Duration = Duration::from_secs(2);
 /// SQLSTATE check_violation.
 const CHECK_VIOLATION: &str = "23514";
 /// Days from today on that have a partition afterwards.
@@ -32,6 +40,17 @@ pub(super) struct Partition {
     pub(super) name: String,
     /// `FOR VALUES …`, as SQL.
     bound: String,
+}
+
+/// What has become of one that was detached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Finished {
+    /// It is gone.
+    Dropped,
+    /// It is a partition again, since a row in it stays, or somebody has attached it.
+    Attached,
+    /// These use it for too long.
+    InUse(Vec<Blocker>),
 }
 
 /// The partitions of a table.
@@ -150,38 +169,44 @@ impl<'a> Partitions<'a> {
         Ok(self.client.query_one(&query, &[]).await?.try_get(0)?)
     }
 
-    /// Makes sure that nothing is inserted into it any more; `false` where others use the table for too long.
-    ///
-    /// # Errors
-    /// Postgres refuses.
-    pub(super) async fn detach(&self, partition: &Partition) -> anyhow::Result<bool> {
+    /// Makes sure that nothing is inserted into it any more; and who has kept that waiting. Beside a default partition others wait behind
+    /// it, and it waits for a moment alone; else for as long as the limit says.
+    pub(super) async fn detach(
+        &self,
+        partition: &Partition,
+        limit: Duration,
+        waited: Waited<'_>,
+        waits_for: impl FnMut(&[Blocker]),
+    ) -> (Result<(), SqlError>, Vec<Blocker>) {
         let Partition { name, bound, .. } = partition;
         let table = &self.table;
         let comment = detached::comment(table, name, bound);
         let detach = format!("ALTER TABLE {table} DETACH PARTITION {name}");
-        let done = match self.has_default {
-            // Beside a default partition there is no CONCURRENTLY.
-            true => self.together(&[&comment, &detach]).await,
-            false => {
-                self.one_by_one(&[&comment, &format!("{detach} CONCURRENTLY")])
-                    .await
+        let detached = async {
+            match self.has_default {
+                // Beside a default partition there is no CONCURRENTLY.
+                true => self.together(&[&comment, &detach]).await,
+                false => {
+                    self.within(limit, &[&comment, &format!("{detach} CONCURRENTLY")])
+                        .await
+                }
             }
         };
-        self.unless_locked(done)
-            .with_context(|| format!("cannot detach {name}"))
+        waited.run(detached, waits_for).await
     }
 
-    /// Drops one that was detached, or gives it back where a row is in it that stays; `true` where it was dropped, and not where
-    /// somebody has attached it, from when rows may be inserted again.
+    /// Drops one that was detached, or gives it back where a row is in it that stays; and who has kept that waiting.
     ///
     /// # Errors
     /// Postgres refuses.
     pub(super) async fn finish(
         &self,
         partition: &Partition,
-        kept: &Kept,
-        id: &IdColumn,
-    ) -> anyhow::Result<bool> {
+        (kept, id): (&Kept, &IdColumn),
+        limit: Duration,
+        waited: Waited<'_>,
+        waits_for: impl FnMut(&[Blocker]),
+    ) -> anyhow::Result<Finished> {
         let Partition { name, bound, .. } = partition;
         if self.holds(partition, kept, id).await? {
             let attach = format!("ALTER TABLE {} ATTACH PARTITION {name} {bound}", self.table);
@@ -189,22 +214,41 @@ impl<'a> Partitions<'a> {
             self.together(&[&attach, &comment]).await.with_context(|| {
                 format!("{name} holds an open dead letter, and cannot be attached again")
             })?;
-            return Ok(false);
+            return Ok(Finished::Attached);
+        }
+        let (locked, blockers) = waited.run(self.lock(name, limit), waits_for).await;
+        match locked {
+            Ok(()) => {}
+            Err(error) if error.code() == Some(LOCK_NOT_AVAILABLE) => {
+                return Ok(Finished::InUse(blockers));
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot drop {name}")),
         }
         let dropped = async {
-            let lock = format!("BEGIN; LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE");
-            self.client.batch_execute(&lock).await?;
             let query = "SELECT relispartition FROM pg_class WHERE oid = $1";
             let row = self.client.query_one(query, &[&partition.oid]).await?;
             let is_attached: bool = row.try_get(0)?;
-            let end = match is_attached {
-                true => "ROLLBACK".to_owned(),
-                false => format!("DROP TABLE {name}; COMMIT"),
+            let (end, finished) = match is_attached {
+                true => ("ROLLBACK".to_owned(), Finished::Attached),
+                false => (format!("DROP TABLE {name}; COMMIT"), Finished::Dropped),
             };
             self.client.batch_execute(&end).await?;
-            anyhow::Ok(!is_attached)
+            anyhow::Ok(finished)
         };
         dropped.await.with_context(|| format!("cannot drop {name}"))
+    }
+
+    /// Begins a transaction in which nobody else uses this table; none where it cannot.
+    async fn lock(&self, name: &str, limit: Duration) -> Result<(), SqlError> {
+        let lock = format!(
+            "BEGIN; SET LOCAL lock_timeout = {}; LOCK TABLE {name} IN ACCESS EXCLUSIVE MODE; SET LOCAL lock_timeout = 0",
+            milliseconds(limit)
+        );
+        let locked = self.client.batch_execute(&lock).await;
+        if locked.is_err() {
+            self.client.batch_execute("ROLLBACK").await?;
+        }
+        locked
     }
 
     /// Makes the partitions of today and the days to come, where the table has one a day under our names; what cannot be made
@@ -272,20 +316,29 @@ impl<'a> Partitions<'a> {
         done
     }
 
-    async fn one_by_one(&self, statements: &[&str]) -> Result<(), SqlError> {
+    /// One by one; the server ends each that takes longer.
+    async fn within(&self, limit: Duration, statements: &[&str]) -> Result<(), SqlError> {
+        let limit = format!("SET statement_timeout = {}", milliseconds(limit));
+        self.client.batch_execute(&limit).await?;
+        let mut done = Ok(());
         for statement in statements {
-            self.client.batch_execute(statement).await?;
+            if done.is_ok() {
+                done = self.client.batch_execute(statement).await;
+            }
         }
-        Ok(())
+        let unlimited = self.client.batch_execute("SET statement_timeout = 0").await;
+        done.and(unlimited)
     }
+}
 
-    fn unless_locked(&self, done: Result<(), SqlError>) -> Result<bool, SqlError> {
-        match done {
-            Ok(()) => Ok(true),
-            Err(error) if error.code() == Some(LOCK_NOT_AVAILABLE) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
+/// As Postgres takes them, which has none for no wait at all.
+fn milliseconds(limit: Duration) -> i32 {
+    i32::try_from(limit.max(LIMIT_MIN).as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Whether a statement was ended since it waited for others for too long.
+pub(super) fn is_too_long(error: &SqlError) -> bool {
+    matches!(error.code(), Some(LOCK_NOT_AVAILABLE | QUERY_CANCELED))
 }
 
 /// Whether pg_partman keeps the table's partitions.
