@@ -23,6 +23,7 @@ use crate::postgres::catalog::inspect;
 use crate::postgres::client::{Client, connect};
 use crate::postgres::findings::has_columns;
 use crate::postgres::id_column::IdColumn;
+use crate::postgres::logical_slots::logical_slots;
 use crate::postgres::occurred_at::OccurredAt;
 use crate::postgres::triggers;
 use crate::postgres::wal_end::write_on;
@@ -43,7 +44,7 @@ mod waited;
 mod whole;
 
 use age::Cutoff;
-use confirmed::{Readers, explained, unhalted};
+use confirmed::{Readers, excepted, explained, unhalted};
 use kept::Kept;
 use partitions::{Partition, Partitions};
 use report::Report;
@@ -152,6 +153,8 @@ async fn execute_one(
             unhalted(&own_lane(lane, &reader, &client).await?)?;
             clients.push(client);
         }
+        let own: Vec<&str> = clients.iter().map(LaneClient::slot).collect();
+        excepted(&args.except_slot, &own, &logical_slots(&reader).await?)?;
         let mut filters = Vec::new();
         for lane in &lanes[1..] {
             let lane = &lane.tables()[table_index];

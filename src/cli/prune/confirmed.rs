@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use postgres_types::PgLsn;
 
+use crate::cli::exit::UsageError;
 use crate::cli::stderr;
+use crate::nearest::nearest;
 use crate::pipeline::record::LaneRecord;
 use crate::postgres::client::Client;
 use crate::postgres::logical_slots::{LogicalSlot, logical_slots};
@@ -24,6 +26,43 @@ pub(super) struct Readers<'a> {
     pub(super) own: &'a str,
     pub(super) except: &'a [String],
     pub(super) limit: Duration,
+}
+
+/// Makes sure that the slots that are to be left out are those of somebody else.
+///
+/// # Errors
+/// A [`UsageError`]: one is a slot of the outbox itself, or is none.
+pub(super) fn excepted(
+    except: &[String],
+    own: &[&str],
+    slots: &[LogicalSlot],
+) -> Result<(), UsageError> {
+    let others: Vec<&str> = slots
+        .iter()
+        .map(|slot| slot.slot.as_str())
+        .filter(|slot| !own.contains(slot))
+        .collect();
+    let choice = match others[..] {
+        [] => "no other slot is there to leave out, so leave the flag away".to_owned(),
+        _ => format!("there are {}", others.join(", ")),
+    };
+    for name in except {
+        let name = name.as_str();
+        let why = if own.contains(&name) {
+            "this outbox is published from it, so its rows must be confirmed there".to_owned()
+        } else if !others.contains(&name) {
+            let meant = nearest(name, others.iter().copied());
+            let meant = meant.map(|meant| format!("; did you mean {meant}"));
+            format!(
+                "the database has no logical slot of that name{}",
+                meant.unwrap_or_default()
+            )
+        } else {
+            continue;
+        };
+        return Err(UsageError(format!("--except-slot {name}: {why}; {choice}")));
+    }
+    Ok(())
 }
 
 /// How the slots stand to an LSN.
