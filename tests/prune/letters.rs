@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::command::{age, insert_old, pruned, refused};
+use crate::command::{PRUNE, age, insert_old, pruned, refused};
 use crate::platform::{Platform, insert_of_type};
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -119,6 +119,112 @@ async fn an_open_dead_letter_that_the_stream_has_removed_keeps_its_row() {
     );
     relay.stop().await;
     platform.verify(0).await;
+}
+
+/// Somebody removes the letters while the slot still has their rows, so that it is known that these were never published.
+async fn purge_letters(platform: &Platform) {
+    let stream = platform.stream().await;
+    let purge = stream.purge().filter("walrelay.dead.walrelay");
+    purge.await.expect("purged");
+}
+
+#[tokio::test]
+async fn an_open_dead_letter_that_somebody_has_removed_keeps_its_row() {
+    let mut platform = Platform::start().await;
+    // The slot has everything still.
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let relay = platform.relay();
+    platform.insert(1).await;
+    for _ in 0..2 {
+        insert_of_type(&platform.sql, "no subject").await;
+    }
+    platform.insert(1).await;
+    platform.wait_for(4).await;
+    age(&platform).await;
+    keeps(&platform, 2).await;
+    purge_letters(&platform).await;
+    // It compares, and finds nothing amiss.
+    let dry = pruned(&platform, &["--dry-run"], 0).await;
+    assert_eq!(
+        (&dry["rows"], &dry["open_dead_letters"]),
+        (&json!(2), &json!(2))
+    );
+    relay.stop().await;
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let relay = platform.relay();
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(2), &json!(2))
+    );
+    assert_eq!(platform.rows().await, 2);
+    // Given up, they go.
+    let discard = ["dead-letters", "discard", "--all", "--reason", "a test"];
+    platform.expect(&discard, 0).await;
+    let done = pruned(&platform, &[], 0).await;
+    assert_eq!(
+        (&done["rows"], &done["open_dead_letters"]),
+        (&json!(2), &json!(0))
+    );
+    relay.stop().await;
+}
+
+/// The relay had not looked yet when they were removed: what is printed, and what that prints, cures it.
+#[tokio::test]
+async fn removed_dead_letters_of_which_nothing_is_known_are_mended_in_the_table() {
+    let mut platform = Platform::start().await;
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "1h");
+    let relay = platform.relay();
+    keeps(&platform, 0).await;
+    relay.stop().await;
+    platform.insert(1).await;
+    insert_of_type(&platform.sql, "no subject").await;
+    platform.insert(1).await;
+    // What it has noted by then goes too: the relay had no time to look.
+    let relay = platform.relay();
+    platform.wait_for(3).await;
+    relay.kill().await;
+    purge_letters(&platform).await;
+    let records = platform.jetstream.get_stream("WALRELAY").await;
+    let records = records.expect("a stream");
+    let purge = records
+        .purge()
+        .filter("walrelay.lane.OUTBOX.walrelay.letters");
+    purge.await.expect("purged");
+    age(&platform).await;
+    let relay = platform.relay();
+    keeps(&platform, 0).await;
+    let said = platform.expect(&[PRUNE, &["--dry-run"]].concat(), 1).await;
+    let (_, command) = said
+        .split_once("so nothing was deleted: walrelay ")
+        .expect(&said);
+    let (command, then) = command
+        .split_once(" publishes what is missing")
+        .expect(&said);
+    assert!(
+        then.contains("says of what can be no event how to mend it"),
+        "{said}"
+    );
+    let typed: Vec<&str> = command.split(' ').collect();
+    let said = platform.expect(&typed, 1).await;
+    let (_, sql) = said.split_once("This shows it:\n  SELECT *").expect(&said);
+    let sql = sql.lines().next().expect("a line");
+    let mend = sql.replacen(
+        "FROM public.outbox_events",
+        "UPDATE public.outbox_events SET event_type = 'lesson.published.v1'",
+        1,
+    );
+    platform
+        .sql
+        .batch_execute(mend.trim())
+        .await
+        .expect("it is SQL");
+    platform.expect(&typed, 0).await;
+    relay.stop().await;
+    platform.set("WALRELAY_RELAY_HOLD_BACK", "0s");
+    let relay = platform.relay();
+    assert_eq!(pruned(&platform, &[], 0).await["rows"], 3);
+    relay.stop().await;
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use anyhow::{Context as _, bail};
 
 use crate::cli::dead_letters::letters::Letters;
+use crate::cli::verify::key;
 use crate::nats::admin::Admin;
 use crate::pipeline::dead_letter;
 use crate::pipeline::record::telling;
@@ -56,6 +57,23 @@ impl Kept {
             }
         }
         Ok(kept)
+    }
+
+    /// Reads those of one lane alone.
+    ///
+    /// # Errors
+    /// As [`Kept::read`].
+    pub(super) async fn of(lane: &LaneClient) -> anyhow::Result<Self> {
+        let mut kept = Kept::default();
+        kept.take(lane).await?;
+        Ok(kept)
+    }
+
+    /// The ids as a comparison names them; without those that their letters cut.
+    pub(super) fn names(&self) -> HashSet<String> {
+        let whole = |id: &&String| id.len() < dead_letter::SHOWN_BYTES_MAX;
+        let ids = self.ids.iter().filter(whole);
+        ids.map(|id| key::text(key::key(id))).collect()
     }
 
     /// Takes those of a lane; whether there are any.
