@@ -11,6 +11,9 @@ use crate::config::quantity::parse_duration;
 use crate::postgres::client::Client;
 use crate::postgres::occurred_at::OccurredAt;
 
+/// Postgres has times from 4713 BC on. A year is 365.25 days, as in `1000y`.
+const AGE_MAX: Duration = Duration::from_secs(1_000 * 31_557_600);
+
 /// Rows older than this go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cutoff {
@@ -24,8 +27,8 @@ pub(super) struct Cutoff {
 pub(super) fn parse(text: &str) -> Result<Duration, String> {
     // It takes a lone 0.
     let has_unit = text.contains(|c: char| c.is_ascii_alphabetic());
-    let age = parse_duration(text).filter(|_| has_unit);
-    age.ok_or_else(|| format!("{text:?} is not an age such as 7d, 36h or 30min"))
+    let age = parse_duration(text).filter(|age| has_unit && *age <= AGE_MAX);
+    age.ok_or_else(|| format!("{text:?} is not an age such as 7d, 36h or 30min, up to 1000y"))
 }
 
 impl Cutoff {
@@ -56,5 +59,20 @@ impl Cutoff {
     /// "is old enough".
     pub(super) fn is_older(&self) -> String {
         self.occurred_at.is_before(self.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_age_is_one_that_postgres_has_a_time_for() {
+        for (text, seconds) in [("7d", 604_800), ("0s", 0), ("1000y", 31_557_600_000)] {
+            assert_eq!(parse(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for text in ["0", "7", "a week", "1001y", "99999y"] {
+            assert!(parse(text).unwrap_err().ends_with("up to 1000y"), "{text}");
+        }
     }
 }
