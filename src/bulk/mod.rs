@@ -23,6 +23,7 @@ pub mod publisher;
 mod queue;
 pub mod range;
 pub mod readdress;
+mod refused;
 pub mod replayed;
 pub mod rows;
 mod source;

@@ -10,12 +10,12 @@ use tokio::time::Instant as TokioInstant;
 
 use super::doubt::Doubt;
 use super::fence::Fence;
-use super::lease::{Lease, LeaseError};
+use super::lease::Lease;
 use super::pace::{Allowance, Pace};
 use super::queue::Queue;
 use super::source::Gap;
 use super::stint::{Ended, Stint, Target, position};
-use super::{Outcome, Queued, Source};
+use super::{Outcome, Queued, Source, refused};
 use crate::nats::stream::StreamSettings;
 use crate::pipeline::epochs::Epochs;
 use crate::pipeline::fault::{Class, Fault};
@@ -24,7 +24,7 @@ use crate::pipeline::request::Request;
 use crate::postgres::client::connect;
 use crate::relay::Shutdown;
 use crate::relay::broker::Broker;
-use crate::relay::lane_client::{LaneClient, LaneError};
+use crate::relay::lane_client::LaneClient;
 use crate::relay::lane_store::Answer;
 use crate::relay::open_error::OpenError;
 use crate::relay::settings::Settings;
@@ -35,6 +35,10 @@ const API_TIMEOUT: Duration = Duration::from_secs(5);
 const FEED_LIMIT: Duration = Duration::from_millis(20);
 /// So long it is tried on without a message that is stored.
 pub(super) const STUCK_LIMIT: Duration = Duration::from_secs(60);
+/// So long where the stream is full and nobody takes anything out of it by reading.
+const FULL_LIMIT: Duration = Duration::from_secs(10);
+/// The same warning is not told again before.
+const WARNING_INTERVAL: Duration = Duration::from_secs(20);
 
 /// Publishes what sources yield.
 pub struct Publisher<'a> {
@@ -58,39 +62,9 @@ pub struct Publisher<'a> {
     wanted: Option<StreamSettings>,
     /// Nothing goes behind a message that cannot be published.
     ends_at_gap: bool,
-}
-
-impl From<OpenError> for Ended {
-    fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Fault(fault) => Ended::Fault(fault),
-            OpenError::Permanent(error) => Ended::Failed(error),
-            OpenError::Halt(halt) => Ended::Failed(halt.into()),
-            OpenError::Unfit(unfit) => Ended::Failed(anyhow::anyhow!(unfit.reason)),
-        }
-    }
-}
-
-impl From<anyhow::Error> for Ended {
-    fn from(error: anyhow::Error) -> Self {
-        let unanswered = |error: &anyhow::Error| {
-            let lane = match error.downcast_ref::<LeaseError>() {
-                Some(LeaseError::Lane(lane)) => Some(lane),
-                _ => error.downcast_ref::<LaneError>(),
-            };
-            // Nobody takes the message: nobody leads the stream for now.
-            matches!(
-                lane,
-                Some(
-                    LaneError::Request { .. } | LaneError::NoJetStream(_) | LaneError::NoStream(_)
-                )
-            )
-        };
-        match unanswered(&error) {
-            true => Ended::Fault(Fault::Broker(format!("{error:#}"))),
-            false => Ended::Failed(error),
-        }
-    }
+    /// What edits the stream, without the flags.
+    edit: String,
+    warned: Option<(String, Instant)>,
 }
 
 impl<'a> Publisher<'a> {
@@ -153,6 +127,8 @@ impl<'a> Publisher<'a> {
             shutdown: Shutdown::never(),
             wanted: None,
             ends_at_gap: false,
+            edit: format!("nats stream edit {}", lane.stream_name()),
+            warned: None,
         }
     }
 
@@ -167,6 +143,11 @@ impl<'a> Publisher<'a> {
             ends_at_gap: true,
             ..self
         }
+    }
+
+    /// Has people edit the stream by this command, where `nats` goes to other servers by itself.
+    pub fn edited_by(self, edit: String) -> Self {
+        Publisher { edit, ..self }
     }
 
     /// Publishes all of a source, and tells `each` what became of one after the other.
@@ -359,7 +340,10 @@ impl<'a> Publisher<'a> {
             };
             if let Err((name, why)) = rejected {
                 match self.ends_at_gap {
-                    true => self.queue.end(Gap::new(&name, &why).into()),
+                    true => {
+                        let why = refused::with_remedy(&stint.target.config, &why, &self.edit);
+                        self.queue.end(Gap::new(&name, &why).into());
+                    }
                     false => each(Outcome::Rejected {
                         name: &name,
                         why: &why,
@@ -409,27 +393,68 @@ impl<'a> Publisher<'a> {
             messages_max: mode
                 .preparation()
                 .messages_max(replicas, relay.window_messages_max),
+            config: info.config,
         })
     }
 
     /// Waits before the next stint, where waiting helps.
     async fn pause(&mut self, fault: &Fault, before: u64) -> anyhow::Result<()> {
+        let told = self.told(fault);
         match fault.class() {
-            Class::Transient => tracing::warn!("trying on: {fault}"),
-            _ => tracing::debug!("the stint has ended: {fault}"),
+            Class::Transient => self.warn(&told),
+            _ => tracing::debug!("the stint has ended: {told}"),
         }
-        if self.progress_at.elapsed() > STUCK_LIMIT {
-            bail!("nothing could be published for {STUCK_LIMIT:?}: {fault}");
+        let stuck_for = self.progress_at.elapsed();
+        if stuck_for > FULL_LIMIT
+            && let Some(full) = self.full(fault, stuck_for > STUCK_LIMIT).await
+        {
+            bail!(
+                "nothing could be published for {} s: {told}: lift that limit, and run this again: {full}",
+                stuck_for.as_secs()
+            );
+        }
+        if stuck_for > STUCK_LIMIT {
+            bail!("nothing could be published for {STUCK_LIMIT:?}: {told}");
         }
         let progressed = self.done > before;
         let pause = self
             .epochs
             .ended(fault, Some(position(self.done)), progressed, 1.0)
-            .map_err(|_| anyhow!("{fault}"))?;
+            .map_err(|_| anyhow!("{told}"))?;
         // A place that another has taken is looked up again at once: the relay does not wait for us either.
         if fault.class() != Class::Resync {
             tokio::time::sleep(pause).await;
         }
         Ok(())
+    }
+
+    /// The fault, with its message as people know it.
+    fn told(&self, fault: &Fault) -> String {
+        let in_doubt = || self.doubt.iter().flat_map(|doubt| &doubt.items);
+        refused::told(fault, self.lane.stream_name(), |position| {
+            let mut all = in_doubt().chain(self.queue.ready());
+            let found = all.find(|queued| queued.number == position.ordinal);
+            found.map(|queued| queued.item.name.clone())
+        })
+    }
+
+    /// What lifts the limit for which the stream refuses the message: where nothing goes out of it by being read, or it has been waited
+    /// for that long enough.
+    async fn full(&self, fault: &Fault, at_last: bool) -> Option<String> {
+        let Fault::Refused { description, .. } = fault else {
+            return None;
+        };
+        let config = self.lane.stream().await.ok()?.config;
+        let remedy = refused::remedy(&config, description, &self.edit)?;
+        (at_last || config.retention == "limits").then_some(remedy)
+    }
+
+    fn warn(&mut self, told: &str) {
+        let is_told =
+            |(last, at): &(String, Instant)| last == told && at.elapsed() < WARNING_INTERVAL;
+        if !self.warned.as_ref().is_some_and(is_told) {
+            tracing::warn!("trying on: {told}");
+            self.warned = Some((told.to_owned(), Instant::now()));
+        }
     }
 }

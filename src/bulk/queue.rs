@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::mpsc::{self, error::TryRecvError};
 
+use super::source::Gap;
 use super::{Outcome, Queued, Source, Sourced};
 
 /// What is to be published, the next one first.
@@ -60,6 +61,8 @@ impl Queue {
             self.take(next, each);
         }
         match self.failed.take_if(|_| self.ready.is_empty()) {
+            // It was read, and the stream does not take it.
+            Some(error) if error.is::<Gap>() => Err(error),
             Some(error) => Err(error.context("the source failed")),
             None => Ok(!self.ready.is_empty()),
         }
@@ -149,6 +152,11 @@ impl Queue {
     pub(super) fn put_back(&mut self, mut items: VecDeque<Queued>) {
         items.append(&mut self.ready);
         self.ready = items;
+    }
+
+    /// Those that were taken from the source and are not in the stream.
+    pub(super) fn ready(&self) -> impl Iterator<Item = &Queued> {
+        self.ready.iter()
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -39,7 +39,7 @@ pub(super) struct Gap(String);
 impl Gap {
     pub(super) fn new(name: &str, why: &str) -> Self {
         Gap(format!(
-            "{name} cannot be published, nor what is behind it: {why}. Mend that, and run this again"
+            "{name} cannot be published, nor what is behind it; mend that, and run this again: {why}"
         ))
     }
 }

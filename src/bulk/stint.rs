@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::Queued;
 use super::fence::Place;
+use super::lease::LeaseError;
 use super::pace::Allowance;
+use crate::nats::api::StreamConfig;
 use crate::nats::protocol::{Msg, Op};
 use crate::pipeline::fault::Fault;
 use crate::pipeline::position::{Position, TAIL_HEADER};
@@ -17,6 +19,8 @@ use crate::pipeline::publish::{
 };
 use crate::pipeline::shared_end_search::bulk_fence_subject;
 use crate::relay::broker::Broker;
+use crate::relay::lane_client::LaneError;
+use crate::relay::open_error::OpenError;
 use crate::relay::settings::Settings;
 
 /// Most bytes of frames that are made before the socket is looked at.
@@ -27,6 +31,8 @@ pub(super) struct Target {
     pub(super) broker: Broker,
     pub(super) mode: Mode,
     pub(super) messages_max: usize,
+    /// The stream's, when it was connected to.
+    pub(super) config: StreamConfig,
 }
 
 /// Why a stint ended early.
@@ -40,6 +46,39 @@ pub(super) enum Ended {
 impl From<Fault> for Ended {
     fn from(fault: Fault) -> Self {
         Ended::Fault(fault)
+    }
+}
+
+impl From<OpenError> for Ended {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Fault(fault) => Ended::Fault(fault),
+            OpenError::Permanent(error) => Ended::Failed(error),
+            OpenError::Halt(halt) => Ended::Failed(halt.into()),
+            OpenError::Unfit(unfit) => Ended::Failed(anyhow::anyhow!(unfit.reason)),
+        }
+    }
+}
+
+impl From<anyhow::Error> for Ended {
+    fn from(error: anyhow::Error) -> Self {
+        let unanswered = |error: &anyhow::Error| {
+            let lane = match error.downcast_ref::<LeaseError>() {
+                Some(LeaseError::Lane(lane)) => Some(lane),
+                _ => error.downcast_ref::<LaneError>(),
+            };
+            // Nobody takes the message: nobody leads the stream for now.
+            matches!(
+                lane,
+                Some(
+                    LaneError::Request { .. } | LaneError::NoJetStream(_) | LaneError::NoStream(_)
+                )
+            )
+        };
+        match unanswered(&error) {
+            true => Ended::Fault(Fault::Broker(format!("{error:#}"))),
+            false => Ended::Failed(error),
+        }
     }
 }
 

@@ -180,9 +180,7 @@ impl Replayed {
             Ok(Asked::Not) => Ok(Sourced::Passed),
             // What another relay has published is not made to tell it. In an event of this lane it is only not in the message.
             Ok(Asked::Untold(_)) if headers.get(POSITION_HEADER).is_none() => Ok(Sourced::Untold),
-            Ok(Asked::Untold(why)) | Err(why) => {
-                Err(Gap::new(&format!("message {sequence}"), &why))
-            }
+            Ok(Asked::Untold(why)) | Err(why) => Err(Gap::new(&self.name_of(sequence), &why)),
         }
     }
 
@@ -205,6 +203,11 @@ impl Replayed {
         }
     }
 
+    /// What people call it.
+    fn name_of(&self, sequence: u64) -> String {
+        format!("message {sequence} of stream {}", self.events.stream)
+    }
+
     /// Its message, where it is asked for.
     fn item(
         &self,
@@ -213,7 +216,7 @@ impl Replayed {
         headers: &Headers<'_>,
     ) -> Result<Asked, String> {
         let original = Original {
-            name: format!("message {sequence}"),
+            name: self.name_of(sequence),
             subject: &message.subject,
             header: &|name| headers.get(name),
             body: message.payload.clone(),

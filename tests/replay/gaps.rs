@@ -1,7 +1,10 @@
 //! `walrelay replay` and what cannot be published: it ends there, and the next run goes on there.
 
+use async_nats::jetstream::stream::DiscardPolicy;
+
 use crate::lane::{by_hand, stream_of};
 use crate::range::{ids, published, replay, replayed, uuids};
+use crate::refused::edit;
 use crate::support::Fixture;
 
 /// The template was another one once: the stream takes both.
@@ -80,19 +83,59 @@ async fn a_replay_stops_at_a_message_that_the_other_stream_finds_too_large() {
     let mut config = by_hand(&name, &subjects, 1);
     config.max_message_size = 2_000;
     let context = async_nats::jetstream::new(fixture.nats.clone());
-    context.create_stream(config.clone()).await.unwrap();
+    context.create_stream(config).await.unwrap();
     let all = ["replay", "--yes", "--from", "0/1", "--stream", &name];
+    let mut printed = String::new();
     for _ in 0..2 {
         let stopped = fixture.walrelay(&all).await;
         assert_eq!(stopped.code, Some(1), "{stopped:?}");
-        assert!(
-            stopped.stderr.contains("message 31 cannot be published"),
-            "{stopped:?}"
-        );
+        let event = format!("message 31 of stream {}", fixture.stream_name());
+        let said = format!("{event} cannot be published");
+        assert!(stopped.stderr.contains(&said), "{stopped:?}");
+        assert!(!stopped.stderr.contains("the source failed"), "{stopped:?}");
         assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=30));
+        printed = stopped.stderr;
     }
-    config.max_message_size = -1;
-    context.update_stream(config).await.unwrap();
+    // As it is printed.
+    edit(&fixture, &name, &printed).await;
     fixture.walrelay(&all).await.success();
     assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=35));
+}
+
+#[tokio::test]
+async fn a_stream_that_is_full_is_named_with_the_event_and_the_edit_that_cures_it() {
+    let fixture = published().await;
+    tokio::join!(
+        fills_up(&fixture, "max_msgs"),
+        fills_up(&fixture, "max_bytes")
+    );
+}
+
+/// A replay to a stream that this limit keeps from taking all.
+async fn fills_up(fixture: &Fixture, limit: &str) {
+    let name = format!("{}_{limit}", fixture.stream_name());
+    let mut config = by_hand(&name, &[format!("{limit}.{}.>", fixture.name)], 1);
+    config.discard = DiscardPolicy::New;
+    match limit {
+        "max_msgs" => config.max_messages = 12,
+        _ => config.max_bytes = 6_000,
+    }
+    let context = async_nats::jetstream::new(fixture.nats.clone());
+    context.create_stream(config).await.unwrap();
+    let subject = format!("{limit}.{{subject}}");
+    let to = ["--stream", &name, "--subject", &subject];
+    let all = [&["replay", "--yes", "--from", "0/1"], &to[..]].concat();
+    let stopped = fixture.walrelay(&all).await;
+    assert_eq!(stopped.code, Some(1), "{stopped:?}");
+    let held = fixture.stored_in(&name).await.len() as u64;
+    assert!(0 < held && held < 30, "{held}");
+    let event = format!("message {} of stream {}", held + 1, fixture.stream_name());
+    let refuses = format!("stream {name} refuses {event}: maximum ");
+    assert!(stopped.stderr.contains(&refuses), "{refuses}: {stopped:?}");
+    // Not at each attempt.
+    let warned = stopped.stderr.matches("trying on: ").count();
+    assert!(warned <= 2, "{stopped:?}");
+    edit(fixture, &name, &stopped.stderr).await;
+    fixture.walrelay(&all).await.success();
+    assert_eq!(ids(&fixture.stored_in(&name).await), uuids(1..=30));
 }

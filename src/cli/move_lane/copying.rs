@@ -221,6 +221,7 @@ impl Move {
             let fence = Fence::aside(&self.to.lane, info.state.last_seq);
             let mut publisher =
                 Publisher::aside(&self.to.settings, &self.to.lane, lease, fence, wanted)
+                    .edited_by(self.at_target(&format!("stream edit {}", self.to.stream())))
                     .until(shutdown.clone());
             let mut account = Account::default();
             let mut progress = Progress::of(last - first + 1, false).told_by(lease, stage);

@@ -58,6 +58,44 @@ pub fn lift(config: &StreamConfig) -> String {
     set.map(|(flag, _)| flag).collect::<Vec<_>>().join(" ")
 }
 
+/// Flags of `nats stream edit` that lift the limits for which the stream refuses a message, by what is said of that; none where it is
+/// for none of them.
+#[must_use]
+pub fn that_refuse(config: &StreamConfig, said: &str) -> Option<String> {
+    let discards_new = config.discard == "new";
+    let per_subject = discards_new && config.discard_new_per_subject;
+    let limits = [
+        (
+            "--max-msgs=-1",
+            discards_new && config.max_msgs > 0,
+            "maximum messages exceeded",
+        ),
+        (
+            "--max-bytes=-1",
+            discards_new && config.max_bytes > 0,
+            "maximum bytes exceeded",
+        ),
+        (
+            "--max-msgs-per-subject=-1",
+            per_subject && config.max_msgs_per_subject > 0,
+            "maximum messages per subject exceeded",
+        ),
+        (
+            "--max-msg-size=-1",
+            config.max_msg_size > 0,
+            "message size exceeds maximum",
+        ),
+        (
+            "--max-msg-size=-1",
+            config.max_msg_size > 0,
+            "the stream's max_msg_size",
+        ),
+    ];
+    let refuses = |(_, is_set, words): &&(&str, bool, &str)| *is_set && said.contains(words);
+    let found = limits.iter().find(refuses);
+    found.map(|(flag, ..)| (*flag).to_owned())
+}
+
 /// Limits that remove messages before the hold-back is over: while it lasts, the stream is what tells whether the broker has lost any.
 /// `reach` is how far back the stream reaches.
 #[must_use]
@@ -142,6 +180,7 @@ pub fn below(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::limit::SizeLimit;
 
     fn info(limits: &str, state: &str) -> StreamInfo {
         let text = format!(
@@ -179,6 +218,31 @@ mod tests {
         );
         assert_eq!(commands(&full, 100), edit("--max-msgs=360000"));
         assert_eq!(commands(&full, 180), edit("")[..0]);
+    }
+
+    #[test]
+    fn what_refuses_a_message_is_lifted() {
+        let config = |limits: &str| info(limits, r#""messages":100"#).config;
+        let full = "maximum messages exceeded";
+        let new = config(r#""discard":"new","max_msgs":100,"max_bytes":-1,"max_msg_size":50"#);
+        assert_eq!(that_refuse(&new, full).as_deref(), Some("--max-msgs=-1"));
+        let large = "message size exceeds maximum allowed";
+        assert_eq!(
+            that_refuse(&new, large).as_deref(),
+            Some("--max-msg-size=-1")
+        );
+        let limit = SizeLimit::smaller(1_000, Some(50));
+        let known = format!("70 bytes, more than {limit}");
+        assert_eq!(
+            that_refuse(&new, &known).as_deref(),
+            Some("--max-msg-size=-1")
+        );
+        let of_server = SizeLimit::smaller(40, Some(50)).to_string();
+        assert_eq!(that_refuse(&new, &of_server), None);
+        assert_eq!(that_refuse(&new, "maximum bytes exceeded"), None);
+        assert_eq!(that_refuse(&new, "no space left on device"), None);
+        let old = config(r#""discard":"old","max_msgs":100"#);
+        assert_eq!(that_refuse(&old, full), None);
     }
 
     /// `nats stream edit` reads an age as a duration, and -1 is none.
