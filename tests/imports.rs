@@ -63,6 +63,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "event",
             "local",
             "nats",
+            "nearest",
             "ops",
             "outbox",
             "pipeline",
