@@ -360,7 +360,7 @@ fn configuration_lines(socket_dir: &Path, options: &PostgresOptions) -> String {
         ("unix_socket_directories", &socket_dir.to_string_lossy()),
         ("wal_level", "logical"),
         // Many tests share a server, and each has a slot of its own.
-        ("max_replication_slots", "500"),
+        ("max_replication_slots", "1000"),
         ("max_wal_senders", "100"),
         ("fsync", if options.fsync { "on" } else { "off" }),
     ];
