@@ -35,7 +35,7 @@ const HELD_BYTES_MAX: usize = 4 << 20;
 /// A row to be published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
-    /// Its id's [name](name_of).
+    /// Its id, or what stands for one that is neither a UUID nor a number.
     pub name: String,
     /// Where it was seen.
     pub tid: Tid,

@@ -1,6 +1,6 @@
 //! When and where a row was inserted, as far as its system columns tell (manual, 5.6): the order in which old rows are published.
 //!
-//! In: the columns' texts. Out: [`Inserted`], in order. Guarantees: a transaction's rows come in the order of its commands, and
+//! In: the columns' texts. Out: an order. Guarantees: a transaction's rows come in the order of its commands, and
 //! those of one command as they stand in the table. What no column tells is not in it: which of two transactions committed first,
 //! and that a savepoint's rows, which have an xmin of their own, are of the transaction around it. An UPDATE makes a row anew.
 
