@@ -9,8 +9,10 @@ use std::str::FromStr;
 /// SQL for how many transactions ago a row's began. Of a frozen row that may be more than an age can tell, which is below 0 then.
 pub(crate) const XMIN_AGE: &str = "CASE WHEN age(xmin) < 0 THEN 2147483647 ELSE age(xmin) END";
 /// SQL for this order.
-pub(crate) const ORDER: &str =
-    "CASE WHEN age(xmin) < 0 THEN 2147483647 ELSE age(xmin) END DESC, cmin::text::int8, ctid";
+pub(crate) fn order() -> String {
+    // A cid has no order of its own.
+    format!("{XMIN_AGE} DESC, cmin::text::int8, ctid")
+}
 
 /// A transaction's command, as far as it is told apart: the rows of further ones come as they stand in the table.
 const COMMAND_BITS: u32 = 24;

@@ -8,6 +8,8 @@ use crate::command::{PRUNE, age, insert_old, pruned, refused};
 use crate::platform::{Platform, insert_of_type};
 
 const LIMIT: Duration = Duration::from_secs(180);
+/// Where the relay keeps in mind what is open.
+const NOTE: &str = "walrelay.lane.OUTBOX.walrelay.letters";
 
 #[tokio::test]
 async fn an_open_dead_letter_stays_until_it_is_closed() {
@@ -37,9 +39,15 @@ async fn an_open_dead_letter_stays_until_it_is_closed() {
 async fn kept_letters(platform: &Platform) -> Option<Value> {
     let stream = platform.jetstream.get_stream("WALRELAY").await;
     let stream = stream.expect("a stream");
-    let subject = "walrelay.lane.OUTBOX.walrelay.letters";
-    let message = stream.get_last_raw_message_by_subject(subject).await.ok()?;
+    let message = stream.get_last_raw_message_by_subject(NOTE).await.ok()?;
     serde_json::from_slice(&message.payload).ok()
+}
+
+/// Takes that away.
+async fn forget_letters(platform: &Platform) {
+    let records = platform.jetstream.get_stream("WALRELAY").await;
+    let records = records.expect("a stream");
+    records.purge().filter(NOTE).await.expect("purged");
 }
 
 /// Waits until it keeps so many.
@@ -185,12 +193,7 @@ async fn removed_dead_letters_of_which_nothing_is_known_are_mended_in_the_table(
     platform.wait_for(3).await;
     relay.kill().await;
     purge_letters(&platform).await;
-    let records = platform.jetstream.get_stream("WALRELAY").await;
-    let records = records.expect("a stream");
-    let purge = records
-        .purge()
-        .filter("walrelay.lane.OUTBOX.walrelay.letters");
-    purge.await.expect("purged");
+    forget_letters(&platform).await;
     age(&platform).await;
     let relay = platform.relay();
     keeps(&platform, 0).await;
@@ -236,12 +239,7 @@ async fn rows_that_may_be_dead_letters_of_which_nothing_is_known_stay() {
     keeps(&platform, 0).await;
     relay.stop().await;
     keep_the_last(&platform, 3).await;
-    let records = platform.jetstream.get_stream("WALRELAY").await;
-    let records = records.expect("a stream");
-    let purge = records
-        .purge()
-        .filter("walrelay.lane.OUTBOX.walrelay.letters");
-    purge.await.expect("purged");
+    forget_letters(&platform).await;
     refused(&platform, &[], "unjudged: 2 rows").await;
     // What it says cures it.
     let relay = platform.relay();

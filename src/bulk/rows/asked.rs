@@ -14,7 +14,7 @@ use crate::pipeline::encoding::Encoding;
 use crate::pipeline::kind::Kind;
 use crate::postgres::client::{Client, SqlError};
 use crate::postgres::copy_text::CopyRows;
-use crate::postgres::inserted::ORDER;
+use crate::postgres::inserted::order;
 use crate::postgres::replication::quote_literal;
 use crate::table_name::quote_identifier;
 
@@ -35,7 +35,7 @@ pub struct Occurred {
 }
 
 impl Rows {
-    /// Asks for the rows with ids of these names, in the order in which they were [inserted](ORDER). Behind the columns of
+    /// Asks for the rows with ids of these names, in the order in which they were [inserted](order). Behind the columns of
     /// [`Self::parts_of`] come each row's id and how many rows have it.
     ///
     /// # Errors
@@ -51,10 +51,11 @@ impl Rows {
             false => format!("count(*) OVER (PARTITION BY {id})"),
         };
         let query = format!(
-            "SELECT {}, {id} AS event_id, {count} FROM {} WHERE {} ORDER BY {ORDER}",
+            "SELECT {}, {id} AS event_id, {count} FROM {} WHERE {} ORDER BY {}",
             self.select_list(),
             self.table,
             self.id_column.is_one_named(names),
+            order(),
         );
         self.copy(&query).await
     }
